@@ -1,0 +1,28 @@
+//! Where the engine writes what is to be sent.
+
+use std::net::SocketAddr;
+
+use crate::batch::VlanTag;
+use crate::port::PortId;
+use crate::vnet::VnetHeader;
+
+/// Takes frames and datagrams. The shell's sink fills send rings; tests and the simulation keep what they get.
+///
+/// A sink is bounded. What it can't take it counts itself; the engine never waits.
+pub trait Sink {
+    /// Sends the frame that `parts` make, one behind the other, out of `port`.
+    fn frame(&mut self, port: PortId, vnet: VnetHeader, vlan: Option<VlanTag>, parts: &[&[u8]]);
+
+    /// Sends a datagram to `to` through the underlay. `write` gets a buffer of at least `capacity` bytes and
+    /// returns how many of them it filled; 0 sends nothing.
+    ///
+    /// `dscp_ecn` is the byte for the outer header: the inner packet's DSCP, so that the network can tell
+    /// alarms from archives.
+    fn datagram(
+        &mut self,
+        to: SocketAddr,
+        dscp_ecn: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    );
+}

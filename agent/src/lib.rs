@@ -1,0 +1,1 @@
+//! The gateway appliance of Anteroom.

@@ -1,0 +1,3 @@
+//! The brain of Anteroom: model, policy, compile, plan, lint. Pure; the command line uses it too.
+
+pub mod model;

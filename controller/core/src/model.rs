@@ -1,0 +1,141 @@
+//! The model: everything that operators have decided, in one value.
+//!
+//! An operator's command line takes the newest signed model, changes it, compiles it, shows the difference and
+//! signs the hash. The controller compiles the same bytes and must come to the same root.
+
+use std::collections::BTreeMap;
+
+use anteroom_proto::cbor::{self, CborError};
+use anteroom_proto::id::{GatewayId, MemberId, OrganisationId};
+use anteroom_proto::intent::{OnFailure, Router};
+use anteroom_proto::key::{Hash, PublicKey};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::name::Name;
+use anteroom_proto::time::UnixMillis;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// Longest encoded model in bytes.
+pub const MAX_MODEL_LEN: usize = 64 * 1024 * 1024;
+
+/// Everything that operators have decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// The organisation.
+    pub organisation: OrganisationId,
+    /// Approved gateways.
+    pub gateways: BTreeMap<GatewayId, Gateway>,
+    /// Gateways that were revoked: their ids and keys are never taken again.
+    pub revoked: BTreeMap<GatewayId, Gateway>,
+    /// Confirmed devices.
+    pub devices: BTreeMap<MemberId, Device>,
+    /// The policy file, as the operator wrote it.
+    pub policy: String,
+}
+
+/// An approved gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    /// What operators call it.
+    pub name: Name,
+    /// Where it stands.
+    pub site: Name,
+    /// Its identity key.
+    pub identity: PublicKey,
+    /// Labels that an operator set.
+    pub labels: BTreeMap<Name, String>,
+}
+
+/// A confirmed device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Device {
+    /// What operators call it.
+    pub name: Name,
+    /// Where it is.
+    pub attachment: Attachment,
+    /// Its addresses. A prefix shorter than 32 stands for "dynamic within".
+    pub addresses: Vec<Ipv4Net>,
+    /// Length of its on-link prefix, where it is known.
+    pub prefix_len: Option<u8>,
+    /// Its router, where it has one.
+    pub router: Option<Router>,
+    /// Labels that an operator confirmed: `class`, `vendor`, `model` and whatever else they like.
+    pub labels: BTreeMap<Name, String>,
+    /// Its mode.
+    pub mode: Mode,
+    /// The revision in which the mode became what it is.
+    pub mode_since: u64,
+    /// When it was confirmed, which is when watching it began.
+    pub confirmed_at: UnixMillis,
+    /// Whether only essential rules remain.
+    pub quarantined: bool,
+    /// What happens when its gateway's agent dies.
+    pub on_failure: OnFailure,
+}
+
+/// Where a device is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    /// The gateway.
+    pub gateway: GatewayId,
+    /// The port of it.
+    pub port: Name,
+    /// The VLAN, or none.
+    pub vlan: Option<u16>,
+    /// The Ethernet address.
+    pub mac: MacAddr,
+}
+
+impl Model {
+    /// A model with nothing in it.
+    #[must_use]
+    pub fn new(organisation: OrganisationId) -> Self {
+        Self {
+            organisation,
+            gateways: BTreeMap::new(),
+            revoked: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            policy: "format = 1\n".into(),
+        }
+    }
+
+    /// The bytes that an operator's signature covers.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        cbor::encode(self)
+    }
+
+    /// The model in `bytes`.
+    ///
+    /// # Errors
+    /// [`CborError`] when they aren't one.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CborError> {
+        cbor::decode(bytes, MAX_MODEL_LEN)
+    }
+
+    /// The digest of encoded model `bytes`, as an intent root names it.
+    #[must_use]
+    pub fn hash(bytes: &[u8]) -> Hash {
+        Hash::of("anteroom model", &[bytes])
+    }
+
+    /// The device with this name.
+    #[must_use]
+    pub fn device_named(&self, name: &str) -> Option<(MemberId, &Device)> {
+        self.devices.iter().find(|(_, device)| device.name.as_str() == name).map(|(id, d)| (*id, d))
+    }
+
+    /// The gateway with this name.
+    #[must_use]
+    pub fn gateway_named(&self, name: &str) -> Option<(GatewayId, &Gateway)> {
+        self.gateways
+            .iter()
+            .find(|(_, gateway)| gateway.name.as_str() == name)
+            .map(|(id, g)| (*id, g))
+    }
+}

@@ -1,0 +1,376 @@
+//! The authority document: who may sign for an organisation.
+//!
+//! Numbered and hash-chained. The first is pinned by its hash; each further one is signed by an operator of
+//! the one before it, or by the recovery key that the one before it names.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cose::{Document, SignatureError, Signed, Verified};
+use crate::id::OrganisationId;
+use crate::key::{Hash, PublicKey};
+use crate::name::Name;
+
+/// Most operators, and most controllers, that one document may name.
+pub const MAX_ENTRIES: usize = 64;
+/// Longest chain that is read in one go.
+pub const MAX_CHAIN: usize = 1024;
+
+/// One authority document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Authority {
+    /// The organisation.
+    pub organisation: OrganisationId,
+    /// 1 for the first, then one more each time.
+    pub number: u64,
+    /// Hash of the signed document before this one; [`Hash::ZERO`] for the first.
+    pub previous: Hash,
+    /// Who signs what opens.
+    pub operators: Vec<Operator>,
+    /// How many operators must sign. Only 1 is understood.
+    pub threshold: u8,
+    /// Which controllers gateways speak to.
+    pub controllers: Vec<Controller>,
+    /// A key kept offline that can sign the next document when every operator's key is lost.
+    pub recovery: PublicKey,
+    /// Counts the restores of a controller from a backup; views are numbered within one.
+    pub incarnation: u64,
+}
+
+/// An operator as the authority names them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Operator {
+    /// What the audit log calls them.
+    pub name: Name,
+    /// Their key, which stays on their machine.
+    pub key: PublicKey,
+}
+
+/// A controller as the authority names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Controller {
+    /// Its identity key, for TLS and for the operation part of views.
+    pub key: PublicKey,
+    /// Where gateways reach it over QUIC, as `host:port` or `[v6]:port`.
+    pub addresses: Vec<String>,
+}
+
+impl Document for Authority {
+    const TYPE: &'static str = "anteroom/authority";
+    const MAX_LEN: usize = 64 * 1024;
+
+    fn organisation(&self) -> OrganisationId {
+        self.organisation
+    }
+}
+
+impl Authority {
+    /// The operators' keys.
+    #[must_use]
+    pub fn operator_keys(&self) -> Vec<PublicKey> {
+        self.operators.iter().map(|operator| operator.key).collect()
+    }
+
+    /// The controllers' keys.
+    #[must_use]
+    pub fn controller_keys(&self) -> Vec<PublicKey> {
+        self.controllers.iter().map(|controller| controller.key).collect()
+    }
+
+    /// The operator with this key.
+    #[must_use]
+    pub fn operator(&self, key: PublicKey) -> Option<&Operator> {
+        self.operators.iter().find(|operator| operator.key == key)
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        let repeats = |keys: Vec<PublicKey>| {
+            let mut sorted = keys.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            sorted.len() != keys.len()
+        };
+        if self.threshold != 1 {
+            Some("its threshold isn't 1, which is all that this version understands")
+        } else if self.operators.is_empty() || self.operators.len() > MAX_ENTRIES {
+            Some("it names no operator, or too many")
+        } else if self.controllers.is_empty() || self.controllers.len() > MAX_ENTRIES {
+            Some("it names no controller, or too many")
+        } else if repeats(self.operator_keys()) || repeats(self.controller_keys()) {
+            Some("it names a key twice")
+        } else {
+            None
+        }
+    }
+}
+
+/// Why a chain of authority documents isn't followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthorityError {
+    /// Nothing to follow.
+    #[error("the chain of authority documents is empty or longer than {MAX_CHAIN}")]
+    Length,
+    /// A document isn't signed by whom it must be.
+    #[error("authority document {number}: {problem}")]
+    Signature {
+        /// The document's place in the chain.
+        number: u64,
+        /// What is wrong.
+        problem: SignatureError,
+    },
+    /// The first document isn't the pinned one.
+    #[error(
+        "the first authority document isn't the one that was pinned ({pinned}): this controller serves another organisation"
+    )]
+    Pin {
+        /// The hash that was pinned.
+        pinned: Hash,
+    },
+    /// A document doesn't follow the one before it, or says what can't be.
+    #[error("authority document {number}: {problem}")]
+    Content {
+        /// The document's place in the chain.
+        number: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// The chain ends before the newest document that is already held, or differs from it.
+    #[error(
+        "the chain of authority documents doesn't contain document {held}, which is already held"
+    )]
+    Rollback {
+        /// The newest number held.
+        held: u64,
+    },
+}
+
+/// A chain of authority documents that was followed from its pinned start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorityChain {
+    documents: Vec<Verified<Authority>>,
+}
+
+impl AuthorityChain {
+    /// Follows `chain` from its first document, whose hash must be `pinned`.
+    ///
+    /// # Errors
+    /// [`AuthorityError`], which names the document that doesn't fit.
+    pub fn follow(pinned: Hash, chain: &[Signed<Authority>]) -> Result<Self, AuthorityError> {
+        let Some(first) = chain.first().filter(|_| chain.len() <= MAX_CHAIN) else {
+            return Err(AuthorityError::Length);
+        };
+        if first.hash() != pinned {
+            return Err(AuthorityError::Pin { pinned });
+        }
+        Self::follow_unpinned(chain)
+    }
+
+    /// Follows `chain` from whatever its first document is. For an operator's first sight of a chain, whose
+    /// hash is then pinned, and for the controller's own store.
+    ///
+    /// # Errors
+    /// [`AuthorityError`], which names the document that doesn't fit.
+    pub fn follow_unpinned(chain: &[Signed<Authority>]) -> Result<Self, AuthorityError> {
+        let Some((first, rest)) = chain.split_first().filter(|_| chain.len() <= MAX_CHAIN) else {
+            return Err(AuthorityError::Length);
+        };
+        let signature = |number| move |problem| AuthorityError::Signature { number, problem };
+        let first = first.verify_self_named().map_err(signature(1))?;
+        let content = |number, problem| AuthorityError::Content { number, problem };
+        if first.number != 1 || first.previous != Hash::ZERO {
+            return Err(content(1, "it isn't a first document"));
+        }
+        if first.operator(first.signer()).is_none() {
+            return Err(content(1, "its signer isn't among its operators"));
+        }
+        if let Some(problem) = first.fault() {
+            return Err(content(1, problem));
+        }
+        let mut followed = Self { documents: vec![first] };
+        for next in rest {
+            followed.extend(next)?;
+        }
+        Ok(followed)
+    }
+
+    /// Appends the next document.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when `next` isn't signed by an operator (or the recovery key) of the newest document,
+    /// or doesn't follow it. The chain is then unchanged.
+    pub fn extend(&mut self, next: &Signed<Authority>) -> Result<(), AuthorityError> {
+        let newest = self.newest();
+        let number = newest.number + 1;
+        let mut signers = newest.operator_keys();
+        signers.push(newest.recovery);
+        let next = next
+            .verify(newest.organisation, &signers)
+            .map_err(|problem| AuthorityError::Signature { number, problem })?;
+        let problem = if next.number != number {
+            Some("its number isn't the next one")
+        } else if next.previous != newest.signed().hash() {
+            Some("it doesn't name the document before it")
+        } else if next.incarnation < newest.incarnation {
+            Some("its incarnation is lower than before")
+        } else if self.documents.len() >= MAX_CHAIN {
+            Some("the chain is full")
+        } else {
+            next.fault()
+        };
+        match problem {
+            Some(problem) => Err(AuthorityError::Content { number, problem }),
+            None => {
+                self.documents.push(next);
+                Ok(())
+            }
+        }
+    }
+
+    /// Checks that `newer` holds every document of this chain, as it must to replace it.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Rollback`] otherwise.
+    pub fn check_replacement(&self, newer: &Self) -> Result<(), AuthorityError> {
+        let same = |(a, b): (&Verified<Authority>, &Verified<Authority>)| a.signed() == b.signed();
+        let holds_ours = newer.documents.len() >= self.documents.len()
+            && self.documents.iter().zip(&newer.documents).all(same);
+        if holds_ours {
+            Ok(())
+        } else {
+            Err(AuthorityError::Rollback { held: self.newest().number })
+        }
+    }
+
+    /// The document in force.
+    #[must_use]
+    pub fn newest(&self) -> &Verified<Authority> {
+        &self.documents[self.documents.len() - 1]
+    }
+
+    /// The hash by which the chain is pinned.
+    #[must_use]
+    pub fn pin(&self) -> Hash {
+        self.documents[0].signed().hash()
+    }
+
+    /// The documents as carried, first to newest.
+    #[must_use]
+    pub fn to_signed(&self) -> Vec<Signed<Authority>> {
+        self.documents.iter().map(|document| document.signed().clone()).collect()
+    }
+
+    /// Every key that was an operator's at some time: who may have signed what is in the history.
+    #[must_use]
+    pub fn all_operator_keys(&self) -> Vec<PublicKey> {
+        let mut keys: Vec<_> =
+            self.documents.iter().flat_map(|document| document.operator_keys()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::IdentityKey;
+
+    fn key(seed: u8) -> IdentityKey {
+        IdentityKey::from_seed(&[seed; 32])
+    }
+
+    fn first() -> Authority {
+        Authority {
+            organisation: OrganisationId::from_bytes([1; 16]),
+            number: 1,
+            previous: Hash::ZERO,
+            operators: vec![Operator { name: "ana".parse().unwrap(), key: key(1).public() }],
+            threshold: 1,
+            controllers: vec![Controller {
+                key: key(100).public(),
+                addresses: vec!["10.0.0.5:4433".into()],
+            }],
+            recovery: key(200).public(),
+            incarnation: 0,
+        }
+    }
+
+    fn after(before: &Signed<Authority>, change: impl FnOnce(&mut Authority)) -> Authority {
+        let mut next = before.verify_self_named().unwrap().into_document();
+        next.number += 1;
+        next.previous = before.hash();
+        change(&mut next);
+        next
+    }
+
+    #[test]
+    fn a_chain_is_followed_through_operators_and_recovery() {
+        let one = Signed::sign(&first(), &key(1));
+        let two = Signed::sign(
+            &after(&one, |next| {
+                next.operators
+                    .push(Operator { name: "ben".parse().unwrap(), key: key(2).public() });
+            }),
+            &key(1),
+        );
+        let three = Signed::sign(&after(&two, |next| next.operators.truncate(1)), &key(2));
+        let four =
+            Signed::sign(&after(&three, |next| next.operators[0].key = key(3).public()), &key(200));
+        let chain = AuthorityChain::follow(one.hash(), &[one.clone(), two, three, four]).unwrap();
+        assert_eq!(chain.newest().number, 4);
+        assert_eq!(chain.newest().operator_keys(), [key(3).public()]);
+        assert_eq!(chain.all_operator_keys().len(), 3);
+        assert_eq!(chain.pin(), one.hash());
+    }
+
+    #[test]
+    fn breaks_in_the_chain_are_refused() {
+        let one = Signed::sign(&first(), &key(1));
+        let follow = |next: &Authority, signer: &IdentityKey| {
+            AuthorityChain::follow(one.hash(), &[one.clone(), Signed::sign(next, signer)])
+                .map(|_| ())
+                .unwrap_err()
+        };
+        let two = after(&one, |_| {});
+        assert!(matches!(follow(&two, &key(9)), AuthorityError::Signature { number: 2, .. }));
+        assert!(matches!(follow(&two, &key(100)), AuthorityError::Signature { .. }));
+        let changes: [fn(&mut Authority); 7] = [
+            |next| next.number = 3,
+            |next| next.previous = Hash::ZERO,
+            |next| next.threshold = 2,
+            |next| next.operators.clear(),
+            |next| next.controllers.clear(),
+            |next| next.operators.push(next.operators[0].clone()),
+            |next| next.controllers.push(next.controllers[0].clone()),
+        ];
+        for (i, change) in changes.into_iter().enumerate() {
+            let error = follow(&after(&one, change), &key(1));
+            assert!(
+                matches!(error, AuthorityError::Content { number: 2, .. }),
+                "change {i}: {error}"
+            );
+        }
+        assert!(matches!(
+            AuthorityChain::follow(Hash::ZERO, std::slice::from_ref(&one)),
+            Err(AuthorityError::Pin { .. })
+        ));
+        assert!(matches!(AuthorityChain::follow(one.hash(), &[]), Err(AuthorityError::Length)));
+        let stranger = Signed::sign(&first(), &key(9));
+        assert!(AuthorityChain::follow(stranger.hash(), &[stranger]).is_err());
+    }
+
+    #[test]
+    fn a_shorter_or_forked_chain_replaces_nothing() {
+        let one = Signed::sign(&first(), &key(1));
+        let two = Signed::sign(&after(&one, |_| {}), &key(1));
+        let fork = Signed::sign(&after(&one, |next| next.incarnation = 7), &key(1));
+        let short = AuthorityChain::follow_unpinned(std::slice::from_ref(&one)).unwrap();
+        let long = AuthorityChain::follow_unpinned(&[one.clone(), two]).unwrap();
+        let forked = AuthorityChain::follow_unpinned(&[one, fork]).unwrap();
+        assert!(short.check_replacement(&long).is_ok());
+        assert!(long.check_replacement(&short).is_err());
+        assert!(long.check_replacement(&forked).is_err());
+    }
+}

@@ -1,0 +1,29 @@
+//! What Anteroom's programs say to each other, and what they sign.
+//!
+//! Three layers, none of which does I/O or reads a clock:
+//!
+//! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`];
+//! - signed documents: [`authority`], [`invite`], [`binding`], [`intent`], [`operation`], put together
+//!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
+//! - messages: [`v1`] between agent and controller (CBOR), [`api`] between operators and controller (JSON).
+
+pub mod api;
+pub mod authority;
+pub mod binding;
+pub mod cbor;
+pub mod cose;
+pub mod id;
+pub mod intent;
+pub mod invite;
+pub mod key;
+pub mod mac;
+pub mod merkle;
+pub mod mode;
+pub mod name;
+pub mod operation;
+pub mod overlay;
+pub mod service;
+pub mod time;
+pub mod v1;
+pub mod verdict;
+pub mod view;

@@ -1,0 +1,124 @@
+//! What a gateway reports: sightings, edges, drops and its own state. No payload is ever in it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{BootId, GatewayId, MemberId, RuleId};
+use crate::mac::MacAddr;
+use crate::name::Name;
+use crate::time::UnixMillis;
+use crate::verdict::Verdict;
+
+/// Most sightings in one report.
+pub const MAX_SIGHTINGS: usize = 512;
+/// Most edges in one report.
+pub const MAX_EDGES: usize = 1024;
+
+/// One report. Boot and sequence make sure that nothing counts twice: a report is sent again, unchanged, until
+/// the controller says that it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// This run of the agent.
+    pub boot: BootId,
+    /// Counts the run's reports upwards from 1.
+    pub sequence: u64,
+    /// The gateway's wall clock.
+    pub at: UnixMillis,
+    /// Devices that were seen for the first time, or changed.
+    pub sightings: Vec<Sighting>,
+    /// Traffic since the report before.
+    pub edges: Vec<EdgeDelta>,
+    /// Drops by reason since the report before: the word of a [`crate::verdict::DropReason`].
+    pub drops: BTreeMap<String, u64>,
+    /// What was thrown away for want of room since the report before.
+    pub overflow: u64,
+    /// State of the tunnels.
+    pub tunnels: Vec<TunnelState>,
+}
+
+/// A device as a gateway sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sighting {
+    /// The port that it is attached to.
+    pub port: Name,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its VLAN, or none.
+    pub vlan: Option<u16>,
+    /// Source addresses that it used, at most eight.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Its on-link prefix length, where its traffic tells.
+    pub prefix_len: Option<u8>,
+    /// The next hop that it uses.
+    pub router: Option<(Ipv4Addr, MacAddr)>,
+    /// Its member id, once an operator has confirmed it.
+    pub member: Option<MemberId>,
+    /// Whether the port holds its traffic until an operator confirms it.
+    pub held: bool,
+    /// Kinds of traffic seen that no rule carries: `broadcast`, `multicast`, `ipv6`, `tagged`, `non-ip`.
+    pub kinds: Vec<String>,
+    /// When it was first seen in this run.
+    pub first_seen: UnixMillis,
+    /// When it was last seen.
+    pub last_seen: UnixMillis,
+}
+
+/// Traffic of one edge since the report before: who opened what to whom, and what became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EdgeDelta {
+    /// Ethernet address of the device on this gateway's side.
+    pub mac: MacAddr,
+    /// Its member id, where it has one.
+    pub member: Option<MemberId>,
+    /// Its address.
+    pub local: IpAddr,
+    /// The other end's address.
+    pub remote: IpAddr,
+    /// The other end's member id, where it is a member.
+    pub remote_member: Option<MemberId>,
+    /// Whether the device on this side opened the flows.
+    pub outbound: bool,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// The responder's port; 0 for protocols without.
+    pub port: u16,
+    /// What happened to the flows.
+    pub verdict: Verdict,
+    /// The rule that allowed them, or would.
+    pub rule: Option<RuleId>,
+    /// Flows opened.
+    pub flows: u64,
+    /// Packets from the device.
+    pub packets_out: u64,
+    /// Packets to the device.
+    pub packets_in: u64,
+    /// Bytes of IP from the device.
+    pub bytes_out: u64,
+    /// Bytes of IP to the device.
+    pub bytes_in: u64,
+    /// First packet of this delta.
+    pub first: UnixMillis,
+    /// Last packet of this delta.
+    pub last: UnixMillis,
+}
+
+/// State of the tunnel to one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TunnelState {
+    /// The peer.
+    pub gateway: GatewayId,
+    /// Whether something authentic arrived within the last five seconds.
+    pub live: bool,
+    /// Round trip in microseconds, where it was measured.
+    pub round_trip: Option<u32>,
+    /// The revision that the peer says it has in force.
+    pub revision: Option<u64>,
+    /// Address that the peer's packets come from.
+    pub endpoint: Option<std::net::SocketAddr>,
+}

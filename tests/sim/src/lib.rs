@@ -1,0 +1,1 @@
+//! The packet engine on a simulated network with a virtual clock.
