@@ -231,3 +231,6 @@ impl Peer {
         Self { gateway: gateway.clone(), endpoints, keys }
     }
 }
+
+#[cfg(test)]
+mod tests;
