@@ -7,10 +7,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 
-use crate::cbor::{self, Blob, CborError};
+use crate::cbor::Blob;
+use crate::code::{self, Fault, Kind};
 use crate::cose::Document;
 use crate::id::{GatewayId, InviteId, OrganisationId};
 use crate::key::{Hash, IdentityKey, PublicKey};
@@ -108,8 +108,8 @@ pub enum InviteCodeError {
 impl InviteCode {
     /// How every invite begins.
     pub const PREFIX: &'static str = "anteroom-invite-1.";
-    const MAX_LEN: usize = 2048;
-    const CHECK_LEN: usize = 4;
+    const KIND: Kind =
+        Kind { prefix: Self::PREFIX, domain: "anteroom invite check", max_len: 2048 };
 
     /// The one-time key.
     ///
@@ -131,10 +131,7 @@ impl fmt::Debug for InviteCode {
 
 impl fmt::Display for InviteCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = cbor::encode(self);
-        let check = Hash::of("anteroom invite check", &[&bytes]);
-        bytes.extend_from_slice(&check.as_bytes()[..Self::CHECK_LEN]);
-        write!(f, "{}{}", Self::PREFIX, BASE64URL_NOPAD.encode(&bytes))
+        f.write_str(&code::write(&Self::KIND, self))
     }
 }
 
@@ -142,24 +139,10 @@ impl FromStr for InviteCode {
     type Err = InviteCodeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let damaged = |problem: &str| InviteCodeError::Damaged { problem: problem.into() };
-        let text = text.trim();
-        let body = text.strip_prefix(Self::PREFIX).ok_or(InviteCodeError::Prefix)?;
-        if body.len() > 2 * Self::MAX_LEN {
-            return Err(damaged("it is too long"));
-        }
-        let bytes = BASE64URL_NOPAD
-            .decode(body.as_bytes())
-            .map_err(|error| InviteCodeError::Damaged { problem: error.to_string() })?;
-        let Some(split) = bytes.len().checked_sub(Self::CHECK_LEN) else {
-            return Err(damaged("it is too short"));
-        };
-        let (body, check) = bytes.split_at(split);
-        if Hash::of("anteroom invite check", &[body]).as_bytes()[..Self::CHECK_LEN] != *check {
-            return Err(damaged("its checksum is wrong"));
-        }
-        let code: Self = cbor::decode(body, Self::MAX_LEN)
-            .map_err(|error: CborError| InviteCodeError::Damaged { problem: error.to_string() })?;
+        let code: Self = code::read(&Self::KIND, text).map_err(|fault| match fault {
+            Fault::Prefix => InviteCodeError::Prefix,
+            Fault::Damaged(problem) => InviteCodeError::Damaged { problem },
+        })?;
         code.key()?;
         Ok(code)
     }

@@ -1,16 +1,18 @@
 //! What Anteroom's programs say to each other, and what they sign.
 //!
-//! Three layers, none of which does I/O or reads a clock:
+//! Four layers, none of which does I/O or reads a clock:
 //!
 //! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`];
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
+//! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`];
 //! - messages: [`v1`] between agent and controller (CBOR), [`api`] between operators and controller (JSON).
 
 pub mod api;
 pub mod authority;
 pub mod binding;
 pub mod cbor;
+mod code;
 pub mod cose;
 pub mod id;
 pub mod intent;
@@ -23,6 +25,7 @@ pub mod name;
 pub mod operation;
 pub mod overlay;
 pub mod service;
+pub mod setup;
 pub mod time;
 pub mod v1;
 pub mod verdict;
