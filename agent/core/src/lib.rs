@@ -4,6 +4,10 @@
 //! handed, and says when it next wants to be woken.
 
 pub mod batch;
+pub mod config;
+pub mod engine;
+pub mod limits;
 pub mod port;
+pub mod report;
 pub mod sink;
 pub mod vnet;

@@ -1,0 +1,289 @@
+//! What the engine tells about itself: reports for the controller, and answers for people at the gateway.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anteroom_proto::id::{GatewayId, MemberId, RuleId};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::name::Name;
+use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::service::PortMatch;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::{EdgeDelta, Sighting, TunnelState};
+use anteroom_proto::verdict::{DropReason, Verdict};
+use serde::{Deserialize, Serialize};
+
+/// What happened since the report before. The shell adds boot, sequence and time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EngineReport {
+    /// Devices that were seen for the first time, or changed.
+    pub sightings: Vec<Sighting>,
+    /// Traffic.
+    pub edges: Vec<EdgeDelta>,
+    /// Drops by the word of their reason.
+    pub drops: BTreeMap<String, u64>,
+    /// What was thrown away for want of room.
+    pub overflow: u64,
+    /// State of the tunnels.
+    pub tunnels: Vec<TunnelState>,
+}
+
+/// The engine at a glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineStatus {
+    /// This gateway.
+    pub gateway: GatewayId,
+    /// The view in force. None: the gateway is a wire.
+    pub view: Option<ViewStatus>,
+    /// Counts whatever made cached verdicts void: views, boundaries of time, tunnels that came or went.
+    pub epoch: u64,
+    /// Whether a controller or peer has confirmed the time since this start.
+    pub time_confirmed: bool,
+    /// Whether ports and uplink may merge packets.
+    pub wants_gro: bool,
+    /// The device ports.
+    pub ports: Vec<PortStatus>,
+    /// Confirmed devices here.
+    pub devices: Vec<DeviceStatus>,
+    /// Gateways that this one has tunnels to.
+    pub peers: Vec<TunnelState>,
+    /// Drops since the start, by the word of their reason.
+    pub drops: BTreeMap<String, u64>,
+    /// What was thrown away for want of room since the start.
+    pub overflow: u64,
+    /// How full the tables are.
+    pub tables: TableSizes,
+}
+
+/// The view in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewStatus {
+    /// Its number.
+    pub number: ViewNumber,
+    /// The revision of its intent.
+    pub revision: u64,
+}
+
+/// A device port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortStatus {
+    /// What operators call it.
+    pub name: Name,
+    /// The mode that its devices share. None while no device is confirmed on it.
+    pub mode: Option<Mode>,
+    /// Confirmed devices on it.
+    pub devices: usize,
+    /// Ethernet addresses on it that nobody has confirmed.
+    pub unknown: usize,
+    /// Whether unknown addresses are held.
+    pub held: bool,
+    /// Frames that came in.
+    pub frames_in: u64,
+    /// Frames that went out.
+    pub frames_out: u64,
+}
+
+/// A confirmed device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its id.
+    pub member: MemberId,
+    /// Its port.
+    pub port: Name,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Addresses that it uses.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Its mode.
+    pub mode: Mode,
+    /// Whether only essential rules remain.
+    pub quarantined: bool,
+    /// The next hop's Ethernet address, where it is pinned or learnt.
+    pub router_mac: Option<MacAddr>,
+    /// Flows in the table.
+    pub flows: usize,
+    /// Packets from the device.
+    pub packets_out: u64,
+    /// Packets to the device.
+    pub packets_in: u64,
+    /// Bytes from the device.
+    pub bytes_out: u64,
+    /// Bytes to the device.
+    pub bytes_in: u64,
+    /// Packets dropped.
+    pub drops: BTreeMap<String, u64>,
+    /// How long ago it was last heard, in milliseconds. None: not since this start.
+    pub heard_ms: Option<u64>,
+}
+
+/// How full the engine's tables are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TableSizes {
+    /// Flows.
+    pub flows: usize,
+    /// Edges waiting for the next report.
+    pub edges: usize,
+    /// Ethernet addresses learnt on the uplink's side.
+    pub bridge: usize,
+    /// Ethernet addresses on ports, confirmed or not.
+    pub stations: usize,
+    /// Fragmented packets being followed.
+    pub fragments: usize,
+}
+
+/// A flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowInfo {
+    /// Port of the device on this side.
+    pub port: Name,
+    /// Ethernet address of the device on this side.
+    pub mac: MacAddr,
+    /// Its member id, where it has one.
+    pub member: Option<MemberId>,
+    /// Who opened it.
+    pub initiator: IpAddr,
+    /// The initiator's port, or the id of an ICMP echo.
+    pub initiator_port: u16,
+    /// To whom.
+    pub responder: IpAddr,
+    /// The responder's port; 0 for protocols without.
+    pub responder_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// What happens to it.
+    pub verdict: Verdict,
+    /// The rule that allows it, or would.
+    pub rule: Option<RuleId>,
+    /// Where the connection stands: `half-open`, `established`, `finished`, `reset`, `one-way`, `answered`,
+    /// `dropped` or `other`.
+    pub state: String,
+    /// Packets from the initiator.
+    pub packets_out: u64,
+    /// Packets from the responder.
+    pub packets_in: u64,
+    /// Bytes of IP from the initiator.
+    pub bytes_out: u64,
+    /// Bytes of IP from the responder.
+    pub bytes_in: u64,
+    /// How long it has been open, in milliseconds.
+    pub age_ms: u64,
+    /// How long nothing passed, in milliseconds.
+    pub idle_ms: u64,
+}
+
+/// What `why` asks: what becomes of a flow from `from` to `to`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// Who would open it.
+    pub from: Ipv4Addr,
+    /// To whom.
+    pub to: Ipv4Addr,
+    /// With what. Of a range, the first port is asked about.
+    pub service: PortMatch,
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What was asked.
+    pub question: Question,
+    /// Who opens.
+    pub from: Party,
+    /// Who answers.
+    pub to: Party,
+    /// What would happen now to a new flow.
+    pub verdict: Verdict,
+    /// The rule that allows it, or would if its conditions were met.
+    pub rule: Option<RuleId>,
+    /// The path of the pair: `local`, `tunnel`, `clear`, `clear-if-rule-says`, `none`.
+    pub path: String,
+    /// The tunnel to the other end's gateway, where one is involved.
+    pub tunnel: Option<TunnelState>,
+    /// A live flow between the two that fits, if there is one.
+    pub flow: Option<FlowInfo>,
+    /// The last drop that fits, if one is remembered.
+    pub last_drop: Option<DropRecord>,
+    /// Why it is so, in a sentence.
+    pub because: String,
+    /// What to do next, in a sentence.
+    pub next_step: String,
+}
+
+/// One end, as this gateway knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Party {
+    /// A confirmed device on a port of this gateway.
+    Device {
+        /// Its id.
+        member: MemberId,
+        /// Its port.
+        port: Name,
+        /// Its mode.
+        mode: Mode,
+        /// Whether only essential rules remain.
+        quarantined: bool,
+    },
+    /// A member behind another gateway.
+    Member {
+        /// Its id.
+        member: MemberId,
+        /// Its gateway.
+        gateway: GatewayId,
+        /// Its mode.
+        mode: Mode,
+        /// Whether only essential rules remain.
+        quarantined: bool,
+    },
+    /// An address inside an external that a rule names.
+    External,
+    /// A server of the site that every device may use.
+    Infrastructure,
+    /// Nobody whom this gateway's devices share a rule with.
+    Unknown,
+}
+
+/// A dropped packet, remembered with how many like it were dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropRecord {
+    /// Why.
+    pub reason: DropReason,
+    /// Source address, where the packet had one.
+    pub source: Option<IpAddr>,
+    /// Source port, or 0.
+    pub source_port: u16,
+    /// Destination address, where the packet had one.
+    pub destination: Option<IpAddr>,
+    /// Destination port, or 0.
+    pub destination_port: u16,
+    /// IP protocol number, or 0.
+    pub protocol: u8,
+    /// How many like this in a row.
+    pub count: u64,
+    /// When the last of them was dropped.
+    pub last: UnixMillis,
+}
+
+/// What is worth keeping over a restart. Losing it costs a little learning, nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Learned {
+    /// Next hops that devices were seen to use.
+    pub next_hops: Vec<LearnedNextHop>,
+    /// Devices that were sighted.
+    pub sightings: Vec<Sighting>,
+}
+
+/// A next hop of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnedNextHop {
+    /// The device's port.
+    pub port: Name,
+    /// The device's Ethernet address.
+    pub device: MacAddr,
+    /// The next hop's address.
+    pub address: Ipv4Addr,
+    /// The next hop's Ethernet address.
+    pub mac: MacAddr,
+}
