@@ -1,3 +1,21 @@
 //! The brain of Anteroom: model, policy, compile, plan, lint. Pure; the command line uses it too.
+//!
+//! The way through: an operator's command line takes the newest signed [`model`], changes it ([`edit`]), compiles
+//! it ([`compile`]: policy text to one intent leaf a gateway), shows what differs ([`plan`], with what [`lint`]
+//! finds and what recorded traffic would break), and signs. The controller compiles the same model and must
+//! come to the same root. [`decide`] is the reference for what a model allows; [`why`], [`blast`] and the
+//! policy's own tests stand on it.
 
+pub mod blast;
+pub mod compile;
+pub mod decide;
+pub mod edit;
+pub mod lint;
 pub mod model;
+pub mod names;
+pub mod plan;
+pub mod policy;
+pub mod problem;
+pub mod resolve;
+pub mod service_catalog;
+pub mod why;

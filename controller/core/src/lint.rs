@@ -1,0 +1,56 @@
+//! What is likely to hurt: warnings, and refusals that stop a plan.
+
+use std::fmt;
+
+use anteroom_proto::api::{Edge, SightingRecord};
+use anteroom_proto::time::UnixMillis;
+use serde::{Deserialize, Serialize};
+
+use crate::resolve::Resolved;
+
+/// What was seen on the network, for plans and lint to judge by.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Recorded traffic.
+    pub edges: Vec<Edge>,
+    /// Devices as gateways see them.
+    pub sightings: Vec<SightingRecord>,
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Worth a look.
+    Warning,
+    /// Stops a plan, unless it is forced with a reason.
+    Refusal,
+    /// Stops a plan, always.
+    Error,
+}
+
+/// Something that lint found.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad.
+    pub severity: Severity,
+    /// A stable word for the kind of finding, such as `observed-too-briefly`.
+    pub code: String,
+    /// What it is about, such as `device ct-1` or `rule.ct-to-pacs`.
+    pub subject: String,
+    /// What, and what to do, in sentences.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.subject, self.message)
+    }
+}
+
+/// Everything worth saying about a model at `now`, worst first.
+#[must_use]
+pub fn lint(resolved: &Resolved, evidence: &Evidence, now: UnixMillis) -> Vec<Finding> {
+    let _ = (resolved, evidence, now);
+    Vec::new()
+}
