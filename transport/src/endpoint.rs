@@ -1,0 +1,201 @@
+//! QUIC endpoints as both ends set them up.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anteroom_proto::key::{Fingerprint, IdentityKey, PublicKey};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime,
+    TransportConfig, VarInt,
+};
+use rustls::pki_types::CertificateDer;
+
+use crate::tls::{self, ServerPin};
+
+/// How often a quiet connection is kept warm.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// After how long without a word the other end counts as gone.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The server's name in TLS. It isn't sent and nothing hangs on it: ends are known by their keys.
+const NAME: &str = "anteroom";
+
+/// How long a closing word may take to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why there is no endpoint or no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// TLS can't be set up with this key.
+    #[error("TLS can't be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The socket can't be opened.
+    #[error("no UDP socket at {address}: {error}")]
+    Socket {
+        /// Where it was to be bound.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The QUIC library refuses the configuration.
+    #[error("QUIC can't be set up: {0}")]
+    Setup(String),
+    /// Nobody answered there, or whoever did doesn't speak the protocol.
+    #[error("{address}: {error}")]
+    Connect {
+        /// Where.
+        address: SocketAddr,
+        /// What the QUIC library says.
+        error: ConnectionError,
+    },
+    /// Somebody else answered.
+    #[error("{address}: the key there is {found}, which isn't the one expected")]
+    WrongKey {
+        /// Where.
+        address: SocketAddr,
+        /// Fingerprint of the key that was offered.
+        found: Fingerprint,
+    },
+}
+
+/// What tells apart the two ends' limits.
+#[derive(Clone, Copy)]
+enum End {
+    Listens,
+    Connects,
+}
+
+fn transport_config(end: End) -> Result<TransportConfig, TransportError> {
+    let idle = IdleTimeout::try_from(IDLE_TIMEOUT)
+        .map_err(|error| TransportError::Setup(error.to_string()))?;
+    let mut config = TransportConfig::default();
+    config
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(idle))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None);
+    match end {
+        // What one agent can make a controller hold: a telemetry message.
+        End::Listens => config
+            .max_concurrent_bidi_streams(VarInt::from_u32(1))
+            .stream_receive_window(VarInt::from_u32(1024 * 1024))
+            .receive_window(VarInt::from_u32(2 * 1024 * 1024)),
+        End::Connects => config
+            .max_concurrent_bidi_streams(VarInt::from_u32(0))
+            .stream_receive_window(VarInt::from_u32(4 * 1024 * 1024))
+            .receive_window(VarInt::from_u32(8 * 1024 * 1024)),
+    };
+    Ok(config)
+}
+
+fn endpoint_config() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // The fixed bit tells QUIC from WireGuard where both share a port.
+    config.grease_quic_bit(false);
+    config
+}
+
+fn endpoint(
+    address: SocketAddr,
+    server: Option<quinn::ServerConfig>,
+) -> Result<Endpoint, TransportError> {
+    let failed = |error| TransportError::Socket { address, error };
+    let socket = UdpSocket::bind(address).map_err(failed)?;
+    Endpoint::new(endpoint_config(), server, socket, Arc::new(TokioRuntime)).map_err(failed)
+}
+
+/// A controller's endpoint at `address`. Each client proves an Ed25519 key: see [`peer_key`]. The client
+/// opens the one stream that a connection has. Call from within a tokio runtime.
+///
+/// # Errors
+/// [`TransportError`] when the socket can't be bound or the key isn't taken.
+pub fn listen(address: SocketAddr, identity: &IdentityKey) -> Result<Endpoint, TransportError> {
+    endpoint(address, Some(server_config(tls::server_config(identity)?)?))
+}
+
+fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, TransportError> {
+    let crypto = QuicServerConfig::try_from(tls)
+        .map_err(|error| TransportError::Setup(error.to_string()))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(Arc::new(transport_config(End::Listens)?));
+    Ok(config)
+}
+
+fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, TransportError> {
+    let crypto = QuicClientConfig::try_from(tls)
+        .map_err(|error| TransportError::Setup(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport_config(End::Connects)?));
+    Ok(config)
+}
+
+/// A connection to a controller.
+#[derive(Debug)]
+pub struct Link {
+    connection: Connection,
+    endpoint: Endpoint,
+}
+
+impl Link {
+    /// The connection: open its one stream with `open_bi`.
+    #[must_use]
+    pub const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Says goodbye and waits, for half a second at most, until that is on its way.
+    pub async fn close(self, reason: &str) {
+        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Connects to `address` as `identity`, if one of `servers` answers there. Takes up to [`IDLE_TIMEOUT`].
+///
+/// # Errors
+/// [`TransportError`], which names the address and, where somebody else answered, their key.
+pub async fn connect(
+    address: SocketAddr,
+    identity: &IdentityKey,
+    servers: &[PublicKey],
+) -> Result<Link, TransportError> {
+    let pin = ServerPin::new(servers.to_vec());
+    let config = client_config(tls::client_config(identity, &pin)?)?;
+    connect_with(address, config, &pin).await
+}
+
+async fn connect_with(
+    address: SocketAddr,
+    config: quinn::ClientConfig,
+    pin: &ServerPin,
+) -> Result<Link, TransportError> {
+    let any = match address {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let endpoint = endpoint(any, None)?;
+    let connecting = endpoint
+        .connect_with(config, address, NAME)
+        .map_err(|error| TransportError::Setup(error.to_string()))?;
+    match connecting.await {
+        Ok(connection) => Ok(Link { connection, endpoint }),
+        Err(error) => Err(match pin.refused() {
+            Some(found) => TransportError::WrongKey { address, found: found.fingerprint() },
+            None => TransportError::Connect { address, error },
+        }),
+    }
+}
+
+/// The key that the other end proved. There always is one once the handshake is through.
+#[must_use]
+pub fn peer_key(connection: &Connection) -> Option<PublicKey> {
+    let identity = connection.peer_identity()?;
+    let certificates = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    tls::key_of_spki(certificates.first()?)
+}
+
+#[cfg(test)]
+mod tests;

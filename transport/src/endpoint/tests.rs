@@ -1,0 +1,193 @@
+use anteroom_proto::cbor::CborError;
+use anteroom_proto::v1::frame::{MAX_FIRST, MAX_TO_AGENT};
+use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent, ToController};
+use rustls::crypto::aws_lc_rs;
+use tokio::time::timeout;
+
+use super::*;
+use crate::message::{MessageError, MessageReader, MessageWriter};
+
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const DEADLINE: Duration = Duration::from_secs(20);
+
+fn key(seed: u8) -> IdentityKey {
+    IdentityKey::from_seed(&[seed; 32])
+}
+
+fn refusal(message: &str) -> ToAgent {
+    ToAgent::Refused(Refusal {
+        code: RefusalCode::Unknown,
+        message: message.to_owned(),
+        fatal: false,
+    })
+}
+
+/// Accepts one connection and gives the key that it proved, or why it failed.
+async fn accept(endpoint: &Endpoint) -> Result<(Connection, Option<PublicKey>), String> {
+    let incoming = endpoint.accept().await.ok_or("closed")?;
+    let connection = incoming.await.map_err(|error| error.to_string())?;
+    let key = peer_key(&connection);
+    Ok((connection, key))
+}
+
+async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    timeout(DEADLINE, async { tokio::join!(a, b) }).await.expect("took too long")
+}
+
+#[tokio::test]
+async fn ends_meet_by_their_keys_and_speak() {
+    let server = listen(LOOPBACK, &key(1)).unwrap();
+    let address = server.local_addr().unwrap();
+    let serve = async {
+        let (connection, client) = accept(&server).await.unwrap();
+        assert_eq!(client, Some(key(2).public()));
+        let (send, receive) = connection.accept_bi().await.unwrap();
+        let mut reader = MessageReader::<ToAgent>::new(receive, MAX_FIRST);
+        let mut writer = MessageWriter::new(send);
+        while let Some(message) = reader.next().await.unwrap() {
+            writer.send(&message).await.unwrap();
+        }
+        writer.finish().await;
+        connection.closed().await
+    };
+    let client = async {
+        let link = connect(address, &key(2), &[key(9).public(), key(1).public()]).await.unwrap();
+        assert_eq!(peer_key(link.connection()), Some(key(1).public()));
+        let (send, receive) = link.connection().open_bi().await.unwrap();
+        let mut reader = MessageReader::<ToAgent>::new(receive, MAX_TO_AGENT);
+        let mut writer = MessageWriter::new(send);
+        for length in [0, 1, 1000, 60_000] {
+            let message = refusal(&"x".repeat(length));
+            writer.send(&message).await.unwrap();
+            assert_eq!(reader.next().await.unwrap(), Some(message));
+        }
+        let ((), rest) = tokio::join!(writer.finish(), reader.next());
+        assert_eq!(rest.unwrap(), None);
+        link.close("done").await;
+    };
+    let (closed, ()) = both(serve, client).await;
+    assert!(closed.to_string().contains("done"), "{closed}");
+}
+
+#[tokio::test]
+async fn another_servers_key_is_refused_and_named() {
+    let server = listen(LOOPBACK, &key(1)).unwrap();
+    let address = server.local_addr().unwrap();
+    let wanted = [key(3).public()];
+    let (served, connected) = both(accept(&server), connect(address, &key(2), &wanted)).await;
+    match connected {
+        Err(TransportError::WrongKey { found, .. }) => {
+            assert_eq!(found, key(1).public().fingerprint());
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(served.is_err(), "the server took a client that refused it");
+}
+
+#[tokio::test]
+async fn nobody_there_is_an_error_that_names_the_address() {
+    // A bound socket that nobody reads: silence, as from a firewall.
+    let silent = UdpSocket::bind(LOOPBACK).unwrap();
+    let address = silent.local_addr().unwrap();
+    let servers = [key(1).public()];
+    let error = timeout(DEADLINE, connect(address, &key(2), &servers))
+        .await
+        .expect("gives up by itself")
+        .unwrap_err();
+    assert!(error.to_string().starts_with(&address.to_string()), "{error}");
+}
+
+/// A provider that can't do the hybrid key exchange.
+fn classical() -> Arc<rustls::crypto::CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1];
+    Arc::new(provider)
+}
+
+#[tokio::test]
+async fn a_client_without_ml_kem_is_refused() {
+    let server = listen(LOOPBACK, &key(1)).unwrap();
+    let address = server.local_addr().unwrap();
+    let pin = ServerPin::new(vec![key(1).public()]);
+    let tls = tls::client_config_with(classical(), &key(2), &pin).unwrap();
+    let config = client_config(tls).unwrap();
+    let (served, connected) = both(accept(&server), connect_with(address, config, &pin)).await;
+    assert!(matches!(connected, Err(TransportError::Connect { .. })), "{connected:?}");
+    assert!(served.is_err());
+}
+
+#[tokio::test]
+async fn a_server_without_ml_kem_is_refused() {
+    let tls = tls::server_config_with(classical(), &key(1)).unwrap();
+    let server = endpoint(LOOPBACK, Some(server_config(tls).unwrap())).unwrap();
+    let address = server.local_addr().unwrap();
+    let servers = [key(1).public()];
+    let (served, connected) = both(accept(&server), connect(address, &key(2), &servers)).await;
+    assert!(matches!(connected, Err(TransportError::Connect { .. })), "{connected:?}");
+    assert!(served.is_err());
+}
+
+#[tokio::test]
+async fn another_protocol_is_refused() {
+    let server = listen(LOOPBACK, &key(1)).unwrap();
+    let address = server.local_addr().unwrap();
+    let pin = ServerPin::new(vec![key(1).public()]);
+    let mut tls = tls::client_config(&key(2), &pin).unwrap();
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let config = client_config(tls).unwrap();
+    let (served, connected) = both(accept(&server), connect_with(address, config, &pin)).await;
+    assert!(connected.is_err() && served.is_err(), "{connected:?}");
+}
+
+#[tokio::test]
+async fn a_client_without_a_key_gets_nowhere() {
+    let server = listen(LOOPBACK, &key(1)).unwrap();
+    let address = server.local_addr().unwrap();
+    let pin = ServerPin::new(vec![key(1).public()]);
+    let mut tls =
+        rustls::ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(pin.clone())
+            .with_no_client_auth();
+    tls.alpn_protocols = vec![anteroom_proto::v1::ALPN.to_vec()];
+    let config = client_config(tls).unwrap();
+    let client = async {
+        let link = connect_with(address, config, &pin).await?;
+        let error = link.connection().closed().await;
+        Err::<(), _>(TransportError::Connect { address, error })
+    };
+    let (served, connected) = both(accept(&server), client).await;
+    assert!(served.is_err() && connected.is_err(), "{connected:?}");
+}
+
+/// What a reader says to `bytes` on a stream that ends behind them.
+async fn read(bytes: Vec<u8>) -> Result<Option<ToController>, MessageError> {
+    let server = listen(LOOPBACK, &key(1)).unwrap();
+    let address = server.local_addr().unwrap();
+    let serve = async {
+        let (connection, _) = accept(&server).await.unwrap();
+        let (_send, receive) = connection.accept_bi().await.unwrap();
+        MessageReader::<ToController>::new(receive, MAX_FIRST).next().await
+    };
+    let client = async {
+        let link = connect(address, &key(2), &[key(1).public()]).await.unwrap();
+        let (mut send, _receive) = link.connection().open_bi().await.unwrap();
+        send.write_all(&bytes).await.unwrap();
+        send.finish().unwrap();
+        let _ = send.stopped().await;
+        link
+    };
+    both(serve, client).await.0
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_refused_where_it_stands() {
+    assert!(matches!(read(vec![0, 0]).await, Err(MessageError::CutShort)));
+    assert!(matches!(read(vec![0, 0, 0, 9, 1]).await, Err(MessageError::CutShort)));
+    assert!(matches!(read(vec![0, 0, 0, 0]).await, Err(MessageError::Malformed(_))));
+    assert!(matches!(read(vec![0, 0, 0, 1, 0xff]).await, Err(MessageError::Malformed(_))));
+    let long = read(vec![0xff; 100]).await;
+    assert!(matches!(long, Err(MessageError::Malformed(CborError::TooLong { .. }))), "{long:?}");
+}
