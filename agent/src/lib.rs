@@ -1,1 +1,5 @@
-//! The gateway appliance of Anteroom.
+//! The gateway appliance of Anteroom: the I/O shell around the packet engine.
+
+pub mod config;
+pub mod dataplane;
+pub mod net;

@@ -1,0 +1,443 @@
+//! The agent's one configuration file.
+//!
+//! ```toml
+//! state = "/var/lib/anteroom-agent"      # identity, view; readable by root only
+//! run = "/run/anteroom-agent"            # agent.sock lives here
+//! [uplink]
+//! interface = "eth0"                     # towards the network: the devices' clear traffic
+//! [underlay]
+//! listen = "0.0.0.0:51820"               # the gateway's own encrypted traffic
+//! # interface = "eth2"                   # default: the uplink's interface
+//! # advertise = ["10.20.1.2:51820"]      # default: the interface's addresses
+//! # management = ["tcp/22"]              # what else the gateway answers on these interfaces
+//! [[port]]
+//! name = "port1"
+//! interface = "eth1"                     # towards a device
+//! ```
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anteroom_proto::name::Name;
+use anteroom_proto::service::Protocol;
+use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+#[cfg(test)]
+mod tests;
+
+/// Where the file is unless the command line names another.
+pub const DEFAULT_PATH: &str = "/etc/anteroom/agent.toml";
+
+/// The largest file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// What the operator of this machine decided: interfaces and paths. Everything else comes from the controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Directory of the state that outlives restarts: keys and the last view.
+    pub state: PathBuf,
+    /// Directory of what lives as long as the agent runs: its local socket.
+    pub run: PathBuf,
+    /// Towards the network: the devices' clear traffic.
+    pub uplink: Uplink,
+    /// The gateway's own traffic.
+    pub underlay: Underlay,
+    /// Device ports, in the file's order; that order numbers them.
+    pub ports: Vec<Port>,
+}
+
+/// The interface towards the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its name.
+    pub interface: InterfaceName,
+}
+
+/// Where the gateway's own encrypted traffic comes and goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Underlay {
+    /// The interface whose addresses are the gateway's own. Often the uplink's.
+    pub interface: InterfaceName,
+    /// Address and UDP port for tunnels.
+    pub listen: SocketAddr,
+    /// What peers are told to send to. Empty: the addresses of `interface` with the port of `listen`.
+    pub advertise: Vec<SocketAddr>,
+    /// Services of this machine that stay reachable from the underlay and the uplink.
+    pub management: Vec<LocalService>,
+}
+
+/// A device port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// What the organisation calls it; attachments name it.
+    pub name: Name,
+    /// The interface.
+    pub interface: InterfaceName,
+}
+
+impl Config {
+    /// More ports than this are refused.
+    pub const MAX_PORTS: usize = 64;
+
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// Where it can't be read, isn't TOML, has an unknown key or a value that doesn't fit; with file, line and key.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Read { file: path.to_owned(), source };
+        let size = std::fs::metadata(path).map_err(unreadable)?.len();
+        if size > MAX_FILE {
+            return Err(ConfigError::Invalid {
+                file: path.to_owned(),
+                line: 1,
+                key: String::new(),
+                problem: format!(
+                    "the file has {size} bytes, more than the {MAX_FILE} that are read"
+                ),
+            });
+        }
+        Self::parse(path, &std::fs::read_to_string(path).map_err(unreadable)?)
+    }
+
+    /// Checks `text`, which errors call `file`.
+    ///
+    /// # Errors
+    /// As [`Config::load`], but for reading.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let place = Place { file, text };
+        let raw: RawConfig =
+            toml::from_str(text).map_err(|e| place.error(e.span(), &sentence(e.message())))?;
+        raw.check(&place)
+    }
+
+    /// Whether uplink and underlay are one interface, as on a gateway with a single network cable.
+    #[must_use]
+    pub fn shares_uplink(&self) -> bool {
+        self.uplink.interface == self.underlay.interface
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("{}: can't be read: {source}", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Something in it is wrong.
+    #[error("{}:{line}: {}{problem}", file.display(), prefix(key))]
+    Invalid {
+        /// The file.
+        file: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// The key with the tables around it; empty where the file as a whole is meant.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+fn prefix(key: &str) -> String {
+    if key.is_empty() { String::new() } else { format!("{key}: ") }
+}
+
+/// A name that the kernel could give to an interface: 1 to 15 bytes, printable, without `/` and `:`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct InterfaceName(Box<str>);
+
+impl InterfaceName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for InterfaceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = (1..=15).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%'))
+            && !matches!(text, "." | ".." | "lo" | "all" | "default");
+        if fits {
+            Ok(Self(text.into()))
+        } else {
+            let text: String = text.chars().take(40).collect();
+            Err(format!("{text:?} can't be a network interface: `ip link` lists their names"))
+        }
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for InterfaceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A service of this machine: a protocol and a port, as `tcp/22`, or `icmp/echo`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LocalService {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port; 0 for ICMP echo.
+    pub port: u16,
+}
+
+impl FromStr for LocalService {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = |digits: &str| match digits.parse() {
+            Ok(port) if port != 0 && !digits.starts_with('+') => Ok(port),
+            _ => Err(format!("{text:?} has no port from 1 to 65535")),
+        };
+        match text.split_once('/') {
+            Some(("tcp", digits)) => Ok(Self { protocol: Protocol::Tcp, port: port(digits)? }),
+            Some(("udp", digits)) => Ok(Self { protocol: Protocol::Udp, port: port(digits)? }),
+            Some(("icmp", "echo")) => Ok(Self { protocol: Protocol::IcmpEcho, port: 0 }),
+            _ => Err(format!(
+                "{:?} isn't a service: write \"tcp/22\", \"udp/161\" or \"icmp/echo\"",
+                text.chars().take(40).collect::<String>()
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LocalService {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "the agent's configuration")]
+struct RawConfig {
+    #[serde(default = "default_state")]
+    state: Spanned<PathBuf>,
+    #[serde(default = "default_run")]
+    run: Spanned<PathBuf>,
+    uplink: RawUplink,
+    underlay: RawUnderlay,
+    #[serde(default)]
+    port: Vec<RawPort>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table [uplink]")]
+struct RawUplink {
+    interface: Spanned<InterfaceName>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table [underlay]")]
+struct RawUnderlay {
+    interface: Option<Spanned<InterfaceName>>,
+    listen: Spanned<SocketAddr>,
+    #[serde(default)]
+    advertise: Vec<Spanned<SocketAddr>>,
+    #[serde(default)]
+    management: Vec<Spanned<LocalService>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table [[port]]")]
+struct RawPort {
+    name: Spanned<Name>,
+    interface: Spanned<InterfaceName>,
+}
+
+fn default_state() -> Spanned<PathBuf> {
+    Spanned::new(0..0, "/var/lib/anteroom-agent".into())
+}
+
+fn default_run() -> Spanned<PathBuf> {
+    Spanned::new(0..0, "/run/anteroom-agent".into())
+}
+
+/// Most entries of a list in `[underlay]`.
+const MAX_LIST: usize = 16;
+
+impl RawConfig {
+    fn check(self, place: &Place<'_>) -> Result<Config, ConfigError> {
+        let Self { state, run, uplink, underlay, port } = self;
+        for path in [&state, &run] {
+            if !path.get_ref().is_absolute() {
+                return Err(place.error(Some(path.span()), "must be an absolute path"));
+            }
+        }
+        let underlay_interface = underlay.interface.unwrap_or_else(|| uplink.interface.clone());
+        let listen = *underlay.listen.get_ref();
+        if listen.port() == 0 {
+            return Err(place.error(
+                Some(underlay.listen.span()),
+                "needs a fixed UDP port, as in \"0.0.0.0:51820\": peers and firewalls are told it",
+            ));
+        }
+        if listen.ip().is_multicast() {
+            return Err(place.error(Some(underlay.listen.span()), "is a multicast address"));
+        }
+        for address in &underlay.advertise {
+            if address.get_ref().port() == 0 || !reachable(address.get_ref().ip()) {
+                return Err(place.error(
+                    Some(address.span()),
+                    "peers can't send there: write an address and port, as in \"10.20.1.2:51820\"",
+                ));
+            }
+        }
+        place.bounded(&underlay.advertise)?;
+        place.bounded(&underlay.management)?;
+        if port.is_empty() {
+            return Err(place.error(None, "no device port: add a [[port]] with name and interface"));
+        }
+        if let Some(extra) = port.get(Config::MAX_PORTS) {
+            return Err(place.error(
+                Some(extra.name.span()),
+                &format!("more than {} ports", Config::MAX_PORTS),
+            ));
+        }
+        let mut names = HashMap::new();
+        let mut interfaces = HashMap::from([
+            (uplink.interface.get_ref().clone(), place.line(uplink.interface.span())),
+            (underlay_interface.get_ref().clone(), place.line(underlay_interface.span())),
+        ]);
+        for RawPort { name, interface } in &port {
+            if let Some(line) = names.insert(name.get_ref(), place.line(name.span())) {
+                return Err(place.error(
+                    Some(name.span()),
+                    &format!("{:?} is already the port of line {line}", name.get_ref()),
+                ));
+            }
+            let span = interface.span();
+            if let Some(line) =
+                interfaces.insert(interface.get_ref().clone(), place.line(span.clone()))
+            {
+                return Err(place.error(
+                    Some(span),
+                    &format!(
+                        "\"{}\" is already in use on line {line}; each port needs an interface of its own",
+                        interface.get_ref()
+                    ),
+                ));
+            }
+        }
+        Ok(Config {
+            state: state.into_inner(),
+            run: run.into_inner(),
+            uplink: Uplink { interface: uplink.interface.into_inner() },
+            underlay: Underlay {
+                interface: underlay_interface.into_inner(),
+                listen,
+                advertise: underlay.advertise.into_iter().map(Spanned::into_inner).collect(),
+                management: underlay.management.into_iter().map(Spanned::into_inner).collect(),
+            },
+            ports: port
+                .into_iter()
+                .map(|p| Port { name: p.name.into_inner(), interface: p.interface.into_inner() })
+                .collect(),
+        })
+    }
+}
+
+fn reachable(ip: IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    !(ip.is_unspecified() || ip.is_multicast() || broadcast)
+}
+
+/// serde's words for an unknown key, with what a person does about it.
+fn sentence(message: &str) -> String {
+    message.replace("unknown field", "unknown key").replace("missing field", "missing key")
+}
+
+/// Finds lines and keys for byte positions in the text.
+struct Place<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Place<'_> {
+    fn line(&self, span: Range<usize>) -> usize {
+        let upto = span.start.min(self.text.len());
+        self.text.as_bytes()[..upto].iter().filter(|b| **b == b'\n').count() + 1
+    }
+
+    fn error(&self, span: Option<Range<usize>>, problem: &str) -> ConfigError {
+        let span = span.unwrap_or_default();
+        ConfigError::Invalid {
+            file: self.file.to_owned(),
+            line: self.line(span.clone()),
+            key: self.key(&span),
+            problem: problem.to_owned(),
+        }
+    }
+
+    fn bounded<T>(&self, list: &[Spanned<T>]) -> Result<(), ConfigError> {
+        match list.get(MAX_LIST) {
+            Some(extra) => {
+                Err(self.error(Some(extra.span()), &format!("more than {MAX_LIST} entries")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The dotted key whose name or value holds the position.
+    fn key(&self, span: &Range<usize>) -> String {
+        let mut path = String::new();
+        if span.end > span.start
+            && let Ok(root) = DeTable::parse(self.text)
+        {
+            find(root.get_ref(), span.start, &mut path);
+        }
+        path
+    }
+}
+
+/// Appends to `path` what leads to byte `at`. Whether it is in there.
+fn find(table: &DeTable<'_>, at: usize, path: &mut String) -> bool {
+    for (key, value) in table {
+        let before = path.len();
+        if !path.is_empty() {
+            path.push('.');
+        }
+        path.push_str(key.get_ref());
+        if within(value, at, path) || key.span().contains(&at) {
+            return true;
+        }
+        path.truncate(before);
+    }
+    false
+}
+
+fn within(value: &Spanned<DeValue<'_>>, at: usize, path: &mut String) -> bool {
+    let inside = match value.get_ref() {
+        DeValue::Table(table) => find(table, at, path),
+        DeValue::Array(items) => items.iter().enumerate().any(|(i, item)| {
+            let before = path.len();
+            path.push_str(&format!("[{i}]"));
+            let found = within(item, at, path);
+            if !found {
+                path.truncate(before);
+            }
+            found
+        }),
+        _ => false,
+    };
+    inside || value.span().contains(&at)
+}

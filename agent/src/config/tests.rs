@@ -1,0 +1,141 @@
+use super::*;
+
+const GOOD: &str = r#"
+state = "/var/lib/anteroom-agent"
+run = "/run/anteroom-agent"
+[uplink]
+interface = "eth0"
+[underlay]
+listen = "0.0.0.0:51820"
+advertise = ["10.20.1.2:51820"]
+management = ["tcp/22", "icmp/echo"]
+[[port]]
+name = "port1"
+interface = "eth1"
+[[port]]
+name = "port2"
+interface = "eth2"
+"#;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(Path::new("agent.toml"), text).map_err(|e| e.to_string())
+}
+
+#[test]
+fn a_full_file_is_read_as_written() {
+    let config = parse(GOOD).unwrap();
+    assert!(config.shares_uplink());
+    assert_eq!(config.underlay.interface.as_str(), "eth0");
+    assert_eq!(config.underlay.listen.port(), 51820);
+    assert_eq!(
+        config.underlay.management,
+        [
+            LocalService { protocol: Protocol::Tcp, port: 22 },
+            LocalService { protocol: Protocol::IcmpEcho, port: 0 }
+        ]
+    );
+    let ports: Vec<_> =
+        config.ports.iter().map(|p| (p.name.as_str(), p.interface.as_str())).collect();
+    assert_eq!(ports, [("port1", "eth1"), ("port2", "eth2")]);
+}
+
+#[test]
+fn paths_and_the_underlays_interface_have_defaults() {
+    let config = parse(
+        "[uplink]\ninterface = 'eth0'\n[underlay]\ninterface = 'eth9'\nlisten = '[::]:51820'\n[[port]]\nname = 'a'\ninterface = 'eth1'",
+    )
+    .unwrap();
+    assert_eq!(config.state, Path::new("/var/lib/anteroom-agent"));
+    assert_eq!(config.run, Path::new("/run/anteroom-agent"));
+    assert!(!config.shares_uplink());
+}
+
+#[test]
+fn every_mistake_is_named_with_line_and_key() {
+    let cases = [
+        (
+            "interface = \"eth0\"",
+            "interfce = \"eth0\"",
+            "agent.toml:5: uplink.interfce: unknown key",
+        ),
+        ("run =", "rum =", "agent.toml:3: rum: unknown key `rum`"),
+        (
+            "\"port2\"",
+            "\"port1\"",
+            "agent.toml:14: port[1].name: \"port1\" is already the port of line 11",
+        ),
+        (
+            "\"eth2\"",
+            "\"eth1\"",
+            "agent.toml:15: port[1].interface: \"eth1\" is already in use on line 12",
+        ),
+        (
+            "\"eth1\"",
+            "\"eth0\"",
+            "agent.toml:12: port[0].interface: \"eth0\" is already in use on line 5",
+        ),
+        (
+            "\"eth2\"",
+            "\"eth2/x\"",
+            "agent.toml:15: port[1].interface: \"eth2/x\" can't be a network",
+        ),
+        ("\"eth2\"", "7", "agent.toml:15: port[1].interface: invalid type: integer"),
+        ("\"port2\"", "\"Port 2\"", "agent.toml:14: port[1].name: \"Port 2\" can't be a name"),
+        ("0.0.0.0:51820", "0.0.0.0:0", "agent.toml:7: underlay.listen: needs a fixed UDP port"),
+        ("0.0.0.0:51820", "0.0.0.0", "agent.toml:7: underlay.listen: invalid socket address"),
+        ("10.20.1.2:51820", "0.0.0.0:51820", "agent.toml:8: underlay.advertise[0]: peers can't"),
+        ("tcp/22", "tcp/0", "agent.toml:9: underlay.management[0]: \"tcp/0\" has no port"),
+        ("tcp/22", "ssh", "agent.toml:9: underlay.management[0]: \"ssh\" isn't a service"),
+        ("\"/run/", "\"run/", "agent.toml:3: run: must be an absolute path"),
+        ("[uplink]", "[uplink", "agent.toml:4: "),
+        (
+            "[underlay]\nlisten = \"0.0.0.0:51820\"\n",
+            "[underlay]\n",
+            "agent.toml:6: underlay: missing key `listen`",
+        ),
+        ("name = \"port1\"\n", "", "agent.toml:10: port[0]: missing key `name`"),
+    ];
+    for (right, wrong, expected) in cases {
+        assert!(GOOD.contains(right), "{right:?} isn't in the good file");
+        let message = parse(&GOOD.replacen(right, wrong, 1)).expect_err(wrong);
+        assert!(message.starts_with(expected), "for {wrong:?}\n  got {message}\n  not {expected}");
+        assert!(!message.contains('\n'), "{message:?} has several lines");
+    }
+}
+
+#[test]
+fn ports_are_needed_and_bounded() {
+    let head = "[uplink]\ninterface = 'up'\n[underlay]\nlisten = '0.0.0.0:1'\n";
+    assert!(parse(head).unwrap_err().contains("no device port"));
+    let ports = |n: usize| {
+        (0..n).map(|i| format!("[[port]]\nname = 'p{i}'\ninterface = 'e{i}'\n")).collect::<String>()
+    };
+    assert_eq!(parse(&format!("{head}{}", ports(64))).unwrap().ports.len(), 64);
+    let message = parse(&format!("{head}{}", ports(65))).unwrap_err();
+    assert!(message.contains("port[64].name: more than 64 ports"), "{message}");
+}
+
+#[test]
+fn a_missing_or_binary_file_is_an_error_with_its_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("agent.toml");
+    let message = Config::load(&path).unwrap_err().to_string();
+    assert!(message.contains("agent.toml: can't be read"), "{message}");
+    std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
+    let message = Config::load(&path).unwrap_err().to_string();
+    assert!(message.contains("agent.toml: can't be read"), "{message}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "[\\[\\]a-z.=\"0-9\n ]{0,200}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_damage_to_a_good_file_makes_it_panic(at in 0..GOOD.len(), with in proptest::prelude::any::<char>()) {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..=at, &with.to_string());
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,1 @@
+//! The worker thread around the engine, and the handle to it.

@@ -1,0 +1,1 @@
+//! Sockets, links and packet filters of the machine.
