@@ -84,8 +84,8 @@ fn every_mistake_is_named_with_line_and_key() {
         ("0.0.0.0:51820", "0.0.0.0:0", "agent.toml:7: underlay.listen: needs a fixed UDP port"),
         ("0.0.0.0:51820", "0.0.0.0", "agent.toml:7: underlay.listen: invalid socket address"),
         ("10.20.1.2:51820", "0.0.0.0:51820", "agent.toml:8: underlay.advertise[0]: peers can't"),
-        ("tcp/22", "tcp/0", "agent.toml:9: underlay.management[0]: \"tcp/0\" has no port"),
-        ("tcp/22", "ssh", "agent.toml:9: underlay.management[0]: \"ssh\" isn't a service"),
+        ("tcp/22", "tcp/0", "agent.toml:9: underlay.management: \"tcp/0\" has no port"),
+        ("tcp/22", "ssh", "agent.toml:9: underlay.management: \"ssh\" isn't a service"),
         ("\"/run/", "\"run/", "agent.toml:3: run: must be an absolute path"),
         ("[uplink]", "[uplink", "agent.toml:4: "),
         (

@@ -1,1 +1,4 @@
 //! Sockets, links and packet filters of the machine.
+
+pub mod packet;
+pub mod ports;

@@ -1,0 +1,180 @@
+//! The handle through which the rest of the agent speaks with the worker.
+
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anteroom_agent_core::port::PortId;
+use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::view::View;
+use nix::sys::eventfd::EventFd;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::dataplane::status::Status;
+use crate::net::packet::PacketSocket;
+
+/// Commands that wait for the worker at most; more make the caller wait.
+pub(super) const COMMANDS: usize = 64;
+
+/// The worker turns its loop at least this often, so that a longer silence means that it hangs.
+pub(super) const LONGEST_TURN: Duration = Duration::from_millis(500);
+
+/// Silence of the worker after which it counts as hung.
+const HUNG: Duration = Duration::from_secs(5);
+
+/// The data plane has ended, so it can't answer any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the data plane has stopped")]
+pub struct Stopped;
+
+/// What the worker is asked.
+pub(super) enum Command {
+    Apply(Arc<View>, oneshot::Sender<()>),
+    SetTime(UnixMillis, bool),
+    SetOwnAddresses(Vec<IpAddr>),
+    Report(oneshot::Sender<EngineReport>),
+    Status(oneshot::Sender<Status>),
+    Flows(usize, oneshot::Sender<Vec<FlowInfo>>),
+    Explain(Question, oneshot::Sender<Explanation>),
+    Learned(oneshot::Sender<Learned>),
+    PortOpened(PortId, Box<PacketSocket>),
+    Gro(PortId, Option<bool>),
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// When the worker last turned its loop.
+pub(super) struct Heartbeat {
+    start: Instant,
+    millis: AtomicU64,
+}
+
+impl Heartbeat {
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), millis: AtomicU64::new(0) }
+    }
+
+    pub(super) fn beat(&self, now: Instant) {
+        let millis = now.saturating_duration_since(self.start).as_millis();
+        self.millis.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        let last = Duration::from_millis(self.millis.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(last)
+    }
+}
+
+/// Sends commands and wakes the worker.
+#[derive(Clone)]
+pub(super) struct Commander {
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) wake: Arc<EventFd>,
+}
+
+impl Commander {
+    pub(super) async fn send(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).await.map_err(|_| Stopped)?;
+        // A full counter (EAGAIN) wakes the worker just as well.
+        let _ = nix::unistd::write(self.wake.as_fd(), &1u64.to_ne_bytes());
+        Ok(())
+    }
+}
+
+/// Speaks with the worker. Cheap to clone; the worker ends with [`Handle::shutdown`].
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) commander: Commander,
+    pub(super) heartbeat: Arc<Heartbeat>,
+    pub(super) endpoints: watch::Receiver<Vec<SocketAddr>>,
+}
+
+impl Handle {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Stopped> {
+        let (sender, answer) = oneshot::channel();
+        self.commander.send(command(sender)).await?;
+        answer.await.map_err(|_| Stopped)
+    }
+
+    /// Puts a view in force; returns once it is.
+    ///
+    /// # Errors
+    /// After [`Handle::shutdown`], as with every call here.
+    pub async fn apply(&self, view: Arc<View>) -> Result<(), Stopped> {
+        self.ask(|answer| Command::Apply(view, answer)).await
+    }
+
+    /// Tells the wall clock. `confirmed`: a controller or peer said so since this start.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), Stopped> {
+        self.commander.send(Command::SetTime(wall, confirmed)).await
+    }
+
+    /// Takes out what happened since the last report, the shell's own drops included.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn report(&self) -> Result<EngineReport, Stopped> {
+        self.ask(Command::Report).await
+    }
+
+    /// Engine, interfaces and underlay at a glance.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn status(&self) -> Result<Status, Stopped> {
+        self.ask(Command::Status).await
+    }
+
+    /// At most `limit` flows, the most recently used first.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn flows(&self, limit: usize) -> Result<Vec<FlowInfo>, Stopped> {
+        self.ask(|answer| Command::Flows(limit, answer)).await
+    }
+
+    /// What would become of a flow, and why.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn explain(&self, question: Question) -> Result<Explanation, Stopped> {
+        self.ask(|answer| Command::Explain(question, answer)).await
+    }
+
+    /// What is worth keeping over a restart.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn learned(&self) -> Result<Learned, Stopped> {
+        self.ask(Command::Learned).await
+    }
+
+    /// Where peers can send to: what the configuration advertises, or else the underlay interface's addresses with
+    /// the tunnels' port. Changes as those addresses do.
+    #[must_use]
+    pub fn endpoints(&self) -> watch::Receiver<Vec<SocketAddr>> {
+        self.endpoints.clone()
+    }
+
+    /// Whether the worker turned its loop lately. For the watchdog: false means that it hangs.
+    #[must_use]
+    pub fn alive(&self) -> bool {
+        self.heartbeat.silence() < HUNG
+    }
+
+    /// Ends the worker; frames stop flowing. Ports stay isolated.
+    ///
+    /// # Errors
+    /// Where it has ended already.
+    pub async fn shutdown(&self) -> Result<(), Stopped> {
+        self.ask(Command::Shutdown).await
+    }
+}

@@ -1,0 +1,90 @@
+//! What the shell tells about interfaces and sockets, beside the engine's own status.
+
+use anteroom_agent_core::report::EngineStatus;
+use serde::{Deserialize, Serialize};
+
+/// Engine, interfaces and underlay at a glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The engine.
+    pub engine: EngineStatus,
+    /// The uplink, then the device ports in their order.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// The gateway's own traffic.
+    pub underlay: UnderlayStatus,
+}
+
+/// The uplink or a device port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// `uplink`, or the port's name.
+    pub name: String,
+    /// The interface.
+    pub interface: String,
+    /// Whether frames can flow. False while the interface is gone or down; it is opened again by itself.
+    pub open: bool,
+    /// Offloads that are on.
+    pub offloads: Offloads,
+    /// What passed and what didn't.
+    pub counters: InterfaceCounters,
+}
+
+/// Offloads of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Offloads {
+    /// Super-frames pass between kernel and agent uncut (`PACKET_VNET_HDR`).
+    pub super_frames: bool,
+    /// The kernel merges received packets (generic receive offload). None where it doesn't say.
+    pub gro: Option<bool>,
+    /// The hardware merges received packets. Always switched off where it can be.
+    pub lro: Option<bool>,
+}
+
+/// Counters of an interface since it was first opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct InterfaceCounters {
+    /// Frames that came in. A super-frame counts once.
+    pub received: u64,
+    /// Frames that went out. A super-frame counts once.
+    pub sent: u64,
+    /// Frames that the kernel dropped because the agent didn't fetch them in time.
+    pub missed: u64,
+    /// Frames too long for a buffer.
+    pub truncated: u64,
+    /// Super-frames of a kind that the kernel couldn't describe; it lost them.
+    pub unknown_gso: u64,
+    /// Frames that found the send queue full.
+    pub queue_full: u64,
+    /// Frames that the interface refused.
+    pub egress_failed: u64,
+}
+
+/// The underlay's socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnderlayStatus {
+    /// Where it listens.
+    pub listen: String,
+    /// Size of its receive buffer in bytes.
+    pub receive_buffer: usize,
+    /// What passed and what didn't.
+    pub counters: UnderlayCounters,
+}
+
+/// Counters of the underlay's socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct UnderlayCounters {
+    /// Datagrams that came in.
+    pub received: u64,
+    /// Datagrams that went out.
+    pub sent: u64,
+    /// Datagrams too long for a buffer.
+    pub truncated: u64,
+    /// Datagrams larger than the path's first hop carries.
+    pub too_big: u64,
+    /// Datagrams that found the send queue full.
+    pub queue_full: u64,
+    /// Datagrams with no route to their destination.
+    pub unreachable: u64,
+    /// Datagrams refused for another reason.
+    pub egress_failed: u64,
+}
