@@ -1,1 +1,17 @@
 //! A hospital in network namespaces: a library for tests, a command for people.
+//!
+//! Everything lives in a private world that needs no root ([`namespace`]): hosts, cables and switches ([`topology`]),
+//! clinical traffic by programs that others wrote ([`clinical`]), an intruder ([`scan`]), a capture on the campus
+//! ([`capture`]), and Anteroom's own programs, used as an operator would ([`programs`]).
+
+pub mod capture;
+pub mod clinical;
+pub mod figures;
+pub mod namespace;
+pub mod packet;
+pub mod ping;
+pub mod process;
+pub mod programs;
+pub mod scan;
+pub mod topology;
+pub mod wait;

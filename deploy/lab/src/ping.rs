@@ -1,0 +1,184 @@
+//! Pings from a host, many and fast, with what came back.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::packet::IcmpSocket;
+use crate::topology::Host;
+
+/// What a series of pings came to.
+#[derive(Debug, Clone, Serialize)]
+pub struct Series {
+    /// Requests sent.
+    pub sent: u64,
+    /// Replies that came.
+    pub received: u64,
+    /// Round-trip times in microseconds, sorted.
+    #[serde(skip)]
+    pub times: Vec<u64>,
+    /// The longest run of requests without a reply.
+    pub longest_gap: u64,
+    /// From the first request to the first reply.
+    pub first_reply: Option<Duration>,
+}
+
+impl Series {
+    /// Requests without a reply.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.sent - self.received
+    }
+
+    /// The round-trip time in microseconds below which `share` (0 to 1) of the replies came.
+    #[must_use]
+    pub fn percentile(&self, share: f64) -> Option<u64> {
+        crate::figures::percentile(&self.times, share)
+    }
+}
+
+/// A series of pings under way.
+#[derive(Debug)]
+pub struct Pinging {
+    thread: std::thread::JoinHandle<Result<std::io::Result<Series>>>,
+    received: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Pinging {
+    /// Starts `count` pings, one each `every`.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start(host: &Host, to: Ipv4Addr, count: u64, every: Duration) -> Result<Self> {
+        let received = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (counting, ended) = (received.clone(), stop.clone());
+        let thread = host.thread(move || series(to, count, every, &counting, &ended))?;
+        Ok(Self { thread, received, stop })
+    }
+
+    /// Replies so far.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Sends no more and waits for what is under way.
+    ///
+    /// # Errors
+    /// If the sockets failed.
+    pub fn stop(self) -> Result<Series> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.finish()
+    }
+
+    /// Waits for the end of the series.
+    ///
+    /// # Errors
+    /// If the sockets failed.
+    pub fn finish(self) -> Result<Series> {
+        match self.thread.join() {
+            Ok(series) => Ok(series??),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+/// Pings a few times, and waits for the answers.
+///
+/// # Errors
+/// If the sockets failed.
+pub fn ping(host: &Host, to: Ipv4Addr, count: u64, every: Duration) -> Result<Series> {
+    Pinging::start(host, to, count, every)?.finish()
+}
+
+fn series(
+    to: Ipv4Addr,
+    count: u64,
+    every: Duration,
+    received: &AtomicU64,
+    stop: &AtomicBool,
+) -> std::io::Result<Series> {
+    static IDENTIFIER: AtomicU64 = AtomicU64::new(1);
+    let next = IDENTIFIER.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 64;
+    let identifier = u16::try_from(next & 0xffff).unwrap_or(0);
+    let socket = IcmpSocket::open()?;
+    let start = Instant::now();
+    let mut under_way: BTreeMap<u16, (u64, Instant)> = BTreeMap::new();
+    let mut answered = Vec::new();
+    let mut times = Vec::new();
+    let mut first_reply = None;
+    let mut sent = 0_u64;
+    let mut deadline = None;
+    loop {
+        let now = Instant::now();
+        let due = start + every * u32::try_from(sent).unwrap_or(u32::MAX);
+        if sent < count && !stop.load(Ordering::Relaxed) {
+            if now >= due {
+                let sequence = u16::try_from(sent & 0xffff).unwrap_or(0);
+                under_way.insert(sequence, (sent, now));
+                // A neighbour that isn't there is a lost ping, not a broken socket.
+                socket.echo(to, identifier, sequence).ok();
+                answered.push(false);
+                sent += 1;
+                continue;
+            }
+        } else if under_way.is_empty()
+            || now >= *deadline.get_or_insert(now + Duration::from_secs(1))
+        {
+            break;
+        }
+        let wait = due.saturating_duration_since(now).min(Duration::from_millis(20));
+        let wait = wait.max(Duration::from_micros(500));
+        if let Some((from, sequence)) = socket.reply(identifier, wait)?
+            && from == to
+            && let Some((number, at)) = under_way.remove(&sequence)
+        {
+            first_reply.get_or_insert_with(|| start.elapsed());
+            times.push(u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX));
+            if let Some(flag) = usize::try_from(number).ok().and_then(|n| answered.get_mut(n)) {
+                *flag = true;
+            }
+            received.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    times.sort_unstable();
+    let longest = answered.split(|answered| *answered).map(<[bool]>::len).max().unwrap_or(0);
+    Ok(Series {
+        sent,
+        received: u64::try_from(times.len()).unwrap_or(u64::MAX),
+        times,
+        longest_gap: u64::try_from(longest).unwrap_or(u64::MAX),
+        first_reply,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pings_are_answered_by_who_is_there_and_lost_where_nobody_is() {
+        let test = "ping::tests::pings_are_answered_by_who_is_there_and_lost_where_nobody_is";
+        if !crate::namespace::in_private_network(test) {
+            return;
+        }
+        let here = Host::create("here").unwrap();
+        let there = Host::create("there").unwrap();
+        crate::topology::cable((&here, "eth0", None), (&there, "eth0")).unwrap();
+        here.address("eth0", Ipv4Addr::new(10, 0, 0, 1), 24).unwrap();
+        there.address("eth0", Ipv4Addr::new(10, 0, 0, 2), 24).unwrap();
+        let every = Duration::from_millis(2);
+        let series = ping(&here, Ipv4Addr::new(10, 0, 0, 2), 100, every).unwrap();
+        assert_eq!((series.sent, series.lost(), series.longest_gap), (100, 0, 0), "{series:?}");
+        assert!(series.percentile(0.5).unwrap() < 100_000, "{series:?}");
+        let series = ping(&here, Ipv4Addr::new(10, 0, 0, 3), 10, every).unwrap();
+        assert_eq!((series.received, series.longest_gap), (0, 10), "{series:?}");
+    }
+}
