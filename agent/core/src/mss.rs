@@ -1,5 +1,19 @@
 //! Rewrites the largest segment size that TCP ends announce to each other.
 
+use crate::checksum;
+use crate::wire::tcp::{self, TcpFlags};
+use crate::wire::{Transport, be16, parse_ipv4, put};
+
+#[cfg(test)]
+mod tests;
+
+/// IP and TCP headers without options, which the announced size doesn't count (RFC 6691).
+const HEADERS: u16 = 40;
+/// Kind of the option.
+const MSS: u8 = 2;
+/// Where the checksum stands in a TCP header.
+const CHECKSUM_AT: usize = 16;
+
 /// Lowers the MSS option of a SYN or SYN-ACK, an IPv4 packet from its IP header on, to what fits `mtu` bytes of
 /// IP. Leaves everything else alone; without the option, 536 applies and always fits.
 ///
@@ -8,6 +22,28 @@
 ///
 /// Returns the size that was announced, if it was lowered.
 pub fn clamp(packet: &mut [u8], mtu: u16, partial: bool) -> Option<u16> {
-    let _ = (packet, mtu, partial);
-    todo!()
+    let parsed = parse_ipv4(packet).ok()?;
+    let Transport::Tcp { flags, .. } = parsed.transport else { return None };
+    if !flags.has(TcpFlags::SYN) {
+        return None;
+    }
+    let ip_header = parsed.header_len;
+    let header = tcp::parse_tcp(parsed.payload()).ok()?;
+    let (_, offset, _) =
+        header.options().find(|(kind, _, value)| *kind == MSS && value.len() == 2)?;
+    let at = tcp::MIN_HEADER_LEN + offset;
+    let transport = packet.get_mut(ip_header..)?;
+    let (announced, fits) = (be16(transport, at)?, mtu.saturating_sub(HEADERS));
+    if announced <= fits {
+        return None;
+    }
+    put(transport, at, &fits.to_be_bytes());
+    if !partial {
+        // At an odd place the two bytes belong to two words, and count as if they were swapped (RFC 1071).
+        let place = |value: u16| if at % 2 == 0 { value } else { value.swap_bytes() };
+        let sum = be16(transport, CHECKSUM_AT)?;
+        let sum = checksum::update(sum, place(announced), place(fits));
+        put(transport, CHECKSUM_AT, &sum.to_be_bytes());
+    }
+    Some(announced)
 }

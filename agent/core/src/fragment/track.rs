@@ -1,17 +1,28 @@
 //! Follows fragmented packets: later fragments get the verdict of their first.
 
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::verdict::DropReason;
+use hashbrown::HashMap;
 
 use crate::wire::Ipv4Packet;
+
+#[cfg(test)]
+mod tests;
+
+/// Most stretches with gaps between them that are remembered of one packet.
+const MAX_STRETCHES: usize = 64;
+/// An unfinished packet that was silent for this long gives way to a new one with the same id.
+const ID_REUSED_AFTER: Duration = Duration::from_secs(2);
 
 /// How much a [`Tracker`] may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Packets followed at once.
     pub packets: usize,
-    /// Packets followed at once of one owner.
+    /// Packets followed at once of one owner. One more pushes the owner's oldest out.
     pub packets_per_owner: usize,
     /// Fragments of one packet that are held until their first arrives.
     pub held_per_packet: usize,
@@ -44,21 +55,120 @@ pub enum Outcome<T> {
     Drop(DropReason),
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    owner: u32,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+    id: u16,
+}
+
+impl Key {
+    fn of(owner: u32, packet: &Ipv4Packet<'_>) -> Self {
+        Self {
+            owner,
+            source: packet.source,
+            destination: packet.destination,
+            protocol: packet.protocol,
+            id: packet.id,
+        }
+    }
+}
+
+/// Which parts of a packet have come.
+#[derive(Debug, Default)]
+struct Stretches {
+    /// Apart from each other and in order: (first byte, byte behind the last).
+    seen: Vec<(u16, u16)>,
+    total: Option<u16>,
+}
+
+impl Stretches {
+    /// Takes note of a fragment, or refuses one that overlaps, or that contradicts where the packet ends.
+    fn add(&mut self, start: u16, end: u16, more: bool) -> Result<(), DropReason> {
+        let overlap = DropReason::FragmentOverlap;
+        let at = self.seen.partition_point(|seen| seen.1 <= start);
+        if self.seen.get(at).is_some_and(|next| next.0 < end) {
+            return Err(overlap);
+        }
+        if more {
+            if self.total.is_some_and(|total| end > total) {
+                return Err(overlap);
+            }
+        } else {
+            let beyond = self.seen.last().is_some_and(|last| last.1 > end);
+            if beyond || self.total.is_some_and(|total| total != end) {
+                return Err(overlap);
+            }
+        }
+        let before = at.checked_sub(1).filter(|before| self.seen[*before].1 == start);
+        let after = self.seen.get(at).is_some_and(|next| next.0 == end);
+        match (before, after) {
+            (Some(before), true) => {
+                self.seen[before].1 = self.seen[at].1;
+                self.seen.remove(at);
+            }
+            (Some(before), false) => self.seen[before].1 = end,
+            (None, true) => self.seen[at].0 = start,
+            (None, false) if self.seen.len() < MAX_STRETCHES => self.seen.insert(at, (start, end)),
+            (None, false) => return Err(DropReason::FragmentTableFull),
+        }
+        if !more {
+            self.total = Some(end);
+        }
+        Ok(())
+    }
+
+    fn complete(&self) -> bool {
+        self.total.is_some_and(|total| self.seen == [(0, total)])
+    }
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    serial: u64,
+    last: Instant,
+    /// The first fragment's, once it was seen.
+    token: Option<T>,
+    stretches: Stretches,
+    held: Vec<Box<[u8]>>,
+}
+
+#[derive(Debug, Default)]
+struct Owner {
+    /// Oldest first. What was finished stays here until it is met.
+    order: VecDeque<(Key, u64, Instant)>,
+    live: usize,
+}
+
 /// Fragmented packets in flight. `T` is what the engine wants to know of a first fragment's verdict.
 ///
 /// An owner is whoever's share of the table a fragment uses up: a device, or the uplink. Fragments of different
-/// owners never meet.
+/// owners never meet. An overlapping fragment is dropped, so that a receiver can't be shown two versions of the
+/// same bytes.
 #[derive(Debug)]
 pub struct Tracker<T> {
     limits: Limits,
-    _token: Option<T>,
+    entries: HashMap<Key, Entry<T>, foldhash::fast::RandomState>,
+    owners: HashMap<u32, Owner, foldhash::fast::RandomState>,
+    held_bytes: usize,
+    lost: u64,
+    next_serial: u64,
 }
 
 impl<T: Copy> Tracker<T> {
     /// An empty table.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, _token: None }
+        Self {
+            limits,
+            entries: HashMap::default(),
+            owners: HashMap::default(),
+            held_bytes: 0,
+            lost: 0,
+            next_serial: 0,
+        }
     }
 
     /// A first fragment passed with `token`, also when that says "drop". Returns the fragments that waited for
@@ -73,8 +183,20 @@ impl<T: Copy> Tracker<T> {
         token: T,
         now: Instant,
     ) -> Result<Vec<Box<[u8]>>, DropReason> {
-        let _ = (owner, packet, token, now, self.limits);
-        todo!()
+        let key = Key::of(owner, packet);
+        match self.note(key, packet, now) {
+            Err(DropReason::FragmentOverlap) if self.is_stale(&key, now) => {
+                self.remove(&key);
+                self.note(key, packet, now)?;
+            }
+            result => result?,
+        }
+        let Some(entry) = self.entries.get_mut(&key) else { return Ok(Vec::new()) };
+        entry.token = Some(token);
+        let held = std::mem::take(&mut entry.held);
+        self.held_bytes -= held.iter().map(|bytes| bytes.len()).sum::<usize>();
+        self.finish(&key);
+        Ok(held)
     }
 
     /// A fragment that isn't the first. `bytes` is what is kept if it must be held: the whole frame, or the
@@ -86,32 +208,139 @@ impl<T: Copy> Tracker<T> {
         bytes: &[u8],
         now: Instant,
     ) -> Outcome<T> {
-        let _ = (owner, packet, bytes, now);
-        todo!()
+        let key = Key::of(owner, packet);
+        let entry = self.entries.get(&key);
+        let known = entry.and_then(|entry| entry.token);
+        if known.is_none() {
+            let held = entry.map_or(0, |entry| entry.held.len());
+            let room = self.limits.held_bytes.saturating_sub(self.held_bytes);
+            if held >= self.limits.held_per_packet || bytes.len() > room {
+                return Outcome::Drop(DropReason::FragmentNoFirst);
+            }
+        }
+        if let Err(reason) = self.note(key, packet, now) {
+            return Outcome::Drop(reason);
+        }
+        match (known, self.entries.get_mut(&key)) {
+            (Some(token), _) => {
+                self.finish(&key);
+                Outcome::Follow(token)
+            }
+            (None, Some(entry)) => {
+                entry.held.push(bytes.into());
+                self.held_bytes += bytes.len();
+                Outcome::Held
+            }
+            (None, None) => Outcome::Drop(DropReason::FragmentNoFirst),
+        }
     }
 
-    /// Forgets what was followed for too long. Returns how many held fragments were lost with it
-    /// ([`DropReason::FragmentNoFirst`]).
+    /// Forgets what was followed for too long. Returns how many held fragments were lost since the call before,
+    /// pushed out ones included ([`DropReason::FragmentNoFirst`]).
     pub fn expire(&mut self, now: Instant) -> u64 {
-        let _ = now;
-        todo!()
+        let mut late = Vec::new();
+        for owner in self.owners.values_mut() {
+            while let Some((key, serial, begun)) = owner.order.front().copied() {
+                let current = self.entries.get(&key).is_some_and(|entry| entry.serial == serial);
+                if current && now.saturating_duration_since(begun) < self.limits.timeout {
+                    break;
+                }
+                owner.order.pop_front();
+                if current {
+                    late.push(key);
+                }
+            }
+        }
+        for key in late {
+            self.remove(&key);
+        }
+        std::mem::take(&mut self.lost)
     }
 
     /// When [`Self::expire`] has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        todo!()
+        let oldest = |owner: &Owner| owner.order.front().map(|(_, _, begun)| *begun);
+        self.owners.values().filter_map(oldest).min().map(|begun| begun + self.limits.timeout)
     }
 
     /// Packets followed.
     #[must_use]
     pub fn len(&self) -> usize {
-        todo!()
+        self.entries.len()
     }
 
     /// Whether none is followed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.entries.is_empty()
+    }
+
+    /// Takes note of a fragment in its entry, which is made if need be.
+    fn note(&mut self, key: Key, packet: &Ipv4Packet<'_>, now: Instant) -> Result<(), DropReason> {
+        let fragment = packet.fragment.ok_or(DropReason::Malformed)?;
+        let end = usize::from(fragment.offset) + packet.payload().len();
+        let end = u16::try_from(end).map_err(|_| DropReason::Malformed)?;
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.stretches.add(fragment.offset, end, fragment.more)?;
+            entry.last = now;
+            return Ok(());
+        }
+        let mut stretches = Stretches::default();
+        stretches.add(fragment.offset, end, fragment.more)?;
+        self.make_room(key.owner)?;
+        let serial = self.next_serial;
+        self.next_serial += 1;
+        let owner = self.owners.entry(key.owner).or_default();
+        owner.order.push_back((key, serial, now));
+        owner.live += 1;
+        let entry = Entry { serial, last: now, token: None, stretches, held: Vec::new() };
+        self.entries.insert(key, entry);
+        Ok(())
+    }
+
+    /// Makes sure that an owner may have one entry more.
+    fn make_room(&mut self, owner: u32) -> Result<(), DropReason> {
+        let live = self.owners.get(&owner).map_or(0, |owner| owner.live);
+        if live < self.limits.packets_per_owner && self.entries.len() < self.limits.packets {
+            return Ok(());
+        }
+        while let Some(found) = self.owners.get_mut(&owner)
+            && let Some((key, serial, _)) = found.order.pop_front()
+        {
+            if self.entries.get(&key).is_some_and(|entry| entry.serial == serial) {
+                self.remove(&key);
+                return Ok(());
+            }
+        }
+        Err(DropReason::FragmentTableFull)
+    }
+
+    fn is_stale(&self, key: &Key, now: Instant) -> bool {
+        let idle = |entry: &Entry<T>| now.saturating_duration_since(entry.last) >= ID_REUSED_AFTER;
+        self.entries.get(key).is_some_and(idle)
+    }
+
+    /// Removes an entry all of whose fragments have come.
+    fn finish(&mut self, key: &Key) {
+        if self.entries.get(key).is_some_and(|entry| entry.stretches.complete()) {
+            self.remove(key);
+        }
+    }
+
+    fn remove(&mut self, key: &Key) {
+        let Some(entry) = self.entries.remove(key) else { return };
+        self.lost += entry.held.len() as u64;
+        self.held_bytes -= entry.held.iter().map(|bytes| bytes.len()).sum::<usize>();
+        let Some(owner) = self.owners.get_mut(&key.owner) else { return };
+        owner.live -= 1;
+        if owner.live == 0 {
+            self.owners.remove(&key.owner);
+        } else if owner.order.len() > 2 * self.limits.packets_per_owner {
+            let entries = &self.entries;
+            owner.order.retain(|(key, serial, _)| {
+                entries.get(key).is_some_and(|entry| entry.serial == *serial)
+            });
+        }
     }
 }
