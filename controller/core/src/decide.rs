@@ -1,14 +1,22 @@
 //! The reference decision: what a model does with a flow, judged at both ends.
+//!
+//! Each end judges by what its own gateway's view holds, as DESIGN's matrix of modes has it, and the stricter
+//! verdict stands. This is what tests, plans and `why` rely on, and what the packet engine must agree with.
 
 use std::net::Ipv4Addr;
 
-use anteroom_proto::id::MemberId;
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::mode::{Mode, PairPath};
 use anteroom_proto::name::Name;
 use anteroom_proto::service::Protocol;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::verdict::Verdict;
+use anteroom_proto::verdict::{DropReason, Verdict};
 
-use crate::resolve::Resolved;
+use crate::model::Device;
+use crate::resolve::{Resolved, ResolvedRule};
+
+#[cfg(test)]
+mod tests;
 
 /// One end of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,8 +49,11 @@ pub struct Decision {
     pub rule: Option<Name>,
     /// Whether that rule is essential.
     pub essential: bool,
-    /// The end that drops it, where one does: `from` or `to`.
+    /// The end that drops it, or would, where one does.
     pub dropped_at: Option<End>,
+    /// Whether any gateway stands between the two at all: two devices on one port of a gateway, and two
+    /// addresses without one, talk as they like.
+    pub guarded: bool,
 }
 
 /// An end of a flow.
@@ -54,9 +65,238 @@ pub enum End {
     To,
 }
 
+/// What one end makes of a flow.
+#[derive(Debug, Clone, Copy)]
+struct Judgement<'a> {
+    verdict: Verdict,
+    rule: Option<&'a ResolvedRule>,
+}
+
 /// Decides on `flow` at `now`, with every tunnel up and every gateway up to date.
 #[must_use]
 pub fn decide(resolved: &Resolved, flow: &Flow, now: UnixMillis) -> Decision {
-    let _ = (resolved, flow, now);
-    Decision { verdict: Verdict::Clear, rule: None, essential: false, dropped_at: None }
+    let from = attached(resolved, flow.from);
+    let to = attached(resolved, flow.to);
+    let neighbours = matches!((from, to), (Some((a, _)), Some((b, _))) if same_port(a, b));
+    if neighbours || (from.is_none() && to.is_none()) {
+        let verdict = Verdict::Clear;
+        return Decision {
+            verdict,
+            rule: None,
+            essential: false,
+            dropped_at: None,
+            guarded: false,
+        };
+    }
+    let ends = [
+        (End::From, from.map(|(own, gateway)| judge(resolved, flow, End::From, own, gateway, now))),
+        (End::To, to.map(|(own, gateway)| judge(resolved, flow, End::To, own, gateway, now))),
+    ];
+    let present = ends.iter().filter_map(|(end, found)| found.map(|found| (*end, found)));
+    let strictness = |judgement: &Judgement<'_>| match judgement.verdict {
+        Verdict::Drop(_) => 3,
+        Verdict::WouldDrop(_) => 2,
+        Verdict::Clear | Verdict::ClearTunnelDown => 1,
+        Verdict::Tunnel | Verdict::Local => 0,
+    };
+    // Of two that are equally strict the end that opens comes first: it drops before anything leaves.
+    let strictest =
+        present.clone().reduce(|a, b| if strictness(&b.1) > strictness(&a.1) { b } else { a });
+    let (end, judgement) =
+        strictest.unwrap_or((End::From, Judgement { verdict: Verdict::Clear, rule: None }));
+    let rule = judgement.rule.or_else(|| present.clone().find_map(|(_, found)| found.rule));
+    Decision {
+        verdict: judgement.verdict,
+        rule: rule.map(|rule| rule.name.clone()),
+        essential: rule.is_some_and(|rule| rule.essential),
+        dropped_at: judgement.verdict.reason().map(|_| end),
+        guarded: true,
+    }
+}
+
+/// The first rule that allows the flow at `now`, whatever the modes: what policy means by "allowed".
+#[must_use]
+pub fn permits<'a>(
+    resolved: &'a Resolved,
+    flow: &Flow,
+    now: UnixMillis,
+) -> Option<&'a ResolvedRule> {
+    let mut best: Option<usize> = None;
+    candidates(resolved, flow, &mut |place, rule| {
+        if !rule.expired(now) && best.is_none_or(|found| place < found) {
+            best = Some(place);
+        }
+    });
+    best.map(|place| &resolved.rules[place])
+}
+
+/// Calls `found` with each rule that matches both ends and the port, in no order, some more than once.
+fn candidates<'a>(
+    resolved: &'a Resolved,
+    flow: &Flow,
+    found: &mut dyn FnMut(usize, &'a ResolvedRule),
+) {
+    let mut consider = |place: usize, far_is_to: bool, far: Party| {
+        let rule = &resolved.rules[place];
+        let side = if far_is_to { rule.to } else { rule.from };
+        let holds = match far {
+            Party::Member(id) => resolved.side(side).members.binary_search(&id).is_ok(),
+            Party::Address(address) => resolved.external_holds(side, address),
+        };
+        if holds && rule.opens(flow.protocol, flow.port) {
+            found(place, rule);
+        }
+    };
+    match (flow.from, flow.to) {
+        (Party::Member(own), far) => {
+            for side in resolved.sides_of(own) {
+                for place in &resolved.side(*side).from_rules {
+                    consider(*place, true, far);
+                }
+            }
+        }
+        (far, Party::Member(own)) => {
+            for side in resolved.sides_of(own) {
+                for place in &resolved.side(*side).to_rules {
+                    consider(*place, false, far);
+                }
+            }
+        }
+        (Party::Address(_), Party::Address(_)) => {}
+    }
+}
+
+/// A device with its gateway, where the party is one that an approved gateway stands in front of.
+fn attached(resolved: &Resolved, party: Party) -> Option<(&Device, GatewayId)> {
+    let Party::Member(id) = party else { return None };
+    let device = resolved.model.devices.get(&id)?;
+    let gateway = device.attachment.gateway;
+    resolved.model.gateways.contains_key(&gateway).then_some((device, gateway))
+}
+
+fn same_port(a: &Device, b: &Device) -> bool {
+    a.attachment.gateway == b.attachment.gateway && a.attachment.port == b.attachment.port
+}
+
+/// The address by which a gateway that doesn't know a member would see it.
+fn address_of(device: &Device) -> Option<Ipv4Addr> {
+    let fixed = device.addresses.iter().find(|net| net.prefix_len() == 32);
+    fixed.or(device.addresses.first()).map(|net| net.addr())
+}
+
+/// What the gateway in front of one end makes of the flow.
+fn judge<'a>(
+    resolved: &'a Resolved,
+    flow: &Flow,
+    end: End,
+    own: &Device,
+    gateway: GatewayId,
+    now: UnixMillis,
+) -> Judgement<'a> {
+    let far = match end {
+        End::From => flow.to,
+        End::To => flow.from,
+    };
+    // What the view holds decides: a member that shares no rule is just an address from here.
+    let known = match far {
+        Party::Member(id) => resolved
+            .model
+            .devices
+            .get(&id)
+            .filter(|far| far.attachment.gateway == gateway || resolved.sees(gateway, id)),
+        Party::Address(_) => None,
+    };
+    let far = match (far, known) {
+        (Party::Member(id), None) => match resolved.model.devices.get(&id).and_then(address_of) {
+            Some(address) => Party::Address(address),
+            None => Party::Member(id),
+        },
+        (far, _) => far,
+    };
+    let seen = match end {
+        End::From => Flow { to: far, ..*flow },
+        End::To => Flow { from: far, ..*flow },
+    };
+    let view = View {
+        own: own.mode,
+        path: known
+            .map_or(PairPath::with_external(own.mode), |far| PairPath::of(own.mode, far.mode)),
+        local: known.is_some_and(|far| far.attachment.gateway == gateway),
+        quarantined: own.quarantined || known.is_some_and(|far| far.quarantined),
+        stranger: known.is_none(),
+    };
+    view.judge(resolved, &seen, now)
+}
+
+/// What one end knows of a flow's pair.
+#[derive(Debug, Clone, Copy)]
+struct View {
+    own: Mode,
+    path: PairPath,
+    local: bool,
+    quarantined: bool,
+    stranger: bool,
+}
+
+impl View {
+    fn judge<'a>(self, resolved: &'a Resolved, flow: &Flow, now: UnixMillis) -> Judgement<'a> {
+        // The first rule that lets it pass is cited; failing that, the one that comes nearest.
+        let mut best: Option<(Option<DropReason>, usize)> = None;
+        candidates(resolved, flow, &mut |place, rule| {
+            let found = (self.obstacle(rule, now), place);
+            if best.is_none_or(|best| (nearness(found.0), found.1) < (nearness(best.0), best.1)) {
+                best = Some(found);
+            }
+        });
+        let rule = best.map(|(_, place)| &resolved.rules[place]);
+        let obstacle = match best {
+            Some((obstacle, _)) => obstacle,
+            None if self.path == PairPath::None => Some(DropReason::UnknownMode),
+            None if self.quarantined => Some(DropReason::Quarantined),
+            None if self.stranger => Some(DropReason::NotVisible),
+            None => Some(DropReason::NoRule),
+        };
+        Judgement { verdict: self.verdict(obstacle), rule }
+    }
+
+    /// Why a matching rule doesn't let the flow pass after all.
+    fn obstacle(self, rule: &ResolvedRule, now: UnixMillis) -> Option<DropReason> {
+        if self.path == PairPath::None {
+            Some(DropReason::UnknownMode)
+        } else if self.quarantined && !rule.essential {
+            Some(DropReason::Quarantined)
+        } else if rule.expired(now) {
+            Some(DropReason::Expired)
+        } else if self.path == PairPath::ClearIfRuleSays && !rule.clear {
+            Some(DropReason::ClearNotAllowed)
+        } else {
+            None
+        }
+    }
+
+    fn verdict(self, obstacle: Option<DropReason>) -> Verdict {
+        match (obstacle, self.own) {
+            (None, _) if self.local => Verdict::Local,
+            (None, _) if self.path == PairPath::Tunnel => Verdict::Tunnel,
+            (None, _) => Verdict::Clear,
+            (Some(reason @ (DropReason::Quarantined | DropReason::UnknownMode)), _) => {
+                Verdict::Drop(reason)
+            }
+            (Some(_), Mode::Observe) if self.local => Verdict::Local,
+            (Some(_), Mode::Observe) => Verdict::Clear,
+            (Some(reason), Mode::Protect) => Verdict::WouldDrop(reason),
+            (Some(reason), Mode::Enforce | Mode::Unrecognised) => Verdict::Drop(reason),
+        }
+    }
+}
+
+/// How near a rule came to letting a flow pass: the smaller the nearer.
+fn nearness(obstacle: Option<DropReason>) -> u8 {
+    match obstacle {
+        None => 0,
+        Some(DropReason::ClearNotAllowed) => 1,
+        Some(DropReason::Expired) => 2,
+        Some(DropReason::Quarantined) => 3,
+        Some(_) => 4,
+    }
 }

@@ -1,11 +1,28 @@
 //! Changes to a model, as operators make them. Each checks what it is given and changes nothing when it fails.
 
+use std::collections::BTreeMap;
+
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
+use ipnet::Ipv4Net;
 
 use crate::model::{Device, Gateway, Model};
-use crate::problem::Problems;
+use crate::policy::{POLICY_FILE, parse_all};
+use crate::problem::{Problems, did_you_mean};
+use crate::resolve::Resolved;
+
+#[cfg(test)]
+mod tests;
+
+/// Most labels of one thing.
+pub const MAX_LABELS: usize = 64;
+/// Longest label value in bytes.
+pub const MAX_LABEL_LEN: usize = 256;
+/// Most addresses of one device.
+pub const MAX_ADDRESSES: usize = 16;
+/// Most gateways, revoked ones included, and most devices of one organisation.
+pub const MAX_THINGS: usize = 100_000;
 
 /// Why a change can't be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,10 +66,8 @@ impl Model {
     /// # Errors
     /// [`EditError::Unknown`].
     pub fn find_device(&self, name: &str) -> Result<(MemberId, &Device), EditError> {
-        self.device_named(name).ok_or_else(|| EditError::Unknown {
-            kind: "device",
-            name: name.chars().take(80).collect(),
-            suggestion: String::new(),
+        self.device_named(name).ok_or_else(|| {
+            unknown("device", name, self.devices.values().map(|device| device.name.as_str()))
         })
     }
 
@@ -61,18 +76,43 @@ impl Model {
     /// # Errors
     /// [`EditError::Unknown`].
     pub fn find_gateway(&self, name: &str) -> Result<(GatewayId, &Gateway), EditError> {
-        self.gateway_named(name).ok_or_else(|| EditError::Unknown {
-            kind: "gateway",
-            name: name.chars().take(80).collect(),
-            suggestion: String::new(),
+        self.gateway_named(name).ok_or_else(|| {
+            unknown("gateway", name, self.gateways.values().map(|gateway| gateway.name.as_str()))
         })
+    }
+
+    /// Whether the device stands behind an approved gateway. One that doesn't is in no view.
+    #[must_use]
+    pub fn is_attached(&self, device: &Device) -> bool {
+        self.gateways.contains_key(&device.attachment.gateway)
     }
 
     /// Adds a gateway.
     ///
     /// # Errors
-    /// When its id, key or name is taken, by a revoked gateway too.
+    /// When its id or key is taken, by a revoked gateway too, or its name is taken, or a label can't be.
     pub fn approve_gateway(&mut self, id: GatewayId, gateway: Gateway) -> Result<(), EditError> {
+        if self.gateways.len() + self.revoked.len() >= MAX_THINGS {
+            return Err(too_many("gateways"));
+        }
+        for (other, found) in &self.gateways {
+            if found.name == gateway.name {
+                return Err(taken("the name", &gateway.name, format!("gateway {other}")));
+            }
+        }
+        for (other, found) in self.gateways.iter().chain(&self.revoked) {
+            let by = || {
+                let revoked = if self.revoked.contains_key(other) { "revoked " } else { "" };
+                format!("the {revoked}gateway \"{}\"; enrol it anew", found.name)
+            };
+            if *other == id {
+                return Err(taken("the id", &id, by()));
+            }
+            if found.identity == gateway.identity {
+                return Err(taken("the identity key", &gateway.identity, by()));
+            }
+        }
+        labels_fit(&format!("gateway {}", gateway.name), &gateway.labels)?;
         self.gateways.insert(id, gateway);
         Ok(())
     }
@@ -91,14 +131,82 @@ impl Model {
     }
 
     /// Takes a device into the model. A detached device of the same name and Ethernet address is attached
-    /// again: it keeps its id, its mode and its labels, to which those of `device` are added.
+    /// again: it keeps its id, its mode, its history and its labels, to which those of `device` are added.
     /// Says under which id the device is in the model.
     ///
     /// # Errors
     /// When its name, id or place is taken, its gateway isn't approved, or a value can't be.
-    pub fn confirm_device(&mut self, id: MemberId, device: Device) -> Result<MemberId, EditError> {
+    pub fn confirm_device(
+        &mut self,
+        id: MemberId,
+        mut device: Device,
+    ) -> Result<MemberId, EditError> {
+        let Some(gateway) = self.gateways.get(&device.attachment.gateway) else {
+            let known = self.gateways.values().map(|gateway| gateway.name.as_str());
+            return Err(unknown("gateway", &device.attachment.gateway.to_string(), known));
+        };
+        device_fits(&device)?;
+        let (mac, site) = (device.attachment.mac, &gateway.site);
+        let mut returning = None;
+        for (other, found) in &self.devices {
+            let attached = self.gateways.get(&found.attachment.gateway);
+            let same_mac = found.attachment.mac == mac;
+            if found.name == device.name {
+                match attached {
+                    None if same_mac => returning = Some(*other),
+                    None => {
+                        let by = format!(
+                            "a device with the Ethernet address {} whose gateway was revoked",
+                            found.attachment.mac
+                        );
+                        return Err(taken("the name", &device.name, by));
+                    }
+                    Some(gateway) => {
+                        let by = format!("a device behind gateway \"{}\"", gateway.name);
+                        return Err(taken("the name", &device.name, by));
+                    }
+                }
+            } else if *other == id {
+                return Err(taken("the id", &id, format!("device \"{}\"", found.name)));
+            } else if same_mac && attached.is_some_and(|gateway| gateway.site == *site) {
+                let by = format!("device \"{}\" in the same site", found.name);
+                return Err(taken("the Ethernet address", &mac, by));
+            }
+        }
+        if returning.is_none() {
+            if self.devices.len() >= MAX_THINGS {
+                return Err(too_many("devices"));
+            }
+            self.name_is_free(&device.name)?;
+        }
+        let id = returning.unwrap_or(id);
+        if let Some(before) = self.devices.get(&id) {
+            let mut labels = before.labels.clone();
+            labels.append(&mut device.labels);
+            labels_fit(&format!("device {}", device.name), &labels)?;
+            device.labels = labels;
+            device.mode = before.mode;
+            device.mode_since = before.mode_since;
+            device.confirmed_at = before.confirmed_at;
+            device.quarantined = before.quarantined;
+        }
         self.devices.insert(id, device);
         Ok(id)
+    }
+
+    /// A device's name stands in one namespace with the policy's segments and externals.
+    fn name_is_free(&self, name: &Name) -> Result<(), EditError> {
+        let (policy, _) = parse_all(POLICY_FILE, &self.policy);
+        let entry = |kind: &str, line: usize| {
+            taken("the name", name, format!("the {kind} in line {line} of the policy"))
+        };
+        if let Some(segment) = policy.segments.get(name) {
+            return Err(entry("segment", segment.position.line));
+        }
+        match policy.externals.get(name) {
+            Some(external) => Err(entry("external", external.position.line)),
+            None => Ok(()),
+        }
     }
 
     /// Sets labels of a device; a label without a value is removed.
@@ -110,8 +218,12 @@ impl Model {
         name: &str,
         labels: &[(Name, Option<String>)],
     ) -> Result<MemberId, EditError> {
-        let _ = labels;
-        self.find_device(name).map(|(id, _)| id)
+        let (id, device) = self.find_device(name)?;
+        let changed = relabelled(&format!("device {name}"), &device.labels, labels)?;
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.labels = changed;
+        }
+        Ok(id)
     }
 
     /// Sets labels of a gateway; a label without a value is removed.
@@ -123,12 +235,16 @@ impl Model {
         name: &str,
         labels: &[(Name, Option<String>)],
     ) -> Result<GatewayId, EditError> {
-        let _ = labels;
-        self.find_gateway(name).map(|(id, _)| id)
+        let (id, gateway) = self.find_gateway(name)?;
+        let changed = relabelled(&format!("gateway {name}"), &gateway.labels, labels)?;
+        if let Some(gateway) = self.gateways.get_mut(&id) {
+            gateway.labels = changed;
+        }
+        Ok(id)
     }
 
     /// Sets a device's mode. `revision` is the number of the revision being made. A device that has the mode
-    /// already stays as it is.
+    /// already stays as it is. What the mode would do is for [`crate::plan`] to say.
     ///
     /// # Errors
     /// [`EditError::Unknown`], or a mode that this program doesn't know.
@@ -138,8 +254,32 @@ impl Model {
         mode: Mode,
         revision: u64,
     ) -> Result<MemberId, EditError> {
-        let _ = (mode, revision);
-        self.find_device(name).map(|(id, _)| id)
+        let (id, _) = self.find_device(name)?;
+        if mode == Mode::Unrecognised {
+            return Err(EditError::Invalid {
+                what: format!("the mode of device {name}"),
+                problem: "choose observe, protect or enforce".into(),
+            });
+        }
+        if let Some(device) = self.devices.get_mut(&id)
+            && device.mode != mode
+        {
+            device.mode = mode;
+            device.mode_since = revision;
+        }
+        Ok(id)
+    }
+
+    /// Lays quarantine over a device's mode, or lifts it.
+    ///
+    /// # Errors
+    /// [`EditError::Unknown`].
+    pub fn set_quarantine(&mut self, name: &str, quarantined: bool) -> Result<MemberId, EditError> {
+        let (id, _) = self.find_device(name)?;
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.quarantined = quarantined;
+        }
+        Ok(id)
     }
 
     /// Sets the policy; `file` is what problems call it.
@@ -147,8 +287,115 @@ impl Model {
     /// # Errors
     /// [`EditError::Policy`] with every problem of the text, names that name nothing included.
     pub fn set_policy(&mut self, file: &str, text: &str) -> Result<(), EditError> {
-        crate::resolve::Resolved::from_text(self, file, text)?;
+        Resolved::from_text(self, file, text)?;
         text.clone_into(&mut self.policy);
         Ok(())
+    }
+}
+
+fn unknown<'a>(
+    kind: &'static str,
+    name: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> EditError {
+    let suggestion = did_you_mean(name, known);
+    EditError::Unknown { kind, name: name.chars().take(80).collect(), suggestion }
+}
+
+fn taken(what: &'static str, taken: &impl ToString, by: String) -> EditError {
+    EditError::Taken { what, taken: taken.to_string(), by }
+}
+
+fn too_many(what: &str) -> EditError {
+    let problem = format!("there are {MAX_THINGS} already, and no more are kept");
+    EditError::Invalid { what: what.to_owned(), problem }
+}
+
+fn relabelled(
+    what: &str,
+    before: &BTreeMap<Name, String>,
+    changes: &[(Name, Option<String>)],
+) -> Result<BTreeMap<Name, String>, EditError> {
+    let mut labels = before.clone();
+    for (label, value) in changes {
+        match value {
+            Some(value) => labels.insert(label.clone(), value.clone()),
+            None => labels.remove(label),
+        };
+    }
+    labels_fit(what, &labels)?;
+    Ok(labels)
+}
+
+fn labels_fit(what: &str, labels: &BTreeMap<Name, String>) -> Result<(), EditError> {
+    let invalid = |what: String, problem: String| Err(EditError::Invalid { what, problem });
+    if labels.len() > MAX_LABELS {
+        return invalid(
+            what.to_owned(),
+            format!("{} labels are more than {MAX_LABELS}", labels.len()),
+        );
+    }
+    for (label, value) in labels {
+        let what = format!("label {label} of {what}");
+        if value.is_empty() {
+            return invalid(what, "the value is empty: leave the label out instead".into());
+        }
+        if value.len() > MAX_LABEL_LEN {
+            return invalid(what, format!("the value is longer than {MAX_LABEL_LEN} bytes"));
+        }
+        if value.chars().any(char::is_control) {
+            return invalid(what, "the value has a control character in it".into());
+        }
+    }
+    Ok(())
+}
+
+fn device_fits(device: &Device) -> Result<(), EditError> {
+    let of = |what: &str| format!("{what} of device {}", device.name);
+    let invalid = |what: String, problem: String| Err(EditError::Invalid { what, problem });
+    if device.attachment.mac.is_group() || device.attachment.mac.0 == [0; 6] {
+        let mac = device.attachment.mac;
+        return invalid(of("the Ethernet address"), format!("{mac} is nobody's own"));
+    }
+    if device.attachment.vlan.is_some_and(|vlan| !(1..=4094).contains(&vlan)) {
+        return invalid(of("the VLAN"), "choose one of 1 to 4094".into());
+    }
+    if device.prefix_len.is_some_and(|len| len > 32) {
+        return invalid(of("the prefix length"), "it is at most 32".into());
+    }
+    if device.mode == Mode::Unrecognised {
+        return invalid(of("the mode"), "choose observe, protect or enforce".into());
+    }
+    if device.addresses.len() > MAX_ADDRESSES {
+        let count = device.addresses.len();
+        return invalid(of("the addresses"), format!("{count} are more than {MAX_ADDRESSES}"));
+    }
+    for net in &device.addresses {
+        if let Some(problem) = address_problem(*net) {
+            return invalid(of("an address"), format!("{net} {problem}"));
+        }
+    }
+    if let Some(router) = &device.router
+        && address_problem(router.address.into()).is_some()
+    {
+        return invalid(of("the router"), format!("{} is nobody's own address", router.address));
+    }
+    labels_fit(&format!("device {}", device.name), &device.labels)
+}
+
+fn address_problem(net: Ipv4Net) -> Option<&'static str> {
+    let address = net.addr();
+    if net.prefix_len() < 8 {
+        Some("is too wide: a prefix of 8 bits and more stands for \"dynamic within\"")
+    } else if net.trunc() != net {
+        Some("has bits behind its length: write the prefix's first address")
+    } else if address.is_unspecified()
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_broadcast()
+    {
+        Some("is nobody's own address")
+    } else {
+        None
     }
 }

@@ -1,78 +1,135 @@
 //! From ids in views and telemetry back to the names that people gave.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anteroom_proto::id::{ExternalId, GatewayId, MemberId, RuleId, SegmentId, SiteId};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::name::Name;
+use anteroom_proto::service::{PortMatch, Protocol};
+use ipnet::Ipv4Net;
 
 use crate::model::Model;
+use crate::policy::{POLICY_FILE, Policy, parse_all};
+use crate::resolve::Addresses;
+use crate::service_catalog;
 
 /// Names by id.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Names {
-    gateways: BTreeMap<GatewayId, String>,
-    members: BTreeMap<MemberId, String>,
-    rules: BTreeMap<RuleId, String>,
-    segments: BTreeMap<SegmentId, String>,
-    externals: BTreeMap<ExternalId, String>,
-    sites: BTreeMap<SiteId, String>,
+    gateways: BTreeMap<GatewayId, Name>,
+    site_of: BTreeMap<GatewayId, Name>,
+    members: BTreeMap<MemberId, Name>,
+    places: BTreeMap<(GatewayId, MacAddr), MemberId>,
+    rules: BTreeMap<RuleId, Name>,
+    segments: BTreeMap<SegmentId, Name>,
+    externals: BTreeMap<ExternalId, Name>,
+    sites: BTreeMap<SiteId, Name>,
+    services: BTreeMap<Name, Vec<PortMatch>>,
+    addresses: Addresses,
+    prefixes: Vec<(Ipv4Net, Name)>,
+}
+
+macro_rules! lookups {
+    ($($(#[$doc:meta])* $method:ident, $field:ident, $id:ident;)*) => {
+        impl Names {
+            $($(#[$doc])*
+            #[must_use]
+            pub fn $method(&self, id: $id) -> String {
+                self.$field.get(&id).map_or_else(|| id.to_string(), ToString::to_string)
+            })*
+        }
+    };
+}
+
+lookups! {
+    /// The gateway's name, or its id where it has none.
+    gateway, gateways, GatewayId;
+    /// The member's name, or its id where it has none.
+    member, members, MemberId;
+    /// The rule's name, or its id where it has none.
+    rule, rules, RuleId;
+    /// The segment's name, or its id where it has none.
+    segment, segments, SegmentId;
+    /// The external's name, or its id where it has none.
+    external, externals, ExternalId;
+    /// The site's name, or its id where it has none.
+    site, sites, SiteId;
 }
 
 impl Names {
     /// The names in `model`, revoked gateways included. A policy with problems gives the names that can be read.
     #[must_use]
     pub fn of(model: &Model) -> Self {
-        let _ = model;
-        Self::default()
+        let (policy, _) = parse_all(POLICY_FILE, &model.policy);
+        let mut names = Self { addresses: Addresses::of(model), ..Self::default() };
+        for (id, gateway) in model.revoked.iter().chain(&model.gateways) {
+            names.gateways.insert(*id, gateway.name.clone());
+            names.site_of.insert(*id, gateway.site.clone());
+            names.sites.insert(SiteId::of(gateway.site.as_str()), gateway.site.clone());
+        }
+        for (id, device) in &model.devices {
+            names.members.insert(*id, device.name.clone());
+            names.places.insert((device.attachment.gateway, device.attachment.mac), *id);
+        }
+        names.read(policy);
+        names
     }
 
-    /// The gateway's name, or its id where it has none.
-    #[must_use]
-    pub fn gateway(&self, id: GatewayId) -> String {
-        self.gateways.get(&id).cloned().unwrap_or_else(|| id.to_string())
+    fn read(&mut self, policy: Policy) {
+        for (name, external) in policy.externals {
+            let id = ExternalId::of(name.as_str());
+            self.prefixes.extend(external.prefixes.iter().map(|prefix| (*prefix, name.clone())));
+            self.externals.insert(id, name);
+        }
+        // The narrowest prefix names an address best.
+        self.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+        let named = policy.segments.into_keys().map(|name| (SegmentId::of(name.as_str()), name));
+        self.segments.extend(named);
+        let named = policy.rules.into_keys().map(|name| (RuleId::of(name.as_str()), name));
+        self.rules.extend(named);
+        self.services.extend(policy.services.into_iter().map(|(name, own)| (name, own.ports)));
     }
 
-    /// The member's name, or its id where it has none.
+    /// The member that a gateway sees under this Ethernet address, where it is confirmed.
     #[must_use]
-    pub fn member(&self, id: MemberId) -> String {
-        self.members.get(&id).cloned().unwrap_or_else(|| id.to_string())
-    }
-
-    /// The rule's name, or its id where it has none.
-    #[must_use]
-    pub fn rule(&self, id: RuleId) -> String {
-        self.rules.get(&id).cloned().unwrap_or_else(|| id.to_string())
-    }
-
-    /// The segment's name, or its id where it has none.
-    #[must_use]
-    pub fn segment(&self, id: SegmentId) -> String {
-        self.segments.get(&id).cloned().unwrap_or_else(|| id.to_string())
-    }
-
-    /// The external's name, or its id where it has none.
-    #[must_use]
-    pub fn external(&self, id: ExternalId) -> String {
-        self.externals.get(&id).cloned().unwrap_or_else(|| id.to_string())
-    }
-
-    /// The site's name, or its id where it has none.
-    #[must_use]
-    pub fn site(&self, id: SiteId) -> String {
-        self.sites.get(&id).cloned().unwrap_or_else(|| id.to_string())
+    pub fn member_of(&self, gateway: GatewayId, mac: MacAddr) -> Option<MemberId> {
+        self.places.get(&(gateway, mac)).copied()
     }
 
     /// Whose address this is, seen from behind `gateway`: a device's name, an external's, or the address itself.
     #[must_use]
     pub fn address(&self, gateway: GatewayId, address: IpAddr) -> String {
-        let _ = gateway;
-        address.to_string()
+        let IpAddr::V4(v4) = address else { return address.to_string() };
+        let member = self.site_of.get(&gateway).and_then(|site| self.addresses.at(site, v4));
+        let member = member.and_then(|id| self.members.get(&id));
+        member
+            .or_else(|| self.external_holding(v4))
+            .map_or_else(|| address.to_string(), ToString::to_string)
     }
-}
 
-/// What people call a protocol number and port: a built-in service's name where exactly one fits, `tcp/104`
-/// otherwise.
-#[must_use]
-pub fn service(protocol: u8, port: u16) -> String {
-    format!("{protocol}/{port}")
+    fn external_holding(&self, address: Ipv4Addr) -> Option<&Name> {
+        self.prefixes.iter().find(|(prefix, _)| prefix.contains(&address)).map(|(_, name)| name)
+    }
+
+    /// What people call an IP protocol number and port: the service, the policy's own first, of which it is one,
+    /// or `tcp/4006`, `icmp/echo`, `protocol 47`.
+    #[must_use]
+    pub fn service(&self, protocol: u8, port: u16) -> String {
+        let known = match protocol {
+            6 => Protocol::Tcp,
+            17 => Protocol::Udp,
+            1 => return "ping".to_owned(),
+            other => return format!("protocol {other}"),
+        };
+        let holds = |ports: &[PortMatch]| ports.iter().any(|range| range.matches(known, port));
+        let own =
+            self.services.iter().find(|(_, ports)| holds(ports)).map(|(name, _)| name.as_str());
+        let built_in = || service_catalog::all().iter().find(|service| holds(service.ports));
+        let text = PortMatch { protocol: known, first: port, last: port }.to_string();
+        match own.or_else(|| built_in().map(|service| service.name)) {
+            Some(name) => format!("{name} ({text})"),
+            None => text,
+        }
+    }
 }

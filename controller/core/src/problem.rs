@@ -68,7 +68,7 @@ impl Problems {
         if self.is_empty() {
             return Ok(value);
         }
-        self.list.sort_by(|a, b| (a.line, a.column).cmp(&(b.line, b.column)));
+        self.list.sort_by_key(|problem| (problem.line, problem.column));
         Err(self)
     }
 }

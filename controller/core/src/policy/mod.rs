@@ -11,8 +11,20 @@ use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use ipnet::Ipv4Net;
 
-use crate::model::Model;
 use crate::problem::Problems;
+use crate::service_catalog;
+
+mod check;
+mod format;
+mod parse;
+mod reader;
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub use format::format;
+pub(crate) use parse::parse_all;
+pub use template::template;
 
 /// Longest policy text in bytes.
 pub const MAX_POLICY_LEN: usize = 4 * 1024 * 1024;
@@ -159,21 +171,53 @@ pub enum Expect {
 /// # Errors
 /// Every problem that can be seen without a model.
 pub fn parse(file: &str, text: &str) -> Result<Policy, Problems> {
-    let _ = (file, text);
-    Ok(Policy::default())
+    let (policy, problems) = parse_all(file, text);
+    problems.or(policy)
 }
 
-/// `text` in canonical order and spacing, comments kept. The meaning stays the same.
-///
-/// # Errors
-/// The place where `text` isn't TOML.
-pub fn format(file: &str, text: &str) -> Result<String, Problems> {
-    let _ = file;
-    Ok(text.to_owned())
+impl Policy {
+    /// The ports of a service, the policy's own or built in.
+    #[must_use]
+    pub fn ports(&self, service: &str) -> Option<&[PortMatch]> {
+        match self.services.get(service) {
+            Some(own) => Some(&own.ports),
+            None => service_catalog::find(service).map(|built_in| built_in.ports),
+        }
+    }
+
+    /// The policy without its places, so that what it means can be compared.
+    #[must_use]
+    pub fn unplaced(mut self) -> Self {
+        let lists = |list: &mut Vec<At<Name>>| list.iter_mut().for_each(At::unplace);
+        self.infrastructure.values_mut().for_each(|entry| entry.position = Position::default());
+        self.externals.values_mut().for_each(|entry| entry.position = Position::default());
+        self.services.values_mut().for_each(|entry| entry.position = Position::default());
+        for segment in self.segments.values_mut() {
+            segment.position = Position::default();
+            lists(&mut segment.members);
+            lists(&mut segment.externals);
+            if let Some(site) = segment.matches.as_mut().and_then(|found| found.site.as_mut()) {
+                site.unplace();
+            }
+        }
+        for rule in self.rules.values_mut() {
+            rule.position = Position::default();
+            rule.from.unplace();
+            rule.to.unplace();
+            lists(&mut rule.services);
+        }
+        for test in self.tests.values_mut() {
+            test.position = Position::default();
+            test.from.unplace();
+            test.to.unplace();
+            lists(&mut test.services);
+        }
+        self
+    }
 }
 
-/// A commented policy to start from, made of the confirmed devices, for `policy init`.
-#[must_use]
-pub fn template(model: &Model) -> String {
-    model.policy.clone()
+impl<T> At<T> {
+    fn unplace(&mut self) {
+        self.position = Position::default();
+    }
 }
