@@ -1,0 +1,217 @@
+//! The words that may be typed, with their help.
+
+mod device;
+mod gateway;
+mod policy;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anteroom_proto::key::Hash;
+use anteroom_proto::name::Name;
+use clap::{Args, Parser, Subcommand};
+
+use crate::output::time::parse_duration;
+
+pub use device::{DeviceCommand, DeviceConfirm, DeviceMode};
+pub use gateway::{GatewayCommand, GatewayInvite};
+pub use policy::PolicyCommand;
+
+/// The command line as a whole.
+#[derive(Debug, Parser)]
+#[command(
+    name = "anteroom",
+    version,
+    about = "Protects medical equipment with gateways in the wire: the operator's command line.",
+    long_about = "Protects medical equipment that can't be patched, with small gateways in the wire in front of it. \
+        This program is where people decide: which gateways belong, which devices stand behind them, who may \
+        talk to whom, and how strictly that is kept. Every decision is signed here with your own key.",
+    after_help = "Where to start:\n  \
+        anteroom login SETUP-CODE --name ana    become the first operator of a new controller\n  \
+        anteroom gateway invite imaging --site north\n  \
+        anteroom status\n\n\
+        Exit status: 0 done, 1 error, 2 something lags or is offline, 3 in force but not yet everywhere,\n\
+        4 refused by the plan, 64 wrong usage or a confirmation is missing.",
+    disable_help_subcommand = true,
+    infer_subcommands = false
+)]
+pub struct Cli {
+    /// Directory that holds your key and what you trust [default: $ANTEROOM_HOME or ~/.config/anteroom]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+    /// Print JSON for programs instead of tables for people
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Become an operator: claim a new controller, or make a key on a further machine
+    #[command(after_help = "Examples:\n  \
+        anteroom login anteroom-setup-1.pGVodHRwc4F4… --name ana\n  \
+        anteroom login https://10.20.0.10:8443 --fingerprint 5b2f…e1 --name ben")]
+    Login(Login),
+    /// End the session with the controller; your key stays here
+    Logout,
+    /// Show who you are, and which controller and organisation you trust
+    Whoami,
+    /// Show how gateways and devices are, problems first (exit status 2 if something lags or is offline)
+    #[command(
+        after_help = "Examples:\n  anteroom status\n  anteroom status --wait 30     wait up to 30 s until all is well\n  anteroom status --watch"
+    )]
+    Status(Status),
+    /// Explain why a connection passes or doesn't, and what to do about it
+    #[command(
+        after_help = "Ends are names of devices, segments or externals, or addresses; a service is a name, or protocol and port.\n\n\
+        Examples:\n  anteroom why ct-1 pacs-1 dicom\n  anteroom why 10.20.9.9 pump-1 tcp/22"
+    )]
+    Why(Why),
+    /// Show who talks to whom, and what became of it
+    #[command(
+        after_help = "Examples:\n  anteroom flows                 everything, newest first\n  anteroom flows ct-1 --dropped  what was dropped of this device\n  anteroom flows --would-drop    what enforce would drop\n  anteroom flows --clear         what still goes in the clear"
+    )]
+    Flows(Flows),
+    /// Gateways: the small appliances in front of the devices
+    #[command(subcommand)]
+    Gateway(GatewayCommand),
+    /// Devices: the equipment behind the gateways
+    #[command(subcommand)]
+    Device(DeviceCommand),
+    /// Policy: the file that says who may talk to whom
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Operators: the people who may sign changes
+    #[command(subcommand)]
+    Operator(OperatorCommand),
+    /// Audit log: who changed what, when and why
+    #[command(subcommand)]
+    Audit(AuditCommand),
+}
+
+/// Arguments of `login`.
+#[derive(Debug, Args)]
+pub struct Login {
+    /// The setup code that `anteroom-controller init` printed, or the controller's address https://HOST:PORT
+    #[arg(value_name = "SETUP-CODE|URL")]
+    pub target: String,
+    /// Your name in the audit log
+    #[arg(long)]
+    pub name: Name,
+    /// SHA-256 of the controller's HTTPS certificate, from an operator or its console (with an address)
+    #[arg(long, value_name = "HEX", value_parser = parse_certificate)]
+    pub fingerprint: Option<Hash>,
+    /// Where to write the recovery key, to be kept offline (with a setup code)
+    #[arg(long, value_name = "FILE", default_value = "anteroom-recovery.key")]
+    pub recovery_out: PathBuf,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Wait up to so many seconds until all is well
+    #[arg(long, value_name = "SECS", conflicts_with = "watch")]
+    pub wait: Option<u64>,
+    /// Show it again every two seconds
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// Arguments of `why`.
+#[derive(Debug, Args)]
+pub struct Why {
+    /// Who opens the connection
+    #[arg(value_name = "SRC")]
+    pub from: String,
+    /// To whom
+    #[arg(value_name = "DST")]
+    pub to: String,
+    /// What for: a service such as dicom, or tcp/104
+    pub service: String,
+}
+
+/// Arguments of `flows`.
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a switch that a person types")]
+pub struct Flows {
+    /// Only those of this device
+    pub name: Option<String>,
+    /// Only what was dropped
+    #[arg(long, group = "verdict")]
+    pub dropped: bool,
+    /// Only what passed and would be dropped in enforce
+    #[arg(long, group = "verdict")]
+    pub would_drop: bool,
+    /// Only what went in the clear
+    #[arg(long, group = "verdict")]
+    pub clear: bool,
+    /// Go on showing what is new, until Ctrl-C
+    #[arg(long)]
+    pub follow: bool,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
+}
+
+/// What to do with operators.
+#[derive(Debug, Subcommand)]
+pub enum OperatorCommand {
+    /// List operators and controllers, as the authority document names them
+    List,
+}
+
+/// What to do with the audit log.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// List entries, newest last
+    List {
+        /// The newest so many
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+    /// Check the whole log: its chain of hashes, and the signature of every revision in it
+    Verify,
+}
+
+/// What every change of the model takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ChangeArgs {
+    /// Why, for the audit log
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Don't ask whether to go on
+    #[arg(long)]
+    pub yes: bool,
+    /// Don't wait for the gateways to take the change over
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How long to wait for the gateways
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// A label to set, or to remove where it has no value.
+pub type Label = (Name, Option<String>);
+
+fn parse_label(text: &str) -> Result<Label, String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| {
+        format!("{text:?} is not a label: write class=ct, or class= to remove it")
+    })?;
+    let key: Name =
+        key.parse().map_err(|error: anteroom_proto::name::ParseNameError| error.to_string())?;
+    Ok((key, Some(value.to_owned()).filter(|value| !value.is_empty())))
+}
+
+fn parse_certificate(text: &str) -> Result<Hash, String> {
+    let digits: String =
+        text.chars().filter(|c| !matches!(c, ':' | ' ')).collect::<String>().to_ascii_lowercase();
+    digits.parse().map_err(|_| {
+        "expected the 64 hexadecimal digits of the certificate's SHA-256, as the controller's console shows them".into()
+    })
+}
+
+#[cfg(test)]
+mod tests;

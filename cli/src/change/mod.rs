@@ -1,0 +1,411 @@
+//! How every change of the model is made: fetched and verified, edited, compiled, shown, confirmed, signed,
+//! handed in, followed until the gateways have it.
+//!
+//! What is signed was computed here, out of a base that an operator signed. The controller only stores it.
+
+mod base;
+mod confirm;
+mod show;
+mod wait;
+
+use anteroom_controller_core::compile::compile;
+use anteroom_controller_core::edit::EditError;
+use anteroom_controller_core::lint::Evidence;
+use anteroom_controller_core::model::Model;
+use anteroom_controller_core::plan::Plan;
+use anteroom_controller_core::problem::Problems;
+use anteroom_proto::api::{
+    EdgeQuery, ModelAccepted, ModelRevision, ModelRevisionBody, ModelUpdate, RevisionInfo, paths,
+};
+use anteroom_proto::cbor::Blob;
+use anteroom_proto::cose::{SignatureError, Signed};
+use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::key::{Hash, PublicKey};
+use serde::Serialize;
+
+use crate::args::ChangeArgs;
+use crate::client::ClientError;
+use crate::error::{Error, Exit};
+use crate::home::Seen;
+use crate::output::Output;
+use crate::output::time::now;
+use crate::remote::Remote;
+
+pub use base::{Current, check_revision, fetch, fetch_revision};
+pub use confirm::Confirm;
+pub use show::render_plan;
+use wait::GatewayOutcome;
+
+/// Most edges that a plan is judged by.
+const EVIDENCE_EDGES: u32 = 10_000;
+
+/// Why a change isn't made, or its base isn't believed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// The root of a revision isn't an operator's.
+    #[error(
+        "the controller serves revision {number}, but {problem}. Nothing was changed. Only operators can sign revisions: treat this controller as stolen until you know better"
+    )]
+    Signature {
+        /// Which revision was asked for: a number, or "the newest".
+        number: String,
+        /// What is wrong with the signature.
+        problem: SignatureError,
+    },
+    /// The model isn't the one that the root names.
+    #[error(
+        "the controller serves a model for revision {number} that isn't the one {signer} signed: it was altered. Nothing was changed. Treat this controller as stolen until you know better"
+    )]
+    Altered {
+        /// The revision.
+        number: u64,
+        /// Whose signature stands under it.
+        signer: String,
+    },
+    /// The revision is older than one that was seen.
+    #[error(
+        "the controller serves revision {found} as the newest, but this machine has seen revision {seen}: it was set back. Nothing was changed. If it was restored from a backup, an operator must say so in the authority document; if not, treat it as stolen"
+    )]
+    Rollback {
+        /// What it serves: a number, or none.
+        found: u64,
+        /// What was seen.
+        seen: u64,
+    },
+    /// Another revision of the same number was seen, or what follows it doesn't name it.
+    #[error(
+        "the controller serves a revision {number} that doesn't continue the revision {seen} that this machine has seen: the history was split. Nothing was changed. Ask the other operators what they signed, and treat this controller as stolen until you know better"
+    )]
+    Split {
+        /// What it serves.
+        number: u64,
+        /// What was seen.
+        seen: u64,
+    },
+    /// Something in a signed revision that can't be.
+    #[error("revision {number}: {problem}. Nothing was changed")]
+    Content {
+        /// The revision.
+        number: u64,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Somebody else was faster.
+    #[error(
+        "nothing was changed: {who} meanwhile. Look at it with `anteroom policy history`, then try again"
+    )]
+    Moved {
+        /// Who did what.
+        who: String,
+    },
+    /// The change can't be made.
+    #[error("{0}")]
+    Edit(#[from] EditError),
+    /// The model wouldn't compile.
+    #[error("{0}")]
+    Problems(#[from] Problems),
+}
+
+/// A change that an operator asked for.
+#[derive(Debug)]
+pub struct Request {
+    /// What is done, for the audit log, such as `device mode`.
+    pub action: &'static str,
+    /// To what.
+    pub subject: String,
+    /// How it is confirmed.
+    pub confirm: Confirm,
+    /// Whether refusals that can be overridden are.
+    pub force: bool,
+    /// Whether a reason must be given.
+    pub reason_needed: bool,
+    /// The plan that must come out, where one was made before.
+    pub plan: Option<Plan>,
+    /// Reason, confirmation and waiting, as typed.
+    pub args: ChangeArgs,
+}
+
+impl Request {
+    /// A request that a plain yes confirms.
+    #[must_use]
+    pub fn new(action: &'static str, subject: impl Into<String>, args: ChangeArgs) -> Self {
+        let confirm = Confirm::Yes;
+        let subject = subject.into();
+        Self { action, subject, confirm, force: false, reason_needed: false, plan: None, args }
+    }
+}
+
+/// What became of a change, as programs read it.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    changed: bool,
+    /// The newest revision, which this change made if it changed anything.
+    revision: u64,
+    action: &'static str,
+    subject: String,
+    plan: Plan,
+    /// Whether it was waited for.
+    waited: bool,
+    gateways: Vec<GatewayOutcome>,
+    /// Gateways that don't have it in force yet.
+    laggards: Vec<String>,
+}
+
+/// Makes the change that `edit` describes: it is given the model and the number of the revision being made.
+///
+/// # Errors
+/// When the base isn't to be believed, the change is refused or not confirmed, or somebody else was faster.
+pub fn make(
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+    mut request: Request,
+    edit: &dyn Fn(&mut Model, u64) -> Result<(), EditError>,
+) -> Result<Exit, Error> {
+    confirm::reason(&mut request, output)?;
+    let mut current = fetch(remote)?;
+    let mut shown: Option<Plan> = None;
+    loop {
+        let number = current.base.number + 1;
+        let mut model = current.model.clone();
+        edit(&mut model, number).map_err(ChangeError::from)?;
+        let plan = plan(remote, &current, &model)?;
+        check_expected(remote, &request, &plan)?;
+        if plan.is_empty() && model == current.model {
+            output.note("Nothing to change: it is so already.")?;
+            return finish(output, &request, plan, current.base.number, None);
+        }
+        if !plan.may_be_applied(request.force) {
+            return Err(Error::Refused(show::refused(&plan, request.force)));
+        }
+        match &shown {
+            None => {
+                output.note(render_plan(&plan))?;
+                confirm::ask(&request, &plan, output)?;
+            }
+            Some(before) if !same_effect(before, &plan) => {
+                let who = last_change(remote)?;
+                return Err(ChangeError::Moved {
+                    who: format!(
+                        "{who}, and now it would do something else than what you confirmed"
+                    ),
+                }
+                .into());
+            }
+            Some(_) => {}
+        }
+        let update = sign(remote, &current, &model, number, &request)?;
+        match hand_in(remote, &update, number, &plan) {
+            Ok(accepted) => {
+                remote.home().write_seen(&Seen {
+                    incarnation: remote.chain().newest().incarnation,
+                    number,
+                    root: update.revision.root.hash(),
+                })?;
+                return finish(output, &request, plan, number, Some((remote, &accepted, &model)));
+            }
+            Err(Error::Client(error)) if error.has_status(409) => {
+                let who = last_change(remote)?;
+                // A plan stands on its base; what was asked for by name can be computed again, once.
+                if request.plan.is_some() || shown.is_some() {
+                    return Err(ChangeError::Moved { who }.into());
+                }
+                output.note(format_args!("Meanwhile {who}; computing the change again."))?;
+                let moved_from = current.base.number;
+                current = fetch(remote)?;
+                if current.base.number <= moved_from {
+                    return Err(error.into());
+                }
+                shown = Some(plan);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// What going from the current model to `after` would do.
+///
+/// # Errors
+/// When `after` doesn't compile, or the evidence can't be fetched.
+pub fn plan(remote: &mut Remote, current: &Current, after: &Model) -> Result<Plan, Error> {
+    let evidence = evidence(remote)?;
+    let plan = Plan::between(current.base, &current.model, after, &evidence, now());
+    Ok(plan.map_err(ChangeError::from)?)
+}
+
+/// What was seen on the network.
+///
+/// # Errors
+/// When it can't be fetched.
+pub fn evidence(remote: &mut Remote) -> Result<Evidence, Error> {
+    let query = EdgeQuery { limit: Some(EVIDENCE_EDGES), ..EdgeQuery::default() };
+    Ok(Evidence { edges: remote.edges(&query)?, sightings: remote.sightings()? })
+}
+
+fn check_expected(remote: &mut Remote, request: &Request, plan: &Plan) -> Result<(), Error> {
+    let Some(expected) = &request.plan else { return Ok(()) };
+    if expected.base != plan.base {
+        let who = last_change(remote)?;
+        let who = format!(
+            "the plan was made on revision {}, and now {} is in force: {who}",
+            expected.base.number, plan.base.number
+        );
+        return Err(ChangeError::Moved { who }.into());
+    }
+    if expected.id != plan.id {
+        return Err(Error::Other(
+            "the plan's file was altered, or made by another version of this program: make the plan again. Nothing was changed".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn same_effect(a: &Plan, b: &Plan) -> bool {
+    a.changes == b.changes
+        && a.opened == b.opened
+        && a.closed == b.closed
+        && a.would_break == b.would_break
+}
+
+fn sign(
+    remote: &Remote,
+    current: &Current,
+    model: &Model,
+    number: u64,
+    request: &Request,
+) -> Result<ModelUpdate, Error> {
+    let bytes = model.encode();
+    let compiled = compile(model).map_err(ChangeError::from)?;
+    let authority = remote.chain().newest();
+    let root = IntentRoot {
+        organisation: authority.organisation,
+        authority: authority.number,
+        incarnation: authority.incarnation,
+        number,
+        previous: current.base.hash,
+        model: Model::hash(&bytes),
+        root: compiled.root,
+        signed_at: now(),
+    };
+    Ok(ModelUpdate {
+        revision: ModelRevisionBody { root: Signed::sign(&root, remote.key()), model: Blob(bytes) },
+        action: request.action.to_owned(),
+        subject: request.subject.clone(),
+        reason: request.args.reason.clone(),
+    })
+}
+
+/// Posts the update. Where the answer is lost on the way, looks whether it was taken.
+fn hand_in(
+    remote: &mut Remote,
+    update: &ModelUpdate,
+    number: u64,
+    plan: &Plan,
+) -> Result<ModelAccepted, Error> {
+    let error = match remote.post::<ModelAccepted>(paths::MODEL, update) {
+        Ok(accepted) if accepted.number == number => return Ok(accepted),
+        Ok(accepted) => {
+            return Err(Error::Other(format!(
+                "the controller says that it took revision {}, but revision {number} was signed: look with `anteroom policy history`",
+                accepted.number
+            )));
+        }
+        Err(Error::Client(
+            error @ (ClientError::TimedOut { .. }
+            | ClientError::Broken { .. }
+            | ClientError::Answer { .. }),
+        )) => error,
+        Err(error) => return Err(error),
+    };
+    let newest: Option<ModelRevision> = remote.find(paths::MODEL)?;
+    if newest.is_some_and(|newest| newest.root == update.revision.root) {
+        let affected = plan.affected.iter().map(|gateway| gateway.id).collect();
+        Ok(ModelAccepted { number, affected })
+    } else {
+        Err(error.into())
+    }
+}
+
+fn finish(
+    output: &mut Output<'_>,
+    request: &Request,
+    plan: Plan,
+    revision: u64,
+    taken: Option<(&mut Remote, &ModelAccepted, &Model)>,
+) -> Result<Exit, Error> {
+    let changed = taken.is_some();
+    let waited = changed && !request.args.no_wait;
+    let gateways = match taken {
+        Some((remote, accepted, model)) if waited => {
+            wait::wait(remote, output, accepted, &plan, model, &request.args)?
+        }
+        _ => Vec::new(),
+    };
+    let laggards: Vec<String> = gateways
+        .iter()
+        .filter(|gateway| !gateway.applied)
+        .map(|gateway| gateway.name.clone())
+        .collect();
+    let exit = if laggards.is_empty() { Exit::Ok } else { Exit::Laggards };
+    let (action, subject) = (request.action, request.subject.clone());
+    let outcome = Outcome { changed, revision, action, subject, plan, waited, gateways, laggards };
+    if changed || output.is_json() {
+        output.data(&outcome, outcome_text)?;
+    }
+    Ok(exit)
+}
+
+fn outcome_text(outcome: &Outcome) -> String {
+    if !outcome.changed {
+        return String::new();
+    }
+    let affected = outcome.plan.affected.len();
+    let head = format!("Revision {}: {} {}.", outcome.revision, outcome.action, outcome.subject);
+    if affected == 0 {
+        return format!("{head} No gateway is affected.");
+    }
+    if !outcome.waited {
+        return format!("{head} Not waited for; look with `anteroom status`.");
+    }
+    if outcome.laggards.is_empty() {
+        let names: Vec<&str> = outcome.gateways.iter().map(|g| g.name.as_str()).collect();
+        return if names.is_empty() {
+            format!("{head} In force.")
+        } else {
+            format!("{head} In force at {}.", names.join(", "))
+        };
+    }
+    let lines: Vec<String> = outcome
+        .gateways
+        .iter()
+        .filter(|gateway| !gateway.applied)
+        .map(|gateway| format!("  {}: {}", gateway.name, gateway.why()))
+        .collect();
+    format!(
+        "{head} Signed and stored, but not yet in force at {} of {} gateways, which will take it over as soon as they can:\n{}",
+        lines.len(),
+        outcome.gateways.len(),
+        lines.join("\n")
+    )
+}
+
+/// Who made the newest revision, in words.
+fn last_change(remote: &mut Remote) -> Result<String, Error> {
+    let revisions = remote.revisions()?;
+    Ok(match revisions.first() {
+        Some(newest) => describe(newest, &signer_name(remote, newest.operator)),
+        None => "somebody changed the model".into(),
+    })
+}
+
+fn describe(revision: &RevisionInfo, name: &str) -> String {
+    format!("{name} made revision {} ({} {})", revision.number, revision.action, revision.subject)
+}
+
+/// What the authority chain calls the operator with this key, now or at some time.
+#[must_use]
+pub fn signer_name(remote: &Remote, key: PublicKey) -> String {
+    remote.operator_name(key).unwrap_or_else(|| format!("an unknown key {}", key.fingerprint()))
+}
+
+/// What a first revision stands on.
+pub(crate) const NOTHING: Hash = Hash::ZERO;

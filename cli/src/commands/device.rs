@@ -1,0 +1,313 @@
+//! `device list|show`.
+
+use std::collections::BTreeMap;
+
+use anteroom_controller_core::blast::{BlastRadius, blast_radius};
+use anteroom_controller_core::model::{Device, Model};
+use anteroom_controller_core::names::Names;
+use anteroom_controller_core::resolve::Resolved;
+use anteroom_proto::api::{EdgeQuery, SightingRecord};
+use anteroom_proto::id::{GatewayId, MemberId};
+use serde::Serialize;
+
+use super::enrol;
+use super::flows::{FlowRow, render as render_flows};
+use crate::change::{self, ChangeError};
+use crate::error::{Error, Exit};
+use crate::output::Output;
+use crate::output::table::{facts, join, table};
+use crate::output::time::{Moment, ago, now};
+use crate::remote::Remote;
+
+/// How many of a device's flows `show` prints.
+const FLOWS: u32 = 20;
+
+/// Whether a device is known, or only seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// Confirmed and seen.
+    Confirmed,
+    /// Confirmed, and not seen by its gateway so far.
+    NotSeen,
+    /// Confirmed, behind a gateway that was revoked.
+    Detached,
+    /// Seen, and confirmed by nobody.
+    New,
+}
+
+/// A device, or what may be one.
+#[derive(Debug, Serialize)]
+pub(super) struct DeviceRow {
+    name: Option<String>,
+    id: Option<String>,
+    state: State,
+    mode: Option<String>,
+    mode_since: Option<u64>,
+    quarantined: bool,
+    gateway: String,
+    site: Option<String>,
+    port: String,
+    vlan: Option<u16>,
+    mac: String,
+    addresses: Vec<String>,
+    prefix_len: Option<u8>,
+    router: Option<String>,
+    labels: BTreeMap<String, String>,
+    confirmed_at: Option<Moment>,
+    first_seen: Option<Moment>,
+    last_seen: Option<Moment>,
+    held: bool,
+    kinds: Vec<String>,
+}
+
+/// Whether `record` is a sighting of `device` where it was confirmed.
+pub(super) fn is_of(record: &SightingRecord, device: &Device) -> bool {
+    let place = &device.attachment;
+    record.gateway == place.gateway
+        && record.sighting.mac == place.mac
+        && record.sighting.vlan == place.vlan
+}
+
+/// Sightings that are no confirmed device's.
+pub(super) fn unconfirmed<'a>(
+    model: &Model,
+    sightings: &'a [SightingRecord],
+) -> Vec<&'a SightingRecord> {
+    let new =
+        |record: &&SightingRecord| !model.devices.values().any(|device| is_of(record, device));
+    sightings.iter().filter(new).collect()
+}
+
+/// Names of gateways, those that wait for approval included.
+pub(super) struct GatewayNames {
+    names: Names,
+    pending: BTreeMap<GatewayId, String>,
+}
+
+impl GatewayNames {
+    pub(super) fn load(model: &Model, remote: &mut Remote) -> Result<Self, Error> {
+        let list = remote.pending()?;
+        let pending = list
+            .iter()
+            .filter_map(|pending| enrol::check(remote.chain(), pending).ok())
+            .map(|c| (c.invite.gateway, format!("{} (not approved)", c.invite.name)))
+            .collect();
+        Ok(Self { names: Names::of(model), pending })
+    }
+
+    pub(super) fn get(&self, id: GatewayId) -> String {
+        self.pending.get(&id).cloned().unwrap_or_else(|| self.names.gateway(id))
+    }
+}
+
+fn confirmed_row(
+    id: MemberId,
+    device: &Device,
+    model: &Model,
+    sightings: &[SightingRecord],
+    names: &GatewayNames,
+) -> DeviceRow {
+    let seen = sightings
+        .iter()
+        .filter(|record| is_of(record, device))
+        .max_by_key(|record| record.sighting.last_seen);
+    let gateway = model.gateways.get(&device.attachment.gateway);
+    DeviceRow {
+        name: Some(device.name.to_string()),
+        id: Some(id.to_string()),
+        state: match (gateway, seen) {
+            (None, _) => State::Detached,
+            (Some(_), None) => State::NotSeen,
+            (Some(_), Some(_)) => State::Confirmed,
+        },
+        mode: Some(device.mode.to_string()),
+        mode_since: Some(device.mode_since),
+        quarantined: device.quarantined,
+        gateway: names.get(device.attachment.gateway),
+        site: gateway.map(|gateway| gateway.site.to_string()),
+        port: device.attachment.port.to_string(),
+        vlan: device.attachment.vlan,
+        mac: device.attachment.mac.to_string(),
+        addresses: device.addresses.iter().map(address).collect(),
+        prefix_len: device.prefix_len,
+        router: device.router.map(|router| router.address.to_string()),
+        labels: device.labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
+        confirmed_at: Some(Moment(device.confirmed_at)),
+        first_seen: seen.map(|record| Moment(record.first_seen)),
+        last_seen: seen.map(|record| Moment(record.sighting.last_seen)),
+        held: seen.is_some_and(|record| record.sighting.held),
+        kinds: seen.map(|record| record.sighting.kinds.clone()).unwrap_or_default(),
+    }
+}
+
+fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> DeviceRow {
+    let sighting = &record.sighting;
+    DeviceRow {
+        name: None,
+        id: None,
+        state: State::New,
+        mode: None,
+        mode_since: None,
+        quarantined: false,
+        gateway: names.get(record.gateway),
+        site: model.gateways.get(&record.gateway).map(|gateway| gateway.site.to_string()),
+        port: sighting.port.to_string(),
+        vlan: sighting.vlan,
+        mac: sighting.mac.to_string(),
+        addresses: sighting.addresses.iter().map(ToString::to_string).collect(),
+        prefix_len: sighting.prefix_len,
+        router: sighting.router.map(|(address, _)| address.to_string()),
+        labels: BTreeMap::new(),
+        confirmed_at: None,
+        first_seen: Some(Moment(record.first_seen)),
+        last_seen: Some(Moment(sighting.last_seen)),
+        held: sighting.held,
+        kinds: sighting.kinds.clone(),
+    }
+}
+
+/// An address alone, without the /32 that says nothing to people.
+pub(super) fn address(net: &ipnet::Ipv4Net) -> String {
+    if net.prefix_len() == 32 { net.addr().to_string() } else { format!("within {net}") }
+}
+
+/// `anteroom device list`.
+pub(super) fn list(new: bool, remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
+    let model = change::fetch(remote)?.model;
+    let sightings = remote.sightings()?;
+    let names = GatewayNames::load(&model, remote)?;
+    let mut rows: Vec<DeviceRow> =
+        unconfirmed(&model, &sightings).into_iter().map(|r| new_row(r, &model, &names)).collect();
+    if !new {
+        let confirmed = model
+            .devices
+            .iter()
+            .map(|(id, device)| confirmed_row(*id, device, &model, &sightings, &names));
+        rows.extend(confirmed);
+    }
+    rows.sort_by(|a, b| {
+        (a.name.is_none(), &a.name, &a.mac).cmp(&(b.name.is_none(), &b.name, &b.mac))
+    });
+    output.data(&rows, |rows| render(rows, new))?;
+    Ok(Exit::Ok)
+}
+
+fn render(rows: &[DeviceRow], only_new: bool) -> String {
+    if rows.is_empty() {
+        return if only_new {
+            "Nothing new: every device that gateways see is confirmed.".into()
+        } else {
+            "No devices yet. They appear by themselves as soon as they send something through a gateway.".into()
+        };
+    }
+    let now = now();
+    let lines = rows.iter().map(|row| {
+        vec![
+            row.name.clone().unwrap_or_else(|| "(new)".into()),
+            row.mode.clone().unwrap_or_else(|| "-".into()),
+            row.gateway.clone(),
+            row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port)),
+            row.mac.clone(),
+            join(&row.addresses),
+            join(row.labels.iter().map(|(k, v)| format!("{k}={v}"))),
+            row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
+            notes(row),
+        ]
+    });
+    let mut text = table(
+        &["DEVICE", "MODE", "GATEWAY", "PORT", "MAC", "ADDRESSES", "LABELS", "LAST SEEN", "NOTES"],
+        lines,
+    );
+    if rows.iter().any(|row| row.state == State::New) {
+        text.push_str("\nTo take a new one in: anteroom device confirm MAC --name NAME");
+    }
+    text
+}
+
+fn notes(row: &DeviceRow) -> String {
+    let mut notes: Vec<String> = Vec::new();
+    match row.state {
+        State::Detached => notes.push("DETACHED: its gateway was revoked".into()),
+        State::NotSeen => notes.push("not seen by its gateway".into()),
+        State::Confirmed | State::New => {}
+    }
+    if row.held {
+        notes.push("HELD until it is confirmed".into());
+    }
+    if row.quarantined {
+        notes.push("QUARANTINED".into());
+    }
+    if !row.kinds.is_empty() {
+        notes.push(format!("also sends {}", row.kinds.join(", ")));
+    }
+    if notes.is_empty() { "-".into() } else { notes.join("; ") }
+}
+
+#[derive(Debug, Serialize)]
+struct DeviceDetail {
+    #[serde(flatten)]
+    row: DeviceRow,
+    /// How far it could reach if it were compromised; nothing where the policy has problems.
+    blast_radius: Option<BlastRadius>,
+    flows: Vec<FlowRow>,
+}
+
+/// `anteroom device show`.
+pub(super) fn show(
+    name: &str,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let model = change::fetch(remote)?.model;
+    let (id, device) = model.find_device(name).map_err(ChangeError::from)?;
+    let sightings = remote.sightings()?;
+    let names = GatewayNames::load(&model, remote)?;
+    let query = EdgeQuery { member: Some(id), limit: Some(FLOWS), ..EdgeQuery::default() };
+    let edges = remote.edges(&query)?;
+    let detail = DeviceDetail {
+        row: confirmed_row(id, device, &model, &sightings, &names),
+        blast_radius: Resolved::new(&model).ok().map(|resolved| blast_radius(&resolved, id, now())),
+        flows: edges.iter().map(|edge| FlowRow::new(edge, &model, &names.names)).collect(),
+    };
+    output.data(&detail, render_detail)?;
+    Ok(Exit::Ok)
+}
+
+fn render_detail(detail: &DeviceDetail) -> String {
+    let (row, now) = (&detail.row, now());
+    let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
+    let mode = match (&row.mode, row.mode_since) {
+        (Some(mode), Some(since)) => format!("{mode}, since revision {since}"),
+        _ => String::new(),
+    };
+    let port =
+        row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port));
+    let reach = detail.blast_radius.as_ref().map(|blast| {
+        format!(
+            "{} services of members, {} of externals; {} members on any port",
+            blast.pairs, blast.external_pairs, blast.unguarded
+        )
+    });
+    let text = facts(&[
+        ("Device", maybe(&row.name)),
+        ("Id", maybe(&row.id)),
+        ("Mode", mode),
+        ("Behind", format!("{} {port}", row.gateway)),
+        ("Site", maybe(&row.site)),
+        ("MAC", row.mac.clone()),
+        ("Addresses", join(&row.addresses)),
+        ("Mask", row.prefix_len.map(|n| format!("/{n}")).unwrap_or_default()),
+        ("Router", maybe(&row.router)),
+        ("Labels", join(row.labels.iter().map(|(k, v)| format!("{k}={v}")))),
+        ("Confirmed", row.confirmed_at.map(|at| at.to_string()).unwrap_or_default()),
+        ("Last seen", row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now))),
+        ("Notes", notes(row)),
+        ("If compromised, reaches", reach.unwrap_or_default()),
+    ]);
+    if detail.flows.is_empty() {
+        format!("{text}\nNo traffic recorded.")
+    } else {
+        format!("{text}\n{}", render_flows(&detail.flows))
+    }
+}

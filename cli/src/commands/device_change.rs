@@ -1,0 +1,188 @@
+//! `device confirm|label|mode`.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use anteroom_controller_core::model::{Attachment, Device, Model};
+use anteroom_proto::api::SightingRecord;
+use anteroom_proto::id::MemberId;
+use anteroom_proto::intent::{OnFailure, Router};
+use anteroom_proto::mode::{Mode, ParseModeError};
+use ipnet::Ipv4Net;
+
+use super::device::{GatewayNames, address, is_of};
+use super::login::draw;
+use crate::args::{ChangeArgs, DeviceConfirm, DeviceMode, Label};
+use crate::change::{self, Confirm, Request};
+use crate::error::{Error, Exit};
+use crate::home::Home;
+use crate::output::Output;
+use crate::output::table::{facts, join};
+use crate::output::time::{ago, now};
+use crate::remote::Remote;
+
+/// `anteroom device confirm`.
+pub(super) fn confirm(
+    args: DeviceConfirm,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let model = change::fetch(remote)?.model;
+    let sightings = remote.sightings()?;
+    let names = GatewayNames::load(&model, remote)?;
+    let record = choose(&args, &model, &sightings, &names)?;
+    let sighting = &record.sighting;
+    let device = device_of(&args, record);
+    let now = now();
+    output.note(facts(&[
+        ("Device", device.name.to_string()),
+        ("MAC", sighting.mac.to_string()),
+        ("Behind", format!("{} {}", names.get(record.gateway), sighting.port)),
+        ("Seen using", join(&sighting.addresses)),
+        ("Addresses", join(device.addresses.iter().map(address))),
+        ("Mask", device.prefix_len.map(|n| format!("/{n}")).unwrap_or_default()),
+        ("Router", device.router.map(|router| router.address.to_string()).unwrap_or_default()),
+        ("Also sends", sighting.kinds.join(", ")),
+        ("Last seen", ago(sighting.last_seen, now)),
+    ]))?;
+    if device.addresses.is_empty() {
+        return Err(Error::Usage(format!(
+            "no IPv4 address of {} was seen yet: give it with --address, or wait until it has sent something. Nothing was changed.",
+            args.mac
+        )));
+    }
+    let id = MemberId::from_bytes(draw()?);
+    let request = Request::new("device confirm", device.name.as_str(), args.change);
+    change::make(remote, output, request, &|model, number| {
+        let device = Device { mode_since: number, ..device.clone() };
+        model.confirm_device(id, device).map(drop)
+    })
+}
+
+fn device_of(args: &DeviceConfirm, record: &SightingRecord) -> Device {
+    let sighting = &record.sighting;
+    let addresses = if args.addresses.is_empty() {
+        sighting.addresses.iter().copied().filter(own).map(Ipv4Net::from).collect()
+    } else {
+        args.addresses.clone()
+    };
+    let router = args.router.or(sighting.router.map(|(address, _)| address));
+    let labels: BTreeMap<_, _> =
+        args.labels.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
+    Device {
+        name: args.name.clone(),
+        attachment: Attachment {
+            gateway: record.gateway,
+            port: sighting.port.clone(),
+            vlan: sighting.vlan,
+            mac: sighting.mac,
+        },
+        addresses,
+        prefix_len: args.prefix_len.or(sighting.prefix_len),
+        // The gateway learns the router's Ethernet address, so that a router may be replaced.
+        router: router.map(|address| Router { address, mac: None }),
+        labels,
+        mode: Mode::Observe,
+        mode_since: 0,
+        confirmed_at: now(),
+        quarantined: false,
+        on_failure: OnFailure::Default,
+    }
+}
+
+/// Whether an address that was seen can be a device's own.
+fn own(address: &Ipv4Addr) -> bool {
+    !(address.is_unspecified()
+        || address.is_link_local()
+        || address.is_multicast()
+        || address.is_broadcast()
+        || address.is_loopback())
+}
+
+fn choose<'a>(
+    args: &DeviceConfirm,
+    model: &Model,
+    sightings: &'a [SightingRecord],
+    names: &GatewayNames,
+) -> Result<&'a SightingRecord, Error> {
+    let of_mac: Vec<&SightingRecord> =
+        sightings.iter().filter(|record| record.sighting.mac == args.mac).collect();
+    let place =
+        |record: &SightingRecord| format!("{} {}", names.get(record.gateway), record.sighting.port);
+    let wanted = |record: &&SightingRecord| {
+        args.gateway.as_deref().is_none_or(|name| names.get(record.gateway) == name)
+    };
+    let candidates: Vec<&SightingRecord> = of_mac.iter().copied().filter(wanted).collect();
+    let taken = candidates.iter().find_map(|record| {
+        model
+            .devices
+            .values()
+            .find(|device| is_of(record, device) && device.name != args.name)
+            .map(|device| (record, device))
+    });
+    if let Some((record, device)) = taken {
+        return Err(Error::Other(format!(
+            "{} at {} is confirmed already, as {}. Nothing was changed",
+            args.mac,
+            place(record),
+            device.name
+        )));
+    }
+    let mut gateways: Vec<_> = candidates.iter().map(|record| record.gateway).collect();
+    gateways.sort_unstable();
+    gateways.dedup();
+    let newest = candidates.iter().copied().max_by_key(|record| record.sighting.last_seen);
+    match (newest, gateways.as_slice()) {
+        (Some(record), [_]) => Ok(record),
+        (Some(_), _) => Err(Error::Usage(format!(
+            "{} was seen at several gateways: {}. Say behind which one it stands with --gateway NAME. Nothing was changed.",
+            args.mac,
+            join(candidates.iter().map(|record| place(record)))
+        ))),
+        (None, _) => Err(Error::Other(match (&args.gateway, of_mac.is_empty()) {
+            (Some(gateway), false) => format!(
+                "gateway {gateway} hasn't seen {}; it was seen at {}. Nothing was changed",
+                args.mac,
+                join(of_mac.iter().map(|record| place(record)))
+            ),
+            _ => format!(
+                "no gateway has seen {} yet: `anteroom device list --new` shows what they have seen. Nothing was changed",
+                args.mac
+            ),
+        })),
+    }
+}
+
+/// `anteroom device label`.
+pub(super) fn label(
+    name: &str,
+    labels: &[Label],
+    args: ChangeArgs,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let request = Request::new("device label", name, args);
+    change::make(remote, output, request, &|model, _| model.label_device(name, labels).map(drop))
+}
+
+/// `anteroom device mode`.
+pub(super) fn mode(args: DeviceMode, home: &Home, output: &mut Output<'_>) -> Result<Exit, Error> {
+    let Some((mode, names)) = args.words.split_last() else {
+        return Err(Error::Usage("name a device and a mode".into()));
+    };
+    let mode: Mode = mode.parse().map_err(|error: ParseModeError| {
+        Error::Usage(format!(
+            "{error}. The mode comes last: anteroom device mode ct-1 pacs-1 protect"
+        ))
+    })?;
+    let mut request =
+        Request::new("device mode", format!("{} {mode}", names.join(" ")), args.change);
+    request.force = args.force;
+    request.reason_needed = args.force;
+    if mode == Mode::Enforce {
+        request.confirm = Confirm::Names { wanted: names.to_vec(), given: args.confirm };
+    }
+    change::make(&mut Remote::open(home)?, output, request, &|model, number| {
+        names.iter().try_for_each(|name| model.set_mode(name, mode, number).map(drop))
+    })
+}

@@ -1,0 +1,308 @@
+//! `gateway list|show|label|revoke`.
+
+use std::collections::BTreeMap;
+
+use anteroom_controller_core::names::Names;
+use anteroom_proto::api::GatewayStatus;
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::verdict::DropReason;
+use serde::Serialize;
+
+use crate::args::{ChangeArgs, Label};
+use crate::change::{self, ChangeError, Confirm, Current, Request};
+use crate::error::{Error, Exit};
+use crate::output::Output;
+use crate::output::table::{facts, join, table};
+use crate::output::time::{Moment, ago, now};
+use crate::remote::Remote;
+
+/// How a gateway is, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum State {
+    /// Online, with the newest revision in force.
+    Ok,
+    /// Online, with an older revision in force.
+    Lagging,
+    /// Online; it refused the newest revision.
+    Refused,
+    /// Not connected.
+    Offline,
+}
+
+impl State {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Lagging => "LAGGING",
+            Self::Refused => "REFUSED",
+            Self::Offline => "OFFLINE",
+        }
+    }
+}
+
+/// A tunnel, with the peer's name.
+#[derive(Debug, Serialize)]
+pub(super) struct Tunnel {
+    pub(super) peer: String,
+    pub(super) live: bool,
+    round_trip_us: Option<u32>,
+    revision: Option<u64>,
+    endpoint: Option<String>,
+}
+
+/// A device port.
+#[derive(Debug, Serialize)]
+struct Port {
+    name: String,
+    mac: String,
+    up: bool,
+}
+
+/// A gateway of the model, with what the controller says of it.
+#[derive(Debug, Serialize)]
+pub(super) struct GatewayRow {
+    pub(super) name: String,
+    id: String,
+    site: String,
+    fingerprint: String,
+    labels: BTreeMap<String, String>,
+    pub(super) state: State,
+    pub(super) online: bool,
+    pub(super) last_seen: Option<Moment>,
+    pub(super) revision: Option<u64>,
+    pub(super) wanted: Option<u64>,
+    pub(super) behind_since: Option<Moment>,
+    pub(super) refused: Option<String>,
+    pub(super) problems: Vec<String>,
+    agent_version: Option<String>,
+    observed: Option<String>,
+    ports: Vec<Port>,
+    pub(super) tunnels: Vec<Tunnel>,
+    drops: BTreeMap<String, u64>,
+    devices: Vec<String>,
+}
+
+/// Every gateway of the model. What the controller says of others is left out.
+pub(super) fn rows(
+    current: &Current,
+    statuses: &[GatewayStatus],
+    names: &Names,
+) -> Vec<GatewayRow> {
+    let model = &current.model;
+    let mut rows: Vec<GatewayRow> = model
+        .gateways
+        .iter()
+        .map(|(id, gateway)| {
+            let status = statuses.iter().find(|status| status.gateway == *id);
+            let tunnels = status.map(|s| s.tunnels.as_slice()).unwrap_or_default().iter();
+            GatewayRow {
+                name: gateway.name.to_string(),
+                id: id.to_string(),
+                site: gateway.site.to_string(),
+                fingerprint: gateway.identity.fingerprint().to_string(),
+                labels: gateway.labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
+                state: state(status),
+                online: status.is_some_and(|s| s.online),
+                last_seen: status.and_then(|s| s.last_seen).map(Moment),
+                revision: status.and_then(|s| s.revision),
+                wanted: status.map(|s| s.wanted),
+                behind_since: status.and_then(|s| s.behind_since).map(Moment),
+                refused: status.and_then(|s| s.refused.clone()),
+                problems: status.map(|s| s.problems.clone()).unwrap_or_default(),
+                agent_version: status.and_then(|s| s.agent_version.clone()),
+                observed: status.and_then(|s| s.observed).map(|address| address.to_string()),
+                ports: status
+                    .map(|s| s.ports.as_slice())
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|p| Port { name: p.name.to_string(), mac: p.mac.to_string(), up: p.up })
+                    .collect(),
+                // A gateway that was revoked since the report is no peer any more.
+                tunnels: tunnels
+                    .filter(|tunnel| model.gateways.contains_key(&tunnel.gateway))
+                    .map(|tunnel| Tunnel {
+                        peer: names.gateway(tunnel.gateway),
+                        live: tunnel.live,
+                        round_trip_us: tunnel.round_trip,
+                        revision: tunnel.revision,
+                        endpoint: tunnel.endpoint.map(|address| address.to_string()),
+                    })
+                    .collect(),
+                drops: status.map(|s| s.drops.clone()).unwrap_or_default(),
+                devices: devices_of(current, *id),
+            }
+        })
+        .collect();
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    rows
+}
+
+fn state(status: Option<&GatewayStatus>) -> State {
+    match status {
+        Some(status) if !status.online => State::Offline,
+        Some(status) if status.refused.is_some() => State::Refused,
+        Some(status) if status.revision.unwrap_or(0) < status.wanted => State::Lagging,
+        Some(_) => State::Ok,
+        None => State::Offline,
+    }
+}
+
+fn devices_of(current: &Current, gateway: GatewayId) -> Vec<String> {
+    let mut names: Vec<String> = current
+        .model
+        .devices
+        .values()
+        .filter(|device| device.attachment.gateway == gateway)
+        .map(|device| device.name.to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+/// The gateways as a table.
+pub(super) fn render(rows: &[GatewayRow]) -> String {
+    let now = now();
+    let number = |n: Option<u64>| n.map_or_else(|| "-".into(), |n| n.to_string());
+    let lines = rows.iter().map(|row| {
+        let live = row.tunnels.iter().filter(|tunnel| tunnel.live).count();
+        vec![
+            row.name.clone(),
+            row.site.clone(),
+            row.state.as_str().into(),
+            row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
+            number(row.revision),
+            number(row.wanted),
+            format!("{live}/{}", row.tunnels.len()),
+            join(&row.devices),
+        ]
+    });
+    table(
+        &["GATEWAY", "SITE", "STATE", "LAST SEEN", "REVISION", "WANTED", "TUNNELS", "DEVICES"],
+        lines,
+    )
+}
+
+fn load(remote: &mut Remote) -> Result<Vec<GatewayRow>, Error> {
+    let current = change::fetch(remote)?;
+    let statuses = remote.gateways()?;
+    Ok(rows(&current, &statuses, &Names::of(&current.model)))
+}
+
+/// `anteroom gateway list`.
+pub(super) fn list(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
+    let rows = load(remote)?;
+    output.data(&rows, |rows| {
+        if rows.is_empty() {
+            "No gateways yet. `anteroom gateway invite NAME --site SITE` makes an invite for one."
+                .into()
+        } else {
+            render(rows)
+        }
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// `anteroom gateway show`.
+pub(super) fn show(
+    name: &str,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let current = change::fetch(remote)?;
+    current.model.find_gateway(name).map_err(ChangeError::from)?;
+    let statuses = remote.gateways()?;
+    let rows = rows(&current, &statuses, &Names::of(&current.model));
+    let Some(row) = rows.into_iter().find(|row| row.name == name) else {
+        return Err(Error::Other(format!("no gateway {name}")));
+    };
+    output.data(&row, render_one)?;
+    Ok(Exit::Ok)
+}
+
+fn render_one(row: &GatewayRow) -> String {
+    let now = now();
+    let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
+    let revision = match (row.revision, row.wanted, row.behind_since) {
+        (Some(has), Some(wanted), Some(since)) => {
+            format!("{has}, behind {wanted} since {}", ago(since.0, now))
+        }
+        (Some(has), _, _) => has.to_string(),
+        (None, _, _) => "none yet".into(),
+    };
+    let mut text = facts(&[
+        ("Gateway", row.name.clone()),
+        ("Site", row.site.clone()),
+        ("Id", row.id.clone()),
+        ("Fingerprint", row.fingerprint.clone()),
+        ("Labels", join(row.labels.iter().map(|(k, v)| format!("{k}={v}")))),
+        ("State", row.state.as_str().into()),
+        (
+            "Last seen",
+            row.last_seen.map_or_else(|| "never".into(), |at| format!("{} ({at})", ago(at.0, now))),
+        ),
+        ("From", maybe(&row.observed)),
+        ("Agent", maybe(&row.agent_version)),
+        ("Revision", revision),
+        ("Refused", maybe(&row.refused)),
+        ("Problems", row.problems.join("; ")),
+        ("Devices", join(&row.devices)),
+    ]);
+    if !row.ports.is_empty() {
+        let lines = row.ports.iter().map(|port| {
+            let carrier = if port.up { "up" } else { "down" };
+            vec![port.name.clone(), port.mac.clone(), carrier.into()]
+        });
+        text = format!("{text}\n{}\n", table(&["PORT", "OWN MAC", "LINK"], lines));
+    }
+    if !row.tunnels.is_empty() {
+        let lines = row.tunnels.iter().map(|tunnel| {
+            vec![
+                tunnel.peer.clone(),
+                if tunnel.live { "live".into() } else { "DOWN".into() },
+                tunnel.round_trip_us.map_or_else(|| "-".into(), |us| format!("{us} us")),
+                tunnel.endpoint.clone().unwrap_or_else(|| "-".into()),
+            ]
+        });
+        text = format!(
+            "{text}\n{}\n",
+            table(&["TUNNEL TO", "STATE", "ROUND TRIP", "ENDPOINT"], lines)
+        );
+    }
+    if !row.drops.is_empty() {
+        let lines = row.drops.iter().map(|(word, count)| {
+            let meaning =
+                DropReason::from_word(word).map(DropReason::explanation).unwrap_or_default();
+            vec![word.clone(), count.to_string(), meaning.into()]
+        });
+        text = format!("{text}\n{}\n", table(&["DROPS", "COUNT", "MEANING"], lines));
+    }
+    text
+}
+
+/// `anteroom gateway label`.
+pub(super) fn label(
+    name: &str,
+    labels: &[Label],
+    args: ChangeArgs,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let request = Request::new("gateway label", name, args);
+    change::make(remote, output, request, &|model, _| model.label_gateway(name, labels).map(drop))
+}
+
+/// `anteroom gateway revoke`.
+pub(super) fn revoke(
+    name: &str,
+    confirm: Option<String>,
+    args: ChangeArgs,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let mut request = Request::new("gateway revoke", name, args);
+    request.reason_needed = true;
+    request.confirm =
+        Confirm::Names { wanted: vec![name.to_owned()], given: confirm.into_iter().collect() };
+    change::make(remote, output, request, &|model, _| model.revoke_gateway(name).map(drop))
+}

@@ -1,0 +1,209 @@
+//! `status`.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anteroom_controller_core::names::Names;
+use anteroom_proto::mode::Mode;
+use serde::Serialize;
+
+use super::device::unconfirmed;
+use super::gateway::{GatewayRow, State, render as render_gateways, rows};
+use crate::args::Status;
+use crate::change;
+use crate::error::{Error, Exit};
+use crate::output::Output;
+use crate::output::table::count;
+use crate::output::time::{ago, now};
+use crate::remote::Remote;
+
+/// How often `--wait` looks.
+const WAIT_PAUSE: Duration = Duration::from_millis(250);
+/// How often `--watch` looks.
+const WATCH_PAUSE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Serialize)]
+struct Problem {
+    subject: String,
+    problem: String,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Devices {
+    total: usize,
+    observe: usize,
+    protect: usize,
+    enforce: usize,
+    quarantined: usize,
+    detached: usize,
+}
+
+/// How everything is.
+#[derive(Debug, Serialize)]
+struct Picture {
+    organisation: String,
+    revision: u64,
+    /// Whether nothing lags, is offline or has problems.
+    well: bool,
+    problems: Vec<Problem>,
+    /// What waits for an operator.
+    to_do: Vec<Problem>,
+    devices: Devices,
+    gateways: Vec<GatewayRow>,
+}
+
+/// `anteroom status`.
+pub(super) fn status(
+    args: &Status,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    if args.watch {
+        loop {
+            let picture = look(remote)?;
+            output.clear()?;
+            output.stream(&picture, render)?;
+            sleep(WATCH_PAUSE);
+        }
+    }
+    let end = Instant::now() + Duration::from_secs(args.wait.unwrap_or(0).min(86_400));
+    let picture = loop {
+        let picture = look(remote)?;
+        if picture.well || Instant::now() >= end {
+            break picture;
+        }
+        sleep(WAIT_PAUSE);
+    };
+    let exit = if picture.well { Exit::Ok } else { Exit::Lagging };
+    output.data(&picture, render)?;
+    Ok(exit)
+}
+
+fn look(remote: &mut Remote) -> Result<Picture, Error> {
+    let current = change::fetch(remote)?;
+    let statuses = remote.gateways()?;
+    let gateways = rows(&current, &statuses, &Names::of(&current.model));
+    let problems: Vec<Problem> = gateways.iter().flat_map(problems_of).collect();
+    let mut to_do = Vec::new();
+    let waiting = remote.pending()?.len();
+    if waiting > 0 {
+        to_do.push(Problem {
+            subject: "gateways".into(),
+            problem: format!("{waiting} waiting for approval: anteroom gateway pending"),
+        });
+    }
+    let sightings = remote.sightings()?;
+    let new = unconfirmed(&current.model, &sightings);
+    let held = new.iter().filter(|record| record.sighting.held).count();
+    if !new.is_empty() {
+        let held =
+            if held > 0 { format!(", {held} of them held without traffic") } else { String::new() };
+        to_do.push(Problem {
+            subject: "devices".into(),
+            problem: format!(
+                "{} seen and not confirmed{held}: anteroom device list --new",
+                new.len()
+            ),
+        });
+    }
+    let mut devices = Devices::default();
+    for device in current.model.devices.values() {
+        devices.total += 1;
+        match device.mode {
+            Mode::Observe => devices.observe += 1,
+            Mode::Protect => devices.protect += 1,
+            Mode::Enforce => devices.enforce += 1,
+            Mode::Unrecognised => {}
+        }
+        devices.quarantined += usize::from(device.quarantined);
+        devices.detached +=
+            usize::from(!current.model.gateways.contains_key(&device.attachment.gateway));
+    }
+    if devices.detached > 0 {
+        to_do.push(Problem {
+            subject: "devices".into(),
+            problem: format!(
+                "{} behind a revoked gateway: confirm them behind another one",
+                devices.detached
+            ),
+        });
+    }
+    Ok(Picture {
+        organisation: current.model.organisation.to_string(),
+        revision: current.base.number,
+        well: problems.is_empty(),
+        problems,
+        to_do,
+        devices,
+        gateways,
+    })
+}
+
+fn problems_of(row: &GatewayRow) -> Vec<Problem> {
+    let now = now();
+    let problem = |problem: String| Problem { subject: format!("gateway {}", row.name), problem };
+    let mut found = Vec::new();
+    match row.state {
+        State::Ok => {}
+        State::Offline => found.push(problem(match row.last_seen {
+            Some(at) => format!(
+                "offline; last seen {}. Its devices go on under the revision it has",
+                ago(at.0, now)
+            ),
+            None => "offline; never seen since it was approved".into(),
+        })),
+        State::Refused => found.push(problem(format!(
+            "refused the newest revision: {}",
+            row.refused.as_deref().unwrap_or("it doesn't say why")
+        ))),
+        State::Lagging => found.push(problem(format!(
+            "has revision {}, wanted is {}{}",
+            row.revision.map_or_else(|| "none".into(), |n| n.to_string()),
+            row.wanted.unwrap_or_default(),
+            row.behind_since.map(|at| format!(", since {}", ago(at.0, now))).unwrap_or_default()
+        ))),
+    }
+    found.extend(row.problems.iter().cloned().map(problem));
+    if row.online {
+        let down: Vec<&str> =
+            row.tunnels.iter().filter(|t| !t.live).map(|t| t.peer.as_str()).collect();
+        if !down.is_empty() {
+            found.push(problem(format!("no live tunnel to {}", down.join(", "))));
+        }
+    }
+    found
+}
+
+fn render(picture: &Picture) -> String {
+    let mut text = String::new();
+    let mut list = |title: &str, problems: &[Problem]| {
+        if !problems.is_empty() {
+            let lines: Vec<String> =
+                problems.iter().map(|p| format!("  {}: {}\n", p.subject, p.problem)).collect();
+            text.push_str(&format!("{title}:\n{}\n", lines.concat()));
+        }
+    };
+    list("Problems", &picture.problems);
+    list("To do", &picture.to_do);
+    let devices = &picture.devices;
+    let head = if picture.well { "All is well" } else { "Not all is well" };
+    text.push_str(&format!(
+        "{head}. Revision {}, {}, {}: {} observe, {} protect, {} enforce{}\n",
+        picture.revision,
+        count(picture.gateways.len(), "gateway", "gateways"),
+        count(devices.total, "device", "devices"),
+        devices.observe,
+        devices.protect,
+        devices.enforce,
+        if devices.quarantined > 0 {
+            format!(", {} quarantined", devices.quarantined)
+        } else {
+            String::new()
+        },
+    ));
+    if !picture.gateways.is_empty() {
+        text.push('\n');
+        text.push_str(&render_gateways(&picture.gateways));
+    }
+    text
+}

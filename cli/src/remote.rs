@@ -1,0 +1,273 @@
+//! The controller as an operator works with it: logged in, with the authority chain followed.
+
+use anteroom_proto::api::{
+    AuditEntry, AuditQuery, Challenge, Edge, EdgeQuery, GatewayStatus, Login, LoginRequest,
+    NewInvite, PendingGateway, Progress, RevisionInfo, Session, SightingRecord, paths,
+};
+use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::cose::Signed;
+use anteroom_proto::key::{IdentityKey, PublicKey};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::client::{Client, ClientError};
+use crate::error::Error;
+use crate::home::{Config, Home, Trust};
+use crate::output::time::now;
+
+/// A token is renewed when it has less than this left, in milliseconds.
+const RENEW_BEFORE: u64 = 5_000;
+
+/// The controller, logged in to.
+#[derive(Debug)]
+pub struct Remote {
+    home: Home,
+    config: Config,
+    key: IdentityKey,
+    client: Client,
+    token: String,
+    chain: AuthorityChain,
+}
+
+impl Remote {
+    /// Logs in where there is no token yet, fetches the authority chain, follows it and keeps it.
+    ///
+    /// # Errors
+    /// When nobody logged in from here yet, the controller can't be reached or refuses, or its chain can't be
+    /// followed.
+    pub fn open(home: &Home) -> Result<Self, Error> {
+        let config = home.config()?;
+        let key = home.key()?;
+        let client = Client::new(&config.controller, config.certificate)?;
+        let kept = home.session()?.filter(|s| s.not_after > now().saturating_add(RENEW_BEFORE));
+        let token = match kept {
+            Some(session) => session.token,
+            None => log_in(home, &config, &key, &client)?.token,
+        };
+        let trust = home.trust()?;
+        let (served, token) = {
+            let get = |token: &str| {
+                client.get::<Vec<Signed<Authority>>>(paths::AUTHORITY, &(), Some(token))
+            };
+            match get(&token) {
+                Err(error) if error.has_status(401) => {
+                    let token = log_in(home, &config, &key, &client)?.token;
+                    (get(&token)?, token)
+                }
+                other => (other?, token),
+            }
+        };
+        let chain = match &trust {
+            Some(trust) => trust.replace(&served)?,
+            None => first_sight(&config, &key, &served)?,
+        };
+        let newest = Trust::of(&chain);
+        if trust.as_ref() != Some(&newest) {
+            home.write_trust(&newest)?;
+        }
+        Ok(Self { home: home.clone(), config, key, client, token, chain })
+    }
+
+    /// The operator's files.
+    #[must_use]
+    pub const fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Which controller is trusted.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The operator's key.
+    #[must_use]
+    pub const fn key(&self) -> &IdentityKey {
+        &self.key
+    }
+
+    /// The authority chain, followed from its pinned start.
+    #[must_use]
+    pub const fn chain(&self) -> &AuthorityChain {
+        &self.chain
+    }
+
+    /// What the authority documents, the newest first, call the operator with this key.
+    #[must_use]
+    pub fn operator_name(&self, key: PublicKey) -> Option<String> {
+        let documents = self.chain.to_signed();
+        documents
+            .iter()
+            .rev()
+            .filter_map(|document| document.verify_self_named().ok())
+            .find_map(|document| document.operator(key).map(|operator| operator.name.to_string()))
+    }
+
+    /// Does `request` with the token; where the controller no longer knows it, logs in and does it once more.
+    fn with_token<T>(
+        &mut self,
+        request: impl Fn(&Client, &str) -> Result<T, ClientError>,
+    ) -> Result<T, Error> {
+        match request(&self.client, &self.token) {
+            Err(error) if error.has_status(401) => {
+                self.token = log_in(&self.home, &self.config, &self.key, &self.client)?.token;
+                Ok(request(&self.client, &self.token)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// The answer to a GET.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, Error> {
+        self.with_token(|client, token| client.get(path, &(), Some(token)))
+    }
+
+    /// The answer to a GET, or nothing where the controller says that there is no such thing.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn find<T: DeserializeOwned>(&mut self, path: &str) -> Result<Option<T>, Error> {
+        match self.get(path) {
+            Err(Error::Client(error)) if error.has_status(404) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// The answer to a POST.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn post<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        self.with_token(|client, token| client.post(path, body, Some(token)))
+    }
+
+    /// Hands an invite in.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn invite(&mut self, invite: &NewInvite) -> Result<(), Error> {
+        self.with_token(|client, token| client.post_silent(paths::INVITES, invite, Some(token)))
+    }
+
+    /// Gateways that wait for approval, unchecked.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn pending(&mut self) -> Result<Vec<PendingGateway>, Error> {
+        self.get(paths::PENDING)
+    }
+
+    /// How the gateways are.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn gateways(&mut self) -> Result<Vec<GatewayStatus>, Error> {
+        self.get(paths::GATEWAYS)
+    }
+
+    /// What the gateways saw.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn sightings(&mut self) -> Result<Vec<SightingRecord>, Error> {
+        self.get(paths::SIGHTINGS)
+    }
+
+    /// Edges of traffic.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn edges(&mut self, query: &EdgeQuery) -> Result<Vec<Edge>, Error> {
+        self.with_token(|client, token| client.get(paths::EDGES, query, Some(token)))
+    }
+
+    /// Entries of the audit log.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn audit(&mut self, query: &AuditQuery) -> Result<Vec<AuditEntry>, Error> {
+        self.with_token(|client, token| client.get(paths::AUDIT, query, Some(token)))
+    }
+
+    /// The history of revisions, newest first.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn revisions(&mut self) -> Result<Vec<RevisionInfo>, Error> {
+        self.get(paths::REVISIONS)
+    }
+
+    /// How far a revision has come.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn progress(&mut self, number: u64) -> Result<Progress, Error> {
+        self.get(&paths::PROGRESS.replace("{number}", &number.to_string()))
+    }
+
+    /// Forgets the token, here and at the controller.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn log_out(mut self) -> Result<(), Error> {
+        self.home.write_session(None)?;
+        self.with_token(|client, token| client.post_silent(paths::LOGOUT, &(), Some(token)))?;
+        Ok(self.home.write_session(None)?)
+    }
+}
+
+/// Signs the controller's challenge and keeps the session that it gives.
+pub(crate) fn log_in(
+    home: &Home,
+    config: &Config,
+    key: &IdentityKey,
+    client: &Client,
+) -> Result<Session, Error> {
+    let challenge: Challenge = client.post(paths::CHALLENGE, &(), None)?;
+    let login = Login {
+        organisation: config.organisation,
+        controller: config.controller_key,
+        nonce: challenge.nonce,
+    };
+    let request = LoginRequest { login: Signed::sign(&login, key) };
+    let session: Session = client.post(paths::LOGIN, &request, None)?;
+    home.write_session(Some(&session))?;
+    Ok(session)
+}
+
+/// The chain as an operator sees it first who was added by another: it must name their key and the
+/// controller's that was pinned when they logged in.
+fn first_sight(
+    config: &Config,
+    key: &IdentityKey,
+    served: &[Signed<Authority>],
+) -> Result<AuthorityChain, Error> {
+    let chain = AuthorityChain::follow_unpinned(served)?;
+    let newest = chain.newest();
+    if newest.organisation != config.organisation {
+        return Err(Error::Other(format!(
+            "the controller said that it is {}'s, but serves the authority chain of {}: don't trust it",
+            config.organisation, newest.organisation
+        )));
+    }
+    if newest.operator(key.public()).is_none() {
+        return Err(Error::Other(format!(
+            "the authority document doesn't name your key {}: ask an operator of the organisation to add it",
+            key.public().fingerprint()
+        )));
+    }
+    if !newest.controller_keys().contains(&config.controller_key) {
+        return Err(Error::Other(format!(
+            "the authority document doesn't name the controller's key {}: don't trust this controller",
+            config.controller_key.fingerprint()
+        )));
+    }
+    Ok(chain)
+}
