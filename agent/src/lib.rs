@@ -3,3 +3,7 @@
 pub mod config;
 pub mod dataplane;
 pub mod net;
+pub mod state;
+
+#[cfg(test)]
+mod testkit;

@@ -1,0 +1,227 @@
+//! Finds a controller: all addresses are tried, a little apart, and the first right key that answers wins.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::key::{Fingerprint, IdentityKey, PublicKey};
+use anteroom_transport::endpoint::{self, Link, TransportError};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::state::Enrolment;
+
+/// How long one address is ahead of the next.
+const APART: Duration = Duration::from_millis(250);
+/// How long a name may take to become addresses.
+const RESOLVE: Duration = Duration::from_secs(3);
+/// How long one address may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Most addresses that are tried in one round.
+const MOST: usize = 32;
+
+/// Where controllers may be, and by which keys they are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Candidates {
+    addresses: Vec<String>,
+    keys: Vec<PublicKey>,
+}
+
+impl Candidates {
+    pub(crate) fn new(addresses: &[String], keys: Vec<PublicKey>) -> Self {
+        let mut unique: Vec<String> = Vec::new();
+        for address in addresses {
+            if !unique.contains(address) && unique.len() < MOST {
+                unique.push(address.clone());
+            }
+        }
+        Self { addresses: unique, keys }
+    }
+
+    /// Of an enrolled gateway: what the newest authority document names, and then the addresses in the invite.
+    /// Without a chain, the invite's controller.
+    pub(crate) fn of(enrolment: &Enrolment, chain: Option<&AuthorityChain>) -> Self {
+        let Some(newest) = chain.map(AuthorityChain::newest) else {
+            return Self::new(&enrolment.addresses, vec![enrolment.controller]);
+        };
+        let mut addresses: Vec<String> = newest
+            .controllers
+            .iter()
+            .flat_map(|controller| controller.addresses.iter().cloned())
+            .collect();
+        addresses.extend(enrolment.addresses.iter().cloned());
+        Self::new(&addresses, newest.controller_keys())
+    }
+}
+
+/// Nobody was found.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DialError {
+    /// Somebody answered, but not a controller that is known.
+    #[error(
+        "whoever answers at {address} has the key {found}, but the controller's is {}: {}",
+        list(expected),
+        "something else answers there, or somebody stands between"
+    )]
+    WrongKey {
+        address: SocketAddr,
+        found: Fingerprint,
+        expected: Vec<Fingerprint>,
+    },
+    /// Nobody answered, or not in this protocol.
+    #[error("no controller answers: {}", failures.join("; "))]
+    Unreachable { failures: Vec<String> },
+}
+
+fn list(fingerprints: &[Fingerprint]) -> String {
+    fingerprints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+}
+
+/// A connection and where it leads.
+pub(crate) async fn dial(
+    candidates: &Candidates,
+    identity: &IdentityKey,
+) -> Result<(Link, SocketAddr), DialError> {
+    let mut attempts = JoinSet::new();
+    for (place, address) in (0..).zip(&candidates.addresses) {
+        let (address, identity, keys) =
+            (address.clone(), identity.clone(), candidates.keys.clone());
+        attempts.spawn(async move {
+            sleep(APART * place).await;
+            attempt(&address, &identity, &keys).await
+        });
+    }
+    let mut failures = Vec::new();
+    let mut wrong = None;
+    while let Some(joined) = attempts.join_next().await {
+        match joined {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(failed)) => {
+                wrong = wrong.or(failed.wrong);
+                failures.push(failed.text);
+            }
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    if failures.is_empty() {
+        failures.push("no address is known".into());
+    }
+    Err(match wrong {
+        Some((address, found)) => {
+            let expected = candidates.keys.iter().map(PublicKey::fingerprint).collect();
+            DialError::WrongKey { address, found, expected }
+        }
+        None => DialError::Unreachable { failures },
+    })
+}
+
+struct Failed {
+    text: String,
+    wrong: Option<(SocketAddr, Fingerprint)>,
+}
+
+impl From<String> for Failed {
+    fn from(text: String) -> Self {
+        Self { text, wrong: None }
+    }
+}
+
+async fn attempt(
+    address: &str,
+    identity: &IdentityKey,
+    keys: &[PublicKey],
+) -> Result<(Link, SocketAddr), Failed> {
+    let resolved = match timeout(RESOLVE, tokio::net::lookup_host(address)).await {
+        Ok(Ok(resolved)) => resolved.take(8).collect::<Vec<_>>(),
+        Ok(Err(error)) => return Err(format!("{address}: {error}").into()),
+        Err(_) => return Err(format!("{address}: its name isn't resolved within 3 s").into()),
+    };
+    let mut failed = Failed::from(format!("{address}: it has no address"));
+    for resolved in resolved {
+        failed = match timeout(ANSWER, endpoint::connect(resolved, identity, keys)).await {
+            Ok(Ok(link)) => return Ok((link, resolved)),
+            Ok(Err(error)) => Failed {
+                wrong: match error {
+                    TransportError::WrongKey { address, found } => Some((address, found)),
+                    _ => None,
+                },
+                text: name(address, resolved, &error.to_string()),
+            },
+            Err(_) => name(address, resolved, &format!("{resolved}: no answer within 5 s")).into(),
+        };
+    }
+    Err(failed)
+}
+
+/// The failure, with the name that was looked up where it differs from the address.
+fn name(address: &str, resolved: SocketAddr, text: &str) -> String {
+    if address == resolved.to_string() { text.to_owned() } else { format!("{address}: {text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::{Organisation, nowhere};
+
+    fn key(seed: u8) -> IdentityKey {
+        IdentityKey::from_seed(&[seed; 32])
+    }
+
+    async fn listener(seed: u8) -> (quinn::Endpoint, String) {
+        let endpoint = endpoint::listen("127.0.0.1:0".parse().unwrap(), &key(seed)).unwrap();
+        let address = endpoint.local_addr().unwrap().to_string();
+        let accepting = endpoint.clone();
+        tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Some(incoming) = accepting.accept().await {
+                connections.extend(incoming.await.ok());
+            }
+        });
+        (endpoint, address)
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_and_a_stranger_dont_keep_it_from_the_right_one() {
+        let (_stranger, strange) = listener(1).await;
+        let (_controller, right) = listener(2).await;
+        let addresses = [nowhere().to_string(), "no.such.host.invalid:1".into(), strange, right];
+        let candidates = Candidates::new(&addresses, vec![key(2).public()]);
+        let (_link, found) = dial(&candidates, &key(3)).await.unwrap();
+        assert_eq!(found.to_string(), addresses[3]);
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_named_by_fingerprint() {
+        let (_stranger, strange) = listener(1).await;
+        let candidates = Candidates::new(std::slice::from_ref(&strange), vec![key(2).public()]);
+        let error = dial(&candidates, &key(3)).await.unwrap_err().to_string();
+        for part in [
+            strange,
+            key(1).public().fingerprint().to_string(),
+            key(2).public().fingerprint().to_string(),
+        ] {
+            assert!(error.contains(&part), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_address_that_was_tried_is_named() {
+        let addresses = [nowhere().to_string(), "nonsense".to_owned(), nowhere().to_string()];
+        let candidates = Candidates::new(&addresses, vec![key(2).public()]);
+        let error = dial(&candidates, &key(3)).await.unwrap_err().to_string();
+        for address in addresses {
+            assert!(error.contains(&address), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_authority_comes_first_and_the_invite_is_the_last_resort() {
+        let mut organisation = Organisation::new(&["10.0.0.1:1".parse().unwrap()]);
+        let enrolment = organisation.enrolment();
+        organisation.extend(|next| next.controllers[0].addresses = vec!["10.0.0.2:1".into()]);
+        let candidates = Candidates::of(&enrolment, Some(&organisation.followed()));
+        assert_eq!(candidates.addresses, ["10.0.0.2:1", "10.0.0.1:1"]);
+        let lost = Candidates::of(&enrolment, None);
+        assert_eq!(lost, Candidates::new(&enrolment.addresses, vec![enrolment.controller]));
+    }
+}

@@ -1,0 +1,182 @@
+//! Reports on their way: numbered, and kept until the controller says that it has them.
+//!
+//! While the outbox is full nothing more is taken out of the engine, which folds what it sees in bounded tables
+//! and counts what finds no room there. So nothing is lost here.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use anteroom_agent_core::report::EngineReport;
+use anteroom_proto::id::BootId;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::{MAX_EDGES, MAX_SIGHTINGS, Report};
+
+/// With so many reports unacknowledged no more are taken in.
+const FULL: usize = 8;
+
+/// Reports on their way.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    boot: BootId,
+    sequence: u64,
+    waiting: VecDeque<Report>,
+}
+
+impl Outbox {
+    pub(super) const fn new(boot: BootId) -> Self {
+        Self { boot, sequence: 0, waiting: VecDeque::new() }
+    }
+
+    /// Whether there is room for what the engine has to tell.
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting.len() < FULL
+    }
+
+    /// Takes in what the engine tells, in as many reports as it needs. Gives the new ones.
+    pub(super) fn push(
+        &mut self,
+        report: EngineReport,
+        at: UnixMillis,
+    ) -> impl Iterator<Item = &Report> {
+        let before = self.waiting.len();
+        let EngineReport { mut sightings, mut edges, drops, overflow, tunnels } = report;
+        let mut rest = Some((drops, overflow, tunnels));
+        while rest.is_some() || !sightings.is_empty() || !edges.is_empty() {
+            let (drops, overflow, tunnels) =
+                rest.take().unwrap_or_else(|| (BTreeMap::new(), 0, self.tunnels()));
+            self.sequence += 1;
+            self.waiting.push_back(Report {
+                boot: self.boot,
+                sequence: self.sequence,
+                at,
+                sightings: front(&mut sightings, MAX_SIGHTINGS),
+                edges: front(&mut edges, MAX_EDGES),
+                drops,
+                overflow,
+                tunnels,
+            });
+        }
+        self.waiting.iter().skip(before)
+    }
+
+    /// The tunnels of the newest report: each report stands for the state at its time.
+    fn tunnels(&self) -> Vec<anteroom_proto::v1::telemetry::TunnelState> {
+        self.waiting.back().map(|report| report.tunnels.clone()).unwrap_or_default()
+    }
+
+    /// The controller has everything up to `sequence`.
+    pub(super) fn stored(&mut self, boot: BootId, sequence: u64) {
+        if boot == self.boot {
+            while self.waiting.front().is_some_and(|report| report.sequence <= sequence) {
+                self.waiting.pop_front();
+            }
+        }
+    }
+
+    /// What the controller hasn't got yet, oldest first.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Report> {
+        self.waiting.iter()
+    }
+}
+
+fn front<T>(items: &mut Vec<T>, most: usize) -> Vec<T> {
+    let rest = items.split_off(items.len().min(most));
+    std::mem::replace(items, rest)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use anteroom_proto::cbor;
+    use anteroom_proto::mac::MacAddr;
+    use anteroom_proto::v1::frame::MAX_TO_CONTROLLER;
+    use anteroom_proto::v1::telemetry::{EdgeDelta, Sighting};
+    use anteroom_proto::verdict::{DropReason, Verdict};
+
+    use super::*;
+
+    pub(crate) fn edge(port: u16) -> EdgeDelta {
+        EdgeDelta {
+            mac: MacAddr([0xff; 6]),
+            member: Some(anteroom_proto::id::MemberId::from_bytes([0xff; 16])),
+            local: IpAddr::V6([0xff; 16].into()),
+            remote: IpAddr::V6([0xff; 16].into()),
+            remote_member: Some(anteroom_proto::id::MemberId::from_bytes([0xff; 16])),
+            outbound: true,
+            protocol: 255,
+            port,
+            verdict: Verdict::WouldDrop(DropReason::ClearFromTunnelPeer),
+            rule: Some(anteroom_proto::id::RuleId::of("x")),
+            flows: u64::MAX,
+            packets_out: u64::MAX,
+            packets_in: u64::MAX,
+            bytes_out: u64::MAX,
+            bytes_in: u64::MAX,
+            first: UnixMillis(u64::MAX),
+            last: UnixMillis(u64::MAX),
+        }
+    }
+
+    fn sighting(n: usize) -> Sighting {
+        Sighting {
+            port: "a-port-with-a-long-name".parse().unwrap(),
+            mac: MacAddr([0xff; 6]),
+            vlan: Some(4095),
+            addresses: vec![Ipv4Addr::BROADCAST; 8],
+            prefix_len: Some(32),
+            router: Some((Ipv4Addr::BROADCAST, MacAddr([0xff; 6]))),
+            member: Some(anteroom_proto::id::MemberId::from_bytes([0xff; 16])),
+            held: true,
+            kinds: ["broadcast", "multicast", "ipv6", "tagged", "non-ip"].map(String::from).into(),
+            first_seen: UnixMillis(n as u64),
+            last_seen: UnixMillis(u64::MAX),
+        }
+    }
+
+    #[test]
+    fn the_longest_reports_fit_a_message_and_leave_nothing_out() {
+        let boot = BootId::from_bytes([1; 16]);
+        let mut outbox = Outbox::new(boot);
+        let report = EngineReport {
+            sightings: (0..700).map(sighting).collect(),
+            edges: (0..3000).map(edge).collect(),
+            drops: BTreeMap::from([("no-rule".to_owned(), 5)]),
+            overflow: 3,
+            tunnels: Vec::new(),
+        };
+        let reports: Vec<Report> = outbox.push(report.clone(), UnixMillis(1)).cloned().collect();
+        assert_eq!(reports.iter().map(|report| report.sequence).collect::<Vec<_>>(), [1, 2, 3]);
+        for report in &reports {
+            let len = cbor::encode(report).len();
+            assert!(len < MAX_TO_CONTROLLER, "{len} bytes");
+        }
+        let edges: Vec<_> = reports.iter().flat_map(|report| report.edges.clone()).collect();
+        assert_eq!(edges, report.edges);
+        let sightings: Vec<_> =
+            reports.iter().flat_map(|report| report.sightings.clone()).collect();
+        assert_eq!(sightings, report.sightings);
+        assert_eq!(reports.iter().map(|report| report.overflow).sum::<u64>(), 3);
+        assert_eq!(reports.iter().filter(|report| !report.drops.is_empty()).count(), 1);
+    }
+
+    #[test]
+    fn reports_wait_until_they_are_stored_and_then_make_room() {
+        let boot = BootId::from_bytes([1; 16]);
+        let mut outbox = Outbox::new(boot);
+        while outbox.has_room() {
+            let _ = outbox.push(EngineReport::default(), UnixMillis(1));
+        }
+        let sequences = |outbox: &Outbox| {
+            outbox.waiting().map(|report| report.sequence).collect::<Vec<_>>()
+        };
+        assert_eq!(sequences(&outbox), (1..=FULL as u64).collect::<Vec<_>>());
+        outbox.stored(BootId::from_bytes([2; 16]), 5);
+        assert!(!outbox.has_room(), "another run's word counts for nothing");
+        outbox.stored(boot, 6);
+        assert_eq!(sequences(&outbox), (7..=FULL as u64).collect::<Vec<_>>());
+        outbox.stored(boot, u64::MAX);
+        assert_eq!(sequences(&outbox), [0; 0]);
+        assert_eq!(outbox.push(EngineReport::default(), UnixMillis(1)).count(), 1);
+        assert_eq!(sequences(&outbox), [FULL as u64 + 1]);
+    }
+}

@@ -1,0 +1,232 @@
+//! The state directory itself: only root reads it, and one agent at a time has it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anteroom_agent_core::report::Learned;
+use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::key::IdentityKey;
+use anteroom_proto::view::{Floor, SignedView};
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::geteuid;
+
+use super::file::Kind;
+use super::records::{self, Enrolment, Marker, TunnelKey};
+use super::{StateError, records::Seed};
+
+/// The state directory, its permissions checked.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    path: PathBuf,
+    marker: PathBuf,
+}
+
+/// Held as long as an agent runs on the directory.
+#[derive(Debug)]
+pub struct Lock(#[allow(dead_code, reason = "held, not read")] Flock<File>);
+
+impl StateDir {
+    /// Opens the directory, and makes it where it is missing.
+    ///
+    /// # Errors
+    /// When it can't be made, isn't a directory of this user, or others can read it.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        secure(path)?;
+        // Beside the directory, not in it: whoever loses or wipes the one still has the other.
+        let mut marker = path.as_os_str().to_owned();
+        marker.push("-marker");
+        Ok(Self { path: path.to_owned(), marker: marker.into() })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the directory for one agent. The kernel gives it back when the process ends, however it ends.
+    ///
+    /// # Errors
+    /// [`StateError::InUse`] when another agent has it.
+    pub fn lock(&self) -> Result<Lock, StateError> {
+        self.lock_file("lock")
+    }
+
+    /// Takes the directory for an enrolment, which may happen while an agent that isn't enrolled runs.
+    ///
+    /// # Errors
+    /// [`StateError::InUse`] when another enrolment is under way.
+    pub fn lock_enrolment(&self) -> Result<Lock, StateError> {
+        self.lock_file("enrolment-lock")
+    }
+
+    fn lock_file(&self, name: &str) -> Result<Lock, StateError> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| StateError::File { path, verb: "written", error })?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Lock(lock)),
+            Err(_) => Err(StateError::InUse { path: self.path.clone() }),
+        }
+    }
+
+    /// The file of this kind, for messages.
+    pub(super) fn file(&self, kind: &Kind) -> PathBuf {
+        kind.path(&self.path)
+    }
+
+    /// The identity key, if there is one.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn identity(&self) -> Result<Option<IdentityKey>, StateError> {
+        let Some(seed) = records::IDENTITY.read::<Seed>(&self.path)? else { return Ok(None) };
+        let seed = seed.bytes(&records::IDENTITY, &self.path)?;
+        Ok(Some(IdentityKey::from_seed(&seed)))
+    }
+
+    /// The identity key; a new one is made, and is on the disk before it is used, where there is none.
+    ///
+    /// # Errors
+    /// When the file is damaged or can't be written.
+    pub fn identity_or_new(&self) -> Result<IdentityKey, StateError> {
+        if let Some(identity) = self.identity()? {
+            return Ok(identity);
+        }
+        let seed = records::random()?;
+        records::IDENTITY.write(&self.path, &Seed::new(&seed))?;
+        Ok(IdentityKey::from_seed(&seed))
+    }
+
+    /// The tunnel keys, newest first.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn tunnel_keys(&self) -> Result<Vec<TunnelKey>, StateError> {
+        records::TunnelKey::read_all(&self.path)
+    }
+
+    /// Makes a tunnel key with a serial above all that `floor` and the clock allow to have been used.
+    ///
+    /// # Errors
+    /// When it can't be written. It is on the disk on return.
+    pub fn new_tunnel_key(
+        &self,
+        before: &[TunnelKey],
+        floor_serial: u64,
+    ) -> Result<TunnelKey, StateError> {
+        records::TunnelKey::add(&self.path, before, floor_serial)
+    }
+
+    /// The enrolment, if there is one.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn enrolment(&self) -> Result<Option<Enrolment>, StateError> {
+        records::ENROLMENT.read(&self.path)
+    }
+
+    /// Records the enrolment.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_enrolment(&self, enrolment: &Enrolment) -> Result<(), StateError> {
+        records::ENROLMENT.write(&self.path, enrolment)
+    }
+
+    /// Records an authority chain.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_authority(&self, chain: &AuthorityChain) -> Result<(), StateError> {
+        records::AUTHORITY.write(&self.path, &chain.to_signed())
+    }
+
+    /// Records a view that was verified.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_view(&self, view: &SignedView) -> Result<(), StateError> {
+        records::VIEW.write(&self.path, view)
+    }
+
+    /// Records the floor. It goes after the view that it comes from: a floor above the view would shut out the
+    /// view at the next start.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_floor(&self, floor: &Floor) -> Result<(), StateError> {
+        records::FLOOR.write(&self.path, floor)
+    }
+
+    /// Records what the engine has learnt.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_learned(&self, learned: &Learned) -> Result<(), StateError> {
+        records::LEARNED.write(&self.path, learned)
+    }
+
+    /// Whether this machine ever held a view with an enforced device. Whatever is in the marker's place counts:
+    /// a damaged marker is one.
+    #[must_use]
+    pub fn ever_enforced(&self) -> bool {
+        // A place that can't be looked at may hide a marker.
+        fs::symlink_metadata(self.marker_file())
+            .map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |_| true)
+    }
+
+    /// Where the marker is.
+    #[must_use]
+    pub fn marker_file(&self) -> PathBuf {
+        records::MARKER.path(&self.marker)
+    }
+
+    /// Leaves the marker, before a view with an enforced device comes into force.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn mark_enforced(&self) -> Result<(), StateError> {
+        if self.ever_enforced() {
+            return Ok(());
+        }
+        secure(&self.marker)?;
+        records::MARKER.write(&self.marker, &Marker { enforced: true })
+    }
+}
+
+fn secure(path: &Path) -> Result<(), StateError> {
+    let failed = |error| StateError::Directory { path: path.to_owned(), error };
+    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        _ => {}
+    }
+    let metadata = fs::metadata(path).map_err(failed)?;
+    if !metadata.is_dir() {
+        return Err(failed(io::ErrorKind::NotADirectory.into()));
+    }
+    let shown = path.display();
+    let exposed = |problem: String, remedy: String| StateError::Exposed {
+        path: path.to_owned(),
+        problem,
+        remedy,
+    };
+    let user = geteuid();
+    if metadata.uid() != user.as_raw() {
+        let problem = format!("it belongs to user {}, not to {user}", metadata.uid());
+        return Err(exposed(problem, format!("chown {user} {shown}")));
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let problem = format!("others can get at it (mode {mode:03o})");
+        return Err(exposed(problem, format!("chmod 700 {shown}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Files that are replaced as a whole and notice any damage.
+//!
+//! A file is one line of text, `anteroom-agent KIND FORMAT DIGEST`, and a body in CBOR. The digest covers kind,
+//! format and body.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anteroom_proto::cbor;
+use anteroom_proto::key::Hash;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+use super::StateError;
+
+const MAGIC: &str = "anteroom-agent";
+const DOMAIN: &str = "anteroom agent state";
+/// Longest first line in bytes.
+const MAX_HEADER: usize = 160;
+
+/// A kind of file in the state directory.
+pub(super) struct Kind {
+    /// Its name, which its first line repeats.
+    pub(super) name: &'static str,
+    /// Newest format of its body.
+    pub(super) format: u32,
+    /// Longest body in bytes.
+    pub(super) max: usize,
+    /// What its loss means for the gateway, and what to do.
+    pub(super) loss: &'static str,
+}
+
+impl Kind {
+    pub(super) fn path(&self, directory: &Path) -> PathBuf {
+        directory.join(self.name)
+    }
+
+    fn digest(&self, format: u32, body: &[u8]) -> String {
+        Hash::of(DOMAIN, &[self.name.as_bytes(), &format.to_be_bytes(), body]).to_string()
+    }
+
+    /// Writes the file: a power cut leaves the old one or the new one, and it is on the disk on return.
+    pub(super) fn write<T: Serialize>(
+        &self,
+        directory: &Path,
+        value: &T,
+    ) -> Result<(), StateError> {
+        let path = self.path(directory);
+        self.write_at(directory, value).map_err(|error| StateError::File {
+            path,
+            verb: "written",
+            error,
+        })
+    }
+
+    fn write_at<T: Serialize>(&self, directory: &Path, value: &T) -> io::Result<()> {
+        let body = Zeroizing::new(cbor::encode(value));
+        let header =
+            format!("{MAGIC} {} {} {}\n", self.name, self.format, self.digest(self.format, &body));
+        let draft = directory.join(format!(".{}.new", self.name));
+        match fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+        file.write_all(header.as_bytes())?;
+        file.write_all(&body)?;
+        file.sync_all()?;
+        fs::rename(&draft, self.path(directory))?;
+        File::open(directory)?.sync_all()
+    }
+
+    /// Reads the file. None where there is none.
+    pub(super) fn read<T: DeserializeOwned>(
+        &self,
+        directory: &Path,
+    ) -> Result<Option<T>, StateError> {
+        let path = self.path(directory);
+        let bytes = match self.bytes(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(StateError::File { path, verb: "read", error }),
+        };
+        self.open(&path, &bytes).map(Some)
+    }
+
+    fn bytes(&self, path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+        let file = File::open(path)?;
+        let mut bytes = Zeroizing::new(Vec::new());
+        // One byte more than may be there shows that there is more.
+        let most = (self.max + MAX_HEADER + 1) as u64;
+        file.take(most).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn open<T: DeserializeOwned>(&self, path: &Path, bytes: &[u8]) -> Result<T, StateError> {
+        let damaged = |problem: String| StateError::Damaged {
+            path: path.to_owned(),
+            problem,
+            consequence: self.loss,
+        };
+        let cut = bytes.iter().take(MAX_HEADER).position(|byte| *byte == b'\n');
+        let Some((header, body)) = cut.and_then(|at| bytes.split_at_checked(at + 1)) else {
+            return Err(damaged("its first line is missing or cut short".into()));
+        };
+        let words = std::str::from_utf8(header).unwrap_or_default().trim_end_matches('\n');
+        let words: Vec<&str> = words.split(' ').collect();
+        let [MAGIC, name, format, digest] = words.as_slice() else {
+            return Err(damaged("its first line isn't an agent's".into()));
+        };
+        if *name != self.name {
+            return Err(damaged(format!("it is said to be {name:?}, not {:?}", self.name)));
+        }
+        let Ok(found) = format.parse::<u32>() else {
+            return Err(damaged(format!("it has no format {format:?}")));
+        };
+        // Before the format counts, so that damage isn't taken for a newer agent's work.
+        if found.to_string() != *format || *digest != self.digest(found, body) {
+            return Err(damaged("its digest is wrong".into()));
+        }
+        if found != self.format {
+            let path = path.to_owned();
+            return Err(StateError::Newer { path, found, known: self.format });
+        }
+        cbor::decode(body, self.max).map_err(|error| damaged(error.to_string()))
+    }
+}

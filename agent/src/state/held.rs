@@ -1,0 +1,160 @@
+//! What a gateway holds at start, everything verified again.
+
+use std::sync::Arc;
+
+use anteroom_agent_core::report::Learned;
+use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::key::IdentityKey;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::view::{Floor, SignedView, View, ViewError};
+
+use super::{Enrolment, StateDir, StateError, TunnelKey, records};
+
+/// What was found on disk and holds.
+#[derive(Debug)]
+pub struct Held {
+    /// Who this gateway is. None: not enrolled, or no longer able to show it.
+    pub enrolled: Option<Enrolled>,
+    /// What the engine learnt.
+    pub learned: Learned,
+    /// Whether the ports must stay shut until there is a view: an enforced device was here, and the view that
+    /// says so is lost.
+    pub closed: bool,
+    /// What was wrong, for the log. The agent goes on without it.
+    pub problems: Vec<StateError>,
+}
+
+/// What an enrolled gateway holds.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// Whose gateway this is.
+    pub enrolment: Enrolment,
+    /// Its identity key.
+    pub identity: IdentityKey,
+    /// Its newest tunnel key.
+    pub tunnel: TunnelKey,
+    /// The authority chain, from the pinned document. None where it was lost.
+    pub chain: Option<AuthorityChain>,
+    /// The view to put in force.
+    pub view: Option<Arc<View>>,
+    /// What no newer view may be below.
+    pub floor: Floor,
+}
+
+impl Held {
+    /// Reads and verifies everything. What is damaged is left out and named in [`Held::problems`]: a lost key of
+    /// the tunnels is made anew, a lost chain or view is asked of the controller, a lost view of a gateway that
+    /// ever had an enforced device leaves the ports closed.
+    ///
+    /// # Errors
+    /// When a new tunnel key is needed and can't be written, or a file is of a newer agent: going on would
+    /// overwrite what that one knows.
+    pub fn load(state: &StateDir) -> Result<Self, StateError> {
+        let mut problems = Vec::new();
+        let learned = note(records::LEARNED.read(state.path()), &mut problems)?.flatten();
+        let enrolled = Enrolled::load(state, &mut problems)?;
+        let no_view = enrolled.as_ref().is_none_or(|enrolled| enrolled.view.is_none());
+        Ok(Self {
+            enrolled,
+            learned: learned.unwrap_or_default(),
+            closed: no_view && state.ever_enforced(),
+            problems,
+        })
+    }
+}
+
+/// Whether `view` has a device in enforce.
+#[must_use]
+pub(crate) fn enforces(view: &View) -> bool {
+    view.intent.devices.iter().any(|device| device.member.mode == Mode::Enforce)
+}
+
+fn note<T>(
+    read: Result<T, StateError>,
+    problems: &mut Vec<StateError>,
+) -> Result<Option<T>, StateError> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(error @ StateError::Newer { .. }) => Err(error),
+        Err(error) => {
+            problems.push(error);
+            Ok(None)
+        }
+    }
+}
+
+impl Enrolled {
+    fn load(state: &StateDir, problems: &mut Vec<StateError>) -> Result<Option<Self>, StateError> {
+        let Some(enrolment) = note(state.enrolment(), problems)?.flatten() else {
+            return Ok(None);
+        };
+        let Some(identity) = note(state.identity(), problems)?.flatten() else {
+            let path = state.path().to_owned();
+            problems.push(StateError::IdentityLost { path, gateway: enrolment.gateway });
+            return Ok(None);
+        };
+        let keys = note(state.tunnel_keys(), problems)?.unwrap_or_default();
+        let tunnel = match keys.first() {
+            Some(key) => key.clone(),
+            None => state.new_tunnel_key(&keys, 0)?,
+        };
+        let mut held =
+            Self { enrolment, identity, tunnel, chain: None, view: None, floor: Floor::default() };
+        held.load_signed(state, problems)?;
+        Ok(Some(held))
+    }
+
+    fn load_signed(
+        &mut self,
+        state: &StateDir,
+        problems: &mut Vec<StateError>,
+    ) -> Result<(), StateError> {
+        if let Some(floor) = note(records::FLOOR.read(state.path()), problems)?.flatten() {
+            self.floor = floor;
+        }
+        let chain = note(records::AUTHORITY.read::<Vec<_>>(state.path()), problems)?.flatten();
+        let view = note(records::VIEW.read::<SignedView>(state.path()), problems)?.flatten();
+        let Some(signed) = chain else { return Ok(()) };
+        match AuthorityChain::follow(self.enrolment.pin, &signed) {
+            Ok(chain) if chain.newest().organisation == self.enrolment.organisation => {
+                self.chain = Some(chain);
+            }
+            Ok(_) => problems.push(StateError::Damaged {
+                path: state.file(&records::AUTHORITY),
+                problem: "it is of another organisation than the enrolment".into(),
+                consequence: records::AUTHORITY.loss,
+            }),
+            Err(error) => {
+                problems
+                    .push(StateError::Authority { path: state.file(&records::AUTHORITY), error });
+            }
+        }
+        let (Some(chain), Some(view)) = (&self.chain, view) else { return Ok(()) };
+        match verify_held(&view, self, chain) {
+            Ok(view) => {
+                self.floor = view.floor(&self.floor);
+                self.view = Some(Arc::new(view));
+            }
+            Err(error) => {
+                problems.push(StateError::View { path: state.file(&records::VIEW), error })
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Verifies the view on disk. It was taken under the authority of its day: an operator or controller who left
+/// since then doesn't undo it. Replays are the floor's matter.
+fn verify_held(
+    view: &SignedView,
+    held: &Enrolled,
+    chain: &AuthorityChain,
+) -> Result<View, ViewError> {
+    let mut ever: Authority = (**chain.newest()).clone();
+    for document in chain.to_signed() {
+        let document = document.verify_self_named()?;
+        ever.operators.extend(document.operators.iter().cloned());
+        ever.controllers.extend(document.controllers.iter().cloned());
+    }
+    View::verify(view, held.enrolment.gateway, &ever, &held.floor)
+}

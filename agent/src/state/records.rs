@@ -1,0 +1,201 @@
+//! What the files hold.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anteroom_proto::authority::{Authority, MAX_CHAIN};
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cbor::Blob;
+use anteroom_proto::cose::{Document, Signed};
+use anteroom_proto::id::{GatewayId, InviteId, OrganisationId};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::view::SignedView;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::StateError;
+use super::file::Kind;
+
+/// Most tunnel keys that are kept.
+const MAX_TUNNEL_KEYS: usize = 8;
+
+pub(super) const IDENTITY: Kind = Kind {
+    name: "identity",
+    format: 1,
+    max: 256,
+    loss: "Without its identity key this machine is nobody to its controller: ask for a new invite (`anteroom gateway invite`), move the state directory away and enrol again.",
+};
+pub(super) const TUNNEL_KEYS: Kind = Kind {
+    name: "tunnel-keys",
+    format: 1,
+    max: 4096,
+    loss: "The agent makes a new tunnel key; peers take it once the controller has passed it on.",
+};
+pub(super) const ENROLMENT: Kind = Kind {
+    name: "enrolment",
+    format: 1,
+    max: 16 * 1024,
+    loss: "Repeat `anteroom-agent enroll` with the same invite; this machine's key is still here.",
+};
+pub(super) const AUTHORITY: Kind = Kind {
+    name: "authority",
+    format: 1,
+    max: 2 * MAX_CHAIN * Authority::MAX_LEN,
+    loss: "The agent asks its controller for the chain of authority documents again.",
+};
+pub(super) const VIEW: Kind = Kind {
+    name: "view",
+    format: 1,
+    max: SignedView::MAX_LEN,
+    loss: "The agent asks its controller for a view again.",
+};
+pub(super) const FLOOR: Kind = Kind {
+    name: "floor",
+    format: 1,
+    max: 256,
+    loss: "The agent goes by the numbers of the view that it holds.",
+};
+pub(super) const LEARNED: Kind = Kind {
+    name: "learned",
+    format: 1,
+    max: 8 * 1024 * 1024,
+    loss: "The agent learns it again from the traffic.",
+};
+pub(super) const MARKER: Kind =
+    Kind { name: "enforced", format: 1, max: 64, loss: "It counts as a marker all the same." };
+
+/// 32 bytes that a key grows from.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Seed {
+    seed: Blob,
+}
+
+impl Seed {
+    pub(super) fn new(seed: &[u8; 32]) -> Self {
+        Self { seed: Blob(seed.to_vec()) }
+    }
+
+    pub(super) fn bytes(
+        &self,
+        kind: &Kind,
+        directory: &Path,
+    ) -> Result<Zeroizing<[u8; 32]>, StateError> {
+        let bytes = <[u8; 32]>::try_from(self.seed.0.as_slice());
+        bytes.map(Zeroizing::new).map_err(|_| StateError::Damaged {
+            path: kind.path(directory),
+            problem: format!("a key of {} bytes", self.seed.0.len()),
+            consequence: kind.loss,
+        })
+    }
+}
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        self.seed.0.zeroize();
+    }
+}
+
+/// 32 bytes that nobody can foresee.
+pub(super) fn random() -> Result<Zeroizing<[u8; 32]>, StateError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(bytes.as_mut_slice()).map_err(StateError::Random)?;
+    Ok(bytes)
+}
+
+/// That this machine is a gateway, and whose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrolment {
+    /// The organisation.
+    pub organisation: OrganisationId,
+    /// Which gateway this machine is.
+    pub gateway: GatewayId,
+    /// The invite by which it became that.
+    pub invite: InviteId,
+    /// The controller that the invite named. The authority chain may name others since.
+    pub controller: PublicKey,
+    /// Where the invite said that it is, as `host:port`.
+    pub addresses: Vec<String>,
+    /// Hash of the first authority document.
+    pub pin: Hash,
+}
+
+/// A key of the gateway's tunnels.
+#[derive(Debug, Clone)]
+pub struct TunnelKey {
+    /// Counts the gateway's tunnel keys upwards.
+    pub serial: u64,
+    /// The private half.
+    pub secret: TunnelSecret,
+}
+
+impl PartialEq for TunnelKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.serial == other.serial && self.secret.public() == other.secret.public()
+    }
+}
+
+impl Eq for TunnelKey {}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredTunnelKey {
+    serial: u64,
+    secret: Seed,
+}
+
+impl TunnelKey {
+    pub(super) fn read_all(directory: &Path) -> Result<Vec<Self>, StateError> {
+        let stored = TUNNEL_KEYS.read::<Vec<StoredTunnelKey>>(directory)?.unwrap_or_default();
+        let mut keys = stored
+            .iter()
+            .map(|key| {
+                let bytes = key.secret.bytes(&TUNNEL_KEYS, directory)?;
+                Ok(Self { serial: key.serial, secret: TunnelSecret::from_bytes(*bytes) })
+            })
+            .collect::<Result<Vec<_>, StateError>>()?;
+        keys.sort_by_key(|key| std::cmp::Reverse(key.serial));
+        Ok(keys)
+    }
+
+    pub(super) fn add(directory: &Path, before: &[Self], floor: u64) -> Result<Self, StateError> {
+        let newest = before.iter().map(|key| key.serial).max().unwrap_or_default();
+        // Keys that were lost had serials too. Seconds keep above them without a counter that survives.
+        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let serial = newest.max(floor).saturating_add(1).max(clock);
+        let key = Self { serial, secret: TunnelSecret::from_bytes(*random()?) };
+        let stored: Vec<_> = std::iter::once(&key)
+            .chain(before)
+            .take(MAX_TUNNEL_KEYS)
+            .map(|key| StoredTunnelKey {
+                serial: key.serial,
+                secret: Seed::new(key.secret.as_bytes()),
+            })
+            .collect();
+        TUNNEL_KEYS.write(directory, &stored)?;
+        Ok(key)
+    }
+
+    /// The public half, signed by the gateway's identity key.
+    #[must_use]
+    pub fn bind(&self, enrolment: &Enrolment, identity: &IdentityKey) -> Signed<TunnelKeyBinding> {
+        let binding = TunnelKeyBinding {
+            organisation: enrolment.organisation,
+            gateway: enrolment.gateway,
+            x25519: self.secret.public(),
+            ml_kem_768: None,
+            serial: self.serial,
+            not_before: UnixMillis(0),
+        };
+        Signed::sign(&binding, identity)
+    }
+}
+
+/// That an enforced device was in a view of this machine.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Marker {
+    pub(super) enforced: bool,
+}

@@ -1,0 +1,191 @@
+//! An organisation of the tests' own: keys, an authority chain, and signed views for one gateway.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use anteroom_proto::authority::{Authority, AuthorityChain, Controller, Operator};
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cbor::{self, Blob};
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::{GatewayId, InviteId, MemberId, OrganisationId, SiteId};
+use anteroom_proto::intent::{Device, Infrastructure, Intent, IntentRoot, Member, OnFailure};
+use anteroom_proto::invite::InviteCode;
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::merkle::{self, Proof, leaf_hash};
+use anteroom_proto::mode::Mode;
+use anteroom_proto::operation::{Operation, ViewNumber};
+use anteroom_proto::overlay::{gateway_address, member_address};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::view::{Floor, SignedView, View};
+
+use crate::state::Enrolment;
+
+/// The organisation.
+pub(crate) const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
+/// The gateway under test.
+pub(crate) const GATEWAY: GatewayId = GatewayId::from_bytes([3; 16]);
+/// Its invite.
+pub(crate) const INVITE: InviteId = InviteId::from_bytes([2; 16]);
+/// Seed of the invite's one-time key.
+pub(crate) const INVITE_SEED: [u8; 32] = [5; 32];
+
+/// An organisation with one operator and one controller.
+pub(crate) struct Organisation {
+    pub(crate) operator: IdentityKey,
+    pub(crate) controller: IdentityKey,
+    pub(crate) chain: Vec<Signed<Authority>>,
+}
+
+impl Organisation {
+    pub(crate) fn new(addresses: &[SocketAddr]) -> Self {
+        let operator = IdentityKey::from_seed(&[10; 32]);
+        let controller = IdentityKey::from_seed(&[11; 32]);
+        let first = Authority {
+            organisation: ORGANISATION,
+            number: 1,
+            previous: Hash::ZERO,
+            operators: vec![Operator { name: "ana".parse().unwrap(), key: operator.public() }],
+            threshold: 1,
+            controllers: vec![Controller {
+                key: controller.public(),
+                addresses: addresses.iter().map(ToString::to_string).collect(),
+            }],
+            recovery: IdentityKey::from_seed(&[12; 32]).public(),
+            incarnation: 0,
+        };
+        let chain = vec![Signed::sign(&first, &operator)];
+        Self { operator, controller, chain }
+    }
+
+    pub(crate) fn pin(&self) -> Hash {
+        self.chain[0].hash()
+    }
+
+    pub(crate) fn followed(&self) -> AuthorityChain {
+        AuthorityChain::follow(self.pin(), &self.chain).unwrap()
+    }
+
+    /// Appends an authority document that `change` makes different from the one before.
+    pub(crate) fn extend(&mut self, change: impl FnOnce(&mut Authority)) {
+        let before = self.chain.last().unwrap();
+        let mut next = before.verify_self_named().unwrap().into_document();
+        next.number += 1;
+        next.previous = before.hash();
+        change(&mut next);
+        self.chain.push(Signed::sign(&next, &self.operator));
+    }
+
+    pub(crate) fn enrolment(&self) -> Enrolment {
+        let controller = self.followed().newest().controllers[0].clone();
+        Enrolment {
+            organisation: ORGANISATION,
+            gateway: GATEWAY,
+            invite: INVITE,
+            controller: controller.key,
+            addresses: controller.addresses.clone(),
+            pin: self.pin(),
+        }
+    }
+
+    pub(crate) fn invite(&self) -> InviteCode {
+        let Enrolment { organisation, gateway, invite, controller, addresses, pin } =
+            self.enrolment();
+        let seed = Blob(INVITE_SEED.to_vec());
+        InviteCode { organisation, invite, gateway, controller, addresses, authority: pin, seed }
+    }
+
+    /// A view for [`GATEWAY`] with one device in `mode`.
+    pub(crate) fn view(&self, revision: u64, sequence: u64, mode: Mode) -> SignedView {
+        self.view_for(GATEWAY, revision, sequence, mode)
+    }
+
+    pub(crate) fn view_for(
+        &self,
+        gateway: GatewayId,
+        revision: u64,
+        sequence: u64,
+        mode: Mode,
+    ) -> SignedView {
+        let intent = cbor::encode(&intent(gateway, mode));
+        let leaves = [leaf_hash(&intent), Hash::ZERO];
+        let root = IntentRoot {
+            organisation: ORGANISATION,
+            authority: 1,
+            incarnation: 0,
+            number: revision,
+            previous: Hash::ZERO,
+            model: Hash::ZERO,
+            root: merkle::root(&leaves),
+            signed_at: UnixMillis(1_000_000 + revision),
+        };
+        let operation = Operation {
+            organisation: ORGANISATION,
+            gateway,
+            number: ViewNumber { incarnation: 0, sequence },
+            revision,
+            peers: Vec::new(),
+            quarantined: Vec::new(),
+            suspended: Vec::new(),
+            issued_at: UnixMillis(1_000_000 + sequence),
+        };
+        SignedView {
+            intent: Blob(intent),
+            proof: Proof::new(&leaves, 0).unwrap(),
+            root: Signed::sign(&root, &self.operator),
+            operation: Signed::sign(&operation, &self.controller),
+        }
+    }
+
+    pub(crate) fn verified(&self, view: &SignedView) -> View {
+        View::verify(view, GATEWAY, self.followed().newest(), &Floor::default()).unwrap()
+    }
+}
+
+fn intent(gateway: GatewayId, mode: Mode) -> Intent {
+    let member = MemberId::from_bytes([7; 16]);
+    let site = SiteId::of("north");
+    Intent {
+        organisation: ORGANISATION,
+        gateway,
+        overlay: gateway_address(ORGANISATION, gateway),
+        site,
+        devices: vec![Device {
+            member: Member {
+                id: member,
+                gateway,
+                overlay: member_address(ORGANISATION, member),
+                site,
+                vlan: None,
+                mac: MacAddr([2, 0, 0, 0, 0, 1]),
+                addresses: vec!["10.0.0.1/32".parse().unwrap()],
+                mode,
+                mode_since: 1,
+                quarantined: false,
+            },
+            port: "port1".parse().unwrap(),
+            prefix_len: Some(24),
+            router: None,
+            on_failure: OnFailure::Default,
+        }],
+        members: Vec::new(),
+        peers: Vec::new(),
+        segments: Vec::new(),
+        externals: Vec::new(),
+        rules: Vec::new(),
+        infrastructure: Infrastructure::default(),
+    }
+}
+
+/// Checks a tunnel key's binding as a peer does.
+pub(crate) fn check_binding(
+    binding: &Signed<TunnelKeyBinding>,
+    identity: PublicKey,
+) -> TunnelKeyBinding {
+    binding.verify(ORGANISATION, &[identity]).unwrap().into_document()
+}
+
+/// An address that nobody listens on.
+pub(crate) fn nowhere() -> SocketAddr {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.local_addr().unwrap()
+}
