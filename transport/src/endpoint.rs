@@ -5,12 +5,14 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anteroom_proto::key::{Fingerprint, IdentityKey, PublicKey};
+use anteroom_proto::key::{Fingerprint, Hash, IdentityKey, PublicKey};
+use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime,
     TransportConfig, VarInt,
 };
+use quinn_proto::HashedConnectionIdGenerator;
 use rustls::pki_types::CertificateDer;
 
 use crate::tls::{self, ServerPin};
@@ -91,8 +93,23 @@ fn transport_config(end: End) -> Result<TransportConfig, TransportError> {
     Ok(config)
 }
 
-fn endpoint_config() -> EndpointConfig {
-    let mut config = EndpointConfig::default();
+/// What a listener derives from its identity, so that it is the same after a restart: clients of the run before
+/// then learn at their next word that their connection is gone, and not by waiting for [`IDLE_TIMEOUT`].
+fn endpoint_config(listener: Option<&IdentityKey>) -> EndpointConfig {
+    let mut config = match listener {
+        None => EndpointConfig::default(),
+        Some(identity) => {
+            let seed = identity.to_seed();
+            let derive = |domain| Hash::of(domain, &[seed.as_slice()]);
+            let reset = derive("anteroom quic stateless reset");
+            let mut config =
+                EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset.as_bytes())));
+            let ids = derive("anteroom quic connection ids");
+            let ids = ids.as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+            config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+            config
+        }
+    };
     // The fixed bit tells QUIC from WireGuard where both share a port.
     config.grease_quic_bit(false);
     config
@@ -100,11 +117,12 @@ fn endpoint_config() -> EndpointConfig {
 
 fn endpoint(
     address: SocketAddr,
+    config: EndpointConfig,
     server: Option<quinn::ServerConfig>,
 ) -> Result<Endpoint, TransportError> {
     let failed = |error| TransportError::Socket { address, error };
     let socket = UdpSocket::bind(address).map_err(failed)?;
-    Endpoint::new(endpoint_config(), server, socket, Arc::new(TokioRuntime)).map_err(failed)
+    Endpoint::new(config, server, socket, Arc::new(TokioRuntime)).map_err(failed)
 }
 
 /// A controller's endpoint at `address`. Each client proves an Ed25519 key: see [`peer_key`]. The client
@@ -113,7 +131,8 @@ fn endpoint(
 /// # Errors
 /// [`TransportError`] when the socket can't be bound or the key isn't taken.
 pub fn listen(address: SocketAddr, identity: &IdentityKey) -> Result<Endpoint, TransportError> {
-    endpoint(address, Some(server_config(tls::server_config(identity)?)?))
+    let server = server_config(tls::server_config(identity)?)?;
+    endpoint(address, endpoint_config(Some(identity)), Some(server))
 }
 
 fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, TransportError> {
@@ -176,7 +195,7 @@ async fn connect_with(
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    let endpoint = endpoint(any, None)?;
+    let endpoint = endpoint(any, endpoint_config(None), None)?;
     let connecting = endpoint
         .connect_with(config, address, NAME)
         .map_err(|error| TransportError::Setup(error.to_string()))?;

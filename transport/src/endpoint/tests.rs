@@ -119,7 +119,8 @@ async fn a_client_without_ml_kem_is_refused() {
 #[tokio::test]
 async fn a_server_without_ml_kem_is_refused() {
     let tls = tls::server_config_with(classical(), &key(1)).unwrap();
-    let server = endpoint(LOOPBACK, Some(server_config(tls).unwrap())).unwrap();
+    let server =
+        endpoint(LOOPBACK, endpoint_config(None), Some(server_config(tls).unwrap())).unwrap();
     let address = server.local_addr().unwrap();
     let servers = [key(1).public()];
     let (served, connected) = both(accept(&server), connect(address, &key(2), &servers)).await;
@@ -190,4 +191,44 @@ async fn what_is_no_message_is_refused_where_it_stands() {
     assert!(matches!(read(vec![0, 0, 0, 1, 0xff]).await, Err(MessageError::Malformed(_))));
     let long = read(vec![0xff; 100]).await;
     assert!(matches!(long, Err(MessageError::Malformed(CborError::TooLong { .. }))), "{long:?}");
+}
+
+#[tokio::test]
+async fn a_listener_that_was_killed_and_is_back_is_noticed_before_the_time_out() {
+    // A runtime of its own, so that dropping it ends the server without a word, as a kill does.
+    let killed =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (ready, address) = tokio::sync::oneshot::channel();
+    killed.spawn(async move {
+        let server = listen(LOOPBACK, &key(1)).unwrap();
+        ready.send(server.local_addr().unwrap()).unwrap();
+        let connection = accept(&server).await.unwrap();
+        std::future::pending::<()>().await;
+        drop(connection);
+    });
+    let address = address.await.unwrap();
+    let link = connect(address, &key(2), &[key(1).public()]).await.unwrap();
+    let connection = link.connection();
+    // The handshake is confirmed and connection ids have been exchanged once something came back and forth.
+    timeout(DEADLINE, async {
+        while connection.stats().frame_rx.handshake_done == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the handshake ends");
+    killed.shutdown_background();
+    let back = timeout(DEADLINE, async {
+        loop {
+            match listen(address, &key(1)) {
+                Ok(back) => return back,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    })
+    .await
+    .expect("the port is free again");
+    let reason = timeout(IDLE_TIMEOUT / 2, connection.closed()).await.expect("noticed in time");
+    assert_eq!(reason, ConnectionError::Reset);
+    drop(back);
 }
