@@ -1,0 +1,244 @@
+//! The store: everything that a controller must not forget.
+//!
+//! One narrow trait, so that several databases can stand behind it. Whoever implements it passes the tests in
+//! `conformance`. A change and its audit entry are one transaction; a call that returns has reached the disk.
+
+mod record;
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+
+use anteroom_proto::api::{AuditEntry, Edge, EdgeQuery, RevisionInfo, SightingRecord};
+use anteroom_proto::authority::Authority;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::{GatewayId, InviteId};
+use anteroom_proto::invite::Invite;
+use anteroom_proto::key::{Hash, PublicKey};
+use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::Report;
+use anteroom_proto::v1::{Applied, Reachable};
+use async_trait::async_trait;
+
+pub use record::{
+    AppliedFacts, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView,
+    NewAudit, NewRevision, Recorded, StoredInvite, StoredRevision, ViewState,
+};
+
+/// Why the store didn't do what was asked. Nothing was changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database failed.
+    #[error("the database failed to {doing}: {problem}")]
+    Database {
+        /// What it was to do.
+        doing: &'static str,
+        /// What it says.
+        #[source]
+        problem: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The schema isn't this program's.
+    #[error("the database can't be brought to this version's schema: {problem}")]
+    Schema {
+        /// What is wrong.
+        problem: String,
+    },
+    /// Something that was stored can't be read.
+    #[error("the database holds a damaged {what}: {problem}. Restore it from a backup")]
+    Damaged {
+        /// What is damaged.
+        what: &'static str,
+        /// How.
+        problem: String,
+    },
+}
+
+/// How much telemetry is kept per gateway. What is beyond is turned away and counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Sightings per gateway.
+    pub sightings: u32,
+    /// Edges per gateway.
+    pub edges: u32,
+    /// After how many milliseconds without traffic an edge makes room for a new one.
+    pub edge_age: u64,
+    /// Runs of an agent whose report watermark is remembered.
+    pub boots: u32,
+    /// Late identities that are audited per invite.
+    pub enrolment_refusals: u32,
+    /// Challenges that may be open at once.
+    pub challenges: u32,
+    /// Sessions that an operator may have at once; the one that lapses first makes room.
+    pub sessions: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sightings: 4096,
+            edges: 20_000,
+            edge_age: 7 * 24 * 60 * 60 * 1000,
+            boots: 16,
+            enrolment_refusals: 16,
+            challenges: 10_000,
+            sessions: 64,
+        }
+    }
+}
+
+/// What a controller keeps.
+#[async_trait]
+pub trait Store: std::fmt::Debug + Send + Sync + 'static {
+    /// The authority chain, first to newest; empty until the controller is claimed.
+    async fn authority(&self) -> Result<Vec<Signed<Authority>>, StoreError>;
+    /// Stores the first authority document. False, and no change, where there is one already.
+    async fn claim(
+        &self,
+        first: &Signed<Authority>,
+        audit: &NewAudit,
+    ) -> Result<bool, StoreError>;
+
+    /// Stores an invite. False, and no change, where its id or its gateway's id is taken.
+    async fn add_invite(
+        &self,
+        invite: &StoredInvite,
+        at: UnixMillis,
+        audit: &NewAudit,
+    ) -> Result<bool, StoreError>;
+    /// One invite.
+    async fn invite(&self, invite: InviteId) -> Result<Option<StoredInvite>, StoreError>;
+    /// The newest `limit` invites, newest first.
+    async fn invites(&self, limit: u32) -> Result<Vec<StoredInvite>, StoreError>;
+
+    /// Lets a gateway's identity have its invite, if no other has it. The `audit` entry is written for the
+    /// first use, `refusal` for an identity that comes too late (once for each, and for a bounded number).
+    async fn enrol(
+        &self,
+        enrolment: &Enrolment,
+        audit: &NewAudit,
+        refusal: &NewAudit,
+    ) -> Result<EnrolOutcome, StoreError>;
+    /// A gateway's enrolment.
+    async fn enrolment(&self, gateway: GatewayId) -> Result<Option<Enrolment>, StoreError>;
+    /// Every enrolment of a gateway that has never been in a model.
+    async fn pending(&self, limit: u32) -> Result<Vec<Enrolment>, StoreError>;
+    /// Whether the gateway has ever been in a model.
+    async fn was_approved(&self, gateway: GatewayId) -> Result<bool, StoreError>;
+
+    /// The newest revision.
+    async fn newest_model(&self) -> Result<Option<StoredRevision>, StoreError>;
+    /// The revision with this number.
+    async fn model(&self, number: u64) -> Result<Option<StoredRevision>, StoreError>;
+    /// Up to `limit` revisions, newest first.
+    async fn revisions(&self, limit: u32) -> Result<Vec<RevisionInfo>, StoreError>;
+    /// Stores a revision, which gateways it affects, and its audit entry. False, and no change, where its
+    /// number isn't the next one.
+    async fn add_model(
+        &self,
+        revision: &NewRevision,
+        audit: &NewAudit,
+    ) -> Result<bool, StoreError>;
+    /// The gateways that a revision affects, and when each had it in force; none where there is no such
+    /// revision.
+    async fn affected(
+        &self,
+        number: u64,
+    ) -> Result<Option<BTreeMap<GatewayId, Option<UnixMillis>>>, StoreError>;
+
+    /// What is known of a gateway.
+    async fn gateway(&self, gateway: GatewayId) -> Result<Option<GatewayFacts>, StoreError>;
+    /// What is known of every enrolled gateway.
+    async fn gateways(&self) -> Result<BTreeMap<GatewayId, GatewayFacts>, StoreError>;
+    /// Records a gateway's greeting.
+    async fn record_hello(
+        &self,
+        gateway: GatewayId,
+        hello: &HelloFacts,
+    ) -> Result<(), StoreError>;
+    /// Records where a gateway can be reached.
+    async fn record_reachable(
+        &self,
+        gateway: GatewayId,
+        reachable: &Reachable,
+        at: UnixMillis,
+    ) -> Result<(), StoreError>;
+    /// Records what a gateway has in force, or why it refused a view.
+    async fn record_applied(
+        &self,
+        gateway: GatewayId,
+        applied: &Applied,
+        at: UnixMillis,
+    ) -> Result<(), StoreError>;
+    /// Records that gateways were connected at `at`.
+    async fn record_seen(
+        &self,
+        gateways: &[GatewayId],
+        at: UnixMillis,
+    ) -> Result<(), StoreError>;
+    /// Gives each of `views` its gateway's next number in `incarnation` and remembers what it holds. Unknown
+    /// gateways are left out.
+    async fn issue_views(
+        &self,
+        incarnation: u64,
+        views: &[IssueView],
+    ) -> Result<Vec<(GatewayId, ViewNumber)>, StoreError>;
+
+    /// Adds a report, unless it or a later one of the same run is stored already.
+    async fn record_report(
+        &self,
+        gateway: GatewayId,
+        report: &Report,
+        at: UnixMillis,
+    ) -> Result<Recorded, StoreError>;
+    /// Up to `limit` sightings, last seen first.
+    async fn sightings(&self, limit: u32) -> Result<Vec<SightingRecord>, StoreError>;
+    /// Up to `limit` edges that `query` asks for, newest first.
+    async fn edges(&self, query: &EdgeQuery, limit: u32) -> Result<Vec<Edge>, StoreError>;
+
+    /// Appends an audit entry for what needs no other change.
+    async fn append_audit(&self, audit: &NewAudit) -> Result<AuditEntry, StoreError>;
+    /// Up to `limit` audit entries after number `after`, oldest first.
+    async fn audit(&self, after: u64, limit: u32) -> Result<Vec<AuditEntry>, StoreError>;
+
+    /// Stores the hash of a session's token.
+    async fn add_session(
+        &self,
+        token: Hash,
+        operator: PublicKey,
+        now: UnixMillis,
+        not_after: UnixMillis,
+    ) -> Result<(), StoreError>;
+    /// Whose live session this is.
+    async fn session(
+        &self,
+        token: Hash,
+        now: UnixMillis,
+    ) -> Result<Option<PublicKey>, StoreError>;
+    /// Forgets a session.
+    async fn end_session(&self, token: Hash) -> Result<(), StoreError>;
+    /// Stores the hash of a challenge's nonce. False where too many are open.
+    async fn add_challenge(
+        &self,
+        nonce: Hash,
+        now: UnixMillis,
+        not_after: UnixMillis,
+    ) -> Result<bool, StoreError>;
+    /// Uses a challenge up. False where it is unknown, lapsed or used.
+    async fn take_challenge(&self, nonce: Hash, now: UnixMillis) -> Result<bool, StoreError>;
+
+    /// Finishes what is under way and lets go of the database.
+    async fn close(&self);
+}
+
+impl StoredInvite {
+    /// The row for a checked invite.
+    #[must_use]
+    pub fn new(invite: &Invite, signed: &Signed<Invite>) -> Self {
+        Self {
+            invite: invite.invite,
+            gateway: invite.gateway,
+            signed: signed.clone(),
+            used_by: None,
+        }
+    }
+}

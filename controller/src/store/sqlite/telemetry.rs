@@ -1,0 +1,408 @@
+//! Reports: sightings, edges, drops, and the watermarks that keep anything from counting twice.
+
+use anteroom_proto::api::{Edge, EdgeQuery, SightingRecord};
+use anteroom_proto::cbor;
+use anteroom_proto::id::{GatewayId, MemberId, RuleId};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::{EdgeDelta, Report, Sighting};
+use anteroom_proto::verdict::Verdict;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{SqliteConnection, SqlitePool};
+
+use super::value::{Columns, failed, int, uint};
+use crate::store::{Limits, Recorded, StoreError};
+
+/// Largest step by which a count grows: two of them still fit an integer of SQLite, so that no sum overflows.
+const MAX_STEP: u64 = 1 << 62;
+/// Most addresses kept per sighting.
+const MAX_ADDRESSES: usize = 8;
+
+fn step(value: u64) -> i64 {
+    int(value.min(MAX_STEP - 1))
+}
+
+pub(super) async fn record(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    report: &Report,
+    at: UnixMillis,
+    limits: &Limits,
+) -> Result<Recorded, StoreError> {
+    if !advance(change, gateway, report, at, limits.boots).await? {
+        return Ok(Recorded::Duplicate);
+    }
+    let sightings = add_sightings(change, gateway, &report.sightings, at, limits).await?;
+    let edges = add_edges(change, gateway, &report.edges, at, limits).await?;
+    for (reason, count) in &report.drops {
+        sqlx::query(
+            "INSERT INTO drops (gateway, reason, count) VALUES (?1, ?2, ?3) \
+             ON CONFLICT DO UPDATE SET \
+             count = CASE WHEN count >= ?4 THEN count ELSE count + ?3 END",
+        )
+        .bind(gateway.as_bytes().as_slice())
+        .bind(reason)
+        .bind(step(*count))
+        .bind(int(MAX_STEP))
+        .execute(&mut *change)
+        .await
+        .map_err(failed("store drops"))?;
+    }
+    sqlx::query(
+        "UPDATE gateways SET tunnels = ?2, sightings_away = sightings_away + ?3, \
+         edges_away = edges_away + ?4, \
+         overflow = CASE WHEN overflow >= ?7 THEN overflow ELSE overflow + ?5 END, \
+         last_seen = ?6 WHERE gateway = ?1",
+    )
+    .bind(gateway.as_bytes().as_slice())
+    .bind(cbor::encode(&report.tunnels))
+    .bind(int(sightings))
+    .bind(int(edges))
+    .bind(step(report.overflow))
+    .bind(int(at.0))
+    .bind(int(MAX_STEP))
+    .execute(change)
+    .await
+    .map_err(failed("store a report"))?;
+    Ok(Recorded::Stored { turned_away: sightings + edges })
+}
+
+/// Moves the watermark up to this report. False where it stands there or beyond already.
+async fn advance(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    report: &Report,
+    at: UnixMillis,
+    boots: u32,
+) -> Result<bool, StoreError> {
+    let doing = "move a report watermark";
+    let moved = sqlx::query(
+        "INSERT INTO watermarks (gateway, boot, sequence, at) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT DO UPDATE SET sequence = ?3, at = ?4 WHERE sequence < ?3",
+    )
+    .bind(gateway.as_bytes().as_slice())
+    .bind(report.boot.as_bytes().as_slice())
+    .bind(int(report.sequence))
+    .bind(int(at.0))
+    .execute(&mut *change)
+    .await
+    .map_err(failed(doing))?;
+    if moved.rows_affected() == 0 {
+        return Ok(false);
+    }
+    sqlx::query(
+        "DELETE FROM watermarks WHERE gateway = ?1 AND boot <> ?2 AND boot NOT IN \
+         (SELECT boot FROM watermarks WHERE gateway = ?1 ORDER BY at DESC LIMIT ?3)",
+    )
+    .bind(gateway.as_bytes().as_slice())
+    .bind(report.boot.as_bytes().as_slice())
+    .bind(boots)
+    .execute(change)
+    .await
+    .map_err(failed(doing))?;
+    Ok(true)
+}
+
+async fn count(
+    change: &mut SqliteConnection,
+    query: &'static str,
+    gateway: GatewayId,
+) -> Result<u64, StoreError> {
+    let count: i64 = sqlx::query_scalar(query)
+        .bind(gateway.as_bytes().as_slice())
+        .fetch_one(change)
+        .await
+        .map_err(failed("count what a gateway reported"))?;
+    Ok(uint(count))
+}
+
+async fn add_sightings(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    sightings: &[Sighting],
+    at: UnixMillis,
+    limits: &Limits,
+) -> Result<u64, StoreError> {
+    let doing = "store a sighting";
+    if sightings.is_empty() {
+        return Ok(0);
+    }
+    let query = "SELECT COUNT(*) FROM sightings WHERE gateway = ?";
+    let mut held = count(change, query, gateway).await?;
+    let mut away = 0;
+    for new in sightings {
+        let vlan = new.vlan.map_or(-1, i64::from);
+        let row = sqlx::query(
+            "SELECT sighting FROM sightings WHERE gateway = ? AND port = ? AND mac = ? AND vlan = ?",
+        )
+        .bind(gateway.as_bytes().as_slice())
+        .bind(new.port.as_str())
+        .bind(new.mac.0.as_slice())
+        .bind(vlan)
+        .fetch_optional(&mut *change)
+        .await
+        .map_err(failed(doing))?;
+        let before: Option<Sighting> =
+            row.map(|row| Columns::new(&row, "sighting").cbor("sighting")).transpose()?;
+        if before.is_none() {
+            if held >= u64::from(limits.sightings) {
+                away += 1;
+                continue;
+            }
+            held += 1;
+        }
+        let merged = merge(before, new);
+        sqlx::query(
+            "INSERT INTO sightings (gateway, port, mac, vlan, sighting, first_seen, last_seen) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
+             ON CONFLICT DO UPDATE SET sighting = ?5, last_seen = ?6",
+        )
+        .bind(gateway.as_bytes().as_slice())
+        .bind(new.port.as_str())
+        .bind(new.mac.0.as_slice())
+        .bind(vlan)
+        .bind(cbor::encode(&merged))
+        .bind(int(at.0))
+        .execute(&mut *change)
+        .await
+        .map_err(failed(doing))?;
+    }
+    Ok(away)
+}
+
+/// A newer sighting, with what an agent that was restarted since hasn't seen again yet.
+fn merge(before: Option<Sighting>, new: &Sighting) -> Sighting {
+    let mut merged = new.clone();
+    let Some(before) = before else { return merged };
+    if merged.addresses.is_empty() {
+        merged.addresses = before.addresses;
+    }
+    merged.addresses.truncate(MAX_ADDRESSES);
+    merged.prefix_len = merged.prefix_len.or(before.prefix_len);
+    merged.router = merged.router.or(before.router);
+    merged.first_seen = merged.first_seen.min(before.first_seen);
+    merged.last_seen = merged.last_seen.max(before.last_seen);
+    for kind in before.kinds {
+        if !merged.kinds.contains(&kind) {
+            merged.kinds.push(kind);
+        }
+    }
+    merged.kinds.sort();
+    merged
+}
+
+fn optional<const N: usize>(id: Option<&[u8; N]>) -> &[u8] {
+    id.map_or(&[], |id| id.as_slice())
+}
+
+fn kind(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Tunnel => "tunnel",
+        Verdict::Local => "local",
+        Verdict::Clear | Verdict::ClearTunnelDown => "clear",
+        Verdict::WouldDrop(_) => "would-drop",
+        Verdict::Drop(_) => "drop",
+    }
+}
+
+async fn add_edges(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    edges: &[EdgeDelta],
+    at: UnixMillis,
+    limits: &Limits,
+) -> Result<u64, StoreError> {
+    if edges.is_empty() {
+        return Ok(0);
+    }
+    let query = "SELECT COUNT(*) FROM edges WHERE gateway = ?";
+    let mut held = count(change, query, gateway).await?;
+    let mut away = 0;
+    for edge in edges {
+        if grow_edge(change, gateway, edge).await? {
+            continue;
+        }
+        if held >= u64::from(limits.edges) {
+            if !drop_old_edge(change, gateway, at, limits.edge_age).await? {
+                away += 1;
+                continue;
+            }
+        } else {
+            held += 1;
+        }
+        insert_edge(change, gateway, edge).await?;
+    }
+    Ok(away)
+}
+
+/// Adds to an edge that is there. False where it isn't.
+async fn grow_edge(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    edge: &EdgeDelta,
+) -> Result<bool, StoreError> {
+    let grown = sqlx::query(
+        "UPDATE edges SET \
+         flows = CASE WHEN flows >= ?19 THEN flows ELSE flows + ?12 END, \
+         packets_out = CASE WHEN packets_out >= ?19 THEN packets_out ELSE packets_out + ?13 END, \
+         packets_in = CASE WHEN packets_in >= ?19 THEN packets_in ELSE packets_in + ?14 END, \
+         bytes_out = CASE WHEN bytes_out >= ?19 THEN bytes_out ELSE bytes_out + ?15 END, \
+         bytes_in = CASE WHEN bytes_in >= ?19 THEN bytes_in ELSE bytes_in + ?16 END, \
+         first = MIN(first, ?17), last = MAX(last, ?18) \
+         WHERE gateway = ?1 AND mac = ?2 AND local = ?3 AND remote = ?4 AND outbound = ?5 \
+         AND protocol = ?6 AND port = ?7 AND verdict = ?8 AND rule = ?9 AND member = ?10 \
+         AND remote_member = ?11",
+    )
+    .bind(gateway.as_bytes().as_slice())
+    .bind(edge.mac.0.as_slice())
+    .bind(edge.local.to_string())
+    .bind(edge.remote.to_string())
+    .bind(edge.outbound)
+    .bind(edge.protocol)
+    .bind(edge.port)
+    .bind(edge.verdict.to_string())
+    .bind(optional(edge.rule.as_ref().map(RuleId::as_bytes)))
+    .bind(optional(edge.member.as_ref().map(MemberId::as_bytes)))
+    .bind(optional(edge.remote_member.as_ref().map(MemberId::as_bytes)))
+    .bind(step(edge.flows))
+    .bind(step(edge.packets_out))
+    .bind(step(edge.packets_in))
+    .bind(step(edge.bytes_out))
+    .bind(step(edge.bytes_in))
+    .bind(int(edge.first.0))
+    .bind(int(edge.last.0))
+    .bind(int(MAX_STEP))
+    .execute(change)
+    .await
+    .map_err(failed("add to an edge"))?;
+    Ok(grown.rows_affected() > 0)
+}
+
+/// Makes room by dropping the edge that was quiet longest, if that is long enough.
+async fn drop_old_edge(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    at: UnixMillis,
+    age: u64,
+) -> Result<bool, StoreError> {
+    let dropped = sqlx::query(
+        "DELETE FROM edges WHERE rowid = (SELECT rowid FROM edges \
+         WHERE gateway = ? AND last < ? ORDER BY last LIMIT 1)",
+    )
+    .bind(gateway.as_bytes().as_slice())
+    .bind(int(at.0.saturating_sub(age)))
+    .execute(change)
+    .await
+    .map_err(failed("drop an old edge"))?;
+    Ok(dropped.rows_affected() > 0)
+}
+
+async fn insert_edge(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    edge: &EdgeDelta,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO edges (gateway, mac, local, remote, outbound, protocol, port, verdict, rule, \
+         member, remote_member, flows, packets_out, packets_in, bytes_out, bytes_in, first, last, \
+         kind) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(gateway.as_bytes().as_slice())
+    .bind(edge.mac.0.as_slice())
+    .bind(edge.local.to_string())
+    .bind(edge.remote.to_string())
+    .bind(edge.outbound)
+    .bind(edge.protocol)
+    .bind(edge.port)
+    .bind(edge.verdict.to_string())
+    .bind(optional(edge.rule.as_ref().map(RuleId::as_bytes)))
+    .bind(optional(edge.member.as_ref().map(MemberId::as_bytes)))
+    .bind(optional(edge.remote_member.as_ref().map(MemberId::as_bytes)))
+    .bind(step(edge.flows))
+    .bind(step(edge.packets_out))
+    .bind(step(edge.packets_in))
+    .bind(step(edge.bytes_out))
+    .bind(step(edge.bytes_in))
+    .bind(int(edge.first.0))
+    .bind(int(edge.last.0))
+    .bind(kind(edge.verdict))
+    .execute(change)
+    .await
+    .map_err(failed("store an edge"))?;
+    Ok(())
+}
+
+pub(super) async fn sightings(
+    readers: &SqlitePool,
+    limit: u32,
+) -> Result<Vec<SightingRecord>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT gateway, sighting, first_seen FROM sightings ORDER BY last_seen DESC LIMIT ?",
+    )
+    .bind(limit)
+    .fetch_all(readers)
+    .await
+    .map_err(failed("read the sightings"))?;
+    rows.iter()
+        .map(|row| {
+            let columns = Columns::new(row, "sighting");
+            Ok(SightingRecord {
+                gateway: GatewayId::from_bytes(columns.array("gateway")?),
+                sighting: columns.cbor("sighting")?,
+                first_seen: UnixMillis(columns.uint("first_seen")?),
+            })
+        })
+        .collect()
+}
+
+pub(super) async fn edges(
+    readers: &SqlitePool,
+    query: &EdgeQuery,
+    limit: u32,
+) -> Result<Vec<Edge>, StoreError> {
+    let member = query.member.as_ref().map(|member| member.as_bytes().as_slice());
+    let rows = sqlx::query(
+        "SELECT * FROM edges WHERE (?1 IS NULL OR member = ?1 OR remote_member = ?1) \
+         AND (?2 IS NULL OR kind = ?2) AND last > ?3 ORDER BY last DESC LIMIT ?4",
+    )
+    .bind(member)
+    .bind(&query.verdict)
+    .bind(query.since.map_or(-1, int))
+    .bind(limit)
+    .fetch_all(readers)
+    .await
+    .map_err(failed("read the edges"))?;
+    rows.iter().map(edge).collect()
+}
+
+fn edge(row: &SqliteRow) -> Result<Edge, StoreError> {
+    let columns = Columns::new(row, "edge");
+    let small = |column| -> Result<u16, StoreError> {
+        Ok(u16::try_from(columns.uint(column)?).unwrap_or(u16::MAX))
+    };
+    let verdict = columns.text("verdict")?;
+    let verdict = Verdict::from_text(&verdict).ok_or_else(|| StoreError::Damaged {
+        what: "edge",
+        problem: format!("{verdict:?} is not a verdict"),
+    })?;
+    Ok(Edge {
+        gateway: GatewayId::from_bytes(columns.array("gateway")?),
+        mac: MacAddr(columns.array("mac")?),
+        member: columns.array_or_empty("member")?.map(MemberId::from_bytes),
+        local: columns.parsed("local")?,
+        remote: columns.parsed("remote")?,
+        remote_member: columns.array_or_empty("remote_member")?.map(MemberId::from_bytes),
+        outbound: columns.uint("outbound")? != 0,
+        protocol: u8::try_from(columns.uint("protocol")?).unwrap_or(u8::MAX),
+        port: small("port")?,
+        verdict,
+        rule: columns.array_or_empty("rule")?.map(RuleId::from_bytes),
+        flows: columns.uint("flows")?,
+        packets_out: columns.uint("packets_out")?,
+        packets_in: columns.uint("packets_in")?,
+        bytes_out: columns.uint("bytes_out")?,
+        bytes_in: columns.uint("bytes_in")?,
+        first: UnixMillis(columns.uint("first")?),
+        last: UnixMillis(columns.uint("last")?),
+    })
+}
