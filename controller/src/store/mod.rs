@@ -21,8 +21,8 @@ use anteroom_proto::v1::{Applied, Reachable};
 use async_trait::async_trait;
 
 pub use record::{
-    AppliedFacts, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView,
-    NewAudit, NewRevision, Recorded, StoredInvite, StoredRevision, ViewState,
+    AppliedFacts, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, NewAudit,
+    NewRevision, Recorded, StoredInvite, StoredRevision, ViewState,
 };
 
 /// Why the store didn't do what was asked. Nothing was changed then.
@@ -92,11 +92,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// The authority chain, first to newest; empty until the controller is claimed.
     async fn authority(&self) -> Result<Vec<Signed<Authority>>, StoreError>;
     /// Stores the first authority document. False, and no change, where there is one already.
-    async fn claim(
-        &self,
-        first: &Signed<Authority>,
-        audit: &NewAudit,
-    ) -> Result<bool, StoreError>;
+    async fn claim(&self, first: &Signed<Authority>, audit: &NewAudit) -> Result<bool, StoreError>;
 
     /// Stores an invite. False, and no change, where its id or its gateway's id is taken.
     async fn add_invite(
@@ -133,11 +129,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn revisions(&self, limit: u32) -> Result<Vec<RevisionInfo>, StoreError>;
     /// Stores a revision, which gateways it affects, and its audit entry. False, and no change, where its
     /// number isn't the next one.
-    async fn add_model(
-        &self,
-        revision: &NewRevision,
-        audit: &NewAudit,
-    ) -> Result<bool, StoreError>;
+    async fn add_model(&self, revision: &NewRevision, audit: &NewAudit)
+    -> Result<bool, StoreError>;
     /// The gateways that a revision affects, and when each had it in force; none where there is no such
     /// revision.
     async fn affected(
@@ -150,11 +143,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// What is known of every enrolled gateway.
     async fn gateways(&self) -> Result<BTreeMap<GatewayId, GatewayFacts>, StoreError>;
     /// Records a gateway's greeting.
-    async fn record_hello(
-        &self,
-        gateway: GatewayId,
-        hello: &HelloFacts,
-    ) -> Result<(), StoreError>;
+    async fn record_hello(&self, gateway: GatewayId, hello: &HelloFacts) -> Result<(), StoreError>;
     /// Records where a gateway can be reached.
     async fn record_reachable(
         &self,
@@ -170,11 +159,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         at: UnixMillis,
     ) -> Result<(), StoreError>;
     /// Records that gateways were connected at `at`.
-    async fn record_seen(
-        &self,
-        gateways: &[GatewayId],
-        at: UnixMillis,
-    ) -> Result<(), StoreError>;
+    async fn record_seen(&self, gateways: &[GatewayId], at: UnixMillis) -> Result<(), StoreError>;
     /// Gives each of `views` its gateway's next number in `incarnation` and remembers what it holds. Unknown
     /// gateways are left out.
     async fn issue_views(
@@ -209,11 +194,7 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         not_after: UnixMillis,
     ) -> Result<(), StoreError>;
     /// Whose live session this is.
-    async fn session(
-        &self,
-        token: Hash,
-        now: UnixMillis,
-    ) -> Result<Option<PublicKey>, StoreError>;
+    async fn session(&self, token: Hash, now: UnixMillis) -> Result<Option<PublicKey>, StoreError>;
     /// Forgets a session.
     async fn end_session(&self, token: Hash) -> Result<(), StoreError>;
     /// Stores the hash of a challenge's nonce. False where too many are open.

@@ -11,9 +11,7 @@ use sqlx::{SqliteConnection, SqlitePool};
 use super::value::{Columns, failed, int};
 use crate::store::{EnrolOutcome, Enrolment, StoreError, StoredInvite};
 
-pub(super) async fn authority(
-    readers: &SqlitePool,
-) -> Result<Vec<Signed<Authority>>, StoreError> {
+pub(super) async fn authority(readers: &SqlitePool) -> Result<Vec<Signed<Authority>>, StoreError> {
     let rows = sqlx::query("SELECT signed FROM authority ORDER BY number")
         .fetch_all(readers)
         .await
@@ -41,15 +39,16 @@ pub(super) async fn add_invite(
     invite: &StoredInvite,
     at: UnixMillis,
 ) -> Result<bool, StoreError> {
-    let added =
-        sqlx::query("INSERT OR IGNORE INTO invites (invite, gateway, signed, at) VALUES (?, ?, ?, ?)")
-            .bind(invite.invite.as_bytes().as_slice())
-            .bind(invite.gateway.as_bytes().as_slice())
-            .bind(invite.signed.as_bytes())
-            .bind(int(at.0))
-            .execute(change)
-            .await
-            .map_err(failed("store an invite"))?;
+    let added = sqlx::query(
+        "INSERT OR IGNORE INTO invites (invite, gateway, signed, at) VALUES (?, ?, ?, ?)",
+    )
+    .bind(invite.invite.as_bytes().as_slice())
+    .bind(invite.gateway.as_bytes().as_slice())
+    .bind(invite.signed.as_bytes())
+    .bind(int(at.0))
+    .execute(change)
+    .await
+    .map_err(failed("store an invite"))?;
     Ok(added.rows_affected() == 1)
 }
 

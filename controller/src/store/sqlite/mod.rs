@@ -104,10 +104,7 @@ async fn pool(size: u32, options: SqliteConnectOptions) -> Result<SqlitePool, St
 }
 
 async fn migrate(writer: &SqlitePool) -> Result<(), StoreError> {
-    MIGRATIONS
-        .run(writer)
-        .await
-        .map_err(|error| StoreError::Schema { problem: error.to_string() })
+    MIGRATIONS.run(writer).await.map_err(|error| StoreError::Schema { problem: error.to_string() })
 }
 
 async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<(), StoreError> {
@@ -120,11 +117,7 @@ impl Store for SqliteStore {
         enrolment::authority(&self.readers).await
     }
 
-    async fn claim(
-        &self,
-        first: &Signed<Authority>,
-        audit: &NewAudit,
-    ) -> Result<bool, StoreError> {
+    async fn claim(&self, first: &Signed<Authority>, audit: &NewAudit) -> Result<bool, StoreError> {
         let mut change = self.begin().await?;
         if !enrolment::add_first_authority(&mut change, first).await? {
             return Ok(false);
@@ -230,11 +223,7 @@ impl Store for SqliteStore {
         gateway::all(&self.readers).await
     }
 
-    async fn record_hello(
-        &self,
-        gateway: GatewayId,
-        hello: &HelloFacts,
-    ) -> Result<(), StoreError> {
+    async fn record_hello(&self, gateway: GatewayId, hello: &HelloFacts) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         gateway::hello(&mut change, gateway, hello).await?;
         commit(change).await
@@ -262,11 +251,7 @@ impl Store for SqliteStore {
         commit(change).await
     }
 
-    async fn record_seen(
-        &self,
-        gateways: &[GatewayId],
-        at: UnixMillis,
-    ) -> Result<(), StoreError> {
+    async fn record_seen(&self, gateways: &[GatewayId], at: UnixMillis) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         for gateway in gateways {
             gateway::seen(&mut change, *gateway, at).await?;
@@ -334,11 +319,7 @@ impl Store for SqliteStore {
         commit(change).await
     }
 
-    async fn session(
-        &self,
-        token: Hash,
-        now: UnixMillis,
-    ) -> Result<Option<PublicKey>, StoreError> {
+    async fn session(&self, token: Hash, now: UnixMillis) -> Result<Option<PublicKey>, StoreError> {
         session::operator(&self.readers, token, now).await
     }
 

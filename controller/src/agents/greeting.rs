@@ -1,0 +1,217 @@
+//! First words: who may enrol, and who is greeted as a gateway.
+
+use std::net::SocketAddr;
+
+use anteroom_proto::key::PublicKey;
+use anteroom_proto::v1::{Applied, Enrol, Hello, Refusal, RefusalCode, ToAgent, VERSIONS, Welcome};
+
+use crate::clock;
+use crate::distribution::{TunnelEnds, revoked};
+use crate::state::Controller;
+use crate::store::{EnrolOutcome, Enrolment, HelloFacts, NewAudit, StoreError};
+
+/// Most characters kept of any text that an agent sends.
+const MAX_TEXT: usize = 1024;
+/// Most problems kept of those that an agent tells.
+const MAX_PROBLEMS: usize = 64;
+
+/// A refusal that isn't for good.
+pub(super) fn refusal(code: RefusalCode, message: impl Into<String>) -> Refusal {
+    Refusal { code, message: message.into(), fatal: false }
+}
+
+fn fatal(code: RefusalCode, message: impl Into<String>) -> Refusal {
+    Refusal { code, message: message.into(), fatal: true }
+}
+
+pub(super) fn store_failed(error: &StoreError) -> Refusal {
+    tracing::error!(%error, "the store failed");
+    refusal(RefusalCode::Busy, "the controller can't store anything now; try again later")
+}
+
+fn unclaimed() -> Refusal {
+    refusal(
+        RefusalCode::Unknown,
+        "no operator has claimed this controller yet: run `anteroom login` with its setup code first",
+    )
+}
+
+/// `text`, cut to what is kept, without control characters.
+pub(super) fn clean(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
+}
+
+/// What an agent says that it has in force, cut to what is kept.
+pub(super) fn clean_applied(applied: &Applied) -> Applied {
+    Applied {
+        refused: applied.refused.as_deref().map(clean),
+        problems: applied.problems.iter().take(MAX_PROBLEMS).map(|text| clean(text)).collect(),
+        ..applied.clone()
+    }
+}
+
+/// Lets an identity have an invite.
+pub(super) async fn enrol(
+    controller: &Controller,
+    key: PublicKey,
+    enrol: &Enrol,
+    from: SocketAddr,
+) -> Result<ToAgent, Refusal> {
+    let chain = controller.authority().ok_or_else(unclaimed)?;
+    let authority = chain.newest();
+    let bad = |problem: String| fatal(RefusalCode::Invite, problem);
+    let stored = controller
+        .store
+        .invite(enrol.invite)
+        .await
+        .map_err(|error| store_failed(&error))?
+        .ok_or_else(|| {
+            bad("this controller doesn't know the invite: ask for a new one with `anteroom gateway invite`".into())
+        })?;
+    let invite = stored
+        .signed
+        .verify(authority.organisation, &authority.operator_keys())
+        .map_err(|error| bad(format!("the invite doesn't hold any more: {error}")))?;
+    let claim = enrol
+        .claim
+        .verify(authority.organisation, &[invite.key])
+        .map_err(|error| bad(format!("the claim doesn't hold: {error}")))?;
+    if (claim.invite, claim.gateway) != (invite.invite, invite.gateway) {
+        return Err(bad("the claim is for another invite".into()));
+    }
+    if claim.identity != key {
+        return Err(bad("the claim is for another identity key than the connection's".into()));
+    }
+    if controller.current().is_some_and(|current| current.revokes(invite.gateway, key)) {
+        return Err(Refusal { fatal: true, ..revoked() });
+    }
+    let now = clock::now();
+    let answer = ToAgent::Enrolled { authority: chain.to_signed() };
+    if stored.used_by == Some(key) {
+        return Ok(answer);
+    }
+    if stored.used_by.is_none() && invite.not_after < now {
+        return Err(bad(
+            "the invite has lapsed: ask for a new one with `anteroom gateway invite`".into()
+        ));
+    }
+    let enrolment = Enrolment {
+        gateway: invite.gateway,
+        invite: invite.invite,
+        identity: key,
+        claim: enrol.claim.clone(),
+        at: now,
+        from,
+    };
+    let subject = format!("{} ({})", invite.name, invite.gateway);
+    let audit = NewAudit {
+        at: now,
+        actor: invite.gateway.to_string(),
+        action: "gateway enrol".into(),
+        subject: subject.clone(),
+        after: Some(format!("identity {} from {from}", key.fingerprint())),
+        ..NewAudit::default()
+    };
+    let late = NewAudit {
+        at: now,
+        actor: format!("{} at {from}", key.fingerprint()),
+        action: "gateway enrol refused".into(),
+        subject,
+        before: stored.used_by.map(|holder| format!("identity {}", holder.fingerprint())),
+        after: Some("unchanged: another identity used the invite first".into()),
+        ..NewAudit::default()
+    };
+    let outcome = controller
+        .store
+        .enrol(&enrolment, &audit, &late)
+        .await
+        .map_err(|error| store_failed(&error))?;
+    match outcome {
+        EnrolOutcome::First => {
+            tracing::info!(gateway = %invite.gateway, name = %invite.name, %from, "enrolled");
+            Ok(answer)
+        }
+        EnrolOutcome::Again => Ok(answer),
+        EnrolOutcome::Taken => {
+            tracing::warn!(invite = %invite.invite, %from, "a second identity tried a used invite");
+            Err(fatal(
+                RefusalCode::InviteUsed,
+                "another gateway used this invite first. If that wasn't you, tell an operator; then ask for a new invite",
+            ))
+        }
+    }
+}
+
+/// A gateway that was greeted.
+pub(super) struct Greeted {
+    pub(super) approved: bool,
+    pub(super) ends: TunnelEnds,
+    pub(super) welcome: Welcome,
+    pub(super) facts: HelloFacts,
+}
+
+/// Checks a gateway's greeting.
+pub(super) async fn hello(
+    controller: &Controller,
+    key: PublicKey,
+    hello: &Hello,
+    from: SocketAddr,
+) -> Result<Greeted, Refusal> {
+    let (low, high) = (hello.versions.0.max(VERSIONS.0), hello.versions.1.min(VERSIONS.1));
+    if low > high {
+        return Err(refusal(
+            RefusalCode::Version,
+            format!(
+                "this controller speaks versions {} to {}, the agent {} to {}: bring both to the same release",
+                VERSIONS.0, VERSIONS.1, hello.versions.0, hello.versions.1
+            ),
+        ));
+    }
+    let chain = controller.authority().ok_or_else(unclaimed)?;
+    let organisation = chain.newest().organisation;
+    let unknown = |message: &str| refusal(RefusalCode::Unknown, message);
+    if hello.organisation != organisation {
+        return Err(unknown("this controller serves another organisation"));
+    }
+    let gateway = hello.gateway;
+    let store = &controller.store;
+    let enrolment = store
+        .enrolment(gateway)
+        .await
+        .map_err(|error| store_failed(&error))?
+        .ok_or_else(|| unknown("this gateway isn't enrolled here: enrol it with an invite"))?;
+    if enrolment.identity != key {
+        return Err(unknown("this gateway is enrolled with another identity key"));
+    }
+    let current = controller.current();
+    let approved = current.as_ref().is_some_and(|current| current.approves(gateway, key));
+    if current.as_ref().is_some_and(|current| current.revokes(gateway, key)) {
+        return Err(revoked());
+    }
+    if !approved && store.was_approved(gateway).await.map_err(|error| store_failed(&error))? {
+        return Err(revoked());
+    }
+    let ends = TunnelEnds::check(organisation, gateway, key, &hello.reachable)
+        .map_err(|error| refusal(RefusalCode::Protocol, error.to_string()))?;
+    let now = clock::now();
+    let newer = chain.newest().number > hello.authority;
+    Ok(Greeted {
+        approved,
+        ends,
+        welcome: Welcome {
+            version: high,
+            approved,
+            authority: newer.then(|| chain.to_signed()),
+            observed: from,
+            time: now,
+            report_every: controller.config.telemetry.report_every_ms,
+        },
+        facts: HelloFacts {
+            at: now,
+            agent_version: clean(&hello.agent_version).chars().take(64).collect(),
+            observed: from,
+            reachable: hello.reachable.clone(),
+            applied: hello.applied.as_ref().map(clean_applied),
+        },
+    })
+}

@@ -1,0 +1,182 @@
+//! Gateways' connections: QUIC with raw public keys, one stream each, one task each.
+
+pub mod admission;
+mod greeting;
+mod session;
+mod telemetry;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anteroom_proto::key::PublicKey;
+use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent, ToController, frame};
+use anteroom_transport::endpoint::peer_key;
+use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
+use quinn::{Connection, Endpoint, Incoming};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::online::CloseCode;
+use crate::rate::Rate;
+use crate::state::Controller;
+use admission::{Admission, Permit};
+use greeting::refusal;
+
+/// How long a newcomer has for the handshake and its first message.
+const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+/// How long a last word may take to arrive.
+const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long connections may take to end at shutdown.
+const SHUTDOWN: Duration = Duration::from_secs(3);
+
+/// Serves gateways.
+#[derive(Debug)]
+pub struct Agents {
+    controller: Arc<Controller>,
+    endpoint: Endpoint,
+    admission: Admission,
+    enrolments: Rate,
+}
+
+impl Agents {
+    /// Serves gateways at `endpoint`.
+    #[must_use]
+    pub fn new(controller: Arc<Controller>, endpoint: Endpoint) -> Self {
+        let admission = Admission::new(controller.config.limits);
+        let enrolments = Rate::new(50, Duration::from_millis(200));
+        Self { controller, endpoint, admission, enrolments }
+    }
+
+    /// Serves until the endpoint is closed, and then until every connection has ended, for a few seconds at
+    /// most.
+    pub async fn run(self) {
+        let shared = Arc::new(self);
+        let mut connections = JoinSet::new();
+        while let Some(incoming) = shared.endpoint.accept().await {
+            while connections.try_join_next().is_some() {}
+            let address = incoming.remote_address();
+            if shared.admission.is_crowded() && !incoming.remote_address_validated() {
+                if let Err(error) = incoming.retry() {
+                    error.into_incoming().ignore();
+                }
+                continue;
+            }
+            match shared.admission.admit(address.ip()) {
+                Ok(permit) => {
+                    connections.spawn(shared.clone().serve(incoming, permit));
+                }
+                Err(why) => {
+                    tracing::debug!(%address, %why, "turned away");
+                    incoming.refuse();
+                }
+            }
+        }
+        let all = async { while connections.join_next().await.is_some() {} };
+        if timeout(SHUTDOWN, all).await.is_err() {
+            tracing::warn!("some gateways' connections didn't end in time");
+        }
+    }
+
+    async fn serve(self: Arc<Self>, incoming: Incoming, mut permit: Permit) {
+        let from = incoming.remote_address();
+        let deadline = tokio::time::Instant::now() + FIRST_MESSAGE;
+        let connection = match tokio::time::timeout_at(deadline, accept(incoming)).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return tracing::debug!(%from, %error, "no handshake"),
+            Err(_) => return tracing::debug!(%from, "the handshake took too long"),
+        };
+        let Some(key) = peer_key(&connection) else {
+            return connection.close(CloseCode::Refused.into(), b"no identity key");
+        };
+        let first = async {
+            let (send, receive) =
+                connection.accept_bi().await.map_err(|error| error.to_string())?;
+            let mut reader = MessageReader::new(receive, frame::MAX_FIRST);
+            let first = reader.next().await;
+            Ok::<_, String>((MessageWriter::new(send), reader, first))
+        };
+        let (writer, mut reader, first) = match tokio::time::timeout_at(deadline, first).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(error)) => return tracing::debug!(%from, %error, "no first message"),
+            Err(_) => {
+                tracing::debug!(%from, "the first message took too long");
+                return connection
+                    .close(CloseCode::Refused.into(), b"say who you are within 5 seconds");
+            }
+        };
+        reader.set_max(frame::MAX_TO_CONTROLLER);
+        let peer = Peer { connection, key };
+        match self.first_words(&peer, &mut permit, first).await {
+            Ok(First::Answer(answer)) => peer.say_last(writer, answer, CloseCode::Done).await,
+            Ok(First::Gateway(session)) => {
+                session.run(&self.controller, peer, reader, writer).await
+            }
+            Err(refusal) => {
+                tracing::info!(%from, code = ?refusal.code, message = %refusal.message, "refused");
+                peer.say_last(writer, ToAgent::Refused(refusal), CloseCode::Refused).await;
+            }
+        }
+    }
+
+    async fn first_words(
+        &self,
+        peer: &Peer,
+        permit: &mut Permit,
+        first: Result<Option<ToController>, MessageError>,
+    ) -> Result<First, Refusal> {
+        let from = peer.connection.remote_address();
+        let malformed = |message: String| refusal(RefusalCode::Protocol, message);
+        match first.map_err(|error| malformed(error.to_string()))? {
+            Some(ToController::Enrol(enrol)) => {
+                if !self.enrolments.allow(from.ip(), Instant::now()) {
+                    let message = "too many enrolments from this address; try again in a minute";
+                    return Err(refusal(RefusalCode::Busy, message));
+                }
+                let answer = greeting::enrol(&self.controller, peer.key, &enrol, from).await?;
+                Ok(First::Answer(answer))
+            }
+            Some(ToController::Hello(hello)) => {
+                let greeted = greeting::hello(&self.controller, peer.key, &hello, from).await?;
+                permit.known();
+                Ok(First::Gateway(session::Session::new(&hello, greeted)))
+            }
+            Some(_) => {
+                Err(malformed("the first message must be an enrolment or a greeting".into()))
+            }
+            None => Err(malformed("the stream ended before its first message".into())),
+        }
+    }
+}
+
+/// Who is at the other end.
+struct Peer {
+    connection: Connection,
+    key: PublicKey,
+}
+
+enum First {
+    Answer(ToAgent),
+    Gateway(session::Session),
+}
+
+impl Peer {
+    /// Sends the last message and closes, once it has arrived or a moment has passed.
+    async fn say_last(
+        &self,
+        mut writer: MessageWriter<ToAgent>,
+        message: ToAgent,
+        code: CloseCode,
+    ) {
+        let said = async {
+            if writer.send(&message).await.is_ok() {
+                writer.finish().await;
+            }
+        };
+        let _ = timeout(LAST_WORD, said).await;
+        self.connection.close(code.into(), b"");
+    }
+}
+
+async fn accept(incoming: Incoming) -> Result<Connection, quinn::ConnectionError> {
+    incoming.accept()?.await
+}

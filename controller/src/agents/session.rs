@@ -1,0 +1,218 @@
+//! A greeted gateway's connection, from its welcome to its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anteroom_proto::id::{BootId, GatewayId};
+use anteroom_proto::key::PublicKey;
+use anteroom_proto::v1::telemetry::Report;
+use anteroom_proto::v1::{Applied, Hello, Reachable, Refusal, RefusalCode, ToAgent, ToController};
+use anteroom_transport::message::{MessageReader, MessageWriter};
+use quinn::Connection;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use super::greeting::{Greeted, clean_applied, refusal, store_failed};
+use super::{LAST_WORD, Peer, telemetry};
+use crate::clock;
+use crate::distribution::{Event, TunnelEnds};
+use crate::online::{CloseCode, Link, Outgoing, QUEUE};
+use crate::state::Controller;
+use crate::store::{AppliedFacts, StoreError};
+
+/// How long one message may take to be taken in.
+const WRITE: Duration = Duration::from_secs(30);
+/// Messages that a gateway may send at once, and how often after that.
+const BURST: u32 = 64;
+const EVERY: Duration = Duration::from_millis(50);
+
+/// What is known of the gateway when its connection begins.
+pub(super) struct Session {
+    gateway: GatewayId,
+    greeted: Greeted,
+}
+
+/// What a session works with while it runs.
+struct Running<'a> {
+    controller: &'a Controller,
+    gateway: GatewayId,
+    key: PublicKey,
+    serial: u64,
+    outgoing: mpsc::Sender<Outgoing>,
+}
+
+fn facts(applied: &Applied) -> AppliedFacts {
+    AppliedFacts { number: applied.number, revision: applied.revision, intent: applied.intent_hash }
+}
+
+impl Session {
+    pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
+        Self { gateway: hello.gateway, greeted }
+    }
+
+    pub(super) async fn run(
+        self,
+        controller: &Arc<Controller>,
+        peer: Peer,
+        reader: MessageReader<ToController>,
+        writer: MessageWriter<ToAgent>,
+    ) {
+        let Self { gateway, greeted } = self;
+        let Greeted { approved, ends, welcome, facts: hello } = greeted;
+        let observed = hello.observed;
+        if let Err(error) = controller.store.record_hello(gateway, &hello).await {
+            let refused = ToAgent::Refused(store_failed(&error));
+            return peer.say_last(writer, refused, CloseCode::Refused).await;
+        }
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        // The welcome is first in the queue, before anyone else can reach it.
+        let _ = outgoing.try_send(Outgoing::Message(ToAgent::Welcome(Box::new(welcome))));
+        let connection = peer.connection.clone();
+        let writing = tokio::spawn(write(connection.clone(), writer, queue));
+        let link = Link {
+            connection: connection.clone(),
+            outgoing: outgoing.clone(),
+            identity: peer.key,
+            observed,
+        };
+        let serial = controller.online.insert(gateway, link);
+        tracing::info!(%gateway, from = %observed, approved, "connected");
+        let applied = hello.applied.as_ref().filter(|applied| applied.refused.is_none()).map(facts);
+        controller.tell(Event::Connected { gateway, approved, applied, ends }).await;
+        let running = Running { controller, gateway, key: peer.key, serial, outgoing };
+        if let Err(refusal) = running.read(reader).await {
+            tracing::info!(%gateway, message = %refusal.message, "refused");
+            let _ = running.outgoing.send(Outgoing::Refuse(refusal)).await;
+        }
+        controller.online.remove(gateway, serial);
+        drop(running);
+        // The writer ends with its queue, or with the connection.
+        let _ = writing.await;
+        connection.close(CloseCode::Done.into(), b"");
+        if let Err(error) = controller.store.record_seen(&[gateway], clock::now()).await {
+            tracing::warn!(%gateway, %error, "the end of a connection wasn't recorded");
+        }
+        tracing::info!(%gateway, reason = ?connection.close_reason(), "disconnected");
+    }
+}
+
+/// Writes what is queued, until there is a last word, nobody is left to queue, or the gateway takes nothing.
+async fn write(
+    connection: Connection,
+    mut writer: MessageWriter<ToAgent>,
+    mut queue: mpsc::Receiver<Outgoing>,
+) {
+    loop {
+        let next = tokio::select! {
+            next = queue.recv() => next,
+            _ = connection.closed() => return,
+        };
+        match next {
+            Some(Outgoing::Message(message)) => match timeout(WRITE, writer.send(&message)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return tracing::debug!(%error, "nothing more can be sent"),
+                Err(_) => {
+                    let reason = b"this gateway takes no messages";
+                    return connection.close(CloseCode::TooSlow.into(), reason);
+                }
+            },
+            Some(Outgoing::Refuse(refusal)) => {
+                let said = async {
+                    if writer.send(&ToAgent::Refused(refusal)).await.is_ok() {
+                        writer.finish().await;
+                    }
+                };
+                let _ = timeout(LAST_WORD, said).await;
+                return connection.close(CloseCode::Refused.into(), b"refused");
+            }
+            None => return,
+        }
+    }
+}
+
+impl Running<'_> {
+    async fn read(&self, mut reader: MessageReader<ToController>) -> Result<(), Refusal> {
+        // A gateway that sends faster than this waits; QUIC's flow control tells it so.
+        let burst = EVERY * BURST;
+        let earliest = |now: Instant| now.checked_sub(burst).unwrap_or(now);
+        let mut due = earliest(Instant::now());
+        loop {
+            let message = match reader.next().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return Ok(()),
+                Err(anteroom_transport::message::MessageError::Malformed(error)) => {
+                    return Err(refusal(RefusalCode::Protocol, error.to_string()));
+                }
+                Err(error) => {
+                    tracing::debug!(gateway = %self.gateway, %error, "no more messages");
+                    return Ok(());
+                }
+            };
+            if !self.controller.online.is_current(self.gateway, self.serial) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            due = due.max(earliest(now)) + EVERY;
+            if due > now {
+                tokio::time::sleep_until(due).await;
+            }
+            match message {
+                ToController::Applied(applied) => {
+                    self.applied(&applied).await.map_err(|error| store_failed(&error))?;
+                }
+                ToController::Reachable(reachable) => self.reachable(&reachable).await?,
+                ToController::Report(report) => self.report(*report).await?,
+                ToController::Enrol(_) | ToController::Hello(_) => {
+                    let message = "first words came a second time";
+                    return Err(refusal(RefusalCode::Protocol, message));
+                }
+            }
+        }
+    }
+
+    async fn applied(&self, applied: &Applied) -> Result<(), StoreError> {
+        let gateway = self.gateway;
+        let applied = clean_applied(applied);
+        self.controller.store.record_applied(gateway, &applied, clock::now()).await?;
+        match &applied.refused {
+            None => {
+                tracing::info!(%gateway, number = %applied.number, revision = applied.revision, "applied");
+                let applied = facts(&applied);
+                self.controller.tell(Event::Applied { gateway, applied }).await;
+            }
+            Some(reason) => tracing::warn!(%gateway, reason, "a gateway refused its view"),
+        }
+        Ok(())
+    }
+
+    async fn reachable(&self, reachable: &Reachable) -> Result<(), Refusal> {
+        let Some(chain) = self.controller.authority() else { return Ok(()) };
+        let gateway = self.gateway;
+        let ends = TunnelEnds::check(chain.newest().organisation, gateway, self.key, reachable)
+            .map_err(|error| refusal(RefusalCode::Protocol, error.to_string()))?;
+        self.controller
+            .store
+            .record_reachable(gateway, reachable, clock::now())
+            .await
+            .map_err(|error| store_failed(&error))?;
+        self.controller.tell(Event::Ends { gateway, ends }).await;
+        Ok(())
+    }
+
+    async fn report(&self, report: Report) -> Result<(), Refusal> {
+        let (boot, sequence): (BootId, u64) = (report.boot, report.sequence);
+        let (report, cut) = telemetry::bounded(report);
+        if cut > 0 {
+            tracing::debug!(gateway = %self.gateway, cut, "a report went beyond its bounds");
+        }
+        self.controller
+            .store
+            .record_report(self.gateway, &report, clock::now())
+            .await
+            .map_err(|error| store_failed(&error))?;
+        let stored = Outgoing::Message(ToAgent::Reported { boot, sequence });
+        // The writer has gone only when the connection has.
+        let _ = self.outgoing.send(stored).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! Reports as they come: cut to what is kept before they reach the store.
+
+use anteroom_proto::v1::telemetry::{MAX_EDGES, MAX_SIGHTINGS, Report};
+use anteroom_proto::verdict::DropReason;
+
+/// Kinds of traffic that a sighting may name.
+const KINDS: [&str; 5] = ["broadcast", "multicast", "ipv6", "tagged", "non-ip"];
+/// Most addresses of one sighting.
+const MAX_ADDRESSES: usize = 8;
+/// Most tunnels of one gateway.
+const MAX_TUNNELS: usize = 4096;
+
+/// `report` without what is beyond its bounds or in no vocabulary, and how many entries that was.
+pub(super) fn bounded(mut report: Report) -> (Report, usize) {
+    let mut away = 0;
+    let mut cut = |before: usize, after: usize| away += before - after;
+    let before = report.sightings.len();
+    report.sightings.truncate(MAX_SIGHTINGS);
+    cut(before, report.sightings.len());
+    let before = report.edges.len();
+    report.edges.truncate(MAX_EDGES);
+    cut(before, report.edges.len());
+    let before = report.tunnels.len();
+    report.tunnels.truncate(MAX_TUNNELS);
+    cut(before, report.tunnels.len());
+    let before = report.drops.len();
+    report.drops.retain(|reason, _| DropReason::from_word(reason).is_some());
+    cut(before, report.drops.len());
+    for sighting in &mut report.sightings {
+        let before = sighting.addresses.len() + sighting.kinds.len();
+        sighting.addresses.truncate(MAX_ADDRESSES);
+        sighting.kinds.sort();
+        sighting.kinds.dedup();
+        sighting.kinds.retain(|kind| KINDS.contains(&kind.as_str()));
+        cut(before, sighting.addresses.len() + sighting.kinds.len());
+        sighting.vlan = sighting.vlan.filter(|vlan| *vlan < 4096);
+        sighting.prefix_len = sighting.prefix_len.filter(|len| *len <= 32);
+    }
+    (report, away)
+}

@@ -1,0 +1,153 @@
+//! What a revision changes, in words for the audit log.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anteroom_controller_core::model::{Device, Gateway, Model};
+use anteroom_proto::key::Hash;
+use anteroom_proto::name::Name;
+
+/// Most characters of a description.
+const MAX_LEN: usize = 4000;
+
+/// What was there before and is no more, and what is there now: one line for each thing that changed. Nothing
+/// where nothing did.
+#[must_use]
+pub fn describe(before: Option<&Model>, after: &Model) -> (Option<String>, Option<String>) {
+    let empty = Model::new(after.organisation);
+    let before_model = before.unwrap_or(&empty);
+    let (old, new) = (lines(before_model), lines(after));
+    let only = |these: &BTreeMap<String, String>, those: &BTreeMap<String, String>| {
+        let differ: Vec<&str> = these
+            .iter()
+            .filter(|(key, line)| those.get(*key) != Some(*line))
+            .map(|(_, line)| line.as_str())
+            .collect();
+        (!differ.is_empty()).then(|| shorten(&differ))
+    };
+    (only(&old, &new), only(&new, &old))
+}
+
+fn shorten(lines: &[&str]) -> String {
+    let mut text = String::new();
+    for (index, line) in lines.iter().enumerate() {
+        let line: String = line.chars().take(400).collect();
+        if text.len() + line.len() > MAX_LEN {
+            let _ = write!(text, "\nand {} more", lines.len() - index);
+            break;
+        }
+        if index > 0 {
+            text.push('\n');
+        }
+        text.push_str(&line);
+    }
+    text
+}
+
+/// One line for each thing in the model, under a key that is the thing's own.
+fn lines(model: &Model) -> BTreeMap<String, String> {
+    let mut lines = BTreeMap::new();
+    for (id, known) in &model.gateways {
+        lines.insert(id.to_string(), format!("gateway {}", gateway(known)));
+    }
+    for (id, known) in &model.revoked {
+        lines.insert(format!("revoked {id}"), format!("revoked gateway {}", gateway(known)));
+    }
+    for (id, known) in &model.devices {
+        lines.insert(id.to_string(), device(model, known));
+    }
+    let policy = Hash::of("anteroom policy text", &[model.policy.as_bytes()]).to_string();
+    let short: String = policy.chars().take(16).collect();
+    let line = format!("policy {short}, {} lines", model.policy.lines().count());
+    lines.insert("policy".into(), line);
+    lines
+}
+
+fn labels(labels: &BTreeMap<Name, String>) -> String {
+    let pairs: Vec<String> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    format!("[{}]", pairs.join(" "))
+}
+
+fn gateway(gateway: &Gateway) -> String {
+    let Gateway { name, site, identity, labels: own } = gateway;
+    format!("{name}: site {site}, identity {}, labels {}", identity.fingerprint(), labels(own))
+}
+
+fn device(model: &Model, device: &Device) -> String {
+    let at = &device.attachment;
+    let gateway = model
+        .gateways
+        .get(&at.gateway)
+        .map_or_else(|| at.gateway.to_string(), |gateway| gateway.name.to_string());
+    let addresses: Vec<String> = device.addresses.iter().map(ToString::to_string).collect();
+    let mut line = format!(
+        "device {}: mode {}, at {gateway}/{} {}, addresses {}, labels {}",
+        device.name,
+        device.mode,
+        at.port,
+        at.mac,
+        addresses.join(" "),
+        labels(&device.labels)
+    );
+    if let Some(vlan) = at.vlan {
+        let _ = write!(line, ", vlan {vlan}");
+    }
+    if let Some(router) = device.router {
+        let _ = write!(line, ", router {}", router.address);
+    }
+    if device.quarantined {
+        line.push_str(", quarantined");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_proto::id::{GatewayId, OrganisationId};
+    use anteroom_proto::key::IdentityKey;
+
+    use super::*;
+
+    #[test]
+    fn only_what_changed_is_told() {
+        let mut before = Model::new(OrganisationId::from_bytes([1; 16]));
+        let gateway = |name: &str| Gateway {
+            name: name.parse().unwrap(),
+            site: "north".parse().unwrap(),
+            identity: IdentityKey::from_seed(&[1; 32]).public(),
+            labels: BTreeMap::new(),
+        };
+        before.gateways.insert(GatewayId::from_bytes([1; 16]), gateway("imaging"));
+        assert_eq!(describe(Some(&before), &before), (None, None));
+        let mut after = before.clone();
+        after.gateways.insert(GatewayId::from_bytes([2; 16]), gateway("ward"));
+        let (was, is) = describe(Some(&before), &after);
+        assert_eq!(was, None);
+        assert!(is.as_ref().is_some_and(|is| is.starts_with("gateway ward: site north")), "{is:?}");
+        after.policy.push_str("# more\n");
+        let (was, is) = describe(Some(&before), &after);
+        assert!(was.unwrap().starts_with("policy "));
+        assert_eq!(is.unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_great_change_is_told_in_bounds() {
+        let mut after = Model::new(OrganisationId::from_bytes([1; 16]));
+        for n in 0..1000u16 {
+            let mut id = [0; 16];
+            id[..2].copy_from_slice(&n.to_be_bytes());
+            after.gateways.insert(
+                GatewayId::from_bytes(id),
+                Gateway {
+                    name: format!("gateway-{n}").parse().unwrap(),
+                    site: "north".parse().unwrap(),
+                    identity: IdentityKey::from_seed(&[1; 32]).public(),
+                    labels: BTreeMap::new(),
+                },
+            );
+        }
+        let (_, is) = describe(None, &after);
+        let is = is.unwrap();
+        assert!(is.len() < MAX_LEN + 100 && is.contains("more"), "{} bytes", is.len());
+    }
+}

@@ -1,0 +1,49 @@
+//! What operators change: the claim, invites, revisions of the model. Each is checked whole before anything is
+//! stored, and is stored with its audit entry or not at all.
+
+mod claim;
+mod describe;
+mod invite;
+mod model;
+
+use crate::store::StoreError;
+
+pub use claim::claim;
+pub use describe::describe;
+pub use invite::invite;
+pub use model::update;
+
+/// Longest text of a change that is kept: an action, a subject, a reason.
+const MAX_TEXT: usize = 1000;
+
+/// Why a change isn't made. Nothing was changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// What came isn't right.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not this operator's to do.
+    #[error("{0}")]
+    Forbidden(String),
+    /// It was right once, and something has changed since.
+    #[error("{0}")]
+    Conflict(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn invalid(problem: impl Into<String>) -> ChangeError {
+    ChangeError::Invalid(problem.into())
+}
+
+/// Checks a text that goes into the audit log.
+fn check_text(field: &str, text: &str) -> Result<(), ChangeError> {
+    if text.chars().count() > MAX_TEXT {
+        Err(invalid(format!("{field}: longer than {MAX_TEXT} characters")))
+    } else if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
+        Err(invalid(format!("{field}: holds control characters")))
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,186 @@
+//! A new revision of the model.
+
+use std::sync::Arc;
+
+use anteroom_controller_core::compile;
+use anteroom_controller_core::model::Model;
+use anteroom_proto::api::{ModelAccepted, ModelUpdate, RevisionInfo};
+use anteroom_proto::authority::{AuthorityChain, Operator};
+use anteroom_proto::cose::Verified;
+use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::key::Hash;
+
+use super::{ChangeError, check_text, describe, invalid};
+use crate::audit::actor;
+use crate::clock;
+use crate::distribution::Event;
+use crate::state::{Controller, Current};
+use crate::store::{NewAudit, NewRevision};
+
+/// Takes a revision that `operator` signed: checks that it follows the newest one and compiles to what was
+/// signed, stores it with its audit entry, and has it distributed.
+///
+/// # Errors
+/// [`ChangeError`], which names what doesn't fit.
+pub async fn update(
+    controller: &Controller,
+    chain: &AuthorityChain,
+    operator: &Operator,
+    update: ModelUpdate,
+) -> Result<ModelAccepted, ChangeError> {
+    let ModelUpdate { revision, action, subject, reason } = update;
+    check_text("action", &action)?;
+    check_text("subject", &subject)?;
+    check_text("reason", reason.as_deref().unwrap_or_default())?;
+    let authority = chain.newest();
+    let root = revision
+        .root
+        .verify(authority.organisation, &[operator.key])
+        .map_err(|error| invalid(format!("revision.root: {error}")))?;
+    let _changing = controller.changing.lock().await;
+    let before = controller.current();
+    check_place(&root, chain, before.as_deref())?;
+    if Model::hash(&revision.model.0) != root.model {
+        return Err(invalid("revision.model: it isn't the model that the root names"));
+    }
+    let bytes = revision.model;
+    let (after, bytes) = tokio::task::spawn_blocking(move || {
+        let after = build(root, &bytes.0);
+        (after, bytes)
+    })
+    .await
+    .map_err(|error| invalid(format!("revision.model: it can't be compiled: {error}")))?;
+    let after = Arc::new(after?);
+    check_gateways(controller, before.as_deref(), &after.model).await?;
+    let affected = match before.as_deref() {
+        Some(before) if before.as_signed => before.compiled.affected(&after.compiled),
+        _ => after.compiled.leaves.keys().copied().collect(),
+    };
+    // A gateway that was taken out has nothing more to apply.
+    let affected: Vec<_> =
+        affected.into_iter().filter(|id| after.compiled.leaves.contains_key(id)).collect();
+    let number = after.root.number;
+    let now = clock::now();
+    let (was, is) = describe(before.as_deref().map(|before| &before.model), &after.model);
+    let audit = NewAudit {
+        at: now,
+        actor: actor(operator),
+        action: action.clone(),
+        subject: subject.clone(),
+        reason: reason.clone(),
+        before: was,
+        after: is,
+        revision: Some(number),
+        root: Some(revision.root.hash()),
+    };
+    let info = RevisionInfo { number, at: now, operator: operator.key, action, subject, reason };
+    let stored = NewRevision {
+        info,
+        model_hash: after.root.model,
+        root: revision.root,
+        model: bytes,
+        affected: affected.clone(),
+    };
+    if !controller.store.add_model(&stored, &audit).await? {
+        return Err(conflict(before.as_deref()));
+    }
+    controller.set_current(after.clone());
+    controller.tell(Event::Model { before, after }).await;
+    tracing::info!(number, affected = affected.len(), operator = audit.actor, "revision");
+    Ok(ModelAccepted { number, affected })
+}
+
+fn conflict(before: Option<&Current>) -> ChangeError {
+    let newest = before.map_or(0, |before| before.root.number);
+    ChangeError::Conflict(format!(
+        "the newest revision is {newest} by now: read it, make the change again on top of it, and look at \
+         the difference"
+    ))
+}
+
+/// Checks that `root` stands where the next revision must.
+fn check_place(
+    root: &IntentRoot,
+    chain: &AuthorityChain,
+    before: Option<&Current>,
+) -> Result<(), ChangeError> {
+    let authority = chain.newest();
+    let (number, previous) = match before {
+        None => (1, Hash::ZERO),
+        Some(before) => (before.root.number + 1, before.signed_root().hash()),
+    };
+    if (root.number, root.previous) != (number, previous) {
+        return Err(conflict(before));
+    }
+    if root.authority != authority.number {
+        return Err(ChangeError::Conflict(format!(
+            "revision.root: it is signed under authority document {}, the newest is {}",
+            root.authority, authority.number
+        )));
+    }
+    if root.incarnation != authority.incarnation {
+        return Err(invalid(format!(
+            "revision.root: it is of incarnation {}, the controller is in {}",
+            root.incarnation, authority.incarnation
+        )));
+    }
+    Ok(())
+}
+
+fn build(root: Verified<IntentRoot>, bytes: &[u8]) -> Result<Current, ChangeError> {
+    let model =
+        Model::decode(bytes).map_err(|error| invalid(format!("revision.model: {error}")))?;
+    if model.organisation != root.organisation {
+        return Err(invalid("revision.model: it belongs to another organisation"));
+    }
+    if model.encode() != bytes {
+        return Err(invalid(
+            "revision.model: it is written in another way than this version writes it; bring the command \
+             line and the controller to the same release",
+        ));
+    }
+    let compiled = compile::compile(&model)
+        .map_err(|problems| invalid(format!("revision.model: {problems}")))?;
+    if compiled.root != root.root {
+        return Err(invalid(
+            "revision.root: the controller compiles the model to something else than was signed; bring the \
+             command line and the controller to the same release",
+        ));
+    }
+    Ok(Current { root, model, compiled, as_signed: true })
+}
+
+/// Checks that each new gateway is one that enrolled with this key, and that what was revoked stays so.
+async fn check_gateways(
+    controller: &Controller,
+    before: Option<&Current>,
+    after: &Model,
+) -> Result<(), ChangeError> {
+    for (id, gateway) in &after.gateways {
+        let place = format!("revision.model: gateway {}", gateway.name);
+        if after.revoked.contains_key(id)
+            || after.revoked.values().any(|revoked| revoked.identity == gateway.identity)
+        {
+            return Err(invalid(format!("{place}: it was revoked; it can only enrol anew")));
+        }
+        if before.is_some_and(|before| before.approves(*id, gateway.identity)) {
+            continue;
+        }
+        match controller.store.enrolment(*id).await? {
+            Some(enrolment) if enrolment.identity == gateway.identity => {}
+            Some(_) => {
+                return Err(invalid(format!("{place}: it enrolled with another identity key")));
+            }
+            None => return Err(invalid(format!("{place}: it never enrolled"))),
+        }
+    }
+    for (id, gateway) in before.iter().flat_map(|before| &before.model.revoked) {
+        if after.revoked.get(id).is_none_or(|kept| kept.identity != gateway.identity) {
+            return Err(invalid(format!(
+                "revision.model: gateway {} was revoked and must stay so",
+                gateway.name
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! `controller.toml`: where the controller listens, and what it tells others of where it is.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Most addresses of a kind that are advertised.
+const MAX_ADVERTISED: usize = 16;
+
+/// The configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// For gateways.
+    pub quic: Listener,
+    /// For operators.
+    pub https: Listener,
+    /// What gateways report.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+    /// How much is served at once.
+    #[serde(default)]
+    pub limits: ConnectionLimits,
+}
+
+/// A listening address, and how others name it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// What others are told: `host:port` for QUIC, `https://host:port` for HTTPS, best first.
+    pub advertise: Vec<String>,
+}
+
+/// What gateways report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// How often a gateway sends a report, in milliseconds: 200 to 600,000.
+    pub report_every_ms: u32,
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { report_every_ms: 2000 }
+    }
+}
+
+/// How much is served at once. What is beyond is refused and counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConnectionLimits {
+    /// Gateways' connections.
+    pub gateways: usize,
+    /// Gateways' connections from one address; many may share one behind a translator.
+    pub gateways_per_address: usize,
+    /// Connections that haven't said yet who they are.
+    pub unknown: usize,
+    /// Operators' connections.
+    pub operators: usize,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { gateways: 10_000, gateways_per_address: 1024, unknown: 256, operators: 512 }
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("{}: {problem}. Make one with `anteroom-controller init`", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        problem: std::io::Error,
+    },
+    /// It isn't TOML, or a key is missing, unknown or wrong.
+    #[error("{}:{line}: {problem}", file.display())]
+    Wrong {
+        /// The file.
+        file: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, with the key.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads `file`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], with file, line and key.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|problem| ConfigError::Unreadable { file: file.into(), problem })?;
+        Self::parse(file, &text)
+    }
+
+    /// Reads `text`, which came from `file`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Wrong`], with file, line and key.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            ConfigError::Wrong {
+                file: file.into(),
+                line: line_of(text, at),
+                problem: error.message().trim_end().replace('\n', "; "),
+            }
+        })?;
+        match config.fault() {
+            None => Ok(config),
+            Some((key, problem)) => Err(ConfigError::Wrong {
+                file: file.into(),
+                line: line_of_key(text, key),
+                problem: format!("{key}: {problem}"),
+            }),
+        }
+    }
+
+    fn fault(&self) -> Option<(&'static str, String)> {
+        for (key, listener) in [("quic.advertise", &self.quic), ("https.advertise", &self.https)] {
+            if listener.advertise.is_empty() || listener.advertise.len() > MAX_ADVERTISED {
+                return Some((key, format!("name 1 to {MAX_ADVERTISED} addresses")));
+            }
+        }
+        if let Some(bad) = self.quic.advertise.iter().find(|address| !is_host_port(address)) {
+            return Some(("quic.advertise", format!("{bad:?} isn't host:port")));
+        }
+        let https = |address: &&String| {
+            !address.strip_prefix("https://").is_some_and(|rest| is_host_port(rest))
+        };
+        if let Some(bad) = self.https.advertise.iter().find(https) {
+            return Some(("https.advertise", format!("{bad:?} isn't https://host:port")));
+        }
+        if !(200..=600_000).contains(&self.telemetry.report_every_ms) {
+            return Some(("telemetry.report_every_ms", "choose 200 to 600000".into()));
+        }
+        let limits = &self.limits;
+        for (key, limit) in [
+            ("limits.gateways", limits.gateways),
+            ("limits.gateways_per_address", limits.gateways_per_address),
+            ("limits.unknown", limits.unknown),
+            ("limits.operators", limits.operators),
+        ] {
+            if limit == 0 {
+                return Some((key, "must be at least 1".into()));
+            }
+        }
+        None
+    }
+
+    /// The text of a new configuration, with what can be set and isn't as comments.
+    #[must_use]
+    pub fn render(quic: &Listener, https: &Listener) -> String {
+        let mut text = String::from("# The controller of Anteroom. Unknown keys are errors.\n");
+        for (name, whom, listener) in [("quic", "gateways", quic), ("https", "operators", https)] {
+            let advertise: Vec<String> =
+                listener.advertise.iter().map(|address| format!("{address:?}")).collect();
+            let _ = write!(
+                text,
+                "\n[{name}] # for {whom}\nlisten = \"{}\"\nadvertise = [{}]\n",
+                listener.listen,
+                advertise.join(", ")
+            );
+        }
+        let telemetry = Telemetry::default();
+        let limits = ConnectionLimits::default();
+        let _ = write!(
+            text,
+            "\n[telemetry]\n# report_every_ms = {}\n\n[limits]\n# gateways = {}\n\
+             # gateways_per_address = {}\n# unknown = {} # connections that haven't said who they are\n\
+             # operators = {}\n",
+            telemetry.report_every_ms,
+            limits.gateways,
+            limits.gateways_per_address,
+            limits.unknown,
+            limits.operators
+        );
+        text
+    }
+}
+
+/// Whether `text` is a host name or address, and a port.
+pub(crate) fn is_host_port(text: &str) -> bool {
+    if text.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
+        return true;
+    }
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        is_host_name(host) && port.parse::<u16>().is_ok_and(|port| port != 0)
+    })
+}
+
+/// Whether `text` is a host name (RFC 1123).
+pub(crate) fn is_host_name(text: &str) -> bool {
+    (1..=253).contains(&text.len())
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        })
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1
+}
+
+/// The line on which the key's table, and in it the key, is set; 1 where it isn't.
+fn line_of_key(text: &str, key: &str) -> usize {
+    let (table, name) = key.split_once('.').unwrap_or(("", key));
+    let mut inside = false;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if let Some(header) = line.strip_prefix('[') {
+            inside = header.split(']').next().is_some_and(|header| header.trim() == table);
+        } else if inside && line.split('=').next().is_some_and(|before| before.trim() == name) {
+            return index + 1;
+        }
+    }
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listeners() -> (Listener, Listener) {
+        (
+            Listener {
+                listen: "0.0.0.0:4433".parse().unwrap(),
+                advertise: vec!["10.20.0.10:4433".into(), "controller.example:4433".into()],
+            },
+            Listener {
+                listen: "[::]:8443".parse().unwrap(),
+                advertise: vec!["https://10.20.0.10:8443".into(), "https://[fd00::1]:8443".into()],
+            },
+        )
+    }
+
+    #[test]
+    fn what_init_writes_is_read_back() {
+        let (quic, https) = listeners();
+        let text = Config::render(&quic, &https);
+        let config = Config::parse(Path::new("controller.toml"), &text).unwrap();
+        assert_eq!((config.quic, config.https), (quic, https));
+        assert_eq!(config.telemetry, Telemetry::default());
+        assert_eq!(config.limits, ConnectionLimits::default());
+    }
+
+    #[test]
+    fn mistakes_are_named_with_file_line_and_key() {
+        let (quic, https) = listeners();
+        let good = Config::render(&quic, &https);
+        for (from, to, line, words) in [
+            ("listen = \"0.0.0.0:4433\"", "lisen = \"0.0.0.0:4433\"", 4, "lisen"),
+            ("0.0.0.0:4433", "0.0.0.0", 4, "address"),
+            ("\"10.20.0.10:4433\"", "\"10.20.0.10\"", 5, "quic.advertise"),
+            ("https://10.20.0.10:8443", "http://10.20.0.10:8443", 9, "https.advertise"),
+            ("# report_every_ms = 2000", "report_every_ms = 1", 12, "telemetry.report_every_ms"),
+            ("# operators = 512", "operators = 0", 18, "limits.operators"),
+            ("[limits]", "[limit]", 14, "limit"),
+        ] {
+            let text = good.replacen(from, to, 1);
+            assert_ne!(text, good, "{from} isn't in the text");
+            let error = Config::parse(Path::new("x.toml"), &text).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("x.toml:{line}: ")), "{from}: {error}");
+            assert!(error.contains(words), "{from}: {error}");
+        }
+    }
+}

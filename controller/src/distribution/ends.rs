@@ -1,0 +1,100 @@
+//! Tunnel ends: where a gateway's WireGuard socket is and which keys it has.
+
+use std::net::SocketAddr;
+
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cose::{SignatureError, Signed};
+use anteroom_proto::id::{GatewayId, OrganisationId};
+use anteroom_proto::key::PublicKey;
+use anteroom_proto::v1::Reachable;
+
+/// Most addresses of one gateway.
+const MAX_ENDPOINTS: usize = 16;
+/// Most tunnel keys of one gateway.
+const MAX_KEYS: usize = 8;
+/// Most ports of one gateway.
+const MAX_PORTS: usize = 256;
+
+/// What peers are told of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TunnelEnds {
+    /// Where its WireGuard socket may be reached, best first.
+    pub endpoints: Vec<SocketAddr>,
+    /// Its tunnel keys, signed by its identity key.
+    pub keys: Vec<Signed<TunnelKeyBinding>>,
+}
+
+/// Why what a gateway says of its reachability isn't taken.
+#[derive(Debug, thiserror::Error)]
+pub enum EndsError {
+    /// Too much of something.
+    #[error("{found} {what} are more than the {max} that a gateway may have")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many were said.
+        found: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// A tunnel key that the gateway's identity key didn't sign.
+    #[error("tunnel key: {0}")]
+    Key(#[from] SignatureError),
+    /// A tunnel key of another gateway.
+    #[error("tunnel key: it belongs to {found}")]
+    Foreign {
+        /// Whose it is.
+        found: GatewayId,
+    },
+    /// An address that no peer could send to.
+    #[error("{address} is no address to send to")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+    },
+}
+
+impl TunnelEnds {
+    /// Checks what a gateway says of itself.
+    ///
+    /// # Errors
+    /// [`EndsError`], which names what isn't taken.
+    pub fn check(
+        organisation: OrganisationId,
+        gateway: GatewayId,
+        identity: PublicKey,
+        reachable: &Reachable,
+    ) -> Result<Self, EndsError> {
+        let Reachable { endpoints, keys, ports } = reachable;
+        for (what, found, max) in [
+            ("addresses", endpoints.len(), MAX_ENDPOINTS),
+            ("tunnel keys", keys.len(), MAX_KEYS),
+            ("ports", ports.len(), MAX_PORTS),
+        ] {
+            if found > max {
+                return Err(EndsError::TooMany { what, found, max });
+            }
+        }
+        let unusable = |address: &&SocketAddr| {
+            let ip = address.ip();
+            let broadcast = matches!(ip, std::net::IpAddr::V4(ip) if ip.is_broadcast());
+            address.port() == 0 || ip.is_unspecified() || ip.is_multicast() || broadcast
+        };
+        if let Some(address) = endpoints.iter().find(unusable) {
+            return Err(EndsError::Address { address: *address });
+        }
+        for key in keys {
+            let found = key.verify(organisation, &[identity])?.gateway;
+            if found != gateway {
+                return Err(EndsError::Foreign { found });
+            }
+        }
+        Ok(Self { endpoints: endpoints.clone(), keys: keys.clone() })
+    }
+
+    /// What was checked before it was stored.
+    #[must_use]
+    pub fn from_stored(reachable: Reachable) -> Self {
+        Self { endpoints: reachable.endpoints, keys: reachable.keys }
+    }
+}

@@ -1,0 +1,319 @@
+//! Distribution: each connected gateway gets the view that the newest revision and its peers' tunnel ends make.
+//!
+//! Level-triggered: events only say whom to look at; what is sent follows from what should be and what the
+//! gateway has. A change costs a signature for each gateway that it affects, and none for the others.
+
+mod ends;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anteroom_proto::cbor::{self, Blob};
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::Hash;
+use anteroom_proto::merkle::Proof;
+use anteroom_proto::operation::{Operation, PeerOperation, ViewNumber};
+use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent};
+use anteroom_proto::view::SignedView;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::state::{Controller, Current};
+use crate::store::{AppliedFacts, IssueView, StoreError, ViewState};
+
+pub use ends::{EndsError, TunnelEnds};
+
+/// Events that wait.
+pub const QUEUE: usize = 1024;
+/// How long to wait after the store failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Something that may change what a gateway should have.
+#[derive(Debug)]
+pub enum Event {
+    /// A revision was taken.
+    Model {
+        /// The one before it.
+        before: Option<Arc<Current>>,
+        /// The new one.
+        after: Arc<Current>,
+    },
+    /// A gateway connected and said what it has.
+    Connected {
+        /// Which.
+        gateway: GatewayId,
+        /// Whether it was greeted as an approved one.
+        approved: bool,
+        /// What it has in force.
+        applied: Option<AppliedFacts>,
+        /// Its tunnel ends.
+        ends: TunnelEnds,
+    },
+    /// A gateway's tunnel ends changed.
+    Ends {
+        /// Which.
+        gateway: GatewayId,
+        /// What they are now.
+        ends: TunnelEnds,
+    },
+    /// A gateway has a view in force.
+    Applied {
+        /// Which.
+        gateway: GatewayId,
+        /// What it has in force.
+        applied: AppliedFacts,
+    },
+}
+
+/// What distribution knows of one gateway.
+#[derive(Debug, Default)]
+struct Known {
+    ends: TunnelEnds,
+    view: ViewState,
+    applied: Option<AppliedFacts>,
+    /// Whether the newest view went out over the connection of now.
+    sent: bool,
+}
+
+/// Takes events and sends views.
+#[derive(Debug)]
+pub struct Distribution {
+    controller: Arc<Controller>,
+    known: HashMap<GatewayId, Known>,
+    dirty: BTreeSet<GatewayId>,
+}
+
+/// A view that is about to be numbered and signed.
+struct Draft {
+    issue: IssueView,
+    peers: Vec<PeerOperation>,
+}
+
+impl Distribution {
+    /// Reads back what was sent before.
+    ///
+    /// # Errors
+    /// [`StoreError`] when that can't be read.
+    pub async fn load(controller: Arc<Controller>) -> Result<Self, StoreError> {
+        let known = controller
+            .store
+            .gateways()
+            .await?
+            .into_iter()
+            .map(|(gateway, facts)| {
+                let ends = facts.reachable.map(TunnelEnds::from_stored).unwrap_or_default();
+                let known = Known { ends, view: facts.view, applied: facts.applied, sent: false };
+                (gateway, known)
+            })
+            .collect();
+        Ok(Self { controller, known, dirty: BTreeSet::new() })
+    }
+
+    /// Works until nobody can send events any more.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        let mut retry: Option<Instant> = None;
+        loop {
+            let wait = async {
+                match retry {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.take(event),
+                    None => return,
+                },
+                () = wait => {}
+            }
+            for _ in 0..QUEUE {
+                match events.try_recv() {
+                    Ok(event) => self.take(event),
+                    Err(_) => break,
+                }
+            }
+            retry = match self.push().await {
+                Ok(()) => None,
+                Err(error) => {
+                    tracing::error!(%error, "views can't be numbered; trying again");
+                    Some(Instant::now() + RETRY)
+                }
+            };
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Model { before, after } => self.model(before.as_deref(), &after),
+            Event::Connected { gateway, approved, applied, ends } => {
+                let known = self.known.entry(gateway).or_default();
+                known.applied = applied;
+                known.sent = false;
+                self.dirty.insert(gateway);
+                self.set_ends(gateway, ends);
+                self.cut_off_if_unwanted(gateway, approved);
+            }
+            Event::Ends { gateway, ends } => self.set_ends(gateway, ends),
+            Event::Applied { gateway, applied } => {
+                self.known.entry(gateway).or_default().applied = Some(applied);
+            }
+        }
+    }
+
+    fn model(&mut self, before: Option<&Current>, after: &Current) {
+        // Closing goes first.
+        for gateway in self.controller.online.gateways() {
+            let was = before.is_some_and(|before| before.model.gateways.contains_key(&gateway));
+            self.cut_off_if_unwanted(gateway, was);
+        }
+        match before {
+            Some(before) if before.as_signed => {
+                self.dirty.extend(before.compiled.affected(&after.compiled));
+            }
+            _ => self.dirty.extend(after.compiled.leaves.keys()),
+        }
+    }
+
+    /// Closes a gateway's connection if the newest revision has revoked it, or no longer has it. The greeting
+    /// checks the same, against a revision that may be older by now.
+    fn cut_off_if_unwanted(&self, gateway: GatewayId, was_approved: bool) {
+        let online = &self.controller.online;
+        let (Some(current), Some(identity)) = (self.controller.current(), online.identity(gateway))
+        else {
+            return;
+        };
+        let gone = was_approved && !current.approves(gateway, identity);
+        if gone || current.revokes(gateway, identity) {
+            tracing::info!(%gateway, "cutting off a gateway that is no longer approved");
+            online.refuse(gateway, revoked());
+        }
+    }
+
+    fn set_ends(&mut self, gateway: GatewayId, ends: TunnelEnds) {
+        let known = self.known.entry(gateway).or_default();
+        if known.ends == ends {
+            return;
+        }
+        known.ends = ends;
+        if let Some(current) = self.controller.current() {
+            for (other, leaf) in &current.compiled.leaves {
+                if leaf.intent.peers.iter().any(|peer| peer.gateway == gateway) {
+                    self.dirty.insert(*other);
+                }
+            }
+        }
+    }
+
+    /// Sends a view to every connected gateway that should have another than it has.
+    async fn push(&mut self) -> Result<(), StoreError> {
+        let (Some(current), Some(chain)) = (self.controller.current(), self.controller.authority())
+        else {
+            return Ok(());
+        };
+        if !current.as_signed {
+            return Ok(());
+        }
+        let incarnation = chain.newest().incarnation;
+        let drafts: HashMap<GatewayId, Draft> = self
+            .dirty
+            .iter()
+            .filter_map(|gateway| {
+                let draft = self.draft(*gateway, &current, incarnation)?;
+                Some((*gateway, draft))
+            })
+            .collect();
+        if drafts.is_empty() {
+            self.dirty.clear();
+            return Ok(());
+        }
+        let views: Vec<IssueView> = drafts.values().map(|draft| draft.issue).collect();
+        let numbers = self.controller.store.issue_views(incarnation, &views).await?;
+        self.dirty.clear();
+        let hashes: Vec<Hash> = current.compiled.leaves.values().map(|leaf| leaf.hash).collect();
+        let places: HashMap<GatewayId, usize> =
+            current.compiled.leaves.keys().enumerate().map(|(at, id)| (*id, at)).collect();
+        for (gateway, number) in numbers {
+            let Some(draft) = drafts.get(&gateway) else { continue };
+            let proof = places.get(&gateway).and_then(|at| Proof::new(&hashes, *at));
+            let Some(proof) = proof else { continue };
+            self.send(&current, draft, number, proof);
+        }
+        Ok(())
+    }
+
+    /// The view that a gateway should have, unless it has it, or isn't there to take it.
+    fn draft(&self, gateway: GatewayId, current: &Current, incarnation: u64) -> Option<Draft> {
+        if !self.controller.online.contains(gateway) {
+            return None;
+        }
+        let leaf = current.compiled.leaves.get(&gateway)?;
+        let peers: Vec<PeerOperation> = leaf
+            .intent
+            .peers
+            .iter()
+            .filter_map(|peer| {
+                let ends = &self.known.get(&peer.gateway)?.ends;
+                Some(PeerOperation {
+                    gateway: peer.gateway,
+                    endpoints: ends.endpoints.clone(),
+                    keys: ends.keys.clone(),
+                })
+            })
+            .collect();
+        let operation = Hash::of("anteroom operation content", &[&cbor::encode(&peers)]);
+        let issue =
+            IssueView { gateway, revision: current.root.number, intent: leaf.hash, operation };
+        let has_it = self.known.get(&gateway).is_some_and(|known| {
+            let view = &known.view;
+            let in_force = known.applied.is_some_and(|applied| applied.number == view.number);
+            view.number.incarnation == incarnation
+                && view.intent == Some(leaf.hash)
+                && view.operation == Some(operation)
+                && (known.sent || in_force)
+        });
+        (!has_it).then_some(Draft { issue, peers })
+    }
+
+    fn send(&mut self, current: &Current, draft: &Draft, number: ViewNumber, proof: Proof) {
+        let IssueView { gateway, intent, operation, revision } = draft.issue;
+        let Some(leaf) = current.compiled.leaves.get(&gateway) else { return };
+        let signed = Signed::sign(
+            &Operation {
+                organisation: current.model.organisation,
+                gateway,
+                number,
+                revision,
+                peers: draft.peers.clone(),
+                quarantined: Vec::new(),
+                suspended: Vec::new(),
+                issued_at: clock::now(),
+            },
+            &self.controller.identity,
+        );
+        let view = SignedView {
+            intent: Blob(leaf.bytes.clone()),
+            proof,
+            root: current.signed_root().clone(),
+            operation: signed,
+        };
+        let known = self.known.entry(gateway).or_default();
+        known.view = ViewState { number, intent: Some(intent), operation: Some(operation) };
+        known.sent = self.controller.online.send(gateway, ToAgent::View(Box::new(view)));
+        tracing::info!(%gateway, %number, revision, sent = known.sent, "view");
+    }
+}
+
+/// What a gateway hears that operators took out.
+#[must_use]
+pub fn revoked() -> Refusal {
+    Refusal {
+        code: RefusalCode::Unknown,
+        message: "this gateway was revoked: an operator took it out of the organisation. To use \
+                  the machine again, reset it and enrol it with a new invite"
+            .into(),
+        fatal: false,
+    }
+}

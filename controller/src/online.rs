@@ -1,0 +1,140 @@
+//! Which gateways are connected now, and how to reach them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::PublicKey;
+use anteroom_proto::v1::{Refusal, ToAgent};
+use quinn::{Connection, VarInt};
+use tokio::sync::mpsc;
+
+/// Messages that wait for one gateway. Views are whole: who falls behind connects again and gets the newest.
+pub(crate) const QUEUE: usize = 16;
+
+/// Why the controller closes a connection, as the agent sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseCode {
+    /// Nothing is wrong.
+    Done = 0,
+    /// The controller ends; connect again.
+    Shutdown = 1,
+    /// The gateway has a newer connection.
+    Replaced = 2,
+    /// A refusal was sent before.
+    Refused = 3,
+    /// The gateway doesn't take what it is sent.
+    TooSlow = 4,
+}
+
+impl From<CloseCode> for VarInt {
+    fn from(code: CloseCode) -> Self {
+        Self::from_u32(code as u32)
+    }
+}
+
+/// What is to go out to a gateway.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// A message.
+    Message(ToAgent),
+    /// The last message: the connection is closed behind it.
+    Refuse(Refusal),
+}
+
+/// One connected gateway.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) connection: Connection,
+    pub(crate) outgoing: mpsc::Sender<Outgoing>,
+    pub(crate) identity: PublicKey,
+    pub(crate) observed: SocketAddr,
+}
+
+#[derive(Debug, Default)]
+struct Links {
+    serial: u64,
+    links: HashMap<GatewayId, (u64, Link)>,
+}
+
+/// Connected gateways, at most one connection each.
+#[derive(Debug, Default)]
+pub struct Online(Mutex<Links>);
+
+impl Online {
+    fn lock(&self) -> MutexGuard<'_, Links> {
+        // A map is whole after every step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a new connection in and closes the one before it. The serial number tells them apart.
+    pub(crate) fn insert(&self, gateway: GatewayId, link: Link) -> u64 {
+        let mut links = self.lock();
+        links.serial += 1;
+        let serial = links.serial;
+        if let Some((_, before)) = links.links.insert(gateway, (serial, link)) {
+            before.connection.close(CloseCode::Replaced.into(), b"this gateway connected again");
+        }
+        serial
+    }
+
+    /// Takes a connection out, unless a newer one has its place.
+    pub(crate) fn remove(&self, gateway: GatewayId, serial: u64) {
+        let mut links = self.lock();
+        if links.links.get(&gateway).is_some_and(|(held, _)| *held == serial) {
+            links.links.remove(&gateway);
+        }
+    }
+
+    /// Whether this is still the gateway's connection.
+    pub(crate) fn is_current(&self, gateway: GatewayId, serial: u64) -> bool {
+        self.lock().links.get(&gateway).is_some_and(|(held, _)| *held == serial)
+    }
+
+    /// Whether the gateway is connected.
+    #[must_use]
+    pub fn contains(&self, gateway: GatewayId) -> bool {
+        self.lock().links.contains_key(&gateway)
+    }
+
+    /// The connected gateways.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<GatewayId> {
+        self.lock().links.keys().copied().collect()
+    }
+
+    /// Where the gateway's connection comes from.
+    #[must_use]
+    pub fn observed(&self, gateway: GatewayId) -> Option<SocketAddr> {
+        self.lock().links.get(&gateway).map(|(_, link)| link.observed)
+    }
+
+    /// The key that the gateway's connection proved.
+    #[must_use]
+    pub fn identity(&self, gateway: GatewayId) -> Option<PublicKey> {
+        self.lock().links.get(&gateway).map(|(_, link)| link.identity)
+    }
+
+    /// Sends a message. False where the gateway isn't connected, or takes nothing in: then it is cut off, and
+    /// gets what it needs when it connects again.
+    pub(crate) fn send(&self, gateway: GatewayId, message: ToAgent) -> bool {
+        let mut links = self.lock();
+        let Some((_, link)) = links.links.get(&gateway) else { return false };
+        if link.outgoing.try_send(Outgoing::Message(message)).is_ok() {
+            return true;
+        }
+        link.connection.close(CloseCode::TooSlow.into(), b"this gateway takes no messages");
+        links.links.remove(&gateway);
+        false
+    }
+
+    /// Cuts a gateway off, with a word of why. Nothing more is taken from it.
+    pub(crate) fn refuse(&self, gateway: GatewayId, refusal: Refusal) {
+        let Some((_, link)) = self.lock().links.remove(&gateway) else { return };
+        if let Err(error) = link.outgoing.try_send(Outgoing::Refuse(refusal)) {
+            tracing::debug!(%gateway, %error, "closing without a word");
+            link.connection.close(CloseCode::Refused.into(), b"refused");
+        }
+    }
+}

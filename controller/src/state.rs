@@ -1,0 +1,206 @@
+//! What every part of the controller shares. All of it is derived from the store, and read back at start.
+
+use std::sync::Arc;
+
+use anteroom_controller_core::compile::{self, Compiled};
+use anteroom_controller_core::model::Model;
+use anteroom_proto::authority::{AuthorityChain, AuthorityError};
+use anteroom_proto::cose::{Signed, Verified};
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::key::{IdentityKey, PublicKey};
+use arc_swap::ArcSwapOption;
+use tokio::sync::{Mutex, mpsc};
+use zeroize::Zeroizing;
+
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::distribution::Event;
+use crate::online::Online;
+use crate::store::{Store, StoreError, StoredRevision};
+
+/// The newest revision, compiled.
+#[derive(Debug)]
+pub struct Current {
+    /// The signed root.
+    pub root: Verified<IntentRoot>,
+    /// The model.
+    pub model: Model,
+    /// What it compiles to.
+    pub compiled: Compiled,
+    /// Whether that is what the operator signed. It isn't where another version compiled it; gateways then
+    /// keep what they have until an operator makes a change.
+    pub as_signed: bool,
+}
+
+/// Why a controller can't be brought up from its store.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The authority chain doesn't hold.
+    #[error("the stored authority chain is damaged: {0}. Restore the database from a backup")]
+    Authority(#[from] AuthorityError),
+    /// The authority doesn't name this controller.
+    #[error(
+        "the stored authority document names another controller's key than this one's ({own}). Restore identity.key and controller.db from the same backup"
+    )]
+    Stranger {
+        /// Our own key's fingerprint.
+        own: String,
+    },
+    /// The newest revision can't be read.
+    #[error(
+        "the stored revision {number} is damaged: {problem}. Restore the database from a backup"
+    )]
+    Revision {
+        /// Its number.
+        number: u64,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl Current {
+    /// Reads a stored revision. `signers` are all who were ever operators.
+    ///
+    /// # Errors
+    /// [`StateError::Revision`].
+    pub fn from_stored(
+        stored: &StoredRevision,
+        chain: &AuthorityChain,
+    ) -> Result<Self, StateError> {
+        let number = stored.number;
+        let damaged = |problem: String| StateError::Revision { number, problem };
+        let root = stored
+            .root
+            .verify(chain.newest().organisation, &chain.all_operator_keys())
+            .map_err(|error| damaged(error.to_string()))?;
+        if root.number != number || root.model != Model::hash(&stored.model.0) {
+            return Err(damaged("its model isn't the one that was signed".into()));
+        }
+        let model =
+            Model::decode(&stored.model.0).map_err(|error| damaged(format!("model: {error}")))?;
+        let compiled =
+            compile::compile(&model).map_err(|problems| damaged(problems.to_string()))?;
+        let as_signed = compiled.root == root.root;
+        Ok(Self { root, model, compiled, as_signed })
+    }
+
+    /// Whether `identity` is that of this approved gateway.
+    #[must_use]
+    pub fn approves(&self, gateway: GatewayId, identity: PublicKey) -> bool {
+        self.model.gateways.get(&gateway).is_some_and(|known| known.identity == identity)
+    }
+
+    /// Whether the gateway or its key was revoked.
+    #[must_use]
+    pub fn revokes(&self, gateway: GatewayId, identity: PublicKey) -> bool {
+        self.model.revoked.contains_key(&gateway)
+            || self.model.revoked.values().any(|known| known.identity == identity)
+    }
+
+    /// The signed root as carried.
+    #[must_use]
+    pub fn signed_root(&self) -> &Signed<IntentRoot> {
+        self.root.signed()
+    }
+}
+
+/// What every part of the controller shares.
+#[derive(Debug)]
+pub struct Controller {
+    /// The controller's key.
+    pub identity: IdentityKey,
+    /// The configuration.
+    pub config: Config,
+    /// Where the controller lives.
+    pub directory: Directory,
+    /// What it must not forget.
+    pub store: Arc<dyn Store>,
+    /// Connected gateways.
+    pub online: Online,
+    /// The one-time secret, until the controller is claimed.
+    pub(crate) claim_secret: Mutex<Option<Zeroizing<[u8; 32]>>>,
+    authority: ArcSwapOption<AuthorityChain>,
+    current: ArcSwapOption<Current>,
+    /// Held while a revision is taken: they come one after another.
+    pub(crate) changing: Mutex<()>,
+    events: mpsc::Sender<Event>,
+}
+
+impl Controller {
+    /// Reads the store. Events for distribution go to `events`.
+    ///
+    /// # Errors
+    /// [`StateError`], when the store is damaged.
+    pub async fn load(
+        directory: Directory,
+        identity: IdentityKey,
+        claim_secret: Option<Zeroizing<[u8; 32]>>,
+        config: Config,
+        store: Arc<dyn Store>,
+        events: mpsc::Sender<Event>,
+    ) -> Result<Self, StateError> {
+        let documents = store.authority().await?;
+        let (mut authority, mut current) = (None, None);
+        if !documents.is_empty() {
+            let chain = AuthorityChain::follow_unpinned(&documents)?;
+            if !chain.newest().controller_keys().contains(&identity.public()) {
+                let own = identity.public().fingerprint().to_string();
+                return Err(StateError::Stranger { own });
+            }
+            if let Some(stored) = store.newest_model().await? {
+                let newest = Current::from_stored(&stored, &chain)?;
+                if !newest.as_signed {
+                    tracing::warn!(
+                        revision = stored.number,
+                        "this version compiles the newest revision to something else than the operator \
+                         signed: gateways keep what they have until an operator makes a change"
+                    );
+                }
+                current = Some(Arc::new(newest));
+            }
+            authority = Some(Arc::new(chain));
+        }
+        Ok(Self {
+            identity,
+            config,
+            directory,
+            store,
+            online: Online::default(),
+            claim_secret: Mutex::new(claim_secret),
+            authority: ArcSwapOption::new(authority),
+            current: ArcSwapOption::new(current),
+            changing: Mutex::new(()),
+            events,
+        })
+    }
+
+    /// The authority chain, once the controller is claimed.
+    #[must_use]
+    pub fn authority(&self) -> Option<Arc<AuthorityChain>> {
+        self.authority.load_full()
+    }
+
+    /// The newest revision, once there is one.
+    #[must_use]
+    pub fn current(&self) -> Option<Arc<Current>> {
+        self.current.load_full()
+    }
+
+    pub(crate) fn set_authority(&self, chain: AuthorityChain) {
+        self.authority.store(Some(Arc::new(chain)));
+    }
+
+    pub(crate) fn set_current(&self, current: Arc<Current>) {
+        self.current.store(Some(current));
+    }
+
+    /// Tells distribution that something changed. Waits where it is far behind.
+    pub(crate) async fn tell(&self, event: Event) {
+        // It is gone only while the program ends, and then reads everything back from the store.
+        let _ = self.events.send(event).await;
+    }
+}
