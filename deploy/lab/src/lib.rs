@@ -4,9 +4,11 @@
 //! clinical traffic by programs that others wrote ([`clinical`]), an intruder ([`scan`]), a capture on the campus
 //! ([`capture`]), and Anteroom's own programs, used as an operator would ([`programs`]).
 
+pub mod anteroom;
 pub mod capture;
 pub mod clinical;
 pub mod figures;
+pub mod hospital;
 pub mod namespace;
 pub mod packet;
 pub mod ping;
