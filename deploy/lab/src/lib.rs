@@ -15,5 +15,7 @@ pub mod ping;
 pub mod process;
 pub mod programs;
 pub mod scan;
+pub mod session;
+pub mod story;
 pub mod topology;
 pub mod wait;

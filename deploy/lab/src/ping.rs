@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -24,8 +24,12 @@ pub struct Series {
     pub times: Vec<u64>,
     /// The longest run of requests without a reply.
     pub longest_gap: u64,
-    /// From the first request to the first reply.
-    pub first_reply: Option<Duration>,
+    /// When the first reply came.
+    #[serde(skip)]
+    pub first_reply_at: Option<SystemTime>,
+    /// When the last reply came.
+    #[serde(skip)]
+    pub last_reply_at: Option<SystemTime>,
 }
 
 impl Series {
@@ -113,7 +117,8 @@ fn series(
     let mut under_way: BTreeMap<u16, (u64, Instant)> = BTreeMap::new();
     let mut answered = Vec::new();
     let mut times = Vec::new();
-    let mut first_reply = None;
+    let mut first_reply_at = None;
+    let mut last_reply_at = None;
     let mut sent = 0_u64;
     let mut deadline = None;
     loop {
@@ -140,7 +145,9 @@ fn series(
             && from == to
             && let Some((number, at)) = under_way.remove(&sequence)
         {
-            first_reply.get_or_insert_with(|| start.elapsed());
+            let now = SystemTime::now();
+            first_reply_at.get_or_insert(now);
+            last_reply_at = Some(now);
             times.push(u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX));
             if let Some(flag) = usize::try_from(number).ok().and_then(|n| answered.get_mut(n)) {
                 *flag = true;
@@ -155,7 +162,8 @@ fn series(
         received: u64::try_from(times.len()).unwrap_or(u64::MAX),
         times,
         longest_gap: u64::try_from(longest).unwrap_or(u64::MAX),
-        first_reply,
+        first_reply_at,
+        last_reply_at,
     })
 }
 
