@@ -54,6 +54,8 @@ pub struct Decision {
     /// Whether any gateway stands between the two at all: two devices on one port of a gateway, and two
     /// addresses without one, talk as they like.
     pub guarded: bool,
+    /// Whether it passes as infrastructure of the site (DHCP, DNS, NTP), which needs no rule.
+    pub infrastructure: bool,
 }
 
 /// An end of a flow.
@@ -70,6 +72,7 @@ pub enum End {
 struct Judgement<'a> {
     verdict: Verdict,
     rule: Option<&'a ResolvedRule>,
+    infrastructure: bool,
 }
 
 /// Decides on `flow` at `now`, with every tunnel up and every gateway up to date.
@@ -86,6 +89,7 @@ pub fn decide(resolved: &Resolved, flow: &Flow, now: UnixMillis) -> Decision {
             essential: false,
             dropped_at: None,
             guarded: false,
+            infrastructure: false,
         };
     }
     let ends = [
@@ -102,8 +106,10 @@ pub fn decide(resolved: &Resolved, flow: &Flow, now: UnixMillis) -> Decision {
     // Of two that are equally strict the end that opens comes first: it drops before anything leaves.
     let strictest =
         present.clone().reduce(|a, b| if strictness(&b.1) > strictness(&a.1) { b } else { a });
-    let (end, judgement) =
-        strictest.unwrap_or((End::From, Judgement { verdict: Verdict::Clear, rule: None }));
+    let (end, judgement) = strictest.unwrap_or((
+        End::From,
+        Judgement { verdict: Verdict::Clear, rule: None, infrastructure: false },
+    ));
     let rule = judgement.rule.or_else(|| present.clone().find_map(|(_, found)| found.rule));
     Decision {
         verdict: judgement.verdict,
@@ -111,6 +117,7 @@ pub fn decide(resolved: &Resolved, flow: &Flow, now: UnixMillis) -> Decision {
         essential: rule.is_some_and(|rule| rule.essential),
         dropped_at: judgement.verdict.reason().map(|_| end),
         guarded: true,
+        infrastructure: judgement.infrastructure,
     }
 }
 
@@ -217,6 +224,9 @@ fn judge<'a>(
         End::From => Flow { to: far, ..*flow },
         End::To => Flow { from: far, ..*flow },
     };
+    if end == End::From && known.is_none() && is_infrastructure(resolved, gateway, &seen) {
+        return Judgement { verdict: Verdict::Clear, rule: None, infrastructure: true };
+    }
     let view = View {
         own: own.mode,
         path: known
@@ -226,6 +236,22 @@ fn judge<'a>(
         stranger: known.is_none(),
     };
     view.judge(resolved, &seen, now)
+}
+
+/// Whether a device opens the flow to a server of its site's infrastructure. Quarantine leaves that open: it is
+/// part of keeping an address and the time.
+fn is_infrastructure(resolved: &Resolved, gateway: GatewayId, flow: &Flow) -> bool {
+    let Party::Address(server) = flow.to else { return false };
+    let site = resolved.model.gateways.get(&gateway).map(|gateway| &gateway.site);
+    let Some(found) = site.and_then(|site| resolved.policy.infrastructure.get(site)) else {
+        return false;
+    };
+    match (flow.protocol, flow.port) {
+        (Protocol::Udp, 67) => found.dhcp.contains(&server),
+        (Protocol::Udp | Protocol::Tcp, 53) => found.dns.contains(&server),
+        (Protocol::Udp, 123) => found.ntp.contains(&server),
+        _ => false,
+    }
 }
 
 /// What one end knows of a flow's pair.
@@ -256,7 +282,7 @@ impl View {
             None if self.stranger => Some(DropReason::NotVisible),
             None => Some(DropReason::NoRule),
         };
-        Judgement { verdict: self.verdict(obstacle), rule }
+        Judgement { verdict: self.verdict(obstacle), rule, infrastructure: false }
     }
 
     /// Why a matching rule doesn't let the flow pass after all.

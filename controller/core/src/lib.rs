@@ -13,6 +13,7 @@ pub mod edit;
 pub mod lint;
 pub mod model;
 pub mod names;
+mod parties;
 pub mod plan;
 pub mod policy;
 pub mod problem;

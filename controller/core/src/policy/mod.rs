@@ -221,3 +221,8 @@ impl<T> At<T> {
         self.position = Position::default();
     }
 }
+
+/// A name as a key: names with a dot in them need quotes.
+pub(crate) fn key(name: &Name) -> String {
+    if name.as_str().contains('.') { format!("\"{name}\"") } else { name.to_string() }
+}

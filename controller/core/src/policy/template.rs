@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use anteroom_proto::name::Name;
 
+use super::key;
 use crate::model::{Device, Model};
 
 /// A commented policy to start from, made of the confirmed devices, for `policy init`: infrastructure for
@@ -113,9 +114,4 @@ fn describe(model: &Model, device: &Device) -> String {
         .map(|net| if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() })
         .collect();
     format!("#   {}: {} ({place})", device.name, addresses.join(", "))
-}
-
-/// A name as a key: names with a dot in them need quotes.
-fn key(name: &Name) -> String {
-    if name.as_str().contains('.') { format!("\"{name}\"") } else { name.to_string() }
 }

@@ -29,6 +29,8 @@ pub struct Resolved {
     pub policy: Policy,
     /// Rules in the order of their ids, which is the order in which the first that matches is cited.
     pub rules: Vec<ResolvedRule>,
+    /// Devices without an approved gateway, by name: no side holds them.
+    pub detached: BTreeMap<Name, MemberId>,
     sides: Vec<Side>,
     side_by_name: BTreeMap<Name, SideId>,
     sides_of: BTreeMap<MemberId, Vec<SideId>>,
@@ -118,7 +120,13 @@ impl Resolved {
         let mut model = model.clone();
         text.clone_into(&mut model.policy);
         let addresses = Addresses::of(&model);
-        Ok(Self { model, policy, rules, sides, side_by_name, sides_of, addresses })
+        let detached = model
+            .devices
+            .iter()
+            .filter(|(_, device)| !model.is_attached(device))
+            .map(|(id, device)| (device.name.clone(), *id))
+            .collect();
+        Ok(Self { model, policy, rules, detached, sides, side_by_name, sides_of, addresses })
     }
 
     /// What a side stands for.

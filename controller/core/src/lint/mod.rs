@@ -1,5 +1,6 @@
 //! What is likely to hurt: warnings, and refusals that stop a plan.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anteroom_proto::api::{Edge, SightingRecord};
@@ -7,6 +8,16 @@ use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use crate::resolve::Resolved;
+
+mod addresses;
+mod modes;
+mod policy;
+#[cfg(test)]
+mod tests;
+mod tests_in_policy;
+
+pub use modes::OBSERVE_FOR;
+pub(crate) use policy::moment;
 
 /// What was seen on the network, for plans and lint to judge by.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -48,9 +59,43 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Everything worth saying about a model at `now`, worst first.
+/// Everything worth saying about a model at `now`, worst first. At most [`MAX_FINDINGS`] of each kind.
 #[must_use]
 pub fn lint(resolved: &Resolved, evidence: &Evidence, now: UnixMillis) -> Vec<Finding> {
-    let _ = (resolved, evidence, now);
-    Vec::new()
+    let mut findings = Findings::default();
+    policy::check(resolved, now, &mut findings);
+    tests_in_policy::check(resolved, now, &mut findings);
+    addresses::check(resolved, &mut findings);
+    modes::check(resolved, evidence, now, &mut findings);
+    let mut list = findings.list;
+    list.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
+    list.dedup();
+    list
+}
+
+/// Most findings of one kind.
+pub const MAX_FINDINGS: usize = 200;
+
+/// Findings so far, bounded kind by kind.
+#[derive(Default)]
+struct Findings {
+    list: Vec<Finding>,
+    counts: BTreeMap<&'static str, usize>,
+}
+
+impl Findings {
+    fn add(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        subject: impl Into<String>,
+        message: impl Into<String>,
+    ) {
+        let count = self.counts.entry(code).or_default();
+        *count += 1;
+        if *count <= MAX_FINDINGS {
+            let (subject, message) = (subject.into(), message.into());
+            self.list.push(Finding { severity, code: code.to_owned(), subject, message });
+        }
+    }
 }

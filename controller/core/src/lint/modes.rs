@@ -1,0 +1,175 @@
+//! Modes: what a port can't do, and why a device isn't ready for enforce.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::mode::Mode;
+use anteroom_proto::name::Name;
+use anteroom_proto::time::UnixMillis;
+
+use super::policy::{mode, moment};
+use super::{Evidence, Findings, Severity};
+use crate::model::Device;
+use crate::parties::{member_label, some_of};
+use crate::resolve::{Resolved, ResolvedRule, Side};
+
+/// How long a device is watched before it may go to enforce, in milliseconds.
+pub const OBSERVE_FOR: u64 = 24 * 60 * 60 * 1000;
+
+pub(super) fn check(
+    resolved: &Resolved,
+    evidence: &Evidence,
+    now: UnixMillis,
+    findings: &mut Findings,
+) {
+    ports(resolved, findings);
+    let enforced: Vec<(MemberId, &Device)> = resolved
+        .model
+        .devices
+        .iter()
+        .filter(|(_, device)| device.mode == Mode::Enforce && resolved.model.is_attached(device))
+        .map(|(id, device)| (*id, device))
+        .collect();
+    for (_, device) in &enforced {
+        if now < device.confirmed_at.saturating_add(OBSERVE_FOR) {
+            findings.add(
+                Severity::Refusal,
+                "observed-too-briefly",
+                format!("device {}", device.name),
+                format!(
+                    "It has been watched since {} only: enforce wants 24 hours, so that what happens once a day \
+                     has been seen.",
+                    moment(device.confirmed_at)
+                ),
+            );
+        }
+    }
+    kinds(resolved, &enforced, evidence, findings);
+    for rule in resolved.rules.iter().filter(|rule| !rule.clear && !rule.expired(now)) {
+        let (from, to) = (resolved.side(rule.from), resolved.side(rule.to));
+        unasked(resolved, rule, from, to, findings);
+        if rule.from != rule.to {
+            unasked(resolved, rule, to, from, findings);
+        }
+    }
+}
+
+/// Devices on one port can't be told apart by what comes in, so they have one mode.
+fn ports(resolved: &Resolved, findings: &mut Findings) {
+    let mut by_port: BTreeMap<(GatewayId, &Name), Vec<&Device>> = BTreeMap::new();
+    for device in resolved.model.devices.values() {
+        let attachment = &device.attachment;
+        if resolved.model.is_attached(device) {
+            by_port.entry((attachment.gateway, &attachment.port)).or_default().push(device);
+        }
+    }
+    for ((gateway, port), devices) in by_port.into_iter().filter(|(_, devices)| devices.len() > 1) {
+        let Some(gateway) = resolved.model.gateways.get(&gateway) else { continue };
+        let subject = format!("{port} of gateway {}", gateway.name);
+        let modes: BTreeSet<Mode> = devices.iter().map(|device| device.mode).collect();
+        let names: Vec<String> =
+            devices.iter().map(|device| format!("{} ({})", device.name, device.mode)).collect();
+        let names = some_of(&names, 8);
+        if modes.len() > 1 {
+            findings.add(
+                Severity::Error,
+                "port-mixed-modes",
+                subject,
+                format!(
+                    "{names} share it, and a port has one mode: change them together, or give each a port of its \
+                     own."
+                ),
+            );
+        } else if !modes.contains(&Mode::Observe) {
+            findings.add(
+                Severity::Warning,
+                "port-shared",
+                subject,
+                format!("{names} share it, so nothing keeps them from each other."),
+            );
+        }
+    }
+}
+
+/// Traffic that no rule can carry was seen of a device that is to be enforced.
+fn kinds(
+    resolved: &Resolved,
+    enforced: &[(MemberId, &Device)],
+    evidence: &Evidence,
+    findings: &mut Findings,
+) {
+    let places: BTreeMap<_, MemberId> = enforced
+        .iter()
+        .map(|(id, device)| ((device.attachment.gateway, device.attachment.mac), *id))
+        .collect();
+    let mut seen: BTreeMap<MemberId, BTreeSet<&str>> = BTreeMap::new();
+    for record in &evidence.sightings {
+        if let Some(id) = places.get(&(record.gateway, record.sighting.mac)) {
+            seen.entry(*id).or_default().extend(record.sighting.kinds.iter().map(String::as_str));
+        }
+    }
+    for (id, kinds) in seen.into_iter().filter(|(_, kinds)| !kinds.is_empty()) {
+        let kinds = kinds.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        findings.add(
+            Severity::Refusal,
+            "kinds-not-carried",
+            format!("device {}", member_label(resolved, id)),
+            format!(
+                "It was seen to use what no rule carries and enforce drops: {}. Find out what needs it first.",
+                some_of(&kinds, 8)
+            ),
+        );
+    }
+}
+
+/// Enforced devices that a rule would have speak in the clear, though it doesn't say so.
+fn unasked(
+    resolved: &Resolved,
+    rule: &ResolvedRule,
+    near: &Side,
+    far: &Side,
+    findings: &mut Findings,
+) {
+    let with = |side: &Side, wanted: Mode| -> Vec<String> {
+        let members = side.members.iter().filter(|id| mode(resolved, **id) == Some(wanted));
+        members.map(|id| member_label(resolved, *id)).collect()
+    };
+    let enforced = with(near, Mode::Enforce);
+    if enforced.is_empty() {
+        return;
+    }
+    let subject = format!("rule.{}", rule.name);
+    let observed = with(far, Mode::Observe);
+    let externals: Vec<String> = far.externals.iter().map(ToString::to_string).collect();
+    for device in enforced {
+        if !observed.is_empty() {
+            findings.add(
+                Severity::Refusal,
+                "clear-unasked",
+                &subject,
+                format!(
+                    "{device} is to be in enforce, but {} only observed, so the rule's traffic between them would \
+                     be dropped: put {} into protect first, or write clear = true in the rule.",
+                    if observed.len() == 1 {
+                        format!("{} is", observed[0])
+                    } else {
+                        format!("{} are", some_of(&observed, 4))
+                    },
+                    if observed.len() == 1 { "it" } else { "them" }
+                ),
+            );
+        }
+        if !externals.is_empty() {
+            findings.add(
+                Severity::Refusal,
+                "clear-unasked",
+                &subject,
+                format!(
+                    "{device} is to be in enforce, but traffic with {} is in the clear, so it would be dropped: write \
+                     clear = true in the rule, or put a gateway in front of the other end.",
+                    some_of(&externals, 4)
+                ),
+            );
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! A plan: what a change of the model would do, for a person to judge before they sign.
+
+use std::fmt;
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::Hash;
+use anteroom_proto::time::UnixMillis;
+use serde::{Deserialize, Serialize};
+
+use crate::compile::{Compiled, compile};
+use crate::lint::{Evidence, Finding, Severity, lint};
+use crate::model::Model;
+use crate::problem::Problems;
+
+mod breaks;
+mod changes;
+mod permissions;
+#[cfg(test)]
+mod tests;
+
+/// Most lines of each kind in a plan.
+pub const MAX_LINES: usize = 500;
+
+/// The revision that a plan stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Its number; 0 before the first.
+    pub number: u64,
+    /// Hash of its signed root; [`Hash::ZERO`] before the first.
+    pub hash: Hash,
+}
+
+/// A plan. Serialised, it is what `policy plan --out` writes and `policy apply PLAN` reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Names base and result: the same id, the same change.
+    pub id: Hash,
+    /// The revision that it stands on.
+    pub base: Base,
+    /// The policy text that it would bring.
+    pub policy: String,
+    /// What changes, in people's words.
+    pub changes: Vec<Change>,
+    /// What becomes allowed.
+    pub opened: Vec<Permission>,
+    /// What is no longer allowed.
+    pub closed: Vec<Permission>,
+    /// Gateways for which something changes.
+    pub affected: Vec<AffectedGateway>,
+    /// Recorded traffic that passes today and would be dropped, most flows first.
+    pub would_break: Vec<WouldBreak>,
+    /// What is worth a look.
+    pub warnings: Vec<Finding>,
+    /// What stops the plan.
+    pub refusals: Vec<Finding>,
+    /// How many lines were left out above, where there were more than [`MAX_LINES`] of a kind.
+    pub left_out: usize,
+}
+
+/// One thing that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// What kind: `gateway`, `gateway labels`, `device`, `device labels`, `mode`, `quarantine`, `policy`.
+    pub kind: String,
+    /// Of what, by name.
+    pub name: String,
+    /// What it was.
+    pub before: Option<String>,
+    /// What it becomes.
+    pub after: Option<String>,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, name, before, after } = self;
+        match (before, after) {
+            (None, Some(after)) => write!(f, "+ {kind} {name}: {after}"),
+            (Some(before), None) => write!(f, "- {kind} {name}: {before}"),
+            (Some(before), Some(after)) => write!(f, "~ {kind} {name}: {before} -> {after}"),
+            (None, None) => write!(f, "~ {kind} {name}"),
+        }
+    }
+}
+
+/// Something that a rule allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Permission {
+    /// The rule.
+    pub rule: String,
+    /// Who may open: a segment, or members and externals by name.
+    pub from: Vec<String>,
+    /// To whom.
+    pub to: Vec<String>,
+    /// What: protocols and ports.
+    pub services: Vec<String>,
+}
+
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let some = |names: &[String]| crate::parties::some_of(names, 8);
+        let (from, to) = (some(&self.from), some(&self.to));
+        write!(f, "{from} -> {to}: {} (rule.{})", some(&self.services), self.rule)
+    }
+}
+
+/// A gateway for which something changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AffectedGateway {
+    /// Which one.
+    pub id: GatewayId,
+    /// Its name.
+    pub name: String,
+}
+
+/// Recorded traffic that would be dropped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WouldBreak {
+    /// Who opens the flows: a device's name, an external's, or an address.
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// What: a service's name where one fits, and protocol and port.
+    pub service: String,
+    /// Why it would be dropped, in a sentence.
+    pub reason: String,
+    /// How many flows were recorded.
+    pub flows: u64,
+    /// When it was last seen.
+    pub last: UnixMillis,
+}
+
+impl fmt::Display for WouldBreak {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, service, reason, flows, .. } = self;
+        write!(f, "{from} -> {to}: {service}, {flows} flows recorded. {reason}")
+    }
+}
+
+impl Plan {
+    /// What going from `before` to `after` would do, judged by `evidence` at `now`.
+    ///
+    /// # Errors
+    /// Every problem for which `after`, or `before`, doesn't compile.
+    pub fn between(
+        base: Base,
+        before: &Model,
+        after: &Model,
+        evidence: &Evidence,
+        now: UnixMillis,
+    ) -> Result<Self, Problems> {
+        // What is in force was compiled once; if this program can't any more, the new model is judged by itself.
+        let before = match compile(before) {
+            Ok(compiled) => compiled,
+            Err(_) => compile(&Model { policy: "format = 1\n".into(), ..before.clone() })?,
+        };
+        Ok(Self::of(base, &before, &compile(after)?, evidence, now))
+    }
+
+    /// As [`Plan::between`], for models that are compiled already.
+    #[must_use]
+    pub fn of(
+        base: Base,
+        before: &Compiled,
+        after: &Compiled,
+        evidence: &Evidence,
+        now: UnixMillis,
+    ) -> Self {
+        let (old, new) = (&before.resolved, &after.resolved);
+        let affected = before.affected(after).into_iter().map(|id| {
+            let gateway = new.model.gateways.get(&id).or_else(|| old.model.gateways.get(&id));
+            let name = gateway.map_or_else(|| id.to_string(), |gateway| gateway.name.to_string());
+            AffectedGateway { id, name }
+        });
+        let (warnings, refusals) = judged(before, after, evidence, now);
+        let mut plan = Self {
+            id: Self::id(base, after.model_hash),
+            base,
+            policy: new.model.policy.clone(),
+            changes: changes::between(old, new),
+            opened: permissions::opened(old, new, now),
+            closed: permissions::opened(new, old, now),
+            affected: affected.collect(),
+            would_break: breaks::between(old, new, &evidence.edges, now),
+            warnings,
+            refusals,
+            left_out: 0,
+        };
+        plan.shorten();
+        plan
+    }
+
+    fn shorten(&mut self) {
+        fn cut<T>(list: &mut Vec<T>) -> usize {
+            let left_out = list.len().saturating_sub(MAX_LINES);
+            list.truncate(MAX_LINES);
+            left_out
+        }
+        self.left_out = cut(&mut self.changes)
+            + cut(&mut self.opened)
+            + cut(&mut self.closed)
+            + cut(&mut self.would_break)
+            + cut(&mut self.warnings);
+    }
+
+    /// The id of the change from `base` to the model with this digest.
+    #[must_use]
+    pub fn id(base: Base, model: Hash) -> Hash {
+        Hash::of("anteroom plan", &[base.hash.as_bytes(), model.as_bytes()])
+    }
+
+    /// Whether the plan changes nothing at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.affected.is_empty()
+    }
+
+    /// Whether nothing stops it: no refusals, or only such as `forced` overrides.
+    #[must_use]
+    pub fn may_be_applied(&self, forced: bool) -> bool {
+        self.refusals.iter().all(|finding| forced && finding.severity == Severity::Refusal)
+    }
+}
+
+/// Warnings and refusals. What was so before the change doesn't stop it, and nothing stops a change that only cuts
+/// gateways off or quarantines devices.
+fn judged(
+    before: &Compiled,
+    after: &Compiled,
+    evidence: &Evidence,
+    now: UnixMillis,
+) -> (Vec<Finding>, Vec<Finding>) {
+    let old = lint(&before.resolved, evidence, now);
+    let closes = only_closes(&before.resolved.model, &after.resolved.model);
+    let (refusals, warnings): (Vec<Finding>, Vec<Finding>) =
+        lint(&after.resolved, evidence, now).into_iter().partition(|finding| {
+            finding.severity != Severity::Warning && !closes && !old.contains(finding)
+        });
+    let warnings = warnings
+        .into_iter()
+        .map(|finding| Finding { severity: Severity::Warning, ..finding })
+        .collect();
+    (warnings, refusals)
+}
+
+/// Whether all that changes is gateways that are cut off and devices that are quarantined.
+fn only_closes(before: &Model, after: &Model) -> bool {
+    let gateways = after.gateways.iter().all(|(id, found)| before.gateways.get(id) == Some(found));
+    let devices = after.devices.iter().all(|(id, found)| {
+        before.devices.get(id).is_some_and(|device| {
+            let closed = found.quarantined || !device.quarantined;
+            let same = crate::model::Device { quarantined: device.quarantined, ..found.clone() };
+            closed && same == *device
+        })
+    });
+    gateways && devices && before.policy == after.policy
+}
