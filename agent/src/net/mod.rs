@@ -1,4 +1,11 @@
 //! Sockets, links and packet filters of the machine.
 
+mod filter;
+pub mod link;
+mod netlink;
+mod nft;
+pub mod offload;
 pub mod packet;
 pub mod ports;
+mod sys;
+pub mod udp;

@@ -1,4 +1,303 @@
-//! Packet sockets.
+//! Packet sockets: whole Ethernet frames in and out of an interface, super-frames uncut.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use anteroom_agent_core::batch::{RxFrame, VlanTag};
+use anteroom_agent_core::vnet::VnetHeader;
+use anteroom_proto::mac::MacAddr;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::net::sys::{self, Buffer, Control, Sent};
+
+/// The mark on the agent's own frames (`SO_MARK`), by which the packet filter tells them from the kernel's.
+pub const MARK: u32 = 0x616e_7465;
+
+/// Frames fetched or sent with one system call at most.
+pub const BATCH: usize = 32;
+
+/// Longest frame: 64 KiB of IP, an Ethernet header and two tags.
+pub const MAX_FRAME: usize = 65_536 + 14 + 8;
+
+/// Room for one received frame; a multiple of the page, so that frames that never come cost no memory.
+const SLOT: usize = 68 * 1024;
+
+/// What is asked of the kernel for either buffer, in bytes.
+const SOCKET_BUFFER: libc::c_int = 7 << 20;
+
+const ETH_P_ALL: u16 = 0x0003;
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 
 /// A packet socket on the uplink or a device port.
-pub struct PacketSocket {}
+#[derive(Debug)]
+pub struct PacketSocket {
+    fd: OwnedFd,
+    vnet: bool,
+}
+
+/// How a packet socket is to be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PacketOptions {
+    /// Leaves frames to this unicast address to the kernel's own stack.
+    pub skip: Option<MacAddr>,
+    /// Asks for super-frames. Where the kernel refuses, frames pass one by one.
+    pub super_frames: bool,
+}
+
+impl PacketSocket {
+    /// Opens the interface with this index, in promiscuous mode. Frames that this machine sends are never seen.
+    ///
+    /// # Errors
+    /// Where the interface is gone or the process lacks CAP_NET_RAW or CAP_NET_ADMIN.
+    pub fn open(index: u32, options: PacketOptions) -> io::Result<Self> {
+        // Protocol 0 hears nothing until the bind below, so that no frame slips in before the socket is set up.
+        // SAFETY: no pointers; a non-negative result is a descriptor that nobody else owns.
+        let fd = unsafe {
+            let fd = libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                0,
+            );
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        let vnet = options.super_frames
+            && sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1_i32).is_ok();
+        sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1_i32)?;
+        sys::set_option(&fd, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1_i32)?;
+        sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_MARK, MARK)?;
+        sys::grow_buffer(&fd, Buffer::Receive, SOCKET_BUFFER);
+        sys::grow_buffer(&fd, Buffer::Send, SOCKET_BUFFER);
+        if let Some(mac) = options.skip {
+            attach_skip(&fd, mac)?;
+        }
+        let index = libc::c_int::try_from(index).map_err(io::Error::other)?;
+        bind(&fd, index)?;
+        let promiscuous = libc::packet_mreq {
+            mr_ifindex: index,
+            mr_type: libc::PACKET_MR_PROMISC as libc::c_ushort,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, promiscuous)?;
+        Ok(Self { fd, vnet })
+    }
+
+    /// Whether super-frames pass uncut. Each frame that is sent then begins with a [`VnetHeader`].
+    #[must_use]
+    pub fn super_frames(&self) -> bool {
+        self.vnet
+    }
+
+    /// Frames that the kernel dropped since the last call because they weren't fetched in time.
+    #[must_use]
+    pub fn take_missed(&self) -> u64 {
+        let statistics: io::Result<[u32; 2]> =
+            sys::get_option(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS);
+        statistics.map_or(0, |[_, dropped]| dropped.into())
+    }
+
+    /// Sends frames, each behind a [`VnetHeader`] where [`PacketSocket::super_frames`] says so. Never waits.
+    pub(crate) fn send<'a>(&self, frames: impl Iterator<Item = &'a [u8]>, outcome: &mut Sent) {
+        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
+        let mut frames = frames.peekable();
+        while frames.peek().is_some() {
+            let mut count = 0;
+            for (vector, frame) in vectors.iter_mut().zip(frames.by_ref().take(BATCH)) {
+                vector.iov_base = frame.as_ptr().cast_mut().cast();
+                vector.iov_len = frame.len();
+                count += 1;
+            }
+            let mut messages = [sys::empty_message(); BATCH];
+            for (message, vector) in messages.iter_mut().zip(&mut vectors).take(count) {
+                message.msg_hdr.msg_iov = vector;
+                message.msg_hdr.msg_iovlen = 1;
+            }
+            // SAFETY: each vector covers a frame that is borrowed for 'a, beyond this call; the kernel only reads.
+            unsafe { sys::send_messages(&self.fd, &mut messages[..count], outcome) };
+        }
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn bind(fd: &OwnedFd, index: libc::c_int) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: all zeros is a valid sockaddr_ll; every field is an integer.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as libc::c_ushort;
+    address.sll_protocol = ETH_P_ALL.to_be();
+    address.sll_ifindex = index;
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: `address` is a live sockaddr_ll of `length` bytes.
+    let result = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Attaches a classic BPF program that passes all frames but those to `mac`.
+fn attach_skip(fd: &OwnedFd, mac: MacAddr) -> io::Result<()> {
+    const LOAD_WORD: u16 = 0x20;
+    const LOAD_HALF: u16 = 0x28;
+    const JUMP_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let [a, b, c, d, e, f] = mac.0;
+    let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut program = [
+        op(LOAD_WORD, 0, 0, 0),
+        op(JUMP_EQUAL, 0, 3, u32::from_be_bytes([a, b, c, d])),
+        op(LOAD_HALF, 0, 0, 4),
+        op(JUMP_EQUAL, 0, 1, u16::from_be_bytes([e, f]).into()),
+        op(RETURN, 0, 0, 0),
+        op(RETURN, 0, 0, u32::MAX),
+    ];
+    let filter =
+        libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
+    sys::set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter)
+}
+
+/// What became of frames that were fetched but couldn't be handed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unfit {
+    /// Longer than a buffer.
+    pub truncated: u64,
+    /// Super-frames of a kind that the kernel couldn't describe.
+    pub unknown_gso: u64,
+}
+
+/// Buffers for received frames; one ring serves all sockets of a worker.
+pub struct FrameRing {
+    slots: Vec<u8>,
+    headers: [VnetHeader; BATCH],
+    controls: [Control; BATCH],
+    received: [Slot; BATCH],
+}
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    length: usize,
+    control: usize,
+    truncated: bool,
+}
+
+impl Default for FrameRing {
+    fn default() -> Self {
+        Self {
+            slots: vec![0; SLOT * BATCH],
+            headers: [VnetHeader::default(); BATCH],
+            controls: [Control::EMPTY; BATCH],
+            received: [Slot::default(); BATCH],
+        }
+    }
+}
+
+impl FrameRing {
+    /// Fetches what has come in and hands it to `take` in one batch. Returns how many frames that were; less than
+    /// [`BATCH`] means that nothing is left.
+    ///
+    /// # Errors
+    /// What the socket reports. An unknown kind of super-frame isn't an error; it's counted in `unfit`.
+    pub fn receive(
+        &mut self,
+        socket: &PacketSocket,
+        unfit: &mut Unfit,
+        take: impl FnOnce(&mut [RxFrame<'_>]),
+    ) -> io::Result<usize> {
+        let count = match self.fill(socket) {
+            Ok(count) => count,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && socket.vnet => {
+                unfit.unknown_gso += 1;
+                // More may wait behind the one that was lost.
+                return Ok(BATCH);
+            }
+            Err(error) => return Err(error),
+        };
+        if count == 0 {
+            return Ok(0);
+        }
+        let mut frames: [RxFrame<'_>; BATCH] = std::array::from_fn(|_| RxFrame {
+            vnet: VnetHeader::default(),
+            vlan: None,
+            bytes: &mut [],
+        });
+        let mut usable = 0;
+        let slots = self.slots.chunks_exact_mut(SLOT).zip(&self.received).take(count);
+        for (i, (bytes, slot)) in slots.enumerate() {
+            if slot.truncated {
+                unfit.truncated += 1;
+                continue;
+            }
+            let vnet = if socket.vnet { self.headers[i] } else { VnetHeader::default() };
+            let vlan = vlan(&self.controls[i], slot.control);
+            frames[usable] = RxFrame { vnet, vlan, bytes: &mut bytes[..slot.length.min(SLOT)] };
+            usable += 1;
+        }
+        take(&mut frames[..usable]);
+        Ok(count)
+    }
+
+    fn fill(&mut self, socket: &PacketSocket) -> io::Result<usize> {
+        let skip = usize::from(!socket.vnet);
+        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let mut vectors = [[empty; 2]; BATCH];
+        let mut messages = [sys::empty_message(); BATCH];
+        let buffers = self.slots.chunks_exact_mut(SLOT).zip(&mut self.headers);
+        for (pair, (slot, header)) in vectors.iter_mut().zip(buffers) {
+            let header = header.as_mut_bytes();
+            pair[0] =
+                libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: VnetHeader::LEN };
+            pair[1] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: SLOT };
+        }
+        for ((message, pair), control) in
+            messages.iter_mut().zip(&mut vectors).zip(&mut self.controls)
+        {
+            message.msg_hdr.msg_iov = pair[skip..].as_mut_ptr();
+            message.msg_hdr.msg_iovlen = 2 - skip;
+            message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = control.0.len();
+        }
+        // SAFETY: each vector covers a header or a slot of `self` with its true length, the control pointers likewise;
+        // `self` is borrowed mutably beyond the call.
+        let count = unsafe { sys::receive_messages(socket, &mut messages)? };
+        for (slot, message) in self.received.iter_mut().zip(&messages).take(count) {
+            let header = if socket.vnet { VnetHeader::LEN } else { 0 };
+            *slot = Slot {
+                length: (message.msg_len as usize).saturating_sub(header),
+                control: message.msg_hdr.msg_controllen,
+                truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+            };
+        }
+        Ok(count)
+    }
+}
+
+/// `struct tpacket_auxdata` (linux/if_packet.h).
+#[derive(FromBytes)]
+#[repr(C)]
+struct Auxdata {
+    status: u32,
+    length: u32,
+    captured: u32,
+    mac: u16,
+    net: u16,
+    vlan_tci: u16,
+    vlan_tpid: u16,
+}
+
+const VLAN_VALID: u32 = 1 << 4;
+const VLAN_TPID_VALID: u32 = 1 << 6;
+const VLAN_8021Q: u16 = 0x8100;
+
+fn vlan(control: &Control, used: usize) -> Option<VlanTag> {
+    let bytes = control.find(used, libc::SOL_PACKET, libc::PACKET_AUXDATA)?;
+    let (aux, _) = Auxdata::read_from_prefix(bytes).ok()?;
+    (aux.status & VLAN_VALID != 0).then_some(VlanTag {
+        protocol: if aux.status & VLAN_TPID_VALID != 0 { aux.vlan_tpid } else { VLAN_8021Q },
+        control: aux.vlan_tci,
+    })
+}

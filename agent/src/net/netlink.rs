@@ -1,0 +1,267 @@
+//! The little of netlink that the packet filter needs: messages with nested attributes, sent as one transaction.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::net::sys;
+
+/// How long the kernel may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// `NLM_F_REQUEST`.
+pub(crate) const REQUEST: u16 = 0x1;
+/// `NLM_F_ACK`.
+pub(crate) const ACK: u16 = 0x4;
+/// `NLM_F_CREATE`.
+pub(crate) const CREATE: u16 = 0x400;
+/// `NLM_F_APPEND`.
+pub(crate) const APPEND: u16 = 0x800;
+
+const NESTED: u16 = 0x8000;
+const TYPE_ERROR: u16 = 2;
+const FLAG_CAPPED: u16 = 0x100;
+const FLAG_ACK_TLVS: u16 = 0x200;
+const HEADER: usize = 16;
+
+/// A message, its attributes appended one after another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Message {
+    bytes: Vec<u8>,
+}
+
+impl Message {
+    /// A message of this type with a family header in front of its attributes.
+    pub(crate) fn new(kind: u16, flags: u16, family_header: &[u8]) -> Self {
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&(flags | REQUEST).to_ne_bytes());
+        bytes.extend_from_slice(family_header);
+        let mut message = Self { bytes };
+        message.pad();
+        message
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    /// Appends an attribute.
+    pub(crate) fn put(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+        // Longer ones don't occur: values here are names, numbers and addresses.
+        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+        self.bytes.extend_from_slice(&length.to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(value);
+        self.pad();
+        self
+    }
+
+    /// Appends a text with the zero byte that the kernel wants behind it.
+    pub(crate) fn put_text(&mut self, kind: u16, text: &str) -> &mut Self {
+        let mut value = text.as_bytes().to_vec();
+        value.push(0);
+        self.put(kind, &value)
+    }
+
+    /// Appends a number in network order, as nftables has all of its numbers.
+    pub(crate) fn put_u32(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.put(kind, &value.to_be_bytes())
+    }
+
+    /// Appends an attribute that holds those that `inside` appends.
+    pub(crate) fn nest(&mut self, kind: u16, inside: impl FnOnce(&mut Self)) -> &mut Self {
+        let start = self.bytes.len();
+        self.put(kind | NESTED, &[]);
+        inside(self);
+        let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
+        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+        self
+    }
+
+    fn finish(&mut self, sequence: u32, flags: u16) {
+        let length = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
+        self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        let flags = flags | u16::from_ne_bytes([self.bytes[6], self.bytes[7]]);
+        self.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+    }
+}
+
+/// The kernel's answer to a message of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Answer {
+    sequence: u32,
+    code: i32,
+    text: Option<String>,
+}
+
+/// Why a transaction wasn't carried out. None of it was.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    /// Which message the kernel objected to; None where it doesn't say.
+    pub(crate) message: Option<usize>,
+    /// What the kernel said.
+    pub(crate) source: io::Error,
+}
+
+impl From<io::Error> for Refused {
+    fn from(source: io::Error) -> Self {
+        Self { message: None, source }
+    }
+}
+
+/// Sends `messages` between `begin` and `end` as one piece, and waits for the kernel's answer.
+pub(crate) fn transaction(
+    protocol: libc::c_int,
+    mut begin: Message,
+    mut messages: Vec<Message>,
+    mut end: Message,
+) -> Result<(), Refused> {
+    let Some(last) = messages.len().checked_sub(1) else { return Ok(()) };
+    let socket = Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::RAW.cloexec(),
+        Some(Protocol::from(protocol)),
+    )?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    sys::set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1_i32)?;
+    sys::set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1_i32)?;
+    let mut bytes = Vec::new();
+    begin.finish(1, 0);
+    bytes.extend_from_slice(&begin.bytes);
+    for (sequence, (i, message)) in (2..).zip(messages.iter_mut().enumerate()) {
+        // Errors always come; one acknowledgement behind them says that they are complete, and hundreds would
+        // overflow the socket's buffer.
+        message.finish(sequence, if i == last { ACK } else { 0 });
+        bytes.extend_from_slice(&message.bytes);
+    }
+    end.finish(u32::MAX, 0);
+    bytes.extend_from_slice(&end.bytes);
+    sys::grow_buffer(
+        &socket,
+        sys::Buffer::Send,
+        libc::c_int::try_from(bytes.len() * 2).unwrap_or(libc::c_int::MAX).max(1 << 18),
+    );
+    socket.send(&bytes)?;
+    let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+    loop {
+        let received = socket.recv(&mut buffer)?;
+        // SAFETY: the kernel initialised the first `received` bytes.
+        let bytes: &[u8] = unsafe {
+            std::slice::from_raw_parts(buffer.as_ptr().cast(), received.min(buffer.len()))
+        };
+        for answer in answers(bytes) {
+            let message = (answer.sequence as usize).checked_sub(2);
+            if answer.code != 0 {
+                let source = io::Error::from_raw_os_error(-answer.code);
+                let source = match answer.text {
+                    Some(text) => io::Error::new(source.kind(), format!("{source} ({text})")),
+                    None => source,
+                };
+                return Err(Refused { message: message.filter(|m| *m <= last), source });
+            }
+            if message == Some(last) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The acknowledgements and errors in a datagram from the kernel. What isn't one is passed over.
+fn answers(mut bytes: &[u8]) -> Vec<Answer> {
+    let u16_at = |b: &[u8], at: usize| Some(u16::from_ne_bytes(b.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |b: &[u8], at: usize| Some(u32::from_ne_bytes(b.get(at..at + 4)?.try_into().ok()?));
+    let mut found = Vec::new();
+    while let Some(message) =
+        u32_at(bytes, 0).and_then(|n| bytes.get(..n as usize)).filter(|m| m.len() >= HEADER)
+    {
+        let answer = || {
+            (u16_at(message, 4)? == TYPE_ERROR).then_some(())?;
+            let code = u32_at(message, HEADER)?.cast_signed();
+            let flags = u16_at(message, 6)?;
+            let sequence = u32_at(message, 8)?;
+            let quoted = u32_at(message, HEADER + 4)? as usize;
+            let quoted = if flags & FLAG_CAPPED != 0 { HEADER } else { quoted };
+            let attributes = message.get(HEADER + 4 + quoted.next_multiple_of(4)..);
+            let text =
+                attributes.filter(|_| flags & FLAG_ACK_TLVS != 0).and_then(|mut rest| loop {
+                    let length = usize::from(u16_at(rest, 0)?);
+                    let value = rest.get(4..length)?;
+                    if u16_at(rest, 2)? & 0x3fff == 1 {
+                        return Some(String::from_utf8_lossy(value.strip_suffix(b"\0")?).into());
+                    }
+                    rest = rest.get(length.next_multiple_of(4)..)?;
+                });
+            Some(Answer { sequence, code, text })
+        };
+        found.extend(answer());
+        bytes = bytes.get(message.len().next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_nest_with_their_lengths_and_padding() {
+        let mut message = Message::new(7, CREATE, &[5, 0, 0, 10]);
+        message.nest(4, |inner| {
+            inner.put_text(1, "eth10").put_u32(2, 0x0102_0304);
+        });
+        message.finish(9, ACK);
+        let expected: Vec<u8> = [
+            &44_u32.to_ne_bytes()[..],
+            &7_u16.to_ne_bytes(),
+            &(CREATE | ACK | REQUEST).to_ne_bytes(),
+            &9_u32.to_ne_bytes(),
+            &[0; 4],
+            &[5, 0, 0, 10],
+            &24_u16.to_ne_bytes(),
+            &0x8004_u16.to_ne_bytes(),
+            &10_u16.to_ne_bytes(),
+            &1_u16.to_ne_bytes(),
+            b"eth10\0\0\0",
+            &8_u16.to_ne_bytes(),
+            &2_u16.to_ne_bytes(),
+            &[1, 2, 3, 4],
+        ]
+        .concat();
+        assert_eq!(message.bytes, expected);
+    }
+
+    #[test]
+    fn an_error_is_read_with_its_text() {
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&TYPE_ERROR.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&(FLAG_CAPPED | FLAG_ACK_TLVS).to_ne_bytes());
+        bytes[8..12].copy_from_slice(&3_u32.to_ne_bytes());
+        bytes.extend((-2_i32).to_ne_bytes());
+        bytes.extend([0; HEADER]);
+        bytes.extend(7_u16.to_ne_bytes());
+        bytes.extend(1_u16.to_ne_bytes());
+        bytes.extend(b"no\0\0");
+        let length = u32::try_from(bytes.len()).unwrap();
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        let expected = Answer { sequence: 3, code: -2, text: Some("no".into()) };
+        assert_eq!(answers(&bytes), [expected]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(bytes: Vec<u8>, length in 0..64_u32) {
+            let mut bytes = bytes;
+            if bytes.len() >= 4 {
+                bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            }
+            if bytes.len() >= 6 {
+                bytes[4..6].copy_from_slice(&TYPE_ERROR.to_ne_bytes());
+            }
+            answers(&bytes);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! nftables by its netlink interface: tables, chains and rules as values, carried out all or not at all.
+//!
+//! Only what the gateway's own tables use is here. A rule is a list of expressions, as `nft --debug=netlink` prints
+//! them: each loads a register, compares it (and ends the rule if it differs) or gives the verdict.
+
+use std::io;
+
+use crate::net::netlink::{self, APPEND, CREATE, Message, Refused};
+
+const NETLINK_NETFILTER: libc::c_int = 12;
+const SUBSYSTEM: u16 = 10;
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+const NEW_TABLE: u16 = 0;
+const DEL_TABLE: u16 = 2;
+const NEW_CHAIN: u16 = 3;
+const NEW_RULE: u16 = 6;
+
+/// The one register that rules here load; it holds 16 bytes, an interface name.
+const REGISTER: u32 = 1;
+
+/// Address family of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// IPv4 and IPv6, at the hooks of the IP stack.
+    Inet = 1,
+    /// Whole frames, at an interface.
+    Netdev = 5,
+}
+
+/// Where a base chain is hooked in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook<'a> {
+    Prerouting,
+    Input,
+    Forward,
+    Output,
+    /// Frames that come in on this interface, behind the packet taps.
+    Ingress(&'a str),
+    /// Frames that go out on this interface.
+    Egress(&'a str),
+}
+
+impl Hook<'_> {
+    fn number(self) -> u32 {
+        match self {
+            Self::Prerouting | Self::Ingress(_) => 0,
+            Self::Input | Self::Egress(_) => 1,
+            Self::Forward => 2,
+            Self::Output => 3,
+        }
+    }
+}
+
+/// What happens to a packet that no rule of a base chain decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Policy {
+    Drop = 0,
+    Accept = 1,
+}
+
+/// A packet's property.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Meta {
+    Mark = 3,
+    InputName = 6,
+    OutputName = 7,
+    Family = 15,
+    Transport = 16,
+}
+
+/// Which header an offset counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Header {
+    Transport = 2,
+}
+
+/// One step of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Expression {
+    /// Loads a property, in host order.
+    Meta(Meta),
+    /// Loads bytes of the packet.
+    Payload(Header, u32, u32),
+    /// Loads the connection's state as a bit set, in host order.
+    ConnectionState,
+    /// Keeps these bits only.
+    Mask(Vec<u8>),
+    /// Ends the rule unless the register equals this.
+    Equal(Vec<u8>),
+    /// Ends the rule if the register equals this.
+    NotEqual(Vec<u8>),
+    /// Ends the rule unless the register, in network order, is at least this.
+    AtLeast(Vec<u8>),
+    /// Leaves the packet out of connection tracking.
+    NoTrack,
+    /// Counts the packet.
+    Counter,
+    /// Ends the chain.
+    Accept,
+    /// Drops the packet.
+    Drop,
+    /// Goes on in another chain, and here again if that doesn't decide.
+    Jump(&'static str),
+}
+
+/// A transaction: carried out whole by [`Batch::commit`], or not at all.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    messages: Vec<(Message, String)>,
+}
+
+/// Why the kernel refused a transaction.
+#[derive(Debug, thiserror::Error)]
+#[error("the packet filter refused {what}: {source}")]
+pub(crate) struct NftError {
+    /// The part that it objected to.
+    pub(crate) what: String,
+    /// What the kernel said.
+    pub(crate) source: io::Error,
+}
+
+impl Batch {
+    fn push(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: Family,
+        what: String,
+        fill: impl FnOnce(&mut Message),
+    ) {
+        let mut message = Message::new(SUBSYSTEM << 8 | kind, flags, &[family as u8, 0, 0, 0]);
+        fill(&mut message);
+        self.messages.push((message, what));
+    }
+
+    /// Makes the table, unless it is there.
+    pub(crate) fn table(&mut self, family: Family, table: &str) {
+        self.push(NEW_TABLE, CREATE, family, format!("table {table}"), |message| {
+            message.put_text(1, table).put_u32(2, 0);
+        });
+    }
+
+    /// Removes the table with all that is in it, whether it was there or not.
+    pub(crate) fn remove_table(&mut self, family: Family, table: &str) {
+        self.table(family, table);
+        self.push(DEL_TABLE, 0, family, format!("removal of table {table}"), |message| {
+            message.put_text(1, table);
+        });
+    }
+
+    /// Makes a chain that packets come to by themselves. Lower priorities come first.
+    pub(crate) fn base_chain(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: &str,
+        hook: Hook<'_>,
+        priority: i32,
+        policy: Policy,
+    ) {
+        let what = match hook {
+            Hook::Ingress(interface) | Hook::Egress(interface) => {
+                format!("chain {chain} at {interface}")
+            }
+            _ => format!("chain {chain}"),
+        };
+        self.push(NEW_CHAIN, CREATE, family, what, |message| {
+            message.put_text(1, table).put_text(3, chain);
+            message.nest(4, |nested| {
+                nested.put_u32(1, hook.number()).put_u32(2, priority.cast_unsigned());
+                if let Hook::Ingress(interface) | Hook::Egress(interface) = hook {
+                    nested.put_text(3, interface);
+                }
+            });
+            message.put_u32(5, policy as u32).put_text(7, "filter");
+        });
+    }
+
+    /// Makes a chain that rules jump to.
+    pub(crate) fn chain(&mut self, family: Family, table: &str, chain: &str) {
+        self.push(NEW_CHAIN, CREATE, family, format!("chain {chain}"), |message| {
+            message.put_text(1, table).put_text(3, chain);
+        });
+    }
+
+    /// Appends a rule to a chain.
+    pub(crate) fn rule(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: &str,
+        expressions: &[Expression],
+    ) {
+        let what = format!("a rule of chain {chain}");
+        self.push(NEW_RULE, CREATE | APPEND, family, what, |message| {
+            message.put_text(1, table).put_text(2, chain);
+            message.nest(4, |list| {
+                for expression in expressions {
+                    list.nest(1, |element| expression.write(element));
+                }
+            });
+        });
+    }
+
+    /// Carries everything out, or nothing.
+    ///
+    /// # Errors
+    /// Where the kernel refuses a part, or the process lacks CAP_NET_ADMIN.
+    pub(crate) fn commit(self) -> Result<(), NftError> {
+        let bracket = |kind| Message::new(kind, 0, &[0, 0, 0, 10]);
+        let (messages, names): (Vec<_>, Vec<_>) = self.messages.into_iter().unzip();
+        netlink::transaction(NETLINK_NETFILTER, bracket(BATCH_BEGIN), messages, bracket(BATCH_END))
+            .map_err(|Refused { message, source }| NftError {
+                what: message
+                    .and_then(|i| names.get(i).cloned())
+                    .unwrap_or_else(|| "the gateway's tables".into()),
+                source,
+            })
+    }
+}
+
+impl Expression {
+    fn write(&self, element: &mut Message) {
+        let mut put = |name: &str, data: &dyn Fn(&mut Message)| {
+            element.put_text(1, name);
+            element.nest(2, |message| data(message));
+        };
+        let compare = |operator: u32, value: &[u8], message: &mut Message| {
+            message.put_u32(1, REGISTER).put_u32(2, operator).nest(3, |data| {
+                data.put(1, value);
+            });
+        };
+        let verdict = |code: i32, chain: Option<&str>, message: &mut Message| {
+            message.put_u32(1, 0).nest(2, |data| {
+                data.nest(2, |verdict| {
+                    verdict.put_u32(1, code.cast_unsigned());
+                    if let Some(chain) = chain {
+                        verdict.put_text(2, chain);
+                    }
+                });
+            });
+        };
+        match self {
+            Self::Meta(key) => put("meta", &|m| {
+                m.put_u32(2, *key as u32).put_u32(1, REGISTER);
+            }),
+            Self::Payload(header, offset, length) => put("payload", &|m| {
+                m.put_u32(1, REGISTER)
+                    .put_u32(2, *header as u32)
+                    .put_u32(3, *offset)
+                    .put_u32(4, *length);
+            }),
+            Self::ConnectionState => put("ct", &|m| {
+                m.put_u32(2, 0).put_u32(1, REGISTER);
+            }),
+            Self::Mask(mask) => put("bitwise", &|m| {
+                let length = u32::try_from(mask.len()).unwrap_or(0);
+                m.put_u32(1, REGISTER).put_u32(2, REGISTER).put_u32(3, length);
+                m.nest(4, |data| {
+                    data.put(1, mask);
+                });
+                m.nest(5, |data| {
+                    data.put(1, &vec![0; mask.len()]);
+                });
+            }),
+            Self::Equal(value) => put("cmp", &|m| compare(0, value, m)),
+            Self::NotEqual(value) => put("cmp", &|m| compare(1, value, m)),
+            Self::AtLeast(value) => put("cmp", &|m| compare(5, value, m)),
+            Self::NoTrack => {
+                element.put_text(1, "notrack");
+            }
+            Self::Counter => put("counter", &|_| {}),
+            Self::Accept => put("immediate", &|m| verdict(1, None, m)),
+            Self::Drop => put("immediate", &|m| verdict(0, None, m)),
+            Self::Jump(chain) => put("immediate", &|m| verdict(-3, Some(chain), m)),
+        }
+    }
+}

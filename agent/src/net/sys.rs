@@ -1,0 +1,255 @@
+//! Socket options and batches that the standard library and our crates don't wrap.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Sets a socket option.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn set_option<T: Copy>(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: T,
+) -> io::Result<()> {
+    let length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for the call, and the kernel reads `length` bytes of `value`, a live copy.
+    let result = unsafe {
+        libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads a socket option that is a plain C value.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn get_option<T: Copy + zerocopy::FromZeros>(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+) -> io::Result<T> {
+    let mut value = T::new_zeroed();
+    let mut length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `length` bytes, and `value` has that many; T holds any bytes it may be given
+    // by these options (integers and structs of integers).
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Which of a socket's two buffers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Buffer {
+    Receive,
+    Send,
+}
+
+/// Makes a buffer `bytes` large, or as large as an unprivileged process may. Returns the size in force.
+pub(crate) fn grow_buffer(socket: &impl AsFd, which: Buffer, bytes: libc::c_int) -> usize {
+    let (force, plain) = match which {
+        Buffer::Receive => (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
+        Buffer::Send => (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
+    };
+    let grown = set_option(socket, libc::SOL_SOCKET, force, bytes)
+        .or_else(|_| set_option(socket, libc::SOL_SOCKET, plain, bytes));
+    if let Err(error) = grown {
+        tracing::warn!(%error, ?which, "the socket keeps its default buffer; bursts may be lost");
+    }
+    // The kernel reports twice what it was asked for: its book-keeping counts too.
+    let reported = get_option::<libc::c_int>(socket, libc::SOL_SOCKET, plain).unwrap_or(0);
+    usize::try_from(reported).unwrap_or(0) / 2
+}
+
+/// How a batch of sends ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Sent {
+    /// Taken by the kernel.
+    pub(crate) sent: u64,
+    /// The socket's buffer or the interface's queue was full.
+    pub(crate) queue_full: u64,
+    /// Larger than the interface carries.
+    pub(crate) too_big: u64,
+    /// No route, or nobody there.
+    pub(crate) unreachable: u64,
+    /// Refused for another reason.
+    pub(crate) failed: u64,
+    /// The interface is down or gone.
+    pub(crate) lost: bool,
+}
+
+/// Hands `messages` to the kernel, never waiting. What can't be sent is counted and passed over, so that one bad
+/// message doesn't hold up the rest.
+///
+/// # Safety
+/// Every pointer in `messages` must be valid for reads as its length says.
+pub(crate) unsafe fn send_messages(
+    socket: &impl AsFd,
+    messages: &mut [libc::mmsghdr],
+    outcome: &mut Sent,
+) {
+    let fd = socket.as_fd().as_raw_fd();
+    let mut rest = messages;
+    while !rest.is_empty() {
+        let count = libc::c_uint::try_from(rest.len()).unwrap_or(libc::c_uint::MAX);
+        // SAFETY: the caller vouches for the pointers inside; `rest` has `count` entries.
+        let sent = unsafe { libc::sendmmsg(fd, rest.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
+        let skip = if let Ok(sent) = usize::try_from(sent)
+            && sent > 0
+        {
+            outcome.sent += sent as u64;
+            sent
+        } else {
+            match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
+                libc::EINTR => 0,
+                libc::EAGAIN => {
+                    outcome.queue_full += rest.len() as u64;
+                    return;
+                }
+                libc::ENETDOWN | libc::ENXIO | libc::ENODEV => {
+                    outcome.failed += rest.len() as u64;
+                    outcome.lost = true;
+                    return;
+                }
+                libc::ENOBUFS => {
+                    outcome.queue_full += 1;
+                    1
+                }
+                libc::EMSGSIZE => {
+                    outcome.too_big += 1;
+                    1
+                }
+                libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL => {
+                    outcome.unreachable += 1;
+                    1
+                }
+                _ => {
+                    outcome.failed += 1;
+                    1
+                }
+            }
+        };
+        rest = rest.get_mut(skip..).unwrap_or_default();
+    }
+}
+
+/// Fetches up to `messages.len()` messages, never waiting. 0 when there is none.
+///
+/// # Errors
+/// What the socket reports; it stays usable unless the interface is gone.
+///
+/// # Safety
+/// Every pointer in `messages` must be valid for writes as its length says.
+pub(crate) unsafe fn receive_messages(
+    socket: &impl AsFd,
+    messages: &mut [libc::mmsghdr],
+) -> io::Result<usize> {
+    let count = libc::c_uint::try_from(messages.len()).unwrap_or(libc::c_uint::MAX);
+    loop {
+        // SAFETY: the caller vouches for the pointers inside; `messages` has `count` entries; no time-out is given.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_fd().as_raw_fd(),
+                messages.as_mut_ptr(),
+                count,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        if let Ok(received) = usize::try_from(received) {
+            return Ok(received);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EAGAIN) => return Ok(0),
+            _ => return Err(error),
+        }
+    }
+}
+
+/// A message header with nothing in it.
+pub(crate) fn empty_message() -> libc::mmsghdr {
+    // SAFETY: an all-zero mmsghdr has null pointers and lengths of 0, which is how an empty one is written.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Room for control messages, aligned as the kernel wants it.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(8))]
+pub(crate) struct Control(pub(crate) [u8; 64]);
+
+impl Control {
+    pub(crate) const EMPTY: Self = Self([0; 64]);
+
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+
+    /// Writes one control message. Returns how many bytes of the room it takes, for `msg_controllen`.
+    pub(crate) fn put_int(&mut self, level: libc::c_int, kind: libc::c_int, value: i32) -> usize {
+        let length = Self::HEADER + size_of::<i32>();
+        self.0[..8].copy_from_slice(&length.to_ne_bytes());
+        self.0[8..12].copy_from_slice(&level.to_ne_bytes());
+        self.0[12..16].copy_from_slice(&kind.to_ne_bytes());
+        self.0[16..20].copy_from_slice(&value.to_ne_bytes());
+        length.next_multiple_of(align_of::<usize>())
+    }
+
+    /// The payload of the first control message of this kind within the first `used` bytes.
+    pub(crate) fn find(
+        &self,
+        used: usize,
+        level: libc::c_int,
+        kind: libc::c_int,
+    ) -> Option<&[u8]> {
+        let mut rest = self.0.get(..used)?;
+        while rest.len() >= Self::HEADER {
+            let length = usize::from_ne_bytes(rest[..8].try_into().ok()?);
+            let found = (
+                i32::from_ne_bytes(rest[8..12].try_into().ok()?),
+                i32::from_ne_bytes(rest[12..16].try_into().ok()?),
+            );
+            let payload = rest.get(Self::HEADER..length)?;
+            if found == (level, kind) {
+                return Some(payload);
+            }
+            rest = rest.get(length.next_multiple_of(align_of::<usize>())..)?;
+        }
+        None
+    }
+}
+
+// The layout above is written out by hand for 64-bit machines, where `cmsg_len` has 8 bytes.
+const _: () = assert!(size_of::<libc::cmsghdr>() == 16, "cmsghdr isn't laid out as on 64-bit Linux");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_message_is_found_as_it_was_written_and_only_then() {
+        let mut control = Control::EMPTY;
+        let used = control.put_int(libc::IPPROTO_IP, libc::IP_TOS, 0xb8);
+        let found = control.find(used, libc::IPPROTO_IP, libc::IP_TOS).expect("it was put there");
+        assert_eq!(found, 0xb8_i32.to_ne_bytes());
+        assert_eq!(control.find(used, libc::IPPROTO_IPV6, libc::IP_TOS), None);
+        assert_eq!(control.find(0, libc::IPPROTO_IP, libc::IP_TOS), None);
+        assert_eq!(control.find(1000, libc::IPPROTO_IP, libc::IP_TOS), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_control_bytes_make_it_panic(bytes: [u8; 32], used in 0..100_usize) {
+            let mut control = Control::EMPTY;
+            control.0[..32].copy_from_slice(&bytes);
+            control.find(used, 1, 1);
+        }
+    }
+}
