@@ -1,7 +1,6 @@
 //! The handle through which the rest of the agent speaks with the worker.
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use anteroom_proto::view::View;
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::dataplane::status::Status;
+use crate::dataplane::status::{Offloads, Status};
 use crate::net::packet::PacketSocket;
 
 /// Commands that wait for the worker at most; more make the caller wait.
@@ -41,7 +40,7 @@ pub(super) enum Command {
     Explain(Question, oneshot::Sender<Explanation>),
     Learned(oneshot::Sender<Learned>),
     PortOpened(PortId, Box<PacketSocket>),
-    Gro(PortId, Option<bool>),
+    Offloads(PortId, Offloads),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -78,7 +77,7 @@ impl Commander {
     pub(super) async fn send(&self, command: Command) -> Result<(), Stopped> {
         self.commands.send(command).await.map_err(|_| Stopped)?;
         // A full counter (EAGAIN) wakes the worker just as well.
-        let _ = nix::unistd::write(self.wake.as_fd(), &1u64.to_ne_bytes());
+        let _ = self.wake.write(1);
         Ok(())
     }
 }

@@ -8,10 +8,26 @@
 //! ```
 
 mod handle;
+mod keeper;
+mod outbox;
 mod setup;
 mod status;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::io;
+use std::sync::Arc;
 
 use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::port::PortId;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::{mpsc, watch};
+
+use handle::{COMMANDS, Commander, Heartbeat};
+use keeper::Keeper;
+use outbox::Outbox;
+use worker::{Start, Worker};
 
 pub use handle::{Handle, Stopped};
 pub use setup::{Setup, SetupError};
@@ -21,14 +37,82 @@ pub use status::{
 
 /// Starts the worker thread. Runs inside a tokio runtime, which also watches the links.
 ///
-/// A panic of the worker ends the process: half a data plane would be worse than a restart.
+/// A panic of the worker, or the loss of its event queue, ends the process: half a data plane would be worse than a
+/// restart.
 ///
 /// # Errors
 /// Where the thread or its descriptors can't be made.
 pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
-    let _ = (setup.config, engine);
-    Err(SetupError::System {
-        what: "the worker isn't there yet".into(),
-        source: std::io::ErrorKind::Unsupported.into(),
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |source: io::Error| SetupError::System { what, source }
+    };
+    let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(io::Error::from)
+        .map_err(failed("making an event descriptor"))?;
+    let wake = Arc::new(wake);
+    let heartbeat = Arc::new(Heartbeat::new());
+    let (commands, receiver) = mpsc::channel(COMMANDS);
+    let commander = Commander { commands, wake: wake.clone() };
+    let Setup { config, links, changes, sockets, offloads, underlay, addresses, .. } = setup;
+    let (lost, lost_receiver) = mpsc::channel(sockets.len());
+    let (wants_gro, gro_receiver) = watch::channel(false);
+    let (endpoints, endpoints_receiver) = watch::channel(addresses.endpoints.clone());
+    let missing = sockets
+        .iter()
+        .enumerate()
+        .filter(|(_, socket)| socket.is_none())
+        .filter_map(|(index, _)| Some(PortId::device(u16::try_from(index.checked_sub(1)?).ok()?)))
+        .collect();
+    let names = std::iter::once("uplink").chain(config.ports.iter().map(|port| port.name.as_str()));
+    let interfaces = names
+        .zip(setup::interfaces(&config))
+        .map(|(name, interface)| (name.to_owned(), interface.to_string()))
+        .collect();
+    let worker = Worker::new(Start {
+        engine,
+        interfaces,
+        offloads,
+        outbox: Outbox::new(sockets, underlay),
+        commands: receiver,
+        wake,
+        heartbeat: heartbeat.clone(),
+        lost,
+        wants_gro,
     })
+    .map_err(failed("preparing the worker"))?;
+    std::thread::Builder::new()
+        .name("dataplane".into())
+        .spawn(move || {
+            let whole = EndTogether;
+            if let Err(error) = worker.run() {
+                tracing::error!(%error, "the data plane's event queue failed");
+                std::process::abort();
+            }
+            std::mem::forget(whole);
+        })
+        .map_err(failed("starting the worker thread"))?;
+    let keeper = Keeper {
+        config,
+        links,
+        changes,
+        commander: commander.clone(),
+        lost: lost_receiver,
+        wants_gro: gro_receiver,
+        addresses,
+        endpoints,
+        missing,
+    };
+    tokio::spawn(keeper.run());
+    Ok(Handle { commander, heartbeat, endpoints: endpoints_receiver })
+}
+
+/// Ends the process when it is dropped, which only unwinding does.
+struct EndTogether;
+
+impl Drop for EndTogether {
+    fn drop(&mut self) {
+        tracing::error!("the data plane panicked; the agent ends, to be started anew");
+        std::process::abort();
+    }
 }

@@ -1,43 +1,224 @@
 //! What must stand before the engine can run: isolated ports, open sockets, known addresses.
 
-use crate::config::Config;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use anteroom_agent_core as core;
+use anteroom_proto::mac::MacAddr;
+
+use crate::config::{Config, InterfaceName};
+use crate::dataplane::status::Offloads;
+use crate::net::link::{Changes, Link, LinkError, Links};
+use crate::net::offload;
+use crate::net::packet::{PacketOptions, PacketSocket};
+use crate::net::ports::{self, PortsError};
+use crate::net::udp::UdpSocket;
 
 /// Interfaces and sockets, ready for the worker.
 pub struct Setup {
     pub(super) config: Config,
+    pub(super) links: Links,
+    pub(super) changes: Changes,
+    /// The uplink's socket, then those of the ports; None where the interface isn't there.
+    pub(super) sockets: Vec<Option<PacketSocket>>,
+    pub(super) offloads: Vec<Offloads>,
+    pub(super) underlay: UdpSocket,
+    pub(super) addresses: Addresses,
+    engine: core::config::Config,
+    warnings: Vec<String>,
 }
 
 /// Why the data plane can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
+    /// Ports couldn't be isolated.
+    #[error(transparent)]
+    Ports(#[from] PortsError),
+    /// An interface couldn't be read.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// An interface without which nothing works isn't there.
+    #[error("{key}: there is no interface {interface}; `ip link` lists those that there are")]
+    Missing {
+        /// The configuration's key.
+        key: &'static str,
+        /// The interface.
+        interface: InterfaceName,
+    },
     /// A system call failed.
     #[error("{what}: {source}")]
     System {
         /// What was tried.
         what: String,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+/// The machine's addresses, as the engine and the peers have to know them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Addresses {
+    /// All of the machine: a device can't reach them.
+    pub(super) own: Vec<IpAddr>,
+    /// Where peers can send to.
+    pub(super) endpoints: Vec<SocketAddr>,
+}
+
+impl Addresses {
+    /// Reads them from the kernel.
+    pub(super) async fn read(config: &Config, links: &Links) -> Result<Self, LinkError> {
+        let all = links.addresses().await?;
+        let underlay = links.find(&config.underlay.interface).await?.map(|link| link.index);
+        let listen = config.underlay.listen;
+        let mut endpoints = config.underlay.advertise.clone();
+        if endpoints.is_empty() {
+            endpoints = all
+                .iter()
+                .filter(|(index, ip)| {
+                    Some(*index) == underlay
+                        && (listen.ip().is_unspecified() || listen.ip() == *ip)
+                        && (ip.is_ipv4() || listen.is_ipv6())
+                        && !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
+                })
+                .map(|(_, ip)| SocketAddr::new(*ip, listen.port()))
+                .collect();
+        }
+        let mut own: Vec<IpAddr> = all.into_iter().map(|(_, ip)| ip).collect();
+        own.dedup();
+        Ok(Self { own, endpoints })
+    }
 }
 
 impl Setup {
     /// Isolates the ports, guards the gateway itself and opens all sockets. Runs inside a tokio runtime.
     ///
+    /// A port whose interface isn't there is opened later, when it is.
+    ///
     /// # Errors
     /// Where the uplink is missing, a socket can't be opened or the packet filter can't be written.
     pub async fn prepare(config: &Config) -> Result<Self, SetupError> {
-        Ok(Self { config: config.clone() })
+        let links = Links::new()?;
+        // Listening begins before anything is read, so that no change falls in between.
+        let changes = Changes::new()?;
+        let warnings = ports::isolate(config).await?;
+        let missing = |key, interface: &InterfaceName| SetupError::Missing {
+            key,
+            interface: interface.clone(),
+        };
+        let interface = &config.uplink.interface;
+        let uplink =
+            links.find(interface).await?.ok_or_else(|| missing("uplink.interface", interface))?;
+        let interface = &config.underlay.interface;
+        let underlay =
+            links.find(interface).await?.ok_or_else(|| missing("underlay.interface", interface))?;
+
+        let mut sockets = vec![Some(open_uplink(config, &uplink)?)];
+        let mut port_macs = Vec::new();
+        for port in &config.ports {
+            let link = links.find(&port.interface).await?;
+            sockets.push(match &link {
+                Some(link) => Some(open_port(&port.interface, link)?),
+                None => None,
+            });
+            port_macs.push(link.map(|link| link.mac));
+        }
+        let mut gateway_macs = vec![uplink.mac, underlay.mac];
+        gateway_macs.extend(port_macs.iter().flatten());
+        gateway_macs.sort_unstable();
+        gateway_macs.dedup();
+
+        let mut offloads = Vec::new();
+        for interface in interfaces(config) {
+            offloads.push(set_offloads(interface, false));
+        }
+        let addresses = Addresses::read(config, &links).await?;
+        let listen = config.underlay.listen;
+        let engine = core::config::Config {
+            gateway_macs,
+            own_addresses: addresses.own.clone(),
+            ports: config
+                .ports
+                .iter()
+                .zip(port_macs)
+                .map(|(port, mac)| core::config::PortConfig {
+                    name: port.name.clone(),
+                    mac: mac.unwrap_or(MacAddr([0; 6])),
+                })
+                .collect(),
+            uplink_mac: uplink.mac,
+            limits: core::limits::Limits::default(),
+        };
+        Ok(Self {
+            links,
+            changes,
+            sockets,
+            offloads,
+            underlay: UdpSocket::bind(listen).map_err(|source| SetupError::System {
+                what: format!("underlay.listen: binding {listen}"),
+                source,
+            })?,
+            addresses,
+            engine,
+            warnings,
+            config: config.clone(),
+        })
     }
 
     /// What the engine has to know of this machine.
     #[must_use]
-    pub fn engine_config(&self) -> anteroom_agent_core::config::Config {
-        anteroom_agent_core::config::Config {
-            gateway_macs: Vec::new(),
-            own_addresses: Vec::new(),
-            ports: Vec::new(),
-            uplink_mac: anteroom_proto::mac::MacAddr([0; 6]),
-            limits: anteroom_agent_core::limits::Limits::default(),
+    pub fn engine_config(&self) -> core::config::Config {
+        self.engine.clone()
+    }
+
+    /// What isn't as it should be, though the gateway can run: one sentence each.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+/// The uplink's interface, then those of the ports.
+pub(super) fn interfaces(config: &Config) -> impl Iterator<Item = &InterfaceName> {
+    std::iter::once(&config.uplink.interface).chain(config.ports.iter().map(|p| &p.interface))
+}
+
+/// Opens the uplink: frames to the gateway itself stay the kernel's.
+pub(super) fn open_uplink(config: &Config, link: &Link) -> Result<PacketSocket, SetupError> {
+    open(&config.uplink.interface, link, Some(link.mac))
+}
+
+/// Opens a device port. Each frame that comes in is the agent's.
+pub(super) fn open_port(name: &InterfaceName, link: &Link) -> Result<PacketSocket, SetupError> {
+    open(name, link, None)
+}
+
+fn open(
+    name: &InterfaceName,
+    link: &Link,
+    skip: Option<MacAddr>,
+) -> Result<PacketSocket, SetupError> {
+    PacketSocket::open(link.index, PacketOptions { skip, super_frames: true }).map_err(|source| {
+        SetupError::System {
+            what: format!("opening {name} (needs CAP_NET_RAW and CAP_NET_ADMIN)"),
+            source,
         }
+    })
+}
+
+/// Switches merging as the engine wants it, and says how it stands. What an interface can't do stays as it is: a
+/// gateway that merges still works.
+pub(super) fn set_offloads(interface: &InterfaceName, gro: bool) -> Offloads {
+    if let Err(error) = offload::clear_lro(interface) {
+        tracing::warn!(%interface, %error, "LRO can't be switched off: packets may be merged for good");
+    }
+    if offload::gro(interface).ok() != Some(gro)
+        && let Err(error) = offload::set_gro(interface, gro)
+    {
+        tracing::warn!(%interface, %error, gro, "GRO can't be switched");
+    }
+    Offloads {
+        super_frames: false,
+        gro: offload::gro(interface).ok(),
+        lro: offload::lro(interface).ok(),
     }
 }

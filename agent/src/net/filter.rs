@@ -155,14 +155,14 @@ impl Guard<'_> {
         // Router advertisement, neighbour solicitation and advertisement.
         rules.extend([134, 135, 136].map(|kind| [transport(ICMPV6), icmp_type(kind)].concat()));
         for service in self.management {
-            rules.push(match service.protocol {
-                Protocol::Tcp => [transport(TCP), to_port(service.port)].concat(),
-                Protocol::Udp => [transport(UDP), to_port(service.port)].concat(),
+            match service.protocol {
+                Protocol::Tcp => rules.push([transport(TCP), to_port(service.port)].concat()),
+                Protocol::Udp => rules.push([transport(UDP), to_port(service.port)].concat()),
                 Protocol::IcmpEcho => {
+                    rules.push([family(IPV4), transport(ICMP), icmp_type(8)].concat());
                     rules.push([transport(ICMPV6), icmp_type(128)].concat());
-                    [family(IPV4), transport(ICMP), icmp_type(8)].concat()
                 }
-            });
+            }
         }
         match guarding {
             Guarding::Tracked => {

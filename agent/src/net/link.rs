@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anteroom_proto::mac::MacAddr;
 use futures_util::TryStreamExt;
-use nix::sys::socket::{self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType};
+use nix::sys::socket::{
+    self, AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType,
+};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
@@ -70,9 +72,9 @@ impl Links {
         let request = self.handle.link().get().match_name(name.to_string()).execute();
         let mut answers = std::pin::pin!(request);
         match answers.try_next().await {
-            Ok(Some(message)) => link(&message)
-                .map(Some)
-                .map_err(|source| LinkError { what: what(), source }),
+            Ok(Some(message)) => {
+                link(&message).map(Some).map_err(|source| LinkError { what: what(), source })
+            }
             Ok(None) => Ok(None),
             Err(error) => match io_error(error) {
                 gone if gone.raw_os_error() == Some(libc::ENODEV) => Ok(None),
@@ -114,9 +116,10 @@ impl Links {
     }
 
     async fn set_address_generation(&self, index: u32, mode: In6AddrGenMode) -> io::Result<()> {
-        let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-            AfSpecInet6::AddrGenMode(mode),
-        ])]);
+        let attribute =
+            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+                mode,
+            )])]);
         self.change(
             LinkMessageBuilder::<LinkUnspec>::default()
                 .index(index)
@@ -229,10 +232,10 @@ impl Changes {
                 SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
                 SockProtocol::NetlinkRoute,
             )?;
-            let groups =
-                libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+            let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
             socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups.cast_unsigned()))?;
-            AsyncFd::with_interest(socket, Interest::READABLE)
+            // SAFETY: an OwnedFd is the same, open descriptor until it is dropped.
+            Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
         };
         open()
             .map(|socket| Self { socket })

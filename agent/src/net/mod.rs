@@ -7,5 +7,5 @@ mod nft;
 pub mod offload;
 pub mod packet;
 pub mod ports;
-mod sys;
+pub(crate) mod sys;
 pub mod udp;

@@ -172,8 +172,10 @@ pub(crate) fn transaction(
 
 /// The acknowledgements and errors in a datagram from the kernel. What isn't one is passed over.
 fn answers(mut bytes: &[u8]) -> Vec<Answer> {
-    let u16_at = |b: &[u8], at: usize| Some(u16::from_ne_bytes(b.get(at..at + 2)?.try_into().ok()?));
-    let u32_at = |b: &[u8], at: usize| Some(u32::from_ne_bytes(b.get(at..at + 4)?.try_into().ok()?));
+    let u16_at =
+        |b: &[u8], at: usize| Some(u16::from_ne_bytes(b.get(at..at + 2)?.try_into().ok()?));
+    let u32_at =
+        |b: &[u8], at: usize| Some(u32::from_ne_bytes(b.get(at..at + 4)?.try_into().ok()?));
     let mut found = Vec::new();
     while let Some(message) =
         u32_at(bytes, 0).and_then(|n| bytes.get(..n as usize)).filter(|m| m.len() >= HEADER)
@@ -186,15 +188,16 @@ fn answers(mut bytes: &[u8]) -> Vec<Answer> {
             let quoted = u32_at(message, HEADER + 4)? as usize;
             let quoted = if flags & FLAG_CAPPED != 0 { HEADER } else { quoted };
             let attributes = message.get(HEADER + 4 + quoted.next_multiple_of(4)..);
-            let text =
-                attributes.filter(|_| flags & FLAG_ACK_TLVS != 0).and_then(|mut rest| loop {
+            let text = attributes.filter(|_| flags & FLAG_ACK_TLVS != 0).and_then(|mut rest| {
+                loop {
                     let length = usize::from(u16_at(rest, 0)?);
                     let value = rest.get(4..length)?;
                     if u16_at(rest, 2)? & 0x3fff == 1 {
                         return Some(String::from_utf8_lossy(value.strip_suffix(b"\0")?).into());
                     }
                     rest = rest.get(length.next_multiple_of(4)..)?;
-                });
+                }
+            });
             Some(Answer { sequence, code, text })
         };
         found.extend(answer());

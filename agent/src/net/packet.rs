@@ -176,6 +176,8 @@ pub struct FrameRing {
     headers: [VnetHeader; BATCH],
     controls: [Control; BATCH],
     received: [Slot; BATCH],
+    headed: bool,
+    count: usize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -192,33 +194,38 @@ impl Default for FrameRing {
             headers: [VnetHeader::default(); BATCH],
             controls: [Control::EMPTY; BATCH],
             received: [Slot::default(); BATCH],
+            headed: false,
+            count: 0,
         }
     }
 }
 
 impl FrameRing {
-    /// Fetches what has come in and hands it to `take` in one batch. Returns how many frames that were; less than
-    /// [`BATCH`] means that nothing is left.
+    /// Fetches what has come in. Returns how many frames that were; less than [`BATCH`] means that nothing is left.
     ///
     /// # Errors
     /// What the socket reports. An unknown kind of super-frame isn't an error; it's counted in `unfit`.
-    pub fn receive(
-        &mut self,
-        socket: &PacketSocket,
-        unfit: &mut Unfit,
-        take: impl FnOnce(&mut [RxFrame<'_>]),
-    ) -> io::Result<usize> {
-        let count = match self.fill(socket) {
-            Ok(count) => count,
+    pub fn fetch(&mut self, socket: &PacketSocket, unfit: &mut Unfit) -> io::Result<usize> {
+        self.headed = socket.vnet;
+        self.count = 0;
+        match self.fill(socket) {
+            Ok(count) => {
+                self.count = count;
+                Ok(count)
+            }
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && socket.vnet => {
                 unfit.unknown_gso += 1;
                 // More may wait behind the one that was lost.
-                return Ok(BATCH);
+                Ok(BATCH)
             }
-            Err(error) => return Err(error),
-        };
-        if count == 0 {
-            return Ok(0);
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lends what was fetched to `take`, unless it's nothing.
+    pub fn lend(&mut self, unfit: &mut Unfit, take: impl FnOnce(&mut [RxFrame<'_>])) {
+        if self.count == 0 {
+            return;
         }
         let mut frames: [RxFrame<'_>; BATCH] = std::array::from_fn(|_| RxFrame {
             vnet: VnetHeader::default(),
@@ -226,19 +233,18 @@ impl FrameRing {
             bytes: &mut [],
         });
         let mut usable = 0;
-        let slots = self.slots.chunks_exact_mut(SLOT).zip(&self.received).take(count);
+        let slots = self.slots.chunks_exact_mut(SLOT).zip(&self.received).take(self.count);
         for (i, (bytes, slot)) in slots.enumerate() {
-            if slot.truncated {
+            if slot.truncated || slot.length > SLOT {
                 unfit.truncated += 1;
                 continue;
             }
-            let vnet = if socket.vnet { self.headers[i] } else { VnetHeader::default() };
+            let vnet = if self.headed { self.headers[i] } else { VnetHeader::default() };
             let vlan = vlan(&self.controls[i], slot.control);
-            frames[usable] = RxFrame { vnet, vlan, bytes: &mut bytes[..slot.length.min(SLOT)] };
+            frames[usable] = RxFrame { vnet, vlan, bytes: &mut bytes[..slot.length] };
             usable += 1;
         }
         take(&mut frames[..usable]);
-        Ok(count)
     }
 
     fn fill(&mut self, socket: &PacketSocket) -> io::Result<usize> {

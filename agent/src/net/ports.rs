@@ -24,7 +24,10 @@ pub enum PortsError {
 
 impl From<NftError> for PortsError {
     fn from(error: NftError) -> Self {
-        Self::Filter { what: format!("the packet filter refused {}", error.what), source: error.source }
+        Self::Filter {
+            what: format!("the packet filter refused {}", error.what),
+            source: error.source,
+        }
     }
 }
 

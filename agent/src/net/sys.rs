@@ -203,12 +203,7 @@ impl Control {
     }
 
     /// The payload of the first control message of this kind within the first `used` bytes.
-    pub(crate) fn find(
-        &self,
-        used: usize,
-        level: libc::c_int,
-        kind: libc::c_int,
-    ) -> Option<&[u8]> {
+    pub(crate) fn find(&self, used: usize, level: libc::c_int, kind: libc::c_int) -> Option<&[u8]> {
         let mut rest = self.0.get(..used)?;
         while rest.len() >= Self::HEADER {
             let length = usize::from_ne_bytes(rest[..8].try_into().ok()?);
@@ -227,7 +222,8 @@ impl Control {
 }
 
 // The layout above is written out by hand for 64-bit machines, where `cmsg_len` has 8 bytes.
-const _: () = assert!(size_of::<libc::cmsghdr>() == 16, "cmsghdr isn't laid out as on 64-bit Linux");
+const _: () =
+    assert!(size_of::<libc::cmsghdr>() == 16, "cmsghdr isn't laid out as on 64-bit Linux");
 
 #[cfg(test)]
 mod tests {

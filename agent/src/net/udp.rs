@@ -133,6 +133,7 @@ pub struct DatagramRing {
     slots: Vec<u8>,
     names: Vec<SockAddrStorage>,
     received: [Slot; BATCH],
+    count: usize,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -148,33 +149,35 @@ impl Default for DatagramRing {
             slots: vec![0; MAX_DATAGRAM * BATCH],
             names: (0..BATCH).map(|_| SockAddrStorage::zeroed()).collect(),
             received: [Slot::default(); BATCH],
+            count: 0,
         }
     }
 }
 
 impl DatagramRing {
-    /// Fetches what has come in and hands it to `take` in one batch. Returns how many datagrams that were; less than
-    /// [`BATCH`] means that nothing is left. Those too long for a buffer are counted in `truncated`.
+    /// Fetches what has come in. Returns how many datagrams that were; less than [`BATCH`] means that nothing is left.
     ///
     /// # Errors
     /// What the socket reports; it stays usable.
-    pub fn receive(
-        &mut self,
-        socket: &UdpSocket,
-        truncated: &mut u64,
-        take: impl FnOnce(&mut [RxDatagram<'_>]),
-    ) -> io::Result<usize> {
-        let count = self.fill(socket)?;
-        if count == 0 {
-            return Ok(0);
+    pub fn fetch(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.count = 0;
+        self.count = self.fill(socket)?;
+        Ok(self.count)
+    }
+
+    /// Lends what was fetched to `take`, unless it's nothing. Datagrams too long for a buffer are counted in
+    /// `truncated`.
+    pub fn lend(&mut self, truncated: &mut u64, take: impl FnOnce(&mut [RxDatagram<'_>])) {
+        if self.count == 0 {
+            return;
         }
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut datagrams: [RxDatagram<'_>; BATCH] =
             std::array::from_fn(|_| RxDatagram { from: nowhere, segment: 0, bytes: &mut [] });
         let mut usable = 0;
-        let slots = self.slots.chunks_exact_mut(MAX_DATAGRAM).zip(&self.received).take(count);
+        let slots = self.slots.chunks_exact_mut(MAX_DATAGRAM).zip(&self.received).take(self.count);
         for ((bytes, slot), name) in slots.zip(&mut self.names) {
-            if slot.truncated {
+            if slot.truncated || slot.length > MAX_DATAGRAM {
                 *truncated += 1;
                 continue;
             }
@@ -182,16 +185,14 @@ impl DatagramRing {
             // SAFETY: the kernel wrote a socket address of this length into the storage.
             let from = unsafe { SockAddr::new(name, slot.name) }.as_socket();
             let Some(from) = from else { continue };
-            let length = slot.length.min(MAX_DATAGRAM);
             datagrams[usable] = RxDatagram {
                 from: SocketAddr::new(from.ip().to_canonical(), from.port()),
-                segment: length,
-                bytes: &mut bytes[..length],
+                segment: slot.length,
+                bytes: &mut bytes[..slot.length],
             };
             usable += 1;
         }
         take(&mut datagrams[..usable]);
-        Ok(count)
     }
 
     fn fill(&mut self, socket: &UdpSocket) -> io::Result<usize> {

@@ -1,0 +1,163 @@
+//! What is kept in order beside the worker: interfaces that come and go, addresses, offloads. It may wait for the
+//! kernel; the worker may not.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anteroom_agent_core::port::PortId;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{self, Instant};
+
+use crate::config::Config;
+use crate::dataplane::handle::{Command, Commander, Stopped};
+use crate::dataplane::setup::{self, Addresses};
+use crate::net::link::{Changes, Link, Links};
+use crate::net::packet::PacketSocket;
+use crate::net::ports;
+
+/// Changes of links come in bursts; this long after the first of them all is read anew.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// First and longest pause between two attempts to open an interface.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+pub(super) struct Keeper {
+    pub(super) config: Config,
+    pub(super) links: Links,
+    pub(super) changes: Changes,
+    pub(super) commander: Commander,
+    /// Ports whose interface the worker found down or gone.
+    pub(super) lost: mpsc::Receiver<PortId>,
+    /// Whether the engine lets the kernel merge.
+    pub(super) wants_gro: watch::Receiver<bool>,
+    pub(super) addresses: Addresses,
+    pub(super) endpoints: watch::Sender<Vec<SocketAddr>>,
+    pub(super) missing: BTreeSet<PortId>,
+}
+
+impl Keeper {
+    /// Runs until the worker ends.
+    pub(super) async fn run(mut self) {
+        let mut pause = RETRY.0;
+        let mut retry = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                lost = self.lost.recv() => {
+                    let Some(port) = lost else { return };
+                    self.missing.insert(port);
+                    pause = RETRY.0;
+                }
+                changed = self.changes.changed() => {
+                    if let Err(error) = changed {
+                        tracing::warn!(%error, "changes of links can't be followed");
+                        time::sleep(RETRY.1).await;
+                    }
+                    time::sleep(SETTLE).await;
+                    if self.follow_addresses().await.is_err() {
+                        return;
+                    }
+                    pause = RETRY.0;
+                }
+                changed = self.wants_gro.changed() => {
+                    if changed.is_err() || self.switch_offloads().await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                () = time::sleep_until(retry), if !self.missing.is_empty() => {
+                    pause = (pause * 2).min(RETRY.1);
+                }
+            }
+            if self.open_missing().await.is_err() {
+                return;
+            }
+            retry = Instant::now() + pause;
+        }
+    }
+
+    async fn follow_addresses(&mut self) -> Result<(), Stopped> {
+        match Addresses::read(&self.config, &self.links).await {
+            Ok(addresses) if addresses != self.addresses => {
+                tracing::info!(own = ?addresses.own, "the gateway's addresses changed");
+                self.commander.send(Command::SetOwnAddresses(addresses.own.clone())).await?;
+                self.endpoints.send_replace(addresses.endpoints.clone());
+                self.addresses = addresses;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the gateway's addresses can't be read"),
+        }
+        Ok(())
+    }
+
+    async fn switch_offloads(&mut self) -> Result<(), Stopped> {
+        let gro = *self.wants_gro.borrow_and_update();
+        for (index, interface) in setup::interfaces(&self.config).enumerate() {
+            let offloads = setup::set_offloads(interface, gro);
+            self.commander.send(Command::Offloads(id(index), offloads)).await?;
+        }
+        Ok(())
+    }
+
+    /// Opens what is there again. What isn't waits for the next change or attempt.
+    async fn open_missing(&mut self) -> Result<(), Stopped> {
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        let mut waiting = Vec::new();
+        if self.missing.iter().any(|port| !port.is_uplink()) {
+            // The filter's chains went with the interfaces: none is opened before they stand again.
+            match ports::isolate_ports(&self.config, &self.links).await {
+                Ok((found, _)) => {
+                    waiting.extend((1..).zip(found).map(|(index, link)| (id(index), link)));
+                }
+                Err(error) => tracing::warn!(%error, "ports can't be isolated; they stay closed"),
+            }
+        }
+        if self.missing.contains(&PortId::UPLINK) {
+            match self.links.find(&self.config.uplink.interface).await {
+                // While it is switched off, opening it would only report that once more.
+                Ok(link) => waiting.push((PortId::UPLINK, link.filter(|link| link.up))),
+                Err(error) => tracing::warn!(%error, "the uplink can't be read"),
+            }
+        }
+        for (port, link) in waiting {
+            if let Some(link) = link.filter(|_| self.missing.contains(&port)) {
+                self.open(port, &link).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self, port: PortId, link: &Link) -> Result<(), Stopped> {
+        let opened: Result<PacketSocket, _> = match port.index().checked_sub(1) {
+            None => setup::open_uplink(&self.config, link),
+            Some(index) => match self.config.ports.get(index) {
+                Some(port) => setup::open_port(&port.interface, link),
+                None => return Ok(()),
+            },
+        };
+        match opened {
+            Ok(socket) => {
+                self.missing.remove(&port);
+                if let Some(interface) = setup::interfaces(&self.config).nth(port.index()) {
+                    let offloads = setup::set_offloads(interface, *self.wants_gro.borrow());
+                    self.commander.send(Command::Offloads(port, offloads)).await?;
+                }
+                self.commander.send(Command::PortOpened(port, Box::new(socket))).await
+            }
+            Err(error) => {
+                tracing::debug!(%error, %port, "can't be opened yet");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The port with this place among all ports.
+fn id(index: usize) -> PortId {
+    match index.checked_sub(1).map(u16::try_from) {
+        Some(Ok(index)) => PortId::device(index),
+        _ => PortId::UPLINK,
+    }
+}

@@ -1,0 +1,357 @@
+//! The worker thread: the engine and all sockets, driven by epoll. Nobody else touches them.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::port::PortId;
+use anteroom_agent_core::report::EngineReport;
+use anteroom_proto::verdict::DropReason;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::dataplane::handle::{Command, Heartbeat, LONGEST_TURN};
+use crate::dataplane::outbox::Outbox;
+use crate::dataplane::status::{InterfaceStatus, Offloads, Status, UnderlayStatus};
+use crate::net::packet::{FrameRing, PacketSocket, Unfit};
+use crate::net::udp::DatagramRing;
+
+/// Events fetched with one system call at most.
+const EVENTS: usize = 32;
+
+/// Commands carried out before frames get their turn again.
+const COMMANDS_A_TURN: usize = 8;
+
+const WAKE: u64 = u64::MAX;
+const UNDERLAY: u64 = u64::MAX - 1;
+
+/// What the worker begins with.
+pub(super) struct Start {
+    pub(super) engine: Engine,
+    /// Name and interface of the uplink and the ports.
+    pub(super) interfaces: Vec<(String, String)>,
+    /// Their offloads.
+    pub(super) offloads: Vec<Offloads>,
+    pub(super) outbox: Outbox,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) wake: Arc<EventFd>,
+    pub(super) heartbeat: Arc<Heartbeat>,
+    /// Ports whose interface went away.
+    pub(super) lost: mpsc::Sender<PortId>,
+    /// Whether the engine lets the kernel merge.
+    pub(super) wants_gro: watch::Sender<bool>,
+}
+
+pub(super) struct Worker {
+    engine: Engine,
+    epoll: Epoll,
+    outbox: Outbox,
+    frames: FrameRing,
+    datagrams: DatagramRing,
+    interfaces: Vec<(String, String)>,
+    offloads: Vec<Offloads>,
+    commands: mpsc::Receiver<Command>,
+    wake: Arc<EventFd>,
+    heartbeat: Arc<Heartbeat>,
+    lost: mpsc::Sender<PortId>,
+    wants_gro: watch::Sender<bool>,
+    reported: Failures,
+    ended: Option<oneshot::Sender<()>>,
+}
+
+/// The shell's own drops, as far as they went into a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Failures {
+    queue_full: u64,
+    egress_failed: u64,
+    overflow: u64,
+}
+
+impl Worker {
+    /// Registers all sockets.
+    pub(super) fn new(start: Start) -> io::Result<Self> {
+        let worker = Self {
+            engine: start.engine,
+            epoll: Epoll::new(nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC)?,
+            frames: FrameRing::default(),
+            datagrams: DatagramRing::default(),
+            offloads: start.offloads,
+            interfaces: start.interfaces,
+            outbox: start.outbox,
+            commands: start.commands,
+            wake: start.wake,
+            heartbeat: start.heartbeat,
+            lost: start.lost,
+            wants_gro: start.wants_gro,
+            reported: Failures::default(),
+            ended: None,
+        };
+        worker.epoll.add(&worker.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        let underlay = EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY);
+        worker.epoll.add(&worker.outbox.underlay, underlay)?;
+        for (index, queue) in worker.outbox.ports.iter().enumerate() {
+            if let Some(socket) = &queue.socket {
+                worker.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+            }
+        }
+        Ok(worker)
+    }
+
+    /// Runs until it is told to end.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        while self.ended.is_none() {
+            let now = Instant::now();
+            self.heartbeat.beat(now);
+            let due = self.engine.poll_timeout().map(|(due, _)| due);
+            if due.is_some_and(|due| due <= now) {
+                self.engine.handle_timeout(now, &mut self.outbox);
+                self.outbox.flush();
+                self.forget_lost_ports();
+            }
+            let due = self.engine.poll_timeout().map(|(due, _)| due);
+            let wait = due
+                .map_or(LONGEST_TURN, |due| due.saturating_duration_since(now).min(LONGEST_TURN));
+            let count = match self.epoll.wait(&mut events, timeout(wait)) {
+                Ok(count) => count,
+                Err(nix::errno::Errno::EINTR) => 0,
+                Err(error) => return Err(error.into()),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    WAKE => self.carry_out(),
+                    UNDERLAY => self.receive_datagrams(),
+                    port => self.receive_frames(port),
+                }
+                self.outbox.flush();
+            }
+            self.forget_lost_ports();
+        }
+        let ended = self.ended.take();
+        drop(self);
+        if let Some(ended) = ended {
+            // Who asked may have gone.
+            let _ = ended.send(());
+        }
+        Ok(())
+    }
+
+    fn receive_frames(&mut self, token: u64) {
+        let Some(id) = port(token) else { return };
+        let Some(queue) = self.outbox.ports.get_mut(id.index()) else { return };
+        let Some(socket) = &queue.socket else { return };
+        let mut unfit = Unfit::default();
+        match self.frames.fetch(socket, &mut unfit) {
+            Ok(_) => {}
+            Err(error) if gone(&error) => queue.lost = true,
+            Err(error) => tracing::trace!(%error, port = %id, "receiving frames"),
+        }
+        let (engine, outbox) = (&mut self.engine, &mut self.outbox);
+        let mut received = 0;
+        self.frames.lend(&mut unfit, |frames| {
+            received = frames.len();
+            engine.handle_frames(id, frames, Instant::now(), outbox);
+        });
+        if let Some(queue) = self.outbox.ports.get_mut(id.index()) {
+            queue.counters.received += received as u64;
+            queue.counters.truncated += unfit.truncated;
+            queue.counters.unknown_gso += unfit.unknown_gso;
+        }
+    }
+
+    fn receive_datagrams(&mut self) {
+        // ICMP errors may come back here; they concern one peer at most, whose silence the engine notices.
+        if let Err(error) = self.datagrams.fetch(&self.outbox.underlay) {
+            tracing::trace!(%error, "receiving datagrams");
+            return;
+        }
+        let (engine, outbox) = (&mut self.engine, &mut self.outbox);
+        let mut truncated = 0;
+        let mut received = 0;
+        self.datagrams.lend(&mut truncated, |datagrams| {
+            received = datagrams.len();
+            engine.handle_datagrams(datagrams, Instant::now(), outbox);
+        });
+        self.outbox.underlay_counters.received += received as u64;
+        self.outbox.underlay_counters.truncated += truncated;
+    }
+
+    fn carry_out(&mut self) {
+        let _ = self.wake.read();
+        for _ in 0..COMMANDS_A_TURN {
+            let Ok(command) = self.commands.try_recv() else { return };
+            self.execute(command);
+        }
+        // What is left gets its turn after the frames that wait.
+        let _ = self.wake.write(1);
+    }
+
+    /// Answers may find nobody: who asked has gone. That's no concern of the worker's.
+    fn execute(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Apply(view, answer) => {
+                self.engine.apply(view, now);
+                // What the view asks for at once (tunnels to be opened) shouldn't wait for a timer.
+                self.engine.handle_timeout(now, &mut self.outbox);
+                self.tell_gro();
+                let _ = answer.send(());
+            }
+            Command::SetTime(wall, confirmed) => self.engine.set_time(wall, confirmed, now),
+            Command::SetOwnAddresses(addresses) => self.engine.set_own_addresses(addresses),
+            Command::Report(answer) => {
+                let report = self.report(now);
+                let _ = answer.send(report);
+            }
+            Command::Status(answer) => {
+                let status = self.status(now);
+                let _ = answer.send(status);
+            }
+            Command::Flows(limit, answer) => {
+                let _ = answer.send(self.engine.flows(now, limit));
+            }
+            Command::Explain(question, answer) => {
+                let _ = answer.send(self.engine.explain(&question, now));
+            }
+            Command::Learned(answer) => {
+                let _ = answer.send(self.engine.learned());
+            }
+            Command::PortOpened(port, socket) => self.open_port(port, *socket),
+            Command::Offloads(port, offloads) => {
+                if let Some(known) = self.offloads.get_mut(port.index()) {
+                    *known = offloads;
+                }
+            }
+            Command::Shutdown(answer) => self.ended = Some(answer),
+        }
+        self.outbox.flush();
+    }
+
+    fn tell_gro(&self) {
+        let wants = self.engine.wants_gro();
+        self.wants_gro.send_if_modified(|told| std::mem::replace(told, wants) != wants);
+    }
+
+    fn open_port(&mut self, id: PortId, socket: PacketSocket) {
+        let Some(queue) = self.outbox.ports.get_mut(id.index()) else { return };
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, id.index() as u64);
+        if let Err(error) = self.epoll.add(&socket, event) {
+            tracing::warn!(%error, port = %id, "the port stays closed for now");
+            queue.lost = true;
+            return;
+        }
+        queue.socket = Some(socket);
+        queue.lost = false;
+        tracing::info!(port = %id, "open again");
+    }
+
+    /// Closes the sockets whose interface is down or gone, and has them opened again when it is back.
+    fn forget_lost_ports(&mut self) {
+        for (index, queue) in self.outbox.ports.iter_mut().enumerate() {
+            if !queue.lost {
+                continue;
+            }
+            let Some(id) = port(index as u64) else { continue };
+            // The channel has room for every port once, and each is lost once until it is open again.
+            if self.lost.try_send(id).is_err() {
+                continue;
+            }
+            queue.lost = false;
+            if let Some(socket) = queue.socket.take() {
+                queue.counters.missed += socket.take_missed();
+                let _ = self.epoll.delete(socket.as_fd());
+                tracing::warn!(port = %id, "the interface went away; waiting for it");
+            }
+        }
+    }
+
+    fn count_missed(&mut self) {
+        for queue in &mut self.outbox.ports {
+            if let Some(socket) = &queue.socket {
+                queue.counters.missed += socket.take_missed();
+            }
+        }
+    }
+
+    fn report(&mut self, now: Instant) -> EngineReport {
+        self.count_missed();
+        let mut report = self.engine.report(now);
+        let total = self.failures();
+        let mut add = |reason: DropReason, count: u64| {
+            if count > 0 {
+                *report.drops.entry(reason.to_string()).or_default() += count;
+            }
+        };
+        add(DropReason::QueueFull, total.queue_full - self.reported.queue_full);
+        add(DropReason::EgressFailed, total.egress_failed - self.reported.egress_failed);
+        report.overflow += total.overflow - self.reported.overflow;
+        self.reported = total;
+        report
+    }
+
+    fn failures(&self) -> Failures {
+        let underlay = self.outbox.underlay_counters;
+        let mut total = Failures {
+            queue_full: underlay.queue_full,
+            egress_failed: underlay.egress_failed + underlay.too_big + underlay.unreachable,
+            overflow: underlay.truncated,
+        };
+        for queue in &self.outbox.ports {
+            let counters = queue.counters;
+            total.queue_full += counters.queue_full;
+            total.egress_failed += counters.egress_failed;
+            total.overflow += counters.missed + counters.truncated + counters.unknown_gso;
+        }
+        total
+    }
+
+    fn status(&mut self, now: Instant) -> Status {
+        self.count_missed();
+        let interfaces = self
+            .interfaces
+            .iter()
+            .zip(&self.outbox.ports)
+            .zip(&self.offloads)
+            .map(|(((name, interface), queue), offloads)| InterfaceStatus {
+                name: name.clone(),
+                interface: interface.clone(),
+                open: queue.socket.is_some(),
+                offloads: Offloads {
+                    super_frames: queue.socket.as_ref().is_some_and(PacketSocket::super_frames),
+                    ..*offloads
+                },
+                counters: queue.counters,
+            })
+            .collect();
+        let underlay = &self.outbox.underlay;
+        Status {
+            engine: self.engine.status(now),
+            interfaces,
+            underlay: UnderlayStatus {
+                listen: underlay.local_address().map_or_else(|_| String::new(), |a| a.to_string()),
+                receive_buffer: underlay.receive_buffer(),
+                counters: self.outbox.underlay_counters,
+            },
+        }
+    }
+}
+
+/// The port with this place among all ports.
+fn port(token: u64) -> Option<PortId> {
+    let index = u16::try_from(token).ok()?;
+    Some(index.checked_sub(1).map_or(PortId::UPLINK, PortId::device))
+}
+
+/// Whether a socket's interface is down or gone.
+fn gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO))
+}
+
+/// The kernel waits in milliseconds; rounded up, so that what is due is due when it wakes.
+fn timeout(wait: Duration) -> EpollTimeout {
+    let millis = u16::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
+    EpollTimeout::from(millis)
+}
