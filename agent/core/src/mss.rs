@@ -40,7 +40,7 @@ pub fn clamp(packet: &mut [u8], mtu: u16, partial: bool) -> Option<u16> {
     put(transport, at, &fits.to_be_bytes());
     if !partial {
         // At an odd place the two bytes belong to two words, and count as if they were swapped (RFC 1071).
-        let place = |value: u16| if at % 2 == 0 { value } else { value.swap_bytes() };
+        let place = |value: u16| if at.is_multiple_of(2) { value } else { value.swap_bytes() };
         let sum = be16(transport, CHECKSUM_AT)?;
         let sum = checksum::update(sum, place(announced), place(fits));
         put(transport, CHECKSUM_AT, &sum.to_be_bytes());

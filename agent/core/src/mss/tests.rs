@@ -9,7 +9,7 @@ use crate::wire::ipv4::{self, Header};
 fn syn(flags: u8, options: &[u8]) -> Vec<u8> {
     let mut transport = vec![0; 20];
     transport[..4].copy_from_slice(&[0x9c, 0x40, 0, 104]);
-    transport[12] = ((20 + options.len()) / 4 << 4) as u8;
+    transport[12] = (((20 + options.len()) / 4) << 4) as u8;
     transport[13] = flags;
     transport.extend_from_slice(options);
     let (source, destination) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));

@@ -239,7 +239,7 @@ fn check_fragment(packet: &Ipv4Packet<'_>, fragment: Fragment) -> Result<(), Dro
     if end + packet.header_len > usize::from(u16::MAX) || len == 0 {
         return Err(DropReason::Malformed);
     }
-    if fragment.more && len % 8 != 0 {
+    if fragment.more && !len.is_multiple_of(8) {
         return Err(DropReason::Malformed);
     }
     // A fragment at 8 or 16 would rewrite flags or ports of a TCP header (RFC 1858, RFC 3128).

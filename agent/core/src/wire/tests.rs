@@ -184,7 +184,7 @@ fn an_error_shows_the_flow_that_it_quotes() {
         let message = [&[3, 1, 0, 0, 0, 0, 0, 0], &quoted[..cut]].concat();
         match icmp::parse_icmp(&message).unwrap() {
             IcmpMessage::Error { kind: 3, code: 1, quoted } => {
-                assert_eq!(quoted, expected, "{cut}")
+                assert_eq!(quoted, expected, "{cut}");
             }
             other => panic!("{other:?}"),
         }
@@ -302,7 +302,7 @@ proptest! {
         let after = checksum::checksum(&bytes);
         let updated = checksum::update(before, old, new);
         // 0 and 0xffff are the same sum.
-        prop_assert!(updated == after || (updated % 0xffff == 0 && after % 0xffff == 0), "{updated:04x} {after:04x}");
+        prop_assert!(updated == after || (updated.is_multiple_of(0xffff) && after.is_multiple_of(0xffff)), "{updated:04x} {after:04x}");
     }
 
     #[test]

@@ -58,7 +58,7 @@ fn first(
 fn at(id: u16, offset: u16, len: usize, more: bool) -> Vec<u8> {
     let mut bytes = fragments(id, 2000)[1][..20 + len].to_vec();
     put(&mut bytes, 2, &((20 + len) as u16).to_be_bytes());
-    put(&mut bytes, 6, &(offset / 8 | if more { 0x2000 } else { 0 }).to_be_bytes());
+    put(&mut bytes, 6, &((offset / 8) | if more { 0x2000 } else { 0 }).to_be_bytes());
     put(&mut bytes, 10, &[0, 0]);
     let sum = crate::checksum::checksum(&bytes[..20]);
     put(&mut bytes, 10, &sum.to_be_bytes());

@@ -1,0 +1,208 @@
+//! What gateways say to each other inside the tunnel: UDP between their overlay addresses, one reserved port, a
+//! version byte, then CBOR.
+
+use std::net::Ipv6Addr;
+
+use anteroom_proto::cbor;
+use anteroom_proto::id::BootId;
+use anteroom_proto::overlay::GATEWAY_PORT;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::verdict::DropReason;
+use serde::{Deserialize, Serialize};
+
+use crate::checksum::Sum;
+use crate::wire::{ipv4, ipv6, put, udp};
+
+/// Version of the messages here: their first byte.
+pub const VERSION: u8 = 1;
+/// Longest message in bytes, the version byte left out.
+pub const MAX_LEN: usize = 1024;
+/// Most capabilities of one gateway.
+pub const MAX_CAPABILITIES: usize = 16;
+/// Longest capability in bytes.
+pub const MAX_CAPABILITY_LEN: usize = 32;
+
+/// A message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Message {
+    /// Sent when a session comes up, when something in it changes, and as a probe.
+    Hello(Hello),
+    /// The answer, at once and with the same nonce: what measures the round trip.
+    HelloReply(Hello),
+}
+
+/// What a gateway says about itself. Fields that a newer version adds are passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Lowest and highest version of these messages that the sender speaks.
+    pub versions: (u8, u8),
+    /// What it can do beyond the basics.
+    pub capabilities: Vec<String>,
+    /// Its run: counters below begin again with another one.
+    pub boot: BootId,
+    /// Counts what this run said, so that a message that was overtaken changes nothing.
+    pub sequence: u64,
+    /// The revision of the intent that it has in force.
+    pub revision: u64,
+    /// The newest authority document that it holds.
+    pub authority: u64,
+    /// Its time, if a controller or a peer confirmed it.
+    pub time: Option<UnixMillis>,
+    /// Chosen by who asks, given back by who answers.
+    pub nonce: u64,
+}
+
+impl Message {
+    /// The message as it travels.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        bytes.extend(cbor::encode(self));
+        bytes
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// [`DropReason::Malformed`] when it has another version, is too long, or isn't strict CBOR of this shape.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DropReason> {
+        let (&version, rest) = bytes.split_first().ok_or(DropReason::Malformed)?;
+        if version != VERSION {
+            return Err(DropReason::Malformed);
+        }
+        let message: Self = cbor::decode(rest, MAX_LEN).map_err(|error| {
+            tracing::trace!(%error, "a gateway's message can't be read");
+            DropReason::Malformed
+        })?;
+        let (Self::Hello(hello) | Self::HelloReply(hello)) = &message;
+        let too_long = hello.capabilities.iter().any(|one| one.len() > MAX_CAPABILITY_LEN);
+        if too_long || hello.capabilities.len() > MAX_CAPABILITIES {
+            return Err(DropReason::Malformed);
+        }
+        Ok(message)
+    }
+}
+
+/// Packs a message into an IPv6 packet between two gateways.
+pub(super) fn pack(source: Ipv6Addr, destination: Ipv6Addr, message: &Message) -> Vec<u8> {
+    let body = message.encode();
+    let len = udp::HEADER_LEN + body.len();
+    let mut packet = vec![0; ipv6::HEADER_LEN + len];
+    // Messages are bounded far below the largest length.
+    let field = (len as u16).to_be_bytes();
+    put(&mut packet, 0, &[0x60]);
+    put(&mut packet, 4, &field);
+    put(&mut packet, 6, &[ipv4::UDP, 64]);
+    put(&mut packet, 8, &source.octets());
+    put(&mut packet, 24, &destination.octets());
+    let transport = &mut packet[ipv6::HEADER_LEN..];
+    put(transport, 0, &GATEWAY_PORT.to_be_bytes());
+    put(transport, 2, &GATEWAY_PORT.to_be_bytes());
+    put(transport, 4, &field);
+    put(transport, udp::HEADER_LEN, &body);
+    let sum = Sum::pseudo_ipv6(source, destination, ipv4::UDP, len as u16).bytes(transport);
+    put(transport, 6, &sum.transport_checksum().to_be_bytes());
+    packet
+}
+
+/// Takes a message out of an IPv6 packet that came from the gateway with the overlay address `source`.
+pub(super) fn unpack(
+    packet: &[u8],
+    source: Ipv6Addr,
+    destination: Ipv6Addr,
+) -> Result<Message, DropReason> {
+    let packet = ipv6::parse_ipv6(packet)?;
+    if packet.source != source {
+        return Err(DropReason::PeerSource);
+    }
+    if packet.destination != destination {
+        return Err(DropReason::PeerDestination);
+    }
+    if packet.next_header != ipv4::UDP {
+        return Err(DropReason::Ipv6);
+    }
+    let header = udp::parse_udp(packet.payload)?;
+    if (header.source_port, header.destination_port) != (GATEWAY_PORT, GATEWAY_PORT) {
+        return Err(DropReason::Ipv6);
+    }
+    let sum = Sum::pseudo_ipv6(source, destination, ipv4::UDP, header.len).bytes(packet.payload);
+    let sound = usize::from(header.len) == packet.payload.len() && sum.checksum() == 0;
+    match packet.payload.get(udp::HEADER_LEN..) {
+        Some(body) if sound => Message::decode(body),
+        _ => Err(DropReason::Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 1);
+    const B: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 2);
+
+    fn hello() -> Hello {
+        Hello {
+            versions: (1, 1),
+            capabilities: vec!["x".repeat(MAX_CAPABILITY_LEN); MAX_CAPABILITIES],
+            boot: BootId::from_bytes([9; 16]),
+            sequence: u64::MAX,
+            revision: u64::MAX,
+            authority: u64::MAX,
+            time: Some(UnixMillis(u64::MAX)),
+            nonce: u64::MAX,
+        }
+    }
+
+    #[test]
+    fn the_longest_message_round_trips() {
+        for message in [Message::Hello(hello()), Message::HelloReply(hello())] {
+            let packet = pack(A, B, &message);
+            assert_eq!(unpack(&packet, A, B), Ok(message));
+            assert!(packet.len() <= 1280, "{} bytes don't fit everywhere", packet.len());
+        }
+    }
+
+    #[test]
+    fn what_is_not_between_the_two_gateways_is_refused() {
+        let packet = pack(A, B, &Message::Hello(hello()));
+        assert_eq!(unpack(&packet, B, B), Err(DropReason::PeerSource));
+        assert_eq!(unpack(&packet, A, A), Err(DropReason::PeerDestination));
+        let changed = |at: usize, value: u8| {
+            let mut packet = packet.clone();
+            packet[at] = value;
+            unpack(&packet, A, B)
+        };
+        assert_eq!(changed(6, 6), Err(DropReason::Ipv6), "not UDP");
+        assert_eq!(changed(41, 2), Err(DropReason::Ipv6), "another port");
+        assert_eq!(changed(45, 9), Err(DropReason::Malformed), "another length");
+        assert_eq!(changed(80, 0), Err(DropReason::Malformed), "a bad checksum");
+    }
+
+    #[test]
+    fn messages_are_bounded_and_strict() {
+        let decoded = |message: &Message| Message::decode(&message.encode());
+        let malformed = Err(DropReason::Malformed);
+        let many = Hello { capabilities: vec![String::new(); MAX_CAPABILITIES + 1], ..hello() };
+        assert_eq!(decoded(&Message::Hello(many)), malformed);
+        let long = Hello { capabilities: vec!["x".repeat(MAX_CAPABILITY_LEN + 1)], ..hello() };
+        assert_eq!(decoded(&Message::Hello(long)), malformed);
+        let mut other = Message::Hello(hello()).encode();
+        other.push(0);
+        assert_eq!(Message::decode(&other), malformed, "trailing bytes");
+        other.pop();
+        other[0] = 2;
+        assert_eq!(Message::decode(&other), malformed, "another version");
+        assert_eq!(Message::decode(&[]), malformed);
+    }
+
+    proptest! {
+        #[test]
+        fn anything_at_all_is_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = (Message::decode(&bytes), unpack(&bytes, A, B));
+            let _ = Message::decode(&[&[VERSION], bytes.as_slice()].concat());
+        }
+    }
+}

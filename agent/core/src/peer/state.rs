@@ -1,0 +1,241 @@
+//! One peer: where it is, whether it lives, what it says about itself.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anteroom_proto::id::{BootId, GatewayId};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::TunnelState;
+
+use super::message::Hello;
+use super::queue::Queue;
+use super::random::Random;
+use super::{LIVE_FOR, PeerConfig, PeerEvent};
+
+/// Probes follow each other about every two seconds.
+const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
+/// Probes whose answers are waited for.
+const PROBES_IN_FLIGHT: usize = 4;
+/// Most addresses of one peer that are tried.
+const MAX_ENDPOINTS: usize = 8;
+
+/// One peer.
+#[derive(Debug)]
+pub struct Peer {
+    pub(super) gateway: GatewayId,
+    pub(super) generation: u32,
+    pub(super) overlay: Ipv6Addr,
+    /// Numbers of its tunnels, best first.
+    pub(super) tunnels: Vec<u32>,
+    /// The tunnel that packets take: the best with a session.
+    pub(super) sending: Option<u32>,
+    pub(super) queue: Queue,
+    pub(super) next_probe: Instant,
+    /// When this wants to be looked at again.
+    pub(super) wake_at: Instant,
+    candidates: Vec<SocketAddr>,
+    endpoint: Option<SocketAddr>,
+    heard: Option<Instant>,
+    probes: Vec<(u64, Instant)>,
+    round_trip: Option<Duration>,
+    said: Option<Hello>,
+    live: bool,
+    told: Told,
+    /// Whether it stands in the list of peers with events.
+    pub(super) listed: bool,
+}
+
+/// What the engine was told.
+#[derive(Debug, Default)]
+struct Told {
+    live: bool,
+    revision: Option<u64>,
+    /// Still to be told.
+    time: Option<UnixMillis>,
+}
+
+impl Peer {
+    pub(super) fn new(config: &PeerConfig, generation: u32, now: Instant) -> Self {
+        let mut peer = Self {
+            gateway: config.gateway,
+            generation,
+            overlay: config.overlay,
+            tunnels: Vec::new(),
+            sending: None,
+            queue: Queue::default(),
+            next_probe: now,
+            wake_at: now,
+            candidates: Vec::new(),
+            endpoint: None,
+            heard: None,
+            probes: Vec::new(),
+            round_trip: None,
+            said: None,
+            live: false,
+            told: Told::default(),
+            listed: false,
+        };
+        peer.configure(config);
+        peer
+    }
+
+    /// Takes over addresses. Where it was last heard stays until it is heard elsewhere.
+    pub(super) fn configure(&mut self, config: &PeerConfig) {
+        let usable = |endpoint: &&SocketAddr| {
+            let ip = endpoint.ip();
+            endpoint.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
+        };
+        self.overlay = config.overlay;
+        self.candidates =
+            config.endpoints.iter().filter(usable).take(MAX_ENDPOINTS).copied().collect();
+    }
+
+    /// Which gateway.
+    #[must_use]
+    pub const fn gateway(&self) -> GatewayId {
+        self.gateway
+    }
+
+    /// Its overlay address.
+    #[must_use]
+    pub const fn overlay(&self) -> Ipv6Addr {
+        self.overlay
+    }
+
+    /// Whether packets can be sealed for it and something authentic came from it within [`LIVE_FOR`].
+    #[must_use]
+    pub fn is_live(&self, now: Instant) -> bool {
+        let recent = |heard| now.saturating_duration_since(heard) <= LIVE_FOR;
+        self.sending.is_some() && self.heard.is_some_and(recent)
+    }
+
+    /// The revision that it says it has in force.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.said.as_ref().map(|said| said.revision)
+    }
+
+    /// The newest authority document that it says it holds.
+    #[must_use]
+    pub fn authority(&self) -> Option<u64> {
+        self.said.as_ref().map(|said| said.authority)
+    }
+
+    /// What it says it can do beyond the basics.
+    #[must_use]
+    pub fn capabilities(&self) -> &[String] {
+        self.said.as_ref().map(|said| said.capabilities.as_slice()).unwrap_or_default()
+    }
+
+    /// This run of the peer's agent.
+    #[must_use]
+    pub fn boot(&self) -> Option<BootId> {
+        self.said.as_ref().map(|said| said.boot)
+    }
+
+    /// Round trip, smoothed.
+    #[must_use]
+    pub const fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// Where its packets come from and go to: where it was last heard, or else the best address known.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint.or_else(|| self.candidates.first().copied())
+    }
+
+    /// Packets that wait for a handshake.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Its tunnel as telemetry has it.
+    #[must_use]
+    pub fn state(&self, now: Instant) -> TunnelState {
+        let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        TunnelState {
+            gateway: self.gateway,
+            live: self.is_live(now),
+            round_trip: self.round_trip.map(micros),
+            revision: self.revision(),
+            endpoint: self.endpoint,
+        }
+    }
+
+    /// Where an attempt goes: first where it was last heard, then its other addresses in turn.
+    pub(super) fn target(&self, attempt: u32) -> Option<SocketAddr> {
+        let others = self.candidates.iter().filter(|one| Some(**one) != self.endpoint);
+        let all: Vec<SocketAddr> = self.endpoint.iter().chain(others).copied().collect();
+        let place = (attempt as usize).checked_rem(all.len())?;
+        all.get(place).copied()
+    }
+
+    /// Something authentic came from `from`. Returns whether it lives anew.
+    pub(super) fn note_heard(&mut self, from: SocketAddr, now: Instant) -> bool {
+        self.heard = Some(now);
+        self.endpoint = Some(from);
+        let anew = !self.live && self.sending.is_some();
+        self.live |= anew;
+        anew
+    }
+
+    /// Whether it no longer lives, and did when last asked.
+    pub(super) fn note_silence(&mut self, now: Instant) -> bool {
+        let lost = self.live && !self.is_live(now);
+        self.live &= !lost;
+        lost
+    }
+
+    /// When [`Self::note_silence`] may have something to say.
+    pub(super) fn silent_at(&self) -> Option<Instant> {
+        let heard = self.heard.filter(|_| self.live)?;
+        Some(heard + LIVE_FOR + Duration::from_millis(1))
+    }
+
+    /// A nonce for a probe that is sent now.
+    pub(super) fn probe(&mut self, random: &mut Random, now: Instant) -> u64 {
+        let nonce = random.next();
+        if self.probes.len() >= PROBES_IN_FLIGHT {
+            self.probes.remove(0);
+        }
+        self.probes.push((nonce, now));
+        self.next_probe = now + random.between(PROBE.0, PROBE.1);
+        nonce
+    }
+
+    /// The answer to a probe came.
+    pub(super) fn note_answer(&mut self, nonce: u64, now: Instant) {
+        let Some(place) = self.probes.iter().position(|probe| probe.0 == nonce) else { return };
+        let (_, sent) = self.probes.remove(place);
+        let sample = now.saturating_duration_since(sent);
+        self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
+    }
+
+    /// Takes over what it says about itself, unless it was overtaken. Returns whether there is something to tell.
+    pub(super) fn note_said(&mut self, hello: Hello, want_time: bool) -> bool {
+        let known = self.said.as_ref().filter(|said| said.boot == hello.boot);
+        if known.is_some_and(|said| said.sequence >= hello.sequence) {
+            return false;
+        }
+        self.told.time = hello.time.filter(|_| want_time).or(self.told.time);
+        self.said = Some(hello);
+        self.told.time.is_some() || self.told.revision != self.revision()
+    }
+
+    /// The next thing that the engine wasn't told.
+    pub(super) fn next_event(&mut self) -> Option<PeerEvent> {
+        let gateway = self.gateway;
+        if self.told.live != self.live {
+            self.told.live = self.live;
+            return Some(PeerEvent::Live { gateway, live: self.live });
+        }
+        if let Some(revision) = self.revision().filter(|found| self.told.revision != Some(*found)) {
+            self.told.revision = Some(revision);
+            return Some(PeerEvent::Revision { gateway, revision });
+        }
+        let time = self.told.time.take()?;
+        Some(PeerEvent::Time { gateway, time })
+    }
+}

@@ -1,0 +1,395 @@
+//! The table of peers: what comes in, what goes out, and what the engine asks.
+
+mod roster;
+mod upkeep;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::TunnelPublicKey;
+use anteroom_proto::verdict::DropReason;
+use boringtun::x25519::{PublicKey, StaticSecret};
+use hashbrown::HashMap;
+
+use super::front::{self, Admission, Front, Kind};
+use super::message;
+use super::random::Random;
+use super::slots::Slots;
+use super::tunnel::{MAX_PACKET_LEN, Received, Tunnel, sealed_room};
+use super::{Config, Local, Opened, Peer, PeerEvent, PeerSlot, SCRATCH_LEN, Sent};
+use crate::sink::Sink;
+
+/// Most tunnels: 20 of the 24 bits that boringtun leaves of a receiver index. The other four name the owner.
+const MAX_TUNNELS: usize = 1 << OWNER_SHIFT;
+const OWNER_SHIFT: u32 = 20;
+/// Most peers.
+const MAX_PEERS: usize = 1 << 16;
+/// DSCP of what keeps the tunnels up: network control (CS6).
+const CONTROL: u8 = 0xc0;
+
+/// What something authentic proves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Proof {
+    /// That the peer is there: an initiation.
+    Alive,
+    /// That it has the session's keys: data, or a keepalive.
+    Keys,
+    /// That a handshake of ours is complete: a response.
+    Established,
+}
+
+/// All peers of one engine instance.
+pub struct Peers {
+    secret: StaticSecret,
+    public: PublicKey,
+    own_key: TunnelPublicKey,
+    config: Config,
+    random: Random,
+    front: Front,
+    peers: Slots<Peer>,
+    by_gateway: HashMap<GatewayId, u32, foldhash::fast::RandomState>,
+    tunnels: Slots<Tunnel>,
+    by_key: HashMap<TunnelPublicKey, u32, foldhash::fast::RandomState>,
+    local: Option<Local>,
+    sequence: u64,
+    next_generation: u32,
+    /// Peers with something to tell, each once.
+    events: VecDeque<u32>,
+    drops: [u64; DropReason::ALL.len()],
+    wake_at: Option<Instant>,
+    scratch: Box<[u8]>,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers")
+            .field("own_key", &self.own_key)
+            .field("local", &self.local)
+            .field("peers", &self.peers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    /// A table without peers.
+    #[must_use]
+    pub fn new(mut config: Config, now: Instant) -> Self {
+        let secret = StaticSecret::from(*config.secret.as_bytes());
+        let public = PublicKey::from(&secret);
+        let mut random = Random::new(&config.seed);
+        config.capabilities.retain(|one| one.len() <= message::MAX_CAPABILITY_LEN);
+        config.capabilities.truncate(message::MAX_CAPABILITIES);
+        Self {
+            own_key: config.secret.public(),
+            front: Front::new(&public, &mut random, now),
+            secret,
+            public,
+            config,
+            random,
+            peers: Slots::new(MAX_PEERS),
+            by_gateway: HashMap::default(),
+            tunnels: Slots::new(MAX_TUNNELS),
+            by_key: HashMap::default(),
+            local: None,
+            sequence: 0,
+            next_generation: 0,
+            events: VecDeque::new(),
+            drops: [0; DropReason::ALL.len()],
+            wake_at: None,
+            scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
+        }
+    }
+
+    /// Says what peers are told about this gateway from now on. They are told at once when it changed.
+    pub fn set_local(&mut self, local: Local, now: Instant) {
+        let told = |local: &Local| {
+            (local.overlay, local.revision, local.authority, local.confirmed_time.is_some())
+        };
+        let changed = self.local.as_ref().map(told) != Some(told(&local));
+        self.local = Some(local);
+        if changed {
+            for number in self.peers.numbers() {
+                if let Some(peer) = self.peers.get_mut(number) {
+                    peer.next_probe = now;
+                }
+                self.wake(number, now);
+            }
+        }
+    }
+
+    /// The slot of a gateway, if it is a peer.
+    #[must_use]
+    pub fn slot(&self, gateway: GatewayId) -> Option<PeerSlot> {
+        let index = *self.by_gateway.get(&gateway)?;
+        let generation = self.peers.get(index)?.generation;
+        Some(PeerSlot { index, generation })
+    }
+
+    /// The peer in a slot.
+    #[must_use]
+    pub fn get(&self, slot: PeerSlot) -> Option<&Peer> {
+        self.peers.get(slot.index).filter(|peer| peer.generation == slot.generation)
+    }
+
+    /// All peers.
+    pub fn iter(&self) -> impl Iterator<Item = (PeerSlot, &Peer)> {
+        self.peers.iter().map(|(index, peer)| {
+            let generation = peer.generation;
+            (PeerSlot { index, generation }, peer)
+        })
+    }
+
+    /// Seals an IP packet for a peer and gives it to the sink. The packet's DSCP goes to the outer header as well.
+    pub fn send(
+        &mut self,
+        slot: PeerSlot,
+        packet: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Sent {
+        if packet.is_empty() || packet.len() > MAX_PACKET_LEN {
+            return Sent::Dropped(DropReason::TooBig);
+        }
+        let generation = slot.generation;
+        let peer = self.peers.get_mut(slot.index).filter(|peer| peer.generation == generation);
+        let Some(peer) = peer else { return Sent::Dropped(DropReason::TunnelDown) };
+        let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
+        if let (Some(tunnel), Some(to)) = (tunnel, peer.endpoint()) {
+            seal(tunnel, to, packet, out);
+            return Sent::Sealed;
+        }
+        if peer.tunnels.is_empty() {
+            return Sent::Dropped(DropReason::TunnelDown);
+        }
+        let Some(lost) = peer.queue.push(packet, now) else {
+            return Sent::Dropped(DropReason::QueueFull);
+        };
+        self.count(DropReason::QueueFull, lost);
+        self.wake(slot.index, now + super::queue::MAX_AGE);
+        Sent::Queued
+    }
+
+    /// Opens one datagram. A packet that was in it is written to `scratch`, which must have [`SCRATCH_LEN`] bytes.
+    pub fn open<'a>(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        scratch: &'a mut [u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Opened<'a> {
+        if scratch.len() < SCRATCH_LEN {
+            return Opened::Dropped(DropReason::TooBig);
+        }
+        let (kind, number) = match self.route(from, datagram, now, out) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Opened::Handled,
+            Err(reason) => return Opened::Dropped(reason),
+        };
+        let Some(tunnel) = self.tunnels.get_mut(number) else {
+            return Opened::Dropped(DropReason::PeerUnknown);
+        };
+        match (kind, tunnel.open(datagram, scratch)) {
+            (_, Received::Refused(reason)) => return Opened::Dropped(reason),
+            (_, Received::Stale) => {
+                if tunnel.may_heal(now) {
+                    self.initiate(number, now, out);
+                }
+                return Opened::Dropped(DropReason::PeerUnauthenticated);
+            }
+            (Kind::Cookie { .. }, _) => {
+                tunnel.note_cookie(now);
+                let peer = tunnel.peer;
+                self.wake(peer, now);
+            }
+            (kind, Received::Handshake(reply)) => {
+                let initiator = matches!(kind, Kind::Response { .. });
+                tunnel.note_handshake(initiator, &mut self.random, now);
+                write(out, from, CONTROL, reply);
+                let proof = if initiator { Proof::Established } else { Proof::Alive };
+                self.note_heard((number, proof), from, now, out);
+            }
+            (_, Received::Nothing) => self.note_heard((number, Proof::Keys), from, now, out),
+            (_, Received::Nonsense) => {
+                self.note_heard((number, Proof::Keys), from, now, out);
+                return Opened::Dropped(DropReason::Malformed);
+            }
+            (_, Received::Ipv4(packet)) => {
+                self.note_heard((number, Proof::Keys), from, now, out);
+                return match self.slot_of(number) {
+                    Some(peer) => Opened::Packet { peer, packet },
+                    None => Opened::Dropped(DropReason::PeerUnknown),
+                };
+            }
+            (_, Received::Ipv6(packet)) => {
+                self.note_heard((number, Proof::Keys), from, now, out);
+                if let Err(reason) = self.hear(number, packet, now, out) {
+                    return Opened::Dropped(reason);
+                }
+            }
+        }
+        Opened::Handled
+    }
+
+    /// Does what is due: handshakes, probes, expiry.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
+        if self.wake_at.is_none_or(|wake_at| now < wake_at) {
+            return;
+        }
+        for number in self.peers.numbers() {
+            if self.peers.get(number).is_some_and(|peer| peer.wake_at <= now) {
+                self.tend(number, now, out);
+            }
+        }
+        self.wake_at = self.peers.iter().map(|(_, peer)| peer.wake_at).min();
+    }
+
+    /// When [`Self::handle_timeout`] has something to do, and what.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        self.wake_at.map(|wake_at| (wake_at, "tunnels"))
+    }
+
+    /// The next thing that happened. What happened twice to one peer is told once, as it is now.
+    pub fn poll_event(&mut self) -> Option<PeerEvent> {
+        while let Some(number) = self.events.front().copied() {
+            if let Some(peer) = self.peers.get_mut(number) {
+                if let Some(event) = peer.next_event() {
+                    return Some(event);
+                }
+                peer.listed = false;
+            }
+            self.events.pop_front();
+        }
+        None
+    }
+
+    /// Drops that no return value told: packets that waited too long for a handshake, or for a peer that was
+    /// removed. Counted since the call before.
+    pub fn drain_drops(&mut self, mut count: impl FnMut(DropReason, u64)) {
+        for (reason, counted) in DropReason::ALL.iter().zip(&mut self.drops) {
+            if *counted > 0 {
+                count(*reason, std::mem::take(counted));
+            }
+        }
+    }
+
+    fn count(&mut self, reason: DropReason, times: u64) {
+        if let Some(counted) = self.drops.get_mut(reason.index()) {
+            *counted += times;
+        }
+    }
+
+    /// Finds the tunnel that a datagram is for. `Ok(None)`: it was answered already.
+    fn route(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<Option<(Kind, u32)>, DropReason> {
+        let kind = front::classify(datagram)?;
+        let receiver = match kind {
+            Kind::Initiation => None,
+            Kind::Response { receiver } | Kind::Cookie { receiver } | Kind::Data { receiver } => {
+                let index = receiver >> 8;
+                let number = index & ((1 << OWNER_SHIFT) - 1);
+                let ours = index >> OWNER_SHIFT == u32::from(self.config.owner & 0x0f);
+                if !ours || self.tunnels.get(number).is_none() {
+                    return Err(DropReason::PeerUnknown);
+                }
+                Some(number)
+            }
+        };
+        if matches!(kind, Kind::Initiation | Kind::Response { .. }) {
+            match self.front.admit(from.ip(), datagram, now) {
+                Admission::Admitted => {}
+                Admission::Refused(reason) => return Err(reason),
+                Admission::Cookie(mut cookie) => {
+                    write(out, from, CONTROL, &mut cookie);
+                    return Err(DropReason::HandshakeLimit);
+                }
+            }
+        }
+        let number = match receiver {
+            Some(number) => number,
+            None => {
+                let key = front::initiator(&self.secret, &self.public, datagram)?;
+                *self.by_key.get(&key).ok_or(DropReason::PeerUnknown)?
+            }
+        };
+        Ok(Some((kind, number)))
+    }
+
+    fn slot_of(&self, tunnel: u32) -> Option<PeerSlot> {
+        let index = self.tunnels.get(tunnel)?.peer;
+        let generation = self.peers.get(index)?.generation;
+        Some(PeerSlot { index, generation })
+    }
+
+    /// Something authentic came through a tunnel.
+    fn note_heard(
+        &mut self,
+        (number, proof): (u32, Proof),
+        from: SocketAddr,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let Some(tunnel) = self.tunnels.get_mut(number) else { return };
+        let fresh = tunnel.note_heard(proof != Proof::Alive, now) || proof == Proof::Established;
+        let index = tunnel.peer;
+        if fresh {
+            self.choose_sending(index);
+        }
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        if peer.note_heard(from, now) {
+            self.list(index);
+        }
+        if fresh {
+            self.begin(number, now, out);
+        }
+    }
+
+    /// Makes the best tunnel with a session the one that packets take.
+    fn choose_sending(&mut self, index: u32) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let ready = |number: &&u32| self.tunnels.get(**number).is_some_and(Tunnel::has_session);
+        peer.sending = peer.tunnels.iter().find(ready).copied();
+    }
+
+    fn wake(&mut self, index: u32, at: Instant) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        peer.wake_at = peer.wake_at.min(at);
+        self.wake_at = Some(self.wake_at.map_or(at, |wake_at| wake_at.min(at)));
+    }
+
+    fn list(&mut self, index: u32) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        if !std::mem::replace(&mut peer.listed, true) {
+            self.events.push_back(index);
+        }
+    }
+}
+
+/// Seals a packet for `to`.
+fn seal(tunnel: &mut Tunnel, to: SocketAddr, packet: &[u8], out: &mut impl Sink) {
+    // ECN stays inside: nothing would bring a mark on the outer header back in (RFC 6040).
+    let dscp = match packet.first().map(|first| first >> 4) {
+        Some(4) => packet.get(1).map_or(0, |byte| byte & 0xfc),
+        _ => 0,
+    };
+    out.datagram(to, dscp, sealed_room(packet.len()), |buffer| tunnel.seal(packet, buffer));
+}
+
+/// Sends a message that is written already.
+fn write(out: &mut impl Sink, to: SocketAddr, dscp: u8, message: &mut [u8]) {
+    out.datagram(to, dscp, message.len(), |buffer| match buffer.get_mut(..message.len()) {
+        Some(room) => {
+            room.copy_from_slice(message);
+            message.len()
+        }
+        None => 0,
+    });
+}

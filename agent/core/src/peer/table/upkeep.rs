@@ -1,0 +1,180 @@
+//! What keeps tunnels up: handshakes, probes, and what gateways say to each other.
+
+use std::time::{Duration, Instant};
+
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::verdict::DropReason;
+
+use super::{CONTROL, Peers, Tunnel, seal, write};
+use crate::peer::front;
+use crate::peer::message::{self, Hello, Message};
+use crate::peer::tunnel::{SMALL, Update, sealed_room};
+use crate::sink::Sink;
+
+/// Most messages that are fetched from boringtun's own queue after one handshake.
+const MAX_DRAIN: usize = 300;
+/// Least time between two looks at one peer.
+const TICK: Duration = Duration::from_millis(1);
+
+impl Peers {
+    /// A session came up: sends what waited for it, and says hello.
+    pub(super) fn begin(&mut self, number: u32, now: Instant, out: &mut impl Sink) {
+        let Some(tunnel) = self.tunnels.get_mut(number) else { return };
+        let index = tunnel.peer;
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let Some(to) = peer.endpoint() else { return };
+        for _ in 0..MAX_DRAIN {
+            let len = tunnel.drain(&mut self.scratch);
+            if len == 0 {
+                break;
+            }
+            write(out, to, CONTROL, &mut self.scratch[..len]);
+        }
+        let late = peer.queue.expire(now);
+        while let Some(packet) = peer.queue.pop() {
+            seal(tunnel, to, &packet, out);
+        }
+        self.count(DropReason::TunnelDown, late);
+        self.probe(index, now, out);
+        self.wake(index, now);
+    }
+
+    /// Deals with an IPv6 packet out of a tunnel.
+    pub(super) fn hear(
+        &mut self,
+        number: u32,
+        packet: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<(), DropReason> {
+        let unknown = DropReason::PeerUnknown;
+        let local = self.local.ok_or(DropReason::PeerDestination)?;
+        let index = self.tunnels.get(number).ok_or(unknown)?.peer;
+        let peer = self.peers.get_mut(index).ok_or(unknown)?;
+        let want_time = local.confirmed_time.is_none();
+        let (news, answer) = match message::unpack(packet, peer.overlay, local.overlay)? {
+            Message::Hello(hello) => {
+                let nonce = hello.nonce;
+                (peer.note_said(hello, want_time), Some(nonce))
+            }
+            Message::HelloReply(hello) => {
+                peer.note_answer(hello.nonce, now);
+                (peer.note_said(hello, want_time), None)
+            }
+        };
+        if news {
+            self.list(index);
+        }
+        if let Some(nonce) = answer {
+            self.say(index, now, out, |hello| Message::HelloReply(Hello { nonce, ..hello }));
+        }
+        Ok(())
+    }
+
+    /// Sends a hello and waits for its answer.
+    fn probe(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let nonce = peer.probe(&mut self.random, now);
+        self.say(index, now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
+    }
+
+    fn say(
+        &mut self,
+        index: u32,
+        now: Instant,
+        out: &mut impl Sink,
+        message: impl FnOnce(Hello) -> Message,
+    ) {
+        let Some(local) = self.local else { return };
+        let Some(peer) = self.peers.get(index) else { return };
+        let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
+        let (Some(tunnel), Some(to)) = (tunnel, peer.endpoint()) else { return };
+        self.sequence += 1;
+        let time = local.confirmed_time.map(|(time, at)| {
+            let passed = now.saturating_duration_since(at).as_millis();
+            time.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+        });
+        let hello = Hello {
+            versions: (message::VERSION, message::VERSION),
+            capabilities: self.config.capabilities.clone(),
+            boot: self.config.boot,
+            sequence: self.sequence,
+            revision: local.revision,
+            authority: local.authority,
+            time: time.filter(|time| *time != UnixMillis::default()),
+            nonce: 0,
+        };
+        let packet = message::pack(local.overlay, peer.overlay, &message(hello));
+        let room = sealed_room(packet.len());
+        out.datagram(to, CONTROL, room, |buffer| tunnel.seal(&packet, buffer));
+    }
+
+    /// Sends an initiation.
+    pub(super) fn initiate(&mut self, number: u32, now: Instant, out: &mut impl Sink) {
+        let Some(tunnel) = self.tunnels.get_mut(number) else { return };
+        let Some(peer) = self.peers.get_mut(tunnel.peer) else { return };
+        let attempt = tunnel.note_attempt(&mut self.random, now);
+        if let Some(to) = peer.target(attempt) {
+            out.datagram(to, CONTROL, front::INITIATION_LEN, |buffer| tunnel.initiate(buffer));
+        }
+        let (index, wake_at) = (tunnel.peer, tunnel.wake_at());
+        self.wake(index, wake_at);
+    }
+
+    /// Does what is due for one peer, and finds out when to come again.
+    pub(super) fn tend(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+        let Some(peer) = self.peers.get(index) else { return };
+        for number in peer.tunnels.clone() {
+            self.update(number, now, out);
+        }
+        self.choose_sending(index);
+        let Some(peer) = self.peers.get(index) else { return };
+        let sending = peer.sending;
+        // Worse tunnels than the one in use need no session.
+        let wanted = peer.tunnels.iter().position(|number| Some(*number) == sending);
+        let wanted = wanted.map_or(peer.tunnels.len(), |place| place + 1);
+        let needed = peer.tunnels[..wanted].to_vec();
+        for number in needed {
+            let watched = Some(number) == sending;
+            if self.tunnels.get_mut(number).is_some_and(|tunnel| tunnel.due(watched, now)) {
+                self.initiate(number, now, out);
+            }
+        }
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let late = peer.queue.expire(now);
+        let lost = peer.note_silence(now);
+        let probe = peer.sending.is_some() && peer.next_probe <= now;
+        self.count(DropReason::TunnelDown, late);
+        if lost {
+            self.list(index);
+        }
+        if probe {
+            self.probe(index, now, out);
+        }
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let tunnels = peer.tunnels[..wanted.min(peer.tunnels.len())].iter();
+        let tunnels = tunnels.filter_map(|number| self.tunnels.get(*number)).map(Tunnel::wake_at);
+        let probe = peer.sending.and(self.local).map(|_| peer.next_probe);
+        let others = [peer.silent_at(), peer.queue.due(), probe];
+        let next = tunnels.chain(others.into_iter().flatten()).min();
+        // A peer without tunnels has nothing to come again for.
+        peer.wake_at = next.unwrap_or(now + Duration::from_secs(3600)).max(now + TICK);
+    }
+
+    /// Lets boringtun keep its time, and sends what it writes.
+    fn update(&mut self, number: u32, now: Instant, out: &mut impl Sink) {
+        let Some(tunnel) = self.tunnels.get_mut(number) else { return };
+        let Some(peer) = self.peers.get(tunnel.peer) else { return };
+        let mut buffer = [0; SMALL];
+        let (len, to) = match tunnel.update(&mut buffer, now) {
+            Update::Nothing => return,
+            Update::Initiation(len) => {
+                (len, peer.target(tunnel.note_attempt(&mut self.random, now)))
+            }
+            Update::Other(len) => (len, peer.endpoint()),
+        };
+        if let (Some(to), Some(message)) = (to, buffer.get_mut(..len)) {
+            write(out, to, CONTROL, message);
+        }
+    }
+}

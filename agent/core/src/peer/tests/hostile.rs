@@ -1,0 +1,274 @@
+//! Loss, copies, disorder, forgeries and floods.
+
+use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
+
+use super::*;
+
+/// Whether a live pair still carries packets both ways.
+#[track_caller]
+fn assert_carries(world: &mut World) {
+    for (here, there) in [(0, 1), (1, 0)] {
+        world.sides[there].packets.clear();
+        world.send(here, there, &packet(1234, 99));
+        world.settle();
+        assert_eq!(world.sides[there].packets, [packet(1234, 99)], "{here} to {there}");
+    }
+}
+
+#[test]
+fn nothing_is_taken_twice() {
+    let mut world = World::live_pair();
+    for number in 0..50 {
+        world.send(0, 1, &packet(number, 40));
+    }
+    world.settle();
+    assert_eq!(world.sides[1].packets.len(), 50);
+    let (now, all) = (world.now, std::mem::take(&mut world.delivered));
+    for (there, from, datagram) in all {
+        world.sides[there].packets.clear();
+        world.sides[there].deliver(from, &datagram, now);
+        assert_eq!(world.sides[there].packets.len(), 0, "type {}", datagram[0]);
+    }
+    assert_carries(&mut world);
+}
+
+#[test]
+fn disorder_within_the_window_is_harmless() {
+    let mut world = World::live_pair();
+    for number in 0..900 {
+        world.send(0, 1, &packet(number, 40));
+    }
+    let mut datagrams = std::mem::take(&mut world.sides[0].sent.datagrams);
+    datagrams.reverse();
+    let (from, now) = (world.sides[0].at, world.now);
+    for (_, _, datagram) in &datagrams {
+        assert_eq!(world.sides[1].deliver(from, datagram, now), None);
+    }
+    let expected: Vec<_> = (0..900).rev().map(|number| packet(number, 40)).collect();
+    assert_eq!(world.sides[1].packets, expected);
+}
+
+#[test]
+fn datagrams_of_every_type_and_length_do_nothing() {
+    let mut world = World::live_pair();
+    world.send(0, 1, &packet(1, 1));
+    let (_, _, sample) = world.sides[0].sent.datagrams.pop().unwrap();
+    let stranger = SocketAddr::from(([198, 51, 100, 9], 9));
+    let now = world.now;
+    let mut scratch = vec![0; SCRATCH_LEN];
+    let side = &mut world.sides[1];
+    let mut noise = random::Random::new(&[3; 32]);
+    for len in 0..2000usize {
+        for kind in 0..=255u8 {
+            let mut datagram: Vec<u8> = vec![noise.next() as u8; len];
+            // Half of them with the receiver index of a real session.
+            let known = (len + usize::from(kind)).is_multiple_of(2);
+            let copied = if known { sample.len().min(len).min(16) } else { 0 };
+            datagram[..copied].copy_from_slice(&sample[..copied]);
+            if kind == 2 && known && len >= 12 {
+                datagram[8..12].copy_from_slice(&sample[4..8]);
+            }
+            for (place, byte) in datagram.iter_mut().take(4).enumerate() {
+                *byte = if place == 0 { kind } else { 0 };
+            }
+            let opened = side.peers.open(stranger, &datagram, &mut scratch, now, &mut side.sent);
+            assert!(matches!(opened, Opened::Dropped(_)), "type {kind}, {len} bytes: {opened:?}");
+        }
+    }
+    assert!(side.sent.datagrams.is_empty(), "strangers get no answer");
+    assert_carries(&mut world);
+}
+
+#[test]
+fn a_changed_or_shortened_datagram_is_refused_wherever_it_is_changed() {
+    let mut world = World::pair();
+    world.fate = Box::new(|_, _, _| 1);
+    world.run(Duration::from_secs(3));
+    world.send(0, 1, &packet(5, 60));
+    world.settle();
+    // One of each kind, on its way to side 1 and to side 0, in a world where it is expected.
+    for (there, from, datagram) in world.delivered.clone() {
+        for place in 0..datagram.len() {
+            let mut changed = datagram.clone();
+            changed[place] ^= 0x40;
+            for bytes in [&changed[..], &datagram[..place]] {
+                world.sides[there].packets.clear();
+                let dropped = world.sides[there].deliver(from, bytes, world.now);
+                assert!(dropped.is_some(), "type {}, byte {place}", datagram[0]);
+            }
+        }
+    }
+    world.sides.iter_mut().for_each(|side| side.sent.datagrams.clear());
+    assert_carries(&mut world);
+}
+
+#[test]
+fn a_handshake_survives_forged_copies_that_run_ahead() {
+    let mut world = World::pair();
+    world.forging = true;
+    world.run(Duration::from_millis(1500));
+    assert!(world.live(0, 1) && world.live(1, 0), "{:?}", world.sides[0].peers);
+    assert!(world.sides[0].drops.len() > 10, "{:?}", world.sides[0].drops);
+    assert_carries(&mut world);
+}
+
+#[test]
+fn short_buffers_lose_a_packet_and_nothing_else() {
+    /// Gives less room than was asked for.
+    struct Stingy(usize);
+    impl Sink for Stingy {
+        fn frame(&mut self, _: PortId, _: VnetHeader, _: Option<VlanTag>, _: &[&[u8]]) {}
+        fn datagram(
+            &mut self,
+            _: SocketAddr,
+            _: u8,
+            _: usize,
+            write: impl FnOnce(&mut [u8]) -> usize,
+        ) {
+            assert_eq!(write(&mut vec![0; self.0]), 0);
+        }
+    }
+    let mut world = World::live_pair();
+    let slot = world.sides[0].peers.slot(world.sides[1].gateway).unwrap();
+    for room in [0, 1, 31, 32, 147] {
+        world.sides[0].peers.send(slot, &packet(1, 200), world.now, &mut Stingy(room));
+        world.sides[0].peers.send(slot, &packet(1, 4), world.now, &mut Stingy(room));
+    }
+    world.send(1, 0, &packet(1, 1));
+    let (_, _, datagram) = world.sides[1].sent.datagrams.pop().unwrap();
+    for len in [0, 100, SCRATCH_LEN - 1] {
+        let (from, now, side) = (world.sides[1].at, world.now, &mut world.sides[0]);
+        let mut scratch = vec![0; len];
+        let opened = side.peers.open(from, &datagram, &mut scratch, now, &mut side.sent);
+        assert_eq!(opened, Opened::Dropped(DropReason::TooBig), "{len} bytes of scratch");
+    }
+    assert_carries(&mut world);
+}
+
+fn initiation(from: &StaticSecret, to: TunnelPublicKey, index: u32) -> Vec<u8> {
+    let to = PublicKey::from(*to.as_bytes());
+    let mut tunn = Tunn::new(from.clone(), to, None, None, index, None);
+    match tunn.format_handshake_initiation(&mut [0; 148], false) {
+        TunnResult::WriteToNetwork(bytes) => bytes.to_vec(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn strangers_who_know_our_key_get_no_answer_until_they_are_many() {
+    let mut world = World::live_pair();
+    let stranger = StaticSecret::from([77; 32]);
+    let key = world.sides[0].secret.public();
+    let bytes = initiation(&stranger, key, 1);
+    let now = world.now + Duration::from_secs(1);
+    let mut outcomes = std::collections::BTreeMap::new();
+    for number in 0..300u16 {
+        let [high, low] = number.to_be_bytes();
+        let from = SocketAddr::from(([198, 51, high, low], 1000));
+        *outcomes.entry(world.sides[0].deliver(from, &bytes, now)).or_insert(0) += 1;
+    }
+    let unknown = outcomes[&Some(DropReason::PeerUnknown)];
+    let limited = outcomes[&Some(DropReason::HandshakeLimit)];
+    assert_eq!((unknown + limited, limited), (300, 44), "{outcomes:?}");
+    let cookies = std::mem::take(&mut world.sides[0].sent.datagrams);
+    assert_eq!(cookies.len(), 44);
+    assert!(cookies.iter().all(|(_, _, bytes)| bytes[0] == 3 && bytes.len() == 64));
+
+    // A peer gets in nevertheless: it comes again with the cookie.
+    world.now = now;
+    let mut again = Side::new(2, 50, now);
+    again.at = SocketAddr::from(([203, 0, 113, 1], 1));
+    world.sides[1] = again;
+    world.introduce(1, 0);
+    let flood = move |world: &mut World| {
+        for number in 0..300u16 {
+            let [high, low] = number.to_be_bytes();
+            let from = SocketAddr::from(([198, 51, high, low], 1000));
+            world.sides[0].deliver(from, &bytes, world.now);
+        }
+        world.sides[0].sent.datagrams.clear();
+    };
+    world.run(Duration::from_millis(1));
+    assert!(!world.live(1, 0), "the first attempt was answered by a cookie");
+    flood(&mut world);
+    world.run(Duration::from_millis(100));
+    assert!(world.live(1, 0), "{:?}", world.sides[1].peers);
+}
+
+#[test]
+fn one_address_can_not_have_all_the_handshakes() {
+    let mut world = World::live_pair();
+    let bytes = initiation(&StaticSecret::from([77; 32]), world.sides[0].secret.public(), 1);
+    let from = SocketAddr::from(([198, 51, 100, 9], 9));
+    let unknown = |world: &mut World, now| {
+        let outcomes = (0..200).map(|_| world.sides[0].deliver(from, &bytes, now));
+        outcomes.filter(|outcome| *outcome == Some(DropReason::PeerUnknown)).count()
+    };
+    let now = world.now + Duration::from_secs(10);
+    assert_eq!(unknown(&mut world, now), 64);
+    assert_eq!(unknown(&mut world, now + Duration::from_secs(2)), 40);
+}
+
+#[test]
+fn what_a_peer_may_not_say_inside_is_dropped() {
+    let mut world = World::live_pair();
+    let (a, b) = (world.sides[0].overlay, world.sides[1].overlay);
+    let hello = message::Hello {
+        versions: (1, 1),
+        capabilities: Vec::new(),
+        boot: BootId::from_bytes([2; 16]),
+        sequence: u64::MAX,
+        revision: 77,
+        authority: 1,
+        time: None,
+        nonce: 0,
+    };
+    let hello = message::Message::Hello(hello);
+    for (packet, expected) in [
+        (message::pack(b, b, &hello), DropReason::PeerSource),
+        (message::pack(a, a, &hello), DropReason::PeerDestination),
+        (vec![0x60; 39], DropReason::Malformed),
+        (vec![0x10; 60], DropReason::Malformed),
+    ] {
+        world.sides[1].drops.clear();
+        world.send(0, 1, &packet);
+        world.settle();
+        assert_eq!(world.sides[1].drops, [expected]);
+    }
+    assert_eq!(world.sides[1].peer(world.sides[0].gateway).revision(), Some(1));
+    assert_carries(&mut world);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Whatever the network does, packets arrive unchanged and at most once, and once it is kind again, all is well.
+    #[test]
+    fn any_network_only_loses(
+        fates in proptest::collection::vec(0usize..4, 1..200),
+        pauses in proptest::collection::vec(0u64..3000, 1..60),
+    ) {
+        let mut world = World::pair();
+        let mut at = 0;
+        let fates_of = fates.clone();
+        world.fate = Box::new(move |_, _, _| {
+            at += 1;
+            fates_of[at % fates_of.len()].saturating_sub(1)
+        });
+        let mut arrived = std::collections::BTreeSet::new();
+        for (number, pause) in pauses.iter().enumerate() {
+            world.run(Duration::from_millis(*pause));
+            world.send(0, 1, &packet(number as u32, 64));
+            world.settle();
+            for bytes in std::mem::take(&mut world.sides[1].packets) {
+                let which = u32::from_be_bytes([bytes[20], bytes[21], bytes[22], bytes[23]]);
+                prop_assert_eq!(&bytes, &packet(which, 64));
+                prop_assert!(arrived.insert(which), "packet {} came twice", which);
+            }
+        }
+        world.fate = Box::new(|_, _, _| 1);
+        world.run(Duration::from_secs(8));
+        prop_assert!(world.live(0, 1) && world.live(1, 0), "{:?}", world.sides[0].peers);
+    }
+}

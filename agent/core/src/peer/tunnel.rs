@@ -1,0 +1,273 @@
+//! One WireGuard tunnel: a pair of keys. Everything that boringtun keeps per peer is behind this.
+//!
+//! boringtun reads its own clock. It decides when a session is too old to be used; when to shake hands is decided
+//! here, by the engine's clock and a little earlier than boringtun would, so that a simulation needs no other clock
+//! and retries carry jitter.
+
+use std::time::{Duration, Instant};
+
+use anteroom_proto::key::TunnelPublicKey;
+use anteroom_proto::verdict::DropReason;
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
+use std::sync::Arc;
+
+use super::front::{INITIATION_LEN, MAX_DATAGRAM_LEN};
+use super::random::Random;
+use super::{LIVE_FOR, OVERHEAD};
+
+/// Longest packet that can be sealed into one datagram.
+pub(super) const MAX_PACKET_LEN: usize = MAX_DATAGRAM_LEN - OVERHEAD;
+/// Room that anything boringtun writes by itself takes.
+pub(super) const SMALL: usize = 256;
+
+/// How often boringtun looks at its clock while a handshake is under way, and otherwise.
+const UPDATE_BUSY: Duration = Duration::from_millis(250);
+const UPDATE_IDLE: Duration = Duration::from_secs(1);
+/// First retries follow each other quickly: a datagram was lost, or the peer is about to be there.
+const QUICK_RETRIES: u32 = 5;
+const QUICK_RETRY: (Duration, Duration) = (Duration::from_millis(900), Duration::from_millis(1100));
+/// Later ones. boringtun itself would retry after five seconds, without jitter.
+const SLOW_RETRY: (Duration, Duration) = (Duration::from_millis(4500), Duration::from_millis(4950));
+/// Age at which the end that began a session renews it; boringtun itself would at 120 s.
+const RENEW: (Duration, Duration) = (Duration::from_secs(108), Duration::from_secs(118));
+/// Age at which the other end does, if the first didn't manage to. Sessions end at 180 s.
+const RENEW_FOR_OTHER: (Duration, Duration) = (Duration::from_secs(140), Duration::from_secs(150));
+/// Initiations with an old timestamp make us initiate at most this often.
+const HEAL_EVERY: Duration = Duration::from_secs(5);
+
+/// Room that sealing a packet of `len` bytes wants.
+pub(super) const fn sealed_room(len: usize) -> usize {
+    let sealed = len + OVERHEAD;
+    if sealed < INITIATION_LEN { INITIATION_LEN } else { sealed }
+}
+
+/// What a datagram that belongs to a tunnel turned out to be.
+#[derive(Debug)]
+pub(super) enum Received<'a> {
+    /// A handshake message; this is to be sent back.
+    Handshake(&'a mut [u8]),
+    /// Nothing inside: a keepalive or a cookie.
+    Nothing,
+    Ipv4(&'a mut [u8]),
+    Ipv6(&'a mut [u8]),
+    /// An initiation that is the peer's, but not newer than one before.
+    Stale,
+    /// Authentic, but neither IPv4 nor IPv6.
+    Nonsense,
+    Refused(DropReason),
+}
+
+/// What keeping time made a tunnel write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Update {
+    Nothing,
+    /// An initiation of this length.
+    Initiation(usize),
+    /// Something else of this length.
+    Other(usize),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    next: Instant,
+    count: u32,
+}
+
+pub(super) struct Tunnel {
+    tunn: Tunn,
+    /// Number of the peer that it leads to.
+    pub(super) peer: u32,
+    /// The peer's key.
+    pub(super) key: TunnelPublicKey,
+    /// Whether something can be sealed. Only boringtun's update ends a session.
+    session: bool,
+    /// When the newest handshake ended, and when it is to be renewed.
+    since: Instant,
+    renew_at: Instant,
+    /// When something authentic last came.
+    heard: Instant,
+    attempt: Option<Attempt>,
+    healed: Option<Instant>,
+    update_at: Instant,
+}
+
+impl Tunnel {
+    /// `index` is what receiver indices carry: its low 24 bits count.
+    pub(super) fn new(
+        secret: &StaticSecret,
+        (peer, key): (u32, TunnelPublicKey),
+        index: u32,
+        limiter: Arc<RateLimiter>,
+        (now, first_attempt): (Instant, Instant),
+    ) -> Self {
+        let public = PublicKey::from(*key.as_bytes());
+        Self {
+            tunn: Tunn::new(secret.clone(), public, None, None, index, Some(limiter)),
+            peer,
+            key,
+            session: false,
+            since: now,
+            renew_at: now,
+            heard: now,
+            attempt: Some(Attempt { next: first_attempt, count: 0 }),
+            healed: None,
+            update_at: now,
+        }
+    }
+
+    pub(super) const fn has_session(&self) -> bool {
+        self.session
+    }
+
+    /// Seals a packet into `out`. Returns how long the datagram is; 0 when it can't be.
+    pub(super) fn seal(&mut self, packet: &[u8], out: &mut [u8]) -> usize {
+        let bounded = packet.len() <= MAX_PACKET_LEN && out.len() >= sealed_room(packet.len());
+        if !self.session || !bounded {
+            return 0;
+        }
+        written(self.tunn.encapsulate(packet, out))
+    }
+
+    /// Opens a datagram of a [`Kind`](super::front::Kind), which bounds its length from below. `scratch` has
+    /// [`super::SCRATCH_LEN`] bytes.
+    pub(super) fn open<'a>(&mut self, datagram: &[u8], scratch: &'a mut [u8]) -> Received<'a> {
+        if datagram.is_empty() || scratch.len() < datagram.len().max(SMALL) {
+            return Received::Refused(DropReason::TooBig);
+        }
+        match self.tunn.decapsulate(None, datagram, scratch) {
+            TunnResult::Done => Received::Nothing,
+            TunnResult::WriteToNetwork(reply) => Received::Handshake(reply),
+            TunnResult::WriteToTunnelV4(packet, _) => Received::Ipv4(packet),
+            TunnResult::WriteToTunnelV6(packet, _) => Received::Ipv6(packet),
+            TunnResult::Err(error) => match error {
+                WireGuardError::WrongTai64nTimestamp => Received::Stale,
+                WireGuardError::InvalidPacket => Received::Nonsense,
+                WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => {
+                    Received::Refused(DropReason::PeerUnknown)
+                }
+                _ => Received::Refused(DropReason::PeerUnauthenticated),
+            },
+        }
+    }
+
+    /// Something authentic came. `confirms`: it shows that the peer has the keys of the newest session, which
+    /// an initiation doesn't. Says whether that made the first session, or one after a break.
+    pub(super) fn note_heard(&mut self, confirms: bool, now: Instant) -> bool {
+        self.heard = now;
+        if self.session || !confirms {
+            return false;
+        }
+        self.refresh();
+        if self.session {
+            self.attempt = None;
+        }
+        self.session
+    }
+
+    /// A handshake ended, begun by us or by the peer.
+    pub(super) fn note_handshake(&mut self, initiator: bool, random: &mut Random, now: Instant) {
+        let (low, high) = if initiator { RENEW } else { RENEW_FOR_OTHER };
+        self.since = now;
+        self.renew_at = now + random.between(low, high);
+        if initiator {
+            self.attempt = None;
+        }
+    }
+
+    /// Retries soon: the peer gave us a cookie to come again with.
+    pub(super) fn note_cookie(&mut self, now: Instant) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.next = attempt.next.min(now + Duration::from_millis(50));
+        }
+    }
+
+    /// Whether an initiation with an old timestamp is to be answered with one of ours.
+    pub(super) fn may_heal(&mut self, now: Instant) -> bool {
+        let recent = |at: Instant| now.saturating_duration_since(at) < HEAL_EVERY;
+        // A copy of the initiation that was just answered has an old timestamp, too.
+        if self.healed.is_some_and(recent) || (self.session && recent(self.since)) {
+            return false;
+        }
+        self.healed = Some(now);
+        true
+    }
+
+    /// Writes an initiation. Returns its length, or 0 when `out` is too short.
+    pub(super) fn initiate(&mut self, out: &mut [u8]) -> usize {
+        if out.len() < INITIATION_LEN {
+            return 0;
+        }
+        written(self.tunn.format_handshake_initiation(out, true))
+    }
+
+    /// Lets boringtun look at its clock, if it is time to.
+    pub(super) fn update(&mut self, out: &mut [u8; SMALL], now: Instant) -> Update {
+        if now < self.update_at {
+            return Update::Nothing;
+        }
+        self.update_at = now + if self.attempt.is_some() { UPDATE_BUSY } else { UPDATE_IDLE };
+        let result = self.tunn.update_timers(out);
+        // After its end a tunnel reports that it expired for ever; the next attempt begins anew.
+        let update = match result {
+            TunnResult::WriteToNetwork(message) => match (message.first(), message.len()) {
+                (Some(1), len) => Update::Initiation(len),
+                (_, len) => Update::Other(len),
+            },
+            _ => Update::Nothing,
+        };
+        if self.session {
+            self.refresh();
+        }
+        update
+    }
+
+    /// Writes the next message that boringtun kept for after the handshake, which is nothing but keepalives:
+    /// packets wait elsewhere. 0 when there is no more.
+    pub(super) fn drain(&mut self, scratch: &mut [u8]) -> usize {
+        if scratch.len() < super::SCRATCH_LEN {
+            return 0;
+        }
+        written(self.tunn.decapsulate(None, &[], scratch))
+    }
+
+    /// Whether a handshake is to be begun or tried again now. `watched`: a peer that is silent here is away.
+    pub(super) fn due(&mut self, watched: bool, now: Instant) -> bool {
+        let silent =
+            watched && now.saturating_duration_since(self.heard.max(self.since)) > LIVE_FOR;
+        if self.session && !silent && now < self.renew_at {
+            self.attempt = None;
+            return false;
+        }
+        self.attempt.get_or_insert(Attempt { next: now, count: 0 }).next <= now
+    }
+
+    /// An initiation was sent. Returns its place among the attempts, from 0.
+    pub(super) fn note_attempt(&mut self, random: &mut Random, now: Instant) -> u32 {
+        let attempt = self.attempt.get_or_insert(Attempt { next: now, count: 0 });
+        let count = attempt.count;
+        let (low, high) = if count < QUICK_RETRIES { QUICK_RETRY } else { SLOW_RETRY };
+        attempt.count = count.saturating_add(1);
+        attempt.next = now + random.between(low, high);
+        count
+    }
+
+    /// When this wants to be looked at again.
+    pub(super) fn wake_at(&self) -> Instant {
+        self.attempt.map_or(self.update_at, |attempt| attempt.next.min(self.update_at))
+    }
+
+    fn refresh(&mut self) {
+        self.session = self.tunn.time_since_last_handshake().is_some();
+    }
+}
+
+/// Length of what boringtun wrote at the beginning of its buffer.
+fn written(result: TunnResult<'_>) -> usize {
+    match result {
+        TunnResult::WriteToNetwork(message) => message.len(),
+        _ => 0,
+    }
+}
