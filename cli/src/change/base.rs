@@ -46,10 +46,9 @@ pub fn fetch(remote: &mut Remote) -> Result<Current, Error> {
     // A revision that was accepted once stays good when its operator leaves; a new one needs an operator who
     // still is one.
     let signers = if known { chain.all_operator_keys() } else { chain.newest().operator_keys() };
-    let root = served
-        .root
-        .verify(organisation, &signers)
-        .map_err(|problem| ChangeError::Signature { number: "the newest".into(), problem })?;
+    let root = served.root.verify(organisation, &signers).map_err(|problem| {
+        ChangeError::Signature { revision: "a newest revision".into(), problem }
+    })?;
     if let Some(seen) = seen {
         check_seen(&root, &seen)?;
     }
@@ -125,10 +124,10 @@ pub fn check_revision(
     number: u64,
     served: &ModelRevision,
 ) -> Result<(Verified<IntentRoot>, Model), Error> {
-    let root = served
-        .root
-        .verify(chain.newest().organisation, &chain.all_operator_keys())
-        .map_err(|problem| ChangeError::Signature { number: number.to_string(), problem })?;
+    let root =
+        served.root.verify(chain.newest().organisation, &chain.all_operator_keys()).map_err(
+            |problem| ChangeError::Signature { revision: format!("revision {number}"), problem },
+        )?;
     if root.number != number {
         let problem = format!("the controller serves revision {} in its place", root.number);
         return Err(ChangeError::Content { number, problem }.into());

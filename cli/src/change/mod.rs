@@ -44,11 +44,11 @@ const EVIDENCE_EDGES: u32 = 10_000;
 pub enum ChangeError {
     /// The root of a revision isn't an operator's.
     #[error(
-        "the controller serves revision {number}, but {problem}. Nothing was changed. Only operators can sign revisions: treat this controller as stolen until you know better"
+        "the controller serves {revision}, but {problem}. Nothing was changed. Only operators can sign revisions: treat this controller as stolen until you know better"
     )]
     Signature {
-        /// Which revision was asked for: a number, or "the newest".
-        number: String,
+        /// Which revision was asked for: `revision 5`, or `a newest revision`.
+        revision: String,
         /// What is wrong with the signature.
         problem: SignatureError,
     },

@@ -59,6 +59,8 @@ pub(super) struct DeviceRow {
     last_seen: Option<Moment>,
     held: bool,
     kinds: Vec<String>,
+    /// Confirmed devices elsewhere with the same Ethernet address.
+    same_mac_as: Vec<String>,
 }
 
 /// Whether `record` is a sighting of `device` where it was confirmed.
@@ -138,6 +140,7 @@ fn confirmed_row(
         last_seen: seen.map(|record| Moment(record.sighting.last_seen)),
         held: seen.is_some_and(|record| record.sighting.held),
         kinds: seen.map(|record| record.sighting.kinds.clone()).unwrap_or_default(),
+        same_mac_as: Vec::new(),
     }
 }
 
@@ -164,6 +167,12 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
         last_seen: Some(Moment(sighting.last_seen)),
         held: sighting.held,
         kinds: sighting.kinds.clone(),
+        same_mac_as: model
+            .devices
+            .values()
+            .filter(|device| device.attachment.mac == sighting.mac)
+            .map(|device| device.name.to_string())
+            .collect(),
     }
 }
 
@@ -240,6 +249,9 @@ fn notes(row: &DeviceRow) -> String {
     }
     if !row.kinds.is_empty() {
         notes.push(format!("also sends {}", row.kinds.join(", ")));
+    }
+    if !row.same_mac_as.is_empty() {
+        notes.push(format!("same MAC as {}", row.same_mac_as.join(", ")));
     }
     if notes.is_empty() { "-".into() } else { notes.join("; ") }
 }

@@ -105,14 +105,19 @@ fn choose<'a>(
     sightings: &'a [SightingRecord],
     names: &GatewayNames,
 ) -> Result<&'a SightingRecord, Error> {
-    let of_mac: Vec<&SightingRecord> =
-        sightings.iter().filter(|record| record.sighting.mac == args.mac).collect();
+    let of_mac: Vec<&SightingRecord> = sightings
+        .iter()
+        .filter(|record| record.sighting.mac == args.mac)
+        .filter(|record| !model.revoked.contains_key(&record.gateway))
+        .collect();
     let place =
         |record: &SightingRecord| format!("{} {}", names.get(record.gateway), record.sighting.port);
     let wanted = |record: &&SightingRecord| {
         args.gateway.as_deref().is_none_or(|name| names.get(record.gateway) == name)
     };
     let candidates: Vec<&SightingRecord> = of_mac.iter().copied().filter(wanted).collect();
+    let approved = |record: &&SightingRecord| model.gateways.contains_key(&record.gateway);
+    let (candidates, waiting): (Vec<_>, Vec<_>) = candidates.into_iter().partition(approved);
     let taken = candidates.iter().find_map(|record| {
         model
             .devices
@@ -138,6 +143,11 @@ fn choose<'a>(
             "{} was seen at several gateways: {}. Say behind which one it stands with --gateway NAME. Nothing was changed.",
             args.mac,
             join(candidates.iter().map(|record| place(record)))
+        ))),
+        (None, _) if !waiting.is_empty() => Err(Error::Other(format!(
+            "{} was seen at {} only: approve that gateway first. Nothing was changed",
+            args.mac,
+            join(waiting.iter().map(|record| place(record)))
         ))),
         (None, _) => Err(Error::Other(match (&args.gateway, of_mac.is_empty()) {
             (Some(gateway), false) => format!(

@@ -1,0 +1,363 @@
+//! What operators change, from an invite to a policy that is rolled back.
+
+use std::fs;
+
+use anteroom_proto::mode::Mode;
+
+use crate::controller::Controller;
+use crate::person::Person;
+
+const MAC: &str = "02:00:00:00:01:0a";
+
+/// A controller with one gateway, and two devices behind it that were confirmed.
+fn hospital() -> (Controller, Person) {
+    let controller = Controller::start();
+    let ana = Person::logged_in(&controller);
+    ana.gateway(&controller, "imaging", 1);
+    ana.gateway(&controller, "server-room", 2);
+    controller.see("imaging", MAC, "10.20.1.10");
+    controller.see("server-room", "02:00:00:00:04:0a", "10.20.4.10");
+    ana.run(&["device", "confirm", MAC, "--name", "ct-1", "--label", "class=ct", "--yes"]).ok();
+    ana.run(&["device", "confirm", "02:00:00:00:04:0a", "--name", "pacs-1", "--yes"]).ok();
+    (controller, ana)
+}
+
+const POLICY: &str = r#"format = 1
+
+[rule.ct-to-pacs]
+from = "ct-1"
+to = "pacs-1"
+services = ["dicom"]
+"#;
+
+#[test]
+fn a_gateway_is_invited_compared_and_approved() {
+    let controller = Controller::start();
+    let ana = Person::logged_in(&controller);
+    let file = ana.path("imaging.invite").display().to_string();
+    let ran = ana.run(&["gateway", "invite", "imaging", "--site", "north", "--out", &file]).ok();
+    let invite = fs::read_to_string(&file).unwrap();
+    assert!(!ran.out.contains(invite.trim()), "the invite is in its file, not on the screen");
+    let identity = controller.enrol(invite.trim(), 1);
+    let fingerprint = identity.fingerprint().to_string();
+
+    let pending = ana.run(&["--json", "gateway", "pending"]).ok().json();
+    assert_eq!(pending[0]["name"], "imaging");
+    assert_eq!(pending[0]["fingerprint"], fingerprint);
+    let table = ana.run(&["gateway", "pending"]).ok().out;
+    assert!(table.contains(&fingerprint) && table.contains("in order"), "{table}");
+
+    let ran = ana.run(&["gateway", "approve", "imaging"]);
+    assert!(ran.fails(64).ends_with("add --yes if you mean it. Nothing was changed."), "{ran:#?}");
+    let ran = ana.type_in(&["gateway", "approve", "imaging"], "no\n");
+    assert!(ran.fails(64).ends_with("error: not confirmed. Nothing was changed."), "{ran:#?}");
+    assert!(controller.state().revisions.is_empty());
+    let spoken = fingerprint.replace('-', " ").to_uppercase();
+    ana.type_in(&["gateway", "approve", "imaging", "--fingerprint", &spoken], "yes\n").ok();
+
+    assert_eq!(controller.state().model().gateway_named("imaging").unwrap().1.identity, identity);
+    let list = ana.run(&["gateway", "list"]).ok().out;
+    assert!(list.contains("| imaging | north | ok "), "{list}");
+    let show = ana.run(&["gateway", "show", "imaging"]).ok().out;
+    assert!(show.contains("No rule allows it."), "{show}");
+    let ran = ana.run(&["gateway", "approve", "imaging", "--yes"]);
+    assert_eq!(ran.fails(1), "error: gateway imaging is approved already");
+    let ran = ana.run(&["gateway", "show", "imagin"]);
+    assert_eq!(ran.fails(1), "error: no gateway \"imagin\"; did you mean \"imaging\"?");
+}
+
+#[test]
+fn a_device_is_confirmed_as_it_was_sighted() {
+    let controller = Controller::start();
+    let ana = Person::logged_in(&controller);
+    ana.gateway(&controller, "imaging", 1);
+    ana.gateway(&controller, "ward", 2);
+    let ran = ana.run(&["device", "confirm", MAC, "--name", "ct-1", "--yes"]);
+    assert!(ran.fails(1).starts_with(&format!("error: no gateway has seen {MAC} yet")), "{ran:#?}");
+    controller.see("imaging", MAC, "10.20.1.10");
+    let new = ana.run(&["--json", "device", "list", "--new"]).ok().json();
+    assert_eq!((&new[0]["mac"], &new[0]["state"]), (&MAC.into(), &"new".into()), "{new}");
+    controller.see("ward", MAC, "10.20.2.10");
+    let ran = ana.run(&["device", "confirm", MAC, "--name", "ct-1", "--yes"]);
+    let text = ran.fails(64);
+    assert!(text.contains("was seen at several gateways: imaging port1, ward port1"), "{text}");
+    let words = ["device", "confirm", MAC, "--name", "ct-1", "--gateway", "imaging"];
+    let ran = ana.run(&[&words[..], &["--label", "class=ct", "--yes"]].concat()).ok();
+    assert!(ran.out.contains("Also sends: broadcast"), "{ran:#?}");
+    let model = controller.state().model();
+    let (_, device) = model.device_named("ct-1").unwrap();
+    assert_eq!(device.addresses, ["10.20.1.10/32".parse().unwrap()]);
+    assert_eq!(device.prefix_len, Some(24));
+    assert_eq!(device.router.unwrap().address.to_string(), "10.20.1.254");
+    assert_eq!(device.mode, Mode::Observe);
+    assert_eq!(device.mode_since, 3, "the revision that confirmed it");
+    let ran = ana.run(&[&words[..3], &["--name", "ct-2", "--gateway", "imaging"]].concat());
+    assert!(ran.fails(1).contains("is confirmed already, as ct-1"), "{ran:#?}");
+    let list = ana.run(&["device", "list"]).ok().out;
+    assert!(list.contains("| ct-1   | observe | imaging "), "{list}");
+    assert!(list.contains("| (new)  | -       | ward "), "{list}");
+}
+
+#[test]
+fn labels_and_modes_change_and_say_when_nothing_does() {
+    let (controller, ana) = hospital();
+    ana.run(&["device", "label", "ct-1", "vendor=siemens", "class=", "--yes"]).ok();
+    let shown = ana.run(&["--json", "device", "show", "ct-1"]).ok().json();
+    assert_eq!(shown["labels"], serde_json::json!({ "vendor": "siemens" }));
+    let before = controller.state().revisions.len() as u64;
+    let ran = ana.run(&["--json", "device", "mode", "ct-1", "pacs-1", "protect", "--yes"]).ok();
+    let done = ran.json();
+    assert_eq!((&done["revision"], &done["changed"]), (&(before + 1).into(), &true.into()));
+    let model = controller.state().model();
+    for name in ["ct-1", "pacs-1"] {
+        let (_, device) = model.device_named(name).unwrap();
+        assert_eq!((device.mode, device.mode_since), (Mode::Protect, before + 1), "{name}");
+    }
+    let again = ana.run(&["--json", "device", "mode", "ct-1", "protect", "--yes"]).ok().json();
+    assert_eq!(again["changed"], false);
+    assert_eq!(controller.state().revisions.len() as u64, before + 1);
+    let ran = ana.run(&["device", "mode", "ct-9", "protect", "--yes"]);
+    assert!(
+        ran.fails(1).starts_with("error: no device \"ct-9\"; did you mean \"ct-1\"?"),
+        "{ran:#?}"
+    );
+    let ran = ana.run(&["device", "mode", "protect", "ct-1"]);
+    assert!(ran.fails(64).contains("The mode comes last"), "{ran:#?}");
+}
+
+#[test]
+fn a_policy_is_checked_planned_applied_and_rolled_back() {
+    let (controller, ana) = hospital();
+    let bad = ana.write("bad.toml", &POLICY.replace("dicom", "dicm"));
+    for line in [&["policy", "check", &bad][..], &["policy", "plan", &bad]] {
+        let ran = ana.run(line);
+        let text = ran.fails(1);
+        assert!(text.contains("bad.toml:6: rule.ct-to-pacs"), "{text}");
+        assert!(
+            text.ends_with("no service \"dicm\"; did you mean \"dicom\"? Nothing was changed."),
+            "{text}"
+        );
+    }
+    let file = ana.write("policy.toml", POLICY);
+    ana.run(&["policy", "check", &file]).ok();
+    let plan = ana.path("change.plan").display().to_string();
+    let ran = ana.run(&["policy", "plan", &file, "--out", &plan]).ok();
+    assert!(ran.out.contains("+[rule.ct-to-pacs]"), "{ran:#?}");
+    let ran = ana.run(&["policy", "apply", &plan, "--yes"]);
+    assert!(ran.fails(64).contains("policy apply wants a reason"), "{ran:#?}");
+    ana.run(&["policy", "apply", &plan, "--yes", "--reason", "ticket 4711"]).ok();
+    assert_eq!(controller.state().model().policy, POLICY);
+    let ran = ana.run(&["policy", "apply", &plan, "--yes", "--reason", "again"]);
+    let text = ran.fails(1);
+    assert!(text.contains("the plan was made on revision 4, and now 5 is in force: ana made revision 5 (policy apply "), "{text}");
+
+    let history = ana.run(&["--json", "policy", "history"]).ok().json();
+    assert_eq!(history[0]["reason"], "ticket 4711");
+    assert_eq!(history[0]["operator"], "ana");
+    ana.run(&["policy", "rollback", "4", "--reason", "broke the CT", "--yes"]).ok();
+    assert_eq!(controller.state().model().policy, "format = 1\n");
+    assert_eq!(ana.run(&["policy", "show", "5"]).ok().out, POLICY);
+    let ran = ana.run(&["policy", "diff", "5"]).ok();
+    assert!(ran.out.contains("--- revision 5\n+++ revision 6\n"), "{ran:#?}");
+    assert!(ran.out.contains("-[rule.ct-to-pacs]"), "{ran:#?}");
+    let ran = ana.run(&["policy", "show", "99"]);
+    assert!(ran.fails(1).starts_with("error: there is no revision 99"), "{ran:#?}");
+    let ran = ana.run(&["audit", "verify"]).ok();
+    assert!(
+        ran.out.starts_with("The audit log holds: 6 entries in an unbroken chain, 6 revisions"),
+        "{ran:#?}"
+    );
+}
+
+#[test]
+fn an_altered_plan_isnt_applied() {
+    let (_controller, ana) = hospital();
+    let file = ana.write("policy.toml", POLICY);
+    let plan = ana.path("change.plan");
+    let name = plan.display().to_string();
+    ana.run(&["policy", "plan", &file, "--out", &name]).ok();
+    let text = fs::read_to_string(&plan).unwrap();
+    fs::write(&plan, text.replace("[\\\"dicom\\\"]", "[\\\"vnc\\\"]")).unwrap();
+    assert_ne!(fs::read_to_string(&plan).unwrap(), text);
+    let ran = ana.run(&["policy", "apply", &name, "--yes", "--reason", "r"]);
+    assert!(ran.fails(1).contains("the plan's file was altered"), "{ran:#?}");
+    fs::write(&plan, "{}").unwrap();
+    let ran = ana.run(&["policy", "apply", &name, "--yes", "--reason", "r"]);
+    assert!(ran.fails(1).contains("change.plan: not a plan as"), "{ran:#?}");
+}
+
+#[test]
+fn policy_works_offline_as_far_as_it_can() {
+    let ana = Person::new();
+    let out = ana.path("new.toml").display().to_string();
+    ana.run(&["policy", "init", "--out", &out]).ok();
+    let ran = ana.run(&["policy", "check", &out]).ok();
+    assert!(ran.err.contains("not logged in"), "{ran:#?}");
+    ana.run(&["policy", "fmt", &out]).ok();
+    ana.run(&["policy", "fmt", &out, "--check"]).ok();
+    let untidy =
+        ana.write("untidy.toml", "format=1\n[rule.a]\nto='b'\nfrom='a'\nservices=['dicom']\n");
+    assert_eq!(ana.run(&["policy", "fmt", &untidy, "--check"]).code, 1);
+    let text = fs::read_to_string(&untidy).unwrap();
+    assert!(text.starts_with("format=1"), "--check changed the file");
+    ana.run(&["policy", "fmt", &untidy]).ok();
+    ana.run(&["policy", "fmt", &untidy, "--check"]).ok();
+    let broken = ana.write("broken.toml", "format = 1\n[rule.a\n");
+    let ran = ana.run(&["policy", "check", &broken]);
+    assert!(ran.fails(1).contains("broken.toml:2"), "{ran:#?}");
+    let ran = ana.run(&["policy", "check", "/nowhere/policy.toml"]);
+    assert!(ran.fails(1).starts_with("error: /nowhere/policy.toml: can't read it: "), "{ran:#?}");
+}
+
+#[test]
+fn what_cuts_care_off_wants_the_name() {
+    let (controller, ana) = hospital();
+    let revisions = || controller.state().revisions.len();
+    let before = revisions();
+    let ran = ana.run(&["gateway", "revoke", "imaging", "--reason", "stolen", "--yes"]);
+    assert!(ran.fails(64).contains("add --confirm imaging if you mean it"), "{ran:#?}");
+    let ran = ana.type_in(&["gateway", "revoke", "imaging", "--reason", "stolen"], "yes\n");
+    assert!(ran.fails(64).contains("not confirmed"), "{ran:#?}");
+    assert_eq!(revisions(), before);
+    let ran = ana.type_in(&["gateway", "revoke", "imaging"], "stolen\nimaging\n").ok();
+    assert!(ran.err.contains("Reason, for the audit log:"), "{ran:#?}");
+    let model = controller.state().model();
+    assert!(model.gateway_named("imaging").is_none());
+    assert_eq!(model.revoked.len(), 1);
+    assert_eq!(controller.state().revisions.last().unwrap().1.reason.as_deref(), Some("stolen"));
+}
+
+#[test]
+fn a_gateway_that_doesnt_confirm_is_named_as_a_laggard() {
+    let (controller, ana) = hospital();
+    let id = controller.gateway_id("imaging");
+    controller.state().offline.push(id);
+    let ran = ana.run(&["device", "mode", "ct-1", "protect", "--yes", "--timeout", "1s"]);
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    assert!(ran.out.contains("not yet in force at 1 of "), "{ran:#?}");
+    assert!(ran.out.contains("\n  imaging: it is offline"), "{ran:#?}");
+    let ran = ana.run(&["status"]);
+    assert_eq!(ran.code, 2, "{ran:#?}");
+    assert!(ran.out.starts_with("Problems:\n  gateway imaging: offline; last seen "), "{ran:#?}");
+    assert!(ran.out.contains("Not all is well."), "{ran:#?}");
+    let json = ana.run(&["--json", "status"]).json();
+    assert_eq!((&json["well"], &json["gateways"][0]["state"]), (&false.into(), &"offline".into()));
+    controller.state().offline.clear();
+    let ran = ana.run(&["status", "--wait", "5"]).ok();
+    assert!(
+        ran.out.contains("All is well. Revision 5, 2 gateways, 2 devices: 1 observe, 1 protect"),
+        "{ran:#?}"
+    );
+    ana.run(&["device", "mode", "ct-1", "observe", "--yes", "--no-wait"]).ok();
+}
+
+#[test]
+fn a_change_is_computed_again_when_somebody_was_faster() {
+    let (controller, ana) = hospital();
+    let key = ana_key(&ana);
+    let faster = {
+        let key = key.clone();
+        move |state: &mut crate::controller::State| {
+            let body = state.revise(&key, |model| {
+                model.set_mode("pacs-1", Mode::Protect, 5).unwrap();
+            });
+            let update = anteroom_proto::api::ModelUpdate {
+                revision: body,
+                action: "device mode".into(),
+                subject: "pacs-1 protect".into(),
+                reason: None,
+            };
+            assert_eq!(state.update(update, key.public()).0, 200);
+        }
+    };
+    controller.state().before_update = Some(Box::new(faster.clone()));
+    let ran = ana.run(&["device", "label", "ct-1", "floor=2", "--yes"]).ok();
+    assert!(ran.out.contains("Meanwhile ana made revision 5 (device mode pacs-1 protect); computing the change again."), "{ran:#?}");
+    let model = controller.state().model();
+    assert_eq!(model.device_named("pacs-1").unwrap().1.mode, Mode::Protect);
+    assert!(model.device_named("ct-1").unwrap().1.labels.values().any(|value| value == "2"));
+
+    let file = ana.write("policy.toml", POLICY);
+    let plan = ana.path("change.plan").display().to_string();
+    ana.run(&["policy", "plan", &file, "--out", &plan]).ok();
+    controller.state().before_update = Some(Box::new(move |state| {
+        let body = state.revise(&key, |model| {
+            model.set_mode("pacs-1", Mode::Observe, 7).unwrap();
+        });
+        let update = anteroom_proto::api::ModelUpdate {
+            revision: body,
+            action: "device mode".into(),
+            subject: "pacs-1 observe".into(),
+            reason: None,
+        };
+        assert_eq!(state.update(update, key.public()).0, 200);
+    }));
+    let ran = ana.run(&["policy", "apply", &plan, "--yes", "--reason", "r"]);
+    let text = ran.fails(1);
+    assert!(text.starts_with("error: nothing was changed: ana made revision 7 (device mode pacs-1 observe) meanwhile."), "{text}");
+    assert_eq!(controller.state().model().policy, "format = 1\n");
+}
+
+fn ana_key(ana: &Person) -> anteroom_proto::key::IdentityKey {
+    anteroom::home::Home::locate(Some(&ana.home())).unwrap().key().unwrap()
+}
+
+#[test]
+fn an_answer_that_is_lost_on_the_way_is_looked_up() {
+    let (controller, ana) = hospital();
+    let before = controller.state().revisions.len();
+    let mut lost = false;
+    controller.lie("/v1/model", move |_, body| {
+        if !lost && body.get("number").is_some() {
+            lost = true;
+            *body = serde_json::json!("garbled");
+        }
+    });
+    ana.run(&["device", "label", "ct-1", "floor=2", "--yes"]).ok();
+    assert_eq!(controller.state().revisions.len(), before + 1);
+}
+
+#[test]
+fn flows_bear_names_and_say_what_is_in_the_clear() {
+    let (controller, ana) = hospital();
+    let file = ana
+        .write("policy.toml", "format = 1\n[external.archive]\nprefixes = [\"10.20.4.50/32\"]\n");
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "r"]).ok();
+    let gateway = controller.gateway_id("imaging");
+    let member = controller.state().model().device_named("ct-1").unwrap().0;
+    let pacs = controller.state().model().device_named("pacs-1").unwrap().0;
+    let edge = |remote: &str, remote_member, outbound, port, verdict: &str| {
+        serde_json::from_value::<anteroom_proto::api::Edge>(serde_json::json!({
+            "gateway": gateway, "mac": MAC, "member": member, "local": "10.20.1.10",
+            "remote": remote, "remote_member": remote_member, "outbound": outbound, "protocol": 6,
+            "port": port, "verdict": verdict, "rule": null, "flows": 3, "packets_out": 9,
+            "packets_in": 8, "bytes_out": 12_000, "bytes_in": 800,
+            "first": 1_764_000_000_000_u64, "last": 1_764_000_060_000_u64,
+        }))
+        .unwrap()
+    };
+    controller.state().edges = vec![
+        edge("10.20.4.10", Some(pacs), true, 104, "tunnel"),
+        edge("10.20.4.50", None, true, 104, "clear"),
+        edge("10.20.9.9", None, false, 22, "drop(no-rule)"),
+    ];
+    let table = ana.run(&["flows", "ct-1"]).ok().out;
+    let lines: Vec<&str> = table.lines().skip(2).collect();
+    for (line, parts) in lines.iter().zip([
+        ["ct-1", "pacs-1", "dicom", "tunnel"],
+        ["ct-1", "archive (external 10.20.4.50)", "dicom", "clear, in the clear"],
+        ["outside 10.20.9.9", "ct-1", "tcp/22", "drop(no-rule)"],
+    ]) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{line} lacks one of {parts:?}");
+    }
+    let json = ana.run(&["--json", "flows"]).ok().json();
+    assert_eq!(json[1]["in_the_clear"], true);
+    assert_eq!(json[1]["to"]["kind"], "external");
+    assert_eq!(json[0]["last_seen"], "2025-11-24T16:01:00.000Z");
+    let only = ana.run(&["--json", "flows", "archive"]).ok().json();
+    assert_eq!(only.as_array().unwrap().len(), 1, "{only}");
+    let ran = ana.run(&["flows", "ct-9"]);
+    assert!(ran.fails(1).contains("did you mean \"ct-1\"?"), "{ran:#?}");
+    let ran = ana.run(&["why", "ct-1", "nobody", "dicom"]);
+    assert!(ran.fails(1).contains("\"nobody\""), "{ran:#?}");
+}

@@ -1,0 +1,493 @@
+//! A controller small enough to lie on purpose: HTTPS on loopback, everything in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use anteroom_controller_core::compile::compile;
+use anteroom_controller_core::model::Model;
+use anteroom_proto::api::*;
+use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::cbor::Blob;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::invite::{IdentityClaim, Invite, InviteCode};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
+use anteroom_proto::setup::SetupCode;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::Sighting;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// Changes an answer on its way out: path, status and body.
+pub(crate) type Lie = Box<dyn FnMut(&str, &mut u16, &mut Value) + Send>;
+
+/// What happens just before an update is looked at.
+pub(crate) type Interference = Box<dyn FnOnce(&mut State) + Send>;
+
+pub(crate) struct State {
+    pub(crate) key: IdentityKey,
+    pub(crate) secret: Vec<u8>,
+    pub(crate) chain: Vec<Signed<Authority>>,
+    pub(crate) tokens: HashMap<String, PublicKey>,
+    pub(crate) logins: u64,
+    nonce: u64,
+    pub(crate) invites: Vec<Signed<Invite>>,
+    pub(crate) pending: Vec<PendingGateway>,
+    pub(crate) revisions: Vec<(ModelRevision, RevisionInfo)>,
+    pub(crate) audit: Vec<AuditEntry>,
+    pub(crate) sightings: Vec<SightingRecord>,
+    pub(crate) edges: Vec<Edge>,
+    /// Gateways that don't confirm anything.
+    pub(crate) offline: Vec<GatewayId>,
+    pub(crate) lie: Option<Lie>,
+    /// Done once, just before the next model is looked at.
+    pub(crate) before_update: Option<Interference>,
+}
+
+pub(crate) struct Controller {
+    state: Arc<Mutex<State>>,
+    pub(crate) port: u16,
+    pub(crate) certificate: Hash,
+}
+
+impl Controller {
+    pub(crate) fn start() -> Self {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let der = made.cert.der().clone();
+        let certificate = Hash::try_from(<[u8; 32]>::from(Sha256::digest(&der))).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![der], key.into())
+            .unwrap();
+        let state = Arc::new(Mutex::new(State {
+            key: IdentityKey::from_seed(&[200; 32]),
+            secret: vec![9; SetupCode::SECRET_LEN],
+            chain: Vec::new(),
+            tokens: HashMap::new(),
+            logins: 0,
+            nonce: 0,
+            invites: Vec::new(),
+            pending: Vec::new(),
+            revisions: Vec::new(),
+            audit: Vec::new(),
+            sightings: Vec::new(),
+            edges: Vec::new(),
+            offline: Vec::new(),
+            lie: None,
+            before_update: None,
+        }));
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (shared, config) = (Arc::clone(&state), Arc::new(config));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (shared, config) = (Arc::clone(&shared), Arc::clone(&config));
+                // A client that hangs up in the handshake is part of some tests.
+                std::thread::spawn(move || serve(stream, config, &shared));
+            }
+        });
+        Self { state, port, certificate }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn setup_code(&self) -> String {
+        let state = self.state();
+        SetupCode {
+            https: vec![self.address()],
+            certificate: self.certificate,
+            controller: state.key.public(),
+            quic: vec!["127.0.0.1:4433".into()],
+            secret: Blob(state.secret.clone()),
+        }
+        .to_string()
+    }
+
+    /// Lies in every answer to `path` from now on.
+    pub(crate) fn lie(
+        &self,
+        path: &'static str,
+        mut lie: impl FnMut(&mut u16, &mut Value) + Send + 'static,
+    ) {
+        self.state().lie = Some(Box::new(move |asked, status, body| {
+            if asked == path {
+                lie(status, body);
+            }
+        }));
+    }
+
+    pub(crate) fn be_honest(&self) {
+        self.state().lie = None;
+    }
+
+    /// A gateway with an identity from `seed` uses the invite.
+    pub(crate) fn enrol(&self, invite: &str, seed: u8) -> PublicKey {
+        let code: InviteCode = invite.parse().unwrap();
+        let identity = IdentityKey::from_seed(&[seed; 32]).public();
+        let claim = IdentityClaim {
+            organisation: code.organisation,
+            invite: code.invite,
+            gateway: code.gateway,
+            identity,
+        };
+        let claim = Signed::sign(&claim, &code.key().unwrap());
+        let mut state = self.state();
+        let invite = state
+            .invites
+            .iter()
+            .find(|invite| invite.verify_self_named().unwrap().invite == code.invite)
+            .unwrap()
+            .clone();
+        state.pending.push(PendingGateway {
+            invite,
+            claim,
+            enrolled_at: UnixMillis(1_764_000_000_000),
+            from: "10.20.1.2:40000".parse().unwrap(),
+            online: true,
+        });
+        identity
+    }
+
+    pub(crate) fn gateway_id(&self, name: &str) -> GatewayId {
+        self.state().model().gateway_named(name).unwrap().0
+    }
+
+    /// A gateway sees a device.
+    pub(crate) fn see(&self, gateway: &str, mac: &str, address: &str) {
+        let gateway = self.gateway_id(gateway);
+        let sighting = Sighting {
+            port: "port1".parse().unwrap(),
+            mac: mac.parse().unwrap(),
+            vlan: None,
+            addresses: vec![address.parse().unwrap()],
+            prefix_len: Some(24),
+            router: Some(("10.20.1.254".parse().unwrap(), "02:00:00:00:00:fe".parse().unwrap())),
+            member: None,
+            held: false,
+            kinds: vec!["broadcast".into()],
+            first_seen: UnixMillis(1_764_000_000_000),
+            last_seen: UnixMillis(1_764_000_100_000),
+        };
+        let first_seen = sighting.first_seen;
+        self.state().sightings.push(SightingRecord { gateway, sighting, first_seen });
+    }
+}
+
+fn serve(stream: TcpStream, config: Arc<ServerConfig>, shared: &Mutex<State>) -> Option<()> {
+    let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, stream);
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 16 * 1024];
+    let (head, mut body) = loop {
+        let read = stream.read(&mut chunk).ok().filter(|read| *read > 0)?;
+        bytes.extend_from_slice(&chunk[..read]);
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break (String::from_utf8(bytes[..end].to_vec()).ok()?, bytes[end + 4..].to_vec());
+        }
+    };
+    let header = |name: &str| {
+        head.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+        })
+    };
+    let length: usize = header("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    while body.len() < length {
+        let read = stream.read(&mut chunk).ok().filter(|read| *read > 0)?;
+        body.extend_from_slice(&chunk[..read]);
+    }
+    let mut words = head.split_whitespace();
+    let (method, target) = (words.next()?, words.next()?);
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let token =
+        header("authorization").and_then(|text| text.strip_prefix("Bearer ").map(str::to_owned));
+    let mut state = shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (mut status, mut answer) = state.answer(method, path, query, token.as_deref(), &body);
+    if let Some(lie) = &mut state.lie {
+        lie(path, &mut status, &mut answer);
+    }
+    drop(state);
+    let text = if answer.is_null() { String::new() } else { answer.to_string() };
+    let head = format!(
+        "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        text.len()
+    );
+    stream.write_all(head.as_bytes()).ok()?;
+    stream.write_all(text.as_bytes()).ok()?;
+    stream.conn.send_close_notify();
+    stream.flush().ok()
+}
+
+fn ok(value: &impl Serialize) -> (u16, Value) {
+    (200, serde_json::to_value(value).unwrap())
+}
+
+fn no(status: u16, code: &str, message: &str) -> (u16, Value) {
+    (status, json!({ "code": code, "message": message }))
+}
+
+impl State {
+    pub(crate) fn model(&self) -> Model {
+        Model::decode(&self.revisions.last().unwrap().0.model.0).unwrap()
+    }
+
+    fn authority(&self) -> AuthorityChain {
+        AuthorityChain::follow_unpinned(&self.chain).unwrap()
+    }
+
+    fn answer(
+        &mut self,
+        method: &str,
+        path: &str,
+        query: &str,
+        token: Option<&str>,
+        body: &[u8],
+    ) -> (u16, Value) {
+        match (method, path) {
+            ("GET", paths::CONTROLLER) => {
+                return ok(&ControllerInfo {
+                    key: self.key.public(),
+                    version: "0.1.0".into(),
+                    organisation: (!self.chain.is_empty())
+                        .then(|| self.authority().newest().organisation),
+                    addresses: vec!["127.0.0.1:4433".into()],
+                    time: UnixMillis(1),
+                });
+            }
+            ("POST", paths::CLAIM) => return self.claim(&serde_json::from_slice(body).unwrap()),
+            ("POST", paths::CHALLENGE) => {
+                self.nonce += 1;
+                return ok(&Challenge { nonce: Blob(self.nonce.to_be_bytes().to_vec()) });
+            }
+            ("POST", paths::LOGIN) => return self.log_in(&serde_json::from_slice(body).unwrap()),
+            _ => {}
+        }
+        let Some(operator) = token.and_then(|token| self.tokens.get(token)).copied() else {
+            return no(401, "unauthorised", "the token is unknown or has lapsed: log in again");
+        };
+        match (method, path) {
+            ("POST", paths::LOGOUT) => {
+                self.tokens.clear();
+                (204, Value::Null)
+            }
+            ("GET", paths::AUTHORITY) => ok(&self.chain),
+            ("POST", paths::INVITES) => {
+                let new: NewInvite = serde_json::from_slice(body).unwrap();
+                let chain = self.authority();
+                let newest = chain.newest();
+                new.invite.verify(newest.organisation, &newest.operator_keys()).unwrap();
+                self.invites.push(new.invite);
+                (204, Value::Null)
+            }
+            ("GET", paths::PENDING) => ok(&self.pending),
+            ("GET", paths::GATEWAYS) => ok(&self.statuses()),
+            ("GET", paths::SIGHTINGS) => ok(&self.sightings),
+            ("GET", paths::EDGES) => ok(&self.edges),
+            ("GET", paths::MODEL) => match self.revisions.last() {
+                Some((newest, _)) => ok(newest),
+                None => no(404, "not-found", "there is no revision yet"),
+            },
+            ("POST", paths::MODEL) => {
+                if let Some(first) = self.before_update.take() {
+                    first(self);
+                }
+                self.update(serde_json::from_slice(body).unwrap(), operator)
+            }
+            ("GET", paths::REVISIONS) => {
+                ok(&self.revisions.iter().rev().map(|(_, info)| info).collect::<Vec<_>>())
+            }
+            ("GET", paths::AUDIT) => {
+                let after = query
+                    .split('&')
+                    .find_map(|pair| pair.strip_prefix("after=")?.parse::<u64>().ok())
+                    .unwrap_or(0);
+                ok(&self.audit.iter().filter(|entry| entry.number > after).collect::<Vec<_>>())
+            }
+            ("GET", _) => self.numbered(path),
+            _ => no(404, "not-found", "no such path"),
+        }
+    }
+
+    fn numbered(&self, path: &str) -> (u16, Value) {
+        let Some((kind, number)) = path.rsplit_once('/') else {
+            return no(404, "not-found", "no such path");
+        };
+        let number: usize = number.parse().unwrap();
+        let Some((revision, _)) = number.checked_sub(1).and_then(|at| self.revisions.get(at))
+        else {
+            return no(404, "not-found", "no such revision");
+        };
+        match kind {
+            "/v1/model" => ok(revision),
+            "/v1/progress" => ok(&Progress {
+                number: number as u64,
+                gateways: self
+                    .model()
+                    .gateways
+                    .keys()
+                    .map(|gateway| GatewayProgress {
+                        gateway: *gateway,
+                        applied: !self.offline.contains(gateway),
+                        applied_at: None,
+                        online: !self.offline.contains(gateway),
+                        refused: None,
+                    })
+                    .collect(),
+            }),
+            _ => no(404, "not-found", "no such path"),
+        }
+    }
+
+    fn statuses(&self) -> Vec<GatewayStatus> {
+        let Some((newest, _)) = self.revisions.last() else { return Vec::new() };
+        let wanted = newest.root.verify_self_named().unwrap().number;
+        self.model()
+            .gateways
+            .keys()
+            .map(|gateway| {
+                let online = !self.offline.contains(gateway);
+                GatewayStatus {
+                    gateway: *gateway,
+                    online,
+                    last_seen: Some(UnixMillis(1_764_000_000_000)),
+                    revision: Some(if online { wanted } else { wanted - 1 }),
+                    wanted,
+                    behind_since: (!online).then_some(UnixMillis(1_764_000_000_000)),
+                    refused: None,
+                    problems: Vec::new(),
+                    agent_version: Some("0.1.0".into()),
+                    ports: Vec::new(),
+                    tunnels: Vec::new(),
+                    observed: None,
+                    drops: BTreeMap::from([("no-rule".into(), 3)]),
+                }
+            })
+            .collect()
+    }
+
+    fn claim(&mut self, claim: &Claim) -> (u16, Value) {
+        if !self.chain.is_empty() || claim.secret.0 != self.secret {
+            return no(403, "unauthorised", "this controller has an owner already");
+        }
+        let chain =
+            AuthorityChain::follow_unpinned(std::slice::from_ref(&claim.authority)).unwrap();
+        assert_eq!(chain.newest().controller_keys(), [self.key.public()]);
+        self.chain = chain.to_signed();
+        (204, Value::Null)
+    }
+
+    fn log_in(&mut self, request: &LoginRequest) -> (u16, Value) {
+        let chain = self.authority();
+        let newest = chain.newest();
+        match request.login.verify(newest.organisation, &newest.operator_keys()) {
+            Ok(login) => {
+                assert_eq!(login.controller, self.key.public());
+                assert_eq!(login.nonce.0, self.nonce.to_be_bytes());
+                self.logins += 1;
+                let token = format!("token-{}", self.logins);
+                self.tokens.insert(token.clone(), login.signer());
+                let operator = newest.operator(login.signer()).unwrap().name.clone();
+                ok(&Session { token, operator, not_after: UnixMillis(u64::MAX / 2) })
+            }
+            Err(error) => no(401, "unauthorised", &format!("not an operator here: {error}")),
+        }
+    }
+
+    pub(crate) fn update(&mut self, update: ModelUpdate, operator: PublicKey) -> (u16, Value) {
+        let chain = self.authority();
+        let newest = chain.newest();
+        let root =
+            update.revision.root.verify(newest.organisation, &newest.operator_keys()).unwrap();
+        let previous = self.revisions.last().map_or(Hash::ZERO, |(newest, _)| newest.root.hash());
+        if root.number != self.revisions.len() as u64 + 1 || root.previous != previous {
+            return no(409, "conflict", "another revision came first");
+        }
+        assert_eq!(root.authority, newest.number);
+        assert_eq!(root.incarnation, newest.incarnation);
+        assert_eq!(Model::hash(&update.revision.model.0), root.model);
+        let model = Model::decode(&update.revision.model.0).unwrap();
+        let compiled = compile(&model).unwrap();
+        assert_eq!(compiled.root, root.root);
+        let number = root.number;
+        let at = UnixMillis(1_764_000_000_000 + number * 60_000);
+        self.revisions.push((
+            ModelRevision { root: update.revision.root.clone(), model: update.revision.model },
+            RevisionInfo {
+                number,
+                at,
+                operator,
+                action: update.action.clone(),
+                subject: update.subject.clone(),
+                reason: update.reason.clone(),
+            },
+        ));
+        self.log(AuditEntry {
+            number: 0,
+            at,
+            actor: format!("ana {}", operator.fingerprint()),
+            action: update.action,
+            subject: update.subject,
+            reason: update.reason,
+            before: None,
+            after: None,
+            revision: Some(number),
+            root: Some(update.revision.root.hash()),
+            previous: Hash::ZERO,
+            hash: Hash::ZERO,
+        });
+        self.pending.retain(|pending| {
+            let invite = pending.invite.verify_self_named().unwrap();
+            !model.gateways.contains_key(&invite.gateway)
+        });
+        ok(&ModelAccepted { number, affected: model.gateways.keys().copied().collect() })
+    }
+
+    /// Appends an entry, or with a number that is taken rewrites the log from there.
+    pub(crate) fn log(&mut self, mut entry: AuditEntry) {
+        entry.number = self.audit.len() as u64 + 1;
+        entry.previous = self.audit.last().map_or(Hash::ZERO, |last| last.hash);
+        entry.hash = entry.compute_hash();
+        self.audit.push(entry);
+    }
+
+    /// A revision that somebody else made: `edit` of the newest model, signed by `key`.
+    pub(crate) fn revise(
+        &mut self,
+        key: &IdentityKey,
+        edit: impl FnOnce(&mut Model),
+    ) -> ModelRevisionBody {
+        let (previous, number) = self
+            .revisions
+            .last()
+            .map_or((Hash::ZERO, 1), |(newest, info)| (newest.root.hash(), info.number + 1));
+        let mut model = self.model();
+        edit(&mut model);
+        let bytes = model.encode();
+        let root = IntentRoot {
+            organisation: model.organisation,
+            authority: self.chain.len() as u64,
+            incarnation: 1,
+            number,
+            previous,
+            model: Model::hash(&bytes),
+            root: compile(&model).unwrap().root,
+            signed_at: UnixMillis(5),
+        };
+        ModelRevisionBody { root: Signed::sign(&root, key), model: Blob(bytes) }
+    }
+}

@@ -1,0 +1,7 @@
+//! The command line against a controller in memory: all of an operator's ways, and every lie that must not pass.
+
+mod changes;
+mod controller;
+mod lies;
+mod login;
+mod person;
