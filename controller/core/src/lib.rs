@@ -10,6 +10,8 @@ pub mod blast;
 pub mod compile;
 pub mod decide;
 pub mod edit;
+#[cfg(test)]
+mod fixture;
 pub mod lint;
 pub mod model;
 pub mod names;

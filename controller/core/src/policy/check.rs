@@ -3,7 +3,7 @@
 use anteroom_proto::name::Name;
 
 use super::reader::Reader;
-use super::{At, Policy};
+use super::Policy;
 use crate::problem::did_you_mean;
 use crate::service_catalog;
 
@@ -31,16 +31,7 @@ pub(super) fn check(policy: &Policy, reader: &mut Reader<'_>) {
             }
         }
     }
-    for (name, rule) in &policy.rules {
-        services(policy, reader, &format!("rule.{name}"), &rule.services);
-    }
-    for (name, test) in &policy.tests {
-        services(policy, reader, &format!("test.{name}"), &test.services);
-    }
-}
-
-fn services(policy: &Policy, reader: &mut Reader<'_>, path: &str, services: &[At<Name>]) {
-    for service in services {
+    for (path, service) in std::mem::take(&mut reader.services) {
         let name = service.value.as_str();
         if policy.services.contains_key(name) || service_catalog::find(name).is_some() {
             continue;
@@ -53,6 +44,6 @@ fn services(policy: &Policy, reader: &mut Reader<'_>, path: &str, services: &[At
             }
             _ => format!("no service \"{name}\"{}", did_you_mean(name, known)),
         };
-        reader.problem(service.position, path, message);
+        reader.problem(service.position, &path, message);
     }
 }

@@ -319,7 +319,9 @@ fn ends(reader: &mut Reader<'_>, entry: &Entry<'_>) -> Ends {
             );
             reader.problem(text.position, &entry.path, message);
         } else {
-            services.extend(reader.to_name(&entry.path, text));
+            let service = reader.to_name(&entry.path, text);
+            reader.services.extend(service.clone().map(|name| (entry.path.clone(), name)));
+            services.extend(service);
         }
     }
     (from, to, services)

@@ -20,6 +20,8 @@ pub(super) struct Reader<'a> {
     /// Offset of the first byte of each line.
     lines: Vec<usize>,
     pub(super) problems: Problems,
+    /// Services that were named, with the path of who named them: they are looked up once all are read.
+    pub(super) services: Vec<(String, At<Name>)>,
 }
 
 /// A table, with the path that problems in it are to name.
@@ -33,7 +35,7 @@ impl<'a> Reader<'a> {
     pub(super) fn new(file: &'a str, text: &'a str) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
-        Self { file, text, lines, problems: Problems::default() }
+        Self { file, text, lines, problems: Problems::default(), services: Vec::new() }
     }
 
     pub(super) fn position(&self, span: Option<Range<usize>>) -> Position {
