@@ -181,33 +181,37 @@ pub(crate) fn any_model() -> impl Strategy<Value = Model> {
             essential,
             expires,
         });
-    (1u32..=5, devices, prop::collection::vec(rule, 0..10)).prop_map(|(gateways, devices, rules)| {
-        let mut model = Model::new(OrganisationId::from_bytes([1; 16]));
-        for number in 0..gateways {
-            let site = if number % 2 == 0 { "north" } else { "south" };
-            let (id, found) = gateway(number, &format!("gw-{number}"), site);
-            model.gateways.insert(id, found);
-        }
-        let mut names: Vec<String> =
-            ["north", "class-0", "class-1", "class-2", "mixed", "out", "wide"].map(str::to_owned).to_vec();
-        for (at, (behind, class, mode, quarantined, port)) in (0u8..).zip(&devices) {
-            // Some stand behind a gateway that isn't approved.
-            let (id, mut found) = device(
-                100 + u32::from(at),
-                &format!("dev-{at}"),
-                *behind,
-                &format!("port{port}"),
-                [10, 0, 0, at + 1],
-                &format!("class-{class}"),
-            );
-            found.mode = [Mode::Observe, Mode::Protect, Mode::Enforce][usize::from(*mode)];
-            found.quarantined = *quarantined;
-            names.push(found.name.to_string());
-            model.devices.insert(id, found);
-        }
-        model.policy = random_policy(&names, &rules);
-        model
-    })
+    (1u32..=5, devices, prop::collection::vec(rule, 0..10)).prop_map(
+        |(gateways, devices, rules)| {
+            let mut model = Model::new(OrganisationId::from_bytes([1; 16]));
+            for number in 0..gateways {
+                let site = if number % 2 == 0 { "north" } else { "south" };
+                let (id, found) = gateway(number, &format!("gw-{number}"), site);
+                model.gateways.insert(id, found);
+            }
+            let mut names: Vec<String> =
+                ["north", "class-0", "class-1", "class-2", "mixed", "out", "wide"]
+                    .map(str::to_owned)
+                    .to_vec();
+            for (at, (behind, class, mode, quarantined, port)) in (0u8..).zip(&devices) {
+                // Some stand behind a gateway that isn't approved.
+                let (id, mut found) = device(
+                    100 + u32::from(at),
+                    &format!("dev-{at}"),
+                    *behind,
+                    &format!("port{port}"),
+                    [10, 0, 0, at + 1],
+                    &format!("class-{class}"),
+                );
+                found.mode = [Mode::Observe, Mode::Protect, Mode::Enforce][usize::from(*mode)];
+                found.quarantined = *quarantined;
+                names.push(found.name.to_string());
+                model.devices.insert(id, found);
+            }
+            model.policy = random_policy(&names, &rules);
+            model
+        },
+    )
 }
 
 fn random_policy(names: &[String], rules: &[RandomRule]) -> String {

@@ -1,1 +1,137 @@
+use anteroom_proto::key::PublicKey;
+use insta::assert_snapshot;
 
+use super::*;
+use crate::fixture::{device, gateway, gateway_id, hospital, mac, member_id, name};
+
+/// Whatever fails leaves the model as it was.
+fn refused(change: impl FnOnce(&mut Model) -> Result<(), EditError>) -> String {
+    let mut model = hospital();
+    let error = change(&mut model).expect_err("an error was expected");
+    assert_eq!(model, hospital(), "a failed change changed something");
+    error.to_string()
+}
+
+#[test]
+fn gateways_are_approved_once() {
+    let mut model = hospital();
+    let (id, annex) = gateway(4, "annex", "south");
+    model.approve_gateway(id, annex.clone()).unwrap();
+    assert_eq!(model.gateways.get(&id), Some(&annex));
+    assert_snapshot!(refused(|model| model.approve_gateway(gateway_id(9), gateway(9, "imaging", "north").1)), @"the name imaging is taken by gateway gw-00000001aaaaaaaaaaaaaaaaaaaaaaaa");
+    assert_snapshot!(refused(|model| model.approve_gateway(gateway_id(1), gateway(9, "other", "north").1)), @r#"the id gw-00000001aaaaaaaaaaaaaaaaaaaaaaaa is taken by the gateway "imaging"; enrol it anew"#);
+    let (_, mut twin) = gateway(9, "twin", "north");
+    twin.identity = hospital().gateways[&gateway_id(1)].identity;
+    assert!(
+        refused(|model| model.approve_gateway(gateway_id(9), twin))
+            .starts_with("the identity key ")
+    );
+}
+
+#[test]
+fn a_revoked_gateways_id_and_key_never_come_back_but_its_name_may() {
+    let mut model = hospital();
+    let revoked = model.revoke_gateway("imaging").unwrap();
+    let before = model.clone();
+    let old = model.revoked[&revoked].clone();
+    let error = model.approve_gateway(revoked, old.clone()).unwrap_err();
+    assert_snapshot!(error, @r#"the id gw-00000001aaaaaaaaaaaaaaaaaaaaaaaa is taken by the revoked gateway "imaging"; enrol it anew"#);
+    let error = model.approve_gateway(gateway_id(9), old.clone()).unwrap_err().to_string();
+    assert!(error.contains("the revoked gateway \"imaging\""), "{error}");
+    assert_eq!(model, before);
+    let renewed = Gateway { identity: PublicKey::try_from([9; 32]).unwrap(), ..old };
+    model.approve_gateway(gateway_id(9), renewed).unwrap();
+    assert_snapshot!(refused(|model| model.revoke_gateway("wrad").map(|_| ())), @r#"no gateway "wrad"; did you mean "ward"?"#);
+}
+
+#[test]
+fn a_device_comes_back_behind_another_gateway_with_its_history() {
+    let mut model = hospital();
+    model.set_mode("ct-1", Mode::Enforce, 5).unwrap();
+    model.revoke_gateway("imaging").unwrap();
+    let (new_id, mut returning) = device(99, "ct-1", 2, "port3", [10, 20, 2, 50], "ct");
+    returning.attachment.mac = mac(1);
+    returning.labels = BTreeMap::from([(name("vendor"), "acme".to_owned())]);
+    returning.confirmed_at = crate::fixture::NOW;
+    assert_eq!(model.confirm_device(new_id, returning.clone()).unwrap(), member_id(1));
+    let found = &model.devices[&member_id(1)];
+    assert_eq!((found.mode, found.mode_since), (Mode::Enforce, 5));
+    assert_eq!(found.attachment, returning.attachment);
+    assert_eq!(found.addresses, returning.addresses);
+    assert!(found.confirmed_at < crate::fixture::NOW);
+    assert_eq!(found.labels.len(), 2);
+    let mut stranger = returning;
+    stranger.name = name("mri-1");
+    stranger.attachment.mac = mac(77);
+    let before = model.clone();
+    let error = model.confirm_device(new_id, stranger).unwrap_err();
+    assert_snapshot!(error, @"the name mri-1 is taken by a device with the Ethernet address 00:1b:00:00:00:02 whose gateway was revoked");
+    assert_eq!(model, before);
+}
+
+#[test]
+fn devices_have_names_places_and_addresses_of_their_own() {
+    let confirm = |change: fn(&mut Device)| {
+        refused(|model| {
+            let (id, mut found) = device(9, "ct-9", 1, "port1", [10, 20, 1, 99], "ct");
+            change(&mut found);
+            model.confirm_device(id, found).map(|_| ())
+        })
+    };
+    assert_snapshot!(confirm(|found| found.name = name("mri-1")), @r#"the name mri-1 is taken by a device behind gateway "imaging""#);
+    assert_snapshot!(confirm(|found| found.name = name("pacs")), @"the name pacs is taken by the segment in line 11 of the policy");
+    assert_snapshot!(confirm(|found| found.name = name("archive")), @"the name archive is taken by the external in line 6 of the policy");
+    assert_snapshot!(confirm(|found| found.attachment.mac = mac(2)), @r#"the Ethernet address 00:1b:00:00:00:02 is taken by device "mri-1" in the same site"#);
+    assert_snapshot!(confirm(|found| found.attachment.mac.0[0] = 1), @"the Ethernet address of device ct-9: 01:1b:00:00:00:09 is nobody's own");
+    assert_snapshot!(confirm(|found| found.attachment.vlan = Some(4095)), @"the VLAN of device ct-9: choose one of 1 to 4094");
+    assert_snapshot!(confirm(|found| found.attachment.gateway = gateway_id(8)), @r#"no gateway "gw-00000008aaaaaaaaaaaaaaaaaaaaaaaa""#);
+    assert_snapshot!(confirm(|found| found.prefix_len = Some(33)), @"the prefix length of device ct-9: it is at most 32");
+    assert_snapshot!(confirm(|found| found.addresses = vec!["224.0.0.1/32".parse().unwrap()]), @"an address of device ct-9: 224.0.0.1/32 is nobody's own address");
+    assert_snapshot!(confirm(|found| found.addresses = vec!["10.0.0.1/24".parse().unwrap()]), @"an address of device ct-9: 10.0.0.1/24 has bits behind its length: write the prefix's first address");
+    assert_snapshot!(confirm(|found| found.addresses = vec!["0.0.0.0/0".parse().unwrap()]), @r#"an address of device ct-9: 0.0.0.0/0 is too wide: a prefix of 8 bits and more stands for "dynamic within""#);
+    assert_snapshot!(confirm(|found| found.addresses = vec!["10.0.0.1/32".parse().unwrap(); 17]), @"the addresses of device ct-9: 17 are more than 16");
+    assert_snapshot!(confirm(|found| found.labels = BTreeMap::from([(name("class"), "c\nt".to_owned())])), @"label class of device ct-9: the value has a control character in it");
+    assert_snapshot!(confirm(|found| found.mode = Mode::Unrecognised), @"the mode of device ct-9: choose observe, protect or enforce");
+    let mut model = hospital();
+    let (_, found) = device(9, "ct-9", 1, "port1", [10, 20, 1, 99], "ct");
+    let error = model.confirm_device(member_id(1), found).unwrap_err().to_string();
+    assert!(error.contains("device \"ct-1\""), "{error}");
+}
+
+#[test]
+fn labels_are_set_and_removed() {
+    let mut model = hospital();
+    let set = |text: &str| Some(text.to_owned());
+    model.label_device("ct-1", &[(name("vendor"), set("acme")), (name("class"), None)]).unwrap();
+    assert_eq!(
+        model.devices[&member_id(1)].labels,
+        BTreeMap::from([(name("vendor"), "acme".to_owned())])
+    );
+    model.label_gateway("ward", &[(name("floor"), set("3"))]).unwrap();
+    assert_eq!(model.gateways[&gateway_id(2)].labels.len(), 1);
+    assert_snapshot!(refused(|model| model.label_device("ct-2", &[]).map(|_| ())), @r#"no device "ct-2"; did you mean "ct-1"?"#);
+    assert_snapshot!(refused(|model| model.label_device("ct-1", &[(name("x"), set(""))]).map(|_| ())), @"label x of device ct-1: the value is empty: leave the label out instead");
+    assert_snapshot!(refused(|model| model.label_gateway("ward", &[(name("x"), set(&"y".repeat(257)))]).map(|_| ())), @"label x of gateway ward: the value is longer than 256 bytes");
+    let many: Vec<_> = (0..65).map(|at| (name(&format!("l{at}")), set("x"))).collect();
+    assert_snapshot!(refused(|model| model.label_gateway("ward", &many).map(|_| ())), @"gateway ward: 65 labels are more than 64");
+}
+
+#[test]
+fn a_mode_counts_from_the_revision_that_changed_it() {
+    let mut model = hospital();
+    model.set_mode("ct-1", Mode::Protect, 7).unwrap();
+    model.set_mode("ct-1", Mode::Protect, 9).unwrap();
+    let found = &model.devices[&member_id(1)];
+    assert_eq!((found.mode, found.mode_since), (Mode::Protect, 7));
+    assert_snapshot!(refused(|model| model.set_mode("ct-1", Mode::Unrecognised, 3).map(|_| ())), @"the mode of device ct-1: choose observe, protect or enforce");
+    model.set_quarantine("ct-1", true).unwrap();
+    assert!(model.devices[&member_id(1)].quarantined);
+}
+
+#[test]
+fn a_policy_with_problems_isnt_taken() {
+    assert_snapshot!(refused(|model| model.set_policy("north.toml", "format = 1\n[segment.x]\nmembers = [\"ct-l\"]\n")), @r#"north.toml:3: segment.x: no device "ct-l"; did you mean "ct-1"? Nothing was changed."#);
+    let mut model = hospital();
+    model.set_policy("north.toml", "format = 1\n").unwrap();
+    assert_eq!(model.policy, "format = 1\n");
+}

@@ -2,8 +2,8 @@
 
 use anteroom_proto::name::Name;
 
-use super::reader::Reader;
 use super::Policy;
+use super::reader::Reader;
 use crate::problem::did_you_mean;
 use crate::service_catalog;
 

@@ -8,7 +8,7 @@ use crate::problem::{Problem, Problems};
 /// Widest line that a list is kept on.
 const MAX_WIDTH: usize = 100;
 /// Keys in their order, sections first; others keep theirs, behind these.
-const ORDER: [&str; 24] = [
+const ORDER: [&str; 26] = [
     "format",
     "infrastructure",
     "external",
@@ -24,6 +24,8 @@ const ORDER: [&str; 24] = [
     "members",
     "externals",
     "match",
+    "site",
+    "label",
     "ports",
     "from",
     "to",
@@ -155,6 +157,8 @@ fn values(table: &mut Table) {
                 let prefix = comments(text(key.leaf_decor().prefix()));
                 *key.leaf_decor_mut() = Decor::new(prefix, " ");
                 let suffix = line_comment(text(found.decor().suffix()));
+                // The comment behind a list is none of the list's own.
+                found.decor_mut().clear();
                 value(found, width + suffix.len());
                 *found.decor_mut() = Decor::new(" ", suffix);
             }
@@ -173,6 +177,7 @@ fn value(found: &mut Value, width: usize) {
 }
 
 fn inline(table: &mut InlineTable) {
+    table.sort_values_by(|a, _, b, _| rank(a.get()).cmp(&rank(b.get())));
     table.set_trailing("");
     table.set_trailing_comma(false);
     let last = table.len().saturating_sub(1);

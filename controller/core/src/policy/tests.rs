@@ -174,7 +174,11 @@ fn everything_wrong_is_said_in_one_go_in_the_order_of_the_file() {
     let error = parse("policy.toml", &many).unwrap_err();
     assert_eq!(error.list.len(), MAX_PROBLEMS);
     assert_eq!(error.left_out, 201 - MAX_PROBLEMS);
-    assert!(error.to_string().ends_with("201 problems, of which the first 50 are shown. Nothing was changed."));
+    assert!(
+        error
+            .to_string()
+            .ends_with("201 problems, of which the first 50 are shown. Nothing was changed.")
+    );
 }
 
 #[test]
@@ -196,7 +200,8 @@ fn sizes_are_bounded() {
 
 #[test]
 fn a_huge_line_of_entries_is_read_in_good_time() {
-    let entries: String = (0..9_000).map(|at| format!("s{at} = {{ members = [\"d\"] }},")).collect();
+    let entries: String =
+        (0..9_000).map(|at| format!("s{at} = {{ members = [\"d\"] }},")).collect();
     let policy = parse("policy.toml", &format!("format = 1\nsegment = {{ {entries} }}\n")).unwrap();
     assert_eq!(policy.segments.len(), 9_000);
 }
@@ -245,14 +250,14 @@ from="pacs"
     externals = ["archive"]
 
     [segment.ct]
-    match = { label.class = "ct", site = "north" }
+    match = { site = "north", label.class = "ct" }
 
     # who asks about it: ext. 4711
     [rule.ct-to-pacs]  # cited by why
     from = 'ct'
     # the scanners
     to = "pacs"
-    services = [ "dicom","ping" ,]  # both
+    services = ["dicom", "ping"]  # both
     clear = true  # for now
 
     [test.x]
@@ -290,7 +295,12 @@ fn the_template_compiles_names_the_devices_and_is_formatted() {
     model.devices.get_mut(&crate::fixture::member_id(2)).unwrap().labels.clear();
     model.policy = "format = 1\n".into();
     let text = template(&model);
-    for part in ["[infrastructure.north]", "[segment.ct]", "#   ct-1: 10.20.1.10 (port1 of imaging, site north)", "#   mri-1:"] {
+    for part in [
+        "[infrastructure.north]",
+        "[segment.ct]",
+        "#   ct-1: 10.20.1.10 (port1 of imaging, site north)",
+        "#   mri-1:",
+    ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
     assert_eq!(format("policy.toml", &text).unwrap(), text);
@@ -302,9 +312,31 @@ fn the_template_compiles_names_the_devices_and_is_formatted() {
 
 /// Texts near good ones: some bytes cut, doubled, swapped for others.
 fn mutated() -> impl Strategy<Value = String> {
-    let edit = (0usize..2000, 0usize..40, prop::sample::select(vec![
-        "", "\"", "[", "]", "{", "}", "=", "\n", "#", ".", ",", "1", "ü", "rule", "[rule.x]\n", "'''", "\r\n", "match", "-",
-    ]));
+    let edit = (
+        0usize..2000,
+        0usize..40,
+        prop::sample::select(vec![
+            "",
+            "\"",
+            "[",
+            "]",
+            "{",
+            "}",
+            "=",
+            "\n",
+            "#",
+            ".",
+            ",",
+            "1",
+            "ü",
+            "rule",
+            "[rule.x]\n",
+            "'''",
+            "\r\n",
+            "match",
+            "-",
+        ]),
+    );
     (any::<bool>(), prop::collection::vec(edit, 1..6)).prop_map(|(design, edits)| {
         let mut text = if design { DESIGN } else { POLICY }.to_owned();
         for (at, len, with) in edits {
