@@ -23,7 +23,7 @@ use crate::resolve::{Resolved, SideId};
 mod tests;
 
 /// Most members in all leaves together: what keeps a policy of "everyone to everyone" from filling the memory.
-const MAX_VISIBLE: usize = 5_000_000;
+const MAX_VISIBLE: usize = 2_000_000;
 
 /// A compiled model.
 #[derive(Debug, Clone)]
@@ -58,20 +58,16 @@ pub fn compile(model: &Model) -> Result<Compiled, Problems> {
     let resolved = Resolved::new(model)?;
     let shared = Shared::of(&resolved);
     let mut problems = Problems::default();
-    let mut visible = 0;
+    if shared.visible() > MAX_VISIBLE {
+        let message = format!(
+            "gateways would see more than {MAX_VISIBLE} members in all: narrow the segments"
+        );
+        problems.push(too_large("policy", message));
+        return Err(problems);
+    }
     let mut leaves = BTreeMap::new();
     for (id, gateway) in &model.gateways {
         let intent = shared.intent(*id, gateway);
-        visible += intent.members.len();
-        if visible > MAX_VISIBLE {
-            problems.push(too_large(
-                "policy",
-                format!(
-                    "lets gateways see more than {MAX_VISIBLE} members in all: narrow the segments"
-                ),
-            ));
-            break;
-        }
         let bytes = cbor::encode(&intent);
         if bytes.len() > MAX_INTENT_LEN {
             let (len, members) = (bytes.len(), intent.members.len());
@@ -183,6 +179,21 @@ impl<'a> Shared<'a> {
             peers: peers.into_iter().filter_map(|id| self.peer(id)).collect(),
             members,
         }
+    }
+
+    /// How many members all leaves show together, counted until it is more than [`MAX_VISIBLE`]. A member
+    /// that a gateway shares several rules with may count more than once.
+    fn visible(&self) -> usize {
+        let mut visible = 0;
+        for own in self.by_gateway.values() {
+            let far = self.needed(own).far;
+            visible +=
+                far.iter().map(|side| self.resolved.side(*side).members.len()).sum::<usize>();
+            if visible > MAX_VISIBLE {
+                break;
+            }
+        }
+        visible
     }
 
     /// Which rules touch the devices of a gateway and have somebody at their other end.

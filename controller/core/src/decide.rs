@@ -305,7 +305,10 @@ impl View {
             (None, _) if self.local => Verdict::Local,
             (None, _) if self.path == PairPath::Tunnel => Verdict::Tunnel,
             (None, _) => Verdict::Clear,
-            (Some(reason @ (DropReason::Quarantined | DropReason::UnknownMode)), _) => {
+            (Some(reason @ DropReason::UnknownMode), _) => Verdict::Drop(reason),
+            // In quarantine nothing passes for want of a rule. A rule that isn't for the clear is still a rule: it is
+            // the enforced end that drops then.
+            (Some(reason), _) if self.quarantined && reason != DropReason::ClearNotAllowed => {
                 Verdict::Drop(reason)
             }
             (Some(_), Mode::Observe) if self.local => Verdict::Local,
