@@ -34,6 +34,8 @@ pub const OVERHEAD: usize = 32;
 pub const SCRATCH_LEN: usize = 65_536;
 /// How long a peer counts as live after something authentic came from it.
 pub const LIVE_FOR: Duration = Duration::from_secs(5);
+/// How long a peer counts as live after it last answered: a path may carry one direction only.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Largest inner packet whose sealed datagram fits `underlay_mtu` bytes of IP towards `endpoint`.
 #[must_use]

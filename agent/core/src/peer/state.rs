@@ -10,7 +10,7 @@ use anteroom_proto::v1::telemetry::TunnelState;
 use super::message::Hello;
 use super::queue::Queue;
 use super::random::Random;
-use super::{LIVE_FOR, PeerConfig, PeerEvent};
+use super::{ANSWER_WITHIN, LIVE_FOR, PeerConfig, PeerEvent};
 
 /// Probes follow each other about every two seconds.
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
@@ -36,6 +36,8 @@ pub struct Peer {
     candidates: Vec<SocketAddr>,
     endpoint: Option<SocketAddr>,
     heard: Option<Instant>,
+    /// When it last showed that it hears this gateway: by an answer, or a session that came up.
+    answered: Option<Instant>,
     probes: Vec<(u64, Instant)>,
     round_trip: Option<Duration>,
     said: Option<Hello>,
@@ -68,6 +70,7 @@ impl Peer {
             candidates: Vec::new(),
             endpoint: None,
             heard: None,
+            answered: None,
             probes: Vec::new(),
             round_trip: None,
             said: None,
@@ -102,11 +105,18 @@ impl Peer {
         self.overlay
     }
 
-    /// Whether packets can be sealed for it and something authentic came from it within [`LIVE_FOR`].
+    /// Whether packets can be sealed for it, something authentic came from it within [`LIVE_FOR`], and it showed
+    /// within [`ANSWER_WITHIN`] that it hears this gateway as well.
     #[must_use]
     pub fn is_live(&self, now: Instant) -> bool {
         let recent = |heard| now.saturating_duration_since(heard) <= LIVE_FOR;
-        self.sending.is_some() && self.heard.is_some_and(recent)
+        self.sending.is_some() && self.heard.is_some_and(recent) && self.hears_us(now)
+    }
+
+    /// Whether it answers. Unknown, and taken as a yes, of one that never said a word.
+    pub(super) fn hears_us(&self, now: Instant) -> bool {
+        let recent = |answered| now.saturating_duration_since(answered) <= ANSWER_WITHIN;
+        self.said.is_none() || self.answered.is_none_or(recent)
     }
 
     /// The revision that it says it has in force.
@@ -172,26 +182,29 @@ impl Peer {
         all.get(place).copied()
     }
 
-    /// Something authentic came from `from`. Returns whether it lives anew.
-    pub(super) fn note_heard(&mut self, from: SocketAddr, now: Instant) -> bool {
+    /// Something authentic came from `from`.
+    pub(super) fn note_heard(&mut self, from: SocketAddr, now: Instant) {
         self.heard = Some(now);
         self.endpoint = Some(from);
-        let anew = !self.live && self.sending.is_some();
-        self.live |= anew;
-        anew
     }
 
-    /// Whether it no longer lives, and did when last asked.
-    pub(super) fn note_silence(&mut self, now: Instant) -> bool {
-        let lost = self.live && !self.is_live(now);
-        self.live &= !lost;
-        lost
+    /// A session with it came up.
+    pub(super) fn note_session(&mut self, now: Instant) {
+        self.answered = Some(now);
     }
 
-    /// When [`Self::note_silence`] may have something to say.
+    /// Looks whether it lives. Returns whether that changed.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
+        let live = self.is_live(now);
+        std::mem::replace(&mut self.live, live) != live
+    }
+
+    /// When [`Self::look`] may find that it no longer lives.
     pub(super) fn silent_at(&self) -> Option<Instant> {
-        let heard = self.heard.filter(|_| self.live)?;
-        Some(heard + LIVE_FOR + Duration::from_millis(1))
+        let heard = self.heard.filter(|_| self.live)? + LIVE_FOR;
+        let answered = self.answered.filter(|_| self.said.is_some());
+        let end = answered.map_or(heard, |answered| heard.min(answered + ANSWER_WITHIN));
+        Some(end + Duration::from_millis(1))
     }
 
     /// A nonce for a probe that is sent now.
@@ -209,6 +222,7 @@ impl Peer {
     pub(super) fn note_answer(&mut self, nonce: u64, now: Instant) {
         let Some(place) = self.probes.iter().position(|probe| probe.0 == nonce) else { return };
         let (_, sent) = self.probes.remove(place);
+        self.answered = Some(now);
         let sample = now.saturating_duration_since(sent);
         self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
     }

@@ -344,12 +344,12 @@ impl Peers {
             self.choose_sending(index);
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
-        if peer.note_heard(from, now) {
-            self.list(index);
-        }
+        peer.note_heard(from, now);
         if fresh {
+            peer.note_session(now);
             self.begin(number, now, out);
         }
+        self.look(index, now);
     }
 
     /// Makes the best tunnel with a session the one that packets take.
@@ -363,6 +363,13 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(index) else { return };
         peer.wake_at = peer.wake_at.min(at);
         self.wake_at = Some(self.wake_at.map_or(at, |wake_at| wake_at.min(at)));
+    }
+
+    /// Finds out whether a peer lives, and lists it if that changed.
+    fn look(&mut self, index: u32, now: Instant) {
+        if self.peers.get_mut(index).is_some_and(|peer| peer.look(now)) {
+            self.list(index);
+        }
     }
 
     fn list(&mut self, index: u32) {

@@ -233,10 +233,12 @@ impl Tunnel {
         written(self.tunn.decapsulate(None, &[], scratch))
     }
 
-    /// Whether a handshake is to be begun or tried again now. `watched`: a peer that is silent here is away.
-    pub(super) fn due(&mut self, watched: bool, now: Instant) -> bool {
-        let silent =
-            watched && now.saturating_duration_since(self.heard.max(self.since)) > LIVE_FOR;
+    /// Whether a handshake is to be begun or tried again now. `watch` is given for the tunnel that packets take:
+    /// whether the peer answers there. One that is silent or doesn't is perhaps another run, or elsewhere.
+    pub(super) fn due(&mut self, watch: Option<bool>, now: Instant) -> bool {
+        let heard = self.heard.max(self.since);
+        let silent = watch
+            .is_some_and(|answers| !answers || now.saturating_duration_since(heard) > LIVE_FOR);
         if self.session && !silent && now < self.renew_at {
             self.attempt = None;
             return false;

@@ -65,6 +65,7 @@ impl Peers {
         if news {
             self.list(index);
         }
+        self.look(index, now);
         if let Some(nonce) = answer {
             self.say(index, now, out, |hello| Message::HelloReply(Hello { nonce, ..hello }));
         }
@@ -129,25 +130,22 @@ impl Peers {
         }
         self.choose_sending(index);
         let Some(peer) = self.peers.get(index) else { return };
-        let sending = peer.sending;
+        let (sending, hears_us) = (peer.sending, peer.hears_us(now));
         // Worse tunnels than the one in use need no session.
         let wanted = peer.tunnels.iter().position(|number| Some(*number) == sending);
         let wanted = wanted.map_or(peer.tunnels.len(), |place| place + 1);
         let needed = peer.tunnels[..wanted].to_vec();
         for number in needed {
-            let watched = Some(number) == sending;
-            if self.tunnels.get_mut(number).is_some_and(|tunnel| tunnel.due(watched, now)) {
+            let watch = (Some(number) == sending).then_some(hears_us);
+            if self.tunnels.get_mut(number).is_some_and(|tunnel| tunnel.due(watch, now)) {
                 self.initiate(number, now, out);
             }
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
         let late = peer.queue.expire(now);
-        let lost = peer.note_silence(now);
         let probe = peer.sending.is_some() && peer.next_probe <= now;
         self.count(DropReason::TunnelDown, late);
-        if lost {
-            self.list(index);
-        }
+        self.look(index, now);
         if probe {
             self.probe(index, now, out);
         }

@@ -105,6 +105,24 @@ fn a_silent_peer_stops_living_and_comes_back() {
 }
 
 #[test]
+fn a_path_that_carries_one_direction_only_is_not_live() {
+    let mut world = World::live_pair();
+    world.run(Duration::from_secs(10));
+    world.fate = Box::new(|here, _, _| usize::from(here == 1));
+    world.run(Duration::from_secs(13));
+    assert!(!world.live(1, 0), "nothing comes from side 0");
+    assert!(!world.live(0, 1), "side 1 is heard, but hears nothing");
+    let gateway = world.sides[1].gateway;
+    let events = &world.sides[0].events;
+    assert_eq!(events.last(), Some(&PeerEvent::Live { gateway, live: false }));
+    world.run(Duration::from_secs(60));
+    assert!(!world.live(0, 1) && !world.live(1, 0));
+    world.fate = Box::new(|_, _, _| 1);
+    world.run(Duration::from_secs(6));
+    assert!(world.live(0, 1) && world.live(1, 0), "{:?}", world.sides[0].peers);
+}
+
+#[test]
 fn a_peer_that_is_not_there_is_tried_for_ever_but_not_too_often() {
     let mut world = World::pair();
     let tried = std::rc::Rc::new(std::cell::Cell::new(0));
