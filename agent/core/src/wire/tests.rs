@@ -10,6 +10,7 @@ use super::tcp::TcpFlags;
 use super::*;
 use crate::batch::VlanTag;
 use crate::checksum::{self, Sum};
+use crate::vnet::VnetHeader;
 
 const A: Ipv4Addr = Ipv4Addr::new(10, 20, 1, 5);
 const B: Ipv4Addr = Ipv4Addr::new(10, 20, 4, 11);
@@ -279,6 +280,27 @@ fn dhcp_tells_who_gives_what_to_whom() {
 fn checksums_agree_with_the_examples_of_their_rfcs() {
     assert_eq!(Sum::new().bytes(&[0, 1, 0xf2, 3, 0xf4, 0xf5, 0xf6, 0xf7]).fold(), 0xddf2);
     assert_eq!(checksum::update(0xdd2f, 0x5555, 0x3285), 0x0000);
+}
+
+#[test]
+fn a_partial_checksum_is_completed_where_the_kernel_says() {
+    let mut frame = ethernet::header(MAC_B, MAC_A, ethernet::IPV4).to_vec();
+    frame.extend(packet(ipv4::UDP, 0, &udp(12)));
+    let pseudo = Sum::pseudo_ipv4(A, B, ipv4::UDP, 12);
+    put(&mut frame, 40, &pseudo.fold().to_be_bytes());
+    let flags = VnetHeader::FLAG_NEEDS_CSUM;
+    let vnet = VnetHeader { flags, csum_start: 34, csum_offset: 6, ..VnetHeader::default() };
+    let untouched = frame.clone();
+    checksum::complete(&mut frame, &VnetHeader { flags: 0, ..vnet }).unwrap();
+    assert_eq!(frame, untouched);
+    checksum::complete(&mut frame, &vnet).unwrap();
+    assert_eq!(pseudo.bytes(&frame[34..]).checksum(), 0);
+    for (csum_start, csum_offset) in [(46, 0), (34, 11), (u16::MAX, u16::MAX)] {
+        let bad = VnetHeader { csum_start, csum_offset, ..vnet };
+        let (before, result) = (frame.clone(), checksum::complete(&mut frame, &bad));
+        assert_eq!(result, Err(DropReason::Malformed), "{csum_start} {csum_offset}");
+        assert_eq!(frame, before);
+    }
 }
 
 proptest! {
