@@ -86,9 +86,6 @@ pub struct DeviceMode {
     /// Go on in spite of what the plan refuses; needs --reason
     #[arg(long, requires = "reason")]
     pub force: bool,
-    /// A name once more, instead of typing it when asked; may be repeated, or separated by commas
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
-    pub confirm: Vec<String>,
     /// What every change takes.
     #[command(flatten)]
     pub change: ChangeArgs,

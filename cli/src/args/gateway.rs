@@ -58,9 +58,6 @@ pub enum GatewayCommand {
     Revoke {
         /// Its name
         name: String,
-        /// The name once more, instead of typing it when asked
-        #[arg(long, value_name = "NAME")]
-        confirm: Option<String>,
         /// What every change takes.
         #[command(flatten)]
         change: ChangeArgs,

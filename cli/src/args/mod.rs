@@ -185,6 +185,9 @@ pub struct ChangeArgs {
     /// Don't ask whether to go on
     #[arg(long)]
     pub yes: bool,
+    /// What else would be asked for where care can be cut off: a name, or the plan's id; may be repeated
+    #[arg(long, value_name = "NAME|ID", value_delimiter = ',')]
+    pub confirm: Vec<String>,
     /// Don't wait for the gateways to take the change over
     #[arg(long)]
     pub no_wait: bool,

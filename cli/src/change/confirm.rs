@@ -5,20 +5,19 @@ use anteroom_controller_core::plan::Plan;
 use super::Request;
 use crate::error::Error;
 use crate::output::Output;
+use crate::output::table::count;
 
 /// What stands for "yes, I mean it".
 #[derive(Debug, Clone)]
 pub enum Confirm {
-    /// A yes, or `--yes`.
+    /// A yes, or `--yes`; the plan's id as well where recorded traffic would break.
     Yes,
     /// Each of these names, typed or given with `--confirm`: care may be cut off.
-    Names {
-        /// What must be named.
-        wanted: Vec<String>,
-        /// What was given on the command line.
-        given: Vec<String>,
-    },
+    Names(Vec<String>),
 }
+
+/// How many digits of a plan's id people are shown and asked for.
+pub(super) const ID_DIGITS: usize = 8;
 
 /// Makes sure that there is a reason where one is needed, by asking for it where a person can be asked.
 pub(super) fn reason(request: &mut Request, output: &mut Output<'_>) -> Result<(), Error> {
@@ -43,38 +42,54 @@ pub(super) fn reason(request: &mut Request, output: &mut Output<'_>) -> Result<(
 
 /// Asks whether to go on with `plan`, unless the command line has said so already.
 pub(super) fn ask(request: &Request, plan: &Plan, output: &mut Output<'_>) -> Result<(), Error> {
-    let unchanged = || Error::Usage("not confirmed. Nothing was changed.".into());
     match &request.confirm {
+        Confirm::Names(names) => {
+            let question =
+                |name: &str| format!("This can cut off care. Type the name {name} to go on:");
+            wanted(names, &request.args.confirm, question, output)
+        }
+        // Who applies a plan has had it before their eyes.
+        Confirm::Yes if !plan.would_break.is_empty() && request.plan.is_none() => {
+            let id: String = plan.id.to_string().chars().take(ID_DIGITS).collect();
+            let question = |id: &str| {
+                format!("Recorded traffic would break. Type the plan's id {id} to go on:")
+            };
+            wanted(&[id], &request.args.confirm, question, output)
+        }
         Confirm::Yes if request.args.yes => Ok(()),
         Confirm::Yes if !output.is_interactive() => Err(Error::Usage(format!(
-            "this changes what {} do, and there is no terminal to ask on: add --yes if you mean it. Nothing was changed.",
-            crate::output::table::count(plan.affected.len(), "gateway does", "gateways")
-                .replace("does do", "does")
+            "this changes something at {}, and there is no terminal to ask on: add --yes if you mean it. Nothing was changed.",
+            count(plan.affected.len(), "gateway", "gateways")
         ))),
         Confirm::Yes => match output.ask("Go on? Type yes:")?.to_ascii_lowercase().as_str() {
             "yes" | "y" => Ok(()),
-            _ => Err(unchanged()),
+            _ => Err(not_confirmed()),
         },
-        Confirm::Names { wanted, given } => {
-            let missing: Vec<&String> =
-                wanted.iter().filter(|name| !given.contains(name)).collect();
-            if missing.is_empty() {
-                return Ok(());
-            }
-            if !output.is_interactive() {
-                return Err(Error::Usage(format!(
-                    "this can cut off care, so --yes isn't enough: add --confirm {} if you mean it. Nothing was changed.",
-                    wanted.join(",")
-                )));
-            }
-            for name in missing {
-                let answer = output
-                    .ask(&format!("This can cut off care. Type the name {name} to go on:"))?;
-                if answer != *name {
-                    return Err(unchanged());
-                }
-            }
-            Ok(())
+    }
+}
+
+/// Each of `words` must have been given, or is asked for.
+fn wanted(
+    words: &[String],
+    given: &[String],
+    question: impl Fn(&str) -> String,
+    output: &mut Output<'_>,
+) -> Result<(), Error> {
+    let missing: Vec<&String> = words.iter().filter(|word| !given.contains(word)).collect();
+    if !missing.is_empty() && !output.is_interactive() {
+        return Err(Error::Usage(format!(
+            "this can cut off care, so --yes isn't enough: add --confirm {} if you mean it. Nothing was changed.",
+            words.join(",")
+        )));
+    }
+    for word in missing {
+        if output.ask(&question(word))? != *word {
+            return Err(not_confirmed());
         }
     }
+    Ok(())
+}
+
+fn not_confirmed() -> Error {
+    Error::Usage("not confirmed. Nothing was changed.".into())
 }

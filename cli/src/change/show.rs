@@ -5,14 +5,17 @@ use std::fmt::Write;
 use anteroom_controller_core::lint::{Finding, Severity};
 use anteroom_controller_core::plan::Plan;
 
+use super::confirm::ID_DIGITS;
 use crate::output::table::table;
 use crate::output::time::{ago, now};
 
 /// What `plan` would do, in words and tables.
 #[must_use]
 pub fn render_plan(plan: &Plan) -> String {
-    let mut text = format!("Revision {} -> {}\n", plan.base.number, plan.base.number + 1);
-    section(&mut text, "Changes", plan.changes.iter().map(|change| format!("  * {change}")));
+    let id: String = plan.id.to_string().chars().take(ID_DIGITS).collect();
+    let (base, next) = (plan.base.number, plan.base.number + 1);
+    let mut text = format!("Revision {base} -> {next} (plan {id})\n");
+    section(&mut text, "Changes", plan.changes.iter().map(|change| format!("  {change}")));
     section(&mut text, "Opens", plan.opened.iter().map(|what| format!("  + {what}")));
     section(&mut text, "Closes", plan.closed.iter().map(|what| format!("  - {what}")));
     if !plan.would_break.is_empty() {
@@ -32,6 +35,9 @@ pub fn render_plan(plan: &Plan) -> String {
     }
     section(&mut text, "Warnings", plan.warnings.iter().map(|finding| format!("  ! {finding}")));
     section(&mut text, "Refused", plan.refusals.iter().map(refusal));
+    if plan.left_out > 0 {
+        let _ = writeln!(text, "{} more lines are left out.", plan.left_out);
+    }
     let names: Vec<&str> = plan.affected.iter().map(|gateway| gateway.name.as_str()).collect();
     let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let _ = write!(text, "Gateways affected: {names}");

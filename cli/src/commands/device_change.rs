@@ -190,7 +190,7 @@ pub(super) fn mode(args: DeviceMode, home: &Home, output: &mut Output<'_>) -> Re
     request.force = args.force;
     request.reason_needed = args.force;
     if mode == Mode::Enforce {
-        request.confirm = Confirm::Names { wanted: names.to_vec(), given: args.confirm };
+        request.confirm = Confirm::Names(names.to_vec());
     }
     change::make(&mut Remote::open(home)?, output, request, &|model, number| {
         names.iter().try_for_each(|name| model.set_mode(name, mode, number).map(drop))

@@ -295,14 +295,12 @@ pub(super) fn label(
 /// `anteroom gateway revoke`.
 pub(super) fn revoke(
     name: &str,
-    confirm: Option<String>,
     args: ChangeArgs,
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
     let mut request = Request::new("gateway revoke", name, args);
     request.reason_needed = true;
-    request.confirm =
-        Confirm::Names { wanted: vec![name.to_owned()], given: confirm.into_iter().collect() };
+    request.confirm = Confirm::Names(vec![name.to_owned()]);
     change::make(remote, output, request, &|model, _| model.revoke_gateway(name).map(drop))
 }

@@ -40,8 +40,8 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             GatewayCommand::Label { name, labels, change } => {
                 gateway::label(&name, &labels, change, &mut open()?, output)
             }
-            GatewayCommand::Revoke { name, confirm, change } => {
-                gateway::revoke(&name, confirm, change, &mut open()?, output)
+            GatewayCommand::Revoke { name, change } => {
+                gateway::revoke(&name, change, &mut open()?, output)
             }
         },
         Command::Device(command) => match command {

@@ -62,7 +62,11 @@ fn render_one(answer: &Answer) -> String {
     } else {
         ""
     };
-    let mut text = format!("{} -> {}: {}\n", answer.from, answer.to, answer.service);
+    let alike = match answer.alike {
+        0 => String::new(),
+        more => format!(", and {more} more alike"),
+    };
+    let mut text = format!("{} -> {}: {}{alike}\n", answer.from, answer.to, answer.service);
     text.push_str(&facts(&[
         ("  Verdict", format!("{}{clear}", answer.verdict)),
         ("  Rule", answer.rule.clone().unwrap_or_else(|| "none".into())),

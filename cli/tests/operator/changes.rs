@@ -228,6 +228,45 @@ fn what_cuts_care_off_wants_the_name() {
 }
 
 #[test]
+fn enforce_is_refused_too_early_and_a_break_wants_the_plans_id() {
+    let (controller, ana) = hospital();
+    let file = ana.write("policy.toml", POLICY);
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "r"]).ok();
+    let mode = ["device", "mode", "ct-1", "pacs-1", "enforce"];
+    let before = controller.state().revisions.len();
+    let ran = ana.run(&[&mode[..], &["--confirm", "ct-1,pacs-1"]].concat());
+    let text = ran.fails(4);
+    assert!(text.starts_with("error: the plan refuses this:\n  x device ct-1: "), "{text}");
+    assert!(text.ends_with("If it must be all the same: --force --reason \"…\""), "{text}");
+    let force = ["--force", "--reason", "drill"];
+    let ran = ana.run(&[&mode[..], &force, &["--yes", "--confirm", "ct-1"]].concat());
+    assert!(ran.fails(64).contains("add --confirm ct-1,pacs-1"), "{ran:#?}");
+    assert_eq!(controller.state().revisions.len(), before);
+    ana.run(&[&mode[..], &force, &["--confirm", "ct-1,pacs-1"]].concat()).ok();
+
+    let model = controller.state().model();
+    let edge = serde_json::json!({
+        "gateway": controller.gateway_id("imaging"), "mac": MAC,
+        "member": model.device_named("ct-1").unwrap().0, "local": "10.20.1.10",
+        "remote": "10.20.4.10", "remote_member": model.device_named("pacs-1").unwrap().0,
+        "outbound": true, "protocol": 6, "port": 104, "verdict": "tunnel", "rule": null, "flows": 3,
+        "packets_out": 9, "packets_in": 8, "bytes_out": 12_000, "bytes_in": 800,
+        "first": 1_764_000_000_000_u64, "last": 1_764_000_060_000_u64,
+    });
+    controller.state().edges = vec![serde_json::from_value(edge).unwrap()];
+    let empty = ana.write("empty.toml", "format = 1\n");
+    let apply = ["policy", "apply", &empty, "--reason", "r", "--yes"];
+    let ran = ana.run(&apply);
+    assert!(ran.out.contains("Would break (recorded traffic that passes today):"), "{ran:#?}");
+    let text = ran.fails(64);
+    assert!(text.contains("so --yes isn't enough: add --confirm "), "{text}");
+    let id = ran.out.split("(plan ").nth(1).unwrap().split(')').next().unwrap();
+    assert!(text.contains(id), "{ran:#?}");
+    ana.run(&[&apply[..], &["--confirm", id]].concat()).ok();
+    assert_eq!(controller.state().model().policy, "format = 1\n");
+}
+
+#[test]
 fn a_gateway_that_doesnt_confirm_is_named_as_a_laggard() {
     let (controller, ana) = hospital();
     let id = controller.gateway_id("imaging");
