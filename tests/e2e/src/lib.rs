@@ -1,1 +1,150 @@
-//! End-to-end tests of Anteroom with the real programs in network namespaces.
+//! End-to-end tests: the real programs, in a hospital of network namespaces, without root.
+//!
+//! A test begins with [`fixture`]. Outside, that builds the programs and runs the same test again in a private world;
+//! inside, it gives the hospital.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use anteroom_lab::figures::enforced_hospital;
+use anteroom_lab::hospital::Hospital;
+use anteroom_lab::namespace;
+use anteroom_lab::programs::{Profile, Programs};
+use tempfile::TempDir;
+
+/// How far a hospital has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Machines and cables; no program of Anteroom runs.
+    Built,
+    /// A controller with its first operator; the gateways are enrolled, running, and wires.
+    Wires,
+    /// Everything approved, named, and in enforce under the lab's policy.
+    Enforced,
+}
+
+/// A hospital that tells what its programs said if the test fails.
+#[derive(Debug)]
+pub struct Fixture {
+    /// The hospital.
+    pub hospital: Hospital,
+    directory: TempDir,
+}
+
+impl Fixture {
+    /// A directory for the test's own files.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            print_logs(&self.hospital.logs);
+        }
+    }
+}
+
+fn print_logs(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+        eprintln!("---- {}\n{tail}", entry.path().display());
+    }
+}
+
+/// The hospital of a test whose full name is `test`; `None` outside (and where the kernel denies private worlds), where the
+/// test is to return.
+///
+/// # Panics
+/// If the programs can't be built or the hospital can't be brought to this stage.
+#[must_use]
+pub fn fixture(test: &str, stage: Stage) -> Option<Fixture> {
+    let programs = Programs::of(Profile::Dev);
+    if !namespace::inside() && namespace::available().is_ok() {
+        static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
+        let built =
+            BUILT.get_or_init(|| programs.build(Profile::Dev, false).map_err(|e| format!("{e:#}")));
+        if let Err(error) = built {
+            panic!("{error}");
+        }
+    }
+    if !namespace::in_private_network(test) {
+        return None;
+    }
+    let directory = tempfile::Builder::new().prefix("anteroom-e2e-").tempdir().unwrap();
+    let logs = directory.path().join("logs");
+    let raised = if stage == Stage::Enforced {
+        enforced_hospital(programs, directory.path(), &logs)
+    } else {
+        Hospital::build(programs, directory.path(), &logs).and_then(|mut hospital| {
+            if stage == Stage::Wires {
+                hospital.start_anteroom()?;
+            }
+            Ok(hospital)
+        })
+    };
+    match raised {
+        Ok(hospital) => Some(Fixture { hospital, directory }),
+        Err(error) => {
+            print_logs(&logs);
+            panic!("the hospital isn't {stage:?}: {error:#}");
+        }
+    }
+}
+
+/// Every file below a directory with its content: to see whether anything that was saved has changed.
+#[must_use]
+pub fn snapshot(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut open = vec![directory.to_path_buf()];
+    while let Some(next) = open.pop() {
+        for entry in std::fs::read_dir(next).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                files.insert(path.clone(), std::fs::read(&path).unwrap_or_default());
+            }
+        }
+    }
+    files
+}
+
+/// Which files differ between two snapshots.
+#[must_use]
+pub fn differences(
+    before: &BTreeMap<PathBuf, Vec<u8>>,
+    after: &BTreeMap<PathBuf, Vec<u8>>,
+) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = before.keys().chain(after.keys()).cloned().collect();
+    paths.sort();
+    paths.dedup();
+    paths.retain(|path| before.get(path) != after.get(path));
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_a_new_and_a_missing_file_are_differences() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        std::fs::create_dir(root.join("deep")).unwrap();
+        for name in ["same", "changed", "deep/missing"] {
+            std::fs::write(root.join(name), name).unwrap();
+        }
+        let before = snapshot(root);
+        std::fs::write(root.join("changed"), "x").unwrap();
+        std::fs::write(root.join("new"), "x").unwrap();
+        std::fs::remove_file(root.join("deep/missing")).unwrap();
+        let names = ["changed", "deep/missing", "new"].map(|name| root.join(name));
+        assert_eq!(differences(&before, &snapshot(root)), names);
+    }
+}
