@@ -10,6 +10,7 @@
 //! - [`agents`]: gateways, over QUIC; [`online`]: which are connected; [`distribution`]: what they are sent.
 
 pub mod agents;
+pub mod api;
 pub mod audit;
 pub mod change;
 pub mod clock;
@@ -19,5 +20,6 @@ pub mod distribution;
 pub mod init;
 pub mod online;
 pub mod rate;
+pub mod run;
 pub mod state;
 pub mod store;

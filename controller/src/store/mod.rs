@@ -21,7 +21,7 @@ use anteroom_proto::v1::{Applied, Reachable};
 use async_trait::async_trait;
 
 pub use record::{
-    AppliedFacts, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, NewAudit,
+    Advance, AppliedFacts, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, NewAudit,
     NewRevision, Recorded, StoredInvite, StoredRevision, ViewState,
 };
 
@@ -131,12 +131,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// number isn't the next one.
     async fn add_model(&self, revision: &NewRevision, audit: &NewAudit)
     -> Result<bool, StoreError>;
-    /// The gateways that a revision affects, and when each had it in force; none where there is no such
-    /// revision.
-    async fn affected(
-        &self,
-        number: u64,
-    ) -> Result<Option<BTreeMap<GatewayId, Option<UnixMillis>>>, StoreError>;
+    /// The gateways that a revision affects, and how far each is; none where there is no such revision.
+    async fn progress(&self, number: u64) -> Result<Option<Vec<Advance>>, StoreError>;
 
     /// What is known of a gateway.
     async fn gateway(&self, gateway: GatewayId) -> Result<Option<GatewayFacts>, StoreError>;

@@ -187,6 +187,19 @@ pub struct IssueView {
     pub operation: Hash,
 }
 
+/// How far a revision is at one gateway that it affects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advance {
+    /// Which gateway.
+    pub gateway: GatewayId,
+    /// The revision that it has in force now.
+    pub revision: Option<u64>,
+    /// When it first had this one, or a later one, in force.
+    pub applied_at: Option<UnixMillis>,
+    /// Why it refused the newest view, if it did.
+    pub refused: Option<String>,
+}
+
 /// What became of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recorded {

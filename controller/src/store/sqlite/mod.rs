@@ -33,8 +33,8 @@ use sqlx::sqlite::{
 use sqlx::{Sqlite, Transaction};
 
 use super::{
-    EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, Limits, NewAudit, NewRevision,
-    Recorded, Store, StoreError, StoredInvite, StoredRevision,
+    Advance, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, Limits, NewAudit,
+    NewRevision, Recorded, Store, StoreError, StoredInvite, StoredRevision,
 };
 use value::failed;
 
@@ -208,11 +208,8 @@ impl Store for SqliteStore {
         commit(change).await.map(|()| true)
     }
 
-    async fn affected(
-        &self,
-        number: u64,
-    ) -> Result<Option<BTreeMap<GatewayId, Option<UnixMillis>>>, StoreError> {
-        model::affected(&self.readers, number).await
+    async fn progress(&self, number: u64) -> Result<Option<Vec<Advance>>, StoreError> {
+        model::progress(&self.readers, number).await
     }
 
     async fn gateway(&self, gateway: GatewayId) -> Result<Option<GatewayFacts>, StoreError> {

@@ -1,7 +1,5 @@
 //! Revisions of the model, and whom each affects.
 
-use std::collections::BTreeMap;
-
 use anteroom_proto::api::RevisionInfo;
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::id::GatewayId;
@@ -10,7 +8,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, SqlitePool};
 
 use super::value::{Columns, failed, int};
-use crate::store::{NewRevision, StoreError, StoredRevision};
+use crate::store::{Advance, NewRevision, StoreError, StoredRevision};
 
 const WHAT: &str = "revision";
 
@@ -129,10 +127,10 @@ pub(super) async fn add(
     Ok(true)
 }
 
-pub(super) async fn affected(
+pub(super) async fn progress(
     readers: &SqlitePool,
     number: u64,
-) -> Result<Option<BTreeMap<GatewayId, Option<UnixMillis>>>, StoreError> {
+) -> Result<Option<Vec<Advance>>, StoreError> {
     let doing = "read a revision's progress";
     let known = sqlx::query("SELECT 1 FROM revisions WHERE number = ?")
         .bind(int(number))
@@ -142,17 +140,25 @@ pub(super) async fn affected(
     if known.is_none() {
         return Ok(None);
     }
-    let rows = sqlx::query("SELECT gateway, applied_at FROM affected WHERE revision = ?")
-        .bind(int(number))
-        .fetch_all(readers)
-        .await
-        .map_err(failed(doing))?;
-    rows.iter()
+    let rows = sqlx::query(
+        "SELECT a.gateway, a.applied_at, g.applied_revision, g.refused FROM affected a \
+         JOIN gateways g ON g.gateway = a.gateway WHERE a.revision = ? ORDER BY a.gateway",
+    )
+    .bind(int(number))
+    .fetch_all(readers)
+    .await
+    .map_err(failed(doing))?;
+    let advances: Result<Vec<Advance>, StoreError> = rows
+        .iter()
         .map(|row| {
             let columns = Columns::new(row, WHAT);
-            let gateway = GatewayId::from_bytes(columns.array("gateway")?);
-            Ok((gateway, columns.maybe_uint("applied_at")?.map(UnixMillis)))
+            Ok(Advance {
+                gateway: GatewayId::from_bytes(columns.array("gateway")?),
+                revision: columns.maybe_uint("applied_revision")?,
+                applied_at: columns.maybe_uint("applied_at")?.map(UnixMillis),
+                refused: columns.maybe_text("refused")?,
+            })
         })
-        .collect::<Result<BTreeMap<_, _>, StoreError>>()
-        .map(Some)
+        .collect();
+    advances.map(Some)
 }

@@ -1,0 +1,127 @@
+//! Invites, and what is known of gateways and devices.
+
+use std::collections::HashMap;
+
+use anteroom_proto::api::{
+    Edge, EdgeQuery, GatewayStatus, InviteInfo, NewInvite, PendingGateway, SightingRecord,
+};
+use anteroom_proto::id::GatewayId;
+use axum::Json;
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
+
+use super::extract::{Body, Params};
+use super::failure::Failure;
+use super::login::Caller;
+use super::{Api, MAX_LIST, limit};
+use crate::store::GatewayFacts;
+use crate::{change, clock};
+
+/// Words that [`EdgeQuery::verdict`] may be.
+const VERDICTS: [&str; 5] = ["tunnel", "local", "clear", "would-drop", "drop"];
+
+pub(super) async fn new_invite(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Body(new): Body<NewInvite>,
+) -> Result<StatusCode, Failure> {
+    change::invite(&api.controller, &caller.chain, &caller.operator, &new).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn invites(State(api): State<Api>) -> Result<Json<Vec<InviteInfo>>, Failure> {
+    let stored = api.controller.store.invites(MAX_LIST).await?;
+    let invites = stored
+        .into_iter()
+        .map(|stored| InviteInfo { invite: stored.signed, used_by: stored.used_by })
+        .collect();
+    Ok(Json(invites))
+}
+
+pub(super) async fn pending(State(api): State<Api>) -> Result<Json<Vec<PendingGateway>>, Failure> {
+    let controller = &api.controller;
+    let current = controller.current();
+    let waiting: Vec<_> = controller
+        .store
+        .pending(MAX_LIST)
+        .await?
+        .into_iter()
+        .filter(|enrolment| {
+            !current
+                .as_ref()
+                .is_some_and(|current| current.revokes(enrolment.gateway, enrolment.identity))
+        })
+        .collect();
+    if waiting.is_empty() {
+        return Ok(Json(Vec::new()));
+    }
+    let mut invites = HashMap::new();
+    for stored in controller.store.invites(MAX_LIST).await? {
+        invites.insert(stored.invite, stored.signed);
+    }
+    let pending = waiting
+        .into_iter()
+        .filter_map(|enrolment| {
+            Some(PendingGateway {
+                invite: invites.get(&enrolment.invite)?.clone(),
+                online: controller.online.contains(enrolment.gateway),
+                claim: enrolment.claim,
+                enrolled_at: enrolment.at,
+                from: enrolment.from,
+            })
+        })
+        .collect();
+    Ok(Json(pending))
+}
+
+pub(super) async fn gateways(State(api): State<Api>) -> Result<Json<Vec<GatewayStatus>>, Failure> {
+    let controller = &api.controller;
+    let Some(current) = controller.current() else { return Ok(Json(Vec::new())) };
+    let mut facts = controller.store.gateways().await?;
+    let status = |gateway: &GatewayId| {
+        let facts = facts.remove(gateway).unwrap_or_default();
+        status(&api, *gateway, facts)
+    };
+    Ok(Json(current.model.gateways.keys().map(status).collect()))
+}
+
+fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
+    let online = api.controller.online.observed(gateway);
+    GatewayStatus {
+        gateway,
+        online: online.is_some(),
+        last_seen: online.map(|_| clock::now()).or(facts.last_seen),
+        revision: facts.applied.map(|applied| applied.revision),
+        wanted: facts.wanted,
+        behind_since: facts.behind_since,
+        refused: facts.refused,
+        problems: facts.problems,
+        agent_version: facts.agent_version,
+        ports: facts.reachable.map(|reachable| reachable.ports).unwrap_or_default(),
+        tunnels: facts.tunnels,
+        observed: online.or(facts.observed),
+        drops: facts.drops,
+    }
+}
+
+pub(super) async fn sightings(
+    State(api): State<Api>,
+) -> Result<Json<Vec<SightingRecord>>, Failure> {
+    Ok(Json(api.controller.store.sightings(MAX_LIST).await?))
+}
+
+pub(super) async fn edges(
+    State(api): State<Api>,
+    Params(query): Params<EdgeQuery>,
+) -> Result<Json<Vec<Edge>>, Failure> {
+    if let Some(verdict) = &query.verdict
+        && !VERDICTS.contains(&verdict.as_str())
+    {
+        return Err(Failure::invalid(format!(
+            "query: verdict: choose one of {}",
+            VERDICTS.join(", ")
+        )));
+    }
+    let limit = limit(query.limit)?;
+    Ok(Json(api.controller.store.edges(&query, limit).await?))
+}
