@@ -3,6 +3,8 @@
 //! One narrow trait, so that several databases can stand behind it. Whoever implements it passes the tests in
 //! `conformance`. A change and its audit entry are one transaction; a call that returns has reached the disk.
 
+#[cfg(test)]
+mod conformance;
 mod record;
 pub mod sqlite;
 
