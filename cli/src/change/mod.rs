@@ -204,17 +204,17 @@ pub fn make(
                 return finish(output, &request, plan, number, Some((remote, &accepted, &model)));
             }
             Err(Error::Client(error)) if error.has_status(409) => {
+                let newer = fetch(remote)?;
+                if newer.base.number <= current.base.number {
+                    return Err(error.into());
+                }
                 let who = last_change(remote)?;
                 // A plan stands on its base; what was asked for by name can be computed again, once.
                 if request.plan.is_some() || shown.is_some() {
                     return Err(ChangeError::Moved { who }.into());
                 }
                 output.note(format_args!("Meanwhile {who}; computing the change again."))?;
-                let moved_from = current.base.number;
-                current = fetch(remote)?;
-                if current.base.number <= moved_from {
-                    return Err(error.into());
-                }
+                current = newer;
                 shown = Some(plan);
             }
             Err(error) => return Err(error),
@@ -333,10 +333,18 @@ fn finish(
     taken: Option<(&mut Remote, &ModelAccepted, &Model)>,
 ) -> Result<Exit, Error> {
     let changed = taken.is_some();
-    let waited = changed && !request.args.no_wait;
+    let mut waited = changed && !request.args.no_wait;
+    let mut lost = false;
     let gateways = match taken {
         Some((remote, accepted, model)) if waited => {
-            wait::wait(remote, output, accepted, &plan, model, &request.args)?
+            wait::wait(remote, output, accepted, &plan, model, &request.args).or_else(|error| {
+                // The change is made, whatever becomes of the following: that mustn't sound like a failure.
+                (waited, lost) = (false, true);
+                output.warn(format_args!(
+                    "revision {revision} is signed and stored, but can't be followed: {error}"
+                ))?;
+                Ok::<_, Error>(Vec::new())
+            })?
         }
         _ => Vec::new(),
     };
@@ -345,7 +353,7 @@ fn finish(
         .filter(|gateway| !gateway.applied)
         .map(|gateway| gateway.name.clone())
         .collect();
-    let exit = if laggards.is_empty() { Exit::Ok } else { Exit::Laggards };
+    let exit = if laggards.is_empty() && !lost { Exit::Ok } else { Exit::Laggards };
     let (action, subject) = (request.action, request.subject.clone());
     let outcome = Outcome { changed, revision, action, subject, plan, waited, gateways, laggards };
     if changed || output.is_json() {

@@ -357,6 +357,27 @@ fn an_answer_that_is_lost_on_the_way_is_looked_up() {
 }
 
 #[test]
+fn a_refusal_of_the_controller_is_printed_and_its_death_after_the_change_is_no_failure() {
+    let (controller, ana) = hospital();
+    let before = controller.state().revisions.len();
+    controller.state().refusal = Some("not today");
+    let ran = ana.run(&["device", "label", "ct-1", "floor=2", "--yes"]);
+    assert_eq!(ran.fails(1), "error: not today");
+    assert_eq!(controller.state().revisions.len(), before);
+    controller.state().refusal = None;
+    controller.lie("/v1/progress/5", |status, body| {
+        *status = 503;
+        *body = serde_json::json!({ "code": "busy", "message": "going down" });
+    });
+    let ran = ana.run(&["device", "mode", "ct-1", "protect", "--yes"]);
+    assert_eq!(ran.code, 3, "{ran:#?}");
+    assert!(
+        ran.err.contains("revision 5 is signed and stored, but can't be followed: going down"),
+        "{ran:#?}"
+    );
+}
+
+#[test]
 fn flows_bear_names_and_say_what_is_in_the_clear() {
     let (controller, ana) = hospital();
     let file = ana

@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(crate) edges: Vec<Edge>,
     /// Gateways that don't confirm anything.
     pub(crate) offline: Vec<GatewayId>,
+    /// What every update is refused with, as a conflict.
+    pub(crate) refusal: Option<&'static str>,
     pub(crate) lie: Option<Lie>,
     /// Done once, just before the next model is looked at.
     pub(crate) before_update: Option<Interference>,
@@ -83,6 +85,7 @@ impl Controller {
             sightings: Vec::new(),
             edges: Vec::new(),
             offline: Vec::new(),
+            refusal: None,
             lie: None,
             before_update: None,
         }));
@@ -305,6 +308,9 @@ impl State {
             ("POST", paths::MODEL) => {
                 if let Some(first) = self.before_update.take() {
                     first(self);
+                }
+                if let Some(message) = self.refusal {
+                    return no(409, "conflict", message);
                 }
                 self.update(serde_json::from_slice(body).unwrap(), operator)
             }

@@ -191,7 +191,7 @@ impl View {
     }
 }
 
-fn rollback<N: PartialOrd + ToString>(
+fn rollback<N: Copy + PartialOrd + ToString>(
     what: &'static str,
     found: N,
     held: N,
@@ -215,14 +215,14 @@ impl Peer {
         for signed in known.map(|known| known.keys.as_slice()).unwrap_or_default() {
             match signed.verify(organisation, &[gateway.identity]) {
                 Ok(binding) if binding.gateway == gateway.gateway => {
-                    keys.push(binding.into_document())
+                    keys.push(binding.into_document());
                 }
                 Ok(binding) => left_out.push(format!(
                     "a tunnel key of {} that is offered as one of {}",
                     binding.gateway, gateway.gateway
                 )),
                 Err(error) => {
-                    left_out.push(format!("a tunnel key of {}: {error}", gateway.gateway))
+                    left_out.push(format!("a tunnel key of {}: {error}", gateway.gateway));
                 }
             }
         }
