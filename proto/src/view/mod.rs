@@ -156,10 +156,10 @@ impl View {
             return Err(ViewError::Mismatch { operation, intent });
         }
         let number = operation.number;
-        rollback("view", number, floor.view)?;
-        rollback("incarnation", root.incarnation, floor.revision.0)?;
+        rollback("view", &number, &floor.view)?;
+        rollback("incarnation", &root.incarnation, &floor.revision.0)?;
         if root.incarnation == floor.revision.0 {
-            rollback("revision", root.number, floor.revision.1)?;
+            rollback("revision", &root.number, &floor.revision.1)?;
         }
         let mut left_out = Vec::new();
         let peers = intent
@@ -193,8 +193,8 @@ impl View {
 
 fn rollback<N: Copy + PartialOrd + ToString>(
     what: &'static str,
-    found: N,
-    held: N,
+    found: &N,
+    held: &N,
 ) -> Result<(), ViewError> {
     if found < held {
         Err(ViewError::Rollback { what, found: found.to_string(), held: held.to_string() })
