@@ -58,3 +58,36 @@ pub fn blast_radius(resolved: &Resolved, member: MemberId, now: UnixMillis) -> B
         unguarded: unguarded.count(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{NOW, hospital, member_id, name, set_modes};
+    use crate::model::Model;
+
+    fn radius(model: &Model, number: u32) -> (usize, usize, usize) {
+        let found = blast_radius(&Resolved::new(model).unwrap(), member_id(number), NOW);
+        (found.pairs, found.external_pairs, found.unguarded)
+    }
+
+    #[test]
+    fn rules_modes_and_ports_make_the_radius() {
+        let mut model = hospital();
+        assert_eq!(radius(&model, 1), (2, 2, 5), "DICOM has two ports; five others watch as well");
+        assert_eq!(radius(&model, 3), (0, 0, 5));
+        set_modes(&mut model, Mode::Enforce, &["pacs-1", "hl7-1"]);
+        assert_eq!(radius(&model, 1), (2, 2, 3));
+        set_modes(&mut model, Mode::Enforce, &["ct-1"]);
+        assert_eq!(radius(&model, 1), (2, 2, 0));
+        model.devices.get_mut(&member_id(2)).unwrap().attachment.port = name("port1");
+        assert_eq!(radius(&model, 1), (2, 2, 1), "a neighbour on the port");
+        model.set_quarantine("ct-1", true).unwrap();
+        assert_eq!(radius(&model, 1), (0, 0, 1));
+        model.revoke_gateway("server-room").unwrap();
+        assert_eq!(radius(&model, 4), (0, 0, 2));
+        assert_eq!(
+            blast_radius(&Resolved::new(&model).unwrap(), member_id(99), NOW),
+            BlastRadius::default()
+        );
+    }
+}

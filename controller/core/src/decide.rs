@@ -188,7 +188,7 @@ fn same_port(a: &Device, b: &Device) -> bool {
 /// The address by which a gateway that doesn't know a member would see it.
 fn address_of(device: &Device) -> Option<Ipv4Addr> {
     let fixed = device.addresses.iter().find(|net| net.prefix_len() == 32);
-    fixed.or(device.addresses.first()).map(|net| net.addr())
+    fixed.or(device.addresses.first()).map(ipnet::Ipv4Net::addr)
 }
 
 /// What the gateway in front of one end makes of the flow.

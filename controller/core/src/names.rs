@@ -133,3 +133,48 @@ impl Names {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{gateway_id, hospital, mac, member_id};
+
+    #[test]
+    fn ids_become_names_again_and_unknown_ones_stay_ids() {
+        let mut model = hospital();
+        model.revoke_gateway("ward").unwrap();
+        let names = Names::of(&model);
+        assert_eq!(names.gateway(gateway_id(2)), "ward");
+        assert_eq!(names.gateway(gateway_id(9)), gateway_id(9).to_string());
+        assert_eq!(names.member(member_id(1)), "ct-1");
+        assert_eq!(names.rule(RuleId::of("ct-to-pacs")), "ct-to-pacs");
+        assert_eq!(names.rule(RuleId::of("gone")), RuleId::of("gone").to_string());
+        assert_eq!(names.segment(SegmentId::of("ct")), "ct");
+        assert_eq!(names.external(ExternalId::of("archive")), "archive");
+        assert_eq!(names.site(SiteId::of("north")), "north");
+        assert_eq!(names.member_of(gateway_id(1), mac(1)), Some(member_id(1)));
+        assert_eq!(names.member_of(gateway_id(3), mac(1)), None);
+    }
+
+    #[test]
+    fn addresses_and_ports_become_names_where_there_are_some() {
+        let names = Names::of(&hospital());
+        let at = |text: &str| names.address(gateway_id(1), text.parse().unwrap());
+        assert_eq!(at("10.20.4.10"), "pacs-1");
+        assert_eq!(at("10.20.4.20"), "archive");
+        assert_eq!(at("10.20.9.9"), "10.20.9.9");
+        assert_eq!(at("fe80::1"), "fe80::1");
+        assert_eq!(names.service(6, 104), "dicom (tcp/104)");
+        assert_eq!(names.service(6, 4006), "ct-listen (tcp/4006)");
+        assert_eq!(names.service(17, 40000), "udp/40000");
+        assert_eq!(names.service(1, 0), "ping");
+        assert_eq!(names.service(47, 0), "protocol 47");
+    }
+
+    #[test]
+    fn a_policy_with_problems_gives_the_names_that_can_be_read() {
+        let mut model = hospital();
+        model.policy.push_str("[rule.bad]\nfrom = 1\n");
+        assert_eq!(Names::of(&model).rule(RuleId::of("alarms")), "alarms");
+    }
+}

@@ -160,7 +160,8 @@ impl fmt::Display for Answer {
             writeln!(f, "  next: {step}")?;
         }
         for line in self.snippet.iter().flat_map(|snippet| snippet.lines()) {
-            writeln!(f, "    {line}")?;
+            let indent = if line.is_empty() { "" } else { "    " };
+            writeln!(f, "{indent}{line}")?;
         }
         Ok(())
     }

@@ -6,11 +6,12 @@ use std::net::Ipv4Addr;
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
+use ipnet::Ipv4Net;
 
 use super::policy::mode;
 use super::{Findings, Severity};
 use crate::parties::{member_label, some_of};
-use crate::resolve::Resolved;
+use crate::resolve::{Resolved, SideId};
 
 pub(super) fn check(resolved: &Resolved, findings: &mut Findings) {
     let mut holders: BTreeMap<Ipv4Addr, BTreeMap<MemberId, Place<'_>>> = BTreeMap::new();
@@ -25,7 +26,7 @@ pub(super) fn check(resolved: &Resolved, findings: &mut Findings) {
         duplicates(resolved, *address, holders, findings);
         ambiguous(resolved, *address, holders, findings);
     }
-    dynamic(resolved, &holders, findings);
+    dynamic(resolved, findings);
 }
 
 /// Where an address is unique.
@@ -55,7 +56,7 @@ fn duplicates(
             "duplicate-address",
             format!("site {}", place.site),
             format!(
-                "{} all have {address}: give each an address of its own before one leaves observe.",
+                "{} have the same address, {address}: give each its own before one leaves observe.",
                 some_of(&names, 8)
             ),
         );
@@ -94,27 +95,57 @@ fn ambiguous(
 }
 
 /// A dynamic prefix that holds an address of another site, both visible at one gateway.
-fn dynamic(
-    resolved: &Resolved,
-    holders: &BTreeMap<Ipv4Addr, BTreeMap<MemberId, Place<'_>>>,
-    findings: &mut Findings,
-) {
-    for (id, device) in &resolved.model.devices {
-        let Some(site) = resolved.site_of(*id) else { continue };
-        for net in device.addresses.iter().filter(|net| net.prefix_len() < 32) {
-            let within = holders.range(net.network()..=net.broadcast());
-            let elsewhere = within
-                .flat_map(|(_, holders)| holders)
-                .find(|(_, place)| place.site != site)
-                .map(|(other, _)| *other);
-            let Some(other) = elsewhere else { continue };
-            let theirs = viewers(resolved, other);
-            if let Some(gateway) = viewers(resolved, *id).into_iter().find(|id| theirs.contains(id))
+fn dynamic(resolved: &Resolved, findings: &mut Findings) {
+    let devices = &resolved.model.devices;
+    let is_dynamic = |id: &MemberId| {
+        devices
+            .get(id)
+            .is_some_and(|device| device.addresses.iter().any(|net| net.prefix_len() < 32))
+    };
+    let attached = devices.keys().filter(|id| resolved.site_of(**id).is_some());
+    let gateways: BTreeSet<GatewayId> =
+        attached.filter(|id| is_dynamic(id)).flat_map(|id| viewers(resolved, *id)).collect();
+    let mut own: BTreeMap<GatewayId, Vec<MemberId>> = BTreeMap::new();
+    for (id, device) in devices {
+        own.entry(device.attachment.gateway).or_default().push(*id);
+    }
+    let mut reported = BTreeSet::new();
+    for gateway in gateways {
+        let visible = visible(resolved, own.get(&gateway).map(Vec::as_slice).unwrap_or_default());
+        let mut fixed: BTreeMap<Ipv4Addr, Vec<MemberId>> = BTreeMap::new();
+        let mut within: Vec<(Ipv4Net, MemberId)> = Vec::new();
+        for id in visible {
+            for net in devices.get(&id).into_iter().flat_map(|device| &device.addresses) {
+                if net.prefix_len() == 32 {
+                    fixed.entry(net.addr()).or_default().push(id);
+                } else {
+                    within.push((*net, id));
+                }
+            }
+        }
+        for (net, id) in within {
+            let site = resolved.site_of(id);
+            let mut held = fixed.range(net.network()..=net.broadcast()).flat_map(|(_, ids)| ids);
+            if let Some(other) = held.find(|other| resolved.site_of(**other) != site)
+                && reported.insert((id, *other))
             {
-                report(resolved, gateway, &net.to_string(), *id, other, findings);
+                report(resolved, gateway, &net.to_string(), id, *other, findings);
             }
         }
     }
+}
+
+/// The members that a gateway's view holds, its own among them.
+fn visible(resolved: &Resolved, own: &[MemberId]) -> BTreeSet<MemberId> {
+    let near: BTreeSet<SideId> =
+        own.iter().flat_map(|id| resolved.sides_of(*id)).copied().collect();
+    let mut far = BTreeSet::new();
+    for side in near.into_iter().map(|id| resolved.side(id)) {
+        far.extend(side.from_rules.iter().map(|rule| resolved.rules[*rule].to));
+        far.extend(side.to_rules.iter().map(|rule| resolved.rules[*rule].from));
+    }
+    let members = far.into_iter().flat_map(|side| &resolved.side(side).members);
+    members.chain(own).copied().collect()
 }
 
 fn report(

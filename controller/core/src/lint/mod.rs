@@ -17,7 +17,7 @@ mod tests;
 mod tests_in_policy;
 
 pub use modes::OBSERVE_FOR;
-pub(crate) use policy::moment;
+pub(crate) use policy::{day, moment};
 
 /// What was seen on the network, for plans and lint to judge by.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

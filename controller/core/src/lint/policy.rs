@@ -90,6 +90,12 @@ pub(crate) fn moment(at: UnixMillis) -> String {
         .map_or_else(|| format!("{} ms after 1970", at.0), |timestamp| timestamp.to_string())
 }
 
+/// A day for people, in UTC.
+pub(crate) fn day(at: UnixMillis) -> String {
+    let moment = moment(at);
+    moment.split_once('T').map_or(moment.clone(), |(day, _)| day.to_owned())
+}
+
 fn externals(resolved: &Resolved, now: UnixMillis, findings: &mut Findings) {
     let mut fixed: BTreeMap<Ipv4Addr, MemberId> = BTreeMap::new();
     for (id, device) in &resolved.model.devices {
@@ -107,7 +113,7 @@ fn externals(resolved: &Resolved, now: UnixMillis, findings: &mut Findings) {
                 format!(
                     "It was to be looked at by {}: is it still there, and does it have a gateway by now? Then \
                      set a new day.",
-                    moment(review).get(..10).unwrap_or_default()
+                    day(review)
                 ),
             );
         }

@@ -1,1 +1,216 @@
+use anteroom_proto::mode::Mode;
+use anteroom_proto::v1::telemetry::Sighting;
+use insta::assert_snapshot;
 
+use super::*;
+use crate::fixture::{
+    HOUR, NOW, device, gateway, gateway_id, hospital, mac, member_id, name, set_modes,
+};
+use crate::model::Model;
+
+fn found(model: &Model, evidence: &Evidence) -> String {
+    let resolved = Resolved::new(model).unwrap();
+    let lines = lint(&resolved, evidence, NOW).into_iter().map(|finding| {
+        let severity = match finding.severity {
+            Severity::Warning => "warning",
+            Severity::Refusal => "refusal",
+            Severity::Error => "error",
+        };
+        format!("{severity} [{}] {finding}\n", finding.code)
+    });
+    lines.collect()
+}
+
+fn linted(change: impl FnOnce(&mut Model)) -> String {
+    let mut model = hospital();
+    change(&mut model);
+    found(&model, &Evidence::default())
+}
+
+#[test]
+fn a_sound_model_gives_nothing_to_say() {
+    assert_eq!(linted(|_| {}), "");
+    assert_eq!(linted(|model| set_modes(model, Mode::Protect, &["ct-1", "pacs-1", "hl7-1"])), "");
+    assert_eq!(
+        linted(|model| set_modes(model, Mode::Enforce, &["ct-1", "monitor-1", "hl7-1"])),
+        ""
+    );
+}
+
+#[test]
+fn rules_that_do_nothing_are_named() {
+    assert_snapshot!(linted(|model| model.policy.push_str(
+        "[segment.empty]\nmatch = { label.class = \"mrx\" }\n\
+         [rule.a]\nfrom = \"empty\"\nto = \"pacs-1\"\nservices = [\"dicom\"]\n\
+         [rule.b]\nfrom = \"archive\"\nto = \"archive\"\nservices = [\"dicom\"]\nclear = true\n\
+         [rule.c]\nfrom = \"ct-1\"\nto = \"hl7-1\"\nservices = [\"hl7\"]\nexpires = 2026-11-21T23:59:59Z\n"
+    )), @r#"
+    warning [rule-expired] rule.c: It ended at 2026-11-21T23:59:59Z and opens nothing: remove it, or give it a new end.
+    warning [rule-matches-nobody] rule.a: It opens nothing, because nobody is in "empty": label devices or list them.
+    warning [rule-without-device] rule.b: Both of its ends are externals, so no gateway stands between them and the rule does nothing.
+    "#);
+}
+
+#[test]
+fn externals_want_a_look_and_a_word() {
+    assert_snapshot!(linted(|model| {
+        model.policy = model.policy.replace("2027-03-01", "2026-11-01");
+        model.policy.push_str("[external.wide]\nprefixes = [\"10.20.4.8/29\"]\n[rule.a]\nfrom = \"pump-1\"\nto = \"wide\"\nservices = [\"https\"]\n");
+    }), @r#"
+    warning [external-holds-device] external.wide: 10.20.4.8/29 holds 10.20.4.10, which is pacs-1's: gateways that know the device take it for the device, others for the external. Take it out of the external.
+    warning [external-review] external.archive: It was to be looked at by 2026-11-01: is it still there, and does it have a gateway by now? Then set a new day.
+    warning [external-without-clear] rule.a: Traffic with an external is in the clear. Devices in "pump-1" lose it once they go to enforce, unless the rule says clear = true.
+    "#);
+}
+
+#[test]
+fn sites_that_arent_there_are_named() {
+    assert_snapshot!(linted(|model| model.policy.push_str("[infrastructure.nort]\n[segment.a]\nmatch = { site = \"elsewhere\" }\n")), @r#"
+    warning [unknown-site] infrastructure.nort: No gateway stands in a site "nort"; did you mean "north"?
+    warning [unknown-site] segment.a: No gateway stands in a site "elsewhere" yet.
+    "#);
+}
+
+#[test]
+fn devices_of_a_revoked_gateway_are_named_where_the_policy_names_them() {
+    assert_snapshot!(linted(|model| { model.revoke_gateway("server-room").unwrap(); }), @r#"
+    warning [detached-device] rule.alarms: "hl7-1" is named here, but its gateway server-room was revoked, so nothing opens for it: confirm it behind another gateway, or take it out.
+    warning [detached-device] segment.pacs: "pacs-1" is named here, but its gateway server-room was revoked, so nothing opens for it: confirm it behind another gateway, or take it out.
+    warning [rule-matches-nobody] rule.alarms: It opens nothing, because nobody is in "hl7-1": label devices or list them.
+    "#);
+}
+
+#[test]
+fn tests_of_the_policy_fail_with_what_contradicts_them() {
+    assert_snapshot!(linted(|model| model.policy.push_str(
+        "[rule.a]\nfrom = \"pump-1\"\nto = \"pacs\"\nservices = [\"dicom\"]\nclear = true\n\
+         [test.b]\nfrom = \"ct\"\nto = \"pacs\"\nservices = [\"dicom\", \"https\"]\nexpect = \"allow\"\n\
+         [test.c]\nfrom = \"ct\"\nto = \"pacs\"\nservices = [\"dicom\"]\nexpect = \"allow\"\n\
+         [service.many]\nports = [\"tcp/1-65535\"]\n\
+         [test.d]\nfrom = \"pump-1\"\nto = \"archive\"\nservices = [\"many\"]\nexpect = \"deny\"\n\
+         [segment.nobody]\n[test.e]\nfrom = \"nobody\"\nto = \"pacs\"\nservices = [\"dicom\"]\nexpect = \"deny\"\n"
+    )), @r#"
+    error [test-failed] test.b: It expects allow, but no rule allows ct-1 to pacs-1: tcp/443.
+    error [test-failed] test.d: It expects deny, but rule.a allows pump-1 to archive: tcp/104.
+    error [test-failed] test.pump-kept-from-pacs: It expects deny, but rule.a allows pump-1 to pacs-1: tcp/104.
+    warning [test-of-nobody] test.e: It proves nothing, because nobody is in "nobody".
+    "#);
+}
+
+#[test]
+fn an_address_belongs_to_one_device_of_a_site() {
+    let twice = |modes: &'static [&'static str]| {
+        linted(|model| {
+            model.devices.get_mut(&member_id(3)).unwrap().addresses =
+                vec!["10.20.1.10/32".parse().unwrap()];
+            set_modes(model, Mode::Protect, modes);
+        })
+    };
+    assert_snapshot!(twice(&[]), @"warning [duplicate-address] site north: ct-1, pump-1 have the same address, 10.20.1.10: give each its own before one leaves observe.");
+    assert_snapshot!(twice(&["pump-1"]), @"error [duplicate-address] site north: ct-1, pump-1 have the same address, 10.20.1.10: give each its own before one leaves observe.");
+}
+
+#[test]
+fn two_sites_with_one_address_cant_be_told_apart_at_one_gateway() {
+    let south = |address: [u8; 4], class: &'static str| {
+        linted(move |model| {
+            model.gateways.extend([gateway(4, "annex", "south")]);
+            model.devices.extend([device(7, "south-1", 4, "port1", address, class)]);
+        })
+    };
+    assert_snapshot!(south([10, 20, 2, 11], "monitor"), @"error [ambiguous-address] gateway server-room: Its devices share rules with monitor-1 (site north) and with south-1 (site south), and 10.20.2.11 could mean either: translated addresses aren't there yet, so keep one of them out of its rules.");
+    assert_eq!(south([10, 20, 2, 11], "pump"), "", "nobody sees both");
+    assert_snapshot!(linted(|model| {
+        model.gateways.extend([gateway(4, "annex", "south")]);
+        model.devices.extend([device(7, "south-1", 4, "port1", [10, 20, 2, 0], "monitor")]);
+        model.devices.get_mut(&member_id(7)).unwrap().addresses = vec!["10.20.2.0/24".parse().unwrap()];
+    }), @"error [ambiguous-address] gateway server-room: Its devices share rules with south-1 (site south) and with monitor-1 (site north), and 10.20.2.0/24 could mean either: translated addresses aren't there yet, so keep one of them out of its rules.");
+}
+
+#[test]
+fn a_port_has_one_mode() {
+    let shared = |enforced: &'static [&'static str]| {
+        linted(|model| {
+            model.devices.get_mut(&member_id(2)).unwrap().attachment.port = name("port1");
+            set_modes(model, Mode::Enforce, enforced);
+        })
+    };
+    assert_eq!(shared(&[]), "");
+    assert_snapshot!(shared(&["ct-1"]), @"error [port-mixed-modes] port1 of gateway imaging: ct-1 (enforce), mri-1 (observe) share it, and a port has one mode: change them together, or give each a port of its own.");
+    assert_snapshot!(shared(&["ct-1", "mri-1"]), @"warning [port-shared] port1 of gateway imaging: ct-1 (enforce), mri-1 (enforce) share it, so nothing keeps them from each other.");
+}
+
+#[test]
+fn enforce_wants_peers_that_tunnel_or_rules_that_say_clear() {
+    assert_snapshot!(linted(|model| set_modes(model, Mode::Enforce, &["monitor-1"])), @"refusal [clear-unasked] rule.alarms: monitor-1 is to be in enforce, but hl7-1 is only observed, so the rule's traffic between them would be dropped: put it into protect first, or write clear = true in the rule.");
+    assert_snapshot!(linted(|model| {
+        model.policy = model.policy.replace("clear = true\n", "");
+        set_modes(model, Mode::Enforce, &["ct-1"]);
+    }), @r"
+    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but pacs-1 is only observed, so the rule's traffic between them would be dropped: put it into protect first, or write clear = true in the rule.
+    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule, or put a gateway in front of the other end.
+    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but pacs-1 is only observed, so the rule's traffic between them would be dropped: put it into protect first, or write clear = true in the rule.
+    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule, or put a gateway in front of the other end.
+    ");
+    assert_snapshot!(linted(|model| {
+        model.policy = model.policy.replace("clear = true\n", "");
+        set_modes(model, Mode::Enforce, &["ct-1"]);
+        set_modes(model, Mode::Protect, &["pacs-1"]);
+    }), @r"
+    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule, or put a gateway in front of the other end.
+    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule, or put a gateway in front of the other end.
+    ");
+}
+
+#[test]
+fn enforce_wants_a_day_of_watching() {
+    let watched = |hours: u64| {
+        linted(|model| {
+            let found = model.devices.get_mut(&member_id(3)).unwrap();
+            found.mode = Mode::Enforce;
+            found.confirmed_at = UnixMillis(NOW.0 - hours * HOUR);
+        })
+    };
+    assert_snapshot!(watched(23), @"refusal [observed-too-briefly] device pump-1: It has been watched since 2026-11-21T01:00:00Z only: enforce wants 24 hours, so that what happens once a day has been seen.");
+    assert_eq!(watched(24), "");
+}
+
+#[test]
+fn enforce_wants_no_traffic_that_rules_cant_carry() {
+    let sighting = |number: u32, kinds: &[&str]| SightingRecord {
+        gateway: gateway_id(2),
+        sighting: Sighting {
+            port: name("port1"),
+            mac: mac(number),
+            vlan: None,
+            addresses: Vec::new(),
+            prefix_len: None,
+            router: None,
+            member: None,
+            held: false,
+            kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
+            first_seen: NOW,
+            last_seen: NOW,
+        },
+        first_seen: NOW,
+    };
+    let evidence = Evidence {
+        edges: Vec::new(),
+        sightings: vec![sighting(3, &["ipv6", "broadcast"]), sighting(4, &["tagged"])],
+    };
+    let mut model = hospital();
+    assert_eq!(found(&model, &evidence), "");
+    set_modes(&mut model, Mode::Enforce, &["pump-1"]);
+    assert_snapshot!(found(&model, &evidence), @"refusal [kinds-not-carried] device pump-1: It was seen to use what no rule carries and enforce drops: broadcast, ipv6. Find out what needs it first.");
+}
+
+#[test]
+fn findings_are_bounded_kind_by_kind() {
+    use std::fmt::Write as _;
+    let text = linted(|model| {
+        for at in 0..MAX_FINDINGS + 50 {
+            let _ = writeln!(model.policy, "[infrastructure.s{at}]");
+        }
+    });
+    assert_eq!(text.lines().count(), MAX_FINDINGS);
+}

@@ -33,15 +33,9 @@ struct Changes {
 }
 
 impl Changes {
-    fn add(
-        &mut self,
-        kind: &str,
-        name: impl ToString,
-        before: Option<String>,
-        after: Option<String>,
-    ) {
+    fn add(&mut self, kind: &str, name: &str, before: Option<String>, after: Option<String>) {
         if before != after {
-            self.list.push(Change { kind: kind.into(), name: name.to_string(), before, after });
+            self.list.push(Change { kind: kind.into(), name: name.to_owned(), before, after });
         }
     }
 }
@@ -53,9 +47,9 @@ fn gateways(before: &Model, after: &Model, changes: &mut Changes) {
         let Some(name) = new.or(old).map(|gateway| &gateway.name) else { continue };
         let describe = |gateway: &Gateway| format!("approved at site {}", gateway.site);
         let gone = after.revoked.contains_key(id).then(|| "revoked".to_owned());
-        changes.add("gateway", name, old.map(describe), new.map(describe).or(gone));
+        changes.add("gateway", name.as_str(), old.map(describe), new.map(describe).or(gone));
         if let (Some(old), Some(new)) = (old, new) {
-            changes.add("gateway labels", name, labels(&old.labels), labels(&new.labels));
+            changes.add("gateway labels", name.as_str(), labels(&old.labels), labels(&new.labels));
         }
     }
 }
@@ -72,18 +66,18 @@ fn devices(before: &Model, after: &Model, changes: &mut Changes) {
         let Some(name) = new.or(old).map(|device| &device.name) else { continue };
         let was = old.map(|device| place(before, device));
         let is = new.map(|device| place(after, device));
-        changes.add("device", name, was, is);
+        changes.add("device", name.as_str(), was, is);
         if let Some(new) = new {
             let was = old.and_then(|device| labels(&device.labels));
-            changes.add("device labels", name, was, labels(&new.labels));
+            changes.add("device labels", name.as_str(), was, labels(&new.labels));
             changes.add(
                 "mode",
-                name,
+                name.as_str(),
                 old.map(|old| old.mode.to_string()),
                 Some(new.mode.to_string()),
             );
             let quarantined = |device: &Device| device.quarantined.then(|| "on".to_owned());
-            changes.add("quarantine", name, old.and_then(quarantined), quarantined(new));
+            changes.add("quarantine", name.as_str(), old.and_then(quarantined), quarantined(new));
         }
     }
 }
@@ -134,7 +128,7 @@ fn policy(before: &Policy, after: &Policy, changes: &mut Changes) {
     });
     section(changes, "external", &before.externals, &after.externals, |entry| {
         let prefixes = entry.prefixes.iter().map(ToString::to_string);
-        let review = entry.review.map(|day| format!("review {}", crate::lint::moment(day)));
+        let review = entry.review.map(|day| format!("review {}", crate::lint::day(day)));
         words(prefixes.chain(review))
     });
     section(changes, "segment", &before.segments, &after.segments, |entry| {
@@ -184,6 +178,6 @@ fn section<T>(
     let all: BTreeSet<&Name> = before.keys().chain(after.keys()).collect();
     for name in all {
         let (old, new) = (before.get(name).map(&describe), after.get(name).map(&describe));
-        changes.add("policy", format!("{kind}.{name}"), old, new);
+        changes.add("policy", &format!("{kind}.{name}"), old, new);
     }
 }

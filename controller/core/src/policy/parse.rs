@@ -190,9 +190,9 @@ fn prefix(reader: &mut Reader<'_>, entry: &Entry<'_>, text: &At<String>) -> Opti
 fn segment(reader: &mut Reader<'_>, _: &Name, entry: &Entry<'_>) -> Option<Segment> {
     reader.only(entry, &["members", "externals", "match"]);
     let members = reader.texts(entry, "members", "[\"pacs-1\"]");
-    let members = reader.names(&entry.path, members);
+    let members = reader.names(&entry.path, &members);
     let externals = reader.texts(entry, "externals", "[\"pacs-vip\"]");
-    let externals = reader.names(&entry.path, externals);
+    let externals = reader.names(&entry.path, &externals);
     let matches = entry.table.get("match").and_then(|item| matching(reader, entry, item));
     Some(Segment { position: entry.position, members, externals, matches })
 }
@@ -207,8 +207,9 @@ fn matching(reader: &mut Reader<'_>, entry: &Entry<'_>, item: &Item) -> Option<M
     };
     let inner = Entry { path: format!("{}.match", entry.path), position, table };
     reader.only(&inner, &["site", "label"]);
-    let site =
-        reader.text(&inner, "site", "\"north\"").and_then(|text| reader.to_name(&inner.path, text));
+    let site = reader
+        .text(&inner, "site", "\"north\"")
+        .and_then(|text| reader.read_name(&inner.path, &text));
     let mut labels = BTreeMap::new();
     if let Some(item) = table.get("label") {
         let position = reader.position(item.span());
@@ -236,7 +237,7 @@ fn read_labels(reader: &mut Reader<'_>, entry: &Entry<'_>) -> BTreeMap<Name, Str
     for (key, item) in entry.table.iter() {
         let position = reader.position(item.span());
         let text = At { value: key.to_owned(), position };
-        let Some(name) = reader.to_name(&entry.path, text) else { continue };
+        let Some(name) = reader.read_name(&entry.path, &text) else { continue };
         if let Some(value) = reader.text(entry, key, "\"ct\"") {
             labels.insert(name.value, value.value);
         }
@@ -319,7 +320,7 @@ fn ends(reader: &mut Reader<'_>, entry: &Entry<'_>) -> Ends {
             );
             reader.problem(text.position, &entry.path, message);
         } else {
-            let service = reader.to_name(&entry.path, text);
+            let service = reader.read_name(&entry.path, &text);
             reader.services.extend(service.clone().map(|name| (entry.path.clone(), name)));
             services.extend(service);
         }

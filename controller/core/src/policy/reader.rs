@@ -165,10 +165,10 @@ impl<'a> Reader<'a> {
     pub(super) fn name(&mut self, entry: &Entry<'_>, key: &str, example: &str) -> Option<At<Name>> {
         self.required(entry, key, example)?;
         let text = self.text(entry, key, example)?;
-        self.to_name(&entry.path, text)
+        self.read_name(&entry.path, &text)
     }
 
-    pub(super) fn to_name(&mut self, path: &str, text: At<String>) -> Option<At<Name>> {
+    pub(super) fn read_name(&mut self, path: &str, text: &At<String>) -> Option<At<Name>> {
         match text.value.parse() {
             Ok(value) => Some(At { value, position: text.position }),
             Err(error) => {
@@ -219,7 +219,8 @@ impl<'a> Reader<'a> {
         for value in array {
             match value.as_str() {
                 Some(text) => {
-                    texts.push(At { value: text.to_owned(), position: self.position(value.span()) })
+                    texts
+                        .push(At { value: text.to_owned(), position: self.position(value.span()) });
                 }
                 None => {
                     let message = format!(
@@ -249,8 +250,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Each of `texts` as a name.
-    pub(super) fn names(&mut self, path: &str, texts: Vec<At<String>>) -> Vec<At<Name>> {
-        texts.into_iter().filter_map(|text| self.to_name(path, text)).collect()
+    pub(super) fn names(&mut self, path: &str, texts: &[At<String>]) -> Vec<At<Name>> {
+        texts.iter().filter_map(|text| self.read_name(path, text)).collect()
     }
 }
 

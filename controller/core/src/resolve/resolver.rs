@@ -90,15 +90,15 @@ impl<'a> Resolver<'a> {
             }
         }
         let rules = policy.rules.iter().map(|(name, rule)| (name, rule.position));
-        self.derived("rule", rules, |name| RuleId::of(name));
+        self.derived("rule", rules, RuleId::of);
         let segments = policy.segments.iter().map(|(name, segment)| (name, segment.position));
-        self.derived("segment", segments, |name| SegmentId::of(name));
+        self.derived("segment", segments, SegmentId::of);
         let externals = policy.externals.iter().map(|(name, external)| (name, external.position));
-        self.derived("external", externals, |name| ExternalId::of(name));
+        self.derived("external", externals, ExternalId::of);
         let sites: BTreeSet<&Name> =
             self.model.gateways.values().map(|gateway| &gateway.site).collect();
         let sites = sites.into_iter().map(|site| (site, Position::default()));
-        self.derived("site", sites, |name| SiteId::of(name));
+        self.derived("site", sites, SiteId::of);
         self.model_collisions();
     }
 

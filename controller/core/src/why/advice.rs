@@ -178,10 +178,9 @@ impl Asked<'_> {
         let from = self.end(flow.from, self.from, &mut text)?;
         let to = self.end(flow.to, self.to, &mut text)?;
         let service = self.service_name(flow, &mut text)?;
-        let clear = [flow.from, flow.to].into_iter().any(|end| {
-            self.gateway(end).is_none()
-                || self.device(end).is_some_and(|device| device.mode == Mode::Observe)
-        });
+        let clear = [(flow.from, &from), (flow.to, &to)]
+            .into_iter()
+            .any(|(end, name)| self.in_the_clear(end) || self.holds_clear(name));
         let rule = self.free(&format!("{from}-to-{to}"), |name| {
             self.resolved.policy.rules.contains_key(name)
         })?;
@@ -194,6 +193,21 @@ impl Asked<'_> {
             text.push_str("clear = true\n");
         }
         Some(text)
+    }
+
+    /// Whether traffic with a party can't take a tunnel.
+    fn in_the_clear(&self, party: Party) -> bool {
+        let observed = self.device(party).is_some_and(|device| device.mode == Mode::Observe);
+        observed || self.gateway(party).is_none()
+    }
+
+    /// Whether a segment of this name holds somebody whose traffic can't take a tunnel.
+    fn holds_clear(&self, segment: &str) -> bool {
+        let side = self.resolved.side_named(segment).map(|id| self.resolved.side(id));
+        side.is_some_and(|side| {
+            let clear = |id: &_| self.in_the_clear(Party::Member(*id));
+            !side.externals.is_empty() || side.members.iter().any(clear)
+        })
     }
 
     /// The name for one end: as it was asked for, or a new external for an address.
