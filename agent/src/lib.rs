@@ -1,8 +1,12 @@
 //! The gateway appliance of Anteroom: the I/O shell around the packet engine.
 
 pub mod config;
+pub mod control;
 pub mod dataplane;
+pub mod enroll;
+pub mod local;
 pub mod net;
+pub mod plane;
 pub mod state;
 
 #[cfg(test)]

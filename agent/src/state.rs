@@ -17,6 +17,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::view::ViewError;
 
 pub use directory::{Lock, StateDir};
+pub(crate) use held::enforces;
 pub use held::{Enrolled, Held};
 pub use records::{Enrolment, TunnelKey};
 

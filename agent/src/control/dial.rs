@@ -63,11 +63,7 @@ pub(crate) enum DialError {
         list(expected),
         "something else answers there, or somebody stands between"
     )]
-    WrongKey {
-        address: SocketAddr,
-        found: Fingerprint,
-        expected: Vec<Fingerprint>,
-    },
+    WrongKey { address: SocketAddr, found: Fingerprint, expected: Vec<Fingerprint> },
     /// Nobody answered, or not in this protocol.
     #[error("no controller answers: {}", failures.join("; "))]
     Unreachable { failures: Vec<String> },

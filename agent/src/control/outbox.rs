@@ -166,9 +166,8 @@ pub(super) mod tests {
         while outbox.has_room() {
             let _ = outbox.push(EngineReport::default(), UnixMillis(1));
         }
-        let sequences = |outbox: &Outbox| {
-            outbox.waiting().map(|report| report.sequence).collect::<Vec<_>>()
-        };
+        let sequences =
+            |outbox: &Outbox| outbox.waiting().map(|report| report.sequence).collect::<Vec<_>>();
         assert_eq!(sequences(&outbox), (1..=FULL as u64).collect::<Vec<_>>());
         outbox.stored(BootId::from_bytes([2; 16]), 5);
         assert!(!outbox.has_room(), "another run's word counts for nothing");

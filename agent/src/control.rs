@@ -1,0 +1,224 @@
+//! The agent's side of the control connection: find a controller, say hello, take views, send reports.
+//!
+//! Nothing here is needed for traffic to flow: without a controller the view on disk stays in force.
+
+mod backoff;
+mod clock;
+pub(crate) mod dial;
+mod outbox;
+mod session;
+mod take;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::BootId;
+use anteroom_proto::key::IdentityKey;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::{Applied, PortInfo, Reachable};
+use anteroom_proto::view::Floor;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use crate::plane::{Plane, PlaneError};
+use crate::state::{Enrolled, Enrolment, StateDir};
+use backoff::Backoff;
+use clock::Clock;
+use dial::Candidates;
+use outbox::Outbox;
+use session::End;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use clock::system_time;
+pub(crate) use session::plain;
+pub(crate) use take::applied_of;
+
+/// How long after a refusal that is said to be for good it is tried again all the same: somebody may have mended
+/// the controller.
+const AFTER_FATAL: Duration = Duration::from_secs(300);
+
+/// Where peers and the controller find this gateway: what may change while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Reach {
+    /// Addresses of the tunnel's socket, best first.
+    pub(crate) endpoints: Vec<SocketAddr>,
+    /// The device ports.
+    pub(crate) ports: Vec<PortInfo>,
+}
+
+/// How it stands with the controller, for `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ControlStatus {
+    /// The controller that the agent is connected to.
+    pub connected: Option<SocketAddr>,
+    /// Since when it is connected, or isn't. By this gateway's clock.
+    pub since: UnixMillis,
+    /// Whether an operator has approved the gateway. None until a controller has said.
+    pub approved: Option<bool>,
+    /// Number of the newest authority document held.
+    pub authority: u64,
+    /// What is in force, and the last view that was refused.
+    pub applied: Option<Applied>,
+    /// Reports that the controller hasn't stored yet.
+    pub unstored_reports: usize,
+    /// What went wrong last, if nothing has gone right since.
+    pub last_error: Option<String>,
+}
+
+/// Everything that the control connection needs.
+pub(crate) struct Client<P> {
+    state: Arc<StateDir>,
+    plane: P,
+    enrolment: Enrolment,
+    identity: IdentityKey,
+    binding: Signed<TunnelKeyBinding>,
+    chain: Option<AuthorityChain>,
+    floor: Floor,
+    applied: Option<Applied>,
+    boot: BootId,
+    outbox: Outbox,
+    clock: Clock,
+    reach: watch::Receiver<Reach>,
+    status: watch::Sender<ControlStatus>,
+    stop: watch::Receiver<bool>,
+}
+
+impl<P: Plane> Client<P> {
+    pub(crate) fn new(
+        state: Arc<StateDir>,
+        plane: P,
+        held: Enrolled,
+        boot: BootId,
+        reach: watch::Receiver<Reach>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let Enrolled { enrolment, identity, tunnel, chain, view, floor } = held;
+        let applied = view.as_deref().map(applied_of);
+        let clock = Clock::new(floor.time);
+        let (status, _) = watch::channel(ControlStatus {
+            since: clock.now(),
+            authority: chain.as_ref().map_or(0, |chain| chain.newest().number),
+            applied: applied.clone(),
+            ..ControlStatus::default()
+        });
+        Self {
+            binding: tunnel.bind(&enrolment, &identity),
+            outbox: Outbox::new(boot),
+            state,
+            plane,
+            enrolment,
+            identity,
+            chain,
+            floor,
+            applied,
+            boot,
+            clock,
+            reach,
+            status,
+            stop,
+        }
+    }
+
+    /// How it stands, as it changes.
+    pub(crate) fn status(&self) -> watch::Receiver<ControlStatus> {
+        self.status.subscribe()
+    }
+
+    /// Stays connected until it is told to stop.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub(crate) async fn run(mut self) -> Result<(), PlaneError> {
+        self.plane.set_time(self.clock.now(), false).await?;
+        let mut backoff = Backoff::default();
+        let mut stop = self.stop.clone();
+        loop {
+            let candidates = Candidates::of(&self.enrolment, self.chain.as_ref());
+            let dialled = tokio::select! {
+                dialled = dial::dial(&candidates, &self.identity) => dialled,
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            };
+            let wait = match dialled {
+                Err(error) => {
+                    self.failed(&error.to_string());
+                    backoff.next(random())
+                }
+                Ok((link, address)) => {
+                    let end = self.session(link, address).await;
+                    if end.greeted {
+                        backoff.reset();
+                    }
+                    match end.why {
+                        End::Stopped => return Ok(()),
+                        End::Plane(error) => return Err(error),
+                        End::Lost(problem) => {
+                            self.failed(&problem);
+                            backoff.next(random())
+                        }
+                        End::Refused(refusal) => {
+                            self.failed(&refusal.to_string());
+                            if refusal.fatal { AFTER_FATAL } else { backoff.next(random()) }
+                        }
+                    }
+                }
+            };
+            tokio::select! {
+                () = sleep(wait) => {}
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+            }
+        }
+    }
+
+    /// Notes what went wrong. The log has it once, and again when it changes.
+    fn failed(&self, problem: &str) {
+        let now = self.clock.now();
+        let news = self.status.borrow().last_error.as_deref() != Some(problem);
+        if news {
+            warn!("controller: {problem}; the view in force stays, trying again");
+        } else {
+            debug!("controller: {problem}");
+        }
+        self.status.send_modify(|status| {
+            if status.connected.take().is_some() {
+                status.since = now;
+            }
+            status.last_error = Some(problem.to_owned());
+        });
+    }
+
+    fn connected(&self, address: SocketAddr, approved: bool) {
+        let now = self.clock.now();
+        info!(
+            "connected to the controller at {address}{}",
+            if approved { "" } else { "; waiting for an operator's approval" }
+        );
+        self.status.send_modify(|status| {
+            status.connected = Some(address);
+            status.since = now;
+            status.approved = Some(approved);
+            status.last_error = None;
+        });
+    }
+
+    fn reachable(&mut self) -> Reachable {
+        let reach = self.reach.borrow_and_update().clone();
+        Reachable {
+            endpoints: reach.endpoints,
+            keys: vec![self.binding.clone()],
+            ports: reach.ports,
+        }
+    }
+}
+
+fn random() -> u32 {
+    // Without random bytes gateways come back in step, which is no reason not to come back.
+    getrandom::u32().unwrap_or_default()
+}

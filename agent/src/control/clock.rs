@@ -1,0 +1,50 @@
+//! The agent's idea of the time: the system's at first, and a controller's once there is one.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anteroom_proto::time::UnixMillis;
+
+/// The system's wall clock.
+pub(crate) fn system_time() -> UnixMillis {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    UnixMillis(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// A wall time and when it was that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clock {
+    wall: UnixMillis,
+    at: Instant,
+}
+
+impl Clock {
+    /// The system's time, or the newest signed time held where that is later.
+    pub(super) fn new(floor: UnixMillis) -> Self {
+        Self { wall: system_time().max(floor), at: Instant::now() }
+    }
+
+    pub(super) fn now(&self) -> UnixMillis {
+        let elapsed = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.wall.saturating_add(elapsed)
+    }
+
+    /// Takes over a controller's word, as far as it isn't below what was signed. Gives the time now.
+    pub(super) fn set(&mut self, wall: UnixMillis, floor: UnixMillis) -> UnixMillis {
+        *self = Self { wall: wall.max(floor), at: Instant::now() };
+        self.wall
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_sets_the_clock_below_what_was_signed() {
+        let future = UnixMillis(system_time().0 + 1_000_000_000);
+        let mut clock = Clock::new(future);
+        assert!(clock.now() >= future);
+        assert_eq!(clock.set(UnixMillis(5), UnixMillis(9)), UnixMillis(9));
+        assert_eq!(clock.set(UnixMillis(12), UnixMillis(9)), UnixMillis(12));
+    }
+}

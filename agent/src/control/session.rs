@@ -1,0 +1,307 @@
+//! One connection, from hello to goodbye.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anteroom_proto::v1::frame::MAX_TO_AGENT;
+use anteroom_proto::v1::{Hello, Refusal, ToAgent, ToController, VERSIONS, Welcome};
+use anteroom_transport::endpoint::{Link, peer_key};
+use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tracing::{debug, warn};
+
+use super::Client;
+use crate::plane::{Plane, PlaneError};
+
+/// How long the greeting may take.
+const GREETING: Duration = Duration::from_secs(10);
+/// Messages to the controller that may wait.
+const QUEUE: usize = 64;
+/// Shortest and longest time between reports, whatever the controller asks for.
+const REPORTS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
+/// After how long without a word about them reports are sent again on the same connection.
+const RESEND: Duration = Duration::from_secs(30);
+/// Longest text from the controller that goes into a log.
+const MAX_TEXT: usize = 300;
+
+/// How a connection ended.
+pub(super) struct Ended {
+    pub(super) why: End,
+    /// Whether the controller had said welcome.
+    pub(super) greeted: bool,
+}
+
+/// Why a connection ended.
+pub(super) enum End {
+    /// The agent is to stop.
+    Stopped,
+    /// The data plane has ended.
+    Plane(PlaneError),
+    /// The controller won't have it.
+    Refused(Refused),
+    /// Anything else.
+    Lost(String),
+}
+
+impl From<PlaneError> for End {
+    fn from(error: PlaneError) -> Self {
+        Self::Plane(error)
+    }
+}
+
+impl From<MessageError> for End {
+    fn from(error: MessageError) -> Self {
+        Self::Lost(format!("the connection ended: {error}"))
+    }
+}
+
+/// The controller's refusal, fit for a log.
+pub(super) struct Refused {
+    text: String,
+    pub(super) fatal: bool,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let text = format!("refused ({:?}): {}", refusal.code, plain(&refusal.message));
+        Self { text, fatal: refusal.fatal }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Text from elsewhere, without what could upset a terminal or a log.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
+}
+
+/// Messages on their way out. A controller that doesn't read must not keep this end from reading.
+struct Out {
+    queue: mpsc::Sender<ToController>,
+    writer: JoinHandle<()>,
+}
+
+impl Out {
+    fn new(mut writer: MessageWriter<ToController>) -> Self {
+        let (queue, mut messages) = mpsc::channel(QUEUE);
+        let writer = tokio::spawn(async move {
+            while let Some(message) = messages.recv().await {
+                // A connection that is gone shows at the reading side.
+                if writer.send(&message).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { queue, writer }
+    }
+
+    fn send(&self, message: ToController) -> Result<(), End> {
+        self.queue
+            .try_send(message)
+            .map_err(|_| End::Lost("the controller doesn't take what is sent to it".into()))
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        self.writer.abort();
+    }
+}
+
+impl<P: Plane> Client<P> {
+    /// Talks over `link` until it ends.
+    pub(super) async fn session(&mut self, link: Link, address: SocketAddr) -> Ended {
+        let mut greeted = false;
+        let why = match self.talk(&link, address, &mut greeted).await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        };
+        let reason = match &why {
+            End::Stopped => "the gateway's agent stops",
+            _ => "",
+        };
+        link.close(reason).await;
+        Ended { why, greeted }
+    }
+
+    async fn talk(
+        &mut self,
+        link: &Link,
+        address: SocketAddr,
+        greeted: &mut bool,
+    ) -> Result<std::convert::Infallible, End> {
+        let lost = |error: quinn::ConnectionError| {
+            End::Lost(format!("the connection ended: {}", plain(&error.to_string())))
+        };
+        let (send, receive) = link.connection().open_bi().await.map_err(lost)?;
+        let mut reader = MessageReader::<ToAgent>::new(receive, MAX_TO_AGENT);
+        let out = Out::new(MessageWriter::new(send));
+        let mut stop = self.stop.clone();
+        let mut reach = self.reach.clone();
+        out.send(ToController::Hello(Box::new(self.hello())))?;
+        let welcome = tokio::select! {
+            welcome = timeout(GREETING, reader.next()) => welcome,
+            _ = stop.wait_for(|stop| *stop) => return Err(End::Stopped),
+        };
+        let welcome = match welcome {
+            Ok(message) => greeting(message?)?,
+            Err(_) => return Err(End::Lost("the controller says nothing".into())),
+        };
+        self.welcome(&welcome, link).await?;
+        *greeted = true;
+        self.connected(address, welcome.approved);
+
+        let every = Duration::from_millis(welcome.report_every.into()).clamp(REPORTS.0, REPORTS.1);
+        let mut reports = interval(every);
+        reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut resend = Instant::now() + RESEND;
+        reach.mark_unchanged();
+        self.tell_again(&out)?;
+        loop {
+            tokio::select! {
+                message = reader.next() => match message? {
+                    Some(message) => {
+                        if matches!(message, ToAgent::Reported { .. }) {
+                            resend = Instant::now() + RESEND;
+                        }
+                        self.hear(message, &out, link).await?;
+                    }
+                    None => return Err(End::Lost("the controller closed the connection".into())),
+                },
+                _ = reports.tick(), if self.outbox.has_room() => {
+                    if self.outbox.waiting().next().is_none() {
+                        resend = Instant::now() + RESEND;
+                    }
+                    self.tell(&out).await?;
+                }
+                () = sleep_until(resend), if self.outbox.waiting().next().is_some() => {
+                    self.tell_again(&out)?;
+                    resend = Instant::now() + RESEND;
+                }
+                changed = reach.changed() => {
+                    if changed.is_err() {
+                        return Err(End::Stopped);
+                    }
+                    out.send(ToController::Reachable(self.reachable()))?;
+                }
+                _ = stop.wait_for(|stop| *stop) => return Err(End::Stopped),
+            }
+        }
+    }
+
+    fn hello(&mut self) -> Hello {
+        Hello {
+            versions: VERSIONS,
+            organisation: self.enrolment.organisation,
+            gateway: self.enrolment.gateway,
+            boot: self.boot,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            capabilities: Vec::new(),
+            authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
+            applied: self.applied.clone(),
+            reachable: self.reachable(),
+        }
+    }
+
+    async fn welcome(&mut self, welcome: &Welcome, link: &Link) -> Result<(), End> {
+        if !(VERSIONS.0..=VERSIONS.1).contains(&welcome.version) {
+            let version = welcome.version;
+            return Err(End::Lost(format!("the controller speaks version {version}, unasked")));
+        }
+        if let Some(documents) = &welcome.authority {
+            self.hear_authority(documents, link).await?;
+        }
+        self.confirm_time(welcome.time).await?;
+        debug!("the controller sees this gateway at {}", welcome.observed);
+        Ok(())
+    }
+
+    async fn hear_authority(
+        &mut self,
+        documents: &[anteroom_proto::cose::Signed<anteroom_proto::authority::Authority>],
+        link: &Link,
+    ) -> Result<(), End> {
+        match self.take_authority(documents).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(problem) => {
+                warn!("the controller's authority documents are refused: {problem}");
+                self.status.send_modify(|status| status.last_error = Some(problem));
+                return Ok(());
+            }
+        }
+        let keys = self.chain.as_ref().map(|chain| chain.newest().controller_keys());
+        match (keys, peer_key(link.connection())) {
+            (Some(keys), Some(key)) if keys.contains(&key) => Ok(()),
+            _ => Err(End::Lost("this controller isn't one of the organisation's any more".into())),
+        }
+    }
+
+    async fn hear(&mut self, message: ToAgent, out: &Out, link: &Link) -> Result<(), End> {
+        match message {
+            ToAgent::View(view) => {
+                let applied = self.take_view(*view).await?;
+                let taken = applied.refused.is_none();
+                out.send(ToController::Applied(applied))?;
+                if taken {
+                    self.keep_floor().await;
+                }
+            }
+            ToAgent::Authority(documents) => self.hear_authority(&documents, link).await?,
+            ToAgent::Reported { boot, sequence } => {
+                self.outbox.stored(boot, sequence);
+                self.count_reports();
+            }
+            ToAgent::Refused(refusal) => return Err(End::Refused(refusal.into())),
+            ToAgent::Welcome(_) | ToAgent::Enrolled { .. } => {
+                return Err(End::Lost("the controller speaks out of turn".into()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell(&mut self, out: &Out) -> Result<(), End> {
+        let report = match self.plane.report().await {
+            Ok(report) => report,
+            // No traffic, nothing to tell; the controller hears that the gateway is there.
+            Err(PlaneError::Closed) => anteroom_agent_core::report::EngineReport::default(),
+            Err(error) => return Err(error.into()),
+        };
+        let at = self.clock.now();
+        for report in self.outbox.push(report, at) {
+            out.send(ToController::Report(Box::new(report.clone())))?;
+        }
+        self.count_reports();
+        Ok(())
+    }
+
+    fn tell_again(&self, out: &Out) -> Result<(), End> {
+        for report in self.outbox.waiting() {
+            out.send(ToController::Report(Box::new(report.clone())))?;
+        }
+        Ok(())
+    }
+
+    fn count_reports(&self) {
+        let unstored = self.outbox.waiting().count();
+        self.status.send_if_modified(|status| {
+            std::mem::replace(&mut status.unstored_reports, unstored) != unstored
+        });
+    }
+}
+
+fn greeting(message: Option<ToAgent>) -> Result<Box<Welcome>, End> {
+    match message {
+        Some(ToAgent::Welcome(welcome)) => Ok(welcome),
+        Some(ToAgent::Refused(refusal)) => Err(End::Refused(refusal.into())),
+        Some(_) => Err(End::Lost("the controller speaks before it says welcome".into())),
+        None => Err(End::Lost("the controller closed the connection".into())),
+    }
+}

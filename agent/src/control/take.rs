@@ -1,0 +1,188 @@
+//! Taking over what the controller sends: authority chains and views.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::RuleId;
+use anteroom_proto::intent::Condition;
+use anteroom_proto::key::Hash;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::v1::Applied;
+use anteroom_proto::view::{SignedView, View};
+use tracing::{error, info, warn};
+
+use super::Client;
+use crate::plane::{Plane, PlaneError};
+use crate::state::{StateDir, StateError, enforces};
+
+/// Most problems that are told of one view.
+const MAX_PROBLEMS: usize = 32;
+
+/// What is said of a view that is in force.
+pub(crate) fn applied_of(view: &View) -> Applied {
+    Applied {
+        number: view.operation.number,
+        revision: view.revision,
+        intent_hash: view.intent_hash,
+        refused: None,
+        problems: problems(view),
+    }
+}
+
+/// What in a good view this agent can't do.
+fn problems(view: &View) -> Vec<String> {
+    let unknown = |rule: &anteroom_proto::intent::Rule| {
+        rule.conditions.iter().any(|condition| matches!(condition, Condition::Unknown(_)))
+    };
+    let rules = view.intent.rules.iter().filter(|rule| unknown(rule)).map(|rule| {
+        let id: RuleId = rule.id;
+        format!("{id} has a condition that this agent doesn't know, so it never matches: update the agent")
+    });
+    let devices = view.intent.devices.iter().map(|device| &device.member);
+    let modes = devices.chain(&view.intent.members).filter(|member| member.mode == Mode::Unrecognised).map(
+        |member| {
+            format!("{} has a mode that this agent doesn't know, so no rule matches for it: update the agent", member.id)
+        },
+    );
+    view.left_out.iter().cloned().chain(rules).chain(modes).take(MAX_PROBLEMS).collect()
+}
+
+impl<P: Plane> Client<P> {
+    /// Takes over a newer authority chain. Gives whether it changed anything.
+    pub(super) async fn take_authority(
+        &mut self,
+        documents: &[Signed<Authority>],
+    ) -> Result<bool, String> {
+        let newer = AuthorityChain::follow(self.enrolment.pin, documents)
+            .map_err(|error| error.to_string())?;
+        if newer.newest().organisation != self.enrolment.organisation {
+            return Err("the chain of authority documents is another organisation's".into());
+        }
+        if let Some(held) = &self.chain {
+            held.check_replacement(&newer).map_err(|error| error.to_string())?;
+            if held.newest().number == newer.newest().number {
+                return Ok(false);
+            }
+        }
+        let chain = newer.clone();
+        if let Err(error) = self.blocking(move |state| state.write_authority(&chain)).await {
+            error!("{error}. It is followed until the next start all the same");
+        }
+        let number = newer.newest().number;
+        info!("authority document {number} is in force");
+        self.chain = Some(newer);
+        self.status.send_modify(|status| status.authority = number);
+        Ok(true)
+    }
+
+    /// Verifies a view, writes it down and puts it in force, or says why not.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub(super) async fn take_view(&mut self, signed: SignedView) -> Result<Applied, PlaneError> {
+        let began = Instant::now();
+        let verified = match &self.chain {
+            Some(chain) => {
+                View::verify(&signed, self.enrolment.gateway, chain.newest(), &self.floor)
+                    .map_err(|error| error.to_string())
+            }
+            None => Err("view refused: no chain of authority documents came before it".into()),
+        };
+        let view = match verified {
+            Ok(view) => Arc::new(view),
+            Err(problem) => {
+                warn!("{problem}");
+                return Ok(self.refused(problem));
+            }
+        };
+        let mut applied = applied_of(&view);
+        let marks = enforces(&view);
+        let written = self
+            .blocking(move |state| {
+                if marks {
+                    state.mark_enforced()?;
+                }
+                state.write_view(&signed)
+            })
+            .await;
+        if let Err(problem) = written {
+            // What closes must not wait for a disk.
+            error!("{problem}. The view is in force until the next start all the same");
+            applied.problems.push(format!("not kept over a restart: {problem}"));
+        }
+        self.plane.apply(view.clone()).await?;
+        let issued = view.operation.issued_at;
+        self.floor = view.floor(&self.floor);
+        if issued > self.clock.now() {
+            self.confirm_time(issued).await?;
+        }
+        info!(
+            revision = view.revision,
+            number = %view.operation.number,
+            milliseconds = began.elapsed().as_millis(),
+            "view in force"
+        );
+        for problem in &applied.problems {
+            warn!("view {}: {problem}", view.operation.number);
+        }
+        self.applied = Some(applied.clone());
+        self.status.send_modify(|status| {
+            status.applied = Some(applied.clone());
+            status.approved = Some(true);
+        });
+        Ok(applied)
+    }
+
+    /// Writes the floor down. After the view, and after the controller was told: the view on disk says the same.
+    pub(super) async fn keep_floor(&self) {
+        let floor = self.floor;
+        if let Err(error) = self.blocking(move |state| state.write_floor(&floor)).await {
+            error!("{error}");
+        }
+    }
+
+    /// What stays in force, and why the view isn't.
+    fn refused(&self, problem: String) -> Applied {
+        let nothing = Applied {
+            number: ViewNumber::default(),
+            revision: 0,
+            intent_hash: Hash::ZERO,
+            refused: None,
+            problems: Vec::new(),
+        };
+        let in_force = self.applied.clone().unwrap_or(nothing);
+        let answer = Applied { refused: Some(problem), ..in_force };
+        self.status.send_modify(|status| status.applied = Some(answer.clone()));
+        answer
+    }
+
+    /// Takes over a confirmed time.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub(super) async fn confirm_time(
+        &mut self,
+        time: anteroom_proto::time::UnixMillis,
+    ) -> Result<(), PlaneError> {
+        let now = self.clock.set(time, self.floor.time);
+        self.plane.set_time(now, true).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&StateDir) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, StateError> {
+        let state = self.state.clone();
+        match tokio::task::spawn_blocking(move || work(&state)).await {
+            Ok(result) => result,
+            Err(error) => Err(StateError::File {
+                path: self.state.path().to_owned(),
+                verb: "written",
+                error: std::io::Error::other(error),
+            }),
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! The data plane as the rest of the agent sees it, so that control can be tried without interfaces.
+
+use std::sync::Arc;
+
+use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::view::View;
+
+use crate::dataplane::Status;
+
+/// Why the data plane doesn't answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlaneError {
+    /// It has ended, or can't be started. Without it the agent is of no use.
+    #[error("{0}")]
+    Stopped(String),
+    /// The ports are held closed: there is no data plane before there is a view.
+    #[error(
+        "the ports are closed: an enforced device was here and the view that says so is lost; they open with the next view from the controller"
+    )]
+    Closed,
+}
+
+/// What control and the local socket ask of a data plane.
+pub trait Plane: Clone + Send + Sync + 'static {
+    /// Puts a view in force; returns once it is.
+    fn apply(&self, view: Arc<View>) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    /// Tells the wall clock. `confirmed`: a controller said so since this start.
+    fn set_time(
+        &self,
+        wall: UnixMillis,
+        confirmed: bool,
+    ) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    /// Takes out what happened since the last report.
+    fn report(&self) -> impl Future<Output = Result<EngineReport, PlaneError>> + Send;
+    /// Engine, interfaces and underlay at a glance.
+    fn status(&self) -> impl Future<Output = Result<Status, PlaneError>> + Send;
+    /// At most `limit` flows, the most recently used first.
+    fn flows(&self, limit: usize)
+    -> impl Future<Output = Result<Vec<FlowInfo>, PlaneError>> + Send;
+    /// What would become of a flow, and why.
+    fn explain(
+        &self,
+        question: Question,
+    ) -> impl Future<Output = Result<Explanation, PlaneError>> + Send;
+    /// What is worth keeping over a restart.
+    fn learned(&self) -> impl Future<Output = Result<Learned, PlaneError>> + Send;
+    /// Whether it turns. False means that it hangs.
+    fn alive(&self) -> bool;
+}
