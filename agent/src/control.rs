@@ -144,7 +144,7 @@ impl<P: Plane> Client<P> {
             let candidates = Candidates::of(&self.enrolment, self.chain.as_ref());
             let dialled = tokio::select! {
                 dialled = dial::dial(&candidates, &self.identity) => dialled,
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = stopped(&mut stop) => return Ok(()),
             };
             let wait = match dialled {
                 Err(error) => {
@@ -172,7 +172,7 @@ impl<P: Plane> Client<P> {
             };
             tokio::select! {
                 () = sleep(wait) => {}
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = stopped(&mut stop) => return Ok(()),
             }
         }
     }
@@ -221,4 +221,9 @@ impl<P: Plane> Client<P> {
 fn random() -> u32 {
     // Without random bytes gateways come back in step, which is no reason not to come back.
     getrandom::u32().unwrap_or_default()
+}
+
+/// Returns once the agent is to stop, or whoever would say so is gone.
+pub(crate) async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -1,5 +1,6 @@
 //! The gateway appliance of Anteroom: the I/O shell around the packet engine.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dataplane;
@@ -7,6 +8,7 @@ pub mod enroll;
 pub mod local;
 pub mod net;
 pub mod plane;
+pub mod run;
 pub mod state;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, warn};
 
-use super::Client;
+use super::{Client, stopped};
 use crate::plane::{Plane, PlaneError};
 
 /// How long the greeting may take.
@@ -148,7 +148,7 @@ impl<P: Plane> Client<P> {
         out.send(ToController::Hello(Box::new(self.hello())))?;
         let welcome = tokio::select! {
             welcome = timeout(GREETING, reader.next()) => welcome,
-            _ = stop.wait_for(|stop| *stop) => return Err(End::Stopped),
+            () = stopped(&mut stop) => return Err(End::Stopped),
         };
         let welcome = match welcome {
             Ok(message) => greeting(message?)?,
@@ -191,7 +191,7 @@ impl<P: Plane> Client<P> {
                     }
                     out.send(ToController::Reachable(self.reachable()))?;
                 }
-                _ = stop.wait_for(|stop| *stop) => return Err(End::Stopped),
+                () = stopped(&mut stop) => return Err(End::Stopped),
             }
         }
     }

@@ -119,7 +119,8 @@ async fn talk(mut stream: UnixStream, who: &impl Answer) -> io::Result<()> {
     loop {
         let mut request = Vec::new();
         let most = (MAX_REQUEST + 1) as u64;
-        let reading = (&mut read).take(most).read_until(b'\n', &mut request);
+        let mut bounded = (&mut read).take(most);
+        let reading = bounded.read_until(b'\n', &mut request);
         let response = match timeout(READ, reading).await {
             Err(_) => Err("no request within 10 s"),
             Ok(length) => match length? {

@@ -1,0 +1,331 @@
+//! The command line.
+
+mod show;
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anteroom_proto::invite::InviteCode;
+use anteroom_proto::service::PortMatch;
+use anyhow::{Context, bail};
+use clap::{Args, Parser, Subcommand};
+use serde_json::json;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, DEFAULT_PATH};
+use crate::enroll::enrol;
+use crate::local::client::ask;
+use crate::local::protocol::{DEFAULT_FLOWS, Request, Response};
+use crate::net;
+use crate::state::StateDir;
+
+/// Exit status for a command line that can't be understood.
+const USAGE: u8 = 64;
+/// Longest file that is read for an invite.
+const MAX_INVITE: u64 = 16 * 1024;
+
+/// The gateway appliance of Anteroom.
+#[derive(Debug, Parser)]
+#[command(name = "anteroom-agent", version, disable_help_subcommand = true)]
+struct Cli {
+    /// What is logged to standard error: a level, or levels by module as in `info,anteroom_agent=debug`
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The agent's configuration
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make this machine a gateway. Can be repeated
+    Enroll {
+        /// What `anteroom gateway invite` printed: the code, a file that holds it, or - for standard input
+        invite: String,
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Run the gateway, until SIGTERM
+    Run {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// How this gateway is. Exit status 2 while it isn't connected to a controller
+    Status {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What flows through this gateway, the most recently used first
+    Flows {
+        /// How many at most
+        #[arg(long, default_value_t = DEFAULT_FLOWS)]
+        limit: usize,
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What would become of a flow here, and why
+    Why {
+        /// Address of whoever opens it
+        from: Ipv4Addr,
+        /// Address of whoever answers
+        to: Ipv4Addr,
+        /// With what: tcp/104, udp/161 or icmp/echo
+        service: PortMatch,
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Shut the ports off from this machine's own network stack, or undo that
+    Ports {
+        /// isolate: before the agent runs. release: to take this machine out of service
+        #[arg(value_enum)]
+        action: PortsAction,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Who this gateway is: its id, and the fingerprint that operators compare when they approve it
+    Identity {
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum PortsAction {
+    Isolate,
+    Release,
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    // Whatever is made is this user's alone.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let filter = match EnvFilter::try_new(&cli.log) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("anteroom-agent: --log {:?}: {error}", cli.log);
+            return ExitCode::from(USAGE);
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    match start(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("anteroom-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(command: Command) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("the async runtime can't be started")?
+        .block_on(execute(command))
+}
+
+async fn execute(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Enroll { invite, common, output } => {
+            let config = Config::load(&common.config)?;
+            let code = read_invite(&invite)?;
+            let state = StateDir::open(&config.state)?;
+            let enrolled = enrol(&state, &code).await?;
+            if output.json {
+                print_json(&json!({
+                    "gateway": enrolled.gateway,
+                    "organisation": enrolled.organisation,
+                    "fingerprint": enrolled.fingerprint.to_string(),
+                }))?;
+            } else {
+                print(&show::enrolled(&enrolled))?;
+            }
+        }
+        Command::Run { common } => crate::run::run(&Config::load(&common.config)?).await?,
+        Command::Status { common, output } => {
+            let Response::Status(status) = answer(&common, Request::Status {}).await? else {
+                bail!("the agent answered something else: restart it after an update");
+            };
+            if output.json {
+                print_json(&status)?;
+            } else {
+                print(&show::status(&status))?;
+            }
+            if status.control.as_ref().is_none_or(|control| control.connected.is_none()) {
+                return Ok(ExitCode::from(2));
+            }
+        }
+        Command::Flows { limit, common, output } => {
+            let request = Request::Flows { limit: Some(limit) };
+            let Response::Flows(flows) = answer(&common, request).await? else {
+                bail!("the agent answered something else: restart it after an update");
+            };
+            if output.json {
+                print_json(&flows)?;
+            } else {
+                print(&show::flows(&flows))?;
+            }
+        }
+        Command::Why { from, to, service, common, output } => {
+            let request = Request::Why { from, to, service: service.to_string() };
+            let Response::Why(why) = answer(&common, request).await? else {
+                bail!("the agent answered something else: restart it after an update");
+            };
+            if output.json {
+                print_json(&why)?;
+            } else {
+                print(&show::why(&why))?;
+            }
+        }
+        Command::Ports { action, common } => {
+            let config = Config::load(&common.config)?;
+            let warnings = match action {
+                PortsAction::Isolate => net::ports::isolate(&config).await?,
+                PortsAction::Release => net::ports::release(&config).await?,
+            };
+            for warning in warnings {
+                eprintln!("anteroom-agent: {warning}");
+            }
+        }
+        Command::Identity { common, output } => identity(&common, &output)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn answer(common: &Common, request: Request) -> anyhow::Result<Response> {
+    let config = Config::load(&common.config)?;
+    match ask(&config.run, &request).await? {
+        Response::Error(problem) => bail!("{problem}"),
+        response => Ok(response),
+    }
+}
+
+fn identity(common: &Common, output: &Output) -> anyhow::Result<()> {
+    let config = Config::load(&common.config)?;
+    let state = StateDir::open(&config.state)?;
+    let fingerprint = state.identity()?.map(|identity| identity.public().fingerprint().to_string());
+    let enrolment = state.enrolment()?;
+    if output.json {
+        return print_json(&json!({
+            "gateway": enrolment.as_ref().map(|enrolment| enrolment.gateway),
+            "organisation": enrolment.as_ref().map(|enrolment| enrolment.organisation),
+            "fingerprint": fingerprint,
+        }));
+    }
+    print(&show::identity(enrolment.as_ref(), fingerprint.as_deref()))
+}
+
+/// The invite itself, out of a file, or from standard input.
+fn read_invite(argument: &str) -> anyhow::Result<String> {
+    let mut text = String::new();
+    if argument == "-" {
+        io::stdin()
+            .take(MAX_INVITE)
+            .read_to_string(&mut text)
+            .context("standard input can't be read")?;
+        return Ok(text);
+    }
+    let path = Path::new(argument);
+    if argument.starts_with(InviteCode::PREFIX) || !path.exists() {
+        return Ok(argument.to_owned());
+    }
+    fs::File::open(path)
+        .and_then(|file| file.take(MAX_INVITE).read_to_string(&mut text))
+        .with_context(|| format!("{argument} can't be read"))?;
+    Ok(text)
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // A reader that went away has read all that it wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("standard output can't be written"),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_read_as_they_are_documented() {
+        for line in [
+            "enroll anteroom-invite-1.abc",
+            "enroll - --config /tmp/agent.toml --json",
+            "run --config /tmp/agent.toml --log debug",
+            "status --json",
+            "flows --limit 5",
+            "why 10.0.0.1 10.0.0.2 tcp/104",
+            "ports isolate",
+            "ports release --config /tmp/agent.toml",
+            "identity",
+        ] {
+            let words = std::iter::once("anteroom-agent").chain(line.split(' '));
+            assert!(Cli::try_parse_from(words).is_ok(), "{line}");
+        }
+        for line in
+            ["", "enroll", "why 10.0.0.1 here tcp/104", "why 1.1.1.1 1.1.1.2 dicom", "ports"]
+        {
+            let words = std::iter::once("anteroom-agent").chain(line.split_whitespace());
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_invite_is_taken_from_where_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("invite");
+        fs::write(&file, "anteroom-invite-1.abc\n").unwrap();
+        let read = |argument: &str| read_invite(argument).unwrap();
+        assert_eq!(read(file.to_str().unwrap()), "anteroom-invite-1.abc\n");
+        assert_eq!(read("anteroom-invite-1.abc"), "anteroom-invite-1.abc");
+        assert_eq!(read("neither"), "neither");
+        assert!(read_invite(directory.path().to_str().unwrap()).is_err());
+    }
+}

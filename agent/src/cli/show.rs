@@ -1,0 +1,315 @@
+//! What people read: facts line by line, and tables.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anteroom_agent_core::report::{Explanation, FlowInfo, Party};
+use anteroom_proto::v1::telemetry::TunnelState;
+use comfy_table::{ContentArrangement, Table, presets};
+
+use crate::control::ControlStatus;
+use crate::dataplane;
+use crate::enroll::Enrolled;
+use crate::local::protocol::AgentStatus;
+use crate::state::Enrolment;
+
+/// Lines of "name: value", the values under each other.
+#[derive(Default)]
+struct Facts(Vec<(&'static str, String)>);
+
+impl Facts {
+    fn add(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
+        self.0.push((name, value.to_string()));
+        self
+    }
+
+    fn text(&self) -> String {
+        let width = self.0.iter().map(|(name, _)| name.len() + 1).max().unwrap_or(0);
+        self.0.iter().fold(String::new(), |mut text, (name, value)| {
+            let _ = writeln!(text, "{:<width$} {value}", format!("{name}:"));
+            text
+        })
+    }
+}
+
+fn table(headers: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(presets::ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(headers.to_vec());
+    let mut empty = true;
+    for row in rows {
+        table.add_row(row);
+        empty = false;
+    }
+    if empty { String::new() } else { format!("{table}\n") }
+}
+
+fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".into(), |value| value.to_string())
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    if items.is_empty() {
+        return "-".into();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A span of milliseconds, in the unit that suits it.
+fn span(millis: u64) -> String {
+    let seconds = Duration::from_millis(millis).as_secs();
+    match seconds {
+        0 => format!("{millis} ms"),
+        1..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} min", seconds / 60),
+        7200..=172_799 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+pub(super) fn enrolled(enrolled: &Enrolled) -> String {
+    let mut facts = Facts::default();
+    facts
+        .add("gateway", enrolled.gateway)
+        .add("organisation", enrolled.organisation)
+        .add("fingerprint", enrolled.fingerprint);
+    format!(
+        "This machine is enrolled.\n\n{}\nNext: start the agent here (`systemctl enable --now anteroom-agent`). An operator sees it under\n`anteroom gateway pending`, compares the fingerprint, and runs\n`anteroom gateway approve NAME --fingerprint {}`. Until then it is a wire.\n",
+        facts.text(),
+        enrolled.fingerprint
+    )
+}
+
+pub(super) fn identity(enrolment: Option<&Enrolment>, fingerprint: Option<&str>) -> String {
+    let mut facts = Facts::default();
+    match enrolment {
+        Some(enrolment) => {
+            facts.add("gateway", enrolment.gateway).add("organisation", enrolment.organisation)
+        }
+        None => facts.add("gateway", "not enrolled: run `anteroom-agent enroll INVITE`"),
+    };
+    facts.add("fingerprint", fingerprint.unwrap_or("no key yet: enrolling makes it"));
+    facts.text()
+}
+
+pub(super) fn status(status: &AgentStatus) -> String {
+    let mut facts = Facts::default();
+    facts.add("situation", status.situation.explanation());
+    if let Some(identity) = &status.identity {
+        facts.add("gateway", identity.gateway).add("fingerprint", &identity.fingerprint);
+    }
+    if let Some(control) = &status.control {
+        add_control(&mut facts, control);
+    }
+    facts.add("agent", format!("{}, up {}", status.version, span(status.uptime_ms)));
+    for problem in &status.problems {
+        facts.add("problem", problem);
+    }
+    let mut text = facts.text();
+    if let Some(data_plane) = &status.data_plane {
+        add_data_plane(&mut text, data_plane);
+    }
+    text
+}
+
+fn add_control(facts: &mut Facts, control: &ControlStatus) {
+    match control.connected {
+        Some(address) => facts.add("controller", format!("connected to {address}")),
+        None => facts.add("controller", "not connected; what is in force stays in force"),
+    };
+    if let Some(error) = &control.last_error {
+        facts.add("last error", error);
+    }
+    if control.approved == Some(false) {
+        facts.add("approval", "waiting for an operator: `anteroom gateway pending`");
+    }
+    if let Some(applied) = &control.applied {
+        if applied.revision > 0 {
+            facts.add("revision", format!("{} (view {})", applied.revision, applied.number));
+        }
+        if let Some(refused) = &applied.refused {
+            facts.add("refused", refused);
+        }
+        for problem in &applied.problems {
+            facts.add("problem", problem);
+        }
+    }
+    if control.unstored_reports > 1 {
+        facts.add("reports waiting", control.unstored_reports);
+    }
+}
+
+fn add_data_plane(text: &mut String, status: &dataplane::Status) {
+    let engine = &status.engine;
+    let ports = engine.ports.iter().map(|port| {
+        vec![
+            port.name.to_string(),
+            or_dash(port.mode),
+            port.devices.to_string(),
+            port.unknown.to_string(),
+            if port.held { "held" } else { "pass" }.into(),
+            port.frames_in.to_string(),
+            port.frames_out.to_string(),
+        ]
+    });
+    let headers = ["port", "mode", "devices", "unknown", "unknown ones", "frames in", "frames out"];
+    push_table(text, &table(&headers, ports));
+    let devices = engine.devices.iter().map(|device| {
+        vec![
+            device.member.to_string(),
+            device.port.to_string(),
+            device.mac.to_string(),
+            list(&device.addresses),
+            if device.quarantined {
+                format!("{}, quarantined", device.mode)
+            } else {
+                device.mode.to_string()
+            },
+            device.flows.to_string(),
+            device.drops.values().sum::<u64>().to_string(),
+            device.heard_ms.map_or_else(|| "-".into(), |ms| format!("{} ago", span(ms))),
+        ]
+    });
+    let headers = ["device", "port", "mac", "addresses", "mode", "flows", "drops", "heard"];
+    push_table(text, &table(&headers, devices));
+    let headers = ["peer", "tunnel", "round trip", "revision", "address"];
+    push_table(text, &table(&headers, engine.peers.iter().map(tunnel)));
+    let drops = engine.drops.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]);
+    push_table(text, &table(&["dropped because", "packets"], drops));
+    let interfaces = status.interfaces.iter().map(|interface| {
+        let counters = &interface.counters;
+        vec![
+            interface.name.clone(),
+            interface.interface.clone(),
+            if interface.open { "open" } else { "down" }.into(),
+            counters.received.to_string(),
+            counters.sent.to_string(),
+            (counters.missed + counters.truncated + counters.unknown_gso).to_string(),
+            (counters.queue_full + counters.egress_failed).to_string(),
+        ]
+    });
+    let headers = ["side", "interface", "state", "received", "sent", "lost in", "lost out"];
+    push_table(text, &table(&headers, interfaces));
+}
+
+fn push_table(text: &mut String, table: &str) {
+    if !table.is_empty() {
+        text.push('\n');
+        text.push_str(table);
+    }
+}
+
+fn tunnel(tunnel: &TunnelState) -> Vec<String> {
+    vec![
+        tunnel.gateway.to_string(),
+        if tunnel.live { "live" } else { "down" }.into(),
+        tunnel
+            .round_trip
+            .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
+        or_dash(tunnel.revision),
+        or_dash(tunnel.endpoint),
+    ]
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        other => format!("ip/{other}"),
+    }
+}
+
+pub(super) fn flows(flows: &[FlowInfo]) -> String {
+    if flows.is_empty() {
+        return "No flows.\n".into();
+    }
+    let rows = flows.iter().map(|flow| {
+        vec![
+            flow.port.to_string(),
+            protocol(flow.protocol),
+            format!("{}:{}", flow.initiator, flow.initiator_port),
+            format!("{}:{}", flow.responder, flow.responder_port),
+            flow.verdict.to_string(),
+            or_dash(flow.rule),
+            flow.state.clone(),
+            format!("{} / {}", flow.bytes_out, flow.bytes_in),
+            span(flow.age_ms),
+            span(flow.idle_ms),
+        ]
+    });
+    let headers = [
+        "port",
+        "protocol",
+        "from",
+        "to",
+        "verdict",
+        "rule",
+        "state",
+        "bytes out / in",
+        "age",
+        "idle",
+    ];
+    table(&headers, rows)
+}
+
+fn party(party: &Party) -> String {
+    let device =
+        |kind: &str, member: &dyn ToString, at: String, mode: &dyn ToString, quarantined| {
+            let quarantined = if quarantined { ", quarantined" } else { "" };
+            format!("{kind} {} {at}, {}{quarantined}", member.to_string(), mode.to_string())
+        };
+    match party {
+        Party::Device { member, port, mode, quarantined } => {
+            device("device", member, format!("on {port}"), mode, *quarantined)
+        }
+        Party::Member { member, gateway, mode, quarantined } => {
+            device("member", member, format!("behind {gateway}"), mode, *quarantined)
+        }
+        Party::External => "an external (an address, not an identity)".into(),
+        Party::Infrastructure => "infrastructure of the site".into(),
+        Party::Unknown => "unknown here".into(),
+    }
+}
+
+pub(super) fn why(why: &Explanation) -> String {
+    let mut facts = Facts::default();
+    let question = &why.question;
+    facts
+        .add("from", format!("{} ({})", question.from, party(&why.from)))
+        .add("to", format!("{} ({})", question.to, party(&why.to)))
+        .add("service", question.service)
+        .add("verdict", why.verdict)
+        .add("because", &why.because)
+        .add("path", &why.path);
+    if let Some(rule) = why.rule {
+        facts.add("rule", rule);
+    }
+    if let Some(state) = &why.tunnel {
+        facts.add("tunnel", tunnel(state).join(", "));
+    }
+    if let Some(flow) = &why.flow {
+        let idle = span(flow.idle_ms);
+        facts.add("live flow", format!("{}, {}, idle {idle}", flow.verdict, flow.state));
+    }
+    if let Some(drop) = &why.last_drop {
+        facts.add(
+            "last drop",
+            format!(
+                "{} from {}:{} to {}:{}, {} in a row",
+                drop.reason,
+                or_dash(drop.source),
+                drop.source_port,
+                or_dash(drop.destination),
+                drop.destination_port,
+                drop.count
+            ),
+        );
+    }
+    if !why.next_step.is_empty() {
+        facts.add("next", &why.next_step);
+    }
+    facts.text()
+}

@@ -1,0 +1,209 @@
+//! `run`: the agent itself.
+//!
+//! The order at start is what makes a gateway fail static: ports are shut off from the kernel, the view on disk
+//! comes into force, frames flow, and only then is a controller looked for.
+
+mod answers;
+mod gate;
+mod upkeep;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anteroom_agent_core::config::TunnelIdentity;
+use anteroom_proto::id::{BootId, GatewayId};
+use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::view::Floor;
+use anyhow::Context;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::control::{self, Client, ControlStatus, Reach};
+use crate::local::protocol::Identity;
+use crate::local::server::Socket;
+use crate::net;
+use crate::plane::Plane;
+use crate::state::{Enrolled, Held, StateDir};
+use answers::Answers;
+use gate::{Gate, Opener};
+
+/// Runs until it is told to stop.
+///
+/// # Errors
+/// When the state, the local socket or the data plane can't be had, or the data plane ends by itself.
+pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let state = Arc::new(StateDir::open(&config.state)?);
+    let _lock = state.lock()?;
+    let stop = stop_on_signals()?;
+    let socket = Socket::bind(&config.run).await?;
+    let boot = BootId::from_bytes(random()?);
+    let started = Instant::now();
+    info!(version = env!("CARGO_PKG_VERSION"), %boot, "anteroom-agent starts");
+    loop {
+        match Run::start(config, &state, boot, started).await?.until(&stop, &socket).await? {
+            Next::Stop => break,
+            Next::Again => info!("this machine is enrolled now"),
+        }
+    }
+    info!("anteroom-agent has stopped");
+    Ok(())
+}
+
+enum Next {
+    Stop,
+    Again,
+}
+
+/// One run of the data plane, as one gateway or as none.
+struct Run {
+    state: Arc<StateDir>,
+    boot: BootId,
+    started: Instant,
+    gate: Gate,
+    held: Held,
+}
+
+impl Run {
+    async fn start(
+        config: &Config,
+        state: &Arc<StateDir>,
+        boot: BootId,
+        started: Instant,
+    ) -> anyhow::Result<Self> {
+        let held = Held::load(state)?;
+        for problem in &held.problems {
+            error!("{problem}");
+        }
+        let (gateway, secret) = match &held.enrolled {
+            Some(enrolled) => {
+                let fingerprint = enrolled.identity.public().fingerprint();
+                let gateway = enrolled.enrolment.gateway;
+                info!(%gateway, %fingerprint, "this is gateway {gateway}, fingerprint {fingerprint}");
+                (gateway, enrolled.tunnel.secret.clone())
+            }
+            None => {
+                warn!("this machine isn't enrolled: it has no view and no controller");
+                // Nobody knows this key, so nobody can speak to it.
+                (GatewayId::from_bytes([0; 16]), TunnelSecret::from_bytes(random()?))
+            }
+        };
+        let gate = Gate::new(Opener {
+            config: config.clone(),
+            identity: TunnelIdentity { gateway, secret, seed: random()? },
+            learned: held.learned.clone(),
+        });
+        let floor = held.enrolled.as_ref().map_or(Floor::default(), |enrolled| enrolled.floor);
+        gate.set_time(control::system_time().max(floor.time), false).await?;
+        if held.closed {
+            for warning in net::ports::isolate(config).await? {
+                warn!("{warning}");
+            }
+            error!(
+                "the ports stay closed: a device here was enforced ({} says so) and the view for it is lost; they open with the next view",
+                state.marker_file().display()
+            );
+        } else {
+            let view = held.enrolled.as_ref().and_then(|enrolled| enrolled.view.clone());
+            let revision = view.as_ref().map(|view| view.revision);
+            gate.open(view).await.context("the data plane doesn't start")?;
+            match revision {
+                Some(revision) => info!(
+                    revision,
+                    milliseconds = started.elapsed().as_millis(),
+                    "the view on disk is in force"
+                ),
+                None => info!("no view: the gateway is a wire"),
+            }
+        }
+        Ok(Self { state: state.clone(), boot, started, gate, held })
+    }
+
+    /// Runs until the agent is to stop, or the machine has become a gateway.
+    async fn until(self, stop: &watch::Receiver<bool>, socket: &Socket) -> anyhow::Result<Next> {
+        let Self { state, boot, started, gate, held } = self;
+        let Held { enrolled, learned, problems, .. } = held;
+        let opened = gate.opened().borrow().clone();
+        let reach = match opened {
+            Some(open) => upkeep::reach(&open).await,
+            None => Reach::default(),
+        };
+        let (reach_sender, reach) = watch::channel(reach);
+        let identity = enrolled.as_ref().map(|enrolled| Identity {
+            organisation: enrolled.enrolment.organisation,
+            gateway: enrolled.enrolment.gateway,
+            fingerprint: enrolled.identity.public().fingerprint().to_string(),
+        });
+        let client = enrolled.map(|enrolled: Enrolled| {
+            Client::new(state.clone(), gate.clone(), enrolled, boot, reach, stop.clone())
+        });
+        let control: Option<watch::Receiver<ControlStatus>> = client.as_ref().map(Client::status);
+        let answers = Arc::new(Answers {
+            plane: gate.clone(),
+            boot,
+            started,
+            identity,
+            control,
+            problems: problems.iter().map(ToString::to_string).collect(),
+        });
+        upkeep::notify(&[NotifyState::Ready]);
+        let mut stop = stop.clone();
+        // In tasks of their own, for these two do work; the rest only waits.
+        let enrolled = client.is_some();
+        let mut control = tokio::spawn(async move {
+            match client {
+                Some(client) => client.run().await,
+                None => std::future::pending().await,
+            }
+        });
+        let saving = tokio::spawn(upkeep::save_learned(gate.clone(), state.clone(), learned));
+        let next = tokio::select! {
+            ended = &mut control => match ended {
+                Ok(Ok(())) => Ok(Next::Stop),
+                Ok(Err(error)) => Err(anyhow::Error::from(error)),
+                Err(error) => Err(error.into()),
+            },
+            () = socket.serve(answers) => Ok(Next::Stop),
+            () = upkeep::watch_reach(gate.clone(), reach_sender) => Ok(Next::Stop),
+            () = upkeep::watchdog(gate.clone()) => Ok(Next::Stop),
+            () = upkeep::wait_for_enrolment(state.clone()), if !enrolled => Ok(Next::Again),
+            () = control::stopped(&mut stop) => {
+                upkeep::notify(&[NotifyState::Stopping]);
+                // It says goodbye to the controller, which takes half a second at most.
+                if enrolled {
+                    let _ = control.await;
+                }
+                Ok(Next::Stop)
+            }
+        };
+        saving.abort();
+        upkeep::save_now(&gate, &state).await;
+        gate.shutdown().await;
+        next
+    }
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).context("the system gives no random bytes")?;
+    Ok(bytes)
+}
+
+/// Becomes true with the first SIGTERM or SIGINT.
+fn stop_on_signals() -> anyhow::Result<watch::Receiver<bool>> {
+    let (sender, stop) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => info!("told to stop (SIGTERM)"),
+            _ = interrupt.recv() => info!("told to stop (SIGINT)"),
+        }
+        sender.send_replace(true);
+        // The receivers tell a stop from an end of this task.
+        std::future::pending::<()>().await;
+    });
+    Ok(stop)
+}

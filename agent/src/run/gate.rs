@@ -1,0 +1,157 @@
+//! The data plane behind a gate: open from the start, or shut until there is a view.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anteroom_agent_core::config::{PortConfig, TunnelIdentity};
+use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::view::View;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::dataplane::{self, Handle, Setup, SetupError, Status, Stopped};
+use crate::plane::{Plane, PlaneError};
+
+/// What a data plane is started with.
+pub(super) struct Opener {
+    pub(super) config: Config,
+    pub(super) identity: TunnelIdentity,
+    pub(super) learned: Learned,
+}
+
+/// The data plane, once it is open.
+#[derive(Clone)]
+pub(super) struct Open {
+    pub(super) handle: Handle,
+    /// The device ports with their interfaces' addresses.
+    pub(super) ports: Vec<PortConfig>,
+}
+
+/// Starts the data plane with the first view at the latest.
+#[derive(Clone)]
+pub(super) struct Gate {
+    opener: Arc<Opener>,
+    opening: Arc<tokio::sync::Mutex<()>>,
+    open: Arc<watch::Sender<Option<Open>>>,
+    time: Arc<Mutex<Option<Time>>>,
+}
+
+/// What was last said about the time, for an engine that starts later.
+#[derive(Clone, Copy)]
+struct Time {
+    wall: UnixMillis,
+    confirmed: bool,
+    at: Instant,
+}
+
+impl From<Stopped> for PlaneError {
+    fn from(error: Stopped) -> Self {
+        Self::Stopped(error.to_string())
+    }
+}
+
+impl From<SetupError> for PlaneError {
+    fn from(error: SetupError) -> Self {
+        Self::Stopped(error.to_string())
+    }
+}
+
+impl Gate {
+    pub(super) fn new(opener: Opener) -> Self {
+        Self {
+            opener: Arc::new(opener),
+            opening: Arc::default(),
+            open: Arc::new(watch::channel(None).0),
+            time: Arc::default(),
+        }
+    }
+
+    /// The data plane, as it opens.
+    pub(super) fn opened(&self) -> watch::Receiver<Option<Open>> {
+        self.open.subscribe()
+    }
+
+    fn get(&self) -> Result<Handle, PlaneError> {
+        let open = self.open.borrow();
+        open.as_ref().map(|open| open.handle.clone()).ok_or(PlaneError::Closed)
+    }
+
+    fn time(&self) -> Option<Time> {
+        *self.time.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the gate. The engine has `view` before it sees its first frame.
+    pub(super) async fn open(&self, view: Option<Arc<View>>) -> Result<(), PlaneError> {
+        let _alone = self.opening.lock().await;
+        if self.open.borrow().is_some() {
+            return Ok(());
+        }
+        let setup = Setup::prepare(&self.opener.config).await?;
+        let config = setup.engine_config();
+        let ports = config.ports.clone();
+        let mut engine = Engine::new(config, self.opener.identity.clone(), Instant::now());
+        engine.restore(self.opener.learned.clone());
+        if let Some(time) = self.time() {
+            engine.set_time(time.wall, time.confirmed, time.at);
+        }
+        if let Some(view) = view {
+            engine.apply(view, Instant::now());
+        }
+        let handle = dataplane::spawn(setup, engine)?;
+        self.open.send_replace(Some(Open { handle, ports }));
+        Ok(())
+    }
+
+    /// Ends the data plane, if there is one.
+    pub(super) async fn shutdown(&self) {
+        let open = self.open.send_replace(None);
+        if let Some(open) = open {
+            // One that has ended already has nothing left to end.
+            let _ = open.handle.shutdown().await;
+        }
+    }
+}
+
+impl Plane for Gate {
+    async fn apply(&self, view: Arc<View>) -> Result<(), PlaneError> {
+        match self.get() {
+            Ok(handle) => Ok(handle.apply(view).await?),
+            Err(_) => self.open(Some(view)).await,
+        }
+    }
+
+    async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), PlaneError> {
+        let time = Time { wall, confirmed, at: Instant::now() };
+        *self.time.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+        match self.get() {
+            Ok(handle) => Ok(handle.set_time(wall, confirmed).await?),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn report(&self) -> Result<EngineReport, PlaneError> {
+        Ok(self.get()?.report().await?)
+    }
+
+    async fn status(&self) -> Result<Status, PlaneError> {
+        Ok(self.get()?.status().await?)
+    }
+
+    async fn flows(&self, limit: usize) -> Result<Vec<FlowInfo>, PlaneError> {
+        Ok(self.get()?.flows(limit).await?)
+    }
+
+    async fn explain(&self, question: Question) -> Result<Explanation, PlaneError> {
+        Ok(self.get()?.explain(question).await?)
+    }
+
+    async fn learned(&self) -> Result<Learned, PlaneError> {
+        Ok(self.get()?.learned().await?)
+    }
+
+    fn alive(&self) -> bool {
+        self.get().is_ok_and(|handle| handle.alive()) || self.open.borrow().is_none()
+    }
+}
