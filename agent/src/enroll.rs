@@ -109,9 +109,12 @@ pub struct Enrolled {
 pub async fn enrol(state: &StateDir, code: &str) -> Result<Enrolled, EnrolError> {
     let code: InviteCode = code.parse()?;
     let _lock = state.lock_enrolment()?;
-    if let Some(held) = state.enrolment()?
-        && held.invite != code.invite
-    {
+    // A damaged record is replaced: the invite says the same again.
+    let held = match state.enrolment() {
+        Err(StateError::Damaged { .. }) => None,
+        held => held?,
+    };
+    if let Some(held) = held.filter(|held| held.invite != code.invite) {
         return Err(EnrolError::Already {
             gateway: held.gateway,
             organisation: held.organisation,

@@ -18,6 +18,7 @@ use crate::state::Enrolment;
 struct Facts(Vec<(&'static str, String)>);
 
 impl Facts {
+    #[allow(clippy::needless_pass_by_value, reason = "callers hand over what they just made")]
     fn add(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
         self.0.push((name, value.to_string()));
         self

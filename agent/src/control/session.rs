@@ -123,6 +123,13 @@ impl<P: Plane> Client<P> {
             Ok(never) => match never {},
             Err(end) => end,
         };
+        let why = match (why, link.connection().close_reason()) {
+            // What the stream says of it is just that it is gone.
+            (End::Lost(_), Some(reason)) => {
+                End::Lost(format!("the connection ended: {}", plain(&reason.to_string())))
+            }
+            (why, _) => why,
+        };
         let reason = match &why {
             End::Stopped => "the gateway's agent stops",
             _ => "",

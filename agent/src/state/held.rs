@@ -136,7 +136,7 @@ impl Enrolled {
                 self.view = Some(Arc::new(view));
             }
             Err(error) => {
-                problems.push(StateError::View { path: state.file(&records::VIEW), error })
+                problems.push(StateError::View { path: state.file(&records::VIEW), error });
             }
         }
         Ok(())
