@@ -135,9 +135,7 @@ impl Config {
         if let Some(bad) = self.quic.advertise.iter().find(|address| !is_host_port(address)) {
             return Some(("quic.advertise", format!("{bad:?} isn't host:port")));
         }
-        let https = |address: &&String| {
-            !address.strip_prefix("https://").is_some_and(|rest| is_host_port(rest))
-        };
+        let https = |address: &&String| !address.strip_prefix("https://").is_some_and(is_host_port);
         if let Some(bad) = self.https.advertise.iter().find(https) {
             return Some(("https.advertise", format!("{bad:?} isn't https://host:port")));
         }

@@ -88,7 +88,7 @@ pub async fn init(directory: &Directory, options: &InitOptions) -> Result<SetupC
 }
 
 async fn fill(directory: &Directory, options: &InitOptions, config: &str) -> Result<(), InitError> {
-    let identity = IdentityKey::from_seed(&*Zeroizing::new(clock::random()?));
+    let identity = IdentityKey::from_seed(&Zeroizing::new(clock::random::<32>()?));
     directory.create(&directory.identity(), secret_text(&identity.to_seed()).as_bytes())?;
     let (certificate, key) = certificate(&options.advertise)?;
     directory.create(&directory.https_key(), key.as_bytes())?;

@@ -15,6 +15,9 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+/// How often it is checked that every part works.
+const CHECK: Duration = Duration::from_secs(2);
+
 /// Keeps what operators have signed and gives every gateway its part.
 #[derive(Debug, Parser)]
 #[command(name = "anteroom-controller", version)]
@@ -90,30 +93,34 @@ async fn command(command: Command) -> anyhow::Result<()> {
             let mut interrupt = signal(SignalKind::interrupt())?;
             let running = run::start(Directory::new(&dir), despite_audit).await?;
             notify(&[NotifyState::Ready]);
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                () = watch(&running) => {}
-            }
+            let asked = tokio::select! {
+                _ = terminate.recv() => true,
+                _ = interrupt.recv() => true,
+                () = watch(&running) => false,
+            };
             notify(&[NotifyState::Stopping]);
             running.stop().await;
+            anyhow::ensure!(asked, "a part of the controller ended; the log says why");
         }
     }
     Ok(())
 }
 
-/// Tells the service manager that all is well, as often as it wants to hear it.
+/// Tells the service manager that all is well, as often as it wants to hear it. Returns when some part has
+/// ended.
 async fn watch(running: &Running) {
-    let Some(limit) = sd_notify::watchdog_enabled() else {
-        return std::future::pending().await;
-    };
-    let mut every = tokio::time::interval((limit / 3).max(Duration::from_millis(100)));
-    loop {
+    let limit = sd_notify::watchdog_enabled();
+    let step = limit.map_or(CHECK, |limit| CHECK.min(limit / 3)).max(Duration::from_millis(100));
+    let mut every = tokio::time::interval(step);
+    while !running.has_ended() {
         every.tick().await;
-        if matches!(tokio::time::timeout(limit / 3, running.is_well()).await, Ok(true)) {
+        if limit.is_none() {
+            continue;
+        }
+        if matches!(tokio::time::timeout(step, running.is_well()).await, Ok(true)) {
             notify(&[NotifyState::Watchdog]);
         } else {
-            tracing::error!("some part doesn't work; the service manager will hear nothing");
+            tracing::error!("the store doesn't answer; the service manager will hear nothing");
         }
     }
 }

@@ -155,12 +155,15 @@ impl Running {
         &self.controller
     }
 
+    /// Whether some part has ended, though nobody stopped it.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.server.is_finished() || self.agents.is_finished() || self.distribution.is_finished()
+    }
+
     /// Whether every part works and the store answers.
     pub async fn is_well(&self) -> bool {
-        let ended = self.server.is_finished()
-            || self.agents.is_finished()
-            || self.distribution.is_finished();
-        !ended && self.controller.store.audit(0, 1).await.is_ok()
+        !self.has_ended() && self.controller.store.audit(0, 1).await.is_ok()
     }
 
     /// Stops: no more is taken in, what is under way is finished, agents are told to connect again.

@@ -109,7 +109,7 @@ impl Agents {
         match self.first_words(&peer, &mut permit, first).await {
             Ok(First::Answer(answer)) => peer.say_last(writer, answer, CloseCode::Done).await,
             Ok(First::Gateway(session)) => {
-                session.run(&self.controller, peer, reader, writer).await
+                session.run(&self.controller, peer, reader, writer).await;
             }
             Err(refusal) => {
                 tracing::info!(%from, code = ?refusal.code, message = %refusal.message, "refused");
@@ -138,7 +138,7 @@ impl Agents {
             Some(ToController::Hello(hello)) => {
                 let greeted = greeting::hello(&self.controller, peer.key, &hello, from).await?;
                 permit.known();
-                Ok(First::Gateway(session::Session::new(&hello, greeted)))
+                Ok(First::Gateway(Box::new(session::Session::new(&hello, greeted))))
             }
             Some(_) => {
                 Err(malformed("the first message must be an enrolment or a greeting".into()))
@@ -156,7 +156,7 @@ struct Peer {
 
 enum First {
     Answer(ToAgent),
-    Gateway(session::Session),
+    Gateway(Box<session::Session>),
 }
 
 impl Peer {

@@ -255,7 +255,11 @@ impl Distribution {
             .peers
             .iter()
             .filter_map(|peer| {
+                // A peer that was never heard of says nothing, before a restart as after it.
                 let ends = &self.known.get(&peer.gateway)?.ends;
+                if *ends == TunnelEnds::default() {
+                    return None;
+                }
                 Some(PeerOperation {
                     gateway: peer.gateway,
                     endpoints: ends.endpoints.clone(),

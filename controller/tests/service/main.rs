@@ -1,0 +1,8 @@
+//! The whole controller on loopback: operators over HTTPS, gateways over QUIC.
+
+mod agents;
+mod api;
+mod distribution;
+mod lifetime;
+mod model;
+mod support;

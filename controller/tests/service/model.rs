@@ -1,0 +1,168 @@
+//! Revisions: what is taken, and each kind of wrong one that isn't.
+
+use anteroom_proto::api::{AuditEntry, ModelRevision, ModelUpdate, RevisionInfo, paths};
+use anteroom_proto::cbor::Blob;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::OrganisationId;
+use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::key::{Hash, IdentityKey};
+
+use crate::support::{Service, refusal};
+
+#[tokio::test]
+async fn only_what_follows_and_compiles_to_what_was_signed_is_taken() {
+    let mut service = Service::new().await;
+    let desk = service.claimed().await;
+    let agent = desk.invites(1, "imaging").await;
+    agent.enrol(&service).await;
+    let accepted = desk.approve(&agent, "imaging").await;
+    assert_eq!((accepted.number, accepted.affected), (1, vec![agent.gateway]));
+
+    let (model, base) = desk.base().await;
+    let good = desk.root(&model, base.as_ref());
+    assert_eq!(good.number, 2);
+    let stranger = IdentityKey::from_seed(&[99; 32]);
+    let wrong = |change: &dyn Fn(&mut IntentRoot)| {
+        let mut root = good.clone();
+        change(&mut root);
+        desk.update(&model, &root)
+    };
+    let forged = Hash::of("anteroom test", &[b"forged"]);
+    let mut by_stranger = desk.update(&model, &good);
+    by_stranger.revision.root = Signed::sign(&good, &stranger);
+    let mut altered = desk.update(&model, &good);
+    let mut bytes = altered.revision.root.as_bytes().to_vec();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    altered.revision.root = Signed::from_bytes(bytes);
+    let mut other_model = desk.update(&model, &good);
+    other_model.revision.model = Blob(b"not a model".to_vec());
+    let mut long = desk.update(&model, &good);
+    long.reason = Some("x".repeat(1001));
+    let mut control = desk.update(&model, &good);
+    control.action = "policy\u{1b}[2J".into();
+    let never = {
+        let mut model = model.clone();
+        let stranger = crate::support::Agent::new(9);
+        model.gateways.insert(stranger.gateway, stranger.approved("ghost"));
+        desk.update(&model, &desk.root(&model, base.as_ref()))
+    };
+    let other_key = {
+        let mut model = model.clone();
+        let gateway = model.gateways.get_mut(&agent.gateway).unwrap();
+        gateway.identity = stranger.public();
+        desk.update(&model, &desk.root(&model, base.as_ref()))
+    };
+    let cases: Vec<(&str, ModelUpdate, u16, &str)> = vec![
+        ("number too high", wrong(&|root| root.number = 3), 409, "newest revision is 1"),
+        ("number again", wrong(&|root| root.number = 1), 409, "newest revision is 1"),
+        ("number zero", wrong(&|root| root.number = 0), 409, "newest revision is 1"),
+        ("wrong base", wrong(&|root| root.previous = forged), 409, "newest revision is 1"),
+        ("other authority", wrong(&|root| root.authority = 2), 409, "authority document"),
+        ("other incarnation", wrong(&|root| root.incarnation = 9), 400, "incarnation"),
+        ("other model hash", wrong(&|root| root.model = forged), 400, "isn't the model"),
+        ("other root", wrong(&|root| root.root = forged), 400, "something else than was signed"),
+        (
+            "other organisation",
+            wrong(&|root| root.organisation = OrganisationId::from_bytes([2; 16])),
+            400,
+            "revision.root: ",
+        ),
+        ("a stranger's", by_stranger, 400, "may not sign"),
+        ("altered", altered, 400, "altered"),
+        ("another model", other_model, 400, "isn't the model"),
+        ("long reason", long, 400, "reason: "),
+        ("control characters", control, 400, "action: "),
+        ("never enrolled", never, 400, "never enrolled"),
+        ("another identity", other_key, 400, "another identity key"),
+    ];
+    for (what, update, expected, words) in cases {
+        let (status, error) = desk.client.post_error(paths::MODEL, &update).await;
+        assert_eq!(status, expected, "{what}: {error}");
+        assert!(error.message.contains(words), "{what}: {error}");
+    }
+    let newest: ModelRevision = desk.client.get(paths::MODEL).await;
+    assert_eq!(Some(&newest.root), base.as_ref(), "nothing was changed");
+
+    // A policy that doesn't compile is refused with its problems, signed or not.
+    let mut broken = model.clone();
+    broken.policy = "format = 1\n[rule.x]\nfrom = \"nobody\"\n".into();
+    let root = IntentRoot { model: Hash::ZERO, ..good.clone() };
+    let root = IntentRoot {
+        model: anteroom_controller_core::model::Model::hash(&broken.encode()),
+        ..root
+    };
+    let (status, error) = desk.client.post_error(paths::MODEL, &desk.update(&broken, &root)).await;
+    assert_eq!(status, 400);
+    assert!(error.message.contains("revision.model: "), "{error}");
+
+    let accepted = desk.change(|_| ()).await;
+    assert_eq!(
+        (accepted.number, accepted.affected.len()),
+        (2, 0),
+        "nothing is affected by nothing"
+    );
+    let history: Vec<RevisionInfo> = desk.client.get(paths::REVISIONS).await;
+    assert_eq!(history.iter().map(|info| info.number).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(history[0].operator, desk.key.public());
+    let first: ModelRevision = desk.client.get("/v1/model/1").await;
+    assert_eq!(Some(first.root), base);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn who_was_revoked_stays_so() {
+    let mut service = Service::new().await;
+    let desk = service.claimed().await;
+    let agent = desk.invites(1, "imaging").await;
+    agent.enrol(&service).await;
+    desk.approve(&agent, "imaging").await;
+    desk.revoke(&agent).await;
+    let (revoked, base) = desk.base().await;
+    let mut forgotten = revoked.clone();
+    forgotten.revoked.clear();
+    let mut again = revoked.clone();
+    again.gateways.insert(agent.gateway, agent.approved("imaging"));
+    for (what, model, words) in
+        [("forgotten", forgotten, "must stay so"), ("approved again", again, "was revoked")]
+    {
+        let update = desk.update(&model, &desk.root(&model, base.as_ref()));
+        let (status, error) = desk.client.post_error(paths::MODEL, &update).await;
+        assert_eq!(status, 400, "{what}: {error}");
+        assert!(error.message.contains(words), "{what}: {error}");
+    }
+    let refused = refusal(agent.enrol(&service).await);
+    assert!(refused.message.contains("revoked"), "{refused:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn every_change_is_in_the_audit_log_with_what_was_before() {
+    let mut service = Service::new().await;
+    let desk = service.claimed().await;
+    let agent = desk.invites(1, "imaging").await;
+    agent.enrol(&service).await;
+    desk.approve(&agent, "imaging").await;
+    desk.change(|model| model.policy.push_str("# a word\n")).await;
+    desk.revoke(&agent).await;
+    let log: Vec<AuditEntry> = desk.client.get(paths::AUDIT).await;
+    let actions: Vec<&str> = log.iter().map(|entry| entry.action.as_str()).collect();
+    assert_eq!(actions, ["claim", "gateway invite", "gateway enrol", "a test", "a test", "a test"]);
+    let (mut number, mut previous) = (0, Hash::ZERO);
+    for entry in &log {
+        anteroom_controller::audit::check_entry(number, previous, entry).unwrap();
+        (number, previous) = (entry.number, entry.hash);
+    }
+    let approve = &log[3];
+    assert!(approve.actor.starts_with("ana ("), "{approve:?}");
+    assert_eq!((approve.reason.as_deref(), approve.revision), (Some("to see"), Some(1)));
+    let first: ModelRevision = desk.client.get("/v1/model/1").await;
+    assert_eq!(approve.root, Some(first.root.hash()));
+    assert!(approve.after.as_ref().unwrap().contains("gateway imaging"), "{approve:?}");
+    let revoke = &log[5];
+    assert!(revoke.before.as_ref().unwrap().contains("gateway imaging"), "{revoke:?}");
+    assert!(revoke.after.as_ref().unwrap().contains("revoked gateway imaging"), "{revoke:?}");
+    let rest: Vec<AuditEntry> = desk.client.get("/v1/audit?after=4&limit=1").await;
+    assert_eq!(rest, log[4..5]);
+    service.stop().await;
+}

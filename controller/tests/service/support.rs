@@ -1,0 +1,525 @@
+//! A controller in a temporary directory, an operator, and agents that speak for gateways.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Once;
+use std::time::Duration;
+
+use anteroom_controller::directory::Directory;
+use anteroom_controller::init::{InitOptions, init};
+use anteroom_controller::run::{self, Running};
+use anteroom_controller_core::compile;
+use anteroom_controller_core::model::{Gateway, Model};
+use anteroom_proto::api::{
+    ApiError, Challenge, Claim, Login, LoginRequest, ModelAccepted, ModelRevision,
+    ModelRevisionBody, ModelUpdate, NewInvite, Session, paths,
+};
+use anteroom_proto::authority::{Authority, Controller, Operator};
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cbor::Blob;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::{BootId, GatewayId, InviteId, OrganisationId};
+use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::invite::{IdentityClaim, Invite};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
+use anteroom_proto::setup::SetupCode;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::{
+    Applied, Enrol, Hello, PortInfo, Reachable, ToAgent, ToController, Welcome, frame,
+};
+use anteroom_proto::view::{Floor, SignedView, View};
+use anteroom_transport::endpoint::{self, Link};
+use anteroom_transport::message::{MessageReader, MessageWriter};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// How long anything may take before a test fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
+
+/// Waits for `what`, or fails saying so.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {DEADLINE:?} for {what} in vain"),
+    }
+}
+
+/// Tries again and again until there is something.
+pub(crate) async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    soon(what, async {
+        loop {
+            if let Some(value) = attempt().await {
+                return value;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+}
+
+/// A controller that can be stopped and started again.
+pub(crate) struct Service {
+    directory: tempfile::TempDir,
+    pub(crate) code: SetupCode,
+    pub(crate) running: Option<Running>,
+}
+
+impl Service {
+    /// A new controller, running, claimed by nobody.
+    pub(crate) async fn new() -> Self {
+        static PROVIDER: Once = Once::new();
+        PROVIDER.call_once(|| {
+            let provider = rustls::crypto::aws_lc_rs::default_provider();
+            let _ = provider.install_default();
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let options = InitOptions {
+            quic: "127.0.0.1:4433".parse().unwrap(),
+            https: "127.0.0.1:8443".parse().unwrap(),
+            advertise: vec!["127.0.0.1".into()],
+        };
+        let code = init(&Directory::new(&directory.path().join("c")), &options).await.unwrap();
+        let mut service = Self { directory, code, running: None };
+        // Ports that are free, whatever else runs here.
+        let file = service.directory().config();
+        let text = std::fs::read_to_string(&file).unwrap();
+        let text = text
+            .replace("listen = \"127.0.0.1:4433\"", "listen = \"127.0.0.1:0\"")
+            .replace("listen = \"127.0.0.1:8443\"", "listen = \"127.0.0.1:0\"");
+        std::fs::write(&file, text).unwrap();
+        service.start().await;
+        service
+    }
+
+    pub(crate) fn directory(&self) -> Directory {
+        Directory::new(&self.path())
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.path().join("c")
+    }
+
+    pub(crate) async fn start(&mut self) {
+        self.running = Some(run::start(self.directory(), false).await.unwrap());
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        soon("the controller to stop", self.running.take().unwrap().stop()).await;
+    }
+
+    pub(crate) fn running(&self) -> &Running {
+        self.running.as_ref().unwrap()
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let pem = std::fs::read(self.directory().certificate()).unwrap();
+        let certificate = reqwest::Certificate::from_pem(&pem).unwrap();
+        let http = reqwest::Client::builder().tls_certs_only([certificate]).build().unwrap();
+        Client { http, base: format!("https://{}", self.running().https()), token: None }
+    }
+
+    /// Claimed by `ana`, who is logged in.
+    pub(crate) async fn claimed(&self) -> Desk {
+        let desk = Desk::new(self);
+        let status = desk.client.post_status(paths::CLAIM, &desk.claim()).await;
+        assert_eq!(status, 204);
+        desk.log_in().await
+    }
+
+    pub(crate) async fn connect(&self, identity: &IdentityKey) -> Link {
+        let address = self.running().quic().unwrap();
+        endpoint::connect(address, identity, &[self.code.controller]).await.unwrap()
+    }
+}
+
+/// An HTTPS client that trusts the controller's certificate only.
+#[derive(Clone)]
+pub(crate) struct Client {
+    pub(crate) http: reqwest::Client,
+    base: String,
+    pub(crate) token: Option<String>,
+}
+
+impl Client {
+    pub(crate) async fn send(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> (u16, Vec<u8>) {
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let response = soon("an answer", request.send()).await.unwrap();
+        (response.status().as_u16(), response.bytes().await.unwrap().to_vec())
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+        let (status, body) = self.send(reqwest::Method::GET, path, None).await;
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    pub(crate) async fn get_error(&self, path: &str) -> (u16, ApiError) {
+        let (status, body) = self.send(reqwest::Method::GET, path, None).await;
+        (status, error(path, &body))
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> T {
+        let bytes = serde_json::to_vec(body).unwrap();
+        let (status, body) = self.send(reqwest::Method::POST, path, Some(bytes)).await;
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    pub(crate) async fn post_status(&self, path: &str, body: &impl Serialize) -> u16 {
+        let bytes = serde_json::to_vec(body).unwrap();
+        self.send(reqwest::Method::POST, path, Some(bytes)).await.0
+    }
+
+    pub(crate) async fn post_error(&self, path: &str, body: &impl Serialize) -> (u16, ApiError) {
+        let bytes = serde_json::to_vec(body).unwrap();
+        let (status, body) = self.send(reqwest::Method::POST, path, Some(bytes)).await;
+        (status, error(path, &body))
+    }
+}
+
+fn error(path: &str, body: &[u8]) -> ApiError {
+    serde_json::from_slice(body)
+        .unwrap_or_else(|_| panic!("{path}: no ApiError: {}", String::from_utf8_lossy(body)))
+}
+
+/// An operator's machine.
+pub(crate) struct Desk {
+    pub(crate) client: Client,
+    pub(crate) key: IdentityKey,
+    pub(crate) code: SetupCode,
+}
+
+impl Desk {
+    pub(crate) fn new(service: &Service) -> Self {
+        let key = IdentityKey::from_seed(&[11; 32]);
+        Self { client: service.client(), key, code: service.code.clone() }
+    }
+
+    pub(crate) fn authority(&self) -> Authority {
+        Authority {
+            organisation: ORGANISATION,
+            number: 1,
+            previous: Hash::ZERO,
+            operators: vec![Operator { name: "ana".parse().unwrap(), key: self.key.public() }],
+            threshold: 1,
+            controllers: vec![Controller {
+                key: self.code.controller,
+                addresses: self.code.quic.clone(),
+            }],
+            recovery: IdentityKey::from_seed(&[12; 32]).public(),
+            incarnation: 1,
+        }
+    }
+
+    pub(crate) fn claim(&self) -> Claim {
+        Claim {
+            secret: self.code.secret.clone(),
+            authority: Signed::sign(&self.authority(), &self.key),
+        }
+    }
+
+    pub(crate) fn login(&self, nonce: Blob) -> Login {
+        Login { organisation: ORGANISATION, controller: self.code.controller, nonce }
+    }
+
+    pub(crate) async fn challenge(&self) -> Challenge {
+        let (status, body) = self.client.send(reqwest::Method::POST, paths::CHALLENGE, None).await;
+        assert_eq!(status, 200);
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    pub(crate) async fn log_in(mut self) -> Self {
+        let login = self.login(self.challenge().await.nonce);
+        let request = LoginRequest { login: Signed::sign(&login, &self.key) };
+        let session: Session = self.client.post(paths::LOGIN, &request).await;
+        assert_eq!(session.operator.as_str(), "ana");
+        self.client.token = Some(session.token);
+        self
+    }
+
+    pub(crate) fn invite(&self, n: u8, name: &str) -> Invite {
+        Invite {
+            organisation: ORGANISATION,
+            invite: InviteId::from_bytes([n; 16]),
+            gateway: GatewayId::from_bytes([n; 16]),
+            name: name.parse().unwrap(),
+            site: "north".parse().unwrap(),
+            key: IdentityKey::from_seed(&[n ^ 0xf0; 32]).public(),
+            not_after: UnixMillis(u64::MAX >> 1),
+        }
+    }
+
+    pub(crate) async fn invites(&self, n: u8, name: &str) -> Agent {
+        let invite = Signed::sign(&self.invite(n, name), &self.key);
+        let new = NewInvite { invite, reason: Some("a test".into()) };
+        assert_eq!(self.client.post_status(paths::INVITES, &new).await, 204);
+        Agent::new(n)
+    }
+
+    /// The newest model and root, or an empty model.
+    pub(crate) async fn base(&self) -> (Model, Option<Signed<IntentRoot>>) {
+        let (status, body) = self.client.send(reqwest::Method::GET, paths::MODEL, None).await;
+        if status == 404 {
+            return (Model::new(ORGANISATION), None);
+        }
+        let revision: ModelRevision = serde_json::from_slice(&body).unwrap();
+        (Model::decode(&revision.model.0).unwrap(), Some(revision.root))
+    }
+
+    pub(crate) fn root(&self, model: &Model, base: Option<&Signed<IntentRoot>>) -> IntentRoot {
+        let number = base.map_or(0, |base| base.verify_self_named().unwrap().number) + 1;
+        let compiled = compile::compile(model).unwrap();
+        IntentRoot {
+            organisation: ORGANISATION,
+            authority: 1,
+            incarnation: 1,
+            number,
+            previous: base.map_or(Hash::ZERO, Signed::hash),
+            model: Model::hash(&model.encode()),
+            root: compiled.root,
+            signed_at: UnixMillis(1),
+        }
+    }
+
+    pub(crate) fn update(&self, model: &Model, root: &IntentRoot) -> ModelUpdate {
+        ModelUpdate {
+            revision: ModelRevisionBody {
+                root: Signed::sign(root, &self.key),
+                model: Blob(model.encode()),
+            },
+            action: "a test".into(),
+            subject: "the model".into(),
+            reason: Some("to see".into()),
+        }
+    }
+
+    /// Changes the model, as the command line would.
+    pub(crate) async fn change(&self, change: impl FnOnce(&mut Model)) -> ModelAccepted {
+        let (mut model, base) = self.base().await;
+        change(&mut model);
+        let root = self.root(&model, base.as_ref());
+        self.client.post(paths::MODEL, &self.update(&model, &root)).await
+    }
+
+    pub(crate) async fn approve(&self, agent: &Agent, name: &str) -> ModelAccepted {
+        let (id, gateway) = (agent.gateway, agent.approved(name));
+        self.change(|model| {
+            model.gateways.insert(id, gateway);
+        })
+        .await
+    }
+
+    pub(crate) async fn revoke(&self, agent: &Agent) -> ModelAccepted {
+        self.change(|model| {
+            let gateway = model.gateways.remove(&agent.gateway).unwrap();
+            model.revoked.insert(agent.gateway, gateway);
+        })
+        .await
+    }
+}
+
+/// A gateway's agent, without a data plane.
+pub(crate) struct Agent {
+    n: u8,
+    pub(crate) gateway: GatewayId,
+    pub(crate) identity: IdentityKey,
+    pub(crate) boot: BootId,
+    pub(crate) applied: Option<Applied>,
+    pub(crate) floor: Floor,
+    pub(crate) endpoints: Vec<std::net::SocketAddr>,
+}
+
+/// Its connection, once it was welcomed.
+pub(crate) struct Connected {
+    pub(crate) link: Link,
+    pub(crate) reader: MessageReader<ToAgent>,
+    pub(crate) writer: MessageWriter<ToController>,
+    pub(crate) welcome: Welcome,
+}
+
+impl Agent {
+    pub(crate) fn new(n: u8) -> Self {
+        Self {
+            n,
+            gateway: GatewayId::from_bytes([n; 16]),
+            identity: IdentityKey::from_seed(&[n; 32]),
+            boot: BootId::from_bytes([n; 16]),
+            applied: None,
+            floor: Floor::default(),
+            endpoints: vec![std::net::SocketAddr::from(([10, 20, n, 2], 51820))],
+        }
+    }
+
+    pub(crate) fn approved(&self, name: &str) -> Gateway {
+        Gateway {
+            name: name.parse().unwrap(),
+            site: "north".parse().unwrap(),
+            identity: self.identity.public(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn claim(&self, identity: PublicKey) -> IdentityClaim {
+        IdentityClaim {
+            organisation: ORGANISATION,
+            invite: InviteId::from_bytes([self.n; 16]),
+            gateway: self.gateway,
+            identity,
+        }
+    }
+
+    pub(crate) fn enrolment(&self, identity: PublicKey) -> Enrol {
+        let one_time = IdentityKey::from_seed(&[self.n ^ 0xf0; 32]);
+        Enrol {
+            invite: InviteId::from_bytes([self.n; 16]),
+            claim: Signed::sign(&self.claim(identity), &one_time),
+        }
+    }
+
+    pub(crate) async fn enrol(&self, service: &Service) -> ToAgent {
+        let enrol = self.enrolment(self.identity.public());
+        first_words(service, &self.identity, &ToController::Enrol(Box::new(enrol))).await
+    }
+
+    pub(crate) fn reachable(&self) -> Reachable {
+        let binding = TunnelKeyBinding {
+            organisation: ORGANISATION,
+            gateway: self.gateway,
+            x25519: TunnelSecret::from_bytes([self.n; 32]).public(),
+            ml_kem_768: None,
+            serial: 1,
+            not_before: UnixMillis(0),
+        };
+        Reachable {
+            endpoints: self.endpoints.clone(),
+            keys: vec![Signed::sign(&binding, &self.identity)],
+            ports: vec![PortInfo {
+                name: "port1".parse().unwrap(),
+                mac: "02:00:00:00:00:01".parse().unwrap(),
+                up: true,
+            }],
+        }
+    }
+
+    pub(crate) fn hello(&self) -> Hello {
+        Hello {
+            versions: (1, 1),
+            organisation: ORGANISATION,
+            gateway: self.gateway,
+            boot: self.boot,
+            agent_version: "0.1.0-test".into(),
+            capabilities: vec![],
+            authority: 1,
+            applied: self.applied.clone(),
+            reachable: self.reachable(),
+        }
+    }
+
+    /// Connects and is welcomed.
+    pub(crate) async fn connect(&self, service: &Service) -> Connected {
+        let link = service.connect(&self.identity).await;
+        let (send, receive) = link.connection().open_bi().await.unwrap();
+        let mut writer = MessageWriter::new(send);
+        let mut reader = MessageReader::new(receive, frame::MAX_TO_AGENT);
+        writer.send(&ToController::Hello(Box::new(self.hello()))).await.unwrap();
+        match soon("a welcome", reader.next()).await.unwrap() {
+            Some(ToAgent::Welcome(welcome)) => {
+                Connected { link, reader, writer, welcome: *welcome }
+            }
+            other => panic!("not welcomed: {other:?}"),
+        }
+    }
+
+    /// Takes a view as the real agent does, and says so.
+    pub(crate) async fn take(
+        &mut self,
+        connected: &mut Connected,
+        authority: &Authority,
+        signed: &SignedView,
+    ) -> View {
+        let view = View::verify(signed, self.gateway, authority, &self.floor).unwrap();
+        self.floor = view.floor(&self.floor);
+        let applied = Applied {
+            number: view.operation.number,
+            revision: view.revision,
+            intent_hash: view.intent_hash,
+            refused: None,
+            problems: view.left_out.clone(),
+        };
+        self.applied = Some(applied.clone());
+        connected.writer.send(&ToController::Applied(applied)).await.unwrap();
+        view
+    }
+}
+
+impl Connected {
+    pub(crate) async fn next(&mut self) -> ToAgent {
+        match soon("a message", self.reader.next()).await {
+            Ok(Some(message)) => message,
+            other => panic!("no message but {other:?}"),
+        }
+    }
+
+    pub(crate) async fn view(&mut self) -> SignedView {
+        match self.next().await {
+            ToAgent::View(view) => *view,
+            other => panic!("no view but {other:?}"),
+        }
+    }
+
+    /// Nothing more comes before the answer to a report that is sent now.
+    pub(crate) async fn is_quiet(&mut self, agent: &Agent, sequence: u64) {
+        let report = empty_report(agent.boot, sequence);
+        self.writer.send(&ToController::Report(Box::new(report))).await.unwrap();
+        let next = self.next().await;
+        assert_eq!(next, ToAgent::Reported { boot: agent.boot, sequence });
+    }
+}
+
+pub(crate) fn empty_report(boot: BootId, sequence: u64) -> anteroom_proto::v1::telemetry::Report {
+    anteroom_proto::v1::telemetry::Report {
+        boot,
+        sequence,
+        at: UnixMillis(1),
+        sightings: vec![],
+        edges: vec![],
+        drops: BTreeMap::new(),
+        overflow: 0,
+        tunnels: vec![],
+    }
+}
+
+/// Says `first` over a new connection and returns the answer.
+pub(crate) async fn first_words(
+    service: &Service,
+    identity: &IdentityKey,
+    first: &ToController,
+) -> ToAgent {
+    let link = service.connect(identity).await;
+    let (send, receive) = link.connection().open_bi().await.unwrap();
+    MessageWriter::new(send).send(first).await.unwrap();
+    let mut reader = MessageReader::new(receive, frame::MAX_TO_AGENT);
+    let answer = soon("an answer", reader.next()).await.unwrap().unwrap();
+    link.close("thanks").await;
+    answer
+}
+
+pub(crate) fn refusal(answer: ToAgent) -> anteroom_proto::v1::Refusal {
+    match answer {
+        ToAgent::Refused(refusal) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
