@@ -48,6 +48,48 @@ pub struct Proof {
     pub path: Vec<Hash>,
 }
 
+/// A whole tree, kept so that each proof costs its path only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// Digests from the leaves up to the root; a digest without a sibling stands on the next level as it is.
+    levels: Vec<Vec<Hash>>,
+}
+
+impl Tree {
+    /// The tree over `leaves` in their order.
+    #[must_use]
+    pub fn new(leaves: Vec<Hash>) -> Self {
+        let mut levels = vec![leaves];
+        while let Some(below) = levels.last().filter(|level| level.len() > 1) {
+            let above = below.chunks(2).map(|pair| match pair {
+                [left, right] => node_hash(left, right),
+                alone => alone.first().copied().unwrap_or(Hash::ZERO),
+            });
+            let above = above.collect();
+            levels.push(above);
+        }
+        Self { levels }
+    }
+
+    /// The same as [`root`] over the leaves.
+    #[must_use]
+    pub fn root(&self) -> Hash {
+        self.levels.last().and_then(|level| level.first()).copied().unwrap_or(Hash::ZERO)
+    }
+
+    /// The same as [`Proof::new`] over the leaves.
+    #[must_use]
+    pub fn proof(&self, index: usize) -> Option<Proof> {
+        let size = self.levels.first().map_or(0, Vec::len);
+        if index >= size {
+            return None;
+        }
+        let siblings = self.levels.iter().enumerate();
+        let siblings = siblings.filter_map(|(height, level)| level.get((index >> height) ^ 1));
+        Some(Proof { index: index as u64, size: size as u64, path: siblings.copied().collect() })
+    }
+}
+
 impl Proof {
     /// The proof for the leaf at `index`, or nothing where there is no such leaf.
     #[must_use]
@@ -117,6 +159,18 @@ mod tests {
                 assert!(proof.leads(leaves[index], root(&leaves)), "leaf {index} of {count}");
             }
             assert_eq!(Proof::new(&leaves, leaves.len()), None);
+        }
+    }
+
+    #[test]
+    fn a_tree_gives_the_same_root_and_proofs() {
+        for count in 0..=40 {
+            let leaves = leaves(count);
+            let tree = Tree::new(leaves.clone());
+            assert_eq!(tree.root(), root(&leaves), "of {count}");
+            for index in 0..=leaves.len() {
+                assert_eq!(tree.proof(index), Proof::new(&leaves, index), "{index} of {count}");
+            }
         }
     }
 

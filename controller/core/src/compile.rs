@@ -11,7 +11,7 @@ use anteroom_proto::intent::{
     self, Condition, Endpoint, Infrastructure, Intent, KnownCondition, MAX_INTENT_LEN,
 };
 use anteroom_proto::key::Hash;
-use anteroom_proto::merkle::{self, Proof};
+use anteroom_proto::merkle::{self, Proof, Tree};
 use anteroom_proto::name::Name;
 use anteroom_proto::overlay;
 
@@ -36,6 +36,8 @@ pub struct Compiled {
     pub model_hash: Hash,
     /// The resolved model, for [`crate::decide`] and its friends.
     pub resolved: Resolved,
+    tree: Tree,
+    order: Vec<GatewayId>,
 }
 
 /// One gateway's leaf.
@@ -79,8 +81,9 @@ pub fn compile(model: &Model) -> Result<Compiled, Problems> {
         leaves.insert(*id, Leaf { hash: merkle::leaf_hash(&bytes), bytes, intent });
     }
     let model_hash = Model::hash(&model.encode());
-    let hashes: Vec<Hash> = leaves.values().map(|leaf: &Leaf| leaf.hash).collect();
-    problems.or(Compiled { root: merkle::root(&hashes), leaves, model_hash, resolved })
+    let tree = Tree::new(leaves.values().map(|leaf: &Leaf| leaf.hash).collect());
+    let order = leaves.keys().copied().collect();
+    problems.or(Compiled { root: tree.root(), leaves, model_hash, resolved, tree, order })
 }
 
 fn too_large(key: &str, message: String) -> Problem {
@@ -91,9 +94,7 @@ impl Compiled {
     /// That a gateway's leaf stands under the root; nothing where it has no leaf.
     #[must_use]
     pub fn proof(&self, gateway: GatewayId) -> Option<Proof> {
-        let index = self.leaves.keys().position(|id| *id == gateway)?;
-        let hashes: Vec<Hash> = self.leaves.values().map(|leaf| leaf.hash).collect();
-        Proof::new(&hashes, index)
+        self.order.binary_search(&gateway).ok().and_then(|index| self.tree.proof(index))
     }
 
     /// Gateways for which `after` differs: other bytes, or a leaf where there was none, or none where there was.
