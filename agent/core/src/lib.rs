@@ -3,17 +3,27 @@
 //! The shell feeds batches in; the engine writes what is to be sent straight into the [`sink::Sink`] that it is
 //! handed, and says when it next wants to be woken.
 
+mod arp;
 pub mod batch;
+mod bridge;
 pub mod checksum;
+mod clock;
 pub mod config;
+mod device;
 pub mod engine;
+mod flow;
 pub mod fragment;
 pub mod gso;
+mod infrastructure;
 pub mod limits;
 pub mod mss;
+mod nexthop;
 pub mod peer;
+mod policy;
 pub mod port;
 pub mod report;
+mod security;
 pub mod sink;
+mod table;
 pub mod vnet;
 pub mod wire;

@@ -12,6 +12,8 @@ mod keeper;
 mod outbox;
 mod setup;
 mod status;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::io;
@@ -23,7 +25,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, watch};
 
 use handle::{COMMANDS, Commander, Heartbeat};
-use keeper::{Carrier, Keeper};
+use keeper::Keeper;
 use outbox::Outbox;
 use worker::{Start, Worker};
 
@@ -100,7 +102,6 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         addresses,
         endpoints,
         missing,
-        carrier: Carrier::Unseen,
     };
     tokio::spawn(keeper.run());
     Ok(Handle { commander, heartbeat, endpoints: endpoints_receiver })

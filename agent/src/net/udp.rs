@@ -220,6 +220,3 @@ impl DatagramRing {
         Ok(count)
     }
 }
-
-#[cfg(test)]
-mod tests;

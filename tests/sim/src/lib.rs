@@ -1,1 +1,13 @@
 //! The packet engine on a simulated network with a virtual clock.
+//!
+//! [`plan`] makes views as a controller would compile them, [`host`] is a small machine that speaks ARP, TCP,
+//! UDP and ICMP, [`world`] puts gateways, hosts and a campus with a router together, and [`model`] says in a few
+//! lines who may reach whom by which path. Nothing here draws randomness but [`random`], which grows from a seed.
+
+pub mod hospital;
+pub mod host;
+pub mod model;
+pub mod packet;
+pub mod plan;
+pub mod random;
+pub mod world;

@@ -1,35 +1,126 @@
 //! The engine: batches in, frames and datagrams out, in an explicit order of stages.
+//!
+//! parse -> port security -> flow lookup -> on a miss, policy verdict -> account -> seal, forward or drop.
+//! One lookup and one verdict serve a whole super-frame. Nothing fails per packet: what can't go on ends in a
+//! counted [`DropReason`].
+
+mod answer;
+mod deliver;
+mod from_port;
+mod from_tunnel;
+mod from_uplink;
+mod passage;
+mod record;
+mod status;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anteroom_proto::id::BootId;
+use anteroom_proto::intent::{Endpoint, Member};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::verdict::Verdict;
+use anteroom_proto::verdict::DropReason;
 use anteroom_proto::view::View;
 
 use crate::batch::{RxDatagram, RxFrame};
+use crate::bridge::Bridge;
+use crate::clock::Clock;
 use crate::config::{Config, TunnelIdentity};
+use crate::device::{Device, Stations};
+use crate::flow::FlowTable;
+use crate::peer::{self, PeerConfig, PeerEvent};
+use crate::policy::{PeerState, Policy};
 use crate::port::PortId;
-use crate::report::{
-    EngineReport, EngineStatus, Explanation, FlowInfo, Learned, Party, Question, TableSizes,
-};
 use crate::sink::Sink;
+use crate::table::Seeds;
+use crate::wire::{EthernetFrame, Ipv4Packet, ethernet};
+use crate::{fragment, policy};
+use passage::Decision;
+use record::Recorder;
+
+/// How often flows and tables are swept.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Most flows that one sweep removes.
+const SWEEP_BUDGET: usize = 4_096;
+
+/// What fragments that aren't the first follow.
+type Token = Decision;
 
 /// One gateway's packet engine. It owns its peers with both directions of their flows.
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
     identity: TunnelIdentity,
-    view: Option<Arc<View>>,
+    seeds: Seeds,
+    clock: Clock,
+    stations: Stations,
+    bridge: Bridge,
+    policy: Option<Policy>,
+    /// Counts whatever makes cached verdicts void.
+    epoch: u64,
+    flows: FlowTable,
+    fragments: fragment::Tracker<Token>,
+    fragment_id: u16,
+    peers: peer::Peers,
+    peer_states: policy::Peers,
+    recorder: Recorder,
+    authority: u64,
+    next_sweep: Instant,
+    /// When a rule's condition changes next.
+    boundary: Option<Instant>,
+    scratch: Vec<u8>,
+    cut: Vec<u8>,
+    part: Vec<u8>,
 }
 
 impl Engine {
     /// An engine without a view: a wire that records what it sees.
     #[must_use]
     pub fn new(config: Config, identity: TunnelIdentity, now: Instant) -> Self {
-        let _ = now;
-        Self { config, identity, view: None }
+        let mut seeds = Seeds::new(&identity.seed);
+        let limits = &config.limits;
+        let mut boot = [0; BootId::LEN];
+        boot[..8].copy_from_slice(&seeds.next().to_be_bytes());
+        boot[8..].copy_from_slice(&seeds.next().to_be_bytes());
+        let mut peer_seed = [0; 32];
+        for chunk in peer_seed.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&seeds.next().to_be_bytes());
+        }
+        let peers = peer::Config {
+            secret: identity.secret.clone(),
+            boot: BootId::from_bytes(boot),
+            seed: peer_seed,
+            owner: 0,
+            capabilities: Vec::new(),
+        };
+        Self {
+            clock: Clock::new(now),
+            stations: Stations::new(config.ports.len(), limits.unknown_per_port, seeds.map()),
+            bridge: Bridge::new(limits.bridge_entries, seeds.map()),
+            policy: None,
+            epoch: 0,
+            flows: FlowTable::new(limits.flows, limits.flows_per_device, seeds.hasher()),
+            fragments: fragment::Tracker::new(fragment::Limits::default()),
+            #[expect(clippy::cast_possible_truncation, reason = "any 16 bits of it will do")]
+            fragment_id: seeds.next() as u16,
+            peers: peer::Peers::new(peers, now),
+            peer_states: seeds.map(),
+            recorder: Recorder::new(limits.edges, limits.recent_drops_per_device, seeds.map()),
+            authority: 0,
+            next_sweep: now + SWEEP,
+            boundary: None,
+            scratch: Vec::new(),
+            cut: Vec::new(),
+            part: Vec::new(),
+            seeds,
+            config,
+            identity,
+        }
     }
 
     /// Takes frames that came in on `port`.
@@ -40,7 +131,15 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) {
-        let _ = (port, frames, now, out);
+        let Some(state) = self.stations.ports.get_mut(port.index()) else { return };
+        state.frames_in += frames.len() as u64;
+        for frame in frames {
+            if port.is_uplink() {
+                self.uplink_frame(frame, now, out);
+            } else {
+                self.port_frame(port, frame, now, out);
+            }
+        }
     }
 
     /// Takes datagrams that came in on the underlay.
@@ -50,29 +149,99 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) {
-        let _ = (datagrams, now, out);
+        for datagram in datagrams {
+            self.underlay_datagrams(datagram, now, out);
+        }
+        self.take_events(now);
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
-        let _ = (now, out);
+        self.peers.handle_timeout(now, out);
+        self.take_events(now);
+        if self.boundary.is_some_and(|at| at <= now) {
+            self.epoch += 1;
+            self.find_boundary(now);
+        }
+        if self.next_sweep <= now {
+            let (recorder, stations) = (&mut self.recorder, &self.stations);
+            let more = self
+                .flows
+                .expire(now, SWEEP_BUDGET, |mut gone| recorder.flush(stations, &mut gone));
+            self.bridge.age(now);
+            self.next_sweep = if more { now + SWEEP / 20 } else { now + SWEEP };
+        }
+        let lost = self.fragments.expire(now);
+        self.recorder.drops(DropReason::FragmentNoFirst, lost);
+        let recorder = &mut self.recorder;
+        self.peers.drain_drops(|reason, count| recorder.drops(reason, count));
     }
 
     /// When [`Self::handle_timeout`] is wanted next, and what for.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
+        [
+            self.peers.poll_timeout(),
+            self.boundary.map(|at| (at, "a rule's end")),
+            self.fragments.poll_timeout().map(|at| (at, "fragments")),
+            Some((self.next_sweep, "sweep")),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|(at, _)| *at)
     }
 
     /// Takes over a view. Flows stay; their verdicts are found again as their packets come.
+    ///
+    /// Handshakes with new peers begin at the next [`Self::handle_timeout`], which is due at once.
     pub fn apply(&mut self, view: Arc<View>, now: Instant) {
-        let _ = now;
-        self.view = Some(view);
+        let quarantined =
+            |member: &Member| member.quarantined || view.operation.quarantined.contains(&member.id);
+        let ports = &self.config.ports;
+        let devices = view
+            .intent
+            .devices
+            .iter()
+            .filter_map(|device| {
+                let at = ports.iter().position(|port| port.name == device.port)?;
+                let member = &device.member;
+                let entry = Device {
+                    member: member.id,
+                    mode: member.mode,
+                    stance: member.mode,
+                    quarantined: quarantined(member),
+                    addresses: member.addresses.clone(),
+                    prefix_len: device.prefix_len,
+                    router: device.router,
+                };
+                Some((PortId::device(u16::try_from(at).ok()?), member.mac, entry))
+            })
+            .collect();
+        self.stations.confirm(devices);
+        let stations = &self.stations;
+        let place = |member: &Member| {
+            let id = stations.find(member.mac)?;
+            let station = stations.get(id)?;
+            let device = station.device.as_ref().filter(|device| device.member == member.id)?;
+            let shared = stations.port(station.port)?.mode.unwrap_or(device.mode);
+            Some((id, shared, device.stance))
+        };
+        let before = self.policy.take();
+        let policy = Policy::new(Arc::clone(&view), before.as_ref(), &mut self.seeds, place);
+        self.policy = Some(policy);
+        self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
+        self.set_peers(&view, now);
+        self.epoch += 1;
+        self.find_boundary(now);
+        self.take_events(now);
     }
 
     /// Tells the wall clock. `confirmed`: a controller or a peer said so since this start.
     pub fn set_time(&mut self, wall: UnixMillis, confirmed: bool, now: Instant) {
-        let _ = (wall, confirmed, now);
+        self.clock.set(wall, confirmed, now);
+        self.epoch += 1;
+        self.find_boundary(now);
+        self.tell_peers(now);
     }
 
     /// Tells the gateway's own addresses when they change.
@@ -80,72 +249,180 @@ impl Engine {
         self.config.own_addresses = addresses;
     }
 
-    /// Takes out what happened since the last call.
-    pub fn report(&mut self, now: Instant) -> EngineReport {
-        let _ = now;
-        EngineReport::default()
-    }
-
-    /// The engine at a glance.
-    #[must_use]
-    pub fn status(&self, now: Instant) -> EngineStatus {
-        let _ = now;
-        EngineStatus {
-            gateway: self.identity.gateway,
-            view: None,
-            epoch: 0,
-            time_confirmed: false,
-            wants_gro: self.wants_gro(),
-            ports: Vec::new(),
-            devices: Vec::new(),
-            peers: Vec::new(),
-            drops: std::collections::BTreeMap::new(),
-            overflow: 0,
-            tables: TableSizes::default(),
-        }
-    }
-
-    /// At most `limit` flows, the most recently used first.
-    #[must_use]
-    pub fn flows(&self, now: Instant, limit: usize) -> Vec<FlowInfo> {
-        let _ = (now, limit);
-        Vec::new()
-    }
-
-    /// What would become of a flow, and why.
-    #[must_use]
-    pub fn explain(&self, question: &Question, now: Instant) -> Explanation {
-        let _ = now;
-        Explanation {
-            question: question.clone(),
-            from: Party::Unknown,
-            to: Party::Unknown,
-            verdict: Verdict::Clear,
-            rule: None,
-            path: "clear".into(),
-            tunnel: None,
-            flow: None,
-            last_drop: None,
-            because: String::new(),
-            next_step: String::new(),
-        }
-    }
-
-    /// What is worth keeping over a restart.
-    #[must_use]
-    pub fn learned(&self) -> Learned {
-        Learned::default()
-    }
-
-    /// Takes back what an earlier run learnt. Pinned and newer knowledge wins.
-    pub fn restore(&mut self, learned: Learned) {
-        drop(learned);
+    /// Tells the number of the newest authority document held, which peers are told.
+    pub fn set_authority(&mut self, number: u64, now: Instant) {
+        self.authority = number;
+        self.tell_peers(now);
     }
 
     /// Whether ports and uplink may merge packets. Not while a device is observed: merging isn't reversible for
     /// every sender.
     #[must_use]
     pub fn wants_gro(&self) -> bool {
-        false
+        let all_left_observe = self
+            .device_ports()
+            .filter_map(|port| self.stations.port(port))
+            .all(|state| state.holds() || (state.mode.is_none() && state.unknown == 0));
+        self.policy.as_ref().is_some_and(|policy| !policy.view.intent.devices.is_empty())
+            && all_left_observe
+            && self.stations.iter().all(|(_, station)| {
+                station.device.as_ref().is_none_or(|device| device.mode != Mode::Observe)
+            })
+    }
+
+    fn set_peers(&mut self, view: &View, now: Instant) {
+        let intent = &view.intent;
+        let names = |end: &Endpoint, member: &Member| match end {
+            Endpoint::Member(id) => *id == member.id,
+            Endpoint::Segment(id) => intent
+                .segments
+                .iter()
+                .any(|segment| segment.id == *id && segment.members.contains(&member.id)),
+            Endpoint::External(_) => false,
+        };
+        let is_essential = |gateway| {
+            intent.rules.iter().filter(|rule| rule.essential).any(|rule| {
+                intent.members.iter().any(|member| {
+                    member.gateway == gateway
+                        && (names(&rule.from, member) || names(&rule.to, member))
+                })
+            })
+        };
+        let mut peers: Vec<(bool, PeerConfig)> = view
+            .peers
+            .iter()
+            .map(|peer| {
+                let config = PeerConfig {
+                    gateway: peer.gateway.gateway,
+                    overlay: peer.gateway.overlay,
+                    keys: peer.keys.iter().map(|key| key.x25519).collect(),
+                    endpoints: peer.endpoints.clone(),
+                };
+                (!is_essential(config.gateway), config)
+            })
+            .collect();
+        peers.sort_by_key(|(later, _)| *later);
+        let peers: Vec<PeerConfig> = peers.into_iter().map(|(_, config)| config).collect();
+        self.tell_peers(now);
+        self.peers.set_peers(&peers, now);
+        self.peer_states.retain(|gateway, _| peers.iter().any(|peer| peer.gateway == *gateway));
+        for peer in &peers {
+            self.peer_states.entry(peer.gateway).or_insert(PeerState {
+                live: false,
+                since: now,
+                revision: None,
+            });
+        }
+    }
+
+    fn tell_peers(&mut self, now: Instant) {
+        let Some(policy) = &self.policy else { return };
+        let local = peer::Local {
+            overlay: policy.view.intent.overlay,
+            revision: policy.view.revision,
+            authority: self.authority,
+            confirmed_time: self.clock.confirmed.then(|| (self.clock.wall(now), now)),
+        };
+        self.peers.set_local(local, now);
+    }
+
+    fn take_events(&mut self, now: Instant) {
+        while let Some(event) = self.peers.poll_event() {
+            match event {
+                PeerEvent::Live { gateway, live } => {
+                    if let Some(state) = self.peer_states.get_mut(&gateway)
+                        && state.live != live
+                    {
+                        (state.live, state.since) = (live, now);
+                    }
+                }
+                PeerEvent::Revision { gateway, revision } => {
+                    if let Some(state) = self.peer_states.get_mut(&gateway) {
+                        state.revision = Some(revision);
+                    }
+                }
+                PeerEvent::Time { time, .. } => {
+                    if !self.clock.confirmed {
+                        self.set_time(time, true, now);
+                    }
+                }
+            }
+            self.epoch += 1;
+        }
+    }
+
+    fn find_boundary(&mut self, now: Instant) {
+        let policy = self.policy.as_ref().filter(|_| self.clock.confirmed);
+        let moment = policy.and_then(|policy| policy.next_boundary(self.clock.wall(now)));
+        self.boundary = moment.and_then(|moment| self.clock.instant(moment, now));
+    }
+}
+
+/// What a frame's header says, without borrowing its bytes.
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    destination: MacAddr,
+    source: MacAddr,
+    ethertype: u16,
+    vlan: Option<u16>,
+    /// Whether it belongs to a VLAN, or bears more than one tag.
+    tagged: bool,
+    /// Where the payload begins.
+    at: usize,
+}
+
+impl Header {
+    fn of(frame: &EthernetFrame<'_>) -> Self {
+        Self {
+            destination: frame.destination,
+            source: frame.source,
+            ethertype: frame.ethertype,
+            vlan: frame.vlan(),
+            tagged: frame.vlan().is_some() || frame.tags > 1,
+            at: frame.payload_offset,
+        }
+    }
+
+    const fn kind(&self) -> Kind {
+        match self.ethertype {
+            _ if self.tagged => Kind::Tagged,
+            ethernet::IPV4 => Kind::Ipv4,
+            ethernet::ARP => Kind::Arp,
+            ethernet::IPV6 => Kind::Ipv6,
+            _ => Kind::NonIp,
+        }
+    }
+
+    /// How many packets a frame stands for.
+    fn packets(&self, frame: &RxFrame<'_>, packet: &Ipv4Packet<'_>) -> u64 {
+        if !frame.vnet.is_super_frame() || frame.vnet.gso_size == 0 {
+            return 1;
+        }
+        let payload = packet.payload().len() as u64;
+        payload.div_ceil(u64::from(frame.vnet.gso_size)).max(1)
+    }
+}
+
+/// Kinds of frames, as enforce tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ipv4,
+    Arp,
+    Ipv6,
+    Tagged,
+    NonIp,
+}
+
+impl Kind {
+    /// Why an enforced device neither sends nor gets it.
+    const fn reason(self, header: &Header) -> DropReason {
+        match self {
+            Self::Tagged => DropReason::Tagged,
+            Self::Ipv6 => DropReason::Ipv6,
+            Self::Arp => DropReason::Arp,
+            Self::Ipv4 if header.destination.is_group() => DropReason::Broadcast,
+            Self::Ipv4 => DropReason::NoRule,
+            Self::NonIp => DropReason::NonIp,
+        }
     }
 }

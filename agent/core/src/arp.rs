@@ -1,0 +1,168 @@
+//! ARP: what is passed on, what is answered for whom, and what is dropped.
+
+use std::net::Ipv4Addr;
+
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::verdict::DropReason;
+
+use crate::device::Station;
+use crate::nexthop;
+use crate::policy::{MemberIndex, Policy, Who};
+use crate::wire::arp::{ArpPacket, Operation};
+
+/// What becomes of an ARP packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// It is answered with this Ethernet address.
+    pub(crate) answer: Option<MacAddr>,
+    /// Whether it goes on, or why not. Nothing is counted where it was answered.
+    pub(crate) pass: Result<(), DropReason>,
+}
+
+impl Outcome {
+    pub(crate) const PASS: Self = Self { answer: None, pass: Ok(()) };
+    pub(crate) const DROP: Self = Self { answer: None, pass: Err(DropReason::Arp) };
+
+    const fn answer(mac: MacAddr, pass: bool) -> Self {
+        Self { answer: Some(mac), pass: if pass { Ok(()) } else { Err(DropReason::Arp) } }
+    }
+}
+
+/// Judges ARP from a device that has left observe. `source` is the frame's sender, `stand_in` the address that
+/// stands for a router that nobody knows.
+pub(crate) fn from_device(
+    policy: &Policy,
+    own: MemberIndex,
+    station: &Station,
+    source: MacAddr,
+    packet: &ArpPacket,
+    stand_in: MacAddr,
+) -> Outcome {
+    let Some(device) = &station.device else { return Outcome::PASS };
+    let enforced = device.stance >= Mode::Enforce;
+    let anonymous = packet.sender.is_unspecified();
+    if packet.sender_mac != source || !(anonymous || device.owns(packet.sender)) {
+        return Outcome::DROP;
+    }
+    let about_itself = anonymous || packet.sender == packet.target || device.owns(packet.target);
+    if about_itself || packet.operation == Operation::Reply {
+        // Towards the campus this gateway answers for an enforced device; nobody else has a say.
+        return if enforced { Outcome::DROP } else { Outcome::PASS };
+    }
+    if device.stance == Mode::Unrecognised {
+        return Outcome::DROP;
+    }
+    let target = packet.target;
+    if let Who::Member(other) = policy.who(target) {
+        return for_member(policy, own, other, target, enforced);
+    }
+    if !enforced {
+        return Outcome::PASS;
+    }
+    let on_link = |address| device.on_link(address);
+    let router = nexthop::router_of(Some(device), &station.next_hops);
+    if let Some((_, mac)) = router.filter(|(address, _)| *address == target) {
+        let needed = policy.needs_next_hop(own, on_link);
+        return match mac {
+            Some(mac) => Outcome::answer(mac, needed),
+            None if needed => Outcome::PASS,
+            None => Outcome::answer(stand_in, false),
+        };
+    }
+    if is_open(policy, own, target) && device.on_link(target) != Some(false) {
+        return Outcome::PASS;
+    }
+    Outcome::DROP
+}
+
+fn for_member(
+    policy: &Policy,
+    own: MemberIndex,
+    other: MemberIndex,
+    address: Ipv4Addr,
+    enforced: bool,
+) -> Outcome {
+    use anteroom_proto::mode::PairPath;
+    let (Some(near), Some(far)) = (policy.member(own), policy.member(other)) else {
+        return Outcome::DROP;
+    };
+    let open = policy.opens(own, other);
+    if far.is_here() {
+        // A device that may not be asked by broadcast is answered for.
+        return match (open, enforced || far.stance >= Mode::Enforce) {
+            (true, true) => Outcome::answer(far.mac, false),
+            (false, true) if enforced => Outcome::DROP,
+            _ => Outcome::PASS,
+        };
+    }
+    match PairPath::of(near.mode, far.mode) {
+        PairPath::Tunnel if open => Outcome::answer(far.mac, !enforced),
+        PairPath::Clear | PairPath::ClearIfRuleSays if policy.opens_clear(own, address) => {
+            Outcome::PASS
+        }
+        _ if enforced => Outcome::DROP,
+        _ => Outcome::PASS,
+    }
+}
+
+/// Whether a device may speak with an address in the clear: an external or observed member that a rule opens,
+/// or infrastructure.
+fn is_open(policy: &Policy, own: MemberIndex, address: Ipv4Addr) -> bool {
+    policy.is_infrastructure(address) || policy.opens_clear(own, address)
+}
+
+/// Whether somebody on the campus may know where an enforced device is: whom it may speak with in the clear, and
+/// its next hop to them.
+fn may_know(policy: &Policy, own: MemberIndex, station: &Station, address: Ipv4Addr) -> bool {
+    let Some(device) = &station.device else { return false };
+    let router = nexthop::router_of(Some(device), &station.next_hops);
+    let is_router = router.is_some_and(|(known, _)| known == address);
+    let router_needed = || policy.needs_next_hop(own, |address| device.on_link(address));
+    (is_router && router_needed()) || is_open(policy, own, address)
+}
+
+/// Judges ARP from the uplink that an enforced device would get: requests for it are answered by the gateway,
+/// with the device's own address; what answers its own requests goes on.
+pub(crate) fn to_enforced(
+    policy: &Policy,
+    own: MemberIndex,
+    station: &Station,
+    source: MacAddr,
+    packet: &ArpPacket,
+) -> Outcome {
+    let Some(device) = &station.device else { return Outcome::PASS };
+    if packet.sender_mac != source
+        || packet.is_probe()
+        || device.owns(packet.sender)
+        || !may_know(policy, own, station, packet.sender)
+    {
+        return Outcome::DROP;
+    }
+    match packet.operation {
+        Operation::Request if device.owns(packet.target) => Outcome::answer(station.mac, false),
+        Operation::Request if packet.is_announcement() => Outcome::PASS,
+        Operation::Reply if device.owns(packet.target) || packet.is_announcement() => Outcome::PASS,
+        _ => Outcome::DROP,
+    }
+}
+
+/// Judges ARP from an observed device. It passes; where it asks for a device here that may not be asked by
+/// broadcast, the gateway answers for that one.
+pub(crate) fn from_observed(policy: &Policy, own: MemberIndex, packet: &ArpPacket) -> Outcome {
+    if packet.operation != Operation::Request || packet.sender == packet.target {
+        return Outcome::PASS;
+    }
+    let Who::Member(other) = policy.who(packet.target) else { return Outcome::PASS };
+    match policy.member(other) {
+        Some(far)
+            if other != own
+                && far.is_here()
+                && far.stance >= Mode::Enforce
+                && policy.opens(own, other) =>
+        {
+            Outcome::answer(far.mac, true)
+        }
+        _ => Outcome::PASS,
+    }
+}

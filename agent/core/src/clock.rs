@@ -1,0 +1,60 @@
+//! The wall clock, as far as the engine trusts it.
+
+use std::time::{Duration, Instant};
+
+use anteroom_proto::time::UnixMillis;
+
+/// A moment of the wall clock beside one of the monotonic clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    anchor: (Instant, UnixMillis),
+    /// Whether a controller or a peer has said what time it is since this start.
+    pub(crate) confirmed: bool,
+    /// The newest signed time held: it is no earlier than this.
+    floor: UnixMillis,
+}
+
+impl Clock {
+    /// A clock that knows nothing yet.
+    pub(crate) const fn new(now: Instant) -> Self {
+        Self { anchor: (now, UnixMillis(0)), confirmed: false, floor: UnixMillis(0) }
+    }
+
+    /// Sets the clock. What was confirmed stays confirmed, and isn't overruled by what isn't.
+    pub(crate) fn set(&mut self, wall: UnixMillis, confirmed: bool, now: Instant) {
+        if confirmed || !self.confirmed {
+            self.anchor = (now, wall);
+        }
+        self.confirmed |= confirmed;
+    }
+
+    /// Notes a signed time.
+    pub(crate) fn raise_floor(&mut self, floor: UnixMillis) {
+        self.floor = self.floor.max(floor);
+    }
+
+    /// The wall clock at a moment before or after the anchor.
+    pub(crate) fn wall(&self, at: Instant) -> UnixMillis {
+        let (anchor, wall) = self.anchor;
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        if at >= anchor {
+            wall.saturating_add(millis(at - anchor))
+        } else {
+            UnixMillis(wall.0.saturating_sub(millis(anchor - at)))
+        }
+    }
+
+    /// Whether a moment has passed: true or false where that is certain, None where nobody confirmed the time.
+    pub(crate) fn has_passed(&self, moment: UnixMillis, now: Instant) -> Option<bool> {
+        if self.floor >= moment {
+            return Some(true);
+        }
+        self.confirmed.then(|| self.wall(now) >= moment)
+    }
+
+    /// When a moment of the wall clock comes. None if it has passed, or lies too far ahead to be counted.
+    pub(crate) fn instant(&self, moment: UnixMillis, now: Instant) -> Option<Instant> {
+        let ahead = moment.0.checked_sub(self.wall(now).0)?;
+        now.checked_add(Duration::from_millis(ahead.max(1)))
+    }
+}

@@ -1,0 +1,468 @@
+//! Stations: every Ethernet address on a device port, confirmed by an operator or not.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anteroom_proto::id::MemberId;
+use anteroom_proto::intent::Router;
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::Sighting;
+use ipnet::Ipv4Net;
+
+use crate::flow::Count;
+use crate::nexthop::NextHops;
+use crate::port::PortId;
+use crate::table::Map;
+
+/// How long an unconfirmed station must have been silent before another may take its place.
+const STALE: Duration = Duration::from_secs(600);
+/// Most addresses remembered per sighting.
+pub(crate) const MAX_ADDRESSES: usize = 8;
+/// Most VLANs remembered per station.
+const MAX_VLANS: usize = 4;
+/// Most stations altogether: the flow table's zones number them with 16 bits.
+const MAX_STATIONS: usize = 0xfff0;
+
+/// A station's number. It stays while the engine runs, whatever views come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StationId(pub(crate) u16);
+
+impl StationId {
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Kinds of traffic that no rule carries, as bits.
+pub(crate) mod kind {
+    pub(crate) const BROADCAST: u8 = 1;
+    pub(crate) const MULTICAST: u8 = 2;
+    pub(crate) const IPV6: u8 = 4;
+    pub(crate) const TAGGED: u8 = 8;
+    pub(crate) const NON_IP: u8 = 16;
+    /// With the word that stands in a sighting.
+    pub(crate) const WORDS: [(u8, &str); 5] = [
+        (BROADCAST, "broadcast"),
+        (MULTICAST, "multicast"),
+        (IPV6, "ipv6"),
+        (TAGGED, "tagged"),
+        (NON_IP, "non-ip"),
+    ];
+}
+
+/// A confirmed device, as the view in force has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    pub(crate) member: MemberId,
+    /// What the operators set for it.
+    pub(crate) mode: Mode,
+    /// How it is treated: the strictest mode on its port, or enforce while it is quarantined.
+    pub(crate) stance: Mode,
+    pub(crate) quarantined: bool,
+    pub(crate) addresses: Vec<Ipv4Net>,
+    pub(crate) prefix_len: Option<u8>,
+    pub(crate) router: Option<Router>,
+}
+
+impl Device {
+    /// Whether `address` is the device's own.
+    pub(crate) fn owns(&self, address: Ipv4Addr) -> bool {
+        self.addresses.iter().any(|net| net.contains(&address))
+    }
+
+    /// Whether the device takes `address` for its own network. None: nobody knows.
+    pub(crate) fn on_link(&self, address: Ipv4Addr) -> Option<bool> {
+        let len = self.prefix_len?;
+        Some(
+            self.addresses
+                .iter()
+                .any(|own| Ipv4Net::new(own.addr(), len).is_ok_and(|net| net.contains(&address))),
+        )
+    }
+}
+
+/// What was seen of a station in one VLAN, or in none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sight {
+    pub(crate) vlan: Option<u16>,
+    pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) kinds: u8,
+    pub(crate) first: UnixMillis,
+    pub(crate) last: UnixMillis,
+    /// Whether there is news that wasn't reported.
+    pub(crate) changed: bool,
+}
+
+/// An Ethernet address on a port.
+#[derive(Debug)]
+pub(crate) struct Station {
+    pub(crate) port: PortId,
+    pub(crate) mac: MacAddr,
+    pub(crate) device: Option<Device>,
+    /// Whether its frames were held for want of an operator's word.
+    pub(crate) held: bool,
+    pub(crate) sights: Vec<Sight>,
+    pub(crate) next_hops: NextHops,
+    /// When it was last heard.
+    pub(crate) heard: Option<Instant>,
+    /// From the station, and to it.
+    pub(crate) counts: [Count; 2],
+    /// The transaction of its last DHCP request, and when that was.
+    pub(crate) dhcp: Option<(u32, Instant)>,
+}
+
+impl Station {
+    /// How its traffic is treated.
+    pub(crate) fn stance(&self) -> Mode {
+        self.device.as_ref().map_or(Mode::Observe, |device| device.stance)
+    }
+
+    /// Takes back what an earlier run saw. It was reported then.
+    pub(crate) fn restore(&mut self, sighting: &Sighting) {
+        if self.sights.len() >= MAX_VLANS {
+            return;
+        }
+        self.next_hops.restore_guesses(sighting.router, sighting.prefix_len);
+        let words = kind::WORDS.iter().filter(|(_, word)| sighting.kinds.iter().any(|k| k == word));
+        self.sights.push(Sight {
+            vlan: sighting.vlan,
+            addresses: sighting.addresses.iter().copied().take(MAX_ADDRESSES).collect(),
+            kinds: words.fold(0, |kinds, (bit, _)| kinds | bit),
+            first: sighting.first_seen,
+            last: sighting.last_seen,
+            changed: false,
+        });
+    }
+
+    /// The sight in a VLAN, made if there is room.
+    fn sight(&mut self, vlan: Option<u16>, wall: UnixMillis) -> Option<&mut Sight> {
+        if let Some(at) = self.sights.iter().position(|sight| sight.vlan == vlan) {
+            return self.sights.get_mut(at);
+        }
+        if self.sights.len() >= MAX_VLANS {
+            return None;
+        }
+        self.sights.push(Sight {
+            vlan,
+            addresses: Vec::new(),
+            kinds: 0,
+            first: wall,
+            last: wall,
+            changed: true,
+        });
+        self.sights.last_mut()
+    }
+
+    /// Notes a frame: kinds of traffic that no rule carries, and the source address, where it has one.
+    pub(crate) fn see(
+        &mut self,
+        vlan: Option<u16>,
+        kinds: u8,
+        address: Option<Ipv4Addr>,
+        wall: UnixMillis,
+        now: Instant,
+    ) {
+        self.heard = Some(now);
+        let Some(sight) = self.sight(vlan, wall) else { return };
+        sight.last = wall;
+        if sight.kinds | kinds != sight.kinds {
+            sight.kinds |= kinds;
+            sight.changed = true;
+        }
+        let Some(address) = address.filter(|a| is_host(*a)) else { return };
+        if !sight.addresses.contains(&address) && sight.addresses.len() < MAX_ADDRESSES {
+            sight.addresses.push(address);
+            sight.changed = true;
+        }
+    }
+}
+
+/// Whether an address can be a host's.
+pub(crate) const fn is_host(address: Ipv4Addr) -> bool {
+    !(address.is_unspecified()
+        || address.is_broadcast()
+        || address.is_multicast()
+        || address.is_loopback())
+}
+
+/// What a port's stations have in common.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PortState {
+    /// The strictest mode of the devices on it. None while none is confirmed.
+    pub(crate) mode: Option<Mode>,
+    /// Whether all devices on it are enforced or quarantined.
+    closed: bool,
+    pub(crate) unknown: usize,
+    pub(crate) frames_in: u64,
+    pub(crate) frames_out: u64,
+}
+
+impl PortState {
+    /// Whether a device on it has left observe: unknown addresses are held from then on.
+    pub(crate) fn holds(&self) -> bool {
+        self.mode.is_some_and(|mode| mode != Mode::Observe)
+    }
+
+    /// Whether broadcast may go out of it.
+    pub(crate) fn takes_broadcast(&self) -> bool {
+        !self.closed
+    }
+
+    /// Whether frames for addresses that nobody knows may go out of it: a wire to a silent host.
+    pub(crate) fn takes_unknown(&self) -> bool {
+        !self.closed && !self.holds()
+    }
+}
+
+/// What [`Stations::learn`] made of an unknown address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Learnt {
+    /// It has a place now.
+    New(StationId),
+    /// It has the place of a station that was silent for long, whose flows must go.
+    Replaced(StationId),
+    /// The port has as many unknown addresses as it may have.
+    Full,
+}
+
+/// All stations.
+#[derive(Debug)]
+pub(crate) struct Stations {
+    list: Vec<Station>,
+    by_mac: Map<MacAddr, StationId>,
+    /// By [`PortId::index`]; the uplink's is there for its counters.
+    pub(crate) ports: Vec<PortState>,
+    unknown_per_port: usize,
+}
+
+impl Stations {
+    /// No stations on so many device ports.
+    pub(crate) fn new(
+        ports: usize,
+        unknown_per_port: usize,
+        by_mac: Map<MacAddr, StationId>,
+    ) -> Self {
+        Self {
+            list: Vec::new(),
+            by_mac,
+            ports: vec![PortState::default(); ports + 1],
+            unknown_per_port,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn find(&self, mac: MacAddr) -> Option<StationId> {
+        self.by_mac.get(&mac).copied()
+    }
+
+    pub(crate) fn get(&self, id: StationId) -> Option<&Station> {
+        self.list.get(id.index())
+    }
+
+    pub(crate) fn get_mut(&mut self, id: StationId) -> Option<&mut Station> {
+        self.list.get_mut(id.index())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (StationId, &Station)> {
+        (0..).map(StationId).zip(&self.list)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Station> {
+        self.list.iter_mut()
+    }
+
+    pub(crate) fn port(&self, port: PortId) -> Option<&PortState> {
+        self.ports.get(port.index())
+    }
+
+    /// Gives an unknown address a place.
+    pub(crate) fn learn(&mut self, port: PortId, mac: MacAddr, now: Instant) -> Learnt {
+        let Some(state) = self.ports.get_mut(port.index()) else { return Learnt::Full };
+        if state.unknown < self.unknown_per_port && self.list.len() < MAX_STATIONS {
+            state.unknown += 1;
+            return Learnt::New(self.push(port, mac));
+        }
+        let stale = self
+            .list
+            .iter()
+            .enumerate()
+            .filter(|(_, station)| {
+                station.port == port
+                    && station.device.is_none()
+                    && station.heard.is_none_or(|at| now.saturating_duration_since(at) > STALE)
+            })
+            .min_by_key(|(_, station)| station.heard)
+            .and_then(|(at, _)| u16::try_from(at).ok());
+        let Some(id) = stale.map(StationId) else { return Learnt::Full };
+        let old = self.list[id.index()].mac;
+        self.by_mac.remove(&old);
+        self.by_mac.insert(mac, id);
+        self.list[id.index()] = fresh(port, mac);
+        Learnt::Replaced(id)
+    }
+
+    /// Notes that an unknown station is on another port now, as happens on a wire.
+    pub(crate) fn relocate(&mut self, id: StationId, port: PortId) {
+        let Some(station) = self.list.get_mut(id.index()) else { return };
+        let before = std::mem::replace(&mut station.port, port);
+        if station.device.is_none() {
+            self.ports[before.index()].unknown -= 1;
+            self.ports[port.index()].unknown += 1;
+        }
+    }
+
+    /// Makes `devices` the confirmed ones: (port, Ethernet address, device). Their stances follow.
+    pub(crate) fn confirm(&mut self, devices: Vec<(PortId, MacAddr, Device)>) {
+        for station in &mut self.list {
+            station.device = None;
+        }
+        for state in &mut self.ports {
+            state.mode = None;
+        }
+        for (port, mac, device) in devices {
+            if port.index() >= self.ports.len() {
+                continue;
+            }
+            let id = match self.find(mac) {
+                Some(id) => id,
+                None if self.list.len() < MAX_STATIONS => self.push(port, mac),
+                None => continue,
+            };
+            if self.list[id.index()].device.is_some() {
+                // Two devices with one Ethernet address can't both be served: the first stands.
+                continue;
+            }
+            let mode = &mut self.ports[port.index()].mode;
+            *mode = Some(mode.map_or(device.mode, |other| other.max(device.mode)));
+            let station = &mut self.list[id.index()];
+            station.port = port;
+            station.held = false;
+            station.device = Some(device);
+        }
+        for state in &mut self.ports {
+            state.unknown = 0;
+            state.closed = state.mode.is_some();
+        }
+        for station in &mut self.list {
+            let state = &mut self.ports[station.port.index()];
+            match &mut station.device {
+                Some(device) => {
+                    let shared = state.mode.unwrap_or(device.mode);
+                    let least = if device.quarantined { Mode::Enforce } else { Mode::Observe };
+                    device.stance = shared.max(least);
+                    state.closed &= device.stance >= Mode::Enforce;
+                }
+                None => state.unknown += 1,
+            }
+            for sight in &mut station.sights {
+                sight.changed = true;
+            }
+        }
+    }
+
+    fn push(&mut self, port: PortId, mac: MacAddr) -> StationId {
+        #[expect(clippy::cast_possible_truncation, reason = "callers check MAX_STATIONS")]
+        let id = StationId(self.list.len() as u16);
+        self.list.push(fresh(port, mac));
+        self.by_mac.insert(mac, id);
+        id
+    }
+}
+
+fn fresh(port: PortId, mac: MacAddr) -> Station {
+    Station {
+        port,
+        mac,
+        device: None,
+        held: false,
+        sights: Vec::new(),
+        next_hops: NextHops::default(),
+        heard: None,
+        counts: [Count::default(); 2],
+        dhcp: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Seeds;
+
+    fn device(byte: u8, mode: Mode) -> Device {
+        Device {
+            member: MemberId::from_bytes([byte; 16]),
+            mode,
+            stance: mode,
+            quarantined: false,
+            addresses: vec!["10.0.0.7/32".parse().unwrap()],
+            prefix_len: Some(24),
+            router: None,
+        }
+    }
+
+    fn mac(byte: u8) -> MacAddr {
+        MacAddr([2, 0, 0, 0, 0, byte])
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn devices_on_a_port_share_the_strictest_mode() {
+        let mut stations = Stations::new(2, 4, Seeds::new(&[0; 32]).map());
+        let (one, two) = (PortId::device(0), PortId::device(1));
+        stations.confirm(vec![
+            (one, mac(1), device(1, Mode::Protect)),
+            (one, mac(2), device(2, Mode::Enforce)),
+            (two, mac(3), device(3, Mode::Observe)),
+        ]);
+        let stance = |byte| stations.get(stations.find(mac(byte)).unwrap()).unwrap().stance();
+        assert_eq!(
+            [stance(1), stance(2), stance(3)],
+            [Mode::Enforce, Mode::Enforce, Mode::Observe]
+        );
+        assert!(stations.port(one).unwrap().holds() && !stations.port(two).unwrap().holds());
+    }
+
+    #[test]
+    fn a_station_keeps_its_number_over_views() {
+        let mut stations = Stations::new(1, 4, Seeds::new(&[0; 32]).map());
+        let port = PortId::device(0);
+        let Learnt::New(id) = stations.learn(port, mac(1), start()) else { panic!("no room") };
+        stations.confirm(vec![(port, mac(1), device(1, Mode::Protect))]);
+        assert_eq!(stations.find(mac(1)), Some(id));
+        assert_eq!(stations.port(port).unwrap().unknown, 0);
+        stations.confirm(Vec::new());
+        assert_eq!(stations.get(id).unwrap().device, None);
+        assert_eq!(stations.port(port).unwrap().unknown, 1);
+    }
+
+    #[test]
+    fn unknown_addresses_are_bounded_and_stale_ones_make_room() {
+        let mut stations = Stations::new(1, 2, Seeds::new(&[0; 32]).map());
+        let (port, now) = (PortId::device(0), start());
+        for byte in 1..=2 {
+            let Learnt::New(id) = stations.learn(port, mac(byte), now) else { panic!("no room") };
+            stations.get_mut(id).unwrap().see(None, 0, None, UnixMillis(1), now);
+        }
+        assert_eq!(stations.learn(port, mac(3), now), Learnt::Full);
+        let later = now + STALE + Duration::from_secs(1);
+        assert_eq!(stations.learn(port, mac(3), later), Learnt::Replaced(StationId(0)));
+        assert_eq!((stations.find(mac(1)), stations.len()), (None, 2));
+    }
+
+    #[test]
+    fn on_link_goes_by_the_devices_own_prefix() {
+        let device = device(1, Mode::Protect);
+        assert_eq!(device.on_link("10.0.0.200".parse().unwrap()), Some(true));
+        assert_eq!(device.on_link("10.0.1.1".parse().unwrap()), Some(false));
+        assert_eq!(Device { prefix_len: None, ..device }.on_link([10, 0, 0, 1].into()), None);
+    }
+}

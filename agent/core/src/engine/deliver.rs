@@ -1,0 +1,294 @@
+//! The last stage: out of a port, out of the uplink, or into the tunnel.
+
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::verdict::DropReason;
+
+use super::Engine;
+use crate::batch::{RxFrame, VlanTag};
+use crate::device::StationId;
+use crate::fragment::Fragments;
+use crate::gso::Packets;
+use crate::nexthop;
+use crate::peer::{PeerSlot, Sent};
+use crate::port::PortId;
+use crate::sink::Sink;
+use crate::vnet::VnetHeader;
+use crate::wire::{FiveTuple, ethernet};
+use crate::{mss, wire};
+
+/// A frame that goes on as it came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whole<'a> {
+    pub(super) vnet: VnetHeader,
+    pub(super) vlan: Option<VlanTag>,
+    pub(super) bytes: &'a [u8],
+}
+
+impl<'a> Whole<'a> {
+    pub(super) fn of(frame: &'a RxFrame<'_>) -> Self {
+        Self { vnet: frame.vnet, vlan: frame.vlan, bytes: frame.bytes }
+    }
+
+    fn destination(&self) -> Option<MacAddr> {
+        self.bytes.first_chunk::<6>().map(|bytes| MacAddr(*bytes))
+    }
+}
+
+/// What is sealed: an IPv4 packet in a frame, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ToSeal {
+    pub(super) peer: GatewayId,
+    /// Who is charged for drops.
+    pub(super) station: StationId,
+    /// Where the packet begins in the frame.
+    pub(super) at: usize,
+    /// Its length, without padding behind it.
+    pub(super) len: usize,
+    pub(super) tuple: FiveTuple,
+    /// Whether it opens or accepts a TCP connection.
+    pub(super) synchronises: bool,
+}
+
+impl Engine {
+    /// Sends a frame out of a port as it came.
+    pub(super) fn emit(&mut self, port: PortId, frame: Whole<'_>, out: &mut impl Sink) {
+        if let Some(state) = self.stations.ports.get_mut(port.index()) {
+            state.frames_out += 1;
+        }
+        out.frame(port, frame.vnet, frame.vlan, &[frame.bytes]);
+    }
+
+    /// Sends a device's frame out of the uplink. Where it is for the address that stands for an unknown router,
+    /// the router's own is put in its place.
+    pub(super) fn emit_uplink(
+        &mut self,
+        station: Option<StationId>,
+        frame: Whole<'_>,
+        tuple: Option<FiveTuple>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let stand_in = nexthop::stand_in(self.identity.gateway);
+        if frame.destination() != Some(stand_in) {
+            self.emit(PortId::UPLINK, frame, out);
+            return;
+        }
+        let known = station
+            .and_then(|id| self.stations.get(id))
+            .and_then(|station| nexthop::router_of(station.device.as_ref(), &station.next_hops)?.1);
+        let (Some(router), Some(rest)) = (known, frame.bytes.get(6..)) else {
+            self.recorder.drop(station, DropReason::NoNextHop, tuple, now);
+            return;
+        };
+        self.stations.ports[PortId::UPLINK.index()].frames_out += 1;
+        out.frame(PortId::UPLINK, frame.vnet, frame.vlan, &[&router.0, rest]);
+    }
+
+    /// Sends a frame to where its destination address is, as a learning bridge does. `from` is where it came
+    /// from. Enforced devices get nothing this way.
+    pub(super) fn bridge_frame(
+        &mut self,
+        from: PortId,
+        sender: Option<StationId>,
+        frame: Whole<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let Some(destination) = frame.destination() else { return };
+        if destination.is_group() {
+            self.flood(from, frame, true, out);
+            return;
+        }
+        let station = self.stations.find(destination).filter(|id| {
+            let confirmed = self.stations.get(*id).is_some_and(|s| s.device.is_some());
+            confirmed || !self.bridge.knows(destination)
+        });
+        let Some(id) = station else {
+            if from.is_uplink() {
+                if !self.bridge.knows(destination) {
+                    self.flood(from, frame, false, out);
+                }
+            } else if self.bridge.knows(destination) {
+                self.emit_uplink(sender, frame, None, now, out);
+            } else {
+                self.flood(from, frame, false, out);
+            }
+            return;
+        };
+        let Some(station) = self.stations.get(id) else { return };
+        let (port, stance) = (station.port, station.stance());
+        if port == from {
+            self.recorder.drop(sender, DropReason::SamePort, None, now);
+        } else if stance >= Mode::Enforce {
+            self.recorder.drop(Some(id), DropReason::NoRule, None, now);
+        } else if station.device.is_none()
+            && self.stations.port(port).is_some_and(crate::device::PortState::holds)
+        {
+            self.recorder.drop(Some(id), DropReason::UnknownMac, None, now);
+        } else {
+            self.count_in(id, 1, frame.bytes.len() as u64);
+            self.emit(port, frame, out);
+        }
+    }
+
+    /// Sends a frame to all ports but the one that it came from: a group's to those that take broadcast, any
+    /// other's to those where a silent host may be.
+    fn flood(&mut self, from: PortId, frame: Whole<'_>, group: bool, out: &mut impl Sink) {
+        if !from.is_uplink() {
+            self.emit(PortId::UPLINK, frame, out);
+        }
+        for port in self.device_ports() {
+            let takes = self.stations.port(port).is_some_and(|state| {
+                if group { state.takes_broadcast() } else { state.takes_unknown() }
+            });
+            if port != from && takes {
+                self.emit(port, frame, out);
+            }
+        }
+    }
+
+    /// The device ports.
+    pub(super) fn device_ports(&self) -> impl Iterator<Item = PortId> + use<> {
+        let count = u16::try_from(self.config.ports.len()).unwrap_or(u16::MAX - 1);
+        (0..count).map(PortId::device)
+    }
+
+    /// Counts what goes to a station.
+    pub(super) fn count_in(&mut self, id: StationId, packets: u64, bytes: u64) {
+        if let Some(station) = self.stations.get_mut(id) {
+            station.counts[1].add(packets, bytes);
+        }
+    }
+
+    /// Delivers an IPv4 packet to a device here, in a frame with the source that it would see without a
+    /// gateway. `at` is where the packet begins in `bytes`; a super-frame stays one.
+    pub(super) fn deliver(
+        &mut self,
+        id: StationId,
+        from: (Ipv4Addr, Option<MacAddr>),
+        vnet: VnetHeader,
+        packet: &[u8],
+        out: &mut impl Sink,
+    ) {
+        let stand_in = nexthop::stand_in(self.identity.gateway);
+        let Some(station) = self.stations.get(id) else { return };
+        let member = from.1.unwrap_or(stand_in);
+        let source = station.device.as_ref().map_or(member, |device| {
+            nexthop::source_for(device, &station.next_hops, from.0, member, stand_in)
+        });
+        let header = ethernet::header(station.mac, source, ethernet::IPV4);
+        let port = station.port;
+        self.count_in(id, 1, packet.len() as u64);
+        self.stations.ports[port.index()].frames_out += 1;
+        out.frame(port, vnet, None, &[&header, packet]);
+    }
+
+    /// Seals the packet in a frame for a peer: cut, with whole checksums, and small enough for the tunnel.
+    pub(super) fn seal(
+        &mut self,
+        frame: &mut RxFrame<'_>,
+        what: &ToSeal,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let mtu = usize::from(self.config.limits.tunnel_mtu);
+        let Some(slot) = self.peers.slot(what.peer) else {
+            self.recorder.drop(Some(what.station), DropReason::TunnelDown, Some(what.tuple), now);
+            return;
+        };
+        let end = what.at + what.len;
+        let partial = frame.vnet.flags & VnetHeader::FLAG_NEEDS_CSUM != 0;
+        if what.synchronises
+            && let Some(packet) = frame.bytes.get_mut(what.at..end)
+        {
+            mss::clamp(packet, self.config.limits.tunnel_mtu, partial);
+        }
+        let Some(bytes) = frame.bytes.get(..end) else { return };
+        if !partial && !frame.vnet.is_super_frame() {
+            let packet = bytes.get(what.at..).unwrap_or_default();
+            self.seal_packet(slot, what, packet, mtu, now, out);
+            return;
+        }
+        let packet = wire::parse_ipv4(bytes.get(what.at..).unwrap_or_default());
+        let cut = packet.and_then(|packet| Packets::new(&packet, what.at, &frame.vnet, mtu));
+        let mut packets = match cut {
+            Ok(packets) => packets,
+            Err(reason) => {
+                self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
+                return;
+            }
+        };
+        let mut room = std::mem::take(&mut self.cut);
+        if room.len() < packets.longest() {
+            room.resize(packets.longest(), 0);
+        }
+        while let Some(len) = packets.next_into(&mut room) {
+            self.seal_packet(slot, what, room.get(..len).unwrap_or_default(), mtu, now, out);
+        }
+        self.cut = room;
+    }
+
+    fn seal_packet(
+        &mut self,
+        slot: PeerSlot,
+        what: &ToSeal,
+        packet: &[u8],
+        mtu: usize,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        if packet.len() <= mtu {
+            self.send(slot, what, packet, now, out);
+            return;
+        }
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let mut parts = match Fragments::new(packet, mtu, self.fragment_id) {
+            Ok(parts) => parts,
+            Err(reason) => {
+                self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
+                return;
+            }
+        };
+        let mut room = std::mem::take(&mut self.part);
+        if room.len() < parts.longest() {
+            room.resize(parts.longest(), 0);
+        }
+        while let Some(len) = parts.next_into(&mut room) {
+            self.send(slot, what, room.get(..len).unwrap_or_default(), now, out);
+        }
+        self.part = room;
+    }
+
+    fn send(
+        &mut self,
+        slot: PeerSlot,
+        what: &ToSeal,
+        packet: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        if let Sent::Dropped(reason) = self.peers.send(slot, packet, now, out) {
+            self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
+        }
+    }
+
+    /// Answers an ARP request on a port, in the name of whoever has `owner`.
+    pub(super) fn answer_arp(
+        &mut self,
+        port: PortId,
+        request: &wire::arp::ArpPacket,
+        owner: MacAddr,
+        out: &mut impl Sink,
+    ) {
+        let reply = wire::arp::reply(request, owner);
+        if let Some(state) = self.stations.ports.get_mut(port.index()) {
+            state.frames_out += 1;
+        }
+        out.frame(port, VnetHeader::default(), None, &[&reply]);
+    }
+}

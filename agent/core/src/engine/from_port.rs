@@ -1,0 +1,547 @@
+//! Frames from device ports.
+
+use std::net::Ipv4Addr;
+use std::time::Instant;
+
+use anteroom_proto::mode::Mode;
+use anteroom_proto::verdict::{DropReason, Verdict};
+
+use super::deliver::{ToSeal, Whole};
+use super::passage::{Decision, Passage, Via};
+use super::record::{EdgeKey, Traffic};
+use super::{Engine, Header, Kind};
+use crate::batch::RxFrame;
+use crate::device::{Learnt, StationId, kind};
+use crate::flow::Count;
+use crate::fragment::Outcome;
+use crate::policy::{End, MemberIndex, Who};
+use crate::port::PortId;
+use crate::security::{self, Sender};
+use crate::sink::Sink;
+use crate::wire::arp::{Operation, parse_arp};
+use crate::wire::{FiveTuple, Ipv4Packet, Transport, dhcp, ethernet, parse_ethernet, parse_ipv4};
+use crate::{arp, bridge, infrastructure, nexthop};
+
+impl Engine {
+    /// A frame from a device port, through all stages.
+    pub(super) fn port_frame(
+        &mut self,
+        port: PortId,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let header = match parse_ethernet(frame.bytes, frame.vlan) {
+            Ok(parsed) => Header::of(&parsed),
+            Err(reason) => return self.recorder.drop(None, reason, None, now),
+        };
+        let sender = match self.identify(port, &header, now) {
+            Ok(sender) => sender,
+            Err(reason) => return self.recorder.drop(None, reason, tuple_of(&header, frame), now),
+        };
+        self.sight(sender, &header, frame, now);
+        if bridge::is_link_control(header.destination, header.ethertype) {
+            return self.emit(PortId::UPLINK, Whole::of(frame), out);
+        }
+        let stance = sender
+            .and_then(|id| self.stations.get(id))
+            .map_or(Mode::Observe, super::super::device::Station::stance);
+        let confirmed = sender
+            .and_then(|id| self.stations.get(id))
+            .is_some_and(|station| station.device.is_some());
+        if !confirmed && self.stations.port(port).is_some_and(crate::device::PortState::holds) {
+            if let Some(station) = sender.and_then(|id| self.stations.get_mut(id)) {
+                station.held = true;
+            }
+            let tuple = tuple_of(&header, frame);
+            return self.recorder.drop(sender, DropReason::UnknownMac, tuple, now);
+        }
+        if security::is_own(&self.config, header.destination) {
+            let tuple = tuple_of(&header, frame);
+            return self.recorder.drop(sender, DropReason::ToGateway, tuple, now);
+        }
+        let same_port = self
+            .stations
+            .find(header.destination)
+            .and_then(|id| self.stations.get(id))
+            .is_some_and(|station| station.port == port && !self.is_elsewhere(&header));
+        if same_port {
+            let tuple = tuple_of(&header, frame);
+            return self.recorder.drop(sender, DropReason::SamePort, tuple, now);
+        }
+        match header.kind() {
+            Kind::Arp => self.arp_from_port(port, sender, &header, frame, now, out),
+            Kind::Ipv4 => self.ipv4_from_port(port, sender, stance, &header, frame, now, out),
+            other if stance >= Mode::Enforce => {
+                self.recorder.drop(sender, other.reason(&header), None, now);
+            }
+            _ => self.bridge_frame(port, sender, Whole::of(frame), now, out),
+        }
+    }
+
+    /// Whether an unconfirmed station's address was heard on the uplink last.
+    fn is_elsewhere(&self, header: &Header) -> bool {
+        let confirmed = self
+            .stations
+            .find(header.destination)
+            .and_then(|id| self.stations.get(id))
+            .is_some_and(|station| station.device.is_some());
+        !confirmed && self.bridge.knows(header.destination)
+    }
+
+    /// Port security: whose frame it is. None: there is no room to remember the sender.
+    fn identify(
+        &mut self,
+        port: PortId,
+        header: &Header,
+        now: Instant,
+    ) -> Result<Option<StationId>, DropReason> {
+        let sender = security::check_source(&self.config, &self.stations, port, header.source)?;
+        Ok(match sender {
+            Sender::Station(id) => {
+                if self.stations.get(id).is_some_and(|station| station.device.is_none()) {
+                    self.bridge.forget(header.source);
+                }
+                Some(id)
+            }
+            Sender::Moved(id) => {
+                self.bridge.forget(header.source);
+                self.stations.relocate(id, port);
+                Some(id)
+            }
+            Sender::New => {
+                self.bridge.forget(header.source);
+                match self.stations.learn(port, header.source, now) {
+                    Learnt::New(id) => Some(id),
+                    Learnt::Replaced(id) => {
+                        let (recorder, stations) = (&mut self.recorder, &self.stations);
+                        self.flows
+                            .remove_station(id, |mut gone| recorder.flush(stations, &mut gone));
+                        self.recorder.forget(id);
+                        Some(id)
+                    }
+                    Learnt::Full => {
+                        self.recorder.overflow();
+                        None
+                    }
+                }
+            }
+        })
+    }
+
+    /// Notes what the frame tells about its sender.
+    fn sight(
+        &mut self,
+        sender: Option<StationId>,
+        header: &Header,
+        frame: &RxFrame<'_>,
+        now: Instant,
+    ) {
+        let wall = self.clock.wall(now);
+        let Some(station) = sender.and_then(|id| self.stations.get_mut(id)) else { return };
+        let payload = frame.bytes.get(header.at..).unwrap_or_default();
+        let mut kinds = if header.tagged { kind::TAGGED } else { 0 };
+        let mut address = None;
+        match header.ethertype {
+            ethernet::IPV4 => {
+                address = payload.get(12..).and_then(|b| b.first_chunk::<4>()).map(|b| (*b).into());
+                let is_dhcp = payload.get(20..24) == Some(&[0, 68, 0, 67]);
+                if header.destination.is_group() && !is_dhcp {
+                    let broadcast = header.destination == anteroom_proto::mac::MacAddr::BROADCAST;
+                    kinds |= if broadcast { kind::BROADCAST } else { kind::MULTICAST };
+                }
+            }
+            ethernet::ARP => {
+                if let Ok(packet) = parse_arp(payload) {
+                    address = (packet.sender_mac == header.source).then_some(packet.sender);
+                    if packet.operation == Operation::Request {
+                        station.next_hops.asked(packet.sender, packet.target);
+                    }
+                }
+            }
+            ethernet::IPV6 => kinds |= kind::IPV6,
+            _ if bridge::is_link_control(header.destination, header.ethertype) => {}
+            _ => kinds |= kind::NON_IP,
+        }
+        station.counts[0].add(1, payload.len() as u64);
+        station.see(header.vlan, kinds, address, wall, now);
+    }
+
+    fn arp_from_port(
+        &mut self,
+        port: PortId,
+        sender: Option<StationId>,
+        header: &Header,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let station = sender.and_then(|id| self.stations.get(id));
+        let stance = station.map_or(Mode::Observe, crate::device::Station::stance);
+        let parsed = parse_arp(frame.bytes.get(header.at..).unwrap_or_default());
+        let (packet, outcome) = match (parsed, &self.policy, station) {
+            (Ok(packet), Some(policy), Some(station)) => {
+                let to_self = packet.target != packet.sender
+                    && self.config.own_addresses.contains(&packet.target.into());
+                if to_self {
+                    return self.recorder.drop(sender, DropReason::ToGateway, None, now);
+                }
+                let own = station.device.as_ref().and_then(|device| policy.find(device.member));
+                let stand_in = nexthop::stand_in(self.identity.gateway);
+                let outcome = match own {
+                    Some(own) if stance == Mode::Observe => {
+                        arp::from_observed(policy, own, &packet)
+                    }
+                    Some(own) => {
+                        arp::from_device(policy, own, station, header.source, &packet, stand_in)
+                    }
+                    None => arp::Outcome::PASS,
+                };
+                (packet, outcome)
+            }
+            (Err(reason), ..) if stance >= Mode::Enforce => {
+                return self.recorder.drop(sender, reason, None, now);
+            }
+            _ => return self.bridge_frame(port, sender, Whole::of(frame), now, out),
+        };
+        if let Some(owner) = outcome.answer {
+            self.answer_arp(port, &packet, owner, out);
+        }
+        match outcome.pass {
+            Ok(()) if stance >= Mode::Enforce => {
+                self.emit_uplink(sender, Whole::of(frame), None, now, out);
+            }
+            Ok(()) => self.bridge_frame(port, sender, Whole::of(frame), now, out),
+            Err(reason) if outcome.answer.is_none() => {
+                let tuple = FiveTuple {
+                    protocol: 0,
+                    source: packet.sender,
+                    destination: packet.target,
+                    source_port: 0,
+                    destination_port: 0,
+                };
+                self.recorder.drop(sender, reason, Some(tuple), now);
+            }
+            Err(_) => {}
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what the stages before found out")]
+    fn ipv4_from_port(
+        &mut self,
+        port: PortId,
+        sender: Option<StationId>,
+        stance: Mode,
+        header: &Header,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let packet = match parse_ipv4(frame.bytes.get(header.at..).unwrap_or_default()) {
+            Ok(packet) => packet,
+            Err(reason) if stance >= Mode::Enforce => {
+                return self.recorder.drop(sender, reason, None, now);
+            }
+            Err(_) => return self.bridge_frame(port, sender, Whole::of(frame), now, out),
+        };
+        let tuple = packet.tuple();
+        let Some(id) = sender else {
+            return self.bridge_frame(port, None, Whole::of(frame), now, out);
+        };
+        if self.config.own_addresses.contains(&packet.destination.into()) {
+            return self.recorder.drop(sender, DropReason::ToGateway, Some(tuple), now);
+        }
+        if is_dhcp_broadcast(&packet, header) {
+            return self.dhcp_from_port(port, id, stance, frame, header, now, out);
+        }
+        if let Some(device) = self.stations.get(id).and_then(|station| station.device.as_ref())
+            && let Err(reason) = security::check_address(device, packet.source)
+        {
+            return self.recorder.drop(sender, reason, Some(tuple), now);
+        }
+        let group = packet.destination.is_broadcast() || packet.destination.is_multicast();
+        if header.destination.is_group() || group {
+            return self.group_from_port(port, id, stance, frame, header, now, out);
+        }
+        let passage = self.passage_from_port(id, stance, header, &packet);
+        let passage = Passage { packets: header.packets(frame, &packet), ..passage };
+        if stance == Mode::Observe
+            && passage.destination.stance == Mode::Observe
+            && packet.transport == Transport::LaterFragment
+        {
+            return self.bridge_frame(port, sender, Whole::of(frame), now, out);
+        }
+        let owner = u32::from(id.0);
+        let decision = if packet.transport == Transport::LaterFragment {
+            match self.fragments.later(owner, &packet, frame.bytes, now) {
+                Outcome::Follow(token) => token,
+                Outcome::Held => return,
+                Outcome::Drop(reason) => Decision::of(passage.refuse(reason)),
+            }
+        } else {
+            self.decide(&passage, &packet, now)
+        };
+        let mut waiting = Vec::new();
+        if packet.fragment.is_some_and(crate::wire::Fragment::is_first) {
+            match self.fragments.first(owner, &packet, decision, now) {
+                Ok(held) => waiting = held,
+                Err(reason) if stance >= Mode::Enforce => {
+                    return self.recorder.drop(sender, reason, Some(tuple), now);
+                }
+                Err(_) => {}
+            }
+        }
+        if let Some(station) = self.stations.get_mut(id) {
+            let hops = &mut station.next_hops;
+            if decision.verdict.passes()
+                && hops.used(packet.source, packet.destination, header.destination)
+                && let Some(sight) = station.sights.iter_mut().find(|s| s.vlan.is_none())
+            {
+                sight.changed = true;
+            }
+        }
+        let facts = Facts::of(&packet);
+        self.carry_out(port, id, &passage, decision, &facts, header, frame, now, out);
+        for mut bytes in waiting {
+            let mut later =
+                RxFrame { vnet: crate::vnet::VnetHeader::default(), vlan: None, bytes: &mut bytes };
+            let Ok(packet) = parse_ipv4(later.bytes.get(header.at..).unwrap_or_default()) else {
+                continue;
+            };
+            let facts = Facts::of(&packet);
+            self.carry_out(port, id, &passage, decision, &facts, header, &mut later, now, out);
+        }
+    }
+
+    /// Sends a packet where its verdict has it go.
+    #[expect(clippy::too_many_arguments, reason = "what the stages before found out")]
+    fn carry_out(
+        &mut self,
+        port: PortId,
+        id: StationId,
+        passage: &Passage,
+        decision: Decision,
+        facts: &Facts,
+        header: &Header,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let tuple = Some(facts.tuple);
+        match (decision.verdict, passage.destination.here) {
+            (Verdict::Drop(reason), _) => self.recorder.drop(Some(id), reason, tuple, now),
+            (Verdict::Tunnel, _) => {
+                let Some(peer) = decision.peer else { return };
+                let what = ToSeal {
+                    peer,
+                    station: id,
+                    at: header.at,
+                    len: facts.len,
+                    tuple: facts.tuple,
+                    synchronises: facts.synchronises,
+                };
+                self.seal(frame, &what, now, out);
+            }
+            (_, Some(to)) => {
+                let direct = self.stations.get(to).is_some_and(|s| s.mac == header.destination);
+                if direct {
+                    let Some(port) = self.stations.get(to).map(|station| station.port) else {
+                        return;
+                    };
+                    self.count_in(to, passage.packets, facts.len as u64);
+                    self.emit(port, Whole::of(frame), out);
+                } else {
+                    let source = self.stations.get(id).map(|station| station.mac);
+                    let end = header.at + facts.len;
+                    let packet = frame.bytes.get(header.at..end).unwrap_or_default();
+                    let vnet = frame.vnet;
+                    self.deliver(to, (facts.tuple.source, source), vnet, packet, out);
+                }
+            }
+            _ if passage.source.stance == Mode::Observe => {
+                self.bridge_frame(port, Some(id), Whole::of(frame), now, out);
+            }
+            _ => self.emit_uplink(Some(id), Whole::of(frame), tuple, now, out),
+        }
+    }
+
+    /// Where a packet from a port goes: to a station here, by its Ethernet address or, between devices that have
+    /// left observe, by its IP address; or elsewhere.
+    fn passage_from_port(
+        &self,
+        id: StationId,
+        stance: Mode,
+        header: &Header,
+        packet: &Ipv4Packet<'_>,
+    ) -> Passage {
+        let source = self.end_here(id, packet.source);
+        let by_mac = self.stations.find(header.destination).filter(|_| !self.is_elsewhere(header));
+        let by_address = || {
+            let policy = self.policy.as_ref().filter(|_| stance != Mode::Observe)?;
+            let station = policy.member(policy.at(packet.destination)?)?.station?;
+            let left_observe = self.stations.get(station)?.stance() != Mode::Observe;
+            (left_observe && station != id).then_some(station)
+        };
+        let destination = match by_mac.or_else(by_address) {
+            Some(to) => self.end_here(to, packet.destination),
+            None => End::elsewhere(packet.destination, self.who(packet.destination)),
+        };
+        Passage { via: Via::Port, source, destination, packets: 1 }
+    }
+
+    /// Who is meant by an address, as far as the view tells.
+    pub(super) fn who(&self, address: Ipv4Addr) -> Who {
+        self.policy.as_ref().map_or(Who::Address, |policy| policy.who(address))
+    }
+
+    /// A station as one end of a flow that uses `address`.
+    pub(super) fn end_here(&self, id: StationId, address: Ipv4Addr) -> End {
+        let device = self.stations.get(id).and_then(|station| station.device.as_ref());
+        let port = self.stations.get(id).and_then(|station| self.stations.port(station.port));
+        let member = |device: &crate::device::Device| -> Option<MemberIndex> {
+            self.policy.as_ref()?.find(device.member)
+        };
+        let who = match device.filter(|device| device.owns(address)).and_then(member) {
+            Some(index) => Who::Member(index),
+            // An address that isn't the station's own gives it nobody's rights.
+            None => match self.who(address) {
+                Who::Address if device.is_none() => Who::Address,
+                _ => Who::Impostor,
+            },
+        };
+        End {
+            address,
+            who,
+            here: Some(id),
+            stance: device.map_or(Mode::Observe, |device| device.stance),
+            shared: port.and_then(|port| port.mode).unwrap_or(Mode::Observe),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what the stages before found out")]
+    fn dhcp_from_port(
+        &mut self,
+        port: PortId,
+        id: StationId,
+        stance: Mode,
+        frame: &mut RxFrame<'_>,
+        header: &Header,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let Ok(packet) = parse_ipv4(frame.bytes.get(header.at..).unwrap_or_default()) else {
+            return;
+        };
+        let (tuple, len) = (packet.tuple(), packet.bytes.len());
+        let device = self.stations.get(id).and_then(|station| station.device.as_ref());
+        let own_address = packet.source.is_unspecified()
+            || device.is_none_or(|device| device.owns(packet.source));
+        let checked = match (&self.policy, packet.udp_payload()) {
+            (Some(policy), Some(payload)) if own_address && stance != Mode::Unrecognised => {
+                infrastructure::check_request(policy.infrastructure(), header.source, payload)
+            }
+            _ => Err(DropReason::Dhcp),
+        };
+        if let (Ok(transaction), Some(station)) = (checked, self.stations.get_mut(id)) {
+            station.dhcp = Some((transaction, now));
+        }
+        let verdict = match checked {
+            Ok(_) => Verdict::Clear,
+            Err(reason) => crate::policy::refuse(stance, reason, Verdict::Clear),
+        };
+        self.note_group(id, &tuple, len as u64, verdict, now);
+        match verdict {
+            Verdict::Drop(reason) => self.recorder.drop(Some(id), reason, Some(tuple), now),
+            _ if stance >= Mode::Enforce => {
+                self.emit_uplink(Some(id), Whole::of(frame), Some(tuple), now, out);
+            }
+            _ => self.bridge_frame(port, Some(id), Whole::of(frame), now, out),
+        }
+    }
+
+    /// Broadcast and multicast: no rule carries it yet.
+    #[expect(clippy::too_many_arguments, reason = "what the stages before found out")]
+    fn group_from_port(
+        &mut self,
+        port: PortId,
+        id: StationId,
+        stance: Mode,
+        frame: &mut RxFrame<'_>,
+        header: &Header,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let Ok(packet) = parse_ipv4(frame.bytes.get(header.at..).unwrap_or_default()) else {
+            return;
+        };
+        let (tuple, len) = (packet.tuple(), packet.bytes.len());
+        let verdict = crate::policy::refuse(stance, DropReason::Broadcast, Verdict::Clear);
+        self.note_group(id, &tuple, len as u64, verdict, now);
+        if let Verdict::Drop(reason) = verdict {
+            self.recorder.drop(Some(id), reason, Some(tuple), now);
+        } else {
+            self.bridge_frame(port, Some(id), Whole::of(frame), now, out);
+        }
+    }
+
+    /// Adds a packet that makes no flow to its edge.
+    fn note_group(
+        &mut self,
+        id: StationId,
+        tuple: &FiveTuple,
+        bytes: u64,
+        verdict: Verdict,
+        now: Instant,
+    ) {
+        let Some(station) = self.stations.get(id) else { return };
+        let key = EdgeKey {
+            mac: station.mac,
+            member: station.device.as_ref().map(|device| device.member),
+            local: tuple.source,
+            remote: tuple.destination,
+            remote_member: None,
+            outbound: true,
+            protocol: tuple.protocol,
+            port: tuple.destination_port,
+            verdict,
+            rule: None,
+        };
+        let counts = [Count { packets: 1, bytes }, Count::default()];
+        self.recorder.edge(key, &Traffic { flows: 0, counts, first: now, last: now });
+    }
+}
+
+/// What sending must know of a packet, without borrowing its bytes.
+#[derive(Debug, Clone, Copy)]
+struct Facts {
+    tuple: FiveTuple,
+    len: usize,
+    synchronises: bool,
+}
+
+impl Facts {
+    fn of(packet: &Ipv4Packet<'_>) -> Self {
+        let flags = packet.tcp_flags();
+        Self {
+            tuple: packet.tuple(),
+            len: packet.bytes.len(),
+            synchronises: flags.has(crate::wire::tcp::TcpFlags::SYN),
+        }
+    }
+}
+
+fn is_dhcp_broadcast(packet: &Ipv4Packet<'_>, header: &Header) -> bool {
+    packet.transport == Transport::Udp
+        && packet.source_port == dhcp::CLIENT_PORT
+        && packet.destination_port == dhcp::SERVER_PORT
+        && (header.destination.is_group() || packet.destination.is_broadcast())
+}
+
+/// The 5-tuple of a frame, as far as it has one: for what is remembered about drops.
+pub(super) fn tuple_of(header: &Header, frame: &RxFrame<'_>) -> Option<FiveTuple> {
+    let payload = frame.bytes.get(header.at..)?;
+    match header.ethertype {
+        ethernet::IPV4 => parse_ipv4(payload).ok().map(|packet| packet.tuple()),
+        _ => None,
+    }
+}

@@ -1,0 +1,343 @@
+//! Frames from the uplink: clear traffic, whose addresses are nobody's identity.
+
+use std::time::Instant;
+
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::verdict::{DropReason, Verdict};
+
+use super::deliver::Whole;
+use super::from_port::tuple_of;
+use super::passage::{Decision, Passage, Via};
+use super::{Engine, Header, Kind};
+use crate::batch::RxFrame;
+use crate::device::StationId;
+use crate::fragment::Outcome;
+use crate::policy::End;
+use crate::port::PortId;
+use crate::sink::Sink;
+use crate::wire::arp::{ArpPacket, Operation, parse_arp};
+use crate::wire::{Ipv4Packet, Transport, dhcp, parse_ethernet, parse_ipv4};
+use crate::{arp, bridge, infrastructure, security};
+
+/// Marks fragments from the uplink apart from those of devices.
+const OWNER: u32 = 0x0001_0000;
+
+impl Engine {
+    /// A frame from the uplink, through all stages.
+    pub(super) fn uplink_frame(
+        &mut self,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let header = match parse_ethernet(frame.bytes, frame.vlan) {
+            Ok(parsed) => Header::of(&parsed),
+            Err(reason) => return self.recorder.drop(None, reason, None, now),
+        };
+        let refused = if header.source.is_group() {
+            Some(DropReason::Malformed)
+        } else if security::is_own(&self.config, header.source) {
+            Some(DropReason::MacSpoofed)
+        } else if self.device(header.source).is_some() {
+            Some(DropReason::LocalSourceFromUplink)
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            return self.recorder.drop(None, reason, tuple_of(&header, frame), now);
+        }
+        if !self.bridge.hear(header.source, now) {
+            self.recorder.overflow();
+        }
+        if bridge::is_link_control(header.destination, header.ethertype) {
+            return self.link_control(&header, frame, out);
+        }
+        if security::is_own(&self.config, header.destination) {
+            // The gateway's own traffic, which the host's stack has already.
+            return;
+        }
+        if header.kind() == Kind::Arp {
+            return self.arp_from_uplink(&header, frame, now, out);
+        }
+        if header.destination.is_group() {
+            return self.group_from_uplink(&header, frame, now, out);
+        }
+        let Some(id) = self.device(header.destination) else {
+            let tuple = tuple_of(&header, frame);
+            return self.hand_on_unconfirmed(&header, tuple, frame, now, out);
+        };
+        let stance = self.stations.get(id).map_or(Mode::Observe, crate::device::Station::stance);
+        match header.kind() {
+            Kind::Ipv4 => self.ipv4_from_uplink(id, stance, &header, frame, now, out),
+            other if stance >= Mode::Enforce => {
+                self.recorder.drop(Some(id), other.reason(&header), None, now);
+            }
+            _ => self.hand_on(id, Whole::of(frame), out),
+        }
+    }
+
+    /// The confirmed device with this Ethernet address.
+    fn device(&self, mac: MacAddr) -> Option<StationId> {
+        let id = self.stations.find(mac)?;
+        self.stations.get(id)?.device.is_some().then_some(id)
+    }
+
+    fn hand_on(&mut self, id: StationId, frame: Whole<'_>, out: &mut impl Sink) {
+        let Some(port) = self.stations.get(id).map(|station| station.port) else { return };
+        self.count_in(id, 1, frame.bytes.len() as u64);
+        self.emit(port, frame, out);
+    }
+
+    /// 802.1X and LLDP between switch and port.
+    fn link_control(&mut self, header: &Header, frame: &RxFrame<'_>, out: &mut impl Sink) {
+        if let Some(id) = self.stations.find(header.destination) {
+            return self.hand_on(id, Whole::of(frame), out);
+        }
+        if header.destination.is_group() {
+            for port in self.device_ports() {
+                self.emit(port, Whole::of(frame), out);
+            }
+        }
+    }
+
+    /// To a station that nobody confirmed, or one that was never heard.
+    fn hand_on_unconfirmed(
+        &mut self,
+        header: &Header,
+        tuple: Option<crate::wire::FiveTuple>,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let id = self
+            .stations
+            .find(header.destination)
+            .filter(|_| !self.bridge.knows(header.destination));
+        if let (Some(id), Some(_), Kind::Ipv4) = (id, tuple, header.kind()) {
+            let held = self
+                .stations
+                .get(id)
+                .and_then(|station| self.stations.port(station.port))
+                .is_some_and(crate::device::PortState::holds);
+            if !held {
+                return self.ipv4_from_uplink(id, Mode::Observe, header, frame, now, out);
+            }
+        }
+        self.bridge_frame(PortId::UPLINK, None, Whole::of(frame), now, out);
+    }
+
+    /// Broadcast and multicast.
+    fn group_from_uplink(
+        &mut self,
+        header: &Header,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let payload = frame.bytes.get(header.at..).unwrap_or_default();
+        let packet = (header.kind() == Kind::Ipv4).then(|| parse_ipv4(payload).ok()).flatten();
+        let answered = packet.as_ref().filter(|packet| is_dhcp_answer(packet)).and_then(|packet| {
+            let message = dhcp::parse_dhcp(packet.udp_payload()?).ok()?;
+            let id = self.device(message.client_mac)?;
+            let stance = self.stations.get(id)?.stance();
+            (stance >= Mode::Enforce).then_some((id, packet.tuple(), *packet))
+        });
+        if let Some((id, tuple, packet)) = answered {
+            match self.check_dhcp(id, &packet, now) {
+                Ok(()) => self.hand_on(id, Whole::of(frame), out),
+                Err(reason) => self.recorder.drop(Some(id), reason, Some(tuple), now),
+            }
+        } else if self.device_ports().any(|port| self.is_closed(port)) {
+            let kind = header.kind();
+            let reason =
+                if kind == Kind::Ipv4 { DropReason::Broadcast } else { kind.reason(header) };
+            self.recorder.drop(None, reason, None, now);
+        }
+        self.bridge_frame(PortId::UPLINK, None, Whole::of(frame), now, out);
+    }
+
+    fn is_closed(&self, port: PortId) -> bool {
+        self.stations.port(port).is_some_and(|state| !state.takes_broadcast())
+    }
+
+    fn check_dhcp(
+        &self,
+        id: StationId,
+        packet: &Ipv4Packet<'_>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let (Some(policy), Some(station), Some(payload)) =
+            (&self.policy, self.stations.get(id), packet.udp_payload())
+        else {
+            return Err(DropReason::Dhcp);
+        };
+        let servers = policy.infrastructure();
+        let (mac, asked) = (station.mac, station.dhcp);
+        infrastructure::check_answer(servers, mac, asked, packet.source, payload, now)
+    }
+
+    fn ipv4_from_uplink(
+        &mut self,
+        id: StationId,
+        stance: Mode,
+        header: &Header,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let packet = match parse_ipv4(frame.bytes.get(header.at..).unwrap_or_default()) {
+            Ok(packet) => packet,
+            Err(reason) if stance >= Mode::Enforce => {
+                return self.recorder.drop(Some(id), reason, None, now);
+            }
+            Err(_) => return self.hand_on(id, Whole::of(frame), out),
+        };
+        let tuple = packet.tuple();
+        if is_dhcp_answer(&packet) && stance >= Mode::Enforce {
+            // To the address that the device is about to have, or, renewing, to the one that it has.
+            if self.check_dhcp(id, &packet, now).is_ok() {
+                return self.hand_on(id, Whole::of(frame), out);
+            }
+        }
+        let group = packet.destination.is_broadcast() || packet.destination.is_multicast();
+        if group && stance >= Mode::Enforce {
+            return self.recorder.drop(Some(id), DropReason::Broadcast, Some(tuple), now);
+        }
+        let passage = Passage {
+            via: Via::Uplink,
+            source: End::elsewhere(packet.source, self.who(packet.source)),
+            destination: self.end_here(id, packet.destination),
+            packets: header.packets(frame, &packet),
+        };
+        let owner = OWNER | u32::from(id.0);
+        let decision = if packet.transport == Transport::LaterFragment {
+            if stance == Mode::Observe {
+                return self.hand_on(id, Whole::of(frame), out);
+            }
+            match self.fragments.later(owner, &packet, frame.bytes, now) {
+                Outcome::Follow(token) => token,
+                Outcome::Held => return,
+                Outcome::Drop(reason) => Decision::of(passage.refuse(reason)),
+            }
+        } else {
+            self.decide(&passage, &packet, now)
+        };
+        let mut waiting = Vec::new();
+        let first = packet.fragment.is_some_and(crate::wire::Fragment::is_first);
+        if first && stance != Mode::Observe {
+            match self.fragments.first(owner, &packet, decision, now) {
+                Ok(held) => waiting = held,
+                Err(reason) if stance >= Mode::Enforce => {
+                    return self.recorder.drop(Some(id), reason, Some(tuple), now);
+                }
+                Err(_) => {}
+            }
+        }
+        if let Verdict::Drop(reason) = decision.verdict {
+            return self.recorder.drop(Some(id), reason, Some(tuple), now);
+        }
+        self.hand_on(id, Whole::of(frame), out);
+        for bytes in waiting {
+            let later = Whole { vnet: frame.vnet, vlan: frame.vlan, bytes: &bytes };
+            self.hand_on(id, later, out);
+        }
+    }
+
+    fn arp_from_uplink(
+        &mut self,
+        header: &Header,
+        frame: &mut RxFrame<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let parsed = parse_arp(frame.bytes.get(header.at..).unwrap_or_default());
+        if let Ok(packet) = &parsed {
+            self.learn_neighbours(header, packet);
+        }
+        let to = self.device(header.destination);
+        let concerned: Vec<StationId> = match (&parsed, to) {
+            (_, Some(id)) => vec![id],
+            (Ok(packet), None) if header.destination.is_group() => self.concerned(packet),
+            _ => Vec::new(),
+        };
+        let mut answered = false;
+        for id in &concerned {
+            let Some(station) = self.stations.get(*id) else { continue };
+            if station.stance() < Mode::Enforce {
+                if to.is_some() {
+                    self.hand_on(*id, Whole::of(frame), out);
+                }
+                continue;
+            }
+            let own = station.device.as_ref().map(|device| device.member);
+            let policy = self.policy.as_ref();
+            let own = own.and_then(|member| policy?.find(member));
+            let outcome = match (&parsed, policy, own) {
+                (Ok(packet), Some(policy), Some(own)) => {
+                    arp::to_enforced(policy, own, station, header.source, packet)
+                }
+                _ => arp::Outcome::DROP,
+            };
+            match (outcome, &parsed) {
+                (arp::Outcome { answer: Some(mac), .. }, Ok(packet)) => {
+                    answered = true;
+                    self.answer_arp(PortId::UPLINK, packet, mac, out);
+                }
+                (arp::Outcome { pass: Ok(()), .. }, _) => {
+                    self.hand_on(*id, Whole::of(frame), out);
+                }
+                (arp::Outcome { pass: Err(reason), .. }, _) => {
+                    self.recorder.drop(Some(*id), reason, None, now);
+                }
+            }
+        }
+        if to.is_none() && !answered {
+            self.bridge_frame(PortId::UPLINK, None, Whole::of(frame), now, out);
+        }
+    }
+
+    /// The enforced devices that a broadcast ARP packet concerns: whose address it asks for, and whose router
+    /// it speaks for.
+    fn concerned(&self, packet: &ArpPacket) -> Vec<StationId> {
+        self.stations
+            .iter()
+            .filter(|(_, station)| {
+                station.device.as_ref().is_some_and(|device| {
+                    let router = device.router.is_some_and(|r| r.address == packet.sender);
+                    let announced = packet.is_announcement() && router;
+                    device.stance >= Mode::Enforce && (device.owns(packet.target) || announced)
+                })
+            })
+            .map(|(id, _)| id)
+            .collect()
+    }
+
+    /// Learns next hops: from answers to a station, and from whatever a device's router says.
+    fn learn_neighbours(&mut self, header: &Header, packet: &ArpPacket) {
+        if packet.sender_mac != header.source || packet.is_probe() {
+            return;
+        }
+        let limit = self.config.limits.next_hops_per_device;
+        let answered = (packet.operation == Operation::Reply)
+            .then(|| self.stations.find(header.destination))
+            .flatten();
+        if let Some(station) = answered.and_then(|id| self.stations.get_mut(id)) {
+            station.next_hops.neighbour(packet.sender, packet.sender_mac, limit);
+            return;
+        }
+        for station in self.stations.iter_mut() {
+            let router = station.device.as_ref().and_then(|device| device.router);
+            let asks = station.sights.iter().any(|sight| sight.addresses.contains(&packet.target));
+            if router.is_some_and(|router| router.address == packet.sender) || asks {
+                station.next_hops.neighbour(packet.sender, packet.sender_mac, limit);
+            }
+        }
+    }
+}
+
+fn is_dhcp_answer(packet: &Ipv4Packet<'_>) -> bool {
+    packet.transport == Transport::Udp
+        && packet.source_port == dhcp::SERVER_PORT
+        && packet.destination_port == dhcp::CLIENT_PORT
+}

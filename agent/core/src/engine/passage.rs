@@ -1,0 +1,438 @@
+//! The stages between port security and sending: flow lookup, verdict on a miss, account.
+
+use std::time::Instant;
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::service::Protocol;
+use anteroom_proto::verdict::{DropReason, Verdict};
+
+use super::Engine;
+use crate::device::StationId;
+use crate::flow::{Count, Flow, FlowIndex, FlowKey, Judgement, State, Tracker, Unreported, Zone};
+use crate::policy::{Ask, End, refuse};
+use crate::wire::tcp::TcpFlags;
+use crate::wire::{FiveTuple, Ipv4Packet, Transport, icmp};
+
+/// Which way a packet came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Via {
+    /// From a device port.
+    Port,
+    /// From the uplink, in the clear: an address isn't an identity.
+    Uplink,
+    /// Out of the tunnel of this gateway.
+    Tunnel(GatewayId),
+}
+
+/// What becomes of a packet, and of the fragments that follow it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub(super) verdict: Verdict,
+    /// The gateway at the other end, where the verdict is a tunnel.
+    pub(super) peer: Option<GatewayId>,
+}
+
+impl Decision {
+    pub(super) const fn of(verdict: Verdict) -> Self {
+        Self { verdict, peer: None }
+    }
+}
+
+/// A packet on its way: from where, to where, how much of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Passage {
+    pub(super) via: Via,
+    pub(super) source: End,
+    pub(super) destination: End,
+    /// Packets that it stands for: a super-frame is many.
+    pub(super) packets: u64,
+}
+
+impl Passage {
+    /// How strictly the strictest device among the two ends is treated.
+    fn stance(&self) -> Mode {
+        self.source.stance.max(self.destination.stance)
+    }
+
+    /// What becomes of a packet that fits no flow and may not begin one.
+    pub(super) fn refuse(&self, reason: DropReason) -> Verdict {
+        let both = self.source.here.is_some() && self.destination.here.is_some();
+        refuse(self.stance(), reason, if both { Verdict::Local } else { Verdict::Clear })
+    }
+
+    fn zone(&self) -> Option<(Zone, StationId)> {
+        match (self.source.here, self.destination.here) {
+            (Some(a), Some(b)) => Some((Zone::between(a, b), a)),
+            (Some(a), None) | (None, Some(a)) => Some((Zone::outside(a), a)),
+            (None, None) => None,
+        }
+    }
+}
+
+/// A verdict with the orientation that it is for.
+#[derive(Debug, Clone, Copy)]
+struct Oriented {
+    /// Whether the packet at hand comes from the initiator.
+    forward: bool,
+    judgement: Judgement,
+}
+
+impl Engine {
+    /// Decides what becomes of a packet that isn't a later fragment, and accounts for it.
+    pub(super) fn decide(
+        &mut self,
+        passage: &Passage,
+        packet: &Ipv4Packet<'_>,
+        now: Instant,
+    ) -> Decision {
+        let Some((zone, _)) = passage.zone() else { return Decision::of(Verdict::Clear) };
+        if let Transport::IcmpError { kind, quoted, .. } = packet.transport {
+            return self.decide_error(passage, packet, zone, kind, quoted);
+        }
+        let tuple = packet.tuple();
+        let (key, upwards) = FlowKey::new(zone, &tuple);
+        let found = self.flows.find(&key).and_then(|at| Some((at, self.flows.get(at)?)));
+        let Some((at, flow)) = found else {
+            return self.begin(passage, packet, key, upwards, now);
+        };
+        let forward = flow.is_forward(upwards);
+        let (judgement, fresh) = (flow.judgement, flow.epoch == self.epoch);
+        let flags = packet.tcp_flags();
+        if passage.via == Via::Uplink && judgement.verdict == Verdict::Tunnel {
+            let current = if fresh {
+                judgement
+            } else {
+                let renewed = self.judge(passage, packet, forward, true, now);
+                self.renew(at, renewed, passage)
+            };
+            if current.peer.is_some() {
+                // An unauthenticated packet for a flow that is tunnelled: it changes nothing about it.
+                return Self::finish(passage, current);
+            }
+        }
+        let held_back = judgement.verdict.reason().is_some();
+        if held_back && (flags.opens() || !forward || matches!(passage.via, Via::Tunnel(_))) {
+            // What was refused one way may be allowed the other, or by the other path.
+            let oriented = self.orient(passage, packet, false, now);
+            let allowed = oriented.judgement.verdict.reason().is_none();
+            if allowed || flags.opens() {
+                return self.reopen(at, passage, packet, upwards, now);
+            }
+            if matches!(passage.via, Via::Tunnel(_)) {
+                return Self::finish(passage, oriented.judgement);
+            }
+        } else if flags.opens() && !forward {
+            // A connection the other way on the same ports: another flow, with a verdict of its own.
+            let oriented = self.orient(passage, packet, false, now);
+            if oriented.judgement.verdict.reason().is_some() {
+                return Self::finish(passage, oriented.judgement);
+            }
+            return self.reopen(at, passage, packet, upwards, now);
+        } else if flags.answers() && forward {
+            let verdict = passage.refuse(DropReason::NoState);
+            if verdict.reason().is_some() {
+                return Decision::of(verdict);
+            }
+        }
+        let tunnelled = judgement.verdict == Verdict::Tunnel;
+        let by_tunnel = matches!(passage.via, Via::Tunnel(_));
+        let may_switch = !tunnelled
+            && (by_tunnel
+                || (passage.via == Via::Port
+                    && judgement.peer.is_some_and(|gateway| {
+                        self.peer_states.get(&gateway).is_some_and(|state| state.live)
+                    })));
+        let judgement = if fresh && !may_switch {
+            judgement
+        } else {
+            let renewed = self.judge(passage, packet, forward, tunnelled || by_tunnel, now);
+            self.renew(at, renewed, passage)
+        };
+        let decision = Self::finish(passage, judgement);
+        if decision.verdict.passes() || !judgement.verdict.passes() {
+            self.account(at, forward, packet, passage.packets, now);
+        }
+        decision
+    }
+
+    /// The first packet of a flow.
+    fn begin(
+        &mut self,
+        passage: &Passage,
+        packet: &Ipv4Packet<'_>,
+        key: FlowKey,
+        upwards: bool,
+        now: Instant,
+    ) -> Decision {
+        let mut oriented = self.orient(passage, packet, false, now);
+        let decision = Self::finish(passage, oriented.judgement);
+        let clear_of_tunnel = passage.via == Via::Uplink && oriented.judgement.peer.is_some();
+        if clear_of_tunnel {
+            if !decision.verdict.passes() {
+                return decision;
+            }
+            oriented.judgement.verdict = Verdict::Clear;
+        }
+        if !decision.verdict.passes()
+            && passage.via != Via::Port
+            && (oriented.judgement.verdict.passes() || passage.via != Via::Uplink)
+        {
+            return decision;
+        }
+        let Oriented { forward, judgement } = oriented;
+        let initiator = if forward { &passage.source } else { &passage.destination };
+        let (station, other) = match (initiator.here, passage.zone()) {
+            (Some(own), _) => {
+                let far = if forward { passage.destination.here } else { passage.source.here };
+                (own, far)
+            }
+            (None, Some((_, station))) => (station, None),
+            (None, None) => return decision,
+        };
+        let (tracker, state) = Tracker::first(packet.protocol, packet.tcp_flags());
+        let state = if judgement.verdict.passes() { state } else { State::Dropped };
+        let flow = Flow {
+            key,
+            initiator_low: upwards == forward,
+            station,
+            other,
+            outbound: initiator.here.is_some(),
+            judgement,
+            epoch: self.epoch,
+            tracker,
+            state,
+            created: now,
+            last: now,
+            totals: [Count::default(); 2],
+            unreported: Unreported {
+                opened: true,
+                counts: [Count::default(); 2],
+                first: now,
+                last: now,
+            },
+        };
+        let (recorder, stations) = (&mut self.recorder, &self.stations);
+        let inserted = self.flows.insert(flow, |mut gone| recorder.flush(stations, &mut gone));
+        match inserted {
+            Ok(at) => {
+                if let Some(flow) = self.flows.get_mut(at) {
+                    flow.count(forward, passage.packets, packet.bytes.len() as u64, now);
+                }
+                decision
+            }
+            Err(_) if passage.stance() >= Mode::Enforce => {
+                Decision::of(Verdict::Drop(DropReason::FlowTableFull))
+            }
+            Err(_) => {
+                self.recorder.overflow();
+                decision
+            }
+        }
+    }
+
+    /// A flow that is there begins anew, with another verdict or the other way round.
+    fn reopen(
+        &mut self,
+        at: FlowIndex,
+        passage: &Passage,
+        packet: &Ipv4Packet<'_>,
+        upwards: bool,
+        now: Instant,
+    ) -> Decision {
+        let Some(mut gone) = self.flows.remove(at) else { return Decision::of(Verdict::Clear) };
+        self.recorder.flush(&self.stations, &mut gone);
+        self.begin(passage, packet, gone.key, upwards, now)
+    }
+
+    /// Puts a renewed verdict on a flow. What was counted under the old one is reported under it.
+    fn renew(&mut self, at: FlowIndex, renewed: Judgement, passage: &Passage) -> Judgement {
+        let epoch = self.epoch;
+        let Some(flow) = self.flows.get_mut(at) else { return renewed };
+        if flow.judgement != renewed {
+            self.recorder.flush(&self.stations, flow);
+            let refused_by_path =
+                matches!(passage.via, Via::Tunnel(_)) && renewed.verdict.reason().is_some();
+            if !refused_by_path {
+                flow.judgement = renewed;
+            }
+        }
+        flow.epoch = epoch;
+        renewed
+    }
+
+    fn account(
+        &mut self,
+        at: FlowIndex,
+        forward: bool,
+        packet: &Ipv4Packet<'_>,
+        packets: u64,
+        now: Instant,
+    ) {
+        let Some(flow) = self.flows.get_mut(at) else { return };
+        flow.count(forward, packets, packet.bytes.len() as u64, now);
+        let flags = packet.tcp_flags();
+        let state = if !flow.judgement.verdict.passes() {
+            State::Dropped
+        } else if flow.state == State::Dropped {
+            let (tracker, state) = Tracker::first(packet.protocol, flags);
+            flow.tracker = tracker;
+            state
+        } else {
+            flow.tracker.next(flow.state, packet.protocol, flags, forward)
+        };
+        self.flows.touch(at, state, now);
+    }
+
+    /// An ICMP error belongs to the flow that it quotes.
+    fn decide_error(
+        &self,
+        passage: &Passage,
+        packet: &Ipv4Packet<'_>,
+        zone: Zone,
+        kind: u8,
+        quoted: Option<FiveTuple>,
+    ) -> Decision {
+        const REDIRECT: u8 = 5;
+        let unrelated = Decision::of(passage.refuse(DropReason::IcmpUnrelated));
+        let related = quoted
+            .filter(|quoted| quoted.source == packet.destination && kind != REDIRECT)
+            .and_then(|quoted| self.flows.find(&FlowKey::new(zone, &quoted).0))
+            .and_then(|at| self.flows.get(at))
+            .filter(|flow| flow.judgement.verdict.passes() && flow.epoch == self.epoch);
+        let Some(flow) = related else {
+            return match (passage.via, unrelated.verdict) {
+                (Via::Tunnel(_), _) => Decision::of(Verdict::Drop(DropReason::IcmpUnrelated)),
+                _ => unrelated,
+            };
+        };
+        let judgement = flow.judgement;
+        match passage.via {
+            Via::Tunnel(gateway) if judgement.peer != Some(gateway) => {
+                Decision::of(Verdict::Drop(DropReason::IcmpUnrelated))
+            }
+            // Nobody on the campus saw the packet that is quoted.
+            Via::Uplink if judgement.verdict == Verdict::Tunnel => unrelated,
+            _ => Decision { verdict: judgement.verdict, peer: judgement.peer },
+        }
+    }
+
+    /// What a verdict means for a packet that came this way.
+    fn finish(passage: &Passage, judgement: Judgement) -> Decision {
+        let verdict = match (passage.via, judgement.verdict) {
+            (Via::Tunnel(_), Verdict::Tunnel) => Verdict::Tunnel,
+            (Via::Tunnel(_), verdict) => {
+                Verdict::Drop(verdict.reason().unwrap_or(DropReason::TunnelNotReady))
+            }
+            (Via::Uplink, verdict) if judgement.peer.is_some() => {
+                if passage.destination.shared >= Mode::Enforce {
+                    Verdict::Drop(DropReason::ClearFromTunnelPeer)
+                } else if verdict.passes() {
+                    Verdict::Clear
+                } else {
+                    verdict
+                }
+            }
+            (_, verdict) => verdict,
+        };
+        Decision { verdict, peer: judgement.peer }
+    }
+
+    /// Finds out who opened the flow of a packet that none is known for, and judges it.
+    fn orient(
+        &self,
+        passage: &Passage,
+        packet: &Ipv4Packet<'_>,
+        tunnelled: bool,
+        now: Instant,
+    ) -> Oriented {
+        let tunnelled = tunnelled || matches!(passage.via, Via::Tunnel(_));
+        let judge = |forward| self.judge(passage, packet, forward, tunnelled, now);
+        let refused = |forward| {
+            let verdict = passage.refuse(DropReason::NoState);
+            let judgement = judge(forward);
+            Oriented { forward, judgement: Judgement { verdict, peer: None, ..judgement } }
+        };
+        let observed = passage.stance() == Mode::Observe;
+        let forward = match packet.transport {
+            Transport::Tcp { flags, .. } if flags.opens() => true,
+            Transport::Tcp { flags, .. } if flags.answers() => return refused(false),
+            Transport::Tcp { flags, .. }
+                if flags.has(TcpFlags::ACK) || flags.has(TcpFlags::RST) =>
+            {
+                let there = judge(true);
+                let back = judge(false);
+                if observed {
+                    let known = (there.rule.is_some(), back.rule.is_some());
+                    let forward = match known {
+                        (true, false) => true,
+                        (false, true) => false,
+                        _ => looks_like_request(packet),
+                    };
+                    let judgement = if forward { there } else { back };
+                    return Oriented { forward, judgement };
+                }
+                return match (there.verdict.reason(), back.verdict.reason()) {
+                    (None, _) => Oriented { forward: true, judgement: there },
+                    (_, None) => Oriented { forward: false, judgement: back },
+                    (Some(DropReason::NoRule), Some(DropReason::NoRule)) => refused(true),
+                    // The orientation that a rule comes closest to allowing tells more.
+                    (Some(DropReason::NoRule), _) => Oriented { forward: false, judgement: back },
+                    _ => Oriented { forward: true, judgement: there },
+                };
+            }
+            Transport::Tcp { .. } => return refused(true),
+            Transport::IcmpEcho { reply: true } => return refused(false),
+            Transport::Udp if observed => looks_like_request(packet),
+            _ => true,
+        };
+        Oriented { forward, judgement: judge(forward) }
+    }
+
+    /// Judges the flow of a packet. `forward`: the packet comes from the flow's initiator.
+    fn judge(
+        &self,
+        passage: &Passage,
+        packet: &Ipv4Packet<'_>,
+        forward: bool,
+        tunnelled: bool,
+        now: Instant,
+    ) -> Judgement {
+        let Some(policy) = &self.policy else {
+            let both = passage.source.here.is_some() && passage.destination.here.is_some();
+            let verdict = if both { Verdict::Local } else { Verdict::Clear };
+            return Judgement { verdict, rule: None, peer: None, remote: None };
+        };
+        let (initiator, responder, from_port, port) = if forward {
+            (passage.source, passage.destination, packet.source_port, packet.destination_port)
+        } else {
+            (passage.destination, passage.source, packet.destination_port, packet.source_port)
+        };
+        policy.judge(&Ask {
+            initiator,
+            responder,
+            service: service_of(packet),
+            port,
+            from_port,
+            tunnelled,
+            peers: &self.peer_states,
+            clock: &self.clock,
+            now,
+        })
+    }
+}
+
+/// The protocol as rules know it.
+const fn service_of(packet: &Ipv4Packet<'_>) -> Option<Protocol> {
+    match packet.transport {
+        Transport::Tcp { .. } => Some(Protocol::Tcp),
+        Transport::Udp => Some(Protocol::Udp),
+        Transport::IcmpEcho { .. } => Some(Protocol::IcmpEcho),
+        _ => None,
+    }
+}
+
+/// Whether a packet of an observed flow that nobody saw begin looks as if it went to a server.
+const fn looks_like_request(packet: &Ipv4Packet<'_>) -> bool {
+    packet.destination_port <= packet.source_port || packet.protocol == icmp::PROTOCOL
+}

@@ -1,0 +1,103 @@
+//! Flows: who opened them, what was decided about them, and what passed.
+
+mod key;
+mod state;
+mod table;
+
+use std::time::Instant;
+
+use anteroom_proto::id::{GatewayId, MemberId, RuleId};
+use anteroom_proto::verdict::Verdict;
+
+pub(crate) use key::{FlowKey, Zone};
+pub(crate) use state::{State, Tracker};
+pub(crate) use table::{FlowIndex, FlowTable};
+
+use crate::device::StationId;
+use crate::wire::FiveTuple;
+
+/// What was decided about a flow, and holds until the epoch changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Judgement {
+    pub(crate) verdict: Verdict,
+    /// The rule that allows it, or would if its conditions were met.
+    pub(crate) rule: Option<RuleId>,
+    /// The gateway at the other end of the tunnel, where the verdict is one.
+    pub(crate) peer: Option<GatewayId>,
+    /// The member at the other end, where there is one.
+    pub(crate) remote: Option<MemberId>,
+}
+
+/// Packets and bytes of one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Count {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Count {
+    pub(crate) const fn add(&mut self, packets: u64, bytes: u64) {
+        self.packets = self.packets.saturating_add(packets);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+}
+
+/// Counters of a flow since it was last reported.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unreported {
+    /// Whether the flow itself hasn't been counted yet.
+    pub(crate) opened: bool,
+    /// From the initiator, and from the responder.
+    pub(crate) counts: [Count; 2],
+    pub(crate) first: Instant,
+    pub(crate) last: Instant,
+}
+
+/// A flow.
+#[derive(Debug, Clone)]
+pub(crate) struct Flow {
+    pub(crate) key: FlowKey,
+    /// Whether the initiator is the key's lower end.
+    pub(crate) initiator_low: bool,
+    /// The device that the flow is counted against: of two, the initiator.
+    pub(crate) station: StationId,
+    /// The other device, where both are here.
+    pub(crate) other: Option<StationId>,
+    /// Whether the initiator is `station`.
+    pub(crate) outbound: bool,
+    pub(crate) judgement: Judgement,
+    /// The epoch that the judgement belongs to.
+    pub(crate) epoch: u64,
+    pub(crate) tracker: Tracker,
+    pub(crate) state: State,
+    pub(crate) created: Instant,
+    pub(crate) last: Instant,
+    /// From the initiator, and from the responder.
+    pub(crate) totals: [Count; 2],
+    pub(crate) unreported: Unreported,
+}
+
+impl Flow {
+    /// The tuple of its first packet.
+    pub(crate) const fn tuple(&self) -> FiveTuple {
+        self.key.tuple(self.initiator_low)
+    }
+
+    /// Whether a packet in this direction of the key comes from the initiator.
+    pub(crate) const fn is_forward(&self, upwards: bool) -> bool {
+        upwards == self.initiator_low
+    }
+
+    /// Counts packets of one direction.
+    pub(crate) fn count(&mut self, forward: bool, packets: u64, bytes: u64, now: Instant) {
+        let side = usize::from(!forward);
+        self.totals[side].add(packets, bytes);
+        let fresh =
+            self.unreported.counts[0].packets == 0 && self.unreported.counts[1].packets == 0;
+        if fresh {
+            self.unreported.first = now;
+        }
+        self.unreported.last = now;
+        self.unreported.counts[side].add(packets, bytes);
+    }
+}

@@ -1,0 +1,331 @@
+//! Policy: who is who, and what a view allows between them.
+
+mod judge;
+mod rules;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::intent::{Condition, Endpoint, Infrastructure, KnownCondition, Member};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::{Mode, PairPath};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::view::View;
+use ipnet::Ipv4Net;
+
+pub(crate) use judge::{Ask, End, PeerState, Peers, refuse};
+use rules::Refused;
+
+use crate::device::StationId;
+use crate::table::{Map, Seeds};
+use rules::Rules;
+
+/// A member's place in the policy in force. Void once another view is applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct MemberIndex(u32);
+
+/// A member, as the view in force has it.
+#[derive(Debug, Clone)]
+pub(crate) struct MemberEntry {
+    pub(crate) id: MemberId,
+    pub(crate) gateway: GatewayId,
+    pub(crate) mac: MacAddr,
+    pub(crate) addresses: Vec<Ipv4Net>,
+    pub(crate) mode: Mode,
+    pub(crate) quarantined: bool,
+    /// Of a device here: where it is.
+    pub(crate) station: Option<StationId>,
+    /// Of a device here: the strictest mode on its port.
+    pub(crate) shared: Mode,
+    /// Of a device here: how it is treated.
+    pub(crate) stance: Mode,
+    /// The revision that made the mode what it is.
+    mode_since: u64,
+    /// From which revision on the member speaks through the tunnel, without a break.
+    tunnel_since: Option<u64>,
+    /// Whether it spoke through the tunnel before it went back to observe.
+    was_tunnel: bool,
+    /// Whether the controller cut its gateway off.
+    suspended: bool,
+}
+
+impl MemberEntry {
+    /// Whether it is a device of this gateway.
+    pub(crate) const fn is_here(&self) -> bool {
+        self.station.is_some()
+    }
+}
+
+/// Who is behind an address, as far as rules go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Who {
+    Member(MemberIndex),
+    /// Nobody known. It may lie in an external, which is an address, not an identity.
+    Address,
+    /// Somebody who uses a member's address from where that member isn't.
+    Impostor,
+}
+
+/// What a view allows, ready to be asked.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    pub(crate) view: Arc<View>,
+    members: Vec<MemberEntry>,
+    by_id: Map<MemberId, MemberIndex>,
+    /// None: more than one member has the address.
+    by_address: Map<Ipv4Addr, Option<MemberIndex>>,
+    /// Members with an address "dynamic within", longest prefix first.
+    by_prefix: Vec<(Ipv4Net, MemberIndex)>,
+    rules: Rules,
+}
+
+impl Policy {
+    /// Prepares a view. `station` tells where a device of this gateway is and how it is treated; `before` is
+    /// the policy until now, which knows the paths until now.
+    pub(crate) fn new(
+        view: Arc<View>,
+        before: Option<&Self>,
+        seeds: &mut Seeds,
+        station: impl Fn(&Member) -> Option<(StationId, Mode, Mode)>,
+    ) -> Self {
+        let mut policy = Self {
+            members: Vec::new(),
+            by_id: seeds.map(),
+            by_address: seeds.map(),
+            by_prefix: Vec::new(),
+            rules: Rules::default(),
+            view: Arc::clone(&view),
+        };
+        let here = view.intent.devices.iter().map(|device| (&device.member, true));
+        let elsewhere = view.intent.members.iter().map(|member| (member, false));
+        // The own site first: of two sites with the same address, the own is meant.
+        for own_site in [true, false] {
+            for (member, is_here) in here.clone().chain(elsewhere.clone()) {
+                if (member.site == view.intent.site) == own_site {
+                    let place = if is_here { station(member) } else { None };
+                    policy.add(member, is_here, place, before, own_site);
+                }
+            }
+        }
+        policy.by_prefix.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
+        policy.rules = Rules::new(&view.intent, |id| policy.by_id.get(&id).copied());
+        policy
+    }
+
+    fn add(
+        &mut self,
+        member: &Member,
+        is_here: bool,
+        place: Option<(StationId, Mode, Mode)>,
+        before: Option<&Self>,
+        own_site: bool,
+    ) {
+        if self.by_id.contains_key(&member.id) || (is_here && place.is_none()) {
+            return;
+        }
+        let Ok(index) = u32::try_from(self.members.len()).map(MemberIndex) else { return };
+        let operation = &self.view.operation;
+        let before = before.and_then(|policy| policy.member(*policy.by_id.get(&member.id)?));
+        let tunnels = matches!(member.mode, Mode::Protect | Mode::Enforce);
+        let unbroken = before.and_then(|before| before.tunnel_since);
+        self.members.push(MemberEntry {
+            id: member.id,
+            gateway: member.gateway,
+            mac: member.mac,
+            addresses: member.addresses.clone(),
+            mode: member.mode,
+            quarantined: member.quarantined || operation.quarantined.contains(&member.id),
+            station: place.map(|place| place.0),
+            shared: place.map_or(member.mode, |place| place.1),
+            stance: place.map_or(member.mode, |place| place.2),
+            mode_since: member.mode_since,
+            tunnel_since: tunnels.then(|| unbroken.unwrap_or(member.mode_since)),
+            was_tunnel: before.is_some_and(|b| b.tunnel_since.is_some() || b.was_tunnel),
+            suspended: operation.suspended.contains(&member.gateway),
+        });
+        self.by_id.insert(member.id, index);
+        for net in &member.addresses {
+            if net.prefix_len() < 32 {
+                self.by_prefix.push((*net, index));
+                continue;
+            }
+            let known = self.by_address.get(&net.addr()).copied();
+            match known {
+                None => {
+                    self.by_address.insert(net.addr(), Some(index));
+                }
+                // Another site's member can't take an address from this site's, nor make it doubtful.
+                Some(Some(first)) if !own_site && self.is_own_site(first) => {}
+                Some(_) => {
+                    self.by_address.insert(net.addr(), None);
+                }
+            }
+        }
+    }
+
+    fn is_own_site(&self, index: MemberIndex) -> bool {
+        let Some(id) = self.member(index).map(|member| member.id) else { return false };
+        let intent = &self.view.intent;
+        intent
+            .devices
+            .iter()
+            .map(|device| &device.member)
+            .chain(&intent.members)
+            .any(|member| member.id == id && member.site == intent.site)
+    }
+
+    pub(crate) fn member(&self, index: MemberIndex) -> Option<&MemberEntry> {
+        self.members.get(index.0 as usize)
+    }
+
+    pub(crate) fn find(&self, id: MemberId) -> Option<MemberIndex> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(crate) fn infrastructure(&self) -> &Infrastructure {
+        &self.view.intent.infrastructure
+    }
+
+    /// The member with this address, if exactly one can be meant.
+    pub(crate) fn at(&self, address: Ipv4Addr) -> Option<MemberIndex> {
+        if let Some(exact) = self.by_address.get(&address) {
+            return *exact;
+        }
+        let mut fits = self.by_prefix.iter().filter(|(net, _)| net.contains(&address));
+        let (net, first) = fits.next()?;
+        let doubtful =
+            fits.any(|(other, index)| other.prefix_len() == net.prefix_len() && index != first);
+        (!doubtful).then_some(*first)
+    }
+
+    /// Who is meant by a destination address.
+    pub(crate) fn who(&self, address: Ipv4Addr) -> Who {
+        self.at(address).map_or(Who::Address, Who::Member)
+    }
+
+    /// The member that a peer speaks for when it sends from this address.
+    pub(crate) fn of_peer(&self, gateway: GatewayId, address: Ipv4Addr) -> Option<MemberIndex> {
+        let owned = |index: MemberIndex| {
+            self.member(index).filter(|m| m.gateway == gateway && !m.is_here()).map(|_| index)
+        };
+        if let Some(exact) = self.by_address.get(&address) {
+            return exact.and_then(owned);
+        }
+        self.by_prefix
+            .iter()
+            .filter(|(net, _)| net.contains(&address))
+            .find_map(|(_, index)| owned(*index))
+    }
+
+    /// Whether any rule opens anything between two members, in either direction.
+    pub(crate) fn opens(&self, a: MemberIndex, b: MemberIndex) -> bool {
+        let (a, b) = (Who::Member(a), Who::Member(b));
+        let any = Ipv4Addr::UNSPECIFIED;
+        self.rules.any(a, any, b, any, |_| true) || self.rules.any(b, any, a, any, |_| true)
+    }
+
+    /// Whether any rule opens anything in the clear between a device and an address, in either direction.
+    pub(crate) fn opens_clear(&self, device: MemberIndex, address: Ipv4Addr) -> bool {
+        let Some(local) = self.member(device) else { return false };
+        let other = self.who(address);
+        let path = match other {
+            Who::Member(index) => match self.member(index) {
+                Some(member) => PairPath::of(local.mode, member.mode),
+                None => return false,
+            },
+            Who::Address | Who::Impostor => PairPath::with_external(local.mode),
+        };
+        let must_say_so = match path {
+            PairPath::Tunnel | PairPath::None => return false,
+            PairPath::ClearIfRuleSays => true,
+            PairPath::Clear => local.shared >= Mode::Enforce,
+        };
+        let fits = |clear: bool| clear || !must_say_so;
+        let own = Who::Member(device);
+        let none = Ipv4Addr::UNSPECIFIED;
+        self.rules.any(own, none, other, address, fits)
+            || self.rules.any(other, address, own, none, fits)
+    }
+
+    /// Whether a device needs its next hop in the clear: for infrastructure, or for somebody whom a rule opens in
+    /// the clear, beyond its own network.
+    pub(crate) fn needs_next_hop(
+        &self,
+        device: MemberIndex,
+        on_link: impl Fn(Ipv4Addr) -> Option<bool>,
+    ) -> bool {
+        let infrastructure = self.infrastructure();
+        let servers = [&infrastructure.dhcp, &infrastructure.dns, &infrastructure.ntp];
+        if servers.into_iter().flatten().any(|server| on_link(*server) != Some(true)) {
+            return true;
+        }
+        let beyond = |net: &Ipv4Net| {
+            on_link(net.network()) != Some(true) || on_link(net.broadcast()) != Some(true)
+        };
+        let externals = &self.view.intent.externals;
+        if externals
+            .iter()
+            .flat_map(|external| &external.prefixes)
+            .any(|net| beyond(net) && self.opens_clear(device, net.network()))
+        {
+            return true;
+        }
+        self.members.iter().any(|member| {
+            !member.is_here()
+                && member
+                    .addresses
+                    .iter()
+                    .any(|net| beyond(net) && self.opens_clear(device, net.addr()))
+        })
+    }
+
+    /// The next moment at which a rule's condition changes.
+    pub(crate) fn next_boundary(&self, after: UnixMillis) -> Option<UnixMillis> {
+        self.view
+            .intent
+            .rules
+            .iter()
+            .flat_map(|rule| &rule.conditions)
+            .filter_map(|condition| match condition {
+                Condition::Known(KnownCondition::NotAfter(moment)) => Some(*moment),
+                Condition::Unknown(_) => None,
+            })
+            .filter(|moment| *moment > after)
+            .min()
+    }
+
+    /// Whether two ends are meant by a rule with this name's ends: for answers to people.
+    pub(crate) fn in_external(&self, address: Ipv4Addr) -> bool {
+        let named = |id| {
+            let names = |end: &Endpoint| match end {
+                Endpoint::External(external) => *external == id,
+                Endpoint::Segment(segment) => self
+                    .view
+                    .intent
+                    .segments
+                    .iter()
+                    .any(|known| known.id == *segment && known.externals.contains(&id)),
+                Endpoint::Member(_) => false,
+            };
+            self.view.intent.rules.iter().any(|rule| names(&rule.from) || names(&rule.to))
+        };
+        self.view.intent.externals.iter().any(|external| {
+            external.prefixes.iter().any(|net| net.contains(&address)) && named(external.id)
+        })
+    }
+
+    /// Whether an address is one of the site's servers.
+    pub(crate) fn is_infrastructure(&self, address: Ipv4Addr) -> bool {
+        let infrastructure = self.infrastructure();
+        [&infrastructure.dhcp, &infrastructure.dns, &infrastructure.ntp]
+            .into_iter()
+            .any(|servers| servers.contains(&address))
+    }
+
+    /// The state of a rule's conditions now.
+    fn now(clock: &crate::clock::Clock, now: Instant) -> rules::Now<'_> {
+        rules::Now { clock, now }
+    }
+}

@@ -1,0 +1,67 @@
+//! Port security: is this Ethernet address, this IP address, this port?
+
+use std::net::Ipv4Addr;
+
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::verdict::DropReason;
+
+use crate::config::Config;
+use crate::device::{Device, StationId, Stations};
+use crate::port::PortId;
+
+/// Whether an Ethernet address is the gateway's own.
+pub(crate) fn is_own(config: &Config, mac: MacAddr) -> bool {
+    mac == config.uplink_mac
+        || config.gateway_macs.contains(&mac)
+        || config.ports.iter().any(|port| port.mac == mac)
+}
+
+/// Whose frame came in on a device port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sender {
+    /// A station that belongs on this port.
+    Station(StationId),
+    /// An unconfirmed station that was on another port until now. Wires allow that.
+    Moved(StationId),
+    /// An address that has no place yet.
+    New,
+}
+
+/// Checks the source address of a frame that came in on a device port.
+///
+/// # Errors
+/// [`DropReason::Malformed`] for a group address, [`DropReason::MacSpoofed`] for an address of the gateway or of
+/// a device on another port.
+pub(crate) fn check_source(
+    config: &Config,
+    stations: &Stations,
+    port: PortId,
+    source: MacAddr,
+) -> Result<Sender, DropReason> {
+    if source.is_group() {
+        return Err(DropReason::Malformed);
+    }
+    if is_own(config, source) {
+        return Err(DropReason::MacSpoofed);
+    }
+    let Some(id) = stations.find(source) else { return Ok(Sender::New) };
+    let Some(station) = stations.get(id) else { return Ok(Sender::New) };
+    match (station.port == port, &station.device) {
+        (true, _) => Ok(Sender::Station(id)),
+        (false, Some(_)) => Err(DropReason::MacSpoofed),
+        (false, None) => Ok(Sender::Moved(id)),
+    }
+}
+
+/// Checks the source address of an IPv4 packet from a device that has left observe.
+///
+/// # Errors
+/// [`DropReason::IpSpoofed`] when it isn't the device's own.
+pub(crate) fn check_address(device: &Device, source: Ipv4Addr) -> Result<(), DropReason> {
+    if device.stance == Mode::Observe || device.owns(source) {
+        Ok(())
+    } else {
+        Err(DropReason::IpSpoofed)
+    }
+}

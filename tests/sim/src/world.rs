@@ -1,0 +1,520 @@
+//! Gateways, their devices, and a campus with one router, in virtual time.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anteroom_agent_core::batch::{RxDatagram, RxFrame, VlanTag};
+use anteroom_agent_core::config::{Config, PortConfig, TunnelIdentity};
+use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::limits::Limits;
+use anteroom_agent_core::port::PortId;
+use anteroom_agent_core::sink::Sink;
+use anteroom_agent_core::vnet::VnetHeader;
+use anteroom_agent_core::wire::arp::{self, Operation};
+use anteroom_agent_core::wire::{ethernet, parse_ethernet, parse_ipv4};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::time::UnixMillis;
+
+use crate::host::Host;
+use crate::packet;
+use crate::plan::{Plan, mac};
+use crate::random::Random;
+
+/// One way over a cable, or through the underlay.
+const HOP: Duration = Duration::from_micros(200);
+/// The campus router's Ethernet address, the same in each subnet.
+pub const ROUTER: MacAddr = mac(0x01, 1);
+/// The wall clock at the beginning.
+pub const EPOCH: UnixMillis = UnixMillis(1_800_000_000_000);
+
+/// Where a frame is going.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum To {
+    Host(usize),
+    Gateway(usize, PortId),
+    Campus(Cable),
+}
+
+/// What is plugged into the campus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cable {
+    /// A gateway's uplink.
+    Gateway(usize),
+    /// A machine.
+    Host(usize),
+    /// The router's interface.
+    Router,
+}
+
+#[derive(Debug)]
+enum Event {
+    Frame(To, Vec<u8>),
+    Datagram { to: SocketAddr, from: SocketAddr, bytes: Vec<u8> },
+}
+
+/// A frame on the campus: when, from what cable, and the frame.
+#[derive(Debug, Clone)]
+pub struct OnCampus {
+    /// Where it came in.
+    pub from: Cable,
+    /// The frame.
+    pub bytes: Vec<u8>,
+}
+
+/// Where a machine is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plug {
+    Port(usize, PortId),
+    Subnet([u8; 3]),
+}
+
+/// A gateway that runs, or doesn't.
+struct Gateway {
+    engine: Option<Engine>,
+    subnet: [u8; 3],
+    ports: Vec<String>,
+    boots: u8,
+}
+
+/// What datagrams between gateways suffer, in percent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Weather {
+    /// Lost.
+    pub loss: u64,
+    /// Delivered twice.
+    pub duplicates: u64,
+    /// Delivered late.
+    pub reordering: u64,
+}
+
+/// The whole of it.
+pub struct World {
+    /// The time.
+    pub now: Instant,
+    start: Instant,
+    /// What operators decided.
+    pub plan: Plan,
+    gateways: Vec<Gateway>,
+    /// All machines.
+    pub hosts: Vec<Host>,
+    plugs: Vec<Plug>,
+    events: BinaryHeap<Reverse<(Instant, u64)>>,
+    queue: HashMap<u64, Event>,
+    number: u64,
+    learnt: BTreeMap<([u8; 3], MacAddr), Cable>,
+    router_arp: BTreeMap<Ipv4Addr, MacAddr>,
+    router_waits: Vec<(Ipv4Addr, Vec<u8>)>,
+    /// Every frame that the campus carried since the last [`Self::clear_campus`].
+    pub campus: Vec<OnCampus>,
+    /// What datagrams suffer.
+    pub weather: Weather,
+    /// Datagrams carried.
+    pub datagrams: u64,
+    random: Random,
+    trace: DefaultHasher,
+}
+
+#[derive(Default)]
+struct Out {
+    frames: Vec<(PortId, Vec<u8>)>,
+    datagrams: Vec<(SocketAddr, Vec<u8>)>,
+}
+
+impl Sink for Out {
+    fn frame(&mut self, port: PortId, _: VnetHeader, vlan: Option<VlanTag>, parts: &[&[u8]]) {
+        let mut bytes = parts.concat();
+        if let Some(tag) = vlan {
+            let tag = [tag.protocol.to_be_bytes(), tag.control.to_be_bytes()].concat();
+            bytes.splice(12..12, tag);
+        }
+        self.frames.push((port, bytes));
+    }
+
+    fn datagram(
+        &mut self,
+        to: SocketAddr,
+        _: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let mut bytes = vec![0; capacity];
+        let len = write(&mut bytes);
+        if len > 0 {
+            bytes.truncate(len);
+            self.datagrams.push((to, bytes));
+        }
+    }
+}
+
+impl World {
+    /// A world with nothing in it.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+        let now = Instant::now();
+        Self {
+            now,
+            start: now,
+            plan: Plan::new(),
+            gateways: Vec::new(),
+            hosts: Vec::new(),
+            plugs: Vec::new(),
+            events: BinaryHeap::new(),
+            queue: HashMap::new(),
+            number: 0,
+            learnt: BTreeMap::new(),
+            router_arp: BTreeMap::new(),
+            router_waits: Vec::new(),
+            campus: Vec::new(),
+            weather: Weather::default(),
+            datagrams: 0,
+            random: Random::new(seed),
+            trace: DefaultHasher::new(),
+        }
+    }
+
+    /// Adds a gateway with ports, in a subnet, as a wire; returns its place.
+    pub fn gateway(&mut self, subnet: [u8; 3], ports: &[&str]) -> usize {
+        let at = self.plan.gateway();
+        let ports = ports.iter().map(|name| (*name).to_owned()).collect();
+        self.gateways.push(Gateway { engine: None, subnet, ports, boots: 0 });
+        self.boot(at);
+        at
+    }
+
+    /// Adds a device behind a gateway's port; returns its place among devices and hosts, which is the same.
+    pub fn device(&mut self, name: &'static str, gateway: usize, port: usize, last: u8) -> usize {
+        let [a, b, c] = self.gateways[gateway].subnet;
+        let port_name = self.gateways[gateway].ports[port].clone();
+        let device = self.plan.device(gateway, &port_name, [a, b, c, last]);
+        assert_eq!(device, self.hosts.len(), "devices come before plain machines");
+        let address = Ipv4Addr::new(a, b, c, last);
+        let router = Ipv4Addr::new(a, b, c, 1);
+        let mac = self.plan.member(device).mac;
+        self.hosts.push(Host::new(name, mac, address, router));
+        let port = PortId::device(u16::try_from(port).unwrap_or(0));
+        self.plugs.push(Plug::Port(gateway, port));
+        device
+    }
+
+    /// Adds a machine without a gateway; returns its place among hosts.
+    pub fn plain(&mut self, name: &'static str, address: [u8; 4]) -> usize {
+        let number = u8::try_from(self.hosts.len() + 1).unwrap_or(u8::MAX);
+        let [a, b, c, _] = address;
+        let router = Ipv4Addr::new(a, b, c, 1);
+        self.hosts.push(Host::new(name, mac(0xcc, number), Ipv4Addr::from(address), router));
+        self.plugs.push(Plug::Subnet([a, b, c]));
+        self.hosts.len() - 1
+    }
+
+    /// The engine of a gateway that runs.
+    pub fn engine(&mut self, gateway: usize) -> &mut Engine {
+        let engine = self.gateways[gateway].engine.as_mut();
+        engine.unwrap_or_else(|| panic!("gateway {gateway} doesn't run"))
+    }
+
+    /// Starts a gateway's engine anew, as a wire: whatever it knew is lost.
+    pub fn boot(&mut self, at: usize) {
+        let wall = self.wall();
+        let gateway = &mut self.gateways[at];
+        gateway.boots += 1;
+        let number = u8::try_from(at + 1).unwrap_or(u8::MAX);
+        let ports = gateway
+            .ports
+            .iter()
+            .zip(0..)
+            .map(|(name, port)| PortConfig {
+                name: name.parse().unwrap_or_else(|error| panic!("{error}")),
+                mac: mac(0x90 + number, port),
+            })
+            .collect();
+        let config = Config {
+            gateway_macs: vec![mac(0xb0, number)],
+            own_addresses: vec![self.plan.gateways[at].endpoint.ip()],
+            ports,
+            uplink_mac: mac(0xa0, number),
+            limits: Limits::default(),
+        };
+        let identity = TunnelIdentity {
+            gateway: self.plan.gateways[at].id,
+            secret: self.plan.gateways[at].secret.clone(),
+            seed: [number ^ (gateway.boots << 4); 32],
+        };
+        let mut engine = Engine::new(config, identity, self.now);
+        engine.set_time(wall, true, self.now);
+        gateway.engine = Some(engine);
+    }
+
+    /// Stops a gateway's engine. Nothing passes it.
+    pub fn stop(&mut self, at: usize) {
+        self.gateways[at].engine = None;
+    }
+
+    /// The wall clock.
+    #[must_use]
+    pub fn wall(&self) -> UnixMillis {
+        let passed = (self.now - self.start).as_millis();
+        EPOCH.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+    }
+
+    /// Applies the plan's newest revision at one gateway.
+    pub fn apply(&mut self, gateway: usize) {
+        let view = self.plan.view(gateway);
+        let now = self.now;
+        if self.gateways[gateway].engine.is_some() {
+            self.engine(gateway).apply(view, now);
+        }
+    }
+
+    /// Applies the plan's newest revision everywhere, and waits until all is quiet.
+    pub fn apply_all(&mut self) {
+        for gateway in 0..self.gateways.len() {
+            self.apply(gateway);
+        }
+        self.run(Duration::from_millis(1_500));
+    }
+
+    /// Forgets what the campus carried, and what hosts got.
+    pub fn clear_campus(&mut self) {
+        self.campus.clear();
+        for host in &mut self.hosts {
+            host.inbox.clear();
+            host.seen.clear();
+        }
+    }
+
+    /// Has a host do something that sends frames.
+    pub fn act(&mut self, host: usize, action: impl FnOnce(&mut Host, &mut Vec<Vec<u8>>)) {
+        let mut frames = Vec::new();
+        action(&mut self.hosts[host], &mut frames);
+        for frame in frames {
+            self.from_host(host, frame);
+        }
+    }
+
+    /// Puts a frame on a host's cable, whatever it is.
+    pub fn from_host(&mut self, host: usize, frame: Vec<u8>) {
+        let to = match self.plugs[host] {
+            Plug::Port(gateway, port) => To::Gateway(gateway, port),
+            Plug::Subnet(_) => To::Campus(Cable::Host(host)),
+        };
+        self.push(HOP, Event::Frame(to, frame));
+    }
+
+    /// A digest of everything that happened.
+    #[must_use]
+    pub fn trace(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    fn push(&mut self, after: Duration, event: Event) {
+        self.number += 1;
+        self.events.push(Reverse((self.now + after, self.number)));
+        self.queue.insert(self.number, event);
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let due = self
+                .gateways
+                .iter()
+                .enumerate()
+                .filter_map(|(at, gateway)| Some((gateway.engine.as_ref()?.poll_timeout()?.0, at)))
+                .min();
+            let next = self.events.peek().map(|Reverse((at, number))| (*at, *number));
+            let timeout = due.filter(|(at, _)| next.is_none_or(|(event, _)| *at <= event));
+            if let Some((at, gateway)) = timeout.filter(|(at, _)| *at <= end) {
+                self.now = self.now.max(at);
+                let now = self.now;
+                let mut out = Out::default();
+                self.engine(gateway).handle_timeout(now, &mut out);
+                self.send(gateway, out);
+                continue;
+            }
+            let Some((at, number)) = next.filter(|(at, _)| *at <= end) else { break };
+            self.events.pop();
+            self.now = self.now.max(at);
+            if let Some(event) = self.queue.remove(&number) {
+                self.handle(event);
+            }
+        }
+        self.now = end;
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Frame(to, bytes) => {
+                (self.now - self.start, bytes.len(), &bytes).hash(&mut self.trace);
+                match to {
+                    To::Host(host) => {
+                        let mut out = Vec::new();
+                        self.hosts[host].receive(&bytes, &mut out);
+                        for frame in out {
+                            self.from_host(host, frame);
+                        }
+                    }
+                    To::Gateway(gateway, port) => self.to_gateway(gateway, port, bytes),
+                    To::Campus(cable) => self.switch(cable, bytes),
+                }
+            }
+            Event::Datagram { to, from, mut bytes } => {
+                (self.now - self.start, to, from, bytes.len()).hash(&mut self.trace);
+                let at = self.plan.gateways.iter().position(|gateway| gateway.endpoint == to);
+                let Some(at) = at.filter(|at| self.gateways[*at].engine.is_some()) else { return };
+                let now = self.now;
+                let segment = bytes.len();
+                let mut batch = [RxDatagram { from, segment, bytes: &mut bytes }];
+                let mut out = Out::default();
+                self.engine(at).handle_datagrams(&mut batch, now, &mut out);
+                self.send(at, out);
+            }
+        }
+    }
+
+    fn to_gateway(&mut self, gateway: usize, port: PortId, mut bytes: Vec<u8>) {
+        if self.gateways[gateway].engine.is_none() {
+            return;
+        }
+        let now = self.now;
+        let mut out = Out::default();
+        let mut batch = [RxFrame { vnet: VnetHeader::default(), vlan: None, bytes: &mut bytes }];
+        self.engine(gateway).handle_frames(port, &mut batch, now, &mut out);
+        self.send(gateway, out);
+    }
+
+    fn send(&mut self, gateway: usize, out: Out) {
+        for (port, bytes) in out.frames {
+            if port.is_uplink() {
+                self.push(HOP, Event::Frame(To::Campus(Cable::Gateway(gateway)), bytes));
+                continue;
+            }
+            let plugged: Vec<usize> = (0..self.hosts.len())
+                .filter(|host| self.plugs[*host] == Plug::Port(gateway, port))
+                .collect();
+            for host in plugged {
+                self.push(HOP, Event::Frame(To::Host(host), bytes.clone()));
+            }
+        }
+        let from = self.plan.gateways[gateway].endpoint;
+        for (to, bytes) in out.datagrams {
+            self.datagrams += 1;
+            if self.random.chance(self.weather.loss) {
+                continue;
+            }
+            let copies = if self.random.chance(self.weather.duplicates) { 2 } else { 1 };
+            for _ in 0..copies {
+                let late = self.random.chance(self.weather.reordering);
+                let after = if late { HOP * 20 } else { HOP };
+                self.push(after, Event::Datagram { to, from, bytes: bytes.clone() });
+            }
+        }
+    }
+
+    fn subnet_of(&self, cable: Cable, bytes: &[u8]) -> [u8; 3] {
+        match cable {
+            Cable::Gateway(gateway) => self.gateways[gateway].subnet,
+            Cable::Host(host) => match self.plugs[host] {
+                Plug::Subnet(subnet) => subnet,
+                Plug::Port(..) => [0; 3],
+            },
+            // The router's frames bear the subnet that they go to in front.
+            Cable::Router => [bytes[0], bytes[1], bytes[2]],
+        }
+    }
+
+    /// A learning switch per subnet, with the router on each.
+    fn switch(&mut self, from: Cable, bytes: Vec<u8>) {
+        let subnet = self.subnet_of(from, &bytes);
+        let bytes = if from == Cable::Router { bytes[3..].to_vec() } else { bytes };
+        self.campus.push(OnCampus { from, bytes: bytes.clone() });
+        let Ok(frame) = parse_ethernet(&bytes, None) else { return };
+        let (source, destination) = (frame.source, frame.destination);
+        if !source.is_group() {
+            self.learnt.insert((subnet, source), from);
+        }
+        let mut cables: Vec<Cable> = (0..self.gateways.len())
+            .filter(|at| self.gateways[*at].subnet == subnet)
+            .map(Cable::Gateway)
+            .chain(
+                (0..self.hosts.len())
+                    .filter(|host| self.plugs[*host] == Plug::Subnet(subnet))
+                    .map(Cable::Host),
+            )
+            .collect();
+        cables.push(Cable::Router);
+        if let Some(known) = self.learnt.get(&(subnet, destination)) {
+            cables.retain(|cable| cable == known);
+        }
+        for cable in cables {
+            if cable == from {
+                continue;
+            }
+            match cable {
+                Cable::Gateway(gateway) => {
+                    let to = To::Gateway(gateway, PortId::UPLINK);
+                    self.push(HOP, Event::Frame(to, bytes.clone()));
+                }
+                Cable::Host(host) => self.push(HOP, Event::Frame(To::Host(host), bytes.clone())),
+                Cable::Router => self.route(subnet, &bytes),
+            }
+        }
+    }
+
+    fn router_sends(&mut self, subnet: [u8; 3], frame: &[u8]) {
+        let mut bytes = subnet.to_vec();
+        bytes.extend_from_slice(frame);
+        self.push(HOP, Event::Frame(To::Campus(Cable::Router), bytes));
+    }
+
+    /// The router: answers ARP for .1 of each subnet, and forwards between them.
+    fn route(&mut self, subnet: [u8; 3], bytes: &[u8]) {
+        let Ok(frame) = parse_ethernet(bytes, None) else { return };
+        if frame.tags > 0 || (frame.destination != ROUTER && !frame.destination.is_group()) {
+            return;
+        }
+        let own = Ipv4Addr::new(subnet[0], subnet[1], subnet[2], 1);
+        match frame.ethertype {
+            ethernet::ARP => {
+                let Ok(packet) = arp::parse_arp(frame.payload) else { return };
+                if packet.operation == Operation::Request && packet.target == own {
+                    self.router_sends(subnet, &arp::reply(&packet, ROUTER));
+                }
+                if packet.operation == Operation::Reply && packet.target == own {
+                    self.router_arp.insert(packet.sender, packet.sender_mac);
+                    for (hop, packet) in std::mem::take(&mut self.router_waits) {
+                        self.forward(hop, &packet);
+                    }
+                }
+            }
+            ethernet::IPV4 if frame.destination == ROUTER => {
+                let Ok(packet) = parse_ipv4(frame.payload) else { return };
+                let (destination, bytes) = (packet.destination, packet.bytes.to_vec());
+                self.forward(destination, &bytes);
+            }
+            _ => {}
+        }
+    }
+
+    fn forward(&mut self, destination: Ipv4Addr, bytes: &[u8]) {
+        let [a, b, c, last] = destination.octets();
+        if last == 1 || destination.is_multicast() {
+            return;
+        }
+        let subnet = [a, b, c];
+        if let Some(mac) = self.router_arp.get(&destination).copied() {
+            let frame = packet::frame(mac, ROUTER, ethernet::IPV4, bytes);
+            self.router_sends(subnet, &frame);
+            return;
+        }
+        let request = arp::request(ROUTER, Ipv4Addr::new(a, b, c, 1), destination);
+        self.router_sends(subnet, &request);
+        if self.router_waits.len() < 64 {
+            self.router_waits.push((destination, bytes.to_vec()));
+        }
+    }
+}
