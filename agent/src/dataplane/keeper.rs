@@ -22,6 +22,23 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// First and longest pause between two attempts to open an interface.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
+/// How long the uplink has to be without a live cable before the devices are shown that. A moment's loss, as when a
+/// switch renegotiates, shouldn't make them start over.
+const DARK: Duration = Duration::from_secs(1);
+
+/// Whether the uplink's cable is live, as far as the devices are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Carrier {
+    /// It wasn't live since the start: nothing that devices would have to be told.
+    Unseen,
+    /// It is.
+    Live,
+    /// It isn't since then; the ports are still on.
+    Lost(Instant),
+    /// It isn't, and the ports are off to show it.
+    Mirrored,
+}
+
 pub(super) struct Keeper {
     pub(super) config: Config,
     pub(super) links: Links,
@@ -34,6 +51,7 @@ pub(super) struct Keeper {
     pub(super) addresses: Addresses,
     pub(super) endpoints: watch::Sender<Vec<SocketAddr>>,
     pub(super) missing: BTreeSet<PortId>,
+    pub(super) carrier: Carrier,
 }
 
 impl Keeper {
@@ -41,7 +59,12 @@ impl Keeper {
     pub(super) async fn run(mut self) {
         let mut pause = RETRY.0;
         let mut retry = Instant::now() + pause;
+        self.follow_carrier().await;
         loop {
+            let dark = match self.carrier {
+                Carrier::Lost(since) => Some(since + DARK),
+                _ => None,
+            };
             tokio::select! {
                 lost = self.lost.recv() => {
                     let Some(port) = lost else { return };
@@ -54,10 +77,15 @@ impl Keeper {
                         time::sleep(RETRY.1).await;
                     }
                     time::sleep(SETTLE).await;
+                    self.follow_carrier().await;
                     if self.follow_addresses().await.is_err() {
                         return;
                     }
                     pause = RETRY.0;
+                }
+                () = time::sleep_until(dark.unwrap_or_else(Instant::now)), if dark.is_some() => {
+                    self.mirror_loss().await;
+                    continue;
                 }
                 changed = self.wants_gro.changed() => {
                     if changed.is_err() || self.switch_offloads().await.is_err() {
@@ -73,6 +101,43 @@ impl Keeper {
                 return;
             }
             retry = Instant::now() + pause;
+        }
+    }
+
+    /// Notices that the uplink's cable went dead or came back.
+    async fn follow_carrier(&mut self) {
+        let live = match self.links.find(&self.config.uplink.interface).await {
+            Ok(link) => link.is_some_and(|link| link.up && link.carrier),
+            Err(error) => {
+                tracing::warn!(%error, "the uplink can't be read");
+                return;
+            }
+        };
+        self.carrier = match (self.carrier, live) {
+            (Carrier::Mirrored, true) => {
+                tracing::info!("the uplink is back; the ports are switched on");
+                Carrier::Live
+            }
+            (_, true) => Carrier::Live,
+            (Carrier::Live, false) => Carrier::Lost(Instant::now()),
+            (other, false) => other,
+        };
+    }
+
+    /// Switches the ports off, so that devices see what happened and can turn to another path.
+    async fn mirror_loss(&mut self) {
+        tracing::warn!("the uplink is down; the ports are switched off until it is back");
+        self.carrier = Carrier::Mirrored;
+        for port in &self.config.ports {
+            let off = async {
+                match self.links.find(&port.interface).await? {
+                    Some(link) => self.links.switch_off(&port.interface, link.index).await,
+                    None => Ok(()),
+                }
+            };
+            if let Err(error) = off.await {
+                tracing::warn!(%error, port = %port.name, "the port stays on");
+            }
         }
     }
 
@@ -105,7 +170,8 @@ impl Keeper {
             return Ok(());
         }
         let mut waiting = Vec::new();
-        if self.missing.iter().any(|port| !port.is_uplink()) {
+        let ports_may_be_on = self.carrier != Carrier::Mirrored;
+        if ports_may_be_on && self.missing.iter().any(|port| !port.is_uplink()) {
             // The filter's chains went with the interfaces: none is opened before they stand again.
             match ports::isolate_ports(&self.config, &self.links).await {
                 Ok((found, _)) => {

@@ -12,8 +12,6 @@ mod keeper;
 mod outbox;
 mod setup;
 mod status;
-#[cfg(test)]
-mod tests;
 mod worker;
 
 use std::io;
@@ -25,7 +23,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, watch};
 
 use handle::{COMMANDS, Commander, Heartbeat};
-use keeper::Keeper;
+use keeper::{Carrier, Keeper};
 use outbox::Outbox;
 use worker::{Start, Worker};
 
@@ -102,6 +100,7 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         addresses,
         endpoints,
         missing,
+        carrier: Carrier::Unseen,
     };
     tokio::spawn(keeper.run());
     Ok(Handle { commander, heartbeat, endpoints: endpoints_receiver })

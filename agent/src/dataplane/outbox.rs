@@ -224,3 +224,6 @@ fn header_length(vnet: &VnetHeader, bytes: &[u8]) -> u16 {
     };
     u16::try_from((transport + length).min(bytes.len())).unwrap_or(u16::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,6 +103,7 @@ impl Worker {
     /// Runs until it is told to end.
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS];
+        self.tell_gro();
         while self.ended.is_none() {
             let now = Instant::now();
             self.heartbeat.beat(now);
@@ -110,8 +111,9 @@ impl Worker {
             if due.is_some_and(|due| due <= now) {
                 self.engine.handle_timeout(now, &mut self.outbox);
                 self.outbox.flush();
-                self.forget_lost_ports();
+                self.tell_gro();
             }
+            self.forget_lost_ports();
             let due = self.engine.poll_timeout().map(|(due, _)| due);
             let wait = due
                 .map_or(LONGEST_TURN, |due| due.saturating_duration_since(now).min(LONGEST_TURN));
@@ -128,7 +130,6 @@ impl Worker {
                 }
                 self.outbox.flush();
             }
-            self.forget_lost_ports();
         }
         let ended = self.ended.take();
         drop(self);

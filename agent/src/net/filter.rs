@@ -27,8 +27,19 @@ pub(crate) enum Isolation {
     IngressOnly,
 }
 
-/// Replaces the table of the ports by one for these interfaces, which must exist.
-pub(crate) fn isolate(interfaces: &[&str]) -> Result<Isolation, NftError> {
+/// Replaces the table of the ports. `all` are the configured interfaces, `present` those that are there: a recent
+/// kernel (tried with 6.18) takes the names of absent ones and isolates them the moment they appear; an older one
+/// refuses them, and they are for whoever sees them appear.
+pub(crate) fn isolate(all: &[&str], present: &[&str]) -> Result<Isolation, NftError> {
+    match isolate_existing(all) {
+        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound && all != present => {
+            isolate_existing(present)
+        }
+        result => result,
+    }
+}
+
+fn isolate_existing(interfaces: &[&str]) -> Result<Isolation, NftError> {
     match ports(interfaces, true).commit() {
         Ok(()) => Ok(Isolation::Full),
         Err(error) if error.source.kind() == std::io::ErrorKind::Unsupported => {
@@ -266,3 +277,6 @@ fn to_port(port: u16) -> Vec<Expression> {
 fn icmp_type(number: u8) -> Vec<Expression> {
     vec![Expression::Payload(Header::Transport, 0, 1), Expression::Equal(vec![number])]
 }
+
+#[cfg(test)]
+mod tests;

@@ -115,6 +115,30 @@ impl Links {
             .map_err(|source| LinkError { what: format!("switching off {name}"), source })
     }
 
+    /// Switches an interface off; the far end sees a dead cable.
+    ///
+    /// # Errors
+    /// As [`Links::quiet`].
+    pub async fn switch_off(&self, name: &InterfaceName, index: u32) -> Result<(), LinkError> {
+        self.change(LinkMessageBuilder::<LinkUnspec>::default().index(index).down())
+            .await
+            .map_err(|source| LinkError { what: format!("switching off {name}"), source })
+    }
+
+    /// Switches on an uplink that carries nothing of the gateway's own, and keeps the kernel from giving it an
+    /// address by itself. What an operator configured on it stays.
+    ///
+    /// # Errors
+    /// As [`Links::quiet`].
+    pub async fn switch_on(&self, name: &InterfaceName, index: u32) -> Result<(), LinkError> {
+        if let Err(error) = self.set_address_generation(index, In6AddrGenMode::None).await {
+            tracing::debug!(%name, %error, "IPv6 address generation stays as it is");
+        }
+        self.change(LinkMessageBuilder::<LinkUnspec>::default().index(index).up())
+            .await
+            .map_err(|source| LinkError { what: format!("switching on {name}"), source })
+    }
+
     async fn set_address_generation(&self, index: u32, mode: In6AddrGenMode) -> io::Result<()> {
         let attribute =
             LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(

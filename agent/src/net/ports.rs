@@ -1,6 +1,6 @@
 //! `ports isolate` and `ports release`: what keeps the kernel and the devices apart, and the gateway silent.
 
-use crate::config::{Config, InterfaceName};
+use crate::config::Config;
 use crate::net::filter::{self, Guard, Guarding, Isolation};
 use crate::net::link::{Link, LinkError, Links};
 use crate::net::nft::NftError;
@@ -41,6 +41,11 @@ impl From<NftError> for PortsError {
 pub async fn isolate(config: &Config) -> Result<Vec<String>, PortsError> {
     let links = Links::new()?;
     let mut warnings = guard(config)?;
+    if !config.shares_uplink()
+        && let Some(link) = links.find(&config.uplink.interface).await?
+    {
+        links.switch_on(&config.uplink.interface, link.index).await?;
+    }
     let (found, more) = isolate_ports(config, &links).await?;
     warnings.extend(more);
     for (port, link) in config.ports.iter().zip(found) {
@@ -86,16 +91,11 @@ pub(crate) async fn isolate_ports(
     for port in &config.ports {
         found.push(links.find(&port.interface).await?);
     }
-    let present: Vec<&InterfaceName> = config
-        .ports
-        .iter()
-        .zip(&found)
-        .filter(|(_, link)| link.is_some())
-        .map(|(port, _)| &port.interface)
-        .collect();
-    let names: Vec<&str> = present.iter().map(|name| name.as_str()).collect();
+    let all: Vec<&str> = config.ports.iter().map(|port| port.interface.as_str()).collect();
+    let present: Vec<&str> =
+        all.iter().zip(&found).filter_map(|(name, link)| link.is_some().then_some(*name)).collect();
     let mut warnings = Vec::new();
-    if filter::isolate(&names)? == Isolation::IngressOnly {
+    if filter::isolate(&all, &present)? == Isolation::IngressOnly {
         warnings.push(
             "this kernel can't filter what goes out of a port (nftables egress, Linux 5.16): devices may see frames \
              that the gateway itself sent"

@@ -220,3 +220,6 @@ impl DatagramRing {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::ping;
+use anteroom_lab::topology::{self, Host};
+
+use super::*;
+
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
+const PATIENCE: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_millis(300);
+
+fn pair() -> (Host, Host) {
+    let [gateway, stranger] = ["gateway", "stranger"].map(|name| Host::create(name).unwrap());
+    topology::cable((&gateway, "up0", None), (&stranger, "eth0")).unwrap();
+    gateway.address("up0", GATEWAY, 24).unwrap();
+    stranger.address("eth0", STRANGER, 24).unwrap();
+    (gateway, stranger)
+}
+
+#[test]
+fn without_connection_tracking_the_gateway_is_silent_and_can_ask() {
+    let test = "net::filter::tests::without_connection_tracking_the_gateway_is_silent_and_can_ask";
+    if !in_private_network(test) {
+        return;
+    }
+    let (gateway, stranger) = pair();
+    let management = ["tcp/22".parse().unwrap()];
+    let guard = Guard { interfaces: vec!["up0"], tunnel_port: 51820, management: &management };
+    gateway.enter(|| guard.batch(Guarding::Untracked).commit()).unwrap().unwrap();
+
+    for port in [80, 40_000] {
+        let connected = stranger
+            .enter(|| TcpStream::connect_timeout(&SocketAddr::from((GATEWAY, port)), SILENCE))
+            .unwrap();
+        assert_eq!(connected.unwrap_err().kind(), ErrorKind::TimedOut, "tcp/{port}");
+        let udp = stranger.enter(|| UdpSocket::bind((STRANGER, 0))).unwrap().unwrap();
+        udp.connect((GATEWAY, port)).unwrap();
+        udp.set_read_timeout(Some(SILENCE)).unwrap();
+        udp.send(b"anyone?").unwrap();
+        assert_eq!(udp.recv(&mut [0; 9]).unwrap_err().kind(), ErrorKind::WouldBlock, "udp/{port}");
+    }
+    assert_eq!(ping::ping(&stranger, GATEWAY, 3, Duration::from_millis(20)).unwrap().lost(), 3);
+
+    let listener = gateway.enter(|| TcpListener::bind((GATEWAY, 22))).unwrap().unwrap();
+    stranger
+        .enter(|| TcpStream::connect_timeout(&SocketAddr::from((GATEWAY, 22)), PATIENCE))
+        .unwrap()
+        .expect("management stays reachable");
+    drop(listener);
+
+    let to = SocketAddr::from((STRANGER, 4433));
+    let listener = stranger.enter(|| TcpListener::bind(to)).unwrap().unwrap();
+    let mut stream = gateway.enter(|| TcpStream::connect_timeout(&to, PATIENCE)).unwrap().unwrap();
+    listener.accept().unwrap().0.write_all(b"welcome").unwrap();
+    let mut buffer = [0; 7];
+    stream.read_exact(&mut buffer).unwrap();
+    let server = stranger.enter(|| UdpSocket::bind(to)).unwrap().unwrap();
+    let client = gateway.enter(|| UdpSocket::bind((GATEWAY, 0))).unwrap().unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.send_to(b"hello", to).unwrap();
+    let (_, from) = server.recv_from(&mut buffer).unwrap();
+    server.send_to(b"welcome", from).unwrap();
+    assert_eq!(client.recv(&mut buffer).expect("an answer"), 7);
+    assert_eq!(ping::ping(&gateway, STRANGER, 3, Duration::from_millis(20)).unwrap().lost(), 0);
+}
+
+#[test]
+fn the_nft_tool_reads_what_we_wrote() {
+    if !in_private_network("net::filter::tests::the_nft_tool_reads_what_we_wrote") {
+        return;
+    }
+    let Some(nft) = anteroom_lab::programs::find("nft") else {
+        eprintln!("skipped: `nft` isn't installed");
+        return;
+    };
+    let (gateway, _stranger) = pair();
+    let management = ["tcp/22".parse().unwrap(), "icmp/echo".parse().unwrap()];
+    let wanted = Guard { interfaces: vec!["up0"], tunnel_port: 51820, management: &management };
+    let list = || {
+        let listed = gateway.run(&nft, &["list", "ruleset"]).unwrap();
+        listed.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect()
+    };
+    let expect = |lines: Vec<String>, expected: &[&str]| {
+        for line in expected {
+            assert!(lines.iter().any(|l| l == line), "no line {line:?} in\n{}", lines.join("\n"));
+        }
+    };
+    gateway
+        .enter(|| {
+            assert_eq!(isolate(&["up0"], &["up0"]).unwrap(), Isolation::Full);
+            assert_eq!(guard(&wanted).unwrap(), Guarding::Tracked);
+        })
+        .unwrap();
+    expect(
+        list(),
+        &[
+            "table netdev anteroom {",
+            "type filter hook ingress device \"up0\" priority -500; policy drop;",
+            "type filter hook egress device \"up0\" priority -500; policy drop;",
+            "meta mark 0x616e7465 accept",
+            "table inet anteroom_guard {",
+            "type filter hook input priority filter - 10; policy accept;",
+            "iifname \"up0\" jump guarded",
+            "udp dport 51820 accept",
+            "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
+            "icmpv6 type nd-neighbor-solicit accept",
+            "tcp dport 22 accept",
+            "icmp type echo-request accept",
+            "icmpv6 type echo-request accept",
+            "ct state established,related accept",
+            "counter packets 0 bytes 0 drop",
+            "iifname \"up0\" drop",
+            "type filter hook prerouting priority raw; policy accept;",
+            "iifname \"up0\" udp dport 51820 notrack",
+            "oifname \"up0\" udp sport 51820 notrack",
+        ],
+    );
+    gateway.enter(release).unwrap().unwrap();
+    let left: Vec<String> = list();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn what_is_refused_leaves_the_old_filter_in_force() {
+    if !in_private_network("net::filter::tests::what_is_refused_leaves_the_old_filter_in_force") {
+        return;
+    }
+    let (gateway, stranger) = pair();
+    gateway.enter(|| isolate(&["up0"], &["up0"])).unwrap().unwrap();
+    let refused = || {
+        let mut batch = ports(&["up0"], true);
+        batch.rule(Family::Netdev, PORTS, "nowhere", &[Expression::Accept]);
+        batch.commit()
+    };
+    let error = gateway.enter(refused).unwrap().unwrap_err().to_string();
+    assert!(error.contains("a rule of chain nowhere: "), "{error}");
+    let series = ping::ping(&stranger, GATEWAY, 2, Duration::from_millis(20)).unwrap();
+    assert_eq!(series.lost(), 2);
+}
+
+#[test]
+fn an_absent_port_keeps_no_other_from_being_isolated() {
+    if !in_private_network("net::filter::tests::an_absent_port_keeps_no_other_from_being_isolated")
+    {
+        return;
+    }
+    let (gateway, stranger) = pair();
+    gateway.enter(|| isolate(&["absent0", "up0"], &["up0"])).unwrap().unwrap();
+    let series = ping::ping(&stranger, GATEWAY, 2, Duration::from_millis(20)).unwrap();
+    assert_eq!(series.lost(), 2);
+}

@@ -1,0 +1,163 @@
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
+
+use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::topology::Host;
+
+use super::*;
+
+fn bind(listen: &str) -> UdpSocket {
+    UdpSocket::bind(listen.parse().unwrap()).unwrap()
+}
+
+fn receive(
+    socket: &UdpSocket,
+    ring: &mut DatagramRing,
+    count: usize,
+) -> Vec<(SocketAddr, Vec<u8>)> {
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut received = Vec::new();
+    let mut truncated = 0;
+    while received.len() + (truncated as usize) < count && Instant::now() < end {
+        ring.fetch(socket).unwrap();
+        ring.lend(&mut truncated, |datagrams| {
+            for datagram in datagrams {
+                assert_eq!(datagram.segment, datagram.bytes.len());
+                received.push((datagram.from, datagram.bytes.to_vec()));
+            }
+        });
+    }
+    received
+}
+
+#[test]
+fn batches_arrive_whole_and_in_order() {
+    let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let to = b.local_address().unwrap();
+    let sent: Vec<Vec<u8>> = (0..200_usize).map(|i| vec![i as u8; i * 7]).collect();
+    let mut outcome = Sent::default();
+    a.send(sent.iter().map(|bytes| (to, 0, &bytes[..])), &mut outcome);
+    assert_eq!(outcome, Sent { sent: 200, ..Sent::default() });
+    let received = receive(&b, &mut DatagramRing::default(), 200);
+    let from = a.local_address().unwrap();
+    let expected: Vec<_> = sent.into_iter().map(|bytes| (from, bytes)).collect();
+    assert_eq!(received, expected);
+}
+
+#[test]
+fn too_long_a_datagram_is_counted_and_the_next_still_comes() {
+    let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let to = b.local_address().unwrap();
+    let [longest, longer] = [vec![1; MAX_DATAGRAM], vec![2; MAX_DATAGRAM + 1]];
+    let mut outcome = Sent::default();
+    a.send([&longer, &longest].into_iter().map(|bytes| (to, 0, &bytes[..])), &mut outcome);
+    let mut ring = DatagramRing::default();
+    let received = receive(&b, &mut ring, 2);
+    assert_eq!(received.len(), 1);
+    assert_eq!(received[0].1, longest);
+}
+
+#[test]
+fn the_outer_header_bears_the_type_of_service_and_forbids_fragments() {
+    if !in_private_network(
+        "net::udp::tests::the_outer_header_bears_the_type_of_service_and_forbids_fragments",
+    ) {
+        return;
+    }
+    let host = Host::create("host").unwrap();
+    host.enter(|| {
+        std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "0").ok();
+        std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "0").ok();
+    })
+    .unwrap();
+    host.ip("link set lo mtu 1500").unwrap();
+    host.ip("link set lo down").unwrap();
+    host.ip("link set lo up").unwrap();
+    host.enter(|| {
+        let socket = bind("[::]:0");
+        let port = socket.local_address().unwrap().port();
+        for ip in [IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()] {
+            let server =
+                Socket::new(Domain::for_address((ip, 0).into()), Type::DGRAM, None).unwrap();
+            let (level, option) = match ip {
+                IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_RECVTOS),
+                IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS),
+            };
+            let kind = match ip {
+                IpAddr::V4(_) => libc::IP_TOS,
+                IpAddr::V6(_) => libc::IPV6_TCLASS,
+            };
+            sys::set_option(&server, level, option, 1_i32).unwrap();
+            server.bind(&SocketAddr::new(ip, 0).into()).unwrap();
+            let to = server.local_addr().unwrap().as_socket().unwrap();
+
+            let mut outcome = Sent::default();
+            let too_big = [0; 1500];
+            let datagrams = [(to, 0xb8, &b"alarm"[..]), (to, 0, &too_big), (to, 0, b"archive")];
+            socket.send(datagrams.into_iter(), &mut outcome);
+            assert_eq!((outcome.sent, outcome.too_big), (2, 1), "{ip}: {outcome:?}");
+            for (payload, tos) in [(&b"alarm"[..], 0xb8), (b"archive", 0)] {
+                let (bytes, seen) = receive_with_control(&server, level, kind);
+                assert_eq!((&bytes[..], seen), (payload, Some(tos)), "{ip}");
+            }
+            // Back to the dual-stack socket: its peer is named as an IPv4 address.
+            server.send_to(b"back", &SocketAddr::new(ip, port).into()).unwrap();
+            let received = receive(&socket, &mut DatagramRing::default(), 1);
+            assert_eq!(received, [(to, b"back".to_vec())]);
+        }
+        // No way leads there; the rest of the batch still goes.
+        let mut outcome = Sent::default();
+        let datagrams = [("192.0.2.1:9", &b"x"[..]), ("127.0.0.1:9", b"y")]
+            .map(|(to, b)| (to.parse().unwrap(), 0, b));
+        socket.send(datagrams.into_iter(), &mut outcome);
+        assert_eq!((outcome.sent, outcome.unreachable), (1, 1), "{outcome:?}");
+    })
+    .unwrap();
+}
+
+fn receive_with_control(
+    socket: &Socket,
+    level: libc::c_int,
+    kind: libc::c_int,
+) -> (Vec<u8>, Option<u8>) {
+    let mut bytes = vec![0; 2000];
+    let mut control = Control::EMPTY;
+    let mut vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut message = sys::empty_message();
+    message.msg_hdr.msg_iov = &raw mut vector;
+    message.msg_hdr.msg_iovlen = 1;
+    message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_hdr.msg_controllen = control.0.len();
+    let end = Instant::now() + Duration::from_secs(5);
+    // SAFETY: the vector and the control room live in this function, with their true lengths.
+    while unsafe { sys::receive_messages(socket, std::slice::from_mut(&mut message)) }.unwrap() == 0
+    {
+        assert!(Instant::now() < end, "nothing came");
+    }
+    bytes.truncate(message.msg_len as usize);
+    let value = control.find(message.msg_hdr.msg_controllen, level, kind);
+    (bytes, value.map(|value| value[0]))
+}
+
+#[test]
+fn an_address_that_comes_later_or_goes_for_a_while_does_no_harm() {
+    if !in_private_network(
+        "net::udp::tests::an_address_that_comes_later_or_goes_for_a_while_does_no_harm",
+    ) {
+        return;
+    }
+    let host = Host::create("host").unwrap();
+    let socket = host.enter(|| bind("192.0.2.7:51820")).unwrap();
+    let peer = host.enter(|| bind("127.0.0.1:0")).unwrap();
+    let to = peer.local_address().unwrap();
+    let mut ring = DatagramRing::default();
+    for round in 0..2 {
+        host.ip("address add 192.0.2.7/32 dev lo").unwrap();
+        let mut outcome = Sent::default();
+        socket.send([(to, 0, &b"here"[..])].into_iter(), &mut outcome);
+        assert_eq!(outcome.sent, 1, "in round {round}: {outcome:?}");
+        let received = receive(&peer, &mut ring, 1);
+        assert_eq!(received[0].0, "192.0.2.7:51820".parse().unwrap(), "in round {round}");
+        host.ip("address del 192.0.2.7/32 dev lo").unwrap();
+    }
+}
