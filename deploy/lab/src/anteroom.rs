@@ -261,12 +261,14 @@ impl Operator {
         Ok(path.display().to_string())
     }
 
-    /// Applies a policy file and waits for the gateways.
+    /// Plans a policy file, applies the plan and waits for the gateways.
     ///
     /// # Errors
     /// What the command line said, also if a gateway lags.
     pub fn apply(&self, file: &str, reason: &str) -> Result<Outcome> {
-        self.ok(&["policy", "apply", file, "--reason", reason, "--yes"])
+        let plan = format!("{file}.plan");
+        self.ok(&["policy", "plan", file, "--out", &plan])?;
+        self.ok(&["policy", "apply", &plan, "--reason", reason, "--yes"])
     }
 
     /// Sets the mode of devices and waits for the gateways. Enforce is confirmed by name, and forced: no lab observes for
@@ -408,6 +410,24 @@ impl Gateway {
     pub fn process(&mut self) -> Result<&mut Process> {
         let name = &self.name;
         self.process.as_mut().with_context(|| format!("the agent of {name} isn't running"))
+    }
+
+    /// Makes it as new: all that the agent kept is gone, the marker beside its state included.
+    ///
+    /// # Errors
+    /// If the agent is running, or a directory can't be removed.
+    pub fn forget(&self) -> Result<()> {
+        if self.process.is_some() {
+            bail!("the agent of {} is running", self.name);
+        }
+        let marker = self.state.with_file_name("state-marker");
+        for directory in [&self.state, &marker] {
+            if directory.exists() {
+                std::fs::remove_dir_all(directory)
+                    .with_context(|| format!("removing {}", directory.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Kills the agent, as a power cut would.

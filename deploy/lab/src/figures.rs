@@ -70,8 +70,8 @@ pub fn enforced_hospital(programs: Programs, directory: &Path, logs: &Path) -> R
 /// When the controller took its newest revision over, in milliseconds since 1970.
 fn newest_accepted(hospital: &Hospital) -> Result<u64> {
     let audit = hospital.operator.json(&["audit", "list", "--limit", "20"])?;
-    let list = audit.as_array().or_else(|| audit["entries"].as_array());
-    let newest = list
+    let newest = audit
+        .as_array()
         .context("the audit log is a list")?
         .iter()
         .filter(|entry| !entry["revision"].is_null())
@@ -80,9 +80,10 @@ fn newest_accepted(hospital: &Hospital) -> Result<u64> {
     moment(&newest["at"]).with_context(|| format!("no time in {newest}"))
 }
 
-/// A time in the command line's JSON: milliseconds, or RFC 3339.
+/// A time as the command line writes it, in milliseconds since 1970.
 fn moment(value: &Value) -> Option<u64> {
-    value.as_u64()
+    let stamp: jiff::Timestamp = value.as_str()?.parse().ok()?;
+    u64::try_from(stamp.as_millisecond()).ok()
 }
 
 fn since(accepted: u64, at: SystemTime) -> u64 {
@@ -115,7 +116,7 @@ pub fn measure(
     loss(&mut report, &mut hospital, pings);
     round_trip(&mut report, &hospital);
     memory(&mut report, &mut hospital);
-    revocation(&mut report, &hospital);
+    revocation(&mut report, &mut hospital, rounds.min(10));
     report.end("");
     Ok(report)
 }
@@ -317,22 +318,66 @@ fn stream(hospital: &mut Hospital, iperf3: &Path) -> Result<(u64, u64)> {
     Ok(((rate / 1e6) as u64, highest))
 }
 
-/// One gateway can be revoked once: from the controller's taking over of it to the last ping.
-fn revocation(report: &mut Report, hospital: &Hospital) {
-    let mut figure = Value::Null;
-    report.check("revocation", "revocation to cut off: under 250 ms", || {
-        let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1").address());
-        let pinging = Pinging::start(&ct.host, pacs, 1_000_000, FINE)?;
-        wait::until(Duration::from_secs(5), "a ping to pass", || {
-            (pinging.received() > 0).then_some(())
-        })?;
-        story::revoke(hospital, "imaging")?;
-        let series = pinging.stop()?;
-        let took = since(newest_accepted(hospital)?, series.last_reply_at.context("none")?);
-        figure = json!(took);
-        if took >= 250 { bail!("{took} ms") } else { Ok(format!("{took} ms")) }
+/// Revokes a gateway again and again, enrolling it anew in between: from the controller's taking over of the revision to the
+/// last ping that passed.
+fn revocation(report: &mut Report, hospital: &mut Hospital, rounds: u32) {
+    let mut times = Vec::new();
+    let expected = "revocation to cut off: p99 under 250 ms, as pings see it";
+    report.check("revocation", expected, || {
+        let pacs = hospital.machine("pacs-1").address();
+        let mut name = "imaging".to_owned();
+        for round in 1..=rounds {
+            let ct = hospital.machine("ct-1").host.clone();
+            let pinging = Pinging::start(&ct, pacs, 1_000_000, FINE)?;
+            wait::until(Duration::from_secs(10), "a ping to pass", || {
+                (pinging.received() > 0).then_some(())
+            })?;
+            story::revoke(hospital, &name)?;
+            let series = pinging.stop()?;
+            times.push(since(newest_accepted(hospital)?, series.last_reply_at.context("none")?));
+            if round < rounds {
+                name = format!("imaging-{round}");
+                enrol_anew(hospital, &name)?;
+            }
+        }
+        times.sort_unstable();
+        let p99 = percentile(&times, 0.99).context("no rounds")?;
+        let seen = format!("p50 {} ms, p99 {p99} ms", percentile(&times, 0.5).unwrap_or(0));
+        if p99 >= 250 { bail!("{seen}: {times:?}") } else { Ok(seen) }
     });
-    report.figure("revoke_to_cut_off_ms", figure);
+    report.figure("revoke_to_cut_off_ms", spread(times));
+}
+
+/// Puts a new gateway in the place of the imaging one, and its devices behind it.
+fn enrol_anew(hospital: &mut Hospital, name: &str) -> Result<()> {
+    let invite = hospital.operator.invite(name, crate::hospital::SITE)?;
+    let gateway = hospital.gateway("imaging");
+    gateway.kill()?;
+    gateway.forget()?;
+    gateway.enroll(&invite)?;
+    gateway.start()?;
+    gateway.wait_running()?;
+    let why = "taking the place of a revoked one";
+    hospital.operator.ok(&["gateway", "approve", name, "--reason", why, "--yes"])?;
+    let behind = ["ct-1", "mri-1"];
+    for device in behind {
+        hospital.machine(device).announce()?;
+    }
+    wait::until_ok(Duration::from_secs(15), "the devices to be seen behind it", || {
+        let new = hospital.operator.json(&["device", "list", "--new"])?.to_string();
+        for device in behind {
+            let mac = hospital.machine(device).plan.mac();
+            if !new.contains(&mac) {
+                bail!("no {mac} in {new}");
+            }
+        }
+        Ok(())
+    })?;
+    for device in behind {
+        story::confirm(hospital, device)?;
+    }
+    hospital.operator.mode(&behind, "protect", why)?;
+    hospital.operator.mode(&behind, "enforce", why).map(|_| ())
 }
 
 #[cfg(test)]
@@ -346,5 +391,11 @@ mod tests {
         assert_eq!(percentile(&[1, 2, 3, 4, 5], 0.5), Some(3));
         assert_eq!(percentile(&[1, 2, 3, 4, 5], 0.99), Some(5));
         assert_eq!(spread(vec![3, 1, 2])["max"], 3);
+    }
+
+    #[test]
+    fn the_command_lines_times_are_read() {
+        assert_eq!(moment(&json!("1970-01-01T00:00:01.250Z")), Some(1_250));
+        assert_eq!(moment(&json!("yesterday")), None);
     }
 }

@@ -22,7 +22,9 @@ use crate::programs::Programs;
 use crate::scan::Findings;
 
 pub use failures::{restart_gateway, revoke};
-pub use protect::{approve_all, confirm_all, device_names, only_ciphertext, wait_for_inventory};
+pub use protect::{
+    approve_all, confirm, confirm_all, device_names, only_ciphertext, wait_for_inventory,
+};
 pub use report::Report;
 
 /// The policy that the lab's operator applies.

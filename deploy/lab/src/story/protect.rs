@@ -63,31 +63,28 @@ pub fn wait_for_inventory(hospital: &Hospital) -> Result<String> {
 /// What the command line said.
 pub fn confirm_all(hospital: &Hospital) -> Result<String> {
     for device in hospital.devices() {
-        let (mac, class) = (device.plan.mac(), format!("class={}", device.plan.class));
-        let address = device.address().to_string();
-        let router = crate::hospital::address(device.plan.subnet, 1).to_string();
-        let mut arguments = vec![
-            "device",
-            "confirm",
-            &mac,
-            "--name",
-            device.plan.name,
-            "--address",
-            &address,
-            "--prefix-len",
-            "24",
-            "--router",
-            &router,
-            "--label",
-            &class,
-        ];
-        if matches!(device.plan.class, "ct" | "mri") {
-            arguments.extend(["--label", "role=modality"]);
-        }
-        arguments.extend(["--reason", "read off the rating plate", "--yes"]);
-        hospital.operator.ok(&arguments)?;
+        confirm(hospital, device.plan.name)?;
     }
     Ok("6 devices named and labelled".into())
+}
+
+/// Confirms one device under its name, with labels.
+///
+/// # Errors
+/// What the command line said.
+pub fn confirm(hospital: &Hospital, name: &str) -> Result<()> {
+    let device = hospital.machine(name);
+    let (mac, class) = (device.plan.mac(), format!("class={}", device.plan.class));
+    let address = device.address().to_string();
+    let router = crate::hospital::address(device.plan.subnet, 1).to_string();
+    let mut arguments = vec!["device", "confirm", &mac, "--name", name];
+    arguments.extend(["--address", &address, "--prefix-len", "24", "--router", &router]);
+    arguments.extend(["--label", &class]);
+    if matches!(device.plan.class, "ct" | "mri") {
+        arguments.extend(["--label", "role=modality"]);
+    }
+    arguments.extend(["--reason", "read off the rating plate", "--yes"]);
+    hospital.operator.ok(&arguments).map(|_| ())
 }
 
 /// Names of all devices.
