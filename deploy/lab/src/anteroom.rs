@@ -17,6 +17,9 @@ use crate::wait;
 /// How long a program may take to start.
 const START: Duration = Duration::from_secs(15);
 
+/// How long a command may take.
+const COMMAND: Duration = Duration::from_secs(60);
+
 /// The port on which the controller serves operators.
 const HTTPS_PORT: u16 = 8443;
 
@@ -64,20 +67,39 @@ impl std::fmt::Display for Outcome {
     }
 }
 
+/// Runs a program to its end, for [`COMMAND`] at most.
 fn run(host: &Host, program: &Path, arguments: &[&str]) -> Result<Outcome> {
     let name = program.file_name().unwrap_or_default().to_string_lossy();
-    let output = host
+    let command = format!("{name} {}", arguments.join(" "));
+    // Files, since nobody would empty a pipe while waiting.
+    let (stdout, stderr) = (tempfile::NamedTempFile::new()?, tempfile::NamedTempFile::new()?);
+    let mut child = host
         .command(program)
         .args(arguments)
         .stdin(Stdio::null())
-        .output()
+        .stdout(stdout.reopen()?)
+        .stderr(stderr.reopen()?)
+        .spawn()
         .with_context(|| format!("starting {}", program.display()))?;
-    Ok(Outcome {
-        code: output.status.code().unwrap_or(-1),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        command: format!("{name} {}", arguments.join(" ")),
-    })
+    let ended = wait::until(COMMAND, &format!("`{command}` to end"), || {
+        child.try_wait().map_or(Some(None), |status| status.map(Some))
+    });
+    if ended.is_err() {
+        child.kill().ok();
+    }
+    let status = child.wait()?;
+    let read =
+        |file: &Path| std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let outcome = Outcome {
+        code: status.code().unwrap_or(-1),
+        stdout: read(stdout.path())?,
+        stderr: read(stderr.path())?,
+        command,
+    };
+    match ended {
+        Ok(_) => Ok(outcome),
+        Err(timed_out) => Err(anyhow!("{timed_out}: {outcome}")),
+    }
 }
 
 /// The controller on its machine.
@@ -401,6 +423,21 @@ impl Gateway {
     /// If the agent doesn't answer.
     pub fn status(&self) -> Result<Value> {
         self.command(&["status", "--json"])?.ok()?.json()
+    }
+
+    /// Stops the agent in order.
+    ///
+    /// # Errors
+    /// If it wasn't running, or doesn't end.
+    pub fn stop(&mut self) -> Result<()> {
+        let Some(mut process) = self.process.take() else {
+            bail!("the agent of {} isn't running", self.name)
+        };
+        let status = process.stop(START)?;
+        if !status.success() {
+            bail!("the agent of {} ended with {status}: {}", self.name, process.tail());
+        }
+        Ok(())
     }
 
     /// Its process.

@@ -296,18 +296,11 @@ impl Hospital {
             .collect()
     }
 
-    /// Makes the controller, takes it over as operator `ana`, and lets every gateway enrol and run. They are wires now.
+    /// Starts every gateway's agent. Not enrolled, they are wires.
     ///
     /// # Errors
     /// What a program said.
-    pub fn start_anteroom(&mut self) -> Result<()> {
-        let code = self.controller.init()?;
-        self.controller.start()?;
-        self.operator.claim(&code)?;
-        for gateway in self.gateways.values_mut() {
-            let invite = self.operator.invite(gateway.name(), SITE)?;
-            gateway.enroll(&invite)?;
-        }
+    pub fn start_wires(&mut self) -> Result<()> {
         for gateway in self.gateways.values_mut() {
             gateway.start()?;
         }
@@ -315,6 +308,43 @@ impl Hospital {
             gateway.wait_running()?;
         }
         Ok(())
+    }
+
+    /// Makes the controller, and takes it over as operator `ana`.
+    ///
+    /// # Errors
+    /// What a program said.
+    pub fn start_controller(&mut self) -> Result<()> {
+        let code = self.controller.init()?;
+        self.controller.start()?;
+        self.operator.claim(&code)
+    }
+
+    /// Invites every gateway, which then enrols and starts anew. Not approved, they are wires still.
+    ///
+    /// # Errors
+    /// What a program said.
+    pub fn enrol_gateways(&mut self) -> Result<()> {
+        for gateway in self.gateways.values_mut() {
+            let invite = self.operator.invite(gateway.name(), SITE)?;
+            gateway.stop()?;
+            gateway.enroll(&invite)?;
+            gateway.start()?;
+        }
+        for gateway in self.gateways.values_mut() {
+            gateway.wait_running()?;
+        }
+        Ok(())
+    }
+
+    /// All of these, one after another.
+    ///
+    /// # Errors
+    /// What a program said.
+    pub fn start_anteroom(&mut self) -> Result<()> {
+        self.start_wires()?;
+        self.start_controller()?;
+        self.enrol_gateways()
     }
 }
 

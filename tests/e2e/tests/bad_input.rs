@@ -230,11 +230,17 @@ fn an_agent_refuses_bad_invites_configurations_and_requests() {
     }
     std::fs::write(&gateway.config, &good).unwrap();
 
-    // Not enrolled, and not running.
-    let outcome = gateway.command(&["run"]).unwrap();
-    assert!(outcome.code != 0 && outcome.stderr.contains("enroll"), "{outcome}");
+    // Not running.
     let outcome = gateway.command(&["status"]).unwrap();
     assert!(outcome.code != 0 && !outcome.stderr.contains("panicked"), "{outcome}");
+
+    // Not enrolled, it runs as a wire, and shows nobody's identity.
+    let gateway = hospital.gateway("imaging");
+    gateway.start().unwrap();
+    gateway.wait_running().unwrap();
+    gateway.stop().unwrap();
+    let outcome = gateway.command(&["identity"]).unwrap();
+    assert!(!outcome.stderr.contains("panicked"), "{outcome}");
 
     // The invite is still good, and good for one identity.
     let gateway = hospital.gateway("imaging");

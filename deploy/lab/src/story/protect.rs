@@ -96,6 +96,19 @@ pub fn device_names(hospital: &Hospital) -> Vec<&'static str> {
 impl Story {
     pub(super) fn protect(&mut self) {
         self.report.begin(2, "What would break");
+        let hospital = &mut self.hospital;
+        self.report.check(
+            "controller",
+            "a controller is made, and claimed by its first operator with the setup code",
+            || {
+                hospital.start_controller()?;
+                hospital.operator.ok(&["whoami"]).map(|outcome| outcome.stdout.trim().into())
+            },
+        );
+        self.report.check("enrol", "three gateways are invited and enrol", || {
+            hospital.enrol_gateways()?;
+            Ok("3 enrolled, none approved: wires still".into())
+        });
         let hospital = &self.hospital;
         self.report.check(
             "approve",
