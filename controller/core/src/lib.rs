@@ -1,7 +1,7 @@
 //! The brain of Anteroom: model, policy, compile, plan, lint. Pure; the command line uses it too.
 //!
 //! The way through: an operator's command line takes the newest signed [`model`], changes it ([`edit`]), compiles
-//! it ([`compile`]: policy text to one intent leaf a gateway), shows what differs ([`plan`], with what [`lint`]
+//! it ([`mod@compile`]: policy text to one intent leaf a gateway), shows what differs ([`plan`], with what [`lint`]
 //! finds and what recorded traffic would break), and signs. The controller compiles the same model and must
 //! come to the same root. [`decide`] is the reference for what a model allows; [`why`], [`blast`] and the
 //! policy's own tests stand on it.

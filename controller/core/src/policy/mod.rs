@@ -1,6 +1,6 @@
 //! The policy: infrastructure, externals, segments, services, rules and tests, in one text file.
 //!
-//! Allow-only and order-free. [`parse`] reads the text and keeps where each thing stands, so that a problem
+//! Allow-only and order-free. [`parse()`] reads the text and keeps where each thing stands, so that a problem
 //! can name file, line and key. Whether the devices that it names exist is for [`crate::resolve`] to say.
 
 use std::collections::BTreeMap;
