@@ -87,8 +87,12 @@ fn reason(
         (IpAddr::V4(_), _) => Some(DropReason::OtherProtocol),
     };
     if let Some(reason) = uncarried {
-        // DHCP begins with a broadcast, which is one of the infrastructure kinds.
-        let dhcp = edge.protocol == 17 && matches!(edge.port, 67 | 68);
+        // DHCP begins with a broadcast, which passes where the site names its servers.
+        let site = resolved.site_of(own);
+        let infrastructure = site.and_then(|site| resolved.policy.infrastructure.get(site));
+        let dhcp = edge.protocol == 17
+            && matches!(edge.port, 67 | 68)
+            && infrastructure.is_some_and(|found| !found.dhcp.is_empty());
         if device.mode != Mode::Enforce || dhcp {
             return None;
         }

@@ -235,6 +235,22 @@ fn what_was_seen_and_would_be_dropped_is_listed() {
 }
 
 #[test]
+fn dhcp_breaks_where_the_site_names_no_servers() {
+    let mut dhcp = edge(2, 3, [0; 4], [255; 4], true, 67);
+    dhcp.protocol = 17;
+    let evidence = Evidence { edges: vec![dhcp], sightings: Vec::new() };
+    let broken = |servers: &str| {
+        let mut before = hospital();
+        before.policy = before.policy.replace("dhcp = [\"10.20.0.2\"]", servers);
+        let mut after = before.clone();
+        set_modes(&mut after, Mode::Enforce, &["pump-1"]);
+        plan(&before, &after, &evidence).would_break.len()
+    };
+    assert_eq!(broken("dhcp = [\"10.20.0.2\"]"), 0);
+    assert_eq!(broken("dhcp = []"), 1);
+}
+
+#[test]
 fn enforce_too_early_is_refused_and_can_be_forced() {
     let mut before = hospital();
     before.devices.get_mut(&member_id(3)).unwrap().confirmed_at = UnixMillis(NOW.0 - HOUR);
