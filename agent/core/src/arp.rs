@@ -132,7 +132,8 @@ pub(crate) fn to_enforced(
     packet: &ArpPacket,
 ) -> Outcome {
     let Some(device) = &station.device else { return Outcome::PASS };
-    if packet.sender_mac != source
+    if device.stance == Mode::Unrecognised
+        || packet.sender_mac != source
         || packet.is_probe()
         || device.owns(packet.sender)
         || !may_know(policy, own, station, packet.sender)

@@ -6,14 +6,13 @@ use anteroom_proto::mac::MacAddr;
 
 use crate::limits::BRIDGE_AGE;
 use crate::table::Map;
+use crate::wire::ethernet;
 
-/// 802.1X's group address (IEEE 802.1X, "nearest non-bridge").
-const PAE_GROUP: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x03]);
-
-/// Whether a frame belongs to 802.1X or LLDP: port and switch speak to each other, in every mode.
+/// Whether a frame belongs to 802.1X or LLDP: port and switch speak to each other, in every mode. LLDP goes to
+/// its group addresses only (IEEE 802.1AB 7.1); 802.1X may also be unicast.
 pub(crate) fn is_link_control(destination: MacAddr, ethertype: u16) -> bool {
-    use crate::wire::ethernet::{EAPOL, LLDP};
-    destination == PAE_GROUP || ethertype == EAPOL || ethertype == LLDP
+    let nearest = matches!(destination.0, [0x01, 0x80, 0xc2, 0, 0, 0x00 | 0x03 | 0x0e]);
+    ethertype == ethernet::EAPOL || (ethertype == ethernet::LLDP && nearest)
 }
 
 /// Addresses heard on the uplink.
@@ -66,6 +65,17 @@ impl Bridge {
 mod tests {
     use super::*;
     use crate::table::Seeds;
+
+    #[test]
+    fn only_802_1x_and_lldp_are_link_control() {
+        let group = |last| MacAddr([0x01, 0x80, 0xc2, 0, 0, last]);
+        let unicast = MacAddr([0, 1, 2, 3, 4, 5]);
+        assert!(is_link_control(group(3), ethernet::EAPOL));
+        assert!(is_link_control(unicast, ethernet::EAPOL));
+        assert!(is_link_control(group(0x0e), ethernet::LLDP));
+        assert!(!is_link_control(unicast, ethernet::LLDP));
+        assert!(!is_link_control(group(3), ethernet::IPV4));
+    }
 
     #[test]
     fn the_table_is_bounded_and_ages() {

@@ -177,7 +177,9 @@ impl Host {
             Transport::IcmpEcho { reply: false } => {
                 Some(packet::echo(self.address, packet.source, true, packet.source_port, &data))
             }
-            Transport::Udp if own.1 < 40_000 => Some(packet::udp(own, source, &data)),
+            Transport::Udp if own.1 < 40_000 && source.1 >= 40_000 => {
+                Some(packet::udp(own, source, &data))
+            }
             Transport::Tcp { .. } if flags.opens() => {
                 Some(packet::tcp(own, source, TcpFlags::SYN | TcpFlags::ACK, &[]))
             }

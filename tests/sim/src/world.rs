@@ -25,6 +25,8 @@ use crate::random::Random;
 
 /// One way over a cable, or through the underlay.
 const HOP: Duration = Duration::from_micros(200);
+/// More frames than this between two calls of [`World::clear_campus`] are a storm.
+const STORM: usize = 20_000;
 /// The campus router's Ethernet address, the same in each subnet.
 pub const ROUTER: MacAddr = mac(0x01, 1);
 /// The wall clock at the beginning.
@@ -153,7 +155,6 @@ impl World {
     /// A world with nothing in it.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
         let now = Instant::now();
         Self {
             now,
@@ -291,12 +292,12 @@ impl World {
         let mut frames = Vec::new();
         action(&mut self.hosts[host], &mut frames);
         for frame in frames {
-            self.from_host(host, frame);
+            self.put(host, frame);
         }
     }
 
     /// Puts a frame on a host's cable, whatever it is.
-    pub fn from_host(&mut self, host: usize, frame: Vec<u8>) {
+    pub fn put(&mut self, host: usize, frame: Vec<u8>) {
         let to = match self.plugs[host] {
             Plug::Port(gateway, port) => To::Gateway(gateway, port),
             Plug::Subnet(_) => To::Campus(Cable::Host(host)),
@@ -355,10 +356,10 @@ impl World {
                         let mut out = Vec::new();
                         self.hosts[host].receive(&bytes, &mut out);
                         for frame in out {
-                            self.from_host(host, frame);
+                            self.put(host, frame);
                         }
                     }
-                    To::Gateway(gateway, port) => self.to_gateway(gateway, port, bytes),
+                    To::Gateway(gateway, port) => self.gateway_takes(gateway, port, bytes),
                     To::Campus(cable) => self.switch(cable, bytes),
                 }
             }
@@ -376,7 +377,7 @@ impl World {
         }
     }
 
-    fn to_gateway(&mut self, gateway: usize, port: PortId, mut bytes: Vec<u8>) {
+    fn gateway_takes(&mut self, gateway: usize, port: PortId, mut bytes: Vec<u8>) {
         if self.gateways[gateway].engine.is_none() {
             return;
         }
@@ -432,6 +433,11 @@ impl World {
         let subnet = self.subnet_of(from, &bytes);
         let bytes = if from == Cable::Router { bytes[3..].to_vec() } else { bytes };
         self.campus.push(OnCampus { from, bytes: bytes.clone() });
+        assert!(
+            self.campus.len() < STORM,
+            "a storm on the campus: {:02x?}",
+            self.campus.get(STORM - 4..)
+        );
         let Ok(frame) = parse_ethernet(&bytes, None) else { return };
         let (source, destination) = (frame.source, frame.destination);
         if !source.is_group() {

@@ -39,7 +39,7 @@ fn junk(world: &mut World, random: &mut Random, host: usize) {
     let ethertype = *random.pick(&[0x0800, 0x0800, 0x0806, 0x86dd, 0x8100, 0x88b5]);
     let destination = world.hosts[other].mac;
     let frame = packet::frame(destination, world.hosts[host].mac, ethertype, &bytes);
-    world.from_host(host, frame);
+    world.put(host, frame);
 }
 
 fn settle(world: &mut World) {
@@ -149,8 +149,8 @@ fn expected(world: &World, from: usize, to: usize, service: (Protocol, u16)) -> 
 
 #[test]
 fn random_actions_end_as_the_model_foretells() {
-    for seed in 1..=12 {
-        run(seed, 40);
+    for seed in 1..=16 {
+        run(seed, 24);
     }
 }
 

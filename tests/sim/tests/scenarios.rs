@@ -125,7 +125,7 @@ fn observe_passes_everything_byte_for_byte() {
     ];
     world.clear_campus();
     for frame in &odd {
-        world.from_host(CT, frame.clone());
+        world.put(CT, frame.clone());
     }
     world.run(Duration::from_millis(5));
     let seen: Vec<_> = world.campus.iter().map(|seen| seen.bytes.clone()).collect();
@@ -214,19 +214,19 @@ fn enforce_lets_no_other_frame_out_or_in() {
         ]
     };
     for frame in bad(ct, router) {
-        world.from_host(CT, frame);
+        world.put(CT, frame);
     }
     let spoofed = packet::tcp((world.hosts[MRI].address, 5), (other, 104), TcpFlags::SYN, &[]);
-    world.from_host(CT, packet::frame(router, ct, 0x0800, &spoofed));
-    world.from_host(CT, packet::frame(router, world.hosts[MRI].mac, 0x0800, &spoofed));
+    world.put(CT, packet::frame(router, ct, 0x0800, &spoofed));
+    world.put(CT, packet::frame(router, world.hosts[MRI].mac, 0x0800, &spoofed));
     world.run(Duration::from_millis(20));
     assert!(world.campus.is_empty(), "{:02x?}", world.campus);
     for frame in bad(world.hosts[INTRUDER].mac, ct) {
-        world.from_host(INTRUDER, frame);
+        world.put(INTRUDER, frame);
     }
     let stolen = packet::tcp((world.hosts[PACS].address, 5), (address, 4006), TcpFlags::SYN, &[]);
-    world.from_host(INTRUDER, packet::frame(ct, world.hosts[INTRUDER].mac, 0x0800, &stolen));
-    world.from_host(INTRUDER, packet::frame(ct, world.hosts[MRI].mac, 0x0800, &stolen));
+    world.put(INTRUDER, packet::frame(ct, world.hosts[INTRUDER].mac, 0x0800, &stolen));
+    world.put(INTRUDER, packet::frame(ct, world.hosts[MRI].mac, 0x0800, &stolen));
     world.run(Duration::from_millis(20));
     assert!(world.hosts[CT].seen.is_empty(), "{:02x?}", world.hosts[CT].seen);
     let now = world.now;
@@ -470,7 +470,7 @@ fn an_unknown_machine_on_a_port_is_held_once_a_device_left_observe() {
     let address = [10, 20, 1, 99].into();
     let packet = packet::udp((address, 9), ([10, 20, 9, 20].into(), 9), b"hello");
     let frame = packet::frame(anteroom_sim::world::ROUTER, stranger, 0x0800, &packet);
-    world.from_host(CT, frame);
+    world.put(CT, frame);
     world.run(Duration::from_millis(10));
     assert!(world.campus.is_empty(), "{:02x?}", world.campus);
     let now = world.now;

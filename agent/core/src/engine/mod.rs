@@ -194,6 +194,7 @@ impl Engine {
     /// Takes over a view. Flows stay; their verdicts are found again as their packets come.
     ///
     /// Handshakes with new peers begin at the next [`Self::handle_timeout`], which is due at once.
+    #[expect(clippy::needless_pass_by_value, reason = "a view is handed over, not lent")]
     pub fn apply(&mut self, view: Arc<View>, now: Instant) {
         let quarantined =
             |member: &Member| member.quarantined || view.operation.quarantined.contains(&member.id);
@@ -227,7 +228,7 @@ impl Engine {
             Some((id, shared, device.stance))
         };
         let before = self.policy.take();
-        let policy = Policy::new(Arc::clone(&view), before.as_ref(), &mut self.seeds, place);
+        let policy = Policy::new(&view, before.as_ref(), &mut self.seeds, place);
         self.policy = Some(policy);
         self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
         self.set_peers(&view, now);

@@ -349,7 +349,7 @@ mod tests {
         for port in 4..6 {
             table
                 .insert(flow(0, port, State::Established, now), |f| {
-                    gone.push(f.tuple().source_port)
+                    gone.push(f.tuple().source_port);
                 })
                 .unwrap();
         }

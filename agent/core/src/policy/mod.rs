@@ -85,7 +85,7 @@ impl Policy {
     /// Prepares a view. `station` tells where a device of this gateway is and how it is treated; `before` is
     /// the policy until now, which knows the paths until now.
     pub(crate) fn new(
-        view: Arc<View>,
+        view: &Arc<View>,
         before: Option<&Self>,
         seeds: &mut Seeds,
         station: impl Fn(&Member) -> Option<(StationId, Mode, Mode)>,
@@ -96,7 +96,7 @@ impl Policy {
             by_address: seeds.map(),
             by_prefix: Vec::new(),
             rules: Rules::default(),
-            view: Arc::clone(&view),
+            view: Arc::clone(view),
         };
         let here = view.intent.devices.iter().map(|device| (&device.member, true));
         let elsewhere = view.intent.members.iter().map(|member| (member, false));
