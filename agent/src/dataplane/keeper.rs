@@ -58,7 +58,7 @@ impl Keeper {
     /// Runs until the worker ends.
     pub(super) async fn run(mut self) {
         let mut pause = RETRY.0;
-        let mut retry = Instant::now() + pause;
+        let mut retry = Instant::now();
         self.follow_carrier().await;
         loop {
             let dark = match self.carrier {
@@ -69,7 +69,7 @@ impl Keeper {
                 lost = self.lost.recv() => {
                     let Some(port) = lost else { return };
                     self.missing.insert(port);
-                    pause = RETRY.0;
+                    (pause, retry) = (RETRY.0, Instant::now());
                 }
                 changed = self.changes.changed() => {
                     if let Err(error) = changed {
@@ -81,26 +81,26 @@ impl Keeper {
                     if self.follow_addresses().await.is_err() {
                         return;
                     }
+                    // Not at once: an attempt makes changes itself, and a failing one mustn't chase its own tail.
                     pause = RETRY.0;
+                    retry = retry.min(Instant::now() + pause);
                 }
                 () = time::sleep_until(dark.unwrap_or_else(Instant::now)), if dark.is_some() => {
                     self.mirror_loss().await;
-                    continue;
                 }
                 changed = self.wants_gro.changed() => {
                     if changed.is_err() || self.switch_offloads().await.is_err() {
                         return;
                     }
-                    continue;
                 }
                 () = time::sleep_until(retry), if !self.missing.is_empty() => {
+                    if self.open_missing().await.is_err() {
+                        return;
+                    }
+                    retry = Instant::now() + pause;
                     pause = (pause * 2).min(RETRY.1);
                 }
             }
-            if self.open_missing().await.is_err() {
-                return;
-            }
-            retry = Instant::now() + pause;
         }
     }
 
@@ -166,31 +166,31 @@ impl Keeper {
 
     /// Opens what is there again. What isn't waits for the next change or attempt.
     async fn open_missing(&mut self) -> Result<(), Stopped> {
-        if self.missing.is_empty() {
-            return Ok(());
-        }
-        let mut waiting = Vec::new();
-        let ports_may_be_on = self.carrier != Carrier::Mirrored;
-        if ports_may_be_on && self.missing.iter().any(|port| !port.is_uplink()) {
-            // The filter's chains went with the interfaces: none is opened before they stand again.
-            match ports::isolate_ports(&self.config, &self.links).await {
-                Ok((found, _)) => {
-                    waiting.extend((1..).zip(found).map(|(index, link)| (id(index), link)));
-                }
-                Err(error) => tracing::warn!(%error, "ports can't be isolated; they stay closed"),
+        let mut back = Vec::new();
+        for port in &self.missing {
+            let Some(interface) = setup::interfaces(&self.config).nth(port.index()) else {
+                continue;
+            };
+            match self.links.find(interface).await {
+                // While an uplink is switched off, opening it would only report that once more. Ports are switched
+                // on below, unless they are off to show a dead uplink.
+                Ok(Some(link)) if !port.is_uplink() || link.up => back.push((*port, link)),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "an interface can't be read"),
             }
         }
-        if self.missing.contains(&PortId::UPLINK) {
-            match self.links.find(&self.config.uplink.interface).await {
-                // While it is switched off, opening it would only report that once more.
-                Ok(link) => waiting.push((PortId::UPLINK, link.filter(|link| link.up))),
-                Err(error) => tracing::warn!(%error, "the uplink can't be read"),
-            }
+        if self.carrier == Carrier::Mirrored {
+            back.retain(|(port, _)| port.is_uplink());
         }
-        for (port, link) in waiting {
-            if let Some(link) = link.filter(|_| self.missing.contains(&port)) {
-                self.open(port, &link).await?;
-            }
+        if back.iter().any(|(port, _)| !port.is_uplink())
+            && let Err(error) = ports::isolate_ports(&self.config, &self.links).await
+        {
+            // The filter's chains went with the interfaces: no port is opened before they stand again.
+            tracing::warn!(%error, "ports can't be isolated; they stay closed");
+            back.retain(|(port, _)| port.is_uplink());
+        }
+        for (port, link) in back {
+            self.open(port, &link).await?;
         }
         Ok(())
     }

@@ -115,3 +115,28 @@ impl Drop for EndTogether {
         std::process::abort();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_panicking_worker_takes_the_process_with_it() {
+        const INSIDE: &str = "ANTEROOM_TEST_PANIC";
+        if std::env::var_os(INSIDE).is_some() {
+            let worker = std::thread::spawn(|| {
+                let _whole = EndTogether;
+                panic!("as a worker might");
+            });
+            let _ = worker.join();
+            std::process::exit(0);
+        }
+        let test = "dataplane::tests::a_panicking_worker_takes_the_process_with_it";
+        let this = std::env::current_exe().unwrap();
+        let output = Command::new(this).args(["--exact", test]).env(INSIDE, "1").output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{output:?}");
+    }
+}

@@ -74,3 +74,32 @@ fn ethtool(interface: &InterfaceName, command: u32, data: u32) -> io::Result<u32
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value.data) }
 }
+
+#[cfg(test)]
+mod tests {
+    use anteroom_lab::namespace::in_private_network;
+    use anteroom_lab::topology::{self, Host};
+
+    use super::*;
+
+    #[test]
+    fn merging_is_switched_and_read_back() {
+        if !in_private_network("net::offload::tests::merging_is_switched_and_read_back") {
+            return;
+        }
+        let [near, far] = ["near", "far"].map(|name| Host::create(name).unwrap());
+        topology::cable((&near, "eth0", None), (&far, "eth0")).unwrap();
+        near.enter(|| {
+            let eth0 = "eth0".parse().unwrap();
+            for on in [true, false, true] {
+                set_gro(&eth0, on).unwrap();
+                assert_eq!(gro(&eth0).unwrap(), on);
+            }
+            clear_lro(&eth0).unwrap();
+            assert!(!lro(&eth0).unwrap());
+            let gone = "gone0".parse().unwrap();
+            assert_eq!(gro(&gone).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        })
+        .unwrap();
+    }
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anteroom_agent_core::batch::VlanTag;
 use anteroom_lab::namespace::in_private_network;
-use anteroom_lab::{ping, wait};
+use anteroom_lab::{ping, topology, wait};
 
 use crate::bench::{Bench, DEVICE, GATEWAY, NETWORK, PATIENCE, Tap, frame};
 
@@ -329,6 +329,30 @@ fn a_port_that_is_not_there_yet_is_opened_when_it_comes() {
     running.wait_open(1, true);
     let series = ping::ping(&bench.device, NETWORK, 20, Duration::from_millis(5)).unwrap();
     assert!(series.lost() < 20, "{:?}", running.status());
+}
+
+#[test]
+fn an_uplink_beside_the_underlay_carries_the_devices_only() {
+    if !in_private_network("wire::an_uplink_beside_the_underlay_carries_the_devices_only") {
+        return;
+    }
+    let mut bench = Bench::new(1500, "");
+    topology::cable((&bench.gateway, "under0", None), (&bench.network, "eth1")).unwrap();
+    bench.gateway.address("under0", [10, 1, 0, 2].into(), 24).unwrap();
+    bench.network.address("eth1", [10, 1, 0, 20].into(), 24).unwrap();
+    bench.gateway.ip("address flush dev up0").unwrap();
+    bench.gateway.ip("link set up0 down").unwrap();
+    bench.config.underlay.interface = "under0".parse().unwrap();
+    let running = bench.start();
+    let endpoints = running.handle.endpoints().borrow().clone();
+    assert_eq!(endpoints, ["10.1.0.2:51820".parse().unwrap()]);
+    running.wait_open(0, true);
+    let series = ping::ping(&bench.device, NETWORK, 20, Duration::from_millis(5)).unwrap();
+    assert!(series.lost() < 20, "{:?}", running.status());
+    let addresses = bench.gateway.ip("address show dev up0").unwrap();
+    assert!(!addresses.contains("inet"), "the kernel speaks there by itself: {addresses}");
+    let series = ping::ping(&bench.network, [10, 1, 0, 2].into(), 3, Duration::from_millis(20));
+    assert_eq!(series.unwrap().lost(), 3, "the underlay answers strangers");
 }
 
 #[test]
