@@ -5,3 +5,4 @@ mod controller;
 mod lies;
 mod login;
 mod person;
+mod real;
