@@ -3,7 +3,7 @@
 mod show;
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -140,14 +140,32 @@ pub fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
     match start(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("anteroom-agent: {error:#}");
+            eprintln!("anteroom-agent: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error with its causes, each said once: many errors name their cause themselves.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) {
+            text
+        } else if text.is_empty() {
+            cause
+        } else {
+            format!("{text}: {cause}")
+        }
+    })
 }
 
 fn start(command: Command) -> anyhow::Result<ExitCode> {
@@ -261,8 +279,14 @@ fn read_invite(argument: &str) -> anyhow::Result<String> {
         return Ok(text);
     }
     let path = Path::new(argument);
-    if argument.starts_with(InviteCode::PREFIX) || !path.exists() {
+    if argument.starts_with(InviteCode::PREFIX) {
         return Ok(argument.to_owned());
+    }
+    if !path.exists() {
+        bail!(
+            "{argument:?} is neither an invite, which begins with {:?}, nor a file that holds one",
+            InviteCode::PREFIX
+        );
     }
     fs::File::open(path)
         .and_then(|file| file.take(MAX_INVITE).read_to_string(&mut text))
@@ -318,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn an_error_and_its_causes_are_said_once() {
+        let inner = std::io::Error::other("the disk is full");
+        let error = anyhow::Error::from(inner).context("x can't be written");
+        assert_eq!(sentence(&error), "x can't be written: the disk is full");
+        let named = anyhow::Error::from(crate::enroll::EnrolError::from(
+            "hello".parse::<InviteCode>().unwrap_err(),
+        ));
+        assert_eq!(sentence(&named).matches("not an invite").count(), 1, "{}", sentence(&named));
+    }
+
+    #[test]
     fn an_invite_is_taken_from_where_it_is() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("invite");
@@ -325,7 +360,8 @@ mod tests {
         let read = |argument: &str| read_invite(argument).unwrap();
         assert_eq!(read(file.to_str().unwrap()), "anteroom-invite-1.abc\n");
         assert_eq!(read("anteroom-invite-1.abc"), "anteroom-invite-1.abc");
-        assert_eq!(read("neither"), "neither");
+        let error = read_invite("neither").unwrap_err().to_string();
+        assert!(error.contains("neither an invite"), "{error}");
         assert!(read_invite(directory.path().to_str().unwrap()).is_err());
     }
 }

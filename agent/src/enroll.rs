@@ -133,7 +133,7 @@ pub async fn enrol(state: &StateDir, code: &str) -> Result<Enrolled, EnrolError>
     })?;
     let address = address.to_string();
     let answer = ask(&link, &code, &identity, &address).await;
-    link.close("enrolled").await;
+    link.close("").await;
     let chain = answer?;
     // A chain that grew since an earlier try replaces the one from then; a fork doesn't.
     if let Some(enrolled) = crate::state::Held::load(state)?.enrolled

@@ -81,7 +81,7 @@ impl Run {
             Some(enrolled) => {
                 let fingerprint = enrolled.identity.public().fingerprint();
                 let gateway = enrolled.enrolment.gateway;
-                info!(%gateway, %fingerprint, "this is gateway {gateway}, fingerprint {fingerprint}");
+                info!(%gateway, %fingerprint, "this machine is a gateway");
                 (gateway, enrolled.tunnel.secret.clone())
             }
             None => {

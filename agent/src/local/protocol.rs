@@ -139,4 +139,20 @@ mod tests {
             assert!(read(bad).is_err(), "{bad}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn anything_at_all_is_read_without_a_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            let _ = serde_json::from_slice::<Request>(&bytes);
+        }
+
+        #[test]
+        fn what_is_asked_is_what_is_read(limit: Option<usize>, from: Ipv4Addr, to: Ipv4Addr, service in "\\PC{0,40}") {
+            for request in [Request::Flows { limit }, Request::Why { from, to, service: service.clone() }] {
+                let text = serde_json::to_string(&request).unwrap();
+                proptest::prop_assert!(!text.contains('\n'), "one line: {text}");
+                proptest::prop_assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), request);
+            }
+        }
+    }
 }

@@ -289,3 +289,19 @@ fn serials_of_tunnel_keys_rise_even_past_lost_ones() {
     fs::remove_file(Path::new(state.path()).join("tunnel-keys")).unwrap();
     assert!(state.new_tunnel_key(&[], two.serial).unwrap().serial > two.serial);
 }
+
+proptest::proptest! {
+    #[test]
+    fn anything_at_all_in_a_file_is_read_without_a_panic(
+        body in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300),
+        header in "anteroom-agent (floor|view|x) [0-9]{0,12} [0-9a-f]{0,70}",
+    ) {
+        let (_parent, state) = state();
+        let path = state.path().join("floor");
+        for bytes in [body.clone(), [header.as_bytes(), b"\n", &body].concat()] {
+            fs::write(&path, bytes).unwrap();
+            let read = records::FLOOR.read::<Floor>(state.path());
+            proptest::prop_assert!(read.is_err(), "{:?}", read);
+        }
+    }
+}
