@@ -187,7 +187,7 @@ impl Host {
                 let say = self.to_say.get(&(source, own.1)).cloned().unwrap_or_default();
                 Some(packet::tcp(own, source, TcpFlags::ACK | TcpFlags::PSH, &say))
             }
-            Transport::Tcp { .. } if own.1 < 40_000 && !data.is_empty() => {
+            Transport::Tcp { .. } if own.1 < 40_000 && source.1 >= 40_000 && !data.is_empty() => {
                 Some(packet::tcp(own, source, TcpFlags::ACK | TcpFlags::PSH, &data))
             }
             _ => None,

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anteroom_proto::mode::Mode;
-use anteroom_proto::service::Protocol;
+use anteroom_proto::service::{PortMatch, Protocol};
 use anteroom_sim::hospital::{Outcome, hospital, leaks, machine, probe};
 use anteroom_sim::model::{Way, way};
 use anteroom_sim::packet;
+use anteroom_sim::plan::Who;
 use anteroom_sim::random::Random;
 use anteroom_sim::world::{Weather, World};
 
@@ -48,6 +49,42 @@ fn settle(world: &mut World) {
     world.weather = weather;
 }
 
+/// Applies the newest revision at one gateway after the other, while junk and probes are under way.
+fn stagger(world: &mut World, random: &mut Random) {
+    let mut gateways: Vec<usize> = (0..world.plan.gateways.len()).collect();
+    while !gateways.is_empty() {
+        let gateway = gateways.swap_remove(random.below(gateways.len()));
+        world.apply(gateway);
+        let host = random.below(world.hosts.len());
+        junk(world, random, host);
+        world.run(Duration::from_millis(random.next() % 700));
+    }
+    settle(world);
+}
+
+/// Adds a rule between any two machines, or takes one away.
+fn random_rule(world: &mut World, random: &mut Random, step: u64) -> String {
+    world.plan.revise();
+    if world.plan.rules.len() > 4 && random.chance(40) {
+        let gone = random.below(world.plan.rules.len());
+        let rule = world.plan.rules.remove(gone);
+        return format!("rule {} removed", rule.name);
+    }
+    let devices = world.plan.devices.len();
+    let end = |random: &mut Random| match random.below(4) {
+        0 => Who::External(0),
+        1 => Who::Devices(vec![random.below(devices), random.below(devices)]),
+        _ => Who::Device(random.below(devices)),
+    };
+    let (from, to) = (end(random), end(random));
+    let (protocol, port) = *random.pick(&SERVICES);
+    let service = PortMatch { protocol, first: port, last: port }.to_string();
+    let clear = random.chance(50);
+    let name = format!("random-{step}");
+    world.plan.rule(&name, from.clone(), to.clone(), &[&service]).clear = clear;
+    format!("rule {name} from {from:?} to {to:?} {service}, clear {clear}")
+}
+
 /// One run: `steps` actions, each followed by a probe that the model must foretell.
 fn run(seed: u64, steps: u64) -> u64 {
     let mut world = hospital(seed);
@@ -55,7 +92,7 @@ fn run(seed: u64, steps: u64) -> u64 {
     world.apply_all();
     settle(&mut world);
     for step in 0..steps {
-        let did = match random.below(7) {
+        let did = match random.below(9) {
             0 | 1 => {
                 let device = random.below(world.plan.devices.len());
                 let mode = *random.pick(&MODES);
@@ -90,6 +127,20 @@ fn run(seed: u64, steps: u64) -> u64 {
                 format!("junk from {}", world.hosts[host].name)
             }
             5 => {
+                let rule = random_rule(&mut world, &mut random, step);
+                stagger(&mut world, &mut random);
+                rule
+            }
+            6 => {
+                // Both ends of a pair at once, the gateways one after the other.
+                let mode = *random.pick(&MODES);
+                let (a, b) = (random.below(6), random.below(6));
+                world.plan.mode(a, mode);
+                world.plan.mode(b, mode);
+                stagger(&mut world, &mut random);
+                format!("{} and {} to {mode}", world.hosts[a].name, world.hosts[b].name)
+            }
+            7 => {
                 let host = random.below(world.hosts.len());
                 world.hosts[host].forget();
                 format!("{} forgot ARP", world.hosts[host].name)
@@ -149,7 +200,10 @@ fn expected(world: &World, from: usize, to: usize, service: (Protocol, u16)) -> 
 
 #[test]
 fn random_actions_end_as_the_model_foretells() {
-    for seed in 1..=16 {
+    // More with ANTEROOM_SIM_SEEDS=from-to.
+    let range = std::env::var("ANTEROOM_SIM_SEEDS").unwrap_or_else(|_| "1-16".into());
+    let (from, to) = range.split_once('-').expect("from-to");
+    for seed in from.parse().expect("a number")..=to.parse().expect("a number") {
         run(seed, 24);
     }
 }

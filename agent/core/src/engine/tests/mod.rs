@@ -390,7 +390,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
             }
             let len = usize::from(word) % (bytes.len() + 1);
             if shape == 0 {
-                bytes.truncate(len)
+                bytes.truncate(len);
             }
             bytes
         },
