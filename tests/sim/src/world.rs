@@ -219,6 +219,13 @@ impl World {
 
     /// Starts a gateway's engine anew, as a wire: whatever it knew is lost.
     pub fn boot(&mut self, at: usize) {
+        self.boot_unsure(at);
+        let (wall, now) = (self.wall(), self.now);
+        self.engine(at).set_time(wall, true, now);
+    }
+
+    /// As [`Self::boot`], with a clock that nobody has confirmed.
+    pub fn boot_unsure(&mut self, at: usize) {
         let wall = self.wall();
         let gateway = &mut self.gateways[at];
         gateway.boots += 1;
@@ -245,7 +252,7 @@ impl World {
             seed: [number ^ (gateway.boots << 4); 32],
         };
         let mut engine = Engine::new(config, identity, self.now);
-        engine.set_time(wall, true, self.now);
+        engine.set_time(wall, false, self.now);
         gateway.engine = Some(engine);
     }
 
