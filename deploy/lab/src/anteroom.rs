@@ -410,19 +410,23 @@ impl Gateway {
     /// # Errors
     /// What it said, if it doesn't.
     pub fn wait_running(&mut self) -> Result<()> {
-        wait::until_ok(START, &format!("the agent of {} to answer", self.name), || {
-            self.command(&["status", "--json"])?.ok()
-        })
-        .map_err(|error| error.context(self.tail()))?;
+        wait::until_ok(START, &format!("the agent of {} to answer", self.name), || self.status())
+            .map_err(|error| error.context(self.tail()))?;
         self.process()?.must_run()
     }
 
-    /// What `anteroom-agent status --json` says.
+    /// What `anteroom-agent status --json` says, whether or not all is well.
     ///
     /// # Errors
     /// If the agent doesn't answer.
     pub fn status(&self) -> Result<Value> {
-        self.command(&["status", "--json"])?.ok()?.json()
+        let outcome = self.command(&["status", "--json"])?;
+        // 2 is an answer too: something isn't well.
+        if outcome.code == 0 || outcome.code == 2 {
+            outcome.json()
+        } else {
+            Err(anyhow!("{outcome}"))
+        }
     }
 
     /// Stops the agent in order.

@@ -70,6 +70,11 @@ enum Action {
     },
 }
 
+/// The programs are built as the lab itself was.
+fn profile() -> Profile {
+    if cfg!(debug_assertions) { Profile::Dev } else { Profile::Release }
+}
+
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
         Ok(code) => code,
@@ -96,7 +101,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         }
         Some(Action::Anteroom { arguments }) => {
             let home = places.work.join("operator/home");
-            let cli = Programs::of(Profile::Release).cli;
+            let cli = Programs::of(profile()).cli;
             let status = run_in_lab(&places, "operator", |host| {
                 let mut run = host.command(cli);
                 run.arg("--home").arg(home).args(arguments);
@@ -115,10 +120,11 @@ fn outside(places: &Places) -> Result<ExitCode> {
         bail!("a lab is running already (process {}): end it with Ctrl-C first", session.keeper());
     }
     places.clean();
-    let programs = Programs::of(Profile::Release);
-    programs.install_tools(true)?;
-    programs.build(Profile::Release, true)?;
+    let programs = Programs::of(profile());
+    // Found before the build, which may replace the file.
     let this = std::env::current_exe()?;
+    programs.install_tools(true)?;
+    programs.build(profile(), true)?;
     if let Err(denied) = namespace::available() {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let command = format!("sudo {} {}", this.display(), arguments.join(" "));
@@ -149,7 +155,7 @@ fn outside(places: &Places) -> Result<ExitCode> {
 /// The lab itself.
 fn inside(cli: &Cli, places: &Places) -> Result<ExitCode> {
     interrupt::end_with_lifeline()?;
-    let programs = Programs::of(Profile::Release);
+    let programs = Programs::of(profile());
     let report = Report::new(cli.options.verbose);
     std::fs::remove_dir_all(&places.logs).ok();
     if let Some(Action::Figures { rounds, pings }) = &cli.action {

@@ -104,6 +104,8 @@ impl Host {
         // SAFETY: only system calls on descriptors and strings that exist already; nothing is allocated.
         unsafe {
             command.pre_exec(move || {
+                // The lab blocks the terminal's signals; a program of a host takes its own.
+                nix::sys::signal::SigSet::empty().thread_set_mask()?;
                 nix::sched::setns(host.inner.namespace.as_fd(), CloneFlags::CLONE_NEWNET)?;
                 nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
                 let name = host.inner.name.as_bytes();

@@ -102,7 +102,8 @@ impl Story {
             "a controller is made, and claimed by its first operator with the setup code",
             || {
                 hospital.start_controller()?;
-                hospital.operator.ok(&["whoami"]).map(|outcome| outcome.stdout.trim().into())
+                let who = hospital.operator.json(&["whoami"])?;
+                Ok(format!("claimed by {}", who["operator"].as_str().unwrap_or("somebody")))
             },
         );
         self.report.check("enrol", "three gateways are invited and enrol", || {
