@@ -168,6 +168,12 @@ impl Hospital {
         std::fs::create_dir_all(directory)?;
         std::fs::create_dir_all(logs)?;
         let programs = Arc::new(programs);
+        let mut names: Vec<(String, Ipv4Addr)> =
+            MACHINES.iter().map(|plan| (plan.name.to_owned(), plan.address())).collect();
+        names.extend(GATEWAYS.map(|name| (format!("gw-{name}"), address(name, 2))));
+        names.push(("controller".into(), address("mgmt", 10)));
+        names.push(("operator".into(), address("mgmt", 20)));
+        topology::names(&names)?;
         let campus = Host::create("campus")?;
         let router = Host::create("router")?;
         router.forward()?;
@@ -383,6 +389,8 @@ mod tests {
         let (ws, archive) = (hospital.machine("ws-1"), hospital.machine("archive-1"));
         let series = crate::ping::ping(&ws.host, archive.address(), 3, every).unwrap();
         assert_eq!(series.lost(), 0, "{series:?}");
+        let names = ws.host.run("getent", &["hosts", "archive-1"]).unwrap();
+        assert!(names.contains(&archive.address().to_string()), "{names}");
         // With no program in the gateways, nothing passes them.
         let ct = hospital.machine("ct-1").address();
         assert_eq!(crate::ping::ping(&ws.host, ct, 3, every).unwrap().received, 0);

@@ -127,10 +127,11 @@ pub fn run_in_lab(
         bail!("no lab is running: start one with `cargo lab`, and use another terminal for this");
     };
     session.enter()?;
-    let host = Host::open(host).with_context(|| {
-        let names = host_names(Path::new("/run/netns")).join(", ");
-        format!("the lab's hosts are: {names}")
-    })?;
+    let names = host_names(Path::new("/run/netns"));
+    if !names.iter().any(|name| name == host) {
+        bail!("the lab has no host {host:?}; there are: {}", names.join(", "));
+    }
+    let host = Host::open(host)?;
     let mut command = prepare(&host);
     let name = command.get_program().to_string_lossy().into_owned();
     let mut child = command.spawn().with_context(|| format!("starting {name}"))?;

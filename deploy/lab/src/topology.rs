@@ -2,10 +2,12 @@
 //!
 //! All of it must be made inside a private world (see [`crate::namespace`]).
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -110,6 +112,9 @@ impl Host {
                 nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS)?;
                 let name = host.inner.name.as_bytes();
                 libc::sethostname(name.as_ptr().cast(), name.len());
+                // A machine of the lab knows its neighbours' names and asks nobody's name server.
+                bind(c"/run/lab/etc/hosts", c"/etc/hosts");
+                bind(c"/run/lab/etc/resolv.conf", c"/etc/resolv.conf");
                 // Denied in containers that hide parts of /sys; nothing here depends on it.
                 libc::mount(
                     c"sysfs".as_ptr(),
@@ -237,6 +242,36 @@ impl Host {
         self.ip(&format!("link set {bridge} up"))?;
         Ok(())
     }
+}
+
+/// Puts one file in the place of another, where both exist.
+fn bind(source: &CStr, target: &CStr) {
+    // SAFETY: both paths end in NUL; no file system type and no data are needed.
+    unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            std::ptr::null(),
+            libc::MS_BIND,
+            std::ptr::null(),
+        );
+    }
+}
+
+/// Tells all hosts each other's names, and that there is no name server.
+///
+/// # Errors
+/// If the files can't be written.
+pub fn names(hosts: &[(String, Ipv4Addr)]) -> Result<()> {
+    let directory = Path::new("/run/lab/etc");
+    std::fs::create_dir_all(directory)?;
+    let mut text = "127.0.0.1 localhost\n".to_owned();
+    for (name, address) in hosts {
+        text.push_str(&format!("{address} {name}\n"));
+    }
+    std::fs::write(directory.join("hosts"), text)?;
+    std::fs::write(directory.join("resolv.conf"), "# no name server\n")?;
+    Ok(())
 }
 
 /// Lays a cable between two hosts' new interfaces and brings both up. `mac` is for the first.

@@ -204,9 +204,10 @@ pub fn retrieve(
     std::fs::create_dir_all(directory)?;
     let mut command = ct.command(program);
     command.args(["--aetitle", "CT-1", "--move", "CT-1", "--call", "PACS-1"]);
-    command.args(["--port", &RETRIEVE_PORT.to_string(), "--study", "--output-directory"]);
-    command.arg(directory);
-    command.args(["-to", "5", "-ta", "10", "-td", "10", "--bit-preserving"]);
+    command.args(["--port", &RETRIEVE_PORT.to_string(), "--study"]);
+    // Written bit by bit as they come, slices go where movescu stands, whatever directory it is told.
+    command.current_dir(directory);
+    command.args(["--verbose", "-to", "5", "-ta", "10", "-td", "10", "--bit-preserving"]);
     command.args(["--key", "QueryRetrieveLevel=STUDY"]);
     command.args(["--key", &format!("StudyInstanceUID={}", study.uid)]);
     command.args([&pacs.to_string(), &ORTHANC_PORT.to_string()]);

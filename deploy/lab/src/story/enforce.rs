@@ -11,8 +11,9 @@ use crate::capture::Capture;
 use crate::clinical::hl7::Monitor;
 use crate::clinical::study::Study;
 use crate::clinical::{dicom, hl7};
-use crate::hospital::Hospital;
+use crate::hospital::{Hospital, Machine};
 use crate::ping;
+use crate::topology::Host;
 use crate::wait;
 
 impl Story {
@@ -64,19 +65,16 @@ impl Story {
             "the infected air-handling controller reaches no device",
             || {
                 let hvac = &hospital.machine("hvac-1").host;
-                for device in hospital.devices() {
-                    let every = Duration::from_millis(50);
-                    let series = ping::ping(hvac, device.address(), 2, every)?;
-                    if series.received > 0 {
-                        bail!("{} answered its ping", device.plan.name);
-                    }
-                    for port in [dicom::STORE_PORT, hl7::PORT, dicom::RETRIEVE_PORT] {
-                        let to = (device.address(), port);
-                        if open_tcp(hvac, to, Duration::from_millis(300)).is_ok() {
-                            bail!("it opened {}:{port}", device.plan.name);
-                        }
-                    }
-                }
+                std::thread::scope(|scope| {
+                    let attempts: Vec<_> = hospital
+                        .devices()
+                        .map(|device| scope.spawn(move || silent_to(hvac, device)))
+                        .collect();
+                    attempts.into_iter().try_for_each(|attempt| match attempt.join() {
+                        Ok(result) => result,
+                        Err(panic) => std::panic::resume_unwind(panic),
+                    })
+                })?;
                 Ok("6 devices silent to ping and TCP".into())
             },
         );
@@ -193,6 +191,20 @@ impl Story {
             },
         );
     }
+}
+
+/// An error if a device answers a host's pings or takes its connections.
+fn silent_to(host: &Host, device: &Machine) -> Result<()> {
+    let series = ping::ping(host, device.address(), 2, Duration::from_millis(50))?;
+    if series.received > 0 {
+        bail!("{} answered its ping", device.plan.name);
+    }
+    for port in [dicom::STORE_PORT, hl7::PORT, dicom::RETRIEVE_PORT] {
+        if open_tcp(host, (device.address(), port), Duration::from_millis(300)).is_ok() {
+            bail!("it opened {}:{port}", device.plan.name);
+        }
+    }
+    Ok(())
 }
 
 /// A study and at least one more HL7 message.
