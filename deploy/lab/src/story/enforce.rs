@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::protect::device_names;
+use super::today::scan_devices;
 use super::{Returning, Story, open_tcp, refused};
 use crate::capture::Capture;
 use crate::clinical::hl7::Monitor;
@@ -40,13 +41,12 @@ impl Story {
                 Ok("acknowledged by every gateway".into())
             },
         );
-        let scanned = self.scan(Some(&self.first_scan));
-        let hospital = &self.hospital;
+        let first_scan = &self.first_scan;
         self.report.check(
             "scan-enforced",
             "the same scan finds no device, though the intruder remembers their Ethernet addresses",
             || {
-                let findings = scanned?;
+                let findings = scan_devices(hospital, Some(first_scan))?;
                 let found: Vec<String> = hospital
                     .devices()
                     .filter(|device| findings.found.contains_key(&device.address()))
@@ -96,7 +96,7 @@ impl Story {
                 Ok(format!("{}: {said}", first["verdict"].as_str().unwrap_or_default()))
             })
         });
-        self.report.end(&self.count_note());
+        self.end_act("The same scan", "scan-enforced");
     }
 
     /// The PACS opens a connection to the CT.

@@ -82,7 +82,7 @@ impl Story {
                 Ok("verified; approvals, policy, modes and the revocation are in it".into())
             },
         );
-        self.report.end(&self.count_note());
+        self.end_act("A gateway restarted without a controller", "gateway-restarted");
     }
 
     fn controller_killed(&mut self) {

@@ -147,7 +147,7 @@ impl Story {
         let result = if good { Ok(seen.clone()) } else { Err(anyhow::anyhow!(seen.clone())) };
         let expected = "the monitor sent HL7 once a second through all of it; 0 messages lost";
         self.report.record("messages-lost", expected, result, start.elapsed());
-        self.report.end(&format!("clinical messages: {seen}"));
+        self.report.end(&format!("HL7: {seen}"));
     }
 
     /// Lets the monitor send again, for those who look around.
@@ -172,12 +172,14 @@ impl Story {
         Study::write(&outbox, self.studies, slices)
     }
 
-    fn count_note(&self) -> String {
+    /// Ends an act with what one of its checks saw, and the count of messages.
+    fn end_act(&self, what: &str, check: &str) {
         let count = self.monitor.as_ref().map(Monitor::count).unwrap_or_default();
-        format!(
-            "clinical messages so far: {} sent, {} acknowledged",
+        let seen = self.report.seen(check).unwrap_or("nothing was seen");
+        self.report.end(&format!(
+            "{what}: {seen}. HL7 so far: {} sent, {} acknowledged.",
             count.sent, count.acknowledged
-        )
+        ));
     }
 }
 
@@ -212,5 +214,7 @@ pub fn refused(outcome: &Outcome, code: i32, words: &[&str]) -> Result<String> {
             bail!("nothing about {word:?}: {outcome}");
         }
     }
-    Ok(said.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned())
+    let telling = |line: &&str| words.first().is_none_or(|word| line.contains(word));
+    let line = said.lines().find(telling).or_else(|| said.lines().next());
+    Ok(line.unwrap_or_default().trim().to_owned())
 }

@@ -151,6 +151,12 @@ impl Report {
         ok.then_some(seen)
     }
 
+    /// What a check saw, if it was done.
+    #[must_use]
+    pub fn seen(&self, id: &str) -> Option<&str> {
+        self.checks.iter().find(|check| check.id == id).map(|check| check.seen.as_str())
+    }
+
     /// Notes a measured figure.
     pub fn figure(&mut self, name: &str, value: impl Into<Value>) {
         self.figures.insert(name.into(), value.into());

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{Story, open_tcp};
 use crate::capture::Capture;
 use crate::clinical::{dicom, hl7};
+use crate::hospital::Hospital;
 use crate::scan::{self, Findings, Way};
 use crate::wait;
 
@@ -71,14 +72,12 @@ impl Story {
                 Ok("arrived".into())
             });
         }
-        let scanned = self.scan(None);
-        let hospital = &self.hospital;
         let mut first_scan = Findings::default();
         self.report.check(
             "scan-today",
             "an intruder's scan finds every device: by ARP, ping, TCP and UDP",
             || {
-                let findings = scanned?;
+                let findings = scan_devices(hospital, None)?;
                 for device in hospital.devices() {
                     let (address, name) = (device.address(), device.plan.name);
                     for (what, matches) in WAYS {
@@ -104,13 +103,13 @@ impl Story {
                 Ok("connection open".into())
             },
         );
-        self.report.end(&self.count_note());
+        self.end_act("The intruder's scan", "scan-today");
     }
+}
 
-    /// The intruder's scan of all devices.
-    pub(super) fn scan(&self, known: Option<&Findings>) -> Result<Findings> {
-        let legs = self.hospital.intruder_legs()?;
-        let targets: Vec<Ipv4Addr> = self.hospital.device_addresses();
-        scan::scan(&self.hospital.machine("intruder").host, &legs, &targets, known)
-    }
+/// The intruder's scan of all devices.
+pub(super) fn scan_devices(hospital: &Hospital, known: Option<&Findings>) -> Result<Findings> {
+    let legs = hospital.intruder_legs()?;
+    let targets: Vec<Ipv4Addr> = hospital.device_addresses();
+    scan::scan(&hospital.machine("intruder").host, &legs, &targets, known)
 }
