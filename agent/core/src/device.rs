@@ -111,6 +111,8 @@ pub(crate) struct Station {
     pub(crate) counts: [Count; 2],
     /// The transaction of its last DHCP request, and when that was.
     pub(crate) dhcp: Option<(u32, Instant)>,
+    /// When the gateway last asked for its router.
+    pub(crate) asked_for_router: Option<Instant>,
 }
 
 impl Station {
@@ -385,6 +387,7 @@ fn fresh(port: PortId, mac: MacAddr) -> Station {
         heard: None,
         counts: [Count::default(); 2],
         dhcp: None,
+        asked_for_router: None,
     }
 }
 

@@ -43,7 +43,9 @@ pub fn way(plan: &Plan, from: Machine, to: Machine, protocol: Protocol, port: u1
     let (home, away) = (gateway(from), gateway(to));
     let enforced = a == Mode::Enforce || b == Mode::Enforce;
     if home.is_some() && home == away {
-        return if !enforced || rule.is_some() { Way::Local } else { Way::None };
+        let both_enforce_or_protect = a != Mode::Observe && b != Mode::Observe;
+        let open = rule.is_some_and(|clear| clear || both_enforce_or_protect);
+        return if !enforced || open { Way::Local } else { Way::None };
     }
     let revoked = [home, away].into_iter().flatten().any(|at| plan.gateways[at].revoked);
     let rule = rule.filter(|_| !revoked);

@@ -268,6 +268,7 @@ fn a_device_never_gets_two_differing_arp_answers() {
 fn survives(world: &mut World, from: usize, to: usize, port: u16, steps: &[(usize, Mode)]) {
     let target = (world.hosts[to].address, port);
     let own = 45_555;
+    world.clear_campus();
     world.act(from, |host, out| host.connect(target, own, b"hello", out));
     world.run(Duration::from_secs(1));
     let mut word = 0_u16;
@@ -524,6 +525,10 @@ fn quarantine_leaves_essential_rules_only() {
     expect(&mut world, MONITOR, HL7, (Protocol::Udp, 6000), Way::None);
     expect(&mut world, MONITOR, WORKSTATION, DICOM, Way::None);
     expect(&mut world, WORKSTATION, MONITOR, DICOM, Way::None);
+    expect(&mut world, HL7, MONITOR, (Protocol::Tcp, 22), Way::None);
+    let now = world.now;
+    let drops = world.engine(2).status(now).drops;
+    assert!(drops.contains_key("quarantined"), "the other end drops as well: {drops:?}");
     let why = question(&world, MONITOR, HL7, "udp/6000");
     let now = world.now;
     let reason = world.engine(1).explain(&why, now).verdict;

@@ -1,12 +1,13 @@
 //! The last stage: out of a port, out of the uplink, or into the tunnel.
 
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::DropReason;
+use ipnet::Ipv4Net;
 
 use super::Engine;
 use crate::batch::{RxFrame, VlanTag};
@@ -20,6 +21,9 @@ use crate::sink::Sink;
 use crate::vnet::VnetHeader;
 use crate::wire::{FiveTuple, ethernet};
 use crate::{mss, wire};
+
+/// How long the gateway waits before it asks for a device's router again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A frame that goes on as it came.
 #[derive(Debug, Clone, Copy)]
@@ -83,10 +87,40 @@ impl Engine {
             .and_then(|station| nexthop::router_of(station.device.as_ref(), &station.next_hops)?.1);
         let (Some(router), Some(rest)) = (known, frame.bytes.get(6..)) else {
             self.recorder.drop(station, DropReason::NoNextHop, tuple, now);
+            if let Some(id) = station {
+                self.ask_for_router(id, now, out);
+            }
             return;
         };
         self.stations.ports[PortId::UPLINK.index()].frames_out += 1;
         out.frame(PortId::UPLINK, frame.vnet, frame.vlan, &[&router.0, rest]);
+    }
+
+    /// Asks for a device's router as the device itself would, since it was given an address that stands for it.
+    /// The answer goes to the device as well. An enforced one is heard only where it needs its router.
+    fn ask_for_router(&mut self, id: StationId, now: Instant, out: &mut impl Sink) {
+        let Some(station) = self.stations.get(id) else { return };
+        let recently = station
+            .asked_for_router
+            .is_some_and(|at| now.saturating_duration_since(at) < ASK_AGAIN);
+        let (Some(device), Some(policy), false) = (&station.device, &self.policy, recently) else {
+            return;
+        };
+        let allowed = device.stance < Mode::Enforce
+            || policy
+                .find(device.member)
+                .is_some_and(|own| policy.needs_next_hop(own, |address| device.on_link(address)));
+        let own = device.addresses.iter().find(|net| net.prefix_len() == 32).map(Ipv4Net::addr);
+        let seen = station.sights.iter().find_map(|sight| sight.addresses.first().copied());
+        let (true, Some(router), Some(own)) = (allowed, device.router, own.or(seen)) else {
+            return;
+        };
+        let request = wire::arp::request(station.mac, own, router.address);
+        if let Some(station) = self.stations.get_mut(id) {
+            station.asked_for_router = Some(now);
+        }
+        self.stations.ports[PortId::UPLINK.index()].frames_out += 1;
+        out.frame(PortId::UPLINK, VnetHeader::default(), None, &[&request]);
     }
 
     /// Sends a frame to where its destination address is, as a learning bridge does. `from` is where it came
@@ -102,6 +136,10 @@ impl Engine {
         let Some(destination) = frame.destination() else { return };
         if destination.is_group() {
             self.flood(from, frame, true, out);
+            return;
+        }
+        if !from.is_uplink() && destination == nexthop::stand_in(self.identity.gateway) {
+            self.emit_uplink(sender, frame, None, now, out);
             return;
         }
         let station = self.stations.find(destination).filter(|id| {

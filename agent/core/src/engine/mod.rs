@@ -228,7 +228,7 @@ impl Engine {
             Some((id, shared, device.stance))
         };
         let before = self.policy.take();
-        let policy = Policy::new(&view, before.as_ref(), &mut self.seeds, place);
+        let policy = Policy::new(&view, before.as_ref(), &mut self.seeds, now, place);
         self.policy = Some(policy);
         self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
         self.set_peers(&view, now);

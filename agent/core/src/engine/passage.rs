@@ -321,6 +321,9 @@ impl Engine {
     fn finish(passage: &Passage, judgement: Judgement) -> Decision {
         let verdict = match (passage.via, judgement.verdict) {
             (Via::Tunnel(_), Verdict::Tunnel) => Verdict::Tunnel,
+            (Via::Tunnel(gateway), Verdict::Clear) if judgement.old_path == Some(gateway) => {
+                Verdict::Clear
+            }
             (Via::Tunnel(_), verdict) => {
                 Verdict::Drop(verdict.reason().unwrap_or(DropReason::TunnelNotReady))
             }
@@ -349,8 +352,12 @@ impl Engine {
         let tunnelled = tunnelled || matches!(passage.via, Via::Tunnel(_));
         let judge = |forward| self.judge(passage, packet, forward, tunnelled, now);
         let refused = |forward| {
-            let verdict = passage.refuse(DropReason::NoState);
             let judgement = judge(forward);
+            // What is dropped for a better reason keeps that.
+            let verdict = match judgement.verdict {
+                Verdict::Drop(reason) => Verdict::Drop(reason),
+                _ => passage.refuse(DropReason::NoState),
+            };
             Oriented { forward, judgement: Judgement { verdict, peer: None, ..judgement } }
         };
         let observed = passage.stance() == Mode::Observe;
@@ -362,7 +369,8 @@ impl Engine {
             {
                 let there = judge(true);
                 let back = judge(false);
-                if observed {
+                let open = (there.verdict.passes(), back.verdict.passes());
+                if observed && open == (true, true) {
                     let known = (there.rule.is_some(), back.rule.is_some());
                     let forward = match known {
                         (true, false) => true,
@@ -401,7 +409,7 @@ impl Engine {
         let Some(policy) = &self.policy else {
             let both = passage.source.here.is_some() && passage.destination.here.is_some();
             let verdict = if both { Verdict::Local } else { Verdict::Clear };
-            return Judgement { verdict, rule: None, peer: None, remote: None };
+            return Judgement { verdict, rule: None, peer: None, remote: None, old_path: None };
         };
         let (initiator, responder, from_port, port) = if forward {
             (passage.source, passage.destination, packet.source_port, packet.destination_port)

@@ -26,6 +26,8 @@ pub(crate) struct Judgement {
     pub(crate) peer: Option<GatewayId>,
     /// The member at the other end, where there is one.
     pub(crate) remote: Option<MemberId>,
+    /// The gateway whose tunnel may still deliver, though the flow has gone back to the clear.
+    pub(crate) old_path: Option<GatewayId>,
 }
 
 /// Packets and bytes of one direction.

@@ -19,6 +19,9 @@ use crate::table::Map;
 /// How long a tunnel must be down before new flows of protected devices go in the clear for it.
 const TUNNEL_DOWN: Duration = Duration::from_secs(5);
 
+/// How long the tunnel still delivers for a pair that went back to the clear.
+const OLD_PATH_OPEN: Duration = Duration::from_secs(10);
+
 /// What policy must know of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PeerState {
@@ -100,16 +103,22 @@ impl Policy {
     /// Between two ports of this gateway.
     fn judge_local(&self, ask: &Ask<'_>) -> Judgement {
         let strictest = ask.initiator.stance.max(ask.responder.stance);
-        let found = self.rule(ask, false);
-        let verdict = match (strictest, found) {
-            (Mode::Protect | Mode::Enforce, Ok(_)) => Verdict::Local,
-            (_, found) => {
-                let reason = found.map_or_else(|refused| refused.reason, |_| DropReason::NoRule);
-                refuse(strictest, reason, Verdict::Local)
+        let mode = |end: &End| self.entry(end).map_or(Mode::Observe, |member| member.mode);
+        let path = PairPath::of(mode(&ask.initiator), mode(&ask.responder));
+        let found = match path {
+            PairPath::None => Err(Refused::because(DropReason::UnknownMode)),
+            path => self.rule(ask, path == PairPath::ClearIfRuleSays),
+        };
+        let verdict = match found {
+            Ok(_) if strictest == Mode::Unrecognised => Verdict::Drop(DropReason::UnknownMode),
+            Ok(_) => Verdict::Local,
+            Err(refused) => {
+                let shared = ask.initiator.shared.max(ask.responder.shared);
+                self.obstacle(ask, refused.reason, (strictest, shared), Verdict::Local)
             }
         };
         let remote = self.entry(&ask.responder).map(|member| member.id);
-        Judgement { verdict, rule: id_of(found), peer: None, remote }
+        Judgement { verdict, rule: id_of(found), peer: None, remote, old_path: None }
     }
 
     /// Between a device here and somebody elsewhere.
@@ -120,6 +129,7 @@ impl Policy {
             rule,
             peer,
             remote: far.map(|member| member.id),
+            old_path: None,
         };
         let refuse = |reason| refuse(local.stance, reason, Verdict::Clear);
         let Some(near) = self.entry(local) else {
@@ -129,7 +139,7 @@ impl Policy {
         if local.stance == Mode::Unrecognised {
             return judgement(Verdict::Drop(DropReason::UnknownMode), None, None);
         }
-        if self.is_infrastructure_flow(ask, local, remote) {
+        if far.is_none() && self.is_infrastructure_flow(ask, local, remote) {
             return judgement(Verdict::Clear, None, None);
         }
         let path = match far {
@@ -159,7 +169,9 @@ impl Policy {
                     }
                     reason => reason,
                 };
-                return judgement(refuse(reason), refused.rule, None);
+                let stances = (local.stance, near.shared);
+                let verdict = self.obstacle(ask, reason, stances, Verdict::Clear);
+                return judgement(verdict, refused.rule, None);
             }
         };
         let (Some(far), Some(gateway)) = (far, peer) else {
@@ -173,9 +185,19 @@ impl Policy {
         // The pair went back to the clear. Until the other end knows that, what rides the tunnel stays there.
         let newest = near.mode_since.max(far.mode_since);
         let lags = state.is_some_and(|s| s.live && s.revision.is_none_or(|held| held < newest));
-        let before = [near, far].iter().all(|m| m.was_tunnel || m.tunnel_since.is_some());
+        let pair = [near, far];
+        let before = pair.iter().all(|m| m.left_tunnel.is_some() || m.tunnel_since.is_some());
         if lags && before && ask.tunnelled {
             return judgement(Verdict::Tunnel, Some(rule), Some(gateway));
+        }
+        // The other end may have sealed a packet just before it heard that this end has changed, too.
+        let lately = pair
+            .iter()
+            .filter_map(|m| m.left_tunnel)
+            .any(|at| ask.now.saturating_duration_since(at) < OLD_PATH_OPEN);
+        if before && lately {
+            let clear = judgement(Verdict::Clear, Some(rule), None);
+            return Judgement { old_path: Some(gateway), ..clear };
         }
         judgement(Verdict::Clear, Some(rule), None)
     }
@@ -202,6 +224,33 @@ impl Policy {
         if down { Verdict::ClearTunnelDown } else { Verdict::Clear }
     }
 
+    /// What becomes of a flow that no rule lets pass. `stances`: with quarantine, and without.
+    fn obstacle(
+        &self,
+        ask: &Ask<'_>,
+        reason: DropReason,
+        (stance, shared): (Mode, Mode),
+        otherwise: Verdict,
+    ) -> Verdict {
+        match reason {
+            DropReason::UnknownMode => Verdict::Drop(reason),
+            // A rule that isn't for the clear is still a rule: it is the enforced end that drops then.
+            DropReason::ClearNotAllowed => refuse(shared, reason, otherwise),
+            // In quarantine nothing passes for want of a rule, whatever the mode.
+            DropReason::NoRule | DropReason::NotVisible if self.is_quarantined(ask) => {
+                Verdict::Drop(DropReason::Quarantined)
+            }
+            _ if self.is_quarantined(ask) => Verdict::Drop(reason),
+            _ => refuse(stance, reason, otherwise),
+        }
+    }
+
+    fn is_quarantined(&self, ask: &Ask<'_>) -> bool {
+        [&ask.initiator, &ask.responder]
+            .into_iter()
+            .any(|end| self.entry(end).is_some_and(|member| member.quarantined))
+    }
+
     /// Whether the other end has taken over the revision that opens the tunnel to the pair.
     fn is_ready(&self, near: &MemberEntry, far: &MemberEntry, state: Option<&PeerState>) -> bool {
         let (Some(a), Some(b)) = (near.tunnel_since, far.tunnel_since) else { return false };
@@ -213,9 +262,7 @@ impl Policy {
         let Some(protocol) = ask.service else {
             return Err(Refused::because(DropReason::OtherProtocol));
         };
-        let essential = [&ask.initiator, &ask.responder]
-            .into_iter()
-            .any(|end| self.entry(end).is_some_and(|member| member.quarantined));
+        let essential = self.is_quarantined(ask);
         self.rules.find(
             (ask.initiator.who, ask.initiator.address),
             (ask.responder.who, ask.responder.address),

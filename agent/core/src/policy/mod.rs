@@ -45,8 +45,8 @@ pub(crate) struct MemberEntry {
     mode_since: u64,
     /// From which revision on the member speaks through the tunnel, without a break.
     tunnel_since: Option<u64>,
-    /// Whether it spoke through the tunnel before it went back to observe.
-    was_tunnel: bool,
+    /// When it went back to observe, if it spoke through the tunnel before.
+    left_tunnel: Option<Instant>,
     /// Whether the controller cut its gateway off.
     suspended: bool,
 }
@@ -88,6 +88,7 @@ impl Policy {
         view: &Arc<View>,
         before: Option<&Self>,
         seeds: &mut Seeds,
+        now: Instant,
         station: impl Fn(&Member) -> Option<(StationId, Mode, Mode)>,
     ) -> Self {
         let mut policy = Self {
@@ -105,7 +106,7 @@ impl Policy {
             for (member, is_here) in here.clone().chain(elsewhere.clone()) {
                 if (member.site == view.intent.site) == own_site {
                     let place = if is_here { station(member) } else { None };
-                    policy.add(member, is_here, place, before, own_site);
+                    policy.add(member, is_here.then_some(place), before, own_site, now);
                 }
             }
         }
@@ -114,15 +115,17 @@ impl Policy {
         policy
     }
 
+    /// Adds a member. `here`: it is a device of this gateway, and where it is, if it has a place.
     fn add(
         &mut self,
         member: &Member,
-        is_here: bool,
-        place: Option<(StationId, Mode, Mode)>,
+        here: Option<Option<(StationId, Mode, Mode)>>,
         before: Option<&Self>,
         own_site: bool,
+        now: Instant,
     ) {
-        if self.by_id.contains_key(&member.id) || (is_here && place.is_none()) {
+        let place = here.flatten();
+        if self.by_id.contains_key(&member.id) || (here.is_some() && place.is_none()) {
             return;
         }
         let Ok(index) = u32::try_from(self.members.len()).map(MemberIndex) else { return };
@@ -142,7 +145,9 @@ impl Policy {
             stance: place.map_or(member.mode, |place| place.2),
             mode_since: member.mode_since,
             tunnel_since: tunnels.then(|| unbroken.unwrap_or(member.mode_since)),
-            was_tunnel: before.is_some_and(|b| b.tunnel_since.is_some() || b.was_tunnel),
+            left_tunnel: before
+                .filter(|_| !tunnels)
+                .and_then(|before| before.tunnel_since.map_or(before.left_tunnel, |_| Some(now))),
             suspended: operation.suspended.contains(&member.gateway),
         });
         self.by_id.insert(member.id, index);

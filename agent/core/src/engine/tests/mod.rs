@@ -232,8 +232,12 @@ fn an_unknown_router_is_stood_in_for_and_never_on_the_uplink() {
     let bytes = frame(stand_in, mac(10), &packet);
     let port = PortId::device(0);
     let out = feed(&mut engine, port, VnetHeader::default(), &bytes, now);
-    assert!(out.frames.is_empty(), "{out:?}");
+    let router = "10.20.1.1".parse().unwrap();
+    let asked = crate::wire::arp::request(mac(10), "10.20.1.10".parse().unwrap(), router);
+    assert_eq!(out.frames, [(PortId::UPLINK, VnetHeader::default(), asked.to_vec())]);
     assert_eq!(engine.status(now).drops.get("no-next-hop"), Some(&1));
+    let again = feed(&mut engine, port, VnetHeader::default(), &bytes, now);
+    assert!(again.frames.is_empty(), "it asks once a second: {again:?}");
     let heard = crate::wire::arp::request(
         mac(0x77),
         "10.20.1.1".parse().unwrap(),
