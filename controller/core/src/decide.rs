@@ -71,7 +71,10 @@ pub enum End {
 #[derive(Debug, Clone, Copy)]
 struct Judgement<'a> {
     verdict: Verdict,
+    /// The rule that lets it pass, or the one that comes nearest.
     rule: Option<&'a ResolvedRule>,
+    /// Whether the rule lets it pass.
+    opened: bool,
     infrastructure: bool,
 }
 
@@ -108,9 +111,15 @@ pub fn decide(resolved: &Resolved, flow: &Flow, now: UnixMillis) -> Decision {
         present.clone().reduce(|a, b| if strictness(&b.1) > strictness(&a.1) { b } else { a });
     let (end, judgement) = strictest.unwrap_or((
         End::From,
-        Judgement { verdict: Verdict::Clear, rule: None, infrastructure: false },
+        Judgement { verdict: Verdict::Clear, rule: None, opened: false, infrastructure: false },
     ));
-    let rule = judgement.rule.or_else(|| present.clone().find_map(|(_, found)| found.rule));
+    // An observed end lets pass what its rules don't; where the other end has a rule for it, that one is cited.
+    let rule = present
+        .clone()
+        .filter(|(_, found)| found.opened && strictness(found) == strictness(&judgement))
+        .find_map(|(_, found)| found.rule)
+        .or(judgement.rule)
+        .or_else(|| present.clone().find_map(|(_, found)| found.rule));
     Decision {
         verdict: judgement.verdict,
         rule: rule.map(|rule| rule.name.clone()),
@@ -225,7 +234,12 @@ fn judge<'a>(
         End::To => Flow { from: far, ..*flow },
     };
     if end == End::From && known.is_none() && is_infrastructure(resolved, gateway, &seen) {
-        return Judgement { verdict: Verdict::Clear, rule: None, infrastructure: true };
+        return Judgement {
+            verdict: Verdict::Clear,
+            rule: None,
+            opened: false,
+            infrastructure: true,
+        };
     }
     let view = View {
         own: own.mode,
@@ -282,7 +296,8 @@ impl View {
             None if self.stranger => Some(DropReason::NotVisible),
             None => Some(DropReason::NoRule),
         };
-        Judgement { verdict: self.verdict(obstacle), rule, infrastructure: false }
+        let opened = rule.is_some() && obstacle.is_none();
+        Judgement { verdict: self.verdict(obstacle), rule, opened, infrastructure: false }
     }
 
     /// Why a matching rule doesn't let the flow pass after all.
