@@ -373,6 +373,8 @@ fn enrol_anew(hospital: &mut Hospital, name: &str) -> Result<()> {
         }
         Ok(())
     })?;
+    // Enforced devices can't be confirmed anew before they have been watched for a day.
+    hospital.operator.mode(&behind, "observe", why)?;
     for device in behind {
         story::confirm(hospital, device)?;
     }

@@ -112,11 +112,14 @@ impl PacketSocket {
 }
 
 fn receive(fd: &OwnedFd, buffer: &mut [u8], limit: Duration) -> io::Result<Option<usize>> {
-    let milliseconds = i32::try_from(limit.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+    let limit = libc::timespec {
+        tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(limit.subsec_nanos()),
+    };
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one valid pollfd; the buffer is valid for its length.
+    // SAFETY: one valid pollfd and time; the buffer is valid for its length.
     unsafe {
-        match check(libc::poll(&raw mut poll, 1, milliseconds)) {
+        match check(libc::ppoll(&raw mut poll, 1, &raw const limit, std::ptr::null())) {
             Ok(0) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             other => other?,

@@ -124,6 +124,7 @@ fn series(
     loop {
         let now = Instant::now();
         let due = start + every * u32::try_from(sent).unwrap_or(u32::MAX);
+        let mut wait = due.saturating_duration_since(now).min(Duration::from_millis(20));
         if sent < count && !stop.load(Ordering::Relaxed) {
             if now >= due {
                 let sequence = u16::try_from(sent & 0xffff).unwrap_or(0);
@@ -132,19 +133,21 @@ fn series(
                 socket.echo(to, identifier, sequence).ok();
                 answered.push(false);
                 sent += 1;
-                continue;
             }
         } else if under_way.is_empty()
             || now >= *deadline.get_or_insert(now + Duration::from_secs(1))
         {
             break;
+        } else {
+            wait = Duration::from_millis(20);
         }
-        let wait = due.saturating_duration_since(now).min(Duration::from_millis(20));
-        let wait = wait.max(Duration::from_micros(500));
-        if let Some((from, sequence)) = socket.reply(identifier, wait)?
-            && from == to
-            && let Some((number, at)) = under_way.remove(&sequence)
-        {
+        // Everything that has come is read before the next request, so that its time is true.
+        while let Some((from, sequence)) = socket.reply(identifier, wait)? {
+            wait = Duration::ZERO;
+            if from != to {
+                continue;
+            }
+            let Some((number, at)) = under_way.remove(&sequence) else { continue };
             let now = SystemTime::now();
             first_reply_at.get_or_insert(now);
             last_reply_at = Some(now);
