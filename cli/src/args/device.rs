@@ -72,6 +72,9 @@ pub struct DeviceConfirm {
     /// The gateway that it stands behind, where several saw it
     #[arg(long, value_name = "NAME")]
     pub gateway: Option<String>,
+    /// Go on in spite of what the plan refuses, as when an enforced device comes back behind another gateway; needs --reason
+    #[arg(long, requires = "reason")]
+    pub force: bool,
     /// What every change takes.
     #[command(flatten)]
     pub change: ChangeArgs,

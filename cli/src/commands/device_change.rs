@@ -52,7 +52,9 @@ pub(super) fn confirm(
         )));
     }
     let id = MemberId::from_bytes(draw()?);
-    let request = Request::new("device confirm", device.name.as_str(), args.change);
+    let mut request = Request::new("device confirm", device.name.as_str(), args.change);
+    request.force = args.force;
+    request.reason_needed = args.force;
     change::make(remote, output, request, &|model, number| {
         let device = Device { mode_since: number, ..device.clone() };
         model.confirm_device(id, device).map(drop)

@@ -373,13 +373,15 @@ fn enrol_anew(hospital: &mut Hospital, name: &str) -> Result<()> {
         }
         Ok(())
     })?;
-    // Enforced devices can't be confirmed anew before they have been watched for a day.
-    hospital.operator.mode(&behind, "observe", why)?;
+    // They are in enforce, and watched by this gateway for a moment only.
     for device in behind {
-        story::confirm(hospital, device)?;
+        story::confirm(hospital, device, &["--force"])?;
     }
-    hospital.operator.mode(&behind, "protect", why)?;
-    hospital.operator.mode(&behind, "enforce", why).map(|_| ())
+    wait::until_ok(Duration::from_secs(10), "the tunnel to carry a ping", || {
+        let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1").address());
+        let series = ping::ping(&ct.host, pacs, 3, BEAT)?;
+        if series.received == 0 { bail!("{series:?}") } else { Ok(()) }
+    })
 }
 
 #[cfg(test)]

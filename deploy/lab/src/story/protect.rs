@@ -63,16 +63,16 @@ pub fn wait_for_inventory(hospital: &Hospital) -> Result<String> {
 /// What the command line said.
 pub fn confirm_all(hospital: &Hospital) -> Result<String> {
     for device in hospital.devices() {
-        confirm(hospital, device.plan.name)?;
+        confirm(hospital, device.plan.name, &[])?;
     }
     Ok("6 devices named and labelled".into())
 }
 
-/// Confirms one device under its name, with labels.
+/// Confirms one device under its name, with labels, and with further arguments.
 ///
 /// # Errors
 /// What the command line said.
-pub fn confirm(hospital: &Hospital, name: &str) -> Result<()> {
+pub fn confirm(hospital: &Hospital, name: &str, further: &[&str]) -> Result<()> {
     let device = hospital.machine(name);
     let (mac, class) = (device.plan.mac(), format!("class={}", device.plan.class));
     let address = device.address().to_string();
@@ -84,6 +84,7 @@ pub fn confirm(hospital: &Hospital, name: &str) -> Result<()> {
         arguments.extend(["--label", "role=modality"]);
     }
     arguments.extend(["--reason", "read off the rating plate", "--yes"]);
+    arguments.extend(further);
     hospital.operator.ok(&arguments).map(|_| ())
 }
 
