@@ -112,14 +112,21 @@ fn is_open(policy: &Policy, own: MemberIndex, address: Ipv4Addr) -> bool {
     policy.is_infrastructure(address) || policy.opens_clear(own, address)
 }
 
-/// Whether somebody on the campus may know where an enforced device is: whom it may speak with in the clear, and
-/// its next hop to them.
-fn may_know(policy: &Policy, own: MemberIndex, station: &Station, address: Ipv4Addr) -> bool {
+/// Whether somebody on the campus may know where an enforced device is: whom it may speak with in the clear, if
+/// they are on its link, and its next hop to the others. Whoever is known by another Ethernet address is an
+/// impostor.
+fn may_know(policy: &Policy, own: MemberIndex, station: &Station, packet: &ArpPacket) -> bool {
     let Some(device) = &station.device else { return false };
-    let router = nexthop::router_of(Some(device), &station.next_hops);
-    let is_router = router.is_some_and(|(known, _)| known == address);
-    let router_needed = || policy.needs_next_hop(own, |address| device.on_link(address));
-    (is_router && router_needed()) || is_open(policy, own, address)
+    let is_known_as = |mac: Option<MacAddr>| mac.is_none_or(|mac| mac == packet.sender_mac);
+    let address = packet.sender;
+    if let Some((_, mac)) = nexthop::router_of(Some(device), &station.next_hops)
+        .filter(|(router, _)| *router == address)
+    {
+        return is_known_as(mac) && policy.needs_next_hop(own, |address| device.on_link(address));
+    }
+    is_open(policy, own, address)
+        && device.on_link(address) != Some(false)
+        && is_known_as(station.next_hops.find(address))
 }
 
 /// Judges ARP from the uplink that an enforced device would get: requests for it are answered by the gateway,
@@ -136,7 +143,7 @@ pub(crate) fn to_enforced(
         || packet.sender_mac != source
         || packet.is_probe()
         || device.owns(packet.sender)
-        || !may_know(policy, own, station, packet.sender)
+        || !may_know(policy, own, station, packet)
     {
         return Outcome::DROP;
     }

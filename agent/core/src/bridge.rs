@@ -8,11 +8,12 @@ use crate::limits::BRIDGE_AGE;
 use crate::table::Map;
 use crate::wire::ethernet;
 
-/// Whether a frame belongs to 802.1X or LLDP: port and switch speak to each other, in every mode. LLDP goes to
-/// its group addresses only (IEEE 802.1AB 7.1); 802.1X may also be unicast.
+/// Whether a frame belongs to 802.1X or LLDP: port and switch speak to each other, in every mode. Only to the
+/// group addresses that no bridge forwards (IEEE 802.1X-2020 11.1.1, IEEE 802.1AB 7.1), so that nobody beyond the
+/// switch can write to a device, or be written to, under their name.
 pub(crate) fn is_link_control(destination: MacAddr, ethertype: u16) -> bool {
     let nearest = matches!(destination.0, [0x01, 0x80, 0xc2, 0, 0, 0x00 | 0x03 | 0x0e]);
-    ethertype == ethernet::EAPOL || (ethertype == ethernet::LLDP && nearest)
+    nearest && matches!(ethertype, ethernet::EAPOL | ethernet::LLDP)
 }
 
 /// Addresses heard on the uplink.
@@ -71,7 +72,8 @@ mod tests {
         let group = |last| MacAddr([0x01, 0x80, 0xc2, 0, 0, last]);
         let unicast = MacAddr([0, 1, 2, 3, 4, 5]);
         assert!(is_link_control(group(3), ethernet::EAPOL));
-        assert!(is_link_control(unicast, ethernet::EAPOL));
+        assert!(!is_link_control(unicast, ethernet::EAPOL));
+        assert!(!is_link_control(MacAddr::BROADCAST, ethernet::EAPOL));
         assert!(is_link_control(group(0x0e), ethernet::LLDP));
         assert!(!is_link_control(unicast, ethernet::LLDP));
         assert!(!is_link_control(group(3), ethernet::IPV4));

@@ -20,8 +20,10 @@ impl Clock {
         Self { anchor: (now, UnixMillis(0)), confirmed: false, floor: UnixMillis(0) }
     }
 
-    /// Sets the clock. What was confirmed stays confirmed, and isn't overruled by what isn't.
+    /// Sets the clock. What was confirmed stays confirmed, isn't overruled by what isn't, and never goes back:
+    /// nobody prolongs a rule by telling an earlier time.
     pub(crate) fn set(&mut self, wall: UnixMillis, confirmed: bool, now: Instant) {
+        let wall = if self.confirmed { wall.max(self.wall(now)) } else { wall };
         if confirmed || !self.confirmed {
             self.anchor = (now, wall);
         }
@@ -56,5 +58,30 @@ impl Clock {
     pub(crate) fn instant(&self, moment: UnixMillis, now: Instant) -> Option<Instant> {
         let ahead = moment.0.checked_sub(self.wall(now).0)?;
         now.checked_add(Duration::from_millis(ahead.max(1)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confirmed_time_never_goes_back() {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+        let now = Instant::now();
+        let mut clock = Clock::new(now);
+        clock.set(UnixMillis(9_000), false, now);
+        clock.set(UnixMillis(5_000), true, now);
+        assert_eq!(
+            clock.wall(now),
+            UnixMillis(5_000),
+            "the first confirmation corrects the system's clock"
+        );
+        let later = now + Duration::from_secs(10);
+        clock.set(UnixMillis(6_000), true, later);
+        assert_eq!(clock.wall(later), UnixMillis(15_000));
+        assert_eq!(clock.has_passed(UnixMillis(15_000), later), Some(true));
+        clock.set(UnixMillis(20_000), true, later);
+        assert_eq!(clock.wall(later), UnixMillis(20_000));
     }
 }

@@ -15,12 +15,14 @@ pub(crate) fn system_time() -> UnixMillis {
 pub(super) struct Clock {
     wall: UnixMillis,
     at: Instant,
+    /// Whether a controller has said so since this start.
+    confirmed: bool,
 }
 
 impl Clock {
     /// The system's time, or the newest signed time held where that is later.
     pub(super) fn new(floor: UnixMillis) -> Self {
-        Self { wall: system_time().max(floor), at: Instant::now() }
+        Self { wall: system_time().max(floor), at: Instant::now(), confirmed: false }
     }
 
     pub(super) fn now(&self) -> UnixMillis {
@@ -28,9 +30,11 @@ impl Clock {
         self.wall.saturating_add(elapsed)
     }
 
-    /// Takes over a controller's word, as far as it isn't below what was signed. Gives the time now.
+    /// Takes over a controller's word, as far as it isn't below what was signed or said before. Gives the time
+    /// now.
     pub(super) fn set(&mut self, wall: UnixMillis, floor: UnixMillis) -> UnixMillis {
-        *self = Self { wall: wall.max(floor), at: Instant::now() };
+        let said = if self.confirmed { self.now() } else { UnixMillis(0) };
+        *self = Self { wall: wall.max(floor).max(said), at: Instant::now(), confirmed: true };
         self.wall
     }
 }
@@ -45,6 +49,7 @@ mod tests {
         let mut clock = Clock::new(future);
         assert!(clock.now() >= future);
         assert_eq!(clock.set(UnixMillis(5), UnixMillis(9)), UnixMillis(9));
-        assert_eq!(clock.set(UnixMillis(12), UnixMillis(9)), UnixMillis(12));
+        assert_eq!(clock.set(UnixMillis(12_000_000), UnixMillis(9)), UnixMillis(12_000_000));
+        assert!(clock.set(UnixMillis(11_000_000), UnixMillis(9)) >= UnixMillis(12_000_000));
     }
 }

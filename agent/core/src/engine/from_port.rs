@@ -40,9 +40,6 @@ impl Engine {
             Err(reason) => return self.recorder.drop(None, reason, tuple_of(&header, frame), now),
         };
         self.sight(sender, &header, frame, now);
-        if bridge::is_link_control(header.destination, header.ethertype) {
-            return self.emit(PortId::UPLINK, Whole::of(frame), out);
-        }
         let stance = sender
             .and_then(|id| self.stations.get(id))
             .map_or(Mode::Observe, super::super::device::Station::stance);
@@ -55,6 +52,9 @@ impl Engine {
             }
             let tuple = tuple_of(&header, frame);
             return self.recorder.drop(sender, DropReason::UnknownMac, tuple, now);
+        }
+        if bridge::is_link_control(header.destination, header.ethertype) {
+            return self.emit(PortId::UPLINK, Whole::of(frame), out);
         }
         if security::is_own(&self.config, header.destination) {
             let tuple = tuple_of(&header, frame);

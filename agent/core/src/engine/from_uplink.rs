@@ -51,7 +51,7 @@ impl Engine {
             self.recorder.overflow();
         }
         if bridge::is_link_control(header.destination, header.ethertype) {
-            return self.link_control(&header, frame, out);
+            return self.link_control(frame, out);
         }
         if security::is_own(&self.config, header.destination) {
             // The gateway's own traffic, which the host's stack has already.
@@ -90,14 +90,9 @@ impl Engine {
     }
 
     /// 802.1X and LLDP between switch and port.
-    fn link_control(&mut self, header: &Header, frame: &RxFrame<'_>, out: &mut impl Sink) {
-        if let Some(id) = self.stations.find(header.destination) {
-            return self.hand_on(id, Whole::of(frame), out);
-        }
-        if header.destination.is_group() {
-            for port in self.device_ports() {
-                self.emit(port, Whole::of(frame), out);
-            }
+    fn link_control(&mut self, frame: &RxFrame<'_>, out: &mut impl Sink) {
+        for port in self.device_ports() {
+            self.emit(port, Whole::of(frame), out);
         }
     }
 
@@ -313,23 +308,32 @@ impl Engine {
             .collect()
     }
 
-    /// Learns next hops: from answers to a station, and from whatever a device's router says.
+    /// Learns next hops: from answers to a station, and from whatever a device's router says. Anybody can say so,
+    /// so what is known changes only once the one who was known has fallen silent.
     fn learn_neighbours(&mut self, header: &Header, packet: &ArpPacket) {
         if packet.sender_mac != header.source || packet.is_probe() {
             return;
         }
         let limit = self.config.limits.next_hops_per_device;
+        let contested = |hops: &crate::nexthop::NextHops, bridge: &bridge::Bridge| {
+            hops.find(packet.sender)
+                .is_some_and(|known| known != packet.sender_mac && bridge.knows(known))
+        };
         let answered = (packet.operation == Operation::Reply)
             .then(|| self.stations.find(header.destination))
             .flatten();
         if let Some(station) = answered.and_then(|id| self.stations.get_mut(id)) {
+            if contested(&station.next_hops, &self.bridge) {
+                return;
+            }
             station.next_hops.neighbour(packet.sender, packet.sender_mac, limit);
             return;
         }
         for station in self.stations.iter_mut() {
             let router = station.device.as_ref().and_then(|device| device.router);
             let asks = station.sights.iter().any(|sight| sight.addresses.contains(&packet.target));
-            if router.is_some_and(|router| router.address == packet.sender) || asks {
+            let concerned = router.is_some_and(|router| router.address == packet.sender) || asks;
+            if concerned && !contested(&station.next_hops, &self.bridge) {
                 station.next_hops.neighbour(packet.sender, packet.sender_mac, limit);
             }
         }

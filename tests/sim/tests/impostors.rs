@@ -1,0 +1,84 @@
+//! Strangers on the campus, and devices, that pass for somebody else on the link.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anteroom_agent_core::wire::arp;
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::service::Protocol;
+use anteroom_sim::hospital::*;
+use anteroom_sim::packet;
+use anteroom_sim::world::{ROUTER, World};
+
+const DICOM: (Protocol, u16) = (Protocol::Tcp, 104);
+const EAPOL: u16 = 0x888e;
+const PAE_GROUP: MacAddr = MacAddr([0x01, 0x80, 0xc2, 0, 0, 3]);
+
+fn enforced(seed: u64) -> World {
+    let mut world = hospital(seed);
+    let _ = probe(&mut world, CT, ARCHIVE, DICOM, 1, 1);
+    for mode in [Mode::Protect, Mode::Enforce] {
+        world.plan.revise();
+        let revision = world.plan.revision;
+        for device in &mut world.plan.devices {
+            device.device.member.mode = mode;
+            device.device.member.mode_since = revision;
+        }
+        world.apply_all();
+    }
+    world.clear_campus();
+    world
+}
+
+#[test]
+fn link_control_crosses_enforce_by_its_group_addresses_only() {
+    let mut world = enforced(21);
+    let (ct, intruder) = (world.hosts[CT].mac, world.hosts[INTRUDER].mac);
+    for to in [intruder, ROUTER, MacAddr::BROADCAST] {
+        world.put(CT, packet::frame(to, ct, EAPOL, b"a device's words"));
+    }
+    for to in [ct, MacAddr::BROADCAST, MacAddr([0x01, 0, 0x5e, 1, 2, 3])] {
+        world.put(INTRUDER, packet::frame(to, intruder, EAPOL, b"a stranger's words"));
+    }
+    world.run(Duration::from_millis(20));
+    let leaked: Vec<_> = world.campus.iter().filter(|frame| frame.bytes[6..12] == ct.0).collect();
+    assert!(leaked.is_empty(), "{leaked:02x?}");
+    assert!(world.hosts[CT].seen.is_empty(), "{:02x?}", world.hosts[CT].seen);
+    world.put(CT, packet::frame(PAE_GROUP, ct, EAPOL, &[1, 1, 0, 0]));
+    world.run(Duration::from_millis(20));
+    assert!(
+        world
+            .campus
+            .iter()
+            .any(|frame| frame.bytes[..6] == PAE_GROUP.0 && frame.bytes[6..12] == ct.0),
+        "802.1X didn't pass: {:02x?}",
+        world.campus
+    );
+}
+
+#[test]
+fn a_stranger_who_speaks_as_the_router_learns_and_changes_nothing() {
+    let mut world = enforced(22);
+    let (intruder, address) = (world.hosts[INTRUDER].mac, world.hosts[CT].address);
+    let router = Ipv4Addr::new(10, 20, 1, 1);
+    let now = world.now;
+    let known = |world: &mut World| {
+        let status = world.engine(0).status(now);
+        let mac = status.devices.iter().find(|device| device.addresses.contains(&address));
+        mac.and_then(|device| device.router_mac)
+    };
+    assert_eq!(known(&mut world), Some(ROUTER), "the router was heard before");
+    let archive = world.hosts[ARCHIVE].address;
+    for claimed in [router, archive] {
+        for target in [address, claimed] {
+            world.put(INTRUDER, arp::request(intruder, claimed, target).to_vec());
+        }
+    }
+    world.run(Duration::from_millis(50));
+    assert_eq!(known(&mut world), Some(ROUTER));
+    let ct = world.hosts[CT].mac;
+    let answers: Vec<_> = world.campus.iter().filter(|frame| frame.bytes[6..12] == ct.0).collect();
+    assert!(answers.is_empty(), "the stranger was answered: {answers:02x?}");
+    assert!(world.hosts[CT].seen.is_empty(), "{:02x?}", world.hosts[CT].seen);
+}
