@@ -40,6 +40,8 @@ impl Default for Limits {
 
 /// TCP that isn't open at both ends yet.
 pub const TCP_HALF_OPEN: Duration = Duration::from_secs(30);
+/// TCP that was picked up in the middle, until the other end takes part.
+pub const TCP_PICKED_UP: Duration = Duration::from_secs(300);
 /// Established TCP. Clinical connections stay silent for days.
 pub const TCP_ESTABLISHED: Duration = Duration::from_secs(5 * 24 * 3600);
 /// TCP after both ends have said that they are done.

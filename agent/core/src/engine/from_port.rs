@@ -331,7 +331,9 @@ impl Engine {
         match (decision.verdict, passage.destination.here) {
             (Verdict::Drop(reason), _) => self.recorder.drop(Some(id), reason, tuple, now),
             (Verdict::Tunnel, _) => {
-                let Some(peer) = decision.peer else { return };
+                let Some(peer) = decision.peer else {
+                    return self.recorder.drop(Some(id), DropReason::TunnelDown, tuple, now);
+                };
                 let what = ToSeal {
                     peer,
                     station: id,

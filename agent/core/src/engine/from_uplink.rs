@@ -234,7 +234,8 @@ impl Engine {
         }
         self.hand_on(id, Whole::of(frame), out);
         for bytes in waiting {
-            let later = Whole { vnet: frame.vnet, vlan: frame.vlan, bytes: &bytes };
+            let vnet = crate::vnet::VnetHeader::default();
+            let later = Whole { vnet, vlan: frame.vlan, bytes: &bytes };
             self.hand_on(id, later, out);
         }
     }

@@ -190,7 +190,7 @@ impl Engine {
             (None, Some((_, station))) => (station, None),
             (None, None) => return decision,
         };
-        let (tracker, state) = Tracker::first(packet.protocol, packet.tcp_flags());
+        let (tracker, state) = Tracker::first(packet.protocol, packet.tcp_flags(), forward);
         let state = if judgement.verdict.passes() { state } else { State::Dropped };
         let flow = Flow {
             key,
@@ -275,7 +275,7 @@ impl Engine {
         let state = if !flow.judgement.verdict.passes() {
             State::Dropped
         } else if flow.state == State::Dropped {
-            let (tracker, state) = Tracker::first(packet.protocol, flags);
+            let (tracker, state) = Tracker::first(packet.protocol, flags, forward);
             flow.tracker = tracker;
             state
         } else {

@@ -10,6 +10,9 @@ use crate::wire::tcp::TcpFlags;
 pub(crate) enum State {
     /// Dropped: kept so that repeated packets cost one look-up.
     Dropped,
+    /// TCP that was picked up in the middle, and of which one direction was seen only. Anyone who forges an
+    /// address can make one.
+    PickedUp,
     /// UDP that nobody answered yet.
     OneWay,
     /// TCP that isn't open at both ends yet.
@@ -27,10 +30,12 @@ pub(crate) enum State {
 }
 
 impl State {
-    pub(crate) const COUNT: usize = 8;
-    /// In the order in which they are evicted. Established TCP never is.
-    pub(crate) const EVICTABLE: [Self; 7] = [
+    pub(crate) const COUNT: usize = 9;
+    /// In the order in which they are evicted. Established TCP never is. What was picked up goes early, as its
+    /// next packet picks it up again.
+    pub(crate) const EVICTABLE: [Self; 8] = [
         Self::Dropped,
+        Self::PickedUp,
         Self::OneWay,
         Self::HalfOpen,
         Self::Other,
@@ -40,6 +45,7 @@ impl State {
     ];
     pub(crate) const ALL: [Self; Self::COUNT] = [
         Self::Dropped,
+        Self::PickedUp,
         Self::OneWay,
         Self::HalfOpen,
         Self::Other,
@@ -57,6 +63,7 @@ impl State {
     pub(crate) const fn time_out(self) -> Duration {
         match self {
             Self::Dropped => limits::DROPPED,
+            Self::PickedUp => limits::TCP_PICKED_UP,
             Self::OneWay => limits::UDP_ONE_WAY,
             Self::HalfOpen => limits::TCP_HALF_OPEN,
             Self::Other => limits::OTHER,
@@ -70,6 +77,7 @@ impl State {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Dropped => "dropped",
+            Self::PickedUp => "picked-up",
             Self::OneWay => "one-way",
             Self::HalfOpen => "half-open",
             Self::Other => "other",
@@ -84,22 +92,27 @@ impl State {
 /// What was seen of a TCP connection, besides its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Tracker {
+    /// Whether the first packet that was seen came from the initiator.
+    first_forward: bool,
     accepted: bool,
     finished: [bool; 2],
 }
 
 impl Tracker {
-    /// The state after the first packet of a flow.
-    pub(crate) const fn first(protocol: u8, flags: TcpFlags) -> (Self, State) {
+    /// The state after the first packet of a flow. `forward`: from the initiator.
+    pub(crate) const fn first(protocol: u8, flags: TcpFlags, forward: bool) -> (Self, State) {
         let state = match protocol {
-            // A connection that was picked up in the middle is open.
             6 if flags.has(TcpFlags::RST) => State::Reset,
-            6 if !flags.has(TcpFlags::SYN) => State::Established,
+            6 if !flags.has(TcpFlags::SYN) => State::PickedUp,
             6 => State::HalfOpen,
             17 => State::OneWay,
             _ => State::Other,
         };
-        (Self { accepted: false, finished: [false; 2] }, state)
+        (Self::begun(forward), state)
+    }
+
+    const fn begun(first_forward: bool) -> Self {
+        Self { first_forward, accepted: false, finished: [false; 2] }
     }
 
     /// The state after one more packet. `forward`: from the initiator.
@@ -121,8 +134,9 @@ impl Tracker {
         if flags.has(TcpFlags::RST) {
             return State::Reset;
         }
-        if forward && flags.opens() && matches!(state, State::Reset | State::Finished) {
-            *self = Self { accepted: false, finished: [false; 2] };
+        let may_restart = matches!(state, State::Reset | State::Finished | State::PickedUp);
+        if forward && flags.opens() && may_restart {
+            *self = Self::begun(forward);
             return State::HalfOpen;
         }
         if flags.has(TcpFlags::FIN) {
@@ -143,6 +157,14 @@ impl Tracker {
                 }
             }
             _ if self.finished[0] && self.finished[1] => State::Finished,
+            // A SYN-ACK answers a SYN, so it doesn't show that both ends know the connection.
+            State::PickedUp
+                if forward != self.first_forward
+                    && flags.has(TcpFlags::ACK)
+                    && !flags.has(TcpFlags::SYN) =>
+            {
+                State::Established
+            }
             other => other,
         }
     }
@@ -158,7 +180,7 @@ mod tests {
     const SYN: u8 = TcpFlags::SYN;
 
     fn run(packets: &[(u8, bool)]) -> State {
-        let (mut tracker, mut state) = Tracker::first(6, TcpFlags(packets[0].0));
+        let (mut tracker, mut state) = Tracker::first(6, TcpFlags(packets[0].0), packets[0].1);
         for (flags, forward) in &packets[1..] {
             state = tracker.next(state, 6, TcpFlags(*flags), *forward);
         }
@@ -177,7 +199,22 @@ mod tests {
         assert_eq!(run(&both), State::Finished);
         assert_eq!(run(&[&both[..], &[(SYN, true)]].concat()), State::HalfOpen);
         assert_eq!(run(&[&open[..], &[(RST, false)]].concat()), State::Reset);
-        assert_eq!(run(&[(ACK, true)]), State::Established);
+    }
+
+    #[test]
+    fn a_connection_picked_up_is_established_by_its_other_end() {
+        for side in [true, false] {
+            assert_eq!(run(&[(ACK, side)]), State::PickedUp);
+            assert_eq!(run(&[(ACK, side), (ACK, side), (FIN | ACK, side)]), State::PickedUp);
+            assert_eq!(run(&[(ACK, side), (ACK, !side)]), State::Established);
+            assert_eq!(run(&[(ACK, side), (RST | ACK, !side)]), State::Reset);
+            assert_eq!(run(&[(ACK, side), (SYN | ACK, !side)]), State::PickedUp);
+            let closed = [(ACK, side), (FIN | ACK, side), (FIN | ACK, !side)];
+            assert_eq!(run(&closed), State::Finished);
+            assert_eq!(run(&[(ACK, side), (SYN, true)]), State::HalfOpen);
+        }
+        // A forged ACK before a forged SYN gains nothing over the SYN alone.
+        assert_eq!(run(&[(ACK, true), (SYN, true), (SYN | ACK, false)]), State::HalfOpen);
     }
 
     #[test]

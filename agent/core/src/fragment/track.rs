@@ -28,6 +28,8 @@ pub struct Limits {
     pub held_per_packet: usize,
     /// Bytes of held fragments altogether.
     pub held_bytes: usize,
+    /// Bytes of held fragments of one owner.
+    pub held_bytes_per_owner: usize,
     /// How long a packet is followed after its first fragment to arrive.
     pub timeout: Duration,
 }
@@ -39,6 +41,7 @@ impl Default for Limits {
             packets_per_owner: 128,
             held_per_packet: 16,
             held_bytes: 512 * 1024,
+            held_bytes_per_owner: 64 * 1024,
             timeout: Duration::from_secs(30),
         }
     }
@@ -140,6 +143,7 @@ struct Owner {
     /// Oldest first. What was finished stays here until it is met.
     order: VecDeque<(Key, u64, Instant)>,
     live: usize,
+    held_bytes: usize,
 }
 
 /// Fragmented packets in flight. `T` is what the engine wants to know of a first fragment's verdict.
@@ -194,7 +198,7 @@ impl<T: Copy> Tracker<T> {
         let Some(entry) = self.entries.get_mut(&key) else { return Ok(Vec::new()) };
         entry.token = Some(token);
         let held = std::mem::take(&mut entry.held);
-        self.held_bytes -= held.iter().map(|bytes| bytes.len()).sum::<usize>();
+        self.release(owner, &held);
         self.finish(&key);
         Ok(held)
     }
@@ -213,7 +217,9 @@ impl<T: Copy> Tracker<T> {
         let known = entry.and_then(|entry| entry.token);
         if known.is_none() {
             let held = entry.map_or(0, |entry| entry.held.len());
-            let room = self.limits.held_bytes.saturating_sub(self.held_bytes);
+            let own = self.owners.get(&owner).map_or(0, |owner| owner.held_bytes);
+            let room = (self.limits.held_bytes.saturating_sub(self.held_bytes))
+                .min(self.limits.held_bytes_per_owner.saturating_sub(own));
             if held >= self.limits.held_per_packet || bytes.len() > room {
                 return Outcome::Drop(DropReason::FragmentNoFirst);
             }
@@ -229,6 +235,9 @@ impl<T: Copy> Tracker<T> {
             (None, Some(entry)) => {
                 entry.held.push(bytes.into());
                 self.held_bytes += bytes.len();
+                if let Some(owner) = self.owners.get_mut(&owner) {
+                    owner.held_bytes += bytes.len();
+                }
                 Outcome::Held
             }
             (None, None) => Outcome::Drop(DropReason::FragmentNoFirst),
@@ -328,10 +337,19 @@ impl<T: Copy> Tracker<T> {
         }
     }
 
+    /// Counts fragments that are held no longer out of their owner's share.
+    fn release(&mut self, owner: u32, held: &[Box<[u8]>]) {
+        let bytes = held.iter().map(|bytes| bytes.len()).sum::<usize>();
+        self.held_bytes -= bytes;
+        if let Some(owner) = self.owners.get_mut(&owner) {
+            owner.held_bytes -= bytes;
+        }
+    }
+
     fn remove(&mut self, key: &Key) {
         let Some(entry) = self.entries.remove(key) else { return };
         self.lost += entry.held.len() as u64;
-        self.held_bytes -= entry.held.iter().map(|bytes| bytes.len()).sum::<usize>();
+        self.release(key.owner, &entry.held);
         let Some(owner) = self.owners.get_mut(&key.owner) else { return };
         owner.live -= 1;
         if owner.live == 0 {

@@ -19,6 +19,8 @@ use crate::config::PortConfig;
 use crate::limits::Limits;
 use crate::vnet::VnetHeader;
 
+mod edges;
+
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
 const OWN: GatewayId = GatewayId::from_bytes([2; 16]);
 const OTHER: GatewayId = GatewayId::from_bytes([3; 16]);

@@ -10,6 +10,7 @@ const LIMITS: Limits = Limits {
     packets_per_owner: 4,
     held_per_packet: 3,
     held_bytes: 3000,
+    held_bytes_per_owner: 2000,
     timeout: Duration::from_secs(30),
 };
 
@@ -160,6 +161,33 @@ fn one_owner_can_not_crowd_out_another() {
 }
 
 #[test]
+fn what_one_owner_has_waiting_leaves_room_for_others() {
+    let (mut tracker, now) = (Tracker::new(Limits::default()), start());
+    let (mut held, mut refused) = (0, 0);
+    for id in 0..100 {
+        for part in &fragments(id, 8000)[1..] {
+            match later(&mut tracker, 1, part, now) {
+                Outcome::Held => held += part.len(),
+                outcome => {
+                    assert_eq!(outcome, Outcome::Drop(DropReason::FragmentNoFirst));
+                    refused += 1;
+                }
+            }
+        }
+    }
+    assert!(held <= Limits::default().held_bytes / 4 && refused > 0, "{held} {refused}");
+    let all = fragments(1, 2000);
+    assert_eq!(later(&mut tracker, 2, &all[1], now), Outcome::Held);
+    // What gets its first makes room for its owner.
+    let freed = first(&mut tracker, 1, &fragments(0, 8000)[0], 'a', now).unwrap();
+    assert!(!freed.is_empty());
+    assert_eq!(later(&mut tracker, 1, &fragments(200, 2000)[1], now), Outcome::Held);
+    // So does what is forgotten.
+    tracker.expire(now + Limits::default().timeout);
+    assert!(tracker.owners.is_empty() && tracker.held_bytes == 0, "{}", tracker.held_bytes);
+}
+
+#[test]
 fn what_never_completes_is_forgotten() {
     let (mut tracker, now) = (Tracker::new(LIMITS), start());
     assert_eq!(tracker.poll_timeout(), None);
@@ -200,6 +228,12 @@ proptest! {
             }
             let held: usize = tracker.entries.values().flat_map(|e| &e.held).map(|b| b.len()).sum();
             prop_assert_eq!(held, tracker.held_bytes);
+            for (id, owner) in &tracker.owners {
+                let entries = tracker.entries.iter().filter(|(key, _)| key.owner == *id);
+                let held: usize = entries.flat_map(|(_, e)| &e.held).map(|b| b.len()).sum();
+                prop_assert_eq!(held, owner.held_bytes);
+                prop_assert!(held <= LIMITS.held_bytes_per_owner);
+            }
             prop_assert!(held <= LIMITS.held_bytes && tracker.len() <= LIMITS.packets);
             for entry in tracker.entries.values() {
                 let seen = &entry.stretches.seen;

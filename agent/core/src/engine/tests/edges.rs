@@ -1,0 +1,108 @@
+//! Packets that don't fit the common case: forged, in pieces, or with nowhere to go.
+
+use anteroom_proto::verdict::Verdict;
+
+use super::super::passage::Decision;
+use super::*;
+use crate::fragment::Fragments;
+use crate::wire::parse_ipv4;
+
+const PORT: PortId = PortId::device(0);
+const ACK: u8 = 0x10;
+const SYN: u8 = 2;
+
+fn pieces(packet: &[u8]) -> Vec<Vec<u8>> {
+    let mut cut = Fragments::new(packet, 576, 7).unwrap();
+    let mut buffer = vec![0; cut.longest()];
+    let mut all = Vec::new();
+    while let Some(len) = cut.next_into(&mut buffer) {
+        all.push(buffer[..len].to_vec());
+    }
+    all
+}
+
+fn count(engine: &Engine, now: Instant, reason: DropReason) -> u64 {
+    engine.status(now).drops.get(reason.as_str()).copied().unwrap_or(0)
+}
+
+#[test]
+fn forged_acknowledgements_take_no_flow_away_from_a_device() {
+    let now = start();
+    let limits = Limits { flows_per_device: 50, ..Limits::default() };
+    let mut engine = engine(limits, now);
+    engine.apply(view([Mode::Enforce, Mode::Enforce], &["tcp/104"]), now);
+    let (device, archive) = ([10, 20, 1, 10], [10, 20, 9, 5]);
+    let plain = VnetHeader::default();
+    let out_of = |port, flags| {
+        frame(mac(0x77), mac(10), &ipv4(device, archive, 6, &tcp(port, 104, flags, &[])))
+    };
+    let into = |port, flags| {
+        frame(mac(10), mac(0x77), &ipv4(archive, device, 6, &tcp(104, port, flags, &[])))
+    };
+    // One that both ends take part in, though nobody saw it begin, and one that is silent on one side.
+    for bytes in [out_of(30_000, ACK), out_of(30_001, ACK)] {
+        assert_eq!(feed(&mut engine, PORT, plain, &bytes, now).frames.len(), 1);
+    }
+    assert_eq!(feed(&mut engine, PortId::UPLINK, plain, &into(30_000, ACK), now).frames.len(), 1);
+    for port in 1..500 {
+        let _ = feed(&mut engine, PortId::UPLINK, plain, &into(port, ACK), now);
+    }
+    let flows = engine.flows(now, 100);
+    assert_eq!(
+        flows.iter().filter(|flow| flow.packets_out > 0 && flow.packets_in > 0).count(),
+        1,
+        "{flows:#?}"
+    );
+    for (what, bytes) in [
+        ("a new connection", out_of(40_000, SYN)),
+        ("the connection that gave way is picked up again", out_of(30_001, ACK)),
+    ] {
+        let out = feed(&mut engine, PORT, plain, &bytes, now);
+        let drops = engine.status(now).drops;
+        assert_eq!(out.frames.len(), 1, "{what}: {drops:?}");
+    }
+    assert_eq!(count(&engine, now, DropReason::FlowTableFull), 0);
+}
+
+#[test]
+fn fragments_that_waited_do_not_inherit_the_offload_of_their_first() {
+    let now = start();
+    let mut engine = engine(Limits::default(), now);
+    engine.apply(view([Mode::Enforce, Mode::Enforce], &["udp/104"]), now);
+    let (device, archive) = ([10, 20, 1, 10], [10, 20, 9, 5]);
+    let plain = VnetHeader::default();
+    let asks = ipv4(device, archive, 17, &udp(40_000, 104, b"?"));
+    assert_eq!(
+        feed(&mut engine, PORT, plain, &frame(mac(0x77), mac(10), &asks), now).frames.len(),
+        1
+    );
+    let answer = pieces(&ipv4(archive, device, 17, &udp(104, 40_000, &[7; 900])));
+    let [first, later] = answer.as_slice() else { panic!("{} pieces", answer.len()) };
+    let (first, later) = (frame(mac(10), mac(0x77), first), frame(mac(10), mac(0x77), later));
+    let held = feed(&mut engine, PortId::UPLINK, plain, &later, now);
+    assert!(held.frames.is_empty(), "{held:?}");
+    let vnet = VnetHeader {
+        flags: VnetHeader::FLAG_NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset: 6,
+        ..VnetHeader::default()
+    };
+    let out = feed(&mut engine, PortId::UPLINK, vnet, &first, now);
+    assert_eq!(out.frames, [(PORT, vnet, first), (PORT, plain, later)]);
+}
+
+#[test]
+fn what_has_no_tunnel_to_go_through_is_counted() {
+    let now = start();
+    let mut engine = engine(Limits::default(), now);
+    engine.apply(view([Mode::Enforce, Mode::Enforce], &["udp/104"]), now);
+    let all = pieces(&ipv4([10, 20, 1, 10], [10, 20, 4, 20], 17, &udp(40_000, 104, &[7; 900])));
+    let plain = VnetHeader::default();
+    let owner = u32::from(engine.stations.find(mac(10)).unwrap().0);
+    let packet = parse_ipv4(&all[0]).unwrap();
+    engine.fragments.first(owner, &packet, Decision::of(Verdict::Tunnel), now).unwrap();
+    let out = feed(&mut engine, PORT, plain, &frame(mac(0x77), mac(10), &all[1]), now);
+    assert!(out.frames.is_empty() && out.datagrams.is_empty(), "{out:?}");
+    let drops = engine.status(now).drops;
+    assert_eq!(count(&engine, now, DropReason::TunnelDown), 1, "{drops:?}");
+}
