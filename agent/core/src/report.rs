@@ -155,7 +155,7 @@ pub struct FlowInfo {
     pub verdict: Verdict,
     /// The rule that allows it, or would.
     pub rule: Option<RuleId>,
-    /// Where the connection stands: `half-open`, `established`, `finished`, `reset`, `one-way`, `answered`,
+    /// Where the connection stands: `half-open`, `picked-up`, `established`, `finished`, `reset`, `one-way`, `answered`,
     /// `dropped` or `other`.
     pub state: String,
     /// Packets from the initiator.
