@@ -1,12 +1,12 @@
-//! TLS to exactly one certificate: the one whose hash was pinned, whoever signed it and whatever it says.
+//! TLS 1.3 to exactly one certificate: the one whose hash was pinned, whoever signed it and whatever it says.
 
 use std::sync::{Arc, Mutex};
 
 use anteroom_proto::key::Hash;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme, version};
 use sha2::{Digest, Sha256};
 
 /// The last certificate that wasn't the pinned one.
@@ -31,7 +31,7 @@ pub(super) fn config(pinned: Hash, stranger: Stranger) -> Result<ClientConfig, r
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = Pinned { pinned, stranger, provider: Arc::clone(&provider) };
     Ok(ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(&[&version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth())
@@ -70,11 +70,11 @@ impl ServerCertVerifier for Pinned {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        Err(rustls::Error::General("TLS 1.2 isn't spoken here".into()))
     }
 
     fn verify_tls13_signature(

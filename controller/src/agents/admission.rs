@@ -37,6 +37,7 @@ struct Counts {
     unknown: usize,
     per_address: HashMap<IpAddr, usize>,
     turned: TurnedAway,
+    told: TurnedAway,
 }
 
 /// Counts connections.
@@ -99,10 +100,25 @@ impl Admission {
         lock(&self.counts).unknown * 4 >= self.limits.unknown
     }
 
-    /// How many were turned away.
+    /// How many were turned away, if more were since the last call.
     #[must_use]
-    pub fn turned_away(&self) -> TurnedAway {
-        lock(&self.counts).turned
+    pub fn news(&self) -> Option<TurnedAway> {
+        let mut counts = lock(&self.counts);
+        let turned = counts.turned;
+        (std::mem::replace(&mut counts.told, turned) != turned).then_some(turned)
+    }
+
+    /// Logs how many were turned away, if more were since the last call.
+    pub fn log_news(&self) {
+        if let Some(TurnedAway { total, address, unknown }) = self.news() {
+            tracing::warn!(
+                total,
+                address,
+                unknown,
+                "gateways' connections were turned away; these are the counts since the start, by the limit \
+                 that was reached (limits.gateways, limits.gateways_per_address, limits.unknown)"
+            );
+        }
     }
 }
 
@@ -144,6 +160,7 @@ mod tests {
             ..ConnectionLimits::default()
         };
         let admission = Admission::new(limits);
+        assert_eq!(admission.news(), None);
         let from = |last| IpAddr::from([10, 0, 0, last]);
         let mut first = admission.admit(from(1)).unwrap();
         let _second = admission.admit(from(1)).unwrap();
@@ -156,7 +173,10 @@ mod tests {
         assert_eq!(admission.admit(from(4)).unwrap_err(), Turned::Total);
         drop(first);
         assert!(admission.admit(from(1)).is_err(), "three are unknown still");
-        assert_eq!(admission.turned_away(), TurnedAway { total: 1, address: 1, unknown: 2 });
+        assert_eq!(admission.news(), Some(TurnedAway { total: 1, address: 1, unknown: 2 }));
+        assert_eq!(admission.news(), None, "it was told already");
+        assert!(admission.admit(from(5)).is_err(), "three are unknown still");
+        assert_eq!(admission.news(), Some(TurnedAway { total: 1, address: 1, unknown: 3 }));
     }
 
     #[test]

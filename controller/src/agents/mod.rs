@@ -14,7 +14,7 @@ use anteroom_transport::endpoint::peer_key;
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use quinn::{Connection, Endpoint, Incoming};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::online::CloseCode;
 use crate::rate::Rate;
@@ -26,6 +26,8 @@ use greeting::refusal;
 const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// How long a last word may take to arrive.
 const LAST_WORD: Duration = Duration::from_secs(1);
+/// How often it is logged that connections were turned away, at most.
+const NEWS: Duration = Duration::from_secs(60);
 /// How long connections may take to end at shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(3);
 
@@ -52,7 +54,17 @@ impl Agents {
     pub async fn run(self) {
         let shared = Arc::new(self);
         let mut connections = JoinSet::new();
-        while let Some(incoming) = shared.endpoint.accept().await {
+        let mut news = interval(NEWS);
+        news.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let incoming = tokio::select! {
+                incoming = shared.endpoint.accept() => incoming,
+                _ = news.tick() => {
+                    shared.admission.log_news();
+                    continue;
+                }
+            };
+            let Some(incoming) = incoming else { break };
             while connections.try_join_next().is_some() {}
             let address = incoming.remote_address();
             if shared.admission.is_crowded() && !incoming.remote_address_validated() {

@@ -19,6 +19,7 @@ use data_encoding::BASE64URL_NOPAD;
 use super::Api;
 use super::extract::Body;
 use super::failure::Failure;
+use super::whole;
 use crate::{change, clock};
 
 /// How long a challenge is good, in milliseconds.
@@ -144,6 +145,9 @@ pub(super) async fn claim(
     if !api.claims.allow(from.ip(), Instant::now()) {
         return Err(Failure::busy("too many attempts from this address; try again in a minute"));
     }
-    change::claim(&api.controller, &claim).await?;
+    whole::make("authority", async move { change::claim(&api.controller, &claim).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
+
+#[cfg(test)]
+mod tests;

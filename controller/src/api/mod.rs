@@ -6,6 +6,7 @@ mod gateways;
 mod login;
 mod model;
 pub mod serve;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;

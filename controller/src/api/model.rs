@@ -12,7 +12,7 @@ use axum::extract::{Extension, State};
 use super::extract::{Body, Number, Params};
 use super::failure::Failure;
 use super::login::Caller;
-use super::{Api, MAX_LIST, limit};
+use super::{Api, MAX_LIST, limit, whole};
 use crate::store::StoredRevision;
 use crate::{change, clock};
 
@@ -54,17 +54,10 @@ pub(super) async fn update(
     Extension(caller): Extension<Caller>,
     Body(update): Body<ModelUpdate>,
 ) -> Result<Json<ModelAccepted>, Failure> {
-    // A caller that goes away doesn't stop a change half-way between the store and distribution.
-    let changing = tokio::spawn(async move {
+    let changing = async move {
         change::update(&api.controller, &caller.chain, &caller.operator, update).await
-    });
-    match changing.await {
-        Ok(changed) => Ok(Json(changed?)),
-        Err(error) => {
-            tracing::error!(%error, "a change ended badly");
-            Err(Failure::invalid("revision: it can't be worked on; the controller's log says more"))
-        }
-    }
+    };
+    Ok(Json(whole::make("revision", changing).await?))
 }
 
 pub(super) async fn revisions(State(api): State<Api>) -> Result<Json<Vec<RevisionInfo>>, Failure> {

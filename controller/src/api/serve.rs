@@ -14,6 +14,7 @@ use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use hyper_util::rt::TokioTimer;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
+use rustls::version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -25,13 +26,13 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a connection may be without a request.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// TLS with the controller's certificate.
+/// TLS 1.3 with the controller's certificate.
 ///
 /// # Errors
 /// When certificate and key don't fit each other.
 pub fn tls(https: Https) -> Result<Arc<ServerConfig>, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()?
+        .with_protocol_versions(&[&version::TLS13])?
         .with_no_client_auth()
         .with_single_cert(https.chain, https.key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -76,6 +76,7 @@ conforms! {
     views_are_numbered_upwards
     nothing_counts_twice
     telemetry_is_bounded
+    edges_never_answered_make_room
     counts_do_not_overflow
     edges_are_found_by_what_is_asked
     the_audit_log_is_a_chain
@@ -381,6 +382,59 @@ async fn telemetry_is_bounded(store: &dyn Store) {
     }
     let again = store.record_report(gateway(1), &report(4, 1), UnixMillis(6000)).await.unwrap();
     assert_eq!(again, Recorded::Duplicate);
+}
+
+async fn edges_never_answered_make_room(store: &dyn Store) {
+    enrolled(store, 1).await;
+    enrolled(store, 2).await;
+    let scan = |port, last| EdgeDelta {
+        packets_in: 0,
+        bytes_in: 0,
+        last: UnixMillis(last),
+        ..edge(port, Verdict::Clear)
+    };
+    let heard =
+        EdgeDelta { packets_out: 0, bytes_out: 0, last: UnixMillis(40), ..edge(2, Verdict::Clear) };
+    let real = |port, last| EdgeDelta { last: UnixMillis(last), ..edge(port, Verdict::Tunnel) };
+    let mut sequence = 0;
+    let mut record = async |gateway, edges, at| {
+        sequence += 1;
+        let new = Report { edges, ..report(1, sequence) };
+        match store.record_report(gateway, &new, UnixMillis(at)).await.unwrap() {
+            Recorded::Stored { turned_away } => turned_away,
+            Recorded::Duplicate => panic!("report {sequence} counts as a duplicate"),
+        }
+    };
+    let ports = async || -> Vec<u16> {
+        let edges = store.edges(&EdgeQuery::default(), 20).await.unwrap();
+        let mut ports: Vec<u16> =
+            edges.iter().filter(|edge| edge.gateway == gateway(1)).map(|edge| edge.port).collect();
+        ports.sort_unstable();
+        ports
+    };
+    assert_eq!(record(gateway(2), vec![scan(9, 1)], 100).await, 0);
+    // The oldest edge of all is a conversation: it stays, and so does another gateway's older scan.
+    let first = vec![real(1, 10), heard, scan(3, 30), scan(4, 50)];
+    assert_eq!(record(gateway(1), first, 100).await, 0);
+    assert_eq!(record(gateway(1), vec![real(5, 60)], 100).await, 1);
+    assert_eq!(ports().await, [1, 2, 4, 5], "the oldest unanswered one makes room");
+    assert_eq!(record(gateway(1), vec![real(6, 61)], 100).await, 1);
+    assert_eq!(ports().await, [1, 4, 5, 6], "one that only answers is no conversation either");
+    // An answer that comes later makes an edge one that stays.
+    let answer = EdgeDelta { packets_out: 0, ..edge(4, Verdict::Clear) };
+    assert_eq!(record(gateway(1), vec![answer], 100).await, 0);
+    assert_eq!(record(gateway(1), vec![real(7, 70)], 100).await, 1);
+    assert_eq!(ports().await, [1, 4, 5, 6], "nothing is left to make room");
+    // Once an old one has made room, a whole scan has this one place only.
+    let flood: Vec<_> = (100..110).map(|port| scan(port, 2000 + u64::from(port))).collect();
+    assert_eq!(record(gateway(1), flood, 1015).await, 9);
+    assert_eq!(ports().await, [4, 5, 6, 109]);
+    assert_eq!(record(gateway(1), vec![real(8, 3000)], 1015).await, 1);
+    assert_eq!(ports().await, [4, 5, 6, 8]);
+    assert_eq!(store.gateway(gateway(1)).await.unwrap().unwrap().away.1, 13);
+    assert_eq!(store.gateway(gateway(2)).await.unwrap().unwrap().away.1, 0);
+    let edges = store.edges(&EdgeQuery::default(), 20).await.unwrap();
+    assert!(edges.iter().any(|edge| edge.gateway == gateway(2) && edge.port == 9), "{edges:?}");
 }
 
 async fn counts_do_not_overflow(store: &dyn Store) {

@@ -55,7 +55,8 @@ pub enum StoreError {
     },
 }
 
-/// How much telemetry is kept per gateway. What is beyond is turned away and counted.
+/// How much telemetry is kept per gateway. What is beyond is turned away and counted; but a new edge takes the
+/// place of one that was never answered (packets from one side only), oldest first, which is counted as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Sightings per gateway.

@@ -148,7 +148,7 @@ pub struct GatewayFacts {
     pub view: ViewState,
     /// Drops by reason.
     pub drops: BTreeMap<String, u64>,
-    /// Sightings and edges turned away for want of room here, and what the gateway itself threw away.
+    /// Sightings and edges turned away, or dropped unanswered, for want of room here, and what the gateway itself threw away.
     pub away: (u64, u64, u64),
 }
 
@@ -203,9 +203,9 @@ pub struct Advance {
 /// What became of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recorded {
-    /// It was added; so many sightings and edges found no room.
+    /// It was added; so many sightings and edges found no room, or made room before their time.
     Stored {
-        /// What found no room.
+        /// What found no room, and the edges that were never answered and made room for others.
         turned_away: u64,
     },
     /// It was stored before.

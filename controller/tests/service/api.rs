@@ -10,8 +10,9 @@ use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
 use reqwest::Method;
+use reqwest::tls::Version;
 
-use crate::support::{Desk, ORGANISATION, Service};
+use crate::support::{Desk, ORGANISATION, Service, soon};
 
 const CLOSED_GETS: [&str; 10] = [
     paths::AUTHORITY,
@@ -74,6 +75,27 @@ async fn only_who_knows_the_secret_claims_and_only_once() {
     assert_eq!(log.len(), 1);
     assert!(log[0].actor.starts_with("ana (") && log[0].action == "claim", "{:?}", log[0]);
     service.stop().await;
+}
+
+#[tokio::test]
+async fn only_tls_1_3_is_spoken() {
+    let service = Service::new().await;
+    let pem = std::fs::read(service.directory().certificate()).unwrap();
+    let url = format!("https://{}{}", service.running().https(), paths::CONTROLLER);
+    for (version, welcome) in [(Version::TLS_1_2, false), (Version::TLS_1_3, true)] {
+        let http = reqwest::Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(&pem).unwrap()])
+            .tls_version_min(version)
+            .tls_version_max(version)
+            .build()
+            .unwrap();
+        let answer = soon("an answer", http.get(&url).send()).await;
+        assert_eq!(answer.is_ok(), welcome, "{version:?}: {answer:?}");
+        if let Err(error) = answer {
+            let shown = format!("{error:?}");
+            assert!(shown.contains("ProtocolVersion"), "{shown}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -223,7 +223,11 @@ async fn add_edges(
             continue;
         }
         if held >= u64::from(limits.edges) {
-            if !drop_old_edge(change, gateway, at, limits.edge_age).await? {
+            // A scan leaves edges by the thousand that nobody answered; they go before the others, and before
+            // an old one, so that it costs no edge of a conversation.
+            if drop_unanswered_edge(change, gateway).await? {
+                away += 1;
+            } else if !drop_old_edge(change, gateway, at, limits.edge_age).await? {
                 away += 1;
                 continue;
             }
@@ -276,6 +280,23 @@ async fn grow_edge(
     .await
     .map_err(failed("add to an edge"))?;
     Ok(grown.rows_affected() > 0)
+}
+
+/// Makes room by dropping, of the edges with packets from one side only, the one that was quiet longest. False
+/// where there is none.
+async fn drop_unanswered_edge(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+) -> Result<bool, StoreError> {
+    let dropped = sqlx::query(
+        "DELETE FROM edges WHERE rowid = (SELECT rowid FROM edges INDEXED BY edges_never_answered \
+         WHERE gateway = ? AND (packets_out = 0 OR packets_in = 0) ORDER BY last LIMIT 1)",
+    )
+    .bind(gateway.as_bytes().as_slice())
+    .execute(change)
+    .await
+    .map_err(failed("drop an edge that was never answered"))?;
+    Ok(dropped.rows_affected() > 0)
 }
 
 /// Makes room by dropping the edge that was quiet longest, if that is long enough.
