@@ -6,6 +6,7 @@ mod gateways;
 mod login;
 mod model;
 pub mod serve;
+mod slots;
 mod whole;
 
 use std::sync::Arc;
