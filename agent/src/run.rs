@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anteroom_agent_core::config::TunnelIdentity;
 use anteroom_proto::id::{BootId, GatewayId};
-use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::key::{IdentityKey, TunnelSecret};
 use anteroom_proto::view::Floor;
 use anyhow::Context;
 use sd_notify::NotifyState;
@@ -77,22 +77,23 @@ impl Run {
         for problem in &held.problems {
             error!("{problem}");
         }
-        let (gateway, secret) = match &held.enrolled {
+        let (gateway, secret, key) = match &held.enrolled {
             Some(enrolled) => {
                 let fingerprint = enrolled.identity.public().fingerprint();
                 let gateway = enrolled.enrolment.gateway;
                 info!(%gateway, %fingerprint, "this machine is a gateway");
-                (gateway, enrolled.tunnel.secret.clone())
+                (gateway, enrolled.tunnel.secret.clone(), enrolled.identity.clone())
             }
             None => {
                 warn!("this machine isn't enrolled: it has no view and no controller");
-                // Nobody knows this key, so nobody can speak to it.
-                (GatewayId::from_bytes([0; 16]), TunnelSecret::from_bytes(random()?))
+                // Nobody knows these keys, so nobody can speak to it, or believes it.
+                let secret = TunnelSecret::from_bytes(random()?);
+                (GatewayId::from_bytes([0; 16]), secret, IdentityKey::from_seed(&random()?))
             }
         };
         let gate = Gate::new(Opener {
             config: config.clone(),
-            identity: TunnelIdentity { gateway, secret, seed: random()? },
+            identity: TunnelIdentity { gateway, secret, identity: key, seed: random()? },
             learned: held.learned.clone(),
         });
         let floor = held.enrolled.as_ref().map_or(Floor::default(), |enrolled| enrolled.floor);

@@ -12,6 +12,7 @@ pub mod api;
 pub mod authority;
 pub mod binding;
 pub mod cbor;
+pub mod claim;
 mod code;
 pub mod cose;
 pub mod id;

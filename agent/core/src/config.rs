@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anteroom_proto::id::GatewayId;
-use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::key::{IdentityKey, TunnelSecret};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::name::Name;
 
@@ -33,13 +33,15 @@ pub struct PortConfig {
     pub mac: MacAddr,
 }
 
-/// Who this gateway is in its tunnels.
+/// Who this gateway is to its peers.
 #[derive(Clone)]
 pub struct TunnelIdentity {
     /// This gateway.
     pub gateway: GatewayId,
     /// The private key of its tunnels.
     pub secret: TunnelSecret,
+    /// The key that its claims are signed with.
+    pub identity: IdentityKey,
     /// Where choices grow from that others mustn't foresee (hash seeds, packet ids). Fresh at each start.
     pub seed: [u8; 32],
 }

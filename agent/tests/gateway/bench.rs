@@ -17,7 +17,7 @@ use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_lab::topology::{self, Host};
 use anteroom_lab::wait;
 use anteroom_proto::id::GatewayId;
-use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::key::{IdentityKey, TunnelSecret};
 
 pub(crate) const DEVICE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 10);
 pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -91,6 +91,7 @@ impl Bench {
                 let identity = TunnelIdentity {
                     gateway: GatewayId::from_bytes([7; 16]),
                     secret: TunnelSecret::from_bytes([9; 32]),
+                    identity: IdentityKey::from_seed(&[9; 32]),
                     seed: [5; 32],
                 };
                 let engine = Engine::new(setup.engine_config(), identity, Instant::now());

@@ -31,6 +31,8 @@ pub struct PlannedGateway {
     pub id: GatewayId,
     /// The private key of its tunnels.
     pub secret: TunnelSecret,
+    /// Its identity key.
+    pub identity: IdentityKey,
     /// Where its WireGuard socket is.
     pub endpoint: SocketAddr,
     /// Whether it was revoked: it is in nobody's view, and nothing of it either.
@@ -114,6 +116,7 @@ impl Plan {
         self.gateways.push(PlannedGateway {
             id: GatewayId::from_bytes([number; 16]),
             secret: TunnelSecret::from_bytes([number; 32]),
+            identity: IdentityKey::from_seed(&[number; 32]),
             endpoint: SocketAddr::from(([192, 0, 2, number], 51_820)),
             revoked: false,
         });
@@ -291,10 +294,7 @@ impl Plan {
                 let id = self.gateways[peer].id;
                 PeerGateway {
                     gateway: id,
-                    identity: IdentityKey::from_seed(
-                        id.as_bytes()[..1].repeat(32).as_slice().try_into().unwrap_or(&[0; 32]),
-                    )
-                    .public(),
+                    identity: self.gateways[peer].identity.public(),
                     overlay: overlay::gateway_address(ORGANISATION, id),
                 }
             })

@@ -249,6 +249,7 @@ impl World {
         let identity = TunnelIdentity {
             gateway: self.plan.gateways[at].id,
             secret: self.plan.gateways[at].secret.clone(),
+            identity: self.plan.gateways[at].identity.clone(),
             seed: [number ^ (gateway.boots << 4); 32],
         };
         let mut engine = Engine::new(config, identity, self.now);

@@ -72,8 +72,13 @@ fn engine(limits: Limits, now: Instant) -> Engine {
         uplink_mac: mac(0xa0),
         limits,
     };
-    let secret = TunnelSecret::from_bytes([9; 32]);
-    Engine::new(config, TunnelIdentity { gateway: OWN, secret, seed: [4; 32] }, now)
+    let identity = TunnelIdentity {
+        gateway: OWN,
+        secret: TunnelSecret::from_bytes([9; 32]),
+        identity: IdentityKey::from_seed(&[9; 32]),
+        seed: [4; 32],
+    };
+    Engine::new(config, identity, now)
 }
 
 fn member(last: u8, gateway: GatewayId, address: &str, mode: Mode) -> Member {
