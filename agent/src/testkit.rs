@@ -173,6 +173,7 @@ fn intent(gateway: GatewayId, mode: Mode) -> Intent {
         externals: Vec::new(),
         rules: Vec::new(),
         infrastructure: Infrastructure::default(),
+        bypasses: Vec::new(),
     }
 }
 

@@ -79,6 +79,24 @@ pub struct Intent {
     pub rules: Vec<Rule>,
     /// Infrastructure of its site.
     pub infrastructure: Infrastructure,
+    /// Orders to bypass this gateway or a peer, the newest of each; those that ended stay, so that nothing older
+    /// counts.
+    pub bypasses: Vec<Bypass>,
+}
+
+/// An order about a gateway that is out of the wire, its cable patched through: what rules open to its devices
+/// goes in the clear for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bypass {
+    /// The gateway.
+    pub gateway: GatewayId,
+    /// Orders the orders for one gateway, those in files included: the highest stands.
+    pub serial: u64,
+    /// Until when. None: the bypass is ended.
+    pub until: Option<UnixMillis>,
+    /// The revision that brought the order.
+    pub since: u64,
 }
 
 /// A device behind this gateway.

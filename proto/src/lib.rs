@@ -5,12 +5,13 @@
 //! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`];
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
-//! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`];
+//! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
 //! - messages: [`v1`] between agent and controller (CBOR), [`api`] between operators and controller (JSON).
 
 pub mod api;
 pub mod authority;
 pub mod binding;
+pub mod bypass;
 pub mod cbor;
 pub mod claim;
 mod code;

@@ -96,7 +96,7 @@ fn for_member(
             _ => Outcome::PASS,
         };
     }
-    match PairPath::of(near.mode, far.mode) {
+    match policy.path(near, far).0 {
         PairPath::Tunnel if open => Outcome::answer(far.mac, !enforced),
         PairPath::Clear | PairPath::ClearIfRuleSays if policy.opens_clear(own, address) => {
             Outcome::PASS

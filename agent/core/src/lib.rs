@@ -6,6 +6,7 @@
 mod arp;
 pub mod batch;
 mod bridge;
+pub mod bypass;
 pub mod checksum;
 mod clock;
 pub mod config;

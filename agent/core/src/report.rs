@@ -14,6 +14,8 @@ use anteroom_proto::v1::telemetry::{EdgeDelta, Sighting, TunnelState};
 use anteroom_proto::verdict::{DropReason, Verdict};
 use serde::{Deserialize, Serialize};
 
+pub use crate::bypass::BypassStatus;
+
 /// What happened since the report before. The shell adds boot, sequence and time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct EngineReport {
@@ -48,6 +50,8 @@ pub struct EngineStatus {
     pub devices: Vec<DeviceStatus>,
     /// Gateways that this one has tunnels to.
     pub peers: Vec<TunnelState>,
+    /// Bypasses in force: what rules open to these gateways' devices goes in the clear.
+    pub bypasses: Vec<BypassStatus>,
     /// Drops since the start, by the word of their reason.
     pub drops: BTreeMap<String, u64>,
     /// What was thrown away for want of room since the start.

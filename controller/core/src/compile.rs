@@ -177,6 +177,7 @@ impl<'a> Shared<'a> {
             externals: self.externals(&needed),
             rules: needed.rules.iter().map(|place| self.rule(*place)).collect(),
             infrastructure: self.infrastructure(&gateway.site),
+            bypasses: self.bypasses(id, &peers),
             peers: peers.into_iter().filter_map(|id| self.peer(id)).collect(),
             members,
         }
@@ -247,6 +248,20 @@ impl<'a> Shared<'a> {
             identity: gateway.identity,
             overlay: overlay::gateway_address(model.organisation, id),
         })
+    }
+
+    /// Orders that concern a gateway: about itself, and about the peers of its devices.
+    fn bypasses(&self, own: GatewayId, peers: &BTreeSet<GatewayId>) -> Vec<intent::Bypass> {
+        let orders = self.resolved.model.bypasses.iter();
+        orders
+            .filter(|(gateway, _)| **gateway == own || peers.contains(*gateway))
+            .map(|(gateway, order)| intent::Bypass {
+                gateway: *gateway,
+                serial: order.serial,
+                until: order.until,
+                since: order.since,
+            })
+            .collect()
     }
 
     /// The segments that the rules name, cut down to whom the gateway knows anyway.

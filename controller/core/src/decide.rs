@@ -243,8 +243,14 @@ fn judge<'a>(
     }
     let view = View {
         own: own.mode,
-        path: known
-            .map_or(PairPath::with_external(own.mode), |far| PairPath::of(own.mode, far.mode)),
+        path: known.map_or(PairPath::with_external(own.mode), |far| {
+            let is_out =
+                |device: &Device| resolved.model.bypassed(device.attachment.gateway, now).is_some();
+            match PairPath::of(own.mode, far.mode) {
+                PairPath::Tunnel if is_out(own) || is_out(far) => PairPath::Clear,
+                path => path,
+            }
+        }),
         local: known.is_some_and(|far| far.attachment.gateway == gateway),
         quarantined: own.quarantined || known.is_some_and(|far| far.quarantined),
         stranger: known.is_none(),

@@ -31,8 +31,30 @@ pub struct Model {
     pub revoked: BTreeMap<GatewayId, Gateway>,
     /// Confirmed devices.
     pub devices: BTreeMap<MemberId, Device>,
+    /// The newest order for each gateway that is out of the wire, or was: whatever is older is void.
+    pub bypasses: BTreeMap<GatewayId, Bypass>,
     /// The policy file, as the operator wrote it.
     pub policy: String,
+}
+
+/// An order to bypass a gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bypass {
+    /// Orders the orders for one gateway, those in files included: the highest stands.
+    pub serial: u64,
+    /// Until when its devices are met in the clear. None: the bypass was ended.
+    pub until: Option<UnixMillis>,
+    /// The revision that brought the order.
+    pub since: u64,
+}
+
+impl Bypass {
+    /// Until when it is in force, if it is at `now`.
+    #[must_use]
+    pub fn in_force(&self, now: UnixMillis) -> Option<UnixMillis> {
+        self.until.filter(|until| now < *until)
+    }
 }
 
 /// An approved gateway.
@@ -100,6 +122,7 @@ impl Model {
             gateways: BTreeMap::new(),
             revoked: BTreeMap::new(),
             devices: BTreeMap::new(),
+            bypasses: BTreeMap::new(),
             policy: "format = 1\n".into(),
         }
     }
@@ -128,6 +151,12 @@ impl Model {
     #[must_use]
     pub fn device_named(&self, name: &str) -> Option<(MemberId, &Device)> {
         self.devices.iter().find(|(_, device)| device.name.as_str() == name).map(|(id, d)| (*id, d))
+    }
+
+    /// Until when a gateway is bypassed, if it is at `now`.
+    #[must_use]
+    pub fn bypassed(&self, gateway: GatewayId, now: UnixMillis) -> Option<UnixMillis> {
+        self.bypasses.get(&gateway)?.in_force(now)
     }
 
     /// The gateway with this name.

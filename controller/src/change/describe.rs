@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use anteroom_controller_core::lint::moment;
 use anteroom_controller_core::model::{Device, Gateway, Model};
 use anteroom_proto::key::Hash;
 use anteroom_proto::name::Name;
@@ -52,6 +53,14 @@ fn lines(model: &Model) -> BTreeMap<String, String> {
     }
     for (id, known) in &model.revoked {
         lines.insert(format!("revoked {id}"), format!("revoked gateway {}", gateway(known)));
+    }
+    for (id, order) in &model.bypasses {
+        let name = model.gateways.get(id).map_or_else(|| id.to_string(), |g| g.name.to_string());
+        let state = match order.until {
+            Some(until) => format!("bypassed until {}", moment(until)),
+            None => "not bypassed".to_owned(),
+        };
+        lines.insert(format!("bypass {id}"), format!("gateway {name}: {state}"));
     }
     for (id, known) in &model.devices {
         lines.insert(id.to_string(), device(model, known));

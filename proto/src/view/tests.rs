@@ -92,6 +92,7 @@ impl Parts {
             externals: vec![],
             rules: vec![],
             infrastructure: Infrastructure::default(),
+            bypasses: vec![],
         }
     }
 

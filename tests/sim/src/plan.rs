@@ -8,8 +8,8 @@ use anteroom_proto::id::{
     ExternalId, GatewayId, MemberId, OrganisationId, RuleId, SegmentId, SiteId,
 };
 use anteroom_proto::intent::{
-    Condition, Device, Endpoint, External, Infrastructure, Intent, Member, OnFailure, PeerGateway,
-    Router, Rule, Segment,
+    Bypass, Condition, Device, Endpoint, External, Infrastructure, Intent, Member, OnFailure,
+    PeerGateway, Router, Rule, Segment,
 };
 use anteroom_proto::key::{Hash, IdentityKey, TunnelSecret};
 use anteroom_proto::mac::MacAddr;
@@ -93,6 +93,8 @@ pub struct Plan {
     pub rules: Vec<PlannedRule>,
     /// Servers of the one site.
     pub infrastructure: Infrastructure,
+    /// Orders to bypass gateways: each gateway is told all of them.
+    pub bypasses: Vec<Bypass>,
     /// When operators signed.
     pub signed_at: UnixMillis,
 }
@@ -279,6 +281,7 @@ impl Plan {
                 .collect(),
             rules: compiled,
             infrastructure: self.infrastructure.clone(),
+            bypasses: self.bypasses.clone(),
         };
         Arc::new(self.assemble(gateway, intent))
     }

@@ -295,6 +295,18 @@ impl World {
         }
     }
 
+    /// Takes a host's cable out of its gateway and puts it where the gateway's uplink is.
+    pub fn patch_through(&mut self, host: usize) {
+        if let Plug::Port(gateway, _) = self.plugs[host] {
+            self.plugs[host] = Plug::Subnet(self.gateways[gateway].subnet);
+        }
+    }
+
+    /// Puts a host's cable into a port of a gateway.
+    pub fn plug_in(&mut self, host: usize, gateway: usize, port: u16) {
+        self.plugs[host] = Plug::Port(gateway, PortId::device(port));
+    }
+
     /// Has a host do something that sends frames.
     pub fn act(&mut self, host: usize, action: impl FnOnce(&mut Host, &mut Vec<Vec<u8>>)) {
         let mut frames = Vec::new();

@@ -55,7 +55,13 @@ impl Engine {
         let gateway = judgement.peer.or_else(|| self.gateway_of(&from).or(self.gateway_of(&to)));
         let tunnel = gateway
             .and_then(|gateway| self.tunnels(now).into_iter().find(|t| t.gateway == gateway));
-        let (because, next_step) = self.sentences(&judgement, local);
+        let (mut because, mut next_step) = self.sentences(&judgement, local);
+        if self.is_bypassed(&from, &to) && judgement.verdict.passes() {
+            "A rule allows it, and it goes in the clear: a gateway between them is bypassed."
+                .clone_into(&mut because);
+            "Put the gateway back or replace it, then: anteroom gateway bypass NAME --end."
+                .clone_into(&mut next_step);
+        }
         Explanation {
             question: question.clone(),
             from: self.party(&from),
@@ -142,6 +148,20 @@ impl Engine {
         }
     }
 
+    /// Whether the two meet in the clear because a gateway is out of the wire.
+    fn is_bypassed(&self, from: &End, to: &End) -> bool {
+        let Some(policy) = &self.policy else { return false };
+        let member = |end: &End| match end.who {
+            Who::Member(index) => policy.member(index),
+            Who::Address | Who::Impostor => None,
+        };
+        let (near, far) = if from.here.is_some() { (from, to) } else { (to, from) };
+        match (member(near), member(far)) {
+            (Some(near), Some(far)) => policy.path(near, far).1,
+            _ => false,
+        }
+    }
+
     fn path(&self, from: &End, to: &End) -> &'static str {
         let mode = |policy: &Policy, end: &End| match end.who {
             Who::Member(index) => policy.member(index).map(|member| member.mode),
@@ -153,6 +173,9 @@ impl Engine {
             (Some(_), None, None) => "none",
             (Some(policy), ..) => {
                 use anteroom_proto::mode::Mode::Observe;
+                if self.is_bypassed(from, to) {
+                    return "clear-by-bypass";
+                }
                 let a = mode(policy, from).unwrap_or(Observe);
                 let b = mode(policy, to).unwrap_or(Observe);
                 match PairPath::of(a, b) {

@@ -29,6 +29,7 @@ use anteroom_proto::view::View;
 
 use crate::batch::{RxDatagram, RxFrame};
 use crate::bridge::Bridge;
+use crate::bypass::{Bypasses, LoadedBypass};
 use crate::clock::Clock;
 use crate::config::{Config, TunnelIdentity};
 use crate::device::{Device, Stations};
@@ -61,6 +62,7 @@ pub struct Engine {
     stations: Stations,
     bridge: Bridge,
     policy: Option<Policy>,
+    bypasses: Bypasses,
     /// Counts whatever makes cached verdicts void.
     epoch: u64,
     flows: FlowTable,
@@ -103,6 +105,7 @@ impl Engine {
             stations: Stations::new(config.ports.len(), limits.unknown_per_port, seeds.map()),
             bridge: Bridge::new(limits.bridge_entries, seeds.map()),
             policy: None,
+            bypasses: Bypasses::default(),
             epoch: 0,
             flows: FlowTable::new(limits.flows, limits.flows_per_device, seeds.hasher()),
             fragments: fragment::Tracker::new(fragment::Limits::default()),
@@ -182,7 +185,7 @@ impl Engine {
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         [
             self.peers.poll_timeout(),
-            self.boundary.map(|at| (at, "a rule's end")),
+            self.boundary.map(|at| (at, "a rule's or a bypass's end")),
             self.fragments.poll_timeout().map(|at| (at, "fragments")),
             Some((self.next_sweep, "sweep")),
         ]
@@ -243,6 +246,12 @@ impl Engine {
         self.epoch += 1;
         self.find_boundary(now);
         self.tell_peers(now);
+    }
+
+    /// Tells the bypass orders that were loaded from files: all of them, each time.
+    pub fn set_bypasses(&mut self, loaded: Vec<LoadedBypass>, now: Instant) {
+        self.bypasses.loaded = loaded;
+        self.find_boundary(now);
     }
 
     /// Tells the gateway's own addresses when they change.
@@ -352,10 +361,21 @@ impl Engine {
         }
     }
 
+    /// Finds out which bypasses are in force, and when time next changes what is allowed.
     fn find_boundary(&mut self, now: Instant) {
+        let orders = self.policy.as_ref().map(|policy| policy.view.intent.bypasses.as_slice());
+        let orders = orders.unwrap_or_default();
+        if self.bypasses.renew(orders, &self.clock, now) {
+            self.epoch += 1;
+        }
+        let bypass_ends = self.bypasses.next_end(orders, &self.clock, now);
         let policy = self.policy.as_ref().filter(|_| self.clock.confirmed);
         let moment = policy.and_then(|policy| policy.next_boundary(self.clock.wall(now)));
-        self.boundary = moment.and_then(|moment| self.clock.instant(moment, now));
+        let rule_ends = moment.and_then(|moment| self.clock.instant(moment, now));
+        self.boundary = [rule_ends, bypass_ends].into_iter().flatten().min();
+        if let Some(policy) = &mut self.policy {
+            policy.bypassed = self.bypasses.in_force.iter().map(|open| open.gateway).collect();
+        }
     }
 }
 

@@ -48,6 +48,7 @@ impl Engine {
             ports: self.device_ports().filter_map(|port| self.port_status(port)).collect(),
             devices: self.devices(now),
             peers: self.tunnels(now),
+            bypasses: self.bypasses.in_force.clone(),
             drops: self.recorder.all_drops(),
             overflow: self.recorder.all_overflow(),
             tables: TableSizes {

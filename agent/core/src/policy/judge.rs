@@ -142,16 +142,16 @@ impl Policy {
         if far.is_none() && self.is_infrastructure_flow(ask, local, remote) {
             return judgement(Verdict::Clear, None, None);
         }
-        let path = match far {
-            Some(far) => PairPath::of(near.mode, far.mode),
-            None => PairPath::with_external(near.mode),
+        let (path, bypassed) = match far {
+            Some(far) => self.path(near, far),
+            None => (PairPath::with_external(near.mode), false),
         };
         if far.is_some_and(MemberEntry::is_here) && path == PairPath::Tunnel {
             return judgement(refuse(DropReason::LocalSourceFromUplink), None, None);
         }
         let must_say_so = match path {
             PairPath::ClearIfRuleSays => true,
-            PairPath::Clear => near.shared >= Mode::Enforce,
+            PairPath::Clear => near.shared >= Mode::Enforce && !bypassed,
             PairPath::Tunnel | PairPath::None => false,
         };
         let found = match (path, far) {
@@ -181,6 +181,11 @@ impl Policy {
         if path == PairPath::Tunnel {
             let verdict = self.tunnel(ask, near, far, state);
             return judgement(verdict, Some(rule), Some(gateway));
+        }
+        if bypassed {
+            // What its gateway still sends through the tunnel is as good as ever.
+            let clear = judgement(Verdict::Clear, Some(rule), None);
+            return Judgement { old_path: Some(gateway), ..clear };
         }
         // The pair went back to the clear. Until the other end knows that, what rides the tunnel stays there.
         let newest = near.mode_since.max(far.mode_since);

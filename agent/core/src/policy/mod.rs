@@ -79,6 +79,8 @@ pub(crate) struct Policy {
     /// Members with an address "dynamic within", longest prefix first.
     by_prefix: Vec<(Ipv4Net, MemberIndex)>,
     rules: Rules,
+    /// Gateways that are out of the wire now.
+    pub(crate) bypassed: Vec<GatewayId>,
 }
 
 impl Policy {
@@ -97,6 +99,7 @@ impl Policy {
             by_address: seeds.map(),
             by_prefix: Vec::new(),
             rules: Rules::default(),
+            bypassed: Vec::new(),
             view: Arc::clone(view),
         };
         let here = view.intent.devices.iter().map(|device| (&device.member, true));
@@ -224,6 +227,20 @@ impl Policy {
             .find_map(|(_, index)| owned(*index))
     }
 
+    /// The path of a device here with a member, and whether that is in the clear only because a gateway is
+    /// bypassed: then every rule counts as if it said so.
+    pub(crate) fn path(&self, near: &MemberEntry, far: &MemberEntry) -> (PairPath, bool) {
+        let path = PairPath::of(near.mode, far.mode);
+        let is_out = |gateway| self.bypassed.contains(&gateway);
+        if path == PairPath::Tunnel
+            && !far.is_here()
+            && (is_out(near.gateway) || is_out(far.gateway))
+        {
+            return (PairPath::Clear, true);
+        }
+        (path, false)
+    }
+
     /// Whether any rule opens anything between two members, in either direction.
     pub(crate) fn opens(&self, a: MemberIndex, b: MemberIndex) -> bool {
         let (a, b) = (Who::Member(a), Who::Member(b));
@@ -235,17 +252,17 @@ impl Policy {
     pub(crate) fn opens_clear(&self, device: MemberIndex, address: Ipv4Addr) -> bool {
         let Some(local) = self.member(device) else { return false };
         let other = self.who(address);
-        let path = match other {
+        let (path, bypassed) = match other {
             Who::Member(index) => match self.member(index) {
-                Some(member) => PairPath::of(local.mode, member.mode),
+                Some(member) => self.path(local, member),
                 None => return false,
             },
-            Who::Address | Who::Impostor => PairPath::with_external(local.mode),
+            Who::Address | Who::Impostor => (PairPath::with_external(local.mode), false),
         };
         let must_say_so = match path {
             PairPath::Tunnel | PairPath::None => return false,
             PairPath::ClearIfRuleSays => true,
-            PairPath::Clear => local.shared >= Mode::Enforce,
+            PairPath::Clear => local.shared >= Mode::Enforce && !bypassed,
         };
         let fits = |clear: bool| clear || !must_say_so;
         let own = Who::Member(device);

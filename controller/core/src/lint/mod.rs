@@ -17,7 +17,8 @@ mod tests;
 mod tests_in_policy;
 
 pub use modes::OBSERVE_FOR;
-pub(crate) use policy::{day, moment};
+pub(crate) use policy::day;
+pub use policy::moment;
 
 /// What was seen on the network, for plans and lint to judge by.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

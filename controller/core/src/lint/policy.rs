@@ -83,7 +83,8 @@ pub(super) fn mode(resolved: &Resolved, id: MemberId) -> Option<Mode> {
 }
 
 /// A moment for people: to the second, in UTC.
-pub(crate) fn moment(at: UnixMillis) -> String {
+#[must_use]
+pub fn moment(at: UnixMillis) -> String {
     i64::try_from(at.as_secs())
         .ok()
         .and_then(|secs| jiff::Timestamp::from_second(secs).ok())

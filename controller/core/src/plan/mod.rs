@@ -63,7 +63,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// What kind: `gateway`, `gateway labels`, `device`, `device labels`, `mode`, `quarantine`, `policy`.
+    /// What kind: `gateway`, `gateway labels`, `gateway site`, `bypass`, `device`, `device labels`, `mode`, `quarantine`, `policy`.
     pub kind: String,
     /// Of what, by name.
     pub name: String,

@@ -1,0 +1,218 @@
+//! Bypasses: gateways that are out of the wire for a while, their cables patched through.
+//!
+//! Orders come in views and in files; for each gateway the one with the highest serial stands. What it allows
+//! ends by the same rules of time as a rule's `expires`: where nobody has confirmed the time since the start, an
+//! order from a view allows nothing. One that was loaded from a file into this running machine is counted from
+//! then by the monotonic clock, for whoever stands beside it with a patient waiting may have no clock in reach.
+
+use std::time::Instant;
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::intent::Bypass;
+use anteroom_proto::time::UnixMillis;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+
+/// An order that was loaded from a file, its signature checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadedBypass {
+    /// The gateway that is out.
+    pub gateway: GatewayId,
+    /// Orders the orders for one gateway, those in views included.
+    pub serial: u64,
+    /// Until when its devices are met in the clear. None: the bypass is ended.
+    pub until: Option<UnixMillis>,
+    /// When it ends at the latest, counted from its loading. None: this machine was started since, so that it
+    /// counts only once the time is confirmed.
+    pub counted: Option<Instant>,
+}
+
+/// A bypass in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BypassStatus {
+    /// The gateway that is out.
+    pub gateway: GatewayId,
+    /// Until when, by the operator's word.
+    pub until: UnixMillis,
+    /// Whether it was loaded here from a file.
+    pub from_file: bool,
+}
+
+/// The orders from files, and what is in force.
+#[derive(Debug, Default)]
+pub(crate) struct Bypasses {
+    pub(crate) loaded: Vec<LoadedBypass>,
+    pub(crate) in_force: Vec<BypassStatus>,
+}
+
+/// The order that stands for one gateway.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    order: LoadedBypass,
+    from_file: bool,
+}
+
+impl Bypasses {
+    /// The newest order for each gateway.
+    fn standing(&self, orders: &[Bypass]) -> Vec<Standing> {
+        let signed = orders.iter().map(|order| Standing {
+            order: LoadedBypass {
+                gateway: order.gateway,
+                serial: order.serial,
+                until: order.until,
+                counted: None,
+            },
+            from_file: false,
+        });
+        let loaded = self.loaded.iter().map(|order| Standing { order: *order, from_file: true });
+        let mut standing: Vec<Standing> = Vec::new();
+        for found in signed.chain(loaded) {
+            match standing.iter_mut().find(|known| known.order.gateway == found.order.gateway) {
+                Some(known) if known.order.serial >= found.order.serial => {}
+                Some(known) => *known = found,
+                None => standing.push(found),
+            }
+        }
+        standing
+    }
+
+    /// Finds out what is in force, and says whether that changed.
+    pub(crate) fn renew(&mut self, orders: &[Bypass], clock: &Clock, now: Instant) -> bool {
+        let in_force: Vec<BypassStatus> = self
+            .standing(orders)
+            .into_iter()
+            .filter_map(|standing| {
+                let until = standing.order.until?;
+                is_open(&standing.order, until, clock, now).then_some(BypassStatus {
+                    gateway: standing.order.gateway,
+                    until,
+                    from_file: standing.from_file,
+                })
+            })
+            .collect();
+        let changed = in_force != self.in_force;
+        self.in_force = in_force;
+        changed
+    }
+
+    /// When the next of those in force ends.
+    pub(crate) fn next_end(
+        &self,
+        orders: &[Bypass],
+        clock: &Clock,
+        now: Instant,
+    ) -> Option<Instant> {
+        self.standing(orders)
+            .into_iter()
+            .filter(|standing| {
+                self.in_force.iter().any(|open| open.gateway == standing.order.gateway)
+            })
+            .filter_map(|standing| {
+                let until = standing.order.until?;
+                let by_clock = clock.confirmed.then(|| clock.instant(until, now)).flatten();
+                [by_clock, standing.order.counted].into_iter().flatten().min()
+            })
+            .min()
+    }
+}
+
+fn is_open(order: &LoadedBypass, until: UnixMillis, clock: &Clock, now: Instant) -> bool {
+    let counts = order.counted.map(|end| now < end);
+    match clock.has_passed(until, now) {
+        Some(true) => false,
+        Some(false) => counts != Some(false),
+        None => counts == Some(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const OUT: GatewayId = GatewayId::from_bytes([7; 16]);
+
+    fn start() -> Instant {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+        Instant::now()
+    }
+
+    fn signed(serial: u64, until: Option<u64>) -> Bypass {
+        Bypass { gateway: OUT, serial, until: until.map(UnixMillis), since: 1 }
+    }
+
+    fn loaded(serial: u64, until: Option<u64>, counted: Option<Instant>) -> LoadedBypass {
+        LoadedBypass { gateway: OUT, serial, until: until.map(UnixMillis), counted }
+    }
+
+    fn open(files: &[LoadedBypass], orders: &[Bypass], clock: &Clock, now: Instant) -> bool {
+        let mut bypasses = Bypasses { loaded: files.to_vec(), ..Bypasses::default() };
+        bypasses.renew(orders, clock, now);
+        !bypasses.in_force.is_empty()
+    }
+
+    #[test]
+    fn an_order_in_a_view_needs_a_confirmed_time() {
+        let now = start();
+        let mut clock = Clock::new(now);
+        let order = [signed(1, Some(10_000))];
+        clock.set(UnixMillis(5_000), false, now);
+        assert!(!open(&[], &order, &clock, now), "a clock that nobody confirmed");
+        clock.set(UnixMillis(5_000), true, now);
+        assert!(open(&[], &order, &clock, now));
+        assert!(!open(&[], &order, &clock, now + Duration::from_secs(5)), "at its end");
+    }
+
+    #[test]
+    fn a_file_counts_from_its_loading_where_nobody_knows_the_time_and_never_after_a_start() {
+        let now = start();
+        let mut clock = Clock::new(now);
+        let hour = now + Duration::from_secs(3600);
+        let until = Some(5_000_000);
+        let file = [loaded(1, until, Some(hour))];
+        assert!(open(&file, &[], &clock, now));
+        assert!(!open(&file, &[], &clock, hour), "its hour is over");
+        assert!(!open(&[loaded(1, until, None)], &[], &clock, now), "after a start");
+        clock.raise_floor(UnixMillis(5_000_000));
+        assert!(!open(&file, &[], &clock, now), "something signed later is held");
+        let mut clock = Clock::new(now);
+        clock.set(UnixMillis(1_000_000), true, now);
+        assert!(open(&[loaded(1, until, None)], &[], &clock, now), "the time is confirmed again");
+        assert!(!open(&file, &[], &clock, hour), "a clock that was set back prolongs nothing");
+        clock.set(UnixMillis(5_000_000), true, now);
+        assert!(!open(&file, &[], &clock, now), "the confirmed time ends it early");
+    }
+
+    #[test]
+    fn the_newest_order_stands_wherever_it_came_from() {
+        let now = start();
+        let mut clock = Clock::new(now);
+        clock.set(UnixMillis(1_000), true, now);
+        let later = Some(now + Duration::from_secs(60));
+        let on = Some(50_000);
+        assert!(open(&[loaded(5, on, later)], &[signed(4, None)], &clock, now));
+        assert!(!open(&[loaded(5, on, later)], &[signed(6, None)], &clock, now), "ended online");
+        assert!(!open(&[loaded(7, None, None)], &[signed(6, on)], &clock, now), "ended by a file");
+        assert!(!open(&[loaded(6, on, later)], &[signed(6, None)], &clock, now), "a tie");
+        assert!(open(&[loaded(5, None, None), loaded(6, on, later)], &[], &clock, now));
+    }
+
+    #[test]
+    fn its_end_is_known_beforehand() {
+        let now = start();
+        let mut clock = Clock::new(now);
+        let mut bypasses = Bypasses {
+            loaded: vec![loaded(1, Some(9_000), Some(now + Duration::from_secs(8)))],
+            ..Bypasses::default()
+        };
+        assert!(bypasses.renew(&[], &clock, now));
+        assert!(!bypasses.renew(&[], &clock, now), "nothing changed");
+        assert_eq!(bypasses.next_end(&[], &clock, now), Some(now + Duration::from_secs(8)));
+        clock.set(UnixMillis(6_000), true, now);
+        assert_eq!(bypasses.next_end(&[], &clock, now), Some(now + Duration::from_secs(3)));
+        assert!(bypasses.renew(&[], &clock, now + Duration::from_secs(3)));
+        assert_eq!(bypasses.next_end(&[], &clock, now + Duration::from_secs(3)), None);
+    }
+}
