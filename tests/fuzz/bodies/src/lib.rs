@@ -1,0 +1,24 @@
+//! What the fuzzers do with their bytes, and the invariants that they hold against.
+//!
+//! Each module is one fuzzer: its `run` takes any bytes and panics where something that must always hold doesn't. `cargo
+//! fuzz` (see `tests/fuzz`) looks for such bytes; `tests/replay.rs` runs those that were kept through the same functions
+//! on a stable compiler.
+
+pub mod documents;
+pub mod engine;
+pub mod frames;
+mod kept;
+pub mod peer;
+pub mod text;
+
+/// A fuzzer: takes any bytes, panics where an invariant doesn't hold.
+pub type Body = fn(&[u8]);
+
+/// All fuzzers by name, which is also the name of their directory under `tests/fuzz/corpus`.
+pub const ALL: [(&str, Body); 5] = [
+    ("documents", documents::run),
+    ("engine", engine::run),
+    ("frames", frames::run),
+    ("peer", peer::run),
+    ("text", text::run),
+];
