@@ -138,6 +138,8 @@ impl<P: Plane> Client<P> {
     /// When the data plane has ended.
     pub(crate) async fn run(mut self) -> Result<(), PlaneError> {
         self.plane.set_time(self.clock.now(), false).await?;
+        let authority = self.chain.as_ref().map_or(0, |chain| chain.newest().number);
+        self.plane.set_authority(authority).await?;
         let mut backoff = Backoff::default();
         let mut stop = self.stop.clone();
         loop {

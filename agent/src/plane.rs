@@ -31,6 +31,8 @@ pub trait Plane: Clone + Send + Sync + 'static {
         wall: UnixMillis,
         confirmed: bool,
     ) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    /// Tells the number of the newest authority document held, which peers are told.
+    fn set_authority(&self, number: u64) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Takes out what happened since the last report.
     fn report(&self) -> impl Future<Output = Result<EngineReport, PlaneError>> + Send;
     /// Engine, interfaces and underlay at a glance.

@@ -52,6 +52,7 @@ impl Organisation {
             }],
             recovery: IdentityKey::from_seed(&[12; 32]).public(),
             incarnation: 0,
+            root: None,
         };
         let chain = vec![Signed::sign(&first, &operator)];
         Self { operator, controller, chain }
@@ -106,12 +107,13 @@ impl Organisation {
         sequence: u64,
         mode: Mode,
     ) -> SignedView {
+        let incarnation = self.followed().newest().incarnation;
         let intent = cbor::encode(&intent(gateway, mode));
         let leaves = [leaf_hash(&intent), Hash::ZERO];
         let root = IntentRoot {
             organisation: ORGANISATION,
             authority: 1,
-            incarnation: 0,
+            incarnation,
             number: revision,
             previous: Hash::ZERO,
             model: Hash::ZERO,
@@ -121,7 +123,7 @@ impl Organisation {
         let operation = Operation {
             organisation: ORGANISATION,
             gateway,
-            number: ViewNumber { incarnation: 0, sequence },
+            number: ViewNumber { incarnation, sequence },
             revision,
             peers: Vec::new(),
             quarantined: Vec::new(),

@@ -34,8 +34,11 @@ pub mod paths {
     pub const LOGIN: &str = "/v1/login";
     /// POST nothing: the token is forgotten. 204.
     pub const LOGOUT: &str = "/v1/logout";
-    /// GET: the authority chain, `Vec<Signed<Authority>>`.
+    /// GET: the authority chain, `Vec<Signed<Authority>>`. POST [`super::AuthorityUpdate`]: the next document. 204.
     pub const AUTHORITY: &str = "/v1/authority";
+    /// GET: [`super::Restored`] where the controller was restored from a backup, or got another key, and no operator
+    /// has signed that yet; `null` otherwise.
+    pub const RESTORED: &str = "/v1/restored";
     /// POST [`super::NewInvite`] (204); GET: `Vec<super::InviteInfo>`.
     pub const INVITES: &str = "/v1/invites";
     /// GET: `Vec<super::PendingGateway>`.
@@ -147,6 +150,32 @@ impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Session({} until {})", self.operator, self.not_after.0)
     }
+}
+
+/// The next authority document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorityUpdate {
+    /// Signed by an operator, or by the recovery key.
+    pub document: Signed<Authority>,
+    /// The revision that it names as the newest, where the controller has lost that one.
+    pub revision: Option<ModelRevisionBody>,
+    /// What was done, such as `operator add`.
+    pub action: String,
+    /// To whom or what.
+    pub subject: String,
+    /// Why, for the audit log.
+    pub reason: Option<String>,
+}
+
+/// That a controller waits for an operator to sign it back in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Since when.
+    pub since: UnixMillis,
+    /// The highest place (incarnation and revision) that a gateway has named since as what it has in force, and
+    /// which gateway that was. Its word, no more.
+    pub held: Option<(GatewayId, (u64, u64))>,
 }
 
 /// An operator's new invite.

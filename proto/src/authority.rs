@@ -33,8 +33,31 @@ pub struct Authority {
     pub controllers: Vec<Controller>,
     /// A key kept offline that can sign the next document when every operator's key is lost.
     pub recovery: PublicKey,
-    /// Counts the restores of a controller from a backup; views are numbered within one.
+    /// Counts the restores of a controller from a backup, and its changes of key; views are numbered within one.
     pub incarnation: u64,
+    /// The newest root when this was signed; none before the first. No gateway takes an older one from then on,
+    /// and it stays good though its signer is an operator no more.
+    pub root: Option<RootId>,
+}
+
+/// A signed root, by its numbers and its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RootId {
+    /// The incarnation that it was signed in.
+    pub incarnation: u64,
+    /// Its revision.
+    pub number: u64,
+    /// Hash of its signed bytes.
+    pub hash: Hash,
+}
+
+impl RootId {
+    /// Where it stands among all roots.
+    #[must_use]
+    pub const fn place(&self) -> (u64, u64) {
+        (self.incarnation, self.number)
+    }
 }
 
 /// An operator as the authority names them.
@@ -83,6 +106,18 @@ impl Authority {
     #[must_use]
     pub fn operator(&self, key: PublicKey) -> Option<&Operator> {
         self.operators.iter().find(|operator| operator.key == key)
+    }
+
+    /// Whether operators go on vouching for the signed root with this hash, whoever signed it.
+    #[must_use]
+    pub fn vouches_for(&self, root: Hash) -> bool {
+        self.root.is_some_and(|known| known.hash == root)
+    }
+
+    /// The document that follows `signed`, which must be this one's signed form: the same but for its place.
+    #[must_use]
+    pub fn next(&self, signed: &Signed<Self>) -> Self {
+        Self { number: self.number.saturating_add(1), previous: signed.hash(), ..self.clone() }
     }
 
     fn fault(&self) -> Option<&'static str> {
@@ -214,6 +249,8 @@ impl AuthorityChain {
             Some("it doesn't name the document before it")
         } else if next.incarnation < newest.incarnation {
             Some("its incarnation is lower than before")
+        } else if goes_back(newest, &next) {
+            Some("it names an older root as the newest than the document before it does")
         } else if self.documents.len() >= MAX_CHAIN {
             Some("the chain is full")
         } else {
@@ -261,6 +298,16 @@ impl AuthorityChain {
         self.documents.iter().map(|document| document.signed().clone()).collect()
     }
 
+    /// Every key that was a controller's at some time.
+    #[must_use]
+    pub fn all_controller_keys(&self) -> Vec<PublicKey> {
+        let mut keys: Vec<_> =
+            self.documents.iter().flat_map(|document| document.controller_keys()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
     /// Every key that was an operator's at some time: who may have signed what is in the history.
     #[must_use]
     pub fn all_operator_keys(&self) -> Vec<PublicKey> {
@@ -269,6 +316,19 @@ impl AuthorityChain {
         keys.sort_unstable();
         keys.dedup();
         keys
+    }
+}
+
+/// Whether `next` names an older root than `before`, or another in the same place. A new incarnation may: what a
+/// lost controller held may be lost for good.
+fn goes_back(before: &Authority, next: &Authority) -> bool {
+    match (before.root, next.root) {
+        _ if next.incarnation > before.incarnation => false,
+        (None, _) => false,
+        (Some(_), None) => true,
+        (Some(was), Some(is)) => {
+            is.place() < was.place() || (is.place() == was.place() && is != was)
+        }
     }
 }
 
@@ -294,6 +354,7 @@ mod tests {
             }],
             recovery: key(200).public(),
             incarnation: 0,
+            root: None,
         }
     }
 
@@ -359,6 +420,27 @@ mod tests {
         assert!(matches!(AuthorityChain::follow(one.hash(), &[]), Err(AuthorityError::Length)));
         let stranger = Signed::sign(&first(), &key(9));
         assert!(AuthorityChain::follow(stranger.hash(), &[stranger]).is_err());
+    }
+
+    #[test]
+    fn the_newest_root_goes_back_only_with_a_new_incarnation() {
+        let root = |number, byte: u8| {
+            let hash = Hash::of("anteroom test", &[&[byte]]);
+            Some(RootId { incarnation: 0, number, hash })
+        };
+        let one = Signed::sign(&first(), &key(1));
+        let two = Signed::sign(&after(&one, |next| next.root = root(5, 1)), &key(1));
+        let follow = |change: &dyn Fn(&mut Authority)| {
+            let three = Signed::sign(&after(&two, change), &key(1));
+            AuthorityChain::follow(one.hash(), &[one.clone(), two.clone(), three]).map(|_| ())
+        };
+        assert_eq!(follow(&|_| {}), Ok(()));
+        assert_eq!(follow(&|next| next.root = root(6, 2)), Ok(()));
+        for older in [None, root(4, 2), root(5, 2)] {
+            assert!(follow(&|next| next.root = older).is_err(), "{older:?}");
+            let anew = |next: &mut Authority| (next.root, next.incarnation) = (older, 1);
+            assert_eq!(follow(&anew), Ok(()), "{older:?}");
+        }
     }
 
     #[test]

@@ -158,6 +158,7 @@ mod tests {
             controllers: vec![Controller { key: key(100).public(), addresses: vec!["c:1".into()] }],
             recovery: key(200).public(),
             incarnation: 0,
+            root: None,
         }
     }
 

@@ -26,6 +26,7 @@ pub mod mode;
 pub mod name;
 pub mod operation;
 pub mod overlay;
+pub mod request;
 pub mod service;
 pub mod setup;
 pub mod time;

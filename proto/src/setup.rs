@@ -1,5 +1,5 @@
 //! Setup codes: how the first operator finds a new controller, knows it for what it is, and proves that it is
-//! theirs to claim.
+//! theirs to claim. And controller codes: how operators know a controller again that got another key.
 
 use std::fmt;
 use std::str::FromStr;
@@ -85,10 +85,88 @@ impl FromStr for SetupCode {
     }
 }
 
+/// What a controller with another key than before prints: where it is, and how it is known. There is no secret in
+/// it, but whoever takes it over trusts it, so it comes from the controller's console or a colleague's hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControllerCode {
+    /// Where operators reach the controller, as `https://host:port`, best first.
+    pub https: Vec<String>,
+    /// SHA-256 of the controller's HTTPS certificate.
+    pub certificate: Hash,
+    /// The controller's identity key.
+    pub controller: PublicKey,
+    /// Where gateways reach it over QUIC.
+    pub quic: Vec<String>,
+}
+
+/// Text that isn't a controller code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControllerCodeError {
+    /// It doesn't begin as a controller code does.
+    #[error(
+        "this is not a controller's code: such a code begins with {:?}",
+        ControllerCode::PREFIX
+    )]
+    Prefix,
+    /// A character is missing, doubled or wrong, or an address.
+    #[error(
+        "the controller's code was not copied whole: {problem}. Copy it again, or print it again with `anteroom-controller code`"
+    )]
+    Damaged {
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl ControllerCode {
+    /// How every controller code begins.
+    pub const PREFIX: &'static str = "anteroom-controller-1.";
+    const KIND: Kind =
+        Kind { prefix: Self::PREFIX, domain: "anteroom controller check", max_len: 8 * 1024 };
+}
+
+impl fmt::Display for ControllerCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&code::write(&Self::KIND, self))
+    }
+}
+
+impl FromStr for ControllerCode {
+    type Err = ControllerCodeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let damaged = |problem: &str| ControllerCodeError::Damaged { problem: problem.into() };
+        let code: Self = code::read(&Self::KIND, text).map_err(|fault| match fault {
+            Fault::Prefix => ControllerCodeError::Prefix,
+            Fault::Damaged(problem) => ControllerCodeError::Damaged { problem },
+        })?;
+        if code.https.is_empty() || code.quic.is_empty() {
+            return Err(damaged("it names no address"));
+        }
+        if code.https.iter().any(|address| !address.starts_with("https://")) {
+            return Err(damaged("it names an address that isn't https"));
+        }
+        Ok(code)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::key::IdentityKey;
+
+    #[test]
+    fn a_controllers_code_survives_being_carried() {
+        let SetupCode { https, certificate, controller, quic, .. } = code();
+        let code = ControllerCode { https, certificate, controller, quic };
+        let text = code.to_string();
+        assert_eq!(format!("{text}\n").parse::<ControllerCode>(), Ok(code.clone()));
+        assert!(text[..text.len() - 1].parse::<ControllerCode>().is_err());
+        assert!(text.parse::<SetupCode>().is_err());
+        let nowhere = ControllerCode { https: vec![], ..code };
+        assert!(nowhere.to_string().parse::<ControllerCode>().is_err());
+    }
 
     fn code() -> SetupCode {
         SetupCode {

@@ -236,7 +236,10 @@ impl<P: Plane> Client<P> {
         link: &Link,
     ) -> Result<(), End> {
         match self.take_authority(documents).await {
-            Ok(true) => {}
+            Ok(true) => {
+                let number = self.chain.as_ref().map_or(0, |chain| chain.newest().number);
+                self.plane.set_authority(number).await?;
+            }
             Ok(false) => return Ok(()),
             Err(problem) => {
                 warn!("the controller's authority documents are refused: {problem}");

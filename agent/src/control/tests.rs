@@ -36,6 +36,7 @@ struct FakePlane(Arc<Mutex<Told>>);
 struct Told {
     views: Vec<Arc<View>>,
     times: Vec<(UnixMillis, bool)>,
+    authorities: Vec<u64>,
     reports: u64,
     stopped: bool,
 }
@@ -62,6 +63,11 @@ impl Plane for FakePlane {
 
     async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), PlaneError> {
         self.told(|told| told.times.push((wall, confirmed)));
+        Ok(())
+    }
+
+    async fn set_authority(&self, number: u64) -> Result<(), PlaneError> {
+        self.told(|told| told.authorities.push(number));
         Ok(())
     }
 

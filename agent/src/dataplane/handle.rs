@@ -33,6 +33,7 @@ pub struct Stopped;
 pub(super) enum Command {
     Apply(Arc<View>, oneshot::Sender<()>),
     SetTime(UnixMillis, bool),
+    SetAuthority(u64),
     SetOwnAddresses(Vec<IpAddr>),
     Report(oneshot::Sender<EngineReport>),
     Status(oneshot::Sender<Status>),
@@ -114,6 +115,14 @@ impl Handle {
     /// As [`Handle::apply`].
     pub async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), Stopped> {
         self.commander.send(Command::SetTime(wall, confirmed)).await
+    }
+
+    /// Tells the number of the newest authority document held, which peers are told.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn set_authority(&self, number: u64) -> Result<(), Stopped> {
+        self.commander.send(Command::SetAuthority(number)).await
     }
 
     /// Takes out what happened since the last report, the shell's own drops included.

@@ -202,6 +202,7 @@ impl Worker {
                 let _ = answer.send(());
             }
             Command::SetTime(wall, confirmed) => self.engine.set_time(wall, confirmed, now),
+            Command::SetAuthority(number) => self.engine.set_authority(number, now),
             Command::SetOwnAddresses(addresses) => self.engine.set_own_addresses(addresses),
             Command::Report(answer) => {
                 let report = self.report(now);

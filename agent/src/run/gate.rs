@@ -1,5 +1,6 @@
 //! The data plane behind a gate: open from the start, or shut until there is a view.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -36,6 +37,8 @@ pub(super) struct Gate {
     opening: Arc<tokio::sync::Mutex<()>>,
     open: Arc<watch::Sender<Option<Open>>>,
     time: Arc<Mutex<Option<Time>>>,
+    /// Number of the newest authority document, for an engine that starts later.
+    authority: Arc<AtomicU64>,
 }
 
 /// What was last said about the time, for an engine that starts later.
@@ -65,6 +68,7 @@ impl Gate {
             opening: Arc::default(),
             open: Arc::new(watch::channel(None).0),
             time: Arc::default(),
+            authority: Arc::default(),
         }
     }
 
@@ -96,6 +100,7 @@ impl Gate {
         if let Some(time) = self.time() {
             engine.set_time(time.wall, time.confirmed, time.at);
         }
+        engine.set_authority(self.authority.load(Ordering::Relaxed), Instant::now());
         if let Some(view) = view {
             engine.apply(view, Instant::now());
         }
@@ -127,6 +132,14 @@ impl Plane for Gate {
         *self.time.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
         match self.get() {
             Ok(handle) => Ok(handle.set_time(wall, confirmed).await?),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn set_authority(&self, number: u64) -> Result<(), PlaneError> {
+        self.authority.store(number, Ordering::Relaxed);
+        match self.get() {
+            Ok(handle) => Ok(handle.set_authority(number).await?),
             Err(_) => Ok(()),
         }
     }

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use anteroom_agent_core::report::Learned;
-use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mode::Mode;
-use anteroom_proto::view::{Floor, SignedView, View, ViewError};
+use anteroom_proto::view::{Floor, SignedView, View};
 
 use super::{Enrolment, StateDir, StateError, TunnelKey, records};
 
@@ -130,7 +130,7 @@ impl Enrolled {
             }
         }
         let (Some(chain), Some(view)) = (&self.chain, view) else { return Ok(()) };
-        match verify_held(&view, self, chain) {
+        match View::verify_held(&view, self.enrolment.gateway, chain, &self.floor) {
             Ok(view) => {
                 self.floor = view.floor(&self.floor);
                 self.view = Some(Arc::new(view));
@@ -141,20 +141,4 @@ impl Enrolled {
         }
         Ok(())
     }
-}
-
-/// Verifies the view on disk. It was taken under the authority of its day: an operator or controller who left
-/// since then doesn't undo it. Replays are the floor's matter.
-fn verify_held(
-    view: &SignedView,
-    held: &Enrolled,
-    chain: &AuthorityChain,
-) -> Result<View, ViewError> {
-    let mut ever: Authority = (**chain.newest()).clone();
-    for document in chain.to_signed() {
-        let document = document.verify_self_named()?;
-        ever.operators.extend(document.operators.iter().cloned());
-        ever.controllers.extend(document.controllers.iter().cloned());
-    }
-    View::verify(view, held.enrolment.gateway, &ever, &held.floor)
 }

@@ -199,6 +199,7 @@ fn found(args: &Login, code: &SetupCode, home: &Home) -> Result<Kept, Error> {
         controllers: vec![Controller { key: code.controller, addresses: code.quic.clone() }],
         recovery: recovery.public(),
         incarnation: 1,
+        root: None,
     };
     let signed = Signed::sign(&authority, &key);
     let chain = AuthorityChain::follow_unpinned(std::slice::from_ref(&signed))?;

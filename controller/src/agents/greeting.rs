@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use anteroom_proto::id::{GatewayId, OrganisationId};
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::{Applied, Enrol, Hello, Refusal, RefusalCode, ToAgent, VERSIONS, Welcome};
 
@@ -140,6 +141,35 @@ pub(super) async fn enrol(
             ))
         }
     }
+}
+
+/// The authority chain, for a gateway that knows this controller by another key. Strangers aren't told who the
+/// operators are.
+pub(super) async fn authority(
+    controller: &Controller,
+    key: PublicKey,
+    (organisation, gateway): (OrganisationId, GatewayId),
+) -> Result<ToAgent, Refusal> {
+    let chain = controller.authority().ok_or_else(unclaimed)?;
+    if organisation != chain.newest().organisation || !knows(controller, gateway, key).await? {
+        return Err(refusal(RefusalCode::Unknown, "this gateway isn't enrolled here"));
+    }
+    Ok(ToAgent::Authority(chain.to_signed()))
+}
+
+/// Whether the gateway enrolled with this key, or operators have approved it so: what enrolled after the backup was
+/// taken that the controller came from is in the model alone.
+async fn knows(
+    controller: &Controller,
+    gateway: GatewayId,
+    key: PublicKey,
+) -> Result<bool, Refusal> {
+    if controller.current().is_some_and(|current| current.approves(gateway, key)) {
+        return Ok(true);
+    }
+    let enrolment =
+        controller.store.enrolment(gateway).await.map_err(|error| store_failed(&error))?;
+    Ok(enrolment.is_some_and(|enrolment| enrolment.identity == key))
 }
 
 /// A gateway that was greeted.

@@ -152,6 +152,10 @@ impl Agents {
                 permit.known();
                 Ok(First::Gateway(Box::new(session::Session::new(&hello, greeted))))
             }
+            Some(ToController::AskAuthority { organisation, gateway }) => {
+                let asked = (organisation, gateway);
+                greeting::authority(&self.controller, peer.key, asked).await.map(First::Answer)
+            }
             Some(_) => {
                 Err(malformed("the first message must be an enrolment or a greeting".into()))
             }

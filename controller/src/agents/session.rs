@@ -162,7 +162,9 @@ impl Running<'_> {
                 }
                 ToController::Reachable(reachable) => self.reachable(&reachable).await?,
                 ToController::Report(report) => self.report(*report).await?,
-                ToController::Enrol(_) | ToController::Hello(_) => {
+                ToController::Enrol(_)
+                | ToController::Hello(_)
+                | ToController::AskAuthority { .. } => {
                     let message = "first words came a second time";
                     return Err(refusal(RefusalCode::Protocol, message));
                 }

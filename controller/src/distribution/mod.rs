@@ -314,7 +314,7 @@ impl Distribution {
 #[must_use]
 pub fn revoked() -> Refusal {
     Refusal {
-        code: RefusalCode::Unknown,
+        code: RefusalCode::Revoked,
         message: "this gateway was revoked: an operator took it out of the organisation. To use \
                   the machine again, reset it and enrol it with a new invite"
             .into(),

@@ -178,7 +178,7 @@ async fn revocation_cuts_off_and_tells_the_peers() {
     let accepted = desk.revoke(&agents[0]).await;
     assert_eq!(accepted.affected, [agents[1].gateway], "the revoked one has nothing to apply");
     let last = refusal(ct.next().await);
-    assert_eq!((last.code, last.fatal), (RefusalCode::Unknown, false));
+    assert_eq!((last.code, last.fatal), (RefusalCode::Revoked, false));
     soon("the connection to be closed", ct.link.connection().closed()).await;
     let cut_off = started.elapsed();
     let signed = pacs.view().await;
@@ -186,7 +186,7 @@ async fn revocation_cuts_off_and_tells_the_peers() {
     assert!(view.peers.is_empty(), "{:?}", view.peers);
     let hello = ToController::Hello(Box::new(agents[0].hello()));
     let again = crate::support::first_words(&service, &agents[0].identity, &hello).await;
-    assert_eq!(refusal(again).code, RefusalCode::Unknown);
+    assert_eq!(refusal(again).code, RefusalCode::Revoked);
     println!("revoked and cut off after {cut_off:?}");
     service.stop().await;
 }

@@ -221,6 +221,7 @@ impl Desk {
             }],
             recovery: IdentityKey::from_seed(&[12; 32]).public(),
             incarnation: 1,
+            root: None,
         }
     }
 

@@ -37,6 +37,14 @@ pub enum ToController {
     Enrol(Box<Enrol>),
     /// First words of an enrolled gateway.
     Hello(Box<Hello>),
+    /// First words of an enrolled gateway to a controller whose key it doesn't know: which authority document names
+    /// you? The answer is [`ToAgent::Authority`], and nothing else is said before that was followed.
+    AskAuthority {
+        /// The organisation.
+        organisation: OrganisationId,
+        /// Which gateway asks; the TLS client key must be its identity key.
+        gateway: GatewayId,
+    },
     /// A view was taken and is in force, or was refused.
     Applied(Applied),
     /// Something changed in where or how the gateway can be reached.
@@ -183,8 +191,10 @@ pub enum RefusalCode {
     Invite,
     /// Another identity used the invite first.
     InviteUsed,
-    /// The identity isn't a gateway's here, or was revoked.
+    /// The identity isn't a gateway's here.
     Unknown,
+    /// Operators have taken the gateway out.
+    Revoked,
     /// Malformed or out of turn.
     Protocol,
     /// Too many at once; try again later.

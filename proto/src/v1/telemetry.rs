@@ -119,6 +119,8 @@ pub struct TunnelState {
     pub round_trip: Option<u32>,
     /// The revision that the peer says it has in force.
     pub revision: Option<u64>,
+    /// The newest authority document that the peer says it holds.
+    pub authority: Option<u64>,
     /// Address that the peer's packets come from.
     pub endpoint: Option<std::net::SocketAddr>,
 }

@@ -1,16 +1,17 @@
 //! A view: all that one gateway holds, put together from what operators and the controller signed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::authority::Authority;
+use crate::authority::{Authority, AuthorityChain};
 use crate::binding::TunnelKeyBinding;
 use crate::cbor::{self, Blob, CborError};
 use crate::cose::{SignatureError, Signed};
 use crate::id::{GatewayId, OrganisationId};
 use crate::intent::{Intent, IntentRoot, MAX_INTENT_LEN, PeerGateway};
-use crate::key::Hash;
+use crate::key::{Hash, PublicKey, TunnelPublicKey};
 use crate::merkle::{Proof, leaf_hash};
 use crate::operation::{Operation, ViewNumber};
 use crate::time::UnixMillis;
@@ -71,13 +72,41 @@ pub enum ViewError {
     },
     /// Intent and operation of different revisions or incarnations.
     #[error(
-        "view refused: its operation part is for revision {operation}, its intent is revision {intent}"
+        "view refused: its operation part is for {what} {operation}, its intent is of {what} {intent}"
     )]
     Mismatch {
+        /// `revision` or `incarnation`.
+        what: &'static str,
         /// What the operation part says.
         operation: u64,
         /// What the root says.
         intent: u64,
+    },
+    /// Signed under an authority document that isn't held, or in an incarnation that none has begun.
+    #[error(
+        "view refused: it names {what} {found}, but the newest authority document held ({document}) is of {what} {held}: the controller holds a newer one back, or makes this up"
+    )]
+    Unannounced {
+        /// `authority document` or `incarnation`.
+        what: &'static str,
+        /// What the view names.
+        found: u64,
+        /// Number of the newest document held.
+        document: u64,
+        /// What that document has.
+        held: u64,
+    },
+    /// Older than what operators have called the newest, or another in its place.
+    #[error(
+        "view refused: revision {found} was replaced: authority document {document} names revision {newest} as the newest"
+    )]
+    Superseded {
+        /// The revision of the view.
+        found: u64,
+        /// The document that knows better.
+        document: u64,
+        /// What it names.
+        newest: u64,
     },
     /// Older than what is held.
     #[error("view refused: {what} {found} is older than {held}, which is already held")]
@@ -124,7 +153,11 @@ pub struct Peer {
 }
 
 impl View {
-    /// Checks `signed` for `gateway`: against `authority`, and against replays below `floor`.
+    /// Checks `signed`, which has just come, for `gateway`: against `authority`, the document in force, and against
+    /// replays below `floor`.
+    ///
+    /// Who signed the root must be an operator now, or operators must still vouch for it: a root that somebody
+    /// signs, or says to have signed, after they were removed is refused.
     ///
     /// # Errors
     /// [`ViewError`], which names what doesn't fit.
@@ -134,14 +167,70 @@ impl View {
         authority: &Authority,
         floor: &Floor,
     ) -> Result<Self, ViewError> {
-        let organisation = authority.organisation;
-        let root = signed.root.verify(organisation, &authority.operator_keys())?;
+        let mut operators = authority.operator_keys();
+        if authority.vouches_for(signed.root.hash()) {
+            operators.push(signed.root.verify_self_named()?.signer());
+        }
+        let signers = Signers { operators, controllers: authority.controller_keys() };
+        let (view, root) = Self::check(signed, gateway, authority.organisation, &signers, floor)?;
+        for (what, found, held) in [
+            ("authority document", root.authority, authority.number),
+            ("incarnation", root.incarnation, authority.incarnation),
+        ] {
+            if found > held {
+                let document = authority.number;
+                return Err(ViewError::Unannounced { what, found, document, held });
+            }
+        }
+        rollback("incarnation", &root.incarnation, &authority.incarnation)?;
+        let place = (root.incarnation, root.number);
+        match authority.root {
+            Some(newest)
+                if place < newest.place()
+                    || (place == newest.place() && newest.hash != signed.root.hash()) =>
+            {
+                let (found, document) = (root.number, authority.number);
+                Err(ViewError::Superseded { found, document, newest: newest.number })
+            }
+            _ => Ok(view),
+        }
+    }
+
+    /// Checks `signed`, which was taken earlier and comes from disk, for `gateway`. It was taken under the authority
+    /// of its day: an operator or controller who left since then doesn't undo it, and neither does a newer revision
+    /// that changes nothing here.
+    ///
+    /// # Errors
+    /// [`ViewError`], which names what doesn't fit.
+    pub fn verify_held(
+        signed: &SignedView,
+        gateway: GatewayId,
+        chain: &AuthorityChain,
+        floor: &Floor,
+    ) -> Result<Self, ViewError> {
+        let signers = Signers {
+            operators: chain.all_operator_keys(),
+            controllers: chain.all_controller_keys(),
+        };
+        let organisation = chain.newest().organisation;
+        Self::check(signed, gateway, organisation, &signers, floor).map(|(view, _)| view)
+    }
+
+    /// All that holds for a view whenever it is looked at.
+    fn check(
+        signed: &SignedView,
+        gateway: GatewayId,
+        organisation: OrganisationId,
+        signers: &Signers,
+        floor: &Floor,
+    ) -> Result<(Self, IntentRoot), ViewError> {
+        let root = signed.root.verify(organisation, &signers.operators)?;
         let intent_hash = leaf_hash(&signed.intent.0);
         if !signed.proof.leads(intent_hash, root.root) {
             return Err(ViewError::Proof { revision: root.number });
         }
         let intent: Intent = cbor::decode(&signed.intent.0, MAX_INTENT_LEN)?;
-        let operation = signed.operation.verify(organisation, &authority.controller_keys())?;
+        let operation = signed.operation.verify(organisation, &signers.controllers)?;
         for found in [intent.gateway, operation.gateway] {
             if found != gateway {
                 return Err(ViewError::Gateway { expected: gateway, found });
@@ -151,9 +240,13 @@ impl View {
             let document = "anteroom/intent";
             return Err(SignatureError::Organisation { document, expected: organisation }.into());
         }
-        if operation.revision != root.number {
-            let (operation, intent) = (operation.revision, root.number);
-            return Err(ViewError::Mismatch { operation, intent });
+        for (what, operation, intent) in [
+            ("revision", operation.revision, root.number),
+            ("incarnation", operation.number.incarnation, root.incarnation),
+        ] {
+            if operation != intent {
+                return Err(ViewError::Mismatch { what, operation, intent });
+            }
         }
         let number = operation.number;
         rollback("view", &number, &floor.view)?;
@@ -162,13 +255,14 @@ impl View {
             rollback("revision", &root.number, &floor.revision.1)?;
         }
         let mut left_out = Vec::new();
-        let peers = intent
+        let mut peers: Vec<Peer> = intent
             .peers
             .iter()
             .filter(|peer| !operation.suspended.contains(&peer.gateway))
             .map(|peer| Peer::new(organisation, peer, &operation, &mut left_out))
             .collect();
-        Ok(Self {
+        leave_out_shared_keys(&mut peers, &mut left_out);
+        let view = Self {
             peers,
             left_out,
             revision: root.number,
@@ -177,17 +271,46 @@ impl View {
             intent_hash,
             intent,
             operation: operation.into_document(),
-        })
+        };
+        Ok((view, root.into_document()))
     }
 
-    /// The floor once this view is held.
+    /// The floor once this view is held. A new incarnation, which operators sign, takes back a time that the
+    /// controller before it may have made up.
     #[must_use]
     pub fn floor(&self, before: &Floor) -> Floor {
+        let signed = self.operation.issued_at.max(self.signed_at);
+        let anew = self.incarnation > before.revision.0;
         Floor {
             view: self.operation.number,
             revision: (self.incarnation, self.revision),
-            time: before.time.max(self.operation.issued_at).max(self.signed_at),
+            time: if anew { signed } else { before.time.max(signed) },
         }
+    }
+}
+
+/// Whose signatures count.
+struct Signers {
+    operators: Vec<PublicKey>,
+    controllers: Vec<PublicKey>,
+}
+
+/// A tunnel key that two peers claim is nobody's: a gateway signs what it likes as its own, and only one of the two
+/// can have the private half.
+fn leave_out_shared_keys(peers: &mut [Peer], left_out: &mut Vec<String>) {
+    let mut owners: BTreeMap<TunnelPublicKey, BTreeSet<GatewayId>> = BTreeMap::new();
+    for peer in peers.iter() {
+        for key in &peer.keys {
+            owners.entry(key.x25519).or_default().insert(peer.gateway.gateway);
+        }
+    }
+    owners.retain(|_, owners| owners.len() > 1);
+    for (key, owners) in &owners {
+        let names: Vec<String> = owners.iter().map(ToString::to_string).collect();
+        left_out.push(format!("the tunnel key {key}, which {} claim", names.join(" and ")));
+    }
+    for peer in peers {
+        peer.keys.retain(|key| !owners.contains_key(&key.x25519));
     }
 }
 

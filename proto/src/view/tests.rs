@@ -1,5 +1,5 @@
 use super::*;
-use crate::authority::{Controller, Operator};
+use crate::authority::{Controller, Operator, RootId};
 use crate::id::SiteId;
 use crate::intent::Infrastructure;
 use crate::key::{IdentityKey, TunnelSecret};
@@ -35,6 +35,7 @@ fn authority() -> Authority {
         controllers: vec![Controller { key: controller().public(), addresses: vec![] }],
         recovery: stranger().public(),
         incarnation: 0,
+        root: None,
     }
 }
 
@@ -44,7 +45,9 @@ struct Parts {
     leaf_gateway: GatewayId,
     leaf_organisation: OrganisationId,
     root_number: u64,
+    root_authority: u64,
     incarnation: u64,
+    operation_incarnation: Option<u64>,
     root_signer: IdentityKey,
     operation_gateway: GatewayId,
     operation_revision: u64,
@@ -61,7 +64,9 @@ impl Default for Parts {
             leaf_gateway: US,
             leaf_organisation: ORG,
             root_number: 7,
+            root_authority: 1,
             incarnation: 0,
+            operation_incarnation: None,
             root_signer: operator(),
             operation_gateway: US,
             operation_revision: 7,
@@ -102,7 +107,7 @@ impl Parts {
         let leaves = [leaf_hash(&leaf), leaf_hash(&other)];
         let root = IntentRoot {
             organisation: ORG,
-            authority: 1,
+            authority: self.root_authority,
             incarnation: self.incarnation,
             number: self.root_number,
             previous: Hash::ZERO,
@@ -121,7 +126,10 @@ impl Parts {
         let operation = Operation {
             organisation: ORG,
             gateway: self.operation_gateway,
-            number: ViewNumber { incarnation: self.incarnation, sequence: self.sequence },
+            number: ViewNumber {
+                incarnation: self.operation_incarnation.unwrap_or(self.incarnation),
+                sequence: self.sequence,
+            },
             revision: self.operation_revision,
             peers: vec![crate::operation::PeerOperation {
                 gateway: PEER,
@@ -166,7 +174,14 @@ fn it_survives_the_wire_and_the_disk_byte_for_byte() {
 #[test]
 fn each_forgery_is_refused_by_name() {
     type Forgery = (&'static str, fn(&mut Parts), &'static str);
-    let forgeries: [Forgery; 8] = [
+    let forgeries: [Forgery; 11] = [
+        ("a future authority", |p| p.root_authority = 2, "holds a newer one back"),
+        ("an incarnation that nobody began", |p| p.incarnation = 1, "names incarnation 1"),
+        (
+            "an operation of another incarnation than the intent",
+            |p| p.operation_incarnation = Some(9),
+            "for incarnation 9, its intent is of incarnation 0",
+        ),
         ("root by the controller", |p| p.root_signer = controller(), "may not sign it"),
         ("root by a stranger", |p| p.root_signer = stranger(), "may not sign it"),
         ("operation by an operator", |p| p.operation_signer = operator(), "may not sign it"),
@@ -209,8 +224,157 @@ fn nothing_below_the_floor_is_taken() {
     let older = Parts { root_number: 8, operation_revision: 8, sequence: 6, ..Parts::default() };
     let error = check(older).unwrap_err();
     assert!(matches!(error, ViewError::Rollback { what: "revision", .. }), "{error}");
-    let restored = Parts { incarnation: 1, sequence: 1, ..Parts::default() };
-    assert!(check(restored).is_ok(), "a new incarnation counts anew");
+}
+
+#[test]
+fn a_new_incarnation_counts_anew_and_ends_the_old_one() {
+    let held = Parts { root_number: 9, operation_revision: 9, sequence: 5, ..Parts::default() };
+    let floor =
+        held.verify().unwrap().floor(&Floor { time: UnixMillis(9_000), ..Floor::default() });
+    assert_eq!(floor.time, UnixMillis(9_000));
+    let begun = Authority { number: 2, incarnation: 1, ..authority() };
+    let check = |parts: &Parts| View::verify(&parts.build(), US, &begun, &floor);
+    let restored = Parts { incarnation: 1, sequence: 1, root_authority: 2, ..Parts::default() };
+    let view = check(&restored).unwrap();
+    assert_eq!(view.floor(&floor).time, UnixMillis(2_000), "a time that was made up is taken back");
+    let old = Parts { root_number: 10, operation_revision: 10, sequence: 6, ..Parts::default() };
+    let error = check(&old).unwrap_err();
+    assert!(matches!(error, ViewError::Rollback { what: "incarnation", .. }), "{error}");
+}
+
+#[test]
+fn a_removed_operators_root_counts_only_while_operators_vouch_for_it() {
+    let ben = stranger();
+    let by_ben = Parts { root_signer: ben.clone(), ..Parts::default() };
+    let operator =
+        |name: &str, key: &IdentityKey| Operator { name: name.parse().unwrap(), key: key.public() };
+    let both = Authority {
+        operators: vec![operator("ana", &super::tests::operator()), operator("ben", &ben)],
+        ..authority()
+    };
+    let signed = by_ben.build();
+    let check = |signed: &SignedView, authority: &Authority| {
+        View::verify(signed, US, authority, &Floor::default())
+    };
+    check(&signed, &both).unwrap();
+    let removed = Authority { number: 2, ..authority() };
+    let error = check(&signed, &removed).unwrap_err().to_string();
+    assert!(error.contains("may not sign it"), "{error}");
+    let root = RootId { incarnation: 0, number: 7, hash: signed.root.hash() };
+    let vouched = Authority { root: Some(root), ..removed };
+    check(&signed, &vouched).unwrap();
+    // What he signs after that, under whatever number and document, is nobody's word.
+    for (number, document) in [(8, 1), (8, 2), (7, 1)] {
+        let later = Parts {
+            root_number: number,
+            operation_revision: number,
+            root_authority: document,
+            leaf_organisation: ORG,
+            suspended: vec![PEER],
+            incarnation: 0,
+            ..by_ben.clone()
+        };
+        let mut later = later.build();
+        if number == 7 {
+            // Another root in the same place: the tree is the same, the time isn't.
+            let mut root = later.root.verify_self_named().unwrap().into_document();
+            root.signed_at = UnixMillis(1001);
+            later.root = Signed::sign(&root, &ben);
+        }
+        let error = check(&later, &vouched).unwrap_err().to_string();
+        assert!(error.contains("may not sign it"), "{number} under {document}: {error}");
+    }
+}
+
+#[test]
+fn what_operators_have_replaced_is_refused_even_where_it_was_never_seen() {
+    let newest = Parts { root_number: 8, operation_revision: 8, ..Parts::default() };
+    let hash = newest.build().root.hash();
+    let knowing = Authority {
+        number: 2,
+        root: Some(RootId { incarnation: 0, number: 8, hash }),
+        ..authority()
+    };
+    let check =
+        |parts: &Parts| View::verify(&parts.build(), US, &knowing, &Floor::default()).map(|_| ());
+    assert_eq!(check(&newest), Ok(()));
+    let replaced = ViewError::Superseded { found: 7, document: 2, newest: 8 };
+    assert_eq!(check(&Parts::default()), Err(replaced));
+    let fork = Parts { leaf_gateway: US, suspended: vec![], sequence: 9, ..newest };
+    let mut forked = fork.build();
+    let mut root = forked.root.verify_self_named().unwrap().into_document();
+    root.signed_at = UnixMillis(1001);
+    forked.root = Signed::sign(&root, &operator());
+    let error = View::verify(&forked, US, &knowing, &Floor::default()).unwrap_err();
+    assert!(matches!(error, ViewError::Superseded { found: 8, .. }), "{error}");
+}
+
+#[test]
+fn a_view_on_disk_outlives_its_signers_and_its_incarnation() {
+    let mut parts = Parts::default();
+    let one = Signed::sign(&authority(), &operator());
+    let mut next = authority().next(&one);
+    next.operators[0].key = stranger().public();
+    next.controllers[0].key = stranger().public();
+    next.incarnation = 1;
+    next.root = Some(RootId { incarnation: 0, number: 9, hash: Hash::ZERO });
+    let chain = AuthorityChain::follow_unpinned(&[one, Signed::sign(&next, &operator())]).unwrap();
+    let held = |parts: &Parts| {
+        View::verify_held(&parts.build(), US, &chain, &Floor::default()).map(|_| ())
+    };
+    assert_eq!(held(&parts), Ok(()));
+    assert!(View::verify(&parts.build(), US, chain.newest(), &Floor::default()).is_err());
+    parts.root_signer = peer();
+    assert!(held(&parts).is_err(), "who was never an operator signs nothing");
+}
+
+#[test]
+fn a_tunnel_key_that_two_peers_claim_is_nobodys() {
+    let thief = GatewayId::from_bytes([12; 16]);
+    let mut intent = Parts::default().intent(US);
+    intent.peers.push(PeerGateway {
+        gateway: thief,
+        identity: stranger().public(),
+        overlay: overlay::gateway_address(ORG, thief),
+    });
+    let leaf = cbor::encode(&intent);
+    let leaves = [leaf_hash(&leaf)];
+    let good = Parts::default().build();
+    let mut root = good.root.verify_self_named().unwrap().into_document();
+    root.root = merkle::root(&leaves);
+    let mut operation = good.operation.verify_self_named().unwrap().into_document();
+    let own = TunnelSecret::from_bytes([6; 32]).public();
+    let claim = |x25519| {
+        Signed::sign(
+            &TunnelKeyBinding {
+                organisation: ORG,
+                gateway: thief,
+                x25519,
+                ml_kem_768: None,
+                serial: 7,
+                not_before: UnixMillis(0),
+            },
+            &stranger(),
+        )
+    };
+    let stolen = TunnelSecret::from_bytes([5; 32]).public();
+    let keys = vec![claim(stolen), claim(own)];
+    operation.peers.push(crate::operation::PeerOperation {
+        gateway: thief,
+        endpoints: vec!["10.0.0.66:51820".parse().unwrap()],
+        keys,
+    });
+    let view = SignedView {
+        intent: Blob(leaf),
+        proof: Proof::new(&leaves, 0).unwrap(),
+        root: Signed::sign(&root, &super::tests::operator()),
+        operation: Signed::sign(&operation, &controller()),
+    };
+    let view = View::verify(&view, US, &authority(), &Floor::default()).unwrap();
+    assert!(view.peers[0].keys.is_empty(), "{:?}", view.peers[0]);
+    let left: Vec<_> = view.peers[1].keys.iter().map(|key| key.x25519).collect();
+    assert_eq!(left, [own]);
+    assert!(view.left_out[0].contains("claim"), "{:?}", view.left_out);
 }
 
 #[test]

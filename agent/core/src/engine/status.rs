@@ -143,6 +143,7 @@ impl Engine {
             live: peer.is_live(now),
             round_trip: peer.round_trip().and_then(|time| u32::try_from(time.as_micros()).ok()),
             revision: peer.revision(),
+            authority: peer.authority(),
             endpoint: peer.endpoint(),
         };
         self.peers.iter().map(|(_, peer)| state(peer)).collect()

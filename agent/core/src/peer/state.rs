@@ -170,6 +170,7 @@ impl Peer {
             live: self.is_live(now),
             round_trip: self.round_trip.map(micros),
             revision: self.revision(),
+            authority: self.authority(),
             endpoint: self.endpoint,
         }
     }

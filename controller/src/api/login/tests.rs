@@ -49,6 +49,7 @@ async fn a_claim_is_made_whole_though_the_caller_goes_away() {
         controllers: vec![Named { key: code.controller, addresses: code.quic }],
         recovery: IdentityKey::from_seed(&[12; 32]).public(),
         incarnation: 1,
+        root: None,
     };
     let request = Claim { secret: code.secret, authority: Signed::sign(&authority, &key) };
 
