@@ -217,6 +217,12 @@ impl World {
         engine.unwrap_or_else(|| panic!("gateway {gateway} doesn't run"))
     }
 
+    /// Whether a gateway runs.
+    #[must_use]
+    pub fn runs(&self, gateway: usize) -> bool {
+        self.gateways[gateway].engine.is_some()
+    }
+
     /// Starts a gateway's engine anew, as a wire: whatever it knew is lost.
     pub fn boot(&mut self, at: usize) {
         self.boot_unsure(at);

@@ -2,71 +2,16 @@
 
 use std::time::Duration;
 
-use anteroom_agent_core::report::Question;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::service::Protocol;
 use anteroom_proto::verdict::{DropReason, Verdict};
 use anteroom_sim::hospital::*;
 use anteroom_sim::model::Way;
 use anteroom_sim::packet::{self, TcpFlags};
+use anteroom_sim::story::*;
 use anteroom_sim::world::World;
 
 const DICOM: (Protocol, u16) = (Protocol::Tcp, 104);
-
-fn all(world: &mut World, mode: Mode) {
-    world.plan.revise();
-    let revision = world.plan.revision;
-    for device in &mut world.plan.devices {
-        device.device.member.mode = mode;
-        device.device.member.mode_since = revision;
-    }
-    world.apply_all();
-}
-
-fn expect(world: &mut World, from: usize, to: usize, service: (Protocol, u16), way: Way) {
-    static MARKER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-    let marker = MARKER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let mut outcome = probe(world, from, to, service, marker, 2);
-    let enforced = from < world.plan.devices.len() && world.plan.member(from).mode == Mode::Enforce;
-    if way == Way::None {
-        outcome.on_campus &= enforced;
-    }
-    let names = (world.hosts[from].name, world.hosts[to].name);
-    assert_eq!(
-        outcome,
-        Outcome::of(way),
-        "{names:?} {service:?}\n{}",
-        explain(world, from, to, service)
-    );
-}
-
-fn explain(world: &mut World, from: usize, to: usize, service: (Protocol, u16)) -> String {
-    let question = Question {
-        from: world.hosts[from].address,
-        to: world.hosts[to].address,
-        service: anteroom_proto::service::PortMatch {
-            protocol: service.0,
-            first: service.1,
-            last: service.1,
-        },
-    };
-    let now = world.now;
-    (0..world.plan.gateways.len())
-        .map(|gateway| {
-            let explanation = world.engine(gateway).explain(&question, now);
-            let drops = world.engine(gateway).status(now).drops;
-            format!("gateway {gateway}: {explanation:#?}\n{drops:?}\n")
-        })
-        .collect()
-}
-
-fn question(world: &World, from: usize, to: usize, service: &str) -> Question {
-    Question {
-        from: world.hosts[from].address,
-        to: world.hosts[to].address,
-        service: service.parse().unwrap(),
-    }
-}
 
 /// Opens a TCP connection and keeps talking on it through each of `steps`; every word must arrive, both ways.
 fn survives(world: &mut World, from: usize, to: usize, port: u16, steps: &[(usize, Mode)]) {

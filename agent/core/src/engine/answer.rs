@@ -39,7 +39,7 @@ impl Engine {
                 let wire = policy.is_none();
                 let verdict =
                     if wire { Verdict::Clear } else { Verdict::Drop(DropReason::NotVisible) };
-                Judgement { verdict, rule: None, peer: None, remote: None, old_path: None }
+                Judgement::of(verdict, None)
             }
         };
         let fits = |tuple: &FiveTuple| {

@@ -10,6 +10,7 @@ mod from_port;
 mod from_tunnel;
 mod from_uplink;
 mod passage;
+mod peering;
 mod record;
 mod status;
 #[cfg(test)]
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::BootId;
-use anteroom_proto::intent::{Endpoint, Member};
+use anteroom_proto::intent::Member;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
@@ -34,8 +35,8 @@ use crate::clock::Clock;
 use crate::config::{Config, TunnelIdentity};
 use crate::device::{Device, Stations};
 use crate::flow::FlowTable;
-use crate::peer::{self, PeerConfig, PeerEvent};
-use crate::policy::{PeerState, Policy};
+use crate::peer;
+use crate::policy::Policy;
 use crate::port::PortId;
 use crate::sink::Sink;
 use crate::table::Seeds;
@@ -75,6 +76,8 @@ pub struct Engine {
     next_sweep: Instant,
     /// When a rule's condition changes next.
     boundary: Option<Instant>,
+    /// Until when pairs may still be changing their path.
+    settling: Option<Instant>,
     scratch: Vec<u8>,
     cut: Vec<u8>,
     part: Vec<u8>,
@@ -117,6 +120,7 @@ impl Engine {
             authority: 0,
             next_sweep: now + SWEEP,
             boundary: None,
+            settling: None,
             scratch: Vec::new(),
             cut: Vec::new(),
             part: Vec::new(),
@@ -172,6 +176,7 @@ impl Engine {
                 .flows
                 .expire(now, SWEEP_BUDGET, |mut gone| recorder.flush(stations, &mut gone));
             self.bridge.age(now);
+            self.settle(now);
             self.next_sweep = if more { now + SWEEP / 20 } else { now + SWEEP };
         }
         let lost = self.fragments.expire(now);
@@ -230,11 +235,10 @@ impl Engine {
             let shared = stations.port(station.port)?.mode.unwrap_or(device.mode);
             Some((id, shared, device.stance))
         };
-        let before = self.policy.take();
-        let policy = Policy::new(&view, before.as_ref(), &mut self.seeds, now, place);
-        self.policy = Some(policy);
+        let before = self.policy.take().map(Arc::new);
+        self.policy = Some(Policy::new(&view, &mut self.seeds, place));
         self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
-        self.set_peers(&view, now);
+        self.set_peers(&view, before.as_ref(), now);
         self.epoch += 1;
         self.find_boundary(now);
         self.take_events(now);
@@ -278,87 +282,6 @@ impl Engine {
             && self.stations.iter().all(|(_, station)| {
                 station.device.as_ref().is_none_or(|device| device.mode != Mode::Observe)
             })
-    }
-
-    fn set_peers(&mut self, view: &View, now: Instant) {
-        let intent = &view.intent;
-        let names = |end: &Endpoint, member: &Member| match end {
-            Endpoint::Member(id) => *id == member.id,
-            Endpoint::Segment(id) => intent
-                .segments
-                .iter()
-                .any(|segment| segment.id == *id && segment.members.contains(&member.id)),
-            Endpoint::External(_) => false,
-        };
-        let is_essential = |gateway| {
-            intent.rules.iter().filter(|rule| rule.essential).any(|rule| {
-                intent.members.iter().any(|member| {
-                    member.gateway == gateway
-                        && (names(&rule.from, member) || names(&rule.to, member))
-                })
-            })
-        };
-        let mut peers: Vec<(bool, PeerConfig)> = view
-            .peers
-            .iter()
-            .map(|peer| {
-                let config = PeerConfig {
-                    gateway: peer.gateway.gateway,
-                    overlay: peer.gateway.overlay,
-                    keys: peer.keys.iter().map(|key| key.x25519).collect(),
-                    endpoints: peer.endpoints.clone(),
-                };
-                (!is_essential(config.gateway), config)
-            })
-            .collect();
-        peers.sort_by_key(|(later, _)| *later);
-        let peers: Vec<PeerConfig> = peers.into_iter().map(|(_, config)| config).collect();
-        self.tell_peers(now);
-        self.peers.set_peers(&peers, now);
-        self.peer_states.retain(|gateway, _| peers.iter().any(|peer| peer.gateway == *gateway));
-        for peer in &peers {
-            self.peer_states.entry(peer.gateway).or_insert(PeerState {
-                live: false,
-                since: now,
-                revision: None,
-            });
-        }
-    }
-
-    fn tell_peers(&mut self, now: Instant) {
-        let Some(policy) = &self.policy else { return };
-        let local = peer::Local {
-            overlay: policy.view.intent.overlay,
-            revision: policy.view.revision,
-            authority: self.authority,
-            confirmed_time: self.clock.confirmed.then(|| (self.clock.wall(now), now)),
-        };
-        self.peers.set_local(local, now);
-    }
-
-    fn take_events(&mut self, now: Instant) {
-        while let Some(event) = self.peers.poll_event() {
-            match event {
-                PeerEvent::Live { gateway, live } => {
-                    if let Some(state) = self.peer_states.get_mut(&gateway)
-                        && state.live != live
-                    {
-                        (state.live, state.since) = (live, now);
-                    }
-                }
-                PeerEvent::Revision { gateway, revision } => {
-                    if let Some(state) = self.peer_states.get_mut(&gateway) {
-                        state.revision = Some(revision);
-                    }
-                }
-                PeerEvent::Time { time, .. } => {
-                    if !self.clock.confirmed {
-                        self.set_time(time, true, now);
-                    }
-                }
-            }
-            self.epoch += 1;
-        }
     }
 
     /// Finds out which bypasses are in force, and when time next changes what is allowed.

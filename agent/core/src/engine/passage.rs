@@ -88,7 +88,7 @@ impl Engine {
     ) -> Decision {
         let Some((zone, _)) = passage.zone() else { return Decision::of(Verdict::Clear) };
         if let Transport::IcmpError { kind, quoted, .. } = packet.transport {
-            return self.decide_error(passage, packet, zone, kind, quoted);
+            return self.decide_error(passage, packet, zone, (kind, quoted), now);
         }
         let tuple = packet.tuple();
         let (key, upwards) = FlowKey::new(zone, &tuple);
@@ -290,45 +290,81 @@ impl Engine {
         passage: &Passage,
         packet: &Ipv4Packet<'_>,
         zone: Zone,
-        kind: u8,
-        quoted: Option<FiveTuple>,
+        (kind, quoted): (u8, Option<FiveTuple>),
+        now: Instant,
     ) -> Decision {
         const REDIRECT: u8 = 5;
         let unrelated = Decision::of(passage.refuse(DropReason::IcmpUnrelated));
-        let related = quoted
+        let judgement = quoted
             .filter(|quoted| quoted.source == packet.destination && kind != REDIRECT)
-            .and_then(|quoted| self.flows.find(&FlowKey::new(zone, &quoted).0))
-            .and_then(|at| self.flows.get(at))
-            .filter(|flow| flow.judgement.verdict.passes() && flow.epoch == self.epoch);
-        let Some(flow) = related else {
+            .and_then(|quoted| self.judge_quoted(passage, zone, &quoted, now))
+            .filter(|judgement| judgement.verdict.passes());
+        let Some(judgement) = judgement else {
             return match (passage.via, unrelated.verdict) {
                 (Via::Tunnel(_), _) => Decision::of(Verdict::Drop(DropReason::IcmpUnrelated)),
                 _ => unrelated,
             };
         };
-        let judgement = flow.judgement;
         match passage.via {
-            Via::Tunnel(gateway) if judgement.peer != Some(gateway) => {
+            Via::Tunnel(gateway) if judgement.owner != Some(gateway) => {
                 Decision::of(Verdict::Drop(DropReason::IcmpUnrelated))
             }
             // Nobody on the campus saw the packet that is quoted.
-            Via::Uplink if judgement.verdict == Verdict::Tunnel => unrelated,
+            Via::Uplink if judgement.verdict == Verdict::Tunnel && !judgement.clear_taken => {
+                unrelated
+            }
             _ => Decision { verdict: judgement.verdict, peer: judgement.peer },
         }
+    }
+
+    /// The verdict that holds now on the flow that an ICMP error quotes a packet of.
+    fn judge_quoted(
+        &self,
+        passage: &Passage,
+        zone: Zone,
+        quoted: &FiveTuple,
+        now: Instant,
+    ) -> Option<Judgement> {
+        let (key, upwards) = FlowKey::new(zone, quoted);
+        let flow = self.flows.get(self.flows.find(&key)?)?;
+        if flow.epoch == self.epoch {
+            return Some(flow.judgement);
+        }
+        let sender = passage.destination;
+        let receiver = match passage.source.here {
+            _ if passage.source.address == quoted.destination => passage.source,
+            Some(id) => self.end_here(id, quoted.destination),
+            // Somebody on the way sent the error.
+            None => End::elsewhere(quoted.destination, self.who(quoted.destination)),
+        };
+        let (sent, answered) = (quoted.source_port, quoted.destination_port);
+        let (ends, ports) = if flow.is_forward(upwards) {
+            ((sender, receiver), (sent, answered))
+        } else {
+            ((receiver, sender), (answered, sent))
+        };
+        let service = match quoted.protocol {
+            6 => Some(Protocol::Tcp),
+            17 => Some(Protocol::Udp),
+            icmp::PROTOCOL => Some(Protocol::IcmpEcho),
+            _ => None,
+        };
+        let tunnelled = flow.judgement.verdict == Verdict::Tunnel;
+        Some(self.judge_flow(ends, ports, service, tunnelled, now))
     }
 
     /// What a verdict means for a packet that came this way.
     fn finish(passage: &Passage, judgement: Judgement) -> Decision {
         let verdict = match (passage.via, judgement.verdict) {
             (Via::Tunnel(_), Verdict::Tunnel) => Verdict::Tunnel,
-            (Via::Tunnel(gateway), Verdict::Clear) if judgement.old_path == Some(gateway) => {
+            (Via::Tunnel(gateway), Verdict::Clear) if judgement.owner == Some(gateway) => {
                 Verdict::Clear
             }
             (Via::Tunnel(_), verdict) => {
                 Verdict::Drop(verdict.reason().unwrap_or(DropReason::TunnelNotReady))
             }
             (Via::Uplink, verdict) if judgement.peer.is_some() => {
-                if passage.destination.shared >= Mode::Enforce {
+                if passage.destination.shared >= Mode::Enforce && !judgement.clear_taken {
                     Verdict::Drop(DropReason::ClearFromTunnelPeer)
                 } else if verdict.passes() {
                     Verdict::Clear
@@ -406,20 +442,34 @@ impl Engine {
         tunnelled: bool,
         now: Instant,
     ) -> Judgement {
-        let Some(policy) = &self.policy else {
-            let both = passage.source.here.is_some() && passage.destination.here.is_some();
-            let verdict = if both { Verdict::Local } else { Verdict::Clear };
-            return Judgement { verdict, rule: None, peer: None, remote: None, old_path: None };
-        };
-        let (initiator, responder, from_port, port) = if forward {
-            (passage.source, passage.destination, packet.source_port, packet.destination_port)
+        let (source, destination) = (passage.source, passage.destination);
+        let (from, to) = (packet.source_port, packet.destination_port);
+        let (ends, ports) = if forward {
+            ((source, destination), (from, to))
         } else {
-            (passage.destination, passage.source, packet.destination_port, packet.source_port)
+            ((destination, source), (to, from))
+        };
+        self.judge_flow(ends, ports, service_of(packet), tunnelled, now)
+    }
+
+    /// Judges a flow by its ends and their ports, the initiator's first.
+    fn judge_flow(
+        &self,
+        (initiator, responder): (End, End),
+        (from_port, port): (u16, u16),
+        service: Option<Protocol>,
+        tunnelled: bool,
+        now: Instant,
+    ) -> Judgement {
+        let Some(policy) = &self.policy else {
+            let both = initiator.here.is_some() && responder.here.is_some();
+            let verdict = if both { Verdict::Local } else { Verdict::Clear };
+            return Judgement::of(verdict, None);
         };
         policy.judge(&Ask {
             initiator,
             responder,
-            service: service_of(packet),
+            service,
             port,
             from_port,
             tunnelled,

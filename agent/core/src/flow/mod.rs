@@ -26,8 +26,19 @@ pub(crate) struct Judgement {
     pub(crate) peer: Option<GatewayId>,
     /// The member at the other end, where there is one.
     pub(crate) remote: Option<MemberId>,
-    /// The gateway whose tunnel may still deliver, though the flow has gone back to the clear.
-    pub(crate) old_path: Option<GatewayId>,
+    /// The gateway that owns the member at the other end, where a rule allows the flow: its tunnel may deliver,
+    /// whatever path packets take from here.
+    pub(crate) owner: Option<GatewayId>,
+    /// Whether clear packets are taken, too, though an enforced device's path is the tunnel: the other end hasn't
+    /// followed yet.
+    pub(crate) clear_taken: bool,
+}
+
+impl Judgement {
+    /// A verdict that has nothing to do with a peer.
+    pub(crate) const fn of(verdict: Verdict, rule: Option<RuleId>) -> Self {
+        Self { verdict, rule, peer: None, remote: None, owner: None, clear_taken: false }
+    }
 }
 
 /// Packets and bytes of one direction.

@@ -45,6 +45,9 @@ pub struct Hello {
     pub sequence: u64,
     /// The revision of the intent that it has in force.
     pub revision: u64,
+    /// A digest of what its view holds in common with the gateway that this is said to: the members that share a
+    /// rule, and those rules.
+    pub relation: Option<u64>,
     /// The newest authority document that it holds.
     pub authority: u64,
     /// Its time, if a controller or a peer confirmed it.
@@ -150,6 +153,7 @@ mod tests {
             boot: BootId::from_bytes([9; 16]),
             sequence: u64::MAX,
             revision: u64::MAX,
+            relation: Some(u64::MAX),
             authority: u64::MAX,
             time: Some(UnixMillis(u64::MAX)),
             nonce: u64::MAX,

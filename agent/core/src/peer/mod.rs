@@ -70,6 +70,8 @@ pub struct PeerConfig {
     pub keys: Vec<TunnelPublicKey>,
     /// Where it may be reached, best first.
     pub endpoints: Vec<SocketAddr>,
+    /// A digest of what this gateway holds in common with it, which it is told.
+    pub relation: u64,
 }
 
 /// Most tunnel keys of one peer that are used at once.
@@ -106,12 +108,14 @@ pub enum PeerEvent {
         /// Whether it is.
         live: bool,
     },
-    /// The peer says that it has another revision in force.
-    Revision {
+    /// The peer says that it has another revision in force, or holds something else in common with this gateway.
+    Holds {
         /// Which peer.
         gateway: GatewayId,
         /// The revision.
         revision: u64,
+        /// The digest of what it holds in common, if it tells one.
+        relation: Option<u64>,
     },
     /// The peer tells a confirmed time, and this gateway has none yet.
     Time {

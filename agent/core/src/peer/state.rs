@@ -16,6 +16,10 @@ use super::{ANSWER_WITHIN, LIVE_FOR, PeerConfig, PeerEvent};
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
 /// Probes whose answers are waited for.
 const PROBES_IN_FLIGHT: usize = 4;
+/// Most changes of what a peer says it holds that are taken within [`CHANGES_IN`]. More are looked at afterwards, when
+/// it says so again.
+const MAX_CHANGES: u32 = 16;
+const CHANGES_IN: Duration = Duration::from_secs(10);
 /// Most addresses of one peer that are tried.
 const MAX_ENDPOINTS: usize = 8;
 
@@ -25,6 +29,8 @@ pub struct Peer {
     pub(super) gateway: GatewayId,
     pub(super) generation: u32,
     pub(super) overlay: Ipv6Addr,
+    /// The digest of what this gateway holds in common with it.
+    pub(super) relation: u64,
     /// Numbers of its tunnels, best first.
     pub(super) tunnels: Vec<u32>,
     /// The tunnel that packets take: the best with a session.
@@ -43,6 +49,7 @@ pub struct Peer {
     said: Option<Hello>,
     live: bool,
     told: Told,
+    changes: Changes,
     /// Whether it stands in the list of peers with events.
     pub(super) listed: bool,
 }
@@ -51,9 +58,28 @@ pub struct Peer {
 #[derive(Debug, Default)]
 struct Told {
     live: bool,
-    revision: Option<u64>,
+    /// Revision and relation.
+    holds: Option<(u64, Option<u64>)>,
     /// Still to be told.
     time: Option<UnixMillis>,
+}
+
+/// How often a peer lately said that it holds something else.
+#[derive(Debug)]
+struct Changes {
+    since: Instant,
+    count: u32,
+}
+
+impl Changes {
+    /// Whether one more is taken now. Each has the verdict on every flow found again.
+    fn take(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= CHANGES_IN {
+            *self = Self { since: now, count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count <= MAX_CHANGES
+    }
 }
 
 impl Peer {
@@ -62,6 +88,7 @@ impl Peer {
             gateway: config.gateway,
             generation,
             overlay: config.overlay,
+            relation: config.relation,
             tunnels: Vec::new(),
             sending: None,
             queue: Queue::default(),
@@ -76,19 +103,23 @@ impl Peer {
             said: None,
             live: false,
             told: Told::default(),
+            changes: Changes { since: now, count: 0 },
             listed: false,
         };
-        peer.configure(config);
+        peer.configure(config, now);
         peer
     }
 
-    /// Takes over addresses. Where it was last heard stays until it is heard elsewhere.
-    pub(super) fn configure(&mut self, config: &PeerConfig) {
+    /// Takes over addresses, and what it is told. Where it was last heard stays until it is heard elsewhere.
+    pub(super) fn configure(&mut self, config: &PeerConfig, now: Instant) {
         let usable = |endpoint: &&SocketAddr| {
             let ip = endpoint.ip();
             endpoint.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
         };
         self.overlay = config.overlay;
+        if std::mem::replace(&mut self.relation, config.relation) != config.relation {
+            self.next_probe = now;
+        }
         self.candidates =
             config.endpoints.iter().filter(usable).take(MAX_ENDPOINTS).copied().collect();
     }
@@ -228,15 +259,21 @@ impl Peer {
         self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
     }
 
-    /// Takes over what it says about itself, unless it was overtaken. Returns whether there is something to tell.
-    pub(super) fn note_said(&mut self, hello: Hello, want_time: bool) -> bool {
+    /// Takes over what it says about itself, unless it was overtaken, or says something else all the time. Returns
+    /// whether there is something to tell.
+    pub(super) fn note_said(&mut self, hello: Hello, want_time: bool, now: Instant) -> bool {
         let known = self.said.as_ref().filter(|said| said.boot == hello.boot);
         if known.is_some_and(|said| said.sequence >= hello.sequence) {
             return false;
         }
+        let holds = (hello.revision, hello.relation);
+        let changed = self.said.as_ref().is_none_or(|said| (said.revision, said.relation) != holds);
+        if changed && !self.changes.take(now) {
+            return false;
+        }
         self.told.time = hello.time.filter(|_| want_time).or(self.told.time);
         self.said = Some(hello);
-        self.told.time.is_some() || self.told.revision != self.revision()
+        self.told.time.is_some() || self.told.holds != Some(holds)
     }
 
     /// The next thing that the engine wasn't told.
@@ -246,9 +283,10 @@ impl Peer {
             self.told.live = self.live;
             return Some(PeerEvent::Live { gateway, live: self.live });
         }
-        if let Some(revision) = self.revision().filter(|found| self.told.revision != Some(*found)) {
-            self.told.revision = Some(revision);
-            return Some(PeerEvent::Revision { gateway, revision });
+        let holds = self.said.as_ref().map(|said| (said.revision, said.relation));
+        if let Some((revision, relation)) = holds.filter(|holds| self.told.holds != Some(*holds)) {
+            self.told.holds = holds;
+            return Some(PeerEvent::Holds { gateway, revision, relation });
         }
         let time = self.told.time.take()?;
         Some(PeerEvent::Time { gateway, time })

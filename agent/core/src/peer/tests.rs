@@ -87,6 +87,7 @@ impl Side {
             overlay: self.overlay,
             keys: vec![self.secret.public()],
             endpoints: vec![self.at],
+            relation: 0,
         }
     }
 

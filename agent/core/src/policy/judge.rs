@@ -1,39 +1,19 @@
 //! The verdict on a flow.
 
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anteroom_proto::id::GatewayId;
 use anteroom_proto::mode::{Mode, PairPath};
 use anteroom_proto::service::Protocol;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
+use super::path::{Pair, Peers};
 use super::rules::Needs;
 use super::{MemberEntry, Policy, Refused, Who};
 use crate::clock::Clock;
 use crate::device::StationId;
 use crate::flow::Judgement;
 use crate::infrastructure;
-use crate::table::Map;
-
-/// How long a tunnel must be down before new flows of protected devices go in the clear for it.
-const TUNNEL_DOWN: Duration = Duration::from_secs(5);
-
-/// How long the tunnel still delivers for a pair that went back to the clear.
-const OLD_PATH_OPEN: Duration = Duration::from_secs(10);
-
-/// What policy must know of a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PeerState {
-    pub(crate) live: bool,
-    /// When it became live, or stopped being it.
-    pub(crate) since: Instant,
-    /// The revision that it says it has in force.
-    pub(crate) revision: Option<u64>,
-}
-
-/// The peers by gateway.
-pub(crate) type Peers = Map<GatewayId, PeerState>;
 
 /// One end of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +98,7 @@ impl Policy {
             }
         };
         let remote = self.entry(&ask.responder).map(|member| member.id);
-        Judgement { verdict, rule: id_of(found), peer: None, remote, old_path: None }
+        Judgement { remote, ..Judgement::of(verdict, id_of(found)) }
     }
 
     /// Between a device here and somebody elsewhere.
@@ -129,7 +109,8 @@ impl Policy {
             rule,
             peer,
             remote: far.map(|member| member.id),
-            old_path: None,
+            owner: None,
+            clear_taken: false,
         };
         let refuse = |reason| refuse(local.stance, reason, Verdict::Clear);
         let Some(near) = self.entry(local) else {
@@ -177,56 +158,18 @@ impl Policy {
         let (Some(far), Some(gateway)) = (far, peer) else {
             return judgement(Verdict::Clear, Some(rule), None);
         };
-        let state = ask.peers.get(&gateway);
-        if path == PairPath::Tunnel {
-            let verdict = self.tunnel(ask, near, far, state);
-            return judgement(verdict, Some(rule), Some(gateway));
-        }
         if bypassed {
             // What its gateway still sends through the tunnel is as good as ever.
             let clear = judgement(Verdict::Clear, Some(rule), None);
-            return Judgement { old_path: Some(gateway), ..clear };
+            return Judgement { owner: Some(gateway), ..clear };
         }
-        // The pair went back to the clear. Until the other end knows that, what rides the tunnel stays there.
-        let newest = near.mode_since.max(far.mode_since);
-        let lags = state.is_some_and(|s| s.live && s.revision.is_none_or(|held| held < newest));
-        let pair = [near, far];
-        let before = pair.iter().all(|m| m.left_tunnel.is_some() || m.tunnel_since.is_some());
-        if lags && before && ask.tunnelled {
-            return judgement(Verdict::Tunnel, Some(rule), Some(gateway));
+        let route = self.route(ask, Pair { near, far, path });
+        let tunnels = path == PairPath::Tunnel || route.verdict == Verdict::Tunnel;
+        Judgement {
+            owner: Some(gateway),
+            clear_taken: route.clear_taken,
+            ..judgement(route.verdict, Some(rule), tunnels.then_some(gateway))
         }
-        // The other end may have sealed a packet just before it heard that this end has changed, too.
-        let lately = pair
-            .iter()
-            .filter_map(|m| m.left_tunnel)
-            .any(|at| ask.now.saturating_duration_since(at) < OLD_PATH_OPEN);
-        if before && lately {
-            let clear = judgement(Verdict::Clear, Some(rule), None);
-            return Judgement { old_path: Some(gateway), ..clear };
-        }
-        judgement(Verdict::Clear, Some(rule), None)
-    }
-
-    /// The verdict on an allowed flow whose path is the tunnel.
-    fn tunnel(
-        &self,
-        ask: &Ask<'_>,
-        near: &MemberEntry,
-        far: &MemberEntry,
-        state: Option<&PeerState>,
-    ) -> Verdict {
-        let live = state.is_some_and(|state| state.live);
-        if ask.tunnelled || (live && self.is_ready(near, far, state)) {
-            return Verdict::Tunnel;
-        }
-        if near.mode >= Mode::Enforce || near.shared >= Mode::Enforce {
-            let reason = if live { DropReason::TunnelNotReady } else { DropReason::TunnelDown };
-            return Verdict::Drop(reason);
-        }
-        let down = state.is_none_or(|state| {
-            !state.live && ask.now.saturating_duration_since(state.since) >= TUNNEL_DOWN
-        });
-        if down { Verdict::ClearTunnelDown } else { Verdict::Clear }
     }
 
     /// What becomes of a flow that no rule lets pass. `stances`: with quarantine, and without.
@@ -256,14 +199,12 @@ impl Policy {
             .any(|end| self.entry(end).is_some_and(|member| member.quarantined))
     }
 
-    /// Whether the other end has taken over the revision that opens the tunnel to the pair.
-    fn is_ready(&self, near: &MemberEntry, far: &MemberEntry, state: Option<&PeerState>) -> bool {
-        let (Some(a), Some(b)) = (near.tunnel_since, far.tunnel_since) else { return false };
-        let held = state.and_then(|state| state.revision);
-        held.is_some_and(|held| held >= a.max(b))
-    }
-
-    fn rule(&self, ask: &Ask<'_>, clear: bool) -> Result<anteroom_proto::id::RuleId, Refused> {
+    /// The rule that allows a flow. `clear`: it must say `clear = true`.
+    pub(super) fn rule(
+        &self,
+        ask: &Ask<'_>,
+        clear: bool,
+    ) -> Result<anteroom_proto::id::RuleId, Refused> {
         let Some(protocol) = ask.service else {
             return Err(Refused::because(DropReason::OtherProtocol));
         };

@@ -1,6 +1,8 @@
 //! Policy: who is who, and what a view allows between them.
 
 mod judge;
+mod path;
+mod relation;
 mod rules;
 
 use std::net::Ipv4Addr;
@@ -15,7 +17,8 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 use ipnet::Ipv4Net;
 
-pub(crate) use judge::{Ask, End, PeerState, Peers, refuse};
+pub(crate) use judge::{Ask, End, refuse};
+pub(crate) use path::{FOLLOW, Past, PeerState, Peers, SETTLE};
 use rules::Refused;
 
 use crate::device::StationId;
@@ -43,10 +46,6 @@ pub(crate) struct MemberEntry {
     pub(crate) stance: Mode,
     /// The revision that made the mode what it is.
     mode_since: u64,
-    /// From which revision on the member speaks through the tunnel, without a break.
-    tunnel_since: Option<u64>,
-    /// When it went back to observe, if it spoke through the tunnel before.
-    left_tunnel: Option<Instant>,
     /// Whether the controller cut its gateway off.
     suspended: bool,
 }
@@ -81,16 +80,15 @@ pub(crate) struct Policy {
     rules: Rules,
     /// Gateways that are out of the wire now.
     pub(crate) bypassed: Vec<GatewayId>,
+    /// Digests of what the view holds in common with each peer.
+    relations: Map<GatewayId, u64>,
 }
 
 impl Policy {
-    /// Prepares a view. `station` tells where a device of this gateway is and how it is treated; `before` is
-    /// the policy until now, which knows the paths until now.
+    /// Prepares a view. `station` tells where a device of this gateway is and how it is treated.
     pub(crate) fn new(
         view: &Arc<View>,
-        before: Option<&Self>,
         seeds: &mut Seeds,
-        now: Instant,
         station: impl Fn(&Member) -> Option<(StationId, Mode, Mode)>,
     ) -> Self {
         let mut policy = Self {
@@ -100,6 +98,7 @@ impl Policy {
             by_prefix: Vec::new(),
             rules: Rules::default(),
             bypassed: Vec::new(),
+            relations: seeds.map(),
             view: Arc::clone(view),
         };
         let here = view.intent.devices.iter().map(|device| (&device.member, true));
@@ -109,11 +108,12 @@ impl Policy {
             for (member, is_here) in here.clone().chain(elsewhere.clone()) {
                 if (member.site == view.intent.site) == own_site {
                     let place = if is_here { station(member) } else { None };
-                    policy.add(member, is_here.then_some(place), before, own_site, now);
+                    policy.add(member, is_here.then_some(place), own_site);
                 }
             }
         }
         policy.by_prefix.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
+        policy.relations.extend(relation::relations(&view.intent));
         policy.rules = Rules::new(&view.intent, |id| policy.by_id.get(&id).copied());
         policy
     }
@@ -123,9 +123,7 @@ impl Policy {
         &mut self,
         member: &Member,
         here: Option<Option<(StationId, Mode, Mode)>>,
-        before: Option<&Self>,
         own_site: bool,
-        now: Instant,
     ) {
         let place = here.flatten();
         if self.by_id.contains_key(&member.id) || (here.is_some() && place.is_none()) {
@@ -133,9 +131,6 @@ impl Policy {
         }
         let Ok(index) = u32::try_from(self.members.len()).map(MemberIndex) else { return };
         let operation = &self.view.operation;
-        let before = before.and_then(|policy| policy.member(*policy.by_id.get(&member.id)?));
-        let tunnels = matches!(member.mode, Mode::Protect | Mode::Enforce);
-        let unbroken = before.and_then(|before| before.tunnel_since);
         self.members.push(MemberEntry {
             id: member.id,
             gateway: member.gateway,
@@ -147,10 +142,6 @@ impl Policy {
             shared: place.map_or(member.mode, |place| place.1),
             stance: place.map_or(member.mode, |place| place.2),
             mode_since: member.mode_since,
-            tunnel_since: tunnels.then(|| unbroken.unwrap_or(member.mode_since)),
-            left_tunnel: before
-                .filter(|_| !tunnels)
-                .and_then(|before| before.tunnel_since.map_or(before.left_tunnel, |_| Some(now))),
             suspended: operation.suspended.contains(&member.gateway),
         });
         self.by_id.insert(member.id, index);

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::id::{ExternalId, GatewayId, MemberId, OrganisationId, RuleId, SiteId};
 use anteroom_proto::intent::{
-    Device as IntentDevice, External, Infrastructure, Intent, OnFailure, PeerGateway, Router, Rule,
+    Device as IntentDevice, Endpoint, External, Infrastructure, Intent, OnFailure, PeerGateway,
+    Router, Rule,
 };
 use anteroom_proto::key::{Hash, IdentityKey, TunnelSecret};
 use anteroom_proto::operation::{Operation, ViewNumber};

@@ -52,7 +52,7 @@ impl Peers {
     /// Finds or makes the place of a peer.
     fn place(&mut self, config: &PeerConfig, now: Instant) -> Option<u32> {
         if let Some(number) = self.by_gateway.get(&config.gateway) {
-            self.peers.get_mut(*number)?.configure(config);
+            self.peers.get_mut(*number)?.configure(config, now);
             return Some(*number);
         }
         let generation = self.next_generation;

@@ -55,11 +55,11 @@ impl Peers {
         let (news, answer) = match message::unpack(packet, peer.overlay, local.overlay)? {
             Message::Hello(hello) => {
                 let nonce = hello.nonce;
-                (peer.note_said(hello, want_time), Some(nonce))
+                (peer.note_said(hello, want_time, now), Some(nonce))
             }
             Message::HelloReply(hello) => {
                 peer.note_answer(hello.nonce, now);
-                (peer.note_said(hello, want_time), None)
+                (peer.note_said(hello, want_time, now), None)
             }
         };
         if news {
@@ -101,6 +101,7 @@ impl Peers {
             boot: self.config.boot,
             sequence: self.sequence,
             revision: local.revision,
+            relation: Some(peer.relation),
             authority: local.authority,
             time: time.filter(|time| *time != UnixMillis::default()),
             nonce: 0,

@@ -220,6 +220,7 @@ fn what_a_peer_may_not_say_inside_is_dropped() {
         boot: BootId::from_bytes([2; 16]),
         sequence: u64::MAX,
         revision: 77,
+        relation: None,
         authority: 1,
         time: None,
         nonce: 0,
@@ -271,4 +272,46 @@ proptest! {
         world.run(Duration::from_secs(8));
         prop_assert!(world.live(0, 1) && world.live(1, 0), "{:?}", world.sides[0].peers);
     }
+}
+
+#[test]
+fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
+    let world = World::live_pair();
+    let mut peer = Peer::new(&world.sides[1].as_peer(), 0, world.now);
+    let mut told = 0;
+    let mut now = world.now;
+    for sequence in 1..=1_000 {
+        let hello = message::Hello {
+            versions: (1, 1),
+            capabilities: Vec::new(),
+            boot: BootId::from_bytes([1; 16]),
+            sequence,
+            revision: sequence % 2,
+            relation: Some(sequence % 2),
+            authority: 1,
+            time: None,
+            nonce: 0,
+        };
+        peer.note_said(hello, false, now);
+        while peer.next_event().is_some() {
+            told += 1;
+        }
+        now += Duration::from_millis(10);
+    }
+    assert!((1..=32).contains(&told), "{told} changes in ten seconds");
+    // What it says and stays with is heard in the end.
+    now += Duration::from_secs(10);
+    let last = message::Hello {
+        versions: (1, 1),
+        capabilities: Vec::new(),
+        boot: BootId::from_bytes([1; 16]),
+        sequence: 2_000,
+        revision: 9,
+        relation: Some(9),
+        authority: 1,
+        time: None,
+        nonce: 0,
+    };
+    assert!(peer.note_said(last, false, now));
+    assert_eq!(peer.revision(), Some(9));
 }

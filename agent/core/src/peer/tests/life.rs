@@ -19,7 +19,10 @@ fn two_gateways_find_each_other_and_carry_packets() {
     let gateway = world.sides[1].gateway;
     let events = &world.sides[0].events;
     assert!(events.contains(&PeerEvent::Live { gateway, live: true }), "{events:?}");
-    assert!(events.contains(&PeerEvent::Revision { gateway, revision: 1 }), "{events:?}");
+    assert!(
+        events.contains(&PeerEvent::Holds { gateway, revision: 1, relation: Some(0) }),
+        "{events:?}"
+    );
     let peer = world.sides[0].peer(gateway);
     assert_eq!((peer.revision(), peer.authority()), (Some(1), Some(1)));
     assert_eq!(peer.capabilities(), ["test"]);
@@ -214,7 +217,7 @@ fn revisions_are_told_at_once_and_never_go_back() {
     world.sides[1].peers.set_local(local, world.now);
     world.run(Duration::from_millis(10));
     let events = &world.sides[0].events;
-    assert_eq!(events[0], PeerEvent::Revision { gateway, revision: 9 });
+    assert_eq!(events[0], PeerEvent::Holds { gateway, revision: 9, relation: Some(0) });
     assert_eq!(events[1], PeerEvent::Time { gateway, time: UnixMillis(5000) });
     // A hello that was overtaken changes nothing.
     let mut peer = Peer::new(&world.sides[1].as_peer(), 0, world.now);
@@ -224,14 +227,15 @@ fn revisions_are_told_at_once_and_never_go_back() {
         boot: BootId::from_bytes([boot; 16]),
         sequence,
         revision,
+        relation: None,
         authority: 1,
         time: None,
         nonce: 0,
     };
-    assert!(peer.note_said(hello(1, 5, 7), false));
-    assert!(!peer.note_said(hello(1, 4, 6), false));
+    assert!(peer.note_said(hello(1, 5, 7), false, world.now));
+    assert!(!peer.note_said(hello(1, 4, 6), false, world.now));
     assert_eq!(peer.revision(), Some(7));
-    peer.note_said(hello(2, 1, 3), false);
+    peer.note_said(hello(2, 1, 3), false, world.now);
     assert_eq!(peer.revision(), Some(3), "another run counts anew");
 }
 

@@ -1,0 +1,181 @@
+//! What the engine knows of its peers, and what it tells them.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::intent::{Endpoint, Member};
+use anteroom_proto::view::View;
+
+use super::Engine;
+use crate::peer::{self, PeerConfig, PeerEvent};
+use crate::policy::{FOLLOW, Past, PeerState, Policy, SETTLE};
+
+/// Most different policies of the past that are kept for peers that lag. One that lags further behind is taken to
+/// have followed: a policy may be large.
+const MAX_PASTS: usize = 8;
+
+impl Engine {
+    /// Takes over the peers of a view. `before` is the policy until now.
+    pub(super) fn set_peers(&mut self, view: &View, before: Option<&Arc<Policy>>, now: Instant) {
+        let intent = &view.intent;
+        let names = |end: &Endpoint, member: &Member| match end {
+            Endpoint::Member(id) => *id == member.id,
+            Endpoint::Segment(id) => intent
+                .segments
+                .iter()
+                .any(|segment| segment.id == *id && segment.members.contains(&member.id)),
+            Endpoint::External(_) => false,
+        };
+        let is_essential = |gateway| {
+            intent.rules.iter().filter(|rule| rule.essential).any(|rule| {
+                intent.members.iter().any(|member| {
+                    member.gateway == gateway
+                        && (names(&rule.from, member) || names(&rule.to, member))
+                })
+            })
+        };
+        let relation = |gateway| self.policy.as_ref().and_then(|policy| policy.relation(gateway));
+        let mut peers: Vec<(bool, PeerConfig)> = view
+            .peers
+            .iter()
+            .map(|peer| {
+                let config = PeerConfig {
+                    gateway: peer.gateway.gateway,
+                    overlay: peer.gateway.overlay,
+                    keys: peer.keys.iter().map(|key| key.x25519).collect(),
+                    endpoints: peer.endpoints.clone(),
+                    relation: relation(peer.gateway.gateway).unwrap_or_default(),
+                };
+                (!is_essential(config.gateway), config)
+            })
+            .collect();
+        peers.sort_by_key(|(later, _)| *later);
+        let peers: Vec<PeerConfig> = peers.into_iter().map(|(_, config)| config).collect();
+        self.tell_peers(now);
+        self.peers.set_peers(&peers, now);
+        self.peer_states.retain(|gateway, _| peers.iter().any(|peer| peer.gateway == *gateway));
+        for peer in &peers {
+            self.peer_states.entry(peer.gateway).or_insert_with(|| PeerState::new(now));
+            self.leave(peer.gateway, peer.relation, before, now);
+        }
+        self.bound_pasts();
+    }
+
+    /// Remembers what was agreed on with a peer, if the view just taken holds something else in common with it.
+    fn leave(
+        &mut self,
+        gateway: GatewayId,
+        relation: u64,
+        before: Option<&Arc<Policy>>,
+        now: Instant,
+    ) {
+        let Some(state) = self.peer_states.get_mut(&gateway) else { return };
+        let Some(before) = before.filter(|before| before.relation(gateway) != Some(relation))
+        else {
+            return;
+        };
+        match &mut state.past {
+            // It hasn't followed even to where this gateway was until now.
+            Some(past) if past.followed.is_none() => past.left = now,
+            past => {
+                *past = Some(Past { policy: Arc::clone(before), left: now, followed: None });
+            }
+        }
+        self.settle_until(now + FOLLOW);
+        self.compare(gateway, now);
+    }
+
+    /// Looks whether a peer holds the same in common, and notes when it came to.
+    fn compare(&mut self, gateway: GatewayId, now: Instant) {
+        let own = self.policy.as_ref().and_then(|policy| policy.relation(gateway));
+        let Some(state) = self.peer_states.get_mut(&gateway) else { return };
+        let follows = state.relation.is_some() && state.relation == own;
+        let Some(past) = &mut state.past else { return };
+        if follows && past.followed.is_none() {
+            past.followed = Some(now);
+            self.settle_until(now + SETTLE);
+        } else if !follows && past.over().is_some_and(|over| over <= now) {
+            // It is ahead: what both last agreed on is what is in force here.
+            state.past = None;
+        }
+    }
+
+    fn bound_pasts(&mut self) {
+        let mut pasts: Vec<(Instant, *const Policy)> = self
+            .peer_states
+            .values()
+            .filter_map(|state| state.past.as_ref())
+            .map(|past| (past.left, Arc::as_ptr(&past.policy)))
+            .collect();
+        pasts.sort_unstable_by_key(|(left, _)| std::cmp::Reverse(*left));
+        let mut kept: Vec<*const Policy> = Vec::new();
+        for (_, policy) in pasts {
+            if kept.len() < MAX_PASTS && !kept.contains(&policy) {
+                kept.push(policy);
+            }
+        }
+        for state in self.peer_states.values_mut() {
+            let is_kept = |past: &Past| kept.contains(&Arc::as_ptr(&past.policy));
+            if !state.past.as_ref().is_some_and(is_kept) {
+                state.past = None;
+            }
+        }
+    }
+
+    /// Verdicts may change with time until then, without anything else happening.
+    fn settle_until(&mut self, until: Instant) {
+        self.settling = Some(self.settling.map_or(until, |settling| settling.max(until)));
+    }
+
+    /// Has cached verdicts found again while a pair changes its path.
+    pub(super) fn settle(&mut self, now: Instant) {
+        let Some(until) = self.settling else { return };
+        self.epoch += 1;
+        if until <= now {
+            self.settling = None;
+        }
+        for state in self.peer_states.values_mut() {
+            if state.past.as_ref().and_then(Past::over).is_some_and(|over| over <= now) {
+                state.past = None;
+            }
+        }
+    }
+
+    pub(super) fn tell_peers(&mut self, now: Instant) {
+        let Some(policy) = &self.policy else { return };
+        let local = peer::Local {
+            overlay: policy.view.intent.overlay,
+            revision: policy.view.revision,
+            authority: self.authority,
+            confirmed_time: self.clock.confirmed.then(|| (self.clock.wall(now), now)),
+        };
+        self.peers.set_local(local, now);
+    }
+
+    pub(super) fn take_events(&mut self, now: Instant) {
+        while let Some(event) = self.peers.poll_event() {
+            match event {
+                PeerEvent::Live { gateway, live } => {
+                    if let Some(state) = self.peer_states.get_mut(&gateway)
+                        && state.live != live
+                    {
+                        (state.live, state.since) = (live, now);
+                    }
+                }
+                PeerEvent::Holds { gateway, revision, relation } => {
+                    if let Some(state) = self.peer_states.get_mut(&gateway) {
+                        (state.revision, state.relation) = (Some(revision), relation);
+                    }
+                    self.compare(gateway, now);
+                }
+                PeerEvent::Time { time, .. } => {
+                    if !self.clock.confirmed {
+                        self.set_time(time, true, now);
+                    }
+                }
+            }
+            self.epoch += 1;
+        }
+    }
+}
