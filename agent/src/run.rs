@@ -99,7 +99,7 @@ impl Run {
         let floor = held.enrolled.as_ref().map_or(Floor::default(), |enrolled| enrolled.floor);
         gate.set_time(control::system_time().max(floor.time), false).await?;
         if held.closed {
-            for warning in net::ports::isolate(config).await? {
+            for warning in net::ports::shut(config).await? {
                 warn!("{warning}");
             }
             error!(
@@ -109,7 +109,10 @@ impl Run {
         } else {
             let view = held.enrolled.as_ref().and_then(|enrolled| enrolled.view.clone());
             let revision = view.as_ref().map(|view| view.revision);
-            gate.open(view).await.context("the data plane doesn't start")?;
+            let opened = gate.open(view).await.context("the data plane doesn't start")?;
+            for warning in opened {
+                warn!("{warning}");
+            }
             match revision {
                 Some(revision) => info!(
                     revision,

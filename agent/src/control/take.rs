@@ -113,7 +113,7 @@ impl<P: Plane> Client<P> {
             error!("{problem}. The view is in force until the next start all the same");
             applied.problems.push(format!("not kept over a restart: {problem}"));
         }
-        self.plane.apply(view.clone()).await?;
+        applied.problems.extend(self.plane.apply(view.clone()).await?);
         let issued = view.operation.issued_at;
         self.floor = view.floor(&self.floor);
         if issued > self.clock.now() {

@@ -55,10 +55,10 @@ impl FakePlane {
 }
 
 impl Plane for FakePlane {
-    async fn apply(&self, view: Arc<View>) -> Result<(), PlaneError> {
+    async fn apply(&self, view: Arc<View>) -> Result<Vec<String>, PlaneError> {
         self.check()?;
         self.told(|told| told.views.push(view));
-        Ok(())
+        Ok(Vec::new())
     }
 
     async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), PlaneError> {

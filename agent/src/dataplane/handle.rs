@@ -12,14 +12,18 @@ use anteroom_proto::view::View;
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::config::Config;
+use crate::dataplane::keepalive::EVERY;
 use crate::dataplane::status::{Offloads, Status};
 use crate::net::packet::PacketSocket;
+use crate::net::sentry::Sentry;
+use crate::net::wiring::Wiring;
 
 /// Commands that wait for the worker at most; more make the caller wait.
 pub(super) const COMMANDS: usize = 64;
 
 /// The worker turns its loop at least this often, so that a longer silence means that it hangs.
-pub(super) const LONGEST_TURN: Duration = Duration::from_millis(500);
+pub(super) const LONGEST_TURN: Duration = EVERY;
 
 /// Silence of the worker after which it counts as hung.
 const HUNG: Duration = Duration::from_secs(5);
@@ -89,6 +93,8 @@ pub struct Handle {
     pub(super) commander: Commander,
     pub(super) heartbeat: Arc<Heartbeat>,
     pub(super) endpoints: watch::Receiver<Vec<SocketAddr>>,
+    pub(super) sentry: Sentry,
+    pub(super) config: Arc<Config>,
 }
 
 impl Handle {
@@ -101,12 +107,16 @@ impl Handle {
         answer.await.map_err(|_| Stopped)
     }
 
-    /// Puts a view in force; returns once it is.
+    /// Puts a view in force; returns once it is, for the time when no agent runs too. Says what couldn't be done.
     ///
     /// # Errors
     /// After [`Handle::shutdown`], as with every call here.
-    pub async fn apply(&self, view: Arc<View>) -> Result<(), Stopped> {
-        self.ask(|answer| Command::Apply(view, answer)).await
+    pub async fn apply(&self, view: Arc<View>) -> Result<Vec<String>, Stopped> {
+        let wiring = Wiring::of(&self.config, Some(&view));
+        // The engine first: what closes doesn't wait for the packet filter.
+        self.ask(|answer| Command::Apply(view, answer)).await?;
+        let wired = self.sentry.wire(wiring).await;
+        Ok(wired.err().map(|error| format!("on_failure isn't in force yet: {error}")).into_iter().collect())
     }
 
     /// Tells the wall clock. `confirmed`: a controller or peer said so since this start.
@@ -178,11 +188,13 @@ impl Handle {
         self.heartbeat.silence() < HUNG
     }
 
-    /// Ends the worker; frames stop flowing. Ports stay isolated.
+    /// Ends the worker. Ports that are a wire are the kernel's from then on, the others closed; all stay isolated.
     ///
     /// # Errors
     /// Where it has ended already.
     pub async fn shutdown(&self) -> Result<(), Stopped> {
-        self.ask(Command::Shutdown).await
+        let ended = self.ask(Command::Shutdown).await;
+        self.sentry.end().await;
+        ended
     }
 }

@@ -15,6 +15,7 @@ use crate::dataplane::setup::{self, Addresses};
 use crate::net::link::{Changes, Link, Links};
 use crate::net::packet::PacketSocket;
 use crate::net::ports;
+use crate::net::sentry::Sentry;
 
 /// Changes of links come in bursts; this long after the first of them all is read anew.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -52,6 +53,7 @@ pub(super) struct Keeper {
     pub(super) endpoints: watch::Sender<Vec<SocketAddr>>,
     pub(super) missing: BTreeSet<PortId>,
     pub(super) carrier: Carrier,
+    pub(super) sentry: Sentry,
 }
 
 impl Keeper {
@@ -157,8 +159,9 @@ impl Keeper {
 
     async fn switch_offloads(&mut self) -> Result<(), Stopped> {
         let gro = *self.wants_gro.borrow_and_update();
-        for (index, interface) in setup::interfaces(&self.config).enumerate() {
-            let offloads = setup::set_offloads(interface, gro);
+        let interfaces: Vec<_> = setup::interfaces(&self.config).cloned().collect();
+        for (index, interface) in interfaces.into_iter().enumerate() {
+            let offloads = setup::offloads(interface, gro).await;
             self.commander.send(Command::Offloads(id(index), offloads)).await?;
         }
         Ok(())
@@ -182,11 +185,19 @@ impl Keeper {
         if self.carrier == Carrier::Mirrored {
             back.retain(|(port, _)| port.is_uplink());
         }
-        if back.iter().any(|(port, _)| !port.is_uplink())
-            && let Err(error) = ports::isolate_ports(&self.config, &self.links).await
-        {
-            // The filter's chains went with the interfaces: no port is opened before they stand again.
+        if back.is_empty() {
+            return Ok(());
+        }
+        // The filter's chains went with the interfaces, and their numbers changed: nothing is opened before it is
+        // written anew.
+        if let Err(error) = self.sentry.rebuild().await {
             tracing::warn!(%error, "ports can't be isolated; they stay closed");
+            back.retain(|(port, _)| port.is_uplink());
+        }
+        if back.iter().any(|(port, _)| !port.is_uplink())
+            && let Err(error) = ports::switch_on(&self.config, &self.links).await
+        {
+            tracing::warn!(%error, "ports can't be switched on; they stay closed");
             back.retain(|(port, _)| port.is_uplink());
         }
         for (port, link) in back {
@@ -197,17 +208,19 @@ impl Keeper {
 
     async fn open(&mut self, port: PortId, link: &Link) -> Result<(), Stopped> {
         let opened: Result<PacketSocket, _> = match port.index().checked_sub(1) {
-            None => setup::open_uplink(&self.config, link),
+            None => setup::open_uplink(&self.config, link, false),
             Some(index) => match self.config.ports.get(index) {
-                Some(port) => setup::open_port(&port.interface, link),
+                Some(port) => setup::open_port(&port.interface, link, false),
                 None => return Ok(()),
             },
         };
         match opened {
             Ok(socket) => {
                 self.missing.remove(&port);
-                if let Some(interface) = setup::interfaces(&self.config).nth(port.index()) {
-                    let offloads = setup::set_offloads(interface, *self.wants_gro.borrow());
+                if let Some(interface) = setup::interfaces(&self.config).nth(port.index()).cloned()
+                {
+                    let gro = *self.wants_gro.borrow();
+                    let offloads = setup::offloads(interface, gro).await;
                     self.commander.send(Command::Offloads(port, offloads)).await?;
                 }
                 self.commander.send(Command::PortOpened(port, Box::new(socket))).await

@@ -1,13 +1,14 @@
 //! The worker thread around the engine, and the handle to it.
 //!
 //! ```text
-//! let setup = Setup::prepare(&config).await?;
+//! let setup = Setup::prepare(&config, Wiring::of(&config, None)).await?;
 //! let mut engine = Engine::new(setup.engine_config(), identity, Instant::now());
 //! engine.restore(learned);
 //! let handle = dataplane::spawn(setup, engine)?;
 //! ```
 
 mod handle;
+mod keepalive;
 mod keeper;
 mod outbox;
 mod setup;
@@ -23,6 +24,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, watch};
 
 use handle::{COMMANDS, Commander, Heartbeat};
+use keepalive::Keepalive;
 use keeper::{Carrier, Keeper};
 use outbox::Outbox;
 use worker::{Start, Worker};
@@ -52,7 +54,19 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
     let heartbeat = Arc::new(Heartbeat::new());
     let (commands, receiver) = mpsc::channel(COMMANDS);
     let commander = Commander { commands, wake: wake.clone() };
-    let Setup { config, links, changes, sockets, offloads, underlay, addresses, .. } = setup;
+    let Setup {
+        config,
+        links,
+        changes,
+        sockets,
+        offloads,
+        underlay,
+        addresses,
+        sentry,
+        pulse,
+        beat,
+        ..
+    } = setup;
     let (lost, lost_receiver) = mpsc::channel(sockets.len());
     let (wants_gro, gro_receiver) = watch::channel(false);
     let (endpoints, endpoints_receiver) = watch::channel(addresses.endpoints.clone());
@@ -75,6 +89,7 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         commands: receiver,
         wake,
         heartbeat: heartbeat.clone(),
+        keepalive: Keepalive::new(beat, pulse),
         lost,
         wants_gro,
     })
@@ -90,6 +105,7 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
             std::mem::forget(whole);
         })
         .map_err(failed("starting the worker thread"))?;
+    let shared = Arc::new(config.clone());
     let keeper = Keeper {
         config,
         links,
@@ -101,9 +117,10 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         endpoints,
         missing,
         carrier: Carrier::Unseen,
+        sentry: sentry.clone(),
     };
     tokio::spawn(keeper.run());
-    Ok(Handle { commander, heartbeat, endpoints: endpoints_receiver })
+    Ok(Handle { commander, heartbeat, endpoints: endpoints_receiver, sentry, config: shared })
 }
 
 /// Ends the process when it is dropped, which only unwinding does.

@@ -2,17 +2,21 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use anteroom_agent_core as core;
 use anteroom_proto::mac::MacAddr;
 
 use crate::config::{Config, InterfaceName};
 use crate::dataplane::status::Offloads;
+use crate::net::beat::Beat;
 use crate::net::link::{Changes, Link, LinkError, Links};
 use crate::net::offload;
 use crate::net::packet::{PacketOptions, PacketSocket};
 use crate::net::ports::{self, PortsError};
+use crate::net::sentry::{Pulse, Sentry};
 use crate::net::udp::UdpSocket;
+use crate::net::wiring::Wiring;
 
 /// Interfaces and sockets, ready for the worker.
 pub struct Setup {
@@ -24,6 +28,9 @@ pub struct Setup {
     pub(super) offloads: Vec<Offloads>,
     pub(super) underlay: UdpSocket,
     pub(super) addresses: Addresses,
+    pub(super) sentry: Sentry,
+    pub(super) pulse: Arc<Pulse>,
+    pub(super) beat: Beat,
     engine: core::config::Config,
     warnings: Vec<String>,
 }
@@ -92,15 +99,29 @@ impl Addresses {
 impl Setup {
     /// Isolates the ports, guards the gateway itself and opens all sockets. Runs inside a tokio runtime.
     ///
-    /// A port whose interface isn't there is opened later, when it is.
+    /// A port whose interface isn't there is opened later, when it is. `wiring` is in force on return: its wires are
+    /// the kernel's until the worker runs.
     ///
     /// # Errors
     /// Where the uplink is missing, a socket can't be opened or the packet filter can't be written.
-    pub async fn prepare(config: &Config) -> Result<Self, SetupError> {
+    pub async fn prepare(config: &Config, wiring: Wiring) -> Result<Self, SetupError> {
         let links = Links::new()?;
         // Listening begins before anything is read, so that no change falls in between.
         let changes = Changes::new()?;
-        let warnings = ports::isolate(config).await?;
+        let pulse = Arc::new(Pulse::new(&wiring));
+        let wires = wiring.bits();
+        // Frames are kept out first and the interfaces are switched on last, so that nothing slips through in between.
+        let (sentry, mut warnings) = {
+            let (config, pulse) = (config.clone(), pulse.clone());
+            tokio::task::spawn_blocking(move || Sentry::start(&config, wiring, pulse))
+                .await
+                .map_err(|error| SetupError::System {
+                    what: "starting the packet filter's thread".into(),
+                    source: io::Error::other(error),
+                })??
+        };
+        ports::switch_on_uplink(config, &links).await?;
+        warnings.extend(ports::switch_on(config, &links).await?);
         let missing = |key, interface: &InterfaceName| SetupError::Missing {
             key,
             interface: interface.clone(),
@@ -112,12 +133,12 @@ impl Setup {
         let underlay =
             links.find(interface).await?.ok_or_else(|| missing("underlay.interface", interface))?;
 
-        let mut sockets = vec![Some(open_uplink(config, &uplink)?)];
+        let mut sockets = vec![Some(open_uplink(config, &uplink, wires != 0)?)];
         let mut port_macs = Vec::new();
-        for port in &config.ports {
+        for (place, port) in (0..).zip(&config.ports) {
             let link = links.find(&port.interface).await?;
             sockets.push(match &link {
-                Some(link) => Some(open_port(&port.interface, link)?),
+                Some(link) => Some(open_port(&port.interface, link, wires >> place & 1 != 0)?),
                 None => None,
             });
             port_macs.push(link.map(|link| link.mac));
@@ -158,6 +179,12 @@ impl Setup {
                 source,
             })?,
             addresses,
+            sentry,
+            pulse,
+            beat: Beat::open().map_err(|source| SetupError::System {
+                what: "opening lo (needs CAP_NET_RAW and CAP_NET_ADMIN)".into(),
+                source,
+            })?,
             engine,
             warnings,
             config: config.clone(),
@@ -182,27 +209,41 @@ pub(super) fn interfaces(config: &Config) -> impl Iterator<Item = &InterfaceName
     std::iter::once(&config.uplink.interface).chain(config.ports.iter().map(|p| &p.interface))
 }
 
-/// Opens the uplink: frames to the gateway itself stay the kernel's.
-pub(super) fn open_uplink(config: &Config, link: &Link) -> Result<PacketSocket, SetupError> {
-    open(&config.uplink.interface, link, Some(link.mac))
+/// Opens the uplink: frames to the gateway itself stay the kernel's. `deaf`: nothing is heard before the worker says so.
+pub(super) fn open_uplink(
+    config: &Config,
+    link: &Link,
+    deaf: bool,
+) -> Result<PacketSocket, SetupError> {
+    open(&config.uplink.interface, link, Some(link.mac), deaf)
 }
 
-/// Opens a device port. Each frame that comes in is the agent's.
-pub(super) fn open_port(name: &InterfaceName, link: &Link) -> Result<PacketSocket, SetupError> {
-    open(name, link, None)
+/// Opens a device port. Each frame that comes in is the agent's. `deaf`: nothing is heard before the worker says so.
+pub(super) fn open_port(
+    name: &InterfaceName,
+    link: &Link,
+    deaf: bool,
+) -> Result<PacketSocket, SetupError> {
+    open(name, link, None, deaf)
 }
 
 fn open(
     name: &InterfaceName,
     link: &Link,
     skip: Option<MacAddr>,
+    deaf: bool,
 ) -> Result<PacketSocket, SetupError> {
-    PacketSocket::open(link.index, PacketOptions { skip, super_frames: true }).map_err(|source| {
-        SetupError::System {
-            what: format!("opening {name} (needs CAP_NET_RAW and CAP_NET_ADMIN)"),
-            source,
-        }
+    let options = PacketOptions { skip, super_frames: true, deaf };
+    PacketSocket::open(link.index, options).map_err(|source| SetupError::System {
+        what: format!("opening {name} (needs CAP_NET_RAW and CAP_NET_ADMIN)"),
+        source,
     })
+}
+
+/// [`set_offloads`] on a thread that may wait for a driver.
+pub(super) async fn offloads(interface: InterfaceName, gro: bool) -> Offloads {
+    let set = tokio::task::spawn_blocking(move || set_offloads(&interface, gro));
+    set.await.unwrap_or_default()
 }
 
 /// Switches merging as the engine wants it, and says how it stands. What an interface can't do stays as it is: a

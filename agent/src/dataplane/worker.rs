@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::dataplane::handle::{Command, Heartbeat, LONGEST_TURN};
+use crate::dataplane::keepalive::Keepalive;
 use crate::dataplane::outbox::Outbox;
 use crate::dataplane::status::{InterfaceStatus, Offloads, Status, UnderlayStatus};
 use crate::net::packet::{FrameRing, PacketSocket, Unfit};
@@ -24,6 +25,9 @@ const EVENTS: usize = 32;
 
 /// Commands carried out before frames get their turn again.
 const COMMANDS_A_TURN: usize = 8;
+
+/// Fetches from each interface at the end, for what came in before it.
+const LAST_FETCHES: usize = 8;
 
 const WAKE: u64 = u64::MAX;
 const UNDERLAY: u64 = u64::MAX - 1;
@@ -39,6 +43,7 @@ pub(super) struct Start {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) wake: Arc<EventFd>,
     pub(super) heartbeat: Arc<Heartbeat>,
+    pub(super) keepalive: Keepalive,
     /// Ports whose interface went away.
     pub(super) lost: mpsc::Sender<PortId>,
     /// Whether the engine lets the kernel merge.
@@ -56,6 +61,7 @@ pub(super) struct Worker {
     commands: mpsc::Receiver<Command>,
     wake: Arc<EventFd>,
     heartbeat: Arc<Heartbeat>,
+    keepalive: Keepalive,
     lost: mpsc::Sender<PortId>,
     wants_gro: watch::Sender<bool>,
     reported: Failures,
@@ -84,6 +90,7 @@ impl Worker {
             commands: start.commands,
             wake: start.wake,
             heartbeat: start.heartbeat,
+            keepalive: start.keepalive,
             lost: start.lost,
             wants_gro: start.wants_gro,
             reported: Failures::default(),
@@ -107,6 +114,7 @@ impl Worker {
         while self.ended.is_none() {
             let now = Instant::now();
             self.heartbeat.beat(now);
+            self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
             let due = self.engine.poll_timeout().map(|(due, _)| due);
             if due.is_some_and(|due| due <= now) {
                 self.engine.handle_timeout(now, &mut self.outbox);
@@ -122,6 +130,7 @@ impl Worker {
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
             };
+            self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
             for event in &events[..count] {
                 match event.data() {
                     WAKE => self.carry_out(),
@@ -132,12 +141,24 @@ impl Worker {
             }
         }
         let ended = self.ended.take();
+        self.hand_over();
         drop(self);
         if let Some(ended) = ended {
             // Who asked may have gone.
             let _ = ended.send(());
         }
         Ok(())
+    }
+
+    /// Leaves the wires to the kernel. What came in before is still the agent's to forward.
+    fn hand_over(&mut self) {
+        self.keepalive.farewell(&self.outbox.ports);
+        for _ in 0..LAST_FETCHES {
+            for index in 0..self.outbox.ports.len() {
+                self.receive_frames(index as u64);
+                self.outbox.flush();
+            }
+        }
     }
 
     fn receive_frames(&mut self, token: u64) {
@@ -149,6 +170,11 @@ impl Worker {
             Ok(_) => {}
             Err(error) if gone(&error) => queue.lost = true,
             Err(error) => tracing::trace!(%error, port = %id, "receiving frames"),
+        }
+        if self.keepalive.late() && self.keepalive.is_wire(id.index()) {
+            // While the worker was held up between its last beat and this fetch, the kernel may have forwarded these.
+            self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
+            return;
         }
         let (engine, outbox) = (&mut self.engine, &mut self.outbox);
         let mut received = 0;

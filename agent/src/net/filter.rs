@@ -1,7 +1,6 @@
 //! The gateway's two packet filter tables.
 //!
-//! `netdev anteroom` keeps kernel and devices apart: what comes in on a port is dropped behind the packet taps, so the
-//! agent sees it and the kernel's stack doesn't; what goes out of a port must bear the agent's mark.
+//! `netdev anteroom` keeps kernel and devices apart, and is the wire while no agent runs: see [`wire`].
 //!
 //! `inet anteroom_guard` makes the gateway itself silent on the underlay and the uplink. Answers to what it asked come
 //! in, and so do tunnels, DHCP replies, IPv6 neighbour discovery (IPv6's ARP) and the services that the configuration
@@ -11,67 +10,19 @@
 //! be an answer, and keeps the kernel from betraying itself with resets and "port unreachable".
 
 use crate::config::LocalService;
+use crate::net::netlink::Session;
 use crate::net::nft::{Batch, Expression, Family, Header, Hook, Meta, NftError, Policy};
-use crate::net::packet::MARK;
 use anteroom_proto::service::Protocol;
 
-const PORTS: &str = "anteroom";
-const GUARD: &str = "anteroom_guard";
+pub(crate) mod wire;
 
-/// How completely the ports are isolated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Isolation {
-    /// Both ways.
-    Full,
-    /// The kernel is older than 5.16: its own frames (IPv6 router solicitations and the like) could reach a device.
-    IngressOnly,
-}
+/// The table of the ports.
+pub(crate) const PORTS: &str = "anteroom";
+/// The table that keeps the gateway itself silent.
+pub(crate) const GUARD: &str = "anteroom_guard";
 
-/// Replaces the table of the ports. `all` are the configured interfaces, `present` those that are there: a recent
-/// kernel (tried with 6.18) takes the names of absent ones and isolates them the moment they appear; an older one
-/// refuses them, and they are for whoever sees them appear.
-pub(crate) fn isolate(all: &[&str], present: &[&str]) -> Result<Isolation, NftError> {
-    match isolate_existing(all) {
-        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound && all != present => {
-            isolate_existing(present)
-        }
-        result => result,
-    }
-}
-
-fn isolate_existing(interfaces: &[&str]) -> Result<Isolation, NftError> {
-    match ports(interfaces, true).commit() {
-        Ok(()) => Ok(Isolation::Full),
-        Err(error) if error.source.kind() == std::io::ErrorKind::Unsupported => {
-            ports(interfaces, false).commit().map(|()| Isolation::IngressOnly)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn ports(interfaces: &[&str], egress: bool) -> Batch {
-    let mut batch = Batch::default();
-    batch.remove_table(Family::Netdev, PORTS);
-    batch.table(Family::Netdev, PORTS);
-    for (number, interface) in (1..).zip(interfaces) {
-        let chain = format!("from_port_{number}");
-        let hook = Hook::Ingress(interface);
-        batch.base_chain(Family::Netdev, PORTS, &chain, hook, -500, Policy::Drop);
-        if !egress {
-            continue;
-        }
-        let chain = format!("to_port_{number}");
-        let hook = Hook::Egress(interface);
-        batch.base_chain(Family::Netdev, PORTS, &chain, hook, -500, Policy::Drop);
-        let own = [
-            Expression::Meta(Meta::Mark),
-            Expression::Equal(MARK.to_ne_bytes().to_vec()),
-            Expression::Accept,
-        ];
-        batch.rule(Family::Netdev, PORTS, &chain, &own);
-    }
-    batch
-}
+/// An empty chain of the guard's table, by which it is known to be there.
+const STANDS: &str = "stands";
 
 /// What the guard lets in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,8 +45,8 @@ pub(crate) enum Guarding {
 }
 
 /// Replaces the guard's table.
-pub(crate) fn guard(guard: &Guard<'_>) -> Result<Guarding, NftError> {
-    match guard.batch(Guarding::Tracked).commit() {
+pub(crate) fn guard(session: &Session, guard: &Guard<'_>) -> Result<Guarding, NftError> {
+    match guard.batch(Guarding::Tracked).commit_on(session) {
         Ok(()) => Ok(Guarding::Tracked),
         Err(error)
             if matches!(
@@ -103,8 +54,20 @@ pub(crate) fn guard(guard: &Guard<'_>) -> Result<Guarding, NftError> {
                 std::io::ErrorKind::NotFound | std::io::ErrorKind::Unsupported
             ) =>
         {
-            guard.batch(Guarding::Untracked).commit().map(|()| Guarding::Untracked)
+            guard.batch(Guarding::Untracked).commit_on(session).map(|()| Guarding::Untracked)
         }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the guard's table stands.
+pub(crate) fn guard_stands(session: &Session) -> Result<bool, NftError> {
+    let mut batch = Batch::default();
+    // An empty chain: nothing is changed by emptying it.
+    batch.flush_chain(Family::Inet, GUARD, STANDS);
+    match batch.commit_on(session) {
+        Ok(()) => Ok(true),
+        Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -132,6 +95,7 @@ impl Guard<'_> {
         let mut batch = Batch::default();
         batch.remove_table(Family::Inet, GUARD);
         batch.table(Family::Inet, GUARD);
+        batch.chain(Family::Inet, GUARD, STANDS);
         batch.chain(Family::Inet, GUARD, "guarded");
         for rule in self.accepted(guarding) {
             let rule = [rule, vec![Expression::Accept]].concat();
@@ -144,7 +108,7 @@ impl Guard<'_> {
         base(&mut batch, "input", Hook::Input, -10);
         base(&mut batch, "forward", Hook::Forward, -10);
         for interface in &self.interfaces {
-            let rule = [named(Meta::InputName, interface), vec![Expression::Jump("guarded")]];
+            let rule = [named(Meta::InputName, interface), vec![Expression::Jump("guarded".into())]];
             batch.rule(Family::Inet, GUARD, "input", &rule.concat());
             let rule = [named(Meta::InputName, interface), vec![Expression::Drop]];
             batch.rule(Family::Inet, GUARD, "forward", &rule.concat());

@@ -139,6 +139,35 @@ impl Links {
             .map_err(|source| LinkError { what: format!("switching on {name}"), source })
     }
 
+    /// Has an interface hear every frame on its cable, or its own only. Other than with a packet socket, it does so
+    /// with no program running too.
+    ///
+    /// # Errors
+    /// As [`Links::quiet`].
+    pub async fn hear_all(
+        &self,
+        name: &InterfaceName,
+        index: u32,
+        all: bool,
+    ) -> Result<(), LinkError> {
+        let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).promiscuous(all);
+        self.change(message).await.map_err(|source| LinkError {
+            what: format!("making {name} hear every frame"),
+            source,
+        })
+    }
+
+    /// Switches on the loopback interface, as it is on every machine that has booted.
+    ///
+    /// # Errors
+    /// As [`Links::quiet`].
+    pub async fn switch_on_loopback(&self) -> Result<(), LinkError> {
+        // The kernel gives it this number in every network namespace.
+        self.change(LinkMessageBuilder::<LinkUnspec>::default().index(1).up())
+            .await
+            .map_err(|source| LinkError { what: "switching on lo".into(), source })
+    }
+
     async fn set_address_generation(&self, index: u32, mode: In6AddrGenMode) -> io::Result<()> {
         let attribute =
             LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(

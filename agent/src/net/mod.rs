@@ -1,5 +1,6 @@
 //! Sockets, links and packet filters of the machine.
 
+pub(crate) mod beat;
 mod filter;
 pub mod link;
 mod netlink;
@@ -7,5 +8,7 @@ mod nft;
 pub mod offload;
 pub mod packet;
 pub mod ports;
+pub(crate) mod sentry;
 pub(crate) mod sys;
 pub mod udp;
+pub mod wiring;

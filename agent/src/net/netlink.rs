@@ -1,9 +1,11 @@
 //! The little of netlink that the packet filter needs: messages with nested attributes, sent as one transaction.
 
-use std::io;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{NetlinkAddr, bind, getsockname};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::net::sys;
@@ -113,73 +115,188 @@ impl From<io::Error> for Refused {
     }
 }
 
-/// Sends `messages` between `begin` and `end` as one piece, and waits for the kernel's answer.
-pub(crate) fn transaction(
-    protocol: libc::c_int,
-    mut begin: Message,
-    mut messages: Vec<Message>,
-    mut end: Message,
-) -> Result<(), Refused> {
-    let Some(last) = messages.len().checked_sub(1) else { return Ok(()) };
-    let socket = Socket::new(
-        Domain::from(libc::AF_NETLINK),
-        Type::RAW.cloexec(),
-        Some(Protocol::from(protocol)),
-    )?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    sys::set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1_i32)?;
-    sys::set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1_i32)?;
-    let mut bytes = Vec::new();
-    begin.finish(1, 0);
-    bytes.extend_from_slice(&begin.bytes);
-    for (sequence, (i, message)) in (2..).zip(messages.iter_mut().enumerate()) {
-        // Errors always come; one acknowledgement behind them says that they are complete, and hundreds would
-        // overflow the socket's buffer.
-        message.finish(sequence, if i == last { ACK } else { 0 });
-        bytes.extend_from_slice(&message.bytes);
+/// A connection to one of the kernel's netlink families.
+#[derive(Debug)]
+pub(crate) struct Session {
+    socket: Socket,
+    /// By this the kernel tells the connection from others, in notifications too.
+    pub(crate) address: u32,
+}
+
+impl Session {
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn open(protocol: libc::c_int) -> io::Result<Self> {
+        let socket = open(protocol, 0)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        sys::set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1_i32)?;
+        sys::set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1_i32)?;
+        let own: NetlinkAddr = getsockname(socket.as_raw_fd())?;
+        Ok(Self { socket, address: own.pid() })
     }
-    end.finish(u32::MAX, 0);
-    bytes.extend_from_slice(&end.bytes);
-    sys::grow_buffer(
-        &socket,
-        sys::Buffer::Send,
-        libc::c_int::try_from(bytes.len() * 2).unwrap_or(libc::c_int::MAX).max(1 << 18),
-    );
-    socket.send(&bytes)?;
-    let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
-    loop {
-        let received = socket.recv(&mut buffer)?;
-        // SAFETY: the kernel initialised the first `received` bytes.
-        let bytes: &[u8] = unsafe {
-            std::slice::from_raw_parts(buffer.as_ptr().cast(), received.min(buffer.len()))
-        };
-        for answer in answers(bytes) {
-            let message = (answer.sequence as usize).checked_sub(2);
-            if answer.code != 0 {
-                let source = io::Error::from_raw_os_error(-answer.code);
-                let source = match answer.text {
-                    Some(text) => io::Error::new(source.kind(), format!("{source} ({text})")),
-                    None => source,
-                };
-                return Err(Refused { message: message.filter(|m| *m <= last), source });
+
+    /// Sends `messages` between `begin` and `end` as one piece, and waits for the kernel's answer.
+    ///
+    /// # Errors
+    /// Where the kernel refuses one of them, or doesn't answer.
+    pub(crate) fn transaction(
+        &self,
+        mut begin: Message,
+        mut messages: Vec<Message>,
+        mut end: Message,
+    ) -> Result<(), Refused> {
+        let Some(last) = messages.len().checked_sub(1) else { return Ok(()) };
+        // What an earlier transaction left behind is no answer to this one.
+        self.discard();
+        let mut bytes = Vec::new();
+        begin.finish(1, 0);
+        bytes.extend_from_slice(&begin.bytes);
+        for (sequence, (i, message)) in (2..).zip(messages.iter_mut().enumerate()) {
+            // Errors always come; one acknowledgement behind them says that they are complete, and hundreds would
+            // overflow the socket's buffer.
+            message.finish(sequence, if i == last { ACK } else { 0 });
+            bytes.extend_from_slice(&message.bytes);
+        }
+        end.finish(u32::MAX, 0);
+        bytes.extend_from_slice(&end.bytes);
+        sys::grow_buffer(
+            &self.socket,
+            sys::Buffer::Send,
+            libc::c_int::try_from(bytes.len() * 2).unwrap_or(libc::c_int::MAX).max(1 << 18),
+        );
+        self.socket.send(&bytes)?;
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            let received = (&self.socket).read(&mut buffer)?;
+            for answer in answers(buffer.get(..received).unwrap_or_default()) {
+                let message = (answer.sequence as usize).checked_sub(2);
+                if answer.code != 0 {
+                    let source = io::Error::from_raw_os_error(-answer.code);
+                    let source = match answer.text {
+                        Some(text) => io::Error::new(source.kind(), format!("{source} ({text})")),
+                        None => source,
+                    };
+                    return Err(Refused { message: message.filter(|m| *m <= last), source });
+                }
+                if message == Some(last) {
+                    return Ok(());
+                }
             }
-            if message == Some(last) {
-                return Ok(());
+        }
+    }
+
+    fn discard(&self) {
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        while self.socket.recv_with_flags(&mut buffer, libc::MSG_DONTWAIT).is_ok() {}
+    }
+}
+
+/// Hears what anybody changes.
+#[derive(Debug)]
+pub(crate) struct Notices {
+    socket: Socket,
+}
+
+/// That somebody changed something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Notice {
+    /// The connection that did it: [`Session::address`]. 0: the kernel itself.
+    pub(crate) by: u32,
+    /// The first attribute's value, up to its first zero byte: in nftables the table that it is about.
+    pub(crate) about: Vec<u8>,
+}
+
+impl Notices {
+    /// Begins to listen to a group.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn listen(protocol: libc::c_int, group: u32) -> io::Result<Self> {
+        let socket = open(protocol, 0)?;
+        sys::set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)?;
+        socket.set_nonblocking(true)?;
+        sys::grow_buffer(&socket, sys::Buffer::Receive, 1 << 20);
+        Ok(Self { socket })
+    }
+
+    /// What was heard since the last call. None: more than could be kept, so it may be anything.
+    ///
+    /// # Errors
+    /// What the socket reports.
+    pub(crate) fn take(&self) -> io::Result<Option<Vec<Notice>>> {
+        let mut all = Some(Vec::new());
+        let mut buffer = [0; 32 * 1024];
+        loop {
+            match (&self.socket).read(&mut buffer) {
+                Ok(received) => {
+                    let heard = notices(buffer.get(..received).unwrap_or_default());
+                    all = all.map(|all: Vec<Notice>| [all, heard].concat());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(all),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => all = None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
 }
 
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn open(protocol: libc::c_int, groups: u32) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::from(libc::AF_NETLINK),
+        Type::RAW.cloexec(),
+        Some(Protocol::from(protocol)),
+    )?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    Ok(socket)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// Takes the first message off. None where there is no whole one.
+fn message<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = u32_at(bytes, 0)? as usize;
+    let message = bytes.get(..length).filter(|m| m.len() >= HEADER)?;
+    *bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    Some(message)
+}
+
+/// The notices in a datagram from the kernel.
+fn notices(mut bytes: &[u8]) -> Vec<Notice> {
+    let mut found = Vec::new();
+    while let Some(message) = message(&mut bytes) {
+        let notice = || {
+            // Behind the header and the family's own 4 bytes.
+            let length = usize::from(u16_at(message, HEADER + 4)?);
+            let kind = u16_at(message, HEADER + 6)?;
+            let value = message.get(HEADER + 8..HEADER + 4 + length)?;
+            let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
+            (kind & 0x3fff == 1)
+                .then(|| Some(Notice { by: u32_at(message, 12)?, about: text.to_vec() }))?
+        };
+        found.extend(notice());
+    }
+    found
+}
+
 /// The acknowledgements and errors in a datagram from the kernel. What isn't one is passed over.
 fn answers(mut bytes: &[u8]) -> Vec<Answer> {
-    let u16_at =
-        |b: &[u8], at: usize| Some(u16::from_ne_bytes(b.get(at..at + 2)?.try_into().ok()?));
-    let u32_at =
-        |b: &[u8], at: usize| Some(u32::from_ne_bytes(b.get(at..at + 4)?.try_into().ok()?));
     let mut found = Vec::new();
-    while let Some(message) =
-        u32_at(bytes, 0).and_then(|n| bytes.get(..n as usize)).filter(|m| m.len() >= HEADER)
-    {
+    while let Some(message) = message(&mut bytes) {
         let answer = || {
             (u16_at(message, 4)? == TYPE_ERROR).then_some(())?;
             let code = u32_at(message, HEADER)?.cast_signed();
@@ -201,7 +318,6 @@ fn answers(mut bytes: &[u8]) -> Vec<Answer> {
             Some(Answer { sequence, code, text })
         };
         found.extend(answer());
-        bytes = bytes.get(message.len().next_multiple_of(4)..).unwrap_or_default();
     }
     found
 }
@@ -265,6 +381,7 @@ mod tests {
                 bytes[4..6].copy_from_slice(&TYPE_ERROR.to_ne_bytes());
             }
             answers(&bytes);
+            notices(&bytes);
         }
     }
 }

@@ -4,10 +4,11 @@
 //! them: each loads a register, compares it (and ends the rule if it differs) or gives the verdict.
 
 use std::io;
+use std::time::Duration;
 
-use crate::net::netlink::{self, APPEND, CREATE, Message, Refused};
+use crate::net::netlink::{APPEND, CREATE, Message, Refused, Session};
 
-const NETLINK_NETFILTER: libc::c_int = 12;
+pub(crate) const NETLINK_NETFILTER: libc::c_int = 12;
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
@@ -15,6 +16,18 @@ const NEW_TABLE: u16 = 0;
 const DEL_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const NEW_RULE: u16 = 6;
+const DEL_RULE: u16 = 8;
+const NEW_SET: u16 = 9;
+const NEW_ELEMENT: u16 = 12;
+const DEL_ELEMENT: u16 = 14;
+
+/// A set whose elements end by themselves.
+const SET_TIMES_OUT: u32 = 0x10;
+/// A set that rules put elements into.
+const SET_DYNAMIC: u32 = 0x20;
+
+/// Elements of a set in one message: its list has a length of 16 bits.
+const ELEMENTS_A_MESSAGE: usize = 1000;
 
 /// The one register that rules here load; it holds 16 bytes, an interface name.
 const REGISTER: u32 = 1;
@@ -67,12 +80,31 @@ pub(crate) enum Meta {
     OutputName = 7,
     Family = 15,
     Transport = 16,
+    PacketType = 19,
 }
 
 /// Which header an offset counts from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Header {
+    Link = 0,
     Transport = 2,
+}
+
+/// What the elements of a set are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Key {
+    Ethernet,
+    Mark,
+}
+
+impl Key {
+    /// The number by which the `nft` tool knows it, and its length in bytes.
+    fn kind(self) -> (u32, u32) {
+        match self {
+            Self::Ethernet => (9, 6),
+            Self::Mark => (19, 4),
+        }
+    }
 }
 
 /// One step of a rule.
@@ -82,6 +114,20 @@ pub(crate) enum Expression {
     Meta(Meta),
     /// Loads bytes of the packet.
     Payload(Header, u32, u32),
+    /// Loads this.
+    Load(Vec<u8>),
+    /// Marks the packet with what is loaded.
+    SetMark,
+    /// Ends the rule unless what is loaded is in this set.
+    InSet(String),
+    /// Puts what is loaded into this set, for so long from now on.
+    Refresh(&'static str, Duration),
+    /// Takes what is loaded out of this set.
+    Forget(&'static str),
+    /// Sends the packet out of the interface whose number is loaded, and ends the chain.
+    ForwardTo,
+    /// Sends a copy of the packet out of the interface whose number is loaded.
+    CopyTo,
     /// Loads the connection's state as a bit set, in host order.
     ConnectionState,
     /// Keeps these bits only.
@@ -101,7 +147,7 @@ pub(crate) enum Expression {
     /// Drops the packet.
     Drop,
     /// Goes on in another chain, and here again if that doesn't decide.
-    Jump(&'static str),
+    Jump(String),
 }
 
 /// A transaction: carried out whole by [`Batch::commit`], or not at all.
@@ -203,14 +249,108 @@ impl Batch {
         });
     }
 
+    /// Empties a chain.
+    pub(crate) fn flush_chain(&mut self, family: Family, table: &str, chain: &str) {
+        self.push(DEL_RULE, 0, family, format!("rules of chain {chain}"), |message| {
+            message.put_text(1, table).put_text(2, chain);
+        });
+    }
+
+    /// Makes a set of plain elements, unless it is there.
+    pub(crate) fn set(&mut self, family: Family, table: &str, set: &str, key: Key) {
+        self.push_set(family, table, set, key, 0, |_| {});
+    }
+
+    /// Makes a set of at most `size` elements that rules put in and that leave by themselves.
+    pub(crate) fn passing_set(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        key: Key,
+        size: u32,
+    ) {
+        self.push_set(family, table, set, key, SET_TIMES_OUT | SET_DYNAMIC, |message| {
+            message.nest(9, |description| {
+                description.put_u32(1, size);
+            });
+        });
+    }
+
+    fn push_set(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        key: Key,
+        flags: u32,
+        more: impl FnOnce(&mut Message),
+    ) {
+        let (kind, length) = key.kind();
+        let id = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
+        self.push(NEW_SET, CREATE, family, format!("set {set}"), |message| {
+            message.put_text(1, table).put_text(2, set).put_u32(3, flags);
+            message.put_u32(4, kind).put_u32(5, length).put_u32(10, id);
+            more(message);
+        });
+    }
+
+    /// Empties a set.
+    pub(crate) fn flush_set(&mut self, family: Family, table: &str, set: &str) {
+        self.push(DEL_ELEMENT, 0, family, format!("elements of set {set}"), |message| {
+            message.put_text(1, table).put_text(2, set);
+        });
+    }
+
+    /// Puts elements into a set; for so long, where it is one that they leave by themselves.
+    pub(crate) fn elements(
+        &mut self,
+        family: Family,
+        table: &str,
+        set: &str,
+        keys: &[Vec<u8>],
+        lifetime: Option<Duration>,
+    ) {
+        for keys in keys.chunks(ELEMENTS_A_MESSAGE) {
+            self.push(NEW_ELEMENT, CREATE, family, format!("elements of set {set}"), |message| {
+                message.put_text(1, table).put_text(2, set);
+                message.nest(3, |list| {
+                    for key in keys {
+                        list.nest(1, |element| {
+                            element.nest(1, |data| {
+                                data.put(1, key);
+                            });
+                            if let Some(lifetime) = lifetime {
+                                element.put(4, &millis(lifetime));
+                            }
+                        });
+                    }
+                });
+            });
+        }
+    }
+
     /// Carries everything out, or nothing.
     ///
     /// # Errors
     /// Where the kernel refuses a part, or the process lacks CAP_NET_ADMIN.
     pub(crate) fn commit(self) -> Result<(), NftError> {
+        let session = Session::open(NETLINK_NETFILTER).map_err(|source| NftError {
+            what: "a connection to it".into(),
+            source,
+        })?;
+        self.commit_on(&session)
+    }
+
+    /// As [`Batch::commit`], on a connection that notifications tell from others'.
+    ///
+    /// # Errors
+    /// As [`Batch::commit`].
+    pub(crate) fn commit_on(self, session: &Session) -> Result<(), NftError> {
         let bracket = |kind| Message::new(kind, 0, &[0, 0, 0, 10]);
         let (messages, names): (Vec<_>, Vec<_>) = self.messages.into_iter().unzip();
-        netlink::transaction(NETLINK_NETFILTER, bracket(BATCH_BEGIN), messages, bracket(BATCH_END))
+        session
+            .transaction(bracket(BATCH_BEGIN), messages, bracket(BATCH_END))
             .map_err(|Refused { message, source }| NftError {
                 what: message
                     .and_then(|i| names.get(i).cloned())
@@ -251,6 +391,29 @@ impl Expression {
                     .put_u32(3, *offset)
                     .put_u32(4, *length);
             }),
+            Self::Load(value) => put("immediate", &|m| {
+                m.put_u32(1, REGISTER).nest(2, |data| {
+                    data.put(1, value);
+                });
+            }),
+            Self::SetMark => put("meta", &|m| {
+                m.put_u32(2, Meta::Mark as u32).put_u32(3, REGISTER);
+            }),
+            Self::InSet(set) => put("lookup", &|m| {
+                m.put_text(1, set).put_u32(2, REGISTER);
+            }),
+            Self::Refresh(set, lifetime) => put("dynset", &|m| {
+                m.put_text(1, set).put_u32(3, 1).put_u32(4, REGISTER).put(6, &millis(*lifetime));
+            }),
+            Self::Forget(set) => put("dynset", &|m| {
+                m.put_text(1, set).put_u32(3, 2).put_u32(4, REGISTER);
+            }),
+            Self::ForwardTo => put("fwd", &|m| {
+                m.put_u32(1, REGISTER);
+            }),
+            Self::CopyTo => put("dup", &|m| {
+                m.put_u32(2, REGISTER);
+            }),
             Self::ConnectionState => put("ct", &|m| {
                 m.put_u32(2, 0).put_u32(1, REGISTER);
             }),
@@ -273,7 +436,12 @@ impl Expression {
             Self::Counter => put("counter", &|_| {}),
             Self::Accept => put("immediate", &|m| verdict(1, None, m)),
             Self::Drop => put("immediate", &|m| verdict(0, None, m)),
-            Self::Jump(chain) => put("immediate", &|m| verdict(-3, Some(chain), m)),
+            Self::Jump(chain) => put("immediate", &|m| verdict(-3, Some(chain.as_str()), m)),
         }
     }
+}
+
+/// A time as nftables has it.
+fn millis(time: Duration) -> [u8; 8] {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).to_be_bytes()
 }

@@ -33,6 +33,7 @@ const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 pub struct PacketSocket {
     fd: OwnedFd,
     vnet: bool,
+    skip: Option<MacAddr>,
 }
 
 /// How a packet socket is to be opened.
@@ -42,6 +43,8 @@ pub struct PacketOptions {
     pub skip: Option<MacAddr>,
     /// Asks for super-frames. Where the kernel refuses, frames pass one by one.
     pub super_frames: bool,
+    /// Hears nothing before [`PacketSocket::hear`].
+    pub deaf: bool,
 }
 
 impl PacketSocket {
@@ -70,7 +73,9 @@ impl PacketSocket {
         sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_MARK, MARK)?;
         sys::grow_buffer(&fd, Buffer::Receive, SOCKET_BUFFER);
         sys::grow_buffer(&fd, Buffer::Send, SOCKET_BUFFER);
-        if let Some(mac) = options.skip {
+        if options.deaf {
+            attach(&fd, &mut [NOTHING])?;
+        } else if let Some(mac) = options.skip {
             attach_skip(&fd, mac)?;
         }
         let index = libc::c_int::try_from(index).map_err(io::Error::other)?;
@@ -82,7 +87,26 @@ impl PacketSocket {
             mr_address: [0; 8],
         };
         sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, promiscuous)?;
-        Ok(Self { fd, vnet })
+        Ok(Self { fd, vnet, skip: options.skip })
+    }
+
+    /// Hears nothing from now on. What was heard before can still be fetched.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn deafen(&self) -> io::Result<()> {
+        attach(&self.fd, &mut [NOTHING])
+    }
+
+    /// Hears again.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn hear(&self) -> io::Result<()> {
+        match self.skip {
+            Some(mac) => attach_skip(&self.fd, mac),
+            None => sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0_i32),
+        }
     }
 
     /// Whether super-frames pass uncut. Each frame that is sent then begins with a [`VnetHeader`].
@@ -140,12 +164,16 @@ fn bind(fd: &OwnedFd, index: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+const RETURN: u16 = 0x06;
+
+/// A classic BPF program, whole, that passes nothing.
+const NOTHING: libc::sock_filter = libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: 0 };
+
 /// Attaches a classic BPF program that passes all frames but those to `mac`.
 fn attach_skip(fd: &OwnedFd, mac: MacAddr) -> io::Result<()> {
     const LOAD_WORD: u16 = 0x20;
     const LOAD_HALF: u16 = 0x28;
     const JUMP_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
     let [a, b, c, d, e, f] = mac.0;
     let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let mut program = [
@@ -153,9 +181,14 @@ fn attach_skip(fd: &OwnedFd, mac: MacAddr) -> io::Result<()> {
         op(JUMP_EQUAL, 0, 3, u32::from_be_bytes([a, b, c, d])),
         op(LOAD_HALF, 0, 0, 4),
         op(JUMP_EQUAL, 0, 1, u16::from_be_bytes([e, f]).into()),
-        op(RETURN, 0, 0, 0),
+        NOTHING,
         op(RETURN, 0, 0, u32::MAX),
     ];
+    attach(fd, &mut program)
+}
+
+/// Attaches a classic BPF program in place of the one before.
+fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let filter =
         libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter)

@@ -1,10 +1,13 @@
 //! `ports isolate` and `ports release`: what keeps the kernel and the devices apart, and the gateway silent.
 
 use crate::config::Config;
-use crate::net::filter::{self, Guard, Guarding, Isolation};
-use crate::net::link::{Link, LinkError, Links};
-use crate::net::nft::NftError;
+use crate::net::filter::wire::{self, Isolation, Standing, Wanted};
+use crate::net::filter::{self, Guard, Guarding};
+use crate::net::link::{LinkError, Links};
+use crate::net::netlink::Session;
+use crate::net::nft::{NETLINK_NETFILTER, NftError};
 use crate::net::offload;
+use crate::net::wiring::Wiring;
 
 /// Why ports couldn't be isolated or released.
 #[derive(Debug, thiserror::Error)]
@@ -31,36 +34,45 @@ impl From<NftError> for PortsError {
     }
 }
 
-/// Isolates all ports, before the agent runs or at its start: the kernel's own stack neither sees a device's frame
-/// nor sends one to it, and the gateway answers no scan. Then brings the ports up. Doing it twice does no harm.
+/// Isolates all ports before the agent runs: the kernel's own stack neither sees a device's frame nor sends one to it,
+/// and the gateway answers no scan. Then brings the ports up. Doing it twice does no harm: what an agent left in force
+/// stays.
 ///
 /// Returns warnings: ports whose interface isn't there yet, and what this kernel can't do.
 ///
 /// # Errors
 /// Where the packet filter or an interface can't be set.
 pub async fn isolate(config: &Config) -> Result<Vec<String>, PortsError> {
+    isolate_or_shut(config, false).await
+}
+
+/// As [`isolate`], and whatever stood before, no port is a wire on return.
+///
+/// # Errors
+/// As [`isolate`].
+pub async fn shut(config: &Config) -> Result<Vec<String>, PortsError> {
+    isolate_or_shut(config, true).await
+}
+
+async fn isolate_or_shut(config: &Config, shut: bool) -> Result<Vec<String>, PortsError> {
+    let session = Session::open(NETLINK_NETFILTER)
+        .map_err(|source| PortsError::Filter { what: "opening netlink".into(), source })?;
+    let mut warnings = guard(&session, config)?;
+    let ports: Vec<&str> = config.ports.iter().map(|port| port.interface.as_str()).collect();
+    let wiring = Wiring::closed(config);
+    let uplink = config.uplink.interface.as_str();
+    let wanted = Wanted { uplink, ports: &ports, wiring: &wiring };
+    if shut || !wire::stands(&session, &wanted)? {
+        warnings.extend(shortfalls(wire::build(&session, &wanted, false)?));
+    }
     let links = Links::new()?;
-    let mut warnings = guard(config)?;
-    if !config.shares_uplink()
-        && let Some(link) = links.find(&config.uplink.interface).await?
-    {
-        links.switch_on(&config.uplink.interface, link.index).await?;
-    }
-    let (found, more) = isolate_ports(config, &links).await?;
-    warnings.extend(more);
-    for (port, link) in config.ports.iter().zip(found) {
-        if link.is_none() {
-            warnings.push(format!(
-                "port {}: interface {} isn't there; it is isolated as soon as the agent sees it",
-                port.name, port.interface
-            ));
-        }
-    }
+    switch_on_uplink(config, &links).await?;
+    warnings.extend(switch_on(config, &links).await?);
     Ok(warnings)
 }
 
 /// Writes the guard's table.
-fn guard(config: &Config) -> Result<Vec<String>, PortsError> {
+pub(crate) fn guard(session: &Session, config: &Config) -> Result<Vec<String>, PortsError> {
     let mut interfaces = vec![config.underlay.interface.as_str()];
     if !config.shares_uplink() {
         interfaces.push(config.uplink.interface.as_str());
@@ -70,7 +82,7 @@ fn guard(config: &Config) -> Result<Vec<String>, PortsError> {
         tunnel_port: config.underlay.listen.port(),
         management: &config.underlay.management,
     };
-    Ok(match filter::guard(&guard)? {
+    Ok(match filter::guard(session, &guard)? {
         Guarding::Tracked => Vec::new(),
         Guarding::Untracked => vec![
             "this kernel has no connection tracking: client ports of the gateway are open to strangers, though \
@@ -80,37 +92,60 @@ fn guard(config: &Config) -> Result<Vec<String>, PortsError> {
     })
 }
 
-/// Isolates the ports whose interfaces are there. Returns them in the ports' order, and warnings.
-///
-/// Frames are kept out first and the interface is switched on last, so that nothing slips through in between.
-pub(crate) async fn isolate_ports(
-    config: &Config,
-    links: &Links,
-) -> Result<(Vec<Option<Link>>, Vec<String>), PortsError> {
-    let mut found = Vec::with_capacity(config.ports.len());
-    for port in &config.ports {
-        found.push(links.find(&port.interface).await?);
-    }
-    let all: Vec<&str> = config.ports.iter().map(|port| port.interface.as_str()).collect();
-    let present: Vec<&str> =
-        all.iter().zip(&found).filter_map(|(name, link)| link.is_some().then_some(*name)).collect();
+/// What this kernel can't do, one sentence each.
+pub(crate) fn shortfalls(standing: Standing) -> Vec<String> {
     let mut warnings = Vec::new();
-    if filter::isolate(&all, &present)? == Isolation::IngressOnly {
+    if standing.isolation == Isolation::IngressOnly {
         warnings.push(
             "this kernel can't filter what goes out of a port (nftables egress, Linux 5.16): devices may see frames \
              that the gateway itself sent"
                 .into(),
         );
     }
-    for (port, link) in config.ports.iter().zip(&found) {
-        if let Some(link) = link {
-            links.quiet(&port.interface, link.index).await?;
-            if let Err(error) = offload::clear_lro(&port.interface) {
-                warnings.push(format!("port {}: LRO can't be switched off: {error}", port.name));
-            }
+    if !standing.can_forward {
+        warnings.push(
+            "this kernel can't forward by nftables (nft_fwd_netdev, nft_dup_netdev): every port is closed while no \
+             agent runs, whatever on_failure says"
+                .into(),
+        );
+    }
+    warnings
+}
+
+/// Has the uplink hear every frame, whether an agent listens or not, and switches it on if it carries nothing of the
+/// gateway's own.
+pub(crate) async fn switch_on_uplink(config: &Config, links: &Links) -> Result<(), PortsError> {
+    // The agent's beat goes there.
+    links.switch_on_loopback().await?;
+    let uplink = &config.uplink.interface;
+    if let Some(link) = links.find(uplink).await? {
+        if !config.shares_uplink() {
+            links.switch_on(uplink, link.index).await?;
+        }
+        links.hear_all(uplink, link.index, true).await?;
+    }
+    Ok(())
+}
+
+/// Switches on the ports that are there, silent and hearing every frame, whether an agent listens or not. The packet
+/// filter must stand before. Returns warnings.
+pub(crate) async fn switch_on(config: &Config, links: &Links) -> Result<Vec<String>, PortsError> {
+    let mut warnings = Vec::new();
+    for port in &config.ports {
+        let Some(link) = links.find(&port.interface).await? else {
+            warnings.push(format!(
+                "port {}: interface {} isn't there; it is isolated as soon as the agent sees it",
+                port.name, port.interface
+            ));
+            continue;
+        };
+        links.quiet(&port.interface, link.index).await?;
+        links.hear_all(&port.interface, link.index, true).await?;
+        if let Err(error) = offload::clear_lro(&port.interface) {
+            warnings.push(format!("port {}: LRO can't be switched off: {error}", port.name));
         }
     }
-    Ok((found, warnings))
+    Ok(warnings)
 }
 
 /// Undoes [`isolate`]: switches the ports off, so that no device reaches the kernel's stack by surprise, and removes
@@ -123,11 +158,17 @@ pub async fn release(config: &Config) -> Result<Vec<String>, PortsError> {
     let mut warnings = Vec::new();
     for port in &config.ports {
         match links.find(&port.interface).await? {
-            Some(link) => links.unquiet(&port.interface, link.index).await?,
+            Some(link) => {
+                links.hear_all(&port.interface, link.index, false).await?;
+                links.unquiet(&port.interface, link.index).await?;
+            }
             None => {
                 warnings.push(format!("port {}: no interface {}", port.name, port.interface));
             }
         }
+    }
+    if let Some(link) = links.find(&config.uplink.interface).await? {
+        links.hear_all(&config.uplink.interface, link.index, false).await?;
     }
     filter::release()?;
     Ok(warnings)

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::dataplane::{self, Handle, Setup, SetupError, Status, Stopped};
+use crate::net::wiring::Wiring;
 use crate::plane::{Plane, PlaneError};
 
 /// What a data plane is started with.
@@ -86,13 +87,15 @@ impl Gate {
         *self.time.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the gate. The engine has `view` before it sees its first frame.
-    pub(super) async fn open(&self, view: Option<Arc<View>>) -> Result<(), PlaneError> {
+    /// Opens the gate. The engine has `view` before it sees its first frame. Says what this machine can't do.
+    pub(super) async fn open(&self, view: Option<Arc<View>>) -> Result<Vec<String>, PlaneError> {
         let _alone = self.opening.lock().await;
         if self.open.borrow().is_some() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        let setup = Setup::prepare(&self.opener.config).await?;
+        let wiring = Wiring::of(&self.opener.config, view.as_deref());
+        let setup = Setup::prepare(&self.opener.config, wiring).await?;
+        let warnings = setup.warnings().to_vec();
         let config = setup.engine_config();
         let ports = config.ports.clone();
         let mut engine = Engine::new(config, self.opener.identity.clone(), Instant::now());
@@ -106,7 +109,7 @@ impl Gate {
         }
         let handle = dataplane::spawn(setup, engine)?;
         self.open.send_replace(Some(Open { handle, ports }));
-        Ok(())
+        Ok(warnings)
     }
 
     /// Ends the data plane, if there is one.
@@ -120,7 +123,7 @@ impl Gate {
 }
 
 impl Plane for Gate {
-    async fn apply(&self, view: Arc<View>) -> Result<(), PlaneError> {
+    async fn apply(&self, view: Arc<View>) -> Result<Vec<String>, PlaneError> {
         match self.get() {
             Ok(handle) => Ok(handle.apply(view).await?),
             Err(_) => self.open(Some(view)).await,

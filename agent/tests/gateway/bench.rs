@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anteroom_agent::config::Config;
 use anteroom_agent::dataplane::{self, Handle, Setup, Status};
 use anteroom_agent::net::packet::{FrameRing, PacketOptions, PacketSocket, Unfit};
+use anteroom_agent::net::wiring::Wiring;
 use anteroom_agent_core::batch::VlanTag;
 use anteroom_agent_core::config::TunnelIdentity;
 use anteroom_agent_core::engine::Engine;
@@ -80,7 +81,7 @@ impl Bench {
                 .build()
                 .expect("a runtime");
             runtime.block_on(async {
-                let setup = match Setup::prepare(&config).await {
+                let setup = match Setup::prepare(&config, Wiring::of(&config, None)).await {
                     Ok(setup) => setup,
                     Err(error) => {
                         started.send(Err(error.to_string())).expect("the test waits");
@@ -218,7 +219,7 @@ impl Tap {
     pub(crate) fn open(host: &Host, interface: &str) -> Self {
         host.enter(|| {
             let index = nix::net::if_::if_nametoindex(interface).expect("the interface");
-            let options = PacketOptions { skip: None, super_frames: true };
+            let options = PacketOptions { skip: None, super_frames: true, deaf: false };
             Self {
                 ears: PacketSocket::open(index, options).expect("a packet socket"),
                 ring: FrameRing::default(),

@@ -18,7 +18,7 @@ struct Cable {
 fn open(host: &Host, super_frames: bool) -> PacketSocket {
     host.enter(|| {
         let index = nix::net::if_::if_nametoindex("eth0").unwrap();
-        PacketSocket::open(index, PacketOptions { skip: None, super_frames }).unwrap()
+        PacketSocket::open(index, PacketOptions { skip: None, super_frames, deaf: false }).unwrap()
     })
     .unwrap()
 }

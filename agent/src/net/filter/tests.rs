@@ -6,7 +6,13 @@ use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::ping;
 use anteroom_lab::topology::{self, Host};
 
+use std::path::Path;
+
+use super::wire::{self, Isolation, Standing, Wanted};
 use super::*;
+use crate::config::Config;
+use crate::net::nft::NETLINK_NETFILTER;
+use crate::net::wiring::Wiring;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
@@ -15,10 +21,25 @@ const SILENCE: Duration = Duration::from_millis(300);
 
 fn pair() -> (Host, Host) {
     let [gateway, stranger] = ["gateway", "stranger"].map(|name| Host::create(name).unwrap());
-    topology::cable((&gateway, "up0", None), (&stranger, "eth0")).unwrap();
-    gateway.address("up0", GATEWAY, 24).unwrap();
+    topology::cable((&gateway, "port0", None), (&stranger, "eth0")).unwrap();
+    gateway.address("port0", GATEWAY, 24).unwrap();
     stranger.address("eth0", STRANGER, 24).unwrap();
     (gateway, stranger)
+}
+
+fn session() -> Session {
+    Session::open(NETLINK_NETFILTER).unwrap()
+}
+
+/// Closed ports at these interfaces.
+fn isolate(ports: &[&str]) -> Result<Standing, NftError> {
+    let text = "[uplink]\ninterface = \"up0\"\n[underlay]\nlisten = \"0.0.0.0:51820\"\n";
+    let ports_text: String = (ports.iter().enumerate())
+        .map(|(i, port)| format!("[[port]]\nname = \"port{i}\"\ninterface = \"{port}\"\n"))
+        .collect();
+    let config = Config::parse(Path::new("test.toml"), &(text.to_owned() + &ports_text)).unwrap();
+    let wiring = Wiring::closed(&config);
+    wire::build(&session(), &Wanted { uplink: "up0", ports, wiring: &wiring }, false)
 }
 
 #[test]
@@ -29,7 +50,7 @@ fn without_connection_tracking_the_gateway_is_silent_and_can_ask() {
     }
     let (gateway, stranger) = pair();
     let management = ["tcp/22".parse().unwrap()];
-    let guard = Guard { interfaces: vec!["up0"], tunnel_port: 51820, management: &management };
+    let guard = Guard { interfaces: vec!["port0"], tunnel_port: 51820, management: &management };
     gateway.enter(|| guard.batch(Guarding::Untracked).commit()).unwrap().unwrap();
 
     for port in [80, 40_000] {
@@ -79,7 +100,7 @@ fn the_nft_tool_reads_what_we_wrote() {
     };
     let (gateway, _stranger) = pair();
     let management = ["tcp/22".parse().unwrap(), "icmp/echo".parse().unwrap()];
-    let wanted = Guard { interfaces: vec!["up0"], tunnel_port: 51820, management: &management };
+    let wanted = Guard { interfaces: vec!["port0"], tunnel_port: 51820, management: &management };
     let list = || {
         let listed = gateway.run(&nft, &["list", "ruleset"]).unwrap();
         listed.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect()
@@ -91,20 +112,21 @@ fn the_nft_tool_reads_what_we_wrote() {
     };
     gateway
         .enter(|| {
-            assert_eq!(isolate(&["up0"], &["up0"]).unwrap(), Isolation::Full);
-            assert_eq!(guard(&wanted).unwrap(), Guarding::Tracked);
+            let standing = Standing { isolation: Isolation::Full, can_forward: true };
+            assert_eq!(isolate(&["port0"]).unwrap(), standing);
+            assert_eq!(guard(&session(), &wanted).unwrap(), Guarding::Tracked);
         })
         .unwrap();
     expect(
         list(),
         &[
             "table netdev anteroom {",
-            "type filter hook ingress device \"up0\" priority -500; policy drop;",
-            "type filter hook egress device \"up0\" priority -500; policy drop;",
+            "type filter hook ingress device \"port0\" priority -500; policy drop;",
+            "type filter hook egress device \"port0\" priority -500; policy drop;",
             "meta mark 0x616e7465 accept",
             "table inet anteroom_guard {",
             "type filter hook input priority filter - 10; policy accept;",
-            "iifname \"up0\" jump guarded",
+            "iifname \"port0\" jump guarded",
             "udp dport 51820 accept",
             "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
             "icmpv6 type nd-neighbor-solicit accept",
@@ -113,10 +135,10 @@ fn the_nft_tool_reads_what_we_wrote() {
             "icmpv6 type echo-request accept",
             "ct state established,related accept",
             "counter packets 0 bytes 0 drop",
-            "iifname \"up0\" drop",
+            "iifname \"port0\" drop",
             "type filter hook prerouting priority raw; policy accept;",
-            "iifname \"up0\" udp dport 51820 notrack",
-            "oifname \"up0\" udp sport 51820 notrack",
+            "iifname \"port0\" udp dport 51820 notrack",
+            "oifname \"port0\" udp sport 51820 notrack",
         ],
     );
     gateway.enter(release).unwrap().unwrap();
@@ -130,9 +152,11 @@ fn what_is_refused_leaves_the_old_filter_in_force() {
         return;
     }
     let (gateway, stranger) = pair();
-    gateway.enter(|| isolate(&["up0"], &["up0"])).unwrap().unwrap();
+    gateway.enter(|| isolate(&["port0"])).unwrap().unwrap();
     let refused = || {
-        let mut batch = ports(&["up0"], true);
+        let mut batch = Batch::default();
+        batch.remove_table(Family::Netdev, PORTS);
+        batch.table(Family::Netdev, PORTS);
         batch.rule(Family::Netdev, PORTS, "nowhere", &[Expression::Accept]);
         batch.commit()
     };
@@ -149,7 +173,7 @@ fn an_absent_port_keeps_no_other_from_being_isolated() {
         return;
     }
     let (gateway, stranger) = pair();
-    gateway.enter(|| isolate(&["absent0", "up0"], &["up0"])).unwrap().unwrap();
+    gateway.enter(|| isolate(&["absent0", "port0"])).unwrap().unwrap();
     let series = ping::ping(&stranger, GATEWAY, 2, Duration::from_millis(20)).unwrap();
     assert_eq!(series.lost(), 2);
 }

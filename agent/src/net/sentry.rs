@@ -1,0 +1,311 @@
+//! The thread that keeps the packet filter as it has to be: it alone changes the gateway's tables while an agent runs,
+//! and writes them anew when somebody else changed them.
+//!
+//! A thread of its own, because the kernel may let a change of rules wait for as long as others change theirs.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::oneshot;
+
+use crate::config::Config;
+use crate::net::filter::wire::{self, Standing, Wanted};
+use crate::net::filter::{self, GUARD, PORTS};
+use crate::net::netlink::{Notices, Session};
+use crate::net::nft::{NETLINK_NETFILTER, NftError};
+use crate::net::ports::{self, PortsError};
+use crate::net::wiring::Wiring;
+
+/// How often the tables are looked at, should no notice have told of their loss.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Shortest time between two restorations: whoever fights over the tables isn't fought without end.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The group that hears of changes to nftables (`NFNLGRP_NFTABLES`).
+const GROUP: u32 = 7;
+
+/// Whether the packet worker beats, and which ports are a wire. Shared between worker and sentry.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    start: Instant,
+    /// Milliseconds from `start` to the last beat; the largest number before the first.
+    last: AtomicU64,
+    wires: AtomicU64,
+}
+
+impl Pulse {
+    pub(crate) fn new(wiring: &Wiring) -> Self {
+        Self {
+            start: Instant::now(),
+            last: AtomicU64::new(u64::MAX),
+            wires: AtomicU64::new(wiring.bits()),
+        }
+    }
+
+    /// Notes a beat.
+    pub(crate) fn beat(&self, at: Instant) {
+        let millis = at.saturating_duration_since(self.start).as_millis();
+        self.last.store(u64::try_from(millis).unwrap_or(u64::MAX - 1), Ordering::Relaxed);
+    }
+
+    /// Notes that the agent forwards no more.
+    pub(crate) fn end(&self) {
+        self.last.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Whether the last beat still lasts.
+    fn beating(&self) -> bool {
+        let last = self.last.load(Ordering::Relaxed);
+        last != u64::MAX
+            && self.start.elapsed().saturating_sub(Duration::from_millis(last)) < wire::LIFE
+    }
+
+    /// The ports that are a wire, as bits in the configuration's order.
+    pub(crate) fn wires(&self) -> u64 {
+        self.wires.load(Ordering::Relaxed)
+    }
+
+    /// During a change, a port counts as a wire that was one or becomes one.
+    fn change_wires(&self, to: &Wiring, change: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+        self.wires.fetch_or(to.bits(), Ordering::Relaxed);
+        change()?;
+        self.wires.store(to.bits(), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// What the sentry is told.
+enum Order {
+    Wire(Wiring, oneshot::Sender<Result<(), String>>),
+    Rebuild(oneshot::Sender<Result<(), String>>),
+    End(oneshot::Sender<()>),
+}
+
+/// Speaks with the sentry. It ends with the last of these.
+#[derive(Debug, Clone)]
+pub(crate) struct Sentry {
+    orders: mpsc::Sender<Order>,
+    wake: Arc<Wake>,
+}
+
+#[derive(Debug)]
+struct Wake(EventFd);
+
+impl Drop for Wake {
+    fn drop(&mut self) {
+        // The thread looks up, and finds nobody left.
+        let _ = self.0.write(1);
+    }
+}
+
+impl Sentry {
+    /// Writes both tables and keeps them from now on. Says what stands.
+    ///
+    /// The table of the ports is built anew only where none stands for these interfaces: a wire goes on forwarding
+    /// while the agent starts.
+    ///
+    /// # Errors
+    /// Where the packet filter refuses.
+    pub(crate) fn start(
+        config: &Config,
+        wiring: Wiring,
+        pulse: Arc<Pulse>,
+    ) -> Result<(Self, Vec<String>), PortsError> {
+        let failed = |what: &'static str| move |source| PortsError::Filter { what: what.into(), source };
+        let session = Session::open(NETLINK_NETFILTER).map_err(failed("opening netlink"))?;
+        // Listening begins before anything is written, so that no change falls in between.
+        let notices = Notices::listen(NETLINK_NETFILTER, GROUP)
+            .map_err(failed("listening for changes of the packet filter"))?;
+        let mut warnings = ports::guard(&session, config)?;
+        let post = Post { session, notices, config: config.clone(), wiring, pulse };
+        let standing = match wire::update(&post.session, &post.wanted(&post.ports()))? {
+            Some(standing) => standing,
+            None => wire::build(&post.session, &post.wanted(&post.ports()), false)?,
+        };
+        warnings.extend(ports::shortfalls(standing));
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(std::io::Error::from)
+            .map_err(failed("making an event descriptor"))?;
+        let wake = Arc::new(Wake(wake));
+        let (orders, receiver) = mpsc::channel();
+        let own = wake.0.as_fd().try_clone_to_owned().map_err(failed("copying a descriptor"))?;
+        std::thread::Builder::new()
+            .name("packet-filter".into())
+            .spawn(move || post.keep(&receiver, &own))
+            .map_err(failed("starting a thread"))?;
+        Ok((Self { orders, wake }, warnings))
+    }
+
+    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
+        let (sender, answer) = oneshot::channel();
+        self.orders.send(order(sender)).ok()?;
+        // A full counter (EAGAIN) wakes it just as well.
+        let _ = self.wake.0.write(1);
+        answer.await.ok()
+    }
+
+    /// Puts a wiring in force; returns once it is. What failed is tried again until it succeeds.
+    ///
+    /// # Errors
+    /// What the packet filter said.
+    pub(crate) async fn wire(&self, wiring: Wiring) -> Result<(), String> {
+        self.ask(|answer| Order::Wire(wiring, answer)).await.unwrap_or(Ok(()))
+    }
+
+    /// Writes the table of the ports anew, for interfaces that have come.
+    ///
+    /// # Errors
+    /// What the packet filter said.
+    pub(crate) async fn rebuild(&self) -> Result<(), String> {
+        self.ask(Order::Rebuild).await.unwrap_or(Ok(()))
+    }
+
+    /// Ends the watch. The tables stay.
+    pub(crate) async fn end(&self) {
+        let _ = self.ask(Order::End).await;
+    }
+}
+
+/// What the thread holds.
+struct Post {
+    session: Session,
+    notices: Notices,
+    config: Config,
+    wiring: Wiring,
+    pulse: Arc<Pulse>,
+}
+
+impl Post {
+    fn ports(&self) -> Vec<&str> {
+        self.config.ports.iter().map(|port| port.interface.as_str()).collect()
+    }
+
+    fn wanted<'a>(&'a self, ports: &'a [&'a str]) -> Wanted<'a> {
+        Wanted { uplink: self.config.uplink.interface.as_str(), ports, wiring: &self.wiring }
+    }
+
+    fn keep(mut self, orders: &mpsc::Receiver<Order>, wake: &impl AsFd) {
+        let mut looked = Instant::now();
+        // Something isn't as it has to be.
+        let mut amiss = false;
+        loop {
+            let pause = if amiss { PAUSE } else { LOOK };
+            let mut fds = [
+                PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
+                PollFd::new(wake.as_fd(), PollFlags::POLLIN),
+            ];
+            let wait = u16::try_from(pause.as_millis()).map_or(PollTimeout::MAX, PollTimeout::from);
+            let _ = poll(&mut fds, wait);
+            let mut counter = [0; 8];
+            let _ = nix::unistd::read(wake.as_fd(), &mut counter);
+            loop {
+                match orders.try_recv() {
+                    Ok(Order::Wire(wiring, answer)) => {
+                        let done = self.rewire(wiring);
+                        amiss |= done.is_err();
+                        let _ = answer.send(done);
+                    }
+                    Ok(Order::Rebuild(answer)) => {
+                        let done = self.build();
+                        amiss |= done.is_err();
+                        let _ = answer.send(done);
+                    }
+                    Ok(Order::End(answer)) => {
+                        let _ = answer.send(());
+                        return;
+                    }
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+            amiss |= self.others_changed();
+            if !amiss && looked.elapsed() >= LOOK {
+                amiss = !self.stands();
+                looked = Instant::now();
+            }
+            if amiss {
+                amiss = !self.restore();
+            }
+        }
+    }
+
+    /// Whether anybody else has changed one of the gateway's tables since the last call.
+    fn others_changed(&self) -> bool {
+        match self.notices.take() {
+            Ok(Some(notices)) => notices.iter().any(|notice| {
+                notice.by != self.session.address
+                    && [PORTS, GUARD].iter().any(|table| notice.about == table.as_bytes())
+            }),
+            Ok(None) => true,
+            Err(error) => {
+                tracing::warn!(%error, "changes of the packet filter can't be followed");
+                false
+            }
+        }
+    }
+
+    fn stands(&self) -> bool {
+        let ports = wire::stands(&self.session, &self.wanted(&self.ports()));
+        let guard = filter::guard_stands(&self.session);
+        match ports.and_then(|ports| Ok(ports && guard?)) {
+            Ok(stands) => stands,
+            Err(error) => {
+                tracing::warn!(%error, "the packet filter can't be looked at");
+                true
+            }
+        }
+    }
+
+    /// Puts back what has to be there. Whether that succeeded.
+    fn restore(&mut self) -> bool {
+        let began = Instant::now();
+        let restored = self
+            .build()
+            .and_then(|()| ports::guard(&self.session, &self.config).map_err(|e| e.to_string()));
+        match &restored {
+            Ok(_) => tracing::warn!(
+                microseconds = began.elapsed().as_micros(),
+                "somebody else changed the gateway's packet filter; it is put back"
+            ),
+            Err(error) => tracing::error!(%error, "the packet filter can't be put back"),
+        }
+        restored.is_ok()
+    }
+
+    fn build(&mut self) -> Result<(), String> {
+        let ports = self.ports();
+        let built = wire::build(&self.session, &self.wanted(&ports), self.pulse.beating());
+        built.map(told).map_err(|error| error.to_string())
+    }
+
+    fn rewire(&mut self, wiring: Wiring) -> Result<(), String> {
+        if wiring == self.wiring {
+            return Ok(());
+        }
+        self.wiring = wiring;
+        let pulse = self.pulse.clone();
+        pulse.change_wires(&self.wiring, || {
+            let ports = self.ports();
+            let wanted = self.wanted(&ports);
+            let update = || -> Result<Standing, NftError> {
+                match wire::update(&self.session, &wanted)? {
+                    Some(standing) => Ok(standing),
+                    None => wire::build(&self.session, &wanted, pulse.beating()),
+                }
+            };
+            update().map(told).map_err(|error| error.to_string())
+        })
+    }
+}
+
+/// Says what the kernel can't do.
+fn told(standing: Standing) {
+    for warning in ports::shortfalls(standing) {
+        tracing::warn!("{warning}");
+    }
+}
