@@ -24,8 +24,10 @@ pub enum PlaneError {
 /// What control and the local socket ask of a data plane.
 pub trait Plane: Clone + Send + Sync + 'static {
     /// Puts a view in force; returns once it is. Says what of it couldn't be done.
-    fn apply(&self, view: Arc<View>)
-    -> impl Future<Output = Result<Vec<String>, PlaneError>> + Send;
+    fn apply(
+        &self,
+        view: Arc<View>,
+    ) -> impl Future<Output = Result<Vec<String>, PlaneError>> + Send;
     /// Tells the wall clock. `confirmed`: a controller said so since this start.
     fn set_time(
         &self,

@@ -116,7 +116,11 @@ impl Handle {
         // The engine first: what closes doesn't wait for the packet filter.
         self.ask(|answer| Command::Apply(view, answer)).await?;
         let wired = self.sentry.wire(wiring).await;
-        Ok(wired.err().map(|error| format!("on_failure isn't in force yet: {error}")).into_iter().collect())
+        Ok(wired
+            .err()
+            .map(|error| format!("on_failure isn't in force yet: {error}"))
+            .into_iter()
+            .collect())
     }
 
     /// Tells the wall clock. `confirmed`: a controller or peer said so since this start.

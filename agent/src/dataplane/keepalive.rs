@@ -44,7 +44,9 @@ impl Keepalive {
         let wires = self.pulse.wires();
         match index.checked_sub(1) {
             None => wires != 0,
-            Some(place) => wires.checked_shr(u32::try_from(place).unwrap_or(u32::MAX)).unwrap_or(0) & 1 != 0,
+            Some(place) => {
+                wires.checked_shr(u32::try_from(place).unwrap_or(u32::MAX)).unwrap_or(0) & 1 != 0
+            }
         }
     }
 

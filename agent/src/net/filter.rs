@@ -108,7 +108,8 @@ impl Guard<'_> {
         base(&mut batch, "input", Hook::Input, -10);
         base(&mut batch, "forward", Hook::Forward, -10);
         for interface in &self.interfaces {
-            let rule = [named(Meta::InputName, interface), vec![Expression::Jump("guarded".into())]];
+            let rule =
+                [named(Meta::InputName, interface), vec![Expression::Jump("guarded".into())]];
             batch.rule(Family::Inet, GUARD, "input", &rule.concat());
             let rule = [named(Meta::InputName, interface), vec![Expression::Drop]];
             batch.rule(Family::Inet, GUARD, "forward", &rule.concat());

@@ -151,10 +151,9 @@ impl Links {
         all: bool,
     ) -> Result<(), LinkError> {
         let message = LinkMessageBuilder::<LinkUnspec>::default().index(index).promiscuous(all);
-        self.change(message).await.map_err(|source| LinkError {
-            what: format!("making {name} hear every frame"),
-            source,
-        })
+        self.change(message)
+            .await
+            .map_err(|source| LinkError { what: format!("making {name} hear every frame"), source })
     }
 
     /// Switches on the loopback interface, as it is on every machine that has booted.

@@ -335,10 +335,8 @@ impl Batch {
     /// # Errors
     /// Where the kernel refuses a part, or the process lacks CAP_NET_ADMIN.
     pub(crate) fn commit(self) -> Result<(), NftError> {
-        let session = Session::open(NETLINK_NETFILTER).map_err(|source| NftError {
-            what: "a connection to it".into(),
-            source,
-        })?;
+        let session = Session::open(NETLINK_NETFILTER)
+            .map_err(|source| NftError { what: "a connection to it".into(), source })?;
         self.commit_on(&session)
     }
 
@@ -349,14 +347,14 @@ impl Batch {
     pub(crate) fn commit_on(self, session: &Session) -> Result<(), NftError> {
         let bracket = |kind| Message::new(kind, 0, &[0, 0, 0, 10]);
         let (messages, names): (Vec<_>, Vec<_>) = self.messages.into_iter().unzip();
-        session
-            .transaction(bracket(BATCH_BEGIN), messages, bracket(BATCH_END))
-            .map_err(|Refused { message, source }| NftError {
+        session.transaction(bracket(BATCH_BEGIN), messages, bracket(BATCH_END)).map_err(
+            |Refused { message, source }| NftError {
                 what: message
                     .and_then(|i| names.get(i).cloned())
                     .unwrap_or_else(|| "the gateway's tables".into()),
                 source,
-            })
+            },
+        )
     }
 }
 

@@ -71,7 +71,11 @@ impl Pulse {
     }
 
     /// During a change, a port counts as a wire that was one or becomes one.
-    fn change_wires(&self, to: &Wiring, change: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
+    fn change_wires(
+        &self,
+        to: &Wiring,
+        change: impl FnOnce() -> Result<(), String>,
+    ) -> Result<(), String> {
         self.wires.fetch_or(to.bits(), Ordering::Relaxed);
         change()?;
         self.wires.store(to.bits(), Ordering::Relaxed);
@@ -116,7 +120,8 @@ impl Sentry {
         wiring: Wiring,
         pulse: Arc<Pulse>,
     ) -> Result<(Self, Vec<String>), PortsError> {
-        let failed = |what: &'static str| move |source| PortsError::Filter { what: what.into(), source };
+        let failed =
+            |what: &'static str| move |source| PortsError::Filter { what: what.into(), source };
         let session = Session::open(NETLINK_NETFILTER).map_err(failed("opening netlink"))?;
         // Listening begins before anything is written, so that no change falls in between.
         let notices = Notices::listen(NETLINK_NETFILTER, GROUP)

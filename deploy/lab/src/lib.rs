@@ -17,5 +17,6 @@ pub mod programs;
 pub mod scan;
 pub mod session;
 pub mod story;
+pub mod stream;
 pub mod topology;
 pub mod wait;

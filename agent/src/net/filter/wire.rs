@@ -77,10 +77,7 @@ pub(crate) struct Wanted<'a> {
 }
 
 /// Changes the wire of the table that stands. None: there is none for these interfaces.
-pub(crate) fn update(
-    session: &Session,
-    wanted: &Wanted<'_>,
-) -> Result<Option<Standing>, NftError> {
+pub(crate) fn update(session: &Session, wanted: &Wanted<'_>) -> Result<Option<Standing>, NftError> {
     for isolation in [Isolation::Full, Isolation::IngressOnly] {
         let rewire = |wiring: &Wiring| {
             let mut batch = Batch::default();
@@ -186,12 +183,7 @@ impl Wanted<'_> {
         (1..).zip(ports).map(|(number, (interface, wiring))| (number, *interface, wiring))
     }
 
-    fn table(
-        &self,
-        isolation: Isolation,
-        beating: bool,
-        hooked: impl Fn(&str) -> bool,
-    ) -> Batch {
+    fn table(&self, isolation: Isolation, beating: bool, hooked: impl Fn(&str) -> bool) -> Batch {
         let mut batch = Batch::default();
         batch.remove_table(FAMILY, PORTS);
         batch.table(FAMILY, PORTS);
@@ -213,10 +205,9 @@ impl Wanted<'_> {
         // The agent's own packets on the loopback interface, which nothing from outside comes to.
         hook(&mut batch, "beat", Hook::Ingress("lo"), Policy::Accept);
         let marked = |mark: u32| [Expression::Meta(Meta::Mark), equal(mark)];
-        for (mark, act) in [
-            (BEAT, Expression::Refresh(ALIVE, LIFE)),
-            (FAREWELL, Expression::Forget(ALIVE)),
-        ] {
+        for (mark, act) in
+            [(BEAT, Expression::Refresh(ALIVE, LIFE)), (FAREWELL, Expression::Forget(ALIVE))]
+        {
             let act = [Expression::Load(BEAT.to_ne_bytes().to_vec()), act, Expression::Drop];
             batch.rule(FAMILY, PORTS, "beat", &[&marked(mark)[..], &act].concat());
         }
@@ -253,13 +244,13 @@ impl Wanted<'_> {
             let known: Vec<_> = wiring.devices.iter().map(|mac| mac.0.to_vec()).collect();
             batch.elements(FAMILY, PORTS, &devices(number), &known, None);
             let there = index(interface).filter(|_| wiring.wire);
-            let act = there.map_or(vec![Expression::Drop], |index| out(index, Expression::ForwardTo));
+            let act =
+                there.map_or(vec![Expression::Drop], |index| out(index, Expression::ForwardTo));
             batch.rule(FAMILY, PORTS, DEVICES, &[to_devices(number), act].concat());
             if let Some(index) = there {
                 let mut name = interface.as_bytes().to_vec();
                 name.resize(libc::IFNAMSIZ, 0);
-                let elsewhere =
-                    vec![Expression::Meta(Meta::InputName), Expression::NotEqual(name)];
+                let elsewhere = vec![Expression::Meta(Meta::InputName), Expression::NotEqual(name)];
                 let copy = [elsewhere, out(index, Expression::CopyTo)].concat();
                 batch.rule(FAMILY, PORTS, COPIES, &copy);
                 self.rewire_port(batch, number);
@@ -315,11 +306,8 @@ fn hook(batch: &mut Batch, chain: &str, hook: Hook<'_>, policy: Policy) {
 
 /// `verdict` while the agent lives; otherwise `wire` has its say.
 fn alive_then(batch: &mut Batch, chain: &str, verdict: Expression, wire: &str) {
-    let alive = [
-        Expression::Load(BEAT.to_ne_bytes().to_vec()),
-        Expression::InSet(ALIVE.into()),
-        verdict,
-    ];
+    let alive =
+        [Expression::Load(BEAT.to_ne_bytes().to_vec()), Expression::InSet(ALIVE.into()), verdict];
     batch.rule(FAMILY, PORTS, chain, &alive);
     batch.rule(FAMILY, PORTS, chain, &[Expression::Jump(wire.into())]);
 }
