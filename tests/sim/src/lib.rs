@@ -2,7 +2,8 @@
 //!
 //! [`plan`] makes views as a controller would compile them, [`host`] is a small machine that speaks ARP, TCP,
 //! UDP and ICMP, [`world`] puts gateways, hosts and a campus with a router together, and [`model`] says in a few
-//! lines who may reach whom by which path, [`story`] has what tests say often. Nothing here draws randomness but [`random`], which grows from a seed.
+//! lines who may reach whom by which path, [`story`] has what tests say often,
+//! [`talk`] keeps two devices talking and counts what is lost. Nothing here draws randomness but [`random`], which grows from a seed.
 
 pub mod hospital;
 pub mod host;
@@ -11,4 +12,5 @@ pub mod packet;
 pub mod plan;
 pub mod random;
 pub mod story;
+pub mod talk;
 pub mod world;

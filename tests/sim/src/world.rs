@@ -268,6 +268,12 @@ impl World {
         self.gateways[at].engine = None;
     }
 
+    /// How much time has passed since the beginning.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.now - self.start
+    }
+
     /// The wall clock.
     #[must_use]
     pub fn wall(&self) -> UnixMillis {

@@ -1,177 +1,41 @@
 //! Every move of a pair between the three modes, at either end, with connections across it: no word of what is
 //! allowed before and after is lost, and nothing is said in the clear by a device whose gateway enforces.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anteroom_proto::mode::{Mode, PairPath};
 use anteroom_proto::service::Protocol;
 use anteroom_sim::hospital::*;
-use anteroom_sim::packet::{self, TcpFlags};
 use anteroom_sim::random::Random;
 use anteroom_sim::story::explain;
-use anteroom_sim::world::{Cable, Weather, World};
+use anteroom_sim::talk::Talk;
+use anteroom_sim::world::Weather;
 
 const MODES: [Mode; 3] = [Mode::Observe, Mode::Protect, Mode::Enforce];
 /// The gateways of the CT and of the PACS.
 const IMAGING: usize = 0;
 const SERVERS: usize = 2;
 
-/// A connection between the CT and the PACS.
-#[derive(Debug, Clone, Copy)]
-struct Connection {
-    client: usize,
-    server: usize,
-    client_port: u16,
-    port: u16,
-}
-
-impl Connection {
-    fn end(&self, host: usize) -> u16 {
-        if host == self.client { self.client_port } else { self.port }
+/// The pair in its modes before the move.
+fn begin(this: &Move) -> Talk {
+    let mut world = hospital(this.seed);
+    for rule in &mut world.plan.rules {
+        rule.clear |= this.clear && (rule.name == "scans" || rule.name == "fetch");
     }
-
-    fn other(&self, host: usize) -> usize {
-        if host == self.client { self.server } else { self.client }
-    }
-}
-
-/// A word that was said.
-#[derive(Debug, Clone)]
-struct Word {
-    what: String,
-    to: usize,
-    payload: Vec<u8>,
-}
-
-/// The pair, its connections, and what was said on them.
-struct Talk {
-    world: World,
-    random: Random,
-    said: Vec<Word>,
-    next: u32,
-    next_port: u16,
-    /// Which gateways hold the newest revision.
-    applied: BTreeSet<usize>,
-    leaks: Vec<String>,
-}
-
-impl Talk {
-    fn begin(seed: u64, modes: (Mode, Mode), clear: bool) -> Self {
-        let mut world = hospital(seed);
-        for rule in &mut world.plan.rules {
-            rule.clear |= clear && (rule.name == "scans" || rule.name == "fetch");
+    world.apply_all();
+    // While they are observed their gateways learn their routers.
+    let _ = probe(&mut world, CT, PACS, (Protocol::Tcp, 104), 1, 1);
+    let _ = probe(&mut world, PACS, CT, (Protocol::Tcp, 4006), 2, 1);
+    for step in [Mode::Protect, Mode::Enforce] {
+        for (device, mode) in [(CT, this.before.0), (PACS, this.before.1)] {
+            world.plan.mode(device, step.min(mode));
         }
         world.apply_all();
-        // While they are observed their gateways learn their routers.
-        let _ = probe(&mut world, CT, PACS, (Protocol::Tcp, 104), 1, 1);
-        let _ = probe(&mut world, PACS, CT, (Protocol::Tcp, 4006), 2, 1);
-        for step in [Mode::Observe, Mode::Protect] {
-            for (device, mode) in [(CT, modes.0), (PACS, modes.1)] {
-                world.plan.mode(device, step.min(mode));
-            }
-            world.apply_all();
-        }
-        world.plan.mode(CT, modes.0);
-        world.plan.mode(PACS, modes.1);
-        world.apply_all();
-        world.run(Duration::from_secs(20));
-        world.clear_campus();
-        world.weather = Weather { loss: 0, duplicates: 0, reordering: 30 };
-        Self {
-            world,
-            random: Random::new(seed ^ 0x5eed),
-            said: Vec::new(),
-            next: 0,
-            next_port: 50_000,
-            applied: [IMAGING, SERVERS].into(),
-            leaks: Vec::new(),
-        }
     }
-
-    fn open(&mut self, client: usize, server: usize, port: u16) -> Connection {
-        let own = self.next_port;
-        self.next_port += 1;
-        let connection = Connection { client, server, client_port: own, port };
-        let target = (self.world.hosts[server].address, port);
-        self.world.act(client, |host, out| host.connect(target, own, b"hello", out));
-        connection
-    }
-
-    fn is_open(&self, connection: &Connection) -> bool {
-        let answer = TcpFlags::SYN | TcpFlags::ACK;
-        self.world.hosts[connection.client]
-            .inbox
-            .iter()
-            .any(|got| got.port == connection.client_port && got.flags == answer)
-    }
-
-    fn say(&mut self, connection: &Connection, speaker: usize) {
-        let listener = connection.other(speaker);
-        let payload = [b"word".as_slice(), &self.next.to_be_bytes()].concat();
-        self.next += 1;
-        let to = (self.world.hosts[listener].address, connection.end(listener));
-        let own = connection.end(speaker);
-        self.world.act(speaker, |host, out| {
-            let flags = TcpFlags::ACK | TcpFlags::PSH;
-            host.send(packet::tcp((host.address, own), to, flags, &payload), out);
-        });
-        let what = format!("{} on {connection:?}", self.world.hosts[speaker].name);
-        self.said.push(Word { what, to: listener, payload });
-    }
-
-    /// Says a few words in quick succession, from both ends, at odd moments.
-    fn chatter(&mut self, connections: &[Connection], words: usize) {
-        for _ in 0..words {
-            let connection = *self.random.pick(connections);
-            let speaker = *self.random.pick(&[CT, PACS]);
-            self.say(&connection, speaker);
-            let micros = self.random.next() % 1_500;
-            self.run(Duration::from_micros(micros));
-        }
-    }
-
-    /// Lets time pass, and watches what the campus carries meanwhile.
-    fn run(&mut self, time: Duration) {
-        let before = self.world.campus.len();
-        self.world.run(time);
-        for (device, gateway) in [(CT, IMAGING), (PACS, SERVERS)] {
-            let modes = [CT, PACS].map(|device| self.world.plan.member(device).mode);
-            let tunnels = PairPath::of(modes[0], modes[1]) == PairPath::Tunnel;
-            let enforced = self.world.plan.member(device).mode == Mode::Enforce;
-            if !(tunnels && enforced && self.applied.contains(&gateway)) {
-                continue;
-            }
-            for seen in &self.world.campus[before..] {
-                let own = seen.from == Cable::Gateway(gateway);
-                if own && seen.bytes.windows(4).any(|window| window == b"word") {
-                    self.leaks
-                        .push(format!("{} said {:02x?}", self.world.hosts[device].name, seen));
-                }
-            }
-        }
-    }
-
-    fn apply(&mut self, gateway: usize) {
-        self.world.apply(gateway);
-        // What it had sent before is on the cable yet.
-        self.run(Duration::from_micros(250));
-        self.applied.insert(gateway);
-    }
-
-    /// What was said and never heard.
-    fn lost(&self) -> Vec<&Word> {
-        let heard: BTreeSet<(usize, &[u8])> = [CT, PACS]
-            .into_iter()
-            .flat_map(|host| {
-                self.world.hosts[host].inbox.iter().map(move |got| (host, got.payload.as_slice()))
-            })
-            .collect();
-        self.said
-            .iter()
-            .filter(|word| !heard.contains(&(word.to, word.payload.as_slice())))
-            .collect()
-    }
+    world.run(Duration::from_secs(20));
+    world.clear_campus();
+    world.weather = Weather { loss: 0, duplicates: 0, reordering: 30 };
+    Talk::new(world, [CT, PACS], this.seed)
 }
 
 /// One move: the modes before and after, and in which order and how far apart the gateways hear of it.
@@ -190,14 +54,14 @@ fn allowed(modes: (Mode, Mode), clear: bool) -> bool {
 }
 
 fn make(this: Move) -> u64 {
-    let mut talk = Talk::begin(this.seed, this.before, this.clear);
+    let mut talk = begin(&this);
     let busy = [talk.open(CT, PACS, 104), talk.open(PACS, CT, 4006)];
     let idle = [talk.open(CT, PACS, 104), talk.open(PACS, CT, 4006)];
     talk.run(Duration::from_millis(200));
     talk.chatter(&busy, 20);
     talk.world.plan.mode(CT, this.after.0);
     talk.world.plan.mode(PACS, this.after.1);
-    talk.applied.clear();
+    talk.revised();
     let second = if this.first == IMAGING { SERVERS } else { IMAGING };
     let mut opened = Vec::new();
     talk.apply(this.first);
@@ -208,7 +72,7 @@ fn make(this: Move) -> u64 {
     let until = talk.world.now + this.gap;
     while talk.world.now < until {
         talk.chatter(&busy, 2);
-        talk.run(Duration::from_millis(700).min(this.gap));
+        talk.run(Duration::from_millis(700).max(this.gap / 40).min(this.gap));
     }
     talk.apply(second);
     opened.push(talk.open(CT, PACS, 104));
@@ -227,18 +91,15 @@ fn make(this: Move) -> u64 {
     talk.run(Duration::from_secs(30));
     talk.chatter(&busy, 20);
     talk.run(Duration::from_millis(50));
-    let lost: Vec<String> = talk.lost().iter().map(|word| word.what.clone()).collect();
+    let lost = talk.lost();
     let shut: Vec<_> = opened.iter().filter(|one| !talk.is_open(one)).collect();
     let path = PairPath::of(this.after.0, this.after.1);
-    let clear = talk.world.campus[settled..]
-        .iter()
-        .any(|seen| seen.bytes.windows(4).any(|window| window == b"word"));
-    let leaks = std::mem::take(&mut talk.leaks);
+    let (clear, leaks) = (talk.overheard(settled), talk.leaks().to_vec());
     assert!(
         lost.is_empty() && shut.is_empty() && leaks.is_empty(),
         "{this:?}: lost {} of {}: {lost:#?}; didn't open: {shut:?}; leaked: {leaks:#?}\n{}",
         lost.len(),
-        talk.said.len(),
+        talk.said(),
         explain(&mut talk.world, CT, PACS, (Protocol::Tcp, 104))
     );
     assert_eq!(clear, path != PairPath::Tunnel, "{this:?}: in the end the pair's path is {path:?}");

@@ -104,7 +104,7 @@ impl Engine {
                 judgement
             } else {
                 let renewed = self.judge(passage, packet, forward, true, now);
-                self.renew(at, renewed, passage)
+                self.renew(at, renewed)
             };
             if current.peer.is_some() {
                 // An unauthenticated packet for a flow that is tunnelled: it changes nothing about it.
@@ -147,7 +147,7 @@ impl Engine {
             judgement
         } else {
             let renewed = self.judge(passage, packet, forward, tunnelled || by_tunnel, now);
-            self.renew(at, renewed, passage)
+            self.renew(at, renewed)
         };
         let decision = Self::finish(passage, judgement);
         if decision.verdict.passes() || !judgement.verdict.passes() {
@@ -246,16 +246,12 @@ impl Engine {
     }
 
     /// Puts a renewed verdict on a flow. What was counted under the old one is reported under it.
-    fn renew(&mut self, at: FlowIndex, renewed: Judgement, passage: &Passage) -> Judgement {
+    fn renew(&mut self, at: FlowIndex, renewed: Judgement) -> Judgement {
         let epoch = self.epoch;
         let Some(flow) = self.flows.get_mut(at) else { return renewed };
         if flow.judgement != renewed {
             self.recorder.flush(&self.stations, flow);
-            let refused_by_path =
-                matches!(passage.via, Via::Tunnel(_)) && renewed.verdict.reason().is_some();
-            if !refused_by_path {
-                flow.judgement = renewed;
-            }
+            flow.judgement = renewed;
         }
         flow.epoch = epoch;
         renewed
@@ -357,8 +353,11 @@ impl Engine {
     fn finish(passage: &Passage, judgement: Judgement) -> Decision {
         let verdict = match (passage.via, judgement.verdict) {
             (Via::Tunnel(_), Verdict::Tunnel) => Verdict::Tunnel,
-            (Via::Tunnel(gateway), Verdict::Clear) if judgement.owner == Some(gateway) => {
-                Verdict::Clear
+            // Authentic, so no worse than the same in the clear.
+            (Via::Tunnel(gateway), Verdict::Clear | Verdict::WouldDrop(_))
+                if judgement.owner == Some(gateway) =>
+            {
+                judgement.verdict
             }
             (Via::Tunnel(_), verdict) => {
                 Verdict::Drop(verdict.reason().unwrap_or(DropReason::TunnelNotReady))

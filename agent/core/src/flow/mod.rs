@@ -26,8 +26,8 @@ pub(crate) struct Judgement {
     pub(crate) peer: Option<GatewayId>,
     /// The member at the other end, where there is one.
     pub(crate) remote: Option<MemberId>,
-    /// The gateway that owns the member at the other end, where a rule allows the flow: its tunnel may deliver,
-    /// whatever path packets take from here.
+    /// The gateway that owns the member at the other end: its tunnel may deliver what passes, whatever path packets
+    /// take from here.
     pub(crate) owner: Option<GatewayId>,
     /// Whether clear packets are taken, too, though an enforced device's path is the tunnel: the other end hasn't
     /// followed yet.

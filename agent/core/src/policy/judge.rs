@@ -152,7 +152,7 @@ impl Policy {
                 };
                 let stances = (local.stance, near.shared);
                 let verdict = self.obstacle(ask, reason, stances, Verdict::Clear);
-                return judgement(verdict, refused.rule, None);
+                return Judgement { owner: peer, ..judgement(verdict, refused.rule, None) };
             }
         };
         let (Some(far), Some(gateway)) = (far, peer) else {
