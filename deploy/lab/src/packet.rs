@@ -31,6 +31,7 @@ impl PacketSocket {
             let fd = OwnedFd::from_raw_fd(check(libc::socket(libc::AF_PACKET, kind, 0))?);
             let socket = Self { fd };
             socket.option(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+            socket.option(libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
             let buffer = 16 << 20;
             if socket.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, buffer).is_err() {
                 socket.option(libc::SOL_SOCKET, libc::SO_RCVBUF, buffer)?;
@@ -90,6 +91,50 @@ impl PacketSocket {
         receive(&self.fd, buffer, limit)
     }
 
+    /// Reads a frame as it was on the cable, if one comes within `limit`: the kernel takes an outer 802.1Q tag off, and
+    /// this puts it back.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn receive_whole(&self, limit: Duration) -> io::Result<Option<Vec<u8>>> {
+        if !readable(&self.fd, limit)? {
+            return Ok(None);
+        }
+        let mut frame = vec![0_u8; 65_600];
+        let mut control = [0_u64; 16];
+        // SAFETY: the message header points at buffers that live as long as the call, with their lengths; the control
+        // message is read unaligned and is as long as its header says.
+        let tag = unsafe {
+            let mut part =
+                libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() };
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = &raw mut part;
+            message.msg_iovlen = 1;
+            message.msg_control = control.as_mut_ptr().cast();
+            message.msg_controllen = size_of_val(&control);
+            let read = libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT);
+            let Ok(read) = usize::try_from(read) else {
+                return match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+                    error => Err(error),
+                };
+            };
+            frame.truncate(read);
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            let told = !header.is_null()
+                && (*header).cmsg_level == libc::SOL_PACKET
+                && (*header).cmsg_type == libc::PACKET_AUXDATA;
+            told.then(|| libc::CMSG_DATA(header).cast::<libc::tpacket_auxdata>().read_unaligned())
+        };
+        if let Some(tag) = tag.filter(|tag| tag.tp_status & libc::TP_STATUS_VLAN_VALID != 0) {
+            let told = tag.tp_status & libc::TP_STATUS_VLAN_TPID_VALID != 0;
+            let protocol = if told { tag.tp_vlan_tpid } else { 0x8100 };
+            let bytes = [protocol.to_be_bytes(), tag.tp_vlan_tci.to_be_bytes()].concat();
+            frame.splice(12..12, bytes);
+        }
+        Ok(Some(frame))
+    }
+
     /// Frames that came and found no room, since the last question.
     ///
     /// # Errors
@@ -111,19 +156,27 @@ impl PacketSocket {
     }
 }
 
-fn receive(fd: &OwnedFd, buffer: &mut [u8], limit: Duration) -> io::Result<Option<usize>> {
+/// Waits until there is something to read, for `limit` at most.
+fn readable(fd: &OwnedFd, limit: Duration) -> io::Result<bool> {
     let limit = libc::timespec {
         tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: libc::c_long::from(limit.subsec_nanos()),
     };
     let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: one valid pollfd and time; the buffer is valid for its length.
+    // SAFETY: one valid pollfd and time.
+    match check(unsafe { libc::ppoll(&raw mut poll, 1, &raw const limit, std::ptr::null()) }) {
+        Ok(ready) => Ok(ready > 0),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn receive(fd: &OwnedFd, buffer: &mut [u8], limit: Duration) -> io::Result<Option<usize>> {
+    if !readable(fd, limit)? {
+        return Ok(None);
+    }
+    // SAFETY: the buffer is valid for its length.
     unsafe {
-        match check(libc::ppoll(&raw mut poll, 1, &raw const limit, std::ptr::null())) {
-            Ok(0) => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
-            other => other?,
-        };
         let flags = libc::MSG_DONTWAIT;
         let read = libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags);
         match usize::try_from(read) {

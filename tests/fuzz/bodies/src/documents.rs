@@ -223,7 +223,12 @@ fn apply(view: View) {
         limits: Limits { flows: 16, flows_per_device: 8, bridge_entries: 8, ..Limits::default() },
     };
     let secret = TunnelSecret::from_bytes([1; 32]);
-    let identity = TunnelIdentity { gateway: GATEWAY, secret, seed: [4; 32] };
+    let identity = TunnelIdentity {
+        gateway: GATEWAY,
+        secret,
+        identity: IdentityKey::from_seed(&[1; 32]),
+        seed: [4; 32],
+    };
     let now = start();
     let mut engine = Engine::new(config, identity, now);
     let mut out = Kept::default();

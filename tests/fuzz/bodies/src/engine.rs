@@ -332,6 +332,7 @@ fn engine(plan: &Plan, at: usize, now: Instant) -> Engine {
     let identity = TunnelIdentity {
         gateway: plan.gateways[at].id,
         secret: plan.gateways[at].secret.clone(),
+        identity: plan.gateways[at].identity.clone(),
         seed: [number; 32],
     };
     let mut engine = Engine::new(config, identity, now);
