@@ -3,6 +3,8 @@
 //! A test begins with [`fixture`]. Outside, that builds the programs and runs the same test again in a private world;
 //! inside, it gives the hospital.
 
+pub mod wire;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -57,15 +59,19 @@ fn print_logs(directory: &Path) {
     }
 }
 
-/// The hospital of a test whose full name is `test`; `None` outside (and where the kernel denies private worlds), where the
-/// test is to return.
+/// The programs of this workspace, built. `None` where the kernel denies private worlds: then nothing is built either.
 ///
 /// # Panics
-/// If the programs can't be built or the hospital can't be brought to this stage.
+/// If the programs can't be built.
 #[must_use]
-pub fn fixture(test: &str, stage: Stage) -> Option<Fixture> {
+pub fn own_programs() -> Option<Programs> {
     let programs = Programs::of(Profile::Dev);
-    if !namespace::inside() && namespace::available().is_ok() {
+    if !namespace::inside() {
+        if let Err(denied) = namespace::available() {
+            assert!(std::env::var_os(namespace::REQUIRE).is_none(), "{denied}");
+            eprintln!("skipped: {denied}");
+            return None;
+        }
         static BUILT: OnceLock<Result<(), String>> = OnceLock::new();
         let built =
             BUILT.get_or_init(|| programs.build(Profile::Dev, false).map_err(|e| format!("{e:#}")));
@@ -73,6 +79,17 @@ pub fn fixture(test: &str, stage: Stage) -> Option<Fixture> {
             panic!("{error}");
         }
     }
+    Some(programs)
+}
+
+/// The hospital of a test whose full name is `test`; `None` outside (and where the kernel denies private worlds), where the
+/// test is to return.
+///
+/// # Panics
+/// If the programs can't be built or the hospital can't be brought to this stage.
+#[must_use]
+pub fn fixture(test: &str, stage: Stage) -> Option<Fixture> {
+    let programs = own_programs()?;
     if !namespace::in_private_network(test) {
         return None;
     }
