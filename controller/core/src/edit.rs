@@ -12,8 +12,11 @@ use crate::policy::{POLICY_FILE, parse_all};
 use crate::problem::{Problems, did_you_mean};
 use crate::resolve::Resolved;
 
+mod swap;
 #[cfg(test)]
 mod tests;
+
+pub use swap::Move;
 
 /// Most labels of one thing.
 pub const MAX_LABELS: usize = 64;
@@ -126,6 +129,7 @@ impl Model {
         let (id, _) = self.find_gateway(name)?;
         if let Some(gateway) = self.gateways.remove(&id) {
             self.revoked.insert(id, gateway);
+            self.bypasses.remove(&id);
         }
         Ok(id)
     }

@@ -50,10 +50,6 @@ fn gateways(before: &Model, after: &Model, changes: &mut Changes) {
         changes.add("gateway", name.as_str(), old.map(describe), new.map(describe).or(gone));
         if let (Some(old), Some(new)) = (old, new) {
             changes.add("gateway labels", name.as_str(), labels(&old.labels), labels(&new.labels));
-            let site = |gateway: &Gateway| Some(gateway.site.to_string());
-            if old.site != new.site {
-                changes.add("gateway site", name.as_str(), site(old), site(new));
-            }
         }
         let bypass = |model: &Model| {
             let until = model.gateways.get(id).and(model.bypasses.get(id))?.until?;

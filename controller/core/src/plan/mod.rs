@@ -4,6 +4,7 @@ use std::fmt;
 
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::Hash;
+use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +64,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// What kind: `gateway`, `gateway labels`, `gateway site`, `bypass`, `device`, `device labels`, `mode`, `quarantine`, `policy`.
+    /// What kind: `gateway`, `gateway labels`, `bypass`, `device`, `device labels`, `mode`, `quarantine`, `policy`.
     pub kind: String,
     /// Of what, by name.
     pub name: String,
@@ -239,13 +240,27 @@ fn judged(
     let closes = only_closes(&before.resolved.model, &after.resolved.model);
     let (refusals, warnings): (Vec<Finding>, Vec<Finding>) =
         lint(&after.resolved, evidence, now).into_iter().partition(|finding| {
-            finding.severity != Severity::Warning && !closes && !old.contains(finding)
+            finding.severity != Severity::Warning
+                && !closes
+                && !old.contains(finding)
+                && !was_enforced(&before.resolved.model, &after.resolved.model, finding)
         });
     let warnings = warnings
         .into_iter()
         .map(|finding| Finding { severity: Severity::Warning, ..finding })
         .collect();
     (warnings, refusals)
+}
+
+/// Whether a finding only says that a device isn't ready for enforce, which it was in before: another gateway,
+/// port or mainboard doesn't make it begin anew.
+fn was_enforced(before: &Model, after: &Model, finding: &Finding) -> bool {
+    let readiness = ["observed-too-briefly", "kinds-not-carried"].contains(&finding.code.as_str());
+    let device = finding.subject.strip_prefix("device ").and_then(|name| after.device_named(name));
+    readiness
+        && device
+            .and_then(|(id, _)| before.devices.get(&id))
+            .is_some_and(|device| device.mode == Mode::Enforce)
 }
 
 /// Whether all that changes is gateways that are cut off and devices that are quarantined.
