@@ -34,6 +34,9 @@ where
     I::Item: Into<OsString> + Clone,
 {
     let mut output = Output::new(terminal);
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    // Also where the rest can't be understood.
+    output.set_json(args.iter().skip(1).take_while(|arg| *arg != "--").any(|arg| arg == "--json"));
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return output.usage(&error),

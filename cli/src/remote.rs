@@ -2,7 +2,8 @@
 
 use anteroom_proto::api::{
     AuditEntry, AuditQuery, Challenge, Edge, EdgeQuery, GatewayStatus, Login, LoginRequest,
-    NewInvite, PendingGateway, Progress, RevisionInfo, Session, SightingRecord, paths,
+    NewInvite, OfflineBypass, PendingGateway, Progress, RevisionInfo, Session, SightingRecord,
+    paths,
 };
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
@@ -154,6 +155,14 @@ impl Remote {
     /// As the controller or the way to it has it.
     pub fn invite(&mut self, invite: &NewInvite) -> Result<(), Error> {
         self.with_token(|client, token| client.post_silent(paths::INVITES, invite, Some(token)))
+    }
+
+    /// Tells of a bypass that was ordered without the controller.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn tell_bypass(&mut self, told: &OfflineBypass) -> Result<(), Error> {
+        self.with_token(|client, token| client.post_silent(paths::BYPASSES, told, Some(token)))
     }
 
     /// Gateways that wait for approval, unchecked.

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::authority::Authority;
+use crate::bypass::BypassOrder;
 use crate::cbor::Blob;
 use crate::cose::{Document, Signed};
 use crate::id::{GatewayId, MemberId, OrganisationId, RuleId};
@@ -41,6 +42,8 @@ pub mod paths {
     pub const RESTORED: &str = "/v1/restored";
     /// POST [`super::NewInvite`] (204); GET: `Vec<super::InviteInfo>`.
     pub const INVITES: &str = "/v1/invites";
+    /// POST [`super::OfflineBypass`]: the audit log learns of an order that was made without a controller. 204.
+    pub const BYPASSES: &str = "/v1/bypasses";
     /// GET: `Vec<super::PendingGateway>`.
     pub const PENDING: &str = "/v1/pending";
     /// GET: `Vec<super::GatewayStatus>`, one for each gateway of the newest model.
@@ -188,6 +191,14 @@ pub struct NewInvite {
     pub reason: Option<String>,
 }
 
+/// An order for a bypass that an operator signed while no controller was in reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfflineBypass {
+    /// As it was carried to the gateways.
+    pub order: Signed<BypassOrder>,
+}
+
 /// An invite as the controller keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InviteInfo {
@@ -210,6 +221,8 @@ pub struct PendingGateway {
     pub from: SocketAddr,
     /// Whether it is connected now.
     pub online: bool,
+    /// Its ports, as far as it has told them.
+    pub ports: Vec<PortInfo>,
 }
 
 /// How a gateway is.

@@ -2,9 +2,10 @@
 
 use std::net::Ipv4Addr;
 
+use anteroom_proto::intent::OnFailure;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::name::Name;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 use super::{ChangeArgs, Label, parse_label};
@@ -47,6 +48,104 @@ pub enum DeviceCommand {
         Enforce cuts off what policy doesn't allow, so it wants the names typed, or --confirm.\n\n\
         Examples:\n  anteroom device mode ct-1 pacs-1 protect\n  anteroom device mode ct-1 enforce --confirm ct-1 --reason \"observed for two weeks\"")]
     Mode(DeviceMode),
+    /// Say that a device is on another port or gateway now, or has another Ethernet address: it stays the same
+    /// device, in the same mode
+    #[command(
+        after_help = "Examples:\n  anteroom device bind ct-1 --mac 02:00:00:00:01:0b --reason \"mainboard swapped\" --yes\n  anteroom device bind ct-1 --port port2 --reason \"port1 is broken\" --yes"
+    )]
+    Bind(DeviceBind),
+    /// Leave devices only the rules that are marked essential, whatever their mode
+    #[command(
+        after_help = "It cuts off all other traffic, so it wants the names typed, or --confirm.\n\nExample:\n  anteroom device quarantine pump-7 --confirm pump-7 --reason \"behaves oddly\""
+    )]
+    Quarantine {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// What every change takes.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Give quarantined devices back what their rules allow
+    #[command(
+        after_help = "Example:\n  anteroom device release pump-7 --reason \"examined\" --yes"
+    )]
+    Release {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// What every change takes.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Choose what a device's port does while its gateway's agent is dead
+    #[command(
+        after_help = "wire: the kernel forwards, as if no gateway were there. closed: nothing passes.\n\
+            default: wire in observe and protect, closed in enforce.\n\n\
+            Example:\n  anteroom device on-failure ventilator-3 wire --reason \"life support\" --yes"
+    )]
+    OnFailure {
+        /// Its name
+        name: String,
+        /// What happens
+        #[arg(value_enum)]
+        choice: FailureChoice,
+        /// What every change takes.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+}
+
+/// What a port does while its gateway's agent is dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FailureChoice {
+    /// As the mode has it
+    Default,
+    /// The kernel forwards
+    Wire,
+    /// Nothing passes
+    Closed,
+}
+
+impl FailureChoice {
+    /// The same as operators sign it.
+    #[must_use]
+    pub const fn on_failure(self) -> OnFailure {
+        match self {
+            Self::Default => OnFailure::Default,
+            Self::Wire => OnFailure::Wire,
+            Self::Closed => OnFailure::Closed,
+        }
+    }
+
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Wire => "wire",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// Arguments of `device bind`.
+#[derive(Debug, Args)]
+pub struct DeviceBind {
+    /// Its name
+    pub name: String,
+    /// The gateway that it stands behind now
+    #[arg(long, value_name = "NAME")]
+    pub gateway: Option<String>,
+    /// The port that it is on now
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<Name>,
+    /// Its Ethernet address now
+    #[arg(long, value_name = "MAC")]
+    pub mac: Option<MacAddr>,
+    /// What every change takes.
+    #[command(flatten)]
+    pub change: ChangeArgs,
 }
 
 /// Arguments of `device confirm`.
@@ -66,6 +165,9 @@ pub struct DeviceConfirm {
     /// Its router's address
     #[arg(long, value_name = "ADDRESS")]
     pub router: Option<Ipv4Addr>,
+    /// What its port does while the gateway's agent is dead; default: wire, and closed in enforce
+    #[arg(long, value_name = "CHOICE", value_enum)]
+    pub on_failure: Option<FailureChoice>,
     /// A label such as class=ct; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub labels: Vec<Label>,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anteroom_proto::name::Name;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::{ChangeArgs, Label, parse_label};
 use crate::output::time::parse_duration;
@@ -51,6 +51,31 @@ pub enum GatewayCommand {
         #[command(flatten)]
         change: ChangeArgs,
     },
+    /// Show a gateway's ports, and what its switch must be told
+    #[command(after_help = "Example:\n  anteroom gateway ports imaging --switch cisco")]
+    Ports {
+        /// Its name
+        name: String,
+        /// Print the lines for the switch that the uplink is plugged into
+        #[arg(long, value_enum, value_name = "KIND")]
+        switch: Option<SwitchKind>,
+    },
+    /// Let peers meet a gateway's devices in the clear for a while: the gateway is out, its cable is patched through
+    #[command(
+        after_help = "Only what rules open passes, and only until the time is up. It is shown by status and why, and audited.\n\
+            Without a controller in reach, --offline signs the order as a file: carry it to each gateway that speaks\n\
+            with those devices, and type `anteroom-agent bypass FILE` there. docs/swap.md has the whole procedure.\n\n\
+            Examples:\n  anteroom gateway bypass imaging --for 4h --reason \"power supply burnt\" --yes\n  \
+            anteroom gateway bypass imaging --for 4h --reason \"power supply burnt\" --offline --out bypass.txt\n  \
+            anteroom gateway bypass imaging --end --reason \"replaced\" --yes"
+    )]
+    Bypass(GatewayBypass),
+    /// Put a spare gateway in the place of another one: it takes over devices, site and labels; the old one is revoked
+    #[command(
+        after_help = "The spare must have the same port names. One that waits for approval is approved by the same signature.\n\n\
+            Example:\n  anteroom gateway replace imaging imaging-b --fingerprint abcd-efgh-ijkl-mnop-qrst --confirm imaging --reason \"power supply burnt\""
+    )]
+    Replace(GatewayReplace),
     /// Cut a gateway off for good: its key is never taken again, its devices lose the tunnel
     #[command(
         after_help = "Example:\n  anteroom gateway revoke imaging --reason \"stolen\" --confirm imaging"
@@ -81,4 +106,56 @@ pub struct GatewayInvite {
     /// Why, for the audit log
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+}
+
+/// Whose configuration is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SwitchKind {
+    /// Cisco IOS
+    Cisco,
+}
+
+/// Arguments of `gateway bypass`.
+#[derive(Debug, Args)]
+pub struct GatewayBypass {
+    /// The gateway that is out
+    pub name: String,
+    /// For how long, such as 4h; 72h at most
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration, required_unless_present = "end")]
+    pub lasts: Option<Duration>,
+    /// End the bypass
+    #[arg(long, conflicts_with = "lasts")]
+    pub end: bool,
+    /// What goes without a controller.
+    #[command(flatten)]
+    pub offline: OfflineArgs,
+    /// What every change takes.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+}
+
+/// What `gateway bypass` takes where no controller is in reach.
+#[derive(Debug, Args)]
+pub struct OfflineArgs {
+    /// Sign the order as text, without a controller
+    #[arg(long)]
+    pub offline: bool,
+    /// Write the order to this new file instead of showing it
+    #[arg(long, value_name = "FILE", requires = "offline")]
+    pub out: Option<PathBuf>,
+}
+
+/// Arguments of `gateway replace`.
+#[derive(Debug, Args)]
+pub struct GatewayReplace {
+    /// The gateway that is out
+    pub old: String,
+    /// The spare
+    pub new: String,
+    /// The fingerprint that the spare shows (`anteroom-agent identity`), where it waits for approval; another one is refused
+    #[arg(long, value_name = "FP")]
+    pub fingerprint: Option<String>,
+    /// What every change takes.
+    #[command(flatten)]
+    pub change: ChangeArgs,
 }

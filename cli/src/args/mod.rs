@@ -13,8 +13,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::output::time::parse_duration;
 
-pub use device::{DeviceCommand, DeviceConfirm, DeviceMode};
-pub use gateway::{GatewayCommand, GatewayInvite};
+pub use device::{DeviceBind, DeviceCommand, DeviceConfirm, DeviceMode, FailureChoice};
+pub use gateway::{
+    GatewayBypass, GatewayCommand, GatewayInvite, GatewayReplace, OfflineArgs, SwitchKind,
+};
 pub use policy::PolicyCommand;
 
 /// The command line as a whole.

@@ -57,6 +57,7 @@ pub fn fetch(remote: &mut Remote) -> Result<Current, Error> {
     if seen != Some(now_seen) {
         remote.home().write_seen(&now_seen)?;
     }
+    remote.home().remember(&model)?;
     Ok(Current { base: Base { number: root.number, hash }, model })
 }
 

@@ -201,6 +201,7 @@ pub fn make(
                     number,
                     root: update.revision.root.hash(),
                 })?;
+                remote.home().remember(&model)?;
                 return finish(output, &request, plan, number, Some((remote, &accepted, &model)));
             }
             Err(Error::Client(error)) if error.has_status(409) => {

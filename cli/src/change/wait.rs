@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::args::ChangeArgs;
 use crate::error::Error;
 use crate::output::Output;
-use crate::output::time::Moment;
+use crate::output::time::{Moment, now};
 use crate::remote::Remote;
 
 /// How long to wait unless told.
@@ -71,8 +71,13 @@ pub(super) fn wait(
     let (mut pause, mut said) = (FIRST_PAUSE, false);
     loop {
         let progress = remote.progress(accepted.number)?.gateways;
-        let outcomes: Vec<GatewayOutcome> =
-            wanted.iter().map(|(id, name)| outcome(*id, name, &progress)).collect();
+        let outcomes: Vec<GatewayOutcome> = wanted
+            .iter()
+            .map(|(id, name)| (*id, outcome(*id, name, &progress)))
+            // A gateway that is bypassed is out of the wire: nobody waits for it.
+            .filter(|(id, outcome)| outcome.online || model.bypassed(*id, now()).is_none())
+            .map(|(_, outcome)| outcome)
+            .collect();
         let passed = start.elapsed();
         let open = || outcomes.iter().filter(|outcome| !outcome.applied);
         let hopeless =

@@ -76,8 +76,11 @@ pub(super) fn unconfirmed<'a>(
     model: &Model,
     sightings: &'a [SightingRecord],
 ) -> Vec<&'a SightingRecord> {
-    let new =
-        |record: &&SightingRecord| !model.devices.values().any(|device| is_of(record, device));
+    // What a gateway saw that was revoked since is nobody's to confirm.
+    let new = |record: &&SightingRecord| {
+        !model.revoked.contains_key(&record.gateway)
+            && !model.devices.values().any(|device| is_of(record, device))
+    };
     sightings.iter().filter(new).collect()
 }
 

@@ -1,4 +1,4 @@
-//! `device confirm|label|mode`.
+//! `device confirm|label|mode|quarantine|release|on-failure`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 
 use super::device::{GatewayNames, address, is_of};
 use super::login::draw;
-use crate::args::{ChangeArgs, DeviceConfirm, DeviceMode, Label};
+use crate::args::{ChangeArgs, DeviceConfirm, DeviceMode, FailureChoice, Label};
 use crate::change::{self, Confirm, Request};
 use crate::error::{Error, Exit};
 use crate::home::Home;
@@ -88,7 +88,7 @@ fn device_of(args: &DeviceConfirm, record: &SightingRecord) -> Device {
         mode_since: 0,
         confirmed_at: now(),
         quarantined: false,
-        on_failure: OnFailure::Default,
+        on_failure: args.on_failure.map_or(OnFailure::Default, FailureChoice::on_failure),
     }
 }
 
@@ -196,5 +196,38 @@ pub(super) fn mode(args: DeviceMode, home: &Home, output: &mut Output<'_>) -> Re
     }
     change::make(&mut Remote::open(home)?, output, request, &|model, number| {
         names.iter().try_for_each(|name| model.set_mode(name, mode, number).map(drop))
+    })
+}
+
+/// `anteroom device quarantine` and `anteroom device release`.
+pub(super) fn quarantine(
+    names: &[String],
+    quarantined: bool,
+    args: ChangeArgs,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let action = if quarantined { "device quarantine" } else { "device release" };
+    let mut request = Request::new(action, names.join(" "), args);
+    request.reason_needed = true;
+    if quarantined {
+        request.confirm = Confirm::Names(names.to_vec());
+    }
+    change::make(remote, output, request, &|model, _| {
+        names.iter().try_for_each(|name| model.set_quarantine(name, quarantined).map(drop))
+    })
+}
+
+/// `anteroom device on-failure`.
+pub(super) fn on_failure(
+    name: &str,
+    choice: FailureChoice,
+    args: ChangeArgs,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let request = Request::new("device on-failure", format!("{name} {}", choice.word()), args);
+    change::make(remote, output, request, &|model, _| {
+        model.set_on_failure(name, choice.on_failure()).map(drop)
     })
 }

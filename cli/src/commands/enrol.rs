@@ -9,6 +9,7 @@ use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::{Signed, Verified};
 use anteroom_proto::id::{GatewayId, InviteId};
 use anteroom_proto::invite::{IdentityClaim, Invite, InviteCode};
+use anteroom_proto::v1::PortInfo;
 use serde::Serialize;
 
 use super::login::{draw, draw_key};
@@ -108,6 +109,20 @@ pub(super) fn invite(
 pub(super) struct Candidate {
     pub(super) invite: Verified<Invite>,
     claim: Verified<IdentityClaim>,
+    /// What it says of its ports.
+    pub(super) ports: Vec<PortInfo>,
+}
+
+impl Candidate {
+    /// The gateway that it becomes when it is approved.
+    pub(super) fn gateway(&self) -> Gateway {
+        Gateway {
+            name: self.invite.name.clone(),
+            site: self.invite.site.clone(),
+            identity: self.claim.identity,
+            labels: BTreeMap::new(),
+        }
+    }
 }
 
 /// Checks a pending gateway's papers: an operator signed its invite, and the invite's key its identity.
@@ -126,7 +141,7 @@ pub(super) fn check(chain: &AuthorityChain, pending: &PendingGateway) -> Result<
             invite.name
         ));
     }
-    Ok(Candidate { invite, claim })
+    Ok(Candidate { invite, claim, ports: pending.ports.clone() })
 }
 
 #[derive(Debug, Serialize)]
@@ -195,6 +210,19 @@ pub(super) fn approve(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
+    let candidate = candidate(name, fingerprint, remote, output)?;
+    let (id, gateway) = (candidate.invite.gateway, candidate.gateway());
+    let request = Request::new("gateway approve", gateway.name.as_str(), args);
+    change::make(remote, output, request, &|model, _| model.approve_gateway(id, gateway.clone()))
+}
+
+/// The gateway that waits for approval under a name, its papers checked and its fingerprint compared or shown.
+pub(super) fn candidate(
+    name: &str,
+    fingerprint: Option<&str>,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Candidate, Error> {
     let candidate = find(name, remote)?;
     let shown = candidate.claim.identity.fingerprint().to_string();
     if let Some(wanted) = fingerprint
@@ -213,15 +241,7 @@ pub(super) fn approve(
     if fingerprint.is_none() {
         output.note("Compare all five groups of the fingerprint with what the gateway itself shows, on its label or by\n`anteroom-agent identity` on its console. If a letter differs, somebody else used the invite: say no.\n")?;
     }
-    let gateway = Gateway {
-        name: candidate.invite.name.clone(),
-        site: candidate.invite.site.clone(),
-        identity: candidate.claim.identity,
-        labels: BTreeMap::new(),
-    };
-    let id = candidate.invite.gateway;
-    let request = Request::new("gateway approve", gateway.name.as_str(), args);
-    change::make(remote, output, request, &|model, _| model.approve_gateway(id, gateway.clone()))
+    Ok(candidate)
 }
 
 fn find(name: &str, remote: &mut Remote) -> Result<Candidate, Error> {

@@ -69,6 +69,8 @@ pub(super) struct GatewayRow {
     labels: BTreeMap<String, String>,
     pub(super) state: State,
     pub(super) online: bool,
+    /// Until when peers meet its devices in the clear.
+    pub(super) bypassed_until: Option<Moment>,
     pub(super) last_seen: Option<Moment>,
     pub(super) revision: Option<u64>,
     pub(super) wanted: Option<u64>,
@@ -104,6 +106,7 @@ pub(super) fn rows(
                 labels: gateway.labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
                 state: state(status),
                 online: status.is_some_and(|s| s.online),
+                bypassed_until: model.bypassed(*id, now()).map(Moment),
                 last_seen: status.and_then(|s| s.last_seen).map(Moment),
                 revision: status.and_then(|s| s.revision),
                 wanted: status.map(|s| s.wanted),
@@ -169,7 +172,10 @@ pub(super) fn render(rows: &[GatewayRow]) -> String {
         vec![
             row.name.clone(),
             row.site.clone(),
-            row.state.as_str().into(),
+            match row.bypassed_until {
+                Some(_) => format!("{} BYPASSED", row.state.as_str()),
+                None => row.state.as_str().into(),
+            },
             row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
             number(row.revision),
             number(row.wanted),
@@ -243,6 +249,7 @@ fn render_one(row: &GatewayRow) -> String {
         ),
         ("From", maybe(&row.observed)),
         ("Agent", maybe(&row.agent_version)),
+        ("BYPASSED until", row.bypassed_until.map(|at| at.to_string()).unwrap_or_default()),
         ("Revision", revision),
         ("Refused", maybe(&row.refused)),
         ("Problems", row.problems.join("; ")),

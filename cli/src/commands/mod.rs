@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod audit;
+mod bypass;
 mod device;
 mod device_change;
 mod enrol;
@@ -10,6 +11,8 @@ mod login;
 mod operator;
 mod policy;
 mod policy_change;
+mod ports;
+mod replace;
 mod status;
 mod why;
 
@@ -21,40 +24,73 @@ use crate::remote::Remote;
 
 /// Does what `command` says.
 pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Result<Exit, Error> {
-    let open = || Remote::open(home);
     match command {
         Command::Login(args) => login::login(&args, home, output),
         Command::Logout => login::logout(home, output),
         Command::Whoami => login::whoami(home, output),
-        Command::Status(args) => status::status(&args, &mut open()?, output),
-        Command::Why(args) => why::why(&args, &mut open()?, output),
-        Command::Flows(args) => flows::flows(&args, &mut open()?, output),
+        Command::Status(args) => status::status(&args, &mut open(home, output)?, output),
+        Command::Why(args) => why::why(&args, &mut open(home, output)?, output),
+        Command::Flows(args) => flows::flows(&args, &mut open(home, output)?, output),
         Command::Gateway(command) => match command {
-            GatewayCommand::Invite(args) => enrol::invite(&args, &mut open()?, output),
-            GatewayCommand::Pending => enrol::pending(&mut open()?, output),
-            GatewayCommand::Approve { name, fingerprint, change } => {
-                enrol::approve(&name, fingerprint.as_deref(), change, &mut open()?, output)
-            }
-            GatewayCommand::List => gateway::list(&mut open()?, output),
-            GatewayCommand::Show { name } => gateway::show(&name, &mut open()?, output),
+            GatewayCommand::Invite(args) => enrol::invite(&args, &mut open(home, output)?, output),
+            GatewayCommand::Pending => enrol::pending(&mut open(home, output)?, output),
+            GatewayCommand::Approve { name, fingerprint, change } => enrol::approve(
+                &name,
+                fingerprint.as_deref(),
+                change,
+                &mut open(home, output)?,
+                output,
+            ),
+            GatewayCommand::List => gateway::list(&mut open(home, output)?, output),
+            GatewayCommand::Show { name } => gateway::show(&name, &mut open(home, output)?, output),
             GatewayCommand::Label { name, labels, change } => {
-                gateway::label(&name, &labels, change, &mut open()?, output)
+                gateway::label(&name, &labels, change, &mut open(home, output)?, output)
+            }
+            GatewayCommand::Ports { name, switch } => {
+                ports::ports(&name, switch, &mut open(home, output)?, output)
+            }
+            GatewayCommand::Bypass(args) => bypass::bypass(args, home, output),
+            GatewayCommand::Replace(args) => {
+                replace::replace(args, &mut open(home, output)?, output)
             }
             GatewayCommand::Revoke { name, change } => {
-                gateway::revoke(&name, change, &mut open()?, output)
+                gateway::revoke(&name, change, &mut open(home, output)?, output)
             }
         },
         Command::Device(command) => match command {
-            DeviceCommand::List { new } => device::list(new, &mut open()?, output),
-            DeviceCommand::Show { name } => device::show(&name, &mut open()?, output),
-            DeviceCommand::Confirm(args) => device_change::confirm(*args, &mut open()?, output),
+            DeviceCommand::List { new } => device::list(new, &mut open(home, output)?, output),
+            DeviceCommand::Show { name } => device::show(&name, &mut open(home, output)?, output),
+            DeviceCommand::Confirm(args) => {
+                device_change::confirm(*args, &mut open(home, output)?, output)
+            }
             DeviceCommand::Label { name, labels, change } => {
-                device_change::label(&name, &labels, change, &mut open()?, output)
+                device_change::label(&name, &labels, change, &mut open(home, output)?, output)
             }
             DeviceCommand::Mode(args) => device_change::mode(args, home, output),
+            DeviceCommand::Bind(args) => replace::bind(args, &mut open(home, output)?, output),
+            DeviceCommand::Quarantine { names, change } => {
+                device_change::quarantine(&names, true, change, &mut open(home, output)?, output)
+            }
+            DeviceCommand::Release { names, change } => {
+                device_change::quarantine(&names, false, change, &mut open(home, output)?, output)
+            }
+            DeviceCommand::OnFailure { name, choice, change } => {
+                device_change::on_failure(&name, choice, change, &mut open(home, output)?, output)
+            }
         },
         Command::Policy(command) => policy::run(command, home, output),
-        Command::Operator(OperatorCommand::List) => operator::list(&open()?, output),
-        Command::Audit(command) => audit::run(&command, &mut open()?, output),
+        Command::Operator(OperatorCommand::List) => operator::list(&open(home, output)?, output),
+        Command::Audit(command) => audit::run(&command, &mut open(home, output)?, output),
     }
+}
+
+/// The controller, told of what was ordered without it.
+fn open(home: &Home, output: &mut Output<'_>) -> Result<Remote, Error> {
+    let mut remote = Remote::open(home)?;
+    if let Err(error) = bypass::tell(&mut remote) {
+        output.warn(format_args!(
+            "the audit log hasn't heard yet of a bypass that was ordered offline: {error}"
+        ))?;
+    }
+    Ok(remote)
 }

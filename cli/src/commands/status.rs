@@ -143,6 +143,12 @@ fn problems_of(row: &GatewayRow) -> Vec<Problem> {
     let now = now();
     let problem = |problem: String| Problem { subject: format!("gateway {}", row.name), problem };
     let mut found = Vec::new();
+    if let Some(until) = row.bypassed_until {
+        found.push(problem(format!(
+            "BYPASSED until {until}: what rules open to its devices goes in the clear. When it is back or replaced: anteroom gateway bypass {} --end",
+            row.name
+        )));
+    }
     match row.state {
         State::Ok => {}
         State::Offline => found.push(problem(match row.last_seen {

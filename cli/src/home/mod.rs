@@ -1,6 +1,7 @@
 //! What stays on the operator's machine: their key, which controller they trust, what they have seen.
 
 mod files;
+mod known;
 mod trust;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use files::write_new;
+pub use known::{Known, KnownGateway};
 pub use trust::{AuditSeen, Seen, Trust};
 
 /// How a key file begins.
@@ -296,7 +298,14 @@ impl Home {
 
     /// Forgets everything in the directory that this program wrote, after a log-in that came to nothing.
     pub fn forget(&self) {
-        for name in ["operator.key", "config.toml", "authority.json", "seen.json", "session.json"] {
+        for name in [
+            "operator.key",
+            "config.toml",
+            "authority.json",
+            "seen.json",
+            "session.json",
+            "gateways.json",
+        ] {
             // Whatever can't be removed was not written either.
             let _ = std::fs::remove_file(self.file(name));
         }

@@ -134,12 +134,17 @@ impl<'a> Output<'a> {
     pub(crate) fn error(&mut self, error: &Error) {
         let _ = self.terminal.out.flush();
         // With nowhere left to write to, the exit status has to do.
-        let _ = line(self.terminal.err, &printable(&format!("error: {error}")));
+        let text = format!("{error}");
+        let text = if self.json { json_error(&text) } else { printable(&format!("error: {text}")) };
+        let _ = line(self.terminal.err, &text);
     }
 
     /// Prints what clap has to say: help on standard output, a misuse on standard error.
     pub(crate) fn usage(&mut self, error: &clap::Error) -> Exit {
-        let text = error.render().to_string();
+        let mut text = error.render().to_string();
+        if self.json && error.use_stderr() {
+            text = format!("{}\n", json_error(text.trim_start_matches("error: ").trim_end()));
+        }
         let (stream, exit) = if error.use_stderr() {
             (&mut *self.terminal.err, Exit::Usage)
         } else {
@@ -148,6 +153,11 @@ impl<'a> Output<'a> {
         let _ = stream.write_all(text.as_bytes());
         exit
     }
+}
+
+/// An error as programs read it, in one line.
+fn json_error(text: &str) -> String {
+    serde_json::json!({ "error": text }).to_string()
 }
 
 fn to_json<T: Serialize>(value: &T, pretty: bool) -> Result<String, Error> {

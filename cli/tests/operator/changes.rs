@@ -10,7 +10,7 @@ use crate::person::Person;
 const MAC: &str = "02:00:00:00:01:0a";
 
 /// A controller with one gateway, and two devices behind it that were confirmed.
-fn hospital() -> (Controller, Person) {
+pub(crate) fn hospital() -> (Controller, Person) {
     let controller = Controller::start();
     let ana = Person::logged_in(&controller);
     ana.gateway(&controller, "imaging", 1);
@@ -22,7 +22,7 @@ fn hospital() -> (Controller, Person) {
     (controller, ana)
 }
 
-const POLICY: &str = r#"format = 1
+pub(crate) const POLICY: &str = r#"format = 1
 
 [rule.ct-to-pacs]
 from = "ct-1"

@@ -9,6 +9,7 @@ use anteroom_controller_core::compile::compile;
 use anteroom_controller_core::model::Model;
 use anteroom_proto::api::*;
 use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::bypass::BypassOrder;
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
@@ -17,6 +18,7 @@ use anteroom_proto::invite::{IdentityClaim, Invite, InviteCode};
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::PortInfo;
 use anteroom_proto::v1::telemetry::Sighting;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -39,6 +41,10 @@ pub(crate) struct State {
     nonce: u64,
     pub(crate) invites: Vec<Signed<Invite>>,
     pub(crate) pending: Vec<PendingGateway>,
+    /// The ports that every gateway tells.
+    pub(crate) ports: Vec<&'static str>,
+    /// Bypass orders that it was told of.
+    pub(crate) bypasses: Vec<Signed<BypassOrder>>,
     pub(crate) revisions: Vec<(ModelRevision, RevisionInfo)>,
     pub(crate) audit: Vec<AuditEntry>,
     pub(crate) sightings: Vec<SightingRecord>,
@@ -80,6 +86,8 @@ impl Controller {
             nonce: 0,
             invites: Vec::new(),
             pending: Vec::new(),
+            ports: vec!["port1", "port2"],
+            bypasses: Vec::new(),
             revisions: Vec::new(),
             audit: Vec::new(),
             sightings: Vec::new(),
@@ -151,6 +159,7 @@ impl Controller {
         };
         let claim = Signed::sign(&claim, &code.key().unwrap());
         let mut state = self.state();
+        let ports = state.port_infos();
         let invite = state
             .invites
             .iter()
@@ -163,6 +172,7 @@ impl Controller {
             enrolled_at: UnixMillis(1_764_000_000_000),
             from: "10.20.1.2:40000".parse().unwrap(),
             online: true,
+            ports,
         });
         identity
     }
@@ -249,7 +259,7 @@ impl State {
         Model::decode(&self.revisions.last().unwrap().0.model.0).unwrap()
     }
 
-    fn authority(&self) -> AuthorityChain {
+    pub(crate) fn authority(&self) -> AuthorityChain {
         AuthorityChain::follow_unpinned(&self.chain).unwrap()
     }
 
@@ -295,6 +305,14 @@ impl State {
                 let newest = chain.newest();
                 new.invite.verify(newest.organisation, &newest.operator_keys()).unwrap();
                 self.invites.push(new.invite);
+                (204, Value::Null)
+            }
+            ("POST", paths::BYPASSES) => {
+                let told: OfflineBypass = serde_json::from_slice(body).unwrap();
+                let chain = self.authority();
+                let newest = chain.newest();
+                told.order.verify(newest.organisation, &newest.operator_keys()).unwrap();
+                self.bypasses.push(told.order);
                 (204, Value::Null)
             }
             ("GET", paths::PENDING) => ok(&self.pending),
@@ -359,6 +377,12 @@ impl State {
         }
     }
 
+    fn port_infos(&self) -> Vec<PortInfo> {
+        let mac = "02:00:00:00:09:01".parse().unwrap();
+        let port = |name: &&str| PortInfo { name: name.parse().unwrap(), mac, up: true };
+        self.ports.iter().map(port).collect()
+    }
+
     fn statuses(&self) -> Vec<GatewayStatus> {
         let Some((newest, _)) = self.revisions.last() else { return Vec::new() };
         let wanted = newest.root.verify_self_named().unwrap().number;
@@ -377,7 +401,7 @@ impl State {
                     refused: None,
                     problems: Vec::new(),
                     agent_version: Some("0.1.0".into()),
-                    ports: Vec::new(),
+                    ports: self.port_infos(),
                     tunnels: Vec::new(),
                     observed: None,
                     drops: BTreeMap::from([("no-rule".into(), 3)]),

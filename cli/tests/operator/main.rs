@@ -6,3 +6,4 @@ mod lies;
 mod login;
 mod person;
 mod real;
+mod swap;

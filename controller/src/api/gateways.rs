@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use anteroom_proto::api::{
-    Edge, EdgeQuery, GatewayStatus, InviteInfo, NewInvite, PendingGateway, SightingRecord,
+    Edge, EdgeQuery, GatewayStatus, InviteInfo, NewInvite, OfflineBypass, PendingGateway,
+    SightingRecord,
 };
 use anteroom_proto::id::GatewayId;
 use axum::Json;
@@ -26,6 +27,15 @@ pub(super) async fn new_invite(
     Body(new): Body<NewInvite>,
 ) -> Result<StatusCode, Failure> {
     change::invite(&api.controller, &caller.chain, &caller.operator, &new).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn offline_bypass(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Body(told): Body<OfflineBypass>,
+) -> Result<StatusCode, Failure> {
+    change::note_bypass(&api.controller, &caller.chain, &told).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -59,10 +69,13 @@ pub(super) async fn pending(State(api): State<Api>) -> Result<Json<Vec<PendingGa
     for stored in controller.store.invites(MAX_LIST).await? {
         invites.insert(stored.invite, stored.signed);
     }
+    let mut facts = controller.store.gateways().await?;
     let pending = waiting
         .into_iter()
         .filter_map(|enrolment| {
+            let facts = facts.remove(&enrolment.gateway).unwrap_or_default();
             Some(PendingGateway {
+                ports: facts.reachable.map(|reachable| reachable.ports).unwrap_or_default(),
                 invite: invites.get(&enrolment.invite)?.clone(),
                 online: controller.online.contains(enrolment.gateway),
                 claim: enrolment.claim,

@@ -61,6 +61,7 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .route(paths::LOGOUT, post(login::logout))
         .route(paths::AUTHORITY, get(model::authority))
         .route(paths::INVITES, get(gateways::invites).post(gateways::new_invite))
+        .route(paths::BYPASSES, post(gateways::offline_bypass))
         .route(paths::PENDING, get(gateways::pending))
         .route(paths::GATEWAYS, get(gateways::gateways))
         .route(paths::SIGHTINGS, get(gateways::sightings))

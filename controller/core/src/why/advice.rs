@@ -102,6 +102,14 @@ impl Asked<'_> {
     fn why_clear(&self, flow: &Flow) -> String {
         let ends = [flow.from, flow.to];
         for end in ends {
+            let id = self.device(end).map(|device| device.attachment.gateway);
+            let until = id.and_then(|id| self.resolved.model.bypassed(id, self.now));
+            if let (Some(until), Some(gateway)) = (until, self.gateway(end)) {
+                let until = crate::lint::moment(until);
+                return format!("gateway {gateway} is bypassed until {until}");
+            }
+        }
+        for end in ends {
             if let Some(device) = self.device(end).filter(|device| device.mode == Mode::Observe) {
                 return format!("{} is in observe", device.name);
             }
