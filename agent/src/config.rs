@@ -13,6 +13,7 @@
 //! [[port]]
 //! name = "port1"
 //! interface = "eth1"                     # towards a device
+//! # unlisted = "pass"                   # MACs that nobody confirmed pass in the clear: for servers with many
 //! ```
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use std::str::FromStr;
 
 use anteroom_proto::name::Name;
 use anteroom_proto::service::Protocol;
+use anteroom_proto::v1::Unlisted;
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -79,6 +81,8 @@ pub struct Port {
     pub name: Name,
     /// The interface.
     pub interface: InterfaceName,
+    /// What becomes of Ethernet addresses that nobody confirmed, once a device on it has left observe.
+    pub unlisted: Unlisted,
 }
 
 impl Config {
@@ -262,6 +266,8 @@ struct RawUnderlay {
 struct RawPort {
     name: Spanned<Name>,
     interface: Spanned<InterfaceName>,
+    #[serde(default)]
+    unlisted: Unlisted,
 }
 
 fn default_state() -> Spanned<PathBuf> {
@@ -318,7 +324,7 @@ impl RawConfig {
             (uplink.interface.get_ref().clone(), place.line(uplink.interface.span())),
             (underlay_interface.get_ref().clone(), place.line(underlay_interface.span())),
         ]);
-        for RawPort { name, interface } in &port {
+        for RawPort { name, interface, .. } in &port {
             if let Some(line) = names.insert(name.get_ref(), place.line(name.span())) {
                 return Err(place.error(
                     Some(name.span()),
@@ -350,7 +356,11 @@ impl RawConfig {
             },
             ports: port
                 .into_iter()
-                .map(|p| Port { name: p.name.into_inner(), interface: p.interface.into_inner() })
+                .map(|p| Port {
+                    name: p.name.into_inner(),
+                    interface: p.interface.into_inner(),
+                    unlisted: p.unlisted,
+                })
                 .collect(),
         })
     }

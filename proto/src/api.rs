@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::alarm::Alarm;
 use crate::authority::Authority;
 use crate::bypass::BypassOrder;
 use crate::cbor::Blob;
@@ -254,6 +255,8 @@ pub struct GatewayStatus {
     pub observed: Option<SocketAddr>,
     /// Drops by reason since the controller first heard of the gateway.
     pub drops: std::collections::BTreeMap<String, u64>,
+    /// Alarms that stand there, as far as its newest report goes.
+    pub alarms: Vec<Alarm>,
 }
 
 /// What a gateway saw, with its name.

@@ -2,12 +2,14 @@
 //!
 //! Four layers, none of which does I/O or reads a clock:
 //!
-//! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`];
+//! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`],
+//!   [`alarm`];
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
 //! - messages: [`v1`] between agent and controller (CBOR), [`api`] between operators and controller (JSON).
 
+pub mod alarm;
 pub mod api;
 pub mod authority;
 pub mod binding;

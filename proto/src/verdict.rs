@@ -41,13 +41,15 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.pad(self.as_str())
             }
         }
     };
 }
+
+pub(crate) use words;
 
 words! {
     /// Why a packet or a flow went no further.
@@ -65,10 +67,12 @@ words! {
         TunnelNotReady = "tunnel-not-ready", "The other end's gateway hasn't taken over the revision that opens this path.";
         UnknownMac = "unknown-mac", "An unknown Ethernet address on a port where a device has left observe: held until an operator confirms it.";
         MacSpoofed = "mac-spoofed", "A source Ethernet address that belongs to another port, the uplink or the gateway.";
-        IpSpoofed = "ip-spoofed", "A source IP address that isn't the device's.";
+        VlanSpoofed = "vlan-spoofed", "A frame in a VLAN that isn't the device's.";
+        IpSpoofed = "ip-spoofed", "A source IP address that isn't the sender's: another device has it, or it isn't the device's own.";
         ToGateway = "to-gateway", "A device's frame to the gateway's own address.";
         SamePort = "same-port", "The destination is on the port that the frame came from.";
         LocalSourceFromUplink = "local-source-from-uplink", "A frame from the uplink with a local device's source address.";
+        Looped = "looped", "A frame that this gateway itself sent out there a moment ago: a cable makes a loop.";
         Malformed = "malformed", "A frame or packet whose lengths or headers don't fit together.";
         NonIp = "non-ip", "A frame that is neither IPv4 nor ARP, to or from an enforced device.";
         Ipv6 = "ipv6", "An IPv6 packet to or from an enforced device.";

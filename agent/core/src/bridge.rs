@@ -11,9 +11,10 @@ use crate::wire::ethernet;
 /// Whether a frame belongs to 802.1X or LLDP: port and switch speak to each other, in every mode. Only to the
 /// group addresses that no bridge forwards (IEEE 802.1X-2020 11.1.1, IEEE 802.1AB 7.1), so that nobody beyond the
 /// switch can write to a device, or be written to, under their name.
-pub(crate) fn is_link_control(destination: MacAddr, ethertype: u16) -> bool {
+/// Never in a VLAN.
+pub(crate) fn is_link_control(destination: MacAddr, ethertype: u16, tagged: bool) -> bool {
     let nearest = matches!(destination.0, [0x01, 0x80, 0xc2, 0, 0, 0x00 | 0x03 | 0x0e]);
-    nearest && matches!(ethertype, ethernet::EAPOL | ethernet::LLDP)
+    nearest && !tagged && matches!(ethertype, ethernet::EAPOL | ethernet::LLDP)
 }
 
 /// Addresses heard on the uplink.
@@ -71,12 +72,13 @@ mod tests {
     fn only_802_1x_and_lldp_are_link_control() {
         let group = |last| MacAddr([0x01, 0x80, 0xc2, 0, 0, last]);
         let unicast = MacAddr([0, 1, 2, 3, 4, 5]);
-        assert!(is_link_control(group(3), ethernet::EAPOL));
-        assert!(!is_link_control(unicast, ethernet::EAPOL));
-        assert!(!is_link_control(MacAddr::BROADCAST, ethernet::EAPOL));
-        assert!(is_link_control(group(0x0e), ethernet::LLDP));
-        assert!(!is_link_control(unicast, ethernet::LLDP));
-        assert!(!is_link_control(group(3), ethernet::IPV4));
+        assert!(is_link_control(group(3), ethernet::EAPOL, false));
+        assert!(!is_link_control(unicast, ethernet::EAPOL, false));
+        assert!(!is_link_control(MacAddr::BROADCAST, ethernet::EAPOL, false));
+        assert!(is_link_control(group(0x0e), ethernet::LLDP, false));
+        assert!(!is_link_control(unicast, ethernet::LLDP, false));
+        assert!(!is_link_control(group(3), ethernet::IPV4, false));
+        assert!(!is_link_control(group(3), ethernet::EAPOL, true));
     }
 
     #[test]

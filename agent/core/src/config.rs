@@ -6,6 +6,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{IdentityKey, TunnelSecret};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::name::Name;
+use anteroom_proto::v1::Unlisted;
 
 use crate::limits::Limits;
 
@@ -31,6 +32,8 @@ pub struct PortConfig {
     pub name: Name,
     /// The interface's own Ethernet address.
     pub mac: MacAddr,
+    /// What becomes of addresses that nobody confirmed, once a device on it has left observe.
+    pub unlisted: Unlisted,
 }
 
 /// Who this gateway is to its peers.

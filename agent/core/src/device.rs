@@ -8,16 +8,21 @@ use anteroom_proto::intent::Router;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::Unlisted;
 use anteroom_proto::v1::telemetry::Sighting;
 use ipnet::Ipv4Net;
 
+use crate::config::PortConfig;
 use crate::flow::Count;
+use crate::limits::Limits;
 use crate::nexthop::NextHops;
 use crate::port::PortId;
 use crate::table::Map;
 
 /// How long an unconfirmed station must have been silent before another may take its place.
 const STALE: Duration = Duration::from_secs(600);
+/// How long a port without room isn't searched for room again.
+const FULL_FOR: Duration = Duration::from_secs(1);
 /// Most addresses remembered per sighting.
 pub(crate) const MAX_ADDRESSES: usize = 8;
 /// Most VLANs remembered per station.
@@ -30,6 +35,16 @@ const MAX_STATIONS: usize = 0xfff0;
 pub(crate) struct StationId(pub(crate) u16);
 
 impl StationId {
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A share of the bounded tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Share(pub(crate) u32);
+
+impl Share {
     pub(crate) const fn index(self) -> usize {
         self.0 as usize
     }
@@ -61,12 +76,19 @@ pub(crate) struct Device {
     /// How it is treated: the strictest mode on its port, or enforce while it is quarantined.
     pub(crate) stance: Mode,
     pub(crate) quarantined: bool,
+    /// The VLAN that it is in, or none.
+    pub(crate) vlan: Option<u16>,
     pub(crate) addresses: Vec<Ipv4Net>,
     pub(crate) prefix_len: Option<u8>,
     pub(crate) router: Option<Router>,
 }
 
 impl Device {
+    /// Whether `address` is listed for the device by itself, not as part of a prefix.
+    pub(crate) fn lists(&self, address: Ipv4Addr) -> bool {
+        self.addresses.iter().any(|net| net.prefix_len() == 32 && net.addr() == address)
+    }
+
     /// Whether `address` is the device's own.
     pub(crate) fn owns(&self, address: Ipv4Addr) -> bool {
         self.addresses.iter().any(|net| net.contains(&address))
@@ -119,6 +141,20 @@ impl Station {
     /// How its traffic is treated.
     pub(crate) fn stance(&self) -> Mode {
         self.device.as_ref().map_or(Mode::Observe, |device| device.stance)
+    }
+
+    /// Notes that its frames are held. An operator is told at once.
+    pub(crate) fn hold(&mut self) {
+        if !std::mem::replace(&mut self.held, true) {
+            for sight in &mut self.sights {
+                sight.changed = true;
+            }
+        }
+    }
+
+    /// Whether it was seen with this address.
+    pub(crate) fn was_seen_with(&self, address: Ipv4Addr) -> bool {
+        self.sights.iter().any(|sight| sight.addresses.contains(&address))
     }
 
     /// Takes back what an earlier run saw. It was reported then.
@@ -196,15 +232,27 @@ pub(crate) struct PortState {
     pub(crate) mode: Option<Mode>,
     /// Whether all devices on it are enforced or quarantined.
     closed: bool,
+    /// Whether unknown addresses pass in the clear, whatever the devices' mode.
+    pub(crate) passes_unlisted: bool,
     pub(crate) unknown: usize,
+    /// How many unknown addresses have a place on it.
+    room: usize,
+    /// No unknown address on it gives way before then.
+    full_until: Option<Instant>,
     pub(crate) frames_in: u64,
     pub(crate) frames_out: u64,
 }
 
 impl PortState {
-    /// Whether a device on it has left observe: unknown addresses are held from then on.
-    pub(crate) fn holds(&self) -> bool {
+    /// Whether a device on it has left observe.
+    pub(crate) fn left_observe(&self) -> bool {
         self.mode.is_some_and(|mode| mode != Mode::Observe)
+    }
+
+    /// Whether unknown addresses on it are held: from when a device on it left observe, unless the port is set to
+    /// let them pass.
+    pub(crate) fn holds(&self) -> bool {
+        self.left_observe() && !self.passes_unlisted
     }
 
     /// Whether broadcast may go out of it.
@@ -236,22 +284,25 @@ pub(crate) struct Stations {
     by_mac: Map<MacAddr, StationId>,
     /// By [`PortId::index`]; the uplink's is there for its counters.
     pub(crate) ports: Vec<PortState>,
-    unknown_per_port: usize,
 }
 
 impl Stations {
-    /// No stations on so many device ports.
+    /// No stations on these device ports.
     pub(crate) fn new(
-        ports: usize,
-        unknown_per_port: usize,
+        ports: &[PortConfig],
+        limits: &Limits,
         by_mac: Map<MacAddr, StationId>,
     ) -> Self {
-        Self {
-            list: Vec::new(),
-            by_mac,
-            ports: vec![PortState::default(); ports + 1],
-            unknown_per_port,
-        }
+        let uplink = PortState::default();
+        let ports = ports.iter().map(|port| PortState {
+            passes_unlisted: port.unlisted == Unlisted::Pass,
+            room: match port.unlisted {
+                Unlisted::Hold => limits.unknown_per_port,
+                Unlisted::Pass => limits.unlisted_per_port,
+            },
+            ..PortState::default()
+        });
+        Self { list: Vec::new(), by_mac, ports: std::iter::once(uplink).chain(ports).collect() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -278,6 +329,16 @@ impl Stations {
         self.list.iter_mut()
     }
 
+    /// Whose share of the bounded tables a station's traffic uses up: a device has one of its own, and all
+    /// unconfirmed stations of a port have one together, so that a flood of made-up addresses gains nothing.
+    pub(crate) fn share(&self, id: StationId) -> Share {
+        let unconfirmed = self.get(id).filter(|station| station.device.is_none());
+        Share(match unconfirmed {
+            Some(station) => u32::try_from(station.port.index()).unwrap_or(0),
+            None => u32::try_from(self.ports.len()).unwrap_or(0) + u32::from(id.0),
+        })
+    }
+
     pub(crate) fn port(&self, port: PortId) -> Option<&PortState> {
         self.ports.get(port.index())
     }
@@ -285,22 +346,28 @@ impl Stations {
     /// Gives an unknown address a place.
     pub(crate) fn learn(&mut self, port: PortId, mac: MacAddr, now: Instant) -> Learnt {
         let Some(state) = self.ports.get_mut(port.index()) else { return Learnt::Full };
-        if state.unknown < self.unknown_per_port && self.list.len() < MAX_STATIONS {
+        if state.unknown < state.room && self.list.len() < MAX_STATIONS {
             state.unknown += 1;
             return Learnt::New(self.push(port, mac));
         }
-        let stale = self
+        // Looked for once a while only: a flood of addresses mustn't cost a search each.
+        if state.full_until.is_some_and(|until| now < until) {
+            return Learnt::Full;
+        }
+        let oldest = self
             .list
             .iter()
             .enumerate()
-            .filter(|(_, station)| {
-                station.port == port
-                    && station.device.is_none()
-                    && station.heard.is_none_or(|at| now.saturating_duration_since(at) > STALE)
-            })
-            .min_by_key(|(_, station)| station.heard)
+            .filter(|(_, station)| station.port == port && station.device.is_none())
+            .min_by_key(|(_, station)| station.heard);
+        let until = oldest.and_then(|(_, station)| station.heard).map(|at| at + STALE);
+        let stale = oldest
+            .filter(|_| until.is_none_or(|until| until < now))
             .and_then(|(at, _)| u16::try_from(at).ok());
-        let Some(id) = stale.map(StationId) else { return Learnt::Full };
+        let Some(id) = stale.map(StationId) else {
+            state.full_until = Some(until.unwrap_or(now).max(now + FULL_FOR));
+            return Learnt::Full;
+        };
         let old = self.list[id.index()].mac;
         self.by_mac.remove(&old);
         self.by_mac.insert(mac, id);
@@ -348,6 +415,7 @@ impl Stations {
         }
         for state in &mut self.ports {
             state.unknown = 0;
+            state.full_until = None;
             state.closed = state.mode.is_some();
         }
         for station in &mut self.list {
@@ -402,10 +470,22 @@ mod tests {
             mode,
             stance: mode,
             quarantined: false,
+            vlan: None,
             addresses: vec!["10.0.0.7/32".parse().unwrap()],
             prefix_len: Some(24),
             router: None,
         }
+    }
+
+    fn stations(ports: u8, unknown_per_port: usize) -> Stations {
+        let port = |at| PortConfig {
+            name: format!("port{at}").parse().unwrap(),
+            mac: mac(0xf0 + at),
+            unlisted: Unlisted::Hold,
+        };
+        let ports: Vec<PortConfig> = (0..ports).map(port).collect();
+        let limits = Limits { unknown_per_port, ..Limits::default() };
+        Stations::new(&ports, &limits, Seeds::new(&[0; 32]).map())
     }
 
     fn mac(byte: u8) -> MacAddr {
@@ -419,7 +499,7 @@ mod tests {
 
     #[test]
     fn devices_on_a_port_share_the_strictest_mode() {
-        let mut stations = Stations::new(2, 4, Seeds::new(&[0; 32]).map());
+        let mut stations = stations(2, 4);
         let (one, two) = (PortId::device(0), PortId::device(1));
         stations.confirm(vec![
             (one, mac(1), device(1, Mode::Protect)),
@@ -436,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_station_keeps_its_number_over_views() {
-        let mut stations = Stations::new(1, 4, Seeds::new(&[0; 32]).map());
+        let mut stations = stations(1, 4);
         let port = PortId::device(0);
         let Learnt::New(id) = stations.learn(port, mac(1), start()) else { panic!("no room") };
         stations.confirm(vec![(port, mac(1), device(1, Mode::Protect))]);
@@ -449,7 +529,7 @@ mod tests {
 
     #[test]
     fn unknown_addresses_are_bounded_and_stale_ones_make_room() {
-        let mut stations = Stations::new(1, 2, Seeds::new(&[0; 32]).map());
+        let mut stations = stations(1, 2);
         let (port, now) = (PortId::device(0), start());
         for byte in 1..=2 {
             let Learnt::New(id) = stations.learn(port, mac(byte), now) else { panic!("no room") };

@@ -3,6 +3,7 @@
 //! The shell feeds batches in; the engine writes what is to be sent straight into the [`sink::Sink`] that it is
 //! handed, and says when it next wants to be woken.
 
+mod alarm;
 mod arp;
 pub mod batch;
 mod bridge;
@@ -11,6 +12,7 @@ pub mod checksum;
 mod clock;
 pub mod config;
 mod device;
+mod echo;
 pub mod engine;
 mod flow;
 pub mod fragment;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-/// How much the engine may hold. The defaults suit a gateway with a handful of device ports.
+/// How much the engine may hold. What is "of one device" is, for Ethernet addresses that nobody confirmed, of all of
+/// those on one port together.
+///
+/// The defaults suit a gateway with a handful of device ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Flows in all.
@@ -11,10 +14,16 @@ pub struct Limits {
     pub flows_per_device: usize,
     /// Ethernet addresses remembered per port that no operator has confirmed.
     pub unknown_per_port: usize,
+    /// As many on a port that lets unconfirmed ones pass: a server with many virtual machines.
+    pub unlisted_per_port: usize,
     /// Entries of the learning table for the uplink's side.
     pub bridge_entries: usize,
-    /// Edges folded between two reports.
+    /// Edges kept between two reports, in all.
     pub edges: usize,
+    /// Edges kept between two reports of one device.
+    pub edges_per_device: usize,
+    /// Edges of one device of flows that nobody answered, as those of a scan. More are folded into few.
+    pub unanswered_per_device: usize,
     /// Next hops learnt per device.
     pub next_hops_per_device: usize,
     /// Dropped packets remembered per device, for `why`.
@@ -29,8 +38,11 @@ impl Default for Limits {
             flows: 65_536,
             flows_per_device: 16_384,
             unknown_per_port: 256,
+            unlisted_per_port: 4_096,
             bridge_entries: 4_096,
-            edges: 8_192,
+            edges: 16_384,
+            edges_per_device: 2_048,
+            unanswered_per_device: 256,
             next_hops_per_device: 32,
             recent_drops_per_device: 32,
             tunnel_mtu: 1_440,

@@ -90,6 +90,11 @@ impl NextHops {
         self.neighbours.iter().rev().find(|entry| entry.0 == address).map(|entry| entry.1)
     }
 
+    /// Whether a neighbour has this Ethernet address.
+    pub(crate) fn is_neighbour(&self, mac: MacAddr) -> bool {
+        self.neighbours.iter().any(|entry| entry.1 == mac)
+    }
+
     /// The router that the station uses, where its traffic told.
     pub(crate) fn router(&self) -> Option<(Ipv4Addr, MacAddr)> {
         self.router
@@ -185,6 +190,7 @@ mod tests {
             mode: Mode::Enforce,
             stance: Mode::Enforce,
             quarantined: false,
+            vlan: None,
             addresses: vec![OWN.into()],
             prefix_len,
             router,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
+use anteroom_proto::alarm::Alarm;
 use anteroom_proto::id::{GatewayId, MemberId, RuleId};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
@@ -10,6 +11,7 @@ use anteroom_proto::name::Name;
 use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::Unlisted;
 use anteroom_proto::v1::telemetry::{EdgeDelta, Sighting, TunnelState};
 use anteroom_proto::verdict::{DropReason, Verdict};
 use serde::{Deserialize, Serialize};
@@ -29,6 +31,8 @@ pub struct EngineReport {
     pub overflow: u64,
     /// State of the tunnels.
     pub tunnels: Vec<TunnelState>,
+    /// Alarms that stand.
+    pub alarms: Vec<Alarm>,
 }
 
 /// The engine at a glance.
@@ -52,10 +56,14 @@ pub struct EngineStatus {
     pub peers: Vec<TunnelState>,
     /// Bypasses in force: what rules open to these gateways' devices goes in the clear.
     pub bypasses: Vec<BypassStatus>,
+    /// Alarms that stand.
+    pub alarms: Vec<Alarm>,
     /// Drops since the start, by the word of their reason.
     pub drops: BTreeMap<String, u64>,
     /// What was thrown away for want of room since the start.
     pub overflow: u64,
+    /// Flows that nobody answered, as those of a scan, which were recorded together and not each by itself.
+    pub folded: u64,
     /// How full the tables are.
     pub tables: TableSizes,
 }
@@ -82,6 +90,8 @@ pub struct PortStatus {
     pub unknown: usize,
     /// Whether unknown addresses are held.
     pub held: bool,
+    /// What the configuration has become of unknown addresses once a device has left observe.
+    pub unlisted: Unlisted,
     /// Frames that came in.
     pub frames_in: u64,
     /// Frames that went out.

@@ -1,5 +1,6 @@
 //! Port security: is this Ethernet address, this IP address, this port?
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use anteroom_proto::mac::MacAddr;
@@ -63,5 +64,31 @@ pub(crate) fn check_address(device: &Device, source: Ipv4Addr) -> Result<(), Dro
         Ok(())
     } else {
         Err(DropReason::IpSpoofed)
+    }
+}
+
+/// What devices here depend on, and what nobody else on a port may pass for. It follows from the view.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Guarded {
+    /// Addresses of routers of devices that have left observe.
+    pub(crate) routers: BTreeSet<Ipv4Addr>,
+    /// Ethernet addresses that operators pinned for them.
+    pub(crate) router_macs: BTreeSet<MacAddr>,
+    /// VLANs of confirmed devices.
+    pub(crate) vlans: BTreeSet<u16>,
+}
+
+impl Guarded {
+    /// What is guarded for these stations.
+    pub(crate) fn of(stations: &Stations) -> Self {
+        let mut guarded = Self::default();
+        for device in stations.iter().filter_map(|(_, station)| station.device.as_ref()) {
+            guarded.vlans.extend(device.vlan);
+            if let Some(router) = device.router.filter(|_| device.stance != Mode::Observe) {
+                guarded.routers.insert(router.address);
+                guarded.router_macs.extend(router.mac);
+            }
+        }
+        guarded
     }
 }

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use anteroom_agent_core::report::EngineReport;
+use anteroom_proto::alarm::Alarm;
 use anteroom_proto::id::BootId;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{MAX_EDGES, MAX_SIGHTINGS, Report};
+use anteroom_proto::v1::telemetry::{MAX_EDGES, MAX_SIGHTINGS, Report, TunnelState};
 
 /// With so many reports unacknowledged no more are taken in.
 const FULL: usize = 8;
@@ -38,11 +39,13 @@ impl Outbox {
         at: UnixMillis,
     ) -> impl Iterator<Item = &Report> {
         let before = self.waiting.len();
-        let EngineReport { mut sightings, mut edges, drops, overflow, tunnels } = report;
-        let mut rest = Some((drops, overflow, tunnels));
+        let EngineReport { mut sightings, mut edges, drops, overflow, tunnels, alarms } = report;
+        let mut rest = Some((drops, overflow, tunnels, alarms));
         while rest.is_some() || !sightings.is_empty() || !edges.is_empty() {
-            let (drops, overflow, tunnels) =
-                rest.take().unwrap_or_else(|| (BTreeMap::new(), 0, self.tunnels()));
+            let (drops, overflow, tunnels, alarms) = rest.take().unwrap_or_else(|| {
+                let (tunnels, alarms) = self.state();
+                (BTreeMap::new(), 0, tunnels, alarms)
+            });
             self.sequence += 1;
             self.waiting.push_back(Report {
                 boot: self.boot,
@@ -53,14 +56,16 @@ impl Outbox {
                 drops,
                 overflow,
                 tunnels,
+                alarms,
             });
         }
         self.waiting.iter().skip(before)
     }
 
-    /// The tunnels of the newest report: each report stands for the state at its time.
-    fn tunnels(&self) -> Vec<anteroom_proto::v1::telemetry::TunnelState> {
-        self.waiting.back().map(|report| report.tunnels.clone()).unwrap_or_default()
+    /// Tunnels and alarms of the newest report: each report stands for the state at its time.
+    fn state(&self) -> (Vec<TunnelState>, Vec<Alarm>) {
+        let newest = self.waiting.back();
+        newest.map(|report| (report.tunnels.clone(), report.alarms.clone())).unwrap_or_default()
     }
 
     /// The controller has everything up to `sequence`.
@@ -143,6 +148,7 @@ pub(super) mod tests {
             drops: BTreeMap::from([("no-rule".to_owned(), 5)]),
             overflow: 3,
             tunnels: Vec::new(),
+            alarms: Vec::new(),
         };
         let reports: Vec<Report> = outbox.push(report.clone(), UnixMillis(1)).cloned().collect();
         assert_eq!(reports.iter().map(|report| report.sequence).collect::<Vec<_>>(), [1, 2, 3]);

@@ -164,6 +164,7 @@ impl Setup {
                 .map(|(port, mac)| core::config::PortConfig {
                     name: port.name.clone(),
                     mac: mac.unwrap_or(MacAddr([0; 6])),
+                    unlisted: port.unlisted,
                 })
                 .collect(),
             uplink_mac: uplink.mac,

@@ -34,7 +34,12 @@ pub(super) async fn reach(open: &Open) -> Reach {
     let ports = open
         .ports
         .iter()
-        .map(|port| PortInfo { name: port.name.clone(), mac: port.mac, up: up(port.name.as_str()) })
+        .map(|port| PortInfo {
+            name: port.name.clone(),
+            mac: port.mac,
+            up: up(port.name.as_str()),
+            unlisted: port.unlisted,
+        })
         .collect();
     Reach { endpoints: open.handle.endpoints().borrow().clone(), ports }
 }

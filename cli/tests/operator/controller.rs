@@ -405,6 +405,7 @@ impl State {
                     tunnels: Vec::new(),
                     observed: None,
                     drops: BTreeMap::from([("no-rule".into(), 3)]),
+                    alarms: Vec::new(),
                 }
             })
             .collect()

@@ -97,6 +97,7 @@ impl Gateway {
             drops: std::collections::BTreeMap::new(),
             overflow: 0,
             tunnels: Vec::new(),
+            alarms: Vec::new(),
         };
         writer.send(&ToController::Report(Box::new(report))).await.unwrap();
         let mut reader = MessageReader::<ToAgent>::new(receive, frame::MAX_TO_AGENT);

@@ -1,6 +1,6 @@
 //! Reports as they come: cut to what is kept before they reach the store.
 
-use anteroom_proto::v1::telemetry::{MAX_EDGES, MAX_SIGHTINGS, Report};
+use anteroom_proto::v1::telemetry::{MAX_ALARMS, MAX_EDGES, MAX_SIGHTINGS, Report};
 use anteroom_proto::verdict::DropReason;
 
 /// Kinds of traffic that a sighting may name.
@@ -26,6 +26,9 @@ pub(super) fn bounded(mut report: Report) -> (Report, usize) {
     let before = report.drops.len();
     report.drops.retain(|reason, _| DropReason::from_word(reason).is_some());
     cut(before, report.drops.len());
+    let before = report.alarms.len();
+    report.alarms.truncate(MAX_ALARMS);
+    cut(before, report.alarms.len());
     for sighting in &mut report.sightings {
         let before = sighting.addresses.len() + sighting.kinds.len();
         sighting.addresses.truncate(MAX_ADDRESSES);

@@ -114,6 +114,7 @@ fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
         tunnels: facts.tunnels,
         observed: online.or(facts.observed),
         drops: facts.drops,
+        alarms: facts.alarms,
     }
 }
 

@@ -201,6 +201,7 @@ fn report(boot: u8, sequence: u64) -> Report {
         drops: [("no-rule".to_owned(), 5)].into(),
         overflow: 2,
         tunnels: vec![],
+        alarms: vec![],
     }
 }
 

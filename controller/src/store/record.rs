@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use anteroom_proto::alarm::Alarm;
 use anteroom_proto::api::RevisionInfo;
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
@@ -148,6 +149,8 @@ pub struct GatewayFacts {
     pub view: ViewState,
     /// Drops by reason.
     pub drops: BTreeMap<String, u64>,
+    /// Alarms that stand.
+    pub alarms: Vec<Alarm>,
     /// Sightings and edges turned away, or dropped unanswered, for want of room here, and what the gateway itself threw away.
     pub away: (u64, u64, u64),
 }

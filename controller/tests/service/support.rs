@@ -25,7 +25,7 @@ use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{
-    Applied, Enrol, Hello, PortInfo, Reachable, ToAgent, ToController, Welcome, frame,
+    Applied, Enrol, Hello, PortInfo, Reachable, ToAgent, ToController, Unlisted, Welcome, frame,
 };
 use anteroom_proto::view::{Floor, SignedView, View};
 use anteroom_transport::endpoint::{self, Link};
@@ -411,6 +411,7 @@ impl Agent {
                 name: "port1".parse().unwrap(),
                 mac: "02:00:00:00:00:01".parse().unwrap(),
                 up: true,
+                unlisted: Unlisted::Hold,
             }],
         }
     }
@@ -500,6 +501,7 @@ pub(crate) fn empty_report(boot: BootId, sequence: u64) -> anteroom_proto::v1::t
         drops: BTreeMap::new(),
         overflow: 0,
         tunnels: vec![],
+        alarms: vec![],
     }
 }
 

@@ -134,6 +134,20 @@ pub struct PortInfo {
     pub mac: MacAddr,
     /// Whether it has carrier.
     pub up: bool,
+    /// What becomes of Ethernet addresses on it that nobody confirmed, once a device there has left observe.
+    #[serde(default)]
+    pub unlisted: Unlisted,
+}
+
+/// What becomes of Ethernet addresses that nobody confirmed, on a port where a device has left observe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unlisted {
+    /// Nothing of theirs passes until an operator confirms them.
+    #[default]
+    Hold,
+    /// They pass in the clear, as if observed: for servers with many virtual machines. They have nobody's rights.
+    Pass,
 }
 
 /// What a gateway has in force.

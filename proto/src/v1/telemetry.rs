@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::alarm::Alarm;
 use crate::id::{BootId, GatewayId, MemberId, RuleId};
 use crate::mac::MacAddr;
 use crate::name::Name;
@@ -15,6 +16,8 @@ use crate::verdict::Verdict;
 pub const MAX_SIGHTINGS: usize = 512;
 /// Most edges in one report.
 pub const MAX_EDGES: usize = 1024;
+/// Most alarms that stand at one gateway.
+pub const MAX_ALARMS: usize = 520;
 
 /// One report. Boot and sequence make sure that nothing counts twice: a report is sent again, unchanged, until
 /// the controller says that it is stored.
@@ -37,6 +40,8 @@ pub struct Report {
     pub overflow: u64,
     /// State of the tunnels.
     pub tunnels: Vec<TunnelState>,
+    /// Alarms that stand, at most [`MAX_ALARMS`].
+    pub alarms: Vec<Alarm>,
 }
 
 /// A device as a gateway sees it.
@@ -85,7 +90,8 @@ pub struct EdgeDelta {
     pub outbound: bool,
     /// IP protocol number.
     pub protocol: u8,
-    /// The responder's port; 0 for protocols without.
+    /// The responder's port; 0 for protocols without, and for flows to many ports that nobody answered, which are
+    /// folded into one edge.
     pub port: u16,
     /// What happened to the flows.
     pub verdict: Verdict,

@@ -17,6 +17,7 @@ use anteroom_agent_core::wire::arp::{self, Operation};
 use anteroom_agent_core::wire::{ethernet, parse_ethernet, parse_ipv4};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::Unlisted;
 
 use crate::host::Host;
 use crate::packet;
@@ -243,6 +244,7 @@ impl World {
             .map(|(name, port)| PortConfig {
                 name: name.parse().unwrap_or_else(|error| panic!("{error}")),
                 mac: mac(0x90 + number, port),
+                unlisted: Unlisted::Hold,
             })
             .collect();
         let config = Config {

@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use super::Engine;
 use crate::batch::{RxFrame, VlanTag};
 use crate::device::StationId;
+use crate::echo::Echoes;
 use crate::fragment::Fragments;
 use crate::gso::Packets;
 use crate::nexthop;
@@ -38,6 +39,11 @@ impl<'a> Whole<'a> {
         Self { vnet: frame.vnet, vlan: frame.vlan, bytes: frame.bytes }
     }
 
+    /// The VLAN that it belongs to, whether the tag stands in the frame or beside it.
+    fn tag_id(&self) -> Option<u16> {
+        wire::parse_ethernet(self.bytes, self.vlan).ok()?.vlan()
+    }
+
     fn destination(&self) -> Option<MacAddr> {
         self.bytes.first_chunk::<6>().map(|bytes| MacAddr(*bytes))
     }
@@ -60,7 +66,20 @@ pub(super) struct ToSeal {
 
 impl Engine {
     /// Sends a frame out of a port as it came.
-    pub(super) fn emit(&mut self, port: PortId, frame: Whole<'_>, out: &mut impl Sink) {
+    pub(super) fn emit(
+        &mut self,
+        port: PortId,
+        frame: Whole<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        if frame.destination().is_some_and(MacAddr::is_group) {
+            self.echoes.sent((frame.vlan, frame.bytes), Echoes::bit(port), true, now);
+        }
+        self.put(port, frame, out);
+    }
+
+    fn put(&mut self, port: PortId, frame: Whole<'_>, out: &mut impl Sink) {
         if let Some(state) = self.stations.ports.get_mut(port.index()) {
             state.frames_out += 1;
         }
@@ -79,7 +98,7 @@ impl Engine {
     ) {
         let stand_in = nexthop::stand_in(self.identity.gateway);
         if frame.destination() != Some(stand_in) {
-            self.emit(PortId::UPLINK, frame, out);
+            self.emit(PortId::UPLINK, frame, now, out);
             return;
         }
         let known = station
@@ -135,7 +154,7 @@ impl Engine {
     ) {
         let Some(destination) = frame.destination() else { return };
         if destination.is_group() {
-            self.flood(from, frame, true, out);
+            self.flood(from, frame, true, now, out);
             return;
         }
         if !from.is_uplink() && destination == nexthop::stand_in(self.identity.gateway) {
@@ -149,12 +168,12 @@ impl Engine {
         let Some(id) = station else {
             if from.is_uplink() {
                 if !self.bridge.knows(destination) {
-                    self.flood(from, frame, false, out);
+                    self.flood(from, frame, false, now, out);
                 }
             } else if self.bridge.knows(destination) {
                 self.emit_uplink(sender, frame, None, now, out);
             } else {
-                self.flood(from, frame, false, out);
+                self.flood(from, frame, false, now, out);
             }
             return;
         };
@@ -168,26 +187,54 @@ impl Engine {
             && self.stations.port(port).is_some_and(crate::device::PortState::holds)
         {
             self.recorder.drop(Some(id), DropReason::UnknownMac, None, now);
+        } else if !from.is_uplink()
+            && frame.tag_id().is_some_and(|vlan| !self.uses_vlan(port, vlan))
+        {
+            self.recorder.drop(sender, DropReason::VlanSpoofed, None, now);
         } else {
             self.count_in(id, 1, frame.bytes.len() as u64);
-            self.emit(port, frame, out);
+            self.emit(port, frame, now, out);
         }
     }
 
     /// Sends a frame to all ports but the one that it came from: a group's to those that take broadcast, any
     /// other's to those where a silent host may be.
-    fn flood(&mut self, from: PortId, frame: Whole<'_>, group: bool, out: &mut impl Sink) {
-        if !from.is_uplink() {
-            self.emit(PortId::UPLINK, frame, out);
-        }
-        for port in self.device_ports() {
-            let takes = self.stations.port(port).is_some_and(|state| {
+    fn flood(
+        &mut self,
+        from: PortId,
+        frame: Whole<'_>,
+        group: bool,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let vlan = frame.tag_id();
+        let takes = |port: &PortId| {
+            let state = self.stations.port(*port);
+            let open = state.is_some_and(|state| {
                 if group { state.takes_broadcast() } else { state.takes_unknown() }
             });
-            if port != from && takes {
-                self.emit(port, frame, out);
-            }
+            // A VLAN joins ports only where both use it; the network behind the uplink sorts its own.
+            let joined = from.is_uplink() || vlan.is_none_or(|vlan| self.uses_vlan(*port, vlan));
+            *port != from && open && joined
+        };
+        let uplink = (!from.is_uplink()).then_some(PortId::UPLINK);
+        let ports: Vec<PortId> =
+            uplink.into_iter().chain(self.device_ports().filter(takes)).collect();
+        let bits = ports.iter().fold(0, |bits, port| bits | Echoes::bit(*port));
+        self.echoes.sent((frame.vlan, frame.bytes), bits, group, now);
+        for port in ports {
+            self.put(port, frame, out);
         }
+    }
+
+    /// Whether somebody on a port speaks in a VLAN.
+    fn uses_vlan(&self, port: PortId, vlan: u16) -> bool {
+        self.stations.iter().any(|(_, station)| {
+            let device = station.device.as_ref();
+            station.port == port
+                && (device.is_some_and(|device| device.vlan == Some(vlan))
+                    || station.sights.iter().any(|sight| sight.vlan == Some(vlan)))
+        })
     }
 
     /// The device ports.

@@ -8,17 +8,17 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::deliver::{ToSeal, Whole};
 use super::passage::{Decision, Passage, Via};
+use super::pieces::Pieces;
 use super::record::{EdgeKey, Traffic};
 use super::{Engine, Header, Kind};
 use crate::batch::RxFrame;
-use crate::device::{Learnt, StationId, kind};
+use crate::device::StationId;
 use crate::flow::Count;
-use crate::fragment::Outcome;
 use crate::policy::{End, MemberIndex, Who};
 use crate::port::PortId;
-use crate::security::{self, Sender};
+use crate::security;
 use crate::sink::Sink;
-use crate::wire::arp::{Operation, parse_arp};
+use crate::wire::arp::parse_arp;
 use crate::wire::{FiveTuple, Ipv4Packet, Transport, dhcp, ethernet, parse_ethernet, parse_ipv4};
 use crate::{arp, bridge, infrastructure, nexthop};
 
@@ -35,11 +35,15 @@ impl Engine {
             Ok(parsed) => Header::of(&parsed),
             Err(reason) => return self.recorder.drop(None, reason, None, now),
         };
+        if self.is_looped(port, &header, frame, now) {
+            return self.recorder.drop(None, DropReason::Looped, tuple_of(&header, frame), now);
+        }
         let sender = match self.identify(port, &header, now) {
             Ok(sender) => sender,
             Err(reason) => return self.recorder.drop(None, reason, tuple_of(&header, frame), now),
         };
-        self.sight(sender, &header, frame, now);
+        let claim = self.claim(sender, &header, frame);
+        self.sight(sender, &header, frame, (claim.ok().flatten(), now));
         let stance = sender
             .and_then(|id| self.stations.get(id))
             .map_or(Mode::Observe, super::super::device::Station::stance);
@@ -48,15 +52,22 @@ impl Engine {
             .is_some_and(|station| station.device.is_some());
         if !confirmed && self.stations.port(port).is_some_and(crate::device::PortState::holds) {
             if let Some(station) = sender.and_then(|id| self.stations.get_mut(id)) {
-                station.held = true;
+                station.hold();
             }
             let tuple = tuple_of(&header, frame);
             return self.recorder.drop(sender, DropReason::UnknownMac, tuple, now);
         }
-        if bridge::is_link_control(header.destination, header.ethertype) {
-            return self.emit(PortId::UPLINK, Whole::of(frame), out);
+        if let Err(refusal) = claim {
+            return self.refuse_claim(port, sender, &header, frame, (refusal, now));
+        }
+        if bridge::is_link_control(header.destination, header.ethertype, header.tagged) {
+            return self.emit(PortId::UPLINK, Whole::of(frame), now, out);
         }
         if security::is_own(&self.config, header.destination) {
+            let tuple = tuple_of(&header, frame);
+            return self.recorder.drop(sender, DropReason::ToGateway, tuple, now);
+        }
+        if self.is_for_gateway(&header, frame) {
             let tuple = tuple_of(&header, frame);
             return self.recorder.drop(sender, DropReason::ToGateway, tuple, now);
         }
@@ -69,6 +80,10 @@ impl Engine {
             let tuple = tuple_of(&header, frame);
             return self.recorder.drop(sender, DropReason::SamePort, tuple, now);
         }
+        if self.is_held(&header) {
+            let tuple = tuple_of(&header, frame);
+            return self.recorder.drop(sender, DropReason::UnknownMac, tuple, now);
+        }
         match header.kind() {
             Kind::Arp => self.arp_from_port(port, sender, &header, frame, now, out),
             Kind::Ipv4 => self.ipv4_from_port(port, sender, stance, &header, frame, now, out),
@@ -79,6 +94,27 @@ impl Engine {
         }
     }
 
+    /// Whether an IPv4 packet, well-formed or not, is for one of the gateway's own addresses.
+    fn is_for_gateway(&self, header: &Header, frame: &RxFrame<'_>) -> bool {
+        let at = header.at + 16;
+        header.kind() == Kind::Ipv4
+            && frame
+                .bytes
+                .get(at..)
+                .and_then(|bytes| bytes.first_chunk::<4>())
+                .is_some_and(|b| self.config.own_addresses.contains(&Ipv4Addr::from(*b).into()))
+    }
+
+    /// Whether a frame is for a station here that is held.
+    fn is_held(&self, header: &Header) -> bool {
+        let to = self.stations.find(header.destination).and_then(|id| self.stations.get(id));
+        to.is_some_and(|station| {
+            station.device.is_none()
+                && !self.is_elsewhere(header)
+                && self.stations.port(station.port).is_some_and(crate::device::PortState::holds)
+        })
+    }
+
     /// Whether an unconfirmed station's address was heard on the uplink last.
     fn is_elsewhere(&self, header: &Header) -> bool {
         let confirmed = self
@@ -87,84 +123,6 @@ impl Engine {
             .and_then(|id| self.stations.get(id))
             .is_some_and(|station| station.device.is_some());
         !confirmed && self.bridge.knows(header.destination)
-    }
-
-    /// Port security: whose frame it is. None: there is no room to remember the sender.
-    fn identify(
-        &mut self,
-        port: PortId,
-        header: &Header,
-        now: Instant,
-    ) -> Result<Option<StationId>, DropReason> {
-        let sender = security::check_source(&self.config, &self.stations, port, header.source)?;
-        Ok(match sender {
-            Sender::Station(id) => {
-                if self.stations.get(id).is_some_and(|station| station.device.is_none()) {
-                    self.bridge.forget(header.source);
-                }
-                Some(id)
-            }
-            Sender::Moved(id) => {
-                self.bridge.forget(header.source);
-                self.stations.relocate(id, port);
-                Some(id)
-            }
-            Sender::New => {
-                self.bridge.forget(header.source);
-                match self.stations.learn(port, header.source, now) {
-                    Learnt::New(id) => Some(id),
-                    Learnt::Replaced(id) => {
-                        let (recorder, stations) = (&mut self.recorder, &self.stations);
-                        self.flows
-                            .remove_station(id, |mut gone| recorder.flush(stations, &mut gone));
-                        self.recorder.forget(id);
-                        Some(id)
-                    }
-                    Learnt::Full => {
-                        self.recorder.overflow();
-                        None
-                    }
-                }
-            }
-        })
-    }
-
-    /// Notes what the frame tells about its sender.
-    fn sight(
-        &mut self,
-        sender: Option<StationId>,
-        header: &Header,
-        frame: &RxFrame<'_>,
-        now: Instant,
-    ) {
-        let wall = self.clock.wall(now);
-        let Some(station) = sender.and_then(|id| self.stations.get_mut(id)) else { return };
-        let payload = frame.bytes.get(header.at..).unwrap_or_default();
-        let mut kinds = if header.tagged { kind::TAGGED } else { 0 };
-        let mut address = None;
-        match header.ethertype {
-            ethernet::IPV4 => {
-                address = payload.get(12..).and_then(|b| b.first_chunk::<4>()).map(|b| (*b).into());
-                let is_dhcp = payload.get(20..24) == Some(&[0, 68, 0, 67]);
-                if header.destination.is_group() && !is_dhcp {
-                    let broadcast = header.destination == anteroom_proto::mac::MacAddr::BROADCAST;
-                    kinds |= if broadcast { kind::BROADCAST } else { kind::MULTICAST };
-                }
-            }
-            ethernet::ARP => {
-                if let Ok(packet) = parse_arp(payload) {
-                    address = (packet.sender_mac == header.source).then_some(packet.sender);
-                    if packet.operation == Operation::Request {
-                        station.next_hops.asked(packet.sender, packet.target);
-                    }
-                }
-            }
-            ethernet::IPV6 => kinds |= kind::IPV6,
-            _ if bridge::is_link_control(header.destination, header.ethertype) => {}
-            _ => kinds |= kind::NON_IP,
-        }
-        station.counts[0].add(1, payload.len() as u64);
-        station.see(header.vlan, kinds, address, wall, now);
     }
 
     fn arp_from_port(
@@ -248,9 +206,6 @@ impl Engine {
         let Some(id) = sender else {
             return self.bridge_frame(port, None, Whole::of(frame), now, out);
         };
-        if self.config.own_addresses.contains(&packet.destination.into()) {
-            return self.recorder.drop(sender, DropReason::ToGateway, Some(tuple), now);
-        }
         if is_dhcp_broadcast(&packet, header) {
             return self.dhcp_from_port(port, id, stance, frame, header, now, out);
         }
@@ -263,34 +218,17 @@ impl Engine {
         if header.destination.is_group() || group {
             return self.group_from_port(port, id, stance, frame, header, now, out);
         }
+        if stance >= Mode::Enforce && self.is_neighbour(port, packet.destination) {
+            return self.recorder.drop(sender, DropReason::SamePort, Some(tuple), now);
+        }
         let passage = self.passage_from_port(id, stance, header, &packet);
         let passage = Passage { packets: header.packets(frame, &packet), ..passage };
-        if stance == Mode::Observe
-            && passage.destination.stance == Mode::Observe
-            && packet.transport == Transport::LaterFragment
+        let (decision, waiting) = match self.decide_pieces(&passage, id, &packet, frame.bytes, now)
         {
-            return self.bridge_frame(port, sender, Whole::of(frame), now, out);
-        }
-        let owner = u32::from(id.0);
-        let decision = if packet.transport == Transport::LaterFragment {
-            match self.fragments.later(owner, &packet, frame.bytes, now) {
-                Outcome::Follow(token) => token,
-                Outcome::Held => return,
-                Outcome::Drop(reason) => Decision::of(passage.refuse(reason)),
-            }
-        } else {
-            self.decide(&passage, &packet, now)
+            Pieces::Go(decision, waiting) => (decision, waiting),
+            Pieces::Held => return,
+            Pieces::Drop(reason) => return self.recorder.drop(sender, reason, Some(tuple), now),
         };
-        let mut waiting = Vec::new();
-        if packet.fragment.is_some_and(crate::wire::Fragment::is_first) {
-            match self.fragments.first(owner, &packet, decision, now) {
-                Ok(held) => waiting = held,
-                Err(reason) if stance >= Mode::Enforce => {
-                    return self.recorder.drop(sender, reason, Some(tuple), now);
-                }
-                Err(_) => {}
-            }
-        }
         if let Some(station) = self.stations.get_mut(id) {
             let hops = &mut station.next_hops;
             if decision.verdict.passes()
@@ -351,7 +289,7 @@ impl Engine {
                         return;
                     };
                     self.count_in(to, passage.packets, facts.len as u64);
-                    self.emit(port, Whole::of(frame), out);
+                    self.emit(port, Whole::of(frame), now, out);
                 } else {
                     let source = self.stations.get(id).map(|station| station.mac);
                     let end = header.at + facts.len;
@@ -381,14 +319,24 @@ impl Engine {
         let by_address = || {
             let policy = self.policy.as_ref().filter(|_| stance != Mode::Observe)?;
             let station = policy.member(policy.at(packet.destination)?)?.station?;
-            let left_observe = self.stations.get(station)?.stance() != Mode::Observe;
-            (left_observe && station != id).then_some(station)
+            let there = self.stations.get(station)?;
+            let here = self.stations.get(id)?;
+            (there.stance() != Mode::Observe && there.port != here.port).then_some(station)
         };
         let destination = match by_mac.or_else(by_address) {
             Some(to) => self.end_here(to, packet.destination),
             None => End::elsewhere(packet.destination, self.who(packet.destination)),
         };
         Passage { via: Via::Port, source, destination, packets: 1 }
+    }
+
+    /// Whether a device on this port has an address.
+    fn is_neighbour(&self, port: PortId, address: Ipv4Addr) -> bool {
+        let station = || {
+            let policy = self.policy.as_ref()?;
+            self.stations.get(policy.member(policy.at(address)?)?.station?)
+        };
+        station().is_some_and(|station| station.port == port)
     }
 
     /// Who is meant by an address, as far as the view tells.
@@ -405,11 +353,8 @@ impl Engine {
         };
         let who = match device.filter(|device| device.owns(address)).and_then(member) {
             Some(index) => Who::Member(index),
-            // An address that isn't the station's own gives it nobody's rights.
-            None => match self.who(address) {
-                Who::Address if device.is_none() => Who::Address,
-                _ => Who::Impostor,
-            },
+            // An address that isn't the station's own gives it nobody's rights, an external's neither.
+            None => Who::Impostor,
         };
         End {
             address,
@@ -507,9 +452,11 @@ impl Engine {
             port: tuple.destination_port,
             verdict,
             rule: None,
+            folded: false,
         };
         let counts = [Count { packets: 1, bytes }, Count::default()];
-        self.recorder.edge(key, &Traffic { flows: 0, counts, first: now, last: now });
+        let share = self.stations.share(id);
+        self.recorder.edge(share, key, &Traffic { flows: 0, counts, first: now, last: now });
     }
 }
 

@@ -6,20 +6,17 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::Engine;
-use super::passage::{Decision, Passage, Via};
+use super::passage::{Passage, Via};
+use super::pieces::Pieces;
 use crate::batch::RxDatagram;
 use crate::device::StationId;
-use crate::fragment::Outcome;
 use crate::mss;
 use crate::peer::{Opened, SCRATCH_LEN};
 use crate::policy::{End, Who};
 use crate::sink::Sink;
 use crate::vnet::VnetHeader;
+use crate::wire::parse_ipv4;
 use crate::wire::tcp::TcpFlags;
-use crate::wire::{Transport, parse_ipv4};
-
-/// Marks fragments out of tunnels apart from those of devices.
-const OWNER: u32 = 0x0002_0000;
 
 impl Engine {
     /// The datagrams of one buffer.
@@ -79,23 +76,12 @@ impl Engine {
             destination: self.end_here(id, packet.destination),
             packets: 1,
         };
-        let owner = OWNER | u32::from(id.0);
-        let decision = if packet.transport == Transport::LaterFragment {
-            match self.fragments.later(owner, &packet, packet.bytes, now) {
-                Outcome::Follow(token) => token,
-                Outcome::Held => return,
-                Outcome::Drop(reason) => Decision::of(Verdict::Drop(reason)),
-            }
-        } else {
-            self.decide(&passage, &packet, now)
+        let (decision, waiting) = match self.decide_pieces(&passage, id, &packet, packet.bytes, now)
+        {
+            Pieces::Go(decision, waiting) => (decision, waiting),
+            Pieces::Held => return,
+            Pieces::Drop(reason) => return self.recorder.drop(Some(id), reason, Some(tuple), now),
         };
-        let mut waiting = Vec::new();
-        if packet.fragment.is_some_and(crate::wire::Fragment::is_first) {
-            match self.fragments.first(owner, &packet, decision, now) {
-                Ok(held) => waiting = held,
-                Err(reason) => return self.recorder.drop(Some(id), reason, Some(tuple), now),
-            }
-        }
         if let Verdict::Drop(reason) = decision.verdict {
             return self.recorder.drop(Some(id), reason, Some(tuple), now);
         }

@@ -8,20 +8,17 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::deliver::Whole;
 use super::from_port::tuple_of;
-use super::passage::{Decision, Passage, Via};
+use super::passage::{Passage, Via};
+use super::pieces::Pieces;
 use super::{Engine, Header, Kind};
 use crate::batch::RxFrame;
 use crate::device::StationId;
-use crate::fragment::Outcome;
 use crate::policy::End;
 use crate::port::PortId;
 use crate::sink::Sink;
 use crate::wire::arp::{ArpPacket, Operation, parse_arp};
 use crate::wire::{Ipv4Packet, Transport, dhcp, parse_ethernet, parse_ipv4};
 use crate::{arp, bridge, infrastructure, security};
-
-/// Marks fragments from the uplink apart from those of devices.
-const OWNER: u32 = 0x0001_0000;
 
 impl Engine {
     /// A frame from the uplink, through all stages.
@@ -35,23 +32,14 @@ impl Engine {
             Ok(parsed) => Header::of(&parsed),
             Err(reason) => return self.recorder.drop(None, reason, None, now),
         };
-        let refused = if header.source.is_group() {
-            Some(DropReason::Malformed)
-        } else if security::is_own(&self.config, header.source) {
-            Some(DropReason::MacSpoofed)
-        } else if self.device(header.source).is_some() {
-            Some(DropReason::LocalSourceFromUplink)
-        } else {
-            None
-        };
-        if let Some(reason) = refused {
+        if let Err(reason) = self.admit_from_uplink(&header, frame, now) {
             return self.recorder.drop(None, reason, tuple_of(&header, frame), now);
         }
         if !self.bridge.hear(header.source, now) {
             self.recorder.overflow();
         }
-        if bridge::is_link_control(header.destination, header.ethertype) {
-            return self.link_control(frame, out);
+        if bridge::is_link_control(header.destination, header.ethertype, header.tagged) {
+            return self.link_control(frame, now, out);
         }
         if security::is_own(&self.config, header.destination) {
             // The gateway's own traffic, which the host's stack has already.
@@ -73,26 +61,26 @@ impl Engine {
             other if stance >= Mode::Enforce => {
                 self.recorder.drop(Some(id), other.reason(&header), None, now);
             }
-            _ => self.hand_on(id, Whole::of(frame), out),
+            _ => self.hand_on(id, Whole::of(frame), now, out),
         }
     }
 
     /// The confirmed device with this Ethernet address.
-    fn device(&self, mac: MacAddr) -> Option<StationId> {
+    pub(super) fn device(&self, mac: MacAddr) -> Option<StationId> {
         let id = self.stations.find(mac)?;
         self.stations.get(id)?.device.is_some().then_some(id)
     }
 
-    fn hand_on(&mut self, id: StationId, frame: Whole<'_>, out: &mut impl Sink) {
+    fn hand_on(&mut self, id: StationId, frame: Whole<'_>, now: Instant, out: &mut impl Sink) {
         let Some(port) = self.stations.get(id).map(|station| station.port) else { return };
         self.count_in(id, 1, frame.bytes.len() as u64);
-        self.emit(port, frame, out);
+        self.emit(port, frame, now, out);
     }
 
     /// 802.1X and LLDP between switch and port.
-    fn link_control(&mut self, frame: &RxFrame<'_>, out: &mut impl Sink) {
+    fn link_control(&mut self, frame: &RxFrame<'_>, now: Instant, out: &mut impl Sink) {
         for port in self.device_ports() {
-            self.emit(port, Whole::of(frame), out);
+            self.emit(port, Whole::of(frame), now, out);
         }
     }
 
@@ -140,7 +128,7 @@ impl Engine {
         });
         if let Some((id, tuple, packet)) = answered {
             match self.check_dhcp(id, &packet, now) {
-                Ok(()) => self.hand_on(id, Whole::of(frame), out),
+                Ok(()) => self.hand_on(id, Whole::of(frame), now, out),
                 Err(reason) => self.recorder.drop(Some(id), reason, Some(tuple), now),
             }
         } else if self.device_ports().any(|port| self.is_closed(port)) {
@@ -186,13 +174,13 @@ impl Engine {
             Err(reason) if stance >= Mode::Enforce => {
                 return self.recorder.drop(Some(id), reason, None, now);
             }
-            Err(_) => return self.hand_on(id, Whole::of(frame), out),
+            Err(_) => return self.hand_on(id, Whole::of(frame), now, out),
         };
         let tuple = packet.tuple();
         if is_dhcp_answer(&packet) && stance >= Mode::Enforce {
             // To the address that the device is about to have, or, renewing, to the one that it has.
             if self.check_dhcp(id, &packet, now).is_ok() {
-                return self.hand_on(id, Whole::of(frame), out);
+                return self.hand_on(id, Whole::of(frame), now, out);
             }
         }
         let group = packet.destination.is_broadcast() || packet.destination.is_multicast();
@@ -205,38 +193,20 @@ impl Engine {
             destination: self.end_here(id, packet.destination),
             packets: header.packets(frame, &packet),
         };
-        let owner = OWNER | u32::from(id.0);
-        let decision = if packet.transport == Transport::LaterFragment {
-            if stance == Mode::Observe {
-                return self.hand_on(id, Whole::of(frame), out);
-            }
-            match self.fragments.later(owner, &packet, frame.bytes, now) {
-                Outcome::Follow(token) => token,
-                Outcome::Held => return,
-                Outcome::Drop(reason) => Decision::of(passage.refuse(reason)),
-            }
-        } else {
-            self.decide(&passage, &packet, now)
+        let (decision, waiting) = match self.decide_pieces(&passage, id, &packet, frame.bytes, now)
+        {
+            Pieces::Go(decision, waiting) => (decision, waiting),
+            Pieces::Held => return,
+            Pieces::Drop(reason) => return self.recorder.drop(Some(id), reason, Some(tuple), now),
         };
-        let mut waiting = Vec::new();
-        let first = packet.fragment.is_some_and(crate::wire::Fragment::is_first);
-        if first && stance != Mode::Observe {
-            match self.fragments.first(owner, &packet, decision, now) {
-                Ok(held) => waiting = held,
-                Err(reason) if stance >= Mode::Enforce => {
-                    return self.recorder.drop(Some(id), reason, Some(tuple), now);
-                }
-                Err(_) => {}
-            }
-        }
         if let Verdict::Drop(reason) = decision.verdict {
             return self.recorder.drop(Some(id), reason, Some(tuple), now);
         }
-        self.hand_on(id, Whole::of(frame), out);
+        self.hand_on(id, Whole::of(frame), now, out);
         for bytes in waiting {
             let vnet = crate::vnet::VnetHeader::default();
             let later = Whole { vnet, vlan: frame.vlan, bytes: &bytes };
-            self.hand_on(id, later, out);
+            self.hand_on(id, later, now, out);
         }
     }
 
@@ -249,6 +219,7 @@ impl Engine {
     ) {
         let parsed = parse_arp(frame.bytes.get(header.at..).unwrap_or_default());
         if let Ok(packet) = &parsed {
+            self.notice_conflict(header, packet, now);
             self.learn_neighbours(header, packet);
         }
         let to = self.device(header.destination);
@@ -262,7 +233,7 @@ impl Engine {
             let Some(station) = self.stations.get(*id) else { continue };
             if station.stance() < Mode::Enforce {
                 if to.is_some() {
-                    self.hand_on(*id, Whole::of(frame), out);
+                    self.hand_on(*id, Whole::of(frame), now, out);
                 }
                 continue;
             }
@@ -281,7 +252,7 @@ impl Engine {
                     self.answer_arp(PortId::UPLINK, packet, mac, out);
                 }
                 (arp::Outcome { pass: Ok(()), .. }, _) => {
-                    self.hand_on(*id, Whole::of(frame), out);
+                    self.hand_on(*id, Whole::of(frame), now, out);
                 }
                 (arp::Outcome { pass: Err(reason), .. }, _) => {
                     self.recorder.drop(Some(*id), reason, None, now);

@@ -4,6 +4,7 @@
 //! One lookup and one verdict serve a whole super-frame. Nothing fails per packet: what can't go on ends in a
 //! counted [`DropReason`].
 
+mod admit;
 mod answer;
 mod deliver;
 mod from_port;
@@ -11,6 +12,7 @@ mod from_tunnel;
 mod from_uplink;
 mod passage;
 mod peering;
+mod pieces;
 mod record;
 mod status;
 #[cfg(test)]
@@ -28,16 +30,19 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 use anteroom_proto::view::View;
 
+use crate::alarm::Alarms;
 use crate::batch::{RxDatagram, RxFrame};
 use crate::bridge::Bridge;
 use crate::bypass::{Bypasses, LoadedBypass};
 use crate::clock::Clock;
 use crate::config::{Config, TunnelIdentity};
 use crate::device::{Device, Stations};
+use crate::echo::Echoes;
 use crate::flow::FlowTable;
 use crate::peer;
 use crate::policy::Policy;
 use crate::port::PortId;
+use crate::security::Guarded;
 use crate::sink::Sink;
 use crate::table::Seeds;
 use crate::wire::{EthernetFrame, Ipv4Packet, ethernet};
@@ -62,6 +67,9 @@ pub struct Engine {
     clock: Clock,
     stations: Stations,
     bridge: Bridge,
+    echoes: Echoes,
+    alarms: Alarms,
+    guarded: Guarded,
     policy: Option<Policy>,
     bypasses: Bypasses,
     /// Counts whatever makes cached verdicts void.
@@ -105,8 +113,11 @@ impl Engine {
         };
         Self {
             clock: Clock::new(now),
-            stations: Stations::new(config.ports.len(), limits.unknown_per_port, seeds.map()),
+            stations: Stations::new(&config.ports, limits, seeds.map()),
             bridge: Bridge::new(limits.bridge_entries, seeds.map()),
+            echoes: Echoes::new(seeds.hasher()),
+            alarms: Alarms::new(config.ports.len()),
+            guarded: Guarded::default(),
             policy: None,
             bypasses: Bypasses::default(),
             epoch: 0,
@@ -116,7 +127,7 @@ impl Engine {
             fragment_id: seeds.next() as u16,
             peers: peer::Peers::new(peers, now),
             peer_states: seeds.map(),
-            recorder: Recorder::new(limits.edges, limits.recent_drops_per_device, seeds.map()),
+            recorder: Recorder::new(limits, seeds.hasher()),
             authority: 0,
             next_sweep: now + SWEEP,
             boundary: None,
@@ -219,6 +230,7 @@ impl Engine {
                     mode: member.mode,
                     stance: member.mode,
                     quarantined: quarantined(member),
+                    vlan: member.vlan,
                     addresses: member.addresses.clone(),
                     prefix_len: device.prefix_len,
                     router: device.router,
@@ -227,6 +239,7 @@ impl Engine {
             })
             .collect();
         self.stations.confirm(devices);
+        self.guarded = Guarded::of(&self.stations);
         let stations = &self.stations;
         let place = |member: &Member| {
             let id = stations.find(member.mac)?;
@@ -273,10 +286,10 @@ impl Engine {
     /// every sender.
     #[must_use]
     pub fn wants_gro(&self) -> bool {
-        let all_left_observe = self
-            .device_ports()
-            .filter_map(|port| self.stations.port(port))
-            .all(|state| state.holds() || (state.mode.is_none() && state.unknown == 0));
+        let all_left_observe =
+            self.device_ports().filter_map(|port| self.stations.port(port)).all(|state| {
+                state.holds() || (state.unknown == 0 && state.mode != Some(Mode::Observe))
+            });
         self.policy.as_ref().is_some_and(|policy| !policy.view.intent.devices.is_empty())
             && all_left_observe
             && self.stations.iter().all(|(_, station)| {

@@ -57,6 +57,10 @@ impl Passage {
 
     /// What becomes of a packet that fits no flow and may not begin one.
     pub(super) fn refuse(&self, reason: DropReason) -> Verdict {
+        // What a tunnel carries has no other way to go.
+        if matches!(self.via, Via::Tunnel(_)) {
+            return Verdict::Drop(reason);
+        }
         let both = self.source.here.is_some() && self.destination.here.is_some();
         refuse(self.stance(), reason, if both { Verdict::Local } else { Verdict::Clear })
     }
@@ -196,6 +200,7 @@ impl Engine {
             key,
             initiator_low: upwards == forward,
             station,
+            share: self.stations.share(station),
             other,
             outbound: initiator.here.is_some(),
             judgement,

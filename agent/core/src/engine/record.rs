@@ -8,10 +8,12 @@ use anteroom_proto::id::{MemberId, RuleId};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::v1::telemetry::EdgeDelta;
 use anteroom_proto::verdict::{DropReason, Verdict};
+use foldhash::quality::FixedState;
 
 use crate::clock::Clock;
-use crate::device::{StationId, Stations};
+use crate::device::{Share, StationId, Stations};
 use crate::flow::{Count, Flow};
+use crate::limits::Limits;
 use crate::report::DropRecord;
 use crate::table::Map;
 use crate::wire::FiveTuple;
@@ -31,6 +33,8 @@ pub(super) struct EdgeKey {
     pub(super) port: u16,
     pub(super) verdict: Verdict,
     pub(super) rule: Option<RuleId>,
+    /// Whether it stands for many: see [`Recorder::edge`].
+    pub(super) folded: bool,
 }
 
 /// Traffic of an edge: from the device, and to it.
@@ -40,6 +44,28 @@ pub(super) struct Traffic {
     pub(super) counts: [Count; 2],
     pub(super) first: Instant,
     pub(super) last: Instant,
+}
+
+impl EdgeKey {
+    /// The edge that stands for many like it.
+    const fn fold(self, remote: Ipv4Addr) -> Self {
+        Self { remote, remote_member: None, port: 0, rule: None, folded: true, ..self }
+    }
+}
+
+impl Traffic {
+    const fn is_answered(&self) -> bool {
+        self.counts[0].packets > 0 && self.counts[1].packets > 0
+    }
+
+    fn add(&mut self, more: &Self) {
+        self.flows += more.flows;
+        for (known, more) in self.counts.iter_mut().zip(more.counts) {
+            known.add(more.packets, more.bytes);
+        }
+        self.first = self.first.min(more.first);
+        self.last = self.last.max(more.last);
+    }
 }
 
 /// A drop that is remembered, and how many like it followed.
@@ -57,34 +83,63 @@ struct StationDrops {
     recent: VecDeque<Recent>,
 }
 
-/// Counts and remembers. Everything in it is bounded.
+/// Edges of one share.
+#[derive(Debug)]
+struct Edges {
+    kept: Map<EdgeKey, Traffic>,
+    /// How many of them nobody answered.
+    unanswered: usize,
+}
+
+/// Counts and remembers. Everything in it is bounded, per device where a device can make it grow.
 #[derive(Debug)]
 pub(super) struct Recorder {
     drops: [u64; REASONS],
     drops_reported: [u64; REASONS],
     overflow: u64,
     overflow_reported: u64,
-    edges: Map<EdgeKey, Traffic>,
-    edge_limit: usize,
+    folded: u64,
+    /// By [`Share::index`].
+    edges: Vec<Edges>,
+    edge_count: usize,
+    /// Whose edges the next report begins with.
+    next_share: usize,
+    hasher: FixedState,
+    limits: EdgeLimits,
     stations: Vec<StationDrops>,
     recent_limit: usize,
 }
 
+/// How many edges may be kept between two reports.
+#[derive(Debug, Clone, Copy)]
+struct EdgeLimits {
+    all: usize,
+    per_share: usize,
+    unanswered: usize,
+}
+
+/// Most remote addresses to which a device's unanswered flows are folded by themselves.
+const FOLDED_REMOTES: usize = 32;
+
 impl Recorder {
-    pub(super) fn new(
-        edge_limit: usize,
-        recent_limit: usize,
-        edges: Map<EdgeKey, Traffic>,
-    ) -> Self {
+    pub(super) fn new(limits: &Limits, hasher: FixedState) -> Self {
         Self {
             drops: [0; REASONS],
             drops_reported: [0; REASONS],
             overflow: 0,
             overflow_reported: 0,
-            edges,
-            edge_limit,
+            folded: 0,
+            edges: Vec::new(),
+            edge_count: 0,
+            next_share: 0,
+            hasher,
+            limits: EdgeLimits {
+                all: limits.edges,
+                per_share: limits.edges_per_device,
+                unanswered: limits.unanswered_per_device,
+            },
             stations: Vec::new(),
-            recent_limit: recent_limit.max(1),
+            recent_limit: limits.recent_drops_per_device.max(1),
         }
     }
 
@@ -137,20 +192,61 @@ impl Recorder {
         self.overflow = self.overflow.saturating_add(1);
     }
 
-    /// Adds traffic to an edge.
-    pub(super) fn edge(&mut self, key: EdgeKey, traffic: &Traffic) {
-        if let Some(known) = self.edges.get_mut(&key) {
-            known.flows += traffic.flows;
-            for (known, more) in known.counts.iter_mut().zip(traffic.counts) {
-                known.add(more.packets, more.bytes);
-            }
-            known.first = known.first.min(traffic.first);
-            known.last = known.last.max(traffic.last);
-        } else if self.edges.len() < self.edge_limit {
-            self.edges.insert(key, *traffic);
-        } else {
+    /// Adds traffic to an edge of a share. What nobody answered is folded where a share has many such edges: a
+    /// scan leaves a few entries with its numbers, and no room taken from what was answered.
+    pub(super) fn edge(&mut self, share: Share, key: EdgeKey, traffic: &Traffic) {
+        let hasher = &self.hasher;
+        if self.edges.len() <= share.index() {
+            let none = || Edges { kept: Map::with_hasher(hasher.clone()), unanswered: 0 };
+            self.edges.resize_with(share.index() + 1, none);
+        }
+        let EdgeLimits { per_share, unanswered: most, .. } = self.limits;
+        let own = &mut self.edges[share.index()];
+        if let Some(known) = own.kept.get_mut(&key) {
+            let was = known.is_answered();
+            known.add(traffic);
+            own.unanswered -= usize::from(!was && known.is_answered());
+            return;
+        }
+        let answered = traffic.is_answered();
+        if !answered && own.unanswered >= most && !key.folded {
+            self.folded = self.folded.saturating_add(traffic.flows);
+            let one = key.fold(key.remote);
+            let anyone = key.fold(Ipv4Addr::UNSPECIFIED);
+            let room = own.unanswered < most + FOLDED_REMOTES || own.kept.contains_key(&one);
+            return self.edge(share, if room { one } else { anyone }, traffic);
+        }
+        // Folded entries are few, and must find their place.
+        if own.kept.len() >= per_share && !key.folded {
+            return self.overflow();
+        }
+        if self.edge_count >= self.limits.all && !self.make_room(share) {
+            return self.overflow();
+        }
+        let own = &mut self.edges[share.index()];
+        own.unanswered += usize::from(!answered);
+        own.kept.insert(key, *traffic);
+        self.edge_count += 1;
+    }
+
+    /// Gives up an edge of the share that has the most, unless that is `share` itself.
+    fn make_room(&mut self, share: Share) -> bool {
+        let fullest = (0..self.edges.len()).max_by_key(|at| self.edges[*at].kept.len());
+        let Some(fullest) = fullest.filter(|at| *at != share.index()) else { return false };
+        let key = self.edges[fullest].kept.keys().next().copied();
+        let gone = key.and_then(|key| self.take(fullest, &key));
+        if gone.is_some() {
             self.overflow();
         }
+        gone.is_some()
+    }
+
+    fn take(&mut self, share: usize, key: &EdgeKey) -> Option<Traffic> {
+        let edges = self.edges.get_mut(share)?;
+        let traffic = edges.kept.remove(key)?;
+        edges.unanswered -= usize::from(!traffic.is_answered());
+        self.edge_count -= 1;
+        Some(traffic)
     }
 
     /// Moves what a flow counted since the last time to its edge.
@@ -180,21 +276,45 @@ impl Recorder {
             port: if echo { 0 } else { tuple.destination_port },
             verdict: flow.judgement.verdict,
             rule: flow.judgement.rule,
+            folded: false,
         };
         let (first, last) = (flow.unreported.first, flow.unreported.last);
-        self.edge(key, &Traffic { flows: u64::from(opened), counts, first, last });
+        self.edge(flow.share, key, &Traffic { flows: u64::from(opened), counts, first, last });
     }
 
-    /// Takes out at most `limit` edges.
+    /// Takes out at most `limit` edges, some of each share.
     pub(super) fn take_edges(&mut self, clock: &Clock, limit: usize) -> Vec<EdgeDelta> {
-        let keys: Vec<EdgeKey> = self.edges.keys().take(limit).copied().collect();
-        keys.into_iter()
-            .filter_map(|key| self.edges.remove(&key).map(|traffic| delta(&key, &traffic, clock)))
-            .collect()
+        let busy = self.edges.iter().filter(|edges| !edges.kept.is_empty()).count();
+        let mut taken = Vec::new();
+        for at in 0..self.edges.len() {
+            let share = (self.next_share + at) % self.edges.len();
+            let fair = (limit / busy.max(1)).max(1).min(limit - taken.len());
+            self.take_some(share, fair, clock, &mut taken);
+        }
+        // What quiet devices left of the report's room.
+        for share in 0..self.edges.len() {
+            self.take_some(share, limit - taken.len(), clock, &mut taken);
+        }
+        self.next_share = self.next_share.wrapping_add(1) % self.edges.len().max(1);
+        taken
     }
 
-    pub(super) fn edges(&self) -> usize {
-        self.edges.len()
+    fn take_some(&mut self, share: usize, most: usize, clock: &Clock, into: &mut Vec<EdgeDelta>) {
+        let keys: Vec<EdgeKey> = self.edges[share].kept.keys().take(most).copied().collect();
+        for key in keys {
+            if let Some(traffic) = self.take(share, &key) {
+                into.push(delta(&key, &traffic, clock));
+            }
+        }
+    }
+
+    pub(super) const fn edges(&self) -> usize {
+        self.edge_count
+    }
+
+    /// Flows that were recorded together with others.
+    pub(super) const fn folded(&self) -> u64 {
+        self.folded
     }
 
     /// Drops by reason since the last call.

@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use anteroom_proto::alarm::Alarm;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::name::Name;
-use anteroom_proto::v1::telemetry::{MAX_EDGES, MAX_SIGHTINGS, Sighting, TunnelState};
+use anteroom_proto::v1::Unlisted;
+use anteroom_proto::v1::telemetry::{MAX_ALARMS, MAX_EDGES, MAX_SIGHTINGS, Sighting, TunnelState};
 
 use super::Engine;
 use crate::device::{Learnt, PortState, Sight, Station, kind};
@@ -29,6 +31,7 @@ impl Engine {
             drops: self.recorder.take_drops(),
             overflow: self.recorder.take_overflow(),
             tunnels: self.tunnels(now),
+            alarms: self.alarms(now),
         }
     }
 
@@ -49,8 +52,10 @@ impl Engine {
             devices: self.devices(now),
             peers: self.tunnels(now),
             bypasses: self.bypasses.in_force.clone(),
+            alarms: self.alarms(now),
             drops: self.recorder.all_drops(),
             overflow: self.recorder.all_overflow(),
+            folded: self.recorder.folded(),
             tables: TableSizes {
                 flows: self.flows.len(),
                 edges: self.recorder.edges(),
@@ -59,6 +64,20 @@ impl Engine {
                 fragments: self.fragments.len(),
             },
         }
+    }
+
+    fn alarms(&self, now: Instant) -> Vec<Alarm> {
+        let standing = self.alarms.standing(now).map(|standing| Alarm {
+            kind: standing.about.kind,
+            port: self.port_name(standing.port),
+            mac: standing.about.mac,
+            address: standing.about.address,
+            member: standing.about.member,
+            count: standing.count,
+            first: self.clock.wall(standing.first),
+            last: self.clock.wall(standing.last),
+        });
+        standing.take(MAX_ALARMS).collect()
     }
 
     fn port_status(&self, port: PortId) -> Option<PortStatus> {
@@ -74,6 +93,7 @@ impl Engine {
             devices,
             unknown: state.unknown,
             held: state.holds(),
+            unlisted: if state.passes_unlisted { Unlisted::Pass } else { Unlisted::Hold },
             frames_in: state.frames_in,
             frames_out: state.frames_out,
         })
@@ -92,7 +112,7 @@ impl Engine {
                 quarantined: device.quarantined,
                 router_mac: nexthop::router_of(Some(device), &station.next_hops)
                     .and_then(|(_, mac)| mac),
-                flows: self.flows.count(id),
+                flows: self.flows.count(self.stations.share(id)),
                 packets_out: out.packets,
                 packets_in: back.packets,
                 bytes_out: out.bytes,

@@ -13,7 +13,7 @@ pub(crate) use key::{FlowKey, Zone};
 pub(crate) use state::{State, Tracker};
 pub(crate) use table::{FlowIndex, FlowTable};
 
-use crate::device::StationId;
+use crate::device::{Share, StationId};
 use crate::wire::FiveTuple;
 
 /// What was decided about a flow, and holds until the epoch changes.
@@ -72,8 +72,10 @@ pub(crate) struct Flow {
     pub(crate) key: FlowKey,
     /// Whether the initiator is the key's lower end.
     pub(crate) initiator_low: bool,
-    /// The device that the flow is counted against: of two, the initiator.
+    /// The device that the flow belongs to: of two, the initiator.
     pub(crate) station: StationId,
+    /// Whose share of the table it uses up.
+    pub(crate) share: Share,
     /// The other device, where both are here.
     pub(crate) other: Option<StationId>,
     /// Whether the initiator is `station`.

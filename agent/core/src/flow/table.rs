@@ -7,7 +7,7 @@ use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 
 use super::{Flow, FlowKey, State};
-use crate::device::StationId;
+use crate::device::{Share, StationId};
 
 /// A flow's place in the table. Valid until the flow is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub(crate) struct TableFull;
 #[derive(Debug)]
 struct Slot {
     flow: Option<Flow>,
-    /// Neighbours in the list of the flow's device and state, in the order of their last packets.
+    /// Neighbours in the list of the flow's share and state, in the order of their last packets.
     before: u32,
     after: u32,
 }
@@ -37,7 +37,7 @@ impl List {
     const EMPTY: Self = Self { head: NONE, tail: NONE };
 }
 
-/// Flows of one device.
+/// Flows of one share.
 #[derive(Debug, Clone)]
 struct Device {
     lists: [List; State::COUNT],
@@ -82,9 +82,9 @@ impl FlowTable {
         self.index.len()
     }
 
-    /// How many flows count against a device.
-    pub(crate) fn count(&self, station: StationId) -> usize {
-        self.devices.get(station.index()).map_or(0, |device| device.count)
+    /// How many flows use up a share.
+    pub(crate) fn count(&self, share: Share) -> usize {
+        self.devices.get(share.index()).map_or(0, |device| device.count)
     }
 
     /// The flow with this key.
@@ -127,7 +127,7 @@ impl FlowTable {
         flow: Flow,
         mut evicted: impl FnMut(Flow),
     ) -> Result<FlowIndex, TableFull> {
-        let station = flow.station.index();
+        let station = flow.share.index();
         if self.devices.len() <= station {
             self.devices.resize(station + 1, Device::EMPTY);
         }
@@ -161,7 +161,7 @@ impl FlowTable {
     /// Notes a packet of a flow, and the state that the flow is in after it.
     pub(crate) fn touch(&mut self, at: FlowIndex, state: State, now: Instant) {
         let Some(flow) = self.get_mut(at) else { return };
-        let (station, before) = (flow.station.index(), flow.state);
+        let (station, before) = (flow.share.index(), flow.state);
         flow.state = state;
         flow.last = now;
         self.unlink(station, before, at.0);
@@ -172,7 +172,7 @@ impl FlowTable {
     pub(crate) fn remove(&mut self, at: FlowIndex) -> Option<Flow> {
         let flow = self.get(at)?;
         let (station, state, hash) =
-            (flow.station.index(), flow.state, self.hasher.hash_one(flow.key));
+            (flow.share.index(), flow.state, self.hasher.hash_one(flow.key));
         self.unlink(station, state, at.0);
         if let Ok(entry) = self.index.find_entry(hash, |other| *other == at.0) {
             entry.remove();
@@ -301,6 +301,7 @@ mod tests {
             key,
             initiator_low,
             station,
+            share: Share(u32::from(station.0)),
             other: None,
             outbound: true,
             judgement: Judgement::of(Verdict::Clear, None),
@@ -404,7 +405,7 @@ mod tests {
                     table.expire(now, 3, |_| ());
                 }
                 prop_assert!(table.len() <= 8);
-                let counted: usize = (0..3).map(|s| table.count(StationId(s))).sum();
+                let counted: usize = (0..3).map(|s| table.count(Share(s))).sum();
                 prop_assert_eq!(counted, table.len());
                 let mut linked = 0;
                 for device in 0..table.devices.len() {

@@ -75,6 +75,8 @@ pub(crate) struct Policy {
     by_id: Map<MemberId, MemberIndex>,
     /// None: more than one member has the address.
     by_address: Map<Ipv4Addr, Option<MemberIndex>>,
+    /// Members behind other gateways, by Ethernet address.
+    by_mac: Map<MacAddr, MemberIndex>,
     /// Members with an address "dynamic within", longest prefix first.
     by_prefix: Vec<(Ipv4Net, MemberIndex)>,
     rules: Rules,
@@ -95,6 +97,7 @@ impl Policy {
             members: Vec::new(),
             by_id: seeds.map(),
             by_address: seeds.map(),
+            by_mac: seeds.map(),
             by_prefix: Vec::new(),
             rules: Rules::default(),
             bypassed: Vec::new(),
@@ -145,6 +148,9 @@ impl Policy {
             suspended: operation.suspended.contains(&member.gateway),
         });
         self.by_id.insert(member.id, index);
+        if here.is_none() && own_site {
+            self.by_mac.entry(member.mac).or_insert(index);
+        }
         for net in &member.addresses {
             if net.prefix_len() < 32 {
                 self.by_prefix.push((*net, index));
@@ -197,6 +203,11 @@ impl Policy {
         let doubtful =
             fits.any(|(other, index)| other.prefix_len() == net.prefix_len() && index != first);
         (!doubtful).then_some(*first)
+    }
+
+    /// The member of this site behind another gateway that has this Ethernet address.
+    pub(crate) fn elsewhere_with(&self, mac: MacAddr) -> Option<&MemberEntry> {
+        self.member(*self.by_mac.get(&mac)?)
     }
 
     /// Who is meant by a destination address.

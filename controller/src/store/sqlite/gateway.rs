@@ -244,6 +244,7 @@ fn facts(row: &SqliteRow) -> Result<GatewayFacts, StoreError> {
             operation: columns.maybe_hash("view_operation")?,
         },
         drops: BTreeMap::new(),
+        alarms: columns.maybe_cbor("alarms")?.unwrap_or_default(),
         away: (
             columns.uint("sightings_away")?,
             columns.uint("edges_away")?,

@@ -52,7 +52,7 @@ pub(super) async fn record(
         "UPDATE gateways SET tunnels = ?2, sightings_away = sightings_away + ?3, \
          edges_away = edges_away + ?4, \
          overflow = CASE WHEN overflow >= ?7 THEN overflow ELSE overflow + ?5 END, \
-         last_seen = ?6 WHERE gateway = ?1",
+         last_seen = ?6, alarms = ?8 WHERE gateway = ?1",
     )
     .bind(gateway.as_bytes().as_slice())
     .bind(cbor::encode(&report.tunnels))
@@ -61,6 +61,7 @@ pub(super) async fn record(
     .bind(step(report.overflow))
     .bind(int(at.0))
     .bind(int(MAX_STEP))
+    .bind(cbor::encode(&report.alarms))
     .execute(change)
     .await
     .map_err(failed("store a report"))?;

@@ -214,6 +214,7 @@ fn apply(view: View) {
     let port = |name: &str, last| PortConfig {
         name: name.parse().expect("a name"),
         mac: MacAddr([0, 0x1b, 0x21, 0, 0x90, last]),
+        unlisted: anteroom_proto::v1::Unlisted::Hold,
     };
     let config = Config {
         gateway_macs: vec![MacAddr([0, 0x1b, 0x21, 0, 0xb0, 1])],

@@ -321,6 +321,7 @@ fn engine(plan: &Plan, at: usize, now: Instant) -> Engine {
     let port = |name: &str, port| PortConfig {
         name: name.parse().expect("a name"),
         mac: mac(0x90 + number, port),
+        unlisted: anteroom_proto::v1::Unlisted::Hold,
     };
     let config = Config {
         gateway_macs: vec![mac(0xb0, number)],

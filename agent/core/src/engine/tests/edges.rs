@@ -2,7 +2,7 @@
 
 use anteroom_proto::verdict::Verdict;
 
-use super::super::passage::Decision;
+use super::super::passage::{Decision, Via};
 use super::*;
 use crate::fragment::Fragments;
 use crate::wire::parse_ipv4;
@@ -98,7 +98,7 @@ fn what_has_no_tunnel_to_go_through_is_counted() {
     engine.apply(view([Mode::Enforce, Mode::Enforce], &["udp/104"]), now);
     let all = pieces(&ipv4([10, 20, 1, 10], [10, 20, 4, 20], 17, &udp(40_000, 104, &[7; 900])));
     let plain = VnetHeader::default();
-    let owner = u32::from(engine.stations.find(mac(10)).unwrap().0);
+    let owner = engine.owner(Via::Port, engine.stations.find(mac(10)).unwrap());
     let packet = parse_ipv4(&all[0]).unwrap();
     engine.fragments.first(owner, &packet, Decision::of(Verdict::Tunnel), now).unwrap();
     let out = feed(&mut engine, PORT, plain, &frame(mac(0x77), mac(10), &all[1]), now);

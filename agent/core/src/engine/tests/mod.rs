@@ -11,6 +11,7 @@ use anteroom_proto::intent::{
 use anteroom_proto::key::{Hash, IdentityKey, TunnelSecret};
 use anteroom_proto::operation::{Operation, ViewNumber};
 use anteroom_proto::overlay;
+use anteroom_proto::v1::Unlisted;
 use anteroom_proto::view::Peer;
 use proptest::prelude::*;
 
@@ -21,6 +22,7 @@ use crate::limits::Limits;
 use crate::vnet::VnetHeader;
 
 mod edges;
+mod ports;
 
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
 const OWN: GatewayId = GatewayId::from_bytes([2; 16]);
@@ -65,7 +67,11 @@ fn start() -> Instant {
 }
 
 fn engine(limits: Limits, now: Instant) -> Engine {
-    let port = |at: u8| PortConfig { name: name(&format!("port{at}")), mac: mac(0x90 + at) };
+    let port = |at: u8| PortConfig {
+        name: name(&format!("port{at}")),
+        mac: mac(0x90 + at),
+        unlisted: Unlisted::Hold,
+    };
     let config = Config {
         gateway_macs: vec![mac(0xb0)],
         own_addresses: vec!["10.20.1.2".parse().unwrap()],

@@ -1,0 +1,82 @@
+//! Packets in pieces, whichever way they come: later fragments follow their first.
+
+use std::time::Instant;
+
+use anteroom_proto::mode::Mode;
+use anteroom_proto::verdict::{DropReason, Verdict};
+
+use super::Engine;
+use super::passage::{Decision, Passage, Via};
+use crate::device::StationId;
+use crate::fragment::Outcome;
+use crate::wire::{Fragment, Ipv4Packet, Transport};
+
+/// What becomes of a packet that may be a piece of one.
+#[derive(Debug)]
+pub(super) enum Pieces {
+    /// It goes as decided, and so do the fragments that waited for it.
+    Go(Decision, Vec<Box<[u8]>>),
+    /// It waits for its first fragment.
+    Held,
+    /// It goes no further.
+    Drop(DropReason),
+}
+
+impl Engine {
+    /// Decides what becomes of a packet. `station` is the device here whose share of the table a fragment uses up,
+    /// `bytes` what is kept of a fragment that has to wait.
+    pub(super) fn decide_pieces(
+        &mut self,
+        passage: &Passage,
+        station: StationId,
+        packet: &Ipv4Packet<'_>,
+        bytes: &[u8],
+        now: Instant,
+    ) -> Pieces {
+        // A wire passes pieces on as they come.
+        let wire = passage.is_observed();
+        let owner = self.owner(passage.via, station);
+        if packet.transport == Transport::LaterFragment {
+            if wire {
+                return Pieces::Go(
+                    Decision::of(passage.refuse(DropReason::FragmentNoFirst)),
+                    vec![],
+                );
+            }
+            return match self.fragments.later(owner, packet, bytes, now) {
+                Outcome::Follow(decision) => Pieces::Go(decision, Vec::new()),
+                Outcome::Held => Pieces::Held,
+                Outcome::Drop(reason) => Pieces::Go(Decision::of(passage.refuse(reason)), vec![]),
+            };
+        }
+        let decision = self.decide(passage, packet, now);
+        if wire || !packet.fragment.is_some_and(Fragment::is_first) {
+            return Pieces::Go(decision, Vec::new());
+        }
+        match self.fragments.first(owner, packet, decision, now) {
+            Ok(waiting) => Pieces::Go(decision, waiting),
+            Err(reason) => match passage.refuse(reason) {
+                Verdict::Drop(reason) => Pieces::Drop(reason),
+                _ => Pieces::Go(decision, Vec::new()),
+            },
+        }
+    }
+
+    /// Fragments that came by different ways never meet, and use up different shares of the table.
+    pub(super) fn owner(&self, via: Via, station: StationId) -> u32 {
+        let way = match via {
+            Via::Port => 0,
+            Via::Uplink => 1,
+            Via::Tunnel(_) => 2,
+        };
+        (way << 24) | self.stations.share(station).0
+    }
+}
+
+impl Passage {
+    /// Whether it is a wire between ends that are at most observed.
+    fn is_observed(&self) -> bool {
+        let strictest = self.source.stance.max(self.destination.stance);
+        strictest == Mode::Observe && !matches!(self.via, Via::Tunnel(_))
+    }
+}
