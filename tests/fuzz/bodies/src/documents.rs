@@ -336,6 +336,7 @@ fn authority() -> Authority {
             addresses: vec!["controller.example:4433".into()],
         }],
         recovery: IdentityKey::from_seed(&[5; 32]).public(),
+        root: None,
     }
 }
 

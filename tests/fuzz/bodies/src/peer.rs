@@ -106,6 +106,7 @@ impl Wire {
                 overlay: overlay(other),
                 keys: vec![TunnelSecret::from_bytes([other; 32]).public()],
                 endpoints: vec![at(other)],
+                relation: 0,
             };
             sides[at_side].peers.set_peers(&[config], now);
         }
