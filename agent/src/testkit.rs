@@ -107,8 +107,14 @@ impl Organisation {
         sequence: u64,
         mode: Mode,
     ) -> SignedView {
+        self.view_of(&intent(gateway, mode), revision, sequence)
+    }
+
+    /// A view with this intent.
+    pub(crate) fn view_of(&self, intent: &Intent, revision: u64, sequence: u64) -> SignedView {
         let incarnation = self.followed().newest().incarnation;
-        let intent = cbor::encode(&intent(gateway, mode));
+        let gateway = intent.gateway;
+        let intent = cbor::encode(intent);
         let leaves = [leaf_hash(&intent), Hash::ZERO];
         let root = IntentRoot {
             organisation: ORGANISATION,
@@ -143,7 +149,8 @@ impl Organisation {
     }
 }
 
-fn intent(gateway: GatewayId, mode: Mode) -> Intent {
+/// The intent of a gateway with one device in `mode` on `port1`.
+pub(crate) fn intent(gateway: GatewayId, mode: Mode) -> Intent {
     let member = MemberId::from_bytes([7; 16]);
     let site = SiteId::of("north");
     Intent {

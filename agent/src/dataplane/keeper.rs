@@ -54,6 +54,8 @@ pub(super) struct Keeper {
     pub(super) missing: BTreeSet<PortId>,
     pub(super) carrier: Carrier,
     pub(super) sentry: Sentry,
+    /// Number of the uplink's interface when it was last seen.
+    pub(super) uplink_index: u32,
 }
 
 impl Keeper {
@@ -175,6 +177,16 @@ impl Keeper {
                 continue;
             };
             match self.links.find(interface).await {
+                // Plugged in anew; whoever configures the gateway's own interfaces does the same for a shared one.
+                Ok(Some(link)) if port.is_uplink() && link.index != self.uplink_index => {
+                    self.uplink_index = link.index;
+                    if let Err(error) = ports::switch_on_uplink(&self.config, &self.links).await {
+                        tracing::warn!(%error, "the uplink isn't switched on");
+                    }
+                    if link.up {
+                        back.push((*port, link));
+                    }
+                }
                 // While an uplink is switched off, opening it would only report that once more. Ports are switched
                 // on below, unless they are off to show a dead uplink.
                 Ok(Some(link)) if !port.is_uplink() || link.up => back.push((*port, link)),

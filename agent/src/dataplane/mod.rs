@@ -63,6 +63,7 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         underlay,
         addresses,
         sentry,
+        uplink_index,
         pulse,
         beat,
         ..
@@ -118,6 +119,7 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         missing,
         carrier: Carrier::Unseen,
         sentry: sentry.clone(),
+        uplink_index,
     };
     tokio::spawn(keeper.run());
     Ok(Handle { commander, heartbeat, endpoints: endpoints_receiver, sentry, config: shared })

@@ -29,6 +29,7 @@ pub struct Setup {
     pub(super) underlay: UdpSocket,
     pub(super) addresses: Addresses,
     pub(super) sentry: Sentry,
+    pub(super) uplink_index: u32,
     pub(super) pulse: Arc<Pulse>,
     pub(super) beat: Beat,
     engine: core::config::Config,
@@ -181,6 +182,7 @@ impl Setup {
             })?,
             addresses,
             sentry,
+            uplink_index: uplink.index,
             pulse,
             beat: Beat::open().map_err(|source| SetupError::System {
                 what: "opening lo (needs CAP_NET_RAW and CAP_NET_ADMIN)".into(),

@@ -105,7 +105,13 @@ impl PacketSocket {
     pub(crate) fn hear(&self) -> io::Result<()> {
         match self.skip {
             Some(mac) => attach_skip(&self.fd, mac),
-            None => sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0_i32),
+            None => {
+                match sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0_i32) {
+                    // There is none to be taken off.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    result => result,
+                }
+            }
         }
     }
 

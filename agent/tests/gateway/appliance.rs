@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
+use anteroom_agent::state::StateDir;
 use anteroom_lab::process::Process;
 use anteroom_lab::stream::Stream;
 use anteroom_lab::topology::{self, Host};
 use anteroom_lab::wait;
+use anteroom_proto::id::MemberId;
+use anteroom_proto::intent::OnFailure;
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
 use nix::sys::signal::Signal;
 
 use crate::bench::{GATEWAY, NETWORK, PATIENCE, frame};
+use crate::testkit::{self, Organisation};
 
 /// Addresses of the two devices' and the network's interfaces.
 pub(crate) const MACS: [[u8; 6]; 3] =
@@ -61,6 +67,35 @@ impl Appliance {
         );
         std::fs::write(directory.path().join("agent.toml"), config).expect("the configuration");
         Self { hosts, gateway, directory, agent: None }
+    }
+
+    /// Makes it a gateway that holds a view: a device in each of these modes, in the ports' order.
+    pub(crate) fn hold(&self, devices: &[(Mode, OnFailure)]) {
+        let organisation = Organisation::new(&[testkit::nowhere()]);
+        let mut intent = testkit::intent(testkit::GATEWAY, Mode::Observe);
+        let template = intent.devices.remove(0);
+        for (number, (mode, on_failure)) in (0..).zip(devices) {
+            let mut device = template.clone();
+            device.member.id = MemberId::from_bytes([7 + number; 16]);
+            device.member.mac = MacAddr(MACS[usize::from(number)]);
+            device.member.addresses = vec![format!("10.0.0.{}/32", 10 + number).parse().unwrap()];
+            (device.member.mode, device.on_failure) = (*mode, *on_failure);
+            device.port = format!("port{}", number + 1).parse().unwrap();
+            intent.devices.push(device);
+        }
+        let view = organisation.view_of(&intent, 1, 1);
+        let state = self.state_dir();
+        state.identity_or_new().unwrap();
+        state.write_enrolment(&organisation.enrolment()).unwrap();
+        state.write_authority(&organisation.followed()).unwrap();
+        if devices.iter().any(|(mode, _)| *mode == Mode::Enforce) {
+            state.mark_enforced().unwrap();
+        }
+        state.write_view(&view).unwrap();
+    }
+
+    pub(crate) fn state_dir(&self) -> StateDir {
+        StateDir::open(&self.directory.path().join("state")).expect("the state directory")
     }
 
     /// Starts the agent; doesn't wait.
@@ -153,6 +188,17 @@ impl Appliance {
             self.wait_more(stream);
         }
         streams
+    }
+
+    /// Waits until so much of each was sent that some would have come through.
+    pub(crate) fn hold_on(&self, streams: &[Stream]) {
+        for stream in streams {
+            let before = stream.sent();
+            wait::until(PATIENCE, "frames to be sent", || {
+                (stream.sent() >= before + SOME).then_some(())
+            })
+            .unwrap_or_else(|error| panic!("{error}:\n{}", self.log()));
+        }
     }
 
     /// Waits until more of a stream comes through.

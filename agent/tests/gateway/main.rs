@@ -2,6 +2,14 @@
 
 mod appliance;
 mod bench;
+mod closed;
 mod death;
 mod guard;
+mod mend;
+#[path = "../../src/testkit.rs"]
+#[allow(dead_code, reason = "shared with the unit tests")]
+mod testkit;
 mod wire;
+
+// The test kit speaks of it as the agent's own.
+use anteroom_agent::state;

@@ -56,6 +56,7 @@ impl Passage {
 pub struct Stream {
     sender: JoinHandle<Result<std::io::Result<Vec<Instant>>>>,
     receiver: JoinHandle<Result<std::io::Result<Vec<u64>>>>,
+    sent: Arc<AtomicU64>,
     received: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     heard_out: Arc<AtomicBool>,
@@ -92,7 +93,7 @@ impl Stream {
         let ears = to.0.enter(|| PacketSocket::open_on(to.1, 3))??;
         let mouth = from.0.enter(|| PacketSocket::open_on(from.1, 0))??;
         let [stop, heard_out] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
-        let received = Arc::new(AtomicU64::new(0));
+        let [sent, received] = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
         let start = headers.len();
         let receiver = {
             let (ended, counter) = (heard_out.clone(), received.clone());
@@ -103,10 +104,16 @@ impl Stream {
         frame.extend(id);
         frame.resize(start + PAYLOAD, 0);
         let sender = {
-            let ended = stop.clone();
-            from.0.thread(move || speak(&mouth, frame, start, every, &ended))?
+            let (ended, counter) = (stop.clone(), sent.clone());
+            from.0.thread(move || speak(&mouth, frame, start, every, &ended, &counter))?
         };
-        Ok(Self { sender, receiver, received, stop, heard_out })
+        Ok(Self { sender, receiver, sent, received, stop, heard_out })
+    }
+
+    /// Frames that were sent so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Frames that have come so far.
@@ -141,6 +148,7 @@ fn speak(
     start: usize,
     every: Duration,
     ended: &AtomicBool,
+    counter: &AtomicU64,
 ) -> std::io::Result<Vec<Instant>> {
     let number = start + MAGIC.len() + 8..start + MAGIC.len() + 16;
     let mut sent = Vec::new();
@@ -156,6 +164,7 @@ fn speak(
             Err(error) => return Err(error),
         }
         sent.push(now);
+        counter.fetch_add(1, Ordering::Relaxed);
         // A sender that was held up doesn't make up for it with a burst.
         due = (due + every).max(now);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));

@@ -1,0 +1,121 @@
+//! What somebody else undoes, or what goes and comes back, is mended, for the time when no agent runs too.
+
+use std::time::{Duration, Instant};
+
+use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::{programs, topology, wait};
+use anteroom_proto::intent::OnFailure;
+use anteroom_proto::mode::Mode;
+
+use crate::appliance::{Appliance, MACS, NET};
+use crate::bench::{GATEWAY, PATIENCE};
+
+#[test]
+fn a_flushed_packet_filter_is_put_back_at_once() {
+    if !in_private_network("mend::a_flushed_packet_filter_is_put_back_at_once") {
+        return;
+    }
+    let Some(nft) = programs::find("nft") else {
+        eprintln!("skipped: `nft` isn't installed");
+        return;
+    };
+    let mut appliance = Appliance::new();
+    appliance.hold(&[(Mode::Observe, OnFailure::Default), (Mode::Enforce, OnFailure::Default)]);
+    appliance.start();
+    appliance.wait_running();
+    let rules = || appliance.gateway.run(&nft, &["list", "ruleset"]).unwrap();
+    let shape = |rules: &str| -> Vec<String> {
+        let lines = rules.lines().filter(|line| !line.contains("expires"));
+        let counted = lines.map(|line| line.split(" packets ").next().unwrap_or(line).to_owned());
+        let mut all: Vec<_> = counted.collect();
+        // The tables come in the order in which they were made.
+        all.sort_unstable();
+        all
+    };
+    let whole = shape(&rules());
+    let streams = appliance.both_ways(0);
+    let undone: [&[&str]; 5] = [
+        &["flush", "ruleset"],
+        &["delete", "table", "netdev", "anteroom"],
+        &["delete", "table", "inet", "anteroom_guard"],
+        &["flush", "chain", "netdev", "anteroom", "from_port_1"],
+        &["add", "rule", "netdev", "anteroom", "from_port_2", "accept"],
+    ];
+    for command in undone {
+        let began = Instant::now();
+        appliance.gateway.run(&nft, command).unwrap();
+        let mut now = Vec::new();
+        wait::until(Duration::from_secs(3), "the rules to be back", || {
+            now = shape(&rules());
+            (now == whole).then_some(())
+        })
+        .unwrap_or_else(|error| {
+            panic!("{error} after {command:?}: {now:#?}, not {whole:#?}\n{}", appliance.log())
+        });
+        println!("{command:?}: back after {:?} at most", began.elapsed());
+        streams.iter().for_each(|stream| appliance.wait_more(stream));
+    }
+    for passage in streams.map(|stream| stream.stop().unwrap()) {
+        println!("{passage:?}");
+        assert_eq!(passage.doubled, 0, "{passage:?}");
+        assert!(passage.longest_outage() < Duration::from_secs(1), "{passage:?}");
+    }
+    let closed = appliance.stream(1, NET);
+    appliance.kill();
+    let wire = appliance.stream(0, NET);
+    appliance.wait_more(&wire);
+    let before = closed.received();
+    appliance.wait_more(&wire);
+    assert_eq!(closed.received(), before, "the closed port is open");
+}
+
+#[test]
+fn links_that_went_and_came_back_are_a_wire_again() {
+    if !in_private_network("mend::links_that_went_and_came_back_are_a_wire_again") {
+        return;
+    }
+    let mut appliance = Appliance::new();
+    appliance.start();
+    appliance.wait_running();
+    let streams = appliance.both_ways(0);
+    appliance.gateway.ip("link set up0 down").unwrap();
+    wait::until(PATIENCE, "the ports to show that the uplink is down", || {
+        let link = appliance.hosts[0].ip("link show eth0").ok()?;
+        (!link.contains("LOWER_UP")).then_some(())
+    })
+    .unwrap();
+    appliance.gateway.ip("link set up0 up").unwrap();
+    streams.iter().for_each(|stream| appliance.wait_more(stream));
+    for passage in streams.map(|stream| stream.stop().unwrap()) {
+        assert_eq!(passage.doubled, 0, "{passage:?}");
+    }
+
+    // Plugged out and in: interfaces with other numbers.
+    for (interface, host) in [("port0", 0), ("up0", NET)] {
+        appliance.gateway.ip(&format!("link delete {interface}")).unwrap();
+        let mac = MACS[host].map(|byte| format!("{byte:02x}")).join(":");
+        topology::ip(&format!(
+            "link add name {interface} netns gateway type veth peer name eth0 address {mac} netns {}",
+            appliance.hosts[host].name()
+        ))
+        .unwrap();
+        appliance.hosts[host].ip("link set eth0 up").unwrap();
+    }
+    appliance.gateway.address("up0", GATEWAY, 24).unwrap();
+    let streams = [appliance.stream(0, NET), appliance.stream(NET, 0)];
+    streams.iter().for_each(|stream| appliance.wait_more(stream));
+    for interface in ["port0", "up0"] {
+        wait::until(PATIENCE, "the interface to hear every frame", || {
+            let link = appliance.gateway.ip(&format!("link show {interface}")).ok()?;
+            link.contains("PROMISC").then_some(())
+        })
+        .unwrap_or_else(|error| panic!("{error}: {interface}\n{}", appliance.log()));
+    }
+    appliance.kill();
+    streams.iter().for_each(|stream| appliance.wait_more(stream));
+    for passage in streams.map(|stream| stream.stop().unwrap()) {
+        assert_eq!(passage.doubled, 0, "{passage:?}");
+    }
+    let link = appliance.gateway.ip("link show up0").unwrap();
+    assert!(link.contains("PROMISC"), "a dead agent's uplink hears its own frames only: {link}");
+}
