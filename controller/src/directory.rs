@@ -112,19 +112,49 @@ impl Directory {
         self.0.join("claim.secret")
     }
 
+    /// All files, in an order that is the same for every directory.
+    #[must_use]
+    pub fn files(&self) -> [PathBuf; 6] {
+        [
+            self.identity(),
+            self.https_key(),
+            self.certificate(),
+            self.claim_secret(),
+            self.config(),
+            self.database(),
+        ]
+    }
+
+    /// Reads one of the small files.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn read(&self, file: &Path) -> Result<Zeroizing<Vec<u8>>, DirectoryError> {
+        read(file)
+    }
+
+    /// Replaces a file in one step by one that only its owner can read, and waits until it is on disk.
+    ///
+    /// # Errors
+    /// When the system refuses; what was there before then still is.
+    pub fn replace(&self, file: &Path, content: &[u8]) -> Result<(), DirectoryError> {
+        let mut draft = file.as_os_str().to_owned();
+        draft.push(".new");
+        let draft = PathBuf::from(draft);
+        // One that an earlier try left behind is of no use.
+        let _ = fs::remove_file(&draft);
+        self.create(&draft, content)?;
+        fs::rename(&draft, file)
+            .and_then(|()| File::open(&self.0)?.sync_all())
+            .map_err(|problem| DirectoryError::Io { file: file.into(), problem })
+    }
+
     /// Makes the directory, or takes one that holds no controller yet.
     ///
     /// # Errors
     /// [`DirectoryError::Exists`] where it holds one.
     pub fn prepare(&self) -> Result<(), DirectoryError> {
-        for file in [
-            self.identity(),
-            self.certificate(),
-            self.https_key(),
-            self.claim_secret(),
-            self.config(),
-            self.database(),
-        ] {
+        for file in self.files() {
             if file.symlink_metadata().is_ok() {
                 return Err(DirectoryError::Exists { file });
             }

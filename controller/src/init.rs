@@ -72,14 +72,7 @@ pub async fn init(directory: &Directory, options: &InitOptions) -> Result<SetupC
     let made = fill(directory, options, &text).await;
     if made.is_err() {
         // Everything in there was made by this call: `prepare` saw to it.
-        for file in [
-            directory.identity(),
-            directory.https_key(),
-            directory.certificate(),
-            directory.claim_secret(),
-            directory.config(),
-            directory.database(),
-        ] {
+        for file in directory.files() {
             let _ = std::fs::remove_file(file);
         }
     }
@@ -147,7 +140,7 @@ fn listeners(options: &InitOptions) -> Result<(Listener, Listener), InitError> {
 
 /// A certificate for `hosts` that doesn't expire at night, and its key, as PEM. It is pinned by its
 /// fingerprint, so that nobody has to vouch for it.
-fn certificate(hosts: &[String]) -> Result<(String, Zeroizing<String>), InitError> {
+pub(crate) fn certificate(hosts: &[String]) -> Result<(String, Zeroizing<String>), InitError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut params = CertificateParams::new(hosts)?;
     params.distinguished_name = DistinguishedName::new();

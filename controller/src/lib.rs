@@ -4,10 +4,10 @@
 //! It decides nothing: a change is an operator's, compiled and signed on the operator's machine. What it signs
 //! itself can carry on or close, never open.
 //!
-//! - [`init`], [`run`]: a controller's beginning and its life; [`config`] and [`directory`] are what it lives in;
+//! - [`init`], [`run`], [`restore`]: a controller's beginning, its life, and its life after that; [`config`] and [`directory`] are what it lives in;
 //! - [`store`]: what it must not forget; [`state`]: what is derived from that and shared; [`audit`]: the log;
 //! - [`api`]: operators, over HTTPS; [`change`]: what they change;
-//! - [`agents`]: gateways, over QUIC; [`online`]: which are connected; [`distribution`]: what they are sent.
+//! - [`agents`]: gateways, over QUIC; [`online`]: which are connected; [`tunnel_keys`]: whose key is whose; [`distribution`]: what they are sent.
 
 pub mod agents;
 pub mod api;
@@ -20,6 +20,8 @@ pub mod distribution;
 pub mod init;
 pub mod online;
 pub mod rate;
+pub mod restore;
 pub mod run;
 pub mod state;
 pub mod store;
+pub mod tunnel_keys;

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anteroom_controller::directory::Directory;
 use anteroom_controller::init::{InitOptions, init, setup_code};
+use anteroom_controller::restore;
 use anteroom_controller::run::{self, Running};
-use anteroom_proto::setup::SetupCode;
+use anteroom_proto::setup::{ControllerCode, SetupCode};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use sd_notify::NotifyState;
@@ -53,6 +54,39 @@ enum Command {
         #[arg(long)]
         despite_audit: bool,
     },
+    /// Copy a controller, which may be running, into a new directory: its keys are in there, keep it as safe.
+    Backup {
+        /// Where the controller lives.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Where the copy is to go. Nothing there is overwritten.
+        #[arg(long)]
+        to: PathBuf,
+    },
+    /// Make a controller out of a backup. It serves nobody until an operator signs it back in.
+    Restore {
+        /// Where the backup is.
+        #[arg(long)]
+        from: PathBuf,
+        /// Where the controller is to live. Nothing there is overwritten.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Give it another key and certificate: the old ones may be in other hands.
+        #[arg(long)]
+        new_key: bool,
+    },
+    /// Give a stopped controller another key and certificate. It serves nobody until an operator signs that.
+    NewKey {
+        /// Where the controller lives.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    /// Print what operators know the controller by, for `anteroom controller replace`.
+    Code {
+        /// Where the controller lives.
+        #[arg(long)]
+        dir: PathBuf,
+    },
     /// Print the setup code again, as long as nobody has claimed the controller.
     SetupCode {
         /// Where the controller lives.
@@ -91,6 +125,28 @@ async fn command(command: Command) -> anyhow::Result<()> {
             println!("  anteroom-controller run --dir {}\n", dir.display());
             print_code(&code);
         }
+        Command::Backup { dir, to } => {
+            restore::backup(&Directory::new(&dir), &Directory::new(&to)).await?;
+            println!("A copy of the controller, keys included, is in {}.", to.display());
+        }
+        Command::Restore { from, dir, new_key } => {
+            let (from, to) = (Directory::new(&from), Directory::new(&dir));
+            let code = restore::restore(&from, &to, new_key).await?;
+            println!("The controller was restored to {}. Start it:\n", dir.display());
+            println!("  anteroom-controller run --dir {}\n", dir.display());
+            if new_key {
+                print_controller(&code);
+            } else {
+                println!("It serves nobody until an operator signs it back in:\n");
+                println!("  anteroom controller restored");
+            }
+        }
+        Command::NewKey { dir } => {
+            let code = restore::new_key(&Directory::new(&dir)).await?;
+            println!("The controller in {} has another key and certificate now.", dir.display());
+            print_controller(&code);
+        }
+        Command::Code { dir } => print_controller(&restore::code(&Directory::new(&dir))?),
         Command::SetupCode { dir } => print_code(&setup_code(&Directory::new(&dir)).await?),
         Command::Run { dir, despite_audit } => {
             // Signals that come while starting must not be lost.
@@ -134,6 +190,15 @@ fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "no service manager listens");
     }
+}
+
+fn print_controller(code: &ControllerCode) {
+    println!("Operators sign its key, and learn it on further machines, with:\n");
+    println!("  anteroom controller replace {code}\n");
+    println!("Controller key  {}", code.controller.fingerprint());
+    println!("HTTPS           {}", code.https.join(" "));
+    println!("  fingerprint   {}", code.certificate);
+    println!("QUIC            {}", code.quic.join(" "));
 }
 
 fn print_code(code: &SetupCode) {

@@ -1,16 +1,17 @@
 //! What every part of the controller shares. All of it is derived from the store, and read back at start.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anteroom_controller_core::compile::{self, Compiled};
 use anteroom_controller_core::model::Model;
+use anteroom_proto::api::Restored;
 use anteroom_proto::authority::{AuthorityChain, AuthorityError};
 use anteroom_proto::cose::{Signed, Verified};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use arc_swap::ArcSwapOption;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
@@ -18,6 +19,7 @@ use crate::directory::Directory;
 use crate::distribution::Event;
 use crate::online::Online;
 use crate::store::{Store, StoreError, StoredRevision};
+use crate::tunnel_keys::TunnelKeys;
 
 /// The newest revision, compiled.
 #[derive(Debug)]
@@ -122,11 +124,15 @@ pub struct Controller {
     /// Connected gateways.
     pub online: Online,
     /// The one-time secret, until the controller is claimed.
-    pub(crate) claim_secret: Mutex<Option<Zeroizing<[u8; 32]>>>,
+    pub(crate) claim_secret: AsyncMutex<Option<Zeroizing<[u8; 32]>>>,
     authority: ArcSwapOption<AuthorityChain>,
     current: ArcSwapOption<Current>,
-    /// Held while a revision is taken: they come one after another.
-    pub(crate) changing: Mutex<()>,
+    /// Whether an operator must sign the controller back in before it does anything else.
+    restored: Mutex<Option<Restored>>,
+    /// Whose tunnel keys are whose.
+    pub(crate) tunnel_keys: TunnelKeys,
+    /// Held while a revision or an authority document is taken: they come one after another.
+    pub(crate) changing: AsyncMutex<()>,
     events: mpsc::Sender<Event>,
 }
 
@@ -144,10 +150,19 @@ impl Controller {
         events: mpsc::Sender<Event>,
     ) -> Result<Self, StateError> {
         let documents = store.authority().await?;
+        let since = store.restored().await?;
+        let tunnel_keys = TunnelKeys::load(store.gateways().await?);
+        if since.is_some() {
+            tracing::warn!(
+                "restored from a backup, or with another key than before: no gateway is served until an operator \
+                 signs that (`anteroom controller restored`, or `anteroom controller replace CODE`)"
+            );
+        }
         let (mut authority, mut current) = (None, None);
         if !documents.is_empty() {
             let chain = AuthorityChain::follow_unpinned(&documents)?;
-            if !chain.newest().controller_keys().contains(&identity.public()) {
+            // With another key it starts all the same, to be signed in; nobody is served before that.
+            if since.is_none() && !chain.newest().controller_keys().contains(&identity.public()) {
                 let own = identity.public().fingerprint().to_string();
                 return Err(StateError::Stranger { own });
             }
@@ -170,10 +185,12 @@ impl Controller {
             directory,
             store,
             online: Online::default(),
-            claim_secret: Mutex::new(claim_secret),
+            claim_secret: AsyncMutex::new(claim_secret),
+            restored: Mutex::new(since.map(|since| Restored { since, held: None })),
+            tunnel_keys,
             authority: ArcSwapOption::new(authority),
             current: ArcSwapOption::new(current),
-            changing: Mutex::new(()),
+            changing: AsyncMutex::new(()),
             events,
         })
     }
@@ -192,6 +209,27 @@ impl Controller {
 
     pub(crate) fn set_authority(&self, chain: AuthorityChain) {
         self.authority.store(Some(Arc::new(chain)));
+    }
+
+    /// That the controller waits for an operator to sign it back in, if it does.
+    #[must_use]
+    pub fn restored(&self) -> Option<Restored> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_restored(&self, restored: Option<Restored>) {
+        *self.restored.lock().unwrap_or_else(PoisonError::into_inner) = restored;
+    }
+
+    /// Notes what a gateway says that it has in force, while the controller waits: operators must know whether it is
+    /// newer than what they have.
+    pub(crate) fn note_held(&self, gateway: GatewayId, place: (u64, u64)) {
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(restored) = restored.as_mut()
+            && restored.held.is_none_or(|(_, held)| held < place)
+        {
+            restored.held = Some((gateway, place));
+        }
     }
 
     pub(crate) fn set_current(&self, current: Arc<Current>) {

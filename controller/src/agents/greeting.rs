@@ -37,6 +37,37 @@ fn unclaimed() -> Refusal {
     )
 }
 
+/// What everyone hears until an operator has signed a restored controller back in.
+fn waiting() -> Refusal {
+    refusal(
+        RefusalCode::Busy,
+        "this controller was restored from a backup, or has another key than before, and waits for an operator to sign that",
+    )
+}
+
+/// Makes the checked tunnel keys the gateway's own, unless another has one of them: that is refused and audited.
+pub(super) async fn claim_keys(
+    controller: &Controller,
+    gateway: GatewayId,
+    ends: &TunnelEnds,
+) -> Result<(), Refusal> {
+    let Err(taken) = controller.tunnel_keys.claim(gateway, &ends.keys) else { return Ok(()) };
+    tracing::warn!(%gateway, %taken, "a gateway claims a key that isn't its own");
+    if taken.news {
+        let audit = NewAudit {
+            at: clock::now(),
+            actor: gateway.to_string(),
+            action: "gateway tunnel key refused".into(),
+            subject: gateway.to_string(),
+            before: Some(format!("tunnel key {} of {}", taken.key, taken.holder)),
+            after: Some("unchanged: another gateway has the key".into()),
+            ..NewAudit::default()
+        };
+        controller.store.append_audit(&audit).await.map_err(|error| store_failed(&error))?;
+    }
+    Err(refusal(RefusalCode::Protocol, taken.to_string()))
+}
+
 /// `text`, cut to what is kept, without control characters.
 pub(super) fn clean(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
@@ -59,6 +90,9 @@ pub(super) async fn enrol(
     from: SocketAddr,
 ) -> Result<ToAgent, Refusal> {
     let chain = controller.authority().ok_or_else(unclaimed)?;
+    if controller.restored().is_some() {
+        return Err(waiting());
+    }
     let authority = chain.newest();
     let bad = |problem: String| fatal(RefusalCode::Invite, problem);
     let stored = controller
@@ -175,6 +209,8 @@ async fn knows(
 /// A gateway that was greeted.
 pub(super) struct Greeted {
     pub(super) approved: bool,
+    /// The authority document that it has once it has read its welcome.
+    pub(super) authority: u64,
     pub(super) ends: TunnelEnds,
     pub(super) welcome: Welcome,
     pub(super) facts: HelloFacts,
@@ -205,13 +241,18 @@ pub(super) async fn hello(
     }
     let gateway = hello.gateway;
     let store = &controller.store;
-    let enrolment = store
-        .enrolment(gateway)
-        .await
-        .map_err(|error| store_failed(&error))?
-        .ok_or_else(|| unknown("this gateway isn't enrolled here: enrol it with an invite"))?;
-    if enrolment.identity != key {
-        return Err(unknown("this gateway is enrolled with another identity key"));
+    if !knows(controller, gateway, key).await? {
+        let enrolled = store.enrolment(gateway).await.map_err(|error| store_failed(&error))?;
+        return Err(unknown(match enrolled {
+            Some(_) => "this gateway is enrolled with another identity key",
+            None => "this gateway isn't enrolled here: enrol it with an invite",
+        }));
+    }
+    if controller.restored().is_some() {
+        if let Some(applied) = &hello.applied {
+            controller.note_held(gateway, (applied.number.incarnation, applied.revision));
+        }
+        return Err(waiting());
     }
     let current = controller.current();
     let approved = current.as_ref().is_some_and(|current| current.approves(gateway, key));
@@ -223,10 +264,12 @@ pub(super) async fn hello(
     }
     let ends = TunnelEnds::check(organisation, gateway, key, &hello.reachable)
         .map_err(|error| refusal(RefusalCode::Protocol, error.to_string()))?;
+    claim_keys(controller, gateway, &ends).await?;
     let now = clock::now();
     let newer = chain.newest().number > hello.authority;
     Ok(Greeted {
         approved,
+        authority: chain.newest().number.max(hello.authority),
         ends,
         welcome: Welcome {
             version: high,

@@ -12,7 +12,7 @@ use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::greeting::{Greeted, clean_applied, refusal, store_failed};
+use super::greeting::{Greeted, claim_keys, clean_applied, refusal, store_failed};
 use super::{LAST_WORD, Peer, telemetry};
 use crate::clock;
 use crate::distribution::{Event, TunnelEnds};
@@ -58,7 +58,7 @@ impl Session {
         writer: MessageWriter<ToAgent>,
     ) {
         let Self { gateway, greeted } = self;
-        let Greeted { approved, ends, welcome, facts: hello } = greeted;
+        let Greeted { approved, authority, ends, welcome, facts: hello } = greeted;
         let observed = hello.observed;
         if let Err(error) = controller.store.record_hello(gateway, &hello).await {
             let refused = ToAgent::Refused(store_failed(&error));
@@ -78,7 +78,7 @@ impl Session {
         let serial = controller.online.insert(gateway, link);
         tracing::info!(%gateway, from = %observed, approved, "connected");
         let applied = hello.applied.as_ref().filter(|applied| applied.refused.is_none()).map(facts);
-        controller.tell(Event::Connected { gateway, approved, applied, ends }).await;
+        controller.tell(Event::Connected { gateway, approved, authority, applied, ends }).await;
         let running = Running { controller, gateway, key: peer.key, serial, outgoing };
         if let Err(refusal) = running.read(reader).await {
             tracing::info!(%gateway, message = %refusal.message, "refused");
@@ -192,6 +192,7 @@ impl Running<'_> {
         let gateway = self.gateway;
         let ends = TunnelEnds::check(chain.newest().organisation, gateway, self.key, reachable)
             .map_err(|error| refusal(RefusalCode::Protocol, error.to_string()))?;
+        claim_keys(self.controller, gateway, &ends).await?;
         self.controller
             .store
             .record_reachable(gateway, reachable, clock::now())

@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anteroom_proto::api::{Challenge, Claim, LoginRequest, Session};
-use anteroom_proto::authority::{AuthorityChain, Operator};
+use anteroom_proto::api::{Challenge, Claim, LoginRequest, Session, paths};
+use anteroom_proto::authority::{Authority, AuthorityChain, Operator};
 use anteroom_proto::cbor::Blob;
-use anteroom_proto::key::Hash;
+use anteroom_proto::key::{Hash, PublicKey};
 use axum::Json;
 use axum::extract::{ConnectInfo, Extension, Request, State};
-use axum::http::StatusCode;
 use axum::http::header::AUTHORIZATION;
+use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use data_encoding::BASE64URL_NOPAD;
@@ -26,6 +26,9 @@ use crate::{change, clock};
 const CHALLENGE: u64 = 60 * 1000;
 /// How long a token is good, in milliseconds.
 const SESSION: u64 = 60 * 60 * 1000;
+
+/// What whoever holds the recovery key is called.
+const RECOVERY: &str = "recovery-key";
 
 /// Who is calling, as their token says.
 #[derive(Debug, Clone)]
@@ -62,11 +65,34 @@ pub(super) async fn authenticate(
     let controller = &api.controller;
     let key = controller.store.session(token, clock::now()).await?.ok_or_else(lapsed)?;
     let chain = controller.authority().ok_or_else(lapsed)?;
-    let operator = chain.newest().operator(key).cloned().ok_or_else(|| {
+    let operator = caller(chain.newest(), key).ok_or_else(|| {
         Failure::unauthorised("you are no longer an operator of this organisation")
     })?;
+    if chain.newest().operator(key).is_none() && !recovers(request.method(), request.uri().path()) {
+        return Err(Failure::forbidden(
+            "the recovery key signs the next authority document and does nothing else: `anteroom operator recover`",
+        ));
+    }
     request.extensions_mut().insert(Caller { operator, chain, token });
     Ok(next.run(request).await)
+}
+
+/// Who holds `key`: an operator, or whoever holds the recovery key.
+fn caller(authority: &Authority, key: PublicKey) -> Option<Operator> {
+    let recovery = || {
+        let name = RECOVERY.parse().ok()?;
+        (authority.recovery == key).then_some(Operator { name, key })
+    };
+    authority.operator(key).cloned().or_else(recovery)
+}
+
+/// Whether a request is one of those that a recovery takes.
+fn recovers(method: &Method, path: &str) -> bool {
+    match path {
+        paths::AUTHORITY | paths::RESTORED | paths::LOGOUT => true,
+        paths::MODEL => method == Method::GET,
+        _ => false,
+    }
 }
 
 fn slow_down(api: &Api, from: SocketAddr) -> Result<(), Failure> {
@@ -103,12 +129,12 @@ pub(super) async fn login(
         Failure::conflict("nobody has claimed this controller yet: log in with its setup code")
     })?;
     let authority = chain.newest();
-    let login = request.login.verify(authority.organisation, &authority.operator_keys()).map_err(
-        |error| {
-            tracing::warn!(%from, %error, "a log-in failed");
-            Failure::unauthorised(format!("login: {error}"))
-        },
-    )?;
+    let mut signers = authority.operator_keys();
+    signers.push(authority.recovery);
+    let login = request.login.verify(authority.organisation, &signers).map_err(|error| {
+        tracing::warn!(%from, %error, "a log-in failed");
+        Failure::unauthorised(format!("login: {error}"))
+    })?;
     if login.controller != controller.identity.public() {
         return Err(Failure::unauthorised("login: it is meant for another controller"));
     }
@@ -119,8 +145,7 @@ pub(super) async fn login(
             "login.nonce: it is unknown, used or older than a minute; ask for a new challenge",
         ));
     }
-    let operator = authority
-        .operator(login.signer())
+    let operator = caller(authority, login.signer())
         .ok_or_else(|| Failure::unauthorised("login: its signer isn't an operator"))?;
     let token = BASE64URL_NOPAD.encode(&clock::random::<32>()?);
     let not_after = now.saturating_add(SESSION);

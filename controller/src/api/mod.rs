@@ -1,5 +1,6 @@
 //! The operators' API, as [`anteroom_proto::api`] has it: JSON over HTTPS.
 
+mod authority;
 mod extract;
 mod failure;
 mod gateways;
@@ -57,9 +58,13 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .route(paths::CHALLENGE, post(login::challenge))
         .route(paths::LOGIN, post(login::login));
     let model = get(model::newest).post(model::update).layer(DefaultBodyLimit::max(MAX_MODEL_BODY));
+    // A document may come with the revision that a restored controller has lost.
+    let authority =
+        get(authority::chain).post(authority::update).layer(DefaultBodyLimit::max(MAX_MODEL_BODY));
     let closed = Router::new()
         .route(paths::LOGOUT, post(login::logout))
-        .route(paths::AUTHORITY, get(model::authority))
+        .route(paths::AUTHORITY, authority)
+        .route(paths::RESTORED, get(authority::restored))
         .route(paths::INVITES, get(gateways::invites).post(gateways::new_invite))
         .route(paths::BYPASSES, post(gateways::offline_bypass))
         .route(paths::PENDING, get(gateways::pending))

@@ -4,8 +4,6 @@ use anteroom_proto::api::{
     AuditEntry, AuditQuery, ControllerInfo, GatewayProgress, ModelAccepted, ModelRevision,
     ModelUpdate, Progress, RevisionInfo,
 };
-use anteroom_proto::authority::Authority;
-use anteroom_proto::cose::Signed;
 use axum::Json;
 use axum::extract::{Extension, State};
 
@@ -25,12 +23,6 @@ pub(super) async fn controller(State(api): State<Api>) -> Json<ControllerInfo> {
         addresses: controller.config.quic.advertise.clone(),
         time: clock::now(),
     })
-}
-
-pub(super) async fn authority(
-    Extension(caller): Extension<Caller>,
-) -> Json<Vec<Signed<Authority>>> {
-    Json(caller.chain.to_signed())
 }
 
 fn revision(stored: Option<StoredRevision>, which: &str) -> Result<Json<ModelRevision>, Failure> {

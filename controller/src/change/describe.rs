@@ -5,8 +5,11 @@ use std::fmt::Write as _;
 
 use anteroom_controller_core::lint::moment;
 use anteroom_controller_core::model::{Device, Gateway, Model};
+use anteroom_proto::authority::Authority;
 use anteroom_proto::key::Hash;
 use anteroom_proto::name::Name;
+
+use crate::audit::actor;
 
 /// Most characters of a description.
 const MAX_LEN: usize = 4000;
@@ -16,8 +19,40 @@ const MAX_LEN: usize = 4000;
 #[must_use]
 pub fn describe(before: Option<&Model>, after: &Model) -> (Option<String>, Option<String>) {
     let empty = Model::new(after.organisation);
-    let before_model = before.unwrap_or(&empty);
-    let (old, new) = (lines(before_model), lines(after));
+    compare(&lines(before.unwrap_or(&empty)), &lines(after))
+}
+
+/// The same for two authority documents.
+#[must_use]
+pub fn describe_authority(
+    before: &Authority,
+    after: &Authority,
+) -> (Option<String>, Option<String>) {
+    compare(&authority_lines(before), &authority_lines(after))
+}
+
+fn authority_lines(authority: &Authority) -> BTreeMap<String, String> {
+    let mut lines = BTreeMap::new();
+    for operator in &authority.operators {
+        lines.insert(format!("operator {}", operator.key), format!("operator {}", actor(operator)));
+    }
+    for controller in &authority.controllers {
+        let key = controller.key;
+        let line =
+            format!("controller {} at {}", key.fingerprint(), controller.addresses.join(" "));
+        lines.insert(format!("controller {key}"), line);
+    }
+    let recovery = authority.recovery.fingerprint();
+    lines.insert("recovery".into(), format!("recovery key {recovery}"));
+    lines.insert("incarnation".into(), format!("incarnation {}", authority.incarnation));
+    lines.insert("number".into(), format!("authority document {}", authority.number));
+    lines
+}
+
+fn compare(
+    old: &BTreeMap<String, String>,
+    new: &BTreeMap<String, String>,
+) -> (Option<String>, Option<String>) {
     let only = |these: &BTreeMap<String, String>, those: &BTreeMap<String, String>| {
         let differ: Vec<&str> = these
             .iter()
@@ -26,7 +61,7 @@ pub fn describe(before: Option<&Model>, after: &Model) -> (Option<String>, Optio
             .collect();
         (!differ.is_empty()).then(|| shorten(&differ))
     };
-    (only(&old, &new), only(&new, &old))
+    (only(old, new), only(new, old))
 }
 
 fn shorten(lines: &[&str]) -> String {

@@ -3,7 +3,7 @@
 use anteroom_proto::api::NewInvite;
 use anteroom_proto::authority::{AuthorityChain, Operator};
 
-use super::{ChangeError, check_text, invalid};
+use super::{ChangeError, check_ready, check_text, invalid};
 use crate::audit::actor;
 use crate::clock;
 use crate::state::Controller;
@@ -22,6 +22,7 @@ pub async fn invite(
     if let Some(reason) = &new.reason {
         check_text("reason", reason)?;
     }
+    check_ready(controller)?;
     let invite = new
         .invite
         .verify(chain.newest().organisation, &[operator.key])

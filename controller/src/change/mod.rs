@@ -1,17 +1,20 @@
 //! What operators change: the claim, invites, revisions of the model. Each is checked whole before anything is
 //! stored, and is stored with its audit entry or not at all.
 
+mod authority;
 mod bypass;
 mod claim;
 mod describe;
 mod invite;
 mod model;
 
+use crate::state::Controller;
 use crate::store::StoreError;
 
+pub use authority::authority;
 pub use bypass::note_bypass;
 pub use claim::claim;
-pub use describe::describe;
+pub use describe::{describe, describe_authority};
 pub use invite::invite;
 pub use model::update;
 
@@ -37,6 +40,14 @@ pub enum ChangeError {
 
 fn invalid(problem: impl Into<String>) -> ChangeError {
     ChangeError::Invalid(problem.into())
+}
+
+/// Refuses every change but the one that signs a restored controller back in.
+fn check_ready(controller: &Controller) -> Result<(), ChangeError> {
+    match controller.restored() {
+        Some(_) => Err(ChangeError::Conflict(authority::WAITING.into())),
+        None => Ok(()),
+    }
 }
 
 /// Checks a text that goes into the audit log.

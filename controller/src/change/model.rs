@@ -10,7 +10,7 @@ use anteroom_proto::cose::Verified;
 use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::key::Hash;
 
-use super::{ChangeError, check_text, describe, invalid};
+use super::{ChangeError, check_ready, check_text, describe, invalid};
 use crate::audit::actor;
 use crate::clock;
 use crate::distribution::Event;
@@ -38,11 +38,9 @@ pub async fn update(
         .verify(authority.organisation, &[operator.key])
         .map_err(|error| invalid(format!("revision.root: {error}")))?;
     let _changing = controller.changing.lock().await;
+    check_ready(controller)?;
     let before = controller.current();
     check_place(&root, chain, before.as_deref())?;
-    if Model::hash(&revision.model.0) != root.model {
-        return Err(invalid("revision.model: it isn't the model that the root names"));
-    }
     let bytes = revision.model;
     let (after, bytes) = tokio::task::spawn_blocking(move || {
         let after = build(root, &bytes.0);
@@ -127,7 +125,11 @@ fn check_place(
     Ok(())
 }
 
-fn build(root: Verified<IntentRoot>, bytes: &[u8]) -> Result<Current, ChangeError> {
+/// Reads the model that `root` names and compiles it to what was signed.
+pub(super) fn build(root: Verified<IntentRoot>, bytes: &[u8]) -> Result<Current, ChangeError> {
+    if Model::hash(bytes) != root.model {
+        return Err(invalid("revision.model: it isn't the model that the root names"));
+    }
     let model =
         Model::decode(bytes).map_err(|error| invalid(format!("revision.model: {error}")))?;
     if model.organisation != root.organisation {

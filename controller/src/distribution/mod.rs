@@ -41,10 +41,14 @@ pub enum Event {
         /// The new one.
         after: Arc<Current>,
     },
+    /// An authority document was taken.
+    Authority,
     /// A gateway connected and said what it has.
     Connected {
         /// Which.
         gateway: GatewayId,
+        /// The authority document that it has.
+        authority: u64,
         /// Whether it was greeted as an approved one.
         approved: bool,
         /// What it has in force.
@@ -74,6 +78,8 @@ struct Known {
     ends: TunnelEnds,
     view: ViewState,
     applied: Option<AppliedFacts>,
+    /// The authority document that it was told of.
+    authority: u64,
     /// Whether the newest view went out over the connection of now.
     sent: bool,
 }
@@ -84,6 +90,8 @@ pub struct Distribution {
     controller: Arc<Controller>,
     known: HashMap<GatewayId, Known>,
     dirty: BTreeSet<GatewayId>,
+    /// Who may not know the newest authority document.
+    unaware: BTreeSet<GatewayId>,
 }
 
 /// A view that is about to be numbered and signed.
@@ -105,11 +113,17 @@ impl Distribution {
             .into_iter()
             .map(|(gateway, facts)| {
                 let ends = facts.reachable.map(TunnelEnds::from_stored).unwrap_or_default();
-                let known = Known { ends, view: facts.view, applied: facts.applied, sent: false };
+                let known = Known {
+                    ends,
+                    view: facts.view,
+                    applied: facts.applied,
+                    authority: 0,
+                    sent: false,
+                };
                 (gateway, known)
             })
             .collect();
-        Ok(Self { controller, known, dirty: BTreeSet::new() })
+        Ok(Self { controller, known, dirty: BTreeSet::new(), unaware: BTreeSet::new() })
     }
 
     /// Works until nobody can send events any more.
@@ -148,8 +162,15 @@ impl Distribution {
     fn take(&mut self, event: Event) {
         match event {
             Event::Model { before, after } => self.model(before.as_deref(), &after),
-            Event::Connected { gateway, approved, applied, ends } => {
+            Event::Authority => {
+                self.unaware.extend(self.controller.online.gateways());
+                // A new incarnation makes new views of all.
+                self.dirty.extend(self.controller.online.gateways());
+            }
+            Event::Connected { gateway, approved, authority, applied, ends } => {
+                self.unaware.insert(gateway);
                 let known = self.known.entry(gateway).or_default();
+                known.authority = authority;
                 known.applied = applied;
                 known.sent = false;
                 self.dirty.insert(gateway);
@@ -207,16 +228,33 @@ impl Distribution {
         }
     }
 
+    /// Sends the authority chain to every connected gateway that doesn't know its newest document.
+    fn herald(&mut self) {
+        let Some(chain) = self.controller.authority() else { return };
+        let newest = chain.newest().number;
+        for gateway in std::mem::take(&mut self.unaware) {
+            let known = self.known.entry(gateway).or_default();
+            if known.authority < newest {
+                known.authority = newest;
+                self.controller.online.send(gateway, ToAgent::Authority(chain.to_signed()));
+            }
+        }
+    }
+
     /// Sends a view to every connected gateway that should have another than it has.
     async fn push(&mut self) -> Result<(), StoreError> {
+        // Views are judged by the newest document, so that goes first.
+        self.herald();
         let (Some(current), Some(chain)) = (self.controller.current(), self.controller.authority())
         else {
             return Ok(());
         };
-        if !current.as_signed {
+        let incarnation = chain.newest().incarnation;
+        let in_force =
+            current.root.incarnation == incarnation && self.controller.restored().is_none();
+        if !current.as_signed || !in_force {
             return Ok(());
         }
-        let incarnation = chain.newest().incarnation;
         let drafts: HashMap<GatewayId, Draft> = self
             .dirty
             .iter()

@@ -96,6 +96,20 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn authority(&self) -> Result<Vec<Signed<Authority>>, StoreError>;
     /// Stores the first authority document. False, and no change, where there is one already.
     async fn claim(&self, first: &Signed<Authority>, audit: &NewAudit) -> Result<bool, StoreError>;
+    /// Stores authority document `number`, with its audit entry and with the revision that it names as the newest
+    /// where that was `lost`. Whoever waited for it after a restore waits no more. False, and no change, where the
+    /// document's number isn't the next one, or the revision isn't newer than those that are held.
+    async fn add_authority(
+        &self,
+        number: u64,
+        document: &Signed<Authority>,
+        lost: Option<&NewRevision>,
+        audit: &NewAudit,
+    ) -> Result<bool, StoreError>;
+    /// Since when the controller waits for an operator to sign it back in; none where it doesn't.
+    async fn restored(&self) -> Result<Option<UnixMillis>, StoreError>;
+    /// Notes that it does from now on.
+    async fn set_restored(&self, audit: &NewAudit) -> Result<(), StoreError>;
 
     /// Stores an invite. False, and no change, where its id or its gateway's id is taken.
     async fn add_invite(

@@ -2,7 +2,9 @@
 
 mod agents;
 mod api;
+mod authority;
 mod distribution;
 mod lifetime;
 mod model;
+mod restore;
 mod support;

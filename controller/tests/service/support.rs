@@ -11,10 +11,10 @@ use anteroom_controller::run::{self, Running};
 use anteroom_controller_core::compile;
 use anteroom_controller_core::model::{Gateway, Model};
 use anteroom_proto::api::{
-    ApiError, Challenge, Claim, Login, LoginRequest, ModelAccepted, ModelRevision,
+    ApiError, AuthorityUpdate, Challenge, Claim, Login, LoginRequest, ModelAccepted, ModelRevision,
     ModelRevisionBody, ModelUpdate, NewInvite, Session, paths,
 };
-use anteroom_proto::authority::{Authority, Controller, Operator};
+use anteroom_proto::authority::{Authority, AuthorityChain, Controller, Operator, RootId};
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
@@ -62,6 +62,7 @@ pub(crate) async fn until<T>(what: &str, mut attempt: impl AsyncFnMut() -> Optio
 /// A controller that can be stopped and started again.
 pub(crate) struct Service {
     directory: tempfile::TempDir,
+    place: String,
     pub(crate) code: SetupCode,
     pub(crate) running: Option<Running>,
 }
@@ -81,7 +82,7 @@ impl Service {
             advertise: vec!["127.0.0.1".into()],
         };
         let code = init(&Directory::new(&directory.path().join("c")), &options).await.unwrap();
-        let mut service = Self { directory, code, running: None };
+        let mut service = Self { directory, place: "c".into(), code, running: None };
         // Ports that are free, whatever else runs here.
         let file = service.directory().config();
         let text = std::fs::read_to_string(&file).unwrap();
@@ -98,11 +99,22 @@ impl Service {
     }
 
     pub(crate) fn path(&self) -> PathBuf {
-        self.directory.path().join("c")
+        self.directory.path().join(&self.place)
     }
 
     pub(crate) async fn start(&mut self) {
         self.running = Some(run::start(self.directory(), false).await.unwrap());
+    }
+
+    /// Lives on in another directory beside the first.
+    pub(crate) fn move_to(&mut self, name: &str) {
+        self.place = name.into();
+        self.code.controller = self.directory().load_identity().unwrap().public();
+        self.code.certificate = self.directory().load_https().unwrap().fingerprint;
+    }
+
+    pub(crate) fn beside(&self, name: &str) -> Directory {
+        Directory::new(&self.directory.path().join(name))
     }
 
     pub(crate) async fn stop(&mut self) {
@@ -242,11 +254,59 @@ impl Desk {
         serde_json::from_slice(&body).unwrap()
     }
 
-    pub(crate) async fn log_in(mut self) -> Self {
+    pub(crate) async fn log_in(self) -> Self {
+        self.log_in_as("ana").await
+    }
+
+    /// Another person's machine, who isn't logged in yet.
+    pub(crate) fn of(service: &Service, seed: u8) -> Self {
+        Self { key: IdentityKey::from_seed(&[seed; 32]), ..Self::new(service) }
+    }
+
+    pub(crate) async fn chain(&self) -> AuthorityChain {
+        let chain: Vec<Signed<Authority>> = self.client.get(paths::AUTHORITY).await;
+        AuthorityChain::follow(Signed::sign(&self.authority(), &self.key).hash(), &chain)
+            .or_else(|_| AuthorityChain::follow_unpinned(&chain))
+            .unwrap()
+    }
+
+    /// The next authority document, which names the newest revision.
+    pub(crate) async fn next(&self, change: impl FnOnce(&mut Authority)) -> Authority {
+        let chain = self.chain().await;
+        let newest = chain.newest();
+        let mut next = newest.next(newest.signed());
+        next.root = self.base().await.1.map(|root| root_id(&root));
+        change(&mut next);
+        next
+    }
+
+    pub(crate) fn authority_update(&self, next: &Authority, action: &str) -> AuthorityUpdate {
+        AuthorityUpdate {
+            document: Signed::sign(next, &self.key),
+            revision: None,
+            action: action.into(),
+            subject: "the organisation".into(),
+            reason: Some("to see".into()),
+        }
+    }
+
+    /// Signs the next authority document and hands it in.
+    pub(crate) async fn decree(
+        &self,
+        action: &str,
+        change: impl FnOnce(&mut Authority),
+    ) -> Authority {
+        let next = self.next(change).await;
+        let update = self.authority_update(&next, action);
+        assert_eq!(self.client.post_status(paths::AUTHORITY, &update).await, 204);
+        next
+    }
+
+    pub(crate) async fn log_in_as(mut self, name: &str) -> Self {
         let login = self.login(self.challenge().await.nonce);
         let request = LoginRequest { login: Signed::sign(&login, &self.key) };
         let session: Session = self.client.post(paths::LOGIN, &request).await;
-        assert_eq!(session.operator.as_str(), "ana");
+        assert_eq!(session.operator.as_str(), name);
         self.client.token = Some(session.token);
         self
     }
@@ -311,7 +371,10 @@ impl Desk {
     pub(crate) async fn change(&self, change: impl FnOnce(&mut Model)) -> ModelAccepted {
         let (mut model, base) = self.base().await;
         change(&mut model);
-        let root = self.root(&model, base.as_ref());
+        let mut root = self.root(&model, base.as_ref());
+        let chain = self.chain().await;
+        root.authority = chain.newest().number;
+        root.incarnation = chain.newest().incarnation;
         self.client.post(paths::MODEL, &self.update(&model, &root)).await
     }
 
@@ -330,6 +393,11 @@ impl Desk {
         })
         .await
     }
+}
+
+pub(crate) fn root_id(root: &Signed<IntentRoot>) -> RootId {
+    let known = root.verify_self_named().unwrap();
+    RootId { incarnation: known.incarnation, number: known.number, hash: root.hash() }
 }
 
 /// A gateway's agent, without a data plane.
@@ -395,18 +463,23 @@ impl Agent {
         first_words(service, &self.identity, &ToController::Enrol(Box::new(enrol))).await
     }
 
-    pub(crate) fn reachable(&self) -> Reachable {
+    /// The tunnel key of `owner`, which may be another, signed as its own.
+    pub(crate) fn binding_of(&self, owner: &Self) -> Signed<TunnelKeyBinding> {
         let binding = TunnelKeyBinding {
             organisation: ORGANISATION,
             gateway: self.gateway,
-            x25519: TunnelSecret::from_bytes([self.n; 32]).public(),
+            x25519: TunnelSecret::from_bytes([owner.n; 32]).public(),
             ml_kem_768: None,
             serial: 1,
             not_before: UnixMillis(0),
         };
+        Signed::sign(&binding, &self.identity)
+    }
+
+    pub(crate) fn reachable(&self) -> Reachable {
         Reachable {
             endpoints: self.endpoints.clone(),
-            keys: vec![Signed::sign(&binding, &self.identity)],
+            keys: vec![self.binding_of(self)],
             ports: vec![PortInfo {
                 name: "port1".parse().unwrap(),
                 mac: "02:00:00:00:00:01".parse().unwrap(),

@@ -1,7 +1,5 @@
-//! Authority documents, invites and enrolments.
+//! Invites and enrolments.
 
-use anteroom_proto::authority::Authority;
-use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{GatewayId, InviteId};
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::time::UnixMillis;
@@ -10,29 +8,6 @@ use sqlx::{SqliteConnection, SqlitePool};
 
 use super::value::{Columns, failed, int};
 use crate::store::{EnrolOutcome, Enrolment, StoreError, StoredInvite};
-
-pub(super) async fn authority(readers: &SqlitePool) -> Result<Vec<Signed<Authority>>, StoreError> {
-    let rows = sqlx::query("SELECT signed FROM authority ORDER BY number")
-        .fetch_all(readers)
-        .await
-        .map_err(failed("read the authority documents"))?;
-    rows.iter().map(|row| Columns::new(row, "authority document").signed("signed")).collect()
-}
-
-pub(super) async fn add_first_authority(
-    change: &mut SqliteConnection,
-    first: &Signed<Authority>,
-) -> Result<bool, StoreError> {
-    let added = sqlx::query(
-        "INSERT INTO authority (number, signed) SELECT 1, ? \
-         WHERE NOT EXISTS (SELECT 1 FROM authority)",
-    )
-    .bind(first.as_bytes())
-    .execute(change)
-    .await
-    .map_err(failed("store the authority document"))?;
-    Ok(added.rows_affected() == 1)
-}
 
 pub(super) async fn add_invite(
     change: &mut SqliteConnection,

@@ -4,6 +4,8 @@
 //! writes; readers have their own.
 
 mod audit;
+mod authority;
+pub mod backup;
 mod enrolment;
 mod gateway;
 mod model;
@@ -114,16 +116,48 @@ async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<(), StoreEr
 #[async_trait]
 impl Store for SqliteStore {
     async fn authority(&self) -> Result<Vec<Signed<Authority>>, StoreError> {
-        enrolment::authority(&self.readers).await
+        authority::chain(&self.readers).await
     }
 
     async fn claim(&self, first: &Signed<Authority>, audit: &NewAudit) -> Result<bool, StoreError> {
         let mut change = self.begin().await?;
-        if !enrolment::add_first_authority(&mut change, first).await? {
+        if !authority::add(&mut change, first, 1).await? {
             return Ok(false);
         }
         audit::append(&mut change, audit).await?;
         commit(change).await.map(|()| true)
+    }
+
+    async fn add_authority(
+        &self,
+        number: u64,
+        document: &Signed<Authority>,
+        lost: Option<&NewRevision>,
+        audit: &NewAudit,
+    ) -> Result<bool, StoreError> {
+        let mut change = self.begin().await?;
+        if !authority::add(&mut change, document, number).await? {
+            return Ok(false);
+        }
+        if let Some(lost) = lost
+            && !model::add(&mut change, lost, model::Place::AfterLoss).await?
+        {
+            return Ok(false);
+        }
+        authority::set_restored(&mut change, None).await?;
+        audit::append(&mut change, audit).await?;
+        commit(change).await.map(|()| true)
+    }
+
+    async fn restored(&self) -> Result<Option<UnixMillis>, StoreError> {
+        authority::restored(&self.readers).await
+    }
+
+    async fn set_restored(&self, audit: &NewAudit) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        authority::set_restored(&mut change, Some(audit.at)).await?;
+        audit::append(&mut change, audit).await?;
+        commit(change).await
     }
 
     async fn add_invite(
@@ -201,7 +235,7 @@ impl Store for SqliteStore {
         audit: &NewAudit,
     ) -> Result<bool, StoreError> {
         let mut change = self.begin().await?;
-        if !model::add(&mut change, revision).await? {
+        if !model::add(&mut change, revision, model::Place::Next).await? {
             return Ok(false);
         }
         audit::append(&mut change, audit).await?;

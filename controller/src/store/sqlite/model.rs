@@ -74,9 +74,19 @@ pub(super) async fn history(
         .collect()
 }
 
+/// Where a revision may stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Right behind the newest one.
+    Next,
+    /// Anywhere behind the newest one: what was between is lost.
+    AfterLoss,
+}
+
 pub(super) async fn add(
     change: &mut SqliteConnection,
     revision: &NewRevision,
+    place: Place,
 ) -> Result<bool, StoreError> {
     let doing = "store a revision";
     let info = &revision.info;
@@ -89,7 +99,7 @@ pub(super) async fn add(
     let added = sqlx::query(
         "INSERT INTO revisions (number, root, model, at, operator, action, subject, reason) \
          SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 \
-         WHERE (SELECT COALESCE(MAX(number), 0) FROM revisions) = ?1 - 1",
+         WHERE (SELECT COALESCE(MAX(number), 0) FROM revisions) BETWEEN ?9 AND ?1 - 1",
     )
     .bind(int(info.number))
     .bind(revision.root.as_bytes())
@@ -99,6 +109,10 @@ pub(super) async fn add(
     .bind(&info.action)
     .bind(&info.subject)
     .bind(&info.reason)
+    .bind(match place {
+        Place::Next => int(info.number.saturating_sub(1)),
+        Place::AfterLoss => 0,
+    })
     .execute(&mut *change)
     .await
     .map_err(failed(doing))?;
