@@ -3,16 +3,19 @@
 //! A test begins with [`fixture`]. Outside, that builds the programs and runs the same test again in a private world;
 //! inside, it gives the hospital.
 
+pub mod attack;
 pub mod wire;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use anteroom_lab::anteroom::Gateway;
 use anteroom_lab::figures::enforced_hospital;
 use anteroom_lab::hospital::Hospital;
 use anteroom_lab::namespace;
 use anteroom_lab::programs::{Profile, Programs};
+use anyhow::Context as _;
 use tempfile::TempDir;
 
 /// How far a hospital has come.
@@ -112,6 +115,22 @@ pub fn fixture(test: &str, stage: Stage) -> Option<Fixture> {
             panic!("the hospital isn't {stage:?}: {error:#}");
         }
     }
+}
+
+/// What a gateway has dropped since its start, by the word of the reason.
+///
+/// # Errors
+/// If its agent doesn't answer.
+pub fn drops(gateway: &Gateway) -> anyhow::Result<BTreeMap<String, u64>> {
+    let status = gateway.status()?;
+    let drops = status["data_plane"]["engine"]["drops"].clone();
+    serde_json::from_value(drops).with_context(|| format!("no drops in {status}"))
+}
+
+/// All of them together.
+#[must_use]
+pub fn sum(drops: &BTreeMap<String, u64>) -> u64 {
+    drops.values().sum()
 }
 
 /// Every file below a directory with its content: to see whether anything that was saved has changed.

@@ -230,7 +230,7 @@ impl Wire {
                 self.sides[side].sent.datagrams.clear();
             }
             _ => {
-                let time = Duration::from_millis(u64::from(input.arbitrary::<u16>()?) * 4);
+                let time = Duration::from_millis(u64::from(input.arbitrary::<u8>()?) * 40);
                 self.pass(time);
             }
         }
