@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anteroom_proto::bypass::BypassCode;
 use anteroom_proto::invite::InviteCode;
 use anteroom_proto::service::PortMatch;
 use anyhow::{Context, bail};
@@ -98,6 +99,15 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Follow an operator's order to bypass a gateway, or to end that, while no controller is in reach
+    Bypass {
+        /// What `anteroom gateway bypass NAME --offline` made: the order, a file that holds it, or - for standard input
+        order: String,
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Shut the ports off from this machine's own network stack, or undo that
     Ports {
         /// isolate: before the agent runs. release: to take this machine out of service
@@ -181,7 +191,7 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Enroll { invite, common, output } => {
             let config = Config::load(&common.config)?;
-            let code = read_invite(&invite)?;
+            let code = read_code(&invite, InviteCode::PREFIX, "an invite")?;
             let state = StateDir::open(&config.state)?;
             let enrolled = enrol(&state, &code).await?;
             if output.json {
@@ -230,6 +240,18 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
                 print(&show::why(&why))?;
             }
         }
+        Command::Bypass { order, common, output } => {
+            let order = read_code(&order, BypassCode::PREFIX, "a bypass order")?;
+            let request = Request::Bypass { order: order.trim().to_owned() };
+            let Response::Bypass(followed) = answer(&common, request).await? else {
+                bail!("the agent answered something else: restart it after an update");
+            };
+            if output.json {
+                print_json(&followed)?;
+            } else {
+                print(&show::followed(&followed))?;
+            }
+        }
         Command::Ports { action, common } => {
             let config = Config::load(&common.config)?;
             let warnings = match action {
@@ -268,8 +290,8 @@ fn identity(common: &Common, output: &Output) -> anyhow::Result<()> {
     print(&show::identity(enrolment.as_ref(), fingerprint.as_deref()))
 }
 
-/// The invite itself, out of a file, or from standard input.
-fn read_invite(argument: &str) -> anyhow::Result<String> {
+/// The code itself, out of a file, or from standard input.
+fn read_code(argument: &str, prefix: &str, what: &str) -> anyhow::Result<String> {
     let mut text = String::new();
     if argument == "-" {
         io::stdin()
@@ -279,13 +301,12 @@ fn read_invite(argument: &str) -> anyhow::Result<String> {
         return Ok(text);
     }
     let path = Path::new(argument);
-    if argument.starts_with(InviteCode::PREFIX) {
+    if argument.starts_with(prefix) {
         return Ok(argument.to_owned());
     }
     if !path.exists() {
         bail!(
-            "{argument:?} is neither an invite, which begins with {:?}, nor a file that holds one",
-            InviteCode::PREFIX
+            "{argument:?} is neither {what}, which begins with {prefix:?}, nor a file that holds one"
         );
     }
     fs::File::open(path)
@@ -326,6 +347,8 @@ mod tests {
             "status --json",
             "flows --limit 5",
             "why 10.0.0.1 10.0.0.2 tcp/104",
+            "bypass anteroom-bypass-1.abc",
+            "bypass - --json",
             "ports isolate",
             "ports release --config /tmp/agent.toml",
             "identity",
@@ -357,11 +380,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("invite");
         fs::write(&file, "anteroom-invite-1.abc\n").unwrap();
-        let read = |argument: &str| read_invite(argument).unwrap();
+        let read = |argument: &str| read_code(argument, InviteCode::PREFIX, "an invite").unwrap();
         assert_eq!(read(file.to_str().unwrap()), "anteroom-invite-1.abc\n");
         assert_eq!(read("anteroom-invite-1.abc"), "anteroom-invite-1.abc");
-        let error = read_invite("neither").unwrap_err().to_string();
+        let read_code = |argument| read_code(argument, InviteCode::PREFIX, "an invite");
+        let error = read_code("neither").unwrap_err().to_string();
         assert!(error.contains("neither an invite"), "{error}");
-        assert!(read_invite(directory.path().to_str().unwrap()).is_err());
+        assert!(read_code(directory.path().to_str().unwrap()).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
@@ -36,6 +37,11 @@ pub trait Plane: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Tells the number of the newest authority document held, which peers are told.
     fn set_authority(&self, number: u64) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    /// Tells the bypass orders that were loaded from files, all of them; returns once they are followed.
+    fn set_bypasses(
+        &self,
+        loaded: Vec<LoadedBypass>,
+    ) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Takes out what happened since the last report.
     fn report(&self) -> impl Future<Output = Result<EngineReport, PlaneError>> + Send;
     /// Engine, interfaces and underlay at a glance.

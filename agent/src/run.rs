@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use crate::bypass::{Machine, Orders};
 use crate::config::Config;
 use crate::control::{self, Client, ControlStatus, Reach};
 use crate::local::protocol::Identity;
@@ -64,6 +65,7 @@ struct Run {
     started: Instant,
     gate: Gate,
     held: Held,
+    orders: Orders,
 }
 
 impl Run {
@@ -98,6 +100,9 @@ impl Run {
         });
         let floor = held.enrolled.as_ref().map_or(Floor::default(), |enrolled| enrolled.floor);
         gate.set_time(control::system_time().max(floor.time), false).await?;
+        let enrolment = held.enrolled.as_ref().map(|enrolled| enrolled.enrolment.clone());
+        let orders = Orders::load(state, enrolment);
+        gate.set_bypasses(orders.loaded(&Machine::look())).await?;
         if held.closed {
             for warning in net::ports::shut(config).await? {
                 warn!("{warning}");
@@ -122,12 +127,12 @@ impl Run {
                 None => info!("no view: the gateway is a wire"),
             }
         }
-        Ok(Self { state: state.clone(), boot, started, gate, held })
+        Ok(Self { state: state.clone(), boot, started, gate, held, orders })
     }
 
     /// Runs until the agent is to stop, or the machine has become a gateway.
     async fn until(self, stop: &watch::Receiver<bool>, socket: &Socket) -> anyhow::Result<Next> {
-        let Self { state, boot, started, gate, held } = self;
+        let Self { state, boot, started, gate, held, orders } = self;
         let Held { enrolled, learned, problems, .. } = held;
         let opened = gate.opened().borrow().clone();
         let reach = match opened {
@@ -151,6 +156,7 @@ impl Run {
             identity,
             control,
             problems: problems.iter().map(ToString::to_string).collect(),
+            orders,
         });
         upkeep::notify(&[NotifyState::Ready]);
         let mut stop = stop.clone();

@@ -7,7 +7,8 @@ use anteroom_agent_core::report::{Explanation, FlowInfo, Party};
 use anteroom_proto::v1::telemetry::TunnelState;
 use comfy_table::{ContentArrangement, Table, presets};
 
-use crate::control::ControlStatus;
+use crate::bypass::Followed;
+use crate::control::{ControlStatus, system_time};
 use crate::dataplane;
 use crate::enroll::Enrolled;
 use crate::local::protocol::AgentStatus;
@@ -95,6 +96,25 @@ pub(super) fn identity(enrolment: Option<&Enrolment>, fingerprint: Option<&str>)
     facts.text()
 }
 
+pub(super) fn followed(followed: &Followed) -> String {
+    let mut text = if followed.bypassed {
+        let lasts = followed.lasts_ms.map_or_else(
+            || "until its time is over".into(),
+            |lasts| format!("for {} at most", span(lasts)),
+        );
+        format!(
+            "BYPASSED: what rules open to the devices of {} goes in the clear, {lasts}.\n",
+            followed.gateway
+        )
+    } else {
+        format!("The bypass of {} is ended.\n", followed.gateway)
+    };
+    if let Some(problem) = &followed.unkept {
+        let _ = writeln!(text, "It won't outlive a restart of the agent: {problem}");
+    }
+    text
+}
+
 pub(super) fn status(status: &AgentStatus) -> String {
     let mut facts = Facts::default();
     facts.add("situation", status.situation.explanation());
@@ -105,6 +125,19 @@ pub(super) fn status(status: &AgentStatus) -> String {
         add_control(&mut facts, control);
     }
     facts.add("agent", format!("{}, up {}", status.version, span(status.uptime_ms)));
+    for open in status.data_plane.iter().flat_map(|plane| &plane.engine.bypasses) {
+        let source =
+            if open.from_file { "by a file that was loaded here" } else { "by the controller" };
+        let left = open.until.0.saturating_sub(system_time().0);
+        let until = format!("for {} more by this machine's clock", span(left));
+        facts.add(
+            "BYPASSED",
+            format!(
+                "{}, {until}, ordered {source}: what rules open to its devices goes in the clear",
+                open.gateway
+            ),
+        );
+    }
     for problem in &status.problems {
         facts.add("problem", problem);
     }

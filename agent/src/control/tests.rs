@@ -4,6 +4,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::id::BootId;
 use anteroom_proto::key::IdentityKey;
@@ -68,6 +69,10 @@ impl Plane for FakePlane {
 
     async fn set_authority(&self, number: u64) -> Result<(), PlaneError> {
         self.told(|told| told.authorities.push(number));
+        Ok(())
+    }
+
+    async fn set_bypasses(&self, _loaded: Vec<LoadedBypass>) -> Result<(), PlaneError> {
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::time::UnixMillis;
@@ -37,6 +38,7 @@ pub struct Stopped;
 pub(super) enum Command {
     Apply(Arc<View>, oneshot::Sender<()>),
     SetTime(UnixMillis, bool),
+    SetBypasses(Vec<LoadedBypass>, oneshot::Sender<()>),
     SetAuthority(u64),
     SetOwnAddresses(Vec<IpAddr>),
     Report(oneshot::Sender<EngineReport>),
@@ -137,6 +139,14 @@ impl Handle {
     /// As [`Handle::apply`].
     pub async fn set_authority(&self, number: u64) -> Result<(), Stopped> {
         self.commander.send(Command::SetAuthority(number)).await
+    }
+
+    /// Tells the bypass orders that were loaded from files, all of them; returns once they are followed.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn set_bypasses(&self, loaded: Vec<LoadedBypass>) -> Result<(), Stopped> {
+        self.ask(|answer| Command::SetBypasses(loaded, answer)).await
     }
 
     /// Takes out what happened since the last report, the shell's own drops included.

@@ -229,6 +229,10 @@ impl Worker {
             }
             Command::SetTime(wall, confirmed) => self.engine.set_time(wall, confirmed, now),
             Command::SetAuthority(number) => self.engine.set_authority(number, now),
+            Command::SetBypasses(loaded, answer) => {
+                self.engine.set_bypasses(loaded, now);
+                let _ = answer.send(());
+            }
             Command::SetOwnAddresses(addresses) => self.engine.set_own_addresses(addresses),
             Command::Report(answer) => {
                 let report = self.report(now);

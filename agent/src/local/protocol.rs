@@ -6,6 +6,7 @@ use anteroom_agent_core::report::{Explanation, FlowInfo};
 use anteroom_proto::id::{BootId, GatewayId, OrganisationId};
 use serde::{Deserialize, Serialize};
 
+use crate::bypass::Followed;
 use crate::control::ControlStatus;
 use crate::dataplane;
 
@@ -22,6 +23,11 @@ pub const DEFAULT_FLOWS: usize = 100;
 pub enum Request {
     /// How the gateway is.
     Status {},
+    /// To follow a bypass order.
+    Bypass {
+        /// Its text, as `anteroom gateway bypass --offline` made it.
+        order: String,
+    },
     /// What flows through it.
     Flows {
         /// How many at most; the most recently used come first.
@@ -44,6 +50,8 @@ pub enum Request {
 pub enum Response {
     /// To `status`.
     Status(Box<AgentStatus>),
+    /// To `bypass`.
+    Bypass(Followed),
     /// To `flows`.
     Flows(Vec<FlowInfo>),
     /// To `why`.

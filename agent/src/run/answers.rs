@@ -6,6 +6,7 @@ use anteroom_agent_core::report::Question;
 use anteroom_proto::id::BootId;
 use tokio::sync::watch;
 
+use crate::bypass::{Machine, Orders};
 use crate::control::ControlStatus;
 use crate::local::protocol::{
     AgentStatus, DEFAULT_FLOWS, Identity, MAX_FLOWS, Request, Response, Situation,
@@ -21,6 +22,7 @@ pub(super) struct Answers<P> {
     pub(super) identity: Option<Identity>,
     pub(super) control: Option<watch::Receiver<ControlStatus>>,
     pub(super) problems: Vec<String>,
+    pub(super) orders: Orders,
 }
 
 impl<P: Plane> Answers<P> {
@@ -54,6 +56,16 @@ impl<P: Plane> Answer for Answers<P> {
         let answered = match request {
             Request::Status {} => {
                 self.status().await.map(|status| Response::Status(Box::new(status)))
+            }
+            Request::Bypass { order } => {
+                let followed = self.orders.follow(&order, &self.plane, &Machine::look()).await;
+                return match followed {
+                    Ok(followed) => Response::Bypass(followed),
+                    Err(error) => {
+                        tracing::warn!("a bypass order is refused: {error}");
+                        Response::Error(error.to_string())
+                    }
+                };
             }
             Request::Flows { limit } => {
                 let limit = limit.unwrap_or(DEFAULT_FLOWS).min(MAX_FLOWS);

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::config::{PortConfig, TunnelIdentity};
 use anteroom_agent_core::engine::Engine;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
@@ -38,6 +39,8 @@ pub(super) struct Gate {
     opening: Arc<tokio::sync::Mutex<()>>,
     open: Arc<watch::Sender<Option<Open>>>,
     time: Arc<Mutex<Option<Time>>>,
+    /// Bypass orders from files, for an engine that starts later.
+    bypasses: Arc<Mutex<Vec<LoadedBypass>>>,
     /// Number of the newest authority document, for an engine that starts later.
     authority: Arc<AtomicU64>,
 }
@@ -70,6 +73,7 @@ impl Gate {
             open: Arc::new(watch::channel(None).0),
             time: Arc::default(),
             authority: Arc::default(),
+            bypasses: Arc::default(),
         }
     }
 
@@ -104,6 +108,8 @@ impl Gate {
             engine.set_time(time.wall, time.confirmed, time.at);
         }
         engine.set_authority(self.authority.load(Ordering::Relaxed), Instant::now());
+        let bypasses = self.bypasses.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        engine.set_bypasses(bypasses, Instant::now());
         if let Some(view) = view {
             engine.apply(view, Instant::now());
         }
@@ -143,6 +149,14 @@ impl Plane for Gate {
         self.authority.store(number, Ordering::Relaxed);
         match self.get() {
             Ok(handle) => Ok(handle.set_authority(number).await?),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn set_bypasses(&self, loaded: Vec<LoadedBypass>) -> Result<(), PlaneError> {
+        self.bypasses.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&loaded);
+        match self.get() {
+            Ok(handle) => Ok(handle.set_bypasses(loaded).await?),
             Err(_) => Ok(()),
         }
     }

@@ -6,7 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 
 use anteroom_agent_core::report::Learned;
-use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::cose::Signed;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::view::{Floor, SignedView};
 use nix::fcntl::{Flock, FlockArg};
@@ -15,6 +16,7 @@ use nix::unistd::geteuid;
 use super::file::Kind;
 use super::records::{self, Enrolment, Marker, TunnelKey};
 use super::{StateError, records::Seed};
+use crate::bypass::Kept;
 
 /// The state directory, its permissions checked.
 #[derive(Debug, Clone)]
@@ -147,6 +149,30 @@ impl StateDir {
     /// When it can't be written.
     pub fn write_authority(&self, chain: &AuthorityChain) -> Result<(), StateError> {
         records::AUTHORITY.write(&self.path, &chain.to_signed())
+    }
+
+    /// The documents of the authority chain that is held, unverified.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn authority(&self) -> Result<Option<Vec<Signed<Authority>>>, StateError> {
+        records::AUTHORITY.read(&self.path)
+    }
+
+    /// The bypass orders that were loaded from files, unverified.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub(crate) fn bypasses(&self) -> Result<Vec<Kept>, StateError> {
+        Ok(records::BYPASSES.read(&self.path)?.unwrap_or_default())
+    }
+
+    /// Records the bypass orders that were loaded from files.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(crate) fn write_bypasses(&self, kept: &[Kept]) -> Result<(), StateError> {
+        records::BYPASSES.write(&self.path, &kept)
     }
 
     /// Records a view that was verified.

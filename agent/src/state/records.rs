@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anteroom_proto::authority::{Authority, MAX_CHAIN};
 use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::bypass::BypassOrder;
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::{Document, Signed};
 use anteroom_proto::id::{GatewayId, InviteId, OrganisationId};
@@ -16,6 +17,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::StateError;
 use super::file::Kind;
+use crate::bypass::MAX_ORDERS;
 
 /// Most tunnel keys that are kept.
 const MAX_TUNNEL_KEYS: usize = 8;
@@ -55,6 +57,12 @@ pub(super) const FLOOR: Kind = Kind {
     format: 1,
     max: 256,
     loss: "The agent goes by the numbers of the view that it holds.",
+};
+pub(super) const BYPASSES: Kind = Kind {
+    name: "bypasses",
+    format: 1,
+    max: MAX_ORDERS * (BypassOrder::MAX_LEN + 256),
+    loss: "Bypasses that were ordered by file have ended; load the newest order again (`anteroom-agent bypass FILE`).",
 };
 pub(super) const LEARNED: Kind = Kind {
     name: "learned",
