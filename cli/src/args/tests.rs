@@ -87,3 +87,95 @@ fn labels_are_set_and_removed() {
     assert!(parse_label("class").is_err());
     assert!(parse_label("Class=ct").is_err());
 }
+
+/// The commands in a text, as a person would type them.
+fn commands(text: &str) -> Vec<Vec<String>> {
+    text.split('`')
+        .filter(|part| part.starts_with("anteroom "))
+        .map(|part| part.split(' ').map(str::to_owned).collect())
+        .collect()
+}
+
+#[test]
+fn every_command_that_a_refusal_names_can_be_typed() {
+    use anteroom_controller_core::lint::{Evidence, lint};
+    use anteroom_controller_core::model::{Attachment, Device, Gateway, Model};
+    use anteroom_controller_core::resolve::Resolved;
+    use anteroom_proto::api::SightingRecord;
+    use anteroom_proto::id::{GatewayId, MemberId, OrganisationId};
+    use anteroom_proto::intent::OnFailure;
+    use anteroom_proto::mac::MacAddr;
+    use anteroom_proto::mode::Mode;
+    use anteroom_proto::time::UnixMillis;
+    use anteroom_proto::v1::telemetry::Sighting;
+
+    let now = UnixMillis(1_800_000_000_000);
+    let mut model = Model::new(OrganisationId::from_bytes([1; 16]));
+    let gateway = GatewayId::from_bytes([2; 16]);
+    model.gateways.insert(
+        gateway,
+        Gateway {
+            name: "ward".parse().unwrap(),
+            site: "north".parse().unwrap(),
+            identity: [7; 32].try_into().unwrap(),
+            labels: std::collections::BTreeMap::new(),
+        },
+    );
+    for (number, name, port, mode) in [
+        (1_u8, "pump-1", "port1", Mode::Enforce),
+        (2, "pump-2", "port1", Mode::Observe),
+        (3, "central-1", "port2", Mode::Observe),
+    ] {
+        let mac = MacAddr([2, 0, 0, 0, 0, number]);
+        let attachment = Attachment { gateway, port: port.parse().unwrap(), vlan: None, mac };
+        model.devices.insert(
+            MemberId::from_bytes([number; 16]),
+            Device {
+                name: name.parse().unwrap(),
+                attachment,
+                addresses: vec![std::net::Ipv4Addr::new(10, 0, 0, number).into()],
+                prefix_len: None,
+                router: None,
+                labels: std::collections::BTreeMap::new(),
+                mode,
+                mode_since: 1,
+                confirmed_at: now,
+                quarantined: false,
+                on_failure: OnFailure::Default,
+            },
+        );
+    }
+    model.policy = "format = 1\n[external.archive]\nprefixes = [\"10.9.0.0/24\"]\n\
+        [rule.a]\nfrom = \"pump-1\"\nto = \"central-1\"\nservices = [\"hl7\"]\n\
+        [rule.b]\nfrom = \"pump-1\"\nto = \"archive\"\nservices = [\"dicom\"]\n"
+        .to_owned();
+    let sighting = Sighting {
+        port: "port1".parse().unwrap(),
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        vlan: None,
+        addresses: Vec::new(),
+        prefix_len: None,
+        router: None,
+        member: None,
+        held: false,
+        kinds: vec!["ipv6".to_owned()],
+        first_seen: now,
+        last_seen: now,
+    };
+    let sightings = vec![SightingRecord { gateway, sighting, first_seen: now }];
+    let resolved = Resolved::new(&model).unwrap();
+    let found = lint(&resolved, &Evidence { edges: Vec::new(), sightings }, now);
+    for code in ["observed-too-briefly", "kinds-not-carried", "clear-unasked", "port-mixed-modes"] {
+        let with_code: Vec<_> = found.iter().filter(|finding| finding.code == code).collect();
+        assert!(!with_code.is_empty(), "{code} wasn't found: {found:#?}");
+        for finding in with_code {
+            let commands = commands(&finding.message);
+            assert!(!commands.is_empty(), "no command in: {finding}");
+            for words in commands {
+                if let Err(error) = Cli::try_parse_from(&words) {
+                    panic!("{words:?} can't be typed: {error}");
+                }
+            }
+        }
+    }
+}

@@ -38,8 +38,11 @@ pub(super) fn check(
                 format!("device {}", device.name),
                 format!(
                     "It has been watched since {} only: enforce wants 24 hours, so that what happens once a day \
-                     has been seen.",
-                    moment(device.confirmed_at)
+                     has been seen. Until {} `anteroom device mode {} protect` is as far as it goes; {}.",
+                    moment(device.confirmed_at),
+                    moment(device.confirmed_at.saturating_add(OBSERVE_FOR)),
+                    device.name,
+                    overridden(&device.name)
                 ),
             );
         }
@@ -52,6 +55,14 @@ pub(super) fn check(
             unasked(resolved, rule, to, from, findings);
         }
     }
+}
+
+/// Most devices that one command in a message names.
+const MAX_NAMED: usize = 20;
+
+/// How a person goes on in spite of a refusal.
+fn overridden(device: impl std::fmt::Display) -> String {
+    format!("to go on all the same, `anteroom device mode {device} enforce --force --reason WHY`")
 }
 
 /// Devices on one port can't be told apart by what comes in, so they have one mode.
@@ -70,14 +81,17 @@ fn ports(resolved: &Resolved, findings: &mut Findings) {
         let names: Vec<String> =
             devices.iter().map(|device| format!("{} ({})", device.name, device.mode)).collect();
         let names = some_of(&names, 8);
+        let together = devices.iter().map(|device| device.name.as_str()).collect::<Vec<_>>();
+        let together = together.join(" ");
         if modes.len() > 1 {
             findings.add(
                 Severity::Error,
                 "port-mixed-modes",
                 subject,
                 format!(
-                    "{names} share it, and a port has one mode: change them together, or give each a port of its \
-                     own."
+                    "{names} share it, and a port has one mode: `anteroom device mode {together} {}` changes them \
+                     together, or give each a port of its own.",
+                    modes.last().copied().unwrap_or(Mode::Observe)
                 ),
             );
         } else if !modes.contains(&Mode::Observe) {
@@ -110,13 +124,17 @@ fn kinds(
     }
     for (id, kinds) in seen.into_iter().filter(|(_, kinds)| !kinds.is_empty()) {
         let kinds = kinds.into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let label = member_label(resolved, id);
         findings.add(
             Severity::Refusal,
             "kinds-not-carried",
-            format!("device {}", member_label(resolved, id)),
+            format!("device {label}"),
             format!(
-                "It was seen to use what no rule carries and enforce drops: {}. Find out what needs it first.",
-                some_of(&kinds, 8)
+                "It was seen to use what no rule carries and enforce drops: {}. `anteroom flows {label}` shows with \
+                 whom it speaks. What needs it can't be enforced: `anteroom device mode {label} protect`; if \
+                 nothing does, {}.",
+                some_of(&kinds, 8),
+                overridden(&label)
             ),
         );
     }
@@ -149,13 +167,14 @@ fn unasked(
                 &subject,
                 format!(
                     "{device} is to be in enforce, but {} only observed, so the rule's traffic between them would \
-                     be dropped: put {} into protect first, or write clear = true in the rule.",
+                     be dropped: `anteroom device mode {} protect` first, or write clear = true in the rule and \
+                     `anteroom policy apply policy.toml`.",
                     if observed.len() == 1 {
                         format!("{} is", observed[0])
                     } else {
                         format!("{} are", some_of(&observed, 4))
                     },
-                    if observed.len() == 1 { "it" } else { "them" }
+                    observed[..observed.len().min(MAX_NAMED)].join(" ")
                 ),
             );
         }
@@ -166,7 +185,8 @@ fn unasked(
                 &subject,
                 format!(
                     "{device} is to be in enforce, but traffic with {} is in the clear, so it would be dropped: write \
-                     clear = true in the rule, or put a gateway in front of the other end.",
+                     clear = true in the rule and `anteroom policy apply policy.toml`, or put a gateway in front of the \
+                     other end.",
                     some_of(&externals, 4)
                 ),
             );

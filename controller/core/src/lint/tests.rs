@@ -136,29 +136,29 @@ fn a_port_has_one_mode() {
         })
     };
     assert_eq!(shared(&[]), "");
-    assert_snapshot!(shared(&["ct-1"]), @"error [port-mixed-modes] port1 of gateway imaging: ct-1 (enforce), mri-1 (observe) share it, and a port has one mode: change them together, or give each a port of its own.");
+    assert_snapshot!(shared(&["ct-1"]), @"error [port-mixed-modes] port1 of gateway imaging: ct-1 (enforce), mri-1 (observe) share it, and a port has one mode: `anteroom device mode ct-1 mri-1 enforce` changes them together, or give each a port of its own.");
     assert_snapshot!(shared(&["ct-1", "mri-1"]), @"warning [port-shared] port1 of gateway imaging: ct-1 (enforce), mri-1 (enforce) share it, so nothing keeps them from each other.");
 }
 
 #[test]
 fn enforce_wants_peers_that_tunnel_or_rules_that_say_clear() {
-    assert_snapshot!(linted(|model| set_modes(model, Mode::Enforce, &["monitor-1"])), @"refusal [clear-unasked] rule.alarms: monitor-1 is to be in enforce, but hl7-1 is only observed, so the rule's traffic between them would be dropped: put it into protect first, or write clear = true in the rule.");
+    assert_snapshot!(linted(|model| set_modes(model, Mode::Enforce, &["monitor-1"])), @"refusal [clear-unasked] rule.alarms: monitor-1 is to be in enforce, but hl7-1 is only observed, so the rule's traffic between them would be dropped: `anteroom device mode hl7-1 protect` first, or write clear = true in the rule and `anteroom policy apply policy.toml`.");
     assert_snapshot!(linted(|model| {
         model.policy = model.policy.replace("clear = true\n", "");
         set_modes(model, Mode::Enforce, &["ct-1"]);
     }), @r"
-    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but pacs-1 is only observed, so the rule's traffic between them would be dropped: put it into protect first, or write clear = true in the rule.
-    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule, or put a gateway in front of the other end.
-    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but pacs-1 is only observed, so the rule's traffic between them would be dropped: put it into protect first, or write clear = true in the rule.
-    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule, or put a gateway in front of the other end.
+    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but pacs-1 is only observed, so the rule's traffic between them would be dropped: `anteroom device mode pacs-1 protect` first, or write clear = true in the rule and `anteroom policy apply policy.toml`.
+    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule and `anteroom policy apply policy.toml`, or put a gateway in front of the other end.
+    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but pacs-1 is only observed, so the rule's traffic between them would be dropped: `anteroom device mode pacs-1 protect` first, or write clear = true in the rule and `anteroom policy apply policy.toml`.
+    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule and `anteroom policy apply policy.toml`, or put a gateway in front of the other end.
     ");
     assert_snapshot!(linted(|model| {
         model.policy = model.policy.replace("clear = true\n", "");
         set_modes(model, Mode::Enforce, &["ct-1"]);
         set_modes(model, Mode::Protect, &["pacs-1"]);
     }), @r"
-    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule, or put a gateway in front of the other end.
-    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule, or put a gateway in front of the other end.
+    refusal [clear-unasked] rule.ct-to-pacs: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule and `anteroom policy apply policy.toml`, or put a gateway in front of the other end.
+    refusal [clear-unasked] rule.pacs-to-ct: ct-1 is to be in enforce, but traffic with archive is in the clear, so it would be dropped: write clear = true in the rule and `anteroom policy apply policy.toml`, or put a gateway in front of the other end.
     ");
 }
 
@@ -171,7 +171,7 @@ fn enforce_wants_a_day_of_watching() {
             found.confirmed_at = UnixMillis(NOW.0 - hours * HOUR);
         })
     };
-    assert_snapshot!(watched(23), @"refusal [observed-too-briefly] device pump-1: It has been watched since 2026-11-21T01:00:00Z only: enforce wants 24 hours, so that what happens once a day has been seen.");
+    assert_snapshot!(watched(23), @"refusal [observed-too-briefly] device pump-1: It has been watched since 2026-11-21T01:00:00Z only: enforce wants 24 hours, so that what happens once a day has been seen. Until 2026-11-22T01:00:00Z `anteroom device mode pump-1 protect` is as far as it goes; to go on all the same, `anteroom device mode pump-1 enforce --force --reason WHY`.");
     assert_eq!(watched(24), "");
 }
 
@@ -201,7 +201,7 @@ fn enforce_wants_no_traffic_that_rules_cant_carry() {
     let mut model = hospital();
     assert_eq!(found(&model, &evidence), "");
     set_modes(&mut model, Mode::Enforce, &["pump-1"]);
-    assert_snapshot!(found(&model, &evidence), @"refusal [kinds-not-carried] device pump-1: It was seen to use what no rule carries and enforce drops: broadcast, ipv6. Find out what needs it first.");
+    assert_snapshot!(found(&model, &evidence), @"refusal [kinds-not-carried] device pump-1: It was seen to use what no rule carries and enforce drops: broadcast, ipv6. `anteroom flows pump-1` shows with whom it speaks. What needs it can't be enforced: `anteroom device mode pump-1 protect`; if nothing does, to go on all the same, `anteroom device mode pump-1 enforce --force --reason WHY`.");
 }
 
 #[test]

@@ -251,6 +251,38 @@ fn dhcp_breaks_where_the_site_names_no_servers() {
 }
 
 #[test]
+fn the_step_that_a_refusal_names_resolves_it() {
+    let before = hospital();
+    let mut enforced = before.clone();
+    set_modes(&mut enforced, Mode::Enforce, &["monitor-1"]);
+    let refused = plan(&before, &enforced, &Evidence::default());
+    assert!(!refused.may_be_applied(false), "{}", told(&refused));
+    let said = &refused.refusals[0].message;
+    assert!(said.contains("`anteroom device mode hl7-1 protect`"), "{said}");
+    let mut protected = before.clone();
+    set_modes(&mut protected, Mode::Protect, &["hl7-1"]);
+    assert!(plan(&before, &protected, &Evidence::default()).may_be_applied(false));
+    let mut both = protected.clone();
+    set_modes(&mut both, Mode::Enforce, &["monitor-1"]);
+    let allowed = plan(&protected, &both, &Evidence::default());
+    assert!(allowed.may_be_applied(false), "{}", told(&allowed));
+    // The peer can't go back to observe either, nor can a new rule bring an observed one.
+    let mut back = both.clone();
+    set_modes(&mut back, Mode::Observe, &["hl7-1"]);
+    let refused = plan(&both, &back, &Evidence::default());
+    assert!(!refused.may_be_applied(false) && refused.may_be_applied(true), "{}", told(&refused));
+    let mut rule = both.clone();
+    rule.policy
+        .push_str("[rule.new]\nfrom = \"pump-1\"\nto = \"monitors\"\nservices = [\"dicom\"]\n");
+    let refused = plan(&both, &rule, &Evidence::default());
+    assert!(!refused.may_be_applied(false), "{}", told(&refused));
+    let said = &refused.refusals[0].message;
+    assert!(said.contains("`anteroom device mode pump-1 protect`"), "{said}");
+    rule.policy = rule.policy.replace("[rule.new]\n", "[rule.new]\nclear = true\n");
+    assert!(plan(&both, &rule, &Evidence::default()).may_be_applied(false));
+}
+
+#[test]
 fn enforce_too_early_is_refused_and_can_be_forced() {
     let mut before = hospital();
     before.devices.get_mut(&member_id(3)).unwrap().confirmed_at = UnixMillis(NOW.0 - HOUR);
@@ -263,7 +295,7 @@ fn enforce_too_early_is_refused_and_can_be_forced() {
     affected
       ward
     refusals
-      device pump-1: It has been watched since 2026-11-21T23:00:00Z only: enforce wants 24 hours, so that what happens once a day has been seen.
+      device pump-1: It has been watched since 2026-11-21T23:00:00Z only: enforce wants 24 hours, so that what happens once a day has been seen. Until 2026-11-22T23:00:00Z `anteroom device mode pump-1 protect` is as far as it goes; to go on all the same, `anteroom device mode pump-1 enforce --force --reason WHY`.
     ");
     assert!(!refused.may_be_applied(false) && refused.may_be_applied(true));
     // Once it was forced, it stops no later plan.
