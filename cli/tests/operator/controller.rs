@@ -379,7 +379,12 @@ impl State {
 
     fn port_infos(&self) -> Vec<PortInfo> {
         let mac = "02:00:00:00:09:01".parse().unwrap();
-        let port = |name: &&str| PortInfo { name: name.parse().unwrap(), mac, up: true };
+        let port = |name: &&str| PortInfo {
+            name: name.parse().unwrap(),
+            mac,
+            up: true,
+            unlisted: anteroom_proto::v1::Unlisted::default(),
+        };
         self.ports.iter().map(port).collect()
     }
 
