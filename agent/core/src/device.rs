@@ -78,7 +78,10 @@ pub(crate) struct Device {
     pub(crate) quarantined: bool,
     /// The VLAN that it is in, or none.
     pub(crate) vlan: Option<u16>,
+    /// As operators gave them: fixed ones with the networks behind them, or prefixes to have an address within.
     pub(crate) addresses: Vec<Ipv4Net>,
+    /// What it holds of its dynamic addresses.
+    pub(crate) held: Vec<Ipv4Addr>,
     pub(crate) prefix_len: Option<u8>,
     pub(crate) router: Option<Router>,
 }
@@ -91,7 +94,18 @@ impl Device {
 
     /// Whether `address` is the device's own.
     pub(crate) fn owns(&self, address: Ipv4Addr) -> bool {
-        self.addresses.iter().any(|net| net.contains(&address))
+        self.held.contains(&address) || owns(&self.addresses, address)
+    }
+
+    /// Whether it may come to have `address` as a dynamic one.
+    pub(crate) fn may_hold(&self, address: Ipv4Addr) -> bool {
+        prefix_of(&self.addresses, address).is_some()
+    }
+
+    /// Addresses that are its own now.
+    pub(crate) fn own_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let pinned = self.addresses.iter().filter(|net| net.prefix_len() == 32).map(Ipv4Net::addr);
+        pinned.chain(self.held.iter().copied())
     }
 
     /// Whether the device takes `address` for its own network. None: nobody knows.
@@ -103,6 +117,27 @@ impl Device {
                 .any(|own| Ipv4Net::new(own.addr(), len).is_ok_and(|net| net.contains(&address))),
         )
     }
+}
+
+/// Whether these are addresses that may change: prefixes alone. Beside a fixed address a prefix is a network behind
+/// the device, and all of it is the device's.
+pub(crate) fn is_dynamic(addresses: &[Ipv4Net]) -> bool {
+    addresses.iter().all(|net| net.prefix_len() < 32)
+}
+
+/// Whether `address` belongs to whoever has these addresses, whatever a lease says.
+pub(crate) fn owns(addresses: &[Ipv4Net], address: Ipv4Addr) -> bool {
+    addresses.iter().any(|net| net.contains(&address)) && !is_dynamic(addresses)
+}
+
+/// The narrowest prefix among `addresses` within which `address` may be a dynamic one.
+pub(crate) fn prefix_of(addresses: &[Ipv4Net], address: Ipv4Addr) -> Option<Ipv4Net> {
+    let within = |net: &&Ipv4Net| {
+        let edge = net.prefix_len() < 31 && [net.network(), net.broadcast()].contains(&address);
+        net.prefix_len() < 32 && net.contains(&address) && !edge && is_host(address)
+    };
+    let narrowest = addresses.iter().filter(within).max_by_key(|net| net.prefix_len()).copied();
+    narrowest.filter(|_| is_dynamic(addresses))
 }
 
 /// What was seen of a station in one VLAN, or in none.
@@ -150,11 +185,6 @@ impl Station {
                 sight.changed = true;
             }
         }
-    }
-
-    /// Whether it was seen with this address.
-    pub(crate) fn was_seen_with(&self, address: Ipv4Addr) -> bool {
-        self.sights.iter().any(|sight| sight.addresses.contains(&address))
     }
 
     /// Takes back what an earlier run saw. It was reported then.
@@ -472,6 +502,7 @@ mod tests {
             quarantined: false,
             vlan: None,
             addresses: vec!["10.0.0.7/32".parse().unwrap()],
+            held: Vec::new(),
             prefix_len: Some(24),
             router: None,
         }

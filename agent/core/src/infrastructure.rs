@@ -8,7 +8,8 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::service::Protocol;
 use anteroom_proto::verdict::DropReason;
 
-use crate::wire::dhcp::{self, Op};
+use crate::wire::dhcp::{self, DhcpMessage, Op};
+use crate::wire::{Ipv4Packet, Transport};
 
 /// How long after a device's request a server's broadcast answer still belongs to it.
 const DHCP_ANSWER: Duration = Duration::from_secs(60);
@@ -31,21 +32,24 @@ pub(crate) fn covers(
     }
 }
 
-/// Checks a device's DHCP broadcast; returns its transaction.
+/// Checks a device's message to a DHCP server. `may_name`: whether an address is one that the device may call its
+/// own, so that it gives back or renews nobody else's.
 ///
 /// # Errors
 /// [`DropReason::Dhcp`] when the site has no DHCP, or the message isn't the device's own.
 pub(crate) fn check_request(
     servers: &Infrastructure,
     mac: MacAddr,
+    may_name: impl Fn(Ipv4Addr) -> bool,
     payload: &[u8],
-) -> Result<u32, DropReason> {
+) -> Result<DhcpMessage, DropReason> {
     let message = dhcp::parse_dhcp(payload).map_err(|_| DropReason::Dhcp)?;
     let fits = message.op() == Op::Request
         && message.client_mac == mac
         && message.relay.is_unspecified()
+        && (message.client.is_unspecified() || may_name(message.client))
         && !servers.dhcp.is_empty();
-    if fits { Ok(message.transaction) } else { Err(DropReason::Dhcp) }
+    if fits { Ok(message) } else { Err(DropReason::Dhcp) }
 }
 
 /// Checks what a server or relay sends to a device's client port.
@@ -59,7 +63,7 @@ pub(crate) fn check_answer(
     source: Ipv4Addr,
     payload: &[u8],
     now: Instant,
-) -> Result<(), DropReason> {
+) -> Result<DhcpMessage, DropReason> {
     let message = dhcp::parse_dhcp(payload).map_err(|_| DropReason::Dhcp)?;
     let expected = asked.is_some_and(|(transaction, at)| {
         transaction == message.transaction && now.saturating_duration_since(at) <= DHCP_ANSWER
@@ -68,7 +72,21 @@ pub(crate) fn check_answer(
         && message.op() == Op::Reply
         && message.client_mac == mac
         && servers.dhcp.contains(&source);
-    if fits { Ok(()) } else { Err(DropReason::Dhcp) }
+    if fits { Ok(message) } else { Err(DropReason::Dhcp) }
+}
+
+/// Whether a packet bears the ports of a client's message to a DHCP server.
+pub(crate) fn is_dhcp_request(packet: &Ipv4Packet<'_>) -> bool {
+    packet.transport == Transport::Udp
+        && packet.source_port == dhcp::CLIENT_PORT
+        && packet.destination_port == dhcp::SERVER_PORT
+}
+
+/// Whether a packet bears the ports of a DHCP server's message to a client.
+pub(crate) fn is_dhcp_answer(packet: &Ipv4Packet<'_>) -> bool {
+    packet.transport == Transport::Udp
+        && packet.source_port == dhcp::SERVER_PORT
+        && packet.destination_port == dhcp::CLIENT_PORT
 }
 
 #[cfg(test)]

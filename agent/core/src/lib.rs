@@ -17,6 +17,7 @@ pub mod engine;
 mod flow;
 pub mod fragment;
 pub mod gso;
+mod holding;
 mod infrastructure;
 pub mod limits;
 pub mod mss;

@@ -192,6 +192,7 @@ mod tests {
             quarantined: false,
             vlan: None,
             addresses: vec![OWN.into()],
+            held: Vec::new(),
             prefix_len,
             router,
         }

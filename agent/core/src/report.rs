@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anteroom_proto::alarm::Alarm;
+use anteroom_proto::claim::AddressClaim;
+use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{GatewayId, MemberId, RuleId};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
@@ -33,6 +35,8 @@ pub struct EngineReport {
     pub tunnels: Vec<TunnelState>,
     /// Alarms that stand.
     pub alarms: Vec<Alarm>,
+    /// What devices here hold of their dynamic addresses, where that is news.
+    pub claims: Vec<Signed<AddressClaim>>,
 }
 
 /// The engine at a glance.
@@ -109,6 +113,9 @@ pub struct DeviceStatus {
     pub mac: MacAddr,
     /// Addresses that it uses.
     pub addresses: Vec<Ipv4Addr>,
+    /// What it holds of its dynamic addresses.
+    #[serde(default)]
+    pub held: Vec<Ipv4Addr>,
     /// Its mode.
     pub mode: Mode,
     /// Whether only essential rules remain.
@@ -287,6 +294,8 @@ pub struct Learned {
     pub next_hops: Vec<LearnedNextHop>,
     /// Devices that were sighted.
     pub sightings: Vec<Sighting>,
+    /// Claims on dynamic addresses: this gateway's and its peers'.
+    pub claims: Vec<Signed<AddressClaim>>,
 }
 
 /// A next hop of a device.

@@ -6,10 +6,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use anteroom_agent_core::report::EngineReport;
-use anteroom_proto::alarm::Alarm;
 use anteroom_proto::id::BootId;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{MAX_EDGES, MAX_SIGHTINGS, Report, TunnelState};
+use anteroom_proto::v1::telemetry::{MAX_CLAIMS, MAX_EDGES, MAX_SIGHTINGS, Report};
 
 /// With so many reports unacknowledged no more are taken in.
 const FULL: usize = 8;
@@ -39,13 +38,11 @@ impl Outbox {
         at: UnixMillis,
     ) -> impl Iterator<Item = &Report> {
         let before = self.waiting.len();
-        let EngineReport { mut sightings, mut edges, drops, overflow, tunnels, alarms } = report;
-        let mut rest = Some((drops, overflow, tunnels, alarms));
-        while rest.is_some() || !sightings.is_empty() || !edges.is_empty() {
-            let (drops, overflow, tunnels, alarms) = rest.take().unwrap_or_else(|| {
-                let (tunnels, alarms) = self.state();
-                (BTreeMap::new(), 0, tunnels, alarms)
-            });
+        let EngineReport { mut sightings, mut edges, drops, overflow, tunnels, alarms, mut claims } =
+            report;
+        let mut rest = Some((drops, overflow));
+        while rest.is_some() || !sightings.is_empty() || !edges.is_empty() || !claims.is_empty() {
+            let (drops, overflow) = rest.take().unwrap_or((BTreeMap::new(), 0));
             self.sequence += 1;
             self.waiting.push_back(Report {
                 boot: self.boot,
@@ -55,17 +52,13 @@ impl Outbox {
                 edges: front(&mut edges, MAX_EDGES),
                 drops,
                 overflow,
-                tunnels,
-                alarms,
+                // Each report stands for the state at its time.
+                tunnels: tunnels.clone(),
+                alarms: alarms.clone(),
+                claims: front(&mut claims, MAX_CLAIMS),
             });
         }
         self.waiting.iter().skip(before)
-    }
-
-    /// Tunnels and alarms of the newest report: each report stands for the state at its time.
-    fn state(&self) -> (Vec<TunnelState>, Vec<Alarm>) {
-        let newest = self.waiting.back();
-        newest.map(|report| (report.tunnels.clone(), report.alarms.clone())).unwrap_or_default()
     }
 
     /// The controller has everything up to `sequence`.
@@ -93,6 +86,10 @@ pub(super) mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use anteroom_proto::cbor;
+    use anteroom_proto::claim::AddressClaim;
+    use anteroom_proto::cose::Signed;
+    use anteroom_proto::id::{GatewayId, MemberId, OrganisationId};
+    use anteroom_proto::key::IdentityKey;
     use anteroom_proto::mac::MacAddr;
     use anteroom_proto::v1::frame::MAX_TO_CONTROLLER;
     use anteroom_proto::v1::telemetry::{EdgeDelta, Sighting};
@@ -138,6 +135,18 @@ pub(super) mod tests {
         }
     }
 
+    fn claim() -> Signed<AddressClaim> {
+        let claim = AddressClaim {
+            organisation: OrganisationId::from_bytes([0xff; 16]),
+            gateway: GatewayId::from_bytes([0xff; 16]),
+            member: MemberId::from_bytes([0xff; 16]),
+            number: u64::MAX,
+            addresses: vec![Ipv4Addr::BROADCAST; anteroom_proto::claim::MAX_ADDRESSES],
+            lease_seconds: Some(u32::MAX),
+        };
+        Signed::sign(&claim, &IdentityKey::from_seed(&[1; 32]))
+    }
+
     #[test]
     fn the_longest_reports_fit_a_message_and_leave_nothing_out() {
         let boot = BootId::from_bytes([1; 16]);
@@ -149,6 +158,7 @@ pub(super) mod tests {
             overflow: 3,
             tunnels: Vec::new(),
             alarms: Vec::new(),
+            claims: vec![claim(); 300],
         };
         let reports: Vec<Report> = outbox.push(report.clone(), UnixMillis(1)).cloned().collect();
         assert_eq!(reports.iter().map(|report| report.sequence).collect::<Vec<_>>(), [1, 2, 3]);
@@ -161,6 +171,7 @@ pub(super) mod tests {
         let sightings: Vec<_> =
             reports.iter().flat_map(|report| report.sightings.clone()).collect();
         assert_eq!(sightings, report.sightings);
+        assert_eq!(reports.iter().map(|report| report.claims.len()).sum::<usize>(), 300);
         assert_eq!(reports.iter().map(|report| report.overflow).sum::<u64>(), 3);
         assert_eq!(reports.iter().filter(|report| !report.drops.is_empty()).count(), 1);
     }

@@ -27,7 +27,7 @@ fn learned() -> Learned {
         address: "10.0.0.254".parse().unwrap(),
         mac: MacAddr([2, 0, 0, 0, 0, 0xfe]),
     }];
-    Learned { next_hops, sightings: Vec::new() }
+    Learned { next_hops, ..Learned::default() }
 }
 
 /// All that an enrolled gateway with a view has on disk.

@@ -96,6 +96,7 @@ impl Gateway {
             edges: Vec::new(),
             drops: std::collections::BTreeMap::new(),
             overflow: 0,
+            claims: Vec::new(),
             tunnels: Vec::new(),
             alarms: Vec::new(),
         };

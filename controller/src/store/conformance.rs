@@ -200,6 +200,7 @@ fn report(boot: u8, sequence: u64) -> Report {
         edges: vec![edge(104, Verdict::Tunnel)],
         drops: [("no-rule".to_owned(), 5)].into(),
         overflow: 2,
+        claims: Vec::new(),
         tunnels: vec![],
         alarms: vec![],
     }

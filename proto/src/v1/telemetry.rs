@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::alarm::Alarm;
+use crate::claim::AddressClaim;
+use crate::cose::Signed;
 use crate::id::{BootId, GatewayId, MemberId, RuleId};
 use crate::mac::MacAddr;
 use crate::name::Name;
@@ -18,6 +20,8 @@ pub const MAX_SIGHTINGS: usize = 512;
 pub const MAX_EDGES: usize = 1024;
 /// Most alarms that stand at one gateway.
 pub const MAX_ALARMS: usize = 520;
+/// Most claims in one report.
+pub const MAX_CLAIMS: usize = 128;
 
 /// One report. Boot and sequence make sure that nothing counts twice: a report is sent again, unchanged, until
 /// the controller says that it is stored.
@@ -42,6 +46,8 @@ pub struct Report {
     pub tunnels: Vec<TunnelState>,
     /// Alarms that stand, at most [`MAX_ALARMS`].
     pub alarms: Vec<Alarm>,
+    /// What devices here hold of their dynamic addresses, where that is news.
+    pub claims: Vec<Signed<AddressClaim>>,
 }
 
 /// A device as a gateway sees it.

@@ -5,6 +5,7 @@
 //! lines who may reach whom by which path, [`story`] has what tests say often,
 //! [`talk`] keeps two devices talking and counts what is lost. Nothing here draws randomness but [`random`], which grows from a seed.
 
+pub mod dhcp;
 pub mod hospital;
 pub mod host;
 pub mod model;

@@ -230,6 +230,13 @@ impl Engine {
             _ => None,
         };
         if let Some(address) = address.filter(|address| !address.is_unspecified()) {
+            let asks_for_it = payload.get(9) == Some(&crate::wire::ipv4::UDP)
+                && payload.get(20..24) == Some(&[0, 68, 0, 67])
+                && sender.is_some_and(|id| self.may_name(id, address));
+            if header.ethertype == ethernet::IPV4 && asks_for_it {
+                // A lease that the gateway forgot: its renewal is judged as what it is.
+                return Ok(None);
+            }
             self.check_ip(station, header, address)?;
         }
         Ok(address)
@@ -289,28 +296,8 @@ impl Engine {
             Some(member) if left_observe || member.mode != Mode::Observe => {
                 Err(Refusal::address(address, Some(member.id)))
             }
-            Some(_) => Ok(()),
-            None => self.check_first_holder(station, address, owns),
+            Some(_) | None => Ok(()),
         }
-    }
-
-    /// Of several devices with a dynamic address within the same prefix, the first that has an address keeps it.
-    fn check_first_holder(
-        &self,
-        station: Option<&Station>,
-        address: Ipv4Addr,
-        owns: bool,
-    ) -> Result<(), Refusal> {
-        let Some(station) = station.filter(|station| owns && !station.was_seen_with(address))
-        else {
-            return Ok(());
-        };
-        let holder = self.stations.iter().find_map(|(_, other)| {
-            let device = other.device.as_ref()?;
-            let holds = device.owns(address) && other.was_seen_with(address);
-            (other.mac != station.mac && holds).then_some(device.member)
-        });
-        holder.map_or(Ok(()), |holder| Err(Refusal::address(address, Some(holder))))
     }
 
     /// Counts a frame that wasn't believed, and raises the alarm where it claims what is somebody else's.

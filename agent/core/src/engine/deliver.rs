@@ -7,7 +7,6 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::DropReason;
-use ipnet::Ipv4Net;
 
 use super::Engine;
 use crate::batch::{RxFrame, VlanTag};
@@ -129,9 +128,8 @@ impl Engine {
             || policy
                 .find(device.member)
                 .is_some_and(|own| policy.needs_next_hop(own, |address| device.on_link(address)));
-        let own = device.addresses.iter().find(|net| net.prefix_len() == 32).map(Ipv4Net::addr);
-        let seen = station.sights.iter().find_map(|sight| sight.addresses.first().copied());
-        let (true, Some(router), Some(own)) = (allowed, device.router, own.or(seen)) else {
+        let own = device.own_addresses().next();
+        let (true, Some(router), Some(own)) = (allowed, device.router, own) else {
             return;
         };
         let request = wire::arp::request(station.mac, own, router.address);

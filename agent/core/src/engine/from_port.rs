@@ -19,7 +19,7 @@ use crate::port::PortId;
 use crate::security;
 use crate::sink::Sink;
 use crate::wire::arp::parse_arp;
-use crate::wire::{FiveTuple, Ipv4Packet, Transport, dhcp, ethernet, parse_ethernet, parse_ipv4};
+use crate::wire::{FiveTuple, Ipv4Packet, ethernet, parse_ethernet, parse_ipv4};
 use crate::{arp, bridge, infrastructure, nexthop};
 
 impl Engine {
@@ -42,6 +42,7 @@ impl Engine {
             Ok(sender) => sender,
             Err(reason) => return self.recorder.drop(None, reason, tuple_of(&header, frame), now),
         };
+        self.note_address(sender, &header, frame, now);
         let claim = self.claim(sender, &header, frame);
         self.sight(sender, &header, frame, (claim.ok().flatten(), now));
         let stance = sender
@@ -208,6 +209,11 @@ impl Engine {
         };
         if is_dhcp_broadcast(&packet, header) {
             return self.dhcp_from_port(port, id, stance, frame, header, now, out);
+        }
+        if let Err(reason) = self.unicast_dhcp_from_port(id, &packet, now)
+            && stance >= Mode::Enforce
+        {
+            return self.recorder.drop(sender, reason, Some(tuple), now);
         }
         if let Some(device) = self.stations.get(id).and_then(|station| station.device.as_ref())
             && let Err(reason) = security::check_address(device, packet.source)
@@ -380,20 +386,12 @@ impl Engine {
             return;
         };
         let (tuple, len) = (packet.tuple(), packet.bytes.len());
-        let device = self.stations.get(id).and_then(|station| station.device.as_ref());
-        let own_address = packet.source.is_unspecified()
-            || device.is_none_or(|device| device.owns(packet.source));
-        let checked = match (&self.policy, packet.udp_payload()) {
-            (Some(policy), Some(payload)) if own_address && stance != Mode::Unrecognised => {
-                infrastructure::check_request(policy.infrastructure(), header.source, payload)
-            }
-            _ => Err(DropReason::Dhcp),
+        let checked = match stance {
+            Mode::Unrecognised => Err(DropReason::Dhcp),
+            _ => self.dhcp_request(id, &packet, now),
         };
-        if let (Ok(transaction), Some(station)) = (checked, self.stations.get_mut(id)) {
-            station.dhcp = Some((transaction, now));
-        }
         let verdict = match checked {
-            Ok(_) => Verdict::Clear,
+            Ok(()) => Verdict::Clear,
             Err(reason) => crate::policy::refuse(stance, reason, Verdict::Clear),
         };
         self.note_group(id, &tuple, len as u64, verdict, now);
@@ -404,6 +402,25 @@ impl Engine {
             }
             _ => self.bridge_frame(port, Some(id), Whole::of(frame), now, out),
         }
+    }
+
+    /// DHCP that a device sends to one machine alone: as a client to a listed server, or as if it were a server.
+    fn unicast_dhcp_from_port(
+        &mut self,
+        id: StationId,
+        packet: &Ipv4Packet<'_>,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        if infrastructure::is_dhcp_answer(packet) {
+            return self.dhcp_server_here(id, packet, now);
+        }
+        let listed = |policy: &crate::policy::Policy| {
+            policy.infrastructure().dhcp.contains(&packet.destination)
+        };
+        if infrastructure::is_dhcp_request(packet) && self.policy.as_ref().is_some_and(listed) {
+            return self.dhcp_request(id, packet, now);
+        }
+        Ok(())
     }
 
     /// Broadcast and multicast: no rule carries it yet.
@@ -422,7 +439,14 @@ impl Engine {
             return;
         };
         let (tuple, len) = (packet.tuple(), packet.bytes.len());
-        let verdict = crate::policy::refuse(stance, DropReason::Broadcast, Verdict::Clear);
+        let reason = if infrastructure::is_dhcp_answer(&packet)
+            && self.dhcp_server_here(id, &packet, now).is_err()
+        {
+            DropReason::Dhcp
+        } else {
+            DropReason::Broadcast
+        };
+        let verdict = crate::policy::refuse(stance, reason, Verdict::Clear);
         self.note_group(id, &tuple, len as u64, verdict, now);
         if let Verdict::Drop(reason) = verdict {
             self.recorder.drop(Some(id), reason, Some(tuple), now);
@@ -480,9 +504,7 @@ impl Facts {
 }
 
 fn is_dhcp_broadcast(packet: &Ipv4Packet<'_>, header: &Header) -> bool {
-    packet.transport == Transport::Udp
-        && packet.source_port == dhcp::CLIENT_PORT
-        && packet.destination_port == dhcp::SERVER_PORT
+    infrastructure::is_dhcp_request(packet)
         && (header.destination.is_group() || packet.destination.is_broadcast())
 }
 

@@ -70,6 +70,10 @@ impl Engine {
         let Some(id) = station else {
             return self.recorder.drop(None, DropReason::PeerDestination, Some(tuple), now);
         };
+        if crate::infrastructure::is_dhcp_answer(&packet) {
+            // From a server that is a member itself. Whether it may speak is a rule's matter.
+            let _ = self.dhcp_answer(id, &packet, now);
+        }
         let passage = Passage {
             via: Via::Tunnel(gateway),
             source: End::elsewhere(packet.source, Who::Member(source)),

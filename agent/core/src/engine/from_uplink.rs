@@ -17,7 +17,7 @@ use crate::policy::End;
 use crate::port::PortId;
 use crate::sink::Sink;
 use crate::wire::arp::{ArpPacket, Operation, parse_arp};
-use crate::wire::{Ipv4Packet, Transport, dhcp, parse_ethernet, parse_ipv4};
+use crate::wire::{dhcp, parse_ethernet, parse_ipv4};
 use crate::{arp, bridge, infrastructure, security};
 
 impl Engine {
@@ -120,14 +120,21 @@ impl Engine {
     ) {
         let payload = frame.bytes.get(header.at..).unwrap_or_default();
         let packet = (header.kind() == Kind::Ipv4).then(|| parse_ipv4(payload).ok()).flatten();
-        let answered = packet.as_ref().filter(|packet| is_dhcp_answer(packet)).and_then(|packet| {
-            let message = dhcp::parse_dhcp(packet.udp_payload()?).ok()?;
-            let id = self.device(message.client_mac)?;
-            let stance = self.stations.get(id)?.stance();
-            (stance >= Mode::Enforce).then_some((id, packet.tuple(), *packet))
-        });
-        if let Some((id, tuple, packet)) = answered {
-            match self.check_dhcp(id, &packet, now) {
+        let answered = packet
+            .as_ref()
+            .filter(|packet| infrastructure::is_dhcp_answer(packet))
+            .and_then(|packet| {
+                let message = dhcp::parse_dhcp(packet.udp_payload()?).ok()?;
+                let id = self.device(message.client_mac)?;
+                Some((id, self.stations.get(id)?.stance(), packet.tuple(), *packet))
+            })
+            .map(|(id, stance, tuple, packet)| {
+                (id, stance, tuple, self.dhcp_answer(id, &packet, now))
+            });
+        if let Some((id, _, tuple, answer)) =
+            answered.filter(|(_, stance, ..)| *stance >= Mode::Enforce)
+        {
+            match answer {
                 Ok(()) => self.hand_on(id, Whole::of(frame), now, out),
                 Err(reason) => self.recorder.drop(Some(id), reason, Some(tuple), now),
             }
@@ -142,22 +149,6 @@ impl Engine {
 
     fn is_closed(&self, port: PortId) -> bool {
         self.stations.port(port).is_some_and(|state| !state.takes_broadcast())
-    }
-
-    fn check_dhcp(
-        &self,
-        id: StationId,
-        packet: &Ipv4Packet<'_>,
-        now: Instant,
-    ) -> Result<(), DropReason> {
-        let (Some(policy), Some(station), Some(payload)) =
-            (&self.policy, self.stations.get(id), packet.udp_payload())
-        else {
-            return Err(DropReason::Dhcp);
-        };
-        let servers = policy.infrastructure();
-        let (mac, asked) = (station.mac, station.dhcp);
-        infrastructure::check_answer(servers, mac, asked, packet.source, payload, now)
     }
 
     fn ipv4_from_uplink(
@@ -177,10 +168,14 @@ impl Engine {
             Err(_) => return self.hand_on(id, Whole::of(frame), now, out),
         };
         let tuple = packet.tuple();
-        if is_dhcp_answer(&packet) && stance >= Mode::Enforce {
+        if infrastructure::is_dhcp_answer(&packet) {
             // To the address that the device is about to have, or, renewing, to the one that it has.
-            if self.check_dhcp(id, &packet, now).is_ok() {
-                return self.hand_on(id, Whole::of(frame), now, out);
+            match (self.dhcp_answer(id, &packet, now), stance >= Mode::Enforce) {
+                (Ok(()), true) => return self.hand_on(id, Whole::of(frame), now, out),
+                (Err(reason), true) => {
+                    return self.recorder.drop(Some(id), reason, Some(tuple), now);
+                }
+                (_, false) => {}
             }
         }
         let group = packet.destination.is_broadcast() || packet.destination.is_multicast();
@@ -310,10 +305,4 @@ impl Engine {
             }
         }
     }
-}
-
-fn is_dhcp_answer(packet: &Ipv4Packet<'_>) -> bool {
-    packet.transport == Transport::Udp
-        && packet.source_port == dhcp::SERVER_PORT
-        && packet.destination_port == dhcp::CLIENT_PORT
 }

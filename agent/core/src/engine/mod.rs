@@ -6,6 +6,7 @@
 
 mod admit;
 mod answer;
+mod claims;
 mod deliver;
 mod from_port;
 mod from_tunnel;
@@ -39,6 +40,7 @@ use crate::config::{Config, TunnelIdentity};
 use crate::device::{Device, Stations};
 use crate::echo::Echoes;
 use crate::flow::FlowTable;
+use crate::holding::Holdings;
 use crate::peer;
 use crate::policy::Policy;
 use crate::port::PortId;
@@ -79,6 +81,7 @@ pub struct Engine {
     fragment_id: u16,
     peers: peer::Peers,
     peer_states: policy::Peers,
+    holdings: Holdings,
     recorder: Recorder,
     authority: u64,
     next_sweep: Instant,
@@ -127,6 +130,7 @@ impl Engine {
             fragment_id: seeds.next() as u16,
             peers: peer::Peers::new(peers, now),
             peer_states: seeds.map(),
+            holdings: Holdings::new(identity.gateway, identity.identity.clone(), &mut seeds),
             recorder: Recorder::new(limits, seeds.hasher()),
             authority: 0,
             next_sweep: now + SWEEP,
@@ -171,6 +175,7 @@ impl Engine {
             self.underlay_datagrams(datagram, now, out);
         }
         self.take_events(now);
+        self.take_messages(now, out);
     }
 
     /// Does what is due.
@@ -188,7 +193,11 @@ impl Engine {
                 .expire(now, SWEEP_BUDGET, |mut gone| recorder.flush(stations, &mut gone));
             self.bridge.age(now);
             self.settle(now);
+            self.look_after_holdings(now);
             self.next_sweep = if more { now + SWEEP / 20 } else { now + SWEEP };
+        }
+        if self.holdings.poll_timeout().is_some_and(|at| at <= now) {
+            self.tell_claims(now, out);
         }
         let lost = self.fragments.expire(now);
         self.recorder.drops(DropReason::FragmentNoFirst, lost);
@@ -203,6 +212,7 @@ impl Engine {
             self.peers.poll_timeout(),
             self.boundary.map(|at| (at, "a rule's or a bypass's end")),
             self.fragments.poll_timeout().map(|at| (at, "fragments")),
+            self.holdings.poll_timeout().map(|at| (at, "claims")),
             Some((self.next_sweep, "sweep")),
         ]
         .into_iter()
@@ -232,6 +242,7 @@ impl Engine {
                     quarantined: quarantined(member),
                     vlan: member.vlan,
                     addresses: member.addresses.clone(),
+                    held: Vec::new(),
                     prefix_len: device.prefix_len,
                     router: device.router,
                 };
@@ -252,6 +263,7 @@ impl Engine {
         self.policy = Some(Policy::new(&view, &mut self.seeds, place));
         self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
         self.set_peers(&view, before.as_ref(), now);
+        self.reconcile_holdings(now);
         self.epoch += 1;
         self.find_boundary(now);
         self.take_events(now);

@@ -162,6 +162,9 @@ impl Engine {
                     {
                         (state.live, state.since) = (live, now);
                     }
+                    if live {
+                        self.peer_is_up(gateway, now);
+                    }
                 }
                 PeerEvent::Holds { gateway, revision, relation } => {
                     if let Some(state) = self.peer_states.get_mut(&gateway) {

@@ -32,6 +32,7 @@ impl Engine {
             overflow: self.recorder.take_overflow(),
             tunnels: self.tunnels(now),
             alarms: self.alarms(now),
+            claims: self.holdings.take_news(),
         }
     }
 
@@ -108,6 +109,7 @@ impl Engine {
                 port: self.port_name(station.port)?,
                 mac: station.mac,
                 addresses: station.sights.iter().flat_map(|s| s.addresses.clone()).collect(),
+                held: device.held.clone(),
                 mode: device.mode,
                 quarantined: device.quarantined,
                 router_mac: nexthop::router_of(Some(device), &station.next_hops)
@@ -208,6 +210,7 @@ impl Engine {
                 .sightings
                 .extend(station.sights.iter().map(|sight| sighting(station, sight, &port)));
         }
+        learned.claims = self.holdings.claims();
         learned
     }
 
@@ -224,6 +227,7 @@ impl Engine {
         for hop in learned.next_hops {
             self.restore_next_hop(&hop);
         }
+        self.holdings.restore(learned.claims);
     }
 
     fn restore_next_hop(&mut self, hop: &LearnedNextHop) {

@@ -1,10 +1,12 @@
 //! What gateways say to each other inside the tunnel: UDP between their overlay addresses, one reserved port, a
 //! version byte, then CBOR.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anteroom_proto::cbor;
-use anteroom_proto::id::BootId;
+use anteroom_proto::claim::AddressClaim;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::{BootId, MemberId};
 use anteroom_proto::overlay::GATEWAY_PORT;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
@@ -30,6 +32,35 @@ pub enum Message {
     Hello(Hello),
     /// The answer, at once and with the same nonce: what measures the round trip.
     HelloReply(Hello),
+    /// What a device of the sender holds of its dynamic addresses. Repeated until it is answered.
+    Claim(Signed<AddressClaim>),
+    /// The answer.
+    ClaimAnswer(ClaimAnswer),
+}
+
+/// What became of a claim at a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimAnswer {
+    /// The device.
+    pub member: MemberId,
+    /// The claim's number.
+    pub number: u64,
+    /// What became of it.
+    pub outcome: ClaimOutcome,
+}
+
+/// What became of a claim at a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClaimOutcome {
+    /// It counts there.
+    Held,
+    /// Somebody else has this address.
+    Conflict(Ipv4Addr),
+    /// The peer has this newer one of the same gateway.
+    Stale(Signed<AddressClaim>),
+    /// The peer's view doesn't let the gateway claim that.
+    Refused,
 }
 
 /// What a gateway says about itself. Fields that a newer version adds are passed over.
@@ -78,7 +109,9 @@ impl Message {
             tracing::trace!(%error, "a gateway's message can't be read");
             DropReason::Malformed
         })?;
-        let (Self::Hello(hello) | Self::HelloReply(hello)) = &message;
+        let (Self::Hello(hello) | Self::HelloReply(hello)) = &message else {
+            return Ok(message);
+        };
         let too_long = hello.capabilities.iter().any(|one| one.len() > MAX_CAPABILITY_LEN);
         if too_long || hello.capabilities.len() > MAX_CAPABILITIES {
             return Err(DropReason::Malformed);
@@ -139,6 +172,9 @@ pub(super) fn unpack(
 
 #[cfg(test)]
 mod tests {
+    use anteroom_proto::claim::MAX_ADDRESSES;
+    use anteroom_proto::id::{GatewayId, OrganisationId};
+    use anteroom_proto::key::IdentityKey;
     use proptest::prelude::*;
 
     use super::*;
@@ -163,6 +199,29 @@ mod tests {
     #[test]
     fn the_longest_message_round_trips() {
         for message in [Message::Hello(hello()), Message::HelloReply(hello())] {
+            let packet = pack(A, B, &message);
+            assert_eq!(unpack(&packet, A, B), Ok(message));
+            assert!(packet.len() <= 1280, "{} bytes don't fit everywhere", packet.len());
+        }
+    }
+
+    #[test]
+    fn the_longest_claim_and_its_answer_fit_everywhere() {
+        let claim = AddressClaim {
+            organisation: OrganisationId::from_bytes([0xff; 16]),
+            gateway: GatewayId::from_bytes([0xff; 16]),
+            member: MemberId::from_bytes([0xff; 16]),
+            number: u64::MAX,
+            addresses: vec![Ipv4Addr::BROADCAST; MAX_ADDRESSES],
+            lease_seconds: Some(u32::MAX),
+        };
+        let signed = Signed::sign(&claim, &IdentityKey::from_seed(&[1; 32]));
+        let answer = ClaimAnswer {
+            member: claim.member,
+            number: claim.number,
+            outcome: ClaimOutcome::Stale(signed.clone()),
+        };
+        for message in [Message::Claim(signed), Message::ClaimAnswer(answer)] {
             let packet = pack(A, B, &message);
             assert_eq!(unpack(&packet, A, B), Ok(message));
             assert!(packet.len() <= 1280, "{} bytes don't fit everywhere", packet.len());

@@ -57,6 +57,8 @@ pub struct Peers {
     next_generation: u32,
     /// Peers with something to tell, each once.
     events: VecDeque<u32>,
+    /// What peers said that isn't about their tunnels.
+    inbox: VecDeque<(GatewayId, message::Message)>,
     drops: [u64; DropReason::ALL.len()],
     wake_at: Option<Instant>,
     scratch: Box<[u8]>,
@@ -96,6 +98,7 @@ impl Peers {
             sequence: 0,
             next_generation: 0,
             events: VecDeque::new(),
+            inbox: VecDeque::new(),
             drops: [0; DropReason::ALL.len()],
             wake_at: None,
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),

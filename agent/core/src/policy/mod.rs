@@ -55,6 +55,16 @@ impl MemberEntry {
     pub(crate) const fn is_here(&self) -> bool {
         self.station.is_some()
     }
+
+    /// The prefix within which it may have this address, where operators gave it one.
+    pub(crate) fn prefix_of(&self, address: Ipv4Addr) -> Option<Ipv4Net> {
+        crate::device::prefix_of(&self.addresses, address)
+    }
+
+    /// Whether it may have this address as a dynamic one.
+    pub(crate) fn may_hold(&self, address: Ipv4Addr) -> bool {
+        self.prefix_of(address).is_some()
+    }
 }
 
 /// Who is behind an address, as far as rules go.
@@ -77,8 +87,10 @@ pub(crate) struct Policy {
     by_address: Map<Ipv4Addr, Option<MemberIndex>>,
     /// Members behind other gateways, by Ethernet address.
     by_mac: Map<MacAddr, MemberIndex>,
-    /// Members with an address "dynamic within", longest prefix first.
+    /// Networks behind members, longest prefix first.
     by_prefix: Vec<(Ipv4Net, MemberIndex)>,
+    /// Who holds which dynamic address now.
+    held: Map<Ipv4Addr, MemberIndex>,
     rules: Rules,
     /// Gateways that are out of the wire now.
     pub(crate) bypassed: Vec<GatewayId>,
@@ -99,6 +111,7 @@ impl Policy {
             by_address: seeds.map(),
             by_mac: seeds.map(),
             by_prefix: Vec::new(),
+            held: seeds.map(),
             rules: Rules::default(),
             bypassed: Vec::new(),
             relations: seeds.map(),
@@ -153,7 +166,9 @@ impl Policy {
         }
         for net in &member.addresses {
             if net.prefix_len() < 32 {
-                self.by_prefix.push((*net, index));
+                if !crate::device::is_dynamic(&member.addresses) {
+                    self.by_prefix.push((*net, index));
+                }
                 continue;
             }
             let known = self.by_address.get(&net.addr()).copied();
@@ -199,10 +214,38 @@ impl Policy {
             return *exact;
         }
         let mut fits = self.by_prefix.iter().filter(|(net, _)| net.contains(&address));
-        let (net, first) = fits.next()?;
+        let Some((net, first)) = fits.next() else { return self.held.get(&address).copied() };
         let doubtful =
             fits.any(|(other, index)| other.prefix_len() == net.prefix_len() && index != first);
         (!doubtful).then_some(*first)
+    }
+
+    /// Whether operators gave an address to somebody, or to several.
+    pub(crate) fn is_pinned(&self, address: Ipv4Addr) -> bool {
+        self.by_address.contains_key(&address)
+            || self.by_prefix.iter().any(|(net, _)| net.contains(&address))
+    }
+
+    /// Says who holds which dynamic address. Whoever isn't in this view holds nothing.
+    pub(crate) fn set_held(&mut self, held: impl Iterator<Item = (Ipv4Addr, MemberId)>) {
+        self.held.clear();
+        for (address, member) in held {
+            if let Some(index) = self.find(member) {
+                self.held.insert(address, index);
+            }
+        }
+    }
+
+    /// The gateways in front of members that share a rule with a device here: who may know of it.
+    pub(crate) fn audience(&self, device: MemberIndex) -> Vec<GatewayId> {
+        let mut gateways = Vec::new();
+        for (index, member) in (0..).map(MemberIndex).zip(&self.members) {
+            let known = member.is_here() || gateways.contains(&member.gateway);
+            if !known && self.opens(device, index) {
+                gateways.push(member.gateway);
+            }
+        }
+        gateways
     }
 
     /// The member of this site behind another gateway that has this Ethernet address.
@@ -223,10 +266,9 @@ impl Policy {
         if let Some(exact) = self.by_address.get(&address) {
             return exact.and_then(owned);
         }
-        self.by_prefix
-            .iter()
-            .filter(|(net, _)| net.contains(&address))
-            .find_map(|(_, index)| owned(*index))
+        let mut fits = self.by_prefix.iter().filter(|(net, _)| net.contains(&address));
+        let held = || self.held.get(&address).copied().and_then(owned);
+        fits.find_map(|(_, index)| owned(*index)).or_else(held)
     }
 
     /// The path of a device here with a member, and whether that is in the clear only because a gateway is
@@ -252,8 +294,11 @@ impl Policy {
 
     /// Whether any rule opens anything in the clear between a device and an address, in either direction.
     pub(crate) fn opens_clear(&self, device: MemberIndex, address: Ipv4Addr) -> bool {
+        self.opens_clear_to(device, self.who(address), address)
+    }
+
+    fn opens_clear_to(&self, device: MemberIndex, other: Who, address: Ipv4Addr) -> bool {
         let Some(local) = self.member(device) else { return false };
-        let other = self.who(address);
         let (path, bypassed) = match other {
             Who::Member(index) => match self.member(index) {
                 Some(member) => self.path(local, member),
@@ -296,12 +341,11 @@ impl Policy {
         {
             return true;
         }
-        self.members.iter().any(|member| {
+        (0..).map(MemberIndex).zip(&self.members).any(|(index, member)| {
             !member.is_here()
-                && member
-                    .addresses
-                    .iter()
-                    .any(|net| beyond(net) && self.opens_clear(device, net.addr()))
+                && member.addresses.iter().any(|net| {
+                    beyond(net) && self.opens_clear_to(device, Who::Member(index), net.addr())
+                })
         })
     }
 

@@ -21,6 +21,7 @@ use crate::config::PortConfig;
 use crate::limits::Limits;
 use crate::vnet::VnetHeader;
 
+mod claims;
 mod edges;
 mod ports;
 

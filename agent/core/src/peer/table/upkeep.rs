@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
@@ -13,6 +14,8 @@ use crate::sink::Sink;
 
 /// Most messages that are fetched from boringtun's own queue after one handshake.
 const MAX_DRAIN: usize = 300;
+/// Most messages that wait to be fetched.
+const MAX_INBOX: usize = 64;
 /// Least time between two looks at one peer.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -61,6 +64,14 @@ impl Peers {
                 peer.note_answer(hello.nonce, now);
                 (peer.note_said(hello, want_time, now), None)
             }
+            message @ (Message::Claim(_) | Message::ClaimAnswer(_)) => {
+                let gateway = peer.gateway;
+                if self.inbox.len() >= MAX_INBOX {
+                    return Err(DropReason::QueueFull);
+                }
+                self.inbox.push_back((gateway, message));
+                return Ok(());
+            }
         };
         if news {
             self.list(index);
@@ -77,6 +88,24 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let nonce = peer.probe(&mut self.random, now);
         self.say(index, now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
+    }
+
+    /// The next message of a peer that isn't about its tunnel. Whoever hands datagrams in fetches them all before
+    /// the next.
+    pub fn poll_message(&mut self) -> Option<(GatewayId, Message)> {
+        self.inbox.pop_front()
+    }
+
+    /// Tells a peer something, if its tunnel has a session. It may get lost on the way.
+    pub fn tell(&mut self, gateway: GatewayId, message: &Message, out: &mut impl Sink) {
+        let (Some(local), Some(index)) = (self.local, self.by_gateway.get(&gateway)) else {
+            return;
+        };
+        let Some(peer) = self.peers.get(*index) else { return };
+        let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
+        let (Some(tunnel), Some(to)) = (tunnel, peer.endpoint()) else { return };
+        let packet = message::pack(local.overlay, peer.overlay, message);
+        out.datagram(to, CONTROL, sealed_room(packet.len()), |buffer| tunnel.seal(&packet, buffer));
     }
 
     fn say(
