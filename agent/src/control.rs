@@ -5,6 +5,7 @@
 mod backoff;
 mod clock;
 pub(crate) mod dial;
+mod keep;
 mod outbox;
 mod session;
 mod take;
@@ -27,10 +28,12 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::plane::{Plane, PlaneError};
-use crate::state::{Enrolled, Enrolment, StateDir};
+use crate::state::{Enrolled, Enrolment};
 use backoff::Backoff;
 use clock::Clock;
 use dial::Candidates;
+pub(crate) use keep::Disk;
+use keep::Keeping;
 use outbox::Outbox;
 use session::End;
 
@@ -75,13 +78,14 @@ pub struct ControlStatus {
 
 /// Everything that the control connection needs.
 pub(crate) struct Client<P> {
-    state: Arc<StateDir>,
+    keeping: Keeping,
     plane: P,
     enrolment: Enrolment,
     identity: IdentityKey,
     binding: Signed<TunnelKeyBinding>,
     chain: Option<AuthorityChain>,
     floor: Floor,
+    /// What was acknowledged last.
     applied: Option<Applied>,
     boot: BootId,
     outbox: Outbox,
@@ -93,7 +97,7 @@ pub(crate) struct Client<P> {
 
 impl<P: Plane> Client<P> {
     pub(crate) fn new(
-        state: Arc<StateDir>,
+        disk: Arc<dyn Disk>,
         plane: P,
         held: Enrolled,
         boot: BootId,
@@ -112,7 +116,7 @@ impl<P: Plane> Client<P> {
         Self {
             binding: tunnel.bind(&enrolment, &identity),
             outbox: Outbox::new(boot),
-            state,
+            keeping: Keeping::new(disk, floor),
             plane,
             enrolment,
             identity,
@@ -137,6 +141,12 @@ impl<P: Plane> Client<P> {
     /// # Errors
     /// When the data plane has ended.
     pub(crate) async fn run(mut self) -> Result<(), PlaneError> {
+        let ended = self.stay_connected().await;
+        self.keeping.end().await;
+        ended
+    }
+
+    async fn stay_connected(&mut self) -> Result<(), PlaneError> {
         self.plane.set_time(self.clock.now(), false).await?;
         let authority = self.chain.as_ref().map_or(0, |chain| chain.newest().number);
         self.plane.set_authority(authority).await?;

@@ -152,6 +152,10 @@ impl<P: Plane> Client<P> {
         let out = Out::new(MessageWriter::new(send));
         let mut stop = self.stop.clone();
         let mut reach = self.reach.clone();
+        let mut kept = self.keeping.kept.clone();
+        if let Some(applied) = kept.borrow_and_update().clone() {
+            self.applied = Some(applied);
+        }
         out.send(ToController::Hello(Box::new(self.hello())))?;
         let welcome = tokio::select! {
             welcome = timeout(GREETING, reader.next()) => welcome,
@@ -187,6 +191,13 @@ impl<P: Plane> Client<P> {
                         resend = Instant::now() + RESEND;
                     }
                     self.tell(&out).await?;
+                }
+                Ok(()) = kept.changed() => {
+                    let applied = kept.borrow_and_update().clone();
+                    if let Some(applied) = applied {
+                        self.applied = Some(applied.clone());
+                        out.send(ToController::Applied(applied))?;
+                    }
                 }
                 () = sleep_until(resend), if self.outbox.waiting().next().is_some() => {
                     self.tell_again(&out)?;
@@ -257,11 +268,9 @@ impl<P: Plane> Client<P> {
     async fn hear(&mut self, message: ToAgent, out: &Out, link: &Link) -> Result<(), End> {
         match message {
             ToAgent::View(view) => {
-                let applied = self.take_view(*view).await?;
-                let taken = applied.refused.is_none();
-                out.send(ToController::Applied(applied))?;
-                if taken {
-                    self.keep_floor().await;
+                // One that is taken is acknowledged once it is on disk.
+                if let Some(refused) = self.take_view(*view).await? {
+                    out.send(ToController::Applied(refused))?;
                 }
             }
             ToAgent::Authority(documents) => self.hear_authority(&documents, link).await?,

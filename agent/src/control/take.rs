@@ -12,11 +12,12 @@ use anteroom_proto::mode::Mode;
 use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::v1::Applied;
 use anteroom_proto::view::{SignedView, View};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::Client;
+use super::keep::Taken;
 use crate::plane::{Plane, PlaneError};
-use crate::state::{StateDir, StateError, enforces};
+use crate::state::enforces;
 
 /// Most problems that are told of one view.
 const MAX_PROBLEMS: usize = 32;
@@ -67,10 +68,7 @@ impl<P: Plane> Client<P> {
                 return Ok(false);
             }
         }
-        let chain = newer.clone();
-        if let Err(error) = self.blocking(move |state| state.write_authority(&chain)).await {
-            error!("{error}. It is followed until the next start all the same");
-        }
+        self.keeping.chain(newer.clone());
         let number = newer.newest().number;
         info!("authority document {number} is in force");
         self.chain = Some(newer);
@@ -78,11 +76,14 @@ impl<P: Plane> Client<P> {
         Ok(true)
     }
 
-    /// Verifies a view, writes it down and puts it in force, or says why not.
+    /// Verifies a view, puts it in force and has it written down, or gives the answer that says why not.
     ///
     /// # Errors
     /// When the data plane has ended.
-    pub(super) async fn take_view(&mut self, signed: SignedView) -> Result<Applied, PlaneError> {
+    pub(super) async fn take_view(
+        &mut self,
+        signed: SignedView,
+    ) -> Result<Option<Applied>, PlaneError> {
         let began = Instant::now();
         let verified = match &self.chain {
             Some(chain) => {
@@ -95,24 +96,10 @@ impl<P: Plane> Client<P> {
             Ok(view) => Arc::new(view),
             Err(problem) => {
                 warn!("{problem}");
-                return Ok(self.refused(problem));
+                return Ok(Some(self.refused(problem)));
             }
         };
         let mut applied = applied_of(&view);
-        let marks = enforces(&view);
-        let written = self
-            .blocking(move |state| {
-                if marks {
-                    state.mark_enforced()?;
-                }
-                state.write_view(&signed)
-            })
-            .await;
-        if let Err(problem) = written {
-            // What closes must not wait for a disk.
-            error!("{problem}. The view is in force until the next start all the same");
-            applied.problems.push(format!("not kept over a restart: {problem}"));
-        }
         applied.problems.extend(self.plane.apply(view.clone()).await?);
         let issued = view.operation.issued_at;
         self.floor = view.floor(&self.floor);
@@ -128,20 +115,13 @@ impl<P: Plane> Client<P> {
         for problem in &applied.problems {
             warn!("view {}: {problem}", view.operation.number);
         }
-        self.applied = Some(applied.clone());
         self.status.send_modify(|status| {
             status.applied = Some(applied.clone());
             status.approved = Some(true);
         });
-        Ok(applied)
-    }
-
-    /// Writes the floor down. After the view, and after the controller was told: the view on disk says the same.
-    pub(super) async fn keep_floor(&self) {
-        let floor = self.floor;
-        if let Err(error) = self.blocking(move |state| state.write_floor(&floor)).await {
-            error!("{error}");
-        }
+        let (marks, floor) = (enforces(&view), self.floor);
+        self.keeping.view(Taken { signed, marks, floor, applied });
+        Ok(None)
     }
 
     /// What stays in force, and why the view isn't.
@@ -168,21 +148,7 @@ impl<P: Plane> Client<P> {
         time: anteroom_proto::time::UnixMillis,
     ) -> Result<(), PlaneError> {
         let now = self.clock.set(time, self.floor.time);
+        self.keeping.time(self.clock);
         self.plane.set_time(now, true).await
-    }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&StateDir) -> Result<T, StateError> + Send + 'static,
-    ) -> Result<T, StateError> {
-        let state = self.state.clone();
-        match tokio::task::spawn_blocking(move || work(&state)).await {
-            Ok(result) => result,
-            Err(error) => Err(StateError::File {
-                path: self.state.path().to_owned(),
-                verb: "written",
-                error: std::io::Error::other(error),
-            }),
-        }
     }
 }

@@ -22,9 +22,11 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::dataplane::Status;
-use crate::state::Held;
 use crate::state::tests::state;
+use crate::state::{Held, StateDir};
 use crate::testkit::{GATEWAY, ORGANISATION, Organisation, check_binding};
+
+mod keep;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const BOOT: BootId = BootId::from_bytes([8; 16]);
@@ -196,6 +198,14 @@ impl World {
 
     /// A world in which `prepare` did something to the state before the agent began.
     fn with(prepare: impl FnOnce(&StateDir, &Organisation)) -> Self {
+        Self::on(|state| state, prepare)
+    }
+
+    /// A world with another disk than the state directory's own.
+    fn on(
+        disk: impl FnOnce(Arc<StateDir>) -> Arc<dyn Disk>,
+        prepare: impl FnOnce(&StateDir, &Organisation),
+    ) -> Self {
         let (parent, state) = state();
         let controller = key(11);
         let endpoint = listen("127.0.0.1:0".parse().unwrap(), &controller).unwrap();
@@ -214,7 +224,7 @@ impl World {
         });
         let (stop, stop_receiver) = watch::channel(false);
         let client = Client::new(
-            state.clone(),
+            disk(state.clone()),
             plane.clone(),
             held.enrolled.expect("enrolled"),
             BOOT,

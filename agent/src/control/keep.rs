@@ -1,0 +1,250 @@
+//! What was taken over, on its way to the disk.
+//!
+//! A view comes into force first, is written down next and acknowledged last. What closes mustn't wait for a disk,
+//! which may take seconds; and what is acknowledged is kept over a restart. A power cut between the two leaves the
+//! view before it on disk: the gateway is then as one that was switched off during the change, refuses nothing less
+//! than it would have, and hears of the newest view as soon as a controller is in sight. Nobody was told otherwise.
+//!
+//! Only the newest is written: a view that is outdated before the disk has taken it is never acknowledged. What can't
+//! be written is in force all the same, is told, and is tried again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::v1::Applied;
+use anteroom_proto::view::{Floor, SignedView};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{error, info};
+
+use super::clock::Clock;
+use crate::state::{StateDir, StateError};
+
+/// How long after a failure it is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// How often the confirmed time is written down. Power off and on turns it back by no more.
+const TIME: Duration = Duration::from_secs(60);
+
+/// How long an end waits for the disk.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Where it is kept.
+pub(crate) trait Disk: Send + Sync + 'static {
+    /// Writes an authority chain down.
+    fn keep_chain(&self, chain: &AuthorityChain) -> Result<(), StateError>;
+    /// Writes a view down, and before it the marker if it is one that leaves it.
+    fn keep_view(&self, view: &SignedView, marks: bool) -> Result<(), StateError>;
+    /// Writes down what no view may be below.
+    fn keep_floor(&self, floor: &Floor) -> Result<(), StateError>;
+}
+
+impl Disk for StateDir {
+    fn keep_chain(&self, chain: &AuthorityChain) -> Result<(), StateError> {
+        self.write_authority(chain)
+    }
+
+    fn keep_view(&self, view: &SignedView, marks: bool) -> Result<(), StateError> {
+        if marks {
+            self.mark_enforced()?;
+        }
+        self.write_view(view)
+    }
+
+    fn keep_floor(&self, floor: &Floor) -> Result<(), StateError> {
+        self.write_floor(floor)
+    }
+}
+
+/// A view in force.
+pub(super) struct Taken {
+    pub(super) signed: SignedView,
+    /// Whether it leaves the marker.
+    pub(super) marks: bool,
+    /// The floor once it is held.
+    pub(super) floor: Floor,
+    /// What the controller is told once it is written.
+    pub(super) applied: Applied,
+}
+
+/// What is to be on disk. The numbers tell one from the next.
+#[derive(Clone, Default)]
+struct Wanted {
+    chain: (u64, Option<Arc<AuthorityChain>>),
+    view: (u64, Option<Arc<Taken>>),
+    clock: Option<Clock>,
+    end: bool,
+}
+
+/// Writes down what is taken over, in the background.
+pub(super) struct Keeping {
+    wanted: watch::Sender<Wanted>,
+    /// What is acknowledged: the newest view that was written, or couldn't be.
+    pub(super) kept: watch::Receiver<Option<Applied>>,
+    task: JoinHandle<()>,
+}
+
+impl Keeping {
+    /// Begins, with the floor that is on disk. Runs inside a tokio runtime.
+    pub(super) fn new(disk: Arc<dyn Disk>, floor: Floor) -> Self {
+        let (wanted, receiver) = watch::channel(Wanted::default());
+        let (kept, kept_receiver) = watch::channel(None);
+        let task = Task {
+            disk,
+            wanted: receiver,
+            kept,
+            floor,
+            done: (0, 0),
+            told: 0,
+            failing: false,
+            next_time: Instant::now(),
+        };
+        Self { wanted, kept: kept_receiver, task: tokio::spawn(task.run()) }
+    }
+
+    pub(super) fn chain(&self, chain: AuthorityChain) {
+        self.wanted.send_modify(|wanted| {
+            wanted.chain = (wanted.chain.0 + 1, Some(Arc::new(chain)));
+        });
+    }
+
+    pub(super) fn view(&self, taken: Taken) {
+        self.wanted.send_modify(|wanted| {
+            wanted.view = (wanted.view.0 + 1, Some(Arc::new(taken)));
+        });
+    }
+
+    /// Notes a clock that a controller or a signature has confirmed.
+    pub(super) fn time(&self, clock: Clock) {
+        self.wanted.send_modify(|wanted| wanted.clock = Some(clock));
+    }
+
+    /// Writes down what is left.
+    pub(super) async fn end(self) {
+        self.wanted.send_modify(|wanted| wanted.end = true);
+        if timeout(LAST_WORDS, self.task).await.is_err() {
+            error!(
+                "the disk is too slow for what was taken over last; a controller will send it again"
+            );
+        }
+    }
+}
+
+struct Task {
+    disk: Arc<dyn Disk>,
+    wanted: watch::Receiver<Wanted>,
+    kept: watch::Sender<Option<Applied>>,
+    /// The floor on disk.
+    floor: Floor,
+    /// Numbers of the chain and the view on disk.
+    done: (u64, u64),
+    /// Number of the newest view that the controller is told of.
+    told: u64,
+    failing: bool,
+    next_time: Instant,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            let wanted = self.wanted.borrow_and_update().clone();
+            let whole = self.chain(&wanted).await & self.view(&wanted).await;
+            if whole && self.failing {
+                info!("the state on disk is up to date again");
+            }
+            self.failing = !whole;
+            self.time(&wanted).await;
+            if wanted.end {
+                return;
+            }
+            let wake = if whole { self.next_time } else { Instant::now() + AGAIN };
+            tokio::select! {
+                changed = self.wanted.changed() => if changed.is_err() { return },
+                () = sleep_until(wake), if !whole || wanted.clock.is_some() => {}
+            }
+        }
+    }
+
+    async fn chain(&mut self, wanted: &Wanted) -> bool {
+        let (number, Some(chain)) = wanted.chain.clone() else { return true };
+        if number == self.done.0 {
+            return true;
+        }
+        match self.on_disk(move |disk| disk.keep_chain(&chain)).await {
+            Ok(()) => self.done.0 = number,
+            Err(problem) => {
+                if !self.failing {
+                    error!(
+                        "{problem}. The authority is followed until the next start all the same"
+                    );
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn view(&mut self, wanted: &Wanted) -> bool {
+        let (number, Some(taken)) = wanted.view.clone() else { return true };
+        if number == self.done.1 {
+            return true;
+        }
+        let view = taken.clone();
+        match self.on_disk(move |disk| disk.keep_view(&view.signed, view.marks)).await {
+            Ok(()) => {
+                self.done.1 = number;
+                self.tell(number, taken.applied.clone());
+                // After the view: a floor above the view on disk would shut that out at the next start.
+                let floor = Floor { time: taken.floor.time.max(self.floor.time), ..taken.floor };
+                self.floor(floor).await;
+                true
+            }
+            Err(problem) => {
+                if self.told < number {
+                    error!("{problem}. The view is in force until the next start all the same");
+                    let mut applied = taken.applied.clone();
+                    applied.problems.push(format!("not kept over a restart: {problem}"));
+                    self.tell(number, applied);
+                }
+                false
+            }
+        }
+    }
+
+    fn tell(&mut self, number: u64, applied: Applied) {
+        self.told = number;
+        self.kept.send_replace(Some(applied));
+    }
+
+    async fn time(&mut self, wanted: &Wanted) {
+        let Some(clock) = wanted.clock else { return };
+        if wanted.end || self.next_time <= Instant::now() {
+            self.next_time = Instant::now() + TIME;
+            let floor = Floor { time: clock.now().max(self.floor.time), ..self.floor };
+            self.floor(floor).await;
+        }
+    }
+
+    async fn floor(&mut self, floor: Floor) {
+        // Even where it can't be written: what is tried next isn't below it.
+        self.floor = floor;
+        if let Err(problem) = self.on_disk(move |disk| disk.keep_floor(&floor)).await
+            && !self.failing
+        {
+            error!("{problem}");
+        }
+    }
+
+    async fn on_disk(
+        &self,
+        work: impl FnOnce(&dyn Disk) -> Result<(), StateError> + Send + 'static,
+    ) -> Result<(), String> {
+        let disk = self.disk.clone();
+        match tokio::task::spawn_blocking(move || work(&*disk)).await {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(error) => Err(format!("the state can't be written: {error}")),
+        }
+    }
+}

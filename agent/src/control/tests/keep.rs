@@ -1,0 +1,152 @@
+//! What is taken over, and a disk that is slow, full or read-only.
+
+use std::sync::Condvar;
+
+use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::view::Floor;
+
+use super::*;
+use crate::state::StateError;
+
+/// A state directory on a disk that does as it is told.
+struct Disc {
+    state: Arc<StateDir>,
+    mood: Mutex<Mood>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Well,
+    Stuck,
+    Full,
+}
+
+impl Disc {
+    fn new(state: Arc<StateDir>, mood: Mood) -> Arc<Self> {
+        Arc::new(Self { state, mood: Mutex::new(mood), changed: Condvar::new() })
+    }
+
+    fn set(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) -> Result<(), StateError> {
+        let mood = self.mood.lock().unwrap();
+        let (mood, _) =
+            self.changed.wait_timeout_while(mood, DEADLINE, |mood| *mood == Mood::Stuck).unwrap();
+        match *mood {
+            Mood::Full => Err(StateError::File {
+                path: self.state.path().join("view"),
+                verb: "written",
+                error: std::io::ErrorKind::StorageFull.into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Disk for Disc {
+    fn keep_chain(&self, chain: &AuthorityChain) -> Result<(), StateError> {
+        self.wait()?;
+        self.state.keep_chain(chain)
+    }
+
+    fn keep_view(&self, view: &SignedView, marks: bool) -> Result<(), StateError> {
+        self.wait()?;
+        self.state.keep_view(view, marks)
+    }
+
+    // A floor is small: it may fit where a view doesn't.
+    fn keep_floor(&self, floor: &Floor) -> Result<(), StateError> {
+        self.state.keep_floor(floor)
+    }
+}
+
+fn world(mood: Mood) -> (World, Arc<Disc>) {
+    let mut disc = None;
+    let world = World::on(|state| disc.insert(Disc::new(state, mood)).clone(), |_, _| {});
+    (world, disc.unwrap())
+}
+
+async fn in_force(world: &World, count: usize) {
+    let wait = async {
+        while world.plane.told(|told| told.views.len()) < count {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(DEADLINE, wait).await.expect("the views come into force");
+}
+
+#[tokio::test]
+async fn what_closes_waits_for_no_disk_and_is_acknowledged_once_it_is_kept() {
+    let (world, disc) = world(Mood::Stuck);
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    for (revision, sequence) in [(4, 7), (5, 8), (6, 9)] {
+        session
+            .send(view_message(world.organisation.view(revision, sequence, Mode::Enforce)))
+            .await;
+    }
+    in_force(&world, 3).await;
+    let held = Held::load(&world.state).unwrap().enrolled.unwrap();
+    assert_eq!(held.view, None, "the disk is stuck");
+    disc.set(Mood::Well);
+    let mut newest = 0;
+    while newest < 9 {
+        newest = session.hear_applied().await.number.sequence;
+        let kept = Held::load(&world.state).unwrap().enrolled.unwrap().view.unwrap();
+        assert!(kept.operation.number.sequence >= newest, "acknowledged before it was kept");
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_what_is_on_it_stays_good_until_it_has_room() {
+    let (world, disc) = world(Mood::Well);
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    session.send(view_message(world.organisation.view(4, 7, Mode::Observe))).await;
+    assert_eq!(session.hear_applied().await.problems, [""; 0]);
+    disc.set(Mood::Full);
+    session.send(view_message(world.organisation.view(5, 8, Mode::Enforce))).await;
+    let applied = session.hear_applied().await;
+    assert_eq!(applied.revision, 5);
+    assert!(applied.problems[0].contains("not kept over a restart"), "{applied:?}");
+    in_force(&world, 2).await;
+    // What a restart would find now: the view before, not a floor that shuts it out.
+    let held = Held::load(&world.state).unwrap().enrolled.unwrap();
+    assert_eq!(held.view.unwrap().revision, 4);
+    disc.set(Mood::Well);
+    let applied = session.hear_applied().await;
+    assert_eq!((applied.revision, applied.problems), (5, Vec::new()), "it was tried again");
+    let held = Held::load(&world.state).unwrap().enrolled.unwrap();
+    assert_eq!(held.view.unwrap().revision, 5);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_highest_confirmed_time_outlives_a_restart() {
+    let noon = UnixMillis(system_time().0 + 1_000_000_000);
+    let world = World::new();
+    let mut session = world.session().await;
+    session.welcome(60_000, noon.0).await;
+    world.until("connected", |status| status.connected.is_some()).await;
+    let state = world.state.clone();
+    let World { agent, stop, _parent: parent, .. } = world;
+    stop.send_replace(true);
+    timeout(DEADLINE, agent).await.expect("it stops").unwrap().unwrap();
+    let floor = Held::load(&state).unwrap().enrolled.unwrap().floor;
+    assert!(floor.time >= noon, "{floor:?}, not {noon:?}");
+    drop(parent);
+
+    // The next start, and a controller in the wrong hands.
+    let world = World::with(|state, _| state.write_floor(&floor).unwrap());
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    world.until("connected", |status| status.connected.is_some()).await;
+    let times = world.plane.told(|told| told.times.clone());
+    assert!(times.iter().all(|(time, _)| *time >= noon), "{times:?}, not {noon:?}");
+    world.finish().await;
+}
