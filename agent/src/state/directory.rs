@@ -66,12 +66,17 @@ impl StateDir {
 
     fn lock_file(&self, name: &str) -> Result<Lock, StateError> {
         let path = self.path.join(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
+        let made =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        // A lock needs no room and changes nothing: a full or read-only disk mustn't keep a gateway from its view.
+        let file = made
+            .or_else(|error| File::open(&path).map_err(|_| error))
+            .or_else(|error| match error.kind() {
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull => {
+                    File::open(&self.path)
+                }
+                _ => Err(error),
+            })
             .map_err(|error| StateError::File { path, verb: "written", error })?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Lock(lock)),

@@ -13,6 +13,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::testkit::{Organisation, check_binding, nowhere};
 
+mod crash;
+
 /// A state directory that goes away with its temporary parent.
 pub(crate) fn state() -> (TempDir, StateDir) {
     let parent = tempfile::tempdir().unwrap();

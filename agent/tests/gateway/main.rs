@@ -4,6 +4,7 @@ mod appliance;
 mod bench;
 mod closed;
 mod death;
+mod disk;
 mod guard;
 mod mend;
 #[path = "../../src/testkit.rs"]

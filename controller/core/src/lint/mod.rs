@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::resolve::Resolved;
 
 mod addresses;
+mod failure;
 mod modes;
 mod policy;
 #[cfg(test)]
@@ -68,6 +69,7 @@ pub fn lint(resolved: &Resolved, evidence: &Evidence, now: UnixMillis) -> Vec<Fi
     tests_in_policy::check(resolved, now, &mut findings);
     addresses::check(resolved, &mut findings);
     modes::check(resolved, evidence, now, &mut findings);
+    failure::check(resolved, &mut findings);
     let mut list = findings.list;
     list.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
     list.dedup();
