@@ -2,6 +2,7 @@
 //!
 //! Nothing here is needed for traffic to flow: without a controller the view on disk stays in force.
 
+mod alarm;
 mod backoff;
 mod clock;
 pub(crate) mod dial;
@@ -31,7 +32,7 @@ use crate::plane::{Plane, PlaneError};
 use crate::state::{Enrolled, Enrolment};
 use backoff::Backoff;
 use clock::Clock;
-use dial::Candidates;
+use dial::{Candidates, DialError};
 pub(crate) use keep::Disk;
 use keep::Keeping;
 use outbox::Outbox;
@@ -40,8 +41,9 @@ use session::End;
 #[cfg(test)]
 mod tests;
 
+pub use alarm::Alarm;
 pub(crate) use clock::system_time;
-pub(crate) use session::plain;
+pub(crate) use session::{newer_authority, plain};
 pub(crate) use take::applied_of;
 
 /// How long after a refusal that is said to be for good it is tried again all the same: somebody may have mended
@@ -74,6 +76,8 @@ pub struct ControlStatus {
     pub unstored_reports: usize,
     /// What went wrong last, if nothing has gone right since.
     pub last_error: Option<String>,
+    /// What was refused since the agent started, though a controller or whoever passes for one wanted it.
+    pub alarms: Vec<Alarm>,
 }
 
 /// Everything that the control connection needs.
@@ -160,6 +164,15 @@ impl<P: Plane> Client<P> {
             };
             let wait = match dialled {
                 Err(error) => {
+                    if let DialError::WrongKey { address, key, .. } = error
+                        && self.ask_authority(address, key).await?
+                    {
+                        // It is named by now, or somebody else is.
+                        continue;
+                    }
+                    if matches!(error, DialError::WrongKey { .. }) {
+                        self.alarm(&error.to_string());
+                    }
                     self.failed(&error.to_string());
                     backoff.next(random())
                 }
@@ -177,7 +190,11 @@ impl<P: Plane> Client<P> {
                         }
                         End::Refused(refusal) => {
                             self.failed(&refusal.to_string());
-                            if refusal.fatal { AFTER_FATAL } else { backoff.next(random()) }
+                            match (refusal.fatal, refusal.unwanted) {
+                                (true, _) => AFTER_FATAL,
+                                (false, true) => backoff.unwanted(random()),
+                                (false, false) => backoff.next(random()),
+                            }
                         }
                     }
                 }
@@ -203,6 +220,16 @@ impl<P: Plane> Client<P> {
                 status.since = now;
             }
             status.last_error = Some(problem.to_owned());
+        });
+    }
+
+    /// Keeps what was refused for people to find. The log has it once.
+    fn alarm(&self, what: &str) {
+        let now = self.clock.now();
+        self.status.send_modify(|status| {
+            if alarm::raise(&mut status.alarms, what, now) {
+                warn!("alarm: {what}");
+            }
         });
     }
 

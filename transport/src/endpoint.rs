@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anteroom_proto::key::{Fingerprint, Hash, IdentityKey, PublicKey};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
@@ -54,12 +54,12 @@ pub enum TransportError {
         error: ConnectionError,
     },
     /// Somebody else answered.
-    #[error("{address}: the key there is {found}, which isn't the one expected")]
+    #[error("{address}: the key there is {}, which isn't the one expected", key.fingerprint())]
     WrongKey {
         /// Where.
         address: SocketAddr,
-        /// Fingerprint of the key that was offered.
-        found: Fingerprint,
+        /// The key that was offered.
+        key: PublicKey,
     },
 }
 
@@ -202,7 +202,7 @@ async fn connect_with(
     match connecting.await {
         Ok(connection) => Ok(Link { connection, endpoint }),
         Err(error) => Err(match pin.refused() {
-            Some(found) => TransportError::WrongKey { address, found: found.fingerprint() },
+            Some(key) => TransportError::WrongKey { address, key },
             None => TransportError::Connect { address, error },
         }),
     }

@@ -8,7 +8,7 @@ use anteroom_proto::v1::telemetry::TunnelState;
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::bypass::Followed;
-use crate::control::{ControlStatus, system_time};
+use crate::control::{Alarm, ControlStatus, system_time};
 use crate::dataplane;
 use crate::enroll::Enrolled;
 use crate::local::protocol::AgentStatus;
@@ -155,6 +155,10 @@ fn add_control(facts: &mut Facts, control: &ControlStatus) {
     };
     if let Some(error) = &control.last_error {
         facts.add("last error", error);
+    }
+    for Alarm { what, first, last, count } in &control.alarms {
+        let spread = Duration::from_millis(last.0.saturating_sub(first.0)).as_secs();
+        facts.add("ALARM", format!("{what} ({count} times within {spread} s)"));
     }
     if control.approved == Some(false) {
         facts.add("approval", "waiting for an operator: `anteroom gateway pending`");

@@ -6,6 +6,8 @@ use std::time::Duration;
 pub(super) const FIRST: Duration = Duration::from_millis(200);
 /// Longest wait.
 pub(super) const LONGEST: Duration = Duration::from_secs(5);
+/// Longest wait after a controller's word that it won't have this gateway.
+pub(super) const LONGEST_UNWANTED: Duration = Duration::from_secs(300);
 
 /// Doubles from [`FIRST`] to [`LONGEST`]; each wait is drawn from its upper half, so that a fleet that lost its
 /// controller doesn't come back as one.
@@ -17,7 +19,17 @@ pub(super) struct Backoff {
 impl Backoff {
     /// The wait after one more failure. `random` is any number that differs between gateways.
     pub(super) fn next(&mut self, random: u32) -> Duration {
-        let whole = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        self.wait(LONGEST, random)
+    }
+
+    /// The wait after one more refusal that only an operator can change: it grows to [`LONGEST_UNWANTED`], so that a
+    /// gateway that was taken out doesn't knock for ever.
+    pub(super) fn unwanted(&mut self, random: u32) -> Duration {
+        self.wait(LONGEST_UNWANTED, random)
+    }
+
+    fn wait(&mut self, longest: Duration, random: u32) -> Duration {
+        let whole = FIRST.saturating_mul(1 << self.failures.min(16)).min(longest);
         self.failures = self.failures.saturating_add(1);
         whole / 2 + (whole / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
     }
@@ -46,5 +58,17 @@ mod tests {
         assert_eq!(last, LONGEST);
         backoff.reset();
         assert_eq!(backoff.next(u32::MAX), FIRST);
+    }
+
+    #[test]
+    fn who_isnt_wanted_waits_for_minutes() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<Duration> = (0..20).map(|_| backoff.unwanted(u32::MAX)).collect();
+        assert_eq!(waits[0], FIRST, "an operator may be at it just now");
+        assert!(waits.windows(2).all(|two| two[1] >= two[0]), "{waits:?}");
+        assert_eq!(waits.last(), Some(&LONGEST_UNWANTED));
+        let knocks: Duration = waits[..11].iter().sum();
+        assert!(knocks > Duration::from_secs(300), "eleven knocks take {knocks:?}");
+        assert_eq!(backoff.next(u32::MAX), LONGEST, "another failure isn't held against it");
     }
 }

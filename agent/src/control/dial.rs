@@ -59,11 +59,11 @@ impl Candidates {
 pub(crate) enum DialError {
     /// Somebody answered, but not a controller that is known.
     #[error(
-        "whoever answers at {address} has the key {found}, but the controller's is {}: {}",
-        list(expected),
+        "whoever answers at {address} has the key {}, but the controller's is {}: {}",
+        key.fingerprint(), list(expected),
         "something else answers there, or somebody stands between"
     )]
-    WrongKey { address: SocketAddr, found: Fingerprint, expected: Vec<Fingerprint> },
+    WrongKey { address: SocketAddr, key: PublicKey, expected: Vec<Fingerprint> },
     /// Nobody answered, or not in this protocol.
     #[error("no controller answers: {}", failures.join("; "))]
     Unreachable { failures: Vec<String> },
@@ -103,9 +103,9 @@ pub(crate) async fn dial(
         failures.push("no address is known".into());
     }
     Err(match wrong {
-        Some((address, found)) => {
+        Some((address, key)) => {
             let expected = candidates.keys.iter().map(PublicKey::fingerprint).collect();
-            DialError::WrongKey { address, found, expected }
+            DialError::WrongKey { address, key, expected }
         }
         None => DialError::Unreachable { failures },
     })
@@ -113,7 +113,7 @@ pub(crate) async fn dial(
 
 struct Failed {
     text: String,
-    wrong: Option<(SocketAddr, Fingerprint)>,
+    wrong: Option<(SocketAddr, PublicKey)>,
 }
 
 impl From<String> for Failed {
@@ -138,7 +138,7 @@ async fn attempt(
             Ok(Ok(link)) => return Ok((link, resolved)),
             Ok(Err(error)) => Failed {
                 wrong: match error {
-                    TransportError::WrongKey { address, found } => Some((address, found)),
+                    TransportError::WrongKey { address, key } => Some((address, key)),
                     _ => None,
                 },
                 text: name(address, resolved, &error.to_string()),

@@ -4,16 +4,22 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::cose::Signed;
+use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
-use anteroom_proto::v1::{Hello, Refusal, ToAgent, ToController, VERSIONS, Welcome};
-use anteroom_transport::endpoint::{Link, peer_key};
+use anteroom_proto::v1::telemetry::TunnelState;
+use anteroom_proto::v1::{
+    Applied, Hello, Refusal, RefusalCode, ToAgent, ToController, VERSIONS, Welcome,
+};
+use anteroom_transport::endpoint::{Link, connect, peer_key};
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::{Client, stopped};
+use super::{Client, alarm, stopped};
 use crate::plane::{Plane, PlaneError};
 
 /// How long the greeting may take.
@@ -62,12 +68,15 @@ impl From<MessageError> for End {
 pub(super) struct Refused {
     text: String,
     pub(super) fatal: bool,
+    /// Whether only an operator can change it.
+    pub(super) unwanted: bool,
 }
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         let text = format!("refused ({:?}): {}", refusal.code, plain(&refusal.message));
-        Self { text, fatal: refusal.fatal }
+        let unwanted = matches!(refusal.code, RefusalCode::Unknown | RefusalCode::Revoked);
+        Self { text, fatal: refusal.fatal, unwanted }
     }
 }
 
@@ -196,7 +205,7 @@ impl<P: Plane> Client<P> {
                     let applied = kept.borrow_and_update().clone();
                     if let Some(applied) = applied {
                         self.applied = Some(applied.clone());
-                        out.send(ToController::Applied(applied))?;
+                        out.send(ToController::Applied(self.with_alarms(applied)))?;
                     }
                 }
                 () = sleep_until(resend), if self.outbox.waiting().next().is_some() => {
@@ -223,7 +232,7 @@ impl<P: Plane> Client<P> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: Vec::new(),
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
-            applied: self.applied.clone(),
+            applied: self.applied.clone().map(|applied| self.with_alarms(applied)),
             reachable: self.reachable(),
         }
     }
@@ -241,22 +250,20 @@ impl<P: Plane> Client<P> {
         Ok(())
     }
 
+    /// Says, with what is in force, what was refused lately: operators see that at the controller.
+    fn with_alarms(&self, mut applied: Applied) -> Applied {
+        let alarms = self.status.borrow().alarms.clone();
+        applied.problems.extend(alarm::told(&alarms, self.clock.now()));
+        applied
+    }
+
     async fn hear_authority(
         &mut self,
-        documents: &[anteroom_proto::cose::Signed<anteroom_proto::authority::Authority>],
+        documents: &[Signed<Authority>],
         link: &Link,
     ) -> Result<(), End> {
-        match self.take_authority(documents).await {
-            Ok(true) => {
-                let number = self.chain.as_ref().map_or(0, |chain| chain.newest().number);
-                self.plane.set_authority(number).await?;
-            }
-            Ok(false) => return Ok(()),
-            Err(problem) => {
-                warn!("the controller's authority documents are refused: {problem}");
-                self.status.send_modify(|status| status.last_error = Some(problem));
-                return Ok(());
-            }
+        if !self.follow(documents).await? {
+            return Ok(());
         }
         let keys = self.chain.as_ref().map(|chain| chain.newest().controller_keys());
         match (keys, peer_key(link.connection())) {
@@ -265,12 +272,66 @@ impl<P: Plane> Client<P> {
         }
     }
 
+    /// Follows the chain to a newer document and tells peers of it. Gives whether there is one.
+    async fn follow(&mut self, documents: &[Signed<Authority>]) -> Result<bool, PlaneError> {
+        let newer = match self.take_authority(documents).await {
+            Ok(newer) => newer,
+            Err(problem) => {
+                self.alarm(&format!("authority documents refused: {problem}"));
+                self.status.send_modify(|status| status.last_error = Some(problem));
+                return Ok(false);
+            }
+        };
+        let Some(newest) = self.chain.as_ref().map(AuthorityChain::newest).filter(|_| newer) else {
+            return Ok(false);
+        };
+        let (number, root) = (newest.number, newest.root);
+        // An operator has signed it, so it counts; but somebody signed more than that operator knows of.
+        if let Some(root) = root.filter(|root| root.place() < self.floor.revision) {
+            self.alarm(&format!(
+                "authority document {number} goes on from revision {}, but this gateway holds revision {}: what was signed between them is lost, revocations too",
+                root.number, self.floor.revision.1
+            ));
+        }
+        self.plane.set_authority(number).await?;
+        Ok(true)
+    }
+
+    /// Asks a controller with an unknown key which authority document names it, and follows the chain there. Nothing
+    /// is believed but the operators' signatures, so anyone may answer. Gives whether it led to something.
+    pub(super) async fn ask_authority(
+        &mut self,
+        address: SocketAddr,
+        key: PublicKey,
+    ) -> Result<bool, PlaneError> {
+        let question = ToController::AskAuthority {
+            organisation: self.enrolment.organisation,
+            gateway: self.enrolment.gateway,
+        };
+        let asking = async {
+            let link = connect(address, &self.identity, &[key]).await.ok()?;
+            let (send, receive) = link.connection().open_bi().await.ok()?;
+            MessageWriter::new(send).send(&question).await.ok()?;
+            let mut reader = MessageReader::<ToAgent>::new(receive, MAX_TO_AGENT);
+            let answer = reader.next().await.ok()??;
+            link.close("").await;
+            Some(answer)
+        };
+        let Ok(Some(ToAgent::Authority(documents))) = timeout(GREETING, asking).await else {
+            return Ok(false);
+        };
+        self.follow(&documents).await
+    }
+
     async fn hear(&mut self, message: ToAgent, out: &Out, link: &Link) -> Result<(), End> {
         match message {
             ToAgent::View(view) => {
                 // One that is taken is acknowledged once it is on disk.
-                if let Some(refused) = self.take_view(*view).await? {
-                    out.send(ToController::Applied(refused))?;
+                if let Some(answer) = self.take_view(*view).await? {
+                    if let Some(problem) = &answer.refused {
+                        self.alarm(problem);
+                    }
+                    out.send(ToController::Applied(self.with_alarms(answer)))?;
                 }
             }
             ToAgent::Authority(documents) => self.hear_authority(&documents, link).await?,
@@ -293,12 +354,22 @@ impl<P: Plane> Client<P> {
             Err(PlaneError::Closed) => anteroom_agent_core::report::EngineReport::default(),
             Err(error) => return Err(error.into()),
         };
+        self.look_for_newer_authority(&report.tunnels);
         let at = self.clock.now();
         for report in self.outbox.push(report, at) {
             out.send(ToController::Report(Box::new(report.clone())))?;
         }
         self.count_reports();
         Ok(())
+    }
+
+    /// A peer that holds a newer authority document than any controller has given this gateway: it is held back here,
+    /// or the peer makes it up.
+    fn look_for_newer_authority(&self, tunnels: &[TunnelState]) {
+        let held = self.chain.as_ref().map_or(0, |chain| chain.newest().number);
+        if let Some(problem) = newer_authority(held, tunnels) {
+            self.alarm(&problem);
+        }
     }
 
     fn tell_again(&self, out: &Out) -> Result<(), End> {
@@ -314,6 +385,15 @@ impl<P: Plane> Client<P> {
             std::mem::replace(&mut status.unstored_reports, unstored) != unstored
         });
     }
+}
+
+/// What is wrong where a peer holds a newer authority document than the one that is `held` here.
+pub(crate) fn newer_authority(held: u64, tunnels: &[TunnelState]) -> Option<String> {
+    let said = tunnels.iter().filter_map(|tunnel| Some((tunnel.authority?, tunnel.gateway)));
+    let (number, gateway) = said.max().filter(|(number, _)| *number > held)?;
+    Some(format!(
+        "{gateway} says that it holds authority document {number}, and this gateway was given {held}: its controller holds newer ones back"
+    ))
 }
 
 fn greeting(message: Option<ToAgent>) -> Result<Box<Welcome>, End> {

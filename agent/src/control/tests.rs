@@ -11,7 +11,7 @@ use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::frame::MAX_TO_CONTROLLER;
-use anteroom_proto::v1::telemetry::Report;
+use anteroom_proto::v1::telemetry::{Report, TunnelState};
 use anteroom_proto::v1::{Hello, Refusal, RefusalCode, ToAgent, ToController, Welcome};
 use anteroom_proto::view::{SignedView, View};
 use anteroom_transport::endpoint::{listen, peer_key};
@@ -26,6 +26,7 @@ use crate::state::tests::state;
 use crate::state::{Held, StateDir};
 use crate::testkit::{GATEWAY, ORGANISATION, Organisation, check_binding};
 
+mod attacks;
 mod keep;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -40,6 +41,7 @@ struct Told {
     views: Vec<Arc<View>>,
     times: Vec<(UnixMillis, bool)>,
     authorities: Vec<u64>,
+    tunnels: Vec<TunnelState>,
     reports: u64,
     stopped: bool,
 }
@@ -80,11 +82,11 @@ impl Plane for FakePlane {
 
     async fn report(&self) -> Result<EngineReport, PlaneError> {
         self.check()?;
-        let overflow = self.told(|told| {
+        let (overflow, tunnels) = self.told(|told| {
             told.reports += 1;
-            told.reports
+            (told.reports, told.tunnels.clone())
         });
-        Ok(EngineReport { overflow, ..EngineReport::default() })
+        Ok(EngineReport { overflow, tunnels, ..EngineReport::default() })
     }
 
     async fn status(&self) -> Result<Status, PlaneError> {
@@ -198,19 +200,19 @@ impl World {
 
     /// A world in which `prepare` did something to the state before the agent began.
     fn with(prepare: impl FnOnce(&StateDir, &Organisation)) -> Self {
-        Self::on(|state| state, prepare)
+        Self::on(&key(11), |state| state, prepare)
     }
 
-    /// A world with another disk than the state directory's own.
+    /// A world in which whoever has `controller` answers where the controller is looked for, with another disk than
+    /// the state directory's own.
     fn on(
+        controller: &IdentityKey,
         disk: impl FnOnce(Arc<StateDir>) -> Arc<dyn Disk>,
         prepare: impl FnOnce(&StateDir, &Organisation),
     ) -> Self {
         let (parent, state) = state();
-        let controller = key(11);
-        let endpoint = listen("127.0.0.1:0".parse().unwrap(), &controller).unwrap();
+        let endpoint = listen("127.0.0.1:0".parse().unwrap(), controller).unwrap();
         let organisation = Organisation::new(&[endpoint.local_addr().unwrap()]);
-        assert_eq!(organisation.controller.public(), controller.public());
         state.identity_or_new().unwrap();
         state.write_enrolment(&organisation.enrolment()).unwrap();
         state.write_authority(&organisation.followed()).unwrap();

@@ -7,7 +7,7 @@ use anteroom_proto::id::BootId;
 use tokio::sync::watch;
 
 use crate::bypass::{Machine, Orders};
-use crate::control::ControlStatus;
+use crate::control::{ControlStatus, newer_authority};
 use crate::local::protocol::{
     AgentStatus, DEFAULT_FLOWS, Identity, MAX_FLOWS, Request, Response, Situation,
 };
@@ -38,15 +38,21 @@ impl<P: Plane> Answers<P> {
             Some(status) if status.engine.view.is_some() => Situation::InForce,
             Some(_) => Situation::Wire,
         };
+        let control = self.control.as_ref().map(|control| control.borrow().clone());
+        let mut problems = self.problems.clone();
+        if let (Some(control), Some(status)) = (&control, &data_plane) {
+            // Also with no controller in sight, when nothing is reported.
+            problems.extend(newer_authority(control.authority, &status.engine.peers));
+        }
         Ok(AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot: self.boot,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             situation,
             identity: self.identity.clone(),
-            control: self.control.as_ref().map(|control| control.borrow().clone()),
+            control,
             data_plane,
-            problems: self.problems.clone(),
+            problems,
         })
     }
 }

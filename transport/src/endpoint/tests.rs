@@ -76,8 +76,8 @@ async fn another_servers_key_is_refused_and_named() {
     let wanted = [key(3).public()];
     let (served, connected) = both(accept(&server), connect(address, &key(2), &wanted)).await;
     match connected {
-        Err(TransportError::WrongKey { found, .. }) => {
-            assert_eq!(found, key(1).public().fingerprint());
+        Err(TransportError::WrongKey { key: found, .. }) => {
+            assert_eq!(found, key(1).public());
         }
         other => panic!("{other:?}"),
     }

@@ -66,7 +66,7 @@ impl Disk for Disc {
 
 fn world(mood: Mood) -> (World, Arc<Disc>) {
     let mut disc = None;
-    let world = World::on(|state| disc.insert(Disc::new(state, mood)).clone(), |_, _| {});
+    let world = World::on(&key(11), |state| disc.insert(Disc::new(state, mood)).clone(), |_, _| {});
     (world, disc.unwrap())
 }
 
