@@ -61,7 +61,8 @@ impl<'a> Fragments<'a> {
                 return Err(DropReason::TooBig);
             }
             let len = fragments.payload.len();
-            fragments.part = len.div_ceil(len.div_ceil(room)).next_multiple_of(8);
+            let equal = len.div_ceil(len.div_ceil(room)).next_multiple_of(8);
+            fragments.part = equal.max(LEAST_PAYLOAD);
         }
         Ok(fragments)
     }
@@ -244,6 +245,21 @@ mod tests {
         assert_eq!(cut(&small, 1440), std::slice::from_ref(&small));
         assert_eq!(Fragments::new(&small, 80, 1).unwrap_err(), DropReason::TooBig);
         assert_eq!(Fragments::new(&[], 1440, 1).unwrap_err(), DropReason::Malformed);
+    }
+
+    #[test]
+    fn the_first_fragment_holds_the_longest_transport_header() {
+        // A TCP header of 60 bytes and 6 more: halves of 40 would part the header.
+        let mut segment = vec![0; 66];
+        segment[12] = 15 << 4;
+        let mut whole = packet(&[], &segment, 0);
+        whole[9] = 6;
+        put(&mut whole, 10, &[0, 0]);
+        let sum = checksum::checksum(&whole[..20]);
+        put(&mut whole, 10, &sum.to_be_bytes());
+        let all = cut(&whole, 84);
+        assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [84, 22]);
+        assert!(all.iter().all(|part| parse_ipv4(part).is_ok()), "{all:02x?}");
     }
 
     proptest! {
