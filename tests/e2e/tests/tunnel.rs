@@ -239,9 +239,11 @@ fn recorded(hospital: &mut Hospital) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let wireguard = datagrams(&mut tunnel, Duration::from_millis(50), |(from, to)| {
         from.0 == own && to.1 == 51_820
     });
-    let quic = datagrams(&mut control, Duration::from_millis(50), |(from, to)| {
+    let mut quic = datagrams(&mut control, Duration::from_millis(50), |(from, to)| {
         from.0 == own && to.1 == 4_433
     });
+    // What the sender's kernel left merged doesn't fit on a cable.
+    quic.retain(|frame| frame.len() <= 1_514);
     (wireguard, quic)
 }
 
