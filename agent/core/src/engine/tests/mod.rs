@@ -23,6 +23,8 @@ use crate::vnet::VnetHeader;
 
 mod claims;
 mod edges;
+mod floods;
+mod malformed;
 mod ports;
 
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
