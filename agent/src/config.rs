@@ -266,8 +266,7 @@ struct RawUnderlay {
 struct RawPort {
     name: Spanned<Name>,
     interface: Spanned<InterfaceName>,
-    #[serde(default)]
-    unlisted: Unlisted,
+    unlisted: Option<Spanned<Unlisted>>,
 }
 
 fn default_state() -> Spanned<PathBuf> {
@@ -359,7 +358,7 @@ impl RawConfig {
                 .map(|p| Port {
                     name: p.name.into_inner(),
                     interface: p.interface.into_inner(),
-                    unlisted: p.unlisted,
+                    unlisted: p.unlisted.map_or(Unlisted::Hold, Spanned::into_inner),
                 })
                 .collect(),
         })

@@ -187,6 +187,11 @@ impl Station {
         }
     }
 
+    /// Whether it was seen with this address.
+    pub(crate) fn was_seen_with(&self, address: Ipv4Addr) -> bool {
+        self.sights.iter().any(|sight| sight.addresses.contains(&address))
+    }
+
     /// Takes back what an earlier run saw. It was reported then.
     pub(crate) fn restore(&mut self, sighting: &Sighting) {
         if self.sights.len() >= MAX_VLANS {

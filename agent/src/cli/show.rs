@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use anteroom_agent_core::report::{Explanation, FlowInfo, Party};
+use anteroom_proto::v1::Unlisted;
 use anteroom_proto::v1::telemetry::TunnelState;
 use comfy_table::{ContentArrangement, Table, presets};
 
@@ -187,13 +188,25 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
             or_dash(port.mode),
             port.devices.to_string(),
             port.unknown.to_string(),
-            if port.held { "held" } else { "pass" }.into(),
+            match (port.unlisted, port.mode) {
+                (Unlisted::Pass, Some(_)) => "UNLISTED ONES PASS in the clear".into(),
+                _ if port.held => "held".into(),
+                _ => "pass".into(),
+            },
             port.frames_in.to_string(),
             port.frames_out.to_string(),
         ]
     });
     let headers = ["port", "mode", "devices", "unknown", "unknown ones", "frames in", "frames out"];
     push_table(text, &table(&headers, ports));
+    for port in engine.ports.iter().filter(|port| port.devices > 1) {
+        let _ = writeln!(
+            text,
+            "{}: {} devices share it; they have one mode, and nothing keeps them from each other.",
+            port.name, port.devices
+        );
+    }
+    add_alarms(text, &engine.alarms);
     let devices = engine.devices.iter().map(|device| {
         vec![
             device.member.to_string(),
@@ -230,6 +243,22 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     });
     let headers = ["side", "interface", "state", "received", "sent", "lost in", "lost out"];
     push_table(text, &table(&headers, interfaces));
+}
+
+fn add_alarms(text: &mut String, alarms: &[anteroom_proto::alarm::Alarm]) {
+    let rows = alarms.iter().map(|alarm| {
+        vec![
+            alarm.kind.as_str().to_uppercase(),
+            alarm.port.as_ref().map_or_else(|| "uplink".into(), ToString::to_string),
+            alarm.mac.to_string(),
+            or_dash(alarm.address),
+            or_dash(alarm.member),
+            alarm.count.to_string(),
+            alarm.kind.explanation().into(),
+        ]
+    });
+    let headers = ["ALARM", "seen at", "mac", "address", "device", "frames", "meaning"];
+    push_table(text, &table(&headers, rows));
 }
 
 fn push_table(text: &mut String, table: &str) {

@@ -40,6 +40,13 @@ fn a_full_file_is_read_as_written() {
 }
 
 #[test]
+fn addresses_that_nobody_listed_are_held_unless_a_port_is_set_to_pass_them() {
+    let text = GOOD.replace("name = \"port2\"", "name = \"port2\"\nunlisted = \"pass\"");
+    let unlisted: Vec<_> = parse(&text).unwrap().ports.iter().map(|port| port.unlisted).collect();
+    assert_eq!(unlisted, [Unlisted::Hold, Unlisted::Pass]);
+}
+
+#[test]
 fn paths_and_the_underlays_interface_have_defaults() {
     let config = parse(
         "[uplink]\ninterface = 'eth0'\n[underlay]\ninterface = 'eth9'\nlisten = '[::]:51820'\n[[port]]\nname = 'a'\ninterface = 'eth1'",
@@ -94,6 +101,11 @@ fn every_mistake_is_named_with_line_and_key() {
             "agent.toml:6: underlay: missing key `listen`",
         ),
         ("name = \"port1\"\n", "", "agent.toml:10: port[0]: missing key `name`"),
+        (
+            "name = \"port1\"\n",
+            "name = \"port1\"\nunlisted = \"drop\"\n",
+            "agent.toml:12: port[0].unlisted: unknown variant `drop`, expected `hold` or `pass`",
+        ),
     ];
     for (right, wrong, expected) in cases {
         assert!(GOOD.contains(right), "{right:?} isn't in the good file");

@@ -10,6 +10,7 @@ use anteroom_proto::api::{EdgeQuery, SightingRecord};
 use anteroom_proto::id::{GatewayId, MemberId};
 use serde::Serialize;
 
+use super::cables::neighbours;
 use super::enrol;
 use super::flows::{FlowRow, render as render_flows};
 use crate::change::{self, ChangeError};
@@ -61,6 +62,8 @@ pub(super) struct DeviceRow {
     kinds: Vec<String>,
     /// Confirmed devices elsewhere with the same Ethernet address.
     same_mac_as: Vec<String>,
+    /// Other confirmed devices on the same port, from which nothing keeps it.
+    shares_port_with: Vec<String>,
 }
 
 /// Whether `record` is a sighting of `device` where it was confirmed.
@@ -144,6 +147,7 @@ fn confirmed_row(
         held: seen.is_some_and(|record| record.sighting.held),
         kinds: seen.map(|record| record.sighting.kinds.clone()).unwrap_or_default(),
         same_mac_as: Vec::new(),
+        shares_port_with: neighbours(model, device),
     }
 }
 
@@ -176,6 +180,7 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
             .filter(|device| device.attachment.mac == sighting.mac)
             .map(|device| device.name.to_string())
             .collect(),
+        shares_port_with: Vec::new(),
     }
 }
 
@@ -256,6 +261,9 @@ fn notes(row: &DeviceRow) -> String {
     if !row.same_mac_as.is_empty() {
         notes.push(format!("same MAC as {}", row.same_mac_as.join(", ")));
     }
+    if !row.shares_port_with.is_empty() {
+        notes.push(format!("shares its port with {}", row.shares_port_with.join(", ")));
+    }
     if notes.is_empty() { "-".into() } else { notes.join("; ") }
 }
 
@@ -300,8 +308,14 @@ fn render_detail(detail: &DeviceDetail) -> String {
         row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port));
     let reach = detail.blast_radius.as_ref().map(|blast| {
         format!(
-            "{} services of members, {} of externals; {} members on any port",
-            blast.pairs, blast.external_pairs, blast.unguarded
+            "{} services of members, {} of externals; {} members on any port{}",
+            blast.pairs,
+            blast.external_pairs,
+            blast.unguarded,
+            match blast.neighbours {
+                0 => String::new(),
+                n => format!(", {n} of them because they share its port"),
+            }
         )
     });
     let text = facts(&[

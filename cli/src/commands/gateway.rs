@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use anteroom_controller_core::names::Names;
 use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::v1::Unlisted;
 use anteroom_proto::verdict::DropReason;
 use serde::Serialize;
 
+use super::cables::{AlarmRow, alarms};
 use crate::args::{ChangeArgs, Label};
 use crate::change::{self, ChangeError, Confirm, Current, Request};
 use crate::error::{Error, Exit};
@@ -57,6 +59,8 @@ struct Port {
     name: String,
     mac: String,
     up: bool,
+    /// What becomes of addresses that nobody confirmed, once a device there has left observe.
+    unlisted: Unlisted,
 }
 
 /// A gateway of the model, with what the controller says of it.
@@ -81,6 +85,7 @@ pub(super) struct GatewayRow {
     observed: Option<String>,
     ports: Vec<Port>,
     pub(super) tunnels: Vec<Tunnel>,
+    pub(super) alarms: Vec<AlarmRow>,
     drops: BTreeMap<String, u64>,
     devices: Vec<String>,
 }
@@ -119,7 +124,12 @@ pub(super) fn rows(
                     .map(|s| s.ports.as_slice())
                     .unwrap_or_default()
                     .iter()
-                    .map(|p| Port { name: p.name.to_string(), mac: p.mac.to_string(), up: p.up })
+                    .map(|p| Port {
+                        name: p.name.to_string(),
+                        mac: p.mac.to_string(),
+                        up: p.up,
+                        unlisted: p.unlisted,
+                    })
                     .collect(),
                 // A gateway that was revoked since the report is no peer any more.
                 tunnels: tunnels
@@ -132,6 +142,7 @@ pub(super) fn rows(
                         endpoint: tunnel.endpoint.map(|address| address.to_string()),
                     })
                     .collect(),
+                alarms: status.map(|s| alarms(model, *id, &s.alarms)).unwrap_or_default(),
                 drops: status.map(|s| s.drops.clone()).unwrap_or_default(),
                 devices: devices_of(current, *id),
             }
@@ -255,12 +266,19 @@ fn render_one(row: &GatewayRow) -> String {
         ("Problems", row.problems.join("; ")),
         ("Devices", join(&row.devices)),
     ]);
+    for alarm in &row.alarms {
+        text.push_str(&format!("ALARM: {}\n", alarm.text));
+    }
     if !row.ports.is_empty() {
         let lines = row.ports.iter().map(|port| {
             let carrier = if port.up { "up" } else { "down" };
-            vec![port.name.clone(), port.mac.clone(), carrier.into()]
+            let unlisted = match port.unlisted {
+                Unlisted::Hold => "held",
+                Unlisted::Pass => "PASS in the clear",
+            };
+            vec![port.name.clone(), port.mac.clone(), carrier.into(), unlisted.into()]
         });
-        text = format!("{text}\n{}\n", table(&["PORT", "OWN MAC", "LINK"], lines));
+        text = format!("{text}\n{}\n", table(&["PORT", "OWN MAC", "LINK", "UNLISTED MACS"], lines));
     }
     if !row.tunnels.is_empty() {
         let lines = row.tunnels.iter().map(|tunnel| {

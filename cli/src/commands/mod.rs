@@ -2,6 +2,7 @@
 
 mod audit;
 mod bypass;
+mod cables;
 mod device;
 mod device_change;
 mod enrol;

@@ -7,6 +7,7 @@ use anteroom_controller_core::names::Names;
 use anteroom_proto::mode::Mode;
 use serde::Serialize;
 
+use super::cables::notices;
 use super::device::unconfirmed;
 use super::gateway::{GatewayRow, State, render as render_gateways, rows};
 use crate::args::Status;
@@ -48,6 +49,8 @@ struct Picture {
     problems: Vec<Problem>,
     /// What waits for an operator.
     to_do: Vec<Problem>,
+    /// What is as somebody set it, and worth knowing.
+    notices: Vec<Problem>,
     devices: Devices,
     gateways: Vec<GatewayRow>,
 }
@@ -128,12 +131,17 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
             ),
         });
     }
+    let notices = notices(&current.model, &statuses)
+        .into_iter()
+        .map(|(gateway, problem)| Problem { subject: format!("gateway {gateway}"), problem })
+        .collect();
     Ok(Picture {
         organisation: current.model.organisation.to_string(),
         revision: current.base.number,
         well: problems.is_empty(),
         problems,
         to_do,
+        notices,
         devices,
         gateways,
     })
@@ -170,6 +178,7 @@ fn problems_of(row: &GatewayRow) -> Vec<Problem> {
         ))),
     }
     found.extend(row.problems.iter().cloned().map(problem));
+    found.extend(row.alarms.iter().map(|alarm| problem(alarm.text.clone())));
     if row.online {
         let down: Vec<&str> =
             row.tunnels.iter().filter(|t| !t.live).map(|t| t.peer.as_str()).collect();
@@ -191,6 +200,7 @@ fn render(picture: &Picture) -> String {
     };
     list("Problems", &picture.problems);
     list("To do", &picture.to_do);
+    list("To know", &picture.notices);
     let devices = &picture.devices;
     let head = if picture.well { "All is well" } else { "Not all is well" };
     text.push_str(&format!(

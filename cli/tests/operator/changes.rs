@@ -337,7 +337,7 @@ fn a_change_is_computed_again_when_somebody_was_faster() {
     assert_eq!(controller.state().model().policy, "format = 1\n");
 }
 
-fn ana_key(ana: &Person) -> anteroom_proto::key::IdentityKey {
+pub(crate) fn ana_key(ana: &Person) -> anteroom_proto::key::IdentityKey {
     anteroom::home::Home::locate(Some(&ana.home())).unwrap().key().unwrap()
 }
 

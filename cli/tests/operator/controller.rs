@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use anteroom_controller_core::compile::compile;
 use anteroom_controller_core::model::Model;
+use anteroom_proto::alarm::Alarm;
 use anteroom_proto::api::*;
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::bypass::BypassOrder;
@@ -18,8 +19,8 @@ use anteroom_proto::invite::{IdentityClaim, Invite, InviteCode};
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::PortInfo;
 use anteroom_proto::v1::telemetry::Sighting;
+use anteroom_proto::v1::{PortInfo, Unlisted};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde::Serialize;
@@ -43,6 +44,10 @@ pub(crate) struct State {
     pub(crate) pending: Vec<PendingGateway>,
     /// The ports that every gateway tells.
     pub(crate) ports: Vec<&'static str>,
+    /// Those of them that let unlisted addresses pass.
+    pub(crate) passes: Vec<&'static str>,
+    /// What gateways report of their cables.
+    pub(crate) alarms: BTreeMap<GatewayId, Vec<Alarm>>,
     /// Bypass orders that it was told of.
     pub(crate) bypasses: Vec<Signed<BypassOrder>>,
     pub(crate) revisions: Vec<(ModelRevision, RevisionInfo)>,
@@ -87,6 +92,8 @@ impl Controller {
             invites: Vec::new(),
             pending: Vec::new(),
             ports: vec!["port1", "port2"],
+            passes: Vec::new(),
+            alarms: BTreeMap::new(),
             bypasses: Vec::new(),
             revisions: Vec::new(),
             audit: Vec::new(),
@@ -383,7 +390,7 @@ impl State {
             name: name.parse().unwrap(),
             mac,
             up: true,
-            unlisted: anteroom_proto::v1::Unlisted::default(),
+            unlisted: if self.passes.contains(name) { Unlisted::Pass } else { Unlisted::Hold },
         };
         self.ports.iter().map(port).collect()
     }
@@ -410,7 +417,7 @@ impl State {
                     tunnels: Vec::new(),
                     observed: None,
                     drops: BTreeMap::from([("no-rule".into(), 3)]),
-                    alarms: Vec::new(),
+                    alarms: self.alarms.get(gateway).cloned().unwrap_or_default(),
                 }
             })
             .collect()

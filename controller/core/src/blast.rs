@@ -9,6 +9,7 @@ use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
+use crate::model::Device;
 use crate::resolve::Resolved;
 
 /// How far a compromised device could reach.
@@ -20,6 +21,8 @@ pub struct BlastRadius {
     pub external_pairs: usize,
     /// Members of its site that it reaches on any port: neither end is in enforce, or they share a port.
     pub unguarded: usize,
+    /// Those of them that share its port, as behind an unmanaged switch: no mode keeps it from them.
+    pub neighbours: usize,
 }
 
 /// How far the device `member` could reach at `now`. A quarantined device has its essential rules left; one
@@ -43,19 +46,26 @@ pub fn blast_radius(resolved: &Resolved, member: MemberId, now: UnixMillis) -> B
         }
     }
     let site = resolved.site_of(member);
-    let unguarded = resolved.model.devices.iter().filter(|(id, other)| {
-        let here = **id != member && resolved.site_of(**id) == site;
-        let neighbours = other.attachment.gateway == device.attachment.gateway
-            && other.attachment.port == device.attachment.port;
+    let shares_port = |other: &Device| {
+        other.attachment.gateway == device.attachment.gateway
+            && other.attachment.port == device.attachment.port
+    };
+    let others = resolved.model.devices.iter().filter(|(id, _)| **id != member);
+    let neighbours =
+        others.clone().filter(|(id, other)| resolved.site_of(**id) == site && shares_port(other));
+    let neighbours = neighbours.count();
+    let unguarded = others.filter(|(id, other)| {
+        let here = resolved.site_of(**id) == site;
         let open = |mode: Mode| matches!(mode, Mode::Observe | Mode::Protect);
         let through =
             open(device.mode) && open(other.mode) && !device.quarantined && !other.quarantined;
-        here && (neighbours || through)
+        here && (shares_port(other) || through)
     });
     BlastRadius {
         pairs: pairs.len(),
         external_pairs: external_pairs.len(),
         unguarded: unguarded.count(),
+        neighbours,
     }
 }
 
@@ -81,6 +91,8 @@ mod tests {
         assert_eq!(radius(&model, 1), (2, 2, 0));
         model.devices.get_mut(&member_id(2)).unwrap().attachment.port = name("port1");
         assert_eq!(radius(&model, 1), (2, 2, 1), "a neighbour on the port");
+        let found = blast_radius(&Resolved::new(&model).unwrap(), member_id(1), NOW);
+        assert_eq!(found.neighbours, 1, "and it is said that the port is why");
         model.set_quarantine("ct-1", true).unwrap();
         assert_eq!(radius(&model, 1), (0, 0, 1));
         model.revoke_gateway("server-room").unwrap();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anteroom_proto::alarm::{Alarm, AlarmKind};
 use anteroom_proto::api::{EdgeQuery, RevisionInfo};
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
@@ -77,6 +78,7 @@ conforms! {
     nothing_counts_twice
     telemetry_is_bounded
     edges_never_answered_make_room
+    alarms_stand_as_the_newest_report_has_them
     counts_do_not_overflow
     edges_are_found_by_what_is_asked
     the_audit_log_is_a_chain
@@ -345,6 +347,29 @@ async fn nothing_counts_twice(store: &dyn Store) {
     let facts = store.gateway(gateway(1)).await.unwrap().unwrap();
     assert_eq!(facts.drops, [("no-rule".to_owned(), 15)].into());
     assert_eq!(facts.away, (0, 0, 6));
+}
+
+async fn alarms_stand_as_the_newest_report_has_them(store: &dyn Store) {
+    enrolled(store, 1).await;
+    let alarm = Alarm {
+        kind: AlarmKind::Moved,
+        port: Some("port2".parse().unwrap()),
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        address: None,
+        member: None,
+        count: 3,
+        first: UnixMillis(1),
+        last: UnixMillis(2),
+    };
+    let mut sequence = 0;
+    for alarms in [vec![alarm.clone()], vec![alarm.clone(), alarm], vec![]] {
+        sequence += 1;
+        let new = Report { alarms: alarms.clone(), ..report(1, sequence) };
+        store.record_report(gateway(1), &new, UnixMillis(9)).await.unwrap();
+        let facts = store.gateway(gateway(1)).await.unwrap().unwrap();
+        assert_eq!(facts.alarms, alarms);
+        assert_eq!(store.gateways().await.unwrap()[&gateway(1)].alarms, alarms);
+    }
 }
 
 async fn telemetry_is_bounded(store: &dyn Store) {

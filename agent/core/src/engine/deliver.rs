@@ -153,6 +153,7 @@ impl Engine {
         let Some(destination) = frame.destination() else { return };
         if destination.is_group() {
             self.flood(from, frame, true, now, out);
+            self.single_out(from, frame, out);
             return;
         }
         if !from.is_uplink() && destination == nexthop::stand_in(self.identity.gateway) {
@@ -222,6 +223,40 @@ impl Engine {
         self.echoes.sent((frame.vlan, frame.bytes), bits, group, now);
         for port in ports {
             self.put(port, frame, out);
+        }
+    }
+
+    /// Hands what everybody is asked to the one unlisted station that it is for, where its port takes no broadcast
+    /// because an enforced device is on it: ARP for its address, and answers to its DHCP.
+    fn single_out(&mut self, from: PortId, frame: Whole<'_>, out: &mut impl Sink) {
+        let closed = |port: PortId| {
+            let state = self.stations.port(port);
+            port != from && state.is_some_and(|s| s.passes_unlisted && !s.takes_broadcast())
+        };
+        if !self.device_ports().any(closed) {
+            return;
+        }
+        let Ok(parsed) = wire::parse_ethernet(frame.bytes, frame.vlan) else { return };
+        let wanted = match parsed.ethertype {
+            ethernet::ARP => {
+                let Ok(packet) = wire::arp::parse_arp(parsed.payload) else { return };
+                self.stations
+                    .iter()
+                    .find(|(_, s)| s.device.is_none() && s.was_seen_with(packet.target))
+                    .map(|(_, station)| (station.port, station.mac))
+            }
+            ethernet::IPV4 => wire::parse_ipv4(parsed.payload)
+                .ok()
+                .and_then(|packet| wire::dhcp::parse_dhcp(packet.udp_payload()?).ok())
+                .and_then(|message| self.stations.get(self.stations.find(message.client_mac)?))
+                .filter(|station| station.device.is_none())
+                .map(|station| (station.port, station.mac)),
+            _ => None,
+        };
+        let (Some((port, mac)), Some(rest)) = (wanted, frame.bytes.get(6..)) else { return };
+        if closed(port) {
+            self.stations.ports[port.index()].frames_out += 1;
+            out.frame(port, frame.vnet, frame.vlan, &[&mac.0, rest]);
         }
     }
 

@@ -26,6 +26,7 @@ mod edges;
 mod floods;
 mod malformed;
 mod ports;
+mod unlisted;
 
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
 const OWN: GatewayId = GatewayId::from_bytes([2; 16]);
@@ -70,10 +71,15 @@ fn start() -> Instant {
 }
 
 fn engine(limits: Limits, now: Instant) -> Engine {
+    engine_with(limits, Unlisted::Hold, now)
+}
+
+/// An engine with two ports, on the first of which `unlisted` becomes of unknown addresses.
+fn engine_with(limits: Limits, unlisted: Unlisted, now: Instant) -> Engine {
     let port = |at: u8| PortConfig {
         name: name(&format!("port{at}")),
         mac: mac(0x90 + at),
-        unlisted: Unlisted::Hold,
+        unlisted: if at == 1 { unlisted } else { Unlisted::Hold },
     };
     let config = Config {
         gateway_macs: vec![mac(0xb0)],
