@@ -119,6 +119,8 @@ pub struct Request {
     pub force: bool,
     /// Whether a reason must be given.
     pub reason_needed: bool,
+    /// A gateway that is known to be out: nobody waits for it.
+    pub unawaited: Option<String>,
     /// The plan that must come out, where one was made before.
     pub plan: Option<Plan>,
     /// Reason, confirmation and waiting, as typed.
@@ -131,7 +133,16 @@ impl Request {
     pub fn new(action: &'static str, subject: impl Into<String>, args: ChangeArgs) -> Self {
         let confirm = Confirm::Yes;
         let subject = subject.into();
-        Self { action, subject, confirm, force: false, reason_needed: false, plan: None, args }
+        Self {
+            action,
+            subject,
+            confirm,
+            force: false,
+            reason_needed: false,
+            unawaited: None,
+            plan: None,
+            args,
+        }
     }
 }
 
@@ -338,7 +349,7 @@ fn finish(
     let mut lost = false;
     let gateways = match taken {
         Some((remote, accepted, model)) if waited => {
-            wait::wait(remote, output, accepted, &plan, model, &request.args).or_else(|error| {
+            wait::wait(remote, output, accepted, &plan, model, request).or_else(|error| {
                 // The change is made, whatever becomes of the following: that mustn't sound like a failure.
                 (waited, lost) = (false, true);
                 output.warn(format_args!(

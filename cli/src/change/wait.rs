@@ -9,10 +9,10 @@ use anteroom_proto::api::{GatewayProgress, ModelAccepted};
 use anteroom_proto::id::GatewayId;
 use serde::Serialize;
 
-use crate::args::ChangeArgs;
+use super::Request;
 use crate::error::Error;
 use crate::output::Output;
-use crate::output::time::{Moment, now};
+use crate::output::time::Moment;
 use crate::remote::Remote;
 
 /// How long to wait unless told.
@@ -54,30 +54,26 @@ pub(super) fn wait(
     accepted: &ModelAccepted,
     plan: &Plan,
     model: &Model,
-    args: &ChangeArgs,
+    request: &Request,
 ) -> Result<Vec<GatewayOutcome>, Error> {
     // What was computed here decides for whom to wait: a revoked gateway has nothing to confirm.
     let wanted: Vec<(GatewayId, &str)> = plan
         .affected
         .iter()
         .filter(|gateway| model.gateways.contains_key(&gateway.id))
+        .filter(|gateway| request.unawaited.as_deref() != Some(gateway.name.as_str()))
         .map(|gateway| (gateway.id, gateway.name.as_str()))
         .collect();
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let timeout = args.timeout.unwrap_or(TIMEOUT);
+    let timeout = request.args.timeout.unwrap_or(TIMEOUT);
     let start = Instant::now();
     let (mut pause, mut said) = (FIRST_PAUSE, false);
     loop {
         let progress = remote.progress(accepted.number)?.gateways;
-        let outcomes: Vec<GatewayOutcome> = wanted
-            .iter()
-            .map(|(id, name)| (*id, outcome(*id, name, &progress)))
-            // A gateway that is bypassed is out of the wire: nobody waits for it.
-            .filter(|(id, outcome)| outcome.online || model.bypassed(*id, now()).is_none())
-            .map(|(_, outcome)| outcome)
-            .collect();
+        let outcomes: Vec<GatewayOutcome> =
+            wanted.iter().map(|(id, name)| outcome(*id, name, &progress)).collect();
         let passed = start.elapsed();
         let open = || outcomes.iter().filter(|outcome| !outcome.applied);
         let hopeless =

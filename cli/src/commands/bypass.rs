@@ -52,6 +52,8 @@ fn online(
     let name = args.name;
     let mut request = Request::new("gateway bypass", name.as_str(), args.change);
     request.reason_needed = true;
+    // It may go on in the wire or be in pieces; what counts is what its peers do.
+    request.unawaited = until.map(|_| name.clone());
     let current = change::fetch(remote)?;
     match until {
         Some(until) => output.warn(format_args!(

@@ -284,6 +284,57 @@ impl Hospital {
         self.gateways.get_mut(name).unwrap_or_else(|| panic!("no gateway is called {name:?}"))
     }
 
+    /// Brings a spare gateway into a network, its uplink cabled, with no device at its ports.
+    ///
+    /// # Errors
+    /// If `ip` refuses.
+    pub fn add_spare(&mut self, name: &'static str, subnet: &str, last: u8) -> Result<()> {
+        let host = Host::create(&format!("gw-{name}"))?;
+        let (bridge, socket) = (format!("br-{subnet}"), format!("s{last}-{subnet}"));
+        topology::plug(&host, "uplink", None, &self.campus, &bridge, &socket)?;
+        host.address("uplink", address(subnet, last), 24)?;
+        host.default_route(address(subnet, 1))?;
+        let (programs, logs) = (self.programs.clone(), self.logs.clone());
+        let gateway = Gateway::place(name, host, programs, &self.directory, &logs)?;
+        self.gateways.insert(name, gateway);
+        Ok(())
+    }
+
+    /// Takes the power from a gateway: its agent and all its links are gone at once.
+    ///
+    /// # Errors
+    /// If its agent wasn't running, or `ip` refuses.
+    pub fn pull(&mut self, gateway: &str) -> Result<()> {
+        let gateway = self.gateway(gateway);
+        for interface in ["uplink", "port1", "port2"] {
+            gateway.host.ip(&format!("link set {interface} down"))?;
+        }
+        gateway.kill()
+    }
+
+    /// Moves a device's cable from a gateway's port to the campus switch, as a technician patches it through.
+    ///
+    /// # Errors
+    /// If `ip` refuses.
+    pub fn patch_through(&self, device: &str) -> Result<()> {
+        let plan = self.machine(device).plan;
+        let Socket::Gateway(gateway, port) = plan.socket else { return Ok(()) };
+        let gateway = self.gateways.get(gateway).context("no such gateway")?;
+        let socket = format!("d-{device}");
+        topology::replug((&gateway.host, port), (&self.campus, &socket))?;
+        self.campus.ip(&format!("link set {socket} master br-{}", plan.subnet)).map(|_| ())
+    }
+
+    /// Moves a device's cable from the campus switch to the port of the same name of another gateway.
+    ///
+    /// # Errors
+    /// If `ip` refuses.
+    pub fn plug_into(&self, device: &str, gateway: &str) -> Result<()> {
+        let Socket::Gateway(_, port) = self.machine(device).plan.socket else { return Ok(()) };
+        let gateway = self.gateways.get(gateway).context("no such gateway")?;
+        topology::replug((&self.campus, &format!("d-{device}")), (&gateway.host, port))
+    }
+
     /// The intruder's interfaces in the devices' networks.
     ///
     /// # Errors

@@ -308,6 +308,17 @@ pub fn plug(
     switch.ip(&format!("link set {socket} master {bridge}")).map(|_| ())
 }
 
+/// Takes the far end of a cable out of one host and puts it into another, under another name: what hangs at the near
+/// end keeps its interface, and sees its link go down and up again.
+///
+/// # Errors
+/// If `ip` refuses.
+pub fn replug(from: (&Host, &str), to: (&Host, &str)) -> Result<()> {
+    from.0.ip(&format!("link set {} down", from.1))?;
+    from.0.ip(&format!("link set {} netns {} name {}", from.1, to.0.name(), to.1))?;
+    to.0.ip(&format!("link set {} up", to.1)).map(|_| ())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
