@@ -30,14 +30,14 @@ impl Outcome {
 }
 
 /// Judges ARP from a device that has left observe. `source` is the frame's sender, `stand_in` the address that
-/// stands for a router that nobody knows.
+/// stands for a router that nobody knows, and `patient` whether that one may still answer itself.
 pub(crate) fn from_device(
     policy: &Policy,
     own: MemberIndex,
     station: &Station,
     source: MacAddr,
     packet: &ArpPacket,
-    stand_in: MacAddr,
+    (stand_in, patient): (MacAddr, bool),
 ) -> Outcome {
     let Some(device) = &station.device else { return Outcome::PASS };
     let enforced = device.stance >= Mode::Enforce;
@@ -55,7 +55,9 @@ pub(crate) fn from_device(
     }
     let target = packet.target;
     if let Who::Member(other) = policy.who(target) {
-        return for_member(policy, own, other, target, enforced);
+        let outcome = for_member(policy, own, other, target, enforced);
+        let proxy = nexthop::proxy_for(device, &station.next_hops, target);
+        return Outcome { answer: outcome.answer.map(|mac| proxy.unwrap_or(mac)), ..outcome };
     }
     if !enforced {
         return Outcome::PASS;
@@ -66,8 +68,8 @@ pub(crate) fn from_device(
         let needed = policy.needs_next_hop(own, on_link);
         return match mac {
             Some(mac) => Outcome::answer(mac, needed),
-            None if needed => Outcome::PASS,
-            None => Outcome::answer(stand_in, false),
+            None if needed && patient => Outcome::PASS,
+            None => Outcome::answer(stand_in, needed),
         };
     }
     if is_open(policy, own, target) && device.on_link(target) != Some(false) {
@@ -112,21 +114,54 @@ fn is_open(policy: &Policy, own: MemberIndex, address: Ipv4Addr) -> bool {
     policy.is_infrastructure(address) || policy.opens_clear(own, address)
 }
 
+/// Whether an enforced device needs an address of its link in the clear: somebody with whom it may speak so, or its
+/// next hop to others.
+pub(crate) fn needs(
+    policy: &Policy,
+    own: MemberIndex,
+    station: &Station,
+    address: Ipv4Addr,
+) -> bool {
+    let Some(device) = &station.device else { return false };
+    let router = nexthop::router_of(Some(device), &station.next_hops);
+    if router.is_some_and(|(router, _)| router == address) {
+        return policy.needs_next_hop(own, |address| device.on_link(address));
+    }
+    is_open(policy, own, address) && device.on_link(address) != Some(false)
+}
+
 /// Whether somebody on the campus may know where an enforced device is: whom it may speak with in the clear, if
 /// they are on its link, and its next hop to the others. Whoever is known by another Ethernet address is an
 /// impostor.
 fn may_know(policy: &Policy, own: MemberIndex, station: &Station, packet: &ArpPacket) -> bool {
     let Some(device) = &station.device else { return false };
-    let is_known_as = |mac: Option<MacAddr>| mac.is_none_or(|mac| mac == packet.sender_mac);
     let address = packet.sender;
-    if let Some((_, mac)) = nexthop::router_of(Some(device), &station.next_hops)
-        .filter(|(router, _)| *router == address)
-    {
-        return is_known_as(mac) && policy.needs_next_hop(own, |address| device.on_link(address));
+    let router = nexthop::router_of(Some(device), &station.next_hops)
+        .filter(|(router, _)| *router == address);
+    let known = match router {
+        Some((_, mac)) => mac,
+        None => station.next_hops.find(address),
+    };
+    known.is_none_or(|known| known == packet.sender_mac) && needs(policy, own, station, address)
+}
+
+/// Whether an answer from the uplink says otherwise than this gateway, which answers a protected device for members
+/// behind tunnels.
+pub(crate) fn contradicts(policy: &Policy, station: &Station, packet: &ArpPacket) -> bool {
+    let Some(device) = station.device.as_ref().filter(|device| device.stance == Mode::Protect)
+    else {
+        return false;
+    };
+    let (Some(own), Who::Member(other)) = (policy.find(device.member), policy.who(packet.sender))
+    else {
+        return false;
+    };
+    if packet.operation != Operation::Reply {
+        return false;
     }
-    is_open(policy, own, address)
-        && device.on_link(address) != Some(false)
-        && is_known_as(station.next_hops.find(address))
+    let said = for_member(policy, own, other, packet.sender, false).answer;
+    let proxy = nexthop::proxy_for(device, &station.next_hops, packet.sender);
+    said.is_some_and(|said| proxy.unwrap_or(said) != packet.sender_mac)
 }
 
 /// Judges ARP from the uplink that an enforced device would get: requests for it are answered by the gateway,

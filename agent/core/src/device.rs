@@ -170,6 +170,8 @@ pub(crate) struct Station {
     pub(crate) dhcp: Option<(u32, Instant)>,
     /// When the gateway last asked for its router.
     pub(crate) asked_for_router: Option<Instant>,
+    /// Since when it has been asking for its router, whom nobody knows.
+    pub(crate) wants_router: Option<Instant>,
 }
 
 impl Station {
@@ -491,6 +493,7 @@ fn fresh(port: PortId, mac: MacAddr) -> Station {
         counts: [Count::default(); 2],
         dhcp: None,
         asked_for_router: None,
+        wants_router: None,
     }
 }
 

@@ -11,6 +11,7 @@ pub mod bypass;
 pub mod checksum;
 mod clock;
 pub mod config;
+mod contest;
 mod device;
 mod echo;
 pub mod engine;

@@ -21,8 +21,15 @@ pub(crate) struct NextHops {
 }
 
 impl NextHops {
-    /// Notes that `address` is at `mac`. Returns whether that is news.
-    pub(crate) fn neighbour(&mut self, address: Ipv4Addr, mac: MacAddr, limit: usize) -> bool {
+    /// Notes that `address` is at `mac`. Where there is no room, the oldest goes, but never `keep` or the router in
+    /// use. Returns whether that is news.
+    pub(crate) fn neighbour(
+        &mut self,
+        address: Ipv4Addr,
+        mac: MacAddr,
+        keep: Option<Ipv4Addr>,
+        limit: usize,
+    ) -> bool {
         if mac.is_group() || !is_host(address) {
             return false;
         }
@@ -35,7 +42,10 @@ impl NextHops {
             return changed;
         }
         if self.neighbours.len() >= limit.max(1) {
-            self.neighbours.remove(0);
+            let router = self.router.map(|router| router.0);
+            let kept = |known: Ipv4Addr| Some(known) == keep || Some(known) == router;
+            let oldest = self.neighbours.iter().position(|entry| !kept(entry.0));
+            self.neighbours.remove(oldest.unwrap_or(0));
         }
         self.neighbours.push((address, mac));
         true
@@ -68,7 +78,7 @@ impl NextHops {
     /// Takes back a neighbour that an earlier run learnt.
     pub(crate) fn restore(&mut self, address: Ipv4Addr, mac: MacAddr, limit: usize) {
         if self.find(address).is_none() {
-            self.neighbour(address, mac, limit);
+            self.neighbour(address, mac, None, limit);
         }
     }
 
@@ -142,6 +152,12 @@ pub(crate) fn router_of(
     }
 }
 
+/// The router's Ethernet address, where the router answers in the name of `address` (RFC 1027).
+pub(crate) fn proxy_for(device: &Device, hops: &NextHops, address: Ipv4Addr) -> Option<MacAddr> {
+    let (router, mac) = router_of(Some(device), hops)?;
+    mac.filter(|mac| router != address && hops.find(address) == Some(*mac))
+}
+
 /// The source that a packet from `member` at `address` would bear without a gateway.
 pub(crate) fn source_for(
     device: &Device,
@@ -156,7 +172,7 @@ pub(crate) fn source_for(
         hops.find(address).map(|_| true)
     });
     match (on_link, router) {
-        (Some(true), _) => member,
+        (Some(true), _) => proxy_for(device, hops, address).unwrap_or(member),
         (_, Some((_, Some(mac)))) => mac,
         (None, None) if near(device, address) => member,
         _ => stand_in,
@@ -202,7 +218,7 @@ mod tests {
     fn a_neighbour_that_takes_packets_for_others_is_the_router() {
         let mut hops = NextHops::default();
         hops.asked(OWN, ROUTER);
-        hops.neighbour(ROUTER, mac(1), 4);
+        hops.neighbour(ROUTER, mac(1), None, 4);
         assert!(!hops.used(OWN, ROUTER, mac(1)));
         assert_eq!(hops.router(), None);
         assert!(hops.used(OWN, FAR, mac(1)));
@@ -217,7 +233,7 @@ mod tests {
         let near = Ipv4Addr::new(10, 20, 1, 77);
         assert_eq!(source_for(&routed, &hops, near, member, stand_in), member);
         assert_eq!(source_for(&routed, &hops, FAR, member, stand_in), stand_in);
-        hops.neighbour(ROUTER, mac(1), 4);
+        hops.neighbour(ROUTER, mac(1), None, 4);
         assert_eq!(source_for(&routed, &hops, FAR, member, stand_in), mac(1));
         let pinned = device(Some(24), Some(Router { address: ROUTER, mac: Some(mac(2)) }));
         assert_eq!(source_for(&pinned, &hops, FAR, member, stand_in), mac(2));
@@ -227,10 +243,12 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded() {
+        const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
         let mut hops = NextHops::default();
         for byte in 0..100 {
-            hops.neighbour(Ipv4Addr::new(10, 0, 0, byte.max(1)), mac(byte), 8);
+            hops.neighbour(Ipv4Addr::new(10, 0, 0, byte.max(1)), mac(byte), Some(FIRST), 8);
         }
         assert_eq!(hops.iter().count(), 8);
+        assert_eq!(hops.find(FIRST), Some(mac(1)), "the router can't be pushed out");
     }
 }

@@ -28,7 +28,7 @@ use crate::random::Random;
 const HOP: Duration = Duration::from_micros(200);
 /// More frames than this between two calls of [`World::clear_campus`] are a storm.
 const STORM: usize = 20_000;
-/// The campus router's Ethernet address, the same in each subnet.
+/// The campus router's Ethernet address at first.
 pub const ROUTER: MacAddr = mac(0x01, 1);
 /// The wall clock at the beginning.
 pub const EPOCH: UnixMillis = UnixMillis(1_800_000_000_000);
@@ -108,6 +108,10 @@ pub struct World {
     queue: HashMap<u64, Event>,
     number: u64,
     learnt: BTreeMap<([u8; 3], MacAddr), Cable>,
+    /// The router's Ethernet address, the same in each subnet.
+    pub router_mac: MacAddr,
+    /// Whether the router hears and says nothing.
+    pub router_is_down: bool,
     router_arp: BTreeMap<Ipv4Addr, MacAddr>,
     router_waits: Vec<(Ipv4Addr, Vec<u8>)>,
     /// Every frame that the campus carried since the last [`Self::clear_campus`].
@@ -168,6 +172,8 @@ impl World {
             queue: HashMap::new(),
             number: 0,
             learnt: BTreeMap::new(),
+            router_mac: ROUTER,
+            router_is_down: false,
             router_arp: BTreeMap::new(),
             router_waits: Vec::new(),
             campus: Vec::new(),
@@ -505,6 +511,17 @@ impl World {
         }
     }
 
+    /// The router forgets who has which address.
+    pub fn flush_router(&mut self) {
+        self.router_arp.clear();
+    }
+
+    /// The router announces itself in a subnet.
+    pub fn announce_router(&mut self, subnet: [u8; 3]) {
+        let own = Ipv4Addr::new(subnet[0], subnet[1], subnet[2], 1);
+        self.router_sends(subnet, &arp::request(self.router_mac, own, own));
+    }
+
     fn router_sends(&mut self, subnet: [u8; 3], frame: &[u8]) {
         let mut bytes = subnet.to_vec();
         bytes.extend_from_slice(frame);
@@ -514,7 +531,8 @@ impl World {
     /// The router: answers ARP for .1 of each subnet, and forwards between them.
     fn route(&mut self, subnet: [u8; 3], bytes: &[u8]) {
         let Ok(frame) = parse_ethernet(bytes, None) else { return };
-        if frame.tags > 0 || (frame.destination != ROUTER && !frame.destination.is_group()) {
+        let for_it = frame.destination == self.router_mac || frame.destination.is_group();
+        if frame.tags > 0 || !for_it || self.router_is_down {
             return;
         }
         let own = Ipv4Addr::new(subnet[0], subnet[1], subnet[2], 1);
@@ -522,7 +540,7 @@ impl World {
             ethernet::ARP => {
                 let Ok(packet) = arp::parse_arp(frame.payload) else { return };
                 if packet.operation == Operation::Request && packet.target == own {
-                    self.router_sends(subnet, &arp::reply(&packet, ROUTER));
+                    self.router_sends(subnet, &arp::reply(&packet, self.router_mac));
                 }
                 if packet.operation == Operation::Reply && packet.target == own {
                     self.router_arp.insert(packet.sender, packet.sender_mac);
@@ -531,7 +549,7 @@ impl World {
                     }
                 }
             }
-            ethernet::IPV4 if frame.destination == ROUTER => {
+            ethernet::IPV4 if frame.destination == self.router_mac => {
                 let Ok(packet) = parse_ipv4(frame.payload) else { return };
                 let (destination, bytes) = (packet.destination, packet.bytes.to_vec());
                 self.forward(destination, &bytes);
@@ -547,11 +565,11 @@ impl World {
         }
         let subnet = [a, b, c];
         if let Some(mac) = self.router_arp.get(&destination).copied() {
-            let frame = packet::frame(mac, ROUTER, ethernet::IPV4, bytes);
+            let frame = packet::frame(mac, self.router_mac, ethernet::IPV4, bytes);
             self.router_sends(subnet, &frame);
             return;
         }
-        let request = arp::request(ROUTER, Ipv4Addr::new(a, b, c, 1), destination);
+        let request = arp::request(self.router_mac, Ipv4Addr::new(a, b, c, 1), destination);
         self.router_sends(subnet, &request);
         if self.router_waits.len() < 64 {
             self.router_waits.push((destination, bytes.to_vec()));

@@ -135,9 +135,10 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) {
+        let parsed = parse_arp(frame.bytes.get(header.at..).unwrap_or_default());
+        let patient = parsed.is_ok_and(|packet| self.waits_for_router(sender, &packet, now));
         let station = sender.and_then(|id| self.stations.get(id));
         let stance = station.map_or(Mode::Observe, crate::device::Station::stance);
-        let parsed = parse_arp(frame.bytes.get(header.at..).unwrap_or_default());
         let (packet, outcome) = match (parsed, &self.policy, station) {
             (Ok(packet), Some(policy), Some(station)) => {
                 let to_self = packet.target != packet.sender
@@ -152,6 +153,7 @@ impl Engine {
                         arp::from_observed(policy, own, &packet)
                     }
                     Some(own) => {
+                        let stand_in = (stand_in, patient);
                         arp::from_device(policy, own, station, header.source, &packet, stand_in)
                     }
                     None => arp::Outcome::PASS,

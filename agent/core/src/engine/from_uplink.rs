@@ -16,7 +16,7 @@ use crate::device::StationId;
 use crate::policy::End;
 use crate::port::PortId;
 use crate::sink::Sink;
-use crate::wire::arp::{ArpPacket, Operation, parse_arp};
+use crate::wire::arp::{ArpPacket, parse_arp};
 use crate::wire::{dhcp, parse_ethernet, parse_ipv4};
 use crate::{arp, bridge, infrastructure, security};
 
@@ -215,7 +215,9 @@ impl Engine {
         let parsed = parse_arp(frame.bytes.get(header.at..).unwrap_or_default());
         if let Ok(packet) = &parsed {
             self.notice_conflict(header, packet, now);
-            self.learn_neighbours(header, packet);
+            if self.learn_neighbours(header, packet, now, out) {
+                return;
+            }
         }
         let to = self.device(header.destination);
         let concerned: Vec<StationId> = match (&parsed, to) {
@@ -227,7 +229,13 @@ impl Engine {
         for id in &concerned {
             let Some(station) = self.stations.get(*id) else { continue };
             if station.stance() < Mode::Enforce {
-                if to.is_some() {
+                let contradicts = match (&parsed, &self.policy) {
+                    (Ok(packet), Some(policy)) => arp::contradicts(policy, station, packet),
+                    _ => false,
+                };
+                if contradicts && to.is_some() {
+                    self.recorder.drop(Some(*id), DropReason::Arp, None, now);
+                } else if to.is_some() {
                     self.hand_on(*id, Whole::of(frame), now, out);
                 }
                 continue;
@@ -273,36 +281,5 @@ impl Engine {
             })
             .map(|(id, _)| id)
             .collect()
-    }
-
-    /// Learns next hops: from answers to a station, and from whatever a device's router says. Anybody can say so,
-    /// so what is known changes only once the one who was known has fallen silent.
-    fn learn_neighbours(&mut self, header: &Header, packet: &ArpPacket) {
-        if packet.sender_mac != header.source || packet.is_probe() {
-            return;
-        }
-        let limit = self.config.limits.next_hops_per_device;
-        let contested = |hops: &crate::nexthop::NextHops, bridge: &bridge::Bridge| {
-            hops.find(packet.sender)
-                .is_some_and(|known| known != packet.sender_mac && bridge.knows(known))
-        };
-        let answered = (packet.operation == Operation::Reply)
-            .then(|| self.stations.find(header.destination))
-            .flatten();
-        if let Some(station) = answered.and_then(|id| self.stations.get_mut(id)) {
-            if contested(&station.next_hops, &self.bridge) {
-                return;
-            }
-            station.next_hops.neighbour(packet.sender, packet.sender_mac, limit);
-            return;
-        }
-        for station in self.stations.iter_mut() {
-            let router = station.device.as_ref().and_then(|device| device.router);
-            let asks = station.sights.iter().any(|sight| sight.addresses.contains(&packet.target));
-            let concerned = router.is_some_and(|router| router.address == packet.sender) || asks;
-            if concerned && !contested(&station.next_hops, &self.bridge) {
-                station.next_hops.neighbour(packet.sender, packet.sender_mac, limit);
-            }
-        }
     }
 }

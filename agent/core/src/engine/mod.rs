@@ -11,6 +11,7 @@ mod deliver;
 mod from_port;
 mod from_tunnel;
 mod from_uplink;
+mod neighbours;
 mod passage;
 mod peering;
 mod pieces;
@@ -37,6 +38,7 @@ use crate::bridge::Bridge;
 use crate::bypass::{Bypasses, LoadedBypass};
 use crate::clock::Clock;
 use crate::config::{Config, TunnelIdentity};
+use crate::contest::Contests;
 use crate::device::{Device, Stations};
 use crate::echo::Echoes;
 use crate::flow::FlowTable;
@@ -82,6 +84,7 @@ pub struct Engine {
     peers: peer::Peers,
     peer_states: policy::Peers,
     holdings: Holdings,
+    contests: Contests,
     recorder: Recorder,
     authority: u64,
     next_sweep: Instant,
@@ -130,6 +133,7 @@ impl Engine {
             fragment_id: seeds.next() as u16,
             peers: peer::Peers::new(peers, now),
             peer_states: seeds.map(),
+            contests: Contests::default(),
             holdings: Holdings::new(identity.gateway, identity.identity.clone(), &mut seeds),
             recorder: Recorder::new(limits, seeds.hasher()),
             authority: 0,
@@ -199,6 +203,9 @@ impl Engine {
         if self.holdings.poll_timeout().is_some_and(|at| at <= now) {
             self.tell_claims(now, out);
         }
+        if self.contests.poll_timeout().is_some_and(|at| at <= now) {
+            self.settle_contests(now, out);
+        }
         let lost = self.fragments.expire(now);
         self.recorder.drops(DropReason::FragmentNoFirst, lost);
         let recorder = &mut self.recorder;
@@ -213,6 +220,7 @@ impl Engine {
             self.boundary.map(|at| (at, "a rule's or a bypass's end")),
             self.fragments.poll_timeout().map(|at| (at, "fragments")),
             self.holdings.poll_timeout().map(|at| (at, "claims")),
+            self.contests.poll_timeout().map(|at| (at, "next hops")),
             Some((self.next_sweep, "sweep")),
         ]
         .into_iter()
