@@ -345,8 +345,8 @@ fn nearness(obstacle: Option<DropReason>) -> u8 {
     match obstacle {
         None => 0,
         Some(DropReason::ClearNotAllowed) => 1,
-        Some(DropReason::Expired) => 2,
-        Some(DropReason::Quarantined) => 3,
+        Some(DropReason::Quarantined) => 2,
+        Some(DropReason::Expired) => 3,
         Some(_) => 4,
     }
 }

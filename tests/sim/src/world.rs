@@ -125,9 +125,9 @@ pub struct World {
 }
 
 #[derive(Default)]
-struct Out {
-    frames: Vec<(PortId, Vec<u8>)>,
-    datagrams: Vec<(SocketAddr, Vec<u8>)>,
+pub(crate) struct Out {
+    pub(crate) frames: Vec<(PortId, Vec<u8>)>,
+    pub(crate) datagrams: Vec<(SocketAddr, Vec<u8>)>,
 }
 
 impl Sink for Out {

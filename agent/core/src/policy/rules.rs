@@ -99,7 +99,7 @@ impl Rules {
         rules
     }
 
-    /// The rule that allows a flow: its id and whether it says `clear = true`.
+    /// The rule that allows a flow, the first of several; or the one that comes nearest.
     pub(super) fn find(
         &self,
         (from, from_address): (Who, Ipv4Addr),
@@ -108,26 +108,31 @@ impl Rules {
         needs: Needs,
         now: Now<'_>,
     ) -> Result<RuleId, Refused> {
-        let mut closest = Refused::because(DropReason::NoRule);
-        let mut allowed = None;
-        self.between(from, from_address, to, to_address, &mut |entry| {
+        let mut closest = (u32::MAX, Refused::because(DropReason::NoRule));
+        let mut allowed: Option<(u32, RuleId)> = None;
+        // An address may lie in several externals, whose rules come one list after the other.
+        let ordered = ![from, to].contains(&Who::Address);
+        self.between(from, from_address, to, to_address, &mut |place, entry| {
             if !entry.services.iter().any(|known| known.matches(service.0, service.1)) {
                 return false;
             }
             match entry.check(needs, now) {
                 Ok(()) => {
-                    allowed = Some(entry.id);
-                    true
+                    if allowed.is_none_or(|(first, _)| place < first) {
+                        allowed = Some((place, entry.id));
+                    }
+                    ordered
                 }
                 Err(reason) => {
-                    if rank(reason) > rank(closest.reason) {
-                        closest = Refused { reason, rule: Some(entry.id) };
+                    let (known, found) = (rank(closest.1.reason), rank(reason));
+                    if found > known || (found == known && place < closest.0) {
+                        closest = (place, Refused { reason, rule: Some(entry.id) });
                     }
                     false
                 }
             }
         });
-        allowed.ok_or(closest)
+        allowed.map(|(_, rule)| rule).ok_or(closest.1)
     }
 
     /// Whether any rule names both ends, whatever it opens; `fits` is told whether it says `clear = true`.
@@ -140,27 +145,27 @@ impl Rules {
         fits: impl Fn(bool) -> bool,
     ) -> bool {
         let mut found = false;
-        self.between(from, from_address, to, to_address, &mut |entry| {
+        self.between(from, from_address, to, to_address, &mut |_, entry| {
             found = fits(entry.clear);
             found
         });
         found
     }
 
-    /// Calls `each` for the rules that name both ends, until it returns true.
+    /// Calls `each` for the rules that name both ends, with their places, until it returns true.
     fn between(
         &self,
         from: Who,
         from_address: Ipv4Addr,
         to: Who,
         to_address: Ipv4Addr,
-        each: &mut dyn FnMut(&Entry) -> bool,
+        each: &mut dyn FnMut(u32, &Entry) -> bool,
     ) {
         self.sides(from, from_address, &mut |left| {
             let mut done = false;
             self.sides(to, to_address, &mut |right| {
                 done = intersect(&left.from, &right.to)
-                    .any(|place| self.entries.get(place as usize).is_some_and(&mut *each));
+                    .any(|place| self.entries.get(place as usize).is_some_and(|e| each(place, e)));
                 done
             });
             done
@@ -216,13 +221,13 @@ impl Entry {
         if self.unknown_condition {
             return Err(DropReason::UnknownCondition);
         }
+        if needs.essential && !self.essential {
+            return Err(DropReason::Quarantined);
+        }
         match self.not_after.map(|moment| now.clock.has_passed(moment, now.now)) {
             None | Some(Some(false)) => {}
             Some(Some(true)) => return Err(DropReason::Expired),
             Some(None) => return Err(DropReason::TimeUnknown),
-        }
-        if needs.essential && !self.essential {
-            return Err(DropReason::Quarantined);
         }
         if needs.clear && !self.clear {
             return Err(DropReason::ClearNotAllowed);
