@@ -1,9 +1,9 @@
 //! The controller as an operator works with it: logged in, with the authority chain followed.
 
 use anteroom_proto::api::{
-    AuditEntry, AuditQuery, Challenge, Edge, EdgeQuery, GatewayStatus, Login, LoginRequest,
-    NewInvite, OfflineBypass, PendingGateway, Progress, RevisionInfo, Session, SightingRecord,
-    paths,
+    AuditEntry, AuditQuery, AuthorityUpdate, Challenge, Edge, EdgeQuery, GatewayStatus, Login,
+    LoginRequest, NewInvite, OfflineBypass, PendingGateway, Progress, Restored, RevisionInfo,
+    Session, SightingRecord, paths,
 };
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
@@ -16,6 +16,8 @@ use crate::error::Error;
 use crate::home::{Config, Home, Trust};
 use crate::output::time::now;
 
+/// Lengths of a challenge, in bytes.
+const NONCE: std::ops::RangeInclusive<usize> = 8..=64;
 /// A token is renewed when it has less than this left, in milliseconds.
 const RENEW_BEFORE: u64 = 5_000;
 
@@ -28,6 +30,16 @@ pub struct Remote {
     client: Client,
     token: String,
     chain: AuthorityChain,
+    lost: Vec<Signed<Authority>>,
+}
+
+/// Whether a controller may serve less of the authority chain than was seen before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// No: that is a lie.
+    Refused,
+    /// Yes: it is said to be restored.
+    Expected,
 }
 
 impl Remote {
@@ -37,10 +49,23 @@ impl Remote {
     /// When nobody logged in from here yet, the controller can't be reached or refuses, or its chain can't be
     /// followed.
     pub fn open(home: &Home) -> Result<Self, Error> {
-        let config = home.config()?;
-        let key = home.key()?;
-        let client = Client::new(&config.controller, config.certificate)?;
         let kept = home.session()?.filter(|s| s.not_after > now().saturating_add(RENEW_BEFORE));
+        Self::open_as(home, home.config()?, home.key()?, kept, Loss::Refused)
+    }
+
+    /// The same with another controller, or another key, than those that are kept; or with one that may have lost
+    /// documents of the authority chain.
+    ///
+    /// # Errors
+    /// As for [`Remote::open`].
+    pub fn open_as(
+        home: &Home,
+        config: Config,
+        key: IdentityKey,
+        kept: Option<Session>,
+        loss: Loss,
+    ) -> Result<Self, Error> {
+        let client = Client::new(&config.controller, config.certificate)?;
         let token = match kept {
             Some(session) => session.token,
             None => log_in(home, &config, &key, &client)?.token,
@@ -58,7 +83,12 @@ impl Remote {
                 other => (other?, token),
             }
         };
+        let mut lost = Vec::new();
         let chain = match &trust {
+            Some(trust) if loss == Loss::Expected && trust.chain.starts_with(&served) => {
+                lost.extend_from_slice(trust.chain.get(served.len()..).unwrap_or_default());
+                trust.follow()?
+            }
             Some(trust) => trust.replace(&served)?,
             None => first_sight(&config, &key, &served)?,
         };
@@ -66,7 +96,35 @@ impl Remote {
         if trust.as_ref() != Some(&newest) {
             home.write_trust(&newest)?;
         }
-        Ok(Self { home: home.clone(), config, key, client, token, chain })
+        Ok(Self { home: home.clone(), config, key, client, token, chain, lost })
+    }
+
+    /// That the controller waits to be signed back in, if it does.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn restored(&mut self) -> Result<Option<Restored>, Error> {
+        self.get(paths::RESTORED)
+    }
+
+    /// The newest documents of the authority chain, which the controller has lost.
+    #[must_use]
+    pub fn lost(&self) -> &[Signed<Authority>] {
+        &self.lost
+    }
+
+    /// Hands the next authority document in, and follows it.
+    ///
+    /// # Errors
+    /// When it doesn't follow the chain, or as the controller or the way to it has it.
+    pub fn extend(&mut self, update: &AuthorityUpdate) -> Result<(), Error> {
+        let mut chain = self.chain.clone();
+        chain.extend(&update.document)?;
+        self.with_token(|client, token| client.post_silent(paths::AUTHORITY, update, Some(token)))?;
+        self.home.write_trust(&Trust::of(&chain))?;
+        self.chain = chain;
+        self.lost.clear();
+        Ok(())
     }
 
     /// The operator's files.
@@ -240,6 +298,12 @@ pub(crate) fn log_in(
     client: &Client,
 ) -> Result<Session, Error> {
     let challenge: Challenge = client.post(paths::CHALLENGE, &(), None)?;
+    let length = challenge.nonce.0.len();
+    if !NONCE.contains(&length) {
+        return Err(Error::Other(format!(
+            "the controller wants a challenge of {length} bytes signed, and a challenge is never that long: nothing was signed. Treat this controller as stolen until you know better"
+        )));
+    }
     let login = Login {
         organisation: config.organisation,
         controller: config.controller_key,
@@ -258,7 +322,10 @@ fn first_sight(
     key: &IdentityKey,
     served: &[Signed<Authority>],
 ) -> Result<AuthorityChain, Error> {
-    let chain = AuthorityChain::follow_unpinned(served)?;
+    let chain = match config.authority {
+        Some(pinned) => AuthorityChain::follow(pinned, served)?,
+        None => AuthorityChain::follow_unpinned(served)?,
+    };
     let newest = chain.newest();
     if newest.organisation != config.organisation {
         return Err(Error::Other(format!(
@@ -266,7 +333,7 @@ fn first_sight(
             config.organisation, newest.organisation
         )));
     }
-    if newest.operator(key.public()).is_none() {
+    if newest.operator(key.public()).is_none() && newest.recovery != key.public() {
         return Err(Error::Other(format!(
             "the authority document doesn't name your key {}: ask an operator of the organisation to add it",
             key.public().fingerprint()

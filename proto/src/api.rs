@@ -162,6 +162,8 @@ impl std::fmt::Debug for Session {
 pub struct AuthorityUpdate {
     /// Signed by an operator, or by the recovery key.
     pub document: Signed<Authority>,
+    /// The documents before it that a restored controller has lost.
+    pub lost: Vec<Signed<Authority>>,
     /// The revision that it names as the newest, where the controller has lost that one.
     pub revision: Option<ModelRevisionBody>,
     /// What was done, such as `operator add`.

@@ -89,6 +89,9 @@ pub enum Command {
     /// Operators: the people who may sign changes
     #[command(subcommand)]
     Operator(OperatorCommand),
+    /// The controller: after a restore from a backup, or with another key
+    #[command(subcommand)]
+    Controller(ControllerCommand),
     /// Audit log: who changed what, when and why
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -106,6 +109,9 @@ pub struct Login {
     /// SHA-256 of the controller's HTTPS certificate, from an operator or its console (with an address)
     #[arg(long, value_name = "HEX", value_parser = parse_certificate)]
     pub fingerprint: Option<Hash>,
+    /// Hash of the first authority document, as `operator add` printed it to your colleague (with an address)
+    #[arg(long, value_name = "HEX", value_parser = parse_certificate)]
+    pub authority: Option<Hash>,
     /// Where to write the recovery key, to be kept offline (with a setup code)
     #[arg(long, value_name = "FILE", default_value = "anteroom-recovery.key")]
     pub recovery_out: PathBuf,
@@ -163,6 +169,99 @@ pub struct Flows {
 pub enum OperatorCommand {
     /// List operators and controllers, as the authority document names them
     List,
+    /// Make somebody an operator, after comparing the fingerprint that their own machine shows
+    #[command(
+        after_help = "The new operator makes their key on their own machine, where it stays:\n  \
+        anteroom login https://HOST:8443 --fingerprint HEX --name ben\n\n\
+        That prints a request, which you sign here:\n  \
+        anteroom operator add anteroom-operator-1.pGVodHRw… --fingerprint abcd-efgh-ijkl-mnop-qrst --reason \"night shift\""
+    )]
+    Add {
+        /// The request that `anteroom login` printed on the new operator's machine
+        #[arg(value_name = "REQUEST")]
+        request: String,
+        /// The fingerprint that the new operator reads out; another one is refused
+        #[arg(long, value_name = "FP")]
+        fingerprint: Option<String>,
+        /// What every change takes.
+        #[command(flatten)]
+        change: AuthorityArgs,
+    },
+    /// Take an operator out: what they signed until now stays in force, and nothing that they sign after it counts
+    #[command(
+        after_help = "Example:\n  anteroom operator remove ben --reason \"has left\" --confirm ben"
+    )]
+    Remove {
+        /// Their name
+        name: Name,
+        /// What every change takes.
+        #[command(flatten)]
+        change: AuthorityArgs,
+    },
+    /// Become the only operator with the recovery key, when every operator's key is lost
+    #[command(
+        after_help = "On a machine with a new key (`anteroom login https://HOST:8443 --fingerprint HEX --name zoe`):\n  \
+        anteroom operator recover --recovery-key anteroom-recovery.key --recovery-out new-recovery.key --reason \"fire\" --confirm zoe"
+    )]
+    Recover {
+        /// The file with the recovery key
+        #[arg(long, value_name = "FILE")]
+        recovery_key: PathBuf,
+        /// Where to write the new recovery key, which takes the used one's place
+        #[arg(long, value_name = "FILE")]
+        recovery_out: PathBuf,
+        /// What every change takes.
+        #[command(flatten)]
+        change: AuthorityArgs,
+    },
+}
+
+/// What to do with the controller.
+#[derive(Debug, Subcommand)]
+pub enum ControllerCommand {
+    /// Sign a controller back in that was restored from a backup, with the newest revision that you have seen
+    #[command(
+        after_help = "On the controller first: anteroom-controller restore --from BACKUP --dir DIR, and run it.\n\n\
+        Best on the machine of whoever made the last change: that one knows what was revoked since the backup.\n\n\
+        Example:\n  anteroom controller restored --reason \"disk failure\" --yes"
+    )]
+    Restored {
+        /// Go on though a gateway says that it holds a newer revision than this machine knows
+        #[arg(long)]
+        force: bool,
+        /// What every change takes.
+        #[command(flatten)]
+        change: AuthorityArgs,
+    },
+    /// Sign in a controller that has another key and certificate; on further machines, learn to know it
+    #[command(
+        after_help = "On the controller first: anteroom-controller restore --from BACKUP --dir DIR --new-key, or\nanteroom-controller new-key --dir DIR. Both print the code.\n\n\
+        Example:\n  anteroom controller replace anteroom-controller-1.pGVodHRw… --reason stolen --yes"
+    )]
+    Replace {
+        /// The code that the controller printed (`anteroom-controller code` prints it again)
+        code: String,
+        /// Go on though a gateway says that it holds a newer revision than this machine knows
+        #[arg(long)]
+        force: bool,
+        /// What every change takes.
+        #[command(flatten)]
+        change: AuthorityArgs,
+    },
+}
+
+/// What every change of the authority document takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AuthorityArgs {
+    /// Why, for the audit log
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Don't ask whether to go on
+    #[arg(long)]
+    pub yes: bool,
+    /// The name that would be asked for where somebody loses their say
+    #[arg(long, value_name = "NAME")]
+    pub confirm: Option<Name>,
 }
 
 /// What to do with the audit log.

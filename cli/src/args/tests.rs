@@ -48,6 +48,11 @@ fn every_command_of_the_contract_is_understood() {
         "anteroom flows --would-drop",
         "anteroom flows --clear",
         "anteroom operator list",
+        "anteroom operator add anteroom-operator-1.x --fingerprint aaaa-bbbb --reason r --yes",
+        "anteroom operator remove ben --reason r --confirm ben",
+        "anteroom operator recover --recovery-key f --recovery-out g --reason r --confirm zoe",
+        "anteroom controller restored --force --reason r --yes",
+        "anteroom controller replace anteroom-controller-1.x --reason r --yes",
         "anteroom audit list --limit 5",
         "anteroom audit verify --home /nowhere",
     ] {

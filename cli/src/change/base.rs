@@ -42,9 +42,9 @@ pub fn fetch(remote: &mut Remote) -> Result<Current, Error> {
         };
     };
     let hash = served.root.hash();
-    let known = seen.is_some_and(|seen| seen.root == hash);
-    // A revision that was accepted once stays good when its operator leaves; a new one needs an operator who
-    // still is one.
+    let known = seen.is_some_and(|seen| seen.root == hash) || chain.newest().vouches_for(hash);
+    // A revision that was accepted once stays good when its operator leaves, and so does one that operators still
+    // vouch for; any other needs an operator who still is one.
     let signers = if known { chain.all_operator_keys() } else { chain.newest().operator_keys() };
     let root = served.root.verify(organisation, &signers).map_err(|problem| {
         ChangeError::Signature { revision: "a newest revision".into(), problem }
@@ -52,10 +52,15 @@ pub fn fetch(remote: &mut Remote) -> Result<Current, Error> {
     if let Some(seen) = seen {
         check_seen(&root, &seen)?;
     }
+    if let Some(newest) = chain.newest().root {
+        let vouched =
+            Seen { incarnation: newest.incarnation, number: newest.number, root: newest.hash };
+        check_seen(&root, &vouched)?;
+    }
     let model = check_model(chain, &root, &served.model.0)?;
     let now_seen = Seen { incarnation: root.incarnation, number: root.number, root: hash };
-    if seen != Some(now_seen) {
-        remote.home().write_seen(&now_seen)?;
+    if seen != Some(now_seen) || remote.home().newest()?.is_none() {
+        remote.home().write_seen(&now_seen, &served)?;
     }
     remote.home().remember(&model)?;
     Ok(Current { base: Base { number: root.number, hash }, model })

@@ -207,11 +207,7 @@ pub fn make(
         let update = sign(remote, &current, &model, number, &request)?;
         match hand_in(remote, &update, number, &plan) {
             Ok(accepted) => {
-                remote.home().write_seen(&Seen {
-                    incarnation: remote.chain().newest().incarnation,
-                    number,
-                    root: update.revision.root.hash(),
-                })?;
+                remember(remote, number, &update)?;
                 remote.home().remember(&model)?;
                 return finish(output, &request, plan, number, Some((remote, &accepted, &model)));
             }
@@ -232,6 +228,37 @@ pub fn make(
             Err(error) => return Err(error),
         }
     }
+}
+
+fn remember(remote: &Remote, number: u64, update: &ModelUpdate) -> Result<(), Error> {
+    let ModelRevisionBody { root, model } = update.revision.clone();
+    let incarnation = remote.chain().newest().incarnation;
+    let seen = Seen { incarnation, number, root: root.hash() };
+    Ok(remote.home().write_seen(&seen, &ModelRevision { root, model })?)
+}
+
+/// Signs the newest model once more, as it is, under the authority document in force: after a new incarnation has
+/// begun, gateways take nothing that was signed before. Gives the new revision, or none where there is no model.
+///
+/// # Errors
+/// When the newest revision isn't to be believed, or the controller refuses.
+pub fn renew(
+    remote: &mut Remote,
+    action: &'static str,
+    reason: Option<String>,
+) -> Result<Option<u64>, Error> {
+    let current = fetch(remote)?;
+    if current.base.number == 0 {
+        return Ok(None);
+    }
+    let number = current.base.number + 1;
+    let args = ChangeArgs { reason, ..ChangeArgs::default() };
+    let request = Request::new(action, "every view", args);
+    let plan = plan(remote, &current, &current.model)?;
+    let update = sign(remote, &current, &current.model, number, &request)?;
+    hand_in(remote, &update, number, &plan)?;
+    remember(remote, number, &update)?;
+    Ok(Some(number))
 }
 
 /// What going from the current model to `after` would do.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use anteroom_proto::api::{AuditEntry, AuditQuery, ModelRevision, paths};
+use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::key::Hash;
 use serde::Serialize;
 
@@ -143,7 +144,15 @@ struct Check {
 
 fn verify(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
     let current = change::fetch(remote)?;
+    let incarnation = remote.chain().newest().incarnation;
     let seen = remote.home().audit_seen()?;
+    if let Some(old) = seen.filter(|seen| seen.incarnation < incarnation) {
+        output.note(format_args!(
+            "Operators have signed incarnation {incarnation} of the controller since this machine looked last, at entry {}: if it came from an older backup, entries are lost, and this machine can't tell which.",
+            old.number
+        ))?;
+    }
+    let seen = seen.filter(|seen| seen.incarnation >= incarnation);
     let mut check = Check {
         number: 0,
         hash: Hash::ZERO,
@@ -170,7 +179,11 @@ fn verify(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
             ),
         ));
     }
-    remote.home().write_audit_seen(&AuditSeen { number: check.number, hash: check.hash })?;
+    remote.home().write_audit_seen(&AuditSeen {
+        incarnation,
+        number: check.number,
+        hash: check.hash,
+    })?;
     let verified = Verified {
         entries: check.number,
         revisions: check.revision,
@@ -229,7 +242,9 @@ impl Check {
         revision: u64,
         root: Hash,
     ) -> Result<(), Error> {
-        if revision != self.revision + 1 {
+        // A controller that was restored has lost what was between, and operators have signed where it goes on.
+        let after_loss = revision > self.revision && goes_on_from(remote.chain(), revision, root);
+        if revision != self.revision + 1 && !after_loss {
             let expected = self.revision + 1;
             return Err(broken(
                 number,
@@ -245,7 +260,7 @@ impl Check {
         }
         let (verified, _) = check_revision(remote.chain(), revision, &served)
             .map_err(|error| broken(number, error))?;
-        if verified.previous != self.root {
+        if verified.previous != self.root && !after_loss {
             return Err(broken(
                 number,
                 format!("revision {revision} doesn't continue the one before it"),
@@ -255,4 +270,16 @@ impl Check {
         (self.revision, self.root) = (revision, root);
         Ok(())
     }
+}
+
+/// Whether operators have begun an incarnation with this revision as the newest.
+fn goes_on_from(chain: &AuthorityChain, revision: u64, root: Hash) -> bool {
+    let documents = chain.to_signed();
+    let documents: Vec<_> =
+        documents.iter().filter_map(|document| document.verify_self_named().ok()).collect();
+    documents.windows(2).any(|two| {
+        let named = two.last().and_then(|last| last.root);
+        named.is_some_and(|named| (named.number, named.hash) == (revision, root))
+            && two.first().map(|first| first.incarnation) < two.last().map(|last| last.incarnation)
+    })
 }

@@ -7,6 +7,7 @@ use anteroom_proto::authority::{Authority, AuthorityChain, Controller, Operator}
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::{Hash, IdentityKey};
+use anteroom_proto::request::RequestCode;
 use anteroom_proto::setup::SetupCode;
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -20,7 +21,9 @@ use crate::output::table::facts;
 use crate::remote::{Remote, log_in};
 
 /// How a recovery key file's key begins.
-const RECOVERY_PREFIX: &str = "anteroom-recovery-key-1.";
+pub(super) const RECOVERY_PREFIX: &str = "anteroom-recovery-key-1.";
+/// How the line of a recovery key file begins that holds the first authority document's hash.
+pub(super) const PIN_PREFIX: &str = "# authority ";
 
 /// Who is logged in where.
 #[derive(Debug, Serialize)]
@@ -37,6 +40,8 @@ struct Who {
     home: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     recovery_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<String>,
     /// Whether the controller takes this key.
     logged_in: bool,
 }
@@ -54,6 +59,7 @@ impl Who {
             authority: None,
             home: home.path().display().to_string(),
             recovery_key: None,
+            request: None,
             logged_in: false,
         }
     }
@@ -83,6 +89,11 @@ pub(super) fn login(args: &Login, home: &Home, output: &mut Output<'_>) -> Resul
     let code: SetupCode = args.target.parse().map_err(
         |error: anteroom_proto::setup::SetupCodeError| Error::Usage(format!("{error}. To join a controller that others use, give its address as https://HOST:PORT")),
     )?;
+    if args.authority.is_some() {
+        return Err(Error::Usage(
+            "a setup code begins the organisation: leave --authority out".into(),
+        ));
+    }
     if args.fingerprint.is_some() {
         return Err(Error::Usage(
             "a setup code holds the fingerprint already: leave --fingerprint out".into(),
@@ -209,8 +220,9 @@ fn found(args: &Login, code: &SetupCode, home: &Home) -> Result<Kept, Error> {
         controller_key: code.controller,
         organisation,
         operator: args.name.clone(),
+        authority: None,
     };
-    write_recovery(&args.recovery_out, organisation, &recovery)?;
+    write_recovery(&args.recovery_out, organisation, chain.pin(), &recovery)?;
     let write = || -> Result<(), HomeError> {
         home.write_key(&key)?;
         home.write_trust(&Trust::of(&chain))?;
@@ -224,14 +236,17 @@ fn found(args: &Login, code: &SetupCode, home: &Home) -> Result<Kept, Error> {
     Ok((config, key, vec![signed]))
 }
 
-fn write_recovery(
+/// Writes a recovery key, with what it takes to know the organisation again.
+pub(super) fn write_recovery(
     path: &Path,
     organisation: OrganisationId,
+    pin: Hash,
     key: &IdentityKey,
 ) -> Result<(), Error> {
     let text = Zeroizing::new(format!(
         "# Recovery key of the Anteroom organisation {organisation}, fingerprint {}.\n\
-         # Keep it offline. It can name new operators when every operator's key is lost.\n{}",
+         # Keep it offline. It can name new operators when every operator's key is lost.\n\
+         {PIN_PREFIX}{pin}\n{}",
         key.public().fingerprint(),
         key_text(RECOVERY_PREFIX, key).as_str()
     ));
@@ -263,6 +278,7 @@ fn join(
         controller_key: info.key,
         organisation,
         operator: args.name.clone(),
+        authority: args.authority,
     };
     let key = match (home.find_config()?, home.find_key()?) {
         (None, None) => {
@@ -275,6 +291,9 @@ fn join(
         (Some(kept), Some(key))
             if kept.organisation == organisation && kept.controller_key == info.key =>
         {
+            if kept != config && home.trust()?.is_none() {
+                home.write_config(&config)?;
+            }
             key
         }
         _ => return Err(taken(home)),
@@ -288,15 +307,18 @@ fn join(
         Err(Error::Client(crate::client::ClientError::Refused { .. })) => false,
         Err(error) => return Err(error),
     };
+    if !who.logged_in {
+        let request = RequestCode::new(organisation, args.name.clone(), &key);
+        who.request = Some(request.to_string());
+    }
     output.data(&who, |who| {
         if who.logged_in {
             return format!("Logged in.\n\n{}", who.facts());
         }
         format!(
-            "Your key is made, but the organisation doesn't know it yet.\n\n{}\nGive this line to an operator; `anteroom operator add` comes with a later version of this program:\n  {} {}\nThen repeat this command.",
+            "Your key is made, but the organisation doesn't know it yet.\n\n{}\nGive this to an operator, and read your key's fingerprint out to them:\n\n  anteroom operator add {}\n\nThen type the line that it prints.",
             who.facts(),
-            who.operator,
-            who.key
+            who.request.as_deref().unwrap_or_default()
         )
     })?;
     Ok(if who.logged_in { Exit::Ok } else { Exit::Error })

@@ -1,8 +1,10 @@
 //! What each command does.
 
 mod audit;
+mod authority;
 mod bypass;
 mod cables;
+mod controller;
 mod device;
 mod device_change;
 mod enrol;
@@ -17,7 +19,7 @@ mod replace;
 mod status;
 mod why;
 
-use crate::args::{Command, DeviceCommand, GatewayCommand, OperatorCommand};
+use crate::args::{Command, ControllerCommand, DeviceCommand, GatewayCommand, OperatorCommand};
 use crate::error::{Error, Exit};
 use crate::home::Home;
 use crate::output::Output;
@@ -80,7 +82,27 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             }
         },
         Command::Policy(command) => policy::run(command, home, output),
-        Command::Operator(OperatorCommand::List) => operator::list(&open(home, output)?, output),
+        Command::Operator(command) => match command {
+            OperatorCommand::List => operator::list(&open(home, output)?, output),
+            OperatorCommand::Add { request, fingerprint, change } => {
+                let remote = &mut open(home, output)?;
+                authority::add(&request, fingerprint.as_deref(), change, remote, output)
+            }
+            OperatorCommand::Remove { name, change } => {
+                authority::remove(&name, change, &mut open(home, output)?, output)
+            }
+            OperatorCommand::Recover { recovery_key, recovery_out, change } => {
+                authority::recover(&recovery_key, &recovery_out, change, home, output)
+            }
+        },
+        Command::Controller(command) => match command {
+            ControllerCommand::Restored { force, change } => {
+                controller::restored(force, change, home, output)
+            }
+            ControllerCommand::Replace { code, force, change } => {
+                controller::replace(&code, force, change, home, output)
+            }
+        },
         Command::Audit(command) => audit::run(&command, &mut open(home, output)?, output),
     }
 }

@@ -7,7 +7,7 @@ mod trust;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anteroom_proto::api::Session;
+use anteroom_proto::api::{ModelRevision, Session};
 use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use anteroom_proto::name::Name;
@@ -80,6 +80,9 @@ pub struct Config {
     pub organisation: OrganisationId,
     /// The operator's name.
     pub operator: Name,
+    /// Hash of the first authority document, where a colleague has given it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<Hash>,
 }
 
 /// The directory that holds it all.
@@ -272,11 +275,20 @@ impl Home {
         self.read_json("seen.json")
     }
 
-    /// Remembers the newest revision that was seen.
+    /// The newest revision that was seen, whole; none where none was seen yet.
+    ///
+    /// # Errors
+    /// When the file can't be read or is damaged.
+    pub fn newest(&self) -> Result<Option<ModelRevision>, HomeError> {
+        self.read_json("newest.json")
+    }
+
+    /// Remembers the newest revision that was seen: that it was, and all of it, for a controller that loses it.
     ///
     /// # Errors
     /// When it can't be written.
-    pub fn write_seen(&self, seen: &Seen) -> Result<(), HomeError> {
+    pub fn write_seen(&self, seen: &Seen, revision: &ModelRevision) -> Result<(), HomeError> {
+        self.write_json("newest.json", revision)?;
         self.write_json("seen.json", seen)
     }
 
@@ -303,6 +315,7 @@ impl Home {
             "config.toml",
             "authority.json",
             "seen.json",
+            "newest.json",
             "session.json",
             "gateways.json",
         ] {

@@ -1,6 +1,6 @@
 //! What the operator's machine holds against a controller that lies: the pinned chain, the newest revision.
 
-use anteroom_proto::authority::{Authority, AuthorityChain, AuthorityError};
+use anteroom_proto::authority::{Authority, AuthorityChain, AuthorityError, RootId};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::key::Hash;
 use serde::{Deserialize, Serialize};
@@ -55,10 +55,27 @@ pub struct Seen {
     pub root: Hash,
 }
 
+impl Seen {
+    /// Where it stands among all revisions.
+    #[must_use]
+    pub const fn place(&self) -> (u64, u64) {
+        (self.incarnation, self.number)
+    }
+
+    /// As an authority document names it.
+    #[must_use]
+    pub const fn id(&self) -> RootId {
+        RootId { incarnation: self.incarnation, number: self.number, hash: self.root }
+    }
+}
+
 /// The newest entry of the audit log that this machine has verified: what comes before it can't be rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditSeen {
+    /// The controller's incarnation: a restored one has lost entries, and operators have signed that.
+    #[serde(default)]
+    pub incarnation: u64,
     /// The entry's number.
     pub number: u64,
     /// Its hash.

@@ -274,3 +274,47 @@ fn a_revision_that_names_an_unserved_authority_is_refused() {
             .contains("it names an authority document that the controller doesn't serve")
     );
 }
+
+#[test]
+fn a_challenge_is_never_a_document_to_sign() {
+    let (controller, ana) = hospital();
+    let root = controller.state().revisions[0].0.root.verify_self_named().unwrap();
+    let bytes = anteroom_proto::cbor::encode(&root.into_document());
+    let logins = controller.state().logins;
+    controller.state().tokens.clear();
+    controller.lie("/v1/login/challenge", move |_, body| {
+        let challenge = anteroom_proto::api::Challenge { nonce: Blob(bytes.clone()) };
+        *body = serde_json::to_value(challenge).unwrap();
+    });
+    let text = refused(&controller, &ana);
+    assert!(text.contains("a challenge is never that long: nothing was signed"), "{text}");
+    assert_eq!(controller.state().logins, logins);
+}
+
+#[test]
+fn a_newest_revision_older_than_operators_vouch_for_is_a_rollback_for_who_never_saw_it() {
+    let (controller, ana) = hospital();
+    let key = anteroom::home::Home::locate(Some(&ana.home())).unwrap().key().unwrap();
+    {
+        let mut state = controller.state();
+        let newest = state.revisions.last().unwrap().0.root.clone();
+        let known = newest.verify_self_named().unwrap();
+        let last = state.chain.last().unwrap().clone();
+        let mut next = last.verify_self_named().unwrap().next(&last);
+        next.root = Some(anteroom_proto::authority::RootId {
+            incarnation: known.incarnation,
+            number: known.number,
+            hash: newest.hash(),
+        });
+        state.chain.push(Signed::sign(&next, &key));
+        state.revisions.pop();
+    }
+    // As on a machine that has seen nothing yet.
+    for file in ["home/seen.json", "home/newest.json"] {
+        std::fs::remove_file(ana.path(file)).unwrap();
+    }
+    assert!(
+        refused(&controller, &ana)
+            .contains("serves revision 2 as the newest, but this machine has seen revision 3")
+    );
+}

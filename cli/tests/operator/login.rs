@@ -156,7 +156,7 @@ fn a_further_operator_gets_a_key_and_is_told_whom_to_ask() {
     let ran = ben.run(&["login", &controller.address(), "--fingerprint", &print, "--name", "ben"]);
     assert_eq!(ran.code, 1, "{ran:#?}");
     assert!(ran.out.contains("the organisation doesn't know it yet"), "{ran:#?}");
-    assert!(ran.out.contains("\n  ben "), "{ran:#?}");
+    assert!(ran.out.contains("  anteroom operator add anteroom-operator-1."), "{ran:#?}");
     let ran = ben.run(&["status"]);
     assert!(ran.fails(1).starts_with("error: not an operator here: "), "{ran:#?}");
 }

@@ -8,3 +8,4 @@ mod login;
 mod person;
 mod real;
 mod swap;
+mod trust;

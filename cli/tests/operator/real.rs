@@ -10,7 +10,8 @@ use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::BootId;
 use anteroom_proto::invite::{IdentityClaim, InviteCode};
-use anteroom_proto::key::IdentityKey;
+use anteroom_proto::key::{Hash, IdentityKey};
+use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{Report, Sighting};
@@ -27,20 +28,20 @@ use crate::person::Person;
 const MAC: &str = "02:00:00:00:01:0a";
 
 /// A gateway that does as it is told, and has seen one device.
-struct Gateway {
+pub(crate) struct Gateway {
     code: InviteCode,
     identity: IdentityKey,
     address: SocketAddr,
 }
 
 impl Gateway {
-    fn new(invite: &str, seed: u8) -> Self {
+    pub(crate) fn new(invite: &str, seed: u8) -> Self {
         let code: InviteCode = invite.parse().unwrap();
         let address = code.addresses[0].parse().unwrap();
         Self { code, identity: IdentityKey::from_seed(&[seed; 32]), address }
     }
 
-    async fn enrol(&self) -> ToAgent {
+    pub(crate) async fn enrol(&self) -> ToAgent {
         let claim = IdentityClaim {
             organisation: self.code.organisation,
             invite: self.code.invite,
@@ -57,13 +58,8 @@ impl Gateway {
         reader.next().await.unwrap().unwrap()
     }
 
-    /// Connects, reports a device, and confirms every view that it can verify.
-    async fn run(self, chain: AuthorityChain) {
-        let link = connect(self.address, &self.identity, &[self.code.controller]).await.unwrap();
-        let (send, receive) = link.connection().open_bi().await.unwrap();
-        let mut writer = MessageWriter::<ToController>::new(send);
-        let boot = BootId::from_bytes([1; 16]);
-        let hello = Hello {
+    fn hello(&self, boot: BootId, applied: Option<Applied>) -> Hello {
+        Hello {
             versions: VERSIONS,
             organisation: self.code.organisation,
             gateway: self.code.gateway,
@@ -71,9 +67,37 @@ impl Gateway {
             agent_version: "0.1.0".into(),
             capabilities: Vec::new(),
             authority: 1,
-            applied: None,
+            applied,
             reachable: Reachable { endpoints: Vec::new(), keys: Vec::new(), ports: Vec::new() },
+        }
+    }
+
+    /// Says hello as one that has `revision` in force, and hears the answer.
+    pub(crate) async fn claim_to_hold(&self, revision: u64) {
+        let link = connect(self.address, &self.identity, &[self.code.controller]).await.unwrap();
+        let (send, receive) = link.connection().open_bi().await.unwrap();
+        let applied = Applied {
+            number: ViewNumber { incarnation: 1, sequence: 9 },
+            revision,
+            intent_hash: Hash::ZERO,
+            refused: None,
+            problems: Vec::new(),
         };
+        let hello = self.hello(BootId::from_bytes([2; 16]), Some(applied));
+        let mut writer = MessageWriter::<ToController>::new(send);
+        writer.send(&ToController::Hello(Box::new(hello))).await.unwrap();
+        let mut reader = MessageReader::<ToAgent>::new(receive, frame::MAX_TO_AGENT);
+        let answer = reader.next().await.unwrap().unwrap();
+        assert!(matches!(answer, ToAgent::Refused(_)), "{answer:?}");
+    }
+
+    /// Connects, reports a device, and confirms every view that it can verify.
+    async fn run(self, chain: AuthorityChain) {
+        let link = connect(self.address, &self.identity, &[self.code.controller]).await.unwrap();
+        let (send, receive) = link.connection().open_bi().await.unwrap();
+        let mut writer = MessageWriter::<ToController>::new(send);
+        let boot = BootId::from_bytes([1; 16]);
+        let hello = self.hello(boot, None);
         writer.send(&ToController::Hello(Box::new(hello))).await.unwrap();
         let sighting = Sighting {
             port: "port1".parse().unwrap(),
@@ -119,7 +143,7 @@ impl Gateway {
     }
 }
 
-fn free_port(tcp: bool) -> SocketAddr {
+pub(crate) fn free_port(tcp: bool) -> SocketAddr {
     let any = (Ipv4Addr::LOCALHOST, 0);
     if tcp {
         TcpListener::bind(any).unwrap().local_addr().unwrap()

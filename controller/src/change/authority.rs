@@ -27,7 +27,7 @@ pub async fn authority(
     operator: &Operator,
     update: AuthorityUpdate,
 ) -> Result<(), ChangeError> {
-    let AuthorityUpdate { document, revision, action, subject, reason } = update;
+    let AuthorityUpdate { document, lost: documents, revision, action, subject, reason } = update;
     check_text("action", &action)?;
     check_text("subject", &subject)?;
     check_text("reason", reason.as_deref().unwrap_or_default())?;
@@ -36,7 +36,14 @@ pub async fn authority(
         .authority()
         .ok_or_else(|| ChangeError::Conflict("nobody has claimed this controller yet".into()))?;
     let mut after = AuthorityChain::clone(&before);
-    check_moved(&before, &document)?;
+    if !documents.is_empty() && controller.restored().is_none() {
+        return Err(invalid("lost: this controller wasn't restored, and has lost nothing"));
+    }
+    check_moved(&before, documents.first().unwrap_or(&document))?;
+    for document in &documents {
+        after.extend(document).map_err(|error| invalid(format!("lost: {error}")))?;
+    }
+    let last = after.newest().incarnation;
     after.extend(&document).map_err(|error| invalid(format!("document: {error}")))?;
     let (was, is) = (before.newest(), after.newest());
     if is.signer() != operator.key {
@@ -50,7 +57,7 @@ pub async fn authority(
             controller.identity.public().fingerprint()
         )));
     }
-    check_incarnation(controller, was, is)?;
+    check_incarnation(controller, last, is)?;
     let lost = match check_root(controller, is.root)? {
         None => None,
         Some(root) => Some(recover(&after, root, revision).await?),
@@ -82,7 +89,10 @@ pub async fn authority(
         model: body.model.clone(),
         affected: current.compiled.leaves.keys().copied().collect(),
     });
-    if !controller.store.add_authority(is.number, &document, stored.as_ref(), &audit).await? {
+    let first = was.number.saturating_add(1);
+    let mut new = documents;
+    new.push(document);
+    if !controller.store.add_authority(first, &new, stored.as_ref(), &audit).await? {
         return Err(moved(&before));
     }
     tracing::info!(number = is.number, operator = audit.actor, action = audit.action, "authority");
@@ -117,14 +127,14 @@ fn check_moved(
 
 fn check_incarnation(
     controller: &Controller,
-    was: &Authority,
+    before: u64,
     is: &Authority,
 ) -> Result<(), ChangeError> {
-    match (controller.restored(), is.incarnation.checked_sub(was.incarnation)) {
+    match (controller.restored(), is.incarnation.checked_sub(before)) {
         (Some(_), Some(1)) | (None, Some(0)) => Ok(()),
         (Some(_), _) => Err(ChangeError::Conflict(format!(
             "document: {WAITING}; the document must begin incarnation {}",
-            was.incarnation.saturating_add(1)
+            before.saturating_add(1)
         ))),
         (None, _) => Err(ChangeError::Conflict(
             "document: it begins a new incarnation, but this controller was neither restored nor given another key"

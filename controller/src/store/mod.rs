@@ -96,13 +96,13 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn authority(&self) -> Result<Vec<Signed<Authority>>, StoreError>;
     /// Stores the first authority document. False, and no change, where there is one already.
     async fn claim(&self, first: &Signed<Authority>, audit: &NewAudit) -> Result<bool, StoreError>;
-    /// Stores authority document `number`, with its audit entry and with the revision that it names as the newest
-    /// where that was `lost`. Whoever waited for it after a restore waits no more. False, and no change, where the
-    /// document's number isn't the next one, or the revision isn't newer than those that are held.
+    /// Stores authority documents from `number` on, with one audit entry and with the revision that the last of them
+    /// names as the newest where that was `lost`. Whoever waited for it after a restore waits no more. False, and no
+    /// change, where `number` isn't the next one, or the revision isn't newer than those that are held.
     async fn add_authority(
         &self,
         number: u64,
-        document: &Signed<Authority>,
+        documents: &[Signed<Authority>],
         lost: Option<&NewRevision>,
         audit: &NewAudit,
     ) -> Result<bool, StoreError>;

@@ -283,6 +283,7 @@ impl Desk {
     pub(crate) fn authority_update(&self, next: &Authority, action: &str) -> AuthorityUpdate {
         AuthorityUpdate {
             document: Signed::sign(next, &self.key),
+            lost: Vec::new(),
             revision: None,
             action: action.into(),
             subject: "the organisation".into(),

@@ -131,13 +131,15 @@ impl Store for SqliteStore {
     async fn add_authority(
         &self,
         number: u64,
-        document: &Signed<Authority>,
+        documents: &[Signed<Authority>],
         lost: Option<&NewRevision>,
         audit: &NewAudit,
     ) -> Result<bool, StoreError> {
         let mut change = self.begin().await?;
-        if !authority::add(&mut change, document, number).await? {
-            return Ok(false);
+        for (number, document) in (number..).zip(documents) {
+            if !authority::add(&mut change, document, number).await? {
+                return Ok(false);
+            }
         }
         if let Some(lost) = lost
             && !model::add(&mut change, lost, model::Place::AfterLoss).await?

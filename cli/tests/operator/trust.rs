@@ -1,0 +1,273 @@
+//! The authority chain on the command line, against the real controller: operators who come and go, the recovery key,
+//! a controller that was restored, and one with another key.
+
+use std::net::SocketAddr;
+
+use anteroom_controller::directory::Directory;
+use anteroom_controller::init::{InitOptions, init};
+use anteroom_controller::{restore, run};
+use anteroom_proto::setup::SetupCode;
+use tokio::runtime::Runtime;
+
+use crate::person::{Person, Ran};
+use crate::real::{Gateway, free_port};
+
+/// A real controller, and its first operator.
+struct Hospital {
+    runtime: Runtime,
+    running: Option<run::Running>,
+    place: &'static str,
+    https: SocketAddr,
+    ana: Person,
+}
+
+impl Hospital {
+    fn new() -> Self {
+        let runtime = Runtime::new().unwrap();
+        let ana = Person::new();
+        let directory = Directory::new(&ana.path("controller"));
+        let https = free_port(true);
+        let options =
+            InitOptions { quic: free_port(false), https, advertise: vec!["127.0.0.1".into()] };
+        let code: SetupCode = runtime.block_on(init(&directory, &options)).unwrap();
+        let mut hospital = Self { runtime, running: None, place: "controller", https, ana };
+        hospital.start();
+        let recovery = hospital.ana.path("recovery.key").display().to_string();
+        let login = ["login", &code.to_string(), "--name", "ana", "--recovery-out", &recovery];
+        hospital.ana.run(&login).ok();
+        hospital
+    }
+
+    fn directory(&self, place: &str) -> Directory {
+        Directory::new(&self.ana.path(place))
+    }
+
+    fn start(&mut self) {
+        let running = run::start(self.directory(self.place), false);
+        self.running = Some(self.runtime.block_on(running).unwrap());
+    }
+
+    fn stop(&mut self) {
+        self.runtime.block_on(self.running.take().unwrap().stop());
+    }
+
+    fn backup(&self) {
+        let (from, to) = (self.directory(self.place), self.directory("backup"));
+        self.runtime.block_on(restore::backup(&from, &to)).unwrap();
+    }
+
+    /// Stops the controller and starts one from the backup. Gives its code.
+    fn restore(&mut self, new_key: bool) -> String {
+        self.stop();
+        let (from, to) = (self.directory("backup"), self.directory("restored"));
+        let code = self.runtime.block_on(restore::restore(&from, &to, new_key)).unwrap();
+        self.place = "restored";
+        self.start();
+        code.to_string()
+    }
+
+    /// A gateway that enrols and is approved.
+    fn gateway(&self, name: &str, seed: u8) -> Gateway {
+        let gateway = Gateway::new(&self.ana.invite(name), seed);
+        self.runtime.block_on(gateway.enrol());
+        self.ana.run(&["gateway", "approve", name, "--yes", "--no-wait"]).ok();
+        gateway
+    }
+
+    fn certificate(&self) -> String {
+        self.directory(self.place).load_https().unwrap().fingerprint.to_string()
+    }
+
+    fn join(&self, person: &Person, name: &str, more: &[&str]) -> Ran {
+        let (url, print) = (format!("https://{}", self.https), self.certificate());
+        let login = ["login", &url, "--fingerprint", &print, "--name", name];
+        person.run(&[&["--json"], &login[..], more].concat())
+    }
+
+    /// Makes `name` an operator, as two people at two machines do.
+    fn operator(&self, name: &str) -> Person {
+        let person = Person::new();
+        let asked = self.join(&person, name, &[]).json();
+        let request = asked["request"].as_str().unwrap();
+        let print = asked["fingerprint"].as_str().unwrap();
+        let add = ["--json", "operator", "add", request, "--fingerprint", print];
+        let added = self.ana.run(&[&add[..], &["--reason", "night shift", "--yes"]].concat()).ok();
+        let line = added.json()["next"].as_str().unwrap().to_owned();
+        let words: Vec<&str> = line.split(' ').skip(1).collect();
+        person.run(&words).ok();
+        person
+    }
+}
+
+fn fails_with(ran: &Ran, code: u8, words: &str) {
+    let text = ran.fails(code);
+    assert!(text.contains(words), "{words} isn't in {text}");
+}
+
+#[test]
+fn an_operator_is_added_works_and_is_removed() {
+    let mut hospital = Hospital::new();
+    hospital.gateway("imaging", 1);
+    let ben = hospital.operator("ben");
+    ben.run(&["gateway", "label", "imaging", "floor=2", "--yes", "--no-wait"]).ok();
+    let list = ben.run(&["--json", "operator", "list"]).ok().json();
+    assert_eq!(list["operators"].as_array().unwrap().len(), 2, "{list}");
+    let ana = &hospital.ana;
+    fails_with(
+        &ana.run(&["operator", "remove", "ben", "--reason", "left", "--yes"]),
+        64,
+        "add --confirm ben",
+    );
+    fails_with(&ana.run(&["operator", "remove", "eve", "--reason", "r"]), 1, "there are: ana, ben");
+    let remove = ["operator", "remove", "ben", "--reason", "left", "--confirm", "ben"];
+    ana.run(&remove).ok();
+    fails_with(&ben.run(&["gateway", "label", "imaging", "floor=3", "--yes"]), 1, "");
+    fails_with(
+        &ana.run(&["operator", "remove", "ana", "--reason", "r", "--confirm", "ana"]),
+        4,
+        "the only operator",
+    );
+    // What he signed still stands, here and for a third operator who never saw it before.
+    ana.run(&["gateway", "label", "imaging", "floor=4", "--yes", "--no-wait"]).ok();
+    let cat = hospital.operator("cat");
+    cat.run(&["gateway", "label", "imaging", "floor=5", "--yes", "--no-wait"]).ok();
+    let log = cat.run(&["--json", "audit", "list"]).ok().out;
+    for word in ["operator add", "operator remove", "night shift", "left"] {
+        assert!(log.contains(word), "{word} isn't in\n{log}");
+    }
+    let ran = cat.run(&["audit", "verify"]).ok();
+    assert!(ran.out.contains("each signed by an operator (ana, ben, cat)"), "{ran:#?}");
+    hospital.stop();
+}
+
+#[test]
+fn a_request_that_was_changed_on_the_way_is_refused() {
+    let mut hospital = Hospital::new();
+    let (ben, eve) = (Person::new(), Person::new());
+    let asked = hospital.join(&ben, "ben", &[]).json();
+    let swapped = hospital.join(&eve, "ben", &[]).json();
+    let request = swapped["request"].as_str().unwrap();
+    let print = asked["fingerprint"].as_str().unwrap();
+    let add = ["operator", "add", request, "--fingerprint", print, "--reason", "r", "--yes"];
+    fails_with(&hospital.ana.run(&add), 4, "somebody has changed it on the way");
+    fails_with(&hospital.ana.run(&["operator", "add", &request[..40]]), 64, "not copied whole");
+    let quiet = ["operator", "add", request, "--reason", "r"];
+    fails_with(&hospital.ana.run(&quiet), 64, "add --yes if you mean it");
+    // Another organisation's beginning isn't believed, though the controller says so.
+    let forged = "0".repeat(64);
+    hospital.operator("cat");
+    let dan = Person::new();
+    hospital.join(&dan, "dan", &["--authority", &forged]);
+    let asked = hospital.join(&dan, "dan", &["--authority", &forged]).json();
+    let request = asked["request"].as_str().unwrap();
+    hospital.ana.run(&["operator", "add", request, "--reason", "r", "--yes"]).ok();
+    fails_with(&dan.run(&["operator", "list"]), 1, "isn't the one that was pinned");
+    hospital.stop();
+}
+
+#[test]
+fn the_recovery_key_makes_one_new_operator() {
+    let mut hospital = Hospital::new();
+    hospital.gateway("imaging", 1);
+    let zoe = Person::new();
+    hospital.join(&zoe, "zoe", &[]);
+    let key = hospital.ana.path("recovery.key").display().to_string();
+    let fresh = zoe.path("new.key").display().to_string();
+    let recover = |key: &str, out: &str| {
+        let line = ["operator", "recover", "--recovery-key", key, "--recovery-out", out];
+        zoe.run(&[&line[..], &["--reason", "fire", "--confirm", "zoe"]].concat())
+    };
+    let other = zoe.path("other.key").display().to_string();
+    std::fs::write(&other, "anteroom-recovery-key-1.AAAA\n").unwrap();
+    fails_with(&recover(&other, &fresh), 1, "it holds no recovery key");
+    let ran = recover(&key, &fresh).ok();
+    assert!(ran.out.contains("zoe is the only operator now"), "{ran:#?}");
+    assert!(std::fs::read_to_string(&fresh).unwrap().contains("anteroom-recovery-key-1."));
+    zoe.run(&["gateway", "label", "imaging", "floor=2", "--yes", "--no-wait"]).ok();
+    fails_with(&hospital.ana.run(&["status"]), 1, "");
+    // The used key has had its day.
+    let again = zoe.path("again.key").display().to_string();
+    fails_with(&recover(&key, &again), 1, "");
+    assert!(!std::path::Path::new(&again).exists());
+    recover(&fresh, &again).ok();
+    zoe.run(&["audit", "verify"]).ok();
+    hospital.stop();
+}
+
+#[test]
+fn a_restored_controller_gets_back_what_was_decided_since() {
+    let mut hospital = Hospital::new();
+    hospital.gateway("imaging", 1);
+    hospital.gateway("ward", 2);
+    hospital.backup();
+    let ana = &hospital.ana;
+    ana.run(&["gateway", "revoke", "imaging", "--reason", "stolen", "--confirm", "imaging"]).ok();
+    ana.run(&["audit", "verify"]).ok();
+    // An operator came after the backup as well: the chain itself is longer than the controller's.
+    let ben = hospital.operator("ben");
+    ben.run(&["gateway", "label", "ward", "floor=2", "--yes", "--no-wait"]).ok();
+    hospital.restore(false);
+    let ana = &hospital.ana;
+    fails_with(&ana.run(&["status"]), 1, "which is already held");
+    // She never saw what ben signed last; that machine knows only that it saw the revocation.
+    ana.run(&["controller", "restored", "--reason", "disk failure", "--yes"]).ok();
+    let gateways = ana.run(&["--json", "gateway", "list"]).ok().json();
+    let names: Vec<_> =
+        gateways.as_array().unwrap().iter().map(|row| row["name"].clone()).collect();
+    assert_eq!(names, ["ward"], "the revoked gateway is back: {gateways}");
+    let list = ana.run(&["--json", "operator", "list"]).ok().json();
+    assert_eq!(list["operators"].as_array().unwrap().len(), 2, "ben is still one: {list}");
+    let ran = ana.run(&["audit", "verify"]).ok();
+    assert!(ran.out.contains("entries are lost"), "{ran:#?}");
+    let ran = ana.run(&["controller", "restored", "--reason", "r", "--yes"]);
+    fails_with(&ran, 1, "doesn't wait to be signed in");
+    ana.run(&["gateway", "label", "ward", "floor=3", "--yes", "--no-wait"]).ok();
+    hospital.stop();
+}
+
+#[test]
+fn a_machine_that_knows_too_little_doesnt_sign_a_restored_controller_in() {
+    let mut hospital = Hospital::new();
+    let ward = hospital.gateway("ward", 2);
+    let ben = hospital.operator("ben");
+    ben.run(&["status"]);
+    hospital.backup();
+    let ana = &hospital.ana;
+    ana.run(&["gateway", "label", "ward", "floor=2", "--yes", "--no-wait"]).ok();
+    hospital.restore(false);
+    // The gateway has what ana signed in force; ben's machine has never seen it.
+    hospital.runtime.block_on(ward.claim_to_hold(2));
+    let signs = |person: &Person, more: &[&str]| {
+        let line = ["controller", "restored", "--reason", "r", "--yes"];
+        person.run(&[&line[..], more].concat())
+    };
+    fails_with(
+        &signs(&ben, &[]),
+        4,
+        "says that it has revision 2 in force, and the newest that is known here is 1",
+    );
+    signs(&hospital.ana, &[]).ok();
+    ben.run(&["gateway", "label", "ward", "floor=3", "--yes", "--no-wait"]).ok();
+    hospital.stop();
+}
+
+#[test]
+fn a_controller_with_another_key_is_signed_in_and_learnt_by_colleagues() {
+    let mut hospital = Hospital::new();
+    hospital.gateway("ward", 2);
+    let ben = hospital.operator("ben");
+    hospital.backup();
+    let code = hospital.restore(true);
+    let ana = &hospital.ana;
+    fails_with(&ana.run(&["status"]), 1, "shows another certificate than the one that was pinned");
+    let replace = ["controller", "replace", &code, "--reason", "stolen", "--yes"];
+    ana.run(&replace).ok();
+    let list = ana.run(&["--json", "operator", "list"]).ok().json();
+    assert_eq!(list["controllers"].as_array().unwrap().len(), 1, "{list}");
+    fails_with(&ben.run(&["status"]), 1, "shows another certificate");
+    let ran = ben.run(&replace).ok();
+    assert!(ran.out.contains("signed this controller in already"), "{ran:#?}");
+    ben.run(&["gateway", "label", "ward", "floor=3", "--yes", "--no-wait"]).ok();
+    ben.run(&["audit", "verify"]).ok();
+    hospital.stop();
+}
