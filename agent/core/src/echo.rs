@@ -11,7 +11,10 @@ use crate::port::PortId;
 /// How long a frame is remembered. A loop brings it back within a fraction of that.
 const REMEMBERED: Duration = Duration::from_millis(500);
 /// Most frames remembered.
-const ROOM: usize = 256;
+const ROOM: usize = 1_024;
+/// The very same frame more often than this within that time is no device that repeats itself: it goes round, by way
+/// of ports out of which it was never sent.
+const REPEATED: usize = 64;
 
 /// Digests of frames that went to everybody on a cable, and out of which ports: in a loop it is these that come
 /// back, and go round for ever unless they are stopped.
@@ -45,7 +48,7 @@ impl Echoes {
         self.sent.push_back((self.hasher.hash_one(frame), ports, now));
     }
 
-    /// Whether a frame that came in on `port` was sent out there a moment ago.
+    /// Whether a frame that came in on `port` was sent out there a moment ago, or goes round otherwise.
     pub(crate) fn is_back(
         &self,
         frame: impl Hash,
@@ -61,9 +64,14 @@ impl Echoes {
         }
         let digest = self.hasher.hash_one(frame);
         let recent = self.sent.iter().rev().take_while(|(.., at)| fresh(*at));
-        let mut same =
-            recent.filter(|(known, ports, _)| *known == digest && ports & Self::bit(port) != 0);
-        same.next().is_some()
+        let mut times = 0;
+        for (_, ports, _) in recent.filter(|(known, ..)| *known == digest) {
+            times += 1;
+            if ports & Self::bit(port) != 0 || times >= REPEATED {
+                return true;
+            }
+        }
+        false
     }
 }
 
@@ -83,7 +91,7 @@ mod tests {
         assert!(!echoes.is_back(b"who has", two, true, now));
         assert!(!echoes.is_back(b"who hat", one, true, now));
         assert!(!echoes.is_back(b"who has", one, true, now + REMEMBERED));
-        for number in 0..1_000_u32 {
+        for number in 0..2_000_u32 {
             echoes.sent(number.to_be_bytes(), 1, true, now);
         }
         assert_eq!(echoes.sent.len(), ROOM);

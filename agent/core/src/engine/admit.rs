@@ -33,7 +33,7 @@ impl Refusal {
         Self { reason, address: None, member: None }
     }
 
-    const fn address(address: Ipv4Addr, member: Option<MemberId>) -> Self {
+    pub(super) const fn address(address: Ipv4Addr, member: Option<MemberId>) -> Self {
         Self { reason: DropReason::IpSpoofed, address: Some(address), member }
     }
 }
@@ -197,7 +197,7 @@ impl Engine {
     }
 
     /// The member that a station is, if it is confirmed.
-    fn member_of(&self, id: StationId) -> Option<MemberId> {
+    pub(super) fn member_of(&self, id: StationId) -> Option<MemberId> {
         self.stations.get(id)?.device.as_ref().map(|device| device.member)
     }
 
@@ -222,6 +222,9 @@ impl Engine {
                             address: Some(packet.sender),
                             ..Refusal::because(DropReason::MacSpoofed)
                         });
+                    }
+                    if packet.sender_mac != header.source && !packet.sender.is_unspecified() {
+                        self.check_ip(station, header, packet.sender)?;
                     }
                     (packet.sender_mac == header.source).then_some(packet.sender)
                 }

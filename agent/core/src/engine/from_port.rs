@@ -43,7 +43,9 @@ impl Engine {
             Err(reason) => return self.recorder.drop(None, reason, tuple_of(&header, frame), now),
         };
         self.note_address(sender, &header, frame, now);
-        let claim = self.claim(sender, &header, frame);
+        let claim = self
+            .claim(sender, &header, frame)
+            .and_then(|address| self.follow_shared(sender, &header, address, now, out));
         self.sight(sender, &header, frame, (claim.ok().flatten(), now));
         let stance = sender
             .and_then(|id| self.stations.get(id))

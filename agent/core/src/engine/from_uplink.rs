@@ -244,7 +244,12 @@ impl Engine {
             let policy = self.policy.as_ref();
             let own = own.and_then(|member| policy?.find(member));
             let outcome = match (&parsed, policy, own) {
-                (Ok(packet), Some(policy), Some(own)) => {
+                (Ok(packet), Some(policy), Some(own))
+                    if station
+                        .device
+                        .as_ref()
+                        .is_some_and(|device| self.holds(device.member, packet.target)) =>
+                {
                     arp::to_enforced(policy, own, station, header.source, packet)
                 }
                 _ => arp::Outcome::DROP,
@@ -276,7 +281,9 @@ impl Engine {
                 station.device.as_ref().is_some_and(|device| {
                     let router = device.router.is_some_and(|r| r.address == packet.sender);
                     let announced = packet.is_announcement() && router;
-                    device.stance >= Mode::Enforce && (device.owns(packet.target) || announced)
+                    let asked =
+                        device.owns(packet.target) && self.holds(device.member, packet.target);
+                    device.stance >= Mode::Enforce && (asked || announced)
                 })
             })
             .map(|(id, _)| id)

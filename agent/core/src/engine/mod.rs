@@ -16,11 +16,13 @@ mod passage;
 mod peering;
 mod pieces;
 mod record;
+mod shared;
 mod status;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,6 +76,8 @@ pub struct Engine {
     echoes: Echoes,
     alarms: Alarms,
     guarded: Guarded,
+    /// Who has which shared address.
+    holders: BTreeMap<Ipv4Addr, shared::Holder>,
     policy: Option<Policy>,
     bypasses: Bypasses,
     /// Counts whatever makes cached verdicts void.
@@ -124,6 +128,7 @@ impl Engine {
             echoes: Echoes::new(seeds.hasher()),
             alarms: Alarms::new(config.ports.len()),
             guarded: Guarded::default(),
+            holders: BTreeMap::new(),
             policy: None,
             bypasses: Bypasses::default(),
             epoch: 0,
@@ -268,7 +273,12 @@ impl Engine {
             Some((id, shared, device.stance))
         };
         let before = self.policy.take().map(Arc::new);
-        self.policy = Some(Policy::new(&view, &mut self.seeds, place));
+        let mut policy = Policy::new(&view, &mut self.seeds, place);
+        self.holders.retain(|address, holder| {
+            policy.set_holder(*address, holder.member);
+            policy.is_shared(*address)
+        });
+        self.policy = Some(policy);
         self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
         self.set_peers(&view, before.as_ref(), now);
         self.reconcile_holdings(now);

@@ -20,13 +20,13 @@ const ID_REUSED_AFTER: Duration = Duration::from_secs(2);
 /// How much a [`Tracker`] may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Packets followed at once.
+    /// Packets followed at once. Where there are more, the owner with the most gives one up.
     pub packets: usize,
     /// Packets followed at once of one owner. One more pushes the owner's oldest out.
     pub packets_per_owner: usize,
     /// Fragments of one packet that are held until their first arrives.
     pub held_per_packet: usize,
-    /// Bytes of held fragments altogether.
+    /// Bytes of held fragments altogether. Where there are more, the owner that holds the most gives some up.
     pub held_bytes: usize,
     /// Bytes of held fragments of one owner.
     pub held_bytes_per_owner: usize,
@@ -37,10 +37,10 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            packets: 2048,
+            packets: 4_096,
             packets_per_owner: 128,
             held_per_packet: 16,
-            held_bytes: 512 * 1024,
+            held_bytes: 2 * 1024 * 1024,
             held_bytes_per_owner: 64 * 1024,
             timeout: Duration::from_secs(30),
         }
@@ -218,9 +218,11 @@ impl<T: Copy> Tracker<T> {
         if known.is_none() {
             let held = entry.map_or(0, |entry| entry.held.len());
             let own = self.owners.get(&owner).map_or(0, |owner| owner.held_bytes);
-            let room = (self.limits.held_bytes.saturating_sub(self.held_bytes))
-                .min(self.limits.held_bytes_per_owner.saturating_sub(own));
-            if held >= self.limits.held_per_packet || bytes.len() > room {
+            let room = self.limits.held_bytes_per_owner.saturating_sub(own);
+            if held >= self.limits.held_per_packet
+                || bytes.len() > room
+                || !self.make_room_for(owner, bytes.len())
+            {
                 return Outcome::Drop(DropReason::FragmentNoFirst);
             }
         }
@@ -314,15 +316,41 @@ impl<T: Copy> Tracker<T> {
         if live < self.limits.packets_per_owner && self.entries.len() < self.limits.packets {
             return Ok(());
         }
+        let own_is_full = live >= self.limits.packets_per_owner;
+        let most = self.owners.iter().max_by_key(|(_, owner)| owner.live).map(|(id, _)| *id);
+        let victim = if own_is_full { Some(owner) } else { most };
+        match victim {
+            Some(victim) if self.push_out(victim) => Ok(()),
+            _ => Err(DropReason::FragmentTableFull),
+        }
+    }
+
+    /// Makes sure that so many bytes more may be held: whoever holds the most gives way.
+    fn make_room_for(&mut self, owner: u32, bytes: usize) -> bool {
+        while self.held_bytes + bytes > self.limits.held_bytes {
+            let most = self.owners.iter().max_by_key(|(_, owner)| owner.held_bytes);
+            let Some((fullest, holding)) = most.map(|(id, owner)| (*id, owner.held_bytes)) else {
+                return false;
+            };
+            let own = self.owners.get(&owner).map_or(0, |owner| owner.held_bytes);
+            if holding <= own + bytes || !self.push_out(fullest) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Removes an owner's oldest packet.
+    fn push_out(&mut self, owner: u32) -> bool {
         while let Some(found) = self.owners.get_mut(&owner)
             && let Some((key, serial, _)) = found.order.pop_front()
         {
             if self.entries.get(&key).is_some_and(|entry| entry.serial == serial) {
                 self.remove(&key);
-                return Ok(());
+                return true;
             }
         }
-        Err(DropReason::FragmentTableFull)
+        false
     }
 
     fn is_stale(&self, key: &Key, now: Instant) -> bool {

@@ -89,6 +89,9 @@ pub(crate) struct Policy {
     by_mac: Map<MacAddr, MemberIndex>,
     /// Networks behind members, longest prefix first.
     by_prefix: Vec<(Ipv4Net, MemberIndex)>,
+    /// Addresses that operators gave to several members behind one gateway: who may hold them. `by_address` has
+    /// whoever does.
+    shared: Map<Ipv4Addr, Vec<MemberIndex>>,
     /// Who holds which dynamic address now.
     held: Map<Ipv4Addr, MemberIndex>,
     rules: Rules,
@@ -111,6 +114,7 @@ impl Policy {
             by_address: seeds.map(),
             by_mac: seeds.map(),
             by_prefix: Vec::new(),
+            shared: seeds.map(),
             held: seeds.map(),
             rules: Rules::default(),
             bypassed: Vec::new(),
@@ -178,10 +182,34 @@ impl Policy {
                 }
                 // Another site's member can't take an address from this site's, nor make it doubtful.
                 Some(Some(first)) if !own_site && self.is_own_site(first) => {}
+                Some(Some(first)) if own_site && self.are_together(first, index) => {
+                    self.shared.entry(net.addr()).or_insert_with(|| vec![first]).push(index);
+                }
                 Some(_) => {
+                    self.shared.remove(&net.addr());
                     self.by_address.insert(net.addr(), None);
                 }
             }
+        }
+    }
+
+    /// Whether two members of this site are behind the same gateway, which sees who of them has an address.
+    fn are_together(&self, a: MemberIndex, b: MemberIndex) -> bool {
+        let gateway = |index| self.member(index).map(|member| member.gateway);
+        self.is_own_site(a) && gateway(a) == gateway(b)
+    }
+
+    /// Whether several members behind one gateway may have an address, one at a time.
+    pub(crate) fn is_shared(&self, address: Ipv4Addr) -> bool {
+        self.shared.contains_key(&address)
+    }
+
+    /// Says which of those who may have a shared address has it.
+    pub(crate) fn set_holder(&mut self, address: Ipv4Addr, member: MemberId) {
+        let index = self.find(member);
+        let listed = self.shared.get(&address).into_iter().flatten();
+        if let Some(index) = index.filter(|index| listed.into_iter().any(|one| one == index)) {
+            self.by_address.insert(address, Some(index));
         }
     }
 

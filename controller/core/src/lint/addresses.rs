@@ -51,16 +51,43 @@ fn duplicates(
         let watched = ids.iter().all(|id| mode(resolved, *id) == Some(Mode::Observe));
         let severity = if watched { Severity::Warning } else { Severity::Error };
         let names: Vec<String> = ids.iter().map(|id| member_label(resolved, *id)).collect();
+        if !watched && are_a_cluster(resolved, &ids) {
+            findings.add(
+                Severity::Warning,
+                "shared-address",
+                format!("site {}", place.site),
+                format!(
+                    "{} share the address {address}: one of them has it at a time, and it follows whoever of them \
+                     announces it.",
+                    some_of(&names, 8)
+                ),
+            );
+            continue;
+        }
         findings.add(
             severity,
             "duplicate-address",
             format!("site {}", place.site),
             format!(
-                "{} have the same address, {address}: give each its own before one leaves observe.",
+                "{} have the same address, {address}: give each its own before one leaves observe. To share one, as a \
+                 cluster does, they must be behind one gateway, in one mode and named by the same rules.",
                 some_of(&names, 8)
             ),
         );
     }
+}
+
+/// Whether devices may share an address: one gateway sees which of them has it, and whoever it is, the same is
+/// allowed and goes the same way.
+fn are_a_cluster(resolved: &Resolved, ids: &[MemberId]) -> bool {
+    let alike = |id: &MemberId| {
+        let device = resolved.model.devices.get(id)?;
+        let place = &device.attachment;
+        let sides: BTreeSet<SideId> = resolved.sides_of(*id).iter().copied().collect();
+        Some((place.gateway, place.vlan, device.mode, device.quarantined, sides))
+    };
+    let first = ids.first().and_then(alike);
+    first.is_some() && ids.iter().all(|id| alike(id) == first)
 }
 
 /// Gateways whose views hold a member.

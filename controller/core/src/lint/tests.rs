@@ -106,8 +106,47 @@ fn an_address_belongs_to_one_device_of_a_site() {
             set_modes(model, Mode::Protect, modes);
         })
     };
-    assert_snapshot!(twice(&[]), @"warning [duplicate-address] site north: ct-1, pump-1 have the same address, 10.20.1.10: give each its own before one leaves observe.");
-    assert_snapshot!(twice(&["pump-1"]), @"error [duplicate-address] site north: ct-1, pump-1 have the same address, 10.20.1.10: give each its own before one leaves observe.");
+    assert_snapshot!(twice(&[]), @"warning [duplicate-address] site north: ct-1, pump-1 have the same address, 10.20.1.10: give each its own before one leaves observe. To share one, as a cluster does, they must be behind one gateway, in one mode and named by the same rules.");
+    assert_snapshot!(twice(&["pump-1"]), @"error [duplicate-address] site north: ct-1, pump-1 have the same address, 10.20.1.10: give each its own before one leaves observe. To share one, as a cluster does, they must be behind one gateway, in one mode and named by the same rules.");
+}
+
+#[test]
+fn a_cluster_behind_one_gateway_may_share_an_address() {
+    let shared = |change: fn(&mut Model)| {
+        linted(move |model| {
+            let first = model.devices[&member_id(1)].clone();
+            let mut second = first.clone();
+            second.name = name("ct-2");
+            second.attachment.mac.0[5] ^= 0x40;
+            second.attachment.port = name("port7");
+            second.addresses.insert(0, "10.20.1.77/32".parse().unwrap());
+            model.devices.insert(member_id(41), second);
+            set_modes(model, Mode::Protect, &["ct-1", "ct-2"]);
+            change(model);
+        })
+    };
+    let words = shared(|_| ());
+    assert!(
+        words.contains(
+            "warning [shared-address] site north: ct-1, ct-2 share the address 10.20.1.10"
+        ),
+        "{words}"
+    );
+    assert!(!words.contains("duplicate-address"), "{words}");
+    let apart: [(&str, fn(&mut Model)); 3] = [
+        ("other mode", |model| set_modes(model, Mode::Observe, &["ct-2"])),
+        ("other gateway", |model| {
+            let there = model.devices[&member_id(4)].attachment.gateway;
+            model.devices.get_mut(&member_id(41)).unwrap().attachment.gateway = there;
+        }),
+        ("other rules", |model| {
+            model.devices.get_mut(&member_id(41)).unwrap().labels.clear();
+        }),
+    ];
+    for (what, change) in apart {
+        let words = shared(change);
+        assert!(words.contains("error [duplicate-address]"), "{what}: {words}");
+    }
 }
 
 #[test]

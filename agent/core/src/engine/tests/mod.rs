@@ -24,8 +24,10 @@ use crate::vnet::VnetHeader;
 mod claims;
 mod edges;
 mod floods;
+mod loops;
 mod malformed;
 mod ports;
+mod shared;
 mod unlisted;
 
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);

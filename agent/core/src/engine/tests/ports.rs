@@ -88,6 +88,11 @@ fn claims(mac: MacAddr, address: [u8; 4]) -> Vec<(String, Vec<u8>)> {
         all.push((format!("a bad checksum to {whom}"), frame(to_mac, mac, &broken)));
         all.push((format!("a header cut short to {whom}"), frame(to_mac, mac, &whole[..24])));
     }
+    for operation in [Operation::Request, Operation::Reply] {
+        let elsewhere = says(operation, (super::mac(0x3c), address), ROUTER);
+        let bytes = elsewhere.to_frame(MacAddr::BROADCAST, mac).to_vec();
+        all.push((format!("ARP: {operation:?} with nobody's Ethernet address inside"), bytes));
+    }
     for (what, operation, target, to) in [
         ("a request", Operation::Request, ROUTER, MacAddr::BROADCAST),
         ("a request to one", Operation::Request, ROUTER, ROUTER_MAC),

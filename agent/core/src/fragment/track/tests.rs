@@ -154,9 +154,9 @@ fn one_owner_can_not_crowd_out_another() {
     for owner in [2, 3] {
         first(&mut tracker, owner, &newest[0], 'b', now).unwrap();
     }
-    let full = first(&mut tracker, 4, &newest[0], 'b', now);
-    assert_eq!(full, Err(DropReason::FragmentTableFull));
-    assert_eq!(tracker.len(), LIMITS.packets);
+    // The table is full: the owner with the most makes room.
+    first(&mut tracker, 4, &newest[0], 'b', now).unwrap();
+    assert_eq!((tracker.len(), tracker.owners[&1].live), (LIMITS.packets, 3));
     assert!(tracker.owners[&1].order.len() <= 2 * LIMITS.packets_per_owner + 1);
 }
 
@@ -185,6 +185,23 @@ fn what_one_owner_has_waiting_leaves_room_for_others() {
     // So does what is forgotten.
     tracker.expire(now + Limits::default().timeout);
     assert!(tracker.owners.is_empty() && tracker.held_bytes == 0, "{}", tracker.held_bytes);
+}
+
+#[test]
+fn many_owners_that_fill_the_table_leave_a_new_one_its_share() {
+    let now = start();
+    let mut tracker = Tracker::new(LIMITS);
+    // Two owners fill the table to the last entry, and its bytes for waiting ones.
+    for id in 0..20 {
+        for owner in [1, 2] {
+            let _ = later(&mut tracker, owner, &fragments(id, 1000)[1], now);
+        }
+    }
+    let mine = fragments(100, 1000);
+    assert_eq!(later(&mut tracker, 3, &mine[1], now), Outcome::Held, "{tracker:?}");
+    let waiting = first(&mut tracker, 3, &mine[0], 'y', now).unwrap();
+    assert_eq!(waiting.len(), 1, "the one that waited goes on: {tracker:?}");
+    assert!(tracker.len() <= LIMITS.packets && tracker.held_bytes <= LIMITS.held_bytes);
 }
 
 #[test]
