@@ -9,6 +9,8 @@
 //! - [`change`]: how every change is fetched, checked, shown, signed and followed;
 //! - [`output`]: tables for people, JSON for programs.
 
+#![forbid(unsafe_code)]
+
 pub mod args;
 pub mod change;
 pub mod client;

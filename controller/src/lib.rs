@@ -9,6 +9,8 @@
 //! - [`api`]: operators, over HTTPS; [`change`]: what they change;
 //! - [`agents`]: gateways, over QUIC; [`online`]: which are connected; [`tunnel_keys`]: whose key is whose; [`distribution`]: what they are sent.
 
+#![forbid(unsafe_code)]
+
 pub mod agents;
 pub mod api;
 pub mod audit;

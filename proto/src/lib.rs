@@ -9,6 +9,8 @@
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
 //! - messages: [`v1`] between agent and controller (CBOR), [`api`] between operators and controller (JSON).
 
+#![forbid(unsafe_code)]
+
 pub mod alarm;
 pub mod api;
 pub mod authority;

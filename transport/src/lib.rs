@@ -5,6 +5,8 @@
 //! - [`endpoint`]: one [`endpoint::listen`] for the controller, one [`endpoint::connect`] for the agent;
 //! - [`message`]: typed, bounded messages over a stream.
 
+#![forbid(unsafe_code)]
+
 pub mod endpoint;
 pub mod message;
 pub mod tls;

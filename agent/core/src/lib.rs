@@ -3,6 +3,8 @@
 //! The shell feeds batches in; the engine writes what is to be sent straight into the [`sink::Sink`] that it is
 //! handed, and says when it next wants to be woken.
 
+#![forbid(unsafe_code)]
+
 mod alarm;
 mod arp;
 pub mod batch;

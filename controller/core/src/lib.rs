@@ -6,6 +6,8 @@
 //! come to the same root. [`decide`] is the reference for what a model allows; [`why`], [`blast`] and the
 //! policy's own tests stand on it.
 
+#![forbid(unsafe_code)]
+
 pub mod blast;
 pub mod compile;
 pub mod decide;

@@ -4,6 +4,7 @@
 //! inside, it gives the hospital.
 
 pub mod attack;
+pub mod chaos;
 pub mod stolen;
 pub mod wire;
 

@@ -6,6 +6,8 @@
 //! two devices talking and counts what is lost, [`fleet`] has gateways without a network around them. Nothing here
 //! draws randomness but [`random`], which grows from a seed.
 
+#![forbid(unsafe_code)]
+
 pub mod dhcp;
 pub mod fleet;
 pub mod hospital;

@@ -88,8 +88,20 @@ impl SqliteStore {
     }
 
     /// A transaction that writes. SQLite lets one in at a time.
+    ///
+    /// Where the disk is full SQLite rolls a transaction back by itself, and the connection goes on believing that one is
+    /// open: it is given up for a new one, so that the store works again once there is room.
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed("begin a change"))
+        let begin = || self.writer.begin_with("BEGIN IMMEDIATE");
+        let begun = match begin().await {
+            Err(sqlx::Error::InvalidSavePointStatement) => {
+                let stale = self.writer.acquire().await.map_err(failed("give up a connection"))?;
+                stale.close().await.map_err(failed("give up a connection"))?;
+                begin().await
+            }
+            begun => begun,
+        };
+        begun.map_err(failed("begin a change"))
     }
 }
 

@@ -4,6 +4,8 @@
 //! fuzz` (see `tests/fuzz`) looks for such bytes; `tests/replay.rs` runs those that were kept through the same functions
 //! on a stable compiler.
 
+#![forbid(unsafe_code)]
+
 pub mod documents;
 pub mod engine;
 pub mod frames;
