@@ -101,7 +101,8 @@ impl Appliance {
     /// Starts the agent; doesn't wait.
     pub(crate) fn start(&mut self) {
         let mut command = self.gateway.command(env!("CARGO_BIN_EXE_anteroom-agent"));
-        command.arg("run").arg("--config").arg(self.directory.path().join("agent.toml"));
+        command.args(["--log", "info,anteroom_agent::dataplane=debug", "run", "--config"]);
+        command.arg(self.directory.path().join("agent.toml"));
         let log = self.directory.path().join("agent.log");
         self.agent = Some(Process::spawn("anteroom-agent", &mut command, &log).expect("the agent"));
     }

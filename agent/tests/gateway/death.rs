@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use anteroom_agent_core::batch::VlanTag;
 use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::stream::{Passage, Stream};
 use nix::sys::signal::Signal;
 
 use crate::appliance::{Appliance, MACS, NET};
-use crate::bench::frame;
+use crate::bench::{Tap, frame};
 
 /// What an outage may last in a test: the promise is 500 ms, and a machine may be busy.
 const BOUND: Duration = Duration::from_secs(3);
@@ -105,6 +106,7 @@ fn the_kernel_is_a_wire_for_every_kind_of_frame_and_between_ports() {
             assert_eq!(passage.doubled, 0, "{what} from {from} to {to}: {passage:?}");
         }
     }
+    tags_survive(&appliance);
     // From port to port: to the device itself and to all; what is for the link alone isn't for the other port.
     for destination in [MACS[1], broadcast] {
         let stream = appliance.stream_of(0, 1, &frame(destination, MACS[0], 0x88b5, &[]));
@@ -117,4 +119,24 @@ fn the_kernel_is_a_wire_for_every_kind_of_frame_and_between_ports() {
     let passage = link.stop().unwrap();
     assert!(passage.sent > 50, "{passage:?}");
     assert_eq!(passage.received, 0, "802.1X goes to the switch and to no other device");
+}
+
+/// Tags come out as they went in, with priority and drop eligibility.
+fn tags_survive(appliance: &Appliance) {
+    let mut taps = [0, NET].map(|host| Tap::open(&appliance.hosts[host], "eth0"));
+    for from in [0, NET] {
+        let [sender, receiver] = &mut taps;
+        for (protocol, control) in
+            [(0x8100, 42), (0x8100, 5 << 13), (0x8100, 7 << 13 | 1 << 12 | 4094), (0x88a8, 100)]
+        {
+            let rest = [&u16::to_be_bytes(control)[..], &[0x88, 0xb5], &[7; 60]].concat();
+            sender.send(&frame([0xff; 6], MACS[from], protocol, &rest));
+            let expected = frame([0xff; 6], MACS[from], 0x88b5, &[7; 60]);
+            let mut passed = Vec::new();
+            let heard = receiver.find(&mut passed, |heard| heard.bytes == expected);
+            let heard = heard.unwrap_or_else(|| panic!("no tagged frame among {passed:02x?}"));
+            assert_eq!(heard.vlan, Some(VlanTag { protocol, control }), "from {from}");
+        }
+        taps.reverse();
+    }
 }

@@ -46,6 +46,16 @@ fn spread(mut milliseconds: Vec<u64>) -> Value {
 /// # Errors
 /// What went wrong on the way.
 pub fn enforced_hospital(programs: Programs, directory: &Path, logs: &Path) -> Result<Hospital> {
+    let hospital = observed_hospital(programs, directory, logs)?;
+    enforce(&hospital)?;
+    Ok(hospital)
+}
+
+/// Raises a hospital with every device in observe.
+///
+/// # Errors
+/// What went wrong on the way.
+pub fn observed_hospital(programs: Programs, directory: &Path, logs: &Path) -> Result<Hospital> {
     let mut hospital = Hospital::build(programs, directory, logs)?;
     hospital.start_anteroom()?;
     for device in hospital.devices() {
@@ -54,17 +64,24 @@ pub fn enforced_hospital(programs: Programs, directory: &Path, logs: &Path) -> R
     story::approve_all(&hospital)?;
     story::wait_for_inventory(&hospital)?;
     story::confirm_all(&hospital)?;
+    Ok(hospital)
+}
+
+/// Applies the lab's policy and brings every device to enforce.
+///
+/// # Errors
+/// What went wrong on the way.
+pub fn enforce(hospital: &Hospital) -> Result<()> {
     let file = hospital.operator.write_policy("policy.toml", POLICY)?;
     hospital.operator.apply(&file, "first policy")?;
-    let names = story::device_names(&hospital);
+    let names = story::device_names(hospital);
     hospital.operator.mode(&names, "protect", "pilot")?;
     hospital.operator.mode(&names, "enforce", "measuring")?;
     let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1").address());
     wait::until_ok(Duration::from_secs(10), "the tunnel to carry a ping", || {
         let series = ping::ping(&ct.host, pacs, 3, BEAT)?;
         if series.received == 0 { bail!("{series:?}") } else { Ok(()) }
-    })?;
-    Ok(hospital)
+    })
 }
 
 /// When the controller took its newest revision over, in milliseconds since 1970.

@@ -6,11 +6,11 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-use anteroom_lab::figures;
 use anteroom_lab::namespace::{self, exit_code};
 use anteroom_lab::programs::{Profile, Programs, through_sudo};
 use anteroom_lab::session::{Places, Session, run_in_lab};
 use anteroom_lab::story::{Report, Story};
+use anteroom_lab::{figures, outages};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
@@ -67,6 +67,12 @@ enum Action {
         /// How many pings to send while things change
         #[arg(long, default_value_t = 10_000)]
         pings: u64,
+    },
+    /// Measure how long traffic stops when an agent dies, hangs or is upgraded, the packet filter is flushed, …
+    Outages {
+        /// How often to repeat each
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        rounds: u32,
     },
 }
 
@@ -161,6 +167,10 @@ fn inside(cli: &Cli, places: &Places) -> Result<ExitCode> {
     if let Some(Action::Figures { rounds, pings }) = &cli.action {
         let report =
             figures::measure(programs, &places.work, &places.logs, report, *rounds, *pings)?;
+        return Ok(if finish(&report, cli)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    if let Some(Action::Outages { rounds }) = &cli.action {
+        let report = outages::measure(programs, &places.work, &places.logs, report, *rounds)?;
         return Ok(if finish(&report, cli)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     println!(

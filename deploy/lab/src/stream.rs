@@ -135,6 +135,8 @@ impl Stream {
         {
             std::thread::sleep(Duration::from_millis(2));
         }
+        // What comes twice comes behind the last, too.
+        std::thread::sleep(Duration::from_millis(20));
         self.heard_out.store(true, Ordering::Relaxed);
         let heard =
             self.receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))??;
@@ -181,24 +183,20 @@ fn hear(
 ) -> std::io::Result<Vec<u64>> {
     let mut heard = Vec::new();
     let mut buffer = vec![0; 70_000];
-    loop {
+    // Not once it is silent: other streams may go on.
+    while !ended.load(Ordering::Relaxed) {
         let length = match ears.receive(&mut buffer, Duration::from_millis(10)) {
             Ok(length) => length,
             Err(error) if error.raw_os_error() == Some(nix::libc::ENETDOWN) => None,
             Err(error) => return Err(error),
         };
-        match length {
-            Some(length) => {
-                let frame = buffer.get(..length).unwrap_or_default();
-                if let Some(number) = number(frame, start, id) {
-                    heard.push(number);
-                    counter.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            None if ended.load(Ordering::Relaxed) => return Ok(heard),
-            None => {}
+        let frame = buffer.get(..length.unwrap_or(0)).unwrap_or_default();
+        if let Some(number) = number(frame, start, id) {
+            heard.push(number);
+            counter.fetch_add(1, Ordering::Relaxed);
         }
     }
+    Ok(heard)
 }
 
 fn number(frame: &[u8], start: usize, id: [u8; 8]) -> Option<u64> {
