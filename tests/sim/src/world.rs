@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::batch::{RxDatagram, RxFrame, VlanTag};
@@ -18,6 +19,7 @@ use anteroom_agent_core::wire::{ethernet, parse_ethernet, parse_ipv4};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
+use anteroom_proto::view::View;
 
 use crate::host::Host;
 use crate::packet;
@@ -80,6 +82,8 @@ struct Gateway {
     subnet: [u8; 3],
     ports: Vec<String>,
     boots: u8,
+    /// What it holds on disk.
+    view: Option<Arc<View>>,
 }
 
 /// What datagrams between gateways suffer, in percent.
@@ -188,7 +192,7 @@ impl World {
     pub fn gateway(&mut self, subnet: [u8; 3], ports: &[&str]) -> usize {
         let at = self.plan.gateway();
         let ports = ports.iter().map(|name| (*name).to_owned()).collect();
-        self.gateways.push(Gateway { engine: None, subnet, ports, boots: 0 });
+        self.gateways.push(Gateway { engine: None, subnet, ports, boots: 0, view: None });
         self.boot(at);
         at
     }
@@ -294,6 +298,20 @@ impl World {
         let view = self.plan.view(gateway);
         let now = self.now;
         if self.gateways[gateway].engine.is_some() {
+            self.gateways[gateway].view = Some(Arc::clone(&view));
+            self.engine(gateway).apply(view, now);
+        }
+    }
+
+    /// Starts a gateway anew with the view that it had, and with what is kept over a restart, as its agent does.
+    pub fn restart(&mut self, gateway: usize) {
+        let learned = self.gateways[gateway].engine.as_ref().map(Engine::learned);
+        self.boot(gateway);
+        let now = self.now;
+        if let Some(learned) = learned {
+            self.engine(gateway).restore(learned);
+        }
+        if let Some(view) = self.gateways[gateway].view.clone() {
             self.engine(gateway).apply(view, now);
         }
     }

@@ -20,7 +20,8 @@ use crate::table::Map;
 /// How long a tunnel must be down before new flows of protected devices go in the clear for it.
 const TUNNEL_DOWN: Duration = Duration::from_secs(5);
 /// How long an enforced device still takes clear packets of a pair that came from the clear, while the other end
-/// hasn't followed. Where a rule says `clear = true` it is as long as that takes.
+/// hasn't followed. Where a rule says `clear = true` and the other end says that it is behind, it is as long as that
+/// takes.
 pub(crate) const FOLLOW: Duration = Duration::from_secs(60);
 /// How long it takes them once the other end has followed: it may not know yet that this end has changed, too, and
 /// packets may be under way.
@@ -117,14 +118,15 @@ impl Policy {
             let verdict = if tunnel { Verdict::Tunnel } else { Verdict::Clear };
             return Route { verdict, clear_taken: true };
         }
-        let holds = || {
-            let held = state.and_then(|state| state.revision);
-            held.is_some_and(|held| held >= near.mode_since.max(far.mode_since))
-        };
         let ready = match (agrees, belief) {
-            (Some(true), _) | (Some(false), Some(Belief::Tunnel)) => true,
+            // It is ahead, or this gateway started anew and knows nothing of before: what it takes for certain is
+            // what is authentic and allowed.
+            (Some(true), _) | (Some(false), Some(Belief::Tunnel) | None) => true,
             (Some(false), Some(_)) => false,
-            (None, _) | (Some(false), None) => holds(),
+            (None, _) => {
+                let held = state.and_then(|state| state.revision);
+                held.is_some_and(|held| held >= near.mode_since.max(far.mode_since))
+            }
         };
         let enforced = near.mode >= Mode::Enforce || near.shared >= Mode::Enforce;
         let verdict = if ask.tunnelled || (live && ready) {
@@ -147,8 +149,10 @@ impl Policy {
             && past.is_some_and(|past| match past.followed {
                 Some(at) => ask.now.saturating_duration_since(at) < SETTLE,
                 None => {
+                    // Beyond that it must say itself that it is behind: a tunnel can be blocked by anybody.
+                    let behind = live && agrees == Some(false);
                     ask.now.saturating_duration_since(past.left) < FOLLOW
-                        || self.rule(ask, true).is_ok()
+                        || (behind && self.rule(ask, true).is_ok())
                 }
             });
         Route { verdict, clear_taken }
