@@ -237,6 +237,18 @@ fn a_rewritten_audit_log_is_found_out() {
     assert!(verify().contains("this machine has seen entry 3: it was cut short"));
     controller.state().audit = [&honest[..1], &honest[2..]].concat();
     assert!(verify().contains("at entry 2: entry 3 stands in its place"));
+    let mut swapped = honest.clone();
+    swapped.swap(1, 2);
+    controller.state().audit = swapped;
+    assert!(verify().contains("at entry 2: entry 3 stands in its place"));
+    // Reordered, with numbers and hashes made anew.
+    let mut swapped = honest.clone();
+    swapped.swap(1, 2);
+    controller.state().audit.clear();
+    for entry in swapped {
+        controller.state().log(entry);
+    }
+    assert!(verify().contains("at entry 2: it made revision 3, but 2 comes next"));
     // A log that never knew of a revision.
     controller.state().audit = honest.clone();
     std::fs::remove_file(ana.path("home/audit.json")).unwrap();

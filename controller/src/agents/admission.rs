@@ -18,7 +18,14 @@ pub enum Turned {
     /// Too many that haven't said who they are.
     #[error("there are as many unknown connections as there may be")]
     Unknown,
+    /// Too many from this address that haven't said who they are.
+    #[error("there are as many unknown connections from this address as there may be")]
+    UnknownAddress,
 }
+
+/// One address may hold this part of the connections that haven't said who they are, so that one machine can't keep
+/// every gateway out. A gateway says who it is within milliseconds, so that many behind one address find their turn.
+const SHARE: usize = 8;
 
 /// How many were turned away since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,13 +36,22 @@ pub struct TurnedAway {
     pub address: u64,
     /// For want of room for unknown ones.
     pub unknown: u64,
+    /// For want of room for unknown ones from their address.
+    pub unknown_address: u64,
+}
+
+/// Connections from one address.
+#[derive(Debug, Clone, Copy, Default)]
+struct Here {
+    all: usize,
+    unknown: usize,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     total: usize,
     unknown: usize,
-    per_address: HashMap<IpAddr, usize>,
+    per_address: HashMap<IpAddr, Here>,
     turned: TurnedAway,
     told: TurnedAway,
 }
@@ -78,16 +94,21 @@ impl Admission {
         let turned = if counts.total >= self.limits.gateways {
             counts.turned.total += 1;
             Turned::Total
-        } else if here >= self.limits.gateways_per_address {
+        } else if here.all >= self.limits.gateways_per_address {
             counts.turned.address += 1;
             Turned::Address
         } else if counts.unknown >= self.limits.unknown {
             counts.turned.unknown += 1;
             Turned::Unknown
+        } else if here.unknown >= (self.limits.unknown / SHARE).max(1) {
+            counts.turned.unknown_address += 1;
+            Turned::UnknownAddress
         } else {
             counts.total += 1;
             counts.unknown += 1;
-            *counts.per_address.entry(address).or_default() += 1;
+            let here = counts.per_address.entry(address).or_default();
+            here.all += 1;
+            here.unknown += 1;
             let counts = self.counts.clone();
             return Ok(Permit { counts, address, unknown: true });
         };
@@ -110,13 +131,15 @@ impl Admission {
 
     /// Logs how many were turned away, if more were since the last call.
     pub fn log_news(&self) {
-        if let Some(TurnedAway { total, address, unknown }) = self.news() {
+        if let Some(TurnedAway { total, address, unknown, unknown_address }) = self.news() {
             tracing::warn!(
                 total,
                 address,
                 unknown,
+                unknown_address,
                 "gateways' connections were turned away; these are the counts since the start, by the limit \
-                 that was reached (limits.gateways, limits.gateways_per_address, limits.unknown)"
+                 that was reached (limits.gateways, limits.gateways_per_address, limits.unknown, and an eighth of that for \
+                 one address)"
             );
         }
     }
@@ -126,7 +149,11 @@ impl Permit {
     /// The connection has said who it is.
     pub fn known(&mut self) {
         if std::mem::take(&mut self.unknown) {
-            lock(&self.counts).unknown -= 1;
+            let mut counts = lock(&self.counts);
+            counts.unknown -= 1;
+            if let Some(here) = counts.per_address.get_mut(&self.address) {
+                here.unknown -= 1;
+            }
         }
     }
 }
@@ -139,8 +166,9 @@ impl Drop for Permit {
             counts.unknown -= 1;
         }
         if let Some(here) = counts.per_address.get_mut(&self.address) {
-            *here -= 1;
-            if *here == 0 {
+            here.all -= 1;
+            here.unknown -= usize::from(self.unknown);
+            if here.all == 0 {
                 counts.per_address.remove(&self.address);
             }
         }
@@ -154,29 +182,36 @@ mod tests {
     #[test]
     fn each_limit_holds_and_is_counted() {
         let limits = ConnectionLimits {
-            gateways: 4,
-            gateways_per_address: 2,
-            unknown: 3,
+            gateways: 26,
+            gateways_per_address: 4,
+            unknown: 24,
             ..ConnectionLimits::default()
         };
         let admission = Admission::new(limits);
         assert_eq!(admission.news(), None);
         let from = |last| IpAddr::from([10, 0, 0, last]);
         let mut first = admission.admit(from(1)).unwrap();
-        let _second = admission.admit(from(1)).unwrap();
+        let mut others: Vec<_> = (0..2).map(|_| admission.admit(from(1)).unwrap()).collect();
+        assert_eq!(admission.admit(from(1)).unwrap_err(), Turned::UnknownAddress);
+        first.known();
+        first.known();
+        others.push(admission.admit(from(1)).unwrap());
         assert_eq!(admission.admit(from(1)).unwrap_err(), Turned::Address);
-        let _third = admission.admit(from(2)).unwrap();
-        assert_eq!(admission.admit(from(3)).unwrap_err(), Turned::Unknown);
-        first.known();
-        first.known();
-        let _fourth = admission.admit(from(3)).unwrap();
-        assert_eq!(admission.admit(from(4)).unwrap_err(), Turned::Total);
-        drop(first);
-        assert!(admission.admit(from(1)).is_err(), "three are unknown still");
-        assert_eq!(admission.news(), Some(TurnedAway { total: 1, address: 1, unknown: 2 }));
+        for n in 2..9 {
+            others.extend((0..3).map(|_| admission.admit(from(n)).unwrap()));
+        }
+        assert_eq!(admission.admit(from(9)).unwrap_err(), Turned::Unknown);
+        for permit in &mut others[..2] {
+            permit.known();
+        }
+        let _last = admission.admit(from(9)).unwrap();
+        assert_eq!(admission.admit(from(9)).unwrap_err(), Turned::Total);
+        let news = TurnedAway { total: 1, address: 1, unknown: 1, unknown_address: 1 };
+        assert_eq!(admission.news(), Some(news));
         assert_eq!(admission.news(), None, "it was told already");
-        assert!(admission.admit(from(5)).is_err(), "three are unknown still");
-        assert_eq!(admission.news(), Some(TurnedAway { total: 1, address: 1, unknown: 3 }));
+        drop(others);
+        assert!(admission.admit(from(9)).is_ok());
+        assert_eq!(admission.news(), None);
     }
 
     #[test]

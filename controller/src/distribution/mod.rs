@@ -9,6 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::cbor::{self, Blob};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
@@ -231,13 +232,17 @@ impl Distribution {
     /// Sends the authority chain to every connected gateway that doesn't know its newest document.
     fn herald(&mut self) {
         let Some(chain) = self.controller.authority() else { return };
-        let newest = chain.newest().number;
         for gateway in std::mem::take(&mut self.unaware) {
-            let known = self.known.entry(gateway).or_default();
-            if known.authority < newest {
-                known.authority = newest;
-                self.controller.online.send(gateway, ToAgent::Authority(chain.to_signed()));
-            }
+            self.inform(gateway, &chain);
+        }
+    }
+
+    fn inform(&mut self, gateway: GatewayId, chain: &AuthorityChain) {
+        let newest = chain.newest().number;
+        let known = self.known.entry(gateway).or_default();
+        if known.authority < newest {
+            known.authority = newest;
+            self.controller.online.send(gateway, ToAgent::Authority(chain.to_signed()));
         }
     }
 
@@ -277,6 +282,8 @@ impl Distribution {
             let Some(draft) = drafts.get(&gateway) else { continue };
             let proof = places.get(&gateway).and_then(|at| Proof::new(&hashes, *at));
             let Some(proof) = proof else { continue };
+            // The root may have been signed under a document of which the event is still on its way.
+            self.inform(gateway, &chain);
             self.send(&current, draft, number, proof);
         }
         Ok(())

@@ -7,8 +7,9 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{EdgeDelta, Report, Sighting};
 use anteroom_proto::verdict::Verdict;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{SqliteConnection, SqlitePool};
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 
 use super::value::{Columns, failed, int, uint};
 use crate::store::{Limits, Recorded, StoreError};
@@ -240,13 +241,40 @@ async fn add_edges(
     Ok(away)
 }
 
+/// Binds ?1 to ?18: what tells an edge from others, then its numbers.
+fn bind_edge<'q>(
+    query: Query<'q, Sqlite, SqliteArguments>,
+    gateway: &'q GatewayId,
+    edge: &'q EdgeDelta,
+) -> Query<'q, Sqlite, SqliteArguments> {
+    query
+        .bind(gateway.as_bytes().as_slice())
+        .bind(edge.mac.0.as_slice())
+        .bind(edge.local.to_string())
+        .bind(edge.remote.to_string())
+        .bind(edge.outbound)
+        .bind(edge.protocol)
+        .bind(edge.port)
+        .bind(edge.verdict.to_string())
+        .bind(optional(edge.rule.as_ref().map(RuleId::as_bytes)))
+        .bind(optional(edge.member.as_ref().map(MemberId::as_bytes)))
+        .bind(optional(edge.remote_member.as_ref().map(MemberId::as_bytes)))
+        .bind(step(edge.flows))
+        .bind(step(edge.packets_out))
+        .bind(step(edge.packets_in))
+        .bind(step(edge.bytes_out))
+        .bind(step(edge.bytes_in))
+        .bind(int(edge.first.0))
+        .bind(int(edge.last.0))
+}
+
 /// Adds to an edge that is there. False where it isn't.
 async fn grow_edge(
     change: &mut SqliteConnection,
     gateway: GatewayId,
     edge: &EdgeDelta,
 ) -> Result<bool, StoreError> {
-    let grown = sqlx::query(
+    let query = sqlx::query(
         "UPDATE edges SET \
          flows = CASE WHEN flows >= ?19 THEN flows ELSE flows + ?12 END, \
          packets_out = CASE WHEN packets_out >= ?19 THEN packets_out ELSE packets_out + ?13 END, \
@@ -257,29 +285,12 @@ async fn grow_edge(
          WHERE gateway = ?1 AND mac = ?2 AND local = ?3 AND remote = ?4 AND outbound = ?5 \
          AND protocol = ?6 AND port = ?7 AND verdict = ?8 AND rule = ?9 AND member = ?10 \
          AND remote_member = ?11",
-    )
-    .bind(gateway.as_bytes().as_slice())
-    .bind(edge.mac.0.as_slice())
-    .bind(edge.local.to_string())
-    .bind(edge.remote.to_string())
-    .bind(edge.outbound)
-    .bind(edge.protocol)
-    .bind(edge.port)
-    .bind(edge.verdict.to_string())
-    .bind(optional(edge.rule.as_ref().map(RuleId::as_bytes)))
-    .bind(optional(edge.member.as_ref().map(MemberId::as_bytes)))
-    .bind(optional(edge.remote_member.as_ref().map(MemberId::as_bytes)))
-    .bind(step(edge.flows))
-    .bind(step(edge.packets_out))
-    .bind(step(edge.packets_in))
-    .bind(step(edge.bytes_out))
-    .bind(step(edge.bytes_in))
-    .bind(int(edge.first.0))
-    .bind(int(edge.last.0))
-    .bind(int(MAX_STEP))
-    .execute(change)
-    .await
-    .map_err(failed("add to an edge"))?;
+    );
+    let grown = bind_edge(query, &gateway, edge)
+        .bind(int(MAX_STEP))
+        .execute(change)
+        .await
+        .map_err(failed("add to an edge"))?;
     Ok(grown.rows_affected() > 0)
 }
 
@@ -324,33 +335,16 @@ async fn insert_edge(
     gateway: GatewayId,
     edge: &EdgeDelta,
 ) -> Result<(), StoreError> {
-    sqlx::query(
+    let query = sqlx::query(
         "INSERT INTO edges (gateway, mac, local, remote, outbound, protocol, port, verdict, rule, \
          member, remote_member, flows, packets_out, packets_in, bytes_out, bytes_in, first, last, \
          kind) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(gateway.as_bytes().as_slice())
-    .bind(edge.mac.0.as_slice())
-    .bind(edge.local.to_string())
-    .bind(edge.remote.to_string())
-    .bind(edge.outbound)
-    .bind(edge.protocol)
-    .bind(edge.port)
-    .bind(edge.verdict.to_string())
-    .bind(optional(edge.rule.as_ref().map(RuleId::as_bytes)))
-    .bind(optional(edge.member.as_ref().map(MemberId::as_bytes)))
-    .bind(optional(edge.remote_member.as_ref().map(MemberId::as_bytes)))
-    .bind(step(edge.flows))
-    .bind(step(edge.packets_out))
-    .bind(step(edge.packets_in))
-    .bind(step(edge.bytes_out))
-    .bind(step(edge.bytes_in))
-    .bind(int(edge.first.0))
-    .bind(int(edge.last.0))
-    .bind(kind(edge.verdict))
-    .execute(change)
-    .await
-    .map_err(failed("store an edge"))?;
+    );
+    bind_edge(query, &gateway, edge)
+        .bind(kind(edge.verdict))
+        .execute(change)
+        .await
+        .map_err(failed("store an edge"))?;
     Ok(())
 }
 
