@@ -21,7 +21,7 @@ use crate::mac::MacAddr;
 use crate::name::Name;
 use crate::time::UnixMillis;
 use crate::v1::PortInfo;
-use crate::v1::telemetry::{Sighting, TunnelState};
+use crate::v1::telemetry::{FileBypass, Sighting, TunnelState};
 use crate::verdict::Verdict;
 
 /// Paths of the API.
@@ -259,6 +259,8 @@ pub struct GatewayStatus {
     pub drops: std::collections::BTreeMap<String, u64>,
     /// Alarms that stand there, as far as its newest report goes.
     pub alarms: Vec<Alarm>,
+    /// Bypasses in force there that were loaded from files.
+    pub bypasses: Vec<FileBypass>,
 }
 
 /// What a gateway saw, with its name.

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::intent::Bypass;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::FileBypass;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
@@ -94,6 +95,12 @@ impl Bypasses {
         let changed = in_force != self.in_force;
         self.in_force = in_force;
         changed
+    }
+
+    /// Those in force that came from files.
+    pub(crate) fn by_file(&self) -> Vec<FileBypass> {
+        let files = self.in_force.iter().filter(|open| open.from_file);
+        files.map(|open| FileBypass { gateway: open.gateway, until: open.until }).collect()
     }
 
     /// When the next of those in force ends.

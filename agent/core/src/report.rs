@@ -14,7 +14,7 @@ use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
-use anteroom_proto::v1::telemetry::{EdgeDelta, Sighting, TunnelState};
+use anteroom_proto::v1::telemetry::{EdgeDelta, FileBypass, Sighting, TunnelState};
 use anteroom_proto::verdict::{DropReason, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,8 @@ pub struct EngineReport {
     pub tunnels: Vec<TunnelState>,
     /// Alarms that stand.
     pub alarms: Vec<Alarm>,
+    /// Bypasses in force that were loaded from files.
+    pub bypasses: Vec<FileBypass>,
     /// What devices here hold of their dynamic addresses, where that is news.
     pub claims: Vec<Signed<AddressClaim>>,
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use anteroom_agent_core::report::EngineReport;
 use anteroom_proto::id::BootId;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{MAX_CLAIMS, MAX_EDGES, MAX_SIGHTINGS, Report};
+use anteroom_proto::v1::telemetry::{MAX_BYPASSES, MAX_CLAIMS, MAX_EDGES, MAX_SIGHTINGS, Report};
 
 /// With so many reports unacknowledged no more are taken in.
 const FULL: usize = 8;
@@ -38,8 +38,16 @@ impl Outbox {
         at: UnixMillis,
     ) -> impl Iterator<Item = &Report> {
         let before = self.waiting.len();
-        let EngineReport { mut sightings, mut edges, drops, overflow, tunnels, alarms, mut claims } =
-            report;
+        let EngineReport {
+            mut sightings,
+            mut edges,
+            drops,
+            overflow,
+            tunnels,
+            alarms,
+            bypasses,
+            mut claims,
+        } = report;
         let mut rest = Some((drops, overflow));
         while rest.is_some() || !sightings.is_empty() || !edges.is_empty() || !claims.is_empty() {
             let (drops, overflow) = rest.take().unwrap_or((BTreeMap::new(), 0));
@@ -55,6 +63,7 @@ impl Outbox {
                 // Each report stands for the state at its time.
                 tunnels: tunnels.clone(),
                 alarms: alarms.clone(),
+                bypasses: bypasses.iter().copied().take(MAX_BYPASSES).collect(),
                 claims: front(&mut claims, MAX_CLAIMS),
             });
         }
@@ -158,6 +167,7 @@ pub(super) mod tests {
             overflow: 3,
             tunnels: Vec::new(),
             alarms: Vec::new(),
+            bypasses: Vec::new(),
             claims: vec![claim(); 300],
         };
         let reports: Vec<Report> = outbox.push(report.clone(), UnixMillis(1)).cloned().collect();

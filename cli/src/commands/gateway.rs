@@ -75,6 +75,8 @@ pub(super) struct GatewayRow {
     pub(super) online: bool,
     /// Until when peers meet its devices in the clear.
     pub(super) bypassed_until: Option<Moment>,
+    /// Gateways whose devices it meets in the clear by a file that was loaded into it, and until when.
+    pub(super) bypasses_by_file: BTreeMap<String, Moment>,
     pub(super) last_seen: Option<Moment>,
     pub(super) revision: Option<u64>,
     pub(super) wanted: Option<u64>,
@@ -112,6 +114,12 @@ pub(super) fn rows(
                 state: state(status),
                 online: status.is_some_and(|s| s.online),
                 bypassed_until: model.bypassed(*id, now()).map(Moment),
+                bypasses_by_file: status
+                    .map(|s| s.bypasses.as_slice())
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|open| (names.gateway(open.gateway), Moment(open.until)))
+                    .collect(),
                 last_seen: status.and_then(|s| s.last_seen).map(Moment),
                 revision: status.and_then(|s| s.revision),
                 wanted: status.map(|s| s.wanted),

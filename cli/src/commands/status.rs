@@ -157,6 +157,11 @@ fn problems_of(row: &GatewayRow) -> Vec<Problem> {
             row.name
         )));
     }
+    for (bypassed, until) in &row.bypasses_by_file {
+        found.push(problem(format!(
+            "follows a file that bypasses gateway {bypassed} until {until}. It is void after: anteroom gateway bypass {bypassed} --end"
+        )));
+    }
     match row.state {
         State::Ok => {}
         State::Offline => found.push(problem(match row.last_seen {

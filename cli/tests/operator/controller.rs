@@ -19,7 +19,7 @@ use anteroom_proto::invite::{IdentityClaim, Invite, InviteCode};
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::Sighting;
+use anteroom_proto::v1::telemetry::{FileBypass, Sighting};
 use anteroom_proto::v1::{PortInfo, Unlisted};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) alarms: BTreeMap<GatewayId, Vec<Alarm>>,
     /// Bypass orders that it was told of.
     pub(crate) bypasses: Vec<Signed<BypassOrder>>,
+    /// Bypasses that every gateway follows by file.
+    pub(crate) file_bypasses: Vec<FileBypass>,
     pub(crate) revisions: Vec<(ModelRevision, RevisionInfo)>,
     pub(crate) audit: Vec<AuditEntry>,
     pub(crate) sightings: Vec<SightingRecord>,
@@ -95,6 +97,7 @@ impl Controller {
             passes: Vec::new(),
             alarms: BTreeMap::new(),
             bypasses: Vec::new(),
+            file_bypasses: Vec::new(),
             revisions: Vec::new(),
             audit: Vec::new(),
             sightings: Vec::new(),
@@ -417,6 +420,7 @@ impl State {
                     tunnels: Vec::new(),
                     observed: None,
                     drops: BTreeMap::from([("no-rule".into(), 3)]),
+                    bypasses: self.file_bypasses.clone(),
                     alarms: self.alarms.get(gateway).cloned().unwrap_or_default(),
                 }
             })

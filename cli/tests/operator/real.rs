@@ -123,6 +123,7 @@ impl Gateway {
             claims: Vec::new(),
             tunnels: Vec::new(),
             alarms: Vec::new(),
+            bypasses: Vec::new(),
         };
         writer.send(&ToController::Report(Box::new(report))).await.unwrap();
         let mut reader = MessageReader::<ToAgent>::new(receive, frame::MAX_TO_AGENT);

@@ -2,9 +2,13 @@
 
 use std::fs;
 
+use anteroom_controller_core::model::Bypass;
 use anteroom_proto::bypass::BypassCode;
+use anteroom_proto::cbor::Blob;
 use anteroom_proto::intent::OnFailure;
 use anteroom_proto::mode::Mode;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::FileBypass;
 
 use crate::changes::{POLICY, hospital};
 use crate::controller::Controller;
@@ -103,6 +107,12 @@ fn an_order_is_signed_without_a_controller_and_told_later() {
     let end = read(end.ok().json()["order"].as_str().unwrap());
     assert!(end.not_after.is_none() && end.serial > first.serial, "{end:?} after {first:?}");
     controller.be_honest();
+    let until = UnixMillis(first.not_after.unwrap().0);
+    controller.state().file_bypasses = vec![FileBypass { gateway: imaging, until }];
+    let status = ana.run(&["status"]);
+    let shown = "gateway server-room: follows a file that bypasses gateway imaging until";
+    assert!(status.code == 2 && status.out.contains(shown), "{status:#?}");
+    controller.state().file_bypasses.clear();
     ana.run(&["gateway", "list"]).ok();
     let told = controller.state().bypasses.len();
     assert_eq!(told, 3, "the one whose file was there already included: it was signed");
@@ -248,4 +258,29 @@ fn errors_are_json_where_json_is_asked_for() {
     assert!(ana.run(&["--json", "--help"]).ok().out.contains("Usage"), "help stays text");
     let plain = ana.run(&["gateway", "show", "imagin"]);
     assert!(plain.fails(1).starts_with("error: no gateway"), "{plain:#?}");
+}
+
+#[test]
+fn a_bypass_that_a_stolen_controller_slips_in_is_neither_believed_nor_signed_on() {
+    let (controller, ana) = enforced();
+    {
+        let mut state = controller.state();
+        let mut model = state.model();
+        let imaging = model.gateway_named("imaging").unwrap().0;
+        let order = Bypass { serial: u64::MAX, until: Some(UnixMillis(u64::MAX)), since: 1 };
+        model.bypasses.insert(imaging, order);
+        state.revisions.last_mut().unwrap().0.model = Blob(model.encode());
+    }
+    for words in [
+        &["status"][..],
+        &["gateway", "bypass", "imaging", "--end", "--reason", "x", "--yes"],
+        &["device", "label", "ct-1", "floor=2", "--yes"],
+    ] {
+        let ran = ana.run(words);
+        assert!(ran.fails(1).contains("it was altered"), "{words:?}: {ran:#?}");
+    }
+    // What it serves isn't remembered for the night without it either.
+    let words = ["--json", "gateway", "bypass", "imaging", "--for", "1h", "--offline"];
+    let made = ana.run(&with(&words, &WHY)).ok().json();
+    assert!(made["serial"].as_u64().unwrap() < u64::MAX / 2, "{made}");
 }

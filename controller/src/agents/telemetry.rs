@@ -1,6 +1,6 @@
 //! Reports as they come: cut to what is kept before they reach the store.
 
-use anteroom_proto::v1::telemetry::{MAX_ALARMS, MAX_EDGES, MAX_SIGHTINGS, Report};
+use anteroom_proto::v1::telemetry::{MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_SIGHTINGS, Report};
 use anteroom_proto::verdict::DropReason;
 
 /// Kinds of traffic that a sighting may name.
@@ -29,6 +29,9 @@ pub(super) fn bounded(mut report: Report) -> (Report, usize) {
     let before = report.alarms.len();
     report.alarms.truncate(MAX_ALARMS);
     cut(before, report.alarms.len());
+    let before = report.bypasses.len();
+    report.bypasses.truncate(MAX_BYPASSES);
+    cut(before, report.bypasses.len());
     for sighting in &mut report.sightings {
         let before = sighting.addresses.len() + sighting.kinds.len();
         sighting.addresses.truncate(MAX_ADDRESSES);

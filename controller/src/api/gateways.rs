@@ -115,6 +115,7 @@ fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
         observed: online.or(facts.observed),
         drops: facts.drops,
         alarms: facts.alarms,
+        bypasses: facts.bypasses,
     }
 }
 

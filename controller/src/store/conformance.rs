@@ -11,7 +11,7 @@ use anteroom_proto::key::{Hash, IdentityKey};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{EdgeDelta, Report, Sighting};
+use anteroom_proto::v1::telemetry::{EdgeDelta, FileBypass, Report, Sighting};
 use anteroom_proto::v1::{Applied, Reachable};
 use anteroom_proto::verdict::{DropReason, Verdict};
 
@@ -78,6 +78,7 @@ conforms! {
     nothing_counts_twice
     telemetry_is_bounded
     edges_never_answered_make_room
+    bypasses_by_file_stand_as_the_newest_report_has_them
     alarms_stand_as_the_newest_report_has_them
     counts_do_not_overflow
     edges_are_found_by_what_is_asked
@@ -205,6 +206,7 @@ fn report(boot: u8, sequence: u64) -> Report {
         claims: Vec::new(),
         tunnels: vec![],
         alarms: vec![],
+        bypasses: vec![],
     }
 }
 
@@ -347,6 +349,18 @@ async fn nothing_counts_twice(store: &dyn Store) {
     let facts = store.gateway(gateway(1)).await.unwrap().unwrap();
     assert_eq!(facts.drops, [("no-rule".to_owned(), 15)].into());
     assert_eq!(facts.away, (0, 0, 6));
+}
+
+async fn bypasses_by_file_stand_as_the_newest_report_has_them(store: &dyn Store) {
+    enrolled(store, 1).await;
+    let open = FileBypass { gateway: gateway(2), until: UnixMillis(9_000) };
+    let mut sequence = 0;
+    for bypasses in [vec![open], vec![]] {
+        sequence += 1;
+        let new = Report { bypasses: bypasses.clone(), ..report(1, sequence) };
+        store.record_report(gateway(1), &new, UnixMillis(7)).await.unwrap();
+        assert_eq!(store.gateways().await.unwrap()[&gateway(1)].bypasses, bypasses);
+    }
 }
 
 async fn alarms_stand_as_the_newest_report_has_them(store: &dyn Store) {

@@ -13,7 +13,7 @@ use anteroom_proto::invite::{IdentityClaim, Invite};
 use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::TunnelState;
+use anteroom_proto::v1::telemetry::{FileBypass, TunnelState};
 use anteroom_proto::v1::{Applied, Reachable};
 
 /// An audit entry before it has its place in the chain. The fields are those of
@@ -151,6 +151,8 @@ pub struct GatewayFacts {
     pub drops: BTreeMap<String, u64>,
     /// Alarms that stand.
     pub alarms: Vec<Alarm>,
+    /// Bypasses in force there that were loaded from files.
+    pub bypasses: Vec<FileBypass>,
     /// Sightings and edges turned away, or dropped unanswered, for want of room here, and what the gateway itself threw away.
     pub away: (u64, u64, u64),
 }

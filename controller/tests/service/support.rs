@@ -577,6 +577,7 @@ pub(crate) fn empty_report(boot: BootId, sequence: u64) -> anteroom_proto::v1::t
         claims: Vec::new(),
         tunnels: vec![],
         alarms: vec![],
+        bypasses: vec![],
     }
 }
 

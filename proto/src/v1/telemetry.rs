@@ -18,6 +18,8 @@ use crate::verdict::Verdict;
 pub const MAX_SIGHTINGS: usize = 512;
 /// Most edges in one report.
 pub const MAX_EDGES: usize = 1024;
+/// Most bypasses in one report.
+pub const MAX_BYPASSES: usize = 256;
 /// Most alarms that stand at one gateway.
 pub const MAX_ALARMS: usize = 520;
 /// Most claims in one report.
@@ -46,8 +48,20 @@ pub struct Report {
     pub tunnels: Vec<TunnelState>,
     /// Alarms that stand, at most [`MAX_ALARMS`].
     pub alarms: Vec<Alarm>,
+    /// Bypasses in force here that were loaded from files, at most [`MAX_BYPASSES`]: no revision knows of them.
+    pub bypasses: Vec<FileBypass>,
     /// What devices here hold of their dynamic addresses, where that is news.
     pub claims: Vec<Signed<AddressClaim>>,
+}
+
+/// A bypass that a gateway follows by a file that was loaded into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileBypass {
+    /// The gateway whose devices it meets in the clear.
+    pub gateway: GatewayId,
+    /// Until when, by the operator's word.
+    pub until: UnixMillis,
 }
 
 /// A device as a gateway sees it.

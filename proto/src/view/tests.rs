@@ -204,6 +204,31 @@ fn each_forgery_is_refused_by_name() {
 }
 
 #[test]
+fn a_stolen_controller_bypasses_nothing() {
+    let order = crate::intent::Bypass {
+        gateway: PEER,
+        serial: u64::MAX,
+        until: Some(UnixMillis(u64::MAX)),
+        since: 7,
+    };
+    // Slipped into the leaf, with the tree and the root of old.
+    let mut view = Parts::default().build();
+    let mut intent: Intent = cbor::decode(&view.intent.0, MAX_INTENT_LEN).unwrap();
+    intent.bypasses.push(order);
+    view.intent = Blob(cbor::encode(&intent));
+    let error = View::verify(&view, US, &authority(), &Floor::default()).unwrap_err();
+    assert_eq!(error, ViewError::Proof { revision: 7 });
+    // With a tree and a root of its own, signed by the only key that it has.
+    let leaves = [leaf_hash(&view.intent.0), Hash::ZERO];
+    let mut root = view.root.verify_self_named().unwrap().into_document();
+    root.root = merkle::root(&leaves);
+    view.proof = Proof::new(&leaves, 0).unwrap();
+    view.root = Signed::sign(&root, &controller());
+    let error = View::verify(&view, US, &authority(), &Floor::default()).unwrap_err();
+    assert!(matches!(error, ViewError::Signature(_)), "{error}");
+}
+
+#[test]
 fn a_leaf_that_operators_did_not_sign_is_refused() {
     let mut view = Parts::default().build();
     let mut intent: Intent = cbor::decode(&view.intent.0, MAX_INTENT_LEN).unwrap();

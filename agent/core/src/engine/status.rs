@@ -32,6 +32,7 @@ impl Engine {
             overflow: self.recorder.take_overflow(),
             tunnels: self.tunnels(now),
             alarms: self.alarms(now),
+            bypasses: self.bypasses.by_file(),
             claims: self.holdings.take_news(),
         }
     }
