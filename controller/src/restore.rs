@@ -54,6 +54,7 @@ pub enum RestoreError {
 /// # Errors
 /// [`RestoreError`]; what was written before the failure is gone again.
 pub async fn backup(directory: &Directory, to: &Directory) -> Result<(), RestoreError> {
+    check_files(directory)?;
     to.prepare()?;
     let copied = async {
         copy(directory, to).await?;
@@ -73,6 +74,7 @@ pub async fn restore(
     to: &Directory,
     new_key: bool,
 ) -> Result<ControllerCode, RestoreError> {
+    check_files(from)?;
     database::check(&from.database()).await?;
     to.prepare()?;
     let restored = async {
@@ -91,6 +93,7 @@ pub async fn restore(
 /// # Errors
 /// [`RestoreError`].
 pub async fn new_key(directory: &Directory) -> Result<ControllerCode, RestoreError> {
+    check_files(directory)?;
     // First, so that whatever happens in between, the new key isn't taken for the old one.
     if !wait_for_operators(directory, "controller new-key", directory.path()).await? {
         return Err(RestoreError::Unclaimed);
@@ -123,11 +126,15 @@ fn undo_on_error<T>(made: &Directory, result: Result<T, RestoreError>) -> Result
     result
 }
 
+/// Checks that there is a controller whose keys and configuration are of use.
+fn check_files(directory: &Directory) -> Result<(), RestoreError> {
+    Config::load(&directory.config())?;
+    directory.load_identity()?;
+    directory.load_https()?;
+    Ok(())
+}
+
 async fn copy(from: &Directory, to: &Directory) -> Result<(), RestoreError> {
-    // What can't be used isn't worth a copy.
-    Config::load(&from.config())?;
-    from.load_identity()?;
-    from.load_https()?;
     for (source, target) in from.files().into_iter().zip(to.files()) {
         let is_database = source == from.database();
         if is_database || source.symlink_metadata().is_err() {
