@@ -139,7 +139,8 @@ fn a_rule_that_goes_takes_a_protected_flow_into_the_clear_without_a_loss() {
         }
         talk.run(Duration::from_secs(1));
         let lost = talk.lost();
-        assert!(lost.is_empty(), "{order:?}: {lost:#?}");
+        let said = explain(&mut talk.world, CT, PACS, WEB);
+        assert!(lost.is_empty(), "{order:?}: {lost:#?}\n{said}");
     }
 }
 

@@ -124,7 +124,9 @@ impl Engine {
                 return self.reopen(at, passage, packet, upwards, now);
             }
             if matches!(passage.via, Via::Tunnel(_)) {
-                return Self::finish(passage, oriented.judgement);
+                // A flow that is known has state, whatever an unknown one would lack.
+                let current = self.judge(passage, packet, forward, true, now);
+                return Self::finish(passage, current);
             }
         } else if flags.opens() && !forward {
             // A connection the other way on the same ports: another flow, with a verdict of its own.
