@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
+use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
@@ -390,8 +391,16 @@ impl Engine {
             return;
         };
         let (tuple, len) = (packet.tuple(), packet.bytes.len());
+        // Under DHCP's ports nothing goes to anybody whom DHCP doesn't concern.
+        let to_server = packet.destination.is_broadcast()
+            || self
+                .policy
+                .as_ref()
+                .is_some_and(|policy| policy.infrastructure().dhcp.contains(&packet.destination));
+        let to_everybody = header.destination == MacAddr::BROADCAST;
         let checked = match stance {
             Mode::Unrecognised => Err(DropReason::Dhcp),
+            _ if !(to_server && to_everybody) => Err(DropReason::Dhcp),
             _ => self.dhcp_request(id, &packet, now),
         };
         let verdict = match checked {

@@ -112,7 +112,8 @@ fn an_address_belongs_to_one_device_of_a_site() {
 
 #[test]
 fn a_cluster_behind_one_gateway_may_share_an_address() {
-    let shared = |change: fn(&mut Model)| {
+    type Change = fn(&mut Model);
+    let shared = |change: Change| {
         linted(move |model| {
             let first = model.devices[&member_id(1)].clone();
             let mut second = first.clone();
@@ -133,7 +134,7 @@ fn a_cluster_behind_one_gateway_may_share_an_address() {
         "{words}"
     );
     assert!(!words.contains("duplicate-address"), "{words}");
-    let apart: [(&str, fn(&mut Model)); 3] = [
+    let apart: [(&str, Change); 3] = [
         ("other mode", |model| set_modes(model, Mode::Observe, &["ct-2"])),
         ("other gateway", |model| {
             let there = model.devices[&member_id(4)].attachment.gateway;

@@ -9,13 +9,11 @@ const ONE: PortId = PortId::device(0);
 const TWO: PortId = PortId::device(1);
 const ROUTER: MacAddr = MacAddr([0, 0x1b, 0x21, 0, 0, 0x77]);
 
-/// Where `cable` brings a frame that went out of a port.
-fn run(
-    engine: &mut Engine,
-    cable: impl Fn(PortId) -> Vec<PortId>,
-    bytes: &[u8],
-    now: Instant,
-) -> usize {
+/// Into which ports a frame comes that went out of one.
+type Cable = dyn Fn(PortId) -> Vec<PortId>;
+
+/// How many frames come in until nothing goes round any more. `cable` says where they go.
+fn run(engine: &mut Engine, cable: &Cable, bytes: &[u8], now: Instant) -> usize {
     let mut under_way = vec![(ONE, bytes.to_vec())];
     let mut passed = 0;
     while let Some((port, bytes)) = under_way.pop() {
@@ -42,7 +40,7 @@ fn a_loop_stops_what_goes_round_and_is_said_with_its_place() {
         _ => vec![],
     };
     let back_on_itself = |out: PortId| vec![out];
-    let cables: [(&str, &dyn Fn(PortId) -> Vec<PortId>); 3] = [
+    let cables: [(&str, &Cable); 3] = [
         ("two ports", &joined_ports),
         ("a port and the uplink", &joined_to_uplink),
         ("an uplink that sends back what it gets", &back_on_itself),

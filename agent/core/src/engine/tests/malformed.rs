@@ -146,14 +146,19 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
 /// What may leave an engine whose devices are all enforced, and whose view opens nothing: link control, what the
 /// devices' DHCP and next hop need, and nothing else.
 fn is_needed(port: PortId, bytes: &[u8]) -> bool {
-    let group = |last: &[u8]| bytes[..5] == [1, 0x80, 0xc2, 0, 0] && last.contains(&bytes[5]);
-    let ethertype = u16::from_be_bytes([bytes[12], bytes[13]]);
-    let own = [mac(10), mac(11)].iter().any(|mac| bytes[6..12] == mac.0);
-    match ethertype {
-        ethernet::EAPOL | ethernet::LLDP => group(&[0, 3, 0x0e]),
-        ethernet::ARP => true,
+    let Ok(frame) = crate::wire::parse_ethernet(bytes, None) else { return false };
+    let own = [mac(10), mac(11)].contains(&frame.source);
+    // A single tag that bears a priority and no VLAN is as good as none.
+    if frame.vlan().is_some() || frame.tags > 1 {
+        return false;
+    }
+    match frame.ethertype {
+        ethernet::EAPOL | ethernet::LLDP => {
+            matches!(frame.destination.0, [1, 0x80, 0xc2, 0, 0, 0 | 3 | 0x0e])
+        }
+        ethernet::ARP => is_true(port, &frame),
         ethernet::IPV4 => {
-            let Ok(packet) = crate::wire::parse_ipv4(&bytes[14..]) else { return false };
+            let Ok(packet) = crate::wire::parse_ipv4(frame.payload) else { return false };
             let ports = (packet.source_port, packet.destination_port);
             let to_server =
                 packet.destination.octets() == [10, 20, 0, 2] || packet.destination.is_broadcast();
@@ -164,15 +169,15 @@ fn is_needed(port: PortId, bytes: &[u8]) -> bool {
 }
 
 /// Whether an ARP packet that leaves says what is so.
-fn is_true(port: PortId, bytes: &[u8]) -> bool {
-    let Ok(packet) = crate::wire::arp::parse_arp(&bytes[14..]) else { return false };
+fn is_true(port: PortId, frame: &crate::wire::EthernetFrame<'_>) -> bool {
+    let Ok(packet) = crate::wire::arp::parse_arp(frame.payload) else { return false };
     let holders = [(mac(10), [10, 20, 1, 10]), (mac(11), [10, 20, 1, 11])];
-    let own = holders
-        .iter()
-        .any(|(mac, address)| packet.sender_mac == *mac && packet.sender.octets() == *address);
-    let anonymous = packet.sender.is_unspecified();
+    let mut own = holders.iter();
+    let own =
+        own.any(|(mac, address)| (packet.sender_mac, packet.sender.octets()) == (*mac, *address));
     // Towards the uplink a device's own word; towards a device its router's or somebody's who is opened to it.
-    if port.is_uplink() { own } else { !anonymous && packet.sender_mac.0 == bytes[6..12] }
+    let anonymous = packet.sender.is_unspecified();
+    if port.is_uplink() { own } else { !anonymous && packet.sender_mac == frame.source }
 }
 
 proptest! {
@@ -215,10 +220,14 @@ proptest! {
             let out = feed(&mut engine, port, *vnet, bytes, now);
             prop_assert!(out.datagrams.is_empty());
             for (to, _, sent) in out.frames {
-                let needed = is_needed(to, &sent);
-                let honest = sent[12..14] != [8, 6] || is_true(to, &sent);
-                prop_assert!(needed && honest, "in at {port} {bytes:02x?}, out at {to}: {sent:02x?}");
-                prop_assert!(port.is_uplink() || to.is_uplink() || sent[12..14] == [8, 6], "from port to port: {sent:02x?}");
+                prop_assert!(
+                    is_needed(to, &sent),
+                    "in at {port} {bytes:02x?}, out at {to}: {sent:02x?}"
+                );
+                prop_assert!(
+                    port == to || port.is_uplink() || to.is_uplink(),
+                    "from port to port: {sent:02x?}"
+                );
             }
         }
     }

@@ -329,6 +329,30 @@ fn a_frame_for_the_port_that_it_came_from_goes_nowhere() {
 }
 
 #[test]
+fn under_the_ports_of_dhcp_an_enforced_device_reaches_nobody_else() {
+    let now = start();
+    let mut engine = with([Mode::Enforce, Mode::Enforce], now);
+    let request = |to_mac, to| {
+        frame(to_mac, mac(10), &ipv4(CT, to, 17, &udp(68, 67, &dhcp(1, 3, 7, mac(10)))))
+    };
+    let everybody = MacAddr::BROADCAST;
+    for to in [[255; 4], [10, 20, 0, 2]] {
+        let out = send(&mut engine, ONE, &request(everybody, to), now);
+        assert_eq!(out.frames.len(), 1, "{to:?}: {:#?}", engine.status(now));
+    }
+    for (to_mac, to) in [
+        (everybody, CAMPUS),
+        (everybody, CT),
+        (everybody, [10, 20, 1, 255]),
+        (MacAddr([1, 0, 0x5e, 0, 0, 1]), [255; 4]),
+        (mac(0x66), [255; 4]),
+    ] {
+        let out = send(&mut engine, ONE, &request(to_mac, to), now);
+        assert!(out.frames.is_empty(), "{to:?} by {to_mac}: {out:?}");
+    }
+}
+
+#[test]
 fn a_protected_device_stays_out_of_other_devices_vlans() {
     let now = start();
     let mut engine = engine(Limits::default(), now);
