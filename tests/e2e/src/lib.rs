@@ -94,11 +94,25 @@ pub fn own_programs() -> Option<Programs> {
 /// If the programs can't be built or the hospital can't be brought to this stage.
 #[must_use]
 pub fn fixture(test: &str, stage: Stage) -> Option<Fixture> {
+    fixture_with(test, stage, |programs, _| programs)
+}
+
+/// As [`fixture`], with programs that `change` has changed; it is given a directory for what it needs to that end.
+///
+/// # Panics
+/// As [`fixture`].
+#[must_use]
+pub fn fixture_with(
+    test: &str,
+    stage: Stage,
+    change: impl FnOnce(Programs, &Path) -> Programs,
+) -> Option<Fixture> {
     let programs = own_programs()?;
     if !namespace::in_private_network(test) {
         return None;
     }
     let directory = tempfile::Builder::new().prefix("anteroom-e2e-").tempdir().unwrap();
+    let programs = change(programs, directory.path());
     let logs = directory.path().join("logs");
     let raised = if stage == Stage::Enforced {
         enforced_hospital(programs, directory.path(), &logs)

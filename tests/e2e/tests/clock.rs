@@ -1,0 +1,99 @@
+//! Clocks that jump by years in both directions, under the real programs. Needs libfaketime (Debian's package of that name).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anteroom_e2e::{Stage, fixture_with};
+use anteroom_lab::hospital::Hospital;
+use anteroom_lab::ping;
+use anteroom_lab::programs::Programs;
+use anteroom_lab::wait;
+
+/// What lies about the time to the programs that load it.
+fn liar() -> Option<PathBuf> {
+    ["x86_64", "aarch64"]
+        .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"))
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|file| file.is_file())
+}
+
+/// Programs that take the time of the machine that they run on from a file that bears its name.
+fn lied_to(liar: &Path, programs: Programs, directory: &Path) -> Programs {
+    let wrap = |program: &Path| {
+        let name = program.file_name().unwrap();
+        let wrapper = directory.join("clocks").join(name);
+        std::fs::create_dir_all(wrapper.parent().unwrap()).unwrap();
+        let text = format!(
+            "#!/bin/sh\noffset=$(cat {0}/clocks/$(uname -n) 2>/dev/null || echo +0)\nLD_PRELOAD={1} DONT_FAKE_MONOTONIC=1 \
+             FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME=$offset exec {2} \"$@\"\n",
+            directory.display(),
+            liar.display(),
+            program.display()
+        );
+        std::fs::write(&wrapper, text).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&wrapper, mode).unwrap();
+        wrapper
+    };
+    Programs { agent: wrap(&programs.agent), controller: wrap(&programs.controller), ..programs }
+}
+
+/// What is allowed passes, and strangers find nobody.
+fn all_is_well(hospital: &Hospital, when: &str) {
+    let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1").address());
+    wait::until_ok(Duration::from_secs(30), &format!("a ping through the tunnel {when}"), || {
+        let series = ping::ping(&ct.host, pacs, 5, Duration::from_millis(5))?;
+        anyhow::ensure!(series.lost() == 0, "{series:?}");
+        Ok(())
+    })
+    .unwrap();
+    let hvac = &hospital.machine("hvac-1").host;
+    for device in hospital.devices() {
+        let series = ping::ping(hvac, device.address(), 2, Duration::from_millis(5)).unwrap();
+        assert_eq!(series.received, 0, "{} answers a stranger {when}", device.plan.name);
+    }
+}
+
+#[test]
+fn clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved() {
+    let test = "clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved";
+    let Some(liar) = liar() else {
+        eprintln!("skipped {test}: libfaketime isn't installed");
+        return;
+    };
+    let Some(mut fixture) = fixture_with(test, Stage::Enforced, |programs, directory| {
+        lied_to(&liar, programs, directory)
+    }) else {
+        return;
+    };
+    let clocks = fixture.directory().join("clocks");
+    let hospital = &mut fixture.hospital;
+    let mut changes = 0;
+    for offset in ["+4000d", "-9000d", "+0"] {
+        // A gateway alone, then the controller as well.
+        std::fs::write(clocks.join("gw-imaging"), offset).unwrap();
+        let gateway = hospital.gateway("imaging");
+        gateway.kill().unwrap();
+        gateway.start().unwrap();
+        gateway.wait_running().unwrap();
+        all_is_well(hospital, &format!("with a gateway at {offset}"));
+        std::fs::write(clocks.join("controller"), offset).unwrap();
+        hospital.controller.kill().unwrap();
+        hospital.controller.start().unwrap();
+        hospital.operator.ok(&["audit", "verify"]).unwrap();
+        hospital.operator.ok(&["status", "--wait", "30"]).unwrap();
+        changes += 1;
+        let label = format!("round={changes}");
+        let change = ["device", "label", "ct-1", &label, "--reason", "clocks", "--yes"];
+        hospital.operator.ok(&change).unwrap();
+        all_is_well(hospital, &format!("with a controller at {offset}"));
+    }
+    let audit = hospital.operator.json(&["audit", "list", "--limit", "100"]).unwrap().to_string();
+    let years = ["2037", "2036", "2002", "2001", "2026"];
+    assert!(
+        years.iter().filter(|year| audit.contains(&format!("\"{year}-"))).count() >= 2,
+        "no clock jumped: {audit}"
+    );
+    hospital.operator.ok(&["audit", "verify"]).unwrap();
+}
