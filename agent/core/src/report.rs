@@ -37,8 +37,6 @@ pub struct EngineReport {
     pub alarms: Vec<Alarm>,
     /// Bypasses in force that were loaded from files.
     pub bypasses: Vec<FileBypass>,
-    /// What devices here hold of their dynamic addresses, where that is news.
-    pub claims: Vec<Signed<AddressClaim>>,
 }
 
 /// The engine at a glance.

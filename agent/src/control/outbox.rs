@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use anteroom_agent_core::report::EngineReport;
 use anteroom_proto::id::BootId;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{MAX_BYPASSES, MAX_CLAIMS, MAX_EDGES, MAX_SIGHTINGS, Report};
+use anteroom_proto::v1::telemetry::{MAX_BYPASSES, MAX_EDGES, MAX_SIGHTINGS, Report};
 
 /// With so many reports unacknowledged no more are taken in.
 const FULL: usize = 8;
@@ -46,10 +46,9 @@ impl Outbox {
             tunnels,
             alarms,
             bypasses,
-            mut claims,
         } = report;
         let mut rest = Some((drops, overflow));
-        while rest.is_some() || !sightings.is_empty() || !edges.is_empty() || !claims.is_empty() {
+        while rest.is_some() || !sightings.is_empty() || !edges.is_empty() {
             let (drops, overflow) = rest.take().unwrap_or((BTreeMap::new(), 0));
             self.sequence += 1;
             self.waiting.push_back(Report {
@@ -64,7 +63,6 @@ impl Outbox {
                 tunnels: tunnels.clone(),
                 alarms: alarms.clone(),
                 bypasses: bypasses.iter().copied().take(MAX_BYPASSES).collect(),
-                claims: front(&mut claims, MAX_CLAIMS),
             });
         }
         self.waiting.iter().skip(before)
@@ -139,6 +137,7 @@ pub(super) mod tests {
             member: Some(anteroom_proto::id::MemberId::from_bytes([0xff; 16])),
             held: true,
             kinds: ["broadcast", "multicast", "ipv6", "tagged", "non-ip"].map(String::from).into(),
+            claim: Some(claim()),
             first_seen: UnixMillis(n as u64),
             last_seen: UnixMillis(u64::MAX),
         }
@@ -168,7 +167,6 @@ pub(super) mod tests {
             tunnels: Vec::new(),
             alarms: Vec::new(),
             bypasses: Vec::new(),
-            claims: vec![claim(); 300],
         };
         let reports: Vec<Report> = outbox.push(report.clone(), UnixMillis(1)).cloned().collect();
         assert_eq!(reports.iter().map(|report| report.sequence).collect::<Vec<_>>(), [1, 2, 3]);
@@ -181,7 +179,6 @@ pub(super) mod tests {
         let sightings: Vec<_> =
             reports.iter().flat_map(|report| report.sightings.clone()).collect();
         assert_eq!(sightings, report.sightings);
-        assert_eq!(reports.iter().map(|report| report.claims.len()).sum::<usize>(), 300);
         assert_eq!(reports.iter().map(|report| report.overflow).sum::<u64>(), 3);
         assert_eq!(reports.iter().filter(|report| !report.drops.is_empty()).count(), 1);
     }

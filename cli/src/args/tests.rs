@@ -164,6 +164,7 @@ fn every_command_that_a_refusal_names_can_be_typed() {
         member: None,
         held: false,
         kinds: vec!["ipv6".to_owned()],
+        claim: None,
         first_seen: now,
         last_seen: now,
     };

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::cables::neighbours;
 use super::enrol;
 use super::flows::{FlowRow, render as render_flows};
+use super::holdings::{Holdings, newest};
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
 use crate::output::Output;
@@ -52,6 +53,8 @@ pub(super) struct DeviceRow {
     vlan: Option<u16>,
     mac: String,
     addresses: Vec<String>,
+    /// What it holds of its dynamic addresses, by its gateway's signed word.
+    holds: Vec<String>,
     prefix_len: Option<u8>,
     router: Option<String>,
     labels: BTreeMap<String, String>,
@@ -62,6 +65,8 @@ pub(super) struct DeviceRow {
     kinds: Vec<String>,
     /// Confirmed devices elsewhere with the same Ethernet address.
     same_mac_as: Vec<String>,
+    /// Other devices of the site that have, or hold, one of its addresses.
+    same_address_as: Vec<String>,
     /// Other confirmed devices on the same port, from which nothing keeps it.
     shares_port_with: Vec<String>,
 }
@@ -113,13 +118,10 @@ fn confirmed_row(
     id: MemberId,
     device: &Device,
     model: &Model,
-    sightings: &[SightingRecord],
+    (sightings, holdings): (&[SightingRecord], &Holdings<'_>),
     names: &GatewayNames,
 ) -> DeviceRow {
-    let seen = sightings
-        .iter()
-        .filter(|record| is_of(record, device))
-        .max_by_key(|record| record.sighting.last_seen);
+    let seen = newest(device, sightings);
     let gateway = model.gateways.get(&device.attachment.gateway);
     DeviceRow {
         name: Some(device.name.to_string()),
@@ -138,6 +140,7 @@ fn confirmed_row(
         vlan: device.attachment.vlan,
         mac: device.attachment.mac.to_string(),
         addresses: device.addresses.iter().map(address).collect(),
+        holds: holdings.of(id).iter().map(ToString::to_string).collect(),
         prefix_len: device.prefix_len,
         router: device.router.map(|router| router.address.to_string()),
         labels: device.labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
@@ -147,6 +150,7 @@ fn confirmed_row(
         held: seen.is_some_and(|record| record.sighting.held),
         kinds: seen.map(|record| record.sighting.kinds.clone()).unwrap_or_default(),
         same_mac_as: Vec::new(),
+        same_address_as: holdings.others_with_an_address_of(id),
         shares_port_with: neighbours(model, device),
     }
 }
@@ -166,6 +170,7 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
         vlan: sighting.vlan,
         mac: sighting.mac.to_string(),
         addresses: sighting.addresses.iter().map(ToString::to_string).collect(),
+        holds: Vec::new(),
         prefix_len: sighting.prefix_len,
         router: sighting.router.map(|(address, _)| address.to_string()),
         labels: BTreeMap::new(),
@@ -180,6 +185,7 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
             .filter(|device| device.attachment.mac == sighting.mac)
             .map(|device| device.name.to_string())
             .collect(),
+        same_address_as: Vec::new(),
         shares_port_with: Vec::new(),
     }
 }
@@ -196,11 +202,13 @@ pub(super) fn list(new: bool, remote: &mut Remote, output: &mut Output<'_>) -> R
     let names = GatewayNames::load(&model, remote)?;
     let mut rows: Vec<DeviceRow> =
         unconfirmed(&model, &sightings).into_iter().map(|r| new_row(r, &model, &names)).collect();
+    let holdings = Holdings::new(&model, &sightings);
     if !new {
+        let seen = (sightings.as_slice(), &holdings);
         let confirmed = model
             .devices
             .iter()
-            .map(|(id, device)| confirmed_row(*id, device, &model, &sightings, &names));
+            .map(|(id, device)| confirmed_row(*id, device, &model, seen, &names));
         rows.extend(confirmed);
     }
     rows.sort_by(|a, b| {
@@ -226,7 +234,7 @@ fn render(rows: &[DeviceRow], only_new: bool) -> String {
             row.gateway.clone(),
             row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port)),
             row.mac.clone(),
-            join(&row.addresses),
+            shown_addresses(row),
             join(row.labels.iter().map(|(k, v)| format!("{k}={v}"))),
             row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
             notes(row),
@@ -240,6 +248,15 @@ fn render(rows: &[DeviceRow], only_new: bool) -> String {
         text.push_str("\nTo take a new one in: anteroom device confirm MAC --name NAME");
     }
     text
+}
+
+/// The addresses that a device has now, and within what it may have others.
+fn shown_addresses(row: &DeviceRow) -> String {
+    if row.holds.is_empty() {
+        join(&row.addresses)
+    } else {
+        format!("{} ({})", join(&row.holds), join(&row.addresses))
+    }
 }
 
 fn notes(row: &DeviceRow) -> String {
@@ -260,6 +277,9 @@ fn notes(row: &DeviceRow) -> String {
     }
     if !row.same_mac_as.is_empty() {
         notes.push(format!("same MAC as {}", row.same_mac_as.join(", ")));
+    }
+    if !row.same_address_as.is_empty() {
+        notes.push(format!("CONFLICT: same address as {}", row.same_address_as.join(", ")));
     }
     if !row.shares_port_with.is_empty() {
         notes.push(format!("shares its port with {}", row.shares_port_with.join(", ")));
@@ -285,11 +305,12 @@ pub(super) fn show(
     let model = change::fetch(remote)?.model;
     let (id, device) = model.find_device(name).map_err(ChangeError::from)?;
     let sightings = remote.sightings()?;
+    let holdings = Holdings::new(&model, &sightings);
     let names = GatewayNames::load(&model, remote)?;
     let query = EdgeQuery { member: Some(id), limit: Some(FLOWS), ..EdgeQuery::default() };
     let edges = remote.edges(&query)?;
     let detail = DeviceDetail {
-        row: confirmed_row(id, device, &model, &sightings, &names),
+        row: confirmed_row(id, device, &model, (&sightings, &holdings), &names),
         blast_radius: Resolved::new(&model).ok().map(|resolved| blast_radius(&resolved, id, now())),
         flows: edges.iter().map(|edge| FlowRow::new(edge, &model, &names.names)).collect(),
     };
@@ -325,7 +346,7 @@ fn render_detail(detail: &DeviceDetail) -> String {
         ("Behind", format!("{} {port}", row.gateway)),
         ("Site", maybe(&row.site)),
         ("MAC", row.mac.clone()),
-        ("Addresses", join(&row.addresses)),
+        ("Addresses", shown_addresses(row)),
         ("Mask", row.prefix_len.map(|n| format!("/{n}")).unwrap_or_default()),
         ("Router", maybe(&row.router)),
         ("Labels", join(row.labels.iter().map(|(k, v)| format!("{k}={v}")))),

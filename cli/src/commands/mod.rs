@@ -10,6 +10,7 @@ mod device_change;
 mod enrol;
 mod flows;
 mod gateway;
+mod holdings;
 mod login;
 mod operator;
 mod policy;

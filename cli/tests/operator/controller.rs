@@ -204,6 +204,7 @@ impl Controller {
             member: None,
             held: false,
             kinds: vec!["broadcast".into()],
+            claim: None,
             first_seen: UnixMillis(1_764_000_000_000),
             last_seen: UnixMillis(1_764_000_100_000),
         };

@@ -109,6 +109,7 @@ impl Gateway {
             member: None,
             held: false,
             kinds: Vec::new(),
+            claim: None,
             first_seen: UnixMillis(1_764_000_000_000),
             last_seen: UnixMillis(1_764_000_100_000),
         };
@@ -120,7 +121,6 @@ impl Gateway {
             edges: Vec::new(),
             drops: std::collections::BTreeMap::new(),
             overflow: 0,
-            claims: Vec::new(),
             tunnels: Vec::new(),
             alarms: Vec::new(),
             bypasses: Vec::new(),

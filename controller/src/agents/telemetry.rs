@@ -1,5 +1,7 @@
 //! Reports as they come: cut to what is kept before they reach the store.
 
+use anteroom_proto::claim::AddressClaim;
+use anteroom_proto::cose::{Document, Signed};
 use anteroom_proto::v1::telemetry::{MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_SIGHTINGS, Report};
 use anteroom_proto::verdict::DropReason;
 
@@ -41,6 +43,11 @@ pub(super) fn bounded(mut report: Report) -> (Report, usize) {
         cut(before, sighting.addresses.len() + sighting.kinds.len());
         sighting.vlan = sighting.vlan.filter(|vlan| *vlan < 4096);
         sighting.prefix_len = sighting.prefix_len.filter(|len| *len <= 32);
+        // Whether it is what it says is checked by whoever shows it, against the gateway's key.
+        let before = usize::from(sighting.claim.is_some());
+        let fits = |claim: &Signed<AddressClaim>| claim.as_bytes().len() <= AddressClaim::MAX_LEN;
+        sighting.claim = sighting.claim.take().filter(fits);
+        cut(before, usize::from(sighting.claim.is_some()));
     }
     (report, away)
 }

@@ -167,6 +167,7 @@ fn sighting(last: u8) -> Sighting {
         member: None,
         held: false,
         kinds: vec!["broadcast".into()],
+        claim: None,
         first_seen: UnixMillis(50),
         last_seen: UnixMillis(60),
     }
@@ -203,7 +204,6 @@ fn report(boot: u8, sequence: u64) -> Report {
         edges: vec![edge(104, Verdict::Tunnel)],
         drops: [("no-rule".to_owned(), 5)].into(),
         overflow: 2,
-        claims: Vec::new(),
         tunnels: vec![],
         alarms: vec![],
         bypasses: vec![],

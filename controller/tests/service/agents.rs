@@ -178,6 +178,7 @@ fn sighting() -> Sighting {
         member: None,
         held: false,
         kinds: vec!["broadcast".into(), "<script>".into()],
+        claim: None,
         first_seen: UnixMillis(5),
         last_seen: UnixMillis(6),
     }

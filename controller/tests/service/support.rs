@@ -574,7 +574,6 @@ pub(crate) fn empty_report(boot: BootId, sequence: u64) -> anteroom_proto::v1::t
         edges: vec![],
         drops: BTreeMap::new(),
         overflow: 0,
-        claims: Vec::new(),
         tunnels: vec![],
         alarms: vec![],
         bypasses: vec![],

@@ -22,8 +22,6 @@ pub const MAX_EDGES: usize = 1024;
 pub const MAX_BYPASSES: usize = 256;
 /// Most alarms that stand at one gateway.
 pub const MAX_ALARMS: usize = 520;
-/// Most claims in one report.
-pub const MAX_CLAIMS: usize = 128;
 
 /// One report. Boot and sequence make sure that nothing counts twice: a report is sent again, unchanged, until
 /// the controller says that it is stored.
@@ -50,8 +48,6 @@ pub struct Report {
     pub alarms: Vec<Alarm>,
     /// Bypasses in force here that were loaded from files, at most [`MAX_BYPASSES`]: no revision knows of them.
     pub bypasses: Vec<FileBypass>,
-    /// What devices here hold of their dynamic addresses, where that is news.
-    pub claims: Vec<Signed<AddressClaim>>,
 }
 
 /// A bypass that a gateway follows by a file that was loaded into it.
@@ -86,6 +82,9 @@ pub struct Sighting {
     pub held: bool,
     /// Kinds of traffic seen that no rule carries: `broadcast`, `multicast`, `ipv6`, `tagged`, `non-ip`.
     pub kinds: Vec<String>,
+    /// What it holds of its dynamic addresses, as its gateway tells its peers.
+    #[serde(default)]
+    pub claim: Option<Signed<AddressClaim>>,
     /// When it was first seen in this run.
     pub first_seen: UnixMillis,
     /// When it was last seen.

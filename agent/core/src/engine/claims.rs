@@ -67,7 +67,6 @@ impl Engine {
     pub(super) fn reconcile_holdings(&mut self, now: Instant) {
         self.change_holdings(now, |holdings, at| {
             holdings.reconcile(at);
-            holdings.report_again();
             // The stations and the policy are new, whatever changed.
             true
         });

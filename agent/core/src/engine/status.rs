@@ -33,7 +33,6 @@ impl Engine {
             tunnels: self.tunnels(now),
             alarms: self.alarms(now),
             bypasses: self.bypasses.by_file(),
-            claims: self.holdings.take_news(),
         }
     }
 
@@ -178,6 +177,12 @@ impl Engine {
     }
 
     fn take_sightings(&mut self) -> Vec<Sighting> {
+        let news = self.holdings.take_news();
+        for station in self.stations.iter_mut() {
+            if station.device.as_ref().is_some_and(|device| news.contains(&device.member)) {
+                station.sights.iter_mut().for_each(|sight| sight.changed = true);
+            }
+        }
         let mut sightings = Vec::new();
         let names: Vec<Option<Name>> =
             self.config.ports.iter().map(|port| Some(port.name.clone())).collect();
@@ -190,7 +195,10 @@ impl Engine {
                     return sightings;
                 }
                 if std::mem::take(&mut station.sights[at].changed) {
-                    let sighting = sighting(station, &station.sights[at], port);
+                    let mut sighting = sighting(station, &station.sights[at], port);
+                    let member = sighting.member.filter(|_| sighting.vlan.is_none());
+                    sighting.claim =
+                        member.and_then(|member| self.holdings.claim_of(member).cloned());
                     sightings.push(sighting);
                 }
             }
@@ -273,6 +281,7 @@ fn sighting(station: &Station, sight: &Sight, port: &Name) -> Sighting {
             .filter(|(bit, _)| sight.kinds & bit != 0)
             .map(|(_, word)| (*word).to_owned())
             .collect(),
+        claim: None,
         first_seen: sight.first,
         last_seen: sight.last,
     }

@@ -17,7 +17,6 @@ use anteroom_proto::id::{GatewayId, MemberId, OrganisationId};
 use anteroom_proto::intent::PeerGateway;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::MAX_CLAIMS;
 
 use crate::policy::{MemberIndex, Policy};
 use crate::table::{Map, Seeds};
@@ -284,20 +283,18 @@ impl Holdings {
         }
     }
 
-    /// Claims of this gateway that weren't reported yet, as they are now.
-    pub(crate) fn take_news(&mut self) -> Vec<Signed<AddressClaim>> {
-        let news = self.own.values_mut().filter(|own| !own.reported).take(MAX_CLAIMS);
-        news.filter_map(|own| {
+    /// Devices here whose claims changed since the last call.
+    pub(crate) fn take_news(&mut self) -> Vec<MemberId> {
+        let news = self.own.iter_mut().filter(|(_, own)| !own.reported);
+        news.map(|(member, own)| {
             own.reported = true;
-            own.claim.clone()
+            *member
         })
         .collect()
     }
 
-    /// Has everything reported again, as to a controller that may have lost it.
-    pub(crate) fn report_again(&mut self) {
-        for own in self.own.values_mut() {
-            own.reported = false;
-        }
+    /// The newest claim for a device here.
+    pub(crate) fn claim_of(&self, member: MemberId) -> Option<&Signed<AddressClaim>> {
+        self.own.get(&member)?.claim.as_ref()
     }
 }

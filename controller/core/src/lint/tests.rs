@@ -229,6 +229,7 @@ fn enforce_wants_no_traffic_that_rules_cant_carry() {
             member: None,
             held: false,
             kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
+            claim: None,
             first_seen: NOW,
             last_seen: NOW,
         },

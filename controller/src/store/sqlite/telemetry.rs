@@ -183,6 +183,7 @@ fn merge(before: Option<Sighting>, new: &Sighting) -> Sighting {
     merged.addresses.truncate(MAX_ADDRESSES);
     merged.prefix_len = merged.prefix_len.or(before.prefix_len);
     merged.router = merged.router.or(before.router);
+    merged.claim = merged.claim.or(before.claim);
     merged.first_seen = merged.first_seen.min(before.first_seen);
     merged.last_seen = merged.last_seen.max(before.last_seen);
     for kind in before.kinds {

@@ -160,7 +160,11 @@ fn nobody_but_this_gateway_moves_its_own_count() {
     let mut engine = start_engine(now);
     let frame = crate::wire::arp::request(mac(11), at(50), Ipv4Addr::new(10, 20, 4, 1));
     feed(&mut engine, PortId::device(1), VnetHeader::default(), &frame, now);
-    let news = engine.report(now).claims;
+    let reported = |engine: &mut Engine| -> Vec<Signed<AddressClaim>> {
+        let sightings = engine.report(now).sightings;
+        sightings.into_iter().filter_map(|sighting| sighting.claim).collect()
+    };
+    let news = reported(&mut engine);
     let own = IdentityKey::from_seed(&[9; 32]).public();
     let number = |claims: &[Signed<AddressClaim>]| {
         claims.iter().map(|claim| claim.verify(ORGANISATION, &[own]).unwrap().number).max()
@@ -172,7 +176,7 @@ fn nobody_but_this_gateway_moves_its_own_count() {
             let answer = ClaimAnswer { member: HERE, number: first, outcome };
             holdings.answered(at, (OTHER, None), answer)
         });
-        number(&engine.report(now).claims)
+        number(&reported(&mut engine))
     };
     let mine = |number| AddressClaim { gateway: OWN, ..claim(HERE, number, &[at(99)]) };
     assert_eq!(answer(signed(&mine(u64::MAX), 3)), None, "signed by somebody else");

@@ -198,6 +198,7 @@ fn a_spare_that_saw_kinds_of_traffic_as_a_wire_needs_no_force() {
             member: None,
             held: false,
             kinds: kinds.iter().map(|kind| (*kind).to_owned()).collect(),
+            claim: None,
             first_seen: NOW,
             last_seen: NOW,
         },
