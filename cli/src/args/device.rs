@@ -165,6 +165,9 @@ pub struct DeviceConfirm {
     /// Its router's address
     #[arg(long, value_name = "ADDRESS")]
     pub router: Option<Ipv4Addr>,
+    /// Pin its router's Ethernet address: nobody else becomes its router, and a swapped router needs a new confirm
+    #[arg(long, value_name = "MAC")]
+    pub router_mac: Option<MacAddr>,
     /// What its port does while the gateway's agent is dead; default: wire, and closed in enforce
     #[arg(long, value_name = "CHOICE", value_enum)]
     pub on_failure: Option<FailureChoice>,

@@ -81,8 +81,8 @@ fn device_of(args: &DeviceConfirm, record: &SightingRecord) -> Device {
         },
         addresses,
         prefix_len: args.prefix_len.or(sighting.prefix_len),
-        // The gateway learns the router's Ethernet address, so that a router may be replaced.
-        router: router.map(|address| Router { address, mac: None }),
+        // Unpinned, the gateway learns the router's Ethernet address, so that a router may be replaced.
+        router: router.map(|address| Router { address, mac: args.router_mac }),
         labels,
         mode: Mode::Observe,
         mode_since: 0,
