@@ -38,15 +38,8 @@ impl Outbox {
         at: UnixMillis,
     ) -> impl Iterator<Item = &Report> {
         let before = self.waiting.len();
-        let EngineReport {
-            mut sightings,
-            mut edges,
-            drops,
-            overflow,
-            tunnels,
-            alarms,
-            bypasses,
-        } = report;
+        let EngineReport { mut sightings, mut edges, drops, overflow, tunnels, alarms, bypasses } =
+            report;
         let mut rest = Some((drops, overflow));
         while rest.is_some() || !sightings.is_empty() || !edges.is_empty() {
             let (drops, overflow) = rest.take().unwrap_or((BTreeMap::new(), 0));
