@@ -21,7 +21,7 @@ use crate::enroll::enrol;
 use crate::local::client::ask;
 use crate::local::protocol::{DEFAULT_FLOWS, Request, Response};
 use crate::net;
-use crate::state::StateDir;
+use crate::state::{StateDir, wiring_on_disk};
 
 /// Exit status for a command line that can't be understood.
 const USAGE: u8 = 64;
@@ -255,7 +255,9 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Ports { action, common } => {
             let config = Config::load(&common.config)?;
             let warnings = match action {
-                PortsAction::Isolate => net::ports::isolate(&config).await?,
+                PortsAction::Isolate => {
+                    net::ports::isolate(&config, &wiring_on_disk(&config)).await?
+                }
                 PortsAction::Release => net::ports::release(&config).await?,
             };
             for warning in warnings {

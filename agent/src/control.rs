@@ -199,10 +199,21 @@ impl<P: Plane> Client<P> {
                     }
                 }
             };
+            self.note_time().await;
             tokio::select! {
                 () = sleep(wait) => {}
                 () = stopped(&mut stop) => return Ok(()),
             }
+        }
+    }
+
+    /// Has the time kept that a peer confirmed while no controller was in sight.
+    async fn note_time(&mut self) {
+        if let Ok(status) = self.plane.status().await
+            && status.engine.time_confirmed
+        {
+            self.clock.set(status.engine.time, self.floor.time);
+            self.keeping.time(self.clock);
         }
     }
 

@@ -93,12 +93,13 @@ impl Run {
                 (GatewayId::from_bytes([0; 16]), secret, IdentityKey::from_seed(&random()?))
             }
         };
+        let floor = held.enrolled.as_ref().map_or(Floor::default(), |enrolled| enrolled.floor);
         let gate = Gate::new(Opener {
+            floor: floor.time,
             config: config.clone(),
             identity: TunnelIdentity { gateway, secret, identity: key, seed: random()? },
             learned: held.learned.clone(),
         });
-        let floor = held.enrolled.as_ref().map_or(Floor::default(), |enrolled| enrolled.floor);
         gate.set_time(control::system_time().max(floor.time), false).await?;
         let enrolment = held.enrolled.as_ref().map(|enrolled| enrolled.enrolment.clone());
         let orders = Orders::load(state, enrolment);

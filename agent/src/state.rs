@@ -18,7 +18,7 @@ use anteroom_proto::view::ViewError;
 
 pub use directory::{Lock, StateDir};
 pub(crate) use held::enforces;
-pub use held::{Enrolled, Held};
+pub use held::{Enrolled, Held, wiring_on_disk};
 pub use records::{Enrolment, TunnelKey};
 
 #[cfg(test)]

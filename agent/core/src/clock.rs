@@ -24,6 +24,7 @@ impl Clock {
     /// nobody prolongs a rule by telling an earlier time.
     pub(crate) fn set(&mut self, wall: UnixMillis, confirmed: bool, now: Instant) {
         let wall = if self.confirmed { wall.max(self.wall(now)) } else { wall };
+        let wall = wall.max(self.floor);
         if confirmed || !self.confirmed {
             self.anchor = (now, wall);
         }
@@ -64,6 +65,21 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_tells_a_time_below_the_floor() {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+        let now = Instant::now();
+        let mut clock = Clock::new(now);
+        clock.raise_floor(UnixMillis(5_000_000));
+        // A peer in the wrong hands, after a power cut.
+        clock.set(UnixMillis(1_000), true, now);
+        assert_eq!(clock.wall(now), UnixMillis(5_000_000));
+        assert_eq!(clock.has_passed(UnixMillis(5_000_000), now), Some(true));
+        let soon = UnixMillis(5_060_000);
+        assert_eq!(clock.has_passed(soon, now), Some(false));
+        assert_eq!(clock.has_passed(soon, now + Duration::from_secs(60)), Some(true));
+    }
 
     #[test]
     fn a_confirmed_time_never_goes_back() {

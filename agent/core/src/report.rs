@@ -50,6 +50,8 @@ pub struct EngineStatus {
     pub epoch: u64,
     /// Whether a controller or peer has confirmed the time since this start.
     pub time_confirmed: bool,
+    /// The wall clock, as far as it is trusted.
+    pub time: UnixMillis,
     /// Whether ports and uplink may merge packets.
     pub wants_gro: bool,
     /// The device ports.

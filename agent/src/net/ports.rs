@@ -36,14 +36,14 @@ impl From<NftError> for PortsError {
 
 /// Isolates all ports before the agent runs: the kernel's own stack neither sees a device's frame nor sends one to it,
 /// and the gateway answers no scan. Then brings the ports up. Doing it twice does no harm: what an agent left in force
-/// stays.
+/// stays. `wiring` says which ports the kernel forwards for until there is an agent.
 ///
 /// Returns warnings: ports whose interface isn't there yet, and what this kernel can't do.
 ///
 /// # Errors
 /// Where the packet filter or an interface can't be set.
-pub async fn isolate(config: &Config) -> Result<Vec<String>, PortsError> {
-    isolate_or_shut(config, false).await
+pub async fn isolate(config: &Config, wiring: &Wiring) -> Result<Vec<String>, PortsError> {
+    isolate_or_shut(config, wiring, false).await
 }
 
 /// As [`isolate`], and whatever stood before, no port is a wire on return.
@@ -51,23 +51,35 @@ pub async fn isolate(config: &Config) -> Result<Vec<String>, PortsError> {
 /// # Errors
 /// As [`isolate`].
 pub async fn shut(config: &Config) -> Result<Vec<String>, PortsError> {
-    isolate_or_shut(config, true).await
+    isolate_or_shut(config, &Wiring::closed(config), true).await
 }
 
-async fn isolate_or_shut(config: &Config, shut: bool) -> Result<Vec<String>, PortsError> {
+async fn isolate_or_shut(
+    config: &Config,
+    wiring: &Wiring,
+    shut: bool,
+) -> Result<Vec<String>, PortsError> {
     let session = Session::open(NETLINK_NETFILTER)
         .map_err(|source| PortsError::Filter { what: "opening netlink".into(), source })?;
     let mut warnings = guard(&session, config)?;
     let ports: Vec<&str> = config.ports.iter().map(|port| port.interface.as_str()).collect();
-    let wiring = Wiring::closed(config);
     let uplink = config.uplink.interface.as_str();
-    let wanted = Wanted { uplink, ports: &ports, wiring: &wiring };
+    let wanted = Wanted { uplink, ports: &ports, wiring };
     if shut || !wire::stands(&session, &wanted)? {
         warnings.extend(shortfalls(wire::build(&session, &wanted, false)?));
     }
     let links = Links::new()?;
     switch_on_uplink(config, &links).await?;
     warnings.extend(switch_on(config, &links).await?);
+    // What the kernel merges it can't always take apart again as it was.
+    let interfaces = config.ports.iter().map(|port| &port.interface);
+    for interface in interfaces.chain([&config.uplink.interface]) {
+        if offload::gro(interface).is_ok_and(|on| on)
+            && let Err(error) = offload::set_gro(interface, false)
+        {
+            warnings.push(format!("{interface}: GRO can't be switched off: {error}"));
+        }
+    }
     Ok(warnings)
 }
 

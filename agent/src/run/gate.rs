@@ -22,6 +22,8 @@ pub(super) struct Opener {
     pub(super) config: Config,
     pub(super) identity: TunnelIdentity,
     pub(super) learned: Learned,
+    /// The highest time that was signed or confirmed before this start.
+    pub(super) floor: UnixMillis,
 }
 
 /// The data plane, once it is open.
@@ -104,6 +106,7 @@ impl Gate {
         let ports = config.ports.clone();
         let mut engine = Engine::new(config, self.opener.identity.clone(), Instant::now());
         engine.restore(self.opener.learned.clone());
+        engine.hold_time(self.opener.floor, Instant::now());
         if let Some(time) = self.time() {
             engine.set_time(time.wall, time.confirmed, time.at);
         }

@@ -36,10 +36,26 @@ impl StateDir {
     /// When it can't be made, isn't a directory of this user, or others can read it.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         secure(path)?;
+        Ok(Self::at(path))
+    }
+
+    /// The directory, if it is there. Nothing is made.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`].
+    pub fn find(path: &Path) -> Result<Option<Self>, StateError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        check(path)?;
+        Ok(Some(Self::at(path)))
+    }
+
+    fn at(path: &Path) -> Self {
         // Beside the directory, not in it: whoever loses or wipes the one still has the other.
         let mut marker = path.as_os_str().to_owned();
         marker.push("-marker");
-        Ok(Self { path: path.to_owned(), marker: marker.into() })
+        Self { path: path.to_owned(), marker: marker.into() }
     }
 
     /// The directory.
@@ -239,6 +255,12 @@ fn secure(path: &Path) -> Result<(), StateError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
         _ => {}
     }
+    check(path)
+}
+
+/// Checks that nobody else can get at it.
+fn check(path: &Path) -> Result<(), StateError> {
+    let failed = |error| StateError::Directory { path: path.to_owned(), error };
     let metadata = fs::metadata(path).map_err(failed)?;
     if !metadata.is_dir() {
         return Err(failed(io::ErrorKind::NotADirectory.into()));

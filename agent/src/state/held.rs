@@ -8,6 +8,9 @@ use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::view::{Floor, SignedView, View};
 
+use crate::config::Config;
+use crate::net::wiring::Wiring;
+
 use super::{Enrolment, StateDir, StateError, TunnelKey, records};
 
 /// What was found on disk and holds.
@@ -60,6 +63,25 @@ impl Held {
             closed: no_view && state.ever_enforced(),
             problems,
         })
+    }
+}
+
+/// What the ports are to do before any agent runs, by what is on disk: nothing there is changed. Closed where that
+/// can't be told, and on a machine that was never a gateway.
+#[must_use]
+pub fn wiring_on_disk(config: &Config) -> Wiring {
+    let closed = Wiring::closed(config);
+    let Ok(Some(state)) = StateDir::find(&config.state) else { return closed };
+    let (enrolment, keys) = (state.enrolment(), state.tunnel_keys());
+    if !matches!(enrolment, Ok(Some(_))) || !keys.is_ok_and(|keys| !keys.is_empty()) {
+        return closed;
+    }
+    match Held::load(&state) {
+        Ok(held) if !held.closed => {
+            let view = held.enrolled.and_then(|enrolled| enrolled.view);
+            Wiring::of(config, view.as_deref())
+        }
+        _ => closed,
     }
 }
 

@@ -98,6 +98,23 @@ impl Appliance {
         StateDir::open(&self.directory.path().join("state")).expect("the state directory")
     }
 
+    /// Does what is done at boot before the agent starts.
+    pub(crate) fn boot(&self) {
+        let config = self.directory.path().join("agent.toml").display().to_string();
+        let program = env!("CARGO_BIN_EXE_anteroom-agent");
+        self.gateway.run(program, &["ports", "isolate", "--config", &config]).expect("isolated");
+    }
+
+    /// Removes the packet filter, as a power cut does, and leaves the interfaces on.
+    pub(crate) fn forget_filter(&self) {
+        let config = self.directory.path().join("agent.toml").display().to_string();
+        let program = env!("CARGO_BIN_EXE_anteroom-agent");
+        self.gateway.run(program, &["ports", "release", "--config", &config]).expect("released");
+        for port in ["port0", "port1"] {
+            self.gateway.ip(&format!("link set {port} up")).unwrap();
+        }
+    }
+
     /// Starts the agent; doesn't wait.
     pub(crate) fn start(&mut self) {
         let mut command = self.gateway.command(env!("CARGO_BIN_EXE_anteroom-agent"));

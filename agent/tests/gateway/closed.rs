@@ -139,3 +139,37 @@ fn a_gateway_that_lost_the_view_of_an_enforced_device_stays_closed() {
     appliance.hold_on(&streams);
     nothing_passed(&appliance, "state lost, and killed", streams, None);
 }
+
+#[test]
+fn at_boot_the_ports_are_what_the_view_on_disk_says_before_any_agent_runs() {
+    if !in_private_network(
+        "closed::at_boot_the_ports_are_what_the_view_on_disk_says_before_any_agent_runs",
+    ) {
+        return;
+    }
+    let mut appliance = Appliance::new();
+    appliance.boot();
+    let streams = everything(&appliance, (1, NET));
+    appliance.hold_on(&streams);
+    nothing_passed(&appliance, "never enrolled", streams, None);
+
+    appliance.hold(&[(Mode::Enforce, OnFailure::Default), (Mode::Observe, OnFailure::Default)]);
+    appliance.start();
+    appliance.wait_running();
+    appliance.kill();
+    // As after a power cut: the kernel has forgotten everything.
+    appliance.forget_filter();
+    let dark = appliance.stream(1, NET);
+    appliance.hold_on(std::slice::from_ref(&dark));
+    assert_eq!(dark.stop().unwrap().received, 0, "something else forwards");
+    appliance.boot();
+    let marker = appliance.stream(1, NET);
+    appliance.wait_more(&marker);
+    let streams = everything(&appliance, (0, NET));
+    nothing_passed(&appliance, "enforced, at boot", streams, Some(&marker));
+    // The agent takes over, and nothing is doubled.
+    appliance.start();
+    appliance.wait_running();
+    appliance.wait_more(&marker);
+    assert_eq!(marker.stop().unwrap().doubled, 0);
+}

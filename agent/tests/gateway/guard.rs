@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anteroom_agent::net::ports;
+use anteroom_agent::net::wiring::Wiring;
 use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::{ping, programs};
 
@@ -16,7 +17,7 @@ const SILENCE: Duration = Duration::from_millis(300);
 fn isolate(bench: &Bench) -> Vec<String> {
     bench
         .gateway
-        .enter(|| block_on(ports::isolate(&bench.config)))
+        .enter(|| block_on(ports::isolate(&bench.config, &Wiring::closed(&bench.config))))
         .unwrap()
         .expect("the ports can be isolated")
 }

@@ -295,6 +295,12 @@ impl Engine {
         self.tell_peers(now);
     }
 
+    /// Tells a time that was confirmed before this start: it is no earlier than that, whatever a peer says.
+    pub fn hold_time(&mut self, floor: UnixMillis, now: Instant) {
+        self.clock.raise_floor(floor);
+        self.find_boundary(now);
+    }
+
     /// Tells the bypass orders that were loaded from files: all of them, each time.
     pub fn set_bypasses(&mut self, loaded: Vec<LoadedBypass>, now: Instant) {
         self.bypasses.loaded = loaded;

@@ -48,6 +48,7 @@ impl Engine {
             view,
             epoch: self.epoch,
             time_confirmed: self.clock.confirmed,
+            time: self.clock.wall(now),
             wants_gro: self.wants_gro(),
             ports: self.device_ports().filter_map(|port| self.port_status(port)).collect(),
             devices: self.devices(now),
