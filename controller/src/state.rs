@@ -186,7 +186,11 @@ impl Controller {
             store,
             online: Online::default(),
             claim_secret: AsyncMutex::new(claim_secret),
-            restored: Mutex::new(since.map(|since| Restored { since, held: None })),
+            restored: Mutex::new(since.map(|since| Restored {
+                since,
+                held: None,
+                authority: None,
+            })),
             tunnel_keys,
             authority: ArcSwapOption::new(authority),
             current: ArcSwapOption::new(current),
@@ -223,12 +227,15 @@ impl Controller {
 
     /// Notes what a gateway says that it has in force, while the controller waits: operators must know whether it is
     /// newer than what they have.
-    pub(crate) fn note_held(&self, gateway: GatewayId, place: (u64, u64)) {
+    pub(crate) fn note_held(&self, gateway: GatewayId, place: Option<(u64, u64)>, authority: u64) {
         let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(restored) = restored.as_mut()
-            && restored.held.is_none_or(|(_, held)| held < place)
+        let Some(restored) = restored.as_mut() else { return };
+        if let Some(place) = place.filter(|place| restored.held.is_none_or(|held| held.1 < *place))
         {
             restored.held = Some((gateway, place));
+        }
+        if restored.authority.is_none_or(|(_, held)| held < authority) {
+            restored.authority = Some((gateway, authority));
         }
     }
 

@@ -182,6 +182,8 @@ pub struct Restored {
     /// The highest place (incarnation and revision) that a gateway has named since as what it has in force, and
     /// which gateway that was. Its word, no more.
     pub held: Option<(GatewayId, (u64, u64))>,
+    /// The highest number of an authority document that a gateway has named since, and which gateway that was.
+    pub authority: Option<(GatewayId, u64)>,
 }
 
 /// An operator's new invite.

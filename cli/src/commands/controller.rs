@@ -96,6 +96,11 @@ pub(super) fn replace(
                 "operators haven't signed this controller's key, and it doesn't wait for that: don't trust it. Nothing was changed".into(),
             ));
         }
+        None if !remote.lost().is_empty() => {
+            return Err(Error::Other(
+                "this controller serves an older authority chain than this machine has seen, and doesn't wait to be signed in: if it came from a backup, restore it with `anteroom-controller restore`; if not, treat it as stolen. Nothing was changed".into(),
+            ));
+        }
         // A colleague has signed it in; this machine learns to know it.
         None if needs_renewal(&mut remote)? => {
             let revision = change::renew(&mut remote, "controller replace", args.reason)?;
@@ -159,7 +164,7 @@ fn sign_in(
             seen.number, place.1
         )));
     }
-    check_held(waiting, place, force)?;
+    check_held(waiting, place, remote.chain().newest().number, force)?;
     let lost = newest.as_ref().filter(|known| Some(known.id) != served_id);
     let had = served_id.map_or(0, |id| id.number);
     output.note(match lost {
@@ -196,7 +201,18 @@ fn sign_in(
 }
 
 /// A gateway that says that it holds something newer may be right.
-fn check_held(waiting: &Restored, place: (u64, u64), force: bool) -> Result<(), Error> {
+fn check_held(
+    waiting: &Restored,
+    place: (u64, u64),
+    authority: u64,
+    force: bool,
+) -> Result<(), Error> {
+    if let Some((gateway, held)) = waiting.authority.filter(|(_, held)| *held > authority && !force)
+    {
+        return Err(Error::Refused(format!(
+            "{gateway} says that it holds authority document {held}, and the newest that is known here is {authority}: gateways that hold it would follow no other in its place. Do this on the machine of an operator who has it. If it is lost for good, or the gateway isn't to be believed: --force --reason \"…\". Nothing was changed"
+        )));
+    }
     let Some((gateway, held)) = waiting.held.filter(|(_, held)| *held > place) else {
         return Ok(());
     };

@@ -72,8 +72,8 @@ impl Gateway {
         }
     }
 
-    /// Says hello as one that has `revision` in force, and hears the answer.
-    pub(crate) async fn claim_to_hold(&self, revision: u64) {
+    /// Says hello as one that has `revision` in force and holds document `authority`, and hears the answer.
+    pub(crate) async fn claim_to_hold(&self, revision: u64, authority: u64) {
         let link = connect(self.address, &self.identity, &[self.code.controller]).await.unwrap();
         let (send, receive) = link.connection().open_bi().await.unwrap();
         let applied = Applied {
@@ -83,7 +83,8 @@ impl Gateway {
             refused: None,
             problems: Vec::new(),
         };
-        let hello = self.hello(BootId::from_bytes([2; 16]), Some(applied));
+        let mut hello = self.hello(BootId::from_bytes([2; 16]), Some(applied));
+        hello.authority = authority;
         let mut writer = MessageWriter::<ToController>::new(send);
         writer.send(&ToController::Hello(Box::new(hello))).await.unwrap();
         let mut reader = MessageReader::<ToAgent>::new(receive, frame::MAX_TO_AGENT);

@@ -236,7 +236,7 @@ fn a_machine_that_knows_too_little_doesnt_sign_a_restored_controller_in() {
     ana.run(&["gateway", "label", "ward", "floor=2", "--yes", "--no-wait"]).ok();
     hospital.restore(false);
     // The gateway has what ana signed in force; ben's machine has never seen it.
-    hospital.runtime.block_on(ward.claim_to_hold(2));
+    hospital.runtime.block_on(ward.claim_to_hold(2, 2));
     let signs = |person: &Person, more: &[&str]| {
         let line = ["controller", "restored", "--reason", "r", "--yes"];
         person.run(&[&line[..], more].concat())
@@ -246,7 +246,10 @@ fn a_machine_that_knows_too_little_doesnt_sign_a_restored_controller_in() {
         4,
         "says that it has revision 2 in force, and the newest that is known here is 1",
     );
-    signs(&hospital.ana, &[]).ok();
+    // A document that neither has seen: gateways that follow it would follow no other in its place.
+    hospital.runtime.block_on(ward.claim_to_hold(2, 9));
+    fails_with(&signs(&hospital.ana, &[]), 4, "says that it holds authority document 9");
+    signs(&hospital.ana, &["--force"]).ok();
     ben.run(&["gateway", "label", "ward", "floor=3", "--yes", "--no-wait"]).ok();
     hospital.stop();
 }

@@ -249,9 +249,9 @@ pub(super) async fn hello(
         }));
     }
     if controller.restored().is_some() {
-        if let Some(applied) = &hello.applied {
-            controller.note_held(gateway, (applied.number.incarnation, applied.revision));
-        }
+        let applied = hello.applied.as_ref();
+        let place = applied.map(|applied| (applied.number.incarnation, applied.revision));
+        controller.note_held(gateway, place, hello.authority);
         return Err(waiting());
     }
     let current = controller.current();
