@@ -128,9 +128,10 @@ impl Wire {
         {
             host.ip(&format!("link set {interface} mtu {mtu}"))?;
         }
-        if let Some(ethtool) = programs::find("ethtool") {
+        let ethtool = programs::find("ethtool");
+        if let Some(ethtool) = &ethtool {
             for interface in ["port1", "uplink"] {
-                gateway.run(&ethtool, &["-K", interface, "gro", "on"])?;
+                gateway.run(ethtool, &["-K", interface, "gro", "on"])?;
             }
         } else {
             eprintln!("ethtool isn't installed: that the agent stops merging isn't tried here");
@@ -151,6 +152,14 @@ impl Wire {
         let (port, uplink) = (End::open(&device, "eth0")?, End::open(&network, "eth0")?);
         let mut wire = Self { device, gateway, network, port, uplink, agent };
         wire.wait()?;
+        for (ethtool, interface) in
+            ethtool.iter().flat_map(|tool| [(tool, "port1"), (tool, "uplink")])
+        {
+            let features = wire.gateway.run(ethtool, &["-k", interface])?;
+            if !features.contains("generic-receive-offload: off") {
+                bail!("a wire whose {interface} merges packets: {features}");
+            }
+        }
         Ok(wire)
     }
 
