@@ -2,6 +2,7 @@
 
 mod appliance;
 mod bench;
+mod carrier;
 mod closed;
 mod death;
 mod disk;

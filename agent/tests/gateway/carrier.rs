@@ -1,0 +1,93 @@
+//! What devices and the network see of the cables behind the gateway.
+
+use std::time::Duration;
+
+use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::topology::Host;
+use anteroom_lab::{ping, wait};
+
+use crate::bench::{Bench, NETWORK, PATIENCE};
+
+/// How often a machine has seen its cable go live or dead.
+fn changes(host: &Host) -> u32 {
+    let text = host.run("cat", &["/sys/class/net/eth0/carrier_changes"]).unwrap();
+    text.trim().parse().unwrap_or_else(|error| panic!("{error}: {text:?}"))
+}
+
+/// Longer than the uplink has to be dark before devices are shown that.
+const LONGER: Duration = Duration::from_millis(1_600);
+
+/// Pings for as long as [`LONGER`]; says how many were answered.
+fn ping_on(bench: &Bench) -> u64 {
+    const COUNT: u32 = 80;
+    let count = u64::from(COUNT);
+    let series = ping::ping(&bench.device, NETWORK, count, LONGER / COUNT).unwrap();
+    count - series.lost()
+}
+
+#[test]
+fn a_moments_loss_of_the_uplink_is_not_shown_to_devices() {
+    if !in_private_network("carrier::a_moments_loss_of_the_uplink_is_not_shown_to_devices") {
+        return;
+    }
+    let bench = Bench::new(1500, "");
+    let running = bench.start();
+    let before = changes(&bench.device);
+    for _ in 0..3 {
+        bench.network.ip("link set eth0 down").unwrap();
+        wait::until(PATIENCE, "a dead uplink", || {
+            let seen = bench.gateway.ip("link show up0").unwrap();
+            (!seen.contains("LOWER_UP")).then_some(())
+        })
+        .unwrap();
+        bench.network.ip("link set eth0 up").unwrap();
+        bench.wait_live();
+    }
+    running.wait_open(0, true);
+    assert!(ping_on(&bench) > 0, "{:?}", running.status());
+    assert_eq!(changes(&bench.device), before, "the device saw its cable go dead");
+    // The loss that lasts is shown, so the counter would have told.
+    bench.network.ip("link set eth0 down").unwrap();
+    wait::until(PATIENCE, "the device to see it", || {
+        (changes(&bench.device) == before + 1).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {} changes", changes(&bench.device)));
+}
+
+#[test]
+fn a_device_that_is_unplugged_is_no_matter_of_the_networks() {
+    if !in_private_network("carrier::a_device_that_is_unplugged_is_no_matter_of_the_networks") {
+        return;
+    }
+    let bench = Bench::new(1500, "");
+    let running = bench.start();
+    let before = changes(&bench.network);
+    bench.device.ip("link set eth0 down").unwrap();
+    running.wait_open(0, true);
+    let gateway = ping::ping(&bench.network, crate::bench::GATEWAY, 80, LONGER / 80).unwrap();
+    assert_eq!(gateway.lost(), 80, "the gateway answers no ping, and the time passes");
+    assert_eq!(changes(&bench.network), before, "the network saw the uplink go dead");
+    bench.device.ip("link set eth0 up").unwrap();
+    running.wait_open(1, true);
+    bench.wait_live();
+    assert!(ping_on(&bench) > 0, "{:?}", running.status());
+    assert_eq!(changes(&bench.network), before);
+}
+
+#[test]
+fn nobody_sees_an_agent_restart_on_the_cable() {
+    if !in_private_network("carrier::nobody_sees_an_agent_restart_on_the_cable") {
+        return;
+    }
+    let bench = Bench::new(1500, "");
+    drop(bench.start());
+    let before = [changes(&bench.device), changes(&bench.network)];
+    for _ in 0..3 {
+        let running = bench.start();
+        let answered = ping::ping(&bench.device, NETWORK, 10, Duration::from_millis(5)).unwrap();
+        assert!(answered.lost() < 10, "{:?}", running.status());
+        drop(running);
+    }
+    let after = [changes(&bench.device), changes(&bench.network)];
+    assert_eq!(after, before, "device and network saw the cable change");
+}
