@@ -6,10 +6,11 @@ use std::time::Duration;
 use anteroom_proto::mode::{Mode, PairPath};
 use anteroom_proto::service::Protocol;
 use anteroom_sim::hospital::*;
+use anteroom_sim::packet::{self, TcpFlags};
 use anteroom_sim::random::Random;
 use anteroom_sim::story::explain;
 use anteroom_sim::talk::Talk;
-use anteroom_sim::world::Weather;
+use anteroom_sim::world::{Cable, Weather, World};
 
 const MODES: [Mode; 3] = [Mode::Observe, Mode::Protect, Mode::Enforce];
 /// The gateways of the CT and of the PACS.
@@ -200,6 +201,61 @@ fn a_restart_in_the_middle_of_a_move_loses_nothing_more() {
         }
     }
     assert!(lossy.is_empty(), "{} lossy moves: {lossy:#?}", lossy.len());
+}
+
+/// Whether a stranger who passes for the PACS in the clear gets a SYN to the CT, on a port that a rule opens.
+fn spoofed(world: &mut World) -> bool {
+    let (ct, pacs) = (world.hosts[CT].address, world.hosts[PACS].address);
+    let stolen = packet::tcp((pacs, 5), (ct, 4006), TcpFlags::SYN, &[]);
+    let before = world.hosts[CT].seen.len();
+    let (to, from) = (world.hosts[CT].mac, world.hosts[INTRUDER].mac);
+    world.put(INTRUDER, packet::frame(to, from, 0x0800, &stolen));
+    world.run(Duration::from_millis(20));
+    let heard =
+        world.hosts[CT].seen[before..].iter().any(|frame| frame.get(30..34) == Some(&ct.octets()));
+    let answered = world.campus.iter().any(|seen| {
+        seen.from == Cable::Gateway(IMAGING) && seen.bytes.windows(4).any(|w| w == pacs.octets())
+    });
+    assert!(!answered, "it was answered in the clear");
+    heard
+}
+
+#[test]
+fn an_enforced_device_takes_clear_packets_only_while_the_other_end_may_be_behind() {
+    let from_observe = |clear: bool, after: Mode| {
+        let before = (Mode::Observe, Mode::Protect);
+        let (after, gap, first) = ((after, Mode::Protect), Duration::ZERO, IMAGING);
+        let mut world = begin(&Move { seed: 9, before, after, clear, first, gap }).world;
+        world.plan.mode(CT, after.0);
+        world
+    };
+    // The other end never hears of it.
+    let mut world = from_observe(false, Mode::Enforce);
+    world.apply(IMAGING);
+    world.run(Duration::from_secs(55));
+    assert!(spoofed(&mut world), "what was in the clear before may be under way");
+    world.run(Duration::from_secs(7));
+    assert!(!spoofed(&mut world), "a minute is over");
+    // It has followed.
+    let mut world = from_observe(true, Mode::Enforce);
+    world.apply_all();
+    world.run(Duration::from_secs(6));
+    assert!(!spoofed(&mut world), "both have followed");
+    // A rule says clear = true: as long as the other end says that it is behind, and no longer.
+    let mut world = from_observe(true, Mode::Enforce);
+    world.apply(IMAGING);
+    world.run(Duration::from_secs(600));
+    assert!(spoofed(&mut world), "it says that it is behind");
+    world.weather.loss = 100;
+    world.run(Duration::from_secs(30));
+    assert!(!spoofed(&mut world), "nobody says so");
+    // A device that was in the tunnel before it was enforced never takes any.
+    let mut world = from_observe(true, Mode::Protect);
+    world.apply_all();
+    world.plan.mode(CT, Mode::Enforce);
+    world.apply(IMAGING);
+    world.run(Duration::from_millis(50));
+    assert!(!spoofed(&mut world), "the tunnel was there before");
 }
 
 #[test]

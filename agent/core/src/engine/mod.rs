@@ -94,8 +94,8 @@ pub struct Engine {
     next_sweep: Instant,
     /// When a rule's condition changes next.
     boundary: Option<Instant>,
-    /// Until when pairs may still be changing their path.
-    settling: Option<Instant>,
+    /// Whether pairs may still be changing their path.
+    settling: bool,
     scratch: Vec<u8>,
     cut: Vec<u8>,
     part: Vec<u8>,
@@ -144,7 +144,7 @@ impl Engine {
             authority: 0,
             next_sweep: now + SWEEP,
             boundary: None,
-            settling: None,
+            settling: false,
             scratch: Vec::new(),
             cut: Vec::new(),
             part: Vec::new(),

@@ -9,7 +9,7 @@ use anteroom_proto::view::View;
 
 use super::Engine;
 use crate::peer::{self, PeerConfig, PeerEvent};
-use crate::policy::{FOLLOW, Past, PeerState, Policy, SETTLE};
+use crate::policy::{Past, PeerState, Policy};
 
 /// Most different policies of the past that are kept for peers that lag. One that lags further behind is taken to
 /// have followed: a policy may be large.
@@ -82,7 +82,7 @@ impl Engine {
                 *past = Some(Past { policy: Arc::clone(before), left: now, followed: None });
             }
         }
-        self.settle_until(now + FOLLOW);
+        self.settling = true;
         self.compare(gateway, now);
     }
 
@@ -94,7 +94,7 @@ impl Engine {
         let Some(past) = &mut state.past else { return };
         if follows && past.followed.is_none() {
             past.followed = Some(now);
-            self.settle_until(now + SETTLE);
+            self.settling = true;
         } else if !follows && past.over().is_some_and(|over| over <= now) {
             // It is ahead: what both last agreed on is what is in force here.
             state.past = None;
@@ -123,22 +123,18 @@ impl Engine {
         }
     }
 
-    /// Verdicts may change with time until then, without anything else happening.
-    fn settle_until(&mut self, until: Instant) {
-        self.settling = Some(self.settling.map_or(until, |settling| settling.max(until)));
-    }
-
-    /// Has cached verdicts found again while a pair changes its path.
+    /// Has cached verdicts found again while pairs may be changing their path: some change with time alone.
     pub(super) fn settle(&mut self, now: Instant) {
-        let Some(until) = self.settling else { return };
-        self.epoch += 1;
-        if until <= now {
-            self.settling = None;
+        if !self.settling {
+            return;
         }
+        self.epoch += 1;
+        self.settling = false;
         for state in self.peer_states.values_mut() {
             if state.past.as_ref().and_then(Past::over).is_some_and(|over| over <= now) {
                 state.past = None;
             }
+            self.settling |= state.past.as_ref().is_some_and(|past| now < past.settled());
         }
     }
 

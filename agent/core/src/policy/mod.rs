@@ -18,7 +18,7 @@ use anteroom_proto::view::View;
 use ipnet::Ipv4Net;
 
 pub(crate) use judge::{Ask, End, refuse};
-pub(crate) use path::{FOLLOW, Past, PeerState, Peers, SETTLE};
+pub(crate) use path::{Past, PeerState, Peers};
 use rules::Refused;
 
 use crate::device::StationId;

@@ -22,10 +22,10 @@ const TUNNEL_DOWN: Duration = Duration::from_secs(5);
 /// How long an enforced device still takes clear packets of a pair that came from the clear, while the other end
 /// hasn't followed. Where a rule says `clear = true` and the other end says that it is behind, it is as long as that
 /// takes.
-pub(crate) const FOLLOW: Duration = Duration::from_secs(60);
+const FOLLOW: Duration = Duration::from_secs(60);
 /// How long it takes them once the other end has followed: it may not know yet that this end has changed, too, and
 /// packets may be under way.
-pub(crate) const SETTLE: Duration = Duration::from_secs(5);
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// What policy must know of a peer.
 #[derive(Debug, Clone)]
@@ -62,6 +62,11 @@ impl Past {
     /// When nothing is to be looked up here any more, if that is known.
     pub(crate) fn over(&self) -> Option<Instant> {
         self.followed.map(|at| at + SETTLE)
+    }
+
+    /// When time alone changes no verdict any more.
+    pub(crate) fn settled(&self) -> Instant {
+        self.over().unwrap_or(self.left + FOLLOW)
     }
 }
 
