@@ -198,8 +198,11 @@ impl Post {
         let mut looked = Instant::now();
         // Something isn't as it has to be.
         let mut amiss = false;
+        // Not before then is it put back again.
+        let mut next = Instant::now();
         loop {
-            let pause = if amiss { PAUSE } else { LOOK };
+            let left = next.saturating_duration_since(Instant::now());
+            let pause = if amiss { left.max(Duration::from_millis(1)) } else { LOOK };
             let mut fds = [
                 PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
                 PollFd::new(wake.as_fd(), PollFlags::POLLIN),
@@ -233,8 +236,9 @@ impl Post {
                 amiss = !self.stands();
                 looked = Instant::now();
             }
-            if amiss {
+            if amiss && next <= Instant::now() {
                 amiss = !self.restore();
+                next = Instant::now() + if amiss { LOOK } else { PAUSE };
             }
         }
     }
