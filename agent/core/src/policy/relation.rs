@@ -91,3 +91,129 @@ fn members(intent: &Intent, end: &Endpoint) -> BTreeSet<MemberId> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use anteroom_proto::id::{OrganisationId, SegmentId, SiteId};
+    use anteroom_proto::intent::{Device, Infrastructure, OnFailure, PeerGateway, Segment};
+    use anteroom_proto::key::PublicKey;
+    use anteroom_proto::mac::MacAddr;
+    use anteroom_proto::mode::Mode;
+
+    use super::*;
+
+    fn member(number: u8, gateway: u8) -> Member {
+        Member {
+            id: MemberId::from_bytes([number; 16]),
+            gateway: GatewayId::from_bytes([gateway; 16]),
+            overlay: Ipv6Addr::LOCALHOST,
+            site: SiteId::of("north"),
+            vlan: None,
+            mac: MacAddr([0, 0, 0, 0, 0, number]),
+            addresses: vec![Ipv4Addr::new(10, 0, 0, number).into()],
+            mode: Mode::Protect,
+            mode_since: 1,
+            quarantined: false,
+        }
+    }
+
+    /// What one gateway holds of these members and rules, all of them in one segment each way.
+    fn intent(own: u8, members: &[Member], rules: &[Rule]) -> Intent {
+        let gateway = GatewayId::from_bytes([own; 16]);
+        let (here, there): (Vec<_>, Vec<_>) =
+            members.iter().cloned().partition(|member| member.gateway == gateway);
+        let peers: BTreeSet<GatewayId> = there.iter().map(|member| member.gateway).collect();
+        let device = |member| Device {
+            member,
+            port: "port1".parse().unwrap(),
+            prefix_len: None,
+            router: None,
+            on_failure: OnFailure::Default,
+        };
+        let peer = |gateway| PeerGateway {
+            gateway,
+            identity: PublicKey::try_from([7; 32]).unwrap(),
+            overlay: Ipv6Addr::LOCALHOST,
+        };
+        // The order in which a view lists things tells nothing.
+        let mut rules = rules.to_vec();
+        if own == 1 {
+            rules.reverse();
+        }
+        Intent {
+            organisation: OrganisationId::from_bytes([1; 16]),
+            gateway,
+            overlay: Ipv6Addr::LOCALHOST,
+            site: SiteId::of("north"),
+            segments: vec![Segment {
+                id: SegmentId::of("all"),
+                members: members.iter().map(|member| member.id).collect(),
+                externals: Vec::new(),
+            }],
+            devices: here.into_iter().map(device).collect(),
+            members: there,
+            peers: peers.into_iter().map(peer).collect(),
+            externals: Vec::new(),
+            rules,
+            infrastructure: Infrastructure::default(),
+            bypasses: Vec::new(),
+        }
+    }
+
+    fn rule(name: &str, from: Endpoint, to: Endpoint) -> Rule {
+        Rule {
+            id: RuleId::of(name),
+            from,
+            to,
+            services: vec!["tcp/104".parse().unwrap()],
+            clear: false,
+            essential: false,
+            conditions: Vec::new(),
+        }
+    }
+
+    fn digest(own: u8, peer: u8, members: &[Member], rules: &[Rule]) -> Option<u64> {
+        let intent = intent(own, members, rules);
+        let peer = GatewayId::from_bytes([peer; 16]);
+        relations(&intent).find(|(gateway, _)| *gateway == peer).map(|(_, digest)| digest)
+    }
+
+    #[test]
+    fn both_ends_come_to_the_same_and_any_difference_between_them_to_another() {
+        let members = [member(11, 1), member(12, 1), member(21, 2), member(31, 3)];
+        let one = |number: u8| Endpoint::Member(MemberId::from_bytes([number; 16]));
+        let all = Endpoint::Segment(SegmentId::of("all"));
+        let rules = [rule("a", one(11), one(21)), rule("b", all, one(12)), rule("c", all, all)];
+        let agreed = digest(1, 2, &members, &rules);
+        assert!(agreed.is_some());
+        assert_eq!(agreed, digest(2, 1, &members, &rules));
+        assert_ne!(agreed, digest(1, 3, &members, &rules));
+        let mut changed: Vec<(&str, Vec<Member>, Vec<Rule>)> = Vec::new();
+        let mut change = |what, apply: &dyn Fn(&mut Vec<Member>, &mut Vec<Rule>)| {
+            let (mut members, mut rules) = (members.to_vec(), rules.to_vec());
+            apply(&mut members, &mut rules);
+            changed.push((what, members, rules));
+        };
+        change("a mode", &|members, _| members[2].mode = Mode::Enforce);
+        change("quarantine", &|members, _| members[0].quarantined = true);
+        change("an address", &|members, _| members[2].addresses.clear());
+        change("a rule less", &|_, rules| drop(rules.remove(0)));
+        change("the other way", &|_, rules| {
+            let rule = &mut rules[0];
+            std::mem::swap(&mut rule.from, &mut rule.to);
+        });
+        change("services", &|_, rules| rules[0].services.push("udp/9".parse().unwrap()));
+        change("clear", &|_, rules| rules[1].clear = true);
+        change("essential", &|_, rules| rules[2].essential = true);
+        for (what, members, rules) in &changed {
+            assert_ne!(agreed, digest(1, 2, members, rules), "{what} went unnoticed");
+            assert_eq!(digest(1, 2, members, rules), digest(2, 1, members, rules), "{what}");
+        }
+        // What is between others changes nothing here.
+        let mut others = members.to_vec();
+        others[3].mode = Mode::Enforce;
+        assert_eq!(agreed, digest(1, 2, &others, &rules));
+    }
+}
