@@ -390,6 +390,8 @@ async fn telemetry_is_bounded(store: &dyn Store) {
     enrolled(store, 1).await;
     let mut new = report(1, 1);
     new.sightings = (0..5).map(sighting).collect();
+    let claim = anteroom_proto::cose::Signed::from_bytes(vec![1, 2, 3]);
+    new.sightings[0].claim = Some(claim.clone());
     new.edges = (0..6).map(|port| edge(port, Verdict::Tunnel)).collect();
     let recorded = store.record_report(gateway(1), &new, UnixMillis(500)).await.unwrap();
     assert_eq!(recorded, Recorded::Stored { turned_away: 4 });
@@ -406,6 +408,7 @@ async fn telemetry_is_bounded(store: &dyn Store) {
     assert_eq!((seen.len(), seen[0].first_seen), (3, UnixMillis(500)));
     assert_eq!(seen[0].sighting.kinds, ["broadcast", "ipv6"]);
     assert_eq!(seen[0].sighting.addresses, sighting(0).addresses);
+    assert_eq!(seen[0].sighting.claim, Some(claim));
     // An edge that was quiet for long makes room.
     let mut late = report(1, 3);
     late.edges = vec![edge(99, Verdict::Tunnel)];
