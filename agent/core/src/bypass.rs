@@ -78,11 +78,19 @@ impl Bypasses {
         standing
     }
 
-    /// Finds out what is in force, and says whether that changed.
-    pub(crate) fn renew(&mut self, orders: &[Bypass], clock: &Clock, now: Instant) -> bool {
+    /// Finds out what is in force, and says whether that changed. What concerns nobody with whom the devices here
+    /// share a rule is left out: a file may outlive the gateway that it is about.
+    pub(crate) fn renew(
+        &mut self,
+        orders: &[Bypass],
+        concerns: impl Fn(GatewayId) -> bool,
+        clock: &Clock,
+        now: Instant,
+    ) -> bool {
         let in_force: Vec<BypassStatus> = self
             .standing(orders)
             .into_iter()
+            .filter(|standing| concerns(standing.order.gateway))
             .filter_map(|standing| {
                 let until = standing.order.until?;
                 is_open(&standing.order, until, clock, now).then_some(BypassStatus {
@@ -156,7 +164,7 @@ mod tests {
 
     fn open(files: &[LoadedBypass], orders: &[Bypass], clock: &Clock, now: Instant) -> bool {
         let mut bypasses = Bypasses { loaded: files.to_vec(), ..Bypasses::default() };
-        bypasses.renew(orders, clock, now);
+        bypasses.renew(orders, |_| true, clock, now);
         !bypasses.in_force.is_empty()
     }
 
@@ -214,12 +222,23 @@ mod tests {
             loaded: vec![loaded(1, Some(9_000), Some(now + Duration::from_secs(8)))],
             ..Bypasses::default()
         };
-        assert!(bypasses.renew(&[], &clock, now));
-        assert!(!bypasses.renew(&[], &clock, now), "nothing changed");
+        assert!(bypasses.renew(&[], |_| true, &clock, now));
+        assert!(!bypasses.renew(&[], |_| true, &clock, now), "nothing changed");
         assert_eq!(bypasses.next_end(&[], &clock, now), Some(now + Duration::from_secs(8)));
         clock.set(UnixMillis(6_000), true, now);
         assert_eq!(bypasses.next_end(&[], &clock, now), Some(now + Duration::from_secs(3)));
-        assert!(bypasses.renew(&[], &clock, now + Duration::from_secs(3)));
+        assert!(bypasses.renew(&[], |_| true, &clock, now + Duration::from_secs(3)));
         assert_eq!(bypasses.next_end(&[], &clock, now + Duration::from_secs(3)), None);
+    }
+
+    #[test]
+    fn an_order_about_a_stranger_is_none() {
+        let now = start();
+        let clock = Clock::new(now);
+        let order = loaded(1, Some(9_000), Some(now + Duration::from_secs(8)));
+        let mut bypasses = Bypasses { loaded: vec![order], ..Bypasses::default() };
+        assert!(!bypasses.renew(&[], |gateway| gateway != OUT, &clock, now));
+        assert!(bypasses.in_force.is_empty());
+        assert!(bypasses.renew(&[], |gateway| gateway == OUT, &clock, now));
     }
 }

@@ -71,13 +71,8 @@ fn online(
         let serial = known.next_serial(id, Some(model), at.0);
         match until {
             Some(until) => model.bypass_gateway(&name, until, serial, at, revision).map(drop),
-            None if model.bypasses.get(&id).is_some_and(|order| order.until.is_some())
-                || known.gateways.values().any(|known| known.id == id && known.serial > 0) =>
-            {
-                model.end_bypass(&name, serial, revision).map(drop)
-            }
-            // Nobody ever bypassed it.
-            None => Ok(()),
+            // Also where nobody here ordered one: another operator's file becomes void by it.
+            None => model.end_bypass(&name, serial, revision).map(drop),
         }
     })
 }

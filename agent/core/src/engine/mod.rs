@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::BootId;
-use anteroom_proto::intent::Member;
+use anteroom_proto::intent::{Member, PeerGateway};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
@@ -337,7 +337,12 @@ impl Engine {
     fn find_boundary(&mut self, now: Instant) {
         let orders = self.policy.as_ref().map(|policy| policy.view.intent.bypasses.as_slice());
         let orders = orders.unwrap_or_default();
-        if self.bypasses.renew(orders, &self.clock, now) {
+        let peers = self.policy.as_ref().map(|policy| policy.view.intent.peers.as_slice());
+        let concerns = |gateway| {
+            let known = |peer: &PeerGateway| peer.gateway == gateway;
+            gateway == self.identity.gateway || peers.unwrap_or_default().iter().any(known)
+        };
+        if self.bypasses.renew(orders, concerns, &self.clock, now) {
             self.epoch += 1;
         }
         let bypass_ends = self.bypasses.next_end(orders, &self.clock, now);
