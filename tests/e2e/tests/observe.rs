@@ -41,14 +41,24 @@ fn capture_files(folder: &Path, per_type: usize) -> Vec<PathBuf> {
     files
 }
 
+/// The frames of a capture in libpcap's first format, of Ethernet, in either byte order.
 fn read(file: &Path) -> Vec<Vec<u8>> {
     let bytes = std::fs::read(file).unwrap();
-    let mut reader = pcap_file::pcap::PcapReader::new(&bytes[..]).unwrap();
-    let mut frames = Vec::new();
-    while let Some(packet) = reader.next_packet() {
-        frames.push(
-            packet.unwrap_or_else(|error| panic!("{}: {error}", file.display())).data.into_owned(),
-        );
+    let big = match bytes[..4] {
+        [0xa1, 0xb2, 0xc3, 0xd4] | [0xa1, 0xb2, 0x3c, 0x4d] => true,
+        [0xd4, 0xc3, 0xb2, 0xa1] | [0x4d, 0x3c, 0xb2, 0xa1] => false,
+        _ => panic!("{} is no capture in pcap's format", file.display()),
+    };
+    let word = |at: usize| {
+        let four: [u8; 4] = bytes[at..at + 4].try_into().unwrap();
+        (if big { u32::from_be_bytes(four) } else { u32::from_le_bytes(four) }) as usize
+    };
+    assert_eq!(word(20), 1, "{} isn't of Ethernet", file.display());
+    let (mut frames, mut at) = (Vec::new(), 24);
+    while at < bytes.len() {
+        let length = word(at + 8);
+        frames.push(bytes[at + 16..at + 16 + length].to_vec());
+        at += 16 + length;
     }
     frames
 }
