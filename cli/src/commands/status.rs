@@ -46,6 +46,9 @@ struct Picture {
     revision: u64,
     /// Whether nothing lags, is offline or has problems.
     well: bool,
+    /// Whether nothing but alarms is wrong.
+    #[serde(skip)]
+    settled: bool,
     problems: Vec<Problem>,
     /// What waits for an operator.
     to_do: Vec<Problem>,
@@ -72,12 +75,14 @@ pub(super) fn status(
     let end = Instant::now() + Duration::from_secs(args.wait.unwrap_or(0).min(86_400));
     let picture = loop {
         let picture = look(remote)?;
-        if picture.well || Instant::now() >= end {
+        if picture.settled || Instant::now() >= end {
             break picture;
         }
         sleep(WAIT_PAUSE);
     };
-    let exit = if picture.well { Exit::Ok } else { Exit::Lagging };
+    // An alarm stands for a while after its cause is gone: it is shown, and nobody waits for it.
+    let done = picture.well || (args.wait.is_some() && picture.settled);
+    let exit = if done { Exit::Ok } else { Exit::Lagging };
     output.data(&picture, render)?;
     Ok(exit)
 }
@@ -87,6 +92,7 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
     let statuses = remote.gateways()?;
     let gateways = rows(&current, &statuses, &Names::of(&current.model));
     let problems: Vec<Problem> = gateways.iter().flat_map(problems_of).collect();
+    let alarms: usize = gateways.iter().map(|gateway| gateway.alarms.len()).sum();
     let mut to_do = Vec::new();
     let waiting = remote.pending()?.len();
     if waiting > 0 {
@@ -139,6 +145,7 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
         organisation: current.model.organisation.to_string(),
         revision: current.base.number,
         well: problems.is_empty(),
+        settled: problems.len() == alarms,
         problems,
         to_do,
         notices,

@@ -65,6 +65,7 @@ fn what_is_wrong_with_the_cables_is_said_and_counts_as_a_problem() {
     controller.state().alarms.insert(home, alarms.clone());
     let ran = ana.run(&["status"]);
     assert_eq!(ran.code, 2, "{ran:#?}");
+    ana.run(&["status", "--wait", "5"]).ok();
     let gateway = format!("gateway {}: ", model.gateways[&home].name);
     for words in [
         "MOVED: ct-1 (00:1b:21:00:00:0a) is confirmed at port1, but speaks at the uplink's side",
