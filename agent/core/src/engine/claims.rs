@@ -10,7 +10,7 @@ use anteroom_proto::verdict::DropReason;
 
 use super::{Engine, Header};
 use crate::batch::RxFrame;
-use crate::device::StationId;
+use crate::device::{StationId, prefix_of};
 use crate::holding::{At, Holdings, Use};
 use crate::infrastructure;
 use crate::peer::message::Message;
@@ -30,7 +30,8 @@ impl Engine {
         change: impl FnOnce(&mut Holdings, &At<'_>) -> bool,
     ) -> bool {
         let Some(policy) = &self.policy else { return false };
-        let at = At { policy, now, wall: self.clock.wall(now) };
+        let own_addresses = &self.config.own_addresses;
+        let at = At { policy, own_addresses, now, wall: self.clock.wall(now) };
         let changed = change(&mut self.holdings, &at);
         if changed {
             self.follow_holdings();
@@ -115,13 +116,15 @@ impl Engine {
         let Some(device) = self.stations.get(id).and_then(|station| station.device.as_ref()) else {
             return true;
         };
-        let free = || {
-            let policy = self.policy.as_ref();
-            device.may_hold(address)
-                && policy
-                    .is_none_or(|policy| policy.at(address).is_none() && !policy.is_pinned(address))
+        let free = |within| {
+            !self.config.own_addresses.contains(&address.into())
+                && self.policy.as_ref().is_none_or(|policy| {
+                    policy.at(address).is_none()
+                        && !policy.is_pinned(address)
+                        && !policy.is_reserved(within, address)
+                })
         };
-        device.owns(address) || free()
+        device.owns(address) || prefix_of(&device.addresses, address).is_some_and(free)
     }
 
     /// Checks what a device says to a DHCP server, and notes it.
@@ -286,7 +289,8 @@ impl Engine {
             self.peer_is_up(gateway, now);
         }
         let Some(policy) = &self.policy else { return };
-        let at = At { policy, now, wall: self.clock.wall(now) };
+        let own_addresses = &self.config.own_addresses;
+        let at = At { policy, own_addresses, now, wall: self.clock.wall(now) };
         let states = &self.peer_states;
         let silent_since =
             |gateway| states.get(&gateway).filter(|state| !state.live).map(|state| state.since);
@@ -299,7 +303,8 @@ impl Engine {
     /// Tells peers what they don't know yet.
     pub(super) fn tell_claims(&mut self, now: Instant, out: &mut impl Sink) {
         let Some(policy) = &self.policy else { return };
-        let at = At { policy, now, wall: self.clock.wall(now) };
+        let own_addresses = &self.config.own_addresses;
+        let at = At { policy, own_addresses, now, wall: self.clock.wall(now) };
         let states = &self.peer_states;
         let up = |gateway| states.get(&gateway).is_some_and(|state| state.live);
         for due in self.holdings.take_due(&at, up) {

@@ -8,7 +8,7 @@ mod delivery;
 mod other;
 mod own;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anteroom_proto::claim::AddressClaim;
@@ -17,6 +17,8 @@ use anteroom_proto::id::{GatewayId, MemberId, OrganisationId};
 use anteroom_proto::intent::PeerGateway;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
+
+use ipnet::Ipv4Net;
 
 use crate::policy::{MemberIndex, Policy};
 use crate::table::{Map, Seeds};
@@ -61,6 +63,8 @@ pub(crate) struct Holdings {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct At<'a> {
     pub(crate) policy: &'a Policy,
+    /// Addresses of this gateway itself.
+    pub(crate) own_addresses: &'a [IpAddr],
     pub(crate) now: Instant,
     pub(crate) wall: UnixMillis,
 }
@@ -81,10 +85,23 @@ impl At<'_> {
         self.policy.member(index)?.is_here().then_some(index)
     }
 
-    /// Whether operators let a member have an address: it lies within a prefix of its own, and nobody's pinned.
+    /// Whether operators let a member have an address: it lies within a prefix of its own, and they named nobody
+    /// else who has it.
     fn may_hold(&self, member: MemberId, address: Ipv4Addr) -> bool {
-        let entry = self.policy.find(member).and_then(|index| self.policy.member(index));
-        entry.is_some_and(|entry| entry.may_hold(address)) && !self.policy.is_pinned(address)
+        self.prefix_of(member, address).is_some_and(|within| {
+            !self.policy.is_pinned(address) && !self.is_reserved(within, address)
+        })
+    }
+
+    /// Whether an address is this gateway's, or a server's, router's or external's.
+    fn is_reserved(&self, within: Ipv4Net, address: Ipv4Addr) -> bool {
+        self.own_addresses.contains(&address.into()) || self.policy.is_reserved(within, address)
+    }
+
+    /// The prefix within which a member may have an address.
+    fn prefix_of(&self, member: MemberId, address: Ipv4Addr) -> Option<Ipv4Net> {
+        let entry = self.policy.find(member).and_then(|index| self.policy.member(index))?;
+        entry.prefix_of(address)
     }
 }
 
@@ -104,6 +121,19 @@ enum Refusal {
     NotIts,
     /// This member has it.
     Taken(Option<MemberId>),
+    /// It is this gateway's, or a server's, router's or external's.
+    Reserved,
+}
+
+impl Refusal {
+    /// Who has the address, where somebody is known to. None: there is nothing for people to settle.
+    const fn clash(self) -> Option<Option<MemberId>> {
+        match self {
+            Self::NotIts => None,
+            Self::Taken(holder) => Some(holder),
+            Self::Reserved => Some(None),
+        }
+    }
 }
 
 impl Holdings {
@@ -142,8 +172,9 @@ impl Holdings {
             let holder = at.policy.at(address).and_then(|index| at.policy.member(index));
             return Err(Refusal::Taken(holder.map(|holder| holder.id)));
         }
-        if !at.may_hold(member, address) {
-            return Err(Refusal::NotIts);
+        let within = at.prefix_of(member, address).ok_or(Refusal::NotIts)?;
+        if at.is_reserved(within, address) {
+            return Err(Refusal::Reserved);
         }
         match self.by_address.get(&address) {
             Some(holder) if *holder != member => Err(Refusal::Taken(Some(*holder))),
@@ -242,7 +273,8 @@ impl Holdings {
         let others = self.others.iter().flat_map(|(id, other)| other.waiting().map(|a| (*id, a)));
         let waiting: Vec<(MemberId, Ipv4Addr)> = own.chain(others).take(MAX_CLASHES).collect();
         for (member, address) in waiting {
-            if let Err(Refusal::Taken(holder)) = self.check(at, member, address) {
+            let refusal = self.check(at, member, address).err();
+            if let Some(holder) = refusal.and_then(Refusal::clash) {
                 self.clash(member, address, holder);
             }
         }

@@ -132,8 +132,8 @@ impl Holdings {
                     granted.push(address);
                 }
                 Err(Refusal::NotIts) => outcome = ClaimOutcome::Refused,
-                Err(Refusal::Taken(holder)) => {
-                    self.clash(member, address, holder);
+                Err(refusal) => {
+                    self.clash(member, address, refusal.clash().flatten());
                     outcome = ClaimOutcome::Conflict(address);
                 }
             }

@@ -128,6 +128,11 @@ impl Holdings {
             // Pinned for it, or outside its prefixes: the view knows better.
             Err(Refusal::NotIts) => return false,
             Err(Refusal::Taken(Some(holder))) if holder == member => return false,
+            // Whoever it is that it was taken from goes on having it, and so does this device with what it has.
+            Err(Refusal::Reserved) => {
+                self.clash(member, address, None);
+                return false;
+            }
             Err(Refusal::Taken(holder)) => {
                 let may = at.policy.find(member).and_then(|index| at.policy.member(index));
                 if !may.is_some_and(|entry| entry.may_hold(address)) {
@@ -301,13 +306,5 @@ impl Holdings {
         if !all {
             self.restate(at, member);
         }
-    }
-}
-
-impl At<'_> {
-    /// The prefix within which a member may have an address.
-    fn prefix_of(&self, member: MemberId, address: Ipv4Addr) -> Option<ipnet::Ipv4Net> {
-        let entry = self.policy.find(member).and_then(|index| self.policy.member(index))?;
-        entry.prefix_of(address)
     }
 }

@@ -254,6 +254,18 @@ impl Policy {
             || self.by_prefix.iter().any(|(net, _)| net.contains(&address))
     }
 
+    /// Whether an address within a member's prefix is somebody's whom operators named apart from it: a server of
+    /// the site, a router, or an external no wider than the prefix. Of two prefixes the narrower one counts.
+    pub(crate) fn is_reserved(&self, within: Ipv4Net, address: Ipv4Addr) -> bool {
+        let intent = &self.view.intent;
+        let mut routers = intent.devices.iter().filter_map(|device| device.router);
+        let mut externals = intent.externals.iter().flat_map(|external| &external.prefixes);
+        self.is_infrastructure(address)
+            || routers.any(|router| router.address == address)
+            || externals
+                .any(|net| net.contains(&address) && net.prefix_len() >= within.prefix_len())
+    }
+
     /// Says who holds which dynamic address. Whoever isn't in this view holds nothing.
     pub(crate) fn set_held(&mut self, held: impl Iterator<Item = (Ipv4Addr, MemberId)>) {
         self.held.clear();

@@ -2,10 +2,12 @@
 
 use std::net::Ipv4Addr;
 
+use anteroom_proto::alarm::AlarmKind;
 use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::Signed;
 
 use super::*;
+use crate::holding::Use;
 use crate::peer::message::{ClaimAnswer, ClaimOutcome};
 
 const FAR: MemberId = MemberId::from_bytes([20; 16]);
@@ -195,4 +197,68 @@ fn a_flood_of_claims_costs_a_bounded_number_of_checks() {
     assert_eq!(checked, 64);
     let later = now + std::time::Duration::from_secs(1);
     assert!(engine.holdings.may_check(OTHER, later));
+}
+
+/// A view like the others', in which operators also named single addresses within the devices' prefix: a server, a
+/// router, an external. Another external is wider than the prefix.
+fn name_apart(engine: &mut Engine, now: Instant) {
+    let policy = engine.policy.as_ref().unwrap();
+    let mut view = (*policy.view).clone();
+    view.intent.infrastructure.dns = vec![at(53)];
+    view.intent.infrastructure.ntp = vec![at(123)];
+    view.intent.devices[0].router = Some(Router { address: at(1), mac: None });
+    view.intent.externals[0].prefixes =
+        ["10.20.4.80/30", "10.20.0.0/16"].map(|net| net.parse().unwrap()).to_vec();
+    engine.apply(Arc::new(view), now);
+}
+
+/// Addresses that `name_apart` names: of servers, a router and an external.
+const NAMED: [u8; 4] = [53, 123, 1, 81];
+
+#[test]
+fn a_peer_cant_claim_what_operators_named_apart_from_its_prefix() {
+    let now = start();
+    let mut engine = start_engine(now);
+    name_apart(&mut engine, now);
+    for (number, last) in (1..).zip(NAMED) {
+        let claim = signed(&claim(FAR, number, &[at(last)]), 3);
+        let answer = take(&mut engine, &claim, now);
+        assert_eq!(answer, Some(ClaimOutcome::Conflict(at(last))), "{last}");
+        assert_eq!(who(&engine, at(last)), None, "{last}");
+    }
+    let alarms = engine.report(now).alarms;
+    assert!(alarms.iter().any(|alarm| alarm.kind == AlarmKind::Conflict), "{alarms:#?}");
+    let good = signed(&claim(FAR, 10, &[at(50)]), 3);
+    assert_eq!(take(&mut engine, &good, now), Some(ClaimOutcome::Held), "within the wide external");
+    assert_eq!(who(&engine, at(50)), Some(FAR));
+}
+
+#[test]
+fn a_device_here_gets_none_of_what_operators_named_apart_from_its_prefix() {
+    let now = start();
+    let mut engine = start_engine(now);
+    name_apart(&mut engine, now);
+    let lease = |engine: &mut Engine, last| {
+        engine.change_holdings(now, |holdings, about| holdings.leased(about, HERE, at(last), 600));
+    };
+    lease(&mut engine, 50);
+    for last in NAMED {
+        lease(&mut engine, last);
+        let later = now + std::time::Duration::from_secs(60);
+        let seen = Use { address: at(last), suffices: true, watched: true };
+        engine.change_holdings(later, |holdings, about| holdings.used(about, HERE, seen));
+        assert_eq!((who(&engine, at(last)), who(&engine, at(50))), (None, Some(HERE)), "{last}");
+    }
+}
+
+#[test]
+fn what_operators_name_apart_later_is_given_up() {
+    let now = start();
+    let mut engine = start_engine(now);
+    let theirs = signed(&claim(FAR, 1, &[at(53)]), 3);
+    assert_eq!(take(&mut engine, &theirs, now), Some(ClaimOutcome::Held));
+    engine.change_holdings(now, |holdings, about| holdings.leased(about, HERE, at(81), 600));
+    assert_eq!((who(&engine, at(53)), who(&engine, at(81))), (Some(FAR), Some(HERE)));
+    name_apart(&mut engine, now);
+    assert_eq!((who(&engine, at(53)), who(&engine, at(81))), (None, None));
 }
