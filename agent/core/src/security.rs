@@ -9,6 +9,7 @@ use anteroom_proto::verdict::DropReason;
 
 use crate::config::Config;
 use crate::device::{Device, StationId, Stations};
+use crate::nexthop;
 use crate::port::PortId;
 
 /// Whether an Ethernet address is the gateway's own.
@@ -74,6 +75,9 @@ pub(crate) struct Guarded {
     pub(crate) routers: BTreeSet<Ipv4Addr>,
     /// Ethernet addresses that operators pinned for them.
     pub(crate) router_macs: BTreeSet<MacAddr>,
+    /// Those that ARP on the uplink told of instead. They stay a router's however long it is silent: the devices
+    /// go on using them.
+    pub(crate) learnt_macs: BTreeSet<MacAddr>,
     /// VLANs of confirmed devices.
     pub(crate) vlans: BTreeSet<u16>,
 }
@@ -82,11 +86,19 @@ impl Guarded {
     /// What is guarded for these stations.
     pub(crate) fn of(stations: &Stations) -> Self {
         let mut guarded = Self::default();
-        for device in stations.iter().filter_map(|(_, station)| station.device.as_ref()) {
+        for (_, station) in stations.iter() {
+            let Some(device) = &station.device else { continue };
             guarded.vlans.extend(device.vlan);
-            if let Some(router) = device.router.filter(|_| device.stance != Mode::Observe) {
+            if device.stance == Mode::Observe {
+                continue;
+            }
+            if let Some(router) = device.router {
                 guarded.routers.insert(router.address);
                 guarded.router_macs.extend(router.mac);
+            }
+            if device.router.is_none_or(|router| router.mac.is_none()) {
+                let used = nexthop::router_of(Some(device), &station.next_hops);
+                guarded.learnt_macs.extend(used.and_then(|(_, mac)| mac));
             }
         }
         guarded

@@ -171,9 +171,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether an Ethernet address on the uplink's side is a next hop of a device that has left observe.
+    /// Whether an Ethernet address on the uplink's side is a next hop of a device that has left observe. A router's
+    /// is for good, another's while it is heard there: a neighbour may be plugged in here one day.
     fn is_next_hop(&self, mac: MacAddr) -> bool {
         self.guarded.router_macs.contains(&mac)
+            || self.guarded.learnt_macs.contains(&mac)
             || (self.bridge.knows(mac)
                 && self.stations.iter().any(|(_, station)| {
                     station.stance() != Mode::Observe && station.next_hops.is_neighbour(mac)

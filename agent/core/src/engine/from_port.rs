@@ -240,14 +240,14 @@ impl Engine {
             Pieces::Held => return,
             Pieces::Drop(reason) => return self.recorder.drop(sender, reason, Some(tuple), now),
         };
-        if let Some(station) = self.stations.get_mut(id) {
-            let hops = &mut station.next_hops;
-            if decision.verdict.passes()
-                && hops.used(packet.source, packet.destination, header.destination)
-                && let Some(sight) = station.sights.iter_mut().find(|s| s.vlan.is_none())
-            {
+        if decision.verdict.passes()
+            && let Some(station) = self.stations.get_mut(id)
+            && station.next_hops.used(packet.source, packet.destination, header.destination)
+        {
+            if let Some(sight) = station.sights.iter_mut().find(|s| s.vlan.is_none()) {
                 sight.changed = true;
             }
+            self.guarded = security::Guarded::of(&self.stations);
         }
         let facts = Facts::of(&packet);
         self.carry_out(port, id, &passage, decision, &facts, header, frame, now, out);

@@ -12,6 +12,7 @@ use crate::contest::{Claim, Place, Step};
 use crate::device::StationId;
 use crate::nexthop;
 use crate::port::PortId;
+use crate::security::Guarded;
 use crate::sink::Sink;
 use crate::vnet::VnetHeader;
 use crate::wire;
@@ -121,10 +122,14 @@ impl Engine {
         let Some(station) = self.stations.get_mut(place.station) else { return };
         let router = station.device.as_ref().and_then(|device| device.router);
         let keep = router.map(|router| router.address);
+        let used = nexthop::router_of(station.device.as_ref(), &station.next_hops);
         if keep == Some(place.address) {
             station.wants_router = None;
         }
         station.next_hops.neighbour(place.address, mac, keep, limit);
+        if nexthop::router_of(station.device.as_ref(), &station.next_hops) != used {
+            self.guarded = Guarded::of(&self.stations);
+        }
     }
 
     /// Puts another in a next hop's place, and tells the device, which was told otherwise before.

@@ -18,6 +18,7 @@ use crate::report::{
     DeviceStatus, EngineReport, EngineStatus, FlowInfo, Learned, LearnedNextHop, PortStatus,
     TableSizes, ViewStatus,
 };
+use crate::security::Guarded;
 
 impl Engine {
     /// Takes out what happened since the last call. What doesn't fit one report comes with the next.
@@ -238,6 +239,7 @@ impl Engine {
             self.restore_next_hop(&hop);
         }
         self.holdings.restore(learned.claims);
+        self.guarded = Guarded::of(&self.stations);
     }
 
     fn restore_next_hop(&mut self, hop: &LearnedNextHop) {

@@ -253,6 +253,46 @@ fn nobody_speaks_with_the_ethernet_address_of_another() {
 }
 
 #[test]
+fn a_routers_ethernet_address_stays_its_own_however_long_it_is_silent() {
+    for mode in [Mode::Protect, Mode::Enforce] {
+        for restarted in [false, true] {
+            let mut now = start();
+            let mut engine = with([mode, Mode::Observe], now);
+            let neighbour = (mac(0x66), [10, 20, 1, 66]);
+            for (from, address) in [(ROUTER_MAC, ROUTER), neighbour] {
+                let asks = crate::wire::arp::request(mac(10), CT.into(), address.into());
+                let _ = send(&mut engine, ONE, &asks, now);
+                let answer = says(Operation::Reply, (from, address), CT).to_frame(mac(10), from);
+                let _ = send(&mut engine, PortId::UPLINK, &answer, now);
+            }
+            if restarted {
+                let learned = engine.learned();
+                engine = super::engine(Limits::default(), now);
+                engine.restore(learned);
+                engine.apply(view([mode, Mode::Observe], &["tcp/1-65535"]), now);
+            } else {
+                now += crate::limits::BRIDGE_AGE + Duration::from_secs(1);
+                engine.handle_timeout(now, &mut Kept::default());
+            }
+            for (what, bytes) in claims(ROUTER_MAC, [10, 20, 1, 60]) {
+                let out = send(&mut engine, TWO, &bytes, now);
+                let nothing = out.frames.is_empty() && out.datagrams.is_empty();
+                assert!(nothing, "{what}, {mode}, restarted: {restarted}: {out:02x?}");
+            }
+            let raised = alarms(&engine, now, AlarmKind::Conflict);
+            assert!(raised.iter().any(|alarm| alarm.mac == ROUTER_MAC), "{raised:#?}");
+            let bytes = frame(ROUTER_MAC, mac(10), &syn(CT, CAMPUS));
+            let out = send(&mut engine, ONE, &bytes, now);
+            assert_eq!(out.frames, [(PortId::UPLINK, VnetHeader::default(), bytes)], "{mode}");
+            // A neighbour that was plugged in here meanwhile is a wire like any other.
+            let bytes = frame(ROUTER_MAC, neighbour.0, &syn(neighbour.1, CAMPUS));
+            let out = send(&mut engine, TWO, &bytes, now);
+            assert!(out.frames.iter().any(|(port, ..)| port.is_uplink()), "{mode}: {out:?}");
+        }
+    }
+}
+
+#[test]
 fn a_device_here_that_speaks_on_the_uplink_is_refused_and_said() {
     let now = start();
     let mut engine = with([Mode::Enforce, Mode::Observe], now);
