@@ -5,6 +5,9 @@
 //! view before it on disk: the gateway is then as one that was switched off during the change, refuses nothing less
 //! than it would have, and hears of the newest view as soon as a controller is in sight. Nobody was told otherwise.
 //!
+//! An authority chain is written before the view that came after it, and while it can't be, no view is: what is on
+//! disk always has its signers there too.
+//!
 //! Only the newest is written: a view that is outdated before the disk has taken it is never acknowledged. What can't
 //! be written is in force all the same, is told, and is tried again.
 
@@ -150,7 +153,14 @@ impl Task {
     async fn run(mut self) {
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
-            let whole = self.chain(&wanted).await & self.view(&wanted).await;
+            // The chain first: a start finds no signer for a view whose authority document isn't on disk.
+            let whole = match self.chain(&wanted).await {
+                Ok(()) => self.view(&wanted).await,
+                Err(problem) => {
+                    self.unkept(&wanted, &problem);
+                    false
+                }
+            };
             if whole && self.failing {
                 info!("the state on disk is up to date again");
             }
@@ -167,23 +177,20 @@ impl Task {
         }
     }
 
-    async fn chain(&mut self, wanted: &Wanted) -> bool {
-        let (number, Some(chain)) = wanted.chain.clone() else { return true };
+    async fn chain(&mut self, wanted: &Wanted) -> Result<(), String> {
+        let (number, Some(chain)) = wanted.chain.clone() else { return Ok(()) };
         if number == self.done.0 {
-            return true;
+            return Ok(());
         }
-        match self.on_disk(move |disk| disk.keep_chain(&chain)).await {
+        let written = self.on_disk(move |disk| disk.keep_chain(&chain)).await;
+        match &written {
             Ok(()) => self.done.0 = number,
-            Err(problem) => {
-                if !self.failing {
-                    error!(
-                        "{problem}. The authority is followed until the next start all the same"
-                    );
-                }
-                return false;
+            Err(problem) if !self.failing => {
+                error!("{problem}. The authority is followed until the next start all the same");
             }
+            Err(_) => {}
         }
-        true
+        written
     }
 
     async fn view(&mut self, wanted: &Wanted) -> bool {
@@ -202,14 +209,20 @@ impl Task {
                 true
             }
             Err(problem) => {
-                if self.told < number {
-                    error!("{problem}. The view is in force until the next start all the same");
-                    let mut applied = taken.applied.clone();
-                    applied.problems.push(format!("not kept over a restart: {problem}"));
-                    self.tell(number, applied);
-                }
+                self.unkept(wanted, &problem);
                 false
             }
+        }
+    }
+
+    /// Tells, once for each view, that it is in force but not on disk.
+    fn unkept(&mut self, wanted: &Wanted, problem: &str) {
+        let (number, Some(taken)) = &wanted.view else { return };
+        if self.told < *number {
+            error!("{problem}. The view is in force until the next start all the same");
+            let mut applied = taken.applied.clone();
+            applied.problems.push(format!("not kept over a restart: {problem}"));
+            self.tell(*number, applied);
         }
     }
 

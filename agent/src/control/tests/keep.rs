@@ -2,7 +2,7 @@
 
 use std::sync::Condvar;
 
-use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::authority::{AuthorityChain, Operator};
 use anteroom_proto::view::Floor;
 
 use super::*;
@@ -20,6 +20,8 @@ enum Mood {
     Well,
     Stuck,
     Full,
+    /// There is room for a view, and none for the longer chain.
+    FullForChains,
 }
 
 impl Disc {
@@ -37,12 +39,16 @@ impl Disc {
         let (mood, _) =
             self.changed.wait_timeout_while(mood, DEADLINE, |mood| *mood == Mood::Stuck).unwrap();
         match *mood {
-            Mood::Full => Err(StateError::File {
-                path: self.state.path().join("view"),
-                verb: "written",
-                error: std::io::ErrorKind::StorageFull.into(),
-            }),
+            Mood::Full => Err(self.full("view")),
             _ => Ok(()),
+        }
+    }
+
+    fn full(&self, file: &str) -> StateError {
+        StateError::File {
+            path: self.state.path().join(file),
+            verb: "written",
+            error: std::io::ErrorKind::StorageFull.into(),
         }
     }
 }
@@ -50,6 +56,9 @@ impl Disc {
 impl Disk for Disc {
     fn keep_chain(&self, chain: &AuthorityChain) -> Result<(), StateError> {
         self.wait()?;
+        if *self.mood.lock().unwrap() == Mood::FullForChains {
+            return Err(self.full("authority"));
+        }
         self.state.keep_chain(chain)
     }
 
@@ -123,6 +132,35 @@ async fn a_full_disk_is_told_and_what_is_on_it_stays_good_until_it_has_room() {
     assert_eq!((applied.revision, applied.problems), (5, Vec::new()), "it was tried again");
     let held = Held::load(&world.state).unwrap().enrolled.unwrap();
     assert_eq!(held.view.unwrap().revision, 5);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn no_view_is_written_before_the_chain_that_names_its_signers() {
+    let (mut world, disc) = world(Mood::Well);
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    session.send(view_message(world.organisation.view(4, 7, Mode::Enforce))).await;
+    assert_eq!(session.hear_applied().await.problems, [""; 0]);
+    disc.set(Mood::FullForChains);
+    // Another operator joins, who signs the next view.
+    let other = key(33);
+    world.organisation.extend(|next| {
+        next.operators.push(Operator { name: "ben".parse().unwrap(), key: other.public() });
+    });
+    session.send(ToAgent::Authority(world.organisation.chain.clone())).await;
+    world.organisation.operator = other;
+    session.send(view_message(world.organisation.view(5, 8, Mode::Enforce))).await;
+    let applied = session.hear_applied().await;
+    assert_eq!((applied.revision, &applied.refused), (5, &None));
+    assert!(applied.problems[0].contains("not kept over a restart"), "{applied:?}");
+    let held = Held::load(&world.state).unwrap();
+    assert!(held.problems.is_empty(), "{:?}", held.problems);
+    assert_eq!(held.enrolled.unwrap().view.unwrap().revision, 4, "the one whose signer is known");
+    disc.set(Mood::Well);
+    let applied = session.hear_applied().await;
+    assert_eq!((applied.revision, applied.problems), (5, Vec::new()), "it was tried again");
+    assert_eq!(Held::load(&world.state).unwrap().enrolled.unwrap().view.unwrap().revision, 5);
     world.finish().await;
 }
 
