@@ -286,6 +286,12 @@ impl AuthorityChain {
         &self.documents[self.documents.len() - 1]
     }
 
+    /// Whether any document named the signed root with this hash as the newest of its day.
+    #[must_use]
+    pub fn ever_vouched_for(&self, root: Hash) -> bool {
+        self.documents.iter().any(|document| document.vouches_for(root))
+    }
+
     /// The hash by which the chain is pinned.
     #[must_use]
     pub fn pin(&self) -> Hash {

@@ -55,7 +55,7 @@ pub(super) const VIEW: Kind = Kind {
 pub(super) const FLOOR: Kind = Kind {
     name: "floor",
     format: 1,
-    max: 256,
+    max: 512,
     loss: "The agent goes by the numbers of the view that it holds.",
 };
 pub(super) const BYPASSES: Kind = Kind {

@@ -43,6 +43,10 @@ pub struct Floor {
     pub view: ViewNumber,
     /// Incarnation and number of the newest intent root held.
     pub revision: (u64, u64),
+    /// Hash of that root's signed bytes: two operators may have signed a root of one number, and only one of them
+    /// counts. None where an agent wrote this that didn't know it.
+    #[serde(default)]
+    pub root: Option<Hash>,
     /// The newest signed time held.
     pub time: UnixMillis,
 }
@@ -108,6 +112,14 @@ pub enum ViewError {
         /// What it names.
         newest: u64,
     },
+    /// Another root in the place of the one that is held, and no authority document says that it is to replace it.
+    #[error(
+        "view refused: revision {revision} is held already, from another root that operators signed: two were signed under one number, and only a newer revision replaces either"
+    )]
+    Forked {
+        /// The revision.
+        revision: u64,
+    },
     /// Older than what is held.
     #[error("view refused: {what} {found} is older than {held}, which is already held")]
     Rollback {
@@ -127,6 +139,8 @@ pub struct View {
     pub intent: Intent,
     /// The revision of the intent.
     pub revision: u64,
+    /// Hash of the signed root.
+    pub root_hash: Hash,
     /// The incarnation that the revision belongs to.
     pub incarnation: u64,
     /// When an operator signed it, by their clock.
@@ -168,10 +182,12 @@ impl View {
         floor: &Floor,
     ) -> Result<Self, ViewError> {
         let mut operators = authority.operator_keys();
-        if authority.vouches_for(signed.root.hash()) {
+        let vouched = authority.vouches_for(signed.root.hash());
+        if vouched {
             operators.push(signed.root.verify_self_named()?.signer());
         }
-        let signers = Signers { operators, controllers: authority.controller_keys() };
+        let controllers = authority.controller_keys();
+        let signers = Signers { operators, controllers, vouched };
         let (view, root) = Self::check(signed, gateway, authority.organisation, &signers, floor)?;
         for (what, found, held) in [
             ("authority document", root.authority, authority.number),
@@ -211,6 +227,7 @@ impl View {
         let signers = Signers {
             operators: chain.all_operator_keys(),
             controllers: chain.all_controller_keys(),
+            vouched: chain.ever_vouched_for(signed.root.hash()),
         };
         let organisation = chain.newest().organisation;
         Self::check(signed, gateway, organisation, &signers, floor).map(|(view, _)| view)
@@ -254,6 +271,11 @@ impl View {
         if root.incarnation == floor.revision.0 {
             rollback("revision", &root.number, &floor.revision.1)?;
         }
+        let root_hash = signed.root.hash();
+        let same_place = (root.incarnation, root.number) == floor.revision;
+        if same_place && !signers.vouched && floor.root.is_some_and(|held| held != root_hash) {
+            return Err(ViewError::Forked { revision: root.number });
+        }
         let mut left_out = Vec::new();
         let mut peers: Vec<Peer> = intent
             .peers
@@ -266,6 +288,7 @@ impl View {
             peers,
             left_out,
             revision: root.number,
+            root_hash,
             incarnation: root.incarnation,
             signed_at: root.signed_at,
             intent_hash,
@@ -284,6 +307,7 @@ impl View {
         Floor {
             view: self.operation.number,
             revision: (self.incarnation, self.revision),
+            root: Some(self.root_hash),
             time: if anew { signed } else { before.time.max(signed) },
         }
     }
@@ -293,6 +317,8 @@ impl View {
 struct Signers {
     operators: Vec<PublicKey>,
     controllers: Vec<PublicKey>,
+    /// Whether an authority document names this very root as the newest, and so in the place of any other.
+    vouched: bool,
 }
 
 /// A tunnel key that two peers claim is nobody's: a gateway signs what it likes as its own, and only one of the two

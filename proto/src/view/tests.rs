@@ -252,6 +252,65 @@ fn nothing_below_the_floor_is_taken() {
 }
 
 #[test]
+fn another_root_of_the_same_number_is_taken_only_where_operators_vouch_for_it() {
+    let held = Parts::default().build();
+    let signed = Signed::sign(&authority(), &operator());
+    let floor = Parts::default().verify().unwrap().floor(&Floor::default());
+    // What another operator signed meanwhile, and whoever has the controller now shows in its place.
+    let other = |number| {
+        let parts = Parts {
+            root_number: number,
+            operation_revision: number,
+            sequence: 4,
+            ..Parts::default()
+        };
+        let mut view = parts.build();
+        let mut root = view.root.verify_self_named().unwrap().into_document();
+        root.signed_at = UnixMillis(1001);
+        view.root = Signed::sign(&root, &operator());
+        view
+    };
+    let (forked, newer) = (other(7), other(8));
+    let forks = Err(ViewError::Forked { revision: 7 });
+    let check = |view: &SignedView, authority: &Authority, floor: &Floor| {
+        View::verify(view, US, authority, floor).map(|view| view.root_hash)
+    };
+    assert_eq!(check(&held, &authority(), &floor), Ok(held.root.hash()), "the one that is held");
+    assert_eq!(check(&forked, &authority(), &floor), forks);
+    assert_eq!(check(&newer, &authority(), &floor), Ok(newer.root.hash()), "a newer one");
+    let unknown = Floor { root: None, ..floor };
+    assert_eq!(check(&forked, &authority(), &unknown), Ok(forked.root.hash()));
+
+    let mut knowing = authority().next(&signed);
+    knowing.root = Some(RootId { incarnation: 0, number: 7, hash: forked.root.hash() });
+    assert_eq!(check(&forked, &knowing, &floor), Ok(forked.root.hash()), "operators chose it");
+    // The same on disk, where the floor may be older than the view.
+    let on_disk = |documents: &[Signed<Authority>]| {
+        let chain = AuthorityChain::follow_unpinned(documents).unwrap();
+        View::verify_held(&forked, US, &chain, &floor).map(|view| view.root_hash)
+    };
+    assert_eq!(on_disk(std::slice::from_ref(&signed)), forks);
+    let knowing = Signed::sign(&knowing, &operator());
+    assert_eq!(on_disk(&[signed, knowing]), Ok(forked.root.hash()));
+}
+
+#[test]
+fn a_floor_of_an_agent_that_knew_no_root_is_read() {
+    #[derive(Serialize)]
+    struct Before {
+        view: ViewNumber,
+        revision: (u64, u64),
+        time: UnixMillis,
+    }
+    let view = ViewNumber { incarnation: 1, sequence: 2 };
+    let before = Before { view, revision: (1, 3), time: UnixMillis(4) };
+    let read: Floor = cbor::decode(&cbor::encode(&before), 512).unwrap();
+    assert_eq!(read, Floor { view, revision: (1, 3), root: None, time: UnixMillis(4) });
+    let whole = Floor { root: Some(Hash::of("anteroom test", &[])), ..read };
+    assert_eq!(cbor::decode::<Floor>(&cbor::encode(&whole), 512), Ok(whole));
+}
+
+#[test]
 fn a_new_incarnation_counts_anew_and_ends_the_old_one() {
     let held = Parts { root_number: 9, operation_revision: 9, sequence: 5, ..Parts::default() };
     let floor =

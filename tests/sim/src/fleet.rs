@@ -136,6 +136,7 @@ fn view(intent: &Intent, known: &BTreeMap<GatewayId, (SocketAddr, TunnelSecret)>
         revision: 1,
         incarnation: 1,
         signed_at: UnixMillis(0),
+        root_hash: Hash::ZERO,
         intent_hash: Hash::ZERO,
         operation,
         left_out: Vec::new(),

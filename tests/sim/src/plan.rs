@@ -340,6 +340,7 @@ impl Plan {
             revision: self.revision,
             incarnation: 1,
             signed_at: self.signed_at,
+            root_hash: Hash::ZERO,
             intent_hash: Hash::ZERO,
             operation,
             peers,

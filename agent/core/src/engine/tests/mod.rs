@@ -178,6 +178,7 @@ fn view(modes: [Mode; 2], services: &[&str]) -> Arc<View> {
         revision: 1,
         incarnation: 1,
         signed_at: UnixMillis(1),
+        root_hash: Hash::ZERO,
         intent_hash: Hash::ZERO,
         operation: Operation {
             organisation: ORGANISATION,
