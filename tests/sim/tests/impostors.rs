@@ -4,11 +4,13 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anteroom_agent_core::wire::arp;
+use anteroom_agent_core::wire::tcp::TcpFlags;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::service::Protocol;
 use anteroom_sim::hospital::*;
 use anteroom_sim::packet;
+use anteroom_sim::plan::Who;
 use anteroom_sim::world::{ROUTER, World};
 
 const DICOM: (Protocol, u16) = (Protocol::Tcp, 104);
@@ -83,4 +85,35 @@ fn a_stranger_who_speaks_as_the_router_learns_and_changes_nothing() {
     let answers: Vec<_> = world.campus.iter().filter(|frame| to_others(&frame.bytes)).collect();
     assert!(answers.is_empty(), "the stranger was answered: {answers:02x?}");
     assert!(world.hosts[CT].seen.is_empty(), "{:02x?}", world.hosts[CT].seen);
+}
+
+#[test]
+fn a_gateway_cant_speak_within_anothers_flow_where_their_networks_nest() {
+    let mut world = enforced(23);
+    for (device, net) in [(CT, "10.99.0.0/16"), (MONITOR, "10.99.5.0/24")] {
+        let member = &mut world.plan.devices[device].device.member;
+        member.addresses.push(net.parse().unwrap());
+    }
+    // The CT's gateway knows nothing of the monitor: it takes the whole network for the CT's.
+    world.plan.rule("ward", Who::Device(MONITOR), Who::Device(PACS), &["tcp/104"]);
+    world.plan.revise();
+    world.apply_all();
+    world.run(Duration::from_secs(1));
+    let pacs = (world.hosts[PACS].address, 104);
+    let say = |world: &mut World, host: usize, from: [u8; 4], flags: u8, payload: &[u8]| {
+        let bytes = packet::tcp((Ipv4Addr::from(from), 40_000), pacs, flags, payload);
+        let sender = world.hosts[host].mac;
+        world.put(host, packet::frame(ROUTER, sender, 0x0800, &bytes));
+        world.run(Duration::from_millis(50));
+    };
+    let inner = [10, 99, 5, 7];
+    say(&mut world, MONITOR, inner, TcpFlags::SYN, b"");
+    say(&mut world, MONITOR, inner, TcpFlags::ACK, b"the monitor's");
+    say(&mut world, CT, inner, TcpFlags::ACK, b"injected");
+    say(&mut world, CT, [10, 99, 6, 1], TcpFlags::SYN, b"");
+    say(&mut world, CT, [10, 99, 6, 1], TcpFlags::ACK, b"the CT's");
+    let inbox = &world.hosts[PACS].inbox;
+    let heard = |payload: &[u8]| inbox.iter().any(|received| received.payload == payload);
+    assert!(heard(b"the monitor's") && heard(b"the CT's"), "{inbox:#?}");
+    assert!(!heard(b"injected"), "{inbox:#?}");
 }

@@ -357,15 +357,15 @@ impl Engine {
     }
 
     /// What a verdict means for a packet that came this way.
-    fn finish(passage: &Passage, judgement: Judgement) -> Decision {
+    pub(super) fn finish(passage: &Passage, judgement: Judgement) -> Decision {
         let verdict = match (passage.via, judgement.verdict) {
-            (Via::Tunnel(_), Verdict::Tunnel) => Verdict::Tunnel,
-            // Authentic, so no worse than the same in the clear.
-            (Via::Tunnel(gateway), Verdict::Clear | Verdict::WouldDrop(_))
+            // What is authentic is no worse than the same in the clear.
+            (Via::Tunnel(gateway), Verdict::Tunnel | Verdict::Clear | Verdict::WouldDrop(_))
                 if judgement.owner == Some(gateway) =>
             {
                 judgement.verdict
             }
+            (Via::Tunnel(_), Verdict::Tunnel) => Verdict::Drop(DropReason::PeerSource),
             (Via::Tunnel(_), verdict) => {
                 Verdict::Drop(verdict.reason().unwrap_or(DropReason::TunnelNotReady))
             }

@@ -298,17 +298,11 @@ impl Policy {
         self.at(address).map_or(Who::Address, Who::Member)
     }
 
-    /// The member that a peer speaks for when it sends from this address.
+    /// The member that a peer speaks for when it sends from this address: whoever is meant by it as a destination,
+    /// too. Where a network of another peer's lies within one of its own, that part isn't its.
     pub(crate) fn of_peer(&self, gateway: GatewayId, address: Ipv4Addr) -> Option<MemberIndex> {
-        let owned = |index: MemberIndex| {
-            self.member(index).filter(|m| m.gateway == gateway && !m.is_here()).map(|_| index)
-        };
-        if let Some(exact) = self.by_address.get(&address) {
-            return exact.and_then(owned);
-        }
-        let mut fits = self.by_prefix.iter().filter(|(net, _)| net.contains(&address));
-        let held = || self.held.get(&address).copied().and_then(owned);
-        fits.find_map(|(_, index)| owned(*index)).or_else(held)
+        let owned = |member: &MemberEntry| member.gateway == gateway && !member.is_here();
+        self.at(address).filter(|index| self.member(*index).is_some_and(owned))
     }
 
     /// The path of a device here with a member, and whether that is in the clear only because a gateway is

@@ -26,6 +26,7 @@ mod edges;
 mod floods;
 mod loops;
 mod malformed;
+mod nested;
 mod ports;
 mod shared;
 mod unlisted;
