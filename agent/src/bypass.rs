@@ -59,9 +59,9 @@ pub(crate) enum OrderError {
         /// The serial of the order.
         found: u64,
     },
-    /// It opens nothing.
+    /// It opens nothing now.
     #[error(
-        "the order opens nothing any more: its time is over, or the controller has passed on a newer one"
+        "the order opens nothing now: its time is over, it is dated too far ahead, or the controller has passed on a newer one"
     )]
     Over,
     /// No room.

@@ -4,9 +4,13 @@
 //! ends by the same rules of time as a rule's `expires`: where nobody has confirmed the time since the start, an
 //! order from a view allows nothing. One that was loaded from a file into this running machine is counted from
 //! then by the monotonic clock, for whoever stands beside it with a patient waiting may have no clock in reach.
+//!
+//! What isn't counted that way opens no earlier than the longest bypass before its end: an order that bears a later
+//! date than the day on which it was signed would otherwise open again after each start until then.
 
 use std::time::Instant;
 
+use anteroom_proto::bypass::MAX_BYPASS;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::intent::Bypass;
 use anteroom_proto::time::UnixMillis;
@@ -14,6 +18,9 @@ use anteroom_proto::v1::telemetry::FileBypass;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
+
+/// By how much an operator's clock may be ahead of the confirmed time, in milliseconds.
+const CLOCK_SLACK: u64 = 10 * 60 * 1000;
 
 /// An order that was loaded from a file, its signature checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,8 +118,8 @@ impl Bypasses {
         files.map(|open| FileBypass { gateway: open.gateway, until: open.until }).collect()
     }
 
-    /// When the next of those in force ends.
-    pub(crate) fn next_end(
+    /// When the next of those in force ends, or one that ends too late for now opens.
+    pub(crate) fn next_change(
         &self,
         orders: &[Bypass],
         clock: &Clock,
@@ -120,11 +127,12 @@ impl Bypasses {
     ) -> Option<Instant> {
         self.standing(orders)
             .into_iter()
-            .filter(|standing| {
-                self.in_force.iter().any(|open| open.gateway == standing.order.gateway)
-            })
             .filter_map(|standing| {
                 let until = standing.order.until?;
+                let gateway = standing.order.gateway;
+                if !self.in_force.iter().any(|open| open.gateway == gateway) {
+                    return opens_by_clock(&standing.order, until, clock, now);
+                }
                 let by_clock = clock.confirmed.then(|| clock.instant(until, now)).flatten();
                 [by_clock, standing.order.counted].into_iter().flatten().min()
             })
@@ -136,9 +144,25 @@ fn is_open(order: &LoadedBypass, until: UnixMillis, clock: &Clock, now: Instant)
     let counts = order.counted.map(|end| now < end);
     match clock.has_passed(until, now) {
         Some(true) => false,
-        Some(false) => counts != Some(false),
+        Some(false) => counts.unwrap_or_else(|| clock.wall(now) >= earliest(until)),
         None => counts == Some(true),
     }
+}
+
+/// Before this moment an order that ends at `until` can't have been signed, nor begun.
+const fn earliest(until: UnixMillis) -> UnixMillis {
+    UnixMillis(until.0.saturating_sub(MAX_BYPASS + CLOCK_SLACK))
+}
+
+/// When the confirmed time opens an order that isn't open yet. None: never, or nobody knows.
+fn opens_by_clock(
+    order: &LoadedBypass,
+    until: UnixMillis,
+    clock: &Clock,
+    now: Instant,
+) -> Option<Instant> {
+    let waits = clock.confirmed && order.counted.is_none();
+    waits.then(|| clock.instant(earliest(until), now)).flatten()
 }
 
 #[cfg(test)]
@@ -224,11 +248,39 @@ mod tests {
         };
         assert!(bypasses.renew(&[], |_| true, &clock, now));
         assert!(!bypasses.renew(&[], |_| true, &clock, now), "nothing changed");
-        assert_eq!(bypasses.next_end(&[], &clock, now), Some(now + Duration::from_secs(8)));
+        assert_eq!(bypasses.next_change(&[], &clock, now), Some(now + Duration::from_secs(8)));
         clock.set(UnixMillis(6_000), true, now);
-        assert_eq!(bypasses.next_end(&[], &clock, now), Some(now + Duration::from_secs(3)));
+        assert_eq!(bypasses.next_change(&[], &clock, now), Some(now + Duration::from_secs(3)));
         assert!(bypasses.renew(&[], |_| true, &clock, now + Duration::from_secs(3)));
-        assert_eq!(bypasses.next_end(&[], &clock, now + Duration::from_secs(3)), None);
+        assert_eq!(bypasses.next_change(&[], &clock, now + Duration::from_secs(3)), None);
+    }
+
+    #[test]
+    fn what_is_dated_later_than_it_was_signed_opens_again_at_no_start() {
+        let now = start();
+        let today = 1_795_305_600_000;
+        let mut clock = Clock::new(now);
+        clock.set(UnixMillis(today), true, now);
+        let hour = now + Duration::from_secs(3600);
+        let ahead = |millis: u64| Some(today + MAX_BYPASS + CLOCK_SLACK + millis);
+        let next_year = ahead(365 * 86_400_000);
+        assert!(!open(&[loaded(1, next_year, None)], &[], &clock, now), "a file, after a start");
+        assert!(!open(&[], &[signed(1, next_year)], &clock, now), "in a view");
+        assert!(open(&[], &[signed(1, ahead(0))], &clock, now), "the longest that can be ordered");
+        // Whoever loads it with a clock that is wrong gets what it allows, once.
+        let counted = [loaded(1, next_year, Some(hour))];
+        assert!(open(&counted, &[], &clock, now));
+        assert!(!open(&counted, &[], &clock, hour));
+
+        // An operator's clock that is ahead of the controller's only delays.
+        let order = [signed(1, ahead(5_000))];
+        let mut bypasses = Bypasses::default();
+        assert!(!bypasses.renew(&order, |_| true, &clock, now));
+        let opens = now + Duration::from_secs(5);
+        assert_eq!(bypasses.next_change(&order, &clock, now), Some(opens));
+        assert!(bypasses.renew(&order, |_| true, &clock, opens));
+        let ends = opens + Duration::from_millis(MAX_BYPASS + CLOCK_SLACK);
+        assert_eq!(bypasses.next_change(&order, &clock, opens), Some(ends));
     }
 
     #[test]

@@ -345,11 +345,11 @@ impl Engine {
         if self.bypasses.renew(orders, concerns, &self.clock, now) {
             self.epoch += 1;
         }
-        let bypass_ends = self.bypasses.next_end(orders, &self.clock, now);
+        let bypass_changes = self.bypasses.next_change(orders, &self.clock, now);
         let policy = self.policy.as_ref().filter(|_| self.clock.confirmed);
         let moment = policy.and_then(|policy| policy.next_boundary(self.clock.wall(now)));
         let rule_ends = moment.and_then(|moment| self.clock.instant(moment, now));
-        self.boundary = [rule_ends, bypass_ends].into_iter().flatten().min();
+        self.boundary = [rule_ends, bypass_changes].into_iter().flatten().min();
         if let Some(policy) = &mut self.policy {
             policy.bypassed = self.bypasses.in_force.iter().map(|open| open.gateway).collect();
         }
