@@ -12,6 +12,7 @@ use crate::resolve::Resolved;
 mod addresses;
 mod failure;
 mod modes;
+mod networks;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -68,6 +69,7 @@ pub fn lint(resolved: &Resolved, evidence: &Evidence, now: UnixMillis) -> Vec<Fi
     policy::check(resolved, now, &mut findings);
     tests_in_policy::check(resolved, now, &mut findings);
     addresses::check(resolved, &mut findings);
+    networks::check(resolved, &mut findings);
     modes::check(resolved, evidence, now, &mut findings);
     failure::check(resolved, &mut findings);
     let mut list = findings.list;

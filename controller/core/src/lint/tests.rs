@@ -255,3 +255,42 @@ fn findings_are_bounded_kind_by_kind() {
     });
     assert_eq!(text.lines().count(), MAX_FINDINGS);
 }
+
+#[test]
+fn networks_behind_two_devices_dont_overlap() {
+    let behind = |nets: [(u32, &'static str); 2], modes: &'static [&'static str]| {
+        linted(move |model| {
+            for (number, net) in nets {
+                let device = model.devices.get_mut(&member_id(number)).unwrap();
+                device.addresses.push(net.parse().unwrap());
+            }
+            set_modes(model, Mode::Protect, modes);
+        })
+    };
+    assert_snapshot!(behind([(1, "10.99.0.0/16"), (3, "10.99.5.0/24")], &[]), @"warning [overlapping-networks] site north: 10.99.5.0/24 behind pump-1 lies within 10.99.0.0/16 behind ct-1: an address in both could mean either. Give each device the part that is its alone.");
+    assert_snapshot!(behind([(1, "10.99.0.0/16"), (3, "10.99.5.0/24")], &["pump-1"]), @"error [overlapping-networks] site north: 10.99.5.0/24 behind pump-1 lies within 10.99.0.0/16 behind ct-1: an address in both could mean either. Give each device the part that is its alone.");
+    let same = behind([(1, "10.99.5.0/24"), (3, "10.99.5.0/24")], &["pump-1"]);
+    assert!(same.contains("error [overlapping-networks]"), "{same}");
+    assert_eq!(behind([(1, "10.99.4.0/24"), (3, "10.99.5.0/24")], &["pump-1"]), "", "apart");
+    assert_eq!(behind([(3, "10.99.0.0/16"), (3, "10.99.5.0/24")], &["pump-1"]), "", "one device");
+}
+
+#[test]
+fn devices_may_share_a_dynamic_prefix_and_an_external_may_not_cover_it() {
+    let dynamic = |external: &'static str, modes: &'static [&'static str]| {
+        linted(move |model| {
+            for number in [3, 4] {
+                model.devices.get_mut(&member_id(number)).unwrap().addresses =
+                    vec!["10.20.2.0/24".parse().unwrap()];
+            }
+            model.policy = model.policy.replace("10.20.4.20/32", external);
+            set_modes(model, Mode::Protect, modes);
+        })
+    };
+    for external in ["10.20.4.20/32", "10.20.2.80/32"] {
+        assert_eq!(dynamic(external, &["pump-1"]), "", "{external}");
+    }
+    assert_snapshot!(dynamic("10.20.2.0/24", &[]), @"warning [external-covers-prefix] external.archive: 10.20.2.0/24 is also the prefix within which pump-1, monitor-1 may have any address: an address of an external is nobody's to claim, so they would have none. List in the external the addresses that it has, or give the devices a narrower prefix.");
+    assert_snapshot!(dynamic("10.20.2.0/24", &["pump-1"]), @"error [external-covers-prefix] external.archive: 10.20.2.0/24 is also the prefix within which pump-1, monitor-1 may have any address: an address of an external is nobody's to claim, so they would have none. List in the external the addresses that it has, or give the devices a narrower prefix.");
+    assert_snapshot!(dynamic("10.20.2.0/23", &["pump-1"]), @"warning [external-holds-prefix] external.archive: 10.20.2.0/23 holds 10.20.2.0/24, within which pump-1, monitor-1 may have any address: whichever they have is taken for the device, not for the external. List in the external the addresses that it has.");
+}
