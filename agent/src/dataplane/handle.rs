@@ -12,6 +12,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::dataplane::keepalive::EVERY;
@@ -28,6 +29,10 @@ pub(super) const LONGEST_TURN: Duration = EVERY;
 
 /// Silence of the worker after which it counts as hung.
 const HUNG: Duration = Duration::from_secs(5);
+
+/// How long a view may wait for the packet filter, which may itself wait for as long as others change it. Nothing else
+/// waits for it: not the next view, nor a stop.
+const WIRING: Duration = Duration::from_secs(1);
 
 /// The data plane has ended, so it can't answer any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -109,7 +114,8 @@ impl Handle {
         answer.await.map_err(|_| Stopped)
     }
 
-    /// Puts a view in force; returns once it is, for the time when no agent runs too. Says what couldn't be done.
+    /// Puts a view in force; returns once it is, for the time when no agent runs too. Says what couldn't be done, or
+    /// isn't yet.
     ///
     /// # Errors
     /// After [`Handle::shutdown`], as with every call here.
@@ -117,8 +123,9 @@ impl Handle {
         let wiring = Wiring::of(&self.config, Some(&view));
         // The engine first: what closes doesn't wait for the packet filter.
         self.ask(|answer| Command::Apply(view, answer)).await?;
-        let wired = self.sentry.wire(wiring).await;
+        let wired = timeout(WIRING, self.sentry.wire(wiring)).await;
         Ok(wired
+            .unwrap_or_else(|_| Err("the packet filter is busy; it goes on trying".into()))
             .err()
             .map(|error| format!("on_failure isn't in force yet: {error}"))
             .into_iter()
@@ -196,10 +203,11 @@ impl Handle {
         self.endpoints.clone()
     }
 
-    /// Whether the worker turned its loop lately. For the watchdog: false means that it hangs.
+    /// Whether the worker turned its loop lately, and somebody keeps the packet filter. For the watchdog: false means
+    /// that the agent has to be started anew.
     #[must_use]
     pub fn alive(&self) -> bool {
-        self.heartbeat.silence() < HUNG
+        self.heartbeat.silence() < HUNG && self.sentry.alive()
     }
 
     /// Ends the worker. Ports that are a wire are the kernel's from then on, the others closed; all stay isolated.
@@ -210,5 +218,39 @@ impl Handle {
         let ended = self.ask(Command::Shutdown).await;
         self.sentry.end().await;
         ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use anteroom_proto::mode::Mode;
+
+    use super::*;
+    use crate::testkit::Organisation;
+
+    #[tokio::test]
+    async fn a_view_is_in_force_though_the_packet_filter_is_kept_busy() {
+        let text = "[uplink]\ninterface = \"up0\"\n[underlay]\nlisten = \"0.0.0.0:51820\"\n\
+                    [[port]]\nname = \"port1\"\ninterface = \"p1\"\n";
+        let (commands, mut receiver) = mpsc::channel(COMMANDS);
+        let handle = Handle {
+            commander: Commander { commands, wake: Arc::new(EventFd::new().unwrap()) },
+            heartbeat: Arc::new(Heartbeat::new()),
+            endpoints: watch::channel(Vec::new()).1,
+            sentry: Sentry::unanswering(),
+            config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
+        };
+        let organisation = Organisation::new(&[]);
+        let view = Arc::new(organisation.verified(&organisation.view(1, 1, Mode::Observe)));
+        let worker = tokio::spawn(async move {
+            let Some(Command::Apply(_, answer)) = receiver.recv().await else { return false };
+            answer.send(()).is_ok()
+        });
+        let applied = timeout(Duration::from_secs(60), handle.apply(view)).await;
+        let problems = applied.expect("nothing else waits for the packet filter").unwrap();
+        assert!(worker.await.unwrap(), "the engine has it");
+        assert!(problems.len() == 1 && problems[0].contains("isn't in force yet"), "{problems:?}");
     }
 }

@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -69,17 +70,33 @@ impl Pulse {
     pub(crate) fn wires(&self) -> u64 {
         self.wires.load(Ordering::Relaxed)
     }
+}
 
-    /// During a change, a port counts as a wire that was one or becomes one.
-    fn change_wires(
-        &self,
-        to: &Wiring,
-        change: impl FnOnce() -> Result<(), String>,
-    ) -> Result<(), String> {
-        self.wires.fetch_or(to.bits(), Ordering::Relaxed);
-        change()?;
-        self.wires.store(to.bits(), Ordering::Relaxed);
-        Ok(())
+/// The wiring that is wanted, and whether the packet filter has it.
+#[derive(Debug)]
+struct Wires {
+    wanted: Wiring,
+    in_force: bool,
+    pulse: Arc<Pulse>,
+}
+
+impl Wires {
+    /// Makes `to` the wiring that is wanted. Whether anything has to be written for it.
+    ///
+    /// Until it is in force, a port counts as a wire that was one or becomes one.
+    fn want(&mut self, to: Wiring) -> bool {
+        if to == self.wanted && self.in_force {
+            return false;
+        }
+        self.pulse.wires.fetch_or(to.bits(), Ordering::Relaxed);
+        (self.wanted, self.in_force) = (to, false);
+        true
+    }
+
+    /// Notes that the packet filter has what is wanted.
+    fn written(&mut self) {
+        self.in_force = true;
+        self.pulse.wires.store(self.wanted.bits(), Ordering::Relaxed);
     }
 }
 
@@ -95,6 +112,7 @@ enum Order {
 pub(crate) struct Sentry {
     orders: mpsc::Sender<Order>,
     wake: Arc<Wake>,
+    thread: Arc<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -127,7 +145,8 @@ impl Sentry {
         let notices = Notices::listen(NETLINK_NETFILTER, GROUP)
             .map_err(failed("listening for changes of the packet filter"))?;
         let mut warnings = ports::guard(&session, config)?;
-        let post = Post { session, notices, config: config.clone(), wiring, pulse };
+        let wires = Wires { wanted: wiring, in_force: true, pulse };
+        let post = Post { session, notices, config: config.clone(), wires };
         let standing = match wire::update(&post.session, &post.wanted(&post.ports()))? {
             Some(standing) => standing,
             None => wire::build(&post.session, &post.wanted(&post.ports()), false)?,
@@ -139,11 +158,11 @@ impl Sentry {
         let wake = Arc::new(Wake(wake));
         let (orders, receiver) = mpsc::channel();
         let own = wake.0.as_fd().try_clone_to_owned().map_err(failed("copying a descriptor"))?;
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("packet-filter".into())
             .spawn(move || post.keep(&receiver, &own))
             .map_err(failed("starting a thread"))?;
-        Ok((Self { orders, wake }, warnings))
+        Ok((Self { orders, wake, thread: Arc::new(thread) }, warnings))
     }
 
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Option<T> {
@@ -157,17 +176,22 @@ impl Sentry {
     /// Puts a wiring in force; returns once it is. What failed is tried again until it succeeds.
     ///
     /// # Errors
-    /// What the packet filter said.
+    /// What the packet filter said, or that nobody keeps it any more.
     pub(crate) async fn wire(&self, wiring: Wiring) -> Result<(), String> {
-        self.ask(|answer| Order::Wire(wiring, answer)).await.unwrap_or(Ok(()))
+        self.ask(|answer| Order::Wire(wiring, answer)).await.unwrap_or_else(ended)
     }
 
     /// Writes the table of the ports anew, for interfaces that have come.
     ///
     /// # Errors
-    /// What the packet filter said.
+    /// What the packet filter said, or that nobody keeps it any more.
     pub(crate) async fn rebuild(&self) -> Result<(), String> {
-        self.ask(Order::Rebuild).await.unwrap_or(Ok(()))
+        self.ask(Order::Rebuild).await.unwrap_or_else(ended)
+    }
+
+    /// Whether the thread runs.
+    pub(crate) fn alive(&self) -> bool {
+        !self.thread.is_finished()
     }
 
     /// Ends the watch. The tables stay.
@@ -176,13 +200,29 @@ impl Sentry {
     }
 }
 
+#[cfg(test)]
+impl Sentry {
+    /// One whose thread takes orders and answers none, as while others change the packet filter.
+    pub(crate) fn unanswering() -> Self {
+        let (orders, receiver) = mpsc::channel();
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
+        let thread = std::thread::spawn(move || {
+            let _held: Vec<Order> = receiver.iter().collect();
+        });
+        Self { orders, wake: Arc::new(Wake(wake)), thread: Arc::new(thread) }
+    }
+}
+
+fn ended() -> Result<(), String> {
+    Err("the packet filter's thread has ended; the agent has to be started anew".into())
+}
+
 /// What the thread holds.
 struct Post {
     session: Session,
     notices: Notices,
     config: Config,
-    wiring: Wiring,
-    pulse: Arc<Pulse>,
+    wires: Wires,
 }
 
 impl Post {
@@ -191,7 +231,7 @@ impl Post {
     }
 
     fn wanted<'a>(&'a self, ports: &'a [&'a str]) -> Wanted<'a> {
-        Wanted { uplink: self.config.uplink.interface.as_str(), ports, wiring: &self.wiring }
+        Wanted { uplink: self.config.uplink.interface.as_str(), ports, wiring: &self.wires.wanted }
     }
 
     fn keep(mut self, orders: &mpsc::Receiver<Order>, wake: &impl AsFd) {
@@ -288,27 +328,26 @@ impl Post {
 
     fn build(&mut self) -> Result<(), String> {
         let ports = self.ports();
-        let built = wire::build(&self.session, &self.wanted(&ports), self.pulse.beating());
-        built.map(told).map_err(|error| error.to_string())
+        let built = wire::build(&self.session, &self.wanted(&ports), self.wires.pulse.beating());
+        self.written(built)
     }
 
     fn rewire(&mut self, wiring: Wiring) -> Result<(), String> {
-        if wiring == self.wiring {
+        if !self.wires.want(wiring) {
             return Ok(());
         }
-        self.wiring = wiring;
-        let pulse = self.pulse.clone();
-        pulse.change_wires(&self.wiring, || {
-            let ports = self.ports();
-            let wanted = self.wanted(&ports);
-            let update = || -> Result<Standing, NftError> {
-                match wire::update(&self.session, &wanted)? {
-                    Some(standing) => Ok(standing),
-                    None => wire::build(&self.session, &wanted, pulse.beating()),
-                }
-            };
-            update().map(told).map_err(|error| error.to_string())
-        })
+        let ports = self.ports();
+        match wire::update(&self.session, &self.wanted(&ports)) {
+            Ok(Some(standing)) => self.written(Ok(standing)),
+            Ok(None) => self.build(),
+            Err(error) => self.written(Err(error)),
+        }
+    }
+
+    fn written(&mut self, result: Result<Standing, NftError>) -> Result<(), String> {
+        told(result.map_err(|error| error.to_string())?);
+        self.wires.written();
+        Ok(())
     }
 }
 
@@ -316,5 +355,50 @@ impl Post {
 fn told(standing: Standing) {
     for warning in ports::shortfalls(standing) {
         tracing::warn!("{warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::wiring::PortWiring;
+
+    fn wiring(wires: [bool; 2]) -> Wiring {
+        Wiring { ports: wires.map(|wire| PortWiring { wire, ..PortWiring::default() }).into() }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_acknowledged_once_the_thread_has_ended() {
+        let (orders, receiver) = mpsc::channel();
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).unwrap();
+        let (stay, end) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let _receiver = receiver;
+            let _ = end.recv();
+        });
+        let sentry = Sentry { orders, wake: Arc::new(Wake(wake)), thread: Arc::new(thread) };
+        assert!(sentry.alive());
+        drop(stay);
+        for result in [sentry.wire(wiring([true, false])).await, sentry.rebuild().await] {
+            assert!(result.as_ref().is_err_and(|error| error.contains("ended")), "{result:?}");
+        }
+        while sentry.alive() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_wiring_that_wasnt_written_is_asked_for_again_and_counts_until_then() {
+        let pulse = Arc::new(Pulse::new(&wiring([true, false])));
+        let mut wires =
+            Wires { wanted: wiring([true, false]), in_force: true, pulse: pulse.clone() };
+        assert!(!wires.want(wiring([true, false])), "it stands");
+        assert!(wires.want(wiring([false, true])));
+        assert_eq!(pulse.wires(), 0b11, "either may be in force");
+        assert!(wires.want(wiring([false, true])), "nothing was written yet");
+        assert_eq!(pulse.wires(), 0b11);
+        wires.written();
+        assert_eq!(pulse.wires(), 0b10);
+        assert!(!wires.want(wiring([false, true])));
     }
 }

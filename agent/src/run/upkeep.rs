@@ -134,7 +134,9 @@ pub(super) async fn watchdog(gate: Gate) {
         if gate.alive() {
             notify(&[sd_notify::NotifyState::Watchdog]);
         } else {
-            error!("the data plane hangs; the service manager will start the agent anew");
+            error!(
+                "the data plane hangs, or nobody keeps the packet filter; the service manager will start the agent anew"
+            );
         }
     }
 }
