@@ -20,23 +20,38 @@ pub(super) const EVERY: Duration = Duration::from_millis(50);
 /// How much sooner than the kernel the worker takes its last beat for spent: the kernel counts in ticks of up to 10 ms.
 const MARGIN: Duration = Duration::from_millis(30);
 
+/// How long a wire may be cut off at most when the agent dies.
+const PROMISE: Duration = Duration::from_millis(500);
+
+// The kernel takes over when the last beat has run out.
+const _: () = assert!(LIFE.as_millis() + EVERY.as_millis() < PROMISE.as_millis());
+// A beat or two may fail without anybody noticing.
+const _: () = assert!(3 * EVERY.as_millis() + MARGIN.as_millis() < LIFE.as_millis());
+
 /// Fetches at most, when what waits in a socket is thrown away: a full buffer.
 const DRAIN: usize = (16 << 20) / (64 * BATCH);
 
 pub(super) struct Keepalive {
     beat: Beat,
     pulse: Arc<Pulse>,
+    /// The last beat that went out.
     last: Option<Instant>,
+    /// The last attempt.
+    tried: Option<Instant>,
+    /// The wires are left to the kernel since a beat failed for too long: their sockets hear nothing.
+    left: bool,
+    /// Whether the last attempt failed, and that was said.
+    failing: bool,
 }
 
 impl Keepalive {
     pub(super) fn new(beat: Beat, pulse: Arc<Pulse>) -> Self {
-        Self { beat, pulse, last: None }
+        Self { beat, pulse, last: None, tried: None, left: false, failing: false }
     }
 
     /// Whether the kernel may have taken the worker for dead since its last beat.
     pub(super) fn late(&self) -> bool {
-        self.last.is_none_or(|last| last.elapsed() >= LIFE - MARGIN)
+        spent(self.last)
     }
 
     /// Whether the kernel forwards for this interface (0: the uplink) while no agent does.
@@ -51,24 +66,22 @@ impl Keepalive {
     }
 
     /// Beats, if it is time to. To be called before frames are fetched.
+    ///
+    /// While no beat goes out the last one may run out. Then the wires are the kernel's until one does.
     pub(super) fn turn(&mut self, ports: &mut [PortQueue], frames: &mut FrameRing) {
         let now = Instant::now();
-        if self.last.is_some_and(|last| now.saturating_duration_since(last) < EVERY) {
+        let early = self.tried.is_some_and(|tried| now.saturating_duration_since(tried) < EVERY);
+        if early && (self.left || !self.late()) {
             return;
         }
         if !self.late() {
-            self.send(now);
+            let before = self.last;
             // Had it been held up before the packet went out, the beat before might have run out.
-            if !self.late_since(now) {
+            if !self.send(now) || !spent(before) {
                 return;
             }
         }
         self.take_over(ports, frames);
-    }
-
-    fn late_since(&mut self, beaten: Instant) -> bool {
-        let before = self.last.replace(beaten);
-        before.is_none_or(|before| before.elapsed() >= LIFE - MARGIN)
     }
 
     fn take_over(&mut self, ports: &mut [PortQueue], frames: &mut FrameRing) {
@@ -81,8 +94,10 @@ impl Keepalive {
             }
         }
         let now = Instant::now();
-        self.send(now);
-        self.last = Some(now);
+        self.left = !self.send(now);
+        if self.left {
+            return;
+        }
         for socket in ports.iter().filter_map(|port| port.socket.as_ref()) {
             complain(socket.hear());
         }
@@ -92,16 +107,30 @@ impl Keepalive {
             tracing::warn!(
                 milliseconds = held_up.as_millis(),
                 discarded,
-                "the packet worker was held up; the kernel forwarded for it, and what waited is thrown away"
+                "the packet worker couldn't beat; the kernel forwarded for it, and what waited is thrown away"
             );
         }
     }
 
-    fn send(&mut self, now: Instant) {
+    /// Whether the beat went out.
+    fn send(&mut self, now: Instant) -> bool {
+        self.tried = Some(now);
         match self.beat.beat() {
-            Ok(()) => self.pulse.beat(now),
+            Ok(()) => {
+                self.last = Some(now);
+                self.pulse.beat(now);
+                self.failing = false;
+            }
+            Err(error) if !self.failing => {
+                self.failing = true;
+                tracing::warn!(
+                    %error,
+                    "the beat can't be sent (is `lo` up?): until it can, the kernel forwards where a port is a wire"
+                );
+            }
             Err(error) => tracing::trace!(%error, "the beat isn't sent"),
         }
+        !self.failing
     }
 
     /// Leaves the wires to the kernel. Their sockets hear nothing more.
@@ -116,6 +145,11 @@ impl Keepalive {
             tracing::debug!(%error, "the kernel takes over when the last beat has run out");
         }
     }
+}
+
+/// Whether the kernel may take a beat that was sent then for spent.
+fn spent(beat: Option<Instant>) -> bool {
+    beat.is_none_or(|beat| beat.elapsed() >= LIFE - MARGIN)
 }
 
 /// Throws away what waits in a socket that hears nothing more.

@@ -119,3 +119,36 @@ fn links_that_went_and_came_back_are_a_wire_again() {
     let link = appliance.gateway.ip("link show up0").unwrap();
     assert!(link.contains("PROMISC"), "a dead agent's uplink hears its own frames only: {link}");
 }
+
+#[test]
+fn an_agent_whose_beat_fails_leaves_the_wire_and_takes_it_back() {
+    if !in_private_network("mend::an_agent_whose_beat_fails_leaves_the_wire_and_takes_it_back") {
+        return;
+    }
+    let mut appliance = Appliance::new();
+    appliance.start();
+    appliance.wait_running();
+    let streams = appliance.both_ways(0);
+    for round in 1..=2 {
+        appliance.gateway.ip("link set lo down").unwrap();
+        let logged = |what: &str| {
+            wait::until(PATIENCE, what, || {
+                (appliance.log().matches(what).count() >= round).then_some(())
+            })
+            .unwrap_or_else(|error| panic!("{error}\n{}", appliance.log()));
+        };
+        logged("the beat can't be sent");
+        // Longer than the last beat lasts.
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(1) {
+            streams.iter().for_each(|stream| appliance.wait_more(stream));
+        }
+        appliance.gateway.ip("link set lo up").unwrap();
+        logged("the kernel forwarded for it");
+        streams.iter().for_each(|stream| appliance.wait_more(stream));
+    }
+    for passage in streams.map(|stream| stream.stop().unwrap()) {
+        println!("{passage:?}");
+        assert_eq!(passage.doubled, 0, "{passage:?}\n{}", appliance.log());
+    }
+}
