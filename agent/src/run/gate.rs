@@ -38,6 +38,8 @@ pub(super) struct Open {
 #[derive(Clone)]
 pub(super) struct Gate {
     opener: Arc<Opener>,
+    /// Held while it opens, and while something is told that is also remembered for an engine that starts later: what
+    /// is told meanwhile mustn't fall in between.
     opening: Arc<tokio::sync::Mutex<()>>,
     open: Arc<watch::Sender<Option<Open>>>,
     time: Arc<Mutex<Option<Time>>>,
@@ -96,8 +98,11 @@ impl Gate {
     /// Opens the gate. The engine has `view` before it sees its first frame. Says what this machine can't do.
     pub(super) async fn open(&self, view: Option<Arc<View>>) -> Result<Vec<String>, PlaneError> {
         let _alone = self.opening.lock().await;
-        if self.open.borrow().is_some() {
-            return Ok(Vec::new());
+        if let Ok(handle) = self.get() {
+            return match view {
+                Some(view) => Ok(handle.apply(view).await?),
+                None => Ok(Vec::new()),
+            };
         }
         let wiring = Wiring::of(&self.opener.config, view.as_deref());
         let setup = Setup::prepare(&self.opener.config, wiring).await?;
@@ -141,6 +146,7 @@ impl Plane for Gate {
 
     async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), PlaneError> {
         let time = Time { wall, confirmed, at: Instant::now() };
+        let _alone = self.opening.lock().await;
         *self.time.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
         match self.get() {
             Ok(handle) => Ok(handle.set_time(wall, confirmed).await?),
@@ -149,6 +155,7 @@ impl Plane for Gate {
     }
 
     async fn set_authority(&self, number: u64) -> Result<(), PlaneError> {
+        let _alone = self.opening.lock().await;
         self.authority.store(number, Ordering::Relaxed);
         match self.get() {
             Ok(handle) => Ok(handle.set_authority(number).await?),
@@ -157,6 +164,7 @@ impl Plane for Gate {
     }
 
     async fn set_bypasses(&self, loaded: Vec<LoadedBypass>) -> Result<(), PlaneError> {
+        let _alone = self.opening.lock().await;
         self.bypasses.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&loaded);
         match self.get() {
             Ok(handle) => Ok(handle.set_bypasses(loaded).await?),
@@ -186,5 +194,75 @@ impl Plane for Gate {
 
     fn alive(&self) -> bool {
         self.get().is_ok_and(|handle| handle.alive()) || self.open.borrow().is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use anteroom_lab::namespace::in_private_network;
+    use anteroom_lab::topology;
+    use anteroom_proto::id::GatewayId;
+    use anteroom_proto::key::{IdentityKey, TunnelSecret};
+    use anteroom_proto::mode::Mode;
+
+    use super::*;
+    use crate::testkit::{GATEWAY, Organisation};
+
+    fn gate() -> Gate {
+        let text = "[uplink]\ninterface = \"up0\"\n[underlay]\nlisten = \"0.0.0.0:51820\"\n\
+                    [[port]]\nname = \"port1\"\ninterface = \"p1\"\n";
+        Gate::new(Opener {
+            config: Config::parse(Path::new("test.toml"), text).unwrap(),
+            identity: TunnelIdentity {
+                gateway: GATEWAY,
+                secret: TunnelSecret::from_bytes([1; 32]),
+                identity: IdentityKey::from_seed(&[2; 32]),
+                seed: [3; 32],
+            },
+            learned: Learned::default(),
+            floor: UnixMillis(0),
+        })
+    }
+
+    fn order(gateway: GatewayId, now: Instant) -> LoadedBypass {
+        let counted = now.checked_add(std::time::Duration::from_secs(3_600));
+        LoadedBypass { gateway, serial: 1, until: Some(UnixMillis(u64::MAX)), counted }
+    }
+
+    #[test]
+    fn nothing_that_is_told_while_it_opens_is_lost() {
+        if !in_private_network("run::gate::tests::nothing_that_is_told_while_it_opens_is_lost") {
+            return;
+        }
+        for interface in ["up0", "p1"] {
+            topology::ip(&format!("link add {interface} type veth peer name {interface}-far"))
+                .unwrap();
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let gate = gate();
+            // Another opens it.
+            let other = gate.opening.clone().lock_owned().await;
+            let now = Instant::now();
+            let mut told = std::pin::pin!(gate.set_bypasses(vec![order(GATEWAY, now)]));
+            tokio::select! {
+                biased;
+                told = &mut told => panic!("told to nobody: {told:?}"),
+                () = std::future::ready(()) => {}
+            }
+            drop(other);
+            told.await.unwrap();
+            gate.open(None).await.unwrap();
+            assert!(gate.status().await.unwrap().engine.view.is_none());
+            let organisation = Organisation::new(&[]);
+            let view = Arc::new(organisation.verified(&organisation.view(4, 1, Mode::Observe)));
+            gate.open(Some(view)).await.unwrap();
+            let status = gate.status().await.unwrap().engine;
+            assert_eq!(status.view.map(|view| view.revision), Some(4), "a view came second");
+            assert_eq!(status.bypasses.len(), 1);
+            gate.shutdown().await;
+        });
     }
 }
