@@ -132,35 +132,54 @@ pub(crate) struct Orders {
     state: Arc<StateDir>,
     enrolment: Option<Enrolment>,
     kept: Mutex<Vec<(Kept, BypassOrder)>>,
+    /// Orders on disk that couldn't be verified for want of a chain. They open nothing and aren't forgotten: a newer
+    /// order that ended one mustn't be.
+    unverified: Mutex<Vec<Kept>>,
+    /// Held while an order is followed and written.
+    following: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Orders {
     /// Reads what is kept, and verifies it again: by all who ever were operators, for an operator who left since
     /// doesn't undo what was taken. What doesn't hold is left out and said.
     pub(crate) fn load(state: &Arc<StateDir>, enrolment: Option<Enrolment>) -> Self {
-        let orders = Self { state: Arc::clone(state), enrolment, kept: Mutex::default() };
-        let kept = match (orders.chain(), state.bypasses()) {
-            (Ok(chain), Ok(kept)) => kept
-                .into_iter()
-                .filter_map(|kept| {
-                    let signers = chain.all_operator_keys();
-                    match kept.order.verify(chain.newest().organisation, &signers) {
-                        Ok(order) => Some((kept, order.into_document())),
-                        Err(problem) => {
-                            error!("a bypass order on disk doesn't hold: {problem}");
-                            None
-                        }
-                    }
-                })
-                .collect(),
-            (_, Err(problem)) => {
-                error!("{problem}");
-                Vec::new()
-            }
-            (Err(_), Ok(_)) => Vec::new(),
+        let kept = state.bypasses().unwrap_or_else(|problem| {
+            error!("{problem}");
+            Vec::new()
+        });
+        let orders = Self {
+            state: Arc::clone(state),
+            enrolment,
+            kept: Mutex::default(),
+            unverified: Mutex::new(kept),
+            following: Arc::default(),
         };
-        *orders.kept() = kept;
+        match orders.chain() {
+            Ok(chain) => orders.verify(&chain),
+            Err(problem) => {
+                let held = orders.unverified().len();
+                if held != 0 {
+                    error!("{held} bypass orders on disk aren't followed: {problem}");
+                }
+            }
+        }
         orders
+    }
+
+    /// Verifies what couldn't be before.
+    fn verify(&self, chain: &AuthorityChain) {
+        let unverified = std::mem::take(&mut *self.unverified());
+        let signers = chain.all_operator_keys();
+        for kept in unverified {
+            match kept.order.verify(chain.newest().organisation, &signers) {
+                Ok(order) => self.kept().push((kept, order.into_document())),
+                Err(problem) => error!("a bypass order on disk doesn't hold: {problem}"),
+            }
+        }
+    }
+
+    fn unverified(&self) -> std::sync::MutexGuard<'_, Vec<Kept>> {
+        self.unverified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Vec<(Kept, BypassOrder)>> {
@@ -178,13 +197,13 @@ impl Orders {
 
     /// What the engine is told.
     pub(crate) fn loaded(&self, machine: &Machine) -> Vec<LoadedBypass> {
-        self.kept().iter().map(|(kept, order)| loaded(kept, order, machine)).collect()
+        all_loaded(&self.kept(), machine)
     }
 
     /// Verifies the order in `text` and follows it.
     ///
     /// # Errors
-    /// [`OrderError`]; what was followed before then still is.
+    /// [`OrderError`]; what was followed before then still is. Only a data plane that has ended may not.
     pub(crate) async fn follow(
         &self,
         text: &str,
@@ -192,7 +211,10 @@ impl Orders {
         machine: &Machine,
     ) -> Result<Followed, OrderError> {
         let code: BypassCode = text.parse()?;
+        // One after another: each builds on what the one before has left, on disk too.
+        let alone = Arc::clone(&self.following).lock_owned().await;
         let chain = self.chain()?;
+        self.verify(&chain);
         let order = code.verify(chain.newest())?.into_document();
         let gateway = order.gateway;
         let status = plane.status().await?.engine;
@@ -201,6 +223,7 @@ impl Orders {
             return Err(OrderError::Stranger(gateway));
         }
         let before = self.kept().clone();
+        let mut after = before.clone();
         let held = before.iter().find(|(_, held)| held.gateway == gateway);
         match held {
             // The same once more is no harm, and begins nothing anew.
@@ -212,28 +235,31 @@ impl Orders {
             _ => {
                 let until_uptime = machine.uptime.saturating_add(order.lasts().unwrap_or(0));
                 let boot = machine.boot.clone();
-                let new = (Kept { order: code.0, boot, until_uptime }, order.clone());
-                let mut kept = self.kept();
-                kept.retain(|(_, held)| held.gateway != gateway);
-                kept.push(new);
+                after.retain(|(_, held)| held.gateway != gateway);
+                after.push((Kept { order: code.0, boot, until_uptime }, order.clone()));
             }
         }
-        plane.set_bypasses(self.loaded(machine)).await?;
-        let status = plane.status().await?.engine;
-        let bypassed = status.bypasses.iter().any(|open| open.gateway == gateway);
-        if !bypassed && order.not_after.is_some() {
-            *self.kept() = before;
-            plane.set_bypasses(self.loaded(machine)).await?;
+        let told = tell(plane, all_loaded(&after, machine)).await;
+        let bypassed = told.as_ref().is_ok_and(|bypassed| bypassed.contains(&gateway));
+        if told.is_err() || (!bypassed && order.not_after.is_some()) {
+            plane.set_bypasses(all_loaded(&before, machine)).await?;
+            told?;
             return Err(OrderError::Over);
         }
+        self.kept().clone_from(&after);
         if bypassed {
             warn!(%gateway, reason = order.reason, "a bypass is in force: what rules open to its devices goes in the clear");
         } else {
             info!(%gateway, "a bypass is ended");
         }
-        let all: Vec<Kept> = self.kept().iter().map(|(kept, _)| kept.clone()).collect();
+        let all: Vec<Kept> = after.iter().map(|(kept, _)| kept.clone()).collect();
         let state = Arc::clone(&self.state);
-        let written = tokio::task::spawn_blocking(move || state.write_bypasses(&all)).await;
+        let written = tokio::task::spawn_blocking(move || {
+            // Held to the end of the write, though nobody should wait for it any more.
+            let _alone = alone;
+            state.write_bypasses(&all)
+        });
+        let written = written.await;
         let unkept = match written {
             Ok(Ok(())) => None,
             // Care goes on until the next start all the same.
@@ -243,8 +269,7 @@ impl Orders {
         if let Some(problem) = &unkept {
             error!("a bypass order isn't kept over a restart: {problem}");
         }
-        let counted = self
-            .loaded(machine)
+        let counted = all_loaded(&after, machine)
             .into_iter()
             .find(|known| known.gateway == gateway)
             .and_then(|known| known.counted);
@@ -254,6 +279,17 @@ impl Orders {
         });
         Ok(Followed { gateway, bypassed, lasts_ms, unkept })
     }
+}
+
+/// Tells the engine these orders. Returns the gateways that are bypassed then.
+async fn tell(plane: &impl Plane, orders: Vec<LoadedBypass>) -> Result<Vec<GatewayId>, PlaneError> {
+    plane.set_bypasses(orders).await?;
+    let status = plane.status().await?.engine;
+    Ok(status.bypasses.iter().map(|open| open.gateway).collect())
+}
+
+fn all_loaded(orders: &[(Kept, BypassOrder)], machine: &Machine) -> Vec<LoadedBypass> {
+    orders.iter().map(|(kept, order)| loaded(kept, order, machine)).collect()
 }
 
 fn loaded(kept: &Kept, order: &BypassOrder, machine: &Machine) -> LoadedBypass {

@@ -29,6 +29,8 @@ const SIGNED: UnixMillis = UnixMillis(1_795_305_600_000);
 struct BarePlane {
     engine: Arc<Mutex<Engine>>,
     now: Arc<Mutex<Instant>>,
+    /// How often it still answers with its status.
+    answers: Arc<Mutex<u32>>,
 }
 
 impl BarePlane {
@@ -47,7 +49,11 @@ impl BarePlane {
             seed: [3; 32],
         };
         let engine = Engine::new(config, identity, now);
-        Self { engine: Arc::new(Mutex::new(engine)), now: Arc::new(Mutex::new(now)) }
+        Self {
+            engine: Arc::new(Mutex::new(engine)),
+            now: Arc::new(Mutex::new(now)),
+            answers: Arc::new(Mutex::new(u32::MAX)),
+        }
     }
 
     fn engine<T>(&self, ask: impl FnOnce(&mut Engine, Instant) -> T) -> T {
@@ -94,7 +100,10 @@ impl Plane for BarePlane {
     }
 
     async fn set_bypasses(&self, loaded: Vec<LoadedBypass>) -> Result<(), PlaneError> {
+        // Others have their turn, as while a worker is asked.
+        tokio::task::yield_now().await;
         self.engine(|engine, now| engine.set_bypasses(loaded, now));
+        tokio::task::yield_now().await;
         Ok(())
     }
 
@@ -103,6 +112,10 @@ impl Plane for BarePlane {
     }
 
     async fn status(&self) -> Result<Status, PlaneError> {
+        {
+            let mut answers = self.answers.lock().unwrap();
+            *answers = answers.checked_sub(1).ok_or(PlaneError::Closed)?;
+        }
         Ok(Status {
             engine: self.engine(|engine, now| engine.status(now)),
             interfaces: Vec::new(),
@@ -319,4 +332,63 @@ async fn a_full_disk_doesnt_stop_care() {
     std::fs::create_dir(appliance.state.path().join(".bypasses.new")).unwrap();
     let followed = appliance.follow(&sign(&order(1, Some(HOUR)), &ana)).await.unwrap();
     assert!(followed.bypassed && followed.unkept.is_some(), "{followed:?}");
+}
+
+#[tokio::test]
+async fn orders_that_come_together_are_followed_one_after_another() {
+    let appliance = Appliance::new();
+    let ana = appliance.organisation.operator.clone();
+    let texts: Vec<String> =
+        (1..=8).map(|serial| sign(&order(serial, (serial < 8).then_some(HOUR)), &ana)).collect();
+    let (first, rest) = texts.split_at(4);
+    let follow = |text| appliance.follow(text);
+    // In the order in which they are asked for: each is newer than the one before.
+    let (a, b, c, d) =
+        tokio::join!(follow(&first[0]), follow(&first[1]), follow(&first[2]), follow(&first[3]));
+    let (e, f, g, h) =
+        tokio::join!(follow(&rest[0]), follow(&rest[1]), follow(&rest[2]), follow(&rest[3]));
+    for followed in [a, b, c, d, e, f, g] {
+        assert!(followed.as_ref().is_ok_and(|followed| followed.bypassed), "{followed:?}");
+    }
+    assert!(h.as_ref().is_ok_and(|followed| !followed.bypassed), "{h:?}");
+    assert!(!appliance.plane.bypassed(Duration::ZERO), "the last one ends it");
+    let newest = appliance.follow(&texts[6]).await.unwrap_err();
+    assert!(matches!(newest, OrderError::Older { held: 8, .. }), "{newest}");
+    let on_disk = appliance.state.bypasses().unwrap();
+    assert_eq!(on_disk.len(), 1);
+    assert_eq!(BypassCode(on_disk[0].order.clone()).to_string(), texts[7], "the last one");
+}
+
+#[tokio::test]
+async fn an_order_that_the_data_plane_doesnt_confirm_leaves_nothing() {
+    let appliance = Appliance::new();
+    let ana = appliance.organisation.operator.clone();
+    let text = sign(&order(1, Some(HOUR)), &ana);
+    *appliance.plane.answers.lock().unwrap() = 1;
+    let error = appliance.follow(&text).await.unwrap_err();
+    assert!(matches!(error, OrderError::Plane(PlaneError::Closed)), "{error}");
+    assert!(appliance.orders.loaded(&appliance.machine).is_empty());
+    assert!(!appliance.plane.bypassed(Duration::ZERO));
+    assert!(appliance.state.bypasses().unwrap().is_empty());
+    *appliance.plane.answers.lock().unwrap() = u32::MAX;
+    assert!(appliance.follow(&text).await.unwrap().bypassed, "it can be tried again");
+}
+
+#[tokio::test]
+async fn orders_outlive_a_chain_that_couldnt_be_read() {
+    let mut appliance = Appliance::new();
+    let ana = appliance.organisation.operator.clone();
+    appliance.follow(&sign(&order(1, Some(HOUR)), &ana)).await.unwrap();
+    appliance.follow(&sign(&order(2, None), &ana)).await.unwrap();
+    let authority = appliance.state.path().join("authority");
+    let whole = std::fs::read(&authority).unwrap();
+    std::fs::write(&authority, b"damaged").unwrap();
+    appliance.restart(Duration::ZERO, "first").await;
+    let replayed = sign(&order(1, Some(HOUR)), &ana);
+    assert!(appliance.follow(&replayed).await.is_err());
+    std::fs::write(&authority, whole).unwrap();
+    let error = appliance.follow(&replayed).await.unwrap_err();
+    assert!(matches!(error, OrderError::Older { held: 2, .. }), "{error}");
+    appliance.follow(&sign(&order(3, Some(HOUR)), &ana)).await.unwrap();
+    assert_eq!(appliance.state.bypasses().unwrap().len(), 1);
 }
