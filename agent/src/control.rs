@@ -109,7 +109,10 @@ impl<P: Plane> Client<P> {
         stop: watch::Receiver<bool>,
     ) -> Self {
         let Enrolled { enrolment, identity, tunnel, chain, view, floor } = held;
-        let applied = view.as_deref().map(applied_of);
+        let applied = view.as_deref().map(|view| applied_of(view, &plane));
+        for problem in applied.iter().flat_map(|applied| &applied.problems) {
+            warn!("the view on disk: {problem}");
+        }
         let clock = Clock::new(floor.time);
         let (status, _) = watch::channel(ControlStatus {
             since: clock.now(),

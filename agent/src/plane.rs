@@ -29,6 +29,8 @@ pub trait Plane: Clone + Send + Sync + 'static {
         &self,
         view: Arc<View>,
     ) -> impl Future<Output = Result<Vec<String>, PlaneError>> + Send;
+    /// What of a view this machine can't do as long as it is set up as it is, in sentences.
+    fn shortcomings(&self, view: &View) -> Vec<String>;
     /// Tells the wall clock. `confirmed`: a controller said so since this start.
     fn set_time(
         &self,

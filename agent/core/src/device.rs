@@ -1,5 +1,6 @@
 //! Stations: every Ethernet address on a device port, confirmed by an operator or not.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -314,9 +315,17 @@ pub(crate) enum Learnt {
     Full,
 }
 
+/// A device of this gateway on a port that this gateway doesn't have. It is held wherever it is plugged in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Absent {
+    pub(crate) member: MemberId,
+    pub(crate) addresses: Vec<Ipv4Net>,
+}
+
 /// All stations.
 #[derive(Debug)]
 pub(crate) struct Stations {
+    absent: BTreeMap<MacAddr, Absent>,
     list: Vec<Station>,
     by_mac: Map<MacAddr, StationId>,
     /// By [`PortId::index`]; the uplink's is there for its counters.
@@ -339,7 +348,12 @@ impl Stations {
             },
             ..PortState::default()
         });
-        Self { list: Vec::new(), by_mac, ports: std::iter::once(uplink).chain(ports).collect() }
+        Self {
+            absent: BTreeMap::new(),
+            list: Vec::new(),
+            by_mac,
+            ports: std::iter::once(uplink).chain(ports).collect(),
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -470,6 +484,34 @@ impl Stations {
                 sight.changed = true;
             }
         }
+    }
+
+    /// Holds devices that have no place, after [`Self::confirm`]. One of the ports that the view doesn't name is
+    /// theirs under another name, so all of those are closed.
+    pub(crate) fn hold_absent(&mut self, absent: BTreeMap<MacAddr, Absent>) {
+        self.absent = absent;
+        let placed = self.list.iter().filter(|station| station.device.is_some());
+        for mac in placed.map(|station| station.mac) {
+            self.absent.remove(&mac);
+        }
+        if self.absent.is_empty() {
+            return;
+        }
+        for state in self.ports.iter_mut().skip(1).filter(|state| state.mode.is_none()) {
+            state.mode = Some(Mode::Enforce);
+            state.closed = true;
+        }
+    }
+
+    /// The device with this Ethernet address that has no place here.
+    pub(crate) fn absent(&self, mac: MacAddr) -> Option<&Absent> {
+        self.absent.get(&mac)
+    }
+
+    /// The fixed addresses of devices that have no place here.
+    pub(crate) fn absent_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let nets = self.absent.values().flat_map(|absent| &absent.addresses);
+        nets.filter(|net| net.prefix_len() == 32).map(Ipv4Net::addr)
     }
 
     fn push(&mut self, port: PortId, mac: MacAddr) -> StationId {

@@ -25,6 +25,7 @@ mod infrastructure;
 pub mod limits;
 pub mod mss;
 mod nexthop;
+pub mod on_failure;
 pub mod peer;
 mod policy;
 pub mod port;

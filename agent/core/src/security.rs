@@ -71,7 +71,7 @@ pub(crate) fn check_address(device: &Device, source: Ipv4Addr) -> Result<(), Dro
 /// What devices here depend on, and what nobody else on a port may pass for. It follows from the view.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Guarded {
-    /// Addresses of routers of devices that have left observe.
+    /// Addresses of routers of devices that have left observe, and of devices that are held for want of their port.
     pub(crate) routers: BTreeSet<Ipv4Addr>,
     /// Ethernet addresses that operators pinned for them.
     pub(crate) router_macs: BTreeSet<MacAddr>,
@@ -86,6 +86,7 @@ impl Guarded {
     /// What is guarded for these stations.
     pub(crate) fn of(stations: &Stations) -> Self {
         let mut guarded = Self::default();
+        guarded.routers.extend(stations.absent_addresses());
         for (_, station) in stations.iter() {
             let Some(device) = &station.device else { continue };
             guarded.vlans.extend(device.vlan);

@@ -85,6 +85,10 @@ impl Sink for Nowhere {
 }
 
 impl Plane for BarePlane {
+    fn shortcomings(&self, _: &View) -> Vec<String> {
+        Vec::new()
+    }
+
     async fn apply(&self, view: Arc<View>) -> Result<Vec<String>, PlaneError> {
         self.engine(|engine, now| engine.apply(view, now));
         Ok(Vec::new())

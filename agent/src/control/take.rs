@@ -23,18 +23,18 @@ use crate::state::enforces;
 const MAX_PROBLEMS: usize = 32;
 
 /// What is said of a view that is in force.
-pub(crate) fn applied_of(view: &View) -> Applied {
+pub(crate) fn applied_of(view: &View, plane: &impl Plane) -> Applied {
     Applied {
         number: view.operation.number,
         revision: view.revision,
         intent_hash: view.intent_hash,
         refused: None,
-        problems: problems(view),
+        problems: problems(view, plane.shortcomings(view)),
     }
 }
 
 /// What in a good view this agent can't do.
-fn problems(view: &View) -> Vec<String> {
+fn problems(view: &View, shortcomings: Vec<String>) -> Vec<String> {
     let unknown = |rule: &anteroom_proto::intent::Rule| {
         rule.conditions.iter().any(|condition| matches!(condition, Condition::Unknown(_)))
     };
@@ -48,7 +48,13 @@ fn problems(view: &View) -> Vec<String> {
             format!("{} has a mode that this agent doesn't know, so no rule matches for it: update the agent", member.id)
         },
     );
-    view.left_out.iter().cloned().chain(rules).chain(modes).take(MAX_PROBLEMS).collect()
+    shortcomings
+        .into_iter()
+        .chain(view.left_out.iter().cloned())
+        .chain(rules)
+        .chain(modes)
+        .take(MAX_PROBLEMS)
+        .collect()
 }
 
 impl<P: Plane> Client<P> {
@@ -99,7 +105,7 @@ impl<P: Plane> Client<P> {
                 return Ok(Some(self.refused(problem)));
             }
         };
-        let mut applied = applied_of(&view);
+        let mut applied = applied_of(&view, &self.plane);
         applied.problems.extend(self.plane.apply(view.clone()).await?);
         let issued = view.operation.issued_at;
         self.floor = view.floor(&self.floor);

@@ -60,6 +60,14 @@ impl FakePlane {
 }
 
 impl Plane for FakePlane {
+    fn shortcomings(&self, view: &View) -> Vec<String> {
+        let devices = view.intent.devices.iter();
+        devices
+            .filter(|device| device.port.as_str() == "port-9")
+            .map(|_| "no port-9".into())
+            .collect()
+    }
+
     async fn apply(&self, view: Arc<View>) -> Result<Vec<String>, PlaneError> {
         self.check()?;
         self.told(|told| told.views.push(view));
@@ -305,6 +313,21 @@ async fn a_view_is_on_disk_and_in_force_before_it_is_acknowledged() {
     assert_eq!(time, Some((UnixMillis(1_000_007), true)));
     world.until("in force", |status| status.applied.is_some()).await;
     assert_eq!(world.status.borrow().approved, Some(true));
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn what_this_machine_cannot_do_is_told_with_the_view_and_after_each_start() {
+    let world = World::new();
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    let mut intent = crate::testkit::intent(GATEWAY, Mode::Enforce);
+    intent.devices[0].port = "port-9".parse().unwrap();
+    let signed = world.organisation.view_of(&intent, 4, 7);
+    session.send(view_message(signed.clone())).await;
+    assert_eq!(session.hear_applied().await.problems, ["no port-9"]);
+    let kept = world.organisation.verified(&signed);
+    assert_eq!(applied_of(&kept, &world.plane).problems, ["no port-9"]);
     world.finish().await;
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use anteroom_proto::intent::{Device, OnFailure};
+use anteroom_agent_core::on_failure::is_wire;
+use anteroom_proto::intent::Device;
 use anteroom_proto::mac::MacAddr;
-use anteroom_proto::mode::Mode;
 use anteroom_proto::view::View;
 
 use crate::config::Config;
@@ -39,10 +39,14 @@ impl Wiring {
         let cut_off = |device: &Device| {
             view.is_some_and(|view| view.operation.quarantined.contains(&device.member.id))
         };
+        let lost = devices().filter(|device| !has_port(config, device));
+        let any_lost = lost.into_iter().any(|device| !is_wire(device, cut_off(device)));
         let ports = config.ports.iter().map(|port| {
             let here = || devices().filter(|device| device.port == port.name);
+            // A port that the view doesn't name may be that of a device whose port isn't here.
+            let may_be_its = any_lost && here().next().is_none();
             PortWiring {
-                wire: here().all(|device| is_wire(device, cut_off(device))),
+                wire: !may_be_its && here().all(|device| is_wire(device, cut_off(device))),
                 devices: here().map(|device| device.member.mac).collect(),
             }
         });
@@ -59,23 +63,35 @@ impl Wiring {
     }
 }
 
-/// Whether the kernel may forward for a device; `cut_off`: the controller has quarantined it. What operators chose for it holds; by default a quarantined device
-/// stays cut off, or else ending the agent would set it free.
-fn is_wire(device: &Device, cut_off: bool) -> bool {
-    match device.on_failure {
-        OnFailure::Wire => true,
-        OnFailure::Closed => false,
-        OnFailure::Default => {
-            matches!(device.member.mode, Mode::Observe | Mode::Protect)
-                && !device.member.quarantined
-                && !cut_off
-        }
-    }
+fn has_port(config: &Config, device: &Device) -> bool {
+    config.ports.iter().any(|port| port.name == device.port)
+}
+
+/// The devices that `view` has on ports that this machine doesn't have: one sentence each, with what becomes of them.
+#[must_use]
+pub fn unplaced(config: &Config, view: &View) -> Vec<String> {
+    let told = |device: &Device| {
+        let member = device.member.id;
+        let fate = if is_wire(device, view.operation.quarantined.contains(&member)) {
+            "it is on a wire, as when no agent runs"
+        } else {
+            "it is held, and the ports that the view doesn't name are closed"
+        };
+        format!(
+            "{member} is on port {:?}, which this gateway doesn't have: {fate}; give the port its name back in the \
+             agent's configuration, or move the device (`anteroom device bind`)",
+            device.port.as_str()
+        )
+    };
+    view.intent.devices.iter().filter(|device| !has_port(config, device)).map(told).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use anteroom_proto::intent::OnFailure;
+    use anteroom_proto::mode::Mode;
 
     use super::*;
     use crate::testkit::Organisation;
@@ -141,5 +157,23 @@ mod tests {
         let none = Wiring::of(&config(), None);
         assert_eq!(none.bits(), 0b11);
         assert_eq!(Wiring::closed(&config()).bits(), 0);
+    }
+
+    #[test]
+    fn without_its_port_a_device_that_is_to_be_closed_closes_those_without_a_name() {
+        let mut view = view();
+        view.intent.devices.truncate(1);
+        assert_eq!(unplaced(&config(), &view), [""; 0]);
+        view.intent.devices[0].port = "port-9".parse().unwrap();
+        assert_eq!(Wiring::of(&config(), Some(&view)).bits(), 0b11, "an observed one is on a wire");
+        assert!(unplaced(&config(), &view)[0].contains("on a wire"));
+        view.intent.devices[0].member.mode = Mode::Enforce;
+        assert_eq!(Wiring::of(&config(), Some(&view)).bits(), 0);
+        let told = unplaced(&config(), &view);
+        assert!(told[0].contains("\"port-9\"") && told[0].contains("held"), "{told:?}");
+        let mut other = view.intent.devices[0].clone();
+        (other.port, other.member.mode) = ("port2".parse().unwrap(), Mode::Observe);
+        view.intent.devices.push(other);
+        assert_eq!(Wiring::of(&config(), Some(&view)).bits(), 0b10, "port2 has its device");
     }
 }

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::dataplane::{self, Handle, Setup, SetupError, Status, Stopped};
-use crate::net::wiring::Wiring;
+use crate::net::wiring::{self, Wiring};
 use crate::plane::{Plane, PlaneError};
 
 /// What a data plane is started with.
@@ -142,6 +142,10 @@ impl Plane for Gate {
             Ok(handle) => Ok(handle.apply(view).await?),
             Err(_) => self.open(Some(view)).await,
         }
+    }
+
+    fn shortcomings(&self, view: &View) -> Vec<String> {
+        wiring::unplaced(&self.opener.config, view)
     }
 
     async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), PlaneError> {

@@ -90,9 +90,10 @@ impl Engine {
         if source == nexthop::stand_in(self.identity.gateway) {
             return Err(DropReason::MacSpoofed);
         }
-        if let Some(id) = self.device(source) {
-            let member = self.member_of(id);
-            self.raise(AlarmKind::Moved, port, source, (None, member), now);
+        let placed = self.device(source).and_then(|id| self.member_of(id));
+        let absent = || self.stations.absent(source).map(|absent| absent.member);
+        if let Some(member) = placed.or_else(absent) {
+            self.raise(AlarmKind::Moved, port, source, (None, Some(member)), now);
             return Err(DropReason::LocalSourceFromUplink);
         }
         Ok(())
@@ -117,6 +118,10 @@ impl Engine {
         now: Instant,
     ) -> Result<Option<StationId>, DropReason> {
         let source = header.source;
+        if let Some(member) = self.stations.absent(source).map(|absent| absent.member) {
+            self.raise(AlarmKind::Moved, port, source, (None, Some(member)), now);
+            return Err(DropReason::UnknownMac);
+        }
         let checked = security::check_source(&self.config, &self.stations, port, source);
         let sender = match checked {
             Ok(sender) => sender,

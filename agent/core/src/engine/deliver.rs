@@ -254,7 +254,7 @@ impl Engine {
             _ => None,
         };
         let (Some((port, mac)), Some(rest)) = (wanted, frame.bytes.get(6..)) else { return };
-        if closed(port) {
+        if closed(port) && self.stations.absent(mac).is_none() {
             self.stations.ports[port.index()].frames_out += 1;
             out.frame(port, frame.vnet, frame.vlan, &[&mac.0, rest]);
         }

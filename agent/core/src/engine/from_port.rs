@@ -111,6 +111,9 @@ impl Engine {
 
     /// Whether a frame is for a station here that is held.
     fn is_held(&self, header: &Header) -> bool {
+        if self.stations.absent(header.destination).is_some() {
+            return true;
+        }
         let to = self.stations.find(header.destination).and_then(|id| self.stations.get(id));
         to.is_some_and(|station| {
             station.device.is_none()

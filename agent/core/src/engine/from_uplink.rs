@@ -45,6 +45,10 @@ impl Engine {
             // The gateway's own traffic, which the host's stack has already.
             return;
         }
+        if self.stations.absent(header.destination).is_some() {
+            let tuple = tuple_of(&header, frame);
+            return self.recorder.drop(None, DropReason::UnknownMac, tuple, now);
+        }
         if header.kind() == Kind::Arp {
             return self.arp_from_uplink(&header, frame, now, out);
         }

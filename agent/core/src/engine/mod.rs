@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::BootId;
-use anteroom_proto::intent::{Member, PeerGateway};
+use anteroom_proto::intent::{Device as IntentDevice, Member, PeerGateway};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
@@ -41,7 +41,7 @@ use crate::bypass::{Bypasses, LoadedBypass};
 use crate::clock::Clock;
 use crate::config::{Config, TunnelIdentity};
 use crate::contest::Contests;
-use crate::device::{Device, Stations};
+use crate::device::{Absent, Device, Stations};
 use crate::echo::Echoes;
 use crate::flow::FlowTable;
 use crate::holding::Holdings;
@@ -52,7 +52,7 @@ use crate::security::Guarded;
 use crate::sink::Sink;
 use crate::table::Seeds;
 use crate::wire::{EthernetFrame, Ipv4Packet, ethernet};
-use crate::{fragment, policy};
+use crate::{fragment, on_failure, policy};
 use passage::Decision;
 use record::Recorder;
 
@@ -241,6 +241,15 @@ impl Engine {
         let quarantined =
             |member: &Member| member.quarantined || view.operation.quarantined.contains(&member.id);
         let ports = &self.config.ports;
+        let lost = |device: &&IntentDevice| {
+            !ports.iter().any(|port| port.name == device.port)
+                && !on_failure::is_wire(device, quarantined(&device.member))
+        };
+        let absent = view.intent.devices.iter().filter(lost).map(|device| {
+            let member = &device.member;
+            (member.mac, Absent { member: member.id, addresses: member.addresses.clone() })
+        });
+        let absent = absent.collect();
         let devices = view
             .intent
             .devices
@@ -263,6 +272,7 @@ impl Engine {
             })
             .collect();
         self.stations.confirm(devices);
+        self.stations.hold_absent(absent);
         self.guarded = Guarded::of(&self.stations);
         let stations = &self.stations;
         let place = |member: &Member| {

@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::id::{ExternalId, GatewayId, MemberId, OrganisationId, RuleId, SiteId};
 use anteroom_proto::intent::{
-    Device as IntentDevice, Endpoint, External, Infrastructure, Intent, OnFailure, PeerGateway,
-    Router, Rule,
+    Endpoint, External, Infrastructure, Intent, OnFailure, PeerGateway, Router, Rule,
 };
 use anteroom_proto::key::{Hash, IdentityKey, TunnelSecret};
 use anteroom_proto::operation::{Operation, ViewNumber};
@@ -21,6 +20,7 @@ use crate::config::PortConfig;
 use crate::limits::Limits;
 use crate::vnet::VnetHeader;
 
+mod absent;
 mod claims;
 mod edges;
 mod floods;
