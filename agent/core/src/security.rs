@@ -73,6 +73,8 @@ pub(crate) fn check_address(device: &Device, source: Ipv4Addr) -> Result<(), Dro
 pub(crate) struct Guarded {
     /// Addresses of routers of devices that have left observe, and of devices that are held for want of their port.
     pub(crate) routers: BTreeSet<Ipv4Addr>,
+    /// The same of devices in a VLAN, with that.
+    pub(crate) vlan_routers: BTreeSet<(u16, Ipv4Addr)>,
     /// Ethernet addresses that operators pinned for them.
     pub(crate) router_macs: BTreeSet<MacAddr>,
     /// Those that ARP on the uplink told of instead. They stay a router's however long it is silent: the devices
@@ -95,6 +97,7 @@ impl Guarded {
             }
             if let Some(router) = device.router {
                 guarded.routers.insert(router.address);
+                guarded.vlan_routers.extend(device.vlan.map(|vlan| (vlan, router.address)));
                 guarded.router_macs.extend(router.mac);
             }
             if device.router.is_none_or(|router| router.mac.is_none()) {

@@ -291,9 +291,11 @@ impl Engine {
             });
             return Err(Refusal::address(address, member));
         }
-        if header.tagged || !is_host(address) || device.is_some_and(|device| device.lists(address))
-        {
+        if !is_host(address) || device.is_some_and(|device| device.lists(address)) {
             return Ok(());
+        }
+        if header.tagged {
+            return self.check_ip_in_vlan(device.map(|device| device.member), header.vlan, address);
         }
         if self.config.own_addresses.contains(&address.into())
             || self.guarded.routers.contains(&address)
@@ -307,6 +309,24 @@ impl Engine {
                 Err(Refusal::address(address, Some(member.id)))
             }
             Some(_) | None => Ok(()),
+        }
+    }
+
+    /// A VLAN has addresses of its own: only who is in the same one can be meant.
+    fn check_ip_in_vlan(
+        &self,
+        sender: Option<MemberId>,
+        vlan: Option<u16>,
+        address: Ipv4Addr,
+    ) -> Result<(), Refusal> {
+        let Some(vlan) = vlan else { return Ok(()) };
+        if self.guarded.vlan_routers.contains(&(vlan, address)) {
+            return Err(Refusal::address(address, None));
+        }
+        let holder = self.policy.as_ref().and_then(|policy| policy.in_vlan(vlan, address));
+        match holder.filter(|member| sender != Some(member.id)) {
+            Some(member) => Err(Refusal::address(address, Some(member.id))),
+            None => Ok(()),
         }
     }
 

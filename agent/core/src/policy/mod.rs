@@ -5,6 +5,7 @@ mod path;
 mod relation;
 mod rules;
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -87,6 +88,8 @@ pub(crate) struct Policy {
     by_address: Map<Ipv4Addr, Option<MemberIndex>>,
     /// Members behind other gateways, by Ethernet address.
     by_mac: Map<MacAddr, MemberIndex>,
+    /// This site's members that are in a VLAN and have left observe, by that and their fixed address.
+    in_vlans: BTreeMap<(u16, Ipv4Addr), MemberIndex>,
     /// Networks behind members, longest prefix first.
     by_prefix: Vec<(Ipv4Net, MemberIndex)>,
     /// Addresses that operators gave to several members behind one gateway: who may hold them. `by_address` has
@@ -113,6 +116,7 @@ impl Policy {
             by_id: seeds.map(),
             by_address: seeds.map(),
             by_mac: seeds.map(),
+            in_vlans: BTreeMap::new(),
             by_prefix: Vec::new(),
             shared: seeds.map(),
             held: seeds.map(),
@@ -174,6 +178,9 @@ impl Policy {
                     self.by_prefix.push((*net, index));
                 }
                 continue;
+            }
+            if let Some(vlan) = member.vlan.filter(|_| own_site && member.mode != Mode::Observe) {
+                self.in_vlans.entry((vlan, net.addr())).or_insert(index);
             }
             let known = self.by_address.get(&net.addr()).copied();
             match known {
@@ -246,6 +253,11 @@ impl Policy {
         let doubtful =
             fits.any(|(other, index)| other.prefix_len() == net.prefix_len() && index != first);
         (!doubtful).then_some(*first)
+    }
+
+    /// The member of this site that has left observe and has this fixed address in this VLAN.
+    pub(crate) fn in_vlan(&self, vlan: u16, address: Ipv4Addr) -> Option<&MemberEntry> {
+        self.member(*self.in_vlans.get(&(vlan, address))?)
     }
 
     /// Whether operators gave an address to somebody, or to several.

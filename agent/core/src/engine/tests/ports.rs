@@ -416,6 +416,42 @@ fn a_protected_device_stays_out_of_other_devices_vlans() {
 }
 
 #[test]
+fn nobody_uses_in_a_vlan_the_address_of_a_device_that_has_left_observe_there() {
+    let now = start();
+    for mode in [Mode::Protect, Mode::Enforce] {
+        for sender in [mac(11), mac(0x55)] {
+            let mut engine = engine(Limits::default(), now);
+            let mut vlans = Arc::unwrap_or_clone(view([mode, Mode::Observe], &["tcp/104"]));
+            vlans.intent.devices[0].member.vlan = Some(7);
+            vlans.intent.members[0].vlan = Some(8);
+            engine.apply(Arc::new(vlans), now);
+            let mut passes = |vlan, bytes: &[u8]| {
+                !send(&mut engine, TWO, &tagged(bytes, vlan), now).frames.is_empty()
+            };
+            for (vlan, stolen) in [(7, CT), (7, ROUTER), (8, FAR)] {
+                for bytes in [
+                    frame(ROUTER_MAC, sender, &syn(stolen, CAMPUS)),
+                    crate::wire::arp::request(sender, stolen.into(), [10, 20, 1, 99].into())
+                        .to_vec(),
+                    says(Operation::Reply, (mac(0x3c), stolen), ROUTER)
+                        .to_frame(ROUTER_MAC, sender)
+                        .to_vec(),
+                ] {
+                    assert!(!passes(vlan, &bytes), "{mode}: {stolen:?} in {vlan}: {bytes:02x?}");
+                    assert!(passes(9, &bytes), "{mode}: elsewhere {stolen:?} is another's");
+                }
+            }
+            assert!(passes(7, &frame(ROUTER_MAC, sender, &syn([10, 20, 1, 60], CAMPUS))), "{mode}");
+            let raised = alarms(&engine, now, AlarmKind::Conflict);
+            for whose in [10, 20] {
+                let member = Some(MemberId::from_bytes([whose; 16]));
+                assert!(raised.iter().any(|alarm| alarm.member == member), "{raised:#?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn ports_are_not_joined_by_a_vlan_that_one_of_them_does_not_use() {
     let now = start();
     let mut engine = with([Mode::Observe, Mode::Observe], now);
