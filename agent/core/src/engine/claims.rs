@@ -127,7 +127,7 @@ impl Engine {
         device.owns(address) || prefix_of(&device.addresses, address).is_some_and(free)
     }
 
-    /// Checks what a device says to a DHCP server, and notes it.
+    /// Checks what a device says to a DHCP server, and notes it. Returns what kind of message it is.
     ///
     /// # Errors
     /// [`DropReason::Dhcp`] when it isn't the device's own.
@@ -136,7 +136,7 @@ impl Engine {
         id: StationId,
         packet: &Ipv4Packet<'_>,
         now: Instant,
-    ) -> Result<(), DropReason> {
+    ) -> Result<MessageType, DropReason> {
         let (Some(policy), Some(station), Some(payload)) =
             (&self.policy, self.stations.get(id), packet.udp_payload())
         else {
@@ -165,7 +165,7 @@ impl Engine {
                 }
             }
         }
-        Ok(())
+        Ok(message.message_type)
     }
 
     /// Checks what a DHCP server says to a device, and notes what it gives or takes.
@@ -188,6 +188,12 @@ impl Engine {
         let message =
             infrastructure::check_answer(servers, mac, asked, packet.source, payload, now)?;
         let member = station.device.as_ref().map(|device| device.member);
+        if matches!(message.message_type, MessageType::Ack | MessageType::Nak) {
+            // It is answered. Whoever read the question off the wire comes too late.
+            if let Some(station) = self.stations.get_mut(id) {
+                station.dhcp = None;
+            }
+        }
         let DhcpMessage { message_type, yours, lease_seconds, .. } = message;
         match (message_type, member) {
             (MessageType::Ack, Some(member)) if !yours.is_unspecified() => {

@@ -20,6 +20,7 @@ use crate::port::PortId;
 use crate::security;
 use crate::sink::Sink;
 use crate::wire::arp::parse_arp;
+use crate::wire::dhcp::MessageType;
 use crate::wire::{FiveTuple, Ipv4Packet, ethernet, parse_ethernet, parse_ipv4};
 use crate::{arp, bridge, infrastructure, nexthop};
 
@@ -218,14 +219,31 @@ impl Engine {
         if is_dhcp_broadcast(&packet, header) {
             return self.dhcp_from_port(port, id, stance, frame, header, now, out);
         }
-        if let Err(reason) = self.unicast_dhcp_from_port(id, &packet, now)
-            && stance >= Mode::Enforce
-        {
-            return self.recorder.drop(sender, reason, Some(tuple), now);
-        }
+        let renews = match self.unicast_dhcp_from_port(id, &packet, now) {
+            Ok(said) => said == Some(MessageType::Request),
+            Err(reason) if stance >= Mode::Enforce => {
+                return self.recorder.drop(sender, reason, Some(tuple), now);
+            }
+            Err(_) => false,
+        };
         if let Some(device) = self.stations.get(id).and_then(|station| station.device.as_ref())
             && let Err(reason) = security::check_address(device, packet.source)
         {
+            let in_clear = self.who(packet.destination) == Who::Address;
+            let whole = packet.fragment.is_none() && !header.destination.is_group();
+            if renews && in_clear && whole {
+                // It may have a lease that nobody here knows of. The server is the one to say.
+                return self.dhcp_to_server(
+                    port,
+                    id,
+                    stance,
+                    Verdict::Clear,
+                    frame,
+                    header,
+                    now,
+                    out,
+                );
+            }
             return self.recorder.drop(sender, reason, Some(tuple), now);
         }
         let group = packet.destination.is_broadcast() || packet.destination.is_multicast();
@@ -393,7 +411,6 @@ impl Engine {
         let Ok(packet) = parse_ipv4(frame.bytes.get(header.at..).unwrap_or_default()) else {
             return;
         };
-        let (tuple, len) = (packet.tuple(), packet.bytes.len());
         // Under DHCP's ports nothing goes to anybody whom DHCP doesn't concern.
         let to_server = packet.destination.is_broadcast()
             || self
@@ -407,9 +424,29 @@ impl Engine {
             _ => self.dhcp_request(id, &packet, now),
         };
         let verdict = match checked {
-            Ok(()) => Verdict::Clear,
+            Ok(_) => Verdict::Clear,
             Err(reason) => crate::policy::refuse(stance, reason, Verdict::Clear),
         };
+        self.dhcp_to_server(port, id, stance, verdict, frame, header, now, out);
+    }
+
+    /// Records what a device says to a DHCP server in the clear, and sends it on if it may go.
+    #[expect(clippy::too_many_arguments, reason = "what the stages before found out")]
+    fn dhcp_to_server(
+        &mut self,
+        port: PortId,
+        id: StationId,
+        stance: Mode,
+        verdict: Verdict,
+        frame: &mut RxFrame<'_>,
+        header: &Header,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let Ok(packet) = parse_ipv4(frame.bytes.get(header.at..).unwrap_or_default()) else {
+            return;
+        };
+        let (tuple, len) = (packet.tuple(), packet.bytes.len());
         self.note_group(id, &tuple, len as u64, verdict, now);
         match verdict {
             Verdict::Drop(reason) => self.recorder.drop(Some(id), reason, Some(tuple), now),
@@ -421,22 +458,23 @@ impl Engine {
     }
 
     /// DHCP that a device sends to one machine alone: as a client to a listed server, or as if it were a server.
+    /// Returns what it says as a client.
     fn unicast_dhcp_from_port(
         &mut self,
         id: StationId,
         packet: &Ipv4Packet<'_>,
         now: Instant,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<MessageType>, DropReason> {
         if infrastructure::is_dhcp_answer(packet) {
-            return self.dhcp_server_here(id, packet, now);
+            return self.dhcp_server_here(id, packet, now).map(|()| None);
         }
         let listed = |policy: &crate::policy::Policy| {
             policy.infrastructure().dhcp.contains(&packet.destination)
         };
         if infrastructure::is_dhcp_request(packet) && self.policy.as_ref().is_some_and(listed) {
-            return self.dhcp_request(id, packet, now);
+            return self.dhcp_request(id, packet, now).map(Some);
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Broadcast and multicast: no rule carries it yet.
