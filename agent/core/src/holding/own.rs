@@ -14,6 +14,11 @@ use crate::table::Map;
 const TURNED: Duration = Duration::from_secs(30);
 /// How long an address outlives its lease each time that its device was heard with it: some clients are late.
 const LATE: Duration = Duration::from_secs(300);
+/// How often a device may come to hold something else, once it has done so [`AT_ONCE`] times at once. Each time costs
+/// a signature here and a check at each peer that is told.
+const PACE: Duration = Duration::from_secs(1);
+/// How many changes a device may make at once: one for each address that it may hold.
+const AT_ONCE: u32 = MAX_ADDRESSES as u32;
 
 /// A lease of an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +47,32 @@ pub(super) struct Own {
     pub(super) number: u64,
     pub(super) told: Map<GatewayId, Told>,
     pub(super) reported: bool,
+    pace: Pace,
+}
+
+/// What a device may still change.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    left: u32,
+    since: Instant,
+}
+
+impl Pace {
+    const fn new(now: Instant) -> Self {
+        Self { left: AT_ONCE, since: now }
+    }
+
+    /// Whether another change may be made now, which it then is.
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.since).as_secs() / PACE.as_secs();
+        let passed = u32::try_from(passed).unwrap_or(u32::MAX);
+        let left = self.left.saturating_add(passed).min(AT_ONCE);
+        if passed > 0 {
+            self.since = if left == AT_ONCE { now } else { self.since + PACE * passed };
+        }
+        self.left = left.saturating_sub(1);
+        left > 0
+    }
 }
 
 impl Own {
@@ -173,15 +204,21 @@ impl Holdings {
             number,
             told: map,
             reported: false,
+            pace: Pace::new(at.now),
         });
         let had = own.lease_seconds();
         if let Some(same) = own.held.iter_mut().find(|held| held.address == new.address) {
             // A renewal is news for nobody, unless it is for another time.
             *same = Held { granted: same.granted, ..new };
-            if same.granted && own.lease_seconds() == had {
+            let news = !same.granted || own.lease_seconds() != had;
+            if !(news && own.pace.take(at.now)) {
                 return false;
             }
         } else {
+            // Giving up needs no leave: it takes as many changes to have something to give up.
+            if !own.pace.take(at.now) {
+                return false;
+            }
             let prefix = at.prefix_of(member, new.address);
             own.held.retain(|held| at.prefix_of(member, held.address) != prefix);
             if own.held.len() >= MAX_ADDRESSES {
@@ -298,6 +335,7 @@ impl Holdings {
             number: claim.number,
             told: Map::with_hasher(self.own.hasher().clone()),
             reported: false,
+            pace: Pace::new(at.now),
         };
         for address in own.granted() {
             self.by_address.entry(address).or_insert(member);

@@ -262,3 +262,37 @@ fn what_operators_name_apart_later_is_given_up() {
     name_apart(&mut engine, now);
     assert_eq!((who(&engine, at(53)), who(&engine, at(81))), (None, None));
 }
+
+#[test]
+fn a_device_that_takes_and_gives_up_without_end_costs_a_bounded_number_of_signatures() {
+    let now = start();
+    let mut engine = start_engine(now);
+    // Each address by use, and each by a lease, which may be for another time whenever it is renewed.
+    let rounds = |engine: &mut Engine, now: Instant| {
+        let (epoch, mut signed) = (engine.epoch, 0);
+        for round in 0..1_000_u32 {
+            let address = at(2 + u8::try_from(round % 200).unwrap());
+            let seen = Use { address, suffices: true, watched: true };
+            engine.change_holdings(now, |holdings, about| holdings.used(about, HERE, seen));
+            signed += engine.holdings.take_news().len();
+            for seconds in [600, 700] {
+                engine.change_holdings(now, |holdings, about| {
+                    holdings.leased(about, HERE, address, seconds + round)
+                });
+                signed += engine.holdings.take_news().len();
+            }
+            engine.change_holdings(now, |holdings, about| holdings.released(about, HERE, address));
+            signed += engine.holdings.take_news().len();
+        }
+        (signed, engine.epoch - epoch)
+    };
+    let (signed, epochs) = rounds(&mut engine, now);
+    assert!((1..=16).contains(&signed) && epochs <= 16, "{signed} signatures, {epochs} epochs");
+    let (signed, epochs) = rounds(&mut engine, now + std::time::Duration::from_secs(3));
+    assert!((3..=6).contains(&signed) && epochs <= 6, "{signed} signatures, {epochs} epochs");
+    // It isn't shut out for good.
+    let later = now + std::time::Duration::from_secs(5);
+    let seen = Use { address: at(50), suffices: true, watched: true };
+    assert!(engine.change_holdings(later, |holdings, about| holdings.used(about, HERE, seen)));
+    assert_eq!(who(&engine, at(50)), Some(HERE));
+}
