@@ -45,6 +45,8 @@ pub struct BypassStatus {
     pub until: UnixMillis,
     /// Whether it was loaded here from a file.
     pub from_file: bool,
+    /// The order's serial.
+    pub serial: u64,
 }
 
 /// The orders from files, and what is in force.
@@ -104,6 +106,7 @@ impl Bypasses {
                     gateway: standing.order.gateway,
                     until,
                     from_file: standing.from_file,
+                    serial: standing.order.serial,
                 })
             })
             .collect();
@@ -115,7 +118,12 @@ impl Bypasses {
     /// Those in force that came from files.
     pub(crate) fn by_file(&self) -> Vec<FileBypass> {
         let files = self.in_force.iter().filter(|open| open.from_file);
-        files.map(|open| FileBypass { gateway: open.gateway, until: open.until }).collect()
+        let told = |open: &BypassStatus| FileBypass {
+            gateway: open.gateway,
+            until: open.until,
+            serial: open.serial,
+        };
+        files.map(told).collect()
     }
 
     /// When the next of those in force ends, or one that ends too late for now opens.

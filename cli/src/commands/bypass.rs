@@ -1,6 +1,7 @@
 //! `gateway bypass`: the gateway is out, its cable is patched through, and care goes on.
 
 use anteroom_controller_core::model::Model;
+use anteroom_proto::api::{GatewayStatus, paths};
 use anteroom_proto::bypass::{BypassCode, BypassOrder, MAX_BYPASS, MAX_REASON_LEN};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
@@ -15,6 +16,9 @@ use crate::home::{Home, write_new};
 use crate::output::Output;
 use crate::output::time::{Moment, now};
 use crate::remote::Remote;
+
+/// How far ahead of the clock here another operator's may be, in milliseconds: ten years.
+const MOST_AHEAD: u64 = 10 * 366 * 86_400_000;
 
 /// `anteroom gateway bypass`.
 pub(super) fn bypass(
@@ -55,6 +59,10 @@ fn online(
     // It may go on in the wire or be in pieces; what counts is what its peers do.
     request.unawaited = until.map(|_| name.clone());
     let current = change::fetch(remote)?;
+    let reported = match current.model.gateway_named(&name) {
+        Some((id, _)) => reported(id, &remote.get::<Vec<GatewayStatus>>(paths::GATEWAYS)?, output)?,
+        None => None,
+    };
     match until {
         Some(until) => output.warn(format_args!(
             "until {} what rules open to the devices of {name} goes in the clear, and whoever uses their addresses passes for them: {}",
@@ -68,13 +76,32 @@ fn online(
     change::make(remote, output, request, &|model, revision| {
         let (id, _) = model.find_gateway(&name)?;
         let at = now();
-        let serial = known.next_serial(id, Some(model), at.0);
+        let serial = known.next_serial(id, Some(model), reported, at.0);
         match until {
             Some(until) => model.bypass_gateway(&name, until, serial, at, revision).map(drop),
-            // Also where nobody here ordered one: another operator's file becomes void by it.
+            // Also where nobody here ordered one: another operator's file becomes void by it, if its serial is lower.
             None => model.end_bypass(&name, serial, revision).map(drop),
         }
     })
+}
+
+/// The highest serial of a file about this gateway that one of the others follows. It rests on the controller's word, so
+/// what no clock can have made is left out: it would leave no number for later orders.
+fn reported(
+    gateway: GatewayId,
+    statuses: &[GatewayStatus],
+    output: &mut Output<'_>,
+) -> Result<Option<u64>, Error> {
+    let files = statuses.iter().flat_map(|status| &status.bypasses);
+    let serials = files.filter(|open| open.gateway == gateway).map(|open| open.serial);
+    let (heeded, absurd): (Vec<u64>, Vec<u64>) =
+        serials.partition(|serial| *serial <= now().saturating_add(MOST_AHEAD).0);
+    if let Some(serial) = absurd.first() {
+        output.warn(format_args!(
+            "the controller says that a file with the number {serial} is followed, more than ten years ahead of this machine's clock: it isn't heeded. Check that clock, and `anteroom-agent status` at the gateways"
+        ))?;
+    }
+    Ok(heeded.into_iter().max())
 }
 
 fn devices(model: &Model, gateway: &str) -> String {
@@ -141,7 +168,7 @@ fn offline(
         organisation: config.organisation,
         authority: authority.number,
         gateway: gateway.id,
-        serial: known.next_serial(gateway.id, None, at.0),
+        serial: known.next_serial(gateway.id, None, None, at.0),
         not_after: until,
         signed_at: at,
         reason,

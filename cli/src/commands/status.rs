@@ -166,7 +166,7 @@ fn problems_of(row: &GatewayRow) -> Vec<Problem> {
     }
     for (bypassed, until) in &row.bypasses_by_file {
         found.push(problem(format!(
-            "follows a file that bypasses gateway {bypassed} until {until}. It is void after: anteroom gateway bypass {bypassed} --end"
+            "follows a file that bypasses gateway {bypassed} until {until}. End it with: anteroom gateway bypass {bypassed} --end"
         )));
     }
     match row.state {

@@ -32,13 +32,20 @@ pub struct Known {
 }
 
 impl Known {
-    /// The serial for a new order about a gateway: above all that were seen, and above those of other operators'
-    /// machines by their clocks.
+    /// The serial for a new order about a gateway: above all that were seen, above `reported`, the highest that a
+    /// gateway says it follows by a file, and not below `now`, this machine's clock. An order that was made elsewhere by
+    /// a clock that is ahead, and that is in neither, may still be above it.
     #[must_use]
-    pub fn next_serial(&self, gateway: GatewayId, model: Option<&Model>, now: u64) -> u64 {
+    pub fn next_serial(
+        &self,
+        gateway: GatewayId,
+        model: Option<&Model>,
+        reported: Option<u64>,
+        now: u64,
+    ) -> u64 {
         let signed = model.and_then(|model| model.bypasses.get(&gateway)).map(|order| order.serial);
         let own = self.gateways.values().filter(|known| known.id == gateway);
-        let highest = own.map(|known| known.serial).chain(signed).max();
+        let highest = own.map(|known| known.serial).chain(signed).chain(reported).max();
         highest.map_or(now, |highest| now.max(highest.saturating_add(1)))
     }
 

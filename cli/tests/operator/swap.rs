@@ -1,6 +1,7 @@
 //! Bypass, replacement, binding and quarantine, as an operator types them.
 
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anteroom_controller_core::model::Bypass;
 use anteroom_proto::bypass::BypassCode;
@@ -110,7 +111,8 @@ fn an_order_is_signed_without_a_controller_and_told_later() {
     assert!(end.not_after.is_none() && end.serial > first.serial, "{end:?} after {first:?}");
     controller.be_honest();
     let until = UnixMillis(first.not_after.unwrap().0);
-    controller.state().file_bypasses = vec![FileBypass { gateway: imaging, until }];
+    controller.state().file_bypasses =
+        vec![FileBypass { gateway: imaging, until, serial: first.serial }];
     let status = ana.run(&["status"]);
     let shown = "gateway server-room: follows a file that bypasses gateway imaging until";
     assert!(status.code == 2 && status.out.contains(shown), "{status:#?}");
@@ -123,6 +125,25 @@ fn an_order_is_signed_without_a_controller_and_told_later() {
     ana.run(&online).ok();
     let order = controller.state().model().bypasses[&imaging];
     assert!(order.serial > end.serial, "whatever was signed offline is older");
+}
+
+#[test]
+fn an_end_outranks_the_file_of_an_operator_whose_clock_is_ahead() {
+    let (controller, ana) = enforced();
+    let imaging = controller.gateway_id("imaging");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let until = UnixMillis(u64::try_from(now.as_millis()).unwrap() + 4 * 3_600_000);
+    let ahead = until.0 - 4 * 3_600_000 + 600_000;
+    let file = |serial| FileBypass { gateway: imaging, until, serial };
+    controller.state().file_bypasses = vec![file(ahead), file(u64::MAX)];
+    let ran = ana.run(&with(&["gateway", "bypass", "imaging", "--end"], &WHY)).ok();
+    assert!(ran.err.contains("more than ten years ahead"), "{ran:#?}");
+    let ended = controller.state().model().bypasses[&imaging];
+    assert_eq!((ended.serial, ended.until), (ahead + 1, None));
+    controller.state().file_bypasses.clear();
+    ana.run(&with(&["gateway", "bypass", "imaging", "--for", "4h"], &WHY)).ok();
+    let order = controller.state().model().bypasses[&imaging];
+    assert_eq!(order.serial, ahead + 2, "a later order outranks it too");
 }
 
 #[test]

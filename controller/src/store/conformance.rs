@@ -353,7 +353,7 @@ async fn nothing_counts_twice(store: &dyn Store) {
 
 async fn bypasses_by_file_stand_as_the_newest_report_has_them(store: &dyn Store) {
     enrolled(store, 1).await;
-    let open = FileBypass { gateway: gateway(2), until: UnixMillis(9_000) };
+    let open = FileBypass { gateway: gateway(2), until: UnixMillis(9_000), serial: 77 };
     let mut sequence = 0;
     for bypasses in [vec![open], vec![]] {
         sequence += 1;

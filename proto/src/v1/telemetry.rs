@@ -58,6 +58,9 @@ pub struct FileBypass {
     pub gateway: GatewayId,
     /// Until when, by the operator's word.
     pub until: UnixMillis,
+    /// The order's serial: only an order with a higher one takes its place. 0 where that wasn't told.
+    #[serde(default)]
+    pub serial: u64,
 }
 
 /// A device as a gateway sees it.
