@@ -16,7 +16,7 @@ const OTHER: [u8; 6] = [0x00, 0x1b, 0x21, 0, 0xcc, 0x01];
 /// A frame, and the end that it goes in at.
 type Sided = (Way, Vec<u8>);
 
-/// Where captures of real devices lie beside the project, if they do.
+/// Where captures of real devices lie beside the repository, if they do: it doesn't bring them.
 fn captures() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traffic");
     folder.is_dir().then_some(folder)
@@ -122,7 +122,9 @@ fn replay(test: &str, per_type: usize, most: usize) {
         return;
     }
     let Some(folder) = captures() else {
-        eprintln!("skipped {test}: no captures in ../shared/traffic");
+        eprintln!(
+            "skipped {test}: no captures in ../shared/traffic (the repository doesn't bring them)"
+        );
         return;
     };
     let directory = tempfile::tempdir().unwrap();
