@@ -215,9 +215,6 @@ fn a_gateway_is_bypassed_and_replaced_and_care_goes_on() {
     let invite = night.hospital().operator.invite("imaging-b", "north").unwrap();
     clock.step("anteroom gateway invite imaging-b");
     night.fixture.hospital.add_spare("imaging-b", "imaging", 3).unwrap();
-    for device in ["ct-1", "mri-1"] {
-        night.hospital().plug_into(device, "imaging-b").unwrap();
-    }
     clock.skip();
     let spare = night.fixture.hospital.gateway("imaging-b");
     spare.enroll(&invite).unwrap();
@@ -225,8 +222,14 @@ fn a_gateway_is_bypassed_and_replaced_and_care_goes_on() {
     spare.start().unwrap();
     spare.wait_running().unwrap();
     clock.step("anteroom-agent enroll, and the agent's start");
+    night.study_in_the_clear();
+    clock.skip();
+    for device in ["ct-1", "mri-1"] {
+        night.hospital().plug_into(device, "imaging-b").unwrap();
+    }
     // A spare that nobody approved is a wire: the bypass carries on through it.
     night.wait_reaches("the PACS through the spare as a wire");
+    clock.step("until the CT reaches the PACS through the spare as a wire");
     night.study_in_the_clear();
     wait::until_ok(SOON, "the spare's ports", || {
         let pending = night.hospital().operator.ok(&["gateway", "pending"])?;
