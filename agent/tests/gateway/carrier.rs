@@ -1,6 +1,6 @@
 //! What devices and the network see of the cables behind the gateway.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::topology::Host;
@@ -17,6 +17,18 @@ fn changes(host: &Host) -> u32 {
 /// Longer than the uplink has to be dark before devices are shown that.
 const LONGER: Duration = Duration::from_millis(1_600);
 
+/// Shorter than that by enough for an agent that hears of it late.
+const MOMENT: Duration = Duration::from_millis(600);
+
+fn wait_uplink(bench: &Bench, live: bool) {
+    let mut seen = String::new();
+    wait::until(PATIENCE, if live { "a live uplink" } else { "a dead uplink" }, || {
+        seen = bench.gateway.ip("link show up0").unwrap();
+        (seen.contains("LOWER_UP") == live).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {seen}"));
+}
+
 /// Pings for as long as [`LONGER`]; says how many were answered.
 fn ping_on(bench: &Bench) -> u64 {
     const COUNT: u32 = 80;
@@ -32,20 +44,32 @@ fn a_moments_loss_of_the_uplink_is_not_shown_to_devices() {
     }
     let bench = Bench::new(1500, "");
     let running = bench.start();
-    let before = changes(&bench.device);
-    for _ in 0..3 {
+    let mut moments = 0;
+    for _ in 0..20 {
+        let before = changes(&bench.device);
+        let began = Instant::now();
         bench.network.ip("link set eth0 down").unwrap();
-        wait::until(PATIENCE, "a dead uplink", || {
-            let seen = bench.gateway.ip("link show up0").unwrap();
-            (!seen.contains("LOWER_UP")).then_some(())
-        })
-        .unwrap();
+        wait_uplink(&bench, false);
         bench.network.ip("link set eth0 up").unwrap();
+        wait_uplink(&bench, true);
+        let dark = began.elapsed();
         bench.wait_live();
+        running.wait_open(0, true);
+        // A machine that is busy with other work made more of it than a moment: that may be shown.
+        if dark > MOMENT {
+            println!("the uplink was dark for {dark:?}: once more");
+            continue;
+        }
+        assert!(ping_on(&bench) > 0, "{:?}", running.status());
+        let after = changes(&bench.device);
+        assert_eq!(after, before, "the device saw its cable go dead in {dark:?}");
+        moments += 1;
+        if moments == 3 {
+            break;
+        }
     }
-    running.wait_open(0, true);
-    assert!(ping_on(&bench) > 0, "{:?}", running.status());
-    assert_eq!(changes(&bench.device), before, "the device saw its cable go dead");
+    assert!(moments > 0, "20 times this machine took longer than {MOMENT:?} to run `ip` twice");
+    let before = changes(&bench.device);
     // The loss that lasts is shown, so the counter would have told.
     bench.network.ip("link set eth0 down").unwrap();
     wait::until(PATIENCE, "the device to see it", || {

@@ -1,6 +1,6 @@
 //! What somebody else undoes, or what goes and comes back, is mended, for the time when no agent runs too.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::{programs, topology, wait};
@@ -45,7 +45,7 @@ fn a_flushed_packet_filter_is_put_back_at_once() {
         let began = Instant::now();
         appliance.gateway.run(&nft, command).unwrap();
         let mut now = Vec::new();
-        wait::until(Duration::from_secs(3), "the rules to be back", || {
+        wait::until(PATIENCE, "the rules to be back", || {
             now = shape(&rules());
             (now == whole).then_some(())
         })
@@ -58,7 +58,8 @@ fn a_flushed_packet_filter_is_put_back_at_once() {
     for passage in streams.map(|stream| stream.stop().unwrap()) {
         println!("{passage:?}");
         assert_eq!(passage.doubled, 0, "{passage:?}");
-        assert!(passage.longest_outage() < Duration::from_secs(1), "{passage:?}");
+        // Undone for good it would be out until the end; the sender's own pauses on a busy machine count too.
+        assert!(passage.longest_outage() < PATIENCE, "{passage:?}");
     }
     let closed = appliance.stream(1, NET);
     appliance.kill();
