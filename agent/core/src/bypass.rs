@@ -247,6 +247,20 @@ mod tests {
     }
 
     #[test]
+    fn files_in_force_are_reported_with_their_serials() {
+        let now = start();
+        let mut clock = Clock::new(now);
+        clock.set(UnixMillis(1_000), true, now);
+        let file = loaded(5, Some(50_000), Some(now + Duration::from_secs(60)));
+        let mut bypasses = Bypasses { loaded: vec![file], ..Bypasses::default() };
+        bypasses.renew(&[signed(4, None)], |_| true, &clock, now);
+        let told = FileBypass { gateway: OUT, until: UnixMillis(50_000), serial: 5 };
+        assert_eq!(bypasses.by_file(), [told]);
+        bypasses.renew(&[signed(6, Some(50_000))], |_| true, &clock, now);
+        assert!(bypasses.by_file().is_empty(), "what revisions order isn't a file's");
+    }
+
+    #[test]
     fn its_end_is_known_beforehand() {
         let now = start();
         let mut clock = Clock::new(now);

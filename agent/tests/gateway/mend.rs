@@ -1,6 +1,6 @@
 //! What somebody else undoes, or what goes and comes back, is mended, for the time when no agent runs too.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::{programs, topology, wait};
