@@ -6,9 +6,9 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::DropReason;
 
-use crate::device::Station;
 use crate::nexthop;
 use crate::policy::{MemberIndex, Policy, Who};
+use crate::station::Station;
 use crate::wire::arp::{ArpPacket, Operation};
 
 /// What becomes of an ARP packet.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anteroom_proto::mac::MacAddr;
 
-use crate::device::StationId;
+use crate::station::StationId;
 
 /// How often the one who is known is asked.
 const TRIES: u8 = 3;

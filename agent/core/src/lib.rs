@@ -32,6 +32,7 @@ pub mod port;
 pub mod report;
 mod security;
 pub mod sink;
+mod station;
 mod table;
 pub mod vnet;
 pub mod wire;

@@ -8,9 +8,10 @@ use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::DropReason;
 
 use crate::config::Config;
-use crate::device::{Device, StationId, Stations};
+use crate::device::Device;
 use crate::nexthop;
 use crate::port::PortId;
+use crate::station::{StationId, Stations};
 
 /// Whether an Ethernet address is the gateway's own.
 pub(crate) fn is_own(config: &Config, mac: MacAddr) -> bool {

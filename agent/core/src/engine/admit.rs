@@ -13,10 +13,11 @@ use super::{Engine, Header};
 use crate::alarm::About;
 use crate::batch::RxFrame;
 use crate::bridge;
-use crate::device::{Learnt, Station, StationId, is_host, kind};
+use crate::device::is_host;
 use crate::nexthop;
 use crate::port::PortId;
 use crate::security::{self, Sender};
+use crate::station::{Learnt, Station, StationId, kind};
 use crate::wire::arp::{ArpPacket, Operation, parse_arp};
 use crate::wire::ethernet;
 

@@ -8,10 +8,10 @@ use anteroom_proto::service::Protocol;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::Engine;
-use crate::device::StationId;
 use crate::flow::Judgement;
 use crate::policy::{Ask, End, Policy, Who};
 use crate::report::{Explanation, FlowInfo, Party, Question};
+use crate::station::StationId;
 use crate::wire::FiveTuple;
 
 /// A port that stands for "any" on the initiator's side.

@@ -10,12 +10,13 @@ use anteroom_proto::verdict::DropReason;
 
 use super::{Engine, Header};
 use crate::batch::RxFrame;
-use crate::device::{StationId, prefix_of};
+use crate::device::prefix_of;
 use crate::holding::{At, Holdings, Use};
 use crate::infrastructure;
 use crate::peer::message::Message;
 use crate::port::PortId;
 use crate::sink::Sink;
+use crate::station::StationId;
 use crate::wire::dhcp::{DhcpMessage, MessageType};
 use crate::wire::{Ipv4Packet, ethernet};
 

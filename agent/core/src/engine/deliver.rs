@@ -10,7 +10,6 @@ use anteroom_proto::verdict::DropReason;
 
 use super::Engine;
 use crate::batch::{RxFrame, VlanTag};
-use crate::device::StationId;
 use crate::echo::Echoes;
 use crate::fragment::Fragments;
 use crate::gso::Packets;
@@ -18,6 +17,7 @@ use crate::nexthop;
 use crate::peer::{PeerSlot, Sent};
 use crate::port::PortId;
 use crate::sink::Sink;
+use crate::station::StationId;
 use crate::vnet::VnetHeader;
 use crate::wire::{FiveTuple, ethernet};
 use crate::{mss, wire};
@@ -183,7 +183,7 @@ impl Engine {
         } else if stance >= Mode::Enforce {
             self.recorder.drop(Some(id), DropReason::NoRule, None, now);
         } else if station.device.is_none()
-            && self.stations.port(port).is_some_and(crate::device::PortState::holds)
+            && self.stations.port(port).is_some_and(crate::station::PortState::holds)
         {
             self.recorder.drop(Some(id), DropReason::UnknownMac, None, now);
         } else if !from.is_uplink()

@@ -13,12 +13,12 @@ use super::pieces::Pieces;
 use super::record::{EdgeKey, Traffic};
 use super::{Engine, Header, Kind};
 use crate::batch::RxFrame;
-use crate::device::StationId;
 use crate::flow::Count;
 use crate::policy::{End, MemberIndex, Who};
 use crate::port::PortId;
 use crate::security;
 use crate::sink::Sink;
+use crate::station::StationId;
 use crate::wire::arp::parse_arp;
 use crate::wire::dhcp::MessageType;
 use crate::wire::{FiveTuple, Ipv4Packet, ethernet, parse_ethernet, parse_ipv4};
@@ -51,11 +51,11 @@ impl Engine {
         self.sight(sender, &header, frame, (claim.ok().flatten(), now));
         let stance = sender
             .and_then(|id| self.stations.get(id))
-            .map_or(Mode::Observe, super::super::device::Station::stance);
+            .map_or(Mode::Observe, crate::station::Station::stance);
         let confirmed = sender
             .and_then(|id| self.stations.get(id))
             .is_some_and(|station| station.device.is_some());
-        if !confirmed && self.stations.port(port).is_some_and(crate::device::PortState::holds) {
+        if !confirmed && self.stations.port(port).is_some_and(crate::station::PortState::holds) {
             if let Some(station) = sender.and_then(|id| self.stations.get_mut(id)) {
                 station.hold();
             }
@@ -119,7 +119,7 @@ impl Engine {
         to.is_some_and(|station| {
             station.device.is_none()
                 && !self.is_elsewhere(header)
-                && self.stations.port(station.port).is_some_and(crate::device::PortState::holds)
+                && self.stations.port(station.port).is_some_and(crate::station::PortState::holds)
         })
     }
 
@@ -145,7 +145,7 @@ impl Engine {
         let parsed = parse_arp(frame.bytes.get(header.at..).unwrap_or_default());
         let patient = parsed.is_ok_and(|packet| self.waits_for_router(sender, &packet, now));
         let station = sender.and_then(|id| self.stations.get(id));
-        let stance = station.map_or(Mode::Observe, crate::device::Station::stance);
+        let stance = station.map_or(Mode::Observe, crate::station::Station::stance);
         let (packet, outcome) = match (parsed, &self.policy, station) {
             (Ok(packet), Some(policy), Some(station)) => {
                 let to_self = packet.target != packet.sender

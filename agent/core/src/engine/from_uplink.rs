@@ -12,10 +12,10 @@ use super::passage::{Passage, Via};
 use super::pieces::Pieces;
 use super::{Engine, Header, Kind};
 use crate::batch::RxFrame;
-use crate::device::StationId;
 use crate::policy::End;
 use crate::port::PortId;
 use crate::sink::Sink;
+use crate::station::StationId;
 use crate::wire::arp::{ArpPacket, parse_arp};
 use crate::wire::{dhcp, parse_ethernet, parse_ipv4};
 use crate::{arp, bridge, infrastructure, security};
@@ -59,7 +59,7 @@ impl Engine {
             let tuple = tuple_of(&header, frame);
             return self.hand_on_unconfirmed(&header, tuple, frame, now, out);
         };
-        let stance = self.stations.get(id).map_or(Mode::Observe, crate::device::Station::stance);
+        let stance = self.stations.get(id).map_or(Mode::Observe, crate::station::Station::stance);
         match header.kind() {
             Kind::Ipv4 => self.ipv4_from_uplink(id, stance, &header, frame, now, out),
             other if stance >= Mode::Enforce => {
@@ -106,7 +106,7 @@ impl Engine {
                 .stations
                 .get(id)
                 .and_then(|station| self.stations.port(station.port))
-                .is_some_and(crate::device::PortState::holds);
+                .is_some_and(crate::station::PortState::holds);
             if !held {
                 return self.ipv4_from_uplink(id, Mode::Observe, header, frame, now, out);
             }

@@ -9,11 +9,11 @@ use anteroom_proto::mode::Mode;
 use super::{Engine, Header};
 use crate::arp;
 use crate::contest::{Claim, Place, Step};
-use crate::device::StationId;
 use crate::nexthop;
 use crate::port::PortId;
 use crate::security::Guarded;
 use crate::sink::Sink;
+use crate::station::StationId;
 use crate::vnet::VnetHeader;
 use crate::wire;
 use crate::wire::arp::{ArpPacket, Operation};
@@ -61,7 +61,7 @@ impl Engine {
                 .filter(|(_, station)| {
                     let router = station.device.as_ref().and_then(|device| device.router);
                     let seen =
-                        |sight: &crate::device::Sight| sight.addresses.contains(&packet.target);
+                        |sight: &crate::station::Sight| sight.addresses.contains(&packet.target);
                     router.is_some_and(|router| router.address == packet.sender)
                         || station.sights.iter().any(seen)
                 })

@@ -8,9 +8,9 @@ use anteroom_proto::service::Protocol;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::Engine;
-use crate::device::StationId;
 use crate::flow::{Count, Flow, FlowIndex, FlowKey, Judgement, State, Tracker, Unreported, Zone};
 use crate::policy::{Ask, End, refuse};
+use crate::station::StationId;
 use crate::wire::tcp::TcpFlags;
 use crate::wire::{FiveTuple, Ipv4Packet, Transport, icmp};
 

@@ -7,8 +7,8 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::Engine;
 use super::passage::{Decision, Passage, Via};
-use crate::device::StationId;
 use crate::fragment::Outcome;
+use crate::station::StationId;
 use crate::wire::{Fragment, Ipv4Packet, Transport};
 
 /// What becomes of a packet that may be a piece of one.

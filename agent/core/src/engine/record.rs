@@ -11,10 +11,10 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 use foldhash::quality::FixedState;
 
 use crate::clock::Clock;
-use crate::device::{Share, StationId, Stations};
 use crate::flow::{Count, Flow};
 use crate::limits::Limits;
 use crate::report::DropRecord;
+use crate::station::{Share, StationId, Stations};
 use crate::table::Map;
 use crate::wire::FiveTuple;
 

@@ -9,10 +9,10 @@ use anteroom_proto::mode::Mode;
 
 use super::admit::Refusal;
 use super::{Engine, Header};
-use crate::device::StationId;
 use crate::nexthop;
 use crate::port::PortId;
 use crate::sink::Sink;
+use crate::station::StationId;
 use crate::vnet::VnetHeader;
 use crate::wire::arp::{ArpPacket, Operation};
 use crate::wire::ethernet;

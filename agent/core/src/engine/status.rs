@@ -10,7 +10,6 @@ use anteroom_proto::v1::Unlisted;
 use anteroom_proto::v1::telemetry::{MAX_ALARMS, MAX_EDGES, MAX_SIGHTINGS, Sighting, TunnelState};
 
 use super::Engine;
-use crate::device::{Learnt, PortState, Sight, Station, kind};
 use crate::flow::Flow;
 use crate::nexthop;
 use crate::port::PortId;
@@ -19,6 +18,7 @@ use crate::report::{
     TableSizes, ViewStatus,
 };
 use crate::security::Guarded;
+use crate::station::{Learnt, PortState, Sight, Station, kind};
 
 impl Engine {
     /// Takes out what happened since the last call. What doesn't fit one report comes with the next.

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::device::StationId;
+use crate::station::StationId;
 use crate::wire::FiveTuple;
 
 /// Which stations of this gateway a flow touches. Devices with the same factory-default address never share a

@@ -13,7 +13,7 @@ pub(crate) use key::{FlowKey, Zone};
 pub(crate) use state::{State, Tracker};
 pub(crate) use table::{FlowIndex, FlowTable};
 
-use crate::device::{Share, StationId};
+use crate::station::{Share, StationId};
 use crate::wire::FiveTuple;
 
 /// What was decided about a flow, and holds until the epoch changes.

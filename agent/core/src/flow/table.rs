@@ -7,7 +7,7 @@ use foldhash::quality::FixedState;
 use hashbrown::HashTable;
 
 use super::{Flow, FlowKey, State};
-use crate::device::{Share, StationId};
+use crate::station::{Share, StationId};
 
 /// A flow's place in the table. Valid until the flow is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

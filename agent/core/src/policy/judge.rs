@@ -11,9 +11,9 @@ use super::path::{Pair, Peers};
 use super::rules::Needs;
 use super::{MemberEntry, Policy, Refused, Who};
 use crate::clock::Clock;
-use crate::device::StationId;
 use crate::flow::Judgement;
 use crate::infrastructure;
+use crate::station::StationId;
 
 /// One end of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,7 +22,7 @@ pub(crate) use judge::{Ask, End, refuse};
 pub(crate) use path::{Past, PeerState, Peers};
 use rules::Refused;
 
-use crate::device::StationId;
+use crate::station::StationId;
 use crate::table::{Map, Seeds};
 use rules::Rules;
 

@@ -1,0 +1,543 @@
+//! Stations: every Ethernet address on a device port, confirmed by an operator or not.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use anteroom_proto::id::MemberId;
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::Unlisted;
+use anteroom_proto::v1::telemetry::Sighting;
+use ipnet::Ipv4Net;
+
+use crate::config::PortConfig;
+use crate::device::{Device, is_host};
+use crate::flow::Count;
+use crate::limits::Limits;
+use crate::nexthop::NextHops;
+use crate::port::PortId;
+use crate::table::Map;
+
+/// How long an unconfirmed station must have been silent before another may take its place.
+const STALE: Duration = Duration::from_secs(600);
+/// How long a port without room isn't searched for room again.
+const FULL_FOR: Duration = Duration::from_secs(1);
+/// Most addresses remembered per sighting.
+pub(crate) const MAX_ADDRESSES: usize = 8;
+/// Most VLANs remembered per station.
+const MAX_VLANS: usize = 4;
+/// Most stations altogether: the flow table's zones number them with 16 bits.
+const MAX_STATIONS: usize = 0xfff0;
+
+/// A station's number. It stays while the engine runs, whatever views come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct StationId(pub(crate) u16);
+
+impl StationId {
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A share of the bounded tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Share(pub(crate) u32);
+
+impl Share {
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Kinds of traffic that no rule carries, as bits.
+pub(crate) mod kind {
+    pub(crate) const BROADCAST: u8 = 1;
+    pub(crate) const MULTICAST: u8 = 2;
+    pub(crate) const IPV6: u8 = 4;
+    pub(crate) const TAGGED: u8 = 8;
+    pub(crate) const NON_IP: u8 = 16;
+    /// With the word that stands in a sighting.
+    pub(crate) const WORDS: [(u8, &str); 5] = [
+        (BROADCAST, "broadcast"),
+        (MULTICAST, "multicast"),
+        (IPV6, "ipv6"),
+        (TAGGED, "tagged"),
+        (NON_IP, "non-ip"),
+    ];
+}
+
+/// What was seen of a station in one VLAN, or in none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sight {
+    pub(crate) vlan: Option<u16>,
+    pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) kinds: u8,
+    pub(crate) first: UnixMillis,
+    pub(crate) last: UnixMillis,
+    /// Whether there is news that wasn't reported.
+    pub(crate) changed: bool,
+}
+
+/// An Ethernet address on a port.
+#[derive(Debug)]
+pub(crate) struct Station {
+    pub(crate) port: PortId,
+    pub(crate) mac: MacAddr,
+    pub(crate) device: Option<Device>,
+    /// Whether its frames were held for want of an operator's word.
+    pub(crate) held: bool,
+    pub(crate) sights: Vec<Sight>,
+    pub(crate) next_hops: NextHops,
+    /// When it was last heard.
+    pub(crate) heard: Option<Instant>,
+    /// From the station, and to it.
+    pub(crate) counts: [Count; 2],
+    /// The transaction of its last DHCP request, and when that was.
+    pub(crate) dhcp: Option<(u32, Instant)>,
+    /// When the gateway last asked for its router.
+    pub(crate) asked_for_router: Option<Instant>,
+    /// Since when it has been asking for its router, whom nobody knows.
+    pub(crate) wants_router: Option<Instant>,
+}
+
+impl Station {
+    /// How its traffic is treated.
+    pub(crate) fn stance(&self) -> Mode {
+        self.device.as_ref().map_or(Mode::Observe, |device| device.stance)
+    }
+
+    /// Notes that its frames are held. An operator is told at once.
+    pub(crate) fn hold(&mut self) {
+        if !std::mem::replace(&mut self.held, true) {
+            for sight in &mut self.sights {
+                sight.changed = true;
+            }
+        }
+    }
+
+    /// Whether it was seen with this address.
+    pub(crate) fn was_seen_with(&self, address: Ipv4Addr) -> bool {
+        self.sights.iter().any(|sight| sight.addresses.contains(&address))
+    }
+
+    /// Takes back what an earlier run saw. It was reported then.
+    pub(crate) fn restore(&mut self, sighting: &Sighting) {
+        if self.sights.len() >= MAX_VLANS {
+            return;
+        }
+        self.next_hops.restore_guesses(sighting.router, sighting.prefix_len);
+        let words = kind::WORDS.iter().filter(|(_, word)| sighting.kinds.iter().any(|k| k == word));
+        self.sights.push(Sight {
+            vlan: sighting.vlan,
+            addresses: sighting.addresses.iter().copied().take(MAX_ADDRESSES).collect(),
+            kinds: words.fold(0, |kinds, (bit, _)| kinds | bit),
+            first: sighting.first_seen,
+            last: sighting.last_seen,
+            changed: false,
+        });
+    }
+
+    /// The sight in a VLAN, made if there is room.
+    fn sight(&mut self, vlan: Option<u16>, wall: UnixMillis) -> Option<&mut Sight> {
+        if let Some(at) = self.sights.iter().position(|sight| sight.vlan == vlan) {
+            return self.sights.get_mut(at);
+        }
+        if self.sights.len() >= MAX_VLANS {
+            return None;
+        }
+        self.sights.push(Sight {
+            vlan,
+            addresses: Vec::new(),
+            kinds: 0,
+            first: wall,
+            last: wall,
+            changed: true,
+        });
+        self.sights.last_mut()
+    }
+
+    /// Notes a frame: kinds of traffic that no rule carries, and the source address, where it has one.
+    pub(crate) fn see(
+        &mut self,
+        vlan: Option<u16>,
+        kinds: u8,
+        address: Option<Ipv4Addr>,
+        wall: UnixMillis,
+        now: Instant,
+    ) {
+        self.heard = Some(now);
+        let Some(sight) = self.sight(vlan, wall) else { return };
+        sight.last = wall;
+        if sight.kinds | kinds != sight.kinds {
+            sight.kinds |= kinds;
+            sight.changed = true;
+        }
+        let Some(address) = address.filter(|a| is_host(*a)) else { return };
+        if !sight.addresses.contains(&address) && sight.addresses.len() < MAX_ADDRESSES {
+            sight.addresses.push(address);
+            sight.changed = true;
+        }
+    }
+}
+
+/// What a port's stations have in common.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PortState {
+    /// The strictest mode of the devices on it. None while none is confirmed.
+    pub(crate) mode: Option<Mode>,
+    /// Whether all devices on it are enforced or quarantined.
+    closed: bool,
+    /// Whether unknown addresses pass in the clear, whatever the devices' mode.
+    pub(crate) passes_unlisted: bool,
+    pub(crate) unknown: usize,
+    /// How many unknown addresses have a place on it.
+    room: usize,
+    /// No unknown address on it gives way before then.
+    full_until: Option<Instant>,
+    pub(crate) frames_in: u64,
+    pub(crate) frames_out: u64,
+}
+
+impl PortState {
+    /// Whether a device on it has left observe.
+    pub(crate) fn left_observe(&self) -> bool {
+        self.mode.is_some_and(|mode| mode != Mode::Observe)
+    }
+
+    /// Whether unknown addresses on it are held: from when a device on it left observe, unless the port is set to
+    /// let them pass.
+    pub(crate) fn holds(&self) -> bool {
+        self.left_observe() && !self.passes_unlisted
+    }
+
+    /// Whether broadcast may go out of it.
+    pub(crate) fn takes_broadcast(&self) -> bool {
+        !self.closed
+    }
+
+    /// Whether frames for addresses that nobody knows may go out of it: a wire to a silent host.
+    pub(crate) fn takes_unknown(&self) -> bool {
+        !self.closed && !self.holds()
+    }
+}
+
+/// What [`Stations::learn`] made of an unknown address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Learnt {
+    /// It has a place now.
+    New(StationId),
+    /// It has the place of a station that was silent for long, whose flows must go.
+    Replaced(StationId),
+    /// The port has as many unknown addresses as it may have.
+    Full,
+}
+
+/// A device of this gateway on a port that this gateway doesn't have. It is held wherever it is plugged in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Absent {
+    pub(crate) member: MemberId,
+    pub(crate) addresses: Vec<Ipv4Net>,
+}
+
+/// All stations.
+#[derive(Debug)]
+pub(crate) struct Stations {
+    absent: BTreeMap<MacAddr, Absent>,
+    list: Vec<Station>,
+    by_mac: Map<MacAddr, StationId>,
+    /// By [`PortId::index`]; the uplink's is there for its counters.
+    pub(crate) ports: Vec<PortState>,
+}
+
+impl Stations {
+    /// No stations on these device ports.
+    pub(crate) fn new(
+        ports: &[PortConfig],
+        limits: &Limits,
+        by_mac: Map<MacAddr, StationId>,
+    ) -> Self {
+        let uplink = PortState::default();
+        let ports = ports.iter().map(|port| PortState {
+            passes_unlisted: port.unlisted == Unlisted::Pass,
+            room: match port.unlisted {
+                Unlisted::Hold => limits.unknown_per_port,
+                Unlisted::Pass => limits.unlisted_per_port,
+            },
+            ..PortState::default()
+        });
+        Self {
+            absent: BTreeMap::new(),
+            list: Vec::new(),
+            by_mac,
+            ports: std::iter::once(uplink).chain(ports).collect(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn find(&self, mac: MacAddr) -> Option<StationId> {
+        self.by_mac.get(&mac).copied()
+    }
+
+    pub(crate) fn get(&self, id: StationId) -> Option<&Station> {
+        self.list.get(id.index())
+    }
+
+    pub(crate) fn get_mut(&mut self, id: StationId) -> Option<&mut Station> {
+        self.list.get_mut(id.index())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (StationId, &Station)> {
+        (0..).map(StationId).zip(&self.list)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Station> {
+        self.list.iter_mut()
+    }
+
+    /// Whose share of the bounded tables a station's traffic uses up: a device has one of its own, and all
+    /// unconfirmed stations of a port have one together, so that a flood of made-up addresses gains nothing.
+    pub(crate) fn share(&self, id: StationId) -> Share {
+        let unconfirmed = self.get(id).filter(|station| station.device.is_none());
+        Share(match unconfirmed {
+            Some(station) => u32::try_from(station.port.index()).unwrap_or(0),
+            None => u32::try_from(self.ports.len()).unwrap_or(0) + u32::from(id.0),
+        })
+    }
+
+    pub(crate) fn port(&self, port: PortId) -> Option<&PortState> {
+        self.ports.get(port.index())
+    }
+
+    /// Gives an unknown address a place.
+    pub(crate) fn learn(&mut self, port: PortId, mac: MacAddr, now: Instant) -> Learnt {
+        let Some(state) = self.ports.get_mut(port.index()) else { return Learnt::Full };
+        if state.unknown < state.room && self.list.len() < MAX_STATIONS {
+            state.unknown += 1;
+            return Learnt::New(self.push(port, mac));
+        }
+        // Looked for once a while only: a flood of addresses mustn't cost a search each.
+        if state.full_until.is_some_and(|until| now < until) {
+            return Learnt::Full;
+        }
+        let oldest = self
+            .list
+            .iter()
+            .enumerate()
+            .filter(|(_, station)| station.port == port && station.device.is_none())
+            .min_by_key(|(_, station)| station.heard);
+        let until = oldest.and_then(|(_, station)| station.heard).map(|at| at + STALE);
+        let stale = oldest
+            .filter(|_| until.is_none_or(|until| until < now))
+            .and_then(|(at, _)| u16::try_from(at).ok());
+        let Some(id) = stale.map(StationId) else {
+            state.full_until = Some(until.unwrap_or(now).max(now + FULL_FOR));
+            return Learnt::Full;
+        };
+        let old = self.list[id.index()].mac;
+        self.by_mac.remove(&old);
+        self.by_mac.insert(mac, id);
+        self.list[id.index()] = fresh(port, mac);
+        Learnt::Replaced(id)
+    }
+
+    /// Notes that an unknown station is on another port now, as happens on a wire.
+    pub(crate) fn relocate(&mut self, id: StationId, port: PortId) {
+        let Some(station) = self.list.get_mut(id.index()) else { return };
+        let before = std::mem::replace(&mut station.port, port);
+        if station.device.is_none() {
+            self.ports[before.index()].unknown -= 1;
+            self.ports[port.index()].unknown += 1;
+        }
+    }
+
+    /// Makes `devices` the confirmed ones: (port, Ethernet address, device). Their stances follow.
+    pub(crate) fn confirm(&mut self, devices: Vec<(PortId, MacAddr, Device)>) {
+        for station in &mut self.list {
+            station.device = None;
+        }
+        for state in &mut self.ports {
+            state.mode = None;
+        }
+        for (port, mac, device) in devices {
+            if port.index() >= self.ports.len() {
+                continue;
+            }
+            let id = match self.find(mac) {
+                Some(id) => id,
+                None if self.list.len() < MAX_STATIONS => self.push(port, mac),
+                None => continue,
+            };
+            if self.list[id.index()].device.is_some() {
+                // Two devices with one Ethernet address can't both be served: the first stands.
+                continue;
+            }
+            let mode = &mut self.ports[port.index()].mode;
+            *mode = Some(mode.map_or(device.mode, |other| other.max(device.mode)));
+            let station = &mut self.list[id.index()];
+            station.port = port;
+            station.held = false;
+            station.device = Some(device);
+        }
+        for state in &mut self.ports {
+            state.unknown = 0;
+            state.full_until = None;
+            state.closed = state.mode.is_some();
+        }
+        for station in &mut self.list {
+            let state = &mut self.ports[station.port.index()];
+            match &mut station.device {
+                Some(device) => {
+                    let shared = state.mode.unwrap_or(device.mode);
+                    let least = if device.quarantined { Mode::Enforce } else { Mode::Observe };
+                    device.stance = shared.max(least);
+                    state.closed &= device.stance >= Mode::Enforce;
+                }
+                None => state.unknown += 1,
+            }
+            for sight in &mut station.sights {
+                sight.changed = true;
+            }
+        }
+    }
+
+    /// Holds devices that have no place, after [`Self::confirm`]. One of the ports that the view doesn't name is
+    /// theirs under another name, so all of those are closed.
+    pub(crate) fn hold_absent(&mut self, absent: BTreeMap<MacAddr, Absent>) {
+        self.absent = absent;
+        let placed = self.list.iter().filter(|station| station.device.is_some());
+        for mac in placed.map(|station| station.mac) {
+            self.absent.remove(&mac);
+        }
+        if self.absent.is_empty() {
+            return;
+        }
+        for state in self.ports.iter_mut().skip(1).filter(|state| state.mode.is_none()) {
+            state.mode = Some(Mode::Enforce);
+            state.closed = true;
+        }
+    }
+
+    /// The device with this Ethernet address that has no place here.
+    pub(crate) fn absent(&self, mac: MacAddr) -> Option<&Absent> {
+        self.absent.get(&mac)
+    }
+
+    /// The fixed addresses of devices that have no place here.
+    pub(crate) fn absent_addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let nets = self.absent.values().flat_map(|absent| &absent.addresses);
+        nets.filter(|net| net.prefix_len() == 32).map(Ipv4Net::addr)
+    }
+
+    fn push(&mut self, port: PortId, mac: MacAddr) -> StationId {
+        #[expect(clippy::cast_possible_truncation, reason = "callers check MAX_STATIONS")]
+        let id = StationId(self.list.len() as u16);
+        self.list.push(fresh(port, mac));
+        self.by_mac.insert(mac, id);
+        id
+    }
+}
+
+fn fresh(port: PortId, mac: MacAddr) -> Station {
+    Station {
+        port,
+        mac,
+        device: None,
+        held: false,
+        sights: Vec::new(),
+        next_hops: NextHops::default(),
+        heard: None,
+        counts: [Count::default(); 2],
+        dhcp: None,
+        asked_for_router: None,
+        wants_router: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Seeds;
+
+    fn device(byte: u8, mode: Mode) -> Device {
+        Device {
+            member: MemberId::from_bytes([byte; 16]),
+            mode,
+            stance: mode,
+            quarantined: false,
+            vlan: None,
+            addresses: vec!["10.0.0.7/32".parse().unwrap()],
+            held: Vec::new(),
+            prefix_len: Some(24),
+            router: None,
+        }
+    }
+
+    fn stations(ports: u8, unknown_per_port: usize) -> Stations {
+        let port = |at| PortConfig {
+            name: format!("port{at}").parse().unwrap(),
+            mac: mac(0xf0 + at),
+            unlisted: Unlisted::Hold,
+        };
+        let ports: Vec<PortConfig> = (0..ports).map(port).collect();
+        let limits = Limits { unknown_per_port, ..Limits::default() };
+        Stations::new(&ports, &limits, Seeds::new(&[0; 32]).map())
+    }
+
+    fn mac(byte: u8) -> MacAddr {
+        MacAddr([2, 0, 0, 0, 0, byte])
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn devices_on_a_port_share_the_strictest_mode() {
+        let mut stations = stations(2, 4);
+        let (one, two) = (PortId::device(0), PortId::device(1));
+        stations.confirm(vec![
+            (one, mac(1), device(1, Mode::Protect)),
+            (one, mac(2), device(2, Mode::Enforce)),
+            (two, mac(3), device(3, Mode::Observe)),
+        ]);
+        let stance = |byte| stations.get(stations.find(mac(byte)).unwrap()).unwrap().stance();
+        assert_eq!(
+            [stance(1), stance(2), stance(3)],
+            [Mode::Enforce, Mode::Enforce, Mode::Observe]
+        );
+        assert!(stations.port(one).unwrap().holds() && !stations.port(two).unwrap().holds());
+    }
+
+    #[test]
+    fn a_station_keeps_its_number_over_views() {
+        let mut stations = stations(1, 4);
+        let port = PortId::device(0);
+        let Learnt::New(id) = stations.learn(port, mac(1), start()) else { panic!("no room") };
+        stations.confirm(vec![(port, mac(1), device(1, Mode::Protect))]);
+        assert_eq!(stations.find(mac(1)), Some(id));
+        assert_eq!(stations.port(port).unwrap().unknown, 0);
+        stations.confirm(Vec::new());
+        assert_eq!(stations.get(id).unwrap().device, None);
+        assert_eq!(stations.port(port).unwrap().unknown, 1);
+    }
+
+    #[test]
+    fn unknown_addresses_are_bounded_and_stale_ones_make_room() {
+        let mut stations = stations(1, 2);
+        let (port, now) = (PortId::device(0), start());
+        for byte in 1..=2 {
+            let Learnt::New(id) = stations.learn(port, mac(byte), now) else { panic!("no room") };
+            stations.get_mut(id).unwrap().see(None, 0, None, UnixMillis(1), now);
+        }
+        assert_eq!(stations.learn(port, mac(3), now), Learnt::Full);
+        let later = now + STALE + Duration::from_secs(1);
+        assert_eq!(stations.learn(port, mac(3), later), Learnt::Replaced(StationId(0)));
+        assert_eq!((stations.find(mac(1)), stations.len()), (None, 2));
+    }
+}
