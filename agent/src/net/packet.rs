@@ -43,7 +43,7 @@ pub struct PacketOptions {
     pub skip: Option<MacAddr>,
     /// Asks for super-frames. Where the kernel refuses, frames pass one by one.
     pub super_frames: bool,
-    /// Hears nothing before [`PacketSocket::hear`].
+    /// Opens without hearing anything: the data plane begins to listen once its beat holds the kernel back.
     pub deaf: bool,
 }
 
