@@ -219,6 +219,9 @@ impl Engine {
         let uplink = (!from.is_uplink()).then_some(PortId::UPLINK);
         let ports: Vec<PortId> =
             uplink.into_iter().chain(self.device_ports().filter(takes)).collect();
+        if ports.is_empty() {
+            return;
+        }
         let bits = ports.iter().fold(0, |bits, port| bits | Echoes::bit(*port));
         self.echoes.sent((frame.vlan, frame.bytes), bits, group, now);
         for port in ports {

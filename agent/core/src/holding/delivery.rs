@@ -6,6 +6,7 @@ use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{BootId, GatewayId, MemberId};
 
+use super::own::Own;
 use super::{At, Holdings, LOOK};
 use crate::peer::message::{ClaimAnswer, ClaimOutcome};
 
@@ -42,16 +43,23 @@ pub(crate) struct Due {
     pub(crate) claim: Signed<AddressClaim>,
 }
 
+impl Own {
+    /// Finds out who is to be told: gateways with a member that shares a rule with the device.
+    pub(super) fn address(&mut self, at: &At<'_>, member: MemberId) {
+        let Some(index) = at.own(member) else { return };
+        let audience = at.policy.audience(index);
+        self.told.retain(|gateway, _| audience.contains(gateway));
+        for gateway in audience {
+            self.told.entry(gateway).or_insert(Told::untold(at.now));
+        }
+    }
+}
+
 impl Holdings {
-    /// Finds out who is to be told of which device: gateways with a member that shares a rule with it.
+    /// Finds out anew who is to be told of which device: a view says who shares a rule with it.
     pub(super) fn address_peers(&mut self, at: &At<'_>) {
         for (member, own) in &mut self.own {
-            let Some(index) = at.own(*member) else { continue };
-            let audience = at.policy.audience(index);
-            own.told.retain(|gateway, _| audience.contains(gateway));
-            for gateway in audience {
-                own.told.entry(gateway).or_insert(Told::untold(at.now));
-            }
+            own.address(at, *member);
         }
     }
 
@@ -81,7 +89,6 @@ impl Holdings {
 
     /// What is to be told now to peers that are up.
     pub(crate) fn take_due(&mut self, at: &At<'_>, up: impl Fn(GatewayId) -> bool) -> Vec<Due> {
-        self.address_peers(at);
         let (mut due, mut next) = (Vec::new(), None);
         for own in self.own.values_mut() {
             let Some(claim) = &own.claim else { continue };

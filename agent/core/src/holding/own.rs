@@ -261,6 +261,7 @@ impl Holdings {
         own.number = self.number;
         own.claim = Some(Signed::sign(&claim, &self.key));
         own.reported = false;
+        own.address(at, member);
         for told in own.told.values_mut() {
             told.again(at.now);
         }
