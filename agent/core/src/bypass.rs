@@ -126,7 +126,7 @@ impl Bypasses {
         files.map(told).collect()
     }
 
-    /// When the next of those in force ends, or one that ends too late for now opens.
+    /// When the next of those in force ends, or one that ends too late yet comes to open.
     pub(crate) fn next_change(
         &self,
         orders: &[Bypass],

@@ -11,6 +11,8 @@ mod gateway;
 mod model;
 mod session;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::collections::BTreeMap;
