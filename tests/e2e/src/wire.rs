@@ -184,12 +184,19 @@ impl Wire {
             bail!("{} frames out, {} in", out.len(), back.len())
         })
         .with_context(|| self.agent.tail())?;
-        // What of the probes is late mustn't be taken for something else.
-        std::thread::sleep(Duration::from_millis(100));
-        for end in [&mut self.port, &mut self.uplink] {
-            end.listen(Duration::ZERO)?;
-            end.take();
-        }
+        // What of the probes is late mustn't be taken for something else: nothing overtakes the last ones.
+        self.port.send(&probe(3))?;
+        self.uplink.send(&probe(4))?;
+        wait::until_ok(Duration::from_secs(20), "the last probes to pass", || {
+            self.uplink.listen(Duration::from_millis(50))?;
+            self.port.listen(Duration::from_millis(50))?;
+            let passed =
+                (self.uplink.heard().contains(&probe(3)), self.port.heard().contains(&probe(4)));
+            if passed == (true, true) { Ok(()) } else { bail!("out, in: {passed:?}") }
+        })
+        .with_context(|| self.agent.tail())?;
+        self.port.take();
+        self.uplink.take();
         Ok(())
     }
 
