@@ -114,8 +114,13 @@ fn neither_payloads_nor_others_private_keys_are_stored_anywhere() {
         Ok(())
     })
     .unwrap();
+    let heard = "20 messages of the monitor to be acknowledged";
+    wait::until(Duration::from_secs(20), heard, || {
+        (monitor.count().acknowledged >= 20).then_some(())
+    })
+    .unwrap();
     let count = monitor.finish(&engine, Duration::from_secs(10));
-    assert!(count.acknowledged > 20, "{count:?}");
+    assert!(count.acknowledged >= 20 && count.lost == 0, "{count:?}");
     // Orderly ends, so that everything that is written at the end is written.
     for gateway in hospital.gateways.values_mut() {
         gateway.stop().unwrap();
