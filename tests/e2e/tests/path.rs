@@ -87,7 +87,7 @@ fn from_an_invite_to_enforce_no_message_is_lost() {
     // What one connection was used for from the beginning went through all of it.
     let count = monitor.finish(&engine, Duration::from_secs(10));
     assert_eq!((count.lost, count.reconnects), (0, 0), "{count:?}");
-    assert!(count.sent > 30, "{count:?}");
+    assert!(count.sent >= 25, "five times five were waited for: {count:?}");
 }
 
 #[test]
