@@ -3,7 +3,6 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anteroom_proto::id::GatewayId;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::DropReason;
@@ -11,16 +10,13 @@ use anteroom_proto::verdict::DropReason;
 use super::Engine;
 use crate::batch::{RxFrame, VlanTag};
 use crate::echo::Echoes;
-use crate::fragment::Fragments;
-use crate::gso::Packets;
 use crate::nexthop;
-use crate::peer::{PeerSlot, Sent};
 use crate::port::PortId;
 use crate::sink::Sink;
 use crate::station::StationId;
 use crate::vnet::VnetHeader;
+use crate::wire;
 use crate::wire::{FiveTuple, ethernet};
-use crate::{mss, wire};
 
 /// How long the gateway waits before it asks for a device's router again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -46,21 +42,6 @@ impl<'a> Whole<'a> {
     fn destination(&self) -> Option<MacAddr> {
         self.bytes.first_chunk::<6>().map(|bytes| MacAddr(*bytes))
     }
-}
-
-/// What is sealed: an IPv4 packet in a frame, and for whom.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ToSeal {
-    pub(super) peer: GatewayId,
-    /// Who is charged for drops.
-    pub(super) station: StationId,
-    /// Where the packet begins in the frame.
-    pub(super) at: usize,
-    /// Its length, without padding behind it.
-    pub(super) len: usize,
-    pub(super) tuple: FiveTuple,
-    /// Whether it opens or accepts a TCP connection.
-    pub(super) synchronises: bool,
 }
 
 impl Engine {
@@ -307,95 +288,6 @@ impl Engine {
         self.count_in(id, 1, packet.len() as u64);
         self.stations.ports[port.index()].frames_out += 1;
         out.frame(port, vnet, None, &[&header, packet]);
-    }
-
-    /// Seals the packet in a frame for a peer: cut, with whole checksums, and small enough for the tunnel.
-    pub(super) fn seal(
-        &mut self,
-        frame: &mut RxFrame<'_>,
-        what: &ToSeal,
-        now: Instant,
-        out: &mut impl Sink,
-    ) {
-        let mtu = usize::from(self.config.limits.tunnel_mtu);
-        let Some(slot) = self.peers.slot(what.peer) else {
-            self.recorder.drop(Some(what.station), DropReason::TunnelDown, Some(what.tuple), now);
-            return;
-        };
-        let end = what.at + what.len;
-        let partial = frame.vnet.flags & VnetHeader::FLAG_NEEDS_CSUM != 0;
-        if what.synchronises
-            && let Some(packet) = frame.bytes.get_mut(what.at..end)
-        {
-            mss::clamp(packet, self.config.limits.tunnel_mtu, partial);
-        }
-        let Some(bytes) = frame.bytes.get(..end) else { return };
-        if !partial && !frame.vnet.is_super_frame() {
-            let packet = bytes.get(what.at..).unwrap_or_default();
-            self.seal_packet(slot, what, packet, mtu, now, out);
-            return;
-        }
-        let packet = wire::parse_ipv4(bytes.get(what.at..).unwrap_or_default());
-        let cut = packet.and_then(|packet| Packets::new(&packet, what.at, &frame.vnet, mtu));
-        let mut packets = match cut {
-            Ok(packets) => packets,
-            Err(reason) => {
-                self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
-                return;
-            }
-        };
-        let mut room = std::mem::take(&mut self.cut);
-        if room.len() < packets.longest() {
-            room.resize(packets.longest(), 0);
-        }
-        while let Some(len) = packets.next_into(&mut room) {
-            self.seal_packet(slot, what, room.get(..len).unwrap_or_default(), mtu, now, out);
-        }
-        self.cut = room;
-    }
-
-    fn seal_packet(
-        &mut self,
-        slot: PeerSlot,
-        what: &ToSeal,
-        packet: &[u8],
-        mtu: usize,
-        now: Instant,
-        out: &mut impl Sink,
-    ) {
-        if packet.len() <= mtu {
-            self.send(slot, what, packet, now, out);
-            return;
-        }
-        self.fragment_id = self.fragment_id.wrapping_add(1);
-        let mut parts = match Fragments::new(packet, mtu, self.fragment_id) {
-            Ok(parts) => parts,
-            Err(reason) => {
-                self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
-                return;
-            }
-        };
-        let mut room = std::mem::take(&mut self.part);
-        if room.len() < parts.longest() {
-            room.resize(parts.longest(), 0);
-        }
-        while let Some(len) = parts.next_into(&mut room) {
-            self.send(slot, what, room.get(..len).unwrap_or_default(), now, out);
-        }
-        self.part = room;
-    }
-
-    fn send(
-        &mut self,
-        slot: PeerSlot,
-        what: &ToSeal,
-        packet: &[u8],
-        now: Instant,
-        out: &mut impl Sink,
-    ) {
-        if let Sent::Dropped(reason) = self.peers.send(slot, packet, now, out) {
-            self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
-        }
     }
 
     /// Answers an ARP request on a port, in the name of whoever has `owner`.

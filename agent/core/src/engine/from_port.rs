@@ -7,10 +7,11 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
-use super::deliver::{ToSeal, Whole};
+use super::deliver::Whole;
 use super::passage::{Decision, Passage, Via};
 use super::pieces::Pieces;
 use super::record::{EdgeKey, Traffic};
+use super::seal::ToSeal;
 use super::{Engine, Header, Kind};
 use crate::batch::RxFrame;
 use crate::flow::Count;

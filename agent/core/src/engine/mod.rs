@@ -16,6 +16,7 @@ mod passage;
 mod peering;
 mod pieces;
 mod record;
+mod seal;
 mod shared;
 mod status;
 #[cfg(test)]

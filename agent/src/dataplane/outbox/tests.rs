@@ -5,8 +5,10 @@ use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::topology::{self, Host};
 use nix::poll::{PollFd, PollFlags, poll};
 
+use anteroom_agent_core::checksum;
+
 use super::*;
-use crate::net::packet::{FrameRing, PacketOptions, Unfit};
+use crate::net::packet::{FrameRing, MAX_FRAME, PacketOptions, Unfit};
 
 /// Two hosts on a cable: a socket to send from, and one that hears what arrives.
 struct Cable {
@@ -194,7 +196,7 @@ fn datagrams_of_any_size_go_out_or_are_counted() {
         outbox.datagram(to, 0, 60_000, |room| room.len());
     }
     outbox.flush();
-    outbox.datagram(to, 0, DATAGRAMS + 1, |_| panic!("no such room was promised"));
+    outbox.datagram(to, 0, datagrams::ROOM + 1, |_| panic!("no such room was promised"));
     outbox.datagram(to, 0, 100, |_| usize::MAX);
     outbox.datagram(to, 0, 65_508, |room| room.len());
     outbox.flush();

@@ -5,6 +5,7 @@ use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::topology::Host;
 
 use super::*;
+use crate::net::sys::{Control, Sent};
 
 fn bind(listen: &str) -> UdpSocket {
     UdpSocket::bind(listen.parse().unwrap()).unwrap()

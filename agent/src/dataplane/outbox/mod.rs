@@ -1,0 +1,82 @@
+//! The shell's sink: takes what the engine sends, and hands it to the kernel in batches that never wait.
+
+mod datagrams;
+mod frames;
+
+use std::net::SocketAddr;
+
+use anteroom_agent_core::batch::VlanTag;
+use anteroom_agent_core::port::PortId;
+use anteroom_agent_core::sink::Sink;
+use anteroom_agent_core::vnet::VnetHeader;
+
+use self::datagrams::Datagrams;
+use self::frames::Frames;
+use crate::dataplane::status::{InterfaceCounters, UnderlayCounters};
+use crate::net::packet::PacketSocket;
+use crate::net::udp::UdpSocket;
+
+/// Frames or datagrams between two flushes.
+const RECORDS: usize = 256;
+
+/// Send queues of all sockets, and the sockets themselves.
+pub(super) struct Outbox {
+    pub(super) ports: Vec<PortQueue>,
+    pub(super) underlay: UdpSocket,
+    pub(super) underlay_counters: UnderlayCounters,
+    frames: Frames,
+    datagrams: Datagrams,
+}
+
+/// The uplink or a device port.
+#[derive(Debug, Default)]
+pub(super) struct PortQueue {
+    /// None while the interface is gone.
+    pub(super) socket: Option<PacketSocket>,
+    pub(super) counters: InterfaceCounters,
+    /// A send found the interface down or gone.
+    pub(super) lost: bool,
+    pending: u32,
+}
+
+impl Outbox {
+    pub(super) fn new(sockets: Vec<Option<PacketSocket>>, underlay: UdpSocket) -> Self {
+        let ports = sockets
+            .into_iter()
+            .map(|socket| PortQueue { socket, ..PortQueue::default() })
+            .collect();
+        Self {
+            ports,
+            underlay,
+            underlay_counters: UnderlayCounters::default(),
+            frames: Frames::default(),
+            datagrams: Datagrams::default(),
+        }
+    }
+
+    /// Hands everything to the kernel.
+    pub(super) fn flush(&mut self) {
+        self.frames.flush(&mut self.ports);
+        self.datagrams.flush(&self.underlay, &mut self.underlay_counters);
+    }
+}
+
+impl Sink for Outbox {
+    fn frame(&mut self, port: PortId, vnet: VnetHeader, vlan: Option<VlanTag>, parts: &[&[u8]]) {
+        self.frames.put(&mut self.ports, port, vnet, vlan, parts);
+    }
+
+    fn datagram(
+        &mut self,
+        to: SocketAddr,
+        dscp_ecn: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let way = (&self.underlay, &mut self.underlay_counters);
+        self.datagrams.put(way, to, dscp_ecn, capacity, write);
+    }
+}
+
+#[cfg(test)]
+mod tests;

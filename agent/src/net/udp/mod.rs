@@ -1,0 +1,82 @@
+//! The underlay's UDP socket: datagrams of the tunnels, in batches, never fragmented.
+
+mod receive;
+mod send;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+pub use self::receive::{DatagramRing, MAX_DATAGRAM};
+use crate::net::sys::{self, Buffer};
+
+/// Datagrams fetched or sent with one system call at most.
+pub const BATCH: usize = 64;
+
+const SOCKET_BUFFER: libc::c_int = 7 << 20;
+
+/// Where the tunnels' datagrams come and go.
+#[derive(Debug)]
+pub struct UdpSocket {
+    socket: Socket,
+    ipv6: bool,
+    receive_buffer: usize,
+}
+
+impl UdpSocket {
+    /// Binds the address. It may be one that the machine doesn't have yet, or loses for a while: the socket works
+    /// whenever the address is there.
+    ///
+    /// # Errors
+    /// Where the port is taken or the system refuses.
+    pub fn bind(listen: SocketAddr) -> io::Result<Self> {
+        let ipv6 = listen.is_ipv6();
+        let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_nonblocking(true)?;
+        if ipv6 {
+            socket.set_only_v6(false)?;
+            socket.set_freebind_v6(true)?;
+            // PROBE sets "don't fragment" and believes no ICMP message about path sizes: those are unauthenticated,
+            // and the tunnel finds its own size.
+            let probe = libc::IPV6_PMTUDISC_PROBE;
+            sys::set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe)?;
+        } else {
+            socket.set_freebind_v4(true)?;
+        }
+        // On a dual-stack socket this covers IPv4 peers; one bound to IPv6 alone may refuse it.
+        let probe = libc::IP_PMTUDISC_PROBE;
+        let set = sys::set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe);
+        if !ipv6 {
+            set?;
+        }
+        let receive_buffer = sys::grow_buffer(&socket, Buffer::Receive, SOCKET_BUFFER);
+        sys::grow_buffer(&socket, Buffer::Send, SOCKET_BUFFER);
+        socket.bind(&listen.into())?;
+        Ok(Self { socket, ipv6, receive_buffer })
+    }
+
+    /// Size of the receive buffer in bytes.
+    #[must_use]
+    pub fn receive_buffer(&self) -> usize {
+        self.receive_buffer
+    }
+
+    /// The address in force.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()?.as_socket().ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests;
