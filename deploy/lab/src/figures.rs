@@ -274,27 +274,17 @@ fn round_trip(report: &mut Report, hospital: &Hospital) {
     report.figure("round_trip", figure);
 }
 
-/// Resident memory of a process, in kB.
-fn resident(process: &Process) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()))?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .context("no VmRSS")
-}
-
 fn memory(report: &mut Report, hospital: &mut Hospital) {
     let mut figures = Vec::new();
     report.check("memory", "agent and controller, idle and under one iperf3 stream", || {
-        let controller = resident(hospital.controller.process()?)?;
-        let agent = resident(hospital.gateway("imaging").process()?)?;
+        let controller = hospital.controller.process()?.resident()?;
+        let agent = hospital.gateway("imaging").process()?.resident()?;
         figures.push(("controller_idle_rss_kb", json!(controller)));
         figures.push(("agent_idle_rss_kb", json!(agent)));
         let mut seen = format!("idle: agent {agent} kB, controller {controller} kB");
         if let Some(iperf3) = programs::find("iperf3") {
             let (rate, loaded) = stream(hospital, &iperf3)?;
-            let busy = resident(hospital.controller.process()?)?;
+            let busy = hospital.controller.process()?.resident()?;
             figures.push(("controller_loaded_rss_kb", json!(busy)));
             figures.push(("agent_loaded_rss_kb", json!(loaded)));
             figures.push(("iperf3_through_tunnel_mbit_per_s", json!(rate)));
@@ -324,7 +314,7 @@ fn stream(hospital: &mut Hospital, iperf3: &Path) -> Result<(u64, u64)> {
     let agent = hospital.gateway("imaging").process()?;
     let mut highest = 0;
     let status = wait::until(Duration::from_secs(20), "iperf3 to end", || {
-        highest = highest.max(resident(agent).unwrap_or(0));
+        highest = highest.max(agent.resident().unwrap_or(0));
         sending.ended()
     })?;
     if !status.success() {

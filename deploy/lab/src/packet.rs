@@ -11,6 +11,9 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Frames that are sent with one system call at most.
+const MANY: usize = 64;
+
 /// A socket that reads and writes whole frames.
 #[derive(Debug)]
 pub struct PacketSocket {
@@ -81,6 +84,40 @@ impl PacketSocket {
             libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), libc::MSG_NOSIGNAL)
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Sends whole frames, many with one system call, and says how many the kernel took; what it didn't take is lost.
+    ///
+    /// # Errors
+    /// If the kernel refuses for another reason than a full queue.
+    pub fn send_many(&self, frames: &[Vec<u8>]) -> io::Result<usize> {
+        let mut taken = 0;
+        for part in frames.chunks(MANY) {
+            let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MANY];
+            // SAFETY: all zeros is a valid header of a message.
+            let mut messages: [libc::mmsghdr; MANY] = unsafe { std::mem::zeroed() };
+            for ((vector, message), frame) in vectors.iter_mut().zip(&mut messages).zip(part) {
+                vector.iov_base = frame.as_ptr().cast_mut().cast();
+                vector.iov_len = frame.len();
+                message.msg_hdr.msg_iov = vector;
+                message.msg_hdr.msg_iovlen = 1;
+            }
+            // SAFETY: each vector covers a frame that is borrowed beyond this call; the kernel only reads.
+            let sent = unsafe {
+                libc::sendmmsg(
+                    self.fd.as_raw_fd(),
+                    messages.as_mut_ptr(),
+                    part.len() as libc::c_uint,
+                    0,
+                )
+            };
+            match check(sent) {
+                Ok(sent) => taken += usize::try_from(sent).unwrap_or(0),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(taken)
     }
 
     /// Reads a frame into `buffer`, if one comes within `limit`.

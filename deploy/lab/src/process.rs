@@ -49,6 +49,20 @@ impl Process {
         self.child.id()
     }
 
+    /// Memory that it holds now, in kB.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn resident(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+            .with_context(|| format!("no VmRSS of {}", self.name))
+    }
+
     /// What it has printed so far.
     #[must_use]
     pub fn output(&self) -> String {

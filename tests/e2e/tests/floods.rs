@@ -1,0 +1,275 @@
+//! One device that uses up all that it can, in a real gateway, beside a neighbour whose traffic goes on (statement 5).
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anteroom_e2e::attack::{self, Mac};
+use anteroom_e2e::{Fixture, Stage, fixture};
+use anteroom_lab::hospital::{Hospital, address};
+use anteroom_lab::packet::PacketSocket;
+use anteroom_lab::ping::{Pinging, Series};
+use anteroom_lab::story::{POLICY, open_tcp};
+use anteroom_lab::wait;
+use serde_json::Value;
+
+const BEAT: Duration = Duration::from_millis(5);
+
+/// Frames that are handed to the kernel at once.
+const BURST: u32 = 256;
+
+/// What a flood may cost a gateway's agent in memory, in kB, however long it is: its tables are bounded.
+const MEMORY: u64 = 16 * 1024;
+
+/// What it may cost the controller, which hears of it in reports.
+const CONTROLLER_MEMORY: u64 = 32 * 1024;
+
+/// Opens to the MRI what a million flows need: any port of many addresses, in the clear, and nobody answers.
+const WIDE: &str = r#"
+[external.far-away]
+prefixes = ["198.51.100.0/24"]
+[segment.mri]
+match = { label.class = "mri" }
+[segment.far]
+externals = ["far-away"]
+[service.any-tcp]
+ports = ["tcp/1-65535"]
+[rule.mri-to-far]
+from = "mri"
+to = "far"
+services = ["any-tcp"]
+clear = true
+"#;
+
+struct Stand {
+    fixture: Fixture,
+    mri: (Mac, Ipv4Addr),
+    router: Mac,
+    pacs: Ipv4Addr,
+    mouth: PacketSocket,
+}
+
+/// What was seen while a flood went on.
+struct Seen {
+    pings: Series,
+    connections: u32,
+    agent: u64,
+    controller: u64,
+    took: Duration,
+    before: Value,
+    after: Value,
+}
+
+impl Stand {
+    fn new(test: &str) -> Option<Self> {
+        let fixture = fixture(test, Stage::Enforced)?;
+        let hospital = &fixture.hospital;
+        // So that the MRI may go back to observe.
+        let narrow = "services = [\"dicom\", \"ping\"]";
+        let policy = POLICY.replace(narrow, &format!("{narrow}\nclear = true")) + WIDE;
+        let file = hospital.operator.write_policy("wide.toml", &policy).unwrap();
+        hospital.operator.apply(&file, "for the flood").unwrap();
+        hospital.router.ip("route add blackhole 198.51.100.0/24").unwrap();
+        // A switch with a million addresses in its own table would be what is measured.
+        hospital.campus.ip("link set u-imaging type bridge_slave learning off").unwrap();
+        let machine = hospital.machine("mri-1");
+        let mri = (machine.host.mac("eth0").unwrap(), machine.address());
+        let router = hospital.router.mac("imaging").unwrap();
+        let pacs = hospital.machine("pacs-1").address();
+        let mouth = machine.host.enter(|| PacketSocket::open_on("eth0", 0)).unwrap().unwrap();
+        // Takes the neighbour's connections, for as long as the test lasts.
+        let listener = hospital
+            .machine("pacs-1")
+            .host
+            .enter(|| std::net::TcpListener::bind((pacs, 104)))
+            .unwrap()
+            .unwrap();
+        std::thread::spawn(move || listener.incoming().take_while(Result::is_ok).count());
+        let stand = Self { fixture, mri, router, pacs, mouth };
+        // The gateway has learnt the way to the router before the flood, as in any working day.
+        open_tcp(
+            &stand.hospital().machine("mri-1").host,
+            (Ipv4Addr::new(198, 51, 100, 1), 80),
+            Duration::from_millis(300),
+        )
+        .unwrap_err();
+        Some(stand)
+    }
+
+    fn hospital(&self) -> &Hospital {
+        &self.fixture.hospital
+    }
+
+    /// A SYN that belongs to no flow before it: most go to addresses far away, one in eight through the tunnel that
+    /// the neighbour uses, one in eight where no rule leads.
+    fn half_open(&self, number: u32) -> Vec<u8> {
+        let [_, a, b, c] = number.to_be_bytes();
+        let (near, far) = (1_024 + u16::from_be_bytes([a, b]) % 60_000, u16::from(c) * 250 + 7);
+        let to = match number % 8 {
+            0 => (self.pacs, 104),
+            1 => (address("building", 21), far),
+            _ => (Ipv4Addr::new(198, 51, 100, c), 1 + far),
+        };
+        // Each of these has a source port of its own.
+        let [_, _, high, low] = (number / 8).to_be_bytes();
+        let near = if number.is_multiple_of(8) { u16::from_be_bytes([high, low]) } else { near };
+        let packet = attack::tcp(((self.mri.1, near), to), 0x02);
+        attack::frame(self.router, self.mri.0, 0x0800, &packet)
+    }
+
+    /// A frame from an Ethernet address that nobody has heard of: a SYN, a datagram, an ARP request or a fragment.
+    fn stranger(&self, number: u32) -> Vec<u8> {
+        let [a, b, c, d] = number.to_be_bytes();
+        let (own, from) = ([0x02, 9, a, b, c, d], Ipv4Addr::new(10, 30 + b, c, d));
+        let far = Ipv4Addr::new(198, 51, 100, d);
+        let (kind, packet) = match number % 4 {
+            0 => (0x0800, attack::tcp(((from, 4_000), (far, 104)), 0x02)),
+            1 => (0x0800, attack::udp(((from, 4_000), (far, 104)), b"")),
+            2 => (0x0806, attack::arp(1, (own, from), ([0; 6], address("imaging", c)))),
+            _ => (0x0800, attack::ip(from, self.pacs, 17, 0x2000, &[7; 64])),
+        };
+        attack::frame(self.router, own, kind, &packet)
+    }
+
+    fn status(&self) -> Value {
+        self.hospital().gateways["imaging"].status().unwrap()
+    }
+
+    /// Sends frames, each with a number of its own, as fast as the cable takes them, until the gateway has taken
+    /// `count` from the port, while the CT pings the PACS and opens one connection after another.
+    fn flood(&mut self, count: u32, make: impl Fn(&Self, u32) -> Vec<u8>) -> Seen {
+        let before = self.status();
+        let floor = received(&before);
+        let (ct, pacs) = (self.hospital().machine("ct-1").host.clone(), self.pacs);
+        let (stop, opened) = (Arc::new(AtomicBool::new(false)), ct.clone());
+        let ended = stop.clone();
+        let connecting = std::thread::spawn(move || {
+            let mut connections = 0;
+            while !ended.load(Relaxed) {
+                open_tcp(&opened, (pacs, 104), Duration::from_secs(10)).unwrap();
+                connections += 1;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            connections
+        });
+        let pings = Pinging::start(&ct, self.pacs, 100_000_000, BEAT).unwrap();
+        let start = Instant::now();
+        let memory = |stand: &mut Self| {
+            let hospital = &mut stand.fixture.hospital;
+            let agent = hospital.gateway("imaging").process().unwrap().resident().unwrap();
+            (agent, hospital.controller.process().unwrap().resident().unwrap())
+        };
+        let (agent, controller) = memory(self);
+        let (mut most, mut number) = ((0, 0), 0);
+        loop {
+            for _ in 0..16 {
+                let burst: Vec<Vec<u8>> =
+                    (number..number + BURST).map(|number| make(self, number)).collect();
+                self.mouth.send_many(&burst).unwrap();
+                number += BURST;
+            }
+            let now = memory(self);
+            most = (now.0.max(most.0), now.1.max(most.1));
+            if number >= count && received(&self.status()) - floor >= u64::from(count) {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(600), "{number} sent: {}", self.status());
+        }
+        let took = start.elapsed();
+        // The gateway reports it, and takes up nothing more when that is done.
+        wait::until(Duration::from_secs(20), "answers under the flood", || {
+            (pings.received() > 200).then_some(())
+        })
+        .unwrap();
+        let now = memory(self);
+        let seen = Seen {
+            pings: pings.stop().unwrap(),
+            agent: now.0.max(most.0).saturating_sub(agent),
+            controller: now.1.max(most.1).saturating_sub(controller),
+            took,
+            before,
+            after: self.status(),
+            connections: {
+                stop.store(true, Relaxed);
+                connecting.join().unwrap()
+            },
+        };
+        println!(
+            "{count} of {number} frames taken in {:.1} s; {} of {} pings lost, longest gap {}; {} connections; agent \
+             +{} kB, controller +{} kB",
+            took.as_secs_f64(),
+            seen.pings.lost(),
+            seen.pings.sent,
+            seen.pings.longest_gap,
+            seen.connections,
+            seen.agent,
+            seen.controller
+        );
+        seen
+    }
+
+    /// The neighbour lost nothing, and memory stayed within bounds.
+    fn holds(&self, what: &str, seen: &Seen) {
+        let state = || format!("{what}: before {:#}\nafter {:#}", seen.before, seen.after);
+        assert_eq!(seen.pings.lost(), 0, "{:?} {}", (seen.pings.sent, seen.took), state());
+        assert!(seen.connections > 3, "{} connections; {}", seen.connections, state());
+        assert!(seen.agent < MEMORY, "the agent grew by {} kB; {}", seen.agent, state());
+        assert!(
+            seen.controller < CONTROLLER_MEMORY,
+            "the controller grew by {} kB",
+            seen.controller
+        );
+        let tables = &seen.after["data_plane"]["engine"]["tables"];
+        assert!(tables["flows"].as_u64().unwrap() < 20_000, "{}", state());
+    }
+}
+
+/// Frames that the agent took from the MRI's port.
+fn received(status: &Value) -> u64 {
+    let interfaces = status["data_plane"]["interfaces"].as_array().unwrap();
+    let port = interfaces.iter().find(|interface| interface["name"] == "port2");
+    port.and_then(|port| port["counters"]["received"].as_u64())
+        .unwrap_or_else(|| panic!("{status}"))
+}
+
+/// Frames that the agent sent out of its uplink.
+fn sent(status: &Value) -> u64 {
+    status["data_plane"]["interfaces"][0]["counters"]["sent"].as_u64().unwrap()
+}
+
+fn floods(test: &str, count: u32) {
+    let Some(mut stand) = Stand::new(test) else { return };
+    let seen = stand.flood(count, Stand::half_open);
+    stand.holds("half-open flows", &seen);
+    let of_mri = seen.after["data_plane"]["engine"]["devices"].as_array().unwrap().iter();
+    let of_mri = of_mri.filter(|device| device["port"] == "port2").map(|device| &device["flows"]);
+    assert!(of_mri.clone().all(|flows| flows.as_u64() > Some(10_000)), "{:?}", seen.after);
+
+    let seen = stand.flood(count, Stand::stranger);
+    stand.holds("Ethernet addresses beside a device in enforce", &seen);
+    // Observed, the device's port lets strangers pass: all of them reach the campus, and the neighbour.
+    stand.hospital().operator.mode(&["mri-1"], "observe", "for the flood").unwrap();
+    let seen = stand.flood(count, Stand::stranger);
+    let passed = sent(&seen.after) - sent(&seen.before);
+    assert!(passed > u64::from(count) / 2, "{passed} passed: {}", seen.after);
+    stand.holds("Ethernet addresses beside a device in observe", &seen);
+    // What operators see of it is bounded too.
+    let new = stand.hospital().operator.json(&["device", "list", "--new"]).unwrap();
+    let rows = new.as_array().unwrap().len();
+    assert!(rows < 1_000, "{rows} strangers are listed");
+    println!("{rows} strangers are listed");
+}
+
+#[test]
+fn floods_of_flows_and_of_ethernet_addresses_cost_a_neighbour_nothing() {
+    let test = "floods_of_flows_and_of_ethernet_addresses_cost_a_neighbour_nothing";
+    floods(test, 40_000);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn a_million_flows_and_a_million_ethernet_addresses_cost_a_neighbour_nothing() {
+    let test = "a_million_flows_and_a_million_ethernet_addresses_cost_a_neighbour_nothing";
+    floods(test, 1_000_000);
+}
