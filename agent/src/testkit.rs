@@ -182,6 +182,7 @@ pub(crate) fn intent(gateway: GatewayId, mode: Mode) -> Intent {
         externals: Vec::new(),
         rules: Vec::new(),
         infrastructure: Infrastructure::default(),
+        clients: Vec::new(),
         bypasses: Vec::new(),
     }
 }

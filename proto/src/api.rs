@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::alarm::Alarm;
 use crate::authority::Authority;
+use crate::binding::TunnelKeyBinding;
 use crate::bypass::BypassOrder;
 use crate::cbor::Blob;
 use crate::cose::{Document, Signed};
@@ -253,6 +254,12 @@ pub struct GatewayStatus {
     pub agent_version: Option<String>,
     /// Its ports.
     pub ports: Vec<PortInfo>,
+    /// Where its WireGuard socket may be reached, best first.
+    #[serde(default)]
+    pub endpoints: Vec<SocketAddr>,
+    /// Its tunnel keys, each signed by its identity key.
+    #[serde(default)]
+    pub tunnel_keys: Vec<Signed<TunnelKeyBinding>>,
     /// Its tunnels.
     pub tunnels: Vec<TunnelState>,
     /// Where it was seen to come from.

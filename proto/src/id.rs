@@ -110,6 +110,13 @@ id!(
     /// A member: a device or a client. History and policy belong to this id, wherever the device is attached.
     MemberId, 16, "dev", "a device"
 );
+impl From<MemberId> for GatewayId {
+    /// What stands where the gateway in front of a member is asked for and the member is a client: it is its own.
+    fn from(member: MemberId) -> Self {
+        Self(member.0)
+    }
+}
+
 id!(
     /// One invitation of one gateway.
     InviteId, 16, "inv", "an invite"

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cose::Document;
 use crate::id::{ExternalId, GatewayId, MemberId, OrganisationId, RuleId, SegmentId, SiteId};
-use crate::key::{Hash, PublicKey};
+use crate::key::{Hash, PublicKey, TunnelPublicKey};
 use crate::mac::MacAddr;
 use crate::mode::Mode;
 use crate::name::Name;
@@ -71,6 +71,8 @@ pub struct Intent {
     pub members: Vec<Member>,
     /// The gateways in front of those members.
     pub peers: Vec<PeerGateway>,
+    /// Clients with which its devices share a rule.
+    pub clients: Vec<Client>,
     /// The segments that its rules name, cut down to members in this intent.
     pub segments: Vec<Segment>,
     /// The externals that its rules name.
@@ -161,6 +163,22 @@ pub struct Member {
     pub mode_since: u64,
     /// Whether only rules marked essential remain for it.
     pub quarantined: bool,
+}
+
+/// A member that speaks WireGuard itself: no gateway stands in front of it, so operators vouch for its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// Its lasting id.
+    pub id: MemberId,
+    /// Its WireGuard key.
+    pub key: TunnelPublicKey,
+    /// Its overlay address.
+    pub overlay: Ipv6Addr,
+    /// The site that its address belongs to.
+    pub site: SiteId,
+    /// The address that devices know it by: all that it may send from.
+    pub address: Ipv4Addr,
 }
 
 /// A gateway that this one has tunnels to.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD, HEXLOWER};
+use data_encoding::{BASE32_NOPAD, BASE64, BASE64URL_NOPAD, HEXLOWER};
 use ed25519_dalek::pkcs8::EncodePrivateKey;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -238,6 +238,14 @@ impl TryFrom<[u8; 32]> for TunnelPublicKey {
     }
 }
 
+impl TunnelPublicKey {
+    /// The key as WireGuard's own tools write it: base64 with padding.
+    #[must_use]
+    pub fn to_wireguard(&self) -> String {
+        BASE64.encode(&self.0)
+    }
+}
+
 /// An X25519 private key of a WireGuard tunnel. It never leaves the machine that made it.
 #[derive(Clone)]
 pub struct TunnelSecret(Zeroizing<[u8; 32]>);
@@ -253,6 +261,12 @@ impl TunnelSecret {
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// The key as WireGuard's own tools write it: base64 with padding. Wiped when dropped.
+    #[must_use]
+    pub fn to_wireguard(&self) -> Zeroizing<String> {
+        Zeroizing::new(BASE64.encode(self.as_bytes()))
     }
 
     /// The public half.

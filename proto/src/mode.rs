@@ -79,7 +79,7 @@ pub enum PairPath {
     ClearIfRuleSays,
     /// Through the tunnel.
     Tunnel,
-    /// Nowhere: one end has a mode that this program doesn't know.
+    /// Nowhere: one end has a mode that this program doesn't know, or is observed while the other is a client.
     None,
 }
 
@@ -101,6 +101,16 @@ impl PairPath {
     #[must_use]
     pub const fn with_external(mode: Mode) -> Self {
         Self::of(mode, Mode::Observe)
+    }
+
+    /// The path of a device with this mode and a client, which knows no other than the tunnel: an observed device,
+    /// which never uses that, has none.
+    #[must_use]
+    pub const fn with_client(mode: Mode) -> Self {
+        match mode {
+            Mode::Protect | Mode::Enforce => Self::Tunnel,
+            Mode::Observe | Mode::Unrecognised => Self::None,
+        }
     }
 }
 

@@ -65,6 +65,7 @@ words! {
         UnknownMode = "unknown-mode", "A device has a mode that this agent doesn't know: update the agent.";
         TunnelDown = "tunnel-down", "No live tunnel leads to the other end's gateway.";
         TunnelNotReady = "tunnel-not-ready", "The other end's gateway hasn't taken over the revision that opens this path.";
+        ClientOfObserved = "client-of-observed", "The device is in observe and uses no tunnel, which is a client's only path.";
         UnknownMac = "unknown-mac", "An unknown Ethernet address on a port where a device has left observe: held until an operator confirms it.";
         MacSpoofed = "mac-spoofed", "A source Ethernet address that belongs to another port, the uplink or the gateway.";
         VlanSpoofed = "vlan-spoofed", "A frame in a VLAN that isn't the device's.";

@@ -418,6 +418,8 @@ impl State {
                     problems: Vec::new(),
                     agent_version: Some("0.1.0".into()),
                     ports: self.port_infos(),
+                    endpoints: Vec::new(),
+                    tunnel_keys: Vec::new(),
                     tunnels: Vec::new(),
                     observed: None,
                     drops: BTreeMap::from([("no-rule".into(), 3)]),

@@ -25,26 +25,37 @@ pub struct BlastRadius {
     pub neighbours: usize,
 }
 
-/// How far the device `member` could reach at `now`. A quarantined device has its essential rules left; one
+/// How far the member `member` could reach at `now`. A client reaches what rules open to it and nothing else. A quarantined device has its essential rules left; one
 /// without an approved gateway isn't held back by anything here, and counts as reaching nothing by rules.
 #[must_use]
 pub fn blast_radius(resolved: &Resolved, member: MemberId, now: UnixMillis) -> BlastRadius {
-    let Some(device) = resolved.model.devices.get(&member) else { return BlastRadius::default() };
+    let device = resolved.model.devices.get(&member);
+    if device.is_none() && !resolved.model.clients.contains_key(&member) {
+        return BlastRadius::default();
+    }
+    let quarantined = device.is_some_and(|device| device.quarantined);
     let mut pairs: BTreeSet<(MemberId, PortMatch)> = BTreeSet::new();
     let mut external_pairs: BTreeSet<(&Name, PortMatch)> = BTreeSet::new();
     let sides = resolved.sides_of(member).iter().map(|id| resolved.side(*id));
     for place in sides.flat_map(|side| &side.from_rules) {
         let rule = &resolved.rules[*place];
-        if rule.expired(now) || (device.quarantined && !rule.essential) {
+        if rule.expired(now) || (quarantined && !rule.essential) {
             continue;
         }
         let to = resolved.side(rule.to);
         for port in &rule.ports {
             let others = to.members.iter().filter(|id| **id != member);
             pairs.extend(others.map(|id| (*id, *port)));
-            external_pairs.extend(to.externals.iter().map(|name| (name, *port)));
+            if device.is_some() {
+                external_pairs.extend(to.externals.iter().map(|name| (name, *port)));
+            }
         }
     }
+    let Some(device) = device else {
+        // Nothing carries traffic between two clients.
+        pairs.retain(|(id, _)| !resolved.model.clients.contains_key(id));
+        return BlastRadius { pairs: pairs.len(), ..BlastRadius::default() };
+    };
     let site = resolved.site_of(member);
     let shares_port = |other: &Device| {
         other.attachment.gateway == device.attachment.gateway
@@ -72,7 +83,7 @@ pub fn blast_radius(resolved: &Resolved, member: MemberId, now: UnixMillis) -> B
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{NOW, hospital, member_id, name, set_modes};
+    use crate::fixture::{NOW, client, hospital, member_id, name, set_modes};
     use crate::model::Model;
 
     fn radius(model: &Model, number: u32) -> (usize, usize, usize) {
@@ -101,5 +112,22 @@ mod tests {
             blast_radius(&Resolved::new(&model).unwrap(), member_id(99), NOW),
             BlastRadius::default()
         );
+    }
+    #[test]
+    fn a_client_reaches_what_rules_open_to_it_and_counts_for_whom_it_opens_to() {
+        let mut model = hospital();
+        model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "service")]);
+        model.clients.extend([client(71, "laptop-2", [10, 20, 9, 71], "service")]);
+        model.policy.push_str(
+            "[rule.x]\nfrom = \"laptop-1\"\nto = \"pacs\"\nservices = [\"dicom\"]\n\
+             [rule.y]\nfrom = \"laptop-1\"\nto = \"laptop-2\"\nservices = [\"dicom\"]\n\
+             [rule.z]\nfrom = \"pump-1\"\nto = \"laptop-2\"\nservices = [\"vnc\"]\n",
+        );
+        assert_eq!(
+            radius(&model, 70),
+            (2, 0, 0),
+            "the archive has no gateway, laptop-2 none either"
+        );
+        assert_eq!(radius(&model, 3).0, 1, "laptop-2");
     }
 }

@@ -110,6 +110,7 @@ impl Compiled {
 struct Shared<'a> {
     resolved: &'a Resolved,
     members: BTreeMap<MemberId, intent::Member>,
+    clients: BTreeMap<MemberId, intent::Client>,
     by_gateway: BTreeMap<GatewayId, Vec<MemberId>>,
 }
 
@@ -150,7 +151,17 @@ impl<'a> Shared<'a> {
                 },
             );
         }
-        Self { resolved, members, by_gateway }
+        let clients = model.clients.iter().map(|(id, client)| {
+            let compiled = intent::Client {
+                id: *id,
+                key: client.key,
+                overlay: overlay::member_address(model.organisation, *id),
+                site: SiteId::of(client.site.as_str()),
+                address: client.address,
+            };
+            (*id, compiled)
+        });
+        Self { resolved, members, clients: clients.collect(), by_gateway }
     }
 
     fn intent(&self, id: GatewayId, gateway: &Gateway) -> Intent {
@@ -179,6 +190,7 @@ impl<'a> Shared<'a> {
             infrastructure: self.infrastructure(&gateway.site),
             bypasses: self.bypasses(id, &peers),
             peers: peers.into_iter().filter_map(|id| self.peer(id)).collect(),
+            clients: visible.iter().filter_map(|id| self.clients.get(id)).cloned().collect(),
             members,
         }
     }

@@ -214,6 +214,13 @@ fn judge<'a>(
         End::To => flow.from,
     };
     // What the view holds decides: a member that shares no rule is just an address from here.
+    let client = match far {
+        Party::Member(id) => {
+            resolved.model.clients.get(&id).map(|client| (client, resolved.sees(gateway, id)))
+        }
+        Party::Address(_) => None,
+    };
+    let shares_a_rule = client.is_some_and(|(_, shares_a_rule)| shares_a_rule);
     let known = match far {
         Party::Member(id) => resolved
             .model
@@ -223,6 +230,10 @@ fn judge<'a>(
         Party::Address(_) => None,
     };
     let far = match (far, known) {
+        (far, None) if shares_a_rule => far,
+        (_, None) if client.is_some() => {
+            client.map_or(far, |(client, _)| Party::Address(client.address))
+        }
         (Party::Member(id), None) => match resolved.model.devices.get(&id).and_then(address_of) {
             Some(address) => Party::Address(address),
             None => Party::Member(id),
@@ -233,7 +244,8 @@ fn judge<'a>(
         End::From => Flow { to: far, ..*flow },
         End::To => Flow { from: far, ..*flow },
     };
-    if end == End::From && known.is_none() && is_infrastructure(resolved, gateway, &seen) {
+    let stranger = known.is_none() && !shares_a_rule;
+    if end == End::From && stranger && is_infrastructure(resolved, gateway, &seen) {
         return Judgement {
             verdict: Verdict::Clear,
             rule: None,
@@ -241,9 +253,14 @@ fn judge<'a>(
             infrastructure: true,
         };
     }
+    let without_gateway = if shares_a_rule {
+        PairPath::with_client(own.mode)
+    } else {
+        PairPath::with_external(own.mode)
+    };
     let view = View {
         own: own.mode,
-        path: known.map_or(PairPath::with_external(own.mode), |far| {
+        path: known.map_or(without_gateway, |far| {
             let is_out =
                 |device: &Device| resolved.model.bypassed(device.attachment.gateway, now).is_some();
             match PairPath::of(own.mode, far.mode) {
@@ -253,7 +270,10 @@ fn judge<'a>(
         }),
         local: known.is_some_and(|far| far.attachment.gateway == gateway),
         quarantined: own.quarantined || known.is_some_and(|far| far.quarantined),
-        stranger: known.is_none(),
+        stranger,
+        client: shares_a_rule,
+        // A client has no way to a device but through its gateway's tunnel: what isn't allowed there goes nowhere.
+        tunnel_only: end == End::To && client.is_some(),
     };
     view.judge(resolved, &seen, now)
 }
@@ -282,6 +302,10 @@ struct View {
     local: bool,
     quarantined: bool,
     stranger: bool,
+    /// The far end is a client that the gateway knows.
+    client: bool,
+    /// The far end opens, and can't do so in the clear.
+    tunnel_only: bool,
 }
 
 impl View {
@@ -297,7 +321,7 @@ impl View {
         let rule = best.map(|(_, place)| &resolved.rules[place]);
         let obstacle = match best {
             Some((obstacle, _)) => obstacle,
-            None if self.path == PairPath::None => Some(DropReason::UnknownMode),
+            None if self.path == PairPath::None && !self.client => Some(DropReason::UnknownMode),
             None if self.quarantined => Some(DropReason::Quarantined),
             None if self.stranger => Some(DropReason::NotVisible),
             None => Some(DropReason::NoRule),
@@ -309,7 +333,10 @@ impl View {
     /// Why a matching rule doesn't let the flow pass after all.
     fn obstacle(self, rule: &ResolvedRule, now: UnixMillis) -> Option<DropReason> {
         if self.path == PairPath::None {
-            Some(DropReason::UnknownMode)
+            let observed = self.client && self.own == Mode::Observe;
+            let reason =
+                if observed { DropReason::ClientOfObserved } else { DropReason::UnknownMode };
+            Some(reason)
         } else if self.quarantined && !rule.essential {
             Some(DropReason::Quarantined)
         } else if rule.expired(now) {
@@ -327,6 +354,7 @@ impl View {
             (None, _) if self.path == PairPath::Tunnel => Verdict::Tunnel,
             (None, _) => Verdict::Clear,
             (Some(reason @ DropReason::UnknownMode), _) => Verdict::Drop(reason),
+            (Some(reason), _) if self.tunnel_only => Verdict::Drop(reason),
             // In quarantine nothing passes for want of a rule. A rule that isn't for the clear is still a rule: it is
             // the enforced end that drops then.
             (Some(reason), _) if self.quarantined && reason != DropReason::ClearNotAllowed => {

@@ -12,6 +12,7 @@ use crate::policy::{POLICY_FILE, parse_all};
 use crate::problem::{Problems, did_you_mean};
 use crate::resolve::Resolved;
 
+mod client;
 mod swap;
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,7 @@ pub enum EditError {
     /// Nothing has this name.
     #[error("no {kind} \"{name}\"{suggestion}")]
     Unknown {
-        /// `device` or `gateway`.
+        /// `device`, `gateway`, `client` or `site`.
         kind: &'static str,
         /// What was asked for.
         name: String,
@@ -181,6 +182,9 @@ impl Model {
             if self.devices.len() >= MAX_THINGS {
                 return Err(too_many("devices"));
             }
+            if self.client_named(device.name.as_str()).is_some() {
+                return Err(taken("the name", &device.name, "a client".to_owned()));
+            }
             self.name_is_free(&device.name)?;
         }
         let id = returning.unwrap_or(id);
@@ -198,7 +202,7 @@ impl Model {
         Ok(id)
     }
 
-    /// A device's name stands in one namespace with the policy's segments and externals.
+    /// A member's name stands in one namespace with the policy's segments and externals.
     fn name_is_free(&self, name: &Name) -> Result<(), EditError> {
         let (policy, _) = parse_all(POLICY_FILE, &self.policy);
         let entry = |kind: &str, line: usize| {

@@ -5,14 +5,14 @@ use std::net::Ipv4Addr;
 
 use anteroom_proto::id::{GatewayId, MemberId, OrganisationId};
 use anteroom_proto::intent::OnFailure;
-use anteroom_proto::key::PublicKey;
+use anteroom_proto::key::{PublicKey, TunnelSecret};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
 use anteroom_proto::time::UnixMillis;
 use proptest::prelude::*;
 
-use crate::model::{Attachment, Device, Gateway, Model};
+use crate::model::{Attachment, Client, Device, Gateway, Model};
 
 /// 2026-11-22T00:00:00Z.
 pub(crate) const NOW: UnixMillis = UnixMillis(1_795_305_600_000);
@@ -78,6 +78,26 @@ pub(crate) fn device(
         on_failure: OnFailure::Default,
     };
     (member_id(number), device)
+}
+
+/// A client of site north.
+pub(crate) fn client(
+    number: u32,
+    called: &str,
+    address: [u8; 4],
+    class: &str,
+) -> (MemberId, Client) {
+    let mut secret = [9; 32];
+    secret[..4].copy_from_slice(&number.to_be_bytes());
+    let client = Client {
+        name: name(called),
+        site: name("north"),
+        key: TunnelSecret::from_bytes(secret).public(),
+        address: address.into(),
+        labels: BTreeMap::from([(name("class"), class.to_owned())]),
+        added_at: NOW,
+    };
+    (member_id(number), client)
 }
 
 /// The policy of DESIGN's style for the lab's hospital.
@@ -158,7 +178,7 @@ struct RandomRule {
 
 const SERVICES: [&str; 5] = ["dicom", "hl7", "ping", "high", "vnc"];
 
-/// Models of up to five gateways in two sites, up to ten devices, any modes, any rules. Addresses are
+/// Models of up to five gateways in two sites, up to ten devices and three clients, any modes, any rules. Addresses are
 /// unique over both sites.
 pub(crate) fn any_model() -> impl Strategy<Value = Model> {
     let devices = prop::collection::vec(
@@ -181,8 +201,9 @@ pub(crate) fn any_model() -> impl Strategy<Value = Model> {
             essential,
             expires,
         });
-    (1u32..=5, devices, prop::collection::vec(rule, 0..10)).prop_map(
-        |(gateways, devices, rules)| {
+    let clients = prop::collection::vec(0u8..3, 0..3);
+    (1u32..=5, devices, clients, prop::collection::vec(rule, 0..10)).prop_map(
+        |(gateways, devices, clients, rules)| {
             let mut model = Model::new(OrganisationId::from_bytes([1; 16]));
             for number in 0..gateways {
                 let site = if number % 2 == 0 { "north" } else { "south" };
@@ -207,6 +228,14 @@ pub(crate) fn any_model() -> impl Strategy<Value = Model> {
                 found.quarantined = *quarantined;
                 names.push(found.name.to_string());
                 model.devices.insert(id, found);
+            }
+            for (at, class) in (0u8..).zip(&clients) {
+                let class = format!("class-{class}");
+                let address = [10, 0, 0, 200 + at];
+                let (id, found) =
+                    client(200 + u32::from(at), &format!("client-{at}"), address, &class);
+                names.push(found.name.to_string());
+                model.clients.insert(id, found);
             }
             model.policy = random_policy(&names, &rules);
             model

@@ -21,6 +21,7 @@ mod parties;
 pub mod plan;
 pub mod policy;
 pub mod problem;
+pub mod reach;
 pub mod resolve;
 pub mod service_catalog;
 pub mod why;

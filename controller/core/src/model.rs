@@ -4,11 +4,12 @@
 //! signs the hash. The controller compiles the same bytes and must come to the same root.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use anteroom_proto::cbor::{self, CborError};
 use anteroom_proto::id::{GatewayId, MemberId, OrganisationId};
 use anteroom_proto::intent::{OnFailure, Router};
-use anteroom_proto::key::{Hash, PublicKey};
+use anteroom_proto::key::{Hash, PublicKey, TunnelPublicKey};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
@@ -31,6 +32,10 @@ pub struct Model {
     pub revoked: BTreeMap<GatewayId, Gateway>,
     /// Confirmed devices.
     pub devices: BTreeMap<MemberId, Device>,
+    /// Clients: members that speak WireGuard themselves.
+    pub clients: BTreeMap<MemberId, Client>,
+    /// Clients that were revoked: their ids and keys are never taken again.
+    pub former_clients: BTreeMap<MemberId, Client>,
     /// The newest order for each gateway that is out of the wire, or was: whatever is older is void.
     pub bypasses: BTreeMap<GatewayId, Bypass>,
     /// The policy file, as the operator wrote it.
@@ -99,6 +104,24 @@ pub struct Device {
     pub on_failure: OnFailure,
 }
 
+/// A machine that speaks WireGuard itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Client {
+    /// What operators call it.
+    pub name: Name,
+    /// The site that its address belongs to.
+    pub site: Name,
+    /// The public half of its WireGuard key.
+    pub key: TunnelPublicKey,
+    /// The address that devices know it by.
+    pub address: Ipv4Addr,
+    /// Labels that an operator set.
+    pub labels: BTreeMap<Name, String>,
+    /// When it was added.
+    pub added_at: UnixMillis,
+}
+
 /// Where a device is.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,6 +145,8 @@ impl Model {
             gateways: BTreeMap::new(),
             revoked: BTreeMap::new(),
             devices: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            former_clients: BTreeMap::new(),
             bypasses: BTreeMap::new(),
             policy: "format = 1\n".into(),
         }
@@ -151,6 +176,26 @@ impl Model {
     #[must_use]
     pub fn device_named(&self, name: &str) -> Option<(MemberId, &Device)> {
         self.devices.iter().find(|(_, device)| device.name.as_str() == name).map(|(id, d)| (*id, d))
+    }
+
+    /// The client with this name.
+    #[must_use]
+    pub fn client_named(&self, name: &str) -> Option<(MemberId, &Client)> {
+        self.clients.iter().find(|(_, client)| client.name.as_str() == name).map(|(id, c)| (*id, c))
+    }
+
+    /// What operators call a member: a device or a client.
+    #[must_use]
+    pub fn member_name(&self, id: MemberId) -> Option<&Name> {
+        let device = self.devices.get(&id).map(|device| &device.name);
+        device.or_else(|| self.clients.get(&id).map(|client| &client.name))
+    }
+
+    /// The member with this name.
+    #[must_use]
+    pub fn member_named(&self, name: &str) -> Option<MemberId> {
+        let device = self.device_named(name).map(|(id, _)| id);
+        device.or_else(|| self.client_named(name).map(|(id, _)| id))
     }
 
     /// Until when a gateway is bypassed, if it is at `now`.

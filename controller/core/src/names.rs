@@ -72,6 +72,9 @@ impl Names {
             names.members.insert(*id, device.name.clone());
             names.places.insert((device.attachment.gateway, device.attachment.mac), *id);
         }
+        for (id, client) in &model.clients {
+            names.members.insert(*id, client.name.clone());
+        }
         names.read(policy);
         names
     }

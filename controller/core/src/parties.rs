@@ -44,7 +44,7 @@ pub(crate) fn addresses(policy: &Policy, external: &Name) -> Vec<Ipv4Addr> {
     found.into_iter().collect()
 }
 
-/// What people call a party: a device's name, the narrowest external that holds the address, or the address.
+/// What people call a party: a member's name, the narrowest external that holds the address, or the address.
 pub(crate) fn label(resolved: &Resolved, party: Party) -> String {
     match party {
         Party::Member(id) => member_label(resolved, id),
@@ -64,10 +64,9 @@ pub(crate) fn label(resolved: &Resolved, party: Party) -> String {
     }
 }
 
-/// A device's name.
+/// A device's or client's name.
 pub(crate) fn member_label(resolved: &Resolved, id: MemberId) -> String {
-    let device = resolved.model.devices.get(&id);
-    device.map_or_else(|| id.to_string(), |device| device.name.to_string())
+    resolved.model.member_name(id).map_or_else(|| id.to_string(), ToString::to_string)
 }
 
 /// At most `most` of `names`, in one piece of text.

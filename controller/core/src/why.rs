@@ -45,11 +45,11 @@ const MAX_FLOWS: usize = 100_000;
 pub struct Answer {
     /// Who opens.
     pub from: String,
-    /// Mode of that device, where it is one.
+    /// Mode of that device, or `client`, where it is one.
     pub from_mode: Option<String>,
     /// To whom.
     pub to: String,
-    /// Mode of that device, where it is one.
+    /// Mode of that device, or `client`, where it is one.
     pub to_mode: Option<String>,
     /// Protocol and port.
     pub service: String,
@@ -238,6 +238,9 @@ impl Asked<'_> {
         edges: &[Edge],
     ) -> Answer {
         let mode = |party| match party {
+            Party::Member(id) if self.resolved.model.clients.contains_key(&id) => {
+                Some("client".to_owned())
+            }
             Party::Member(id) => {
                 self.resolved.model.devices.get(&id).map(|device| device.mode.to_string())
             }
@@ -275,7 +278,7 @@ fn parties(resolved: &Resolved, text: &str) -> Result<Vec<Party>, WhyError> {
             _ => members.into_iter().map(Party::Member).collect(),
         });
     }
-    if let Some((id, _)) = resolved.model.device_named(text) {
+    if let Some(id) = resolved.model.member_named(text) {
         return Ok(vec![Party::Member(id)]);
     }
     let found = if let Some((name, _)) = resolved.policy.externals.get_key_value(text) {
@@ -286,7 +289,8 @@ fn parties(resolved: &Resolved, text: &str) -> Result<Vec<Party>, WhyError> {
         let policy = &resolved.policy;
         let devices = resolved.model.devices.values().map(|device| device.name.as_str());
         let known = policy.segments.keys().chain(policy.externals.keys()).map(Name::as_str);
-        let suggestion = did_you_mean(text, known.chain(devices));
+        let clients = resolved.model.clients.values().map(|client| client.name.as_str());
+        let suggestion = did_you_mean(text, known.chain(devices).chain(clients));
         return Err(WhyError::Party { text: cut(text), suggestion });
     };
     if found.is_empty() { Err(WhyError::Empty { text: cut(text) }) } else { Ok(found) }

@@ -7,6 +7,7 @@ use anteroom_proto::api::{
     SightingRecord,
 };
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::v1::Reachable;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
@@ -100,6 +101,11 @@ pub(super) async fn gateways(State(api): State<Api>) -> Result<Json<Vec<GatewayS
 
 fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
     let online = api.controller.online.observed(gateway);
+    let reachable = facts.reachable.unwrap_or_else(|| Reachable {
+        endpoints: Vec::new(),
+        keys: Vec::new(),
+        ports: Vec::new(),
+    });
     GatewayStatus {
         gateway,
         online: online.is_some(),
@@ -110,7 +116,9 @@ fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
         refused: facts.refused,
         problems: facts.problems,
         agent_version: facts.agent_version,
-        ports: facts.reachable.map(|reachable| reachable.ports).unwrap_or_default(),
+        ports: reachable.ports,
+        endpoints: reachable.endpoints,
+        tunnel_keys: reachable.keys,
         tunnels: facts.tunnels,
         observed: online.or(facts.observed),
         drops: facts.drops,

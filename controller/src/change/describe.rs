@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anteroom_controller_core::lint::moment;
-use anteroom_controller_core::model::{Device, Gateway, Model};
+use anteroom_controller_core::model::{Client, Device, Gateway, Model};
 use anteroom_proto::authority::Authority;
 use anteroom_proto::key::Hash;
 use anteroom_proto::name::Name;
@@ -100,6 +100,12 @@ fn lines(model: &Model) -> BTreeMap<String, String> {
     for (id, known) in &model.devices {
         lines.insert(id.to_string(), device(model, known));
     }
+    for (id, known) in &model.clients {
+        lines.insert(id.to_string(), format!("client {}", client(known)));
+    }
+    for (id, known) in &model.former_clients {
+        lines.insert(format!("revoked {id}"), format!("revoked client {}", client(known)));
+    }
     let policy = Hash::of("anteroom policy text", &[model.policy.as_bytes()]).to_string();
     let short: String = policy.chars().take(16).collect();
     let line = format!("policy {short}, {} lines", model.policy.lines().count());
@@ -115,6 +121,12 @@ fn labels(labels: &BTreeMap<Name, String>) -> String {
 fn gateway(gateway: &Gateway) -> String {
     let Gateway { name, site, identity, labels: own } = gateway;
     format!("{name}: site {site}, identity {}, labels {}", identity.fingerprint(), labels(own))
+}
+
+fn client(client: &Client) -> String {
+    let Client { name, site, key, address, labels: own, added_at: _ } = client;
+    let key = key.to_wireguard();
+    format!("{name}: site {site}, address {address}, WireGuard key {key}, labels {}", labels(own))
 }
 
 fn device(model: &Model, device: &Device) -> String {

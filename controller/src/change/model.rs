@@ -50,6 +50,7 @@ pub async fn update(
     .map_err(|error| invalid(format!("revision.model: it can't be compiled: {error}")))?;
     let after = Arc::new(after?);
     check_gateways(controller, before.as_deref(), &after.model).await?;
+    check_clients(before.as_deref(), &after.model)?;
     let affected = match before.as_deref() {
         Some(before) if before.as_signed => before.compiled.affected(&after.compiled),
         _ => after.compiled.leaves.keys().copied().collect(),
@@ -181,6 +182,19 @@ async fn check_gateways(
             return Err(invalid(format!(
                 "revision.model: gateway {} was revoked and must stay so",
                 gateway.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a client that was revoked stays so.
+fn check_clients(before: Option<&Current>, after: &Model) -> Result<(), ChangeError> {
+    for (id, client) in before.iter().flat_map(|before| &before.model.former_clients) {
+        if after.former_clients.get(id).is_none_or(|kept| kept.key != client.key) {
+            return Err(invalid(format!(
+                "revision.model: client {} was revoked and must stay so",
+                client.name
             )));
         }
     }

@@ -139,9 +139,12 @@ pub struct EdgeDelta {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TunnelState {
-    /// The peer.
+    /// The peer; where it is a client, its member id in a gateway's place.
     pub gateway: GatewayId,
-    /// Whether something authentic arrived within the last five seconds.
+    /// Whether it is a client.
+    #[serde(default)]
+    pub client: bool,
+    /// Whether something authentic arrived within the last five seconds; of a client, within three minutes.
     pub live: bool,
     /// Round trip in microseconds, where it was measured.
     pub round_trip: Option<u32>,

@@ -10,7 +10,7 @@ use crate::binding::TunnelKeyBinding;
 use crate::cbor::{self, Blob, CborError};
 use crate::cose::{SignatureError, Signed};
 use crate::id::{GatewayId, OrganisationId};
-use crate::intent::{Intent, IntentRoot, MAX_INTENT_LEN, PeerGateway};
+use crate::intent::{Client, Intent, IntentRoot, MAX_INTENT_LEN, PeerGateway};
 use crate::key::{Hash, PublicKey, TunnelPublicKey};
 use crate::merkle::{Proof, leaf_hash};
 use crate::operation::{Operation, ViewNumber};
@@ -283,6 +283,7 @@ impl View {
             .filter(|peer| !operation.suspended.contains(&peer.gateway))
             .map(|peer| Peer::new(organisation, peer, &operation, &mut left_out))
             .collect();
+        leave_out_clients_keys(&mut peers, &intent, &mut left_out);
         leave_out_shared_keys(&mut peers, &mut left_out);
         let view = Self {
             peers,
@@ -337,6 +338,24 @@ fn leave_out_shared_keys(peers: &mut [Peer], left_out: &mut Vec<String>) {
     }
     for peer in peers {
         peer.keys.retain(|key| !owners.contains_key(&key.x25519));
+    }
+}
+
+/// A client's key has operators' word for it: a gateway that names it as its own is left without.
+fn leave_out_clients_keys(peers: &mut [Peer], intent: &Intent, left_out: &mut Vec<String>) {
+    let clients: BTreeMap<TunnelPublicKey, &Client> =
+        intent.clients.iter().map(|client| (client.key, client)).collect();
+    for peer in peers {
+        peer.keys.retain(|key| {
+            let owner = clients.get(&key.x25519);
+            if let Some(client) = owner {
+                left_out.push(format!(
+                    "the tunnel key {}, which {} claims and operators gave to client {}",
+                    key.x25519, peer.gateway.gateway, client.id
+                ));
+            }
+            owner.is_none()
+        });
     }
 }
 

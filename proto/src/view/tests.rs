@@ -1,6 +1,6 @@
 use super::*;
 use crate::authority::{Controller, Operator, RootId};
-use crate::id::SiteId;
+use crate::id::{MemberId, SiteId};
 use crate::intent::Infrastructure;
 use crate::key::{IdentityKey, TunnelSecret};
 use crate::{merkle, overlay};
@@ -56,6 +56,7 @@ struct Parts {
     binding_gateway: GatewayId,
     binding_signer: IdentityKey,
     suspended: Vec<GatewayId>,
+    clients: Vec<Client>,
 }
 
 impl Default for Parts {
@@ -75,6 +76,7 @@ impl Default for Parts {
             binding_gateway: PEER,
             binding_signer: peer(),
             suspended: vec![],
+            clients: vec![],
         }
     }
 }
@@ -97,6 +99,7 @@ impl Parts {
             externals: vec![],
             rules: vec![],
             infrastructure: Infrastructure::default(),
+            clients: self.clients.clone(),
             bypasses: vec![],
         }
     }
@@ -489,4 +492,40 @@ fn every_altered_byte_of_a_view_is_noticed() {
             .and_then(|view| View::verify(&view, US, &authority(), &Floor::default()).ok());
         assert!(taken.is_none(), "byte {at} was altered and nobody noticed");
     }
+}
+
+#[test]
+fn a_clients_key_is_the_clients_whatever_a_gateway_claims() {
+    let claimed = TunnelSecret::from_bytes([5; 32]).public();
+    let client = MemberId::from_bytes([9; 16]);
+    let clients = vec![Client {
+        id: client,
+        key: claimed,
+        overlay: overlay::member_address(ORG, client),
+        site: SiteId::of("north"),
+        address: "10.20.9.5".parse().unwrap(),
+    }];
+    let signed = Parts { clients: clients.clone(), ..Parts::default() }.build();
+    let view = View::verify(&signed, US, &authority(), &Floor::default()).unwrap();
+    assert_eq!(view.intent.clients, clients);
+    assert!(view.peers[0].keys.is_empty(), "{:?}", view.peers);
+    assert!(view.left_out[0].contains("operators gave to client"), "{:?}", view.left_out);
+}
+
+#[test]
+fn a_client_with_a_key_of_low_order_makes_no_view() {
+    let client = MemberId::from_bytes([9; 16]);
+    let good = Client {
+        id: client,
+        key: TunnelSecret::from_bytes([5; 32]).public(),
+        overlay: overlay::member_address(ORG, client),
+        site: SiteId::of("north"),
+        address: "10.20.9.5".parse().unwrap(),
+    };
+    let mut bytes = cbor::encode(&good);
+    assert_eq!(cbor::decode::<Client>(&bytes, 1000).unwrap(), good);
+    let at = bytes.windows(32).position(|part| part == good.key.as_bytes()).unwrap();
+    bytes[at..at + 32].fill(0);
+    let refused = cbor::decode::<Client>(&bytes, 1000).unwrap_err().to_string();
+    assert!(refused.contains("low order"), "{refused}");
 }

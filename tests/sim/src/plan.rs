@@ -281,6 +281,7 @@ impl Plan {
                 .collect(),
             rules: compiled,
             infrastructure: self.infrastructure.clone(),
+            clients: Vec::new(),
             bypasses: self.bypasses.clone(),
         };
         Arc::new(self.assemble(gateway, intent))

@@ -198,6 +198,7 @@ impl Peer {
         let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
         TunnelState {
             gateway: self.gateway,
+            client: false,
             live: self.is_live(now),
             round_trip: self.round_trip.map(micros),
             revision: self.revision(),

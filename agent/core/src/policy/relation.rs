@@ -158,6 +158,7 @@ mod tests {
             externals: Vec::new(),
             rules,
             infrastructure: Infrastructure::default(),
+            clients: Vec::new(),
             bypasses: Vec::new(),
         }
     }

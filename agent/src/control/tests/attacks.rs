@@ -272,6 +272,7 @@ async fn a_peer_that_knows_a_newer_authority_gives_a_withholding_controller_away
     world.plane.told(|told| {
         told.tunnels = vec![TunnelState {
             gateway: REVOKED,
+            client: false,
             live: true,
             round_trip: None,
             revision: Some(4),

@@ -238,6 +238,11 @@ proptest! {
                 );
                 prop_assert_eq!(holds(&leaf.bytes, &device.attachment.mac.0), may);
             }
+            for (other, client) in &model.clients {
+                let may = own.iter().any(|own| share_a_rule(resolved, *own, *other));
+                prop_assert_eq!(holds(&leaf.bytes, other.as_bytes()), may);
+                prop_assert_eq!(holds(&leaf.bytes, client.key.as_bytes()), may);
+            }
             for (other, gateway) in &model.gateways {
                 let may = gateways.contains(other);
                 prop_assert_eq!(holds(&leaf.bytes, other.as_bytes()), may);

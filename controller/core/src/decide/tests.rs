@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::compile::{Compiled, compile};
-use crate::fixture::{NOW, any_model, hospital, member_id, set_modes};
+use crate::fixture::{NOW, any_model, client, hospital, member_id, set_modes};
 
 const DICOM: (Protocol, u16) = (Protocol::Tcp, 104);
 
@@ -92,6 +92,37 @@ fn externals_and_infrastructure_pass_in_the_clear_and_strangers_dont() {
 }
 
 #[test]
+fn a_client_takes_the_tunnel_or_nothing() {
+    use Mode::{Enforce, Observe, Protect};
+    let laptop = member(70);
+    let vnc = (Protocol::Tcp, 5900);
+    let decided = |mode: Mode, from, to, service| {
+        let mut model = hospital();
+        model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "service")]);
+        model.policy.push_str(
+            "[segment.service]\nmatch = { label.class = \"service\", site = \"north\" }\n\
+             [rule.there]\nfrom = \"service\"\nto = \"ct\"\nservices = [\"vnc\"]\n\
+             [rule.back]\nfrom = \"ct-1\"\nto = \"laptop-1\"\nservices = [\"dicom\"]\n",
+        );
+        set_modes(&mut model, mode, &["ct-1", "pump-1"]);
+        decide(&Resolved::new(&model).unwrap(), &between(from, to, service), NOW).verdict
+    };
+    let (ct, pump) = (member(1), member(3));
+    for mode in [Protect, Enforce] {
+        assert_eq!(decided(mode, laptop, ct, vnc), Verdict::Tunnel, "{mode}");
+        assert_eq!(decided(mode, ct, laptop, DICOM), Verdict::Tunnel, "{mode}");
+        // What isn't allowed of a client has no way round the tunnel, whatever the mode.
+        assert_eq!(decided(mode, laptop, ct, DICOM), Verdict::Drop(DropReason::NoRule));
+        assert_eq!(decided(mode, laptop, pump, vnc), Verdict::Drop(DropReason::NotVisible));
+    }
+    assert_eq!(decided(Enforce, ct, laptop, vnc), Verdict::Drop(DropReason::NoRule));
+    assert_eq!(decided(Protect, ct, laptop, vnc), Verdict::WouldDrop(DropReason::NoRule));
+    let observed = Verdict::Drop(DropReason::ClientOfObserved);
+    assert_eq!(decided(Observe, laptop, ct, vnc), observed);
+    assert_eq!(decided(Observe, ct, laptop, DICOM), Verdict::Clear, "it is a wire");
+}
+
+#[test]
 fn quarantine_leaves_what_is_essential() {
     let mut model = hospital();
     set_modes(&mut model, Mode::Protect, &["monitor-1", "hl7-1", "pacs-1"]);
@@ -150,8 +181,13 @@ impl Engine<'_> {
             .find(|member| member.addresses.iter().any(|net| net.contains(&address)))
     }
 
+    fn client(&self, address: Ipv4Addr) -> Option<MemberId> {
+        let mut clients = self.intent.clients.iter();
+        clients.find(|client| client.address == address).map(|client| client.id)
+    }
+
     fn is(&self, end: Endpoint, address: Ipv4Addr) -> bool {
-        let known = self.known(address).map(|member| member.id);
+        let known = self.known(address).map(|member| member.id).or_else(|| self.client(address));
         let external = |id| {
             let found = self.intent.externals.iter().find(|external| external.id == id);
             known.is_none()
@@ -188,7 +224,8 @@ impl Engine<'_> {
         let other = self.known(far);
         let local = other.is_some_and(|other| other.gateway == self.intent.gateway);
         let infrastructure = &self.intent.infrastructure;
-        if opens && other.is_none() && port == 53 && infrastructure.dns.contains(&far) {
+        let known = other.is_some() || self.client(far).is_some();
+        if opens && !known && port == 53 && infrastructure.dns.contains(&far) {
             return ("clear", None);
         }
         let quarantined = me.quarantined || other.is_some_and(|other| other.quarantined);
@@ -200,6 +237,15 @@ impl Engine<'_> {
                 && Self::holds(rule)
                 && (!quarantined || rule.essential)
         };
+        if self.client(far).is_some() {
+            return match (self.intent.rules.iter().find(matching), me.mode) {
+                (Some(rule), Mode::Protect | Mode::Enforce) => ("tunnel", Some(rule)),
+                _ if !opens || quarantined => ("drop", None),
+                (_, Mode::Observe) => ("clear", None),
+                (_, Mode::Protect) => ("would-drop", None),
+                _ => ("drop", None),
+            };
+        }
         let far_mode = other.map_or(Mode::Observe, |other| other.mode);
         let both_tunnel = me.mode != Mode::Observe && far_mode != Mode::Observe;
         let one_enforces = me.mode == Mode::Enforce || far_mode == Mode::Enforce;
@@ -240,6 +286,7 @@ fn word(verdict: Verdict) -> &'static str {
 fn by_leaves(
     compiled: &Compiled,
     ends: [(Option<&Device>, Ipv4Addr); 2],
+    from_client: bool,
     service: (Protocol, u16),
 ) -> (&'static str, Option<anteroom_proto::id::RuleId>) {
     let strictness = ["tunnel", "local", "clear", "would-drop", "drop"];
@@ -250,7 +297,10 @@ fn by_leaves(
         let far = ends[1 - at].1;
         let leaf = &compiled.leaves[&device.attachment.gateway];
         let engine = Engine { intent: &leaf.intent };
-        let (word, rule) = engine.judge(own, far, opens, service);
+        // A gateway that doesn't know a client takes nothing from it.
+        let stranger = from_client && engine.client(far).is_none();
+        let (word, rule) =
+            if stranger { ("drop", None) } else { engine.judge(own, far, opens, service) };
         found.push((word, rule.map(|rule| rule.id)));
     }
     let strictest = found.iter().map(|(word, _)| *word).max_by_key(|word| rank(word)).unwrap();
@@ -270,7 +320,8 @@ proptest! {
             .collect();
         let outside = [[192, 0, 2, 1], [192, 0, 2, 53], [192, 0, 2, 200], [10, 0, 0, 0], [203, 0, 113, 9]];
         let outside = outside.map(|address| (Party::Address(address.into()), None, Ipv4Addr::from(address)));
-        let parties: Vec<_> = devices.iter().copied().chain(outside).collect();
+        let clients = model.clients.iter().map(|(id, client)| (Party::Member(*id), None, client.address));
+        let parties: Vec<_> = devices.iter().copied().chain(clients).chain(outside).collect();
         let services = [DICOM, (Protocol::Tcp, 2575), (Protocol::IcmpEcho, 0), (Protocol::Tcp, 5500), (Protocol::Udp, 53)];
         for from in &parties {
             for to in parties.iter().filter(|to| to.2 != from.2) {
@@ -280,7 +331,12 @@ proptest! {
                 }
                 for service in services {
                     let decision = decide(resolved, &between(from.0, to.0, service), NOW);
-                    let (expected, rule) = by_leaves(&compiled, [(from.1, from.2), (to.1, to.2)], service);
+                    let (expected, rule) = by_leaves(
+                        &compiled,
+                        [(from.1, from.2), (to.1, to.2)],
+                        model.clients.values().any(|client| client.address == from.2),
+                        service,
+                    );
                     prop_assert_eq!(
                         word(decision.verdict), expected,
                         "{} to {} {:?}: {:?}\n{}\n{:#?}", from.2, to.2, service, decision, model.policy, model.devices

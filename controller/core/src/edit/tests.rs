@@ -2,7 +2,8 @@ use anteroom_proto::key::PublicKey;
 use insta::assert_snapshot;
 
 use super::*;
-use crate::fixture::{device, gateway, gateway_id, hospital, mac, member_id, name};
+use crate::fixture::{client, device, gateway, gateway_id, hospital, mac, member_id, name};
+use crate::model::Client;
 
 /// Whatever fails leaves the model as it was.
 fn refused(change: impl FnOnce(&mut Model) -> Result<(), EditError>) -> String {
@@ -134,4 +135,48 @@ fn a_policy_with_problems_isnt_taken() {
     let mut model = hospital();
     model.set_policy("north.toml", "format = 1\n").unwrap();
     assert_eq!(model.policy, "format = 1\n");
+}
+
+#[test]
+fn a_client_is_added_once_and_revoked_for_good() {
+    let mut model = hospital();
+    let (id, laptop) = client(70, "laptop-1", [10, 20, 9, 70], "service");
+    model.add_client(id, laptop.clone()).unwrap();
+    let add = |model: &Model, number: u32, change: &dyn Fn(&mut Client)| {
+        let (id, mut other) = client(number, "laptop-2", [10, 20, 9, 71], "service");
+        change(&mut other);
+        model.clone().add_client(id, other).map_err(|error| error.to_string())
+    };
+    assert_eq!(add(&model, 71, &|_| ()), Ok(()));
+    let refused = |number, change: &dyn Fn(&mut Client)| add(&model, number, change).unwrap_err();
+    assert_eq!(
+        refused(71, &|c| c.name = name("laptop-1")),
+        "the name laptop-1 is taken by another client"
+    );
+    assert_eq!(refused(71, &|c| c.name = name("ct-1")), "the name ct-1 is taken by a device");
+    assert!(refused(71, &|c| c.name = name("pacs")).contains("the segment in line"));
+    assert!(refused(71, &|c| c.site = name("nort")).starts_with("no site \"nort\"; did you mean"));
+    let taken = refused(71, &|c| c.address = [10, 20, 1, 10].into());
+    assert_eq!(taken, "the address 10.20.1.10 is taken by \"ct-1\" in the same site");
+    assert!(refused(71, &|c| c.address = [224, 0, 0, 1].into()).contains("nobody's own"));
+    assert!(refused(71, &|c| c.key = laptop.key).contains("for good"));
+    assert!(refused(70, &|_| ()).starts_with("the id"));
+    assert!(model.revoke_client("laptop").unwrap_err().to_string().contains("laptop-1"));
+    assert_eq!(model.revoke_client("laptop-1").unwrap(), id);
+    assert!(model.clients.is_empty() && model.former_clients.contains_key(&id));
+    let again = client(70, "laptop-1", [10, 20, 9, 70], "service");
+    assert!(model.clone().add_client(id, again.1.clone()).is_err(), "neither the id");
+    assert!(model.clone().add_client(member_id(72), again.1).is_err(), "nor the key");
+    let (id, anew) = client(73, "laptop-1", [10, 20, 9, 70], "service");
+    model.add_client(id, anew).unwrap();
+}
+
+#[test]
+fn a_device_cannot_take_a_clients_name() {
+    let mut model = hospital();
+    let (id, laptop) = client(70, "laptop-1", [10, 20, 9, 70], "service");
+    model.add_client(id, laptop).unwrap();
+    let (id, device) = device(80, "laptop-1", 1, "port3", [10, 20, 1, 80], "ct");
+    let error = model.confirm_device(id, device).unwrap_err().to_string();
+    assert_eq!(error, "the name laptop-1 is taken by a client");
 }

@@ -22,6 +22,10 @@ pub(super) fn check(resolved: &Resolved, findings: &mut Findings) {
             holders.entry(net.addr()).or_default().insert(*id, place);
         }
     }
+    for (id, client) in &resolved.model.clients {
+        let place = Place { site: &client.site, vlan: None };
+        holders.entry(client.address).or_default().insert(*id, place);
+    }
     for (address, holders) in holders.iter().filter(|(_, holders)| holders.len() > 1) {
         duplicates(resolved, *address, holders, findings);
         ambiguous(resolved, *address, holders, findings);

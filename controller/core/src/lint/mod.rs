@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::resolve::Resolved;
 
 mod addresses;
+mod clients;
 mod failure;
 mod modes;
 mod networks;
@@ -72,6 +73,7 @@ pub fn lint(resolved: &Resolved, evidence: &Evidence, now: UnixMillis) -> Vec<Fi
     networks::check(resolved, &mut findings);
     modes::check(resolved, evidence, now, &mut findings);
     failure::check(resolved, &mut findings);
+    clients::check(resolved, now, &mut findings);
     let mut list = findings.list;
     list.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
     list.dedup();

@@ -1,6 +1,6 @@
 //! Rules that match nobody or have ended, externals that want a look, names of sites that aren't there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use anteroom_proto::id::MemberId;
@@ -62,7 +62,8 @@ fn rule_ends(resolved: &Resolved, rule: &ResolvedRule, now: UnixMillis, findings
     if !rule.clear && !rule.expired(now) {
         for (near, far) in [(from, to), (to, from)] {
             let enforced = near.members.iter().any(|id| mode(resolved, *id) == Some(Mode::Enforce));
-            if !near.members.is_empty() && !far.externals.is_empty() && !enforced {
+            let any_device = near.members.iter().any(|id| mode(resolved, *id).is_some());
+            if any_device && !far.externals.is_empty() && !enforced {
                 findings.add(
                     Severity::Warning,
                     "external-without-clear",
@@ -104,6 +105,7 @@ fn externals(resolved: &Resolved, now: UnixMillis, findings: &mut Findings) {
         let addresses = device.addresses.iter().filter(|net| attached && net.prefix_len() == 32);
         fixed.extend(addresses.map(|net| (net.addr(), *id)));
     }
+    fixed.extend(resolved.model.clients.iter().map(|(id, client)| (client.address, *id)));
     for (name, external) in &resolved.policy.externals {
         let subject = format!("external.{name}");
         if let Some(review) = external.review.filter(|review| *review <= now) {
@@ -155,7 +157,7 @@ fn sites(resolved: &Resolved, findings: &mut Findings) {
     }
 }
 
-/// Devices that the policy names but that no approved gateway stands in front of.
+/// Devices that the policy names but that no approved gateway stands in front of, and clients that were revoked.
 fn detached(resolved: &Resolved, findings: &mut Findings) {
     let model = &resolved.model;
     let gone = |name: &Name| {
@@ -167,7 +169,21 @@ fn detached(resolved: &Resolved, findings: &mut Findings) {
             )
         })
     };
+    let former: BTreeSet<&Name> = model
+        .former_clients
+        .values()
+        .map(|client| &client.name)
+        .filter(|name| model.member_named(name.as_str()).is_none())
+        .collect();
     let mut add = |subject: String, name: &Name| {
+        if former.contains(name) {
+            findings.add(
+                Severity::Warning,
+                "revoked-client",
+                &subject,
+                format!("\"{name}\" is named here, a client that was revoked: take it out."),
+            );
+        }
         if let Some(why) = gone(name) {
             findings.add(
                 Severity::Warning,

@@ -4,7 +4,7 @@ use insta::assert_snapshot;
 
 use super::*;
 use crate::fixture::{
-    HOUR, NOW, device, gateway, gateway_id, hospital, mac, member_id, name, set_modes,
+    HOUR, NOW, client, device, gateway, gateway_id, hospital, mac, member_id, name, set_modes,
 };
 use crate::model::Model;
 
@@ -293,4 +293,48 @@ fn devices_may_share_a_dynamic_prefix_and_an_external_may_not_cover_it() {
     assert_snapshot!(dynamic("10.20.2.0/24", &[]), @"warning [external-covers-prefix] external.archive: 10.20.2.0/24 is also the prefix within which pump-1, monitor-1 may have any address: an address of an external is nobody's to claim, so they would have none. List in the external the addresses that it has, or give the devices a narrower prefix.");
     assert_snapshot!(dynamic("10.20.2.0/24", &["pump-1"]), @"error [external-covers-prefix] external.archive: 10.20.2.0/24 is also the prefix within which pump-1, monitor-1 may have any address: an address of an external is nobody's to claim, so they would have none. List in the external the addresses that it has, or give the devices a narrower prefix.");
     assert_snapshot!(dynamic("10.20.2.0/23", &["pump-1"]), @"warning [external-holds-prefix] external.archive: 10.20.2.0/23 holds 10.20.2.0/24, within which pump-1, monitor-1 may have any address: whichever they have is taken for the device, not for the external. List in the external the addresses that it has.");
+}
+
+#[test]
+fn what_clients_cannot_have_is_said_and_stops_nobody() {
+    let with = |to: &str, change: &dyn Fn(&mut Model)| {
+        linted(|model| {
+            model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "service")]);
+            set_modes(model, Mode::Protect, &["pump-1"]);
+            model.policy.push_str(&format!(
+                "[rule.x]\nfrom = \"laptop-1\"\nto = \"{to}\"\nservices = [\"vnc\"]\n"
+            ));
+            change(model);
+        })
+    };
+    assert_eq!(with("pump-1", &|_| ()), "");
+    assert_snapshot!(with("ct-1", &|_| ()), @"warning [client-of-observed] rule.x: Nothing passes between laptop-1 and ct-1, because what is in observe uses no tunnel: `anteroom device mode NAME protect`.");
+    assert_snapshot!(with("archive", &|_| ()), @r#"warning [client-without-device] rule.x: A client reaches devices behind gateways and nothing else, so it opens nothing between laptop-1 and "archive"."#);
+    assert_snapshot!(with("pump-1", &|model| {
+        let pump = model.devices.get_mut(&member_id(3)).unwrap();
+        pump.addresses = vec!["10.20.2.0/24".parse().unwrap()];
+    }), @"warning [client-of-dynamic] rule.x: laptop-1 can't reach pump-1, whose addresses are dynamic: a client's configuration names fixed ones.");
+    let revoked = with("pump-1", &|model| assert!(model.revoke_client("laptop-1").is_ok()));
+    assert!(revoked.contains(r#"warning [revoked-client] rule.x: "laptop-1" is named here, a client that was revoked"#), "{revoked}");
+    assert!(!revoked.contains("error") && !revoked.contains("refusal"), "{revoked}");
+    let taken = with("pump-1", &|model| {
+        model.clients.get_mut(&member_id(70)).unwrap().address = [10, 20, 2, 10].into();
+    });
+    assert!(
+        taken.contains("error [duplicate-address] site north: pump-1 and laptop-1")
+            || taken.contains("error [duplicate-address] site north: pump-1, laptop-1"),
+        "{taken}"
+    );
+}
+
+#[test]
+fn one_address_of_two_sites_is_too_many_for_a_client() {
+    let found = linted(|model| {
+        model.gateways.extend([gateway(4, "annex", "south")]);
+        model.devices.extend([device(8, "pump-8", 4, "port1", [10, 20, 2, 10], "pump")]);
+        set_modes(model, Mode::Protect, &["pump-1", "pump-8"]);
+        model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "service")]);
+        model.policy.push_str("[segment.pumps]\nmatch = { label.class = \"pump\" }\n[rule.x]\nfrom = \"laptop-1\"\nto = \"pumps\"\nservices = [\"vnc\"]\n");
+    });
+    assert!(found.contains("error [ambiguous-address] client laptop-1: It shares rules with pump-1 and with pump-8 of another site, and 10.20.2.10"), "{found}");
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anteroom_proto::name::Name;
 
 use super::Change;
-use crate::model::{Device, Gateway, Model};
+use crate::model::{Client, Device, Gateway, Model};
 use crate::policy::{At, Expect, Policy};
 use crate::resolve::Resolved;
 
@@ -13,6 +13,7 @@ pub(super) fn between(before: &Resolved, after: &Resolved) -> Vec<Change> {
     let mut changes = Changes::default();
     gateways(&before.model, &after.model, &mut changes);
     devices(&before.model, &after.model, &mut changes);
+    clients(&before.model, &after.model, &mut changes);
     policy(&before.policy, &after.policy, &mut changes);
     let text = |resolved: &Resolved| resolved.model.policy.clone();
     let quiet = !changes.list.iter().any(|change| change.kind == "policy");
@@ -83,6 +84,24 @@ fn devices(before: &Model, after: &Model, changes: &mut Changes) {
             );
             let quarantined = |device: &Device| device.quarantined.then(|| "on".to_owned());
             changes.add("quarantine", name.as_str(), old.and_then(quarantined), quarantined(new));
+        }
+    }
+}
+
+fn clients(before: &Model, after: &Model, changes: &mut Changes) {
+    let ids: BTreeSet<_> = before.clients.keys().chain(after.clients.keys()).collect();
+    for id in ids {
+        let (old, new) = (before.clients.get(id), after.clients.get(id));
+        let Some(name) = new.or(old).map(|client| &client.name) else { continue };
+        let describe = |client: &Client| {
+            let Client { site, address, key, .. } = client;
+            format!("{address} at site {site}, WireGuard key {}", key.to_wireguard())
+        };
+        let gone = after.former_clients.contains_key(id).then(|| "revoked".to_owned());
+        changes.add("client", name.as_str(), old.map(describe), new.map(describe).or(gone));
+        if let Some(new) = new {
+            let was = old.and_then(|client| labels(&client.labels));
+            changes.add("client labels", name.as_str(), was, labels(&new.labels));
         }
     }
 }

@@ -64,7 +64,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// What kind: `gateway`, `gateway labels`, `bypass`, `device`, `device labels`, `mode`, `quarantine`, `policy`.
+    /// What kind: `gateway`, `gateway labels`, `bypass`, `client`, `client labels`, `device`, `device labels`, `mode`, `quarantine`, `policy`.
     pub kind: String,
     /// Of what, by name.
     pub name: String,
@@ -229,7 +229,7 @@ impl Plan {
 }
 
 /// Warnings and refusals. What was so before the change doesn't stop it, and nothing stops a change that only cuts
-/// gateways off or quarantines devices.
+/// gateways or clients off or quarantines devices.
 fn judged(
     before: &Compiled,
     after: &Compiled,
@@ -263,7 +263,7 @@ fn was_enforced(before: &Model, after: &Model, finding: &Finding) -> bool {
             .is_some_and(|device| device.mode == Mode::Enforce)
 }
 
-/// Whether all that changes is gateways that are cut off and devices that are quarantined.
+/// Whether all that changes is gateways and clients that are cut off and devices that are quarantined.
 fn only_closes(before: &Model, after: &Model) -> bool {
     let gateways = after.gateways.iter().all(|(id, found)| before.gateways.get(id) == Some(found));
     let devices = after.devices.iter().all(|(id, found)| {
@@ -273,5 +273,6 @@ fn only_closes(before: &Model, after: &Model) -> bool {
             closed && same == *device
         })
     });
-    gateways && devices && before.policy == after.policy
+    let clients = after.clients.iter().all(|(id, found)| before.clients.get(id) == Some(found));
+    gateways && devices && clients && before.policy == after.policy
 }

@@ -17,7 +17,7 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    /// The addresses of all devices with an approved gateway. Where two claim one, the first id has it.
+    /// The addresses of all clients, and of all devices with an approved gateway. Where two claim one, the first id has it.
     pub(crate) fn of(model: &Model) -> Self {
         let mut addresses = Self::default();
         for (id, device) in &model.devices {
@@ -32,6 +32,10 @@ impl Addresses {
                 }
             }
         }
+        for (id, client) in &model.clients {
+            let site = addresses.fixed.entry(client.site.clone()).or_default();
+            site.entry(client.address).or_insert(*id);
+        }
         // The narrowest prefix comes first.
         for site in addresses.dynamic.values_mut() {
             site.sort_by_key(|(net, id)| (std::cmp::Reverse(net.prefix_len()), *id));
@@ -39,10 +43,14 @@ impl Addresses {
         addresses
     }
 
+    /// The member to which operators gave this very address in this site.
+    pub(crate) fn fixed(&self, site: &Name, address: Ipv4Addr) -> Option<MemberId> {
+        self.fixed.get(site)?.get(&address).copied()
+    }
+
     /// The member with this address in this site.
     pub(crate) fn at(&self, site: &Name, address: Ipv4Addr) -> Option<MemberId> {
-        let fixed = self.fixed.get(site).and_then(|site| site.get(&address)).copied();
-        fixed.or_else(|| {
+        self.fixed(site, address).or_else(|| {
             let within = self.dynamic.get(site)?;
             within.iter().find(|(net, _)| net.contains(&address)).map(|(_, id)| *id)
         })

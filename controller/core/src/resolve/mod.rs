@@ -83,11 +83,11 @@ pub struct Side {
     pub name: Name,
     /// The same as views have it.
     pub endpoint: Endpoint,
-    /// Members with an approved gateway, sorted.
+    /// Clients, and devices with an approved gateway, sorted.
     pub members: Vec<MemberId>,
     /// Names of externals, sorted.
     pub externals: Vec<Name>,
-    /// The gateways in front of the members, sorted.
+    /// The gateways in front of those that are devices, sorted.
     pub gateways: Vec<GatewayId>,
     /// Places in [`Resolved::rules`] of the rules that this may open by.
     pub from_rules: Vec<usize>,
@@ -148,9 +148,12 @@ impl Resolved {
         self.sides_of.get(&member).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The site of a device with an approved gateway.
+    /// The site of a client, or of a device with an approved gateway.
     #[must_use]
     pub fn site_of(&self, member: MemberId) -> Option<&Name> {
+        if let Some(client) = self.model.clients.get(&member) {
+            return Some(&client.site);
+        }
         let device = self.model.devices.get(&member)?;
         self.model.gateways.get(&device.attachment.gateway).map(|gateway| &gateway.site)
     }

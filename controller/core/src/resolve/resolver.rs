@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anteroom_proto::id::{ExternalId, MemberId, RuleId, SegmentId, SiteId};
+use anteroom_proto::id::{ExternalId, GatewayId, MemberId, RuleId, SegmentId, SiteId};
 use anteroom_proto::intent::Endpoint;
 use anteroom_proto::name::Name;
 use anteroom_proto::overlay;
 
 use super::{ResolvedRule, Side, SideId};
-use crate::model::{Device, Model};
+use crate::model::Model;
 use crate::policy::{At, Match, Policy, Position, Segment};
 use crate::problem::{Problem, Problems, did_you_mean};
 
@@ -28,7 +28,7 @@ pub(super) fn resolve(
         model,
         policy,
         file,
-        devices: model.devices.iter().map(|(id, device)| (&device.name, (*id, device))).collect(),
+        members: members(model).map(|(name, id, attached)| (name, (id, attached))).collect(),
         sides: Vec::new(),
         side_by_name: BTreeMap::new(),
         problems,
@@ -51,11 +51,21 @@ pub(super) fn resolve(
     Ok((sides, side_by_name, rules))
 }
 
+/// Names and ids of all members, and whether they take part: a device whose gateway isn't approved doesn't, nor does a
+/// client that was revoked. A policy may go on naming both. Whoever has a name now comes after those who had it.
+fn members(model: &Model) -> impl Iterator<Item = (&Name, MemberId, bool)> {
+    let former = model.former_clients.iter().map(|(id, client)| (&client.name, *id, false));
+    let devices =
+        model.devices.iter().map(|(id, device)| (&device.name, *id, model.is_attached(device)));
+    former.chain(devices).chain(model.clients.iter().map(|(id, client)| (&client.name, *id, true)))
+}
+
 struct Resolver<'a> {
     model: &'a Model,
     policy: &'a Policy,
     file: &'a str,
-    devices: BTreeMap<&'a Name, (MemberId, &'a Device)>,
+    /// Members by name, and whether they take part in anything.
+    members: BTreeMap<&'a Name, (MemberId, bool)>,
     sides: Vec<Side>,
     side_by_name: BTreeMap<Name, SideId>,
     problems: Problems,
@@ -84,8 +94,10 @@ impl<'a> Resolver<'a> {
         let externals =
             policy.externals.iter().map(|(name, entry)| ("external", name, entry.position));
         for (kind, name, position) in segments.chain(externals) {
-            if self.devices.contains_key(name) {
-                let message = format!("a device has the name \"{name}\" already; {SHARED}");
+            let current = |id| !self.model.former_clients.contains_key(id);
+            if let Some((id, _)) = self.members.get(name).filter(|(id, _)| current(id)) {
+                let member = if self.model.clients.contains_key(id) { "client" } else { "device" };
+                let message = format!("a {member} has the name \"{name}\" already; {SHARED}");
                 self.problem(position, &format!("{kind}.{name}"), message);
             }
         }
@@ -128,8 +140,11 @@ impl<'a> Resolver<'a> {
         let members = model.devices.iter().map(|(id, device)| {
             (format!("device {}", device.name), overlay::member_address(organisation, *id))
         });
+        let clients = model.clients.iter().map(|(id, client)| {
+            (format!("client {}", client.name), overlay::member_address(organisation, *id))
+        });
         let mut taken = BTreeMap::new();
-        for (who, address) in gateways.chain(members) {
+        for (who, address) in gateways.chain(members).chain(clients) {
             if let Some(other) = taken.insert(address, who.clone()) {
                 let message = format!("has the same overlay address as {other}: give it a new id");
                 self.model_problem(who, message);
@@ -144,6 +159,7 @@ impl<'a> Resolver<'a> {
                 );
             }
         }
+        self.client_collisions(names);
         let mut names = BTreeSet::new();
         for gateway in model.gateways.values() {
             if !names.insert(&gateway.name) {
@@ -151,6 +167,32 @@ impl<'a> Resolver<'a> {
                     format!("gateway {}", gateway.name),
                     "two gateways have this name".to_owned(),
                 );
+            }
+        }
+    }
+
+    /// Clients that share a name with another member, or a key or an id with anybody.
+    fn client_collisions(&mut self, mut names: BTreeSet<&'a Name>) {
+        let model = self.model;
+        let mut keys = BTreeSet::new();
+        let former = model.former_clients.iter().map(|(id, client)| (id, client, true));
+        let clients = model.clients.iter().map(|(id, client)| (id, client, false));
+        for (id, client, is_former) in former.chain(clients) {
+            let mut problem = |message: &str| {
+                self.model_problem(format!("client {}", client.name), message.to_owned());
+            };
+            if !is_former && !names.insert(&client.name) {
+                problem("another member has this name");
+            }
+            if !keys.insert(client.key) {
+                problem("another client has this key, or had it: a key is one client's for good");
+            }
+            let own_gateway = GatewayId::from(*id);
+            if model.devices.contains_key(id)
+                || model.gateways.contains_key(&own_gateway)
+                || (!is_former && model.former_clients.contains_key(id))
+            {
+                problem("something else has its id");
             }
         }
     }
@@ -179,8 +221,8 @@ impl<'a> Resolver<'a> {
         let mut members = BTreeSet::new();
         let path = format!("segment.{name}");
         for member in &segment.members {
-            if let Some((id, device)) = self.devices.get(&member.value) {
-                if self.model.gateways.contains_key(&device.attachment.gateway) {
+            if let Some((id, attached)) = self.members.get(&member.value) {
+                if *attached {
                     members.insert(*id);
                 }
                 continue;
@@ -193,7 +235,7 @@ impl<'a> Resolver<'a> {
             } else if self.policy.externals.contains_key(found) {
                 format!("\"{found}\" is an external: list it in \"externals\"")
             } else {
-                let known = self.devices.keys().map(|name| name.as_str());
+                let known = self.members.keys().map(|name| name.as_str());
                 format!("no device \"{found}\"{}", did_you_mean(found.as_str(), known))
             };
             self.problem(member.position, &path, message);
@@ -262,8 +304,7 @@ impl<'a> Resolver<'a> {
         if let Some(side) = self.side_by_name.get(name) {
             return Some(*side);
         }
-        if let Some((id, device)) = self.devices.get(name).copied() {
-            let attached = self.model.gateways.contains_key(&device.attachment.gateway);
+        if let Some((id, attached)) = self.members.get(name).copied() {
             let members = attached.then_some(id).into_iter().collect();
             return Some(self.add(name.clone(), Endpoint::Member(id), members, Vec::new()));
         }
@@ -273,7 +314,7 @@ impl<'a> Resolver<'a> {
         }
         let policy = self.policy;
         let known = policy.segments.keys().chain(policy.externals.keys());
-        let known = known.chain(self.devices.keys().copied()).map(Name::as_str);
+        let known = known.chain(self.members.keys().copied()).map(Name::as_str);
         let hint = did_you_mean(name.as_str(), known);
         self.problem(
             end.position,
@@ -284,7 +325,7 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// Attached devices by site and by label, so that a match looks at few.
+/// Clients and attached devices by site and by label, so that a match looks at few.
 struct Index<'a> {
     sites: BTreeMap<&'a Name, Vec<MemberId>>,
     labels: BTreeMap<(&'a str, &'a str), Vec<MemberId>>,
@@ -293,11 +334,11 @@ struct Index<'a> {
 impl<'a> Index<'a> {
     fn of(model: &'a Model) -> Self {
         let mut index = Self { sites: BTreeMap::new(), labels: BTreeMap::new() };
-        for (id, device) in &model.devices {
-            let Some(gateway) = model.gateways.get(&device.attachment.gateway) else { continue };
-            index.sites.entry(&gateway.site).or_default().push(*id);
-            for (label, value) in &device.labels {
-                index.labels.entry((label.as_str(), value)).or_default().push(*id);
+        for (_, id, _) in members(model) {
+            let Some((site, labels)) = traits(model, id) else { continue };
+            index.sites.entry(site).or_default().push(id);
+            for (label, value) in labels {
+                index.labels.entry((label.as_str(), value)).or_default().push(id);
             }
         }
         index
@@ -316,15 +357,22 @@ impl<'a> Index<'a> {
         let Some(shortest) = lists.into_iter().min_by_key(|list| list.len()) else {
             return Vec::new();
         };
-        let holds = |id: &MemberId| {
-            model.devices.get(id).is_some_and(|device| holds(model, device, matches))
-        };
-        shortest.iter().copied().filter(holds).collect()
+        shortest.iter().copied().filter(|id| holds(model, *id, matches)).collect()
     }
 }
 
-fn holds(model: &Model, device: &Device, matches: &Match) -> bool {
-    let site = model.gateways.get(&device.attachment.gateway).map(|gateway| &gateway.site);
-    matches.site.as_ref().is_none_or(|wanted| site == Some(&wanted.value))
-        && matches.labels.iter().all(|(label, value)| device.labels.get(label) == Some(value))
+/// What a match can ask of a member that takes part: its site and its labels.
+fn traits(model: &Model, id: MemberId) -> Option<(&Name, &BTreeMap<Name, String>)> {
+    if let Some(client) = model.clients.get(&id) {
+        return Some((&client.site, &client.labels));
+    }
+    let device = model.devices.get(&id)?;
+    Some((&model.gateways.get(&device.attachment.gateway)?.site, &device.labels))
+}
+
+fn holds(model: &Model, id: MemberId, matches: &Match) -> bool {
+    traits(model, id).is_some_and(|(site, labels)| {
+        matches.site.as_ref().is_none_or(|wanted| *site == wanted.value)
+            && matches.labels.iter().all(|(label, value)| labels.get(label) == Some(value))
+    })
 }

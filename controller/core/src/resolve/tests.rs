@@ -2,7 +2,7 @@ use anteroom_proto::key::Hash;
 use insta::assert_snapshot;
 
 use super::*;
-use crate::fixture::{device, gateway, hospital, member_id, name};
+use crate::fixture::{client, device, gateway, hospital, member_id, name};
 
 /// The problems of the hospital with `more` behind its policy.
 fn problem(more: &str) -> String {
@@ -124,4 +124,50 @@ fn a_models_hash_is_that_of_its_bytes_and_nothing_else() {
     let hash = Model::hash(&model.encode());
     assert_ne!(hash, Hash::ZERO);
     assert_eq!(Model::decode(&model.encode()).unwrap(), model);
+}
+
+#[test]
+fn clients_are_members_by_name_site_and_label() {
+    let mut model = hospital();
+    model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "ct")]);
+    model.policy.push_str("[rule.x]\nfrom = \"laptop-1\"\nto = \"pacs\"\nservices = [\"dicom\"]\n");
+    let resolved = Resolved::new(&model).unwrap();
+    let side = |name: &str| resolved.side(resolved.side_named(name).unwrap());
+    assert_eq!(side("ct").members, [member_id(1), member_id(70)]);
+    assert_eq!(side("ct").gateways.len(), 1, "no gateway stands in front of a client");
+    assert_eq!(side("laptop-1").members, [member_id(70)]);
+    assert_eq!(resolved.member_at(&name("north"), [10, 20, 9, 70].into()), Some(member_id(70)));
+    assert_eq!(resolved.site_of(member_id(70)), Some(&name("north")));
+}
+
+#[test]
+fn clients_that_share_a_key_an_id_or_a_name_are_refused() {
+    let problem = |change: &dyn Fn(&mut Model)| {
+        let mut model = hospital();
+        model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "ct")]);
+        model.clients.extend([client(71, "laptop-2", [10, 20, 9, 71], "ct")]);
+        Resolved::new(&model).unwrap();
+        change(&mut model);
+        Resolved::new(&model).expect_err("a problem was expected").to_string()
+    };
+    let key = model_key(70);
+    let shared = problem(&|model| model.clients.get_mut(&member_id(71)).unwrap().key = key);
+    assert!(shared.contains("client laptop-2: another client has this key"), "{shared}");
+    let former = problem(&|model| {
+        let (_, old) = client(70, "old", [10, 20, 9, 72], "ct");
+        model.former_clients.insert(member_id(72), old);
+    });
+    assert!(former.contains("client laptop-1: another client has this key, or had it"), "{former}");
+    let named =
+        problem(&|model| model.clients.get_mut(&member_id(71)).unwrap().name = name("ct-1"));
+    assert!(named.contains("client ct-1: another member has this name"), "{named}");
+    let id = problem(&|model| {
+        let (_, found) = gateway(9, "gw-9", "north");
+        model.gateways.insert(member_id(70).into(), found);
+    });
+    assert!(id.contains("client laptop-1: something else has its id"), "{id}");
+}
+
+fn model_key(number: u32) -> anteroom_proto::key::TunnelPublicKey {
+    client(number, "x", [10, 20, 9, 70], "ct").1.key
 }

@@ -32,6 +32,10 @@ impl Asked<'_> {
         self.resolved.model.devices.get(&id)
     }
 
+    fn is_client(&self, party: Party) -> bool {
+        matches!(party, Party::Member(id) if self.resolved.model.clients.contains_key(&id))
+    }
+
     fn gateway(&self, party: Party) -> Option<&Name> {
         let device = self.device(party)?;
         let gateway = self.resolved.model.gateways.get(&device.attachment.gateway);
@@ -46,9 +50,11 @@ impl Asked<'_> {
         let allowed = rule.map(|rule| format!("Allowed by rule.{rule}")).unwrap_or_default();
         match decision.verdict {
             Verdict::Tunnel => {
-                let gateway = |party| self.gateway(party).map(ToString::to_string);
-                let (a, b) = (gateway(flow.from), gateway(flow.to));
-                let (a, b) = (a.unwrap_or_default(), b.unwrap_or_default());
+                let end = |party| match self.gateway(party) {
+                    Some(gateway) => gateway.to_string(),
+                    None => format!("client {}", label(self.resolved, party)),
+                };
+                let (a, b) = (end(flow.from), end(flow.to));
                 Advice::just(format!("{allowed}, through the tunnel between {a} and {b}."))
             }
             Verdict::Local => {
@@ -92,6 +98,12 @@ impl Asked<'_> {
                 "Both share {} of {gateway}, so no gateway stands between them.",
                 device.attachment.port
             ),
+            _ if self.is_client(flow.from) && self.is_client(flow.to) => {
+                "Both are clients, and nothing carries traffic between two clients.".to_owned()
+            }
+            _ if self.is_client(flow.from) || self.is_client(flow.to) => {
+                "A client reaches devices behind gateways and nothing else.".to_owned()
+            }
             _ => {
                 "Neither end is a device behind an approved gateway, so Anteroom has no part in it."
                     .to_owned()
@@ -174,6 +186,11 @@ impl Asked<'_> {
                     "{name} is quarantined: release it, or mark a rule essential that must survive quarantine"
                 )
             }
+            DropReason::ClientOfObserved => {
+                let device = self.device(flow.from).or_else(|| self.device(flow.to));
+                let name = device.map(|device| device.name.to_string()).unwrap_or_default();
+                format!("`anteroom device mode {name} protect`, so that the pair takes the tunnel")
+            }
             DropReason::UnknownMode => "update this program: a newer one set the mode".to_owned(),
             _ => return Advice::just(explanation),
         };
@@ -206,7 +223,7 @@ impl Asked<'_> {
     /// Whether traffic with a party can't take a tunnel.
     fn in_the_clear(&self, party: Party) -> bool {
         let observed = self.device(party).is_some_and(|device| device.mode == Mode::Observe);
-        observed || self.gateway(party).is_none()
+        observed || (self.gateway(party).is_none() && !self.is_client(party))
     }
 
     /// Whether a segment of this name holds somebody whose traffic can't take a tunnel.
@@ -224,8 +241,8 @@ impl Asked<'_> {
         if policy.segments.contains_key(asked) || policy.externals.contains_key(asked) {
             return Some(asked.to_owned());
         }
-        if let Some(device) = self.device(party) {
-            return Some(device.name.to_string());
+        if let Party::Member(id) = party {
+            return self.resolved.model.member_name(id).map(ToString::to_string);
         }
         let Party::Address(address) = party else { return None };
         let holding = policy.externals.iter().find(|(_, external)| {
@@ -238,7 +255,7 @@ impl Asked<'_> {
         let name = self.free(&host, |name| {
             policy.segments.contains_key(name)
                 || policy.externals.contains_key(name)
-                || self.resolved.model.device_named(name).is_some()
+                || self.resolved.model.member_named(name).is_some()
         })?;
         let _ = write!(text, "[external.{name}]\nprefixes = [\"{address}/32\"]\n\n");
         Some(name.to_string())

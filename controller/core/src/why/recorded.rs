@@ -46,6 +46,10 @@ fn is(
         (Party::Member(id), Some(member)) => id == member,
         (Party::Member(id), None) => {
             // A gateway that knows no such member records an address.
+            let client = resolved.model.clients.get(&id);
+            if client.is_some_and(|client| client.address == address) {
+                return true;
+            }
             let device = resolved.model.devices.get(&id);
             device.is_some_and(|device| device.addresses.iter().any(|net| net.contains(&address)))
         }

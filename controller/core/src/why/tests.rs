@@ -3,7 +3,7 @@ use anteroom_proto::verdict::DropReason;
 use insta::assert_snapshot;
 
 use super::*;
-use crate::fixture::{NOW, gateway_id, hospital, mac, member_id, set_modes};
+use crate::fixture::{NOW, client, gateway_id, hospital, mac, member_id, set_modes};
 use crate::model::Model;
 
 fn enforced() -> Model {
@@ -230,4 +230,35 @@ fn the_last_drop_is_told_whichever_end_recorded_it() {
     assert_eq!(last(&[passed]), None);
     let known = Edge { member: Some(member_id(3)), ..recorded(2, 3, true, 5) };
     assert_eq!(last(&[known]), Some(("ward".into(), 5)));
+}
+
+#[test]
+fn a_client_is_called_one_and_told_what_it_lacks() {
+    let mut model = enforced();
+    model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "service")]);
+    model.clients.extend([client(71, "laptop-2", [10, 20, 9, 71], "service")]);
+    model.policy.push_str("[rule.x]\nfrom = \"laptop-1\"\nto = \"ct-1\"\nservices = [\"vnc\"]\n");
+    assert_snapshot!(ask(&model, "laptop-1", "ct-1", "vnc"), @r"
+    laptop-1 (client) -> ct-1 (enforce): tcp/5900
+      tunnel: Allowed by rule.x, through the tunnel between client laptop-1 and imaging.
+    ");
+    let refused = ask(&model, "laptop-1", "pump-1", "vnc");
+    assert!(
+        refused.contains("drop(not-visible): Dropped by ward, the gateway in front of pump-1"),
+        "{refused}"
+    );
+    assert!(
+        refused.contains("from = \"laptop-1\"\n    to = \"pump-1\"")
+            && !refused.contains("clear = true"),
+        "{refused}"
+    );
+    let between = ask(&model, "10.20.9.70", "laptop-2", "vnc");
+    assert!(between.contains("nothing carries traffic between two clients"), "{between}");
+    set_modes(&mut model, Mode::Observe, &["ct-1"]);
+    let observed = ask(&model, "laptop-1", "ct-1", "vnc");
+    assert!(
+        observed.contains("drop(client-of-observed)")
+            && observed.contains("device mode ct-1 protect"),
+        "{observed}"
+    );
 }

@@ -163,6 +163,7 @@ fn view(modes: [Mode; 2], services: &[&str]) -> Arc<View> {
             dhcp: vec!["10.20.0.2".parse().unwrap()],
             ..Infrastructure::default()
         },
+        clients: Vec::new(),
         bypasses: Vec::new(),
     };
     let key = TunnelKeyBinding {

@@ -1,0 +1,92 @@
+//! Clients: members that speak WireGuard themselves.
+
+use std::net::Ipv4Addr;
+
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::name::Name;
+
+use super::{EditError, MAX_THINGS, address_problem, labels_fit, taken, too_many, unknown};
+use crate::model::{Client, Model};
+use crate::resolve::Addresses;
+
+impl Model {
+    /// The client with this name, or an error with a suggestion.
+    ///
+    /// # Errors
+    /// [`EditError::Unknown`].
+    pub fn find_client(&self, name: &str) -> Result<(MemberId, &Client), EditError> {
+        self.client_named(name).ok_or_else(|| {
+            unknown("client", name, self.clients.values().map(|client| client.name.as_str()))
+        })
+    }
+
+    /// Takes a client into the model.
+    ///
+    /// # Errors
+    /// When its id, name, key or address is taken, its site has no gateway, or a value can't be.
+    pub fn add_client(&mut self, id: MemberId, client: Client) -> Result<(), EditError> {
+        if self.clients.len() + self.former_clients.len() >= MAX_THINGS {
+            return Err(too_many("clients"));
+        }
+        self.client_name_is_free(&client.name)?;
+        for (other, found) in self.clients.iter().chain(&self.former_clients) {
+            if *other == id {
+                return Err(taken("the id", &id, format!("client \"{}\"", found.name)));
+            }
+            if found.key == client.key {
+                let by = format!("client \"{}\": a key is one client's for good", found.name);
+                return Err(taken("the WireGuard key", &client.key.to_wireguard(), by));
+            }
+        }
+        if self.devices.contains_key(&id) || self.gateways.contains_key(&GatewayId::from(id)) {
+            return Err(taken("the id", &id, "a device or a gateway".to_owned()));
+        }
+        self.site_is_there(&client.site)?;
+        self.client_address_is_free(&client.site, client.address)?;
+        labels_fit(&format!("client {}", client.name), &client.labels)?;
+        self.clients.insert(id, client);
+        Ok(())
+    }
+
+    /// Cuts a client off for good.
+    ///
+    /// # Errors
+    /// [`EditError::Unknown`].
+    pub fn revoke_client(&mut self, name: &str) -> Result<MemberId, EditError> {
+        let (id, _) = self.find_client(name)?;
+        if let Some(client) = self.clients.remove(&id) {
+            self.former_clients.insert(id, client);
+        }
+        Ok(id)
+    }
+
+    fn client_name_is_free(&self, name: &Name) -> Result<(), EditError> {
+        if self.client_named(name.as_str()).is_some() {
+            return Err(taken("the name", name, "another client".to_owned()));
+        }
+        if self.device_named(name.as_str()).is_some() {
+            return Err(taken("the name", name, "a device".to_owned()));
+        }
+        self.name_is_free(name)
+    }
+
+    fn site_is_there(&self, site: &Name) -> Result<(), EditError> {
+        let sites = || self.gateways.values().map(|gateway| gateway.site.as_str());
+        if sites().any(|known| known == site.as_str()) {
+            return Ok(());
+        }
+        Err(unknown("site", site.as_str(), sites()))
+    }
+
+    fn client_address_is_free(&self, site: &Name, address: Ipv4Addr) -> Result<(), EditError> {
+        if let Some(problem) = address_problem(address.into()) {
+            let what = "the client's address".to_owned();
+            return Err(EditError::Invalid { what, problem: format!("{address} {problem}") });
+        }
+        let holder = Addresses::of(self).fixed(site, address);
+        if let Some(name) = holder.and_then(|id| self.member_name(id)) {
+            return Err(taken("the address", &address, format!("\"{name}\" in the same site")));
+        }
+        Ok(())
+    }
+}
