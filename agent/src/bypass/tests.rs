@@ -126,6 +126,7 @@ impl Plane for BarePlane {
             underlay: UnderlayStatus {
                 listen: String::new(),
                 receive_buffer: 0,
+                segmentation: crate::net::offload::Offload::On,
                 counters: UnderlayCounters::default(),
             },
         })

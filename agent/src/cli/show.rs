@@ -243,6 +243,27 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     });
     let headers = ["side", "interface", "state", "received", "sent", "lost in", "lost out"];
     push_table(text, &table(&headers, interfaces));
+    push_table(text, &table(&["offload", "where", "state"], offloads(status).into_iter()));
+}
+
+/// Which offloads are in use, and where.
+fn offloads(status: &dataplane::Status) -> Vec<Vec<String>> {
+    let word = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let mut rows = Vec::new();
+    for interface in &status.interfaces {
+        let offloads = &interface.offloads;
+        let mut row =
+            |what: &str, state| rows.push(vec![what.into(), interface.name.clone(), state]);
+        row("super-frames", word(offloads.super_frames));
+        row("merging (GRO)", offloads.gro.map_or_else(|| "unknown".into(), word));
+    }
+    let underlay = &status.underlay;
+    rows.push(vec![
+        "udp segmentation".into(),
+        "underlay".into(),
+        underlay.segmentation.to_string(),
+    ]);
+    rows
 }
 
 fn add_alarms(text: &mut String, alarms: &[anteroom_proto::alarm::Alarm]) {

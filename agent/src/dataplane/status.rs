@@ -3,6 +3,8 @@
 use anteroom_agent_core::report::EngineStatus;
 use serde::{Deserialize, Serialize};
 
+use crate::net::offload::Offload;
+
 /// Engine, interfaces and underlay at a glance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -66,6 +68,8 @@ pub struct UnderlayStatus {
     pub listen: String,
     /// Size of its receive buffer in bytes.
     pub receive_buffer: usize,
+    /// Runs of datagrams are handed over in one piece and cut apart by the kernel or the card (`UDP_SEGMENT`).
+    pub segmentation: Offload,
     /// What passed and what didn't.
     pub counters: UnderlayCounters,
 }

@@ -365,6 +365,7 @@ impl Worker {
             underlay: UnderlayStatus {
                 listen: underlay.local_address().map_or_else(|_| String::new(), |a| a.to_string()),
                 receive_buffer: underlay.receive_buffer(),
+                segmentation: underlay.segmentation().clone(),
                 counters: self.outbox.underlay_counters,
             },
         }

@@ -1,8 +1,10 @@
 //! Offloads of an interface, read and set by ethtool's ioctl.
 
+use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 use crate::config::InterfaceName;
@@ -13,6 +15,25 @@ const ETHTOOL_SET_FLAGS: u32 = 0x26;
 const ETHTOOL_GET_GRO: u32 = 0x2b;
 const ETHTOOL_SET_GRO: u32 = 0x2c;
 const FLAG_LRO: u32 = 1 << 15;
+
+/// Whether something that spares work is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state", content = "reason")]
+pub enum Offload {
+    /// It is.
+    On,
+    /// It isn't, and why. Everything works without it, at a higher cost.
+    Off(String),
+}
+
+impl fmt::Display for Offload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::On => f.write_str("on"),
+            Self::Off(reason) => write!(f, "off ({reason})"),
+        }
+    }
+}
 
 /// Whether the kernel merges received packets (generic receive offload).
 ///

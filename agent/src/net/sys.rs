@@ -86,8 +86,22 @@ pub(crate) struct Sent {
     pub(crate) lost: bool,
 }
 
+impl Sent {
+    /// Counts a refusal of one message that stood for `count` packets.
+    pub(crate) fn note(&mut self, error: &io::Error, count: u64) {
+        let counter = match error.raw_os_error().unwrap_or(0) {
+            libc::EAGAIN | libc::ENOBUFS => &mut self.queue_full,
+            libc::EMSGSIZE => &mut self.too_big,
+            libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL => &mut self.unreachable,
+            _ => &mut self.failed,
+        };
+        self.lost |= interface_is_gone(error);
+        *counter += count;
+    }
+}
+
 /// Hands `messages` to the kernel, never waiting. What can't be sent is counted and passed over, so that one bad
-/// message doesn't hold up the rest.
+/// message doesn't hold up the rest; the rest is given up where the socket's buffer is full or the interface gone.
 ///
 /// # Safety
 /// Every pointer in `messages` must be valid for reads as its length says.
@@ -96,49 +110,56 @@ pub(crate) unsafe fn send_messages(
     messages: &mut [libc::mmsghdr],
     outcome: &mut Sent,
 ) {
-    let fd = socket.as_fd().as_raw_fd();
     let mut rest = messages;
     while !rest.is_empty() {
-        let count = libc::c_uint::try_from(rest.len()).unwrap_or(libc::c_uint::MAX);
-        // SAFETY: the caller vouches for the pointers inside; `rest` has `count` entries.
-        let sent = unsafe { libc::sendmmsg(fd, rest.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
-        let skip = if let Ok(sent) = usize::try_from(sent)
-            && sent > 0
-        {
-            outcome.sent += sent as u64;
-            sent
-        } else {
-            match io::Error::last_os_error().raw_os_error().unwrap_or(0) {
-                libc::EINTR => 0,
-                libc::EAGAIN => {
-                    outcome.queue_full += rest.len() as u64;
-                    return;
-                }
-                libc::ENETDOWN | libc::ENXIO | libc::ENODEV => {
-                    outcome.failed += rest.len() as u64;
-                    outcome.lost = true;
-                    return;
-                }
-                libc::ENOBUFS => {
-                    outcome.queue_full += 1;
-                    1
-                }
-                libc::EMSGSIZE => {
-                    outcome.too_big += 1;
-                    1
-                }
-                libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EADDRNOTAVAIL => {
-                    outcome.unreachable += 1;
-                    1
-                }
-                _ => {
-                    outcome.failed += 1;
-                    1
-                }
+        // SAFETY: the caller vouches for the pointers inside.
+        let skip = match unsafe { send_some(socket, rest) } {
+            Ok(sent) => {
+                outcome.sent += sent as u64;
+                sent
+            }
+            Err(error) => {
+                let hopeless =
+                    error.kind() == io::ErrorKind::WouldBlock || interface_is_gone(&error);
+                let skip = if hopeless { rest.len() } else { 1 };
+                outcome.note(&error, skip as u64);
+                skip
             }
         };
         rest = rest.get_mut(skip..).unwrap_or_default();
     }
+}
+
+/// Hands the first of `messages` to the kernel with one system call, never waiting. Returns how many it took: one at
+/// least, unless there was none.
+///
+/// # Errors
+/// Why it didn't take the first.
+///
+/// # Safety
+/// Every pointer in `messages` must be valid for reads as its length says.
+pub(crate) unsafe fn send_some(
+    socket: &impl AsFd,
+    messages: &mut [libc::mmsghdr],
+) -> io::Result<usize> {
+    let fd = socket.as_fd().as_raw_fd();
+    let count = libc::c_uint::try_from(messages.len()).unwrap_or(libc::c_uint::MAX);
+    loop {
+        // SAFETY: the caller vouches for the pointers inside; `messages` has `count` entries.
+        let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), count, libc::MSG_DONTWAIT) };
+        if let Ok(sent) = usize::try_from(sent) {
+            return Ok(sent);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Whether an interface is down or gone.
+fn interface_is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV))
 }
 
 /// Fetches up to `messages.len()` messages, never waiting. 0 when there is none.
@@ -192,14 +213,23 @@ impl Control {
 
     const HEADER: usize = size_of::<libc::cmsghdr>();
 
-    /// Writes one control message. Returns how many bytes of the room it takes, for `msg_controllen`.
-    pub(crate) fn put_int(&mut self, level: libc::c_int, kind: libc::c_int, value: i32) -> usize {
-        let length = Self::HEADER + size_of::<i32>();
-        self.0[..8].copy_from_slice(&length.to_ne_bytes());
-        self.0[8..12].copy_from_slice(&level.to_ne_bytes());
-        self.0[12..16].copy_from_slice(&kind.to_ne_bytes());
-        self.0[16..20].copy_from_slice(&value.to_ne_bytes());
-        length.next_multiple_of(align_of::<usize>())
+    /// Writes one more control message behind the `used` bytes of those before. Returns how many bytes of the room
+    /// are used then, for `msg_controllen`; one that doesn't fit isn't written.
+    pub(crate) fn put(
+        &mut self,
+        used: usize,
+        level: libc::c_int,
+        kind: libc::c_int,
+        value: &[u8],
+    ) -> usize {
+        let length = Self::HEADER + value.len();
+        let end = used + length.next_multiple_of(align_of::<usize>());
+        let Some(room) = self.0.get_mut(used..end) else { return used };
+        room[..8].copy_from_slice(&length.to_ne_bytes());
+        room[8..12].copy_from_slice(&level.to_ne_bytes());
+        room[12..16].copy_from_slice(&kind.to_ne_bytes());
+        room[16..length].copy_from_slice(value);
+        end
     }
 
     /// The payload of the first control message of this kind within the first `used` bytes.
@@ -232,10 +262,14 @@ mod tests {
     #[test]
     fn a_control_message_is_found_as_it_was_written_and_only_then() {
         let mut control = Control::EMPTY;
-        let used = control.put_int(libc::IPPROTO_IP, libc::IP_TOS, 0xb8);
-        let found = control.find(used, libc::IPPROTO_IP, libc::IP_TOS).expect("it was put there");
-        assert_eq!(found, 0xb8_i32.to_ne_bytes());
-        assert_eq!(control.find(used, libc::IPPROTO_IPV6, libc::IP_TOS), None);
+        let (tos, segment) = (0xb8_i32.to_ne_bytes(), 1472_u16.to_ne_bytes());
+        let used = control.put(0, libc::IPPROTO_IP, libc::IP_TOS, &tos);
+        let used = control.put(used, libc::SOL_UDP, libc::UDP_SEGMENT, &segment);
+        let find = |level, kind| control.find(used, level, kind);
+        assert_eq!(find(libc::IPPROTO_IP, libc::IP_TOS), Some(&tos[..]));
+        assert_eq!(find(libc::SOL_UDP, libc::UDP_SEGMENT), Some(&segment[..]));
+        assert_eq!(find(libc::IPPROTO_IPV6, libc::IP_TOS), None);
+        assert_eq!(control.clone().put(used, 1, 1, &[1]), used, "there is no room for a third");
         assert_eq!(control.find(0, libc::IPPROTO_IP, libc::IP_TOS), None);
         assert_eq!(control.find(1000, libc::IPPROTO_IP, libc::IP_TOS), None);
     }

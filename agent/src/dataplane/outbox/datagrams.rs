@@ -2,59 +2,86 @@
 
 use std::net::SocketAddr;
 
-use super::RECORDS;
 use crate::dataplane::status::UnderlayCounters;
 use crate::net::sys::Sent;
-use crate::net::udp::UdpSocket;
+use crate::net::udp::{MAX_RUN, MAX_SEGMENTS, Run, UdpSocket};
 
 /// Room for datagrams between two flushes, in bytes.
 pub(super) const ROOM: usize = 512 << 10;
+
+/// Runs between two flushes.
+const RUNS: usize = 256;
 
 /// Datagrams between two flushes, one behind the other.
 pub(super) struct Datagrams {
     bytes: Vec<u8>,
     used: usize,
-    records: Vec<Record>,
+    runs: Vec<Record>,
 }
 
+/// A run in the making: datagrams that go out with one message.
+#[derive(Debug, Clone, Copy)]
 struct Record {
     to: SocketAddr,
     tos: u8,
+    /// Length of all but the last.
+    segment: usize,
     start: usize,
     end: usize,
+    /// How many more it may have. None behind a shorter one.
+    room: usize,
+}
+
+impl Record {
+    /// Takes what was written behind its end, if it fits the run.
+    fn extend(&mut self, to: SocketAddr, tos: u8, written: usize) -> bool {
+        let whole = self.end - self.start + written;
+        let fits = self.room > 0
+            && written <= self.segment
+            && whole <= MAX_RUN
+            && (self.tos, self.to) == (tos, to);
+        if fits {
+            self.end += written;
+            self.room = if written < self.segment { 0 } else { self.room - 1 };
+        }
+        fits
+    }
 }
 
 impl Default for Datagrams {
     fn default() -> Self {
-        Self { bytes: vec![0; ROOM], used: 0, records: Vec::with_capacity(RECORDS) }
+        Self { bytes: vec![0; ROOM], used: 0, runs: Vec::with_capacity(RUNS) }
     }
 }
 
 impl Datagrams {
     /// Hands everything to the kernel.
-    pub(super) fn flush(&mut self, socket: &UdpSocket, counters: &mut UnderlayCounters) {
-        if self.records.is_empty() {
+    pub(super) fn flush(&mut self, socket: &mut UdpSocket, counters: &mut UnderlayCounters) {
+        if self.runs.is_empty() {
             return;
         }
         let mut outcome = Sent::default();
-        let datagrams = self
-            .records
-            .iter()
-            .map(|record| (record.to, record.tos, &self.bytes[record.start..record.end]));
-        socket.send(datagrams, &mut outcome);
+        let bytes = &self.bytes;
+        let runs = self.runs.iter().map(|run| Run {
+            to: run.to,
+            tos: run.tos,
+            segment: run.segment,
+            bytes: &bytes[run.start..run.end],
+        });
+        socket.send(runs, &mut outcome);
         counters.sent += outcome.sent;
         counters.queue_full += outcome.queue_full;
         counters.too_big += outcome.too_big;
         counters.unreachable += outcome.unreachable;
         counters.egress_failed += outcome.failed;
-        self.records.clear();
+        self.runs.clear();
         self.used = 0;
     }
 
     /// Takes a datagram that `write` writes.
     pub(super) fn put(
         &mut self,
-        (socket, counters): (&UdpSocket, &mut UnderlayCounters),
+        (socket, counters): (&mut UdpSocket, &mut UnderlayCounters),
         to: SocketAddr,
         tos: u8,
         capacity: usize,
@@ -64,15 +91,22 @@ impl Datagrams {
             counters.too_big += 1;
             return;
         }
-        if self.used + capacity > ROOM || self.records.len() == RECORDS {
+        if self.used + capacity > ROOM || self.runs.len() == RUNS {
             self.flush(socket, counters);
         }
         let start = self.used;
         let written = write(&mut self.bytes[start..start + capacity]).min(capacity);
-        if written > 0 {
-            let end = start + written;
-            self.records.push(Record { to, tos, start, end });
-            self.used = end;
+        if written == 0 {
+            return;
+        }
+        let end = start + written;
+        self.used = end;
+        if self.runs.last_mut().is_none_or(|run| !run.extend(to, tos, written)) {
+            let room = MAX_SEGMENTS - 1;
+            self.runs.push(Record { to, tos, segment: written, start, end, room });
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

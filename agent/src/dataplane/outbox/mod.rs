@@ -57,7 +57,7 @@ impl Outbox {
     /// Hands everything to the kernel.
     pub(super) fn flush(&mut self) {
         self.frames.flush(&mut self.ports);
-        self.datagrams.flush(&self.underlay, &mut self.underlay_counters);
+        self.datagrams.flush(&mut self.underlay, &mut self.underlay_counters);
     }
 }
 
@@ -73,7 +73,7 @@ impl Sink for Outbox {
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {
-        let way = (&self.underlay, &mut self.underlay_counters);
+        let way = (&mut self.underlay, &mut self.underlay_counters);
         self.datagrams.put(way, to, dscp_ecn, capacity, write);
     }
 }

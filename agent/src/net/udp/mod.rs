@@ -10,9 +10,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use self::receive::{DatagramRing, MAX_DATAGRAM};
+use self::send::Segmentation;
+pub(crate) use self::send::{MAX_RUN, MAX_SEGMENTS, Run};
 use crate::net::sys::{self, Buffer};
 
-/// Datagrams fetched or sent with one system call at most.
+/// Datagrams fetched, or runs of them sent, with one system call at most.
 pub const BATCH: usize = 64;
 
 const SOCKET_BUFFER: libc::c_int = 7 << 20;
@@ -23,6 +25,7 @@ pub struct UdpSocket {
     socket: Socket,
     ipv6: bool,
     receive_buffer: usize,
+    segmentation: Segmentation,
 }
 
 impl UdpSocket {
@@ -54,7 +57,8 @@ impl UdpSocket {
         let receive_buffer = sys::grow_buffer(&socket, Buffer::Receive, SOCKET_BUFFER);
         sys::grow_buffer(&socket, Buffer::Send, SOCKET_BUFFER);
         socket.bind(&listen.into())?;
-        Ok(Self { socket, ipv6, receive_buffer })
+        let segmentation = Segmentation::probe(&socket);
+        Ok(Self { socket, ipv6, receive_buffer, segmentation })
     }
 
     /// Size of the receive buffer in bytes.

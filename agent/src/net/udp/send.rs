@@ -1,52 +1,172 @@
-//! Sending, in batches that never wait.
+//! Sending: runs of datagrams that the kernel cuts apart (`UDP_SEGMENT`), in batches that never wait.
 
+use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 
 use socket2::SockAddr;
 
 use super::{BATCH, UdpSocket};
+use crate::net::offload::Offload;
 use crate::net::sys::{self, Control, Sent};
 
+/// Most datagrams in a run: what the kernel takes (`UDP_MAX_SEGMENTS`).
+pub(crate) const MAX_SEGMENTS: usize = 64;
+
+/// Most bytes in a run: the longest payload of UDP over IPv4.
+pub(crate) const MAX_RUN: usize = 65_507;
+
+/// Datagrams to one address, one behind the other. All are as long as a segment, but the last may be shorter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run<'a> {
+    pub(crate) to: SocketAddr,
+    /// The type-of-service byte.
+    pub(crate) tos: u8,
+    /// Length of each datagram but the last.
+    pub(crate) segment: usize,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl<'a> Run<'a> {
+    /// One datagram.
+    pub(crate) const fn single(to: SocketAddr, tos: u8, bytes: &'a [u8]) -> Self {
+        Self { to, tos, segment: bytes.len(), bytes }
+    }
+
+    const fn is_single(&self) -> bool {
+        self.bytes.len() <= self.segment
+    }
+
+    /// How many datagrams it is.
+    fn count(&self) -> u64 {
+        if self.is_single() { 1 } else { self.bytes.len().div_ceil(self.segment.max(1)) as u64 }
+    }
+
+    /// Its datagrams, each a run of its own.
+    fn singles(self) -> impl Iterator<Item = Self> + Clone {
+        let empty = self.bytes.is_empty().then_some(self);
+        let parts = self.bytes.chunks(self.segment.max(1));
+        empty.into_iter().chain(parts.map(move |part| Self::single(self.to, self.tos, part)))
+    }
+}
+
+/// Whether the kernel is given runs, which it or the network card cuts apart.
+#[derive(Debug)]
+pub(super) struct Segmentation(Offload);
+
+impl Segmentation {
+    /// Asks the kernel whether it knows of runs. One that doesn't would send a run as one long datagram.
+    pub(super) fn probe(socket: &impl AsFd) -> Self {
+        let known = sys::get_option::<libc::c_int>(socket, libc::SOL_UDP, libc::UDP_SEGMENT);
+        Self(match known {
+            Ok(_) => Offload::On,
+            Err(error) => Offload::Off(format!("the kernel doesn't have it: {error}")),
+        })
+    }
+
+    const fn is_on(&self) -> bool {
+        matches!(self.0, Offload::On)
+    }
+}
+
 impl UdpSocket {
-    /// Sends datagrams: destination, type-of-service byte and payload of each. Never waits.
+    /// Whether the kernel cuts runs of datagrams apart (`UDP_SEGMENT`).
+    #[must_use]
+    pub fn segmentation(&self) -> &Offload {
+        &self.segmentation.0
+    }
+
+    /// Sends runs, never waiting. Where the kernel refuses to cut them their datagrams are sent one by one; nothing
+    /// is lost for it.
     pub(crate) fn send<'a>(
-        &self,
-        datagrams: impl Iterator<Item = (SocketAddr, u8, &'a [u8])>,
+        &mut self,
+        mut runs: impl Iterator<Item = Run<'a>> + Clone,
         outcome: &mut Sent,
     ) {
-        let mut datagrams = datagrams.peekable();
-        while datagrams.peek().is_some() {
-            let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
-            let mut names = [const { None }; BATCH];
-            let mut controls = [Control::EMPTY; BATCH];
-            let mut messages = [sys::empty_message(); BATCH];
-            let mut count = 0;
-            for (to, tos, payload) in datagrams.by_ref().take(BATCH) {
-                let vector = &mut vectors[count];
-                vector.iov_base = payload.as_ptr().cast_mut().cast();
-                vector.iov_len = payload.len();
-                let name = names[count].insert(SockAddr::from(self.mapped(to)));
-                let header = &mut messages[count].msg_hdr;
-                header.msg_iov = vector;
-                header.msg_iovlen = 1;
-                header.msg_name = name.as_ptr().cast_mut().cast();
-                header.msg_namelen = name.len();
-                if tos != 0 {
-                    let control = &mut controls[count];
-                    let (level, kind) = if to.is_ipv4() {
-                        (libc::IPPROTO_IP, libc::IP_TOS)
-                    } else {
-                        (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
-                    };
-                    header.msg_controllen = control.put_int(level, kind, tos.into());
-                    header.msg_control = control.0.as_mut_ptr().cast();
-                }
-                count += 1;
-            }
-            // SAFETY: vectors cover payloads borrowed for 'a; names and controls live in this block; all lengths are
-            // theirs. The kernel only reads.
-            unsafe { sys::send_messages(&self.socket, &mut messages[..count], outcome) };
+        while self.segmentation.is_on() {
+            let Some((run, error)) = self.deliver(&mut runs, outcome) else { return };
+            self.send_singly(run, &error, outcome);
         }
+        self.deliver(&mut runs.flat_map(Run::singles), outcome);
+    }
+
+    /// Sends the datagrams of a run that was refused. Where the first passes by itself, cutting is what the kernel or
+    /// the driver can't do, and isn't asked for again; otherwise the run was too long for the interface, or nothing
+    /// passes at all, which says nothing of cutting.
+    fn send_singly(&mut self, run: Run<'_>, error: &io::Error, outcome: &mut Sent) {
+        let mut singles = run.singles();
+        let first = singles.next();
+        let before = outcome.sent;
+        self.deliver(&mut first.into_iter(), outcome);
+        if outcome.sent > before {
+            tracing::warn!(
+                %error,
+                "the kernel refuses runs of datagrams (UDP_SEGMENT): they are sent one by one from now on"
+            );
+            self.segmentation.0 = Offload::Off(format!("refused: {error}"));
+        }
+        self.deliver(&mut singles, outcome);
+    }
+
+    /// Sends runs up to one of several datagrams that is refused, which it returns. Other refusals are counted.
+    fn deliver<'a>(
+        &self,
+        runs: &mut (impl Iterator<Item = Run<'a>> + Clone),
+        outcome: &mut Sent,
+    ) -> Option<(Run<'a>, io::Error)> {
+        loop {
+            let error = match self.transmit(runs.clone()) {
+                Ok(0) => return None,
+                Ok(taken) => {
+                    outcome.sent += runs.by_ref().take(taken).map(|run| run.count()).sum::<u64>();
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let run = runs.next()?;
+            if !run.is_single() && may_be_for_cutting(&error) {
+                return Some((run, error));
+            }
+            outcome.note(&error, run.count());
+            if error.kind() == io::ErrorKind::WouldBlock {
+                outcome.queue_full += runs.map(|run| run.count()).sum::<u64>();
+                return None;
+            }
+        }
+    }
+
+    /// Hands the first runs to the kernel with one system call. Returns how many it took.
+    fn transmit<'a>(&self, runs: impl Iterator<Item = Run<'a>>) -> io::Result<usize> {
+        let mut vectors = [const { MaybeUninit::uninit() }; BATCH];
+        let mut names = [const { MaybeUninit::<SockAddr>::uninit() }; BATCH];
+        let mut controls = [const { MaybeUninit::uninit() }; BATCH];
+        let mut messages = [const { MaybeUninit::uninit() }; BATCH];
+        let mut count = 0;
+        for run in runs.take(BATCH) {
+            let vector = vectors[count].write(libc::iovec {
+                iov_base: run.bytes.as_ptr().cast_mut().cast(),
+                iov_len: run.bytes.len(),
+            });
+            let name = names[count].write(SockAddr::from(self.mapped(run.to)));
+            let header = &mut messages[count].write(sys::empty_message()).msg_hdr;
+            header.msg_iov = vector;
+            header.msg_iovlen = 1;
+            header.msg_name = name.as_ptr().cast_mut().cast();
+            header.msg_namelen = name.len();
+            if run.tos != 0 || !run.is_single() {
+                let control = controls[count].write(Control::EMPTY);
+                header.msg_controllen = write_control(control, &run);
+                header.msg_control = control.0.as_mut_ptr().cast();
+            }
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(0);
+        }
+        // SAFETY: the first `count` messages were written above. Their vectors cover bytes that are borrowed for 'a;
+        // names and controls live in this function; all lengths are theirs. The kernel only reads.
+        unsafe { sys::send_some(&self.socket, messages[..count].assume_init_mut()) }
     }
 
     fn mapped(&self, to: SocketAddr) -> SocketAddr {
@@ -58,3 +178,34 @@ impl UdpSocket {
         }
     }
 }
+
+/// Writes a run's type of service and segment length. Returns how many bytes of the room that takes.
+fn write_control(control: &mut Control, run: &Run<'_>) -> usize {
+    let mut used = 0;
+    if run.tos != 0 {
+        let (level, kind) = if run.to.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_TOS)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
+        };
+        used = control.put(used, level, kind, &i32::from(run.tos).to_ne_bytes());
+    }
+    if !run.is_single() {
+        // A run is no longer than a datagram can be, and its segments are shorter.
+        let segment = u16::try_from(run.segment).unwrap_or(u16::MAX);
+        used = control.put(used, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+    }
+    used
+}
+
+/// Whether an error may mean that the kernel or the driver can't cut the run apart. Some of them say as well that its
+/// datagrams are too long for the interface.
+fn may_be_for_cutting(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE | libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+    )
+}
+
+#[cfg(test)]
+mod tests;

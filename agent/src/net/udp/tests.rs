@@ -33,11 +33,11 @@ fn receive(
 
 #[test]
 fn batches_arrive_whole_and_in_order() {
-    let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let to = b.local_address().unwrap();
     let sent: Vec<Vec<u8>> = (0..200_usize).map(|i| vec![i as u8; i * 7]).collect();
     let mut outcome = Sent::default();
-    a.send(sent.iter().map(|bytes| (to, 0, &bytes[..])), &mut outcome);
+    a.send(sent.iter().map(|bytes| Run::single(to, 0, bytes)), &mut outcome);
     assert_eq!(outcome, Sent { sent: 200, ..Sent::default() });
     let received = receive(&b, &mut DatagramRing::default(), 200);
     let from = a.local_address().unwrap();
@@ -47,11 +47,11 @@ fn batches_arrive_whole_and_in_order() {
 
 #[test]
 fn too_long_a_datagram_is_counted_and_the_next_still_comes() {
-    let (a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let to = b.local_address().unwrap();
     let [longest, longer] = [vec![1; MAX_DATAGRAM], vec![2; MAX_DATAGRAM + 1]];
     let mut outcome = Sent::default();
-    a.send([&longer, &longest].into_iter().map(|bytes| (to, 0, &bytes[..])), &mut outcome);
+    a.send([&longer, &longest].into_iter().map(|bytes| Run::single(to, 0, bytes)), &mut outcome);
     let mut ring = DatagramRing::default();
     let received = receive(&b, &mut ring, 2);
     assert_eq!(received.len(), 1);
@@ -75,7 +75,7 @@ fn the_outer_header_bears_the_type_of_service_and_forbids_fragments() {
     host.ip("link set lo down").unwrap();
     host.ip("link set lo up").unwrap();
     host.enter(|| {
-        let socket = bind("[::]:0");
+        let mut socket = bind("[::]:0");
         let port = socket.local_address().unwrap().port();
         for ip in [IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()] {
             let server =
@@ -94,8 +94,9 @@ fn the_outer_header_bears_the_type_of_service_and_forbids_fragments() {
 
             let mut outcome = Sent::default();
             let too_big = [0; 1500];
-            let datagrams = [(to, 0xb8, &b"alarm"[..]), (to, 0, &too_big), (to, 0, b"archive")];
-            socket.send(datagrams.into_iter(), &mut outcome);
+            let datagrams = [(0xb8, &b"alarm"[..]), (0, &too_big), (0, b"archive")];
+            let singles = datagrams.iter().map(|(tos, bytes)| Run::single(to, *tos, bytes));
+            socket.send(singles, &mut outcome);
             assert_eq!((outcome.sent, outcome.too_big), (2, 1), "{ip}: {outcome:?}");
             for (payload, tos) in [(&b"alarm"[..], 0xb8), (b"archive", 0)] {
                 let (bytes, seen) = receive_with_control(&server, level, kind);
@@ -109,7 +110,7 @@ fn the_outer_header_bears_the_type_of_service_and_forbids_fragments() {
         // No way leads there; the rest of the batch still goes.
         let mut outcome = Sent::default();
         let datagrams = [("192.0.2.1:9", &b"x"[..]), ("127.0.0.1:9", b"y")]
-            .map(|(to, b)| (to.parse().unwrap(), 0, b));
+            .map(|(to, b)| Run::single(to.parse().unwrap(), 0, b));
         socket.send(datagrams.into_iter(), &mut outcome);
         assert_eq!((outcome.sent, outcome.unreachable), (1, 1), "{outcome:?}");
     })
@@ -148,14 +149,14 @@ fn an_address_that_comes_later_or_goes_for_a_while_does_no_harm() {
         return;
     }
     let host = Host::create("host").unwrap();
-    let socket = host.enter(|| bind("192.0.2.7:51820")).unwrap();
+    let mut socket = host.enter(|| bind("192.0.2.7:51820")).unwrap();
     let peer = host.enter(|| bind("127.0.0.1:0")).unwrap();
     let to = peer.local_address().unwrap();
     let mut ring = DatagramRing::default();
     for round in 0..2 {
         host.ip("address add 192.0.2.7/32 dev lo").unwrap();
         let mut outcome = Sent::default();
-        socket.send([(to, 0, &b"here"[..])].into_iter(), &mut outcome);
+        socket.send(std::iter::once(Run::single(to, 0, b"here")), &mut outcome);
         assert_eq!(outcome.sent, 1, "in round {round}: {outcome:?}");
         let received = receive(&peer, &mut ring, 1);
         assert_eq!(received[0].0, "192.0.2.7:51820".parse().unwrap(), "in round {round}");

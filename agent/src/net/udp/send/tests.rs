@@ -1,0 +1,227 @@
+use std::time::{Duration, Instant};
+
+use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::topology::{self, Host};
+
+use super::super::DatagramRing;
+use super::*;
+
+fn bind(listen: &str) -> UdpSocket {
+    UdpSocket::bind(listen.parse().unwrap()).unwrap()
+}
+
+/// What comes in, datagram by datagram, until it is `count` of them or nothing more comes.
+fn receive(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut ring = DatagramRing::default();
+    let mut received = Vec::new();
+    let mut truncated = 0;
+    while received.len() < count && Instant::now() < end {
+        ring.fetch(socket).unwrap();
+        ring.lend(&mut truncated, |buffers| {
+            for buffer in buffers {
+                let datagrams = buffer.bytes.chunks(buffer.segment.max(1));
+                received.extend(datagrams.map(<[u8]>::to_vec));
+            }
+        });
+    }
+    received
+}
+
+/// Bytes of which each says where it stands.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i + i / 251) as u8).collect()
+}
+
+/// Compares without printing a flood of bytes.
+#[track_caller]
+fn assert_same(received: &[Vec<u8>], expected: &[Vec<u8>], when: &str) {
+    let lengths = |all: &[Vec<u8>]| all.iter().map(Vec::len).collect::<Vec<_>>();
+    assert_eq!(lengths(received), lengths(expected), "{when}");
+    for (place, (received, expected)) in received.iter().zip(expected).enumerate() {
+        assert!(received == expected, "{when}: other bytes in datagram {place}");
+    }
+}
+
+fn sent(count: u64) -> Sent {
+    Sent { sent: count, ..Sent::default() }
+}
+
+#[test]
+fn runs_arrive_as_the_datagrams_they_are() {
+    for host in ["127.0.0.1:0", "[::1]:0"] {
+        if std::net::UdpSocket::bind(host).is_err() {
+            eprintln!("skipped: no {host} here");
+            continue;
+        }
+        let (mut a, b) = (bind(host), bind(host));
+        let to = b.local_address().unwrap();
+        assert_eq!(*a.segmentation(), Offload::On, "this kernel has it");
+        for (segment, len) in [
+            (1472, MAX_RUN),
+            (1000, 1000 * MAX_SEGMENTS),
+            (1000, 10_001),
+            (1000, 1001),
+            (1000, 1000),
+            (1000, 999),
+            (1, 64),
+        ] {
+            let bytes = pattern(len);
+            let mut outcome = Sent::default();
+            // Alarms go first: a run and its neighbours keep their order.
+            let runs = [
+                Run::single(to, 0xb8, b"before"),
+                Run { to, tos: 0x28, segment, bytes: &bytes },
+                Run::single(to, 0, b"behind"),
+            ];
+            a.send(runs.into_iter(), &mut outcome);
+            let mut expected = vec![b"before".to_vec()];
+            expected.extend(bytes.chunks(segment).map(<[u8]>::to_vec));
+            expected.push(b"behind".to_vec());
+            assert_eq!(outcome, sent(expected.len() as u64), "{segment} of {len}");
+            assert_same(&receive(&b, expected.len()), &expected, &format!("{segment} of {len}"));
+        }
+        assert_eq!(*a.segmentation(), Offload::On);
+    }
+}
+
+#[test]
+fn more_runs_than_go_with_one_call_keep_their_order() {
+    let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let to = b.local_address().unwrap();
+    let bytes: Vec<Vec<u8>> = (0..BATCH + 10).map(|i| vec![i as u8; 300]).collect();
+    let runs = bytes.iter().map(|bytes| Run { to, tos: 0, segment: 100, bytes });
+    let mut outcome = Sent::default();
+    a.send(runs, &mut outcome);
+    let count = 3 * bytes.len();
+    assert_eq!(outcome, sent(count as u64));
+    let expected: Vec<_> = bytes.iter().flat_map(|b| b.chunks(100).map(<[u8]>::to_vec)).collect();
+    assert_same(&receive(&b, count), &expected, "");
+}
+
+#[test]
+fn where_the_kernel_refuses_to_cut_nothing_is_lost_and_it_is_not_asked_again() {
+    let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+    let to = b.local_address().unwrap();
+    // The kernel cuts no runs of a socket that sends without checksums.
+    sys::set_option(&a, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1_i32).unwrap();
+    let bytes = pattern(10_500);
+    let runs = || {
+        [
+            Run::single(to, 0, b"before"),
+            Run { to, tos: 0, segment: 1000, bytes: &bytes },
+            Run { to, tos: 0xb8, segment: 700, bytes: &bytes[..1500] },
+        ]
+        .into_iter()
+    };
+    let expected: Vec<_> = runs().flat_map(Run::singles).map(|run| run.bytes.to_vec()).collect();
+    assert_eq!(expected.len(), 1 + 11 + 3);
+    for round in 0..2 {
+        let mut outcome = Sent::default();
+        a.send(runs(), &mut outcome);
+        assert_eq!(outcome, sent(15), "in round {round}");
+        assert_same(&receive(&b, 15), &expected, &format!("in round {round}"));
+        let Offload::Off(reason) = a.segmentation() else { panic!("in round {round}") };
+        assert!(reason.contains("refused: "), "{reason}");
+        // It would go now; that isn't tried.
+        sys::set_option(&a, libc::SOL_SOCKET, libc::SO_NO_CHECK, 0_i32).unwrap();
+    }
+}
+
+#[test]
+fn a_run_that_is_too_long_for_the_way_says_nothing_of_cutting() {
+    let test = "net::udp::send::tests::a_run_that_is_too_long_for_the_way_says_nothing_of_cutting";
+    if !in_private_network(test) {
+        return;
+    }
+    let [near, far] = ["near", "far"].map(|name| Host::create(name).unwrap());
+    topology::cable((&near, "eth0", None), (&far, "eth0")).unwrap();
+    near.address("eth0", [10, 0, 0, 1].into(), 24).unwrap();
+    far.address("eth0", [10, 0, 0, 2].into(), 24).unwrap();
+    near.ip("link set eth0 mtu 1300").unwrap();
+    let mut a = near.enter(|| bind("10.0.0.1:0")).unwrap();
+    let b = far.enter(|| bind("10.0.0.2:5000")).unwrap();
+    let to = "10.0.0.2:5000".parse().unwrap();
+    wait_for_way(&mut a, &b, to);
+    let bytes = pattern(6000);
+    let (long, fits) = (
+        Run { to, tos: 0, segment: 1400, bytes: &bytes },
+        Run { to, tos: 0, segment: 1272, bytes: &bytes },
+    );
+    let mut outcome = Sent::default();
+    a.send([long, fits].into_iter(), &mut outcome);
+    // 4 of 1,400 bytes and 1 of 400; 4 of 1,272 and 1 of 912.
+    assert_eq!(outcome, Sent { sent: 1 + 5, too_big: 4, ..Sent::default() });
+    assert_eq!(*a.segmentation(), Offload::On);
+    let received = receive(&b, 6);
+    let expected: Vec<_> =
+        std::iter::once(&bytes[5600..]).chain(bytes.chunks(1272)).map(<[u8]>::to_vec).collect();
+    assert_same(&received, &expected, "");
+
+    near.ip("link set eth0 mtu 1500").unwrap();
+    let mut outcome = Sent::default();
+    a.send(std::iter::once(long), &mut outcome);
+    assert_eq!(outcome, sent(5));
+    assert!(receive(&b, 5).concat() == bytes);
+
+    // Nobody there: that isn't the cutting's fault either.
+    let nowhere = Run { to: "192.0.2.1:9".parse().unwrap(), ..fits };
+    let mut outcome = Sent::default();
+    a.send([nowhere, fits].into_iter(), &mut outcome);
+    assert_eq!(outcome, Sent { sent: 5, unreachable: 5, ..Sent::default() });
+    assert_eq!(*a.segmentation(), Offload::On);
+}
+
+/// A cable carries nothing for up to a second after both its ends were switched on.
+fn wait_for_way(a: &mut UdpSocket, b: &UdpSocket, to: SocketAddr) {
+    let end = Instant::now() + Duration::from_secs(10);
+    let mut ring = DatagramRing::default();
+    loop {
+        a.send(std::iter::once(Run::single(to, 0, b"anybody?")), &mut Sent::default());
+        std::thread::sleep(Duration::from_millis(10));
+        if ring.fetch(b).unwrap() > 0 {
+            break;
+        }
+        assert!(Instant::now() < end, "the cable carries nothing");
+    }
+    // What was kept until the neighbour was known came with it.
+    std::thread::sleep(Duration::from_millis(50));
+    while ring.fetch(b).unwrap() > 0 {}
+}
+
+#[test]
+fn a_card_that_can_not_cut_leaves_it_to_the_kernel() {
+    let test = "net::udp::send::tests::a_card_that_can_not_cut_leaves_it_to_the_kernel";
+    if !in_private_network(test) {
+        return;
+    }
+    let Some(ethtool) = anteroom_lab::programs::find("ethtool") else {
+        eprintln!("skipped: there is no ethtool");
+        return;
+    };
+    let [near, far] = ["near", "far"].map(|name| Host::create(name).unwrap());
+    topology::cable((&near, "eth0", None), (&far, "eth0")).unwrap();
+    near.address("eth0", [10, 0, 0, 1].into(), 24).unwrap();
+    far.address("eth0", [10, 0, 0, 2].into(), 24).unwrap();
+    let mut a = near.enter(|| bind("10.0.0.1:0")).unwrap();
+    let b = far.enter(|| bind("10.0.0.2:5000")).unwrap();
+    let to = "10.0.0.2:5000".parse().unwrap();
+    wait_for_way(&mut a, &b, to);
+    let bytes = pattern(20_000);
+    for features in [
+        &["tx-udp-segmentation", "off"][..],
+        &["gso", "off"],
+        &["tx-checksum-ip-generic", "off"],
+        &["tx", "off", "sg", "off"],
+    ] {
+        near.run(&ethtool, &[&["-K", "eth0"], features].concat()).unwrap();
+        let mut outcome = Sent::default();
+        let runs = [
+            Run { to, tos: 0, segment: 1400, bytes: &bytes },
+            Run { to, tos: 0, segment: 900, bytes: &bytes[..1000] },
+        ];
+        a.send(runs.into_iter(), &mut outcome);
+        assert_eq!(outcome, sent(15 + 2), "{features:?}: {}", a.segmentation());
+        assert!(receive(&b, 17).concat() == [&bytes[..], &bytes[..1000]].concat(), "{features:?}");
+    }
+}
