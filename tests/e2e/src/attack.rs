@@ -56,13 +56,18 @@ pub fn tcp(((from, near), (to, far)): Ends, flags: u8) -> Vec<u8> {
 
 /// A UDP datagram that bears the mark behind `payload`.
 #[must_use]
-pub fn udp(((from, near), (to, far)): Ends, payload: &[u8]) -> Vec<u8> {
+pub fn udp(ends: Ends, payload: &[u8]) -> Vec<u8> {
+    plain_udp(ends, &[payload, MARK].concat())
+}
+
+/// A UDP datagram without the mark, as others than attackers send them.
+#[must_use]
+pub fn plain_udp(((from, near), (to, far)): Ends, payload: &[u8]) -> Vec<u8> {
     let mut datagram = [near.to_be_bytes(), far.to_be_bytes()].concat();
-    let length = u16::try_from(8 + payload.len() + MARK.len()).unwrap_or(u16::MAX);
+    let length = u16::try_from(8 + payload.len()).unwrap_or(u16::MAX);
     datagram.extend(length.to_be_bytes());
     datagram.extend([0, 0]);
     datagram.extend_from_slice(payload);
-    datagram.extend_from_slice(MARK);
     let sum = pseudo(from, to, 17, &datagram);
     datagram[6..8].copy_from_slice(&sum.to_be_bytes());
     ip(from, to, 17, 0, &datagram)
