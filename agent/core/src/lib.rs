@@ -12,6 +12,7 @@ mod bridge;
 pub mod bypass;
 pub mod checksum;
 mod clock;
+pub mod coalesce;
 pub mod config;
 mod contest;
 mod device;

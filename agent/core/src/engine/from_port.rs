@@ -255,7 +255,8 @@ impl Engine {
             return self.recorder.drop(sender, DropReason::SamePort, Some(tuple), now);
         }
         let passage = self.passage_from_port(id, stance, header, &packet);
-        let passage = Passage { packets: header.packets(frame, &packet), ..passage };
+        let (packets, bytes) = header.amount(frame, &packet);
+        let passage = Passage { packets, bytes, ..passage };
         let (decision, waiting) = match self.decide_pieces(&passage, id, &packet, frame.bytes, now)
         {
             Pieces::Go(decision, waiting) => (decision, waiting),
@@ -360,7 +361,8 @@ impl Engine {
             Some(to) => self.end_here(to, packet.destination),
             None => End::elsewhere(packet.destination, self.who(packet.destination)),
         };
-        Passage { via: Via::Port, source, destination, packets: 1 }
+        let bytes = packet.bytes.len() as u64;
+        Passage { via: Via::Port, source, destination, packets: 1, bytes }
     }
 
     /// Whether a device on this port has an address.

@@ -186,11 +186,13 @@ impl Engine {
         if group && stance >= Mode::Enforce {
             return self.recorder.drop(Some(id), DropReason::Broadcast, Some(tuple), now);
         }
+        let (packets, bytes) = header.amount(frame, &packet);
         let passage = Passage {
             via: Via::Uplink,
             source: End::elsewhere(packet.source, self.who(packet.source)),
             destination: self.end_here(id, packet.destination),
-            packets: header.packets(frame, &packet),
+            packets,
+            bytes,
         };
         let (decision, waiting) = match self.decide_pieces(&passage, id, &packet, frame.bytes, now)
         {

@@ -40,6 +40,7 @@ use crate::batch::{RxDatagram, RxFrame};
 use crate::bridge::Bridge;
 use crate::bypass::{Bypasses, LoadedBypass};
 use crate::clock::Clock;
+use crate::coalesce::Held;
 use crate::config::{Config, TunnelIdentity};
 use crate::contest::Contests;
 use crate::device::Device;
@@ -53,7 +54,7 @@ use crate::security::Guarded;
 use crate::sink::Sink;
 use crate::station::{Absent, Stations};
 use crate::table::Seeds;
-use crate::wire::{EthernetFrame, Ipv4Packet, ethernet};
+use crate::wire::{EthernetFrame, Ipv4Packet, Transport, ethernet, udp};
 use crate::{fragment, on_failure, policy};
 use passage::Decision;
 use record::Recorder;
@@ -98,7 +99,7 @@ pub struct Engine {
     boundary: Option<Instant>,
     /// Whether pairs may still be changing their path.
     settling: bool,
-    scratch: Vec<u8>,
+    held: Held,
     cut: Vec<u8>,
     part: Vec<u8>,
 }
@@ -147,7 +148,7 @@ impl Engine {
             next_sweep: now + SWEEP,
             boundary: None,
             settling: false,
-            scratch: Vec::new(),
+            held: Held::default(),
             cut: Vec::new(),
             part: Vec::new(),
             seeds,
@@ -182,9 +183,12 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) {
+        let mut held = std::mem::take(&mut self.held);
         for datagram in datagrams {
-            self.underlay_datagrams(datagram, now, out);
+            self.underlay_datagrams(datagram, &mut held, now, out);
         }
+        self.let_go(&mut held, now, out);
+        self.held = held;
         self.take_events(now);
         self.take_messages(now, out);
     }
@@ -403,13 +407,20 @@ impl Header {
         }
     }
 
-    /// How many packets a frame stands for.
-    fn packets(&self, frame: &RxFrame<'_>, packet: &Ipv4Packet<'_>) -> u64 {
+    /// How many packets a frame stands for, and their bytes with all their headers.
+    fn amount(&self, frame: &RxFrame<'_>, packet: &Ipv4Packet<'_>) -> (u64, u64) {
+        let whole = packet.bytes.len() as u64;
         if !frame.vnet.is_super_frame() || frame.vnet.gso_size == 0 {
-            return 1;
+            return (1, whole);
         }
-        let payload = packet.payload().len() as u64;
-        payload.div_ceil(u64::from(frame.vnet.gso_size)).max(1)
+        let transport = match packet.transport {
+            Transport::Tcp { header_len, .. } => header_len,
+            _ => udp::HEADER_LEN,
+        };
+        let headers = (packet.header_len + transport) as u64;
+        let payload = whole.saturating_sub(headers);
+        let packets = payload.div_ceil(u64::from(frame.vnet.gso_size)).max(1);
+        (packets, whole + (packets - 1) * headers)
     }
 }
 

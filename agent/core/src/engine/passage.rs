@@ -47,6 +47,8 @@ pub(super) struct Passage {
     pub(super) destination: End,
     /// Packets that it stands for: a super-frame is many.
     pub(super) packets: u64,
+    /// Their bytes, the headers of each included.
+    pub(super) bytes: u64,
 }
 
 impl Passage {
@@ -157,7 +159,7 @@ impl Engine {
         };
         let decision = Self::finish(passage, judgement);
         if decision.verdict.passes() || !judgement.verdict.passes() {
-            self.account(at, forward, packet, passage.packets, now);
+            self.account(at, forward, packet, passage, now);
         }
         decision
     }
@@ -224,7 +226,7 @@ impl Engine {
         match inserted {
             Ok(at) => {
                 if let Some(flow) = self.flows.get_mut(at) {
-                    flow.count(forward, passage.packets, packet.bytes.len() as u64, now);
+                    flow.count(forward, passage.packets, passage.bytes, now);
                 }
                 decision
             }
@@ -269,11 +271,11 @@ impl Engine {
         at: FlowIndex,
         forward: bool,
         packet: &Ipv4Packet<'_>,
-        packets: u64,
+        passage: &Passage,
         now: Instant,
     ) {
         let Some(flow) = self.flows.get_mut(at) else { return };
-        flow.count(forward, packets, packet.bytes.len() as u64, now);
+        flow.count(forward, passage.packets, passage.bytes, now);
         let flags = packet.tcp_flags();
         let state = if !flow.judgement.verdict.passes() {
             State::Dropped

@@ -30,8 +30,15 @@ pub use table::Peers;
 
 /// What sealing adds to a packet's length.
 pub const OVERHEAD: usize = 32;
-/// Length of the scratch buffer that [`Peers::open`] wants: no datagram is longer.
+/// Length of a buffer that has room for whatever comes out of a datagram: none is longer.
 pub const SCRATCH_LEN: usize = 65_536;
+
+/// Room that [`Peers::open`] wants for a datagram of `len` bytes.
+#[must_use]
+pub const fn open_room(len: usize) -> usize {
+    if len < tunnel::SMALL { tunnel::SMALL } else { len }
+}
+
 /// How long a peer counts as live after something authentic came from it.
 pub const LIVE_FOR: Duration = Duration::from_secs(5);
 /// How long a peer counts as live after it last answered: a path may carry one direction only.
@@ -144,7 +151,7 @@ pub enum Opened<'a> {
     Packet {
         /// Which peer sent it.
         peer: PeerSlot,
-        /// The packet, from the IP header on.
+        /// The packet, from the IP header on. It stands at the beginning of the room that was given.
         packet: &'a mut [u8],
     },
     /// The tunnel's own: a handshake, a keepalive, a message between gateways. It was dealt with.

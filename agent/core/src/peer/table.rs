@@ -18,7 +18,7 @@ use super::message;
 use super::random::Random;
 use super::slots::Slots;
 use super::tunnel::{MAX_PACKET_LEN, Received, Tunnel, sealed_room};
-use super::{Config, Local, Opened, Peer, PeerEvent, PeerSlot, SCRATCH_LEN, Sent};
+use super::{Config, Local, Opened, Peer, PeerEvent, PeerSlot, SCRATCH_LEN, Sent, open_room};
 use crate::sink::Sink;
 
 /// Most tunnels: 20 of the 24 bits that boringtun leaves of a receiver index. The other four name the owner.
@@ -174,16 +174,17 @@ impl Peers {
         Sent::Queued
     }
 
-    /// Opens one datagram. A packet that was in it is written to `scratch`, which must have [`SCRATCH_LEN`] bytes.
+    /// Opens one datagram. A packet that was in it is written to the beginning of `room`, which must have
+    /// [`open_room`] bytes.
     pub fn open<'a>(
         &mut self,
         from: SocketAddr,
         datagram: &[u8],
-        scratch: &'a mut [u8],
+        room: &'a mut [u8],
         now: Instant,
         out: &mut impl Sink,
     ) -> Opened<'a> {
-        if scratch.len() < SCRATCH_LEN {
+        if room.len() < open_room(datagram.len()) {
             return Opened::Dropped(DropReason::TooBig);
         }
         let (kind, number) = match self.route(from, datagram, now, out) {
@@ -194,7 +195,7 @@ impl Peers {
         let Some(tunnel) = self.tunnels.get_mut(number) else {
             return Opened::Dropped(DropReason::PeerUnknown);
         };
-        match (kind, tunnel.open(datagram, scratch)) {
+        match (kind, tunnel.open(datagram, room)) {
             (_, Received::Refused(reason)) => return Opened::Dropped(reason),
             (_, Received::Stale) => {
                 if tunnel.may_heal(now) {

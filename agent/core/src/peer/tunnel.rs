@@ -131,13 +131,13 @@ impl Tunnel {
         written(self.tunn.encapsulate(packet, out))
     }
 
-    /// Opens a datagram of a [`Kind`](super::front::Kind), which bounds its length from below. `scratch` has
-    /// [`super::SCRATCH_LEN`] bytes.
-    pub(super) fn open<'a>(&mut self, datagram: &[u8], scratch: &'a mut [u8]) -> Received<'a> {
-        if datagram.is_empty() || scratch.len() < datagram.len().max(SMALL) {
+    /// Opens a datagram of a [`Kind`](super::front::Kind), which bounds its length from below. `room` has
+    /// [`super::open_room`] bytes.
+    pub(super) fn open<'a>(&mut self, datagram: &[u8], room: &'a mut [u8]) -> Received<'a> {
+        if datagram.is_empty() || room.len() < super::open_room(datagram.len()) {
             return Received::Refused(DropReason::TooBig);
         }
-        match self.tunn.decapsulate(None, datagram, scratch) {
+        match self.tunn.decapsulate(None, datagram, room) {
             TunnResult::Done => Received::Nothing,
             TunnResult::WriteToNetwork(reply) => Received::Handshake(reply),
             TunnResult::WriteToTunnelV4(packet, _) => Received::Ipv4(packet),

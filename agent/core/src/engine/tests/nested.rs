@@ -52,6 +52,7 @@ fn a_tunnelled_flow_takes_nothing_from_another_peers_tunnel() {
             source: End::elsewhere(address, Who::Address),
             destination: engine.end_here(id, Ipv4Addr::new(10, 20, 1, 10)),
             packets: 1,
+            bytes: 20,
         };
         Engine::finish(&passage, judgement).verdict
     };
