@@ -19,6 +19,9 @@ pub const BATCH: usize = 32;
 /// Longest frame: 64 KiB of IP, an Ethernet header and two tags.
 pub const MAX_FRAME: usize = 65_536 + 14 + 8;
 
+/// Most parts that a frame is sent from without being copied together.
+pub const MAX_PARTS: usize = 80;
+
 /// Room for one received frame; a multiple of the page, so that frames that never come cost no memory.
 const SLOT: usize = 68 * 1024;
 
@@ -127,6 +130,26 @@ impl PacketSocket {
         let statistics: io::Result<[u32; 2]> =
             sys::get_option(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS);
         statistics.map_or(0, |[_, dropped]| dropped.into())
+    }
+
+    /// Sends one frame from where its parts are, at most [`MAX_PARTS`] of them. Never waits. For a socket with
+    /// [`PacketSocket::super_frames`].
+    pub(crate) fn send_parts(&self, vnet: &VnetHeader, parts: &[&[u8]], outcome: &mut Sent) {
+        let mut vectors =
+            [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_PARTS + 1];
+        let pieces = std::iter::once(vnet.as_bytes()).chain(parts.iter().copied());
+        let mut count = 0;
+        for (vector, piece) in vectors.iter_mut().zip(pieces) {
+            vector.iov_base = piece.as_ptr().cast_mut().cast();
+            vector.iov_len = piece.len();
+            count += 1;
+        }
+        let mut message = sys::empty_message();
+        message.msg_hdr.msg_iov = vectors.as_mut_ptr();
+        message.msg_hdr.msg_iovlen = count;
+        // SAFETY: the vectors cover `vnet` and `parts`, borrowed beyond this call, with their true lengths; the kernel
+        // only reads.
+        unsafe { sys::send_messages(&self.fd, &mut [message], outcome) };
     }
 
     /// Sends frames, each behind a [`VnetHeader`] where [`PacketSocket::super_frames`] says so. Never waits.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anteroom_agent_core::batch::{RxDatagram, RxFrame, VlanTag};
 use anteroom_agent_core::config::{Config, PortConfig, TunnelIdentity};
 use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::gso::Packets;
 use anteroom_agent_core::limits::Limits;
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
@@ -124,6 +125,8 @@ pub struct World {
     pub weather: Weather,
     /// Datagrams carried.
     pub datagrams: u64,
+    /// Super-frames that gateways made of what came out of their tunnels.
+    pub merged: usize,
     random: Random,
     trace: DefaultHasher,
 }
@@ -132,16 +135,37 @@ pub struct World {
 pub(crate) struct Out {
     pub(crate) frames: Vec<(PortId, Vec<u8>)>,
     pub(crate) datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    merged: usize,
+}
+
+/// The frames that a network card makes of one: of a super-frame one for each packet.
+fn cut(bytes: &[u8], vnet: &VnetHeader) -> Vec<Vec<u8>> {
+    if !vnet.is_super_frame() {
+        return vec![bytes.to_vec()];
+    }
+    let frame = parse_ethernet(bytes, None).expect("a super-frame has an Ethernet header");
+    let packet = parse_ipv4(frame.payload).expect("only IPv4 is merged");
+    let at = frame.payload_offset;
+    let mut packets = Packets::new(&packet, at, vnet, usize::from(u16::MAX))
+        .expect("a super-frame's header fits it");
+    let mut room = vec![0; packets.longest()];
+    let mut frames = Vec::new();
+    while let Some(len) = packets.next_into(&mut room) {
+        frames.push([&bytes[..at], &room[..len]].concat());
+    }
+    frames
 }
 
 impl Sink for Out {
-    fn frame(&mut self, port: PortId, _: VnetHeader, vlan: Option<VlanTag>, parts: &[&[u8]]) {
-        let mut bytes = parts.concat();
-        if let Some(tag) = vlan {
-            let tag = [tag.protocol.to_be_bytes(), tag.control.to_be_bytes()].concat();
-            bytes.splice(12..12, tag);
+    fn frame(&mut self, port: PortId, vnet: VnetHeader, vlan: Option<VlanTag>, parts: &[&[u8]]) {
+        for mut bytes in cut(&parts.concat(), &vnet) {
+            if let Some(tag) = vlan {
+                let tag = [tag.protocol.to_be_bytes(), tag.control.to_be_bytes()].concat();
+                bytes.splice(12..12, tag);
+            }
+            self.frames.push((port, bytes));
         }
-        self.frames.push((port, bytes));
+        self.merged += usize::from(vnet.is_super_frame());
     }
 
     fn datagram(
@@ -183,6 +207,7 @@ impl World {
             campus: Vec::new(),
             weather: Weather::default(),
             datagrams: 0,
+            merged: 0,
             random: Random::new(seed),
             trace: DefaultHasher::new(),
         }
@@ -426,13 +451,37 @@ impl World {
                 let at = self.plan.gateways.iter().position(|gateway| gateway.endpoint == to);
                 let Some(at) = at.filter(|at| self.gateways[*at].engine.is_some()) else { return };
                 let now = self.now;
+                let mut others = self.datagrams_beside(to);
                 let segment = bytes.len();
-                let mut batch = [RxDatagram { from, segment, bytes: &mut bytes }];
+                let mut batch = vec![RxDatagram { from, segment, bytes: &mut bytes }];
+                batch.extend(others.iter_mut().map(|(from, bytes)| RxDatagram {
+                    from: *from,
+                    segment: bytes.len(),
+                    bytes,
+                }));
                 let mut out = Out::default();
                 self.engine(at).handle_datagrams(&mut batch, now, &mut out);
+                self.merged += out.merged;
                 self.send(at, out);
             }
         }
+    }
+
+    /// Takes the datagrams that come to an endpoint at the same moment: a socket hands them over in one batch.
+    fn datagrams_beside(&mut self, endpoint: SocketAddr) -> Vec<(SocketAddr, Vec<u8>)> {
+        let mut beside = Vec::new();
+        while let Some(Reverse((at, number))) = self.events.peek().copied()
+            && at == self.now
+            && let Some(Event::Datagram { to, .. }) = self.queue.get(&number)
+            && *to == endpoint
+        {
+            self.events.pop();
+            if let Some(Event::Datagram { to, from, bytes }) = self.queue.remove(&number) {
+                (self.now - self.start, to, from, bytes.len()).hash(&mut self.trace);
+                beside.push((from, bytes));
+            }
+        }
+        beside
     }
 
     fn gateway_takes(&mut self, gateway: usize, port: PortId, mut bytes: Vec<u8>) {

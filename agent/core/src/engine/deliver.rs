@@ -267,8 +267,7 @@ impl Engine {
         }
     }
 
-    /// Delivers an IPv4 packet to a device here, in a frame with the source that it would see without a
-    /// gateway. `at` is where the packet begins in `bytes`; a super-frame stays one.
+    /// Delivers an IPv4 packet to a device here.
     pub(super) fn deliver(
         &mut self,
         id: StationId,
@@ -277,17 +276,29 @@ impl Engine {
         packet: &[u8],
         out: &mut impl Sink,
     ) {
+        let Some((port, header)) = self.address_frame(id, from, (1, packet.len())) else { return };
+        out.frame(port, vnet, None, &[&header, packet]);
+    }
+
+    /// Where a frame for a device here goes out, and its header with the source that the device would see without a
+    /// gateway. Counts the frame, and the packets and bytes that it stands for.
+    pub(super) fn address_frame(
+        &mut self,
+        id: StationId,
+        from: (Ipv4Addr, Option<MacAddr>),
+        (packets, bytes): (usize, usize),
+    ) -> Option<(PortId, [u8; ethernet::HEADER_LEN])> {
         let stand_in = nexthop::stand_in(self.identity.gateway);
-        let Some(station) = self.stations.get(id) else { return };
+        let station = self.stations.get(id)?;
         let member = from.1.unwrap_or(stand_in);
         let source = station.device.as_ref().map_or(member, |device| {
             nexthop::source_for(device, &station.next_hops, from.0, member, stand_in)
         });
         let header = ethernet::header(station.mac, source, ethernet::IPV4);
         let port = station.port;
-        self.count_in(id, 1, packet.len() as u64);
+        self.count_in(id, packets as u64, bytes as u64);
         self.stations.ports[port.index()].frames_out += 1;
-        out.frame(port, vnet, None, &[&header, packet]);
+        Some((port, header))
     }
 
     /// Answers an ARP request on a port, in the name of whoever has `owner`.

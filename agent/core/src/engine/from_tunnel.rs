@@ -144,13 +144,14 @@ impl Engine {
             }
             return;
         };
-        let mut parts: [&[u8]; MAX_PACKETS + 1] = [&[]; MAX_PACKETS + 1];
-        parts[0] = merged.headers();
-        for (place, part) in parts[1..].iter_mut().zip(run.parts()) {
+        let Some((port, header)) = self.address_frame(station, from, amount) else { return };
+        let mut parts: [&[u8]; MAX_PACKETS + 2] = [&[]; MAX_PACKETS + 2];
+        (parts[0], parts[1]) = (&header, merged.headers());
+        for (place, part) in parts[2..].iter_mut().zip(run.parts()) {
             *place = held.payload(run, *part);
         }
-        let parts = &parts[..=run.packets()];
-        self.deliver_parts(station, from, merged.vnet, parts, amount, out);
+        let parts = parts.get(..run.packets() + 2).unwrap_or_default();
+        out.frame(port, merged.vnet, None, parts);
     }
 
     /// Whether a packet, or those of its flow that follow it, may go on, and where to. Counts it and them.
@@ -163,7 +164,7 @@ impl Engine {
     ) -> Option<Admitted> {
         let gateway = self.peers.get(peer).map(Peer::gateway)?;
         let tuple = packet.tuple();
-        let mut refuse = |engine: &mut Self, station: Option<StationId>, reason: DropReason| {
+        let refuse = |engine: &mut Self, station: Option<StationId>, reason: DropReason| {
             for _ in 0..packets {
                 engine.recorder.drop(station, reason, Some(tuple), now);
             }

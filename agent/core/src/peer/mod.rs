@@ -105,6 +105,14 @@ pub struct PeerSlot {
     generation: u32,
 }
 
+#[cfg(test)]
+impl PeerSlot {
+    /// A slot of no table, for tests of what only tells slots apart.
+    pub(crate) const fn for_tests(index: u32) -> Self {
+        Self { index, generation: 0 }
+    }
+}
+
 /// Something that the engine may want to react to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerEvent {

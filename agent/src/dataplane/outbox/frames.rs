@@ -2,16 +2,23 @@
 
 use anteroom_agent_core::batch::VlanTag;
 use anteroom_agent_core::checksum;
+use anteroom_agent_core::gso::Packets;
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::vnet::VnetHeader;
+use anteroom_agent_core::wire::{parse_ethernet, parse_ipv4};
 use zerocopy::IntoBytes;
 
 use super::{PortQueue, RECORDS};
-use crate::net::packet::MAX_FRAME;
+use crate::net::packet::{MAX_FRAME, MAX_PARTS, PacketSocket};
 use crate::net::sys::Sent;
 
 /// Room for frames between two flushes, in bytes. A full room is flushed at once; nothing is lost for its size.
 const ROOM: usize = 1 << 20;
+
+/// Frames of at least this many bytes, in parts of at least so many on average, go to the kernel from where they are:
+/// copying them together would cost more than a system call each.
+const GATHERED: usize = 8 * 1024;
+const GATHERED_PART: usize = 512;
 
 const ETHERNET: usize = 14;
 const ADDRESSES: usize = 12;
@@ -22,6 +29,9 @@ pub(super) struct Frames {
     bytes: Vec<u8>,
     used: usize,
     records: Vec<Record>,
+    /// A super-frame that is cut here, and one of its packets.
+    whole: Vec<u8>,
+    packet: Vec<u8>,
 }
 
 struct Record {
@@ -32,7 +42,13 @@ struct Record {
 
 impl Default for Frames {
     fn default() -> Self {
-        Self { bytes: vec![0; ROOM], used: 0, records: Vec::with_capacity(RECORDS) }
+        Self {
+            bytes: vec![0; ROOM],
+            used: 0,
+            records: Vec::with_capacity(RECORDS),
+            whole: Vec::new(),
+            packet: Vec::new(),
+        }
     }
 }
 
@@ -55,25 +71,101 @@ impl Frames {
                 .filter(|record| record.port.index() == index)
                 .map(|record| &self.bytes[record.start..record.end]);
             socket.send(frames, &mut outcome);
-            queue.counters.sent += outcome.sent;
-            queue.counters.queue_full += outcome.queue_full;
-            queue.counters.egress_failed += outcome.failed + outcome.too_big + outcome.unreachable;
-            queue.lost |= outcome.lost;
+            queue.count(&outcome);
         }
         self.records.clear();
         self.used = 0;
     }
 
-    /// Takes a frame for `port`, which `parts` make.
+    /// Takes a frame for `port`, which `parts` make. A large one goes to the kernel at once, behind those that wait;
+    /// a super-frame that the port can't take goes out as the packets that it stands for.
     pub(super) fn put(
+        &mut self,
+        ports: &mut [PortQueue],
+        port: PortId,
+        vnet: VnetHeader,
+        vlan: Option<VlanTag>,
+        parts: &[&[u8]],
+    ) {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let Some(queue) = ports.get_mut(port.index()) else { return };
+        let headed = queue.socket.as_ref().is_none_or(PacketSocket::super_frames);
+        let udp = vnet.gso_type == VnetHeader::GSO_UDP_L4;
+        if vnet.is_super_frame() && length <= MAX_FRAME && (!headed || (udp && queue.cuts_udp)) {
+            return self.cut(ports, port, vnet, vlan, parts);
+        }
+        let large = length >= GATHERED && length >= parts.len() * GATHERED_PART;
+        let whole = vlan.is_none() && parts.len() <= MAX_PARTS && length <= MAX_FRAME;
+        if headed && whole && (udp || large) && queue.socket.is_some() {
+            return self.gather(ports, port, vnet, parts);
+        }
+        self.queue(ports, port, vnet, vlan, (parts, length));
+    }
+
+    /// Sends a frame from where its parts are.
+    fn gather(
+        &mut self,
+        ports: &mut [PortQueue],
+        port: PortId,
+        mut vnet: VnetHeader,
+        parts: &[&[u8]],
+    ) {
+        self.flush(ports);
+        let Some(queue) = ports.get_mut(port.index()) else { return };
+        let Some(socket) = &queue.socket else { return };
+        vnet.hdr_len = header_length(&vnet, parts);
+        let mut outcome = Sent::default();
+        socket.send_parts(&vnet, parts, &mut outcome);
+        let refused = outcome.failed > 0 && !outcome.lost;
+        if refused && vnet.gso_type == VnetHeader::GSO_UDP_L4 {
+            tracing::info!(%port, "the interface takes no UDP super-frames; they are cut here");
+            queue.cuts_udp = true;
+            return self.cut(ports, port, vnet, None, parts);
+        }
+        queue.count(&outcome);
+    }
+
+    /// Sends the packets of a super-frame one by one.
+    fn cut(
+        &mut self,
+        ports: &mut [PortQueue],
+        port: PortId,
+        vnet: VnetHeader,
+        vlan: Option<VlanTag>,
+        parts: &[&[u8]],
+    ) {
+        let (mut whole, mut room) =
+            (std::mem::take(&mut self.whole), std::mem::take(&mut self.packet));
+        whole.clear();
+        parts.iter().for_each(|part| whole.extend_from_slice(part));
+        let frame = parse_ethernet(&whole, None);
+        let packets = frame.and_then(|frame| {
+            let at = frame.payload_offset;
+            let packets = Packets::new(&parse_ipv4(frame.payload)?, at, &vnet, MAX_FRAME)?;
+            Ok((whole.get(..at).unwrap_or_default(), packets))
+        });
+        if let Ok((header, mut packets)) = packets {
+            room.resize(room.len().max(packets.longest()), 0);
+            while let Some(len) = packets.next_into(&mut room) {
+                let packet = room.get(..len).unwrap_or_default();
+                let frame = ([header, packet], header.len() + len);
+                self.queue(ports, port, VnetHeader::default(), vlan, (&frame.0, frame.1));
+            }
+        } else if let Some(queue) = ports.get_mut(port.index()) {
+            queue.counters.egress_failed += 1;
+        }
+        (self.whole, self.packet) = (whole, room);
+    }
+
+    /// Keeps a frame for the next flush.
+    fn queue(
         &mut self,
         ports: &mut [PortQueue],
         port: PortId,
         mut vnet: VnetHeader,
         vlan: Option<VlanTag>,
-        parts: &[&[u8]],
+        (parts, length): (&[&[u8]], usize),
     ) {
-        let length: usize = parts.iter().map(|part| part.len()).sum();
         let whole = VnetHeader::LEN + TAG + length;
         if self.used + whole > ROOM || self.records.len() == RECORDS {
             self.flush(ports);
@@ -107,7 +199,7 @@ impl Frames {
         }
         let bytes = &mut self.bytes[frame..end];
         if headed {
-            vnet.hdr_len = header_length(&vnet, bytes);
+            vnet.hdr_len = header_length(&vnet, &[bytes]);
             self.bytes[start..frame].copy_from_slice(vnet.as_bytes());
         } else if checksum::complete(bytes, &vnet).is_err() {
             queue.counters.egress_failed += 1;
@@ -121,14 +213,35 @@ impl Frames {
 
 /// How much of a frame the kernel is to keep in one piece: the headers of a super-frame. What it said on receipt is
 /// the piece that it had then, which can be the whole frame.
-fn header_length(vnet: &VnetHeader, bytes: &[u8]) -> u16 {
+fn header_length(vnet: &VnetHeader, parts: &[&[u8]]) -> u16 {
     if !vnet.is_super_frame() {
         return 0;
     }
     let transport = usize::from(vnet.csum_start);
     let length = match vnet.gso_type & !VnetHeader::GSO_ECN {
         VnetHeader::GSO_UDP_L4 => 8,
-        _ => bytes.get(transport + 12).map_or(20, |byte| usize::from(byte >> 4) * 4),
+        _ => byte(parts, transport + 12).map_or(20, |byte| usize::from(byte >> 4) * 4),
     };
-    u16::try_from((transport + length).min(bytes.len())).unwrap_or(u16::MAX)
+    let whole = parts.iter().map(|part| part.len()).sum();
+    u16::try_from((transport + length).min(whole)).unwrap_or(u16::MAX)
+}
+
+/// The byte at a place in what parts make.
+fn byte(parts: &[&[u8]], mut at: usize) -> Option<u8> {
+    for part in parts {
+        if let Some(byte) = part.get(at) {
+            return Some(*byte);
+        }
+        at -= part.len();
+    }
+    None
+}
+
+impl PortQueue {
+    fn count(&mut self, outcome: &Sent) {
+        self.counters.sent += outcome.sent;
+        self.counters.queue_full += outcome.queue_full;
+        self.counters.egress_failed += outcome.failed + outcome.too_big + outcome.unreachable;
+        self.lost |= outcome.lost;
+    }
 }

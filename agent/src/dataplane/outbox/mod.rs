@@ -36,6 +36,8 @@ pub(super) struct PortQueue {
     pub(super) counters: InterfaceCounters,
     /// A send found the interface down or gone.
     pub(super) lost: bool,
+    /// The interface refused a UDP super-frame once: they are cut here from then on.
+    pub(super) cuts_udp: bool,
     pending: u32,
 }
 

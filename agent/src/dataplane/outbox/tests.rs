@@ -6,6 +6,8 @@ use anteroom_lab::topology::{self, Host};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use anteroom_agent_core::checksum;
+use anteroom_agent_core::gso::Packets;
+use anteroom_agent_core::wire::parse_ipv4;
 
 use super::*;
 use crate::net::packet::{FrameRing, MAX_FRAME, PacketOptions, Unfit};
@@ -101,12 +103,13 @@ fn a_socket_without_super_frames_completes_checksums_and_tags_frames() {
     outbox.frame(PortId::UPLINK, VnetHeader::default(), None, &[&vec![0; MAX_FRAME + 1]]);
     outbox.frame(PortId::device(7), VnetHeader::default(), None, &[&frame]);
     outbox.flush();
-    let heard = cable.hear(1);
-    assert_eq!(heard.len(), 1, "{heard:?}");
+    let heard = cable.hear(3);
+    assert_eq!(heard.len(), 3, "{heard:?}");
+    assert_eq!([&heard[1].1[42..], &heard[2].1[42..]], [b"da", b"ta"], "cut");
     assert_eq!(heard[0].0, Some(tag));
     assert_eq!(remainder(&heard[0].1), 0, "{heard:02x?}");
     let counters = outbox.ports[0].counters;
-    assert_eq!((counters.sent, counters.egress_failed), (1, 4), "{counters:?}");
+    assert_eq!((counters.sent, counters.egress_failed), (3, 3), "{counters:?}");
 }
 
 #[test]
@@ -132,6 +135,119 @@ fn a_socket_with_super_frames_leaves_checksums_to_the_kernel_behind_a_tag_too() 
     for (_, bytes) in &heard {
         assert_eq!(remainder(bytes), 0, "{bytes:02x?}");
     }
+}
+
+/// A super-frame as the engine makes it of `count` packets with `size` bytes of payload, the last of them with one
+/// less; and those packets' frames.
+fn merged(tcp: bool, count: usize, size: usize) -> (VnetHeader, Vec<u8>, Vec<Vec<u8>>) {
+    let (protocol, mut transport) = if tcp {
+        let mut header = vec![0x10, 0, 0, 104, 0xff, 0xff, 0xff, 0, 0, 0, 0, 9, 8 << 4, 0x18];
+        header.extend([1, 1, 0, 0, 0, 0, 1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
+        (6_u8, header)
+    } else {
+        (17, vec![0x10, 0, 0x20, 0, 0, 0, 0, 0])
+    };
+    let (headers, payload) = (20 + transport.len(), count * size - 1);
+    transport.extend((0..payload).map(|i| (i * 7 + i / 251) as u8));
+    let len = u16::try_from(transport.len()).unwrap();
+    let addresses = [[10, 0, 0, 1], [10, 0, 0, 2]];
+    let pseudo =
+        checksum::Sum::pseudo_ipv4(addresses[0].into(), addresses[1].into(), protocol, len);
+    let field = if tcp { 16 } else { 6 };
+    transport[field..field + 2].copy_from_slice(&pseudo.fold().to_be_bytes());
+    if !tcp {
+        transport[4..6].copy_from_slice(&len.to_be_bytes());
+    }
+    let mut packet = vec![0x45, 0];
+    packet.extend((len + 20).to_be_bytes());
+    packet.extend([0xff, 0xfe, 0x40, 0, 64, protocol, 0, 0]);
+    packet.extend(addresses.concat());
+    let sum = checksum::checksum(&packet);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet.extend(transport);
+    let vnet = VnetHeader {
+        flags: VnetHeader::FLAG_NEEDS_CSUM,
+        gso_type: if tcp { VnetHeader::GSO_TCPV4 } else { VnetHeader::GSO_UDP_L4 },
+        hdr_len: 0,
+        gso_size: u16::try_from(size).unwrap(),
+        csum_start: 34,
+        csum_offset: u16::try_from(field).unwrap(),
+    };
+    let ethernet = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1, 8, 0]].concat();
+    let mut packets = Packets::new(&parse_ipv4(&packet).unwrap(), 14, &vnet, 65_535).unwrap();
+    let mut room = vec![0; headers + size];
+    let mut frames = Vec::new();
+    while let Some(len) = packets.next_into(&mut room) {
+        frames.push([&ethernet, &room[..len]].concat());
+    }
+    assert_eq!(frames.len(), count);
+    (vnet, [ethernet, packet].concat(), frames)
+}
+
+#[test]
+fn super_frames_fall_apart_into_the_same_packets_in_the_kernel_and_here() {
+    let test = "dataplane::outbox::tests::super_frames_fall_apart_into_the_same_packets_in_the_kernel_and_here";
+    if !in_private_network(test) {
+        return;
+    }
+    let mut cable = Cable::lay();
+    let features =
+        ["-K", "eth0", "tx", "off", "tso", "off", "gso", "off", "tx-udp-segmentation", "off"];
+    let Some(ethtool) = anteroom_lab::programs::find("ethtool") else { return };
+    cable.near.run(ethtool, &features).unwrap();
+    for (super_frames, cuts_udp) in [(true, false), (true, true), (false, false)] {
+        let mut outbox = cable.outbox(super_frames);
+        outbox.ports[0].cuts_udp = cuts_udp;
+        for (tcp, count, size) in
+            [(true, 40, 1368), (true, 5, 100), (false, 44, 1400), (false, 64, 100)]
+        {
+            let (vnet, frame, packets) = merged(tcp, count, size);
+            // In many parts, as it comes out of a tunnel, with others before and behind it.
+            let mut parts: Vec<&[u8]> = vec![&frame[..14], &frame[14..42]];
+            parts.extend(frame[42..].chunks(1400));
+            let other = unfinished().1;
+            outbox.frame(PortId::UPLINK, VnetHeader::default(), None, &[&other]);
+            outbox.frame(PortId::UPLINK, vnet, None, &parts);
+            outbox.frame(PortId::UPLINK, VnetHeader::default(), None, &[&other]);
+            outbox.flush();
+            let heard: Vec<_> = cable.hear(count + 2).into_iter().map(|(_, bytes)| bytes).collect();
+            let expected = [vec![other.clone()], packets, vec![other]].concat();
+            let what = (super_frames, cuts_udp, tcp, size);
+            assert_eq!(heard.len(), expected.len(), "{what:?} {:?}", outbox.ports[0].counters);
+            for (number, (heard, expected)) in heard.iter().zip(&expected).enumerate() {
+                assert!(heard == expected, "{what:?} {number}: {heard:02x?} {expected:02x?}");
+            }
+        }
+        assert_eq!(outbox.ports[0].counters.egress_failed, 0);
+        let (vnet, frame, _) = merged(true, 2, 100);
+        let wrong = VnetHeader { gso_type: VnetHeader::GSO_TCPV6, ..vnet };
+        outbox.frame(PortId::UPLINK, wrong, None, &[&frame]);
+        outbox.flush();
+        assert_eq!(outbox.ports[0].counters.egress_failed, 1, "it isn't what it says it is");
+    }
+}
+
+#[test]
+fn an_interface_that_refuses_udp_super_frames_gets_their_packets() {
+    let test =
+        "dataplane::outbox::tests::an_interface_that_refuses_udp_super_frames_gets_their_packets";
+    if !in_private_network(test) {
+        return;
+    }
+    let mut cable = Cable::lay();
+    let mut outbox = cable.outbox(true);
+    let (vnet, frame, packets) = merged(false, 8, 1200);
+    // The kernel refuses a sum that isn't where UDP has it, as an older one refuses the kind of frame.
+    let refused = VnetHeader { csum_offset: 0, ..vnet };
+    for vnet in [refused, vnet] {
+        outbox.frame(PortId::UPLINK, vnet, None, &[&frame]);
+    }
+    outbox.flush();
+    let heard = cable.hear(16);
+    let heard: Vec<_> = heard.into_iter().map(|(_, bytes)| bytes).collect();
+    assert!(heard == [packets.clone(), packets].concat(), "{:?}", outbox.ports[0].counters);
+    assert!(outbox.ports[0].cuts_udp);
+    assert_eq!(outbox.ports[0].counters.egress_failed, 0);
 }
 
 #[test]

@@ -137,11 +137,11 @@ fn short_buffers_lose_a_packet_and_nothing_else() {
     }
     world.send(1, 0, &packet(1, 1));
     let (_, _, datagram) = world.sides[1].sent.datagrams.pop().unwrap();
-    for len in [0, 100, SCRATCH_LEN - 1] {
+    for len in [0, 100, open_room(datagram.len()) - 1] {
         let (from, now, side) = (world.sides[1].at, world.now, &mut world.sides[0]);
         let mut scratch = vec![0; len];
         let opened = side.peers.open(from, &datagram, &mut scratch, now, &mut side.sent);
-        assert_eq!(opened, Opened::Dropped(DropReason::TooBig), "{len} bytes of scratch");
+        assert_eq!(opened, Opened::Dropped(DropReason::TooBig), "{len} bytes of room");
     }
     assert_carries(&mut world);
 }
