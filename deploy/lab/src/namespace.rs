@@ -58,7 +58,16 @@ pub fn available() -> Result<(), Denied> {
 
 /// Prepares `command` to start in a world of its own, with an empty network, an empty `/run` and uid 0.
 pub fn privately(command: &mut Command) -> &mut Command {
-    let maps = Maps::of_this_process();
+    prepared(command, Maps::of_this_process())
+}
+
+/// As [`privately`], but the program stays the user that it is: for measurements, since a program that is root in a user
+/// namespace of its own alone may not have large socket buffers. Only root can start it.
+pub fn privately_as_root(command: &mut Command) -> &mut Command {
+    prepared(command, Maps { user: false, wide: None, narrow: Default::default() })
+}
+
+fn prepared(command: &mut Command, maps: Maps) -> &mut Command {
     let parent = std::process::id();
     command.env(INSIDE, "1");
     // SAFETY: the closure runs in the forked child, makes system calls only, and allocates nothing; all that it
@@ -107,6 +116,8 @@ pub fn exit_code(status: ExitStatus) -> u8 {
 
 /// Contents of the id maps, as bytes that a forked child can write.
 struct Maps {
+    /// Whether there is a user namespace to map at all.
+    user: bool,
     wide: Option<(Vec<u8>, Vec<u8>)>,
     narrow: (Vec<u8>, Vec<u8>),
 }
@@ -132,6 +143,7 @@ impl Maps {
             None
         };
         Self {
+            user: true,
             wide,
             narrow: (format!("0 {uid} 1\n").into_bytes(), format!("0 {gid} 1\n").into_bytes()),
         }
@@ -197,6 +209,15 @@ fn write_maps(pid: libc::pid_t, maps: &Maps) -> io::Result<()> {
 /// Makes the user namespace together with all others. The id maps are written by a helper that stayed outside: inside
 /// it, a process may map one id only.
 fn unshare_all(maps: &Maps) -> io::Result<()> {
+    let all = libc::CLONE_NEWNS
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWPID
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWUTS;
+    if !maps.user {
+        // SAFETY: a plain system call.
+        return check(unsafe { libc::unshare(all) }).map(|_| ());
+    }
     // SAFETY: plain system calls on descriptors made here; the helper only writes files and ends with _exit.
     unsafe {
         let mut go = [0; 2];
@@ -216,14 +237,7 @@ fn unshare_all(maps: &Maps) -> io::Result<()> {
             libc::_exit(code);
         }
         libc::close(go[0]);
-        let unshared = check(libc::unshare(
-            libc::CLONE_NEWUSER
-                | libc::CLONE_NEWNS
-                | libc::CLONE_NEWNET
-                | libc::CLONE_NEWPID
-                | libc::CLONE_NEWIPC
-                | libc::CLONE_NEWUTS,
-        ));
+        let unshared = check(libc::unshare(libc::CLONE_NEWUSER | all));
         // The change of user namespace made /proc/self unwritable for its owner.
         libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
         if unshared.is_ok() {
@@ -327,6 +341,27 @@ mod tests {
         assert!(buffer.starts_with(b"/proc/4194304/uid_map\0"));
         proc_path(&mut buffer, 1, b"gid_map");
         assert!(buffer.starts_with(b"/proc/1/gid_map\0"));
+    }
+
+    #[test]
+    fn a_private_program_of_root_stays_the_same_user_in_a_network_of_its_own() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: only root can");
+            return;
+        }
+        let link = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        let mut show = Command::new("readlink");
+        show.args(["/proc/self/ns/user", "/proc/self/ns/net"]);
+        let Ok(output) = privately_as_root(&mut show).output() else {
+            assert!(std::env::var_os(REQUIRE).is_none(), "denied, and {REQUIRE} is set");
+            eprintln!("skipped: this root may not make namespaces");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut lines = text.lines();
+        assert_eq!(lines.next().map(std::path::PathBuf::from), Some(link("user")), "{text}");
+        let network = lines.next().map(std::path::PathBuf::from);
+        assert!(network.is_some_and(|network| network != link("net")), "{text}");
     }
 
     #[test]

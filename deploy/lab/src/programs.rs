@@ -68,7 +68,8 @@ pub fn target_directory() -> PathBuf {
 }
 
 /// The workspace that this program was built from.
-fn workspace() -> PathBuf {
+#[must_use]
+pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
@@ -180,7 +181,9 @@ fn installed(list: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-fn cargo() -> Command {
+/// Cargo, as a person would start it: without what a cargo around this program has set.
+#[must_use]
+pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // Cargo sets these for what it runs; a cargo within would take them for wishes.
     for (key, _) in std::env::vars_os() {
@@ -194,7 +197,10 @@ fn cargo() -> Command {
 }
 
 /// Runs cargo with its last line as our progress; all that it said is shown only if it fails.
-fn run_cargo(command: &mut Command, what: &str, progress: bool) -> Result<()> {
+///
+/// # Errors
+/// What it said.
+pub fn run_cargo(command: &mut Command, what: &str, progress: bool) -> Result<()> {
     use std::io::{BufRead as _, BufReader};
     let bar = if progress { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
     if let Ok(style) =

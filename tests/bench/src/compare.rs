@@ -1,0 +1,101 @@
+//! A run: subjects, tests and rounds.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::report::{Row, short};
+use crate::subject::{Kind, Subject};
+use crate::tools::Tools;
+use crate::trial::{self, Test};
+use crate::world::Card;
+
+/// What is to be measured.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Whom.
+    pub subjects: Vec<Kind>,
+    /// What.
+    pub tests: Vec<Test>,
+    /// With which network cards.
+    pub cards: Vec<Card>,
+    /// How often.
+    pub rounds: u32,
+    /// How long each time.
+    pub time: Duration,
+}
+
+/// Runs the plan. Says on standard error what it is at; what can't be measured is said there and left out.
+///
+/// # Errors
+/// If nothing at all could be set up.
+pub fn run(plan: &Plan, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for card in &plan.cards {
+        let mut subjects = Vec::new();
+        for kind in &plan.subjects {
+            match Subject::start(kind, *card, tools, logs) {
+                Ok(subject) => subjects.push(subject),
+                Err(error) => eprintln!("{}: left out: {error:#}", kind.name()),
+            }
+        }
+        anyhow::ensure!(!subjects.is_empty(), "there is nothing to measure");
+        for round in 1..=plan.rounds {
+            for test in &plan.tests {
+                for index in 0..subjects.len() {
+                    // Whoever comes first does so in one round of several only.
+                    let place = (index + round as usize) % subjects.len();
+                    let subject = &mut subjects[place];
+                    let label = label(*test, *card);
+                    match measure(*test, subject, plan.time) {
+                        Ok(figures) => record(&mut rows, &label, subject, round, figures),
+                        Err(error) => {
+                            eprintln!("{}: {label}: round {round}: {error:#}", subject.name);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let place = |row: &Row| plan.subjects.iter().position(|kind| kind.name() == row.subject);
+    rows.sort_by_cached_key(place);
+    Ok(rows)
+}
+
+fn measure(test: Test, subject: &mut Subject, time: Duration) -> Result<Vec<trial::Figure>> {
+    subject.must_run()?;
+    let figures = trial::run(test, subject, time)?;
+    subject.must_run()?;
+    Ok(figures)
+}
+
+/// A test's name, with the card where it isn't the usual one.
+fn label(test: Test, card: Card) -> String {
+    match card {
+        Card::Virtual => test.name().to_owned(),
+        Card::Plain => format!("{}/plain", test.name()),
+    }
+}
+
+fn record(
+    rows: &mut Vec<Row>,
+    label: &str,
+    subject: &Subject,
+    round: u32,
+    figures: Vec<trial::Figure>,
+) {
+    if figures.is_empty() {
+        return;
+    }
+    let said: Vec<String> =
+        figures.iter().map(|f| format!("{} {} {}", f.what, short(f.value), f.unit)).collect();
+    eprintln!("round {round}: {label}: {}: {}", subject.name, said.join(", "));
+    rows.extend(figures.into_iter().map(|figure| Row {
+        subject: subject.name.clone(),
+        test: format!("{label} {}", figure.what),
+        value: figure.value,
+        unit: figure.unit.into(),
+        round,
+    }));
+}

@@ -1,0 +1,142 @@
+//! `cargo compare`: Anteroom beside other tunnels, on this machine.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anteroom_bench::compare::{self, Plan};
+use anteroom_bench::instructions::Counter;
+use anteroom_bench::machine::Machine;
+use anteroom_bench::report;
+use anteroom_bench::subject::Kind;
+use anteroom_bench::tools::{self, Tools};
+use anteroom_bench::trial::Test;
+use anteroom_bench::world::Card;
+use anteroom_lab::namespace;
+use anteroom_lab::programs::{self, Profile};
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+/// Measures Anteroom beside other tunnels on this machine, in network namespaces: rate, cost, delay, memory.
+///
+/// Every subject is measured in turn, round by round, so that what else the machine does falls on all alike. Compare
+/// figures of one run only. Cost is user and system time of both gateways' processes together.
+#[derive(Debug, Parser)]
+#[command(name = "cargo compare", bin_name = "cargo compare", version)]
+struct Cli {
+    /// Whom to measure, in this order; NAME=PATH is another build of anteroom-agent
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAME,…",
+        default_value = "anteroom,boringtun-1,boringtun,wireguard-go,nebula,routing,aead"
+    )]
+    subjects: Vec<Kind>,
+    /// What to measure
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Test::ALL)]
+    tests: Vec<Test>,
+    /// How often to measure everything
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// How long each measurement takes, about
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Network cards: as virtual cables are, or without segmentation offload
+    #[arg(long, value_delimiter = ',', default_value = "virtual")]
+    card: Vec<Card>,
+    /// Write every figure to this file: one JSON object a line, {subject, test, value, unit, round}
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Fetch what can be fetched by cargo (into target/)
+    #[arg(long)]
+    install: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cargo compare: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The agent is built as this program was.
+fn profile() -> Profile {
+    if cfg!(debug_assertions) { Profile::Dev } else { Profile::Release }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    if namespace::inside() { inside(cli) } else { outside(cli) }
+}
+
+/// Gets the programs, then runs this one again in a private world.
+fn outside(cli: &Cli) -> Result<ExitCode> {
+    let tools = Tools::of(profile());
+    if cli.install {
+        cli.subjects.iter().try_for_each(|kind| tools.install(kind))?;
+    }
+    if cli.subjects.contains(&Kind::Anteroom) {
+        tools.build(profile())?;
+    }
+    let mut again = Command::new(std::env::current_exe()?);
+    again.args(std::env::args_os().skip(1)).stdin(Stdio::null());
+    let root = nix::unistd::geteuid().is_root();
+    let child = if root {
+        namespace::privately_as_root(&mut again).spawn()
+    } else {
+        eprintln!(
+            "Not as root: socket buffers stay as small as the kernel's defaults, which costs some subjects more than others."
+        );
+        namespace::privately(&mut again).spawn()
+    };
+    let status = child.context("starting in a network of our own")?.wait()?;
+    Ok(ExitCode::from(namespace::exit_code(status)))
+}
+
+fn inside(cli: &Cli) -> Result<ExitCode> {
+    let tools = Tools::of(profile());
+    let machine = Machine::this();
+    println!("{machine}");
+    if profile() == Profile::Dev {
+        println!("A development build: the figures say nothing about what is shipped.");
+    }
+    if let Err(error) = Counter::start(&[std::process::id()]) {
+        println!("Instructions are not counted: {error}");
+    }
+    let mut subjects = Vec::new();
+    for kind in &cli.subjects {
+        match tools.have(kind) {
+            Ok(()) => {
+                if let Some(version) = tools::version(kind, &tools) {
+                    println!("{}: {version}", kind.name());
+                }
+                subjects.push(kind.clone());
+            }
+            Err(missing) => println!("{}: left out: {missing:#}", kind.name()),
+        }
+    }
+    let plan = Plan {
+        subjects,
+        tests: cli.tests.clone(),
+        cards: cli.card.clone(),
+        rounds: cli.rounds,
+        time: Duration::try_from_secs_f64(cli.seconds).context("--seconds")?,
+    };
+    let logs = programs::target_directory().join("bench-logs");
+    std::fs::remove_dir_all(&logs).ok();
+    let rows = compare::run(&plan, &tools, &logs)?;
+    println!("\nMedian [smallest..largest] of {} rounds\n{}", cli.rounds, report::table(&rows));
+    let ratios = report::ratios(&rows);
+    if !ratios.is_empty() {
+        println!("For each 1 of anteroom's, round by round\n{ratios}");
+    }
+    if let Some(file) = &cli.json {
+        let lines: Vec<String> =
+            rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+        std::fs::write(file, lines.join("\n") + "\n")
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(if rows.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,48 @@
+//! Two gateways with views, as if they had been enrolled.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::organisation::{Attached, Organisation};
+use crate::world::{Device, UNDERLAY, World};
+
+/// Where tunnels end.
+const TUNNEL_PORT: u16 = 51_820;
+
+/// Writes state and configuration of both gateways. Returns where the configurations are.
+pub(super) fn prepare(world: &World, directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut organisation = Organisation::new()?;
+    for (gateway, address) in UNDERLAY.into_iter().enumerate() {
+        let state = directory.join(format!("state-{gateway}"));
+        organisation.enrol(state, SocketAddr::from((address, TUNNEL_PORT)))?;
+    }
+    for device in Device::ALL {
+        organisation.devices.push(Attached {
+            gateway: device.gateway(),
+            port: device.port(),
+            mac: device.mac(),
+            address: world.address(device),
+        });
+    }
+    organisation.pairs =
+        vec![(Device::A as usize, Device::B as usize), (Device::C as usize, Device::D as usize)];
+    organisation.sign()?;
+    (0..UNDERLAY.len()).map(|gateway| config(directory, gateway)).collect()
+}
+
+/// Writes one gateway's configuration.
+fn config(directory: &Path, gateway: usize) -> Result<PathBuf> {
+    let state = directory.join(format!("state-{gateway}"));
+    let run = directory.join(format!("run-{gateway}"));
+    let text = format!(
+        "state = {state:?}\nrun = {run:?}\n[uplink]\ninterface = \"up0\"\n\
+         [underlay]\nlisten = \"0.0.0.0:{TUNNEL_PORT}\"\n\
+         [[port]]\nname = \"port1\"\ninterface = \"port0\"\n\
+         [[port]]\nname = \"port2\"\ninterface = \"port1\"\n",
+    );
+    let path = directory.join(format!("agent-{gateway}.toml"));
+    std::fs::write(&path, text)?;
+    Ok(path)
+}

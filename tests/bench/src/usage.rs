@@ -1,0 +1,120 @@
+//! What a subject's processes have used: processor time, memory, instructions.
+
+use std::collections::BTreeMap;
+
+use nix::unistd::{SysconfVar, sysconf};
+
+/// Processor time that processes had used at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Cpu {
+    /// Nanoseconds of each thread, as the scheduler counts them.
+    threads: BTreeMap<u32, u64>,
+    /// Seconds of whole processes, ended threads included, in steps of a tick.
+    processes: f64,
+}
+
+impl Cpu {
+    /// User and system time of these processes until now.
+    #[must_use]
+    pub fn of(pids: &[u32]) -> Self {
+        let mut cpu = Self::default();
+        for pid in pids {
+            cpu.processes += process_seconds(*pid).unwrap_or_default();
+            for thread in threads(*pid) {
+                let path = format!("/proc/{pid}/task/{thread}/schedstat");
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                if let Some(time) = text.split(' ').next().and_then(|field| field.parse().ok()) {
+                    cpu.threads.insert(thread, time);
+                }
+            }
+        }
+        cpu
+    }
+
+    /// Seconds that were used since an earlier moment.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> f64 {
+        let mut sum = 0;
+        for (thread, time) in &before.threads {
+            match self.threads.get(thread) {
+                Some(now) => sum += now.saturating_sub(*time),
+                // What the thread did before it ended is in the process's time only.
+                None => return self.processes - before.processes,
+            }
+        }
+        let new = self.threads.iter().filter(|(thread, _)| !before.threads.contains_key(thread));
+        sum += new.map(|(_, time)| time).sum::<u64>();
+        if sum == 0 { self.processes - before.processes } else { sum as f64 / 1e9 }
+    }
+}
+
+/// The numbers of a process's threads.
+pub(crate) fn threads(pid: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn process_seconds(pid: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten()?;
+    Some(ticks_of(&stat)? as f64 / ticks as f64)
+}
+
+/// User and system time in ticks, from the text of `/proc/PID/stat`.
+fn ticks_of(stat: &str) -> Option<u64> {
+    // The name may hold anything, spaces and parentheses included; it ends at the last one.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+/// Memory that these processes hold in mebibytes (resident set, shared pages included).
+#[must_use]
+pub fn resident(pids: &[u32]) -> f64 {
+    let of = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse::<f64>().ok()
+    };
+    pids.iter().filter_map(of).sum::<f64>() / 1024.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_is_found_behind_any_name() {
+        let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 5 0 100 0 0";
+        assert_eq!(ticks_of(stat), Some(300));
+        assert_eq!(ticks_of("7 (a"), None);
+        assert_eq!(ticks_of("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn work_costs_time_and_memory() {
+        let this = [std::process::id()];
+        let before = Cpu::of(&this);
+        let mut sum = 0_u64;
+        let used = loop {
+            sum = std::hint::black_box((0..10_000_000).fold(sum, |a, b| a ^ b));
+            let used = Cpu::of(&this).since(&before);
+            if used > 0.02 {
+                break used;
+            }
+        };
+        assert!(used < 60.0, "{used} s");
+        assert!(resident(&this) > 0.5);
+        assert!(resident(&[]) == 0.0);
+    }
+
+    #[test]
+    fn threads_that_ended_count_by_their_process() {
+        let before = Cpu { threads: [(1, 500)].into(), processes: 1.0 };
+        let after = Cpu { threads: [(2, 900)].into(), processes: 1.5 };
+        assert!((after.since(&before) - 0.5).abs() < 1e-9);
+        let on = Cpu { threads: [(1, 1_000_000_500), (2, 1_000_000_000)].into(), processes: 9.0 };
+        assert!((on.since(&before) - 2.0).abs() < 1e-9);
+    }
+}

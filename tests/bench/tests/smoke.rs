@@ -1,0 +1,46 @@
+//! Whether the benchmark measures at all. No figure is judged here: this is a development build on whatever machine.
+
+use std::time::Duration;
+
+use anteroom_bench::compare::{self, Plan};
+use anteroom_bench::subject::Kind;
+use anteroom_bench::tools::Tools;
+use anteroom_bench::trial::Test;
+use anteroom_bench::world::Card;
+use anteroom_lab::namespace;
+use anteroom_lab::programs::{Profile, Programs};
+
+#[test]
+fn tests_give_figures_of_the_agent_and_of_plain_routing() {
+    // Outside the private network, where cargo can build.
+    if !namespace::inside() {
+        Programs::of(Profile::Dev).build(Profile::Dev, false).expect("the agent is built");
+    }
+    let name = "tests_give_figures_of_the_agent_and_of_plain_routing";
+    if !namespace::in_private_network(name) {
+        return;
+    }
+    let logs = tempfile::tempdir().expect("a directory");
+    // The search for the highest rate takes a dozen trials; the rest show that it could be made.
+    let tests: Vec<Test> = Test::ALL.into_iter().filter(|test| *test != Test::Udp128).collect();
+    let plan = Plan {
+        subjects: vec![Kind::Anteroom, Kind::Routing, Kind::Aead],
+        tests: tests.clone(),
+        cards: vec![Card::Virtual],
+        rounds: 1,
+        time: Duration::from_millis(100),
+    };
+    let rows = compare::run(&plan, &Tools::of(Profile::Dev), logs.path()).expect("figures");
+    for test in tests {
+        let of = |subject: &str| {
+            let prefix = format!("{} ", test.name());
+            rows.iter().filter(|r| r.subject == subject && r.test.starts_with(&prefix)).count()
+        };
+        assert!(of("anteroom") > 0, "{}: nothing in {rows:#?}", test.name());
+        if test != Test::Idle {
+            assert!(of("routing") > 0, "{}: nothing in {rows:#?}", test.name());
+        }
+    }
+    assert!(rows.iter().all(|row| row.value.is_finite() && row.round == 1), "{rows:#?}");
+    assert!(rows.iter().any(|row| row.subject == "aead" && row.test == "tcp-1 cpu"), "{rows:#?}");
+}
