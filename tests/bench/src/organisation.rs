@@ -262,6 +262,7 @@ impl Organisation {
                 .collect(),
             segments,
             externals: Vec::new(),
+            clients: Vec::new(),
             rules,
             infrastructure: Infrastructure::default(),
             bypasses: Vec::new(),
