@@ -215,6 +215,7 @@ pub(crate) fn view(own: u16, shape: &Shape) -> Arc<View> {
         externals: Vec::new(),
         rules: rules.collect(),
         infrastructure: Infrastructure::default(),
+        clients: Vec::new(),
         bypasses: Vec::new(),
     };
     let peers = there.iter().map(|number| Peer {

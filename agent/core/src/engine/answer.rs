@@ -162,6 +162,16 @@ impl Engine {
         }
     }
 
+    /// The path of a device here and a client, if the other is one.
+    fn client_path(&self, from: &End, to: &End) -> Option<&'static str> {
+        let policy = self.policy.as_ref()?;
+        let (near, far) = if from.here.is_some() { (from, to) } else { (to, from) };
+        let (Who::Member(near), Who::Member(far)) = (near.who, far.who) else { return None };
+        let (near, far) = (policy.member(near)?, policy.member(far)?);
+        let tunnel = policy.path(near, far).0 == PairPath::Tunnel;
+        far.is_client.then_some(if tunnel { "tunnel" } else { "none" })
+    }
+
     fn path(&self, from: &End, to: &End) -> &'static str {
         let mode = |policy: &Policy, end: &End| match end.who {
             Who::Member(index) => policy.member(index).map(|member| member.mode),
@@ -175,6 +185,9 @@ impl Engine {
                 use anteroom_proto::mode::Mode::Observe;
                 if self.is_bypassed(from, to) {
                     return "clear-by-bypass";
+                }
+                if let Some(path) = self.client_path(from, to) {
+                    return path;
                 }
                 let a = mode(policy, from).unwrap_or(Observe);
                 let b = mode(policy, to).unwrap_or(Observe);
@@ -255,6 +268,7 @@ const fn next_step(reason: DropReason) -> &'static str {
         DropReason::TimeUnknown => {
             "Let the gateway reach its controller or a peer, which tells it the time."
         }
+        DropReason::ClientOfObserved => "Take the device to protect: anteroom device mode.",
         DropReason::UnknownCondition | DropReason::UnknownMode => "Update this gateway's agent.",
         DropReason::TunnelDown => {
             "Find out why the other gateway isn't reachable: anteroom status, and the underlay's firewalls."

@@ -46,10 +46,24 @@ impl Engine {
                     keys: peer.keys.iter().map(|key| key.x25519).collect(),
                     endpoints: peer.endpoints.clone(),
                     relation: relation(peer.gateway.gateway).unwrap_or_default(),
+                    client: false,
                 };
                 (!is_essential(config.gateway), config)
             })
             .collect();
+        let suspended = &view.operation.suspended;
+        let clients = intent.clients.iter().filter(|one| !suspended.contains(&one.id.into()));
+        peers.extend(clients.map(|client| {
+            let config = PeerConfig {
+                gateway: client.id.into(),
+                overlay: client.overlay,
+                keys: vec![client.key],
+                endpoints: Vec::new(),
+                relation: 0,
+                client: true,
+            };
+            (true, config)
+        }));
         peers.sort_by_key(|(later, _)| *later);
         let peers: Vec<PeerConfig> = peers.into_iter().map(|(_, config)| config).collect();
         self.tell_peers(now);
@@ -57,7 +71,9 @@ impl Engine {
         self.peer_states.retain(|gateway, _| peers.iter().any(|peer| peer.gateway == *gateway));
         for peer in &peers {
             self.peer_states.entry(peer.gateway).or_insert_with(|| PeerState::new(now));
-            self.leave(peer.gateway, peer.relation, before, now);
+            if !peer.client {
+                self.leave(peer.gateway, peer.relation, before, now);
+            }
         }
         self.bound_pasts();
     }

@@ -164,7 +164,7 @@ impl Engine {
     pub(super) fn tunnels(&self, now: Instant) -> Vec<TunnelState> {
         let state = |peer: &crate::peer::Peer| TunnelState {
             gateway: peer.gateway(),
-            client: false,
+            client: peer.is_client(),
             live: peer.is_live(now),
             round_trip: peer.round_trip().and_then(|time| u32::try_from(time.as_micros()).ok()),
             revision: peer.revision(),

@@ -41,6 +41,9 @@ pub const fn open_room(len: usize) -> usize {
 
 /// How long a peer counts as live after something authentic came from it.
 pub const LIVE_FOR: Duration = Duration::from_secs(5);
+/// How long a client, which says nothing by itself, counts as live after something authentic came from it: as long as
+/// a session lasts.
+pub const CLIENT_LIVE_FOR: Duration = Duration::from_secs(180);
 /// How long a peer counts as live after it last answered: a path may carry one direction only.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
@@ -79,6 +82,9 @@ pub struct PeerConfig {
     pub endpoints: Vec<SocketAddr>,
     /// A digest of what this gateway holds in common with it, which it is told.
     pub relation: u64,
+    /// Whether it is a client: stock WireGuard, to which nothing is said beyond that, and which is reached where it
+    /// was last heard.
+    pub client: bool,
 }
 
 /// Most tunnel keys of one peer that are used at once.

@@ -10,7 +10,7 @@ use anteroom_proto::v1::telemetry::TunnelState;
 use super::message::Hello;
 use super::queue::Queue;
 use super::random::Random;
-use super::{ANSWER_WITHIN, LIVE_FOR, PeerConfig, PeerEvent};
+use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent};
 
 /// Probes follow each other about every two seconds.
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
@@ -28,6 +28,8 @@ const MAX_ENDPOINTS: usize = 8;
 pub struct Peer {
     pub(super) gateway: GatewayId,
     pub(super) generation: u32,
+    /// Whether it speaks WireGuard and nothing else.
+    pub(super) client: bool,
     pub(super) overlay: Ipv6Addr,
     /// The digest of what this gateway holds in common with it.
     pub(super) relation: u64,
@@ -87,6 +89,7 @@ impl Peer {
         let mut peer = Self {
             gateway: config.gateway,
             generation,
+            client: config.client,
             overlay: config.overlay,
             relation: config.relation,
             tunnels: Vec::new(),
@@ -117,6 +120,7 @@ impl Peer {
             endpoint.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()
         };
         self.overlay = config.overlay;
+        self.client = config.client;
         if std::mem::replace(&mut self.relation, config.relation) != config.relation {
             self.next_probe = now;
         }
@@ -130,6 +134,12 @@ impl Peer {
         self.gateway
     }
 
+    /// Whether it is a client. Its member id stands in a gateway's place then.
+    #[must_use]
+    pub const fn is_client(&self) -> bool {
+        self.client
+    }
+
     /// Its overlay address.
     #[must_use]
     pub const fn overlay(&self) -> Ipv6Addr {
@@ -137,10 +147,11 @@ impl Peer {
     }
 
     /// Whether packets can be sealed for it, something authentic came from it within [`LIVE_FOR`], and it showed
-    /// within [`ANSWER_WITHIN`] that it hears this gateway as well.
+    /// within [`ANSWER_WITHIN`] that it hears this gateway as well. Of a client [`CLIENT_LIVE_FOR`] counts.
     #[must_use]
     pub fn is_live(&self, now: Instant) -> bool {
-        let recent = |heard| now.saturating_duration_since(heard) <= LIVE_FOR;
+        let time = if self.client { CLIENT_LIVE_FOR } else { LIVE_FOR };
+        let recent = |heard| now.saturating_duration_since(heard) <= time;
         self.sending.is_some() && self.heard.is_some_and(recent) && self.hears_us(now)
     }
 
@@ -198,7 +209,7 @@ impl Peer {
         let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
         TunnelState {
             gateway: self.gateway,
-            client: false,
+            client: self.client,
             live: self.is_live(now),
             round_trip: self.round_trip.map(micros),
             revision: self.revision(),
@@ -228,13 +239,14 @@ impl Peer {
 
     /// Looks whether it lives. Returns whether that changed.
     pub(super) fn look(&mut self, now: Instant) -> bool {
-        let live = self.is_live(now);
+        // A client is spoken to wherever it was last heard: a handshake is begun when there is something to say.
+        let live = if self.client { self.endpoint.is_some() } else { self.is_live(now) };
         std::mem::replace(&mut self.live, live) != live
     }
 
     /// When [`Self::look`] may find that it no longer lives.
     pub(super) fn silent_at(&self) -> Option<Instant> {
-        let heard = self.heard.filter(|_| self.live)? + LIVE_FOR;
+        let heard = self.heard.filter(|_| self.live && !self.client)? + LIVE_FOR;
         let answered = self.answered.filter(|_| self.said.is_some());
         let end = answered.map_or(heard, |answered| heard.min(answered + ANSWER_WITHIN));
         Some(end + Duration::from_millis(1))

@@ -169,8 +169,9 @@ impl Peers {
         let Some(lost) = peer.queue.push(packet, now) else {
             return Sent::Dropped(DropReason::QueueFull);
         };
+        let wake_at = if peer.client { now } else { now + super::queue::MAX_AGE };
         self.count(DropReason::QueueFull, lost);
-        self.wake(slot.index, now + super::queue::MAX_AGE);
+        self.wake(slot.index, wake_at);
         Sent::Queued
     }
 
@@ -348,7 +349,10 @@ impl Peers {
             self.choose_sending(index);
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
-        peer.note_heard(from, now);
+        // A copy of an initiation proves nothing about where a client is.
+        if !peer.client || proof != Proof::Alive {
+            peer.note_heard(from, now);
+        }
         if fresh {
             peer.note_session(now);
             self.begin(number, now, out);

@@ -88,6 +88,7 @@ impl Side {
             keys: vec![self.secret.public()],
             endpoints: vec![self.at],
             relation: 0,
+            client: false,
         }
     }
 

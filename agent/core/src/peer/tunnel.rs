@@ -26,6 +26,8 @@ pub(super) const SMALL: usize = 256;
 /// How often boringtun looks at its clock while a handshake is under way, and otherwise.
 const UPDATE_BUSY: Duration = Duration::from_millis(250);
 const UPDATE_IDLE: Duration = Duration::from_secs(1);
+/// The same for a client without a session. boringtun dates a handshake by its last look at the clock.
+const UPDATE_AWAY: Duration = Duration::from_secs(10);
 /// First retries follow each other quickly: a datagram was lost, or the peer is about to be there.
 const QUICK_RETRIES: u32 = 5;
 const QUICK_RETRY: (Duration, Duration) = (Duration::from_millis(900), Duration::from_millis(1100));
@@ -68,6 +70,8 @@ pub(super) enum Update {
     Initiation(usize),
     /// Something else of this length.
     Other(usize),
+    /// A client was gone for so long that the tunnel takes part in nothing any more.
+    Expired,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +86,8 @@ pub(super) struct Tunnel {
     pub(super) peer: u32,
     /// The peer's key.
     pub(super) key: TunnelPublicKey,
+    /// Whether it leads to a client: handshakes are begun when there is something to send, and nowhere but there.
+    on_demand: bool,
     /// Whether something can be sealed. Only boringtun's update ends a session.
     session: bool,
     /// When the newest handshake ended, and when it is to be renewed.
@@ -98,7 +104,7 @@ impl Tunnel {
     /// `index` is what receiver indices carry: its low 24 bits count.
     pub(super) fn new(
         secret: &StaticSecret,
-        (peer, key): (u32, TunnelPublicKey),
+        (peer, key, on_demand): (u32, TunnelPublicKey, bool),
         index: u32,
         limiter: Arc<RateLimiter>,
         (now, first_attempt): (Instant, Instant),
@@ -108,11 +114,12 @@ impl Tunnel {
             tunn: Tunn::new(secret.clone(), public, None, None, index, Some(limiter)),
             peer,
             key,
+            on_demand,
             session: false,
             since: now,
             renew_at: now,
             heard: now,
-            attempt: Some(Attempt { next: first_attempt, count: 0 }),
+            attempt: (!on_demand).then_some(Attempt { next: first_attempt, count: 0 }),
             healed: None,
             update_at: now,
         }
@@ -188,7 +195,8 @@ impl Tunnel {
     pub(super) fn may_heal(&mut self, now: Instant) -> bool {
         let recent = |at: Instant| now.saturating_duration_since(at) < HEAL_EVERY;
         // A copy of the initiation that was just answered has an old timestamp, too.
-        if self.healed.is_some_and(recent) || (self.session && recent(self.since)) {
+        if self.on_demand || self.healed.is_some_and(recent) || (self.session && recent(self.since))
+        {
             return false;
         }
         self.healed = Some(now);
@@ -208,7 +216,12 @@ impl Tunnel {
         if now < self.update_at {
             return Update::Nothing;
         }
-        self.update_at = now + if self.attempt.is_some() { UPDATE_BUSY } else { UPDATE_IDLE };
+        let pause = match (self.attempt.is_some(), self.on_demand && !self.session) {
+            (true, _) => UPDATE_BUSY,
+            (false, true) => UPDATE_AWAY,
+            (false, false) => UPDATE_IDLE,
+        };
+        self.update_at = now + pause;
         let result = self.tunn.update_timers(out);
         // After its end a tunnel reports that it expired for ever; the next attempt begins anew.
         let update = match result {
@@ -216,12 +229,27 @@ impl Tunnel {
                 (Some(1), len) => Update::Initiation(len),
                 (_, len) => Update::Other(len),
             },
+            TunnResult::Err(WireGuardError::ConnectionExpired) if self.on_demand => Update::Expired,
             _ => Update::Nothing,
         };
         if self.session {
             self.refresh();
         }
         update
+    }
+
+    /// Begins anew after [`Update::Expired`]: boringtun would keep no more time for this client, even once it is back.
+    /// That it forgets the timestamp of the client's last initiation lets a copy of that be answered once, to no
+    /// effect: where the client is, only data tells.
+    pub(super) fn begin_anew(
+        &mut self,
+        secret: &StaticSecret,
+        index: u32,
+        limiter: Arc<RateLimiter>,
+    ) {
+        let public = PublicKey::from(*self.key.as_bytes());
+        self.tunn = Tunn::new(secret.clone(), public, None, None, index, Some(limiter));
+        self.attempt = None;
     }
 
     /// Writes the next message that boringtun kept for after the handshake, which is nothing but keepalives:
@@ -240,6 +268,15 @@ impl Tunnel {
         let silent = watch
             .is_some_and(|answers| !answers || now.saturating_duration_since(heard) > LIVE_FOR);
         if self.session && !silent && now < self.renew_at {
+            self.attempt = None;
+            return false;
+        }
+        self.attempt.get_or_insert(Attempt { next: now, count: 0 }).next <= now
+    }
+
+    /// The same for a client, to which something waits to be sent or not.
+    pub(super) fn due_on_demand(&mut self, wanted: bool, now: Instant) -> bool {
+        if self.session || !wanted {
             self.attempt = None;
             return false;
         }

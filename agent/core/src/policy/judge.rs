@@ -136,6 +136,9 @@ impl Policy {
             PairPath::Tunnel | PairPath::None => false,
         };
         let found = match (path, far) {
+            (PairPath::None, Some(far)) if far.is_client && near.mode == Mode::Observe => {
+                Err(Refused::because(DropReason::ClientOfObserved))
+            }
             (PairPath::None, _) => Err(Refused::because(DropReason::UnknownMode)),
             (_, Some(far)) if far.suspended => Err(Refused::because(DropReason::TunnelDown)),
             _ => self.rule(ask, must_say_so),
@@ -152,7 +155,14 @@ impl Policy {
                 };
                 let stances = (local.stance, near.shared);
                 let verdict = self.obstacle(ask, reason, stances, Verdict::Clear);
-                return Judgement { owner: peer, ..judgement(verdict, refused.rule, None) };
+                // What a gateway's tunnel brings could come in the clear as well; a client's has no other way.
+                let is_client = far.is_some_and(|far| far.is_client);
+                let owner = peer.filter(|_| !is_client);
+                let verdict = match reason {
+                    reason if is_client && ask.tunnelled => Verdict::Drop(reason),
+                    _ => verdict,
+                };
+                return Judgement { owner, ..judgement(verdict, refused.rule, None) };
             }
         };
         let (Some(far), Some(gateway)) = (far, peer) else {

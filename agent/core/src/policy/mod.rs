@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anteroom_proto::id::{GatewayId, MemberId};
-use anteroom_proto::intent::{Condition, Endpoint, Infrastructure, KnownCondition, Member};
+use anteroom_proto::intent::{Client, Condition, Endpoint, Infrastructure, KnownCondition, Member};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::{Mode, PairPath};
 use anteroom_proto::time::UnixMillis;
@@ -49,6 +49,8 @@ pub(crate) struct MemberEntry {
     mode_since: u64,
     /// Whether the controller cut its gateway off.
     suspended: bool,
+    /// Whether it is a client, whose only path is the tunnel.
+    pub(crate) is_client: bool,
 }
 
 impl MemberEntry {
@@ -136,6 +138,13 @@ impl Policy {
                 }
             }
         }
+        for own_site in [true, false] {
+            for client in &view.intent.clients {
+                if (client.site == view.intent.site) == own_site {
+                    policy.add(&as_member(client, view.intent.gateway), None, own_site);
+                }
+            }
+        }
         policy.by_prefix.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
         policy.relations.extend(relation::relations(&view.intent));
         policy.rules = Rules::new(&view.intent, |id| policy.by_id.get(&id).copied());
@@ -155,6 +164,7 @@ impl Policy {
         }
         let Ok(index) = u32::try_from(self.members.len()).map(MemberIndex) else { return };
         let operation = &self.view.operation;
+        let is_client = GatewayId::from(member.id) == member.gateway;
         self.members.push(MemberEntry {
             id: member.id,
             gateway: member.gateway,
@@ -167,9 +177,10 @@ impl Policy {
             stance: place.map_or(member.mode, |place| place.2),
             mode_since: member.mode_since,
             suspended: operation.suspended.contains(&member.gateway),
+            is_client,
         });
         self.by_id.insert(member.id, index);
-        if here.is_none() && own_site {
+        if here.is_none() && own_site && !is_client {
             self.by_mac.entry(member.mac).or_insert(index);
         }
         for net in &member.addresses {
@@ -223,12 +234,12 @@ impl Policy {
     fn is_own_site(&self, index: MemberIndex) -> bool {
         let Some(id) = self.member(index).map(|member| member.id) else { return false };
         let intent = &self.view.intent;
-        intent
-            .devices
-            .iter()
-            .map(|device| &device.member)
-            .chain(&intent.members)
-            .any(|member| member.id == id && member.site == intent.site)
+        let devices = intent.devices.iter().map(|device| &device.member).chain(&intent.members);
+        let clients = intent.clients.iter().map(|client| (client.id, client.site));
+        devices
+            .map(|member| (member.id, member.site))
+            .chain(clients)
+            .any(|member| member == (id, intent.site))
     }
 
     pub(crate) fn member(&self, index: MemberIndex) -> Option<&MemberEntry> {
@@ -292,7 +303,7 @@ impl Policy {
     pub(crate) fn audience(&self, device: MemberIndex) -> Vec<GatewayId> {
         let mut gateways = Vec::new();
         for (index, member) in (0..).map(MemberIndex).zip(&self.members) {
-            let known = member.is_here() || gateways.contains(&member.gateway);
+            let known = member.is_here() || member.is_client || gateways.contains(&member.gateway);
             if !known && self.opens(device, index) {
                 gateways.push(member.gateway);
             }
@@ -320,6 +331,9 @@ impl Policy {
     /// The path of a device here with a member, and whether that is in the clear only because a gateway is
     /// bypassed: then every rule counts as if it said so.
     pub(crate) fn path(&self, near: &MemberEntry, far: &MemberEntry) -> (PairPath, bool) {
+        if far.is_client {
+            return (PairPath::with_client(near.mode), false);
+        }
         let path = PairPath::of(near.mode, far.mode);
         let is_out = |gateway| self.bypassed.contains(&gateway);
         if path == PairPath::Tunnel
@@ -441,5 +455,22 @@ impl Policy {
     /// The state of a rule's conditions now.
     fn now(clock: &crate::clock::Clock, now: Instant) -> rules::Now<'_> {
         rules::Now { clock, now }
+    }
+}
+
+/// A client as one of the members: its own gateway, always as strict as can be. On its network a device meets the
+/// address that stands for next hops that nobody knows, since a client has none of its own there.
+fn as_member(client: &Client, here: GatewayId) -> Member {
+    Member {
+        id: client.id,
+        gateway: client.id.into(),
+        overlay: client.overlay,
+        site: client.site,
+        vlan: None,
+        mac: crate::nexthop::stand_in(here),
+        addresses: vec![client.address.into()],
+        mode: Mode::Enforce,
+        mode_since: 0,
+        quarantined: false,
     }
 }

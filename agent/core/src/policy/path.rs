@@ -110,6 +110,12 @@ impl Policy {
         let Pair { near, far, path } = pair;
         let state = ask.peers.get(&far.gateway);
         let live = state.is_some_and(|state| state.live);
+        if far.is_client {
+            // It holds no view that could differ, and has no other path.
+            let verdict =
+                if live { Verdict::Tunnel } else { Verdict::Drop(DropReason::TunnelDown) };
+            return Route { verdict, clear_taken: false };
+        }
         let told = state.and_then(|state| state.relation);
         let agrees = told.map(|told| self.relation(far.gateway) == Some(told));
         let past = state.and_then(|state| state.past.as_ref());

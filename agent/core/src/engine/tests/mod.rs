@@ -22,6 +22,7 @@ use crate::vnet::VnetHeader;
 
 mod absent;
 mod claims;
+mod clients;
 mod edges;
 mod floods;
 mod loops;

@@ -89,7 +89,8 @@ impl Peers {
                     let (secret, limiter) = (&self.secret, self.front.limiter());
                     let made_one = self.tunnels.insert(|number| {
                         let times = (now, first_attempt);
-                        Tunnel::new(secret, (index, *key), owner | number, limiter, times)
+                        let who = (index, *key, config.client);
+                        Tunnel::new(secret, who, owner | number, limiter, times)
                     });
                     let Some(number) = made_one else { continue };
                     self.by_key.insert(*key, number);

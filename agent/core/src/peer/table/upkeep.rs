@@ -6,7 +6,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
-use super::{CONTROL, Peers, Tunnel, seal, write};
+use super::{CONTROL, OWNER_SHIFT, Peers, Tunnel, seal, write};
 use crate::peer::front;
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
@@ -54,6 +54,9 @@ impl Peers {
         let local = self.local.ok_or(DropReason::PeerDestination)?;
         let index = self.tunnels.get(number).ok_or(unknown)?.peer;
         let peer = self.peers.get_mut(index).ok_or(unknown)?;
+        if peer.client {
+            return Err(DropReason::Ipv6);
+        }
         let want_time = local.confirmed_time.is_none();
         let (news, answer) = match message::unpack(packet, peer.overlay, local.overlay)? {
             Message::Hello(hello) => {
@@ -85,7 +88,7 @@ impl Peers {
 
     /// Sends a hello and waits for its answer.
     fn probe(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
-        let Some(peer) = self.peers.get_mut(index) else { return };
+        let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else { return };
         let nonce = peer.probe(&mut self.random, now);
         self.say(index, now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
     }
@@ -101,7 +104,7 @@ impl Peers {
         let (Some(local), Some(index)) = (self.local, self.by_gateway.get(&gateway)) else {
             return;
         };
-        let Some(peer) = self.peers.get(*index) else { return };
+        let Some(peer) = self.peers.get(*index).filter(|peer| !peer.client) else { return };
         let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
         let (Some(tunnel), Some(to)) = (tunnel, peer.endpoint()) else { return };
         let packet = message::pack(local.overlay, peer.overlay, message);
@@ -165,15 +168,21 @@ impl Peers {
         let wanted = peer.tunnels.iter().position(|number| Some(*number) == sending);
         let wanted = wanted.map_or(peer.tunnels.len(), |place| place + 1);
         let needed = peer.tunnels[..wanted].to_vec();
+        // Where a client is isn't known before it was heard, and it isn't disturbed without need.
+        let on_demand = peer.client.then(|| peer.waiting() > 0 && peer.endpoint().is_some());
         for number in needed {
             let watch = (Some(number) == sending).then_some(hears_us);
-            if self.tunnels.get_mut(number).is_some_and(|tunnel| tunnel.due(watch, now)) {
+            let due = |tunnel: &mut Tunnel| match on_demand {
+                Some(wanted) => tunnel.due_on_demand(wanted, now),
+                None => tunnel.due(watch, now),
+            };
+            if self.tunnels.get_mut(number).is_some_and(due) {
                 self.initiate(number, now, out);
             }
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
         let late = peer.queue.expire(now);
-        let probe = peer.sending.is_some() && peer.next_probe <= now;
+        let probe = !peer.client && peer.sending.is_some() && peer.next_probe <= now;
         self.count(DropReason::TunnelDown, late);
         self.look(index, now);
         if probe {
@@ -182,7 +191,7 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let tunnels = peer.tunnels[..wanted.min(peer.tunnels.len())].iter();
         let tunnels = tunnels.filter_map(|number| self.tunnels.get(*number)).map(Tunnel::wake_at);
-        let probe = peer.sending.and(self.local).map(|_| peer.next_probe);
+        let probe = peer.sending.filter(|_| !peer.client).and(self.local).map(|_| peer.next_probe);
         let others = [peer.silent_at(), peer.queue.due(), probe];
         let next = tunnels.chain(others.into_iter().flatten()).min();
         // A peer without tunnels has nothing to come again for.
@@ -196,6 +205,10 @@ impl Peers {
         let mut buffer = [0; SMALL];
         let (len, to) = match tunnel.update(&mut buffer, now) {
             Update::Nothing => return,
+            Update::Expired => {
+                let index = (u32::from(self.config.owner & 0x0f) << OWNER_SHIFT) | number;
+                return tunnel.begin_anew(&self.secret, index, self.front.limiter());
+            }
             Update::Initiation(len) => {
                 (len, peer.target(tunnel.note_attempt(&mut self.random, now)))
             }

@@ -1,0 +1,424 @@
+//! Stock WireGuard peers: boringtun as it is, with none of what gateways add.
+
+use anteroom_proto::intent::Client;
+use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
+
+use super::*;
+use crate::batch::RxDatagram;
+use crate::nexthop;
+use crate::wire::arp;
+
+const LAPTOP: MemberId = MemberId::from_bytes([70; 16]);
+const LAPTOP_AT: [u8; 4] = [10, 20, 1, 70];
+const CT_AT: [u8; 4] = [10, 20, 1, 10];
+const MRI_AT: [u8; 4] = [10, 20, 1, 11];
+const SYN: u8 = 0x02;
+const SYN_ACK: u8 = 0x12;
+
+#[derive(Debug, Default)]
+struct Out {
+    frames: Vec<(PortId, Vec<u8>)>,
+    datagrams: Vec<(SocketAddr, Vec<u8>)>,
+}
+
+impl Sink for Out {
+    fn frame(&mut self, port: PortId, _: VnetHeader, _: Option<VlanTag>, parts: &[&[u8]]) {
+        self.frames.push((port, parts.concat()));
+    }
+
+    fn datagram(
+        &mut self,
+        to: SocketAddr,
+        _: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let mut bytes = vec![0; capacity];
+        let len = write(&mut bytes);
+        bytes.truncate(len);
+        self.datagrams.push((to, bytes));
+    }
+}
+
+fn at(last: u8) -> SocketAddr {
+    SocketAddr::from(([198, 51, 100, last], 40_000 + u16::from(last)))
+}
+
+/// What the view says of the laptop: it may open VNC at device 10, which may open DICOM at it.
+fn with_laptop(modes: [Mode; 2], seed: u8) -> Arc<View> {
+    let mut view = (*view(modes, &["tcp/104"])).clone();
+    view.intent.clients.push(Client {
+        id: LAPTOP,
+        key: TunnelSecret::from_bytes([seed; 32]).public(),
+        overlay: overlay::member_address(ORGANISATION, LAPTOP),
+        site: SiteId::of("north"),
+        address: LAPTOP_AT.into(),
+    });
+    let ct = Endpoint::Member(MemberId::from_bytes([10; 16]));
+    let laptop = Endpoint::Member(LAPTOP);
+    for (id, from, to, service) in
+        [("there", laptop, ct, "tcp/5900"), ("back", ct, laptop, "tcp/104")]
+    {
+        view.intent.rules.push(Rule {
+            id: RuleId::of(id),
+            from,
+            to,
+            services: vec![service.parse().unwrap()],
+            clear: false,
+            essential: false,
+            conditions: Vec::new(),
+        });
+    }
+    Arc::new(view)
+}
+
+/// A gateway and a laptop with stock WireGuard.
+struct Pair {
+    engine: Engine,
+    laptop: Tunn,
+    /// Where the laptop is.
+    from: SocketAddr,
+    /// IP packets that came out of the laptop's tunnel.
+    received: Vec<Vec<u8>>,
+    /// Datagrams that the laptop got, whatever was in them.
+    heard: usize,
+    now: Instant,
+}
+
+impl Pair {
+    fn new(modes: [Mode; 2]) -> Self {
+        let now = start();
+        let mut engine = engine(Limits::default(), now);
+        engine.apply(with_laptop(modes, 70), now);
+        let gateway = PublicKey::from(*TunnelSecret::from_bytes([9; 32]).public().as_bytes());
+        let laptop = Tunn::new(StaticSecret::from([70; 32]), gateway, None, None, 1, None);
+        Self { engine, laptop, from: at(1), received: Vec::new(), heard: 0, now }
+    }
+
+    fn connected(modes: [Mode; 2]) -> Self {
+        let mut pair = Self::new(modes);
+        pair.handshake();
+        pair
+    }
+
+    fn handshake(&mut self) -> Vec<u8> {
+        let mut buffer = vec![0; 2048];
+        let TunnResult::WriteToNetwork(message) =
+            self.laptop.format_handshake_initiation(&mut buffer, true)
+        else {
+            panic!("no initiation");
+        };
+        let initiation = message.to_vec();
+        let out = self.arrives(&initiation.clone());
+        assert!(out.frames.is_empty(), "{out:?}");
+        initiation
+    }
+
+    /// A datagram arrives at the gateway; what it answers arrives at the laptop, and so on.
+    fn arrives(&mut self, datagram: &[u8]) -> Out {
+        let mut out = Out::default();
+        let mut bytes = datagram.to_vec();
+        let segment = bytes.len();
+        let from = self.from;
+        let mut batch = [RxDatagram { from, segment, bytes: &mut bytes }];
+        self.engine.handle_datagrams(&mut batch, self.now, &mut out);
+        self.carry(&mut out);
+        out
+    }
+
+    /// Carries what the gateway sent to the laptop, and what that answers back.
+    fn carry(&mut self, out: &mut Out) {
+        for (to, datagram) in std::mem::take(&mut out.datagrams) {
+            if to != self.from {
+                out.datagrams.push((to, datagram));
+                continue;
+            }
+            self.heard += 1;
+            let mut buffer = vec![0; 65_536];
+            let mut result = self.laptop.decapsulate(None, &datagram, &mut buffer);
+            let mut answers = Vec::new();
+            loop {
+                match result {
+                    TunnResult::WriteToNetwork(answer) => answers.push(answer.to_vec()),
+                    TunnResult::WriteToTunnelV4(packet, _)
+                    | TunnResult::WriteToTunnelV6(packet, _) => {
+                        self.received.push(packet.to_vec());
+                        break;
+                    }
+                    TunnResult::Done => break,
+                    TunnResult::Err(error) => panic!("the laptop refuses: {error:?}"),
+                }
+                result = self.laptop.decapsulate(None, &[], &mut buffer);
+            }
+            for answer in answers {
+                let more = self.arrives(&answer);
+                out.frames.extend(more.frames);
+                out.datagrams.extend(more.datagrams);
+            }
+        }
+    }
+
+    /// The laptop sends a packet.
+    fn send(&mut self, packet: &[u8]) -> Out {
+        let datagram = self.sealed(packet);
+        self.arrives(&datagram)
+    }
+
+    fn sealed(&mut self, packet: &[u8]) -> Vec<u8> {
+        let mut buffer = vec![0; 2048];
+        match self.laptop.encapsulate(packet, &mut buffer) {
+            TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
+            other => panic!("nothing to send: {other:?}"),
+        }
+    }
+
+    /// Device 10 sends a frame to the address that stands for the laptop.
+    fn device_sends(&mut self, packet: &[u8]) -> Out {
+        let mut bytes = frame(nexthop::stand_in(OWN), mac(10), packet);
+        let mut out = Out::default();
+        let mut batch = [RxFrame { vnet: VnetHeader::default(), vlan: None, bytes: &mut bytes }];
+        self.engine.handle_frames(PortId::device(0), &mut batch, self.now, &mut out);
+        self.carry(&mut out);
+        out
+    }
+
+    /// Lets time pass, as far as the gateway goes.
+    fn wait(&mut self, time: Duration) -> Out {
+        let end = self.now + time;
+        let mut all = Out::default();
+        while let Some((due, _)) = self.engine.poll_timeout().filter(|(due, _)| *due <= end) {
+            self.now = self.now.max(due);
+            self.engine.handle_timeout(self.now, &mut all);
+        }
+        self.now = end;
+        all
+    }
+
+    fn drops(&self, reason: DropReason) -> u64 {
+        self.engine.status(self.now).drops.get(reason.as_str()).copied().unwrap_or(0)
+    }
+}
+
+fn vnc(flags: u8) -> Vec<u8> {
+    ipv4(LAPTOP_AT, CT_AT, 6, &tcp(50_000, 5900, flags, &[]))
+}
+
+#[test]
+fn a_stock_peer_speaks_with_a_device_both_ways_and_hears_nothing_else() {
+    for mode in [Mode::Protect, Mode::Enforce] {
+        let mut pair = Pair::connected([mode; 2]);
+        let there = vnc(SYN);
+        let out = pair.send(&there);
+        let delivered = frame(mac(10), nexthop::stand_in(OWN), &there);
+        assert_eq!(out.frames, [(PortId::device(0), delivered)], "{mode}");
+        let back = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(5900, 50_000, SYN_ACK, &[]));
+        let out = pair.device_sends(&back);
+        assert!(out.frames.is_empty() && out.datagrams.is_empty(), "{mode}: {out:?}");
+        assert_eq!(pair.received, [back], "{mode}");
+        let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
+        pair.device_sends(&opened);
+        assert_eq!(pair.received.len(), 2, "{mode}");
+        assert_eq!(pair.received[1], opened, "{mode}");
+        // Five minutes: whatever is due for gateways is none of a client's business.
+        let heard = pair.heard;
+        let quiet = pair.wait(Duration::from_secs(300));
+        let said: Vec<_> = quiet.datagrams.iter().filter(|(to, _)| *to == at(1)).collect();
+        assert!(said.iter().all(|(_, datagram)| datagram.len() == 32), "{mode}: {said:?}");
+        assert_eq!(pair.heard, heard);
+        let tunnels = pair.engine.status(pair.now).peers;
+        let laptop = tunnels.iter().find(|tunnel| tunnel.client).unwrap();
+        assert_eq!((laptop.gateway, laptop.endpoint), (LAPTOP.into(), Some(at(1))));
+        assert!(!laptop.live, "silent for five minutes");
+    }
+}
+
+#[test]
+fn what_no_rule_opens_passes_in_no_mode() {
+    for mode in [Mode::Observe, Mode::Protect, Mode::Enforce] {
+        let mut pair = Pair::connected([mode; 2]);
+        let refused = [
+            (ipv4(LAPTOP_AT, CT_AT, 6, &tcp(50_000, 104, SYN, &[])), DropReason::NoRule),
+            (ipv4(LAPTOP_AT, MRI_AT, 6, &tcp(50_000, 5900, SYN, &[])), DropReason::NoRule),
+            (ipv4([10, 20, 1, 71], CT_AT, 6, &tcp(50_000, 5900, SYN, &[])), DropReason::PeerSource),
+            (ipv4([10, 20, 4, 20], CT_AT, 6, &tcp(50_000, 104, SYN, &[])), DropReason::PeerSource),
+            (
+                ipv4(LAPTOP_AT, [10, 20, 4, 20], 6, &tcp(1, 104, SYN, &[])),
+                DropReason::PeerDestination,
+            ),
+            (
+                ipv4(LAPTOP_AT, [10, 20, 9, 9], 6, &tcp(1, 104, SYN, &[])),
+                DropReason::PeerDestination,
+            ),
+        ];
+        for (packet, reason) in refused {
+            let expected = match (mode, reason) {
+                (Mode::Observe, DropReason::NoRule) => DropReason::ClientOfObserved,
+                _ => reason,
+            };
+            let before = pair.drops(expected);
+            let out = pair.send(&packet);
+            assert!(out.frames.is_empty(), "{mode}: {expected}: {out:?}");
+            assert_eq!(
+                pair.drops(expected),
+                before + 1,
+                "{mode}: {:?}",
+                pair.engine.status(pair.now).drops
+            );
+        }
+        let stray = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 23, SYN, &[]));
+        let out = pair.device_sends(&stray);
+        assert!(out.datagrams.is_empty() && pair.received.is_empty(), "{mode}: {out:?}");
+    }
+}
+
+#[test]
+fn an_observed_device_is_a_wire_and_no_clients_peer() {
+    let mut pair = Pair::connected([Mode::Observe; 2]);
+    let out = pair.send(&vnc(SYN));
+    assert!(out.frames.is_empty(), "{out:?}");
+    assert_eq!(pair.drops(DropReason::ClientOfObserved), 1);
+    let why = pair.engine.explain(
+        &crate::report::Question {
+            from: LAPTOP_AT.into(),
+            to: CT_AT.into(),
+            service: "tcp/5900".parse().unwrap(),
+        },
+        pair.now,
+    );
+    assert_eq!(why.path, "none", "{why:?}");
+}
+
+#[test]
+fn messages_between_gateways_are_not_a_clients_to_say() {
+    let mut pair = Pair::connected([Mode::Enforce; 2]);
+    let own = overlay::gateway_address(ORGANISATION, OWN);
+    let mut packet = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
+    packet.extend(overlay::member_address(ORGANISATION, LAPTOP).octets());
+    packet.extend(own.octets());
+    packet.extend([0, 1, 0, 1, 0, 8, 0, 0]);
+    let heard = pair.heard;
+    pair.send(&packet);
+    assert_eq!((pair.drops(DropReason::Ipv6), pair.heard), (1, heard));
+}
+
+#[test]
+fn nobody_is_called_before_it_was_heard_and_nothing_goes_round_the_tunnel() {
+    for mode in [Mode::Protect, Mode::Enforce] {
+        let mut pair = Pair::new([mode; 2]);
+        let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
+        for _ in 0..5 {
+            let out = pair.device_sends(&opened);
+            assert!(out.frames.is_empty() && out.datagrams.is_empty(), "{mode}: {out:?}");
+            let out = pair.wait(Duration::from_secs(120));
+            let strange = out
+                .datagrams
+                .iter()
+                .filter(|(to, _)| to.ip() != std::net::Ipv4Addr::new(192, 0, 2, 3));
+            assert_eq!(strange.count(), 0, "{mode}");
+        }
+        assert_eq!(pair.drops(DropReason::TunnelDown), 5, "{mode}");
+        pair.handshake();
+        pair.device_sends(&opened);
+        assert_eq!(pair.received, [opened], "{mode}");
+    }
+}
+
+#[test]
+fn a_laptop_moves_and_a_copy_of_its_initiation_moves_nothing() {
+    let mut pair = Pair::new([Mode::Enforce; 2]);
+    let initiation = pair.handshake();
+    let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
+    pair.from = at(2);
+    pair.send(&vnc(SYN));
+    pair.device_sends(&opened);
+    assert_eq!(pair.received.len(), 1, "it is at its second place");
+    // A copy of its first initiation from a third place is refused, and whatever can't be opened is, too.
+    pair.from = at(3);
+    pair.arrives(&initiation);
+    pair.arrives(&[4, 0, 0, 0, 9, 9, 9, 9].repeat(8));
+    pair.from = at(2);
+    pair.device_sends(&opened);
+    assert_eq!(pair.received.len(), 2, "{:?}", pair.engine.status(pair.now).peers);
+}
+
+#[test]
+fn with_another_key_it_is_called_where_it_was_when_there_is_something_to_say() {
+    let mut pair = Pair::connected([Mode::Enforce; 2]);
+    pair.engine.apply(with_laptop([Mode::Enforce; 2], 71), pair.now);
+    let out = pair.wait(Duration::from_secs(60));
+    assert!(out.datagrams.iter().all(|(to, _)| *to != at(1)), "there is nothing to say: {out:?}");
+    let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
+    let secret = StaticSecret::from([71; 32]);
+    let gateway = PublicKey::from(*TunnelSecret::from_bytes([9; 32]).public().as_bytes());
+    pair.laptop = Tunn::new(secret, gateway, None, None, 2, None);
+    pair.device_sends(&opened);
+    let mut out = Out::default();
+    pair.engine.handle_timeout(pair.now, &mut out);
+    assert_eq!(out.datagrams.iter().filter(|(to, _)| *to == at(1)).count(), 1, "{out:?}");
+    pair.carry(&mut out);
+    assert_eq!(pair.received, [opened], "what waited for the handshake");
+}
+
+#[test]
+fn a_revoked_client_is_cut_at_once() {
+    let mut pair = Pair::connected([Mode::Enforce; 2]);
+    assert_eq!(pair.send(&vnc(SYN)).frames.len(), 1);
+    let mut without = (*with_laptop([Mode::Enforce; 2], 70)).clone();
+    without.intent.clients.clear();
+    pair.engine.apply(Arc::new(without), pair.now);
+    let out = pair.send(&vnc(0x10));
+    assert!(out.frames.is_empty(), "{out:?}");
+    assert_eq!(pair.drops(DropReason::PeerUnknown), 1);
+    let back = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(5900, 50_000, SYN_ACK, &[]));
+    let out = pair.device_sends(&back);
+    assert!(out.frames.is_empty() && out.datagrams.is_empty(), "{out:?}");
+    assert!(pair.received.is_empty());
+    let heard = pair.heard;
+    pair.handshake();
+    assert_eq!(pair.heard, heard, "and gets no answer");
+}
+
+#[test]
+fn the_controller_alone_may_cut_a_client_off() {
+    for suspend in [true, false] {
+        let mut pair = Pair::connected([Mode::Enforce; 2]);
+        let mut closed = (*with_laptop([Mode::Enforce; 2], 70)).clone();
+        if suspend {
+            closed.operation.suspended.push(LAPTOP.into());
+        } else {
+            closed.operation.quarantined.push(LAPTOP);
+        }
+        pair.engine.apply(Arc::new(closed), pair.now);
+        let out = pair.send(&vnc(SYN));
+        assert!(out.frames.is_empty(), "{suspend}: {out:?}");
+    }
+}
+
+#[test]
+fn a_device_finds_a_client_on_its_own_network_by_a_stand_in() {
+    let mut pair = Pair::connected([Mode::Enforce; 2]);
+    let ask = |pair: &mut Pair, target: [u8; 4]| {
+        let mut bytes = arp::request(mac(10), CT_AT.into(), target.into()).to_vec();
+        let mut out = Out::default();
+        let mut batch = [RxFrame { vnet: VnetHeader::default(), vlan: None, bytes: &mut bytes }];
+        pair.engine.handle_frames(PortId::device(0), &mut batch, pair.now, &mut out);
+        out.frames
+    };
+    let answers = ask(&mut pair, LAPTOP_AT);
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert_eq!(answers[0].0, PortId::device(0));
+    assert_eq!(answers[0].1[22..28], nexthop::stand_in(OWN).0, "the sender in the answer");
+    assert!(ask(&mut pair, [10, 20, 1, 71]).is_empty(), "nobody has that one");
+}
+
+#[test]
+fn in_the_clear_nobody_passes_for_a_client() {
+    let mut pair = Pair::connected([Mode::Enforce; 2]);
+    let mut bytes = frame(mac(10), mac(0x66), &vnc(SYN));
+    let mut out = Out::default();
+    let mut batch = [RxFrame { vnet: VnetHeader::default(), vlan: None, bytes: &mut bytes }];
+    pair.engine.handle_frames(PortId::UPLINK, &mut batch, pair.now, &mut out);
+    assert!(out.frames.is_empty(), "{out:?}");
+    assert_eq!(pair.drops(DropReason::ClearFromTunnelPeer), 1);
+}
