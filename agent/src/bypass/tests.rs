@@ -127,6 +127,7 @@ impl Plane for BarePlane {
                 listen: String::new(),
                 receive_buffer: 0,
                 segmentation: crate::net::offload::Offload::On,
+                merging: crate::net::offload::Offload::On,
                 counters: UnderlayCounters::default(),
             },
         })

@@ -258,11 +258,11 @@ fn offloads(status: &dataplane::Status) -> Vec<Vec<String>> {
         row("merging (GRO)", offloads.gro.map_or_else(|| "unknown".into(), word));
     }
     let underlay = &status.underlay;
-    rows.push(vec![
-        "udp segmentation".into(),
-        "underlay".into(),
-        underlay.segmentation.to_string(),
-    ]);
+    let kinds =
+        [("udp segmentation", &underlay.segmentation), ("udp merging (GRO)", &underlay.merging)];
+    for (what, state) in kinds {
+        rows.push(vec![what.into(), "underlay".into(), state.to_string()]);
+    }
     rows
 }
 

@@ -70,6 +70,8 @@ pub struct UnderlayStatus {
     pub receive_buffer: usize,
     /// Runs of datagrams are handed over in one piece and cut apart by the kernel or the card (`UDP_SEGMENT`).
     pub segmentation: Offload,
+    /// Datagrams of one peer that come in a row are handed over in one piece (`UDP_GRO`).
+    pub merging: Offload,
     /// What passed and what didn't.
     pub counters: UnderlayCounters,
 }

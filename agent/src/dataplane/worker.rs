@@ -131,6 +131,11 @@ impl Worker {
                 Err(error) => return Err(error.into()),
             };
             self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
+            // What came through a tunnel has come furthest. It goes first.
+            let underlay = events[..count].iter().position(|event| event.data() == UNDERLAY);
+            if let Some(at) = underlay {
+                events[..=at].rotate_right(1);
+            }
             for event in &events[..count] {
                 match event.data() {
                     WAKE => self.carry_out(),
@@ -197,12 +202,10 @@ impl Worker {
         }
         let (engine, outbox) = (&mut self.engine, &mut self.outbox);
         let mut truncated = 0;
-        let mut received = 0;
-        self.datagrams.lend(&mut truncated, |datagrams| {
-            received = datagrams.len();
+        let received = self.datagrams.lend(&mut truncated, |datagrams| {
             engine.handle_datagrams(datagrams, Instant::now(), outbox);
         });
-        self.outbox.underlay_counters.received += received as u64;
+        self.outbox.underlay_counters.received += received;
         self.outbox.underlay_counters.truncated += truncated;
     }
 
@@ -366,6 +369,7 @@ impl Worker {
                 listen: underlay.local_address().map_or_else(|_| String::new(), |a| a.to_string()),
                 receive_buffer: underlay.receive_buffer(),
                 segmentation: underlay.segmentation().clone(),
+                merging: underlay.merging().clone(),
                 counters: self.outbox.underlay_counters,
             },
         }

@@ -1,5 +1,6 @@
 //! Sockets, links and packet filters of the machine.
 
+pub(crate) mod appetite;
 pub(crate) mod beat;
 mod filter;
 pub mod link;

@@ -8,6 +8,7 @@ use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_proto::mac::MacAddr;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::net::appetite::Appetite;
 use crate::net::sys::{self, Buffer, Control, Sent};
 
 /// The mark on the agent's own frames (`SO_MARK`), by which the packet filter tells them from the kernel's.
@@ -37,6 +38,7 @@ pub struct PacketSocket {
     fd: OwnedFd,
     vnet: bool,
     skip: Option<MacAddr>,
+    appetite: Appetite,
 }
 
 /// How a packet socket is to be opened.
@@ -90,7 +92,7 @@ impl PacketSocket {
             mr_address: [0; 8],
         };
         sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, promiscuous)?;
-        Ok(Self { fd, vnet, skip: options.skip })
+        Ok(Self { fd, vnet, skip: options.skip, appetite: Appetite::default() })
     }
 
     /// Hears nothing from now on. What was heard before can still be fetched.
@@ -263,16 +265,18 @@ impl Default for FrameRing {
 }
 
 impl FrameRing {
-    /// Fetches what has come in. Returns how many frames that were; less than [`BATCH`] means that nothing is left.
+    /// Fetches what has come in, or a turn's share of it. Returns how many frames that were.
     ///
     /// # Errors
     /// What the socket reports. An unknown kind of super-frame isn't an error; it's counted in `unfit`.
     pub fn fetch(&mut self, socket: &PacketSocket, unfit: &mut Unfit) -> io::Result<usize> {
         self.headed = socket.vnet;
         self.count = 0;
-        match self.fill(socket) {
+        match self.fill(socket, socket.appetite.ask(BATCH)) {
             Ok(count) => {
                 self.count = count;
+                let bytes = self.received[..count].iter().map(|slot| slot.length).sum();
+                socket.appetite.note(count, bytes);
                 Ok(count)
             }
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && socket.vnet => {
@@ -309,12 +313,12 @@ impl FrameRing {
         take(&mut frames[..usable]);
     }
 
-    fn fill(&mut self, socket: &PacketSocket) -> io::Result<usize> {
+    fn fill(&mut self, socket: &PacketSocket, ask: usize) -> io::Result<usize> {
         let skip = usize::from(!socket.vnet);
         let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         let mut vectors = [[empty; 2]; BATCH];
         let mut messages = [sys::empty_message(); BATCH];
-        let buffers = self.slots.chunks_exact_mut(SLOT).zip(&mut self.headers);
+        let buffers = self.slots.chunks_exact_mut(SLOT).zip(&mut self.headers).take(ask);
         for (pair, (slot, header)) in vectors.iter_mut().zip(buffers) {
             let header = header.as_mut_bytes();
             pair[0] =
@@ -322,7 +326,7 @@ impl FrameRing {
             pair[1] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: SLOT };
         }
         for ((message, pair), control) in
-            messages.iter_mut().zip(&mut vectors).zip(&mut self.controls)
+            messages.iter_mut().zip(&mut vectors).zip(&mut self.controls).take(ask)
         {
             message.msg_hdr.msg_iov = pair[skip..].as_mut_ptr();
             message.msg_hdr.msg_iovlen = 2 - skip;
@@ -331,7 +335,7 @@ impl FrameRing {
         }
         // SAFETY: each vector covers a header or a slot of `self` with its true length, the control pointers likewise;
         // `self` is borrowed mutably beyond the call.
-        let count = unsafe { sys::receive_messages(socket, &mut messages)? };
+        let count = unsafe { sys::receive_messages(socket, &mut messages[..ask])? };
         for (slot, message) in self.received.iter_mut().zip(&messages).take(count) {
             let header = if socket.vnet { VnetHeader::LEN } else { 0 };
             *slot = Slot {

@@ -9,12 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use self::receive::{DatagramRing, MAX_DATAGRAM};
+pub use self::receive::DatagramRing;
 use self::send::Segmentation;
 pub(crate) use self::send::{MAX_RUN, MAX_SEGMENTS, Run};
+use crate::net::appetite::Appetite;
+use crate::net::offload::Offload;
 use crate::net::sys::{self, Buffer};
 
-/// Datagrams fetched, or runs of them sent, with one system call at most.
+/// Runs of datagrams sent with one system call at most.
 pub const BATCH: usize = 64;
 
 const SOCKET_BUFFER: libc::c_int = 7 << 20;
@@ -26,6 +28,8 @@ pub struct UdpSocket {
     ipv6: bool,
     receive_buffer: usize,
     segmentation: Segmentation,
+    merging: Offload,
+    appetite: Appetite,
 }
 
 impl UdpSocket {
@@ -58,7 +62,32 @@ impl UdpSocket {
         sys::grow_buffer(&socket, Buffer::Send, SOCKET_BUFFER);
         socket.bind(&listen.into())?;
         let segmentation = Segmentation::probe(&socket);
-        Ok(Self { socket, ipv6, receive_buffer, segmentation })
+        let merging = receive::merge(&socket);
+        Ok(Self {
+            socket,
+            ipv6,
+            receive_buffer,
+            segmentation,
+            merging,
+            appetite: Appetite::default(),
+        })
+    }
+
+    /// Whether the kernel merges datagrams of one sender that come in a row (`UDP_GRO`). It does so only on interfaces
+    /// where generic receive offload is on.
+    #[must_use]
+    pub fn merging(&self) -> &Offload {
+        &self.merging
+    }
+
+    /// Has the kernel hand over each datagram by itself.
+    ///
+    /// # Errors
+    /// What the system says.
+    #[cfg(test)]
+    pub(crate) fn stop_merging(&mut self) -> io::Result<()> {
+        self.merging = Offload::Off("switched off".into());
+        sys::set_option(&self.socket, libc::SOL_UDP, libc::UDP_GRO, 0_i32)
     }
 
     /// Size of the receive buffer in bytes.

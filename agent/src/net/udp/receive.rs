@@ -1,21 +1,36 @@
-//! Receiving, in batches that never wait.
+//! Receiving: datagrams that the kernel merged (`UDP_GRO`), in batches that never wait.
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 
 use anteroom_agent_core::batch::RxDatagram;
 use socket2::{SockAddr, SockAddrStorage};
 
-use super::{BATCH, UdpSocket};
-use crate::net::sys;
+use super::UdpSocket;
+use crate::net::offload::Offload;
+use crate::net::sys::{self, Control};
 
-/// Longest datagram that is taken: jumbo frames carry 9,000 bytes and a little more.
-pub const MAX_DATAGRAM: usize = 10 * 1024;
+/// Room for what comes with one message: the kernel merges up to 64 KiB. A multiple of the page, so that room that is
+/// never filled costs no memory.
+const SLOT: usize = 64 * 1024;
+
+/// Messages fetched with one system call at most.
+const BATCH: usize = 32;
+
+/// Asks the kernel to merge datagrams of one sender that come in a row.
+pub(super) fn merge(socket: &impl AsFd) -> Offload {
+    match sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1_i32) {
+        Ok(()) => Offload::On,
+        Err(error) => Offload::Off(format!("the kernel doesn't have it: {error}")),
+    }
+}
 
 /// Buffers for received datagrams.
 pub struct DatagramRing {
     slots: Vec<u8>,
     names: Vec<SockAddrStorage>,
+    controls: [Control; BATCH],
     received: [Slot; BATCH],
     count: usize,
 }
@@ -24,14 +39,16 @@ pub struct DatagramRing {
 struct Slot {
     length: usize,
     name: libc::socklen_t,
+    control: usize,
     truncated: bool,
 }
 
 impl Default for DatagramRing {
     fn default() -> Self {
         Self {
-            slots: vec![0; MAX_DATAGRAM * BATCH],
+            slots: vec![0; SLOT * BATCH],
             names: (0..BATCH).map(|_| SockAddrStorage::zeroed()).collect(),
+            controls: [Control::EMPTY; BATCH],
             received: [Slot::default(); BATCH],
             count: 0,
         }
@@ -39,29 +56,32 @@ impl Default for DatagramRing {
 }
 
 impl DatagramRing {
-    /// Fetches what has come in. Returns how many datagrams that were; less than [`BATCH`] means that nothing is left.
+    /// Fetches what has come in, or a turn's share of it. Returns how many messages that were.
     ///
     /// # Errors
     /// What the socket reports; it stays usable.
     pub fn fetch(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         self.count = 0;
-        self.count = self.fill(socket)?;
+        self.count = self.fill(socket, socket.appetite.ask(BATCH))?;
+        let bytes = self.received[..self.count].iter().map(|slot| slot.length).sum();
+        socket.appetite.note(self.count, bytes);
         Ok(self.count)
     }
 
-    /// Lends what was fetched to `take`, unless it's nothing. Datagrams too long for a buffer are counted in
-    /// `truncated`.
-    pub fn lend(&mut self, truncated: &mut u64, take: impl FnOnce(&mut [RxDatagram<'_>])) {
+    /// Lends what was fetched to `take`, unless it's nothing, and says how many datagrams it is. Those too long for a
+    /// buffer are counted in `truncated`.
+    pub fn lend(&mut self, truncated: &mut u64, take: impl FnOnce(&mut [RxDatagram<'_>])) -> u64 {
         if self.count == 0 {
-            return;
+            return 0;
         }
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut datagrams: [RxDatagram<'_>; BATCH] =
+        let mut messages: [RxDatagram<'_>; BATCH] =
             std::array::from_fn(|_| RxDatagram { from: nowhere, segment: 0, bytes: &mut [] });
-        let mut usable = 0;
-        let slots = self.slots.chunks_exact_mut(MAX_DATAGRAM).zip(&self.received).take(self.count);
-        for ((bytes, slot), name) in slots.zip(&mut self.names) {
-            if slot.truncated || slot.length > MAX_DATAGRAM {
+        let (mut usable, mut datagrams) = (0, 0);
+        let slots = self.slots.chunks_exact_mut(SLOT).zip(&self.received).take(self.count);
+        let beside = self.names.iter_mut().zip(&self.controls);
+        for ((bytes, slot), (name, control)) in slots.zip(beside) {
+            if slot.truncated || slot.length > SLOT {
                 *truncated += 1;
                 continue;
             }
@@ -69,38 +89,53 @@ impl DatagramRing {
             // SAFETY: the kernel wrote a socket address of this length into the storage.
             let from = unsafe { SockAddr::new(name, slot.name) }.as_socket();
             let Some(from) = from else { continue };
-            datagrams[usable] = RxDatagram {
+            let segment = segment(control, slot.control).unwrap_or(slot.length);
+            datagrams += slot.length.div_ceil(segment.max(1)).max(1) as u64;
+            messages[usable] = RxDatagram {
                 from: SocketAddr::new(from.ip().to_canonical(), from.port()),
-                segment: slot.length,
+                segment,
                 bytes: &mut bytes[..slot.length],
             };
             usable += 1;
         }
-        take(&mut datagrams[..usable]);
+        take(&mut messages[..usable]);
+        datagrams
     }
 
-    fn fill(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+    fn fill(&mut self, socket: &UdpSocket, ask: usize) -> io::Result<usize> {
         let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
         let mut messages = [sys::empty_message(); BATCH];
-        let slots = self.slots.chunks_exact_mut(MAX_DATAGRAM).zip(&mut self.names);
-        for ((message, vector), (slot, name)) in messages.iter_mut().zip(&mut vectors).zip(slots) {
+        let slots = self.slots.chunks_exact_mut(SLOT).zip(&mut self.names).zip(&mut self.controls);
+        for ((message, vector), ((slot, name), control)) in
+            messages.iter_mut().zip(&mut vectors).zip(slots).take(ask)
+        {
             vector.iov_base = slot.as_mut_ptr().cast();
             vector.iov_len = slot.len();
             message.msg_hdr.msg_iov = vector;
             message.msg_hdr.msg_iovlen = 1;
             message.msg_hdr.msg_namelen = name.size_of();
             message.msg_hdr.msg_name = (&raw mut *name).cast();
+            message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = control.0.len();
         }
-        // SAFETY: vectors and names point into `self`, with their true lengths, and `self` is borrowed mutably beyond
-        // the call.
-        let count = unsafe { sys::receive_messages(socket, &mut messages)? };
+        // SAFETY: vectors, names and controls point into `self`, with their true lengths, and `self` is borrowed
+        // mutably beyond the call.
+        let count = unsafe { sys::receive_messages(socket, &mut messages[..ask])? };
         for (slot, message) in self.received.iter_mut().zip(&messages).take(count) {
             *slot = Slot {
                 length: message.msg_len as usize,
                 name: message.msg_hdr.msg_namelen,
+                control: message.msg_hdr.msg_controllen,
                 truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
             };
         }
         Ok(count)
     }
+}
+
+/// How long each datagram of a message is but the last, if the kernel merged several.
+fn segment(control: &Control, used: usize) -> Option<usize> {
+    let bytes = control.find(used, libc::SOL_UDP, libc::UDP_GRO)?;
+    let segment = i32::from_ne_bytes(bytes.first_chunk().copied()?);
+    usize::try_from(segment).ok().filter(|segment| *segment > 0)
 }

@@ -19,15 +19,21 @@ fn receive(
     let end = Instant::now() + Duration::from_secs(5);
     let mut received = Vec::new();
     let mut truncated = 0;
-    while received.len() + (truncated as usize) < count && Instant::now() < end {
+    while received.len() < count && Instant::now() < end {
         ring.fetch(socket).unwrap();
-        ring.lend(&mut truncated, |datagrams| {
-            for datagram in datagrams {
-                assert_eq!(datagram.segment, datagram.bytes.len());
-                received.push((datagram.from, datagram.bytes.to_vec()));
+        let before = received.len();
+        let told = ring.lend(&mut truncated, |messages| {
+            for message in messages {
+                if message.bytes.is_empty() {
+                    received.push((message.from, Vec::new()));
+                }
+                let datagrams = message.bytes.chunks(message.segment.max(1));
+                received.extend(datagrams.map(|bytes| (message.from, bytes.to_vec())));
             }
         });
+        assert_eq!(told as usize, received.len() - before);
     }
+    assert_eq!(truncated, 0);
     received
 }
 
@@ -46,16 +52,47 @@ fn batches_arrive_whole_and_in_order() {
 }
 
 #[test]
-fn too_long_a_datagram_is_counted_and_the_next_still_comes() {
-    let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
+fn merged_datagrams_are_told_apart_and_come_one_by_one_where_merging_is_off() {
+    let (mut a, mut b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let to = b.local_address().unwrap();
-    let [longest, longer] = [vec![1; MAX_DATAGRAM], vec![2; MAX_DATAGRAM + 1]];
-    let mut outcome = Sent::default();
-    a.send([&longer, &longest].into_iter().map(|bytes| Run::single(to, 0, bytes)), &mut outcome);
-    let mut ring = DatagramRing::default();
-    let received = receive(&b, &mut ring, 2);
-    assert_eq!(received.len(), 1);
-    assert_eq!(received[0].1, longest);
+    let from = a.local_address().unwrap();
+    let bytes: Vec<u8> = (0..40 * 1400 + 7).map(|i| (i / 1400 + i) as u8).collect();
+    for merging in [true, false] {
+        if !merging {
+            b.stop_merging().unwrap();
+        }
+        assert_eq!(*b.merging() == Offload::On, merging);
+        let mut outcome = Sent::default();
+        let runs = [Run { to, tos: 0, segment: 1400, bytes: &bytes }, Run::single(to, 0, b"alone")];
+        a.send(runs.into_iter(), &mut outcome);
+        assert_eq!(outcome.sent, 42);
+        let mut ring = DatagramRing::default();
+        let mut first = 0;
+        let end = Instant::now() + Duration::from_secs(5);
+        while first == 0 && Instant::now() < end {
+            first = ring.fetch(&b).unwrap();
+        }
+        let mut received = Vec::new();
+        ring.lend(&mut 0, |messages| {
+            received.extend(messages.iter().map(|m| (m.segment, m.bytes.to_vec())));
+        });
+        if merging {
+            assert_eq!(received[0], (1400, bytes.clone()), "loopback hands a run over whole");
+        } else {
+            assert_eq!(received[0], (1400, bytes[..1400].to_vec()));
+        }
+        let rest =
+            42 - received.iter().map(|(segment, b)| b.len().div_ceil(*segment)).sum::<usize>();
+        let mut all: Vec<Vec<u8>> =
+            received.iter().flat_map(|(s, b)| b.chunks(*s).map(Vec::from)).collect();
+        all.extend(receive(&b, &mut ring, rest).into_iter().map(|(who, bytes)| {
+            assert_eq!(who, from);
+            bytes
+        }));
+        let sent: Vec<Vec<u8>> =
+            bytes.chunks(1400).map(Vec::from).chain([b"alone".to_vec()]).collect();
+        assert!(all == sent, "{} datagrams, merging: {merging}", all.len());
+    }
 }
 
 #[test]
