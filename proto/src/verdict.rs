@@ -97,6 +97,7 @@ words! {
         PeerDestination = "peer-destination", "A packet out of a tunnel for an address that is no device here.";
         HandshakeLimit = "handshake-limit", "More handshakes at once than are answered.";
         QueueFull = "queue-full", "A bounded queue was full.";
+        PartMissing = "part-missing", "A packet that its gateway cut to fit the path, and not all of whose parts came.";
         EgressFailed = "egress-failed", "The interface didn't take the frame.";
     }
 }

@@ -33,6 +33,7 @@ pub mod port;
 pub mod report;
 mod security;
 pub mod sink;
+pub mod size;
 mod station;
 mod table;
 pub mod vnet;

@@ -28,7 +28,7 @@ pub struct Limits {
     pub next_hops_per_device: usize,
     /// Dropped packets remembered per device, for `why`.
     pub recent_drops_per_device: usize,
-    /// Largest IP packet that goes into the tunnel, in bytes.
+    /// Largest IP packet that goes into the tunnel in one piece whatever the path carries, in bytes.
     pub tunnel_mtu: u16,
 }
 
@@ -45,7 +45,7 @@ impl Default for Limits {
             unanswered_per_device: 256,
             next_hops_per_device: 32,
             recent_drops_per_device: 32,
-            tunnel_mtu: 1_440,
+            tunnel_mtu: 1_500,
         }
     }
 }

@@ -154,4 +154,7 @@ pub struct TunnelState {
     pub authority: Option<u64>,
     /// Address that the peer's packets come from.
     pub endpoint: Option<std::net::SocketAddr>,
+    /// Largest packet of IP, in bytes, that gets through the underlay to the peer; once that was found out.
+    #[serde(default)]
+    pub path_mtu: Option<u16>,
 }

@@ -123,6 +123,8 @@ pub struct World {
     pub campus: Vec<OnCampus>,
     /// What datagrams suffer.
     pub weather: Weather,
+    /// Largest packet of IP, in bytes, that the underlay carries. What is larger is lost without a word.
+    pub carries: usize,
     /// Datagrams carried.
     pub datagrams: u64,
     /// Super-frames that gateways made of what came out of their tunnels.
@@ -206,6 +208,7 @@ impl World {
             router_waits: Vec::new(),
             campus: Vec::new(),
             weather: Weather::default(),
+            carries: usize::MAX,
             datagrams: 0,
             merged: 0,
             random: Random::new(seed),
@@ -511,7 +514,7 @@ impl World {
         let from = self.plan.gateways[gateway].endpoint;
         for (to, bytes) in out.datagrams {
             self.datagrams += 1;
-            if self.random.chance(self.weather.loss) {
+            if bytes.len() + 28 > self.carries || self.random.chance(self.weather.loss) {
                 continue;
             }
             let copies = if self.random.chance(self.weather.duplicates) { 2 } else { 1 };

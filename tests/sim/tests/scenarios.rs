@@ -473,41 +473,6 @@ fn what_is_learnt_outlives_a_restart() {
 }
 
 #[test]
-fn big_datagrams_cross_the_tunnel_in_fragments() {
-    let mut world = hospital(17);
-    world.plan.rule("big", Who::Device(CT), Who::Device(PACS), &["udp/9000"]);
-    all(&mut world, Mode::Enforce);
-    expect(&mut world, CT, PACS, (Protocol::Udp, 9000), Way::Tunnel);
-    world.clear_campus();
-    let payload = vec![0x5a; 1_472];
-    world.act(CT, |host, out| {
-        let to = ([10, 20, 4, 10].into(), 9000);
-        host.send(packet::udp((host.address, 44_000), to, &payload), out);
-    });
-    world.run(Duration::from_millis(50));
-    let parts: Vec<usize> = world.hosts[PACS].seen.iter().map(Vec::len).collect();
-    assert_eq!(parts.len(), 2, "{parts:?}");
-    assert!(parts.iter().all(|len| *len <= 1_454), "{parts:?}");
-    let carried: usize = parts.iter().map(|len| len - 34).sum();
-    assert_eq!(carried, 1_480);
-}
-
-#[test]
-fn the_mss_is_lowered_in_both_directions() {
-    let mut world = hospital(18);
-    all(&mut world, Mode::Enforce);
-    expect(&mut world, CT, PACS, DICOM, Way::Tunnel);
-    for (host, port) in [(PACS, true), (CT, false)] {
-        let mss = world.hosts[host].seen.iter().find_map(|frame| {
-            let segment = frame.get(34..)?;
-            let is_syn = segment.get(13)? & TcpFlags::SYN != 0 && frame.get(23) == Some(&6);
-            is_syn.then(|| u16::from_be_bytes([segment[22], segment[23]]))
-        });
-        assert_eq!(mss, Some(1_400), "{port}");
-    }
-}
-
-#[test]
 fn the_model_agrees_with_itself() {
     let world = hospital(0);
     let plan: &Plan = &world.plan;

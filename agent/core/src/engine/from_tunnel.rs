@@ -51,6 +51,19 @@ impl Engine {
                     let span = held.keep(len);
                     self.tunnel_packet(peer, span, held, now, out);
                 }
+                Opened::Whole { peer, packet } => {
+                    if held.room(packet.len()).is_none() {
+                        self.let_go(held, now, out);
+                    }
+                    if let Some(room) =
+                        held.room(packet.len()).and_then(|room| room.get_mut(..packet.len()))
+                    {
+                        room.copy_from_slice(&packet);
+                        let span = held.keep(packet.len());
+                        self.tunnel_packet(peer, span, held, now, out);
+                    }
+                    self.peers.give_back(packet);
+                }
                 Opened::Handled => {}
                 Opened::Dropped(reason) => self.recorder.drop(None, reason, None, now),
             }
@@ -108,7 +121,8 @@ impl Engine {
         let Some(admitted) = self.admit_packet(peer, &packet, amount, now) else { return };
         let Some(bytes) = held.packet_mut(span).get_mut(..len) else { return };
         if synchronises {
-            mss::clamp(bytes, self.config.limits.tunnel_mtu, false);
+            let limit = u16::try_from(self.peers.limit(peer)).unwrap_or(u16::MAX);
+            mss::clamp(bytes, limit, false);
         }
         let Admitted { station, from, waiting } = admitted;
         self.deliver(station, from, VnetHeader::default(), bytes, out);

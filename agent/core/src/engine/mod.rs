@@ -18,6 +18,7 @@ mod pieces;
 mod record;
 mod seal;
 mod shared;
+mod sizes;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -55,7 +56,7 @@ use crate::sink::Sink;
 use crate::station::{Absent, Stations};
 use crate::table::Seeds;
 use crate::wire::{EthernetFrame, Ipv4Packet, Transport, ethernet, udp};
-use crate::{fragment, on_failure, policy};
+use crate::{fragment, on_failure, policy, size};
 use passage::Decision;
 use record::Recorder;
 
@@ -100,6 +101,7 @@ pub struct Engine {
     /// Whether pairs may still be changing their path.
     settling: bool,
     held: Held,
+    too_big_told: sizes::Told,
     cut: Vec<u8>,
     part: Vec<u8>,
 }
@@ -122,7 +124,7 @@ impl Engine {
             boot: BootId::from_bytes(boot),
             seed: peer_seed,
             owner: 0,
-            capabilities: Vec::new(),
+            capabilities: vec![size::CAPABILITY.to_owned()],
         };
         Self {
             clock: Clock::new(now),
@@ -149,6 +151,7 @@ impl Engine {
             boundary: None,
             settling: false,
             held: Held::default(),
+            too_big_told: sizes::Told::default(),
             cut: Vec::new(),
             part: Vec::new(),
             seeds,

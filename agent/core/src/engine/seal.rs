@@ -7,7 +7,6 @@ use anteroom_proto::verdict::DropReason;
 
 use super::Engine;
 use crate::batch::RxFrame;
-use crate::fragment::Fragments;
 use crate::gso::Packets;
 use crate::peer::{PeerSlot, Sent};
 use crate::sink::Sink;
@@ -40,17 +39,18 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) {
-        let mtu = usize::from(self.config.limits.tunnel_mtu);
         let Some(slot) = self.peers.slot(what.peer) else {
             self.recorder.drop(Some(what.station), DropReason::TunnelDown, Some(what.tuple), now);
             return;
         };
+        let mtu = self.peers.limit(slot);
+        self.peers.note_use(slot, what.len.min(mtu), now);
         let end = what.at + what.len;
         let partial = frame.vnet.flags & VnetHeader::FLAG_NEEDS_CSUM != 0;
         if what.synchronises
             && let Some(packet) = frame.bytes.get_mut(what.at..end)
         {
-            mss::clamp(packet, self.config.limits.tunnel_mtu, partial);
+            mss::clamp(packet, u16::try_from(mtu).unwrap_or(u16::MAX), partial);
         }
         let Some(bytes) = frame.bytes.get(..end) else { return };
         if !partial && !frame.vnet.is_super_frame() {
@@ -90,22 +90,7 @@ impl Engine {
             self.send(slot, what, packet, now, out);
             return;
         }
-        self.fragment_id = self.fragment_id.wrapping_add(1);
-        let mut parts = match Fragments::new(packet, mtu, self.fragment_id) {
-            Ok(parts) => parts,
-            Err(reason) => {
-                self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
-                return;
-            }
-        };
-        let mut room = std::mem::take(&mut self.part);
-        if room.len() < parts.longest() {
-            room.resize(parts.longest(), 0);
-        }
-        while let Some(len) = parts.next_into(&mut room) {
-            self.send(slot, what, room.get(..len).unwrap_or_default(), now, out);
-        }
-        self.part = room;
+        self.seal_in_pieces(slot, what, packet, now, out);
     }
 
     fn send(

@@ -170,6 +170,7 @@ impl Engine {
             revision: peer.revision(),
             authority: peer.authority(),
             endpoint: peer.endpoint(),
+            path_mtu: peer.path_mtu(),
         };
         self.peers.iter().map(|(_, peer)| state(peer)).collect()
     }

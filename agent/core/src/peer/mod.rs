@@ -168,6 +168,14 @@ pub enum Opened<'a> {
         /// The packet, from the IP header on. It stands at the beginning of the room that was given.
         packet: &'a mut [u8],
     },
+    /// As [`Self::Packet`], of a packet that came in parts, of which this datagram had the last. Its buffer may be
+    /// [given back](Peers::give_back).
+    Whole {
+        /// Which peer sent it.
+        peer: PeerSlot,
+        /// The packet, from the IP header on.
+        packet: Vec<u8>,
+    },
     /// The tunnel's own: a handshake, a keepalive, a message between gateways. It was dealt with.
     Handled,
     /// It goes no further.

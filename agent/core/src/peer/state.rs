@@ -10,7 +10,8 @@ use anteroom_proto::v1::telemetry::TunnelState;
 use super::message::Hello;
 use super::queue::Queue;
 use super::random::Random;
-use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent};
+use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent, inner_mtu};
+use crate::size::path::{Bounds, PathMtu};
 
 /// Probes follow each other about every two seconds.
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
@@ -38,6 +39,8 @@ pub struct Peer {
     /// The tunnel that packets take: the best with a session.
     pub(super) sending: Option<u32>,
     pub(super) queue: Queue,
+    /// What gets through to it in one piece.
+    pub(super) path: PathMtu,
     pub(super) next_probe: Instant,
     /// When this wants to be looked at again.
     pub(super) wake_at: Instant,
@@ -95,6 +98,7 @@ impl Peer {
             tunnels: Vec::new(),
             sending: None,
             queue: Queue::default(),
+            path: PathMtu::new(Bounds::default(), now),
             next_probe: now,
             wake_at: now,
             candidates: Vec::new(),
@@ -215,6 +219,7 @@ impl Peer {
             revision: self.revision(),
             authority: self.authority(),
             endpoint: self.endpoint,
+            path_mtu: self.path_mtu(),
         }
     }
 
@@ -226,15 +231,33 @@ impl Peer {
         all.get(place).copied()
     }
 
-    /// Something authentic came from `from`.
-    pub(super) fn note_heard(&mut self, from: SocketAddr, now: Instant) {
+    /// Something authentic came from `from`. Says whether its packets went elsewhere until now.
+    pub(super) fn note_heard(&mut self, from: SocketAddr, now: Instant) -> bool {
         self.heard = Some(now);
+        let moved = self.endpoint() != Some(from);
         self.endpoint = Some(from);
+        moved
     }
 
     /// A session with it came up.
     pub(super) fn note_session(&mut self, now: Instant) {
-        self.answered = Some(now);
+        self.note_hears(now);
+    }
+
+    /// It showed that it hears this gateway. After a silence the path to it may be another.
+    fn note_hears(&mut self, now: Instant) {
+        let last = self.answered.replace(now);
+        let silence = last.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        if silence > LIVE_FOR && self.path.is_on() {
+            self.path.start(now);
+        }
+    }
+
+    /// Largest packet of IP that gets through the underlay to it, as far as was found out.
+    #[must_use]
+    pub fn path_mtu(&self) -> Option<u16> {
+        let overhead = u16::MAX - inner_mtu(u16::MAX, &self.endpoint()?);
+        self.path.is_known().then(|| self.path.limit().saturating_add(overhead))
     }
 
     /// Looks whether it lives. Returns whether that changed.
@@ -267,7 +290,7 @@ impl Peer {
     pub(super) fn note_answer(&mut self, nonce: u64, now: Instant) {
         let Some(place) = self.probes.iter().position(|probe| probe.0 == nonce) else { return };
         let (_, sent) = self.probes.remove(place);
-        self.answered = Some(now);
+        self.note_hears(now);
         let sample = now.saturating_duration_since(sent);
         self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
     }

@@ -1,6 +1,7 @@
 //! The table of peers: what comes in, what goes out, and what the engine asks.
 
 mod roster;
+mod sizes;
 mod upkeep;
 
 use std::collections::VecDeque;
@@ -20,6 +21,8 @@ use super::slots::Slots;
 use super::tunnel::{MAX_PACKET_LEN, Received, Tunnel, sealed_room};
 use super::{Config, Local, Opened, Peer, PeerEvent, PeerSlot, SCRATCH_LEN, Sent, open_room};
 use crate::sink::Sink;
+use crate::size::join::Joiner;
+use sizes::Sizes;
 
 /// Most tunnels: 20 of the 24 bits that boringtun leaves of a receiver index. The other four name the owner.
 const MAX_TUNNELS: usize = 1 << OWNER_SHIFT;
@@ -45,7 +48,7 @@ pub struct Peers {
     secret: StaticSecret,
     public: PublicKey,
     own_key: TunnelPublicKey,
-    config: Config,
+    pub(super) config: Config,
     random: Random,
     front: Front,
     peers: Slots<Peer>,
@@ -62,6 +65,11 @@ pub struct Peers {
     drops: [u64; DropReason::ALL.len()],
     wake_at: Option<Instant>,
     scratch: Box<[u8]>,
+    sizes: Sizes,
+    /// Packets of which parts are here.
+    joiner: Joiner,
+    part_id: u32,
+    part: Vec<u8>,
 }
 
 impl std::fmt::Debug for Peers {
@@ -83,6 +91,8 @@ impl Peers {
         let mut random = Random::new(&config.seed);
         config.capabilities.retain(|one| one.len() <= message::MAX_CAPABILITY_LEN);
         config.capabilities.truncate(message::MAX_CAPABILITIES);
+        #[expect(clippy::cast_possible_truncation, reason = "any 32 bits of it will do")]
+        let part_id = random.next() as u32;
         Self {
             own_key: config.secret.public(),
             front: Front::new(&public, &mut random, now),
@@ -102,6 +112,10 @@ impl Peers {
             drops: [0; DropReason::ALL.len()],
             wake_at: None,
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
+            sizes: Sizes::default(),
+            joiner: Joiner::default(),
+            part_id,
+            part: Vec::new(),
         }
     }
 
@@ -230,8 +244,15 @@ impl Peers {
             }
             (_, Received::Ipv6(packet)) => {
                 self.note_heard((number, Proof::Keys), from, now, out);
-                if let Err(reason) = self.hear(number, packet, now, out) {
-                    return Opened::Dropped(reason);
+                match self.hear(number, packet, now, out) {
+                    Ok(None) => {}
+                    Ok(Some(packet)) => {
+                        return match self.slot_of(number) {
+                            Some(peer) => Opened::Whole { peer, packet },
+                            None => Opened::Dropped(DropReason::PeerUnknown),
+                        };
+                    }
+                    Err(reason) => return Opened::Dropped(reason),
                 }
             }
         }
@@ -240,6 +261,7 @@ impl Peers {
 
     /// Does what is due: handshakes, probes, expiry.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
+        self.expire_parts(now);
         if self.wake_at.is_none_or(|wake_at| now < wake_at) {
             return;
         }
@@ -254,7 +276,9 @@ impl Peers {
     /// When [`Self::handle_timeout`] has something to do, and what.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        self.wake_at.map(|wake_at| (wake_at, "tunnels"))
+        let parts = self.joiner.poll_timeout().map(|at| (at, "parts of packets"));
+        let tunnels = self.wake_at.map(|wake_at| (wake_at, "tunnels"));
+        [tunnels, parts].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// The next thing that happened. What happened twice to one peer is told once, as it is now.
@@ -350,11 +374,14 @@ impl Peers {
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
         // A copy of an initiation proves nothing about where a client is.
-        if !peer.client || proof != Proof::Alive {
-            peer.note_heard(from, now);
-        }
+        let moved = (!peer.client || proof != Proof::Alive) && peer.note_heard(from, now);
         if fresh {
             peer.note_session(now);
+        }
+        if moved {
+            self.fit(index, true, now);
+        }
+        if fresh {
             self.begin(number, now, out);
         }
         self.look(index, now);
@@ -393,6 +420,7 @@ fn seal(tunnel: &mut Tunnel, to: SocketAddr, packet: &[u8], out: &mut impl Sink)
     // ECN stays inside: nothing would bring a mark on the outer header back in (RFC 6040).
     let dscp = match packet.first().map(|first| first >> 4) {
         Some(4) => packet.get(1).map_or(0, |byte| byte & 0xfc),
+        Some(6) => packet.first_chunk::<2>().map_or(0, |[a, b]| (a << 4 | b >> 4) & 0xfc),
         _ => 0,
     };
     out.datagram(to, dscp, sealed_room(packet.len()), |buffer| tunnel.seal(packet, buffer));

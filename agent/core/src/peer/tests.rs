@@ -11,6 +11,7 @@ use crate::wire::ipv4::Header;
 
 mod hostile;
 mod life;
+mod sizes;
 
 /// Keeps what it gets.
 #[derive(Debug, Default)]
@@ -102,6 +103,10 @@ impl Side {
         let dropped = match opened {
             Opened::Packet { packet, .. } => {
                 self.packets.push(packet.to_vec());
+                None
+            }
+            Opened::Whole { packet, .. } => {
+                self.packets.push(packet);
                 None
             }
             Opened::Handled => None,

@@ -210,6 +210,8 @@ impl Joiner {
     #[must_use]
     pub fn waiting(&self) -> (usize, usize) {
         let all = self.senders.values();
-        all.fold((0, 0), |(packets, bytes), from| (packets + from.packets.len(), bytes + from.bytes))
+        all.fold((0, 0), |(packets, bytes), from| {
+            (packets + from.packets.len(), bytes + from.bytes)
+        })
     }
 }

@@ -25,7 +25,7 @@ const GROWN: u16 = 16;
 const IN_FLIGHT: usize = 8;
 
 /// What sizes of packets, as they are before they are sealed, come into question.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bounds {
     /// What is used when nothing larger gets through; never probed.
     pub floor: u16,
@@ -150,8 +150,10 @@ impl PathMtu {
 
     /// Begins from the beginning: the peer is there, or is reached another way.
     pub fn start(&mut self, now: Instant) {
-        let again = self.started.map(|at| at + START_EVERY).filter(|at| *at > now);
-        self.next = again.unwrap_or(now);
+        // One that was put off is still to come.
+        let pending = |at: &Instant| *at > now;
+        let earliest = self.started.map(|at| if pending(&at) { at } else { at + START_EVERY });
+        self.next = earliest.filter(pending).unwrap_or(now);
         self.started = Some(self.next);
         self.phase = Phase::Search;
         self.low = self.bounds.base;
@@ -203,10 +205,10 @@ impl PathMtu {
 
     /// Something hints that the size in use gets through no more. A hint is looked into, not believed.
     pub fn suspect(&mut self, now: Instant) {
-        if self.is_on() && self.is_proven() {
-            let tries = self.confirm.map_or(0, |(_, tries)| tries);
+        let tries = self.confirm.map_or(0, |(_, tries)| tries);
+        if self.is_on() && self.is_proven() && tries == 0 {
             let soon = self.confirmed.map_or(now, |at| (at + CONFIRM_EVERY / 4).max(now));
-            self.confirm = Some((self.confirm.map_or(soon, |(at, _)| at.min(soon)), tries));
+            self.confirm = Some((self.confirm.map_or(soon, |(at, _)| at.min(soon)), 0));
         }
     }
 
@@ -281,7 +283,7 @@ impl PathMtu {
 
     /// The size to be tried next; `None` when all is known that is worth it.
     fn candidate(&self) -> Option<u16> {
-        let Bounds { ceiling, .. } = self.bounds;
+        let Bounds { usual, ceiling, .. } = self.bounds;
         if !self.sure {
             return Some(self.low);
         }
@@ -294,6 +296,9 @@ impl PathMtu {
         let gap = self.refused.saturating_sub(self.low);
         if self.raising {
             return (gap > GROWN).then_some(self.low + GROWN);
+        }
+        if self.low < usual && usual < self.refused {
+            return Some(usual);
         }
         (gap > GRAIN).then_some(self.low + gap / 2)
     }
@@ -346,8 +351,8 @@ impl PathMtu {
             self.raise = RAISE_AFTER.0;
         }
         let larger = |probe: &Probe| probe.size > self.low;
-        let waits = self.burst != [0; 3]
-            || (self.opening && self.flight.iter().flatten().any(larger));
+        let waits =
+            self.burst != [0; 3] || (self.opening && self.flight.iter().flatten().any(larger));
         if self.phase == Phase::Search && size >= self.target.0 && !waits {
             self.target = (0, 0);
             self.next = now;

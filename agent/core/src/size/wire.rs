@@ -102,7 +102,8 @@ pub fn read(
     let ours = (header.source_port, header.destination_port) == (GATEWAY_PORT, GATEWAY_PORT);
     let kind = body.first().copied().filter(|kind| matches!(*kind, PART | PROBE | ANSWER));
     let Some(kind) = kind.filter(|_| ours) else { return Ok(None) };
-    if usize::from(header.len) != packet.payload.len() || header.checksum != 0 || body[1..2] != [0] {
+    let whole = usize::from(header.len) == packet.payload.len();
+    if !whole || header.checksum != 0 || body.get(1) != Some(&0) {
         return Err(malformed);
     }
     let nonce = || array(body, 4).map(u64::from_be_bytes).ok_or(malformed);

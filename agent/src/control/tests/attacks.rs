@@ -278,6 +278,7 @@ async fn a_peer_that_knows_a_newer_authority_gives_a_withholding_controller_away
             revision: Some(4),
             authority: Some(5),
             endpoint: None,
+            path_mtu: None,
         }];
     });
     session.welcome(50, 5).await;

@@ -42,6 +42,7 @@ impl Side {
     fn open(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Option<Vec<u8>> {
         match self.peers.open(from, datagram, &mut self.scratch, now, &mut self.sent) {
             Opened::Packet { packet, .. } => Some(packet.to_vec()),
+            Opened::Whole { packet, .. } => Some(packet),
             Opened::Handled | Opened::Dropped(_) => None,
         }
     }

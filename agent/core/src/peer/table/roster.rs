@@ -52,8 +52,10 @@ impl Peers {
     /// Finds or makes the place of a peer.
     fn place(&mut self, config: &PeerConfig, now: Instant) -> Option<u32> {
         if let Some(number) = self.by_gateway.get(&config.gateway) {
-            self.peers.get_mut(*number)?.configure(config, now);
-            return Some(*number);
+            let number = *number;
+            self.peers.get_mut(number)?.configure(config, now);
+            self.fit(number, false, now);
+            return Some(number);
         }
         let generation = self.next_generation;
         self.next_generation = generation.wrapping_add(1);
@@ -63,6 +65,7 @@ impl Peers {
             return None;
         };
         self.by_gateway.insert(config.gateway, number);
+        self.fit(number, false, now);
         Some(number)
     }
 
@@ -122,6 +125,7 @@ impl Peers {
 
     fn remove_peer(&mut self, index: u32) {
         let Some(peer) = self.peers.remove(index) else { return };
+        self.joiner.remove(index);
         self.by_gateway.remove(&peer.gateway);
         self.events.retain(|listed| *listed != index);
         self.count(DropReason::TunnelDown, peer.queue.len() as u64);

@@ -11,6 +11,7 @@ use crate::peer::front;
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
 use crate::sink::Sink;
+use crate::size;
 
 /// Most messages that are fetched from boringtun's own queue after one handshake.
 const MAX_DRAIN: usize = 300;
@@ -49,13 +50,16 @@ impl Peers {
         packet: &[u8],
         now: Instant,
         out: &mut impl Sink,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Option<Vec<u8>>, DropReason> {
         let unknown = DropReason::PeerUnknown;
         let local = self.local.ok_or(DropReason::PeerDestination)?;
         let index = self.tunnels.get(number).ok_or(unknown)?.peer;
         let peer = self.peers.get_mut(index).ok_or(unknown)?;
         if peer.client {
             return Err(DropReason::Ipv6);
+        }
+        if let Some(message) = size::wire::read(packet, peer.overlay, local.overlay)? {
+            return self.hear_size(index, message, now, out);
         }
         let want_time = local.confirmed_time.is_none();
         let (news, answer) = match message::unpack(packet, peer.overlay, local.overlay)? {
@@ -73,17 +77,19 @@ impl Peers {
                     return Err(DropReason::QueueFull);
                 }
                 self.inbox.push_back((gateway, message));
-                return Ok(());
+                return Ok(None);
             }
         };
         if news {
             self.list(index);
         }
+        self.follow_capability(index, now);
+        self.wake_for_probes(index);
         self.look(index, now);
         if let Some(nonce) = answer {
             self.say(index, now, out, |hello| Message::HelloReply(Hello { nonce, ..hello }));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Sends a hello and waits for its answer.
@@ -188,11 +194,13 @@ impl Peers {
         if probe {
             self.probe(index, now, out);
         }
+        self.probe_sizes(index, now, out);
         let Some(peer) = self.peers.get_mut(index) else { return };
         let tunnels = peer.tunnels[..wanted.min(peer.tunnels.len())].iter();
         let tunnels = tunnels.filter_map(|number| self.tunnels.get(*number)).map(Tunnel::wake_at);
         let probe = peer.sending.filter(|_| !peer.client).and(self.local).map(|_| peer.next_probe);
-        let others = [peer.silent_at(), peer.queue.due(), probe];
+        let size = peer.sending.and_then(|_| peer.path.poll_timeout());
+        let others = [peer.silent_at(), peer.queue.due(), probe, size];
         let next = tunnels.chain(others.into_iter().flatten()).min();
         // A peer without tunnels has nothing to come again for.
         peer.wake_at = next.unwrap_or(now + Duration::from_secs(3600)).max(now + TICK);
