@@ -5,6 +5,7 @@
 //! run = "/run/anteroom-agent"            # agent.sock lives here
 //! [uplink]
 //! interface = "eth0"                     # towards the network: the devices' clear traffic
+//! # follow-port = true                   # the switch sees when the only device's cable is dead
 //! [underlay]
 //! listen = "0.0.0.0:51820"               # the gateway's own encrypted traffic
 //! # interface = "eth2"                   # default: the uplink's interface
@@ -59,6 +60,8 @@ pub struct Config {
 pub struct Uplink {
     /// Its name.
     pub interface: InterfaceName,
+    /// Whether it is switched off while the only port's cable is dead, so that the network sees it.
+    pub follow_port: bool,
 }
 
 /// Where the gateway's own encrypted traffic comes and goes.
@@ -248,6 +251,8 @@ struct RawConfig {
 #[serde(deny_unknown_fields, expecting = "a table [uplink]")]
 struct RawUplink {
     interface: Spanned<InterfaceName>,
+    #[serde(rename = "follow-port")]
+    follow_port: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -343,10 +348,29 @@ impl RawConfig {
                 ));
             }
         }
+        let follow_port = uplink.follow_port.filter(|follow| *follow.get_ref());
+        if let Some(follow) = &follow_port {
+            let shared = uplink.interface.get_ref() == underlay_interface.get_ref();
+            let problem = match (port.get(1), shared) {
+                (Some(_), _) => Some(
+                    "one device's cable would cut off the others: it is for a gateway with a single port",
+                ),
+                (None, true) => Some(
+                    "the gateway itself would be cut off with its device: give it an underlay.interface of its own",
+                ),
+                (None, false) => None,
+            };
+            if let Some(problem) = problem {
+                return Err(place.error(Some(follow.span()), problem));
+            }
+        }
         Ok(Config {
             state: state.into_inner(),
             run: run.into_inner(),
-            uplink: Uplink { interface: uplink.interface.into_inner() },
+            uplink: Uplink {
+                interface: uplink.interface.into_inner(),
+                follow_port: follow_port.is_some(),
+            },
             underlay: Underlay {
                 interface: underlay_interface.into_inner(),
                 listen,

@@ -267,7 +267,7 @@ pub enum KnownCondition {
     NotAfter(UnixMillis),
 }
 
-/// Servers that every device of a site may use.
+/// Servers that every device of a site may use, and the routers that may ask for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Infrastructure {
@@ -277,6 +277,9 @@ pub struct Infrastructure {
     pub dns: Vec<Ipv4Addr>,
     /// NTP servers.
     pub ntp: Vec<Ipv4Addr>,
+    /// The routers' own addresses, where devices use one that several routers share (HSRP, VRRP, CARP): it is from
+    /// these that routers ask where a device is.
+    pub routers: Vec<Ipv4Addr>,
 }
 
 #[cfg(test)]

@@ -114,8 +114,8 @@ fn is_open(policy: &Policy, own: MemberIndex, address: Ipv4Addr) -> bool {
     policy.is_infrastructure(address) || policy.opens_clear(own, address)
 }
 
-/// Whether an enforced device needs an address of its link in the clear: somebody with whom it may speak so, or its
-/// next hop to others.
+/// Whether an enforced device needs an address of its link in the clear: somebody with whom it may speak so, its next
+/// hop to others, or one of the routers behind that.
 pub(crate) fn needs(
     policy: &Policy,
     own: MemberIndex,
@@ -126,6 +126,10 @@ pub(crate) fn needs(
     let router = nexthop::router_of(Some(device), &station.next_hops);
     if router.is_some_and(|(router, _)| router == address) {
         return policy.needs_next_hop(own, |address| device.on_link(address));
+    }
+    if policy.is_further_router(address) && device.on_link(address) != Some(false) {
+        return is_open(policy, own, address)
+            || policy.needs_next_hop(own, |address| device.on_link(address));
     }
     is_open(policy, own, address) && device.on_link(address) != Some(false)
 }
@@ -182,8 +186,14 @@ pub(crate) fn to_enforced(
     {
         return Outcome::DROP;
     }
+    let router = nexthop::router_of(Some(device), &station.next_hops);
+    let only_asks = policy.is_further_router(packet.sender)
+        && router.is_none_or(|(router, _)| router != packet.sender)
+        && !is_open(policy, own, packet.sender);
     match packet.operation {
         Operation::Request if device.owns(packet.target) => Outcome::answer(station.mac, false),
+        // The device itself has nothing to do with it.
+        _ if only_asks => Outcome::DROP,
         Operation::Request if packet.is_announcement() => Outcome::PASS,
         Operation::Reply if device.owns(packet.target) || packet.is_announcement() => Outcome::PASS,
         _ => Outcome::DROP,

@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn only_listed_servers_and_their_own_ports_are_covered() {
         let server = Ipv4Addr::new(10, 20, 0, 53);
-        let servers = Infrastructure { dhcp: vec![], dns: vec![server], ntp: vec![] };
+        let servers = Infrastructure { dns: vec![server], ..Infrastructure::default() };
         let covered =
             |protocol, to, port| covers(&servers, protocol, 40_000, Ipv4Addr::from(to), port);
         assert!(covered(Protocol::Udp, [10, 20, 0, 53], 53));

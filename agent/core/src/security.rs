@@ -86,8 +86,8 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// What is guarded for these stations.
-    pub(crate) fn of(stations: &Stations) -> Self {
+    /// What is guarded for these stations, in a site whose routers have these addresses of their own.
+    pub(crate) fn of(stations: &Stations, routers: &[Ipv4Addr]) -> Self {
         let mut guarded = Self::default();
         guarded.routers.extend(stations.absent_addresses());
         for (_, station) in stations.iter() {
@@ -96,6 +96,10 @@ impl Guarded {
             if device.stance == Mode::Observe {
                 continue;
             }
+            guarded.routers.extend(routers);
+            guarded.vlan_routers.extend(
+                device.vlan.iter().flat_map(|vlan| routers.iter().map(|own| (*vlan, *own))),
+            );
             if let Some(router) = device.router {
                 guarded.routers.insert(router.address);
                 guarded.vlan_routers.extend(device.vlan.map(|vlan| (vlan, router.address)));

@@ -151,3 +151,24 @@ proptest::proptest! {
         let _ = parse(&text);
     }
 }
+
+#[test]
+fn an_uplink_follows_a_port_only_where_nothing_else_depends_on_it() {
+    let single = "[uplink]\ninterface = 'eth0'\nfollow-port = true\n[underlay]\ninterface = 'eth9'\n\
+                  listen = '0.0.0.0:51820'\n[[port]]\nname = 'a'\ninterface = 'eth1'\n";
+    assert!(parse(single).unwrap().uplink.follow_port);
+    assert!(!parse(&single.replace("true", "false")).unwrap().uplink.follow_port);
+    assert!(!parse(GOOD).unwrap().uplink.follow_port);
+    let second = format!("{single}[[port]]\nname = 'b'\ninterface = 'eth2'\n");
+    assert_eq!(
+        parse(&second).unwrap_err(),
+        "agent.toml:3: uplink.follow-port: one device's cable would cut off the others: it is for a gateway with a \
+         single port"
+    );
+    assert_eq!(
+        parse(&single.replace("interface = 'eth9'\n", "")).unwrap_err(),
+        "agent.toml:3: uplink.follow-port: the gateway itself would be cut off with its device: give it an \
+         underlay.interface of its own"
+    );
+    assert!(parse(&single.replace("true", "1")).unwrap_err().contains("follow-port"));
+}

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::dataplane::keepalive::EVERY;
 use crate::dataplane::status::{Offloads, Status};
+use crate::net::defence::Defence;
 use crate::net::packet::PacketSocket;
 use crate::net::sentry::Sentry;
 use crate::net::wiring::Wiring;
@@ -48,6 +49,7 @@ pub(super) enum Command {
     SetOwnAddresses(Vec<IpAddr>),
     Report(oneshot::Sender<EngineReport>),
     Status(oneshot::Sender<Status>),
+    Peers(oneshot::Sender<Vec<SocketAddr>>),
     Flows(usize, oneshot::Sender<Vec<FlowInfo>>),
     Explain(Question, oneshot::Sender<Explanation>),
     Learned(oneshot::Sender<Learned>),
@@ -92,6 +94,13 @@ impl Commander {
         let _ = self.wake.write(1);
         Ok(())
     }
+
+    /// Where packets are sent to now.
+    pub(super) async fn peers(&self) -> Result<Vec<SocketAddr>, Stopped> {
+        let (sender, answer) = oneshot::channel();
+        self.send(Command::Peers(sender)).await?;
+        answer.await.map_err(|_| Stopped)
+    }
 }
 
 /// Speaks with the worker. Cheap to clone; the worker ends with [`Handle::shutdown`].
@@ -101,6 +110,7 @@ pub struct Handle {
     pub(super) heartbeat: Arc<Heartbeat>,
     pub(super) endpoints: watch::Receiver<Vec<SocketAddr>>,
     pub(super) sentry: Sentry,
+    pub(super) defence: Defence,
     pub(super) config: Arc<Config>,
 }
 
@@ -216,6 +226,7 @@ impl Handle {
     /// Where it has ended already.
     pub async fn shutdown(&self) -> Result<(), Stopped> {
         let ended = self.ask(Command::Shutdown).await;
+        self.defence.end().await;
         self.sentry.end().await;
         ended
     }
@@ -240,6 +251,7 @@ mod tests {
             heartbeat: Arc::new(Heartbeat::new()),
             endpoints: watch::channel(Vec::new()).1,
             sentry: Sentry::unanswering(),
+            defence: Defence::none(),
             config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
         };
         let organisation = Organisation::new(&[]);

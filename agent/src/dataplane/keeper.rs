@@ -9,7 +9,8 @@ use anteroom_agent_core::port::PortId;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{self, Instant};
 
-use crate::config::Config;
+use crate::config::{Config, InterfaceName};
+use crate::dataplane::carrier::{Act, Cables, Seen};
 use crate::dataplane::handle::{Command, Commander, Stopped};
 use crate::dataplane::setup::{self, Addresses};
 use crate::net::link::{Changes, Link, Links};
@@ -23,23 +24,6 @@ const SETTLE: Duration = Duration::from_millis(20);
 /// First and longest pause between two attempts to open an interface.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// How long the uplink has to be without a live cable before the devices are shown that. A moment's loss, as when a
-/// switch renegotiates, shouldn't make them start over.
-const DARK: Duration = Duration::from_secs(1);
-
-/// Whether the uplink's cable is live, as far as the devices are concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Carrier {
-    /// It wasn't live since the start: nothing that devices would have to be told.
-    Unseen,
-    /// It is.
-    Live,
-    /// It isn't since then; the ports are still on.
-    Lost(Instant),
-    /// It isn't, and the ports are off to show it.
-    Mirrored,
-}
-
 pub(super) struct Keeper {
     pub(super) config: Config,
     pub(super) links: Links,
@@ -52,7 +36,7 @@ pub(super) struct Keeper {
     pub(super) addresses: Addresses,
     pub(super) endpoints: watch::Sender<Vec<SocketAddr>>,
     pub(super) missing: BTreeSet<PortId>,
-    pub(super) carrier: Carrier,
+    pub(super) cables: Cables,
     pub(super) sentry: Sentry,
     /// Number of the uplink's interface when it was last seen.
     pub(super) uplink_index: u32,
@@ -65,10 +49,7 @@ impl Keeper {
         let mut retry = Instant::now();
         self.follow_carrier().await;
         loop {
-            let dark = match self.carrier {
-                Carrier::Lost(since) => Some(since + DARK),
-                _ => None,
-            };
+            let dark = self.cables.due();
             tokio::select! {
                 lost = self.lost.recv() => {
                     let Some(port) = lost else { return };
@@ -90,7 +71,9 @@ impl Keeper {
                     retry = retry.min(Instant::now() + pause);
                 }
                 () = time::sleep_until(dark.unwrap_or_else(Instant::now)), if dark.is_some() => {
-                    self.mirror_loss().await;
+                    if let Some(act) = self.cables.expire(Instant::now()) {
+                        self.show(act).await;
+                    }
                 }
                 changed = self.wants_gro.changed() => {
                     if changed.is_err() || self.switch_offloads().await.is_err() {
@@ -108,40 +91,73 @@ impl Keeper {
         }
     }
 
-    /// Notices that the uplink's cable went dead or came back.
+    /// Notices that a cable went dead or came back.
     async fn follow_carrier(&mut self) {
-        let live = match self.links.find(&self.config.uplink.interface).await {
-            Ok(link) => link.is_some_and(|link| link.up && link.carrier),
+        let before = self.cables.ports_are_off();
+        let uplink = match self.links.find(&self.config.uplink.interface).await {
+            Ok(link) => link,
             Err(error) => {
                 tracing::warn!(%error, "the uplink can't be read");
                 return;
             }
         };
-        self.carrier = match (self.carrier, live) {
-            (Carrier::Mirrored, true) => {
-                tracing::info!("the uplink is back; the ports are switched on");
-                Carrier::Live
-            }
-            (_, true) => Carrier::Live,
-            (Carrier::Live, false) => Carrier::Lost(Instant::now()),
-            (other, false) => other,
+        let port = match self.config.ports.first().filter(|_| self.cables.follows()) {
+            Some(port) => match self.links.find(&port.interface).await {
+                Ok(link) => link,
+                Err(error) => {
+                    tracing::warn!(%error, port = %port.name, "the port can't be read");
+                    return;
+                }
+            },
+            None => None,
         };
+        let live = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.up && link.carrier);
+        let seen = Seen {
+            uplink: live(&uplink),
+            uplink_on: uplink.as_ref().is_some_and(|link| link.up),
+            port: live(&port),
+        };
+        let act = self.cables.seen(seen, Instant::now());
+        if before && !self.cables.ports_are_off() {
+            tracing::info!("the uplink is back; the ports are switched on");
+        }
+        if let Some(act) = act {
+            self.show(act).await;
+        }
     }
 
-    /// Switches the ports off, so that devices see what happened and can turn to another path.
-    async fn mirror_loss(&mut self) {
-        tracing::warn!("the uplink is down; the ports are switched off until it is back");
-        self.carrier = Carrier::Mirrored;
-        for port in &self.config.ports {
-            let off = async {
-                match self.links.find(&port.interface).await? {
-                    Some(link) => self.links.switch_off(&port.interface, link.index).await,
-                    None => Ok(()),
+    /// Shows one side what the other is like, so that whoever is there can turn to another path.
+    async fn show(&self, act: Act) {
+        match act {
+            Act::PortsOff => {
+                tracing::warn!("the uplink is down; the ports are switched off until it is back");
+                for port in &self.config.ports {
+                    self.switch(&port.interface, false).await;
                 }
-            };
-            if let Err(error) = off.await {
-                tracing::warn!(%error, port = %port.name, "the port stays on");
             }
+            Act::UplinkOff => {
+                tracing::warn!(
+                    "the device's cable is dead; the uplink is switched off until it is back"
+                );
+                self.switch(&self.config.uplink.interface, false).await;
+            }
+            Act::UplinkOn => {
+                tracing::info!("the device's cable is back; the uplink is switched on");
+                self.switch(&self.config.uplink.interface, true).await;
+            }
+        }
+    }
+
+    async fn switch(&self, interface: &InterfaceName, on: bool) {
+        let switched = async {
+            match self.links.find(interface).await? {
+                Some(link) if on => self.links.switch_on(interface, link.index).await,
+                Some(link) => self.links.switch_off(interface, link.index).await,
+                None => Ok(()),
+            }
+        };
+        if let Err(error) = switched.await {
+            tracing::warn!(%error, %interface, on, "the interface isn't switched");
         }
     }
 
@@ -194,7 +210,7 @@ impl Keeper {
                 Err(error) => tracing::warn!(%error, "an interface can't be read"),
             }
         }
-        if self.carrier == Carrier::Mirrored {
+        if self.cables.ports_are_off() {
             back.retain(|(port, _)| port.is_uplink());
         }
         if back.is_empty() {

@@ -7,6 +7,7 @@
 //! let handle = dataplane::spawn(setup, engine)?;
 //! ```
 
+mod carrier;
 mod handle;
 mod keepalive;
 mod keeper;
@@ -23,9 +24,11 @@ use anteroom_agent_core::port::PortId;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, watch};
 
+use crate::net::defence::Defence;
+use carrier::Cables;
 use handle::{COMMANDS, Commander, Heartbeat};
 use keepalive::Keepalive;
-use keeper::{Carrier, Keeper};
+use keeper::Keeper;
 use outbox::Outbox;
 use worker::{Start, Worker};
 
@@ -107,6 +110,8 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         })
         .map_err(failed("starting the worker thread"))?;
     let shared = Arc::new(config.clone());
+    let defended = links.clone();
+    let follows = config.uplink.follow_port;
     let keeper = Keeper {
         config,
         links,
@@ -117,12 +122,25 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         addresses,
         endpoints,
         missing,
-        carrier: Carrier::Unseen,
+        cables: Cables::new(follows, tokio::time::Instant::now()),
         sentry: sentry.clone(),
         uplink_index,
     };
     tokio::spawn(keeper.run());
-    Ok(Handle { commander, heartbeat, endpoints: endpoints_receiver, sentry, config: shared })
+    let asked = commander.clone();
+    let peers = move || {
+        let commander = asked.clone();
+        async move { commander.peers().await.unwrap_or_default() }
+    };
+    let defence = Defence::start(shared.underlay.interface.clone(), defended, peers);
+    Ok(Handle {
+        commander,
+        heartbeat,
+        endpoints: endpoints_receiver,
+        sentry,
+        defence,
+        config: shared,
+    })
 }
 
 /// Ends the process when it is dropped, which only unwinding does.

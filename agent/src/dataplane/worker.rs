@@ -245,6 +245,9 @@ impl Worker {
                 let status = self.status(now);
                 let _ = answer.send(status);
             }
+            Command::Peers(answer) => {
+                let _ = answer.send(self.engine.peer_addresses());
+            }
             Command::Flows(limit, answer) => {
                 let _ = answer.send(self.engine.flows(now, limit));
             }

@@ -63,6 +63,11 @@ impl Links {
         Ok(Self { handle })
     }
 
+    /// The way to the kernel, for what isn't an interface or an address.
+    pub(super) fn handle(&self) -> &rtnetlink::Handle {
+        &self.handle
+    }
+
     /// The interface of this name, if it is there.
     ///
     /// # Errors
@@ -253,7 +258,7 @@ fn link(message: &LinkMessage) -> io::Result<Link> {
     })
 }
 
-fn io_error(error: rtnetlink::Error) -> io::Error {
+pub(super) fn io_error(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         rtnetlink::Error::UnexpectedMessage(message) => match message.payload {

@@ -2,6 +2,7 @@
 
 pub(crate) mod appetite;
 pub(crate) mod beat;
+pub(crate) mod defence;
 mod filter;
 pub mod link;
 mod netlink;

@@ -1,6 +1,7 @@
 //! `ports isolate` and `ports release`: what keeps the kernel and the devices apart, and the gateway silent.
 
 use crate::config::Config;
+use crate::net::defence;
 use crate::net::filter::wire::{self, Isolation, Standing, Wanted};
 use crate::net::filter::{self, Guard, Guarding};
 use crate::net::link::{LinkError, Links};
@@ -182,6 +183,7 @@ pub async fn release(config: &Config) -> Result<Vec<String>, PortsError> {
     if let Some(link) = links.find(&config.uplink.interface).await? {
         links.hear_all(&config.uplink.interface, link.index, false).await?;
     }
+    defence::release(&config.underlay.interface, &links).await?;
     filter::release()?;
     Ok(warnings)
 }

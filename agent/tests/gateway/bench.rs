@@ -70,8 +70,15 @@ impl Bench {
         self.device.address("eth0", DEVICE, 24).unwrap();
     }
 
-    /// Starts the data plane with an engine that has no view.
+    /// Starts the data plane with an engine that has no view, and waits until frames flow.
     pub(crate) fn start(&self) -> Running {
+        let running = self.start_dark();
+        self.wait_live();
+        running
+    }
+
+    /// As [`Bench::start`], and waits for no cable.
+    pub(crate) fn start_dark(&self) -> Running {
         let config = self.config.clone();
         let (started, handle) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -103,7 +110,6 @@ impl Bench {
         });
         let (handle, warnings) =
             handle.recv().expect("the gateway's thread answers").expect("the data plane starts");
-        self.wait_live();
         Running { handle, warnings, stop: Some(stop), thread: Some(thread.expect("a thread")) }
     }
 

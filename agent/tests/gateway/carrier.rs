@@ -1,12 +1,14 @@
 //! What devices and the network see of the cables behind the gateway.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use anteroom_agent::config::Config;
 use anteroom_lab::namespace::in_private_network;
 use anteroom_lab::topology::Host;
 use anteroom_lab::{ping, wait};
 
-use crate::bench::{Bench, NETWORK, PATIENCE};
+use crate::bench::{Bench, NETWORK, PATIENCE, Running};
 
 /// How often a machine has seen its cable go live or dead.
 fn changes(host: &Host) -> u32 {
@@ -114,4 +116,98 @@ fn nobody_sees_an_agent_restart_on_the_cable() {
     }
     let after = [changes(&bench.device), changes(&bench.network)];
     assert_eq!(after, before, "device and network saw the cable change");
+}
+
+/// A gateway for one device, whose own traffic has an interface of its own, and whose uplink follows its port.
+fn following() -> Bench {
+    let mut bench = Bench::new(1500, "");
+    bench.gateway.ip("link add own0 type veth peer name own1").unwrap();
+    for end in ["own0", "own1"] {
+        bench.gateway.ip(&format!("link set {end} up")).unwrap();
+    }
+    let text = "[uplink]\ninterface = \"up0\"\nfollow-port = true\n\
+                [underlay]\ninterface = \"own0\"\nlisten = \"0.0.0.0:51820\"\n\
+                [[port]]\nname = \"port-1\"\ninterface = \"port0\"\n";
+    bench.config = Config::parse(Path::new("following.toml"), text).unwrap();
+    bench
+}
+
+fn wait_carrier(host: &Host, live: bool) {
+    let file = "/sys/class/net/eth0/carrier";
+    let mut seen = String::new();
+    wait::until(PATIENCE, if live { "a live cable" } else { "a dead cable" }, || {
+        seen = host.run("cat", &[file]).unwrap();
+        (seen.trim() == if live { "1" } else { "0" }).then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}: {seen:?} at {host:?}"));
+}
+
+#[test]
+fn where_the_uplink_follows_the_port_the_network_sees_a_device_that_is_gone() {
+    let name = "carrier::where_the_uplink_follows_the_port_the_network_sees_a_device_that_is_gone";
+    if !in_private_network(name) {
+        return;
+    }
+    let bench = following();
+    let running = bench.start();
+    assert!(ping_on(&bench) > 0, "{:?}", running.status());
+    // A moment isn't shown.
+    let mut dark = LONGER;
+    let mut before = 0;
+    for _ in 0..20 {
+        before = changes(&bench.network);
+        let began = Instant::now();
+        bench.device.ip("link set eth0 down").unwrap();
+        bench.device.ip("link set eth0 up").unwrap();
+        dark = began.elapsed();
+        bench.wait_live();
+        running.wait_open(1, true);
+        if dark < MOMENT {
+            break;
+        }
+    }
+    assert!(dark < MOMENT, "20 times this machine took longer than {MOMENT:?} to run `ip` twice");
+    assert!(ping_on(&bench) > 0, "{:?}", running.status());
+    assert_eq!(changes(&bench.network), before, "the network saw it go dead in {dark:?}");
+
+    // What lasts is, and its end too: twice, as neither side may lock the other out.
+    for _ in 0..2 {
+        bench.device.ip("link set eth0 down").unwrap();
+        wait_carrier(&bench.network, false);
+        // An administrator who switches it on doesn't hide it.
+        bench.gateway.ip("link set up0 up").unwrap();
+        wait_carrier(&bench.network, false);
+        bench.device.ip("link set eth0 up").unwrap();
+        wait_carrier(&bench.network, true);
+        bench.wait_live();
+        wait_both_open(&running);
+        assert!(ping_on(&bench) > 0, "{:?}", running.status());
+    }
+
+    // The other way round it is as ever.
+    bench.network.ip("link set eth0 down").unwrap();
+    wait_carrier(&bench.device, false);
+    bench.network.ip("link set eth0 up").unwrap();
+    wait_carrier(&bench.device, true);
+    bench.wait_live();
+    wait_both_open(&running);
+    assert!(ping_on(&bench) > 0, "{:?}", running.status());
+
+    // An agent that starts while the device is away shows it, and sees it return.
+    bench.device.ip("link set eth0 down").unwrap();
+    wait_carrier(&bench.network, false);
+    drop(running);
+    let running = bench.start_dark();
+    wait_carrier(&bench.network, false);
+    bench.device.ip("link set eth0 up").unwrap();
+    wait_carrier(&bench.network, true);
+    bench.wait_live();
+    wait_both_open(&running);
+    assert!(ping_on(&bench) > 0, "{:?}", running.status());
+}
+
+fn wait_both_open(running: &Running) {
+    for index in [0, 1] {
+        running.wait_open(index, true);
+    }
 }

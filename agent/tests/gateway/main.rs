@@ -8,6 +8,7 @@ mod death;
 mod disk;
 mod guard;
 mod mend;
+mod poison;
 #[path = "../../src/testkit.rs"]
 #[allow(dead_code, reason = "shared with the unit tests")]
 mod testkit;

@@ -343,6 +343,7 @@ impl<'a> Shared<'a> {
             dhcp: found.dhcp.clone(),
             dns: found.dns.clone(),
             ntp: found.ntp.clone(),
+            routers: found.routers.clone(),
         })
     }
 }

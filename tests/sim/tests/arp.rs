@@ -357,3 +357,145 @@ fn a_device_without_an_external_learns_no_router_from_the_campus() {
     assert_eq!(router_of(&mut world, PUMP), before);
     assert_eq!(heard_from(&world, pump.mac), []);
 }
+
+/// The Ethernet address that two routers share (VRRP), and each one's own with its IP address.
+const VIRTUAL: MacAddr = MacAddr([0, 0, 0x5e, 0, 1, 5]);
+const FIRST: (MacAddr, Ipv4Addr) = (MacAddr([0, 0x1b, 0x21, 7, 7, 2]), Ipv4Addr::new(10, 20, 1, 2));
+const SECOND: (MacAddr, Ipv4Addr) =
+    (MacAddr([0, 0x1b, 0x21, 7, 7, 3]), Ipv4Addr::new(10, 20, 1, 3));
+
+/// The hospital in enforce, its routers sharing one address, and each asking from its own if `listed`.
+fn two_routers(seed: u64, listed: bool) -> World {
+    let mut world = hospital(seed);
+    world.router_mac = VIRTUAL;
+    if listed {
+        world.plan.infrastructure.routers = vec![FIRST.1, SECOND.1];
+    }
+    let _ = probe(&mut world, CT, ARCHIVE, DICOM, 1, 1);
+    all(&mut world, Mode::Protect);
+    all(&mut world, Mode::Enforce);
+    expect(&mut world, CT, ARCHIVE, Way::Clear);
+    world.clear_campus();
+    for host in &mut world.hosts {
+        host.seen.clear();
+    }
+    world
+}
+
+/// A router's question for a device, to all and to the device alone.
+fn asks(world: &mut World, (mac, address): (MacAddr, Ipv4Addr), device: usize) {
+    let (to, target) = (world.hosts[device].mac, world.hosts[device].address);
+    let broadcast = arp::request(mac, address, target);
+    let mut alone = broadcast;
+    alone[..6].copy_from_slice(&to.0);
+    world.put(INTRUDER, broadcast.to_vec());
+    world.put(INTRUDER, alone.to_vec());
+    world.run(Duration::from_millis(50));
+}
+
+#[test]
+fn routers_that_share_an_address_are_answered_at_their_own() {
+    let mut world = two_routers(11, false);
+    let (ct, mri) = (world.hosts[CT].mac, world.hosts[MRI].mac);
+    asks(&mut world, FIRST, CT);
+    assert_eq!(heard_from(&world, ct), [], "nobody listed it");
+
+    let mut world = two_routers(11, true);
+    for router in [FIRST, SECOND, FIRST] {
+        world.clear_campus();
+        for device in [CT, MRI] {
+            asks(&mut world, router, device);
+        }
+        let answers = heard_from(&world, ct);
+        assert_eq!(answers.len(), 2, "{answers:?}");
+        for answer in answers {
+            let to = (answer.operation, answer.target_mac, answer.target, answer.sender_mac);
+            assert_eq!(to, (Operation::Reply, router.0, router.1, ct));
+        }
+        assert_eq!(heard_from(&world, mri), [], "the MRI needs no router");
+    }
+    // Whoever passes for one of them isn't answered: the one who is known is asked, alone.
+    world.clear_campus();
+    let intruder = world.hosts[INTRUDER].mac;
+    asks(&mut world, (intruder, FIRST.1), CT);
+    let heard = heard_from(&world, ct);
+    let asked: Vec<_> = heard.iter().map(|said| (said.operation, said.target)).collect();
+    assert_eq!(asked, [(Operation::Request, FIRST.1)]);
+    let to: Vec<_> = world
+        .campus
+        .iter()
+        .filter(|seen| seen.bytes[6..12] == ct.0)
+        .map(|s| &s.bytes[..6])
+        .collect();
+    assert_eq!(to, [FIRST.0.0]);
+    let device = (ct, world.hosts[CT].address);
+    world.put(INTRUDER, reply(FIRST.0, FIRST.1, device));
+    world.clear_campus();
+    asks(&mut world, (intruder, FIRST.1), CT);
+    assert_eq!(heard_from(&world, ct), []);
+    asks(&mut world, FIRST, CT);
+    assert_eq!(heard_from(&world, ct).len(), 2);
+    // What they announce is nothing to the device, whose router has another address.
+    for frame in [
+        arp::request(FIRST.0, FIRST.1, FIRST.1).to_vec(),
+        reply(FIRST.0, FIRST.1, device),
+        reply(FIRST.0, FIRST.1, (MacAddr::BROADCAST, FIRST.1)),
+    ] {
+        let mut alone = frame.clone();
+        alone[..6].copy_from_slice(&ct.0);
+        world.put(INTRUDER, frame);
+        world.put(INTRUDER, alone);
+    }
+    world.run(Duration::from_secs(5));
+    let seen = &world.hosts[CT].seen;
+    assert!(seen.is_empty(), "{seen:02x?}");
+    assert_eq!(router_of(&mut world, CT), Some(VIRTUAL));
+    expect(&mut world, CT, ARCHIVE, Way::Clear);
+}
+
+#[test]
+fn a_routers_swap_behind_a_shared_ethernet_address_isnt_noticed() {
+    let mut world = two_routers(12, true);
+    // The other one takes over: the same addresses, heard from another port of the campus.
+    for _ in 0..5 {
+        world.put(INTRUDER, arp::request(VIRTUAL, OWN_ROUTER, OWN_ROUTER).to_vec());
+        world.run(Duration::from_millis(100));
+        world.announce_router([10, 20, 1]);
+        world.run(Duration::from_millis(100));
+        expect(&mut world, CT, ARCHIVE, Way::Clear);
+    }
+    assert_eq!(router_of(&mut world, CT), Some(VIRTUAL));
+    assert_eq!(world.hosts[CT].flips, []);
+    let now = world.now;
+    assert_eq!(world.engine(0).report(now).alarms, []);
+}
+
+#[test]
+fn nobody_on_a_port_passes_for_one_of_the_routers() {
+    let mut world = two_routers(13, true);
+    world.plan.revise();
+    let revision = world.plan.revision;
+    let member = &mut world.plan.devices[MRI].device.member;
+    (member.mode, member.mode_since) = (Mode::Observe, revision);
+    world.apply_all();
+    world.clear_campus();
+    let mri = world.hosts[MRI].mac;
+    asks_from_port(&mut world, MRI, FIRST.1);
+    assert_eq!(heard_from(&world, mri), []);
+    let now = world.now;
+    let alarms = world.engine(0).report(now).alarms;
+    let raised = |a: &anteroom_proto::alarm::Alarm| {
+        (a.kind, a.address) == (AlarmKind::Conflict, Some(FIRST.1))
+    };
+    assert!(alarms.iter().any(raised), "{alarms:#?}");
+    // What the MRI says of itself passes: it is on a wire.
+    let own = world.hosts[MRI].address;
+    asks_from_port(&mut world, MRI, own);
+    assert!(!heard_from(&world, mri).is_empty());
+}
+
+fn asks_from_port(world: &mut World, device: usize, sender: Ipv4Addr) {
+    let mac = world.hosts[device].mac;
+    world.put(device, arp::request(mac, sender, STRANGER).to_vec());
+    world.run(Duration::from_millis(50));
+}

@@ -447,6 +447,7 @@ fn infrastructure_is_open_to_enforced_devices_and_nothing_beside_it() {
         dhcp: vec![],
         dns: vec![world.hosts[WORKSTATION].address],
         ntp: vec![world.hosts[WORKSTATION].address],
+        routers: vec![],
     };
     all(&mut world, Mode::Enforce);
     expect(&mut world, PUMP, WORKSTATION, (Protocol::Udp, 53), Way::Clear);

@@ -270,7 +270,7 @@ impl Engine {
             if let Some(sight) = station.sights.iter_mut().find(|s| s.vlan.is_none()) {
                 sight.changed = true;
             }
-            self.guarded = security::Guarded::of(&self.stations);
+            self.guard();
         }
         let facts = Facts::of(&packet);
         self.carry_out(port, id, &passage, decision, &facts, header, frame, now, out);

@@ -282,7 +282,7 @@ impl Engine {
             .collect();
         self.stations.confirm(devices);
         self.stations.hold_absent(absent);
-        self.guarded = Guarded::of(&self.stations);
+        self.guarded = Guarded::of(&self.stations, &view.intent.infrastructure.routers);
         let stations = &self.stations;
         let place = |member: &Member| {
             let id = stations.find(member.mac)?;

@@ -10,6 +10,7 @@ use super::{Engine, Header};
 use crate::arp;
 use crate::contest::{Claim, Place, Step};
 use crate::nexthop;
+use crate::policy::Policy;
 use crate::port::PortId;
 use crate::security::Guarded;
 use crate::sink::Sink;
@@ -128,14 +129,29 @@ impl Engine {
         }
         station.next_hops.neighbour(place.address, mac, keep, limit);
         if nexthop::router_of(station.device.as_ref(), &station.next_hops) != used {
-            self.guarded = Guarded::of(&self.stations);
+            self.guard();
         }
+    }
+
+    /// Finds out anew what nobody on a port may pass for.
+    pub(super) fn guard(&mut self) {
+        let infrastructure = self.policy.as_ref().map(Policy::infrastructure);
+        let routers = infrastructure.map_or(&[][..], |found| found.routers.as_slice());
+        self.guarded = Guarded::of(&self.stations, routers);
     }
 
     /// Puts another in a next hop's place, and tells the device, which was told otherwise before.
     fn replace_neighbour(&mut self, place: Place, mac: MacAddr, out: &mut impl Sink) {
         self.set_neighbour(place, mac);
         let Some(station) = self.stations.get(place.station) else { return };
+        let router = nexthop::router_of(station.device.as_ref(), &station.next_hops);
+        let used = router.is_some_and(|(router, _)| router == place.address);
+        let further =
+            self.policy.as_ref().is_some_and(|policy| policy.is_further_router(place.address));
+        if further && !used {
+            // It only asks: the device was never told of it.
+            return;
+        }
         let Some(own) = station.device.as_ref().and_then(|device| device.own_addresses().next())
         else {
             return;

@@ -17,7 +17,6 @@ use crate::report::{
     DeviceStatus, EngineReport, EngineStatus, FlowInfo, Learned, LearnedNextHop, PortStatus,
     TableSizes, ViewStatus,
 };
-use crate::security::Guarded;
 use crate::station::{Learnt, PortState, Sight, Station, kind};
 
 impl Engine {
@@ -175,6 +174,12 @@ impl Engine {
         self.peers.iter().map(|(_, peer)| state(peer)).collect()
     }
 
+    /// Where packets for peers are sent to now.
+    #[must_use]
+    pub fn peer_addresses(&self) -> Vec<std::net::SocketAddr> {
+        self.peers.iter().filter_map(|(_, peer)| peer.endpoint()).collect()
+    }
+
     pub(super) fn port_name(&self, port: PortId) -> Option<Name> {
         let at = port.index().checked_sub(1)?;
         self.config.ports.get(at).map(|port| port.name.clone())
@@ -241,7 +246,7 @@ impl Engine {
             self.restore_next_hop(&hop);
         }
         self.holdings.restore(learned.claims);
-        self.guarded = Guarded::of(&self.stations);
+        self.guard();
     }
 
     fn restore_next_hop(&mut self, hop: &LearnedNextHop) {

@@ -284,6 +284,7 @@ impl Policy {
         let mut routers = intent.devices.iter().filter_map(|device| device.router);
         let mut externals = intent.externals.iter().flat_map(|external| &external.prefixes);
         self.is_infrastructure(address)
+            || self.is_further_router(address)
             || routers.any(|router| router.address == address)
             || externals
                 .any(|net| net.contains(&address) && net.prefix_len() >= within.prefix_len())
@@ -450,6 +451,11 @@ impl Policy {
         [&infrastructure.dhcp, &infrastructure.dns, &infrastructure.ntp]
             .into_iter()
             .any(|servers| servers.contains(&address))
+    }
+
+    /// Whether an address is the own one of a router that shares another with its like.
+    pub(crate) fn is_further_router(&self, address: Ipv4Addr) -> bool {
+        self.infrastructure().routers.contains(&address)
     }
 
     /// The state of a rule's conditions now.

@@ -147,7 +147,12 @@ fn policy(before: &Policy, after: &Policy, changes: &mut Changes) {
             let all: Vec<String> = servers.iter().map(ToString::to_string).collect();
             (!all.is_empty()).then(|| format!("{what} {}", all.join(" ")))
         };
-        let lists = [list("dhcp", &entry.dhcp), list("dns", &entry.dns), list("ntp", &entry.ntp)];
+        let lists = [
+            list("dhcp", &entry.dhcp),
+            list("dns", &entry.dns),
+            list("ntp", &entry.ntp),
+            list("routers", &entry.routers),
+        ];
         words(lists.into_iter().flatten())
     });
     section(changes, "external", &before.externals, &after.externals, |entry| {

@@ -8,7 +8,7 @@ use crate::problem::{Problem, Problems};
 /// Widest line that a list is kept on.
 const MAX_WIDTH: usize = 100;
 /// Keys in their order, sections first; others keep theirs, behind these.
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 27] = [
     "format",
     "infrastructure",
     "external",
@@ -19,6 +19,7 @@ const ORDER: [&str; 26] = [
     "dhcp",
     "dns",
     "ntp",
+    "routers",
     "prefixes",
     "review",
     "members",

@@ -66,7 +66,7 @@ pub struct Policy {
     pub tests: BTreeMap<Name, Test>,
 }
 
-/// Servers that every device of a site may use.
+/// Servers that every device of a site may use, and the routers that may ask for it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Infrastructure {
     /// Where its table stands.
@@ -77,6 +77,8 @@ pub struct Infrastructure {
     pub dns: Vec<Ipv4Addr>,
     /// NTP servers.
     pub ntp: Vec<Ipv4Addr>,
+    /// The own addresses of routers that share one.
+    pub routers: Vec<Ipv4Addr>,
 }
 
 /// A named prefix outside the overlay.

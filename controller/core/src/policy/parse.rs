@@ -108,7 +108,7 @@ fn each<T>(
 }
 
 fn infrastructure(reader: &mut Reader<'_>, _: &Name, entry: &Entry<'_>) -> Option<Infrastructure> {
-    reader.only(entry, &["dhcp", "dns", "ntp"]);
+    reader.only(entry, &["dhcp", "dns", "ntp", "routers"]);
     let mut servers = |key: &str| {
         let texts = reader.texts(entry, key, "[\"10.20.0.2\"]");
         let mut addresses: Vec<Ipv4Addr> =
@@ -118,7 +118,8 @@ fn infrastructure(reader: &mut Reader<'_>, _: &Name, entry: &Entry<'_>) -> Optio
         addresses
     };
     let (dhcp, dns, ntp) = (servers("dhcp"), servers("dns"), servers("ntp"));
-    Some(Infrastructure { position: entry.position, dhcp, dns, ntp })
+    let routers = servers("routers");
+    Some(Infrastructure { position: entry.position, dhcp, dns, ntp, routers })
 }
 
 fn server(reader: &mut Reader<'_>, entry: &Entry<'_>, text: &At<String>) -> Option<Ipv4Addr> {

@@ -91,7 +91,7 @@ fn unknown_keys_are_errors_at_every_level() {
     2 problems. Nothing was changed.
     "#);
     assert_snapshot!(problem("[segment.ct]\nmatch = { label.class = \"ct\", sit = \"north\" }\n"), @r#"policy.toml:3: segment.ct.match: unknown key "sit"; did you mean "site"? Nothing was changed."#);
-    assert_snapshot!(problem("[infrastructure.north]\nradius = []\n"), @r#"policy.toml:3: infrastructure.north: unknown key "radius"; known here: dhcp, dns, ntp. Nothing was changed."#);
+    assert_snapshot!(problem("[infrastructure.north]\nradius = []\n"), @r#"policy.toml:3: infrastructure.north: unknown key "radius"; known here: dhcp, dns, ntp, routers. Nothing was changed."#);
 }
 
 #[test]
