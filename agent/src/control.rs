@@ -22,14 +22,14 @@ use anteroom_proto::id::BootId;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{Applied, PortInfo, Reachable};
-use anteroom_proto::view::Floor;
+use anteroom_proto::view::{Floor, KnownKeys};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::plane::{Plane, PlaneError};
-use crate::state::{Enrolled, Enrolment};
+use crate::state::{Enrolled, Enrolment, TunnelKey};
 use backoff::Backoff;
 use clock::Clock;
 use dial::{Candidates, DialError};
@@ -86,7 +86,9 @@ pub(crate) struct Client<P> {
     plane: P,
     enrolment: Enrolment,
     identity: IdentityKey,
+    tunnel: TunnelKey,
     binding: Signed<TunnelKeyBinding>,
+    keys: KnownKeys,
     chain: Option<AuthorityChain>,
     floor: Floor,
     /// What was acknowledged last.
@@ -108,7 +110,7 @@ impl<P: Plane> Client<P> {
         reach: watch::Receiver<Reach>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let Enrolled { enrolment, identity, tunnel, chain, view, floor } = held;
+        let Enrolled { enrolment, identity, tunnel, chain, view, floor, keys } = held;
         let applied = view.as_deref().map(|view| applied_of(view, &plane));
         for problem in applied.iter().flat_map(|applied| &applied.problems) {
             warn!("the view on disk: {problem}");
@@ -122,6 +124,8 @@ impl<P: Plane> Client<P> {
         });
         Self {
             binding: tunnel.bind(&enrolment, &identity),
+            tunnel,
+            keys,
             outbox: Outbox::new(boot),
             keeping: Keeping::new(disk, floor),
             plane,

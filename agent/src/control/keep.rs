@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::v1::Applied;
-use anteroom_proto::view::{Floor, SignedView};
+use anteroom_proto::view::{Floor, KnownKeys, SignedView};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -42,6 +42,8 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn keep_view(&self, view: &SignedView, marks: bool) -> Result<(), StateError>;
     /// Writes down what no view may be below.
     fn keep_floor(&self, floor: &Floor) -> Result<(), StateError>;
+    /// Writes down the tunnel keys that were seen of peers.
+    fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError>;
 }
 
 impl Disk for StateDir {
@@ -59,6 +61,10 @@ impl Disk for StateDir {
     fn keep_floor(&self, floor: &Floor) -> Result<(), StateError> {
         self.write_floor(floor)
     }
+
+    fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError> {
+        self.write_known_keys(keys)
+    }
 }
 
 /// A view in force.
@@ -68,6 +74,8 @@ pub(super) struct Taken {
     pub(super) marks: bool,
     /// The floor once it is held.
     pub(super) floor: Floor,
+    /// The tunnel keys that were seen of peers by then.
+    pub(super) keys: KnownKeys,
     /// What the controller is told once it is written.
     pub(super) applied: Applied,
 }
@@ -99,6 +107,7 @@ impl Keeping {
             wanted: receiver,
             kept,
             floor,
+            keys: None,
             done: (0, 0),
             told: 0,
             failing: false,
@@ -141,6 +150,8 @@ struct Task {
     kept: watch::Sender<Option<Applied>>,
     /// The floor on disk.
     floor: Floor,
+    /// The peers' tunnel keys on disk, once they were written.
+    keys: Option<KnownKeys>,
     /// Numbers of the chain and the view on disk.
     done: (u64, u64),
     /// Number of the newest view that the controller is told of.
@@ -206,6 +217,7 @@ impl Task {
                 // After the view: a floor above the view on disk would shut that out at the next start.
                 let floor = Floor { time: taken.floor.time.max(self.floor.time), ..taken.floor };
                 self.floor(floor).await;
+                self.keys(&taken.keys).await;
                 true
             }
             Err(problem) => {
@@ -247,6 +259,18 @@ impl Task {
             && !self.failing
         {
             error!("{problem}");
+        }
+    }
+
+    async fn keys(&mut self, keys: &KnownKeys) {
+        if self.keys.as_ref() == Some(keys) {
+            return;
+        }
+        let written = keys.clone();
+        match self.on_disk(move |disk| disk.keep_keys(&written)).await {
+            Ok(()) => self.keys = Some(keys.clone()),
+            Err(problem) if !self.failing => error!("{problem}"),
+            Err(_) => {}
         }
     }
 

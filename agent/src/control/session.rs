@@ -174,7 +174,11 @@ impl<P: Plane> Client<P> {
             Ok(message) => greeting(message?)?,
             Err(_) => return Err(End::Lost("the controller says nothing".into())),
         };
+        let named = self.tunnel.serial;
         self.welcome(&welcome, link).await?;
+        if self.tunnel.serial != named {
+            out.send(ToController::Reachable(self.reachable()))?;
+        }
         *greeted = true;
         self.connected(address, welcome.approved);
 

@@ -99,7 +99,12 @@ impl<P: Plane> Client<P> {
             None => Err("view refused: no chain of authority documents came before it".into()),
         };
         let view = match verified {
-            Ok(view) => Arc::new(view),
+            Ok(mut view) => {
+                for old in self.keys.hold(&mut view) {
+                    self.alarm(&format!("the controller offers {old}"));
+                }
+                Arc::new(view)
+            }
             Err(problem) => {
                 warn!("{problem}");
                 return Ok(Some(self.refused(problem)));
@@ -126,7 +131,8 @@ impl<P: Plane> Client<P> {
             status.approved = Some(true);
         });
         let (marks, floor) = (enforces(&view), self.floor);
-        self.keeping.view(Taken { signed, marks, floor, applied });
+        let keys = self.keys.clone();
+        self.keeping.view(Taken { signed, marks, floor, keys, applied });
         Ok(None)
     }
 
@@ -155,6 +161,11 @@ impl<P: Plane> Client<P> {
     ) -> Result<(), PlaneError> {
         let now = self.clock.set(time, self.floor.time);
         self.keeping.time(self.clock);
+        if self.tunnel.unsure && self.tunnel.serial < now.0 / 1000 {
+            // Whatever serials the lost keys had, they were no higher than the time then.
+            (self.tunnel.serial, self.tunnel.unsure) = (now.0 / 1000, false);
+            self.binding = self.tunnel.bind(&self.enrolment, &self.identity);
+        }
         self.plane.set_time(now, true).await
     }
 }

@@ -9,7 +9,8 @@ use anteroom_agent_core::report::Learned;
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::key::IdentityKey;
-use anteroom_proto::view::{Floor, SignedView};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::view::{Floor, KnownKeys, SignedView};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
@@ -145,7 +146,35 @@ impl StateDir {
         before: &[TunnelKey],
         floor_serial: u64,
     ) -> Result<TunnelKey, StateError> {
-        records::TunnelKey::add(&self.path, before, floor_serial)
+        records::TunnelKey::add(&self.path, before, floor_serial, false)
+    }
+
+    /// Makes a key for tunnels in the place of those that were lost. Their serials are unknown; seconds that somebody
+    /// signed are a floor.
+    ///
+    /// # Errors
+    /// As [`StateDir::new_tunnel_key`].
+    pub(super) fn replace_lost_tunnel_keys(
+        &self,
+        floor: UnixMillis,
+    ) -> Result<TunnelKey, StateError> {
+        records::TunnelKey::add(&self.path, &[], floor.0 / 1000, true)
+    }
+
+    /// The tunnel keys that were seen of peers; none where that was lost.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub(super) fn known_keys(&self) -> Result<KnownKeys, StateError> {
+        Ok(records::KNOWN_KEYS.read(&self.path)?.unwrap_or_default())
+    }
+
+    /// Records the tunnel keys that were seen of peers. They go after the view that they come from, as the floor does.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_known_keys(&self, keys: &KnownKeys) -> Result<(), StateError> {
+        records::KNOWN_KEYS.write(&self.path, keys)
     }
 
     /// The enrolment, if there is one.

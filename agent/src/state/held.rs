@@ -6,7 +6,7 @@ use anteroom_agent_core::report::Learned;
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mode::Mode;
-use anteroom_proto::view::{Floor, SignedView, View};
+use anteroom_proto::view::{Floor, KnownKeys, SignedView, View};
 
 use crate::config::Config;
 use crate::net::wiring::Wiring;
@@ -42,6 +42,8 @@ pub struct Enrolled {
     pub view: Option<Arc<View>>,
     /// What no newer view may be below.
     pub floor: Floor,
+    /// The tunnel keys that were seen of peers.
+    pub keys: KnownKeys,
 }
 
 impl Held {
@@ -116,12 +118,15 @@ impl Enrolled {
             return Ok(None);
         };
         let keys = note(state.tunnel_keys(), problems)?.unwrap_or_default();
+        let floor = note(records::FLOOR.read::<Floor>(state.path()), problems)?.flatten();
+        let floor = floor.unwrap_or_default();
+        let known = note(state.known_keys(), problems)?.unwrap_or_default();
         let tunnel = match keys.first() {
             Some(key) => key.clone(),
-            None => state.new_tunnel_key(&keys, 0)?,
+            None => state.replace_lost_tunnel_keys(floor.time)?,
         };
         let mut held =
-            Self { enrolment, identity, tunnel, chain: None, view: None, floor: Floor::default() };
+            Self { enrolment, identity, tunnel, chain: None, view: None, floor, keys: known };
         held.load_signed(state, problems)?;
         Ok(Some(held))
     }
@@ -131,9 +136,6 @@ impl Enrolled {
         state: &StateDir,
         problems: &mut Vec<StateError>,
     ) -> Result<(), StateError> {
-        if let Some(floor) = note(records::FLOOR.read(state.path()), problems)?.flatten() {
-            self.floor = floor;
-        }
         let chain = note(records::AUTHORITY.read::<Vec<_>>(state.path()), problems)?.flatten();
         let view = note(records::VIEW.read::<SignedView>(state.path()), problems)?.flatten();
         let Some(signed) = chain else { return Ok(()) };
@@ -153,8 +155,9 @@ impl Enrolled {
         }
         let (Some(chain), Some(view)) = (&self.chain, view) else { return Ok(()) };
         match View::verify_held(&view, self.enrolment.gateway, chain, &self.floor) {
-            Ok(view) => {
+            Ok(mut view) => {
                 self.floor = view.floor(&self.floor);
+                self.keys.hold(&mut view);
                 self.view = Some(Arc::new(view));
             }
             Err(error) => {

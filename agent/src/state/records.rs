@@ -58,6 +58,12 @@ pub(super) const FLOOR: Kind = Kind {
     max: 512,
     loss: "The agent goes by the numbers of the view that it holds.",
 };
+pub(super) const KNOWN_KEYS: Kind = Kind {
+    name: "known-keys",
+    format: 1,
+    max: 4 * 1024 * 1024,
+    loss: "The agent goes by the tunnel keys in the view that it holds.",
+};
 pub(super) const BYPASSES: Kind = Kind {
     name: "bypasses",
     format: 1,
@@ -137,6 +143,8 @@ pub struct TunnelKey {
     pub serial: u64,
     /// The private half.
     pub secret: TunnelSecret,
+    /// Whether keys before it were lost, so that its serial may be below theirs: peers take it once it has another.
+    pub unsure: bool,
 }
 
 impl PartialEq for TunnelKey {
@@ -152,6 +160,7 @@ impl Eq for TunnelKey {}
 struct StoredTunnelKey {
     serial: u64,
     secret: Seed,
+    unsure: bool,
 }
 
 impl TunnelKey {
@@ -161,25 +170,32 @@ impl TunnelKey {
             .iter()
             .map(|key| {
                 let bytes = key.secret.bytes(&TUNNEL_KEYS, directory)?;
-                Ok(Self { serial: key.serial, secret: TunnelSecret::from_bytes(*bytes) })
+                let secret = TunnelSecret::from_bytes(*bytes);
+                Ok(Self { serial: key.serial, secret, unsure: key.unsure })
             })
             .collect::<Result<Vec<_>, StateError>>()?;
         keys.sort_by_key(|key| std::cmp::Reverse(key.serial));
         Ok(keys)
     }
 
-    pub(super) fn add(directory: &Path, before: &[Self], floor: u64) -> Result<Self, StateError> {
+    pub(super) fn add(
+        directory: &Path,
+        before: &[Self],
+        floor: u64,
+        unsure: bool,
+    ) -> Result<Self, StateError> {
         let newest = before.iter().map(|key| key.serial).max().unwrap_or_default();
         // Keys that were lost had serials too. Seconds keep above them without a counter that survives.
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let serial = newest.max(floor).saturating_add(1).max(clock);
-        let key = Self { serial, secret: TunnelSecret::from_bytes(*random()?) };
+        let key = Self { serial, secret: TunnelSecret::from_bytes(*random()?), unsure };
         let stored: Vec<_> = std::iter::once(&key)
             .chain(before)
             .take(MAX_TUNNEL_KEYS)
             .map(|key| StoredTunnelKey {
                 serial: key.serial,
                 secret: Seed::new(key.secret.as_bytes()),
+                unsure: key.unsure,
             })
             .collect();
         TUNNEL_KEYS.write(directory, &stored)?;

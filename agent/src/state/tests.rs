@@ -7,6 +7,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::Floor;
 use tempfile::TempDir;
 
@@ -290,6 +291,11 @@ fn serials_of_tunnel_keys_rise_even_past_lost_ones() {
     assert_eq!(state.tunnel_keys().unwrap(), [two.clone(), one]);
     fs::remove_file(Path::new(state.path()).join("tunnel-keys")).unwrap();
     assert!(state.new_tunnel_key(&[], two.serial).unwrap().serial > two.serial);
+    // Lost on a machine whose clock went back: the time that was signed is a floor.
+    let ahead = UnixMillis((two.serial + 5_000) * 1000);
+    let new = state.replace_lost_tunnel_keys(ahead).unwrap();
+    assert!(new.serial > two.serial + 5_000 && new.unsure);
+    assert!(state.tunnel_keys().unwrap()[0].unsure, "over a restart too");
 }
 
 proptest::proptest! {

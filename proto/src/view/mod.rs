@@ -1,5 +1,7 @@
 //! A view: all that one gateway holds, put together from what operators and the controller signed.
 
+mod keys;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
@@ -15,6 +17,8 @@ use crate::key::{Hash, PublicKey, TunnelPublicKey};
 use crate::merkle::{Proof, leaf_hash};
 use crate::operation::{Operation, ViewNumber};
 use crate::time::UnixMillis;
+
+pub use keys::KnownKeys;
 
 /// A view as it travels and as a gateway keeps it on disk: the bytes that were signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

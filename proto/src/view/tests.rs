@@ -5,6 +5,8 @@ use crate::intent::Infrastructure;
 use crate::key::{IdentityKey, TunnelSecret};
 use crate::{merkle, overlay};
 
+mod keys;
+
 const ORG: OrganisationId = OrganisationId::from_bytes([1; 16]);
 const US: GatewayId = GatewayId::from_bytes([10; 16]);
 const PEER: GatewayId = GatewayId::from_bytes([11; 16]);

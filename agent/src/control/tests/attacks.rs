@@ -3,12 +3,14 @@
 
 use anteroom_proto::api::Login;
 use anteroom_proto::authority::Authority;
+use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cbor::{self, Blob};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{ExternalId, GatewayId, RuleId};
 use anteroom_proto::intent::{Endpoint, External, Intent, IntentRoot, PeerGateway, Rule};
+use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::merkle::{self, Proof, leaf_hash};
-use anteroom_proto::operation::{Operation, ViewNumber};
+use anteroom_proto::operation::{Operation, PeerOperation, ViewNumber};
 use anteroom_proto::overlay::gateway_address;
 
 use super::*;
@@ -385,5 +387,102 @@ async fn whoever_has_another_key_and_no_document_for_it_gets_no_hello() {
     assert!(!greeted.is_finished(), "it was greeted");
     greeted.abort();
     assert_eq!(world.status.borrow().authority, 1);
+    world.finish().await;
+}
+
+/// The revoked peer's tunnel key number `serial`, as it signed it while it was one.
+fn bound(serial: u64) -> Signed<TunnelKeyBinding> {
+    let byte = u8::try_from(serial).unwrap();
+    let binding = TunnelKeyBinding {
+        organisation: ORGANISATION,
+        gateway: REVOKED,
+        x25519: TunnelSecret::from_bytes([byte; 32]).public(),
+        ml_kem_768: None,
+        serial,
+        not_before: UnixMillis(0),
+    };
+    Signed::sign(&binding, &key(66))
+}
+
+fn with_keys(
+    organisation: &Organisation,
+    sequence: u64,
+    keys: Vec<Signed<TunnelKeyBinding>>,
+) -> SignedView {
+    let mut friends = intent(GATEWAY, Mode::Enforce);
+    with_peer(&mut friends);
+    let view = organisation.view_of(&friends, 3, sequence);
+    let peer = PeerOperation { gateway: REVOKED, endpoints: Vec::new(), keys };
+    let forgery = Forgery::of(organisation, view).operation(|operation| {
+        operation.number.sequence = sequence;
+        operation.peers = vec![peer];
+    });
+    forgery.view
+}
+
+#[tokio::test]
+async fn a_stolen_controller_brings_back_no_tunnel_key_that_was_replaced() {
+    let world = World::new();
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    for (sequence, serial) in [(6, 40), (7, 41)] {
+        let view = with_keys(&world.organisation, sequence, vec![bound(serial)]);
+        session.send(view_message(view)).await;
+        assert_eq!(session.hear_applied().await.problems, [""; 0]);
+    }
+    // The key with serial 40 was replaced because somebody else has it. He has the controller as well now.
+    for (sequence, keys) in
+        [(8, vec![bound(40)]), (9, vec![bound(41), bound(40)]), (10, vec![bound(39), bound(40)])]
+    {
+        session.send(view_message(with_keys(&world.organisation, sequence, keys))).await;
+        let applied = session.hear_applied().await;
+        assert_eq!((applied.refused, applied.number.sequence), (None, sequence));
+        let told = applied.problems.join("; ");
+        assert!(told.contains("serial 40: it was replaced by one with serial 41"), "{told}");
+        let view = world.plane.told(|told| told.views.last().unwrap().clone());
+        let used: Vec<u64> = view.peers[0].keys.iter().map(|key| key.serial).collect();
+        assert_eq!(used, [41], "view {sequence}");
+    }
+    let alarms = world.status.borrow().alarms.clone();
+    assert!(alarms.iter().any(|alarm| alarm.what.contains("serial 40")), "{alarms:?}");
+    let state = world.state.clone();
+    let World { agent, stop, _parent: parent, .. } = world;
+    stop.send_replace(true);
+    timeout(DEADLINE, agent).await.expect("it stops").unwrap().unwrap();
+
+    // A restart makes it forget nothing, and neither does the loss of the view.
+    for lost in ["", "view"] {
+        if !lost.is_empty() {
+            std::fs::remove_file(state.path().join(lost)).unwrap();
+        }
+        let mut held = Held::load(&state).unwrap().enrolled.unwrap();
+        if let Some(view) = &held.view {
+            assert_eq!(view.peers[0].keys[0].serial, 41);
+        }
+        let organisation = Organisation::new(&[]);
+        let old = with_keys(&organisation, 11, vec![bound(40)]);
+        let mut old = organisation.verified(&old);
+        assert_eq!(held.keys.hold(&mut old).len(), 1, "without {lost:?}");
+        assert_eq!(old.peers[0].keys[0].serial, 41);
+    }
+    drop(parent);
+}
+
+#[tokio::test]
+async fn a_gateway_that_lost_its_tunnel_keys_counts_on_from_the_confirmed_time() {
+    let world = World::new();
+    let mut session = world.session().await;
+    let identity = world.state.identity().unwrap().unwrap().public();
+    let first = check_binding(&session.hello.reachable.keys[0], identity);
+    // By the time that the controller knows the lost keys' serials were lower.
+    let time = (first.serial + 1_000_000) * 1000;
+    session.welcome(60_000, time).await;
+    let named = loop {
+        if let ToController::Reachable(reachable) = session.hear().await {
+            break check_binding(&reachable.keys[0], identity);
+        }
+    };
+    assert_eq!(named.x25519, first.x25519, "the same key");
+    assert_eq!(named.serial, first.serial + 1_000_000);
     world.finish().await;
 }

@@ -3,7 +3,7 @@
 use std::sync::Condvar;
 
 use anteroom_proto::authority::{AuthorityChain, Operator};
-use anteroom_proto::view::Floor;
+use anteroom_proto::view::{Floor, KnownKeys};
 
 use super::*;
 use crate::state::StateError;
@@ -70,6 +70,10 @@ impl Disk for Disc {
     // A floor is small: it may fit where a view doesn't.
     fn keep_floor(&self, floor: &Floor) -> Result<(), StateError> {
         self.state.keep_floor(floor)
+    }
+
+    fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError> {
+        self.state.keep_keys(keys)
     }
 }
 

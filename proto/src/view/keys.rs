@@ -1,0 +1,86 @@
+//! The tunnel keys that a gateway has seen of its peers: what stops a replay of an old one.
+//!
+//! A binding is signed by the gateway whose key it is, and stays validly signed for ever. A controller that still has
+//! one for a key that was replaced, because its private half got into other hands, could show it again.
+
+use serde::{Deserialize, Serialize};
+
+use super::View;
+use crate::binding::TunnelKeyBinding;
+use crate::key::PublicKey;
+
+/// What is known of one gateway's tunnel keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Known {
+    /// The identity key that signs them. A gateway that enrolled anew counts anew.
+    identity: PublicKey,
+    /// Keys with lower serials aren't taken any more.
+    lowest: u64,
+    /// The one with the highest serial.
+    newest: TunnelKeyBinding,
+}
+
+/// The tunnel keys that a gateway has seen of its peers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KnownKeys(Vec<Known>);
+
+impl KnownKeys {
+    /// Most peers that are remembered. Those that aren't peers any more make room first.
+    pub const MAX: usize = 4096;
+
+    /// Leaves out of `view` the tunnel keys that were replaced, and remembers the others. Where a peer has nothing
+    /// but replaced ones there, the newest that was seen stays in use. Gives what was left out, one sentence each.
+    ///
+    /// While a gateway names several keys at once, as when it changes from one to the next, all of them count.
+    pub fn hold(&mut self, view: &mut View) -> Vec<String> {
+        let mut left_out = Vec::new();
+        for peer in &mut view.peers {
+            let identity = peer.gateway.identity;
+            let at = self.0.iter().position(|known| known.identity == identity);
+            let known = at.and_then(|at| self.0.get_mut(at));
+            if let Some(known) = &known {
+                let before = peer.keys.len();
+                for old in peer.keys.iter().filter(|key| key.serial < known.lowest) {
+                    left_out.push(format!(
+                        "a tunnel key of {} with serial {}: it was replaced by one with serial {}",
+                        peer.gateway.gateway, old.serial, known.newest.serial
+                    ));
+                }
+                peer.keys.retain(|key| key.serial >= known.lowest);
+                if peer.keys.is_empty() && before > 0 {
+                    peer.keys.push(known.newest.clone());
+                }
+            }
+            let (Some(newest), Some(oldest)) = (peer.keys.first(), peer.keys.last()) else {
+                continue;
+            };
+            match known {
+                Some(known) => {
+                    known.lowest = known.lowest.max(oldest.serial);
+                    if newest.serial >= known.newest.serial {
+                        known.newest = newest.clone();
+                    }
+                }
+                None => {
+                    let (lowest, newest) = (oldest.serial, newest.clone());
+                    self.0.push(Known { identity, lowest, newest });
+                }
+            }
+        }
+        if self.0.len() > Self::MAX {
+            let peers = &view.intent.peers;
+            let mut extra = self.0.len() - Self::MAX;
+            self.0.retain(|known| {
+                let is_peer = peers.iter().any(|peer| peer.identity == known.identity);
+                let goes = extra > 0 && !is_peer;
+                extra -= usize::from(goes);
+                !goes
+            });
+            self.0.truncate(Self::MAX);
+        }
+        view.left_out.extend(left_out.iter().cloned());
+        left_out
+    }
+}

@@ -1,0 +1,84 @@
+//! Tunnel keys that were replaced, shown again.
+
+use super::*;
+
+fn binding(serial: u64) -> TunnelKeyBinding {
+    let byte = u8::try_from(serial % 200).unwrap();
+    TunnelKeyBinding {
+        organisation: ORG,
+        gateway: PEER,
+        x25519: TunnelSecret::from_bytes([byte + 1; 32]).public(),
+        ml_kem_768: None,
+        serial,
+        not_before: UnixMillis(0),
+    }
+}
+
+/// The serials that are in use once a view with these has come, and how many were left out.
+fn offer(known: &mut KnownKeys, serials: &[u64]) -> (Vec<u64>, usize) {
+    let mut view = Parts::default().verify().unwrap();
+    view.peers[0].keys = serials.iter().map(|serial| binding(*serial)).collect();
+    let left_out = known.hold(&mut view);
+    assert_eq!(view.left_out, left_out);
+    (view.peers[0].keys.iter().map(|key| key.serial).collect(), left_out.len())
+}
+
+#[test]
+fn a_key_that_was_replaced_never_comes_back() {
+    let mut known = KnownKeys::default();
+    assert_eq!(offer(&mut known, &[5]), (vec![5], 0));
+    assert_eq!(offer(&mut known, &[5]), (vec![5], 0), "again");
+    assert_eq!(offer(&mut known, &[9]), (vec![9], 0));
+    assert_eq!(offer(&mut known, &[5]), (vec![9], 1), "the newer one stays in use");
+    assert_eq!(offer(&mut known, &[8, 7]), (vec![9], 2));
+    assert_eq!(offer(&mut known, &[12, 5]), (vec![12], 1), "nor beside another");
+    assert_eq!(offer(&mut known, &[9]), (vec![12], 1));
+    // A controller may cut a peer off.
+    assert_eq!(offer(&mut known, &[]), (vec![], 0));
+    assert_eq!(offer(&mut known, &[5]), (vec![12], 1), "which makes nobody forget");
+    let read: KnownKeys = cbor::decode(&cbor::encode(&known), 1 << 16).unwrap();
+    assert_eq!(read, known);
+}
+
+#[test]
+fn keys_that_a_gateway_names_together_all_count_until_it_drops_one() {
+    let mut known = KnownKeys::default();
+    assert_eq!(offer(&mut known, &[5]), (vec![5], 0));
+    for _ in 0..3 {
+        assert_eq!(offer(&mut known, &[6, 5]), (vec![6, 5], 0));
+    }
+    assert_eq!(offer(&mut known, &[6]), (vec![6], 0));
+    assert_eq!(offer(&mut known, &[6, 5]), (vec![6], 1));
+}
+
+#[test]
+fn a_gateway_that_enrolled_anew_counts_anew() {
+    let mut known = KnownKeys::default();
+    assert_eq!(offer(&mut known, &[50]), (vec![50], 0));
+    let mut view = Parts::default().verify().unwrap();
+    view.peers[0].gateway.identity = stranger().public();
+    view.peers[0].keys = vec![binding(3)];
+    assert_eq!(known.hold(&mut view), [""; 0]);
+    assert_eq!(view.peers[0].keys, [binding(3)]);
+}
+
+#[test]
+fn what_is_remembered_is_bounded_and_peers_are_remembered_longest() {
+    let mut known = KnownKeys::default();
+    assert_eq!(offer(&mut known, &[50]), (vec![50], 0));
+    let mut others = Parts::default().verify().unwrap();
+    let peer = others.peers[0].clone();
+    others.peers = (0..KnownKeys::MAX as u64 + 9)
+        .map(|n| {
+            let mut other = peer.clone();
+            let mut seed = [7; 32];
+            seed[..8].copy_from_slice(&n.to_le_bytes());
+            other.gateway.identity = IdentityKey::from_seed(&seed).public();
+            other.keys = vec![binding(1)];
+            other
+        })
+        .collect();
+    known.hold(&mut others);
+    assert_eq!(offer(&mut known, &[49]), (vec![50], 1));
+    assert!(cbor::encode(&known).len() < 4 << 20);
+}
