@@ -3,6 +3,7 @@
 //!
 //! What is signed was computed here, out of a base that an operator signed. The controller only stores it.
 
+mod away;
 mod base;
 mod confirm;
 mod show;
@@ -179,7 +180,7 @@ pub fn make(
         let number = current.base.number + 1;
         let mut model = current.model.clone();
         edit(&mut model, number).map_err(ChangeError::from)?;
-        let plan = plan(remote, &current, &model)?;
+        let mut plan = plan(remote, &current, &model)?;
         check_expected(remote, &request, &plan)?;
         if plan.is_empty() && model == current.model {
             output.note("Nothing to change: it is so already.")?;
@@ -190,6 +191,7 @@ pub fn make(
         }
         match &shown {
             None => {
+                away::warn(remote, &model, request.unawaited.as_deref(), &mut plan)?;
                 output.note(render_plan(&plan))?;
                 confirm::ask(&request, &plan, output)?;
             }
@@ -269,6 +271,16 @@ pub fn plan(remote: &mut Remote, current: &Current, after: &Model) -> Result<Pla
     let evidence = evidence(remote)?;
     let plan = Plan::between(current.base, &current.model, after, &evidence, now());
     Ok(plan.map_err(ChangeError::from)?)
+}
+
+/// As [`plan`], with a warning for each gateway that would have to follow and is offline.
+///
+/// # Errors
+/// As [`plan`], or when the gateways' states can't be fetched.
+pub fn plan_now(remote: &mut Remote, current: &Current, after: &Model) -> Result<Plan, Error> {
+    let mut plan = plan(remote, current, after)?;
+    away::warn(remote, after, None, &mut plan)?;
+    Ok(plan)
 }
 
 /// What was seen on the network.

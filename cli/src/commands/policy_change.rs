@@ -24,7 +24,7 @@ pub(super) fn plan(
     let mut model = current.model.clone();
     let file = path.display().to_string();
     model.set_policy(&file, text).map_err(ChangeError::from)?;
-    let plan = change::plan(remote, &current, &model)?;
+    let plan = change::plan_now(remote, &current, &model)?;
     let difference = unified(
         &current.model.policy,
         &model.policy,

@@ -421,3 +421,37 @@ fn flows_bear_names_and_say_what_is_in_the_clear() {
     let ran = ana.run(&["why", "ct-1", "nobody", "dicom"]);
     assert!(ran.fails(1).contains("\"nobody\""), "{ran:#?}");
 }
+
+#[test]
+fn who_is_offline_is_named_before_a_change_with_what_waits_for_it() {
+    let (controller, ana) = hospital();
+    let file = ana.write("policy.toml", POLICY);
+    let quiet = ana.run(&["policy", "plan", &file]).ok().out;
+    assert!(!quiet.contains("offline"), "{quiet}");
+    let (server_room, _) = controller.state().model().gateway_named("server-room").unwrap();
+    controller.state().offline.push(server_room);
+
+    // A peer's gateway, in each of the three that show a plan.
+    let named = "! gateway server-room: It is offline, last seen ";
+    let waits = "Until it is back, pacs-1 and whoever speaks with them go on as before";
+    let plan = ana.run(&["policy", "plan", &file]).ok().out;
+    assert!(plan.contains(named) && plan.contains(waits), "{plan}");
+    let json = ana.run(&["--json", "policy", "plan", &file]).ok().json();
+    assert_eq!(json["warnings"][0]["code"], "gateway-offline", "{json}");
+    let why = ["--reason", "x", "--yes", "--no-wait"];
+    let ran = ana.run(&[&["policy", "apply", &file][..], &why].concat()).ok();
+    let told = format!("{}{}", ran.out, ran.err);
+    assert!(told.contains(named) && told.contains(waits), "{ran:#?}");
+    let ran = ana.run(&[&["device", "mode", "ct-1", "protect"][..], &why].concat()).ok();
+    let told = format!("{}{}", ran.out, ran.err);
+    assert!(told.contains(named), "its peer has to follow: {ran:#?}");
+
+    // What doesn't concern it says nothing of it.
+    ana.run(&["device", "label", "ct-1", "room=7", "--yes"]).ok();
+    let ran = ana.run(&[&["device", "label", "ct-1", "room=8"][..], &why].concat());
+    assert!(!format!("{}{}", ran.out, ran.err).contains("offline"), "{ran:#?}");
+    // Nor does what the change itself says is out.
+    let words = ["gateway", "bypass", "server-room", "--for", "1h", "--reason", "x", "--yes"];
+    let ran = ana.run(&words);
+    assert!(!format!("{}{}", ran.out, ran.err).contains("is offline, last seen"), "{ran:#?}");
+}
