@@ -65,7 +65,9 @@ pub(crate) enum OrderError {
     )]
     Over,
     /// No room.
-    #[error("{MAX_ORDERS} orders are held already, and no more are kept")]
+    #[error(
+        "{MAX_ORDERS} orders are held already, each for another gateway, and no more are kept: have this one sent by the controller (`anteroom gateway bypass NAME --for TIME` without `--offline`)"
+    )]
     Full,
     /// The state can't be read.
     #[error(transparent)]

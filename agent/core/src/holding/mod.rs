@@ -195,6 +195,7 @@ impl Holdings {
             self.review_own(at, member);
         }
         self.others.retain(|member, other| other.still_stands(at, *member));
+        self.checked.retain(|gateway, _| at.peer(*gateway).is_some());
         self.index();
         for signed in std::mem::take(&mut self.restored) {
             self.take_back(at, signed);

@@ -70,6 +70,12 @@ impl Holdings {
         *count <= CHECKS_A_SECOND
     }
 
+    /// How many peers' claims are counted.
+    #[cfg(test)]
+    pub(crate) fn counted(&self) -> usize {
+        self.checked.len()
+    }
+
     /// Takes a claim that `gateway` made, if it may make it and it isn't older than what is known.
     pub(crate) fn take(
         &mut self,

@@ -197,6 +197,13 @@ fn a_flood_of_claims_costs_a_bounded_number_of_checks() {
     assert_eq!(checked, 64);
     let later = now + std::time::Duration::from_secs(1);
     assert!(engine.holdings.may_check(OTHER, later));
+    // Of whoever is a peer no more nothing is kept.
+    let mut view = (*engine.policy.as_ref().unwrap().view).clone();
+    view.intent.peers.clear();
+    view.peers.clear();
+    assert_eq!(engine.holdings.counted(), 1);
+    engine.apply(Arc::new(view), later);
+    assert_eq!(engine.holdings.counted(), 0);
 }
 
 /// A view like the others', in which operators also named single addresses within the devices' prefix: a server, a
