@@ -332,15 +332,15 @@ impl View {
 
     /// Why a matching rule doesn't let the flow pass after all.
     fn obstacle(self, rule: &ResolvedRule, now: UnixMillis) -> Option<DropReason> {
-        if self.path == PairPath::None {
-            let observed = self.client && self.own == Mode::Observe;
-            let reason =
-                if observed { DropReason::ClientOfObserved } else { DropReason::UnknownMode };
-            Some(reason)
+        let observed = self.client && self.own == Mode::Observe;
+        if self.path == PairPath::None && !observed {
+            Some(DropReason::UnknownMode)
         } else if self.quarantined && !rule.essential {
             Some(DropReason::Quarantined)
         } else if rule.expired(now) {
             Some(DropReason::Expired)
+        } else if observed {
+            Some(DropReason::ClientOfObserved)
         } else if self.path == PairPath::ClearIfRuleSays && !rule.clear {
             Some(DropReason::ClearNotAllowed)
         } else {
@@ -372,7 +372,7 @@ impl View {
 fn nearness(obstacle: Option<DropReason>) -> u8 {
     match obstacle {
         None => 0,
-        Some(DropReason::ClearNotAllowed) => 1,
+        Some(DropReason::ClearNotAllowed | DropReason::ClientOfObserved) => 1,
         Some(DropReason::Quarantined) => 2,
         Some(DropReason::Expired) => 3,
         Some(_) => 4,

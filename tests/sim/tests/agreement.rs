@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
-use anteroom_agent_core::report::Question;
+use anteroom_agent_core::report::{Explanation, Party as Told, Question};
 use anteroom_controller_core::compile::compile;
 use anteroom_controller_core::decide::{Flow, Party, decide};
-use anteroom_controller_core::model::{Attachment, Device, Gateway, Model};
+use anteroom_controller_core::model::{Attachment, Client, Device, Gateway, Model};
 use anteroom_proto::id::{GatewayId, MemberId, OrganisationId, RuleId};
 use anteroom_proto::intent::{Intent, OnFailure};
+use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::service::{PortMatch, Protocol};
 use anteroom_proto::verdict::{DropReason, Verdict};
@@ -82,8 +83,26 @@ fn device(random: &mut Random, model: &mut Model, number: u8, gateways: u8) {
     );
 }
 
+fn client(random: &mut Random, model: &mut Model, number: u8) {
+    let class = format!("class-{}", random.below(3));
+    let site = model.gateways.values().next().unwrap().site.clone();
+    model.clients.insert(
+        MemberId::from_bytes([100 + number; 16]),
+        Client {
+            name: format!("client-{number}").parse().unwrap(),
+            site,
+            key: TunnelSecret::from_bytes([100 + number; 32]).public(),
+            address: Ipv4Addr::new(10, 0, 0, 100 + number),
+            labels: BTreeMap::from([("class".parse().unwrap(), class)]),
+            added_at: EPOCH,
+        },
+    );
+}
+
 fn policy(random: &mut Random, model: &Model) -> String {
-    let names: Vec<String> = model.devices.values().map(|d| d.name.to_string()).collect();
+    let devices = model.devices.values().map(|d| d.name.to_string());
+    let names: Vec<String> =
+        devices.chain(model.clients.values().map(|c| c.name.to_string())).collect();
     let some: Vec<String> = names.iter().step_by(2).map(|name| format!("\"{name}\"")).collect();
     let mut text = format!(
         "format = 1\n[infrastructure.north]\ndns = [\"192.0.2.53\"]\nntp = [\"192.0.2.3\"]\n\
@@ -126,6 +145,9 @@ fn model(random: &mut Random) -> Model {
     }
     for number in 1..=u8::try_from(random.below(10)).unwrap() {
         device(random, &mut model, number, gateways);
+    }
+    for number in 1..=u8::try_from(random.below(3)).unwrap() {
+        client(random, &mut model, number);
     }
     model.policy = policy(random, &model);
     model
@@ -187,6 +209,9 @@ fn agree(seed: u64) -> usize {
         .iter()
         .map(|(id, device)| (Party::Member(*id), device.addresses[0].addr()))
         .collect();
+    let is_client =
+        |party: &Party| matches!(party, Party::Member(id) if model.clients.contains_key(id));
+    ends.extend(model.clients.iter().map(|(id, client)| (Party::Member(*id), client.address)));
     for address in [[192, 0, 2, 3], [192, 0, 2, 53], [10, 0, 200, 1], [203, 0, 113, 9]] {
         let address = Ipv4Addr::from(address);
         ends.push((Party::Address(address), address));
@@ -220,7 +245,19 @@ fn agree(seed: u64) -> usize {
                 let strictest = told.iter().reduce(|a, b| {
                     if strictness(b.verdict) > strictness(a.verdict) { b } else { a }
                 });
-                let verdict = strictest.map(|told| folded(told.verdict));
+                let stranger = |told: &&Explanation| told.from == Told::Unknown;
+                if is_client(from) && strictest.as_ref().is_some_and(stranger) {
+                    // Its packets get no further than to a gateway that doesn't know it.
+                    assert!(matches!(decision.verdict, Verdict::Drop(_)), "{decision:?}");
+                    continue;
+                }
+                let verdict = strictest.map(|told| match told.verdict {
+                    // Nobody connects them here, so that is how far it comes.
+                    Verdict::Drop(DropReason::TunnelDown) if is_client(from) || is_client(to) => {
+                        Verdict::Tunnel
+                    }
+                    verdict => folded(verdict),
+                });
                 let rule = decision.rule.as_ref().map(|name| RuleId::of(name.as_str()));
                 let cited = rule.is_none() || told.iter().any(|told| told.rule == rule);
                 assert!(

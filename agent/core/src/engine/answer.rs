@@ -30,7 +30,8 @@ impl Engine {
                 service: Some(question.service.protocol),
                 port: question.service.first,
                 from_port: ANY_PORT,
-                tunnelled: false,
+                // A client has no other way to ask.
+                tunnelled: self.is_client(&from),
                 peers: &self.peer_states,
                 clock: &self.clock,
                 now,
@@ -160,6 +161,11 @@ impl Engine {
             (Some(near), Some(far)) => policy.path(near, far).1,
             _ => false,
         }
+    }
+
+    fn is_client(&self, end: &End) -> bool {
+        let (Some(policy), Who::Member(index)) = (&self.policy, end.who) else { return false };
+        policy.member(index).is_some_and(|member| member.is_client)
     }
 
     /// The path of a device here and a client, if the other is one.

@@ -137,7 +137,8 @@ impl Policy {
         };
         let found = match (path, far) {
             (PairPath::None, Some(far)) if far.is_client && near.mode == Mode::Observe => {
-                Err(Refused::because(DropReason::ClientOfObserved))
+                let reason = DropReason::ClientOfObserved;
+                self.rule(ask, false).and_then(|rule| Err(Refused { reason, rule: Some(rule) }))
             }
             (PairPath::None, _) => Err(Refused::because(DropReason::UnknownMode)),
             (_, Some(far)) if far.suspended => Err(Refused::because(DropReason::TunnelDown)),
@@ -158,8 +159,9 @@ impl Policy {
                 // What a gateway's tunnel brings could come in the clear as well; a client's has no other way.
                 let is_client = far.is_some_and(|far| far.is_client);
                 let owner = peer.filter(|_| !is_client);
-                let verdict = match reason {
-                    reason if is_client && ask.tunnelled => Verdict::Drop(reason),
+                let verdict = match verdict {
+                    Verdict::Drop(_) => verdict,
+                    _ if is_client && ask.tunnelled => Verdict::Drop(reason),
                     _ => verdict,
                 };
                 return Judgement { owner, ..judgement(verdict, refused.rule, None) };

@@ -134,14 +134,14 @@ impl Policy {
             for (member, is_here) in here.clone().chain(elsewhere.clone()) {
                 if (member.site == view.intent.site) == own_site {
                     let place = if is_here { station(member) } else { None };
-                    policy.add(member, is_here.then_some(place), own_site);
+                    policy.add(member, is_here.then_some(place), (own_site, false));
                 }
             }
         }
         for own_site in [true, false] {
             for client in &view.intent.clients {
                 if (client.site == view.intent.site) == own_site {
-                    policy.add(&as_member(client, view.intent.gateway), None, own_site);
+                    policy.add(&as_member(client, view.intent.gateway), None, (own_site, true));
                 }
             }
         }
@@ -156,7 +156,7 @@ impl Policy {
         &mut self,
         member: &Member,
         here: Option<Option<(StationId, Mode, Mode)>>,
-        own_site: bool,
+        (own_site, is_client): (bool, bool),
     ) {
         let place = here.flatten();
         if self.by_id.contains_key(&member.id) || (here.is_some() && place.is_none()) {
@@ -164,7 +164,6 @@ impl Policy {
         }
         let Ok(index) = u32::try_from(self.members.len()).map(MemberIndex) else { return };
         let operation = &self.view.operation;
-        let is_client = GatewayId::from(member.id) == member.gateway;
         self.members.push(MemberEntry {
             id: member.id,
             gateway: member.gateway,

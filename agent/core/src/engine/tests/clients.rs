@@ -252,15 +252,11 @@ fn what_no_rule_opens_passes_in_no_mode() {
             ),
         ];
         for (packet, reason) in refused {
-            let expected = match (mode, reason) {
-                (Mode::Observe, DropReason::NoRule) => DropReason::ClientOfObserved,
-                _ => reason,
-            };
-            let before = pair.drops(expected);
+            let before = pair.drops(reason);
             let out = pair.send(&packet);
-            assert!(out.frames.is_empty(), "{mode}: {expected}: {out:?}");
+            assert!(out.frames.is_empty(), "{mode}: {reason}: {out:?}");
             assert_eq!(
-                pair.drops(expected),
+                pair.drops(reason),
                 before + 1,
                 "{mode}: {:?}",
                 pair.engine.status(pair.now).drops
