@@ -12,7 +12,7 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 const EAPOL: ([u8; 6], u16) = ([0x01, 0x80, 0xc2, 0, 0, 3], 0x888e);
 
 /// Streams of every kind between two hosts, in both directions.
-fn everything(appliance: &Appliance, between: (usize, usize)) -> Vec<Stream> {
+pub(crate) fn everything(appliance: &Appliance, between: (usize, usize)) -> Vec<Stream> {
     let (a, b) = between;
     let kinds = |from: usize, to: usize| {
         [
@@ -32,7 +32,7 @@ fn everything(appliance: &Appliance, between: (usize, usize)) -> Vec<Stream> {
 }
 
 /// Nothing of all this came through, while `marker` did.
-fn nothing_passed(
+pub(crate) fn nothing_passed(
     appliance: &Appliance,
     what: &str,
     streams: Vec<Stream>,

@@ -7,6 +7,7 @@ mod closed;
 mod death;
 mod disk;
 mod guard;
+mod hung;
 mod mend;
 mod poison;
 #[path = "../../src/testkit.rs"]

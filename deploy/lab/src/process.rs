@@ -1,11 +1,13 @@
 //! Programs that run in hosts for a while, with their output in a file.
 
 use std::fs::{File, OpenOptions};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -119,6 +121,45 @@ impl Process {
         }
     }
 
+    /// Its threads: ids and names.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn threads(&self) -> Result<Vec<(i32, String)>> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let entries = std::fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))?;
+        let mut threads = Vec::new();
+        for entry in entries {
+            let path = entry?.path();
+            let id = path.file_name().and_then(|id| id.to_str()?.parse().ok());
+            // One that has ended meanwhile has no name any more.
+            if let (Some(id), Ok(name)) = (id, std::fs::read_to_string(path.join("comm"))) {
+                threads.push((id, name.trim().to_owned()));
+            }
+        }
+        Ok(threads)
+    }
+
+    /// Holds one thread still, as if it hung, until what this gives is dropped. Signals stop a program as a whole only;
+    /// this is how a debugger holds a thread, and needs no more rights than over a program that one has started.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn hang(&self, thread: i32) -> Result<Hung> {
+        let hung = Hung { thread, here: PhantomData };
+        // SAFETY: the request takes no pointers that the kernel would follow.
+        unsafe { hung.request(libc::PTRACE_SEIZE) }?;
+        // SAFETY: as before.
+        unsafe { hung.request(libc::PTRACE_INTERRUPT) }?;
+        let mut status = 0;
+        // SAFETY: the pointer is to a live integer.
+        if unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } != thread {
+            let error = std::io::Error::last_os_error();
+            bail!("holding a thread of {}: {error}", self.name);
+        }
+        Ok(hung)
+    }
+
     /// An error with what it printed last, if it has ended.
     ///
     /// # Errors
@@ -134,6 +175,35 @@ impl Process {
             }
             None => Ok(()),
         }
+    }
+}
+
+/// A thread that is held still. It goes on when this is dropped.
+#[derive(Debug)]
+pub struct Hung {
+    thread: i32,
+    /// The kernel takes requests from the thread alone that made the first.
+    here: PhantomData<*const ()>,
+}
+
+impl Hung {
+    /// # Safety
+    /// The request must take no pointers.
+    unsafe fn request(&self, request: libc::c_uint) -> Result<()> {
+        let none = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: as the caller promises; nothing is read or written through the null pointers.
+        if unsafe { libc::ptrace(request, self.thread, none, none) } == -1 {
+            let error = std::io::Error::last_os_error();
+            bail!("holding or letting go of thread {}: {error}", self.thread);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        // SAFETY: the request takes no pointers. A thread that has ended needn't be let go.
+        unsafe { self.request(libc::PTRACE_DETACH) }.ok();
     }
 }
 
