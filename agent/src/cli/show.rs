@@ -225,7 +225,7 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     });
     let headers = ["device", "port", "mac", "addresses", "mode", "flows", "drops", "heard"];
     push_table(text, &table(&headers, devices));
-    let headers = ["peer", "tunnel", "round trip", "revision", "address"];
+    let headers = ["peer", "tunnel", "round trip", "path mtu", "revision", "address"];
     push_table(text, &table(&headers, engine.peers.iter().map(tunnel)));
     let drops = engine.drops.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]);
     push_table(text, &table(&["dropped because", "packets"], drops));
@@ -296,6 +296,7 @@ fn tunnel(tunnel: &TunnelState) -> Vec<String> {
         tunnel
             .round_trip
             .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
+        or_dash(tunnel.path_mtu),
         or_dash(tunnel.revision),
         or_dash(tunnel.endpoint),
     ]

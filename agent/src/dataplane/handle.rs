@@ -47,6 +47,7 @@ pub(super) enum Command {
     SetBypasses(Vec<LoadedBypass>, oneshot::Sender<()>),
     SetAuthority(u64),
     SetOwnAddresses(Vec<IpAddr>),
+    SetUnderlayMtu(u16),
     Report(oneshot::Sender<EngineReport>),
     Status(oneshot::Sender<Status>),
     Peers(oneshot::Sender<Vec<SocketAddr>>),

@@ -164,8 +164,16 @@ impl Keeper {
     async fn follow_addresses(&mut self) -> Result<(), Stopped> {
         match Addresses::read(&self.config, &self.links).await {
             Ok(addresses) if addresses != self.addresses => {
-                tracing::info!(own = ?addresses.own, "the gateway's addresses changed");
-                self.commander.send(Command::SetOwnAddresses(addresses.own.clone())).await?;
+                let (own, mtu) = (&addresses.own, addresses.underlay_mtu);
+                tracing::info!(
+                    ?own,
+                    ?mtu,
+                    "the gateway's addresses, or its underlay's MTU, changed"
+                );
+                self.commander.send(Command::SetOwnAddresses(own.clone())).await?;
+                if let Some(mtu) = mtu {
+                    self.commander.send(Command::SetUnderlayMtu(mtu)).await?;
+                }
                 self.endpoints.send_replace(addresses.endpoints.clone());
                 self.addresses = addresses;
             }

@@ -18,6 +18,7 @@ mod worker;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anteroom_agent_core::engine::Engine;
 use anteroom_agent_core::port::PortId;
@@ -45,7 +46,7 @@ pub use status::{
 ///
 /// # Errors
 /// Where the thread or its descriptors can't be made.
-pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
+pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     let failed = |what: &str| {
         let what = what.to_owned();
         move |source: io::Error| SetupError::System { what, source }
@@ -71,6 +72,9 @@ pub fn spawn(setup: Setup, engine: Engine) -> Result<Handle, SetupError> {
         beat,
         ..
     } = setup;
+    if let Some(mtu) = addresses.underlay_mtu {
+        engine.set_underlay_mtu(mtu, Instant::now());
+    }
     let (lost, lost_receiver) = mpsc::channel(sockets.len());
     let (wants_gro, gro_receiver) = watch::channel(false);
     let (endpoints, endpoints_receiver) = watch::channel(addresses.endpoints.clone());

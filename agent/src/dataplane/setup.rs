@@ -70,13 +70,17 @@ pub(super) struct Addresses {
     pub(super) own: Vec<IpAddr>,
     /// Where peers can send to.
     pub(super) endpoints: Vec<SocketAddr>,
+    /// How many bytes of IP the underlay's interface carries in one piece, while it is there.
+    pub(super) underlay_mtu: Option<u16>,
 }
 
 impl Addresses {
     /// Reads them from the kernel.
     pub(super) async fn read(config: &Config, links: &Links) -> Result<Self, LinkError> {
         let all = links.addresses().await?;
-        let underlay = links.find(&config.underlay.interface).await?.map(|link| link.index);
+        let link = links.find(&config.underlay.interface).await?;
+        let underlay_mtu = link.as_ref().map(|link| u16::try_from(link.mtu).unwrap_or(u16::MAX));
+        let underlay = link.map(|link| link.index);
         let listen = config.underlay.listen;
         let mut endpoints = config.underlay.advertise.clone();
         if endpoints.is_empty() {
@@ -93,7 +97,7 @@ impl Addresses {
         }
         let mut own: Vec<IpAddr> = all.into_iter().map(|(_, ip)| ip).collect();
         own.dedup();
-        Ok(Self { own, endpoints })
+        Ok(Self { own, endpoints, underlay_mtu })
     }
 }
 

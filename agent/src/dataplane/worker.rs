@@ -65,6 +65,8 @@ pub(super) struct Worker {
     lost: mpsc::Sender<PortId>,
     wants_gro: watch::Sender<bool>,
     reported: Failures,
+    /// Datagrams that the underlay's interface didn't take for their size, as far as the engine knows of them.
+    too_big: u64,
     ended: Option<oneshot::Sender<()>>,
 }
 
@@ -94,6 +96,7 @@ impl Worker {
             lost: start.lost,
             wants_gro: start.wants_gro,
             reported: Failures::default(),
+            too_big: 0,
             ended: None,
         };
         worker.epoll.add(&worker.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
@@ -115,6 +118,7 @@ impl Worker {
             let now = Instant::now();
             self.heartbeat.beat(now);
             self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
+            self.note_too_big(now);
             let due = self.engine.poll_timeout().map(|(due, _)| due);
             if due.is_some_and(|due| due <= now) {
                 self.engine.handle_timeout(now, &mut self.outbox);
@@ -237,6 +241,7 @@ impl Worker {
                 let _ = answer.send(());
             }
             Command::SetOwnAddresses(addresses) => self.engine.set_own_addresses(addresses),
+            Command::SetUnderlayMtu(mtu) => self.engine.set_underlay_mtu(mtu, now),
             Command::Report(answer) => {
                 let report = self.report(now);
                 let _ = answer.send(report);
@@ -266,6 +271,14 @@ impl Worker {
             Command::Shutdown(answer) => self.ended = Some(answer),
         }
         self.outbox.flush();
+    }
+
+    /// Has it looked into when the underlay's interface took less than was thought.
+    fn note_too_big(&mut self, now: Instant) {
+        let too_big = self.outbox.underlay_counters.too_big;
+        if std::mem::replace(&mut self.too_big, too_big) != too_big {
+            self.engine.note_too_big(now);
+        }
     }
 
     fn tell_gro(&self) {

@@ -49,6 +49,7 @@ pub(super) struct Tunnel {
     pub(super) peer: String,
     pub(super) live: bool,
     round_trip_us: Option<u32>,
+    path_mtu: Option<u16>,
     revision: Option<u64>,
     endpoint: Option<String>,
 }
@@ -146,6 +147,7 @@ pub(super) fn rows(
                         peer: names.gateway(tunnel.gateway),
                         live: tunnel.live,
                         round_trip_us: tunnel.round_trip,
+                        path_mtu: tunnel.path_mtu,
                         revision: tunnel.revision,
                         endpoint: tunnel.endpoint.map(|address| address.to_string()),
                     })
@@ -294,12 +296,13 @@ fn render_one(row: &GatewayRow) -> String {
                 tunnel.peer.clone(),
                 if tunnel.live { "live".into() } else { "DOWN".into() },
                 tunnel.round_trip_us.map_or_else(|| "-".into(), |us| format!("{us} us")),
+                tunnel.path_mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string()),
                 tunnel.endpoint.clone().unwrap_or_else(|| "-".into()),
             ]
         });
         text = format!(
             "{text}\n{}\n",
-            table(&["TUNNEL TO", "STATE", "ROUND TRIP", "ENDPOINT"], lines)
+            table(&["TUNNEL TO", "STATE", "ROUND TRIP", "PATH MTU", "ENDPOINT"], lines)
         );
     }
     if !row.drops.is_empty() {
