@@ -47,7 +47,17 @@ struct Stand {
     mri: (Mac, Ipv4Addr),
     router: Mac,
     pacs: Ipv4Addr,
-    mouth: PacketSocket,
+    ct: (Mac, Ipv4Addr),
+    mouths: [PacketSocket; 2],
+}
+
+/// Where a flood comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// At the MRI's port.
+    Device,
+    /// At the uplink.
+    Campus,
 }
 
 /// What was seen while a flood went on.
@@ -77,7 +87,10 @@ impl Stand {
         let mri = (machine.host.mac("eth0").unwrap(), machine.address());
         let router = hospital.router.mac("imaging").unwrap();
         let pacs = hospital.machine("pacs-1").address();
-        let mouth = machine.host.enter(|| PacketSocket::open_on("eth0", 0)).unwrap().unwrap();
+        let neighbour = hospital.machine("ct-1");
+        let ct = (neighbour.host.mac("eth0").unwrap(), neighbour.address());
+        let mouths = [(&machine.host, "eth0"), (&hospital.campus, "u-imaging")]
+            .map(|(host, at)| host.enter(|| PacketSocket::open_on(at, 0)).unwrap().unwrap());
         // Takes the neighbour's connections, for as long as the test lasts.
         let listener = hospital
             .machine("pacs-1")
@@ -86,7 +99,7 @@ impl Stand {
             .unwrap()
             .unwrap();
         std::thread::spawn(move || listener.incoming().take_while(Result::is_ok).count());
-        let stand = Self { fixture, mri, router, pacs, mouth };
+        let stand = Self { fixture, mri, router, pacs, ct, mouths };
         // The gateway has learnt the way to the router before the flood, as in any working day.
         open_tcp(
             &stand.hospital().machine("mri-1").host,
@@ -132,15 +145,41 @@ impl Stand {
         attack::frame(self.router, own, kind, &packet)
     }
 
+    /// What a machine on the campus sends to the neighbour, each time as somebody else: what its rule for the archive
+    /// lets in (an ACK from the service's port), and what nothing does.
+    fn at_the_neighbour(&self, number: u32) -> Vec<u8> {
+        let [a, b, c, d] = number.to_be_bytes();
+        let from = [0x02, 8, a, b, c, d];
+        let port = u16::from_be_bytes([b, c]) | 1_024;
+        let far = Ipv4Addr::new(198, 51, 100, d);
+        let (to, target) = self.ct;
+        let (kind, packet) = match number % 4 {
+            0 => {
+                let archive = (address("servers", 21), 104);
+                let port = u16::from_be_bytes([c, d]) | 1_024;
+                return attack::frame(
+                    to,
+                    self.router,
+                    0x0800,
+                    &attack::tcp((archive, (target, port)), 0x10),
+                );
+            }
+            1 => (0x0800, attack::tcp(((far, port), (target, 104)), 0x02)),
+            2 => (0x0800, attack::udp(((far, port), (target, 104)), b"")),
+            _ => (0x0806, attack::arp(1, (from, far), ([0; 6], target))),
+        };
+        attack::frame(if kind == 0x0806 { attack::BROADCAST } else { to }, from, kind, &packet)
+    }
+
     fn status(&self) -> Value {
         self.hospital().gateways["imaging"].status().unwrap()
     }
 
     /// Sends frames, each with a number of its own, as fast as the cable takes them, until the gateway has taken
     /// `count` from the port, while the CT pings the PACS and opens one connection after another.
-    fn flood(&mut self, count: u32, make: impl Fn(&Self, u32) -> Vec<u8>) -> Seen {
+    fn flood(&mut self, count: u32, side: Side, make: impl Fn(&Self, u32) -> Vec<u8>) -> Seen {
         let before = self.status();
-        let floor = received(&before);
+        let floor = received(&before, side);
         let (ct, pacs) = (self.hospital().machine("ct-1").host.clone(), self.pacs);
         let (stop, opened) = (Arc::new(AtomicBool::new(false)), ct.clone());
         let ended = stop.clone();
@@ -166,12 +205,12 @@ impl Stand {
             for _ in 0..16 {
                 let burst: Vec<Vec<u8>> =
                     (number..number + BURST).map(|number| make(self, number)).collect();
-                self.mouth.send_many(&burst).unwrap();
+                self.mouths[side as usize].send_many(&burst).unwrap();
                 number += BURST;
             }
             let now = memory(self);
             most = (now.0.max(most.0), now.1.max(most.1));
-            if number >= count && received(&self.status()) - floor >= u64::from(count) {
+            if number >= count && received(&self.status(), side) - floor >= u64::from(count) {
                 break;
             }
             assert!(start.elapsed() < Duration::from_secs(600), "{number} sent: {}", self.status());
@@ -221,14 +260,16 @@ impl Stand {
             seen.controller
         );
         let tables = &seen.after["data_plane"]["engine"]["tables"];
-        assert!(tables["flows"].as_u64().unwrap() < 20_000, "{}", state());
+        // Each device's share, and whoever isn't one has a share together.
+        assert!(tables["flows"].as_u64().unwrap() < 3 * 16_500, "{}", state());
     }
 }
 
-/// Frames that the agent took from the MRI's port.
-fn received(status: &Value) -> u64 {
+/// Frames that the agent took from that side.
+fn received(status: &Value, side: Side) -> u64 {
+    let name = if side == Side::Device { "port2" } else { "uplink" };
     let interfaces = status["data_plane"]["interfaces"].as_array().unwrap();
-    let port = interfaces.iter().find(|interface| interface["name"] == "port2");
+    let port = interfaces.iter().find(|interface| interface["name"] == name);
     port.and_then(|port| port["counters"]["received"].as_u64())
         .unwrap_or_else(|| panic!("{status}"))
 }
@@ -240,17 +281,20 @@ fn sent(status: &Value) -> u64 {
 
 fn floods(test: &str, count: u32) {
     let Some(mut stand) = Stand::new(test) else { return };
-    let seen = stand.flood(count, Stand::half_open);
+    let seen = stand.flood(count, Side::Device, Stand::half_open);
     stand.holds("half-open flows", &seen);
     let of_mri = seen.after["data_plane"]["engine"]["devices"].as_array().unwrap().iter();
     let of_mri = of_mri.filter(|device| device["port"] == "port2").map(|device| &device["flows"]);
     assert!(of_mri.clone().all(|flows| flows.as_u64() > Some(10_000)), "{:?}", seen.after);
 
-    let seen = stand.flood(count, Stand::stranger);
+    let seen = stand.flood(count, Side::Device, Stand::stranger);
     stand.holds("Ethernet addresses beside a device in enforce", &seen);
+    let seen = stand.flood(count, Side::Campus, Stand::at_the_neighbour);
+    stand.holds("strangers who write to the neighbour itself", &seen);
+
     // Observed, the device's port lets strangers pass: all of them reach the campus, and the neighbour.
     stand.hospital().operator.mode(&["mri-1"], "observe", "for the flood").unwrap();
-    let seen = stand.flood(count, Stand::stranger);
+    let seen = stand.flood(count, Side::Device, Stand::stranger);
     let passed = sent(&seen.after) - sent(&seen.before);
     assert!(passed > u64::from(count) / 2, "{passed} passed: {}", seen.after);
     stand.holds("Ethernet addresses beside a device in observe", &seen);
