@@ -24,6 +24,18 @@ impl MacAddr {
     pub const fn is_local(self) -> bool {
         self.0[0] & 2 != 0
     }
+
+    /// Whether machines share the address by a protocol, one of them having it at a time: VRRP and CARP
+    /// (00:00:5e:00:01:xx), HSRP (00:00:0c:07:ac:xx, 00:00:0c:9f:fx:xx).
+    #[must_use]
+    pub const fn is_shared(self) -> bool {
+        matches!(
+            self.0,
+            [0, 0, 0x5e, 0, 1, _]
+                | [0, 0, 0x0c, 0x07, 0xac, _]
+                | [0, 0, 0x0c, 0x9f, 0xf0..=0xff, _]
+        )
+    }
 }
 
 /// Text that isn't an Ethernet address.

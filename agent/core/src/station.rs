@@ -100,6 +100,8 @@ pub(crate) struct Station {
     pub(crate) asked_for_router: Option<Instant>,
     /// Since when it has been asking for its router, whom nobody knows.
     pub(crate) wants_router: Option<Instant>,
+    /// When it last went to another port with the address that it shares.
+    pub(crate) moved: Option<Instant>,
 }
 
 impl Station {
@@ -355,8 +357,35 @@ impl Stations {
         }
     }
 
+    /// Whether a confirmed device may be on another port than its own: it has an Ethernet address that machines share
+    /// (VRRP, HSRP), and behind that port is a device that operators listed for one of its IP addresses as well, and that
+    /// is treated as it is.
+    pub(crate) fn may_follow(&self, id: StationId, port: PortId) -> bool {
+        let Some(station) = self.get(id).filter(|station| station.mac.is_shared()) else {
+            return false;
+        };
+        let Some(device) = &station.device else { return false };
+        self.iter().any(|(other, holder)| {
+            let listed = |holder: &Device| {
+                (holder.stance, holder.vlan) == (device.stance, device.vlan)
+                    && device
+                        .addresses
+                        .iter()
+                        .any(|net| net.prefix_len() == 32 && holder.lists(net.addr()))
+            };
+            other != id && holder.port == port && holder.device.as_ref().is_some_and(listed)
+        })
+    }
+
     /// Makes `devices` the confirmed ones: (port, Ethernet address, device). Their stances follow.
     pub(crate) fn confirm(&mut self, devices: Vec<(PortId, MacAddr, Device)>) {
+        // Where those with a shared Ethernet address are just now.
+        let places: Vec<(MacAddr, PortId)> = self
+            .list
+            .iter()
+            .filter(|station| station.device.is_some() && station.mac.is_shared())
+            .map(|station| (station.mac, station.port))
+            .collect();
         for station in &mut self.list {
             station.device = None;
         }
@@ -401,6 +430,11 @@ impl Stations {
             }
             for sight in &mut station.sights {
                 sight.changed = true;
+            }
+        }
+        for (mac, port) in places {
+            if let Some(id) = self.find(mac).filter(|id| self.may_follow(*id, port)) {
+                self.relocate(id, port);
             }
         }
     }
@@ -455,6 +489,7 @@ fn fresh(port: PortId, mac: MacAddr) -> Station {
         dhcp: None,
         asked_for_router: None,
         wants_router: None,
+        moved: None,
     }
 }
 

@@ -123,6 +123,7 @@ impl Engine {
             self.raise(AlarmKind::Moved, port, source, (None, Some(member)), now);
             return Err(DropReason::UnknownMac);
         }
+        self.follow_shared_mac(port, source, now);
         let checked = security::check_source(&self.config, &self.stations, port, source);
         let sender = match checked {
             Ok(sender) => sender,

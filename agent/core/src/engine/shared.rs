@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::MemberId;
+use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 
 use super::admit::Refusal;
@@ -73,6 +74,25 @@ impl Engine {
         self.epoch += 1;
         self.tell_next_hop(id, claimed, out);
         Ok(address)
+    }
+
+    /// Lets an Ethernet address that machines share go to the port of whoever has it now, as far as operators listed him
+    /// for its IP address.
+    pub(super) fn follow_shared_mac(&mut self, port: PortId, mac: MacAddr, now: Instant) {
+        let Some(id) = self.stations.find(mac).filter(|_| mac.is_shared()) else { return };
+        let Some(station) = self.stations.get(id).filter(|station| station.port != port) else {
+            return;
+        };
+        let fresh = station.moved.is_some_and(|at| now.saturating_duration_since(at) < STAYS);
+        if fresh || !self.stations.may_follow(id, port) {
+            return;
+        }
+        tracing::debug!(%mac, %port, "a shared Ethernet address moves");
+        self.stations.relocate(id, port);
+        if let Some(station) = self.stations.get_mut(id) {
+            station.moved = Some(now);
+        }
+        self.epoch += 1;
     }
 
     /// Tells an enforced device's next hop where a shared address is now: what the device says of itself doesn't

@@ -159,3 +159,99 @@ fn neighbours_reach_the_holder_by_the_shared_address() {
         assert_eq!((out.frames[0].0, &out.frames[0].2[..6]), (ONE, &mac(last).0[..]));
     }
 }
+
+/// The Ethernet address that goes with the virtual address (VRRP).
+const SHARED: MacAddr = MacAddr([0, 0, 0x5e, 0, 1, 7]);
+
+/// As [`pair`], with the virtual address as a device of its own that has the shared Ethernet address, on port1.
+fn with_shared_mac(mode: Mode) -> Arc<View> {
+    let mut view = Arc::unwrap_or_clone(pair(mode));
+    let mut service = view.intent.devices[0].clone();
+    service.member = member(12, OWN, "10.20.1.50/32", mode);
+    service.member.mac = SHARED;
+    view.intent.devices.push(service);
+    let mut opened = view.intent.rules.last().unwrap().clone();
+    opened.id = RuleId::of("service-campus");
+    opened.from = Endpoint::Member(MemberId::from_bytes([12; 16]));
+    view.intent.rules.push(opened);
+    Arc::new(view)
+}
+
+/// Whether a packet gets out that comes from the virtual address with the shared Ethernet address.
+fn serves(engine: &mut Engine, port: PortId, now: Instant) -> bool {
+    let gratuitous = arp::request(SHARED, VIRTUAL.into(), VIRTUAL.into());
+    let _ = send(engine, port, &gratuitous, now);
+    let packet = ipv4(VIRTUAL, CAMPUS, 6, &tcp(40_000, 104, 2, &[]));
+    !send(engine, port, &frame(ROUTER.1, SHARED, &packet), now).frames.is_empty()
+}
+
+/// Where an answer from the campus goes.
+fn answered_at(engine: &mut Engine, now: Instant) -> Vec<PortId> {
+    let packet = ipv4(CAMPUS, VIRTUAL, 6, &tcp(104, 40_000, 0x12, &[]));
+    let out = send(engine, PortId::UPLINK, &frame(SHARED, ROUTER.1, &packet), now);
+    out.frames.iter().map(|(port, ..)| *port).collect()
+}
+
+#[test]
+fn a_shared_ethernet_address_moves_between_the_ports_of_its_listed_holders() {
+    for mode in [Mode::Protect, Mode::Enforce] {
+        let mut now = start();
+        let mut engine = cluster(mode, now);
+        engine.apply(with_shared_mac(mode), now);
+        let asks = arp::request(SHARED, VIRTUAL.into(), ROUTER.0.into());
+        let _ = send(&mut engine, ONE, &asks, now);
+        let answer = ArpPacket {
+            operation: Operation::Reply,
+            sender_mac: ROUTER.1,
+            sender: ROUTER.0.into(),
+            target_mac: SHARED,
+            target: VIRTUAL.into(),
+        };
+        let _ = send(&mut engine, PortId::UPLINK, &answer.to_frame(SHARED, ROUTER.1), now);
+        for port in [ONE, TWO, ONE, TWO] {
+            now += Duration::from_secs(2);
+            assert!(serves(&mut engine, port, now), "{mode} at {port}: {:#?}", engine.status(now));
+            assert_eq!(answered_at(&mut engine, now), [port], "{mode}");
+            assert_eq!(
+                answers(&mut engine, now),
+                if mode == Mode::Enforce { vec![SHARED] } else { vec![] }
+            );
+        }
+        assert_eq!(engine.status(now).alarms, []);
+        // It stays where it is over a new view, and for a moment whatever the other says.
+        engine.apply(with_shared_mac(mode), now);
+        assert_eq!(answered_at(&mut engine, now), [TWO]);
+        assert!(!serves(&mut engine, ONE, now), "no flapping");
+        assert_eq!(answered_at(&mut engine, now), [TWO]);
+    }
+}
+
+#[test]
+fn a_shared_ethernet_address_goes_to_nobody_who_is_not_listed() {
+    type Change = fn(&mut View);
+    let changes: [(&str, Change); 3] = [
+        ("the other isn't listed", |view| {
+            view.intent.devices[1].member.addresses.truncate(1);
+        }),
+        ("the other is treated otherwise", |view| {
+            view.intent.devices[1].member.mode = Mode::Protect;
+        }),
+        ("an Ethernet address of the device's own", |view| {
+            view.intent.devices[2].member.mac = mac(12);
+        }),
+    ];
+    for (what, change) in changes {
+        let mut now = start();
+        let mut engine = cluster(Mode::Enforce, now);
+        let mut view = Arc::unwrap_or_clone(with_shared_mac(Mode::Enforce));
+        change(&mut view);
+        let source = view.intent.devices[2].member.mac;
+        engine.apply(Arc::new(view), now);
+        now += Duration::from_secs(2);
+        let packet = ipv4(VIRTUAL, CAMPUS, 6, &tcp(40_000, 104, 2, &[]));
+        let out = send(&mut engine, TWO, &frame(ROUTER.1, source, &packet), now);
+        assert!(out.frames.is_empty(), "{what}: {out:?}");
+        let alarms = engine.status(now).alarms;
+        assert!(alarms.iter().any(|alarm| alarm.mac == source), "{what}: {alarms:#?}");
+    }
+}
