@@ -18,6 +18,8 @@ pub(crate) struct NextHops {
     farthest_asked: Option<u8>,
     /// Destinations that it sent to its router: the nearest, as a length of common prefix.
     nearest_routed: Option<u8>,
+    /// How often neighbours or the router changed.
+    changes: u64,
 }
 
 impl NextHops {
@@ -36,6 +38,7 @@ impl NextHops {
         if let Some(entry) = self.neighbours.iter_mut().find(|entry| entry.0 == address) {
             let changed = entry.1 != mac;
             entry.1 = mac;
+            self.changes += u64::from(changed);
             if let Some(router) = self.router.as_mut().filter(|router| router.0 == address) {
                 router.1 = mac;
             }
@@ -48,6 +51,7 @@ impl NextHops {
             self.neighbours.remove(oldest.unwrap_or(0));
         }
         self.neighbours.push((address, mac));
+        self.changes += 1;
         true
     }
 
@@ -72,7 +76,9 @@ impl NextHops {
         };
         let len = common_prefix(own, destination);
         self.nearest_routed = Some(self.nearest_routed.map_or(len, |known| known.max(len)));
-        self.router.replace(hop) != Some(hop)
+        let changed = self.router.replace(hop) != Some(hop);
+        self.changes += u64::from(changed);
+        changed
     }
 
     /// Takes back a neighbour that an earlier run learnt.
@@ -89,10 +95,16 @@ impl NextHops {
         prefix_len: Option<u8>,
     ) {
         self.router = self.router.or(router);
+        self.changes += 1;
         if let Some(len) = prefix_len.filter(|_| self.farthest_asked.is_none()) {
             self.farthest_asked = Some(len);
             self.nearest_routed = Some(len.saturating_sub(1));
         }
+    }
+
+    /// How often neighbours or the router changed. It only grows.
+    pub(crate) const fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Who answers for an address.

@@ -160,6 +160,14 @@ impl Station {
         self.sights.last_mut()
     }
 
+    /// Notes one more untagged frame like one before, of which there is nothing else to note.
+    pub(crate) fn hear_again(&mut self, wall: UnixMillis, now: Instant) {
+        self.heard = Some(now);
+        if let Some(sight) = self.sights.iter_mut().find(|sight| sight.vlan.is_none()) {
+            sight.last = wall;
+        }
+    }
+
     /// Notes a frame: kinds of traffic that no rule carries, and the source address, where it has one.
     pub(crate) fn see(
         &mut self,
@@ -249,6 +257,8 @@ pub(crate) struct Stations {
     absent: BTreeMap<MacAddr, Absent>,
     list: Vec<Station>,
     by_mac: Map<MacAddr, StationId>,
+    /// How often it changed who is where, and how they are treated.
+    changes: u64,
     /// By [`PortId::index`]; the uplink's is there for its counters.
     pub(crate) ports: Vec<PortState>,
 }
@@ -273,8 +283,14 @@ impl Stations {
             absent: BTreeMap::new(),
             list: Vec::new(),
             by_mac,
+            changes: 0,
             ports: std::iter::once(uplink).chain(ports).collect(),
         }
+    }
+
+    /// How often it changed who is where, and how they are treated. It only grows.
+    pub(crate) const fn changes(&self) -> u64 {
+        self.changes
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -340,6 +356,7 @@ impl Stations {
             state.full_until = Some(until.unwrap_or(now).max(now + FULL_FOR));
             return Learnt::Full;
         };
+        self.changes += 1;
         let old = self.list[id.index()].mac;
         self.by_mac.remove(&old);
         self.by_mac.insert(mac, id);
@@ -350,6 +367,7 @@ impl Stations {
     /// Notes that an unknown station is on another port now, as happens on a wire.
     pub(crate) fn relocate(&mut self, id: StationId, port: PortId) {
         let Some(station) = self.list.get_mut(id.index()) else { return };
+        self.changes += 1;
         let before = std::mem::replace(&mut station.port, port);
         if station.device.is_none() {
             self.ports[before.index()].unknown -= 1;
@@ -379,6 +397,7 @@ impl Stations {
 
     /// Makes `devices` the confirmed ones: (port, Ethernet address, device). Their stances follow.
     pub(crate) fn confirm(&mut self, devices: Vec<(PortId, MacAddr, Device)>) {
+        self.changes += 1;
         // Where those with a shared Ethernet address are just now.
         let places: Vec<(MacAddr, PortId)> = self
             .list
@@ -442,6 +461,7 @@ impl Stations {
     /// Holds devices that have no place, after [`Self::confirm`]. One of the ports that the view doesn't name is
     /// theirs under another name, so all of those are closed.
     pub(crate) fn hold_absent(&mut self, absent: BTreeMap<MacAddr, Absent>) {
+        self.changes += 1;
         self.absent = absent;
         let placed = self.list.iter().filter(|station| station.device.is_some());
         for mac in placed.map(|station| station.mac) {
@@ -470,6 +490,7 @@ impl Stations {
     fn push(&mut self, port: PortId, mac: MacAddr) -> StationId {
         #[expect(clippy::cast_possible_truncation, reason = "callers check MAX_STATIONS")]
         let id = StationId(self.list.len() as u16);
+        self.changes += 1;
         self.list.push(fresh(port, mac));
         self.by_mac.insert(mac, id);
         id

@@ -59,7 +59,8 @@ impl Engine {
         self.put(port, frame, out);
     }
 
-    fn put(&mut self, port: PortId, frame: Whole<'_>, out: &mut impl Sink) {
+    /// Sends a frame for a single address out of a port.
+    pub(super) fn put(&mut self, port: PortId, frame: Whole<'_>, out: &mut impl Sink) {
         if let Some(state) = self.stations.ports.get_mut(port.index()) {
             state.frames_out += 1;
         }

@@ -34,6 +34,9 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) {
+        if self.hit_from_port(port, frame, now, out) {
+            return;
+        }
         let header = match parse_ethernet(frame.bytes, frame.vlan) {
             Ok(parsed) => Header::of(&parsed),
             Err(reason) => return self.recorder.drop(None, reason, None, now),
@@ -272,6 +275,9 @@ impl Engine {
             }
             self.guard();
         }
+        if decision.verdict.passes() {
+            self.prove_from_port(id, header, frame, &packet);
+        }
         let facts = Facts::of(&packet);
         self.carry_out(port, id, &passage, decision, &facts, header, frame, now, out);
         for mut bytes in waiting {
@@ -303,7 +309,7 @@ impl Engine {
         match (decision.verdict, passage.destination.here) {
             (Verdict::Drop(reason), _) => self.recorder.drop(Some(id), reason, tuple, now),
             (Verdict::Tunnel, _) => {
-                let Some(peer) = decision.peer else {
+                let Some(peer) = decision.peer.and_then(|gateway| self.peers.slot(gateway)) else {
                     return self.recorder.drop(Some(id), DropReason::TunnelDown, tuple, now);
                 };
                 let what = ToSeal {

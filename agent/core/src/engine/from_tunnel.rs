@@ -80,7 +80,7 @@ impl Engine {
 
     /// A packet that a peer's tunnel carried. It waits for others of its flow in the same batch, or goes at once,
     /// behind those that it might overtake.
-    fn tunnel_packet(
+    pub(super) fn tunnel_packet(
         &mut self,
         peer: PeerSlot,
         span: Span,
@@ -176,6 +176,11 @@ impl Engine {
         (packets, bytes): (usize, usize),
         now: Instant,
     ) -> Option<Admitted> {
+        let amount = (packets as u64, bytes as u64);
+        if let Some((station, mac)) = self.hit_from_tunnel(peer, packet, amount, now) {
+            let from = (packet.source, Some(mac));
+            return Some(Admitted { station, from, waiting: Vec::new() });
+        }
         let gateway = self.peers.get(peer).map(Peer::gateway)?;
         let tuple = packet.tuple();
         let refuse = |engine: &mut Self, station: Option<StationId>, reason: DropReason| {
@@ -217,6 +222,9 @@ impl Engine {
         };
         if let Verdict::Drop(reason) = decision.verdict {
             return refuse(self, Some(id), reason);
+        }
+        if let Some(mac) = member {
+            self.prove_from_tunnel(id, (peer, mac), packet);
         }
         Some(Admitted { station: id, from: (tuple.source, member), waiting })
     }

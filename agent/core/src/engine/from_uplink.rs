@@ -28,6 +28,9 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) {
+        if self.hit_from_uplink(frame, now, out) {
+            return;
+        }
         let header = match parse_ethernet(frame.bytes, frame.vlan) {
             Ok(parsed) => Header::of(&parsed),
             Err(reason) => return self.recorder.drop(None, reason, None, now),
@@ -203,6 +206,7 @@ impl Engine {
         if let Verdict::Drop(reason) = decision.verdict {
             return self.recorder.drop(Some(id), reason, Some(tuple), now);
         }
+        self.prove_from_uplink(id, header, frame, &packet);
         self.hand_on(id, Whole::of(frame), now, out);
         for bytes in waiting {
             let vnet = crate::vnet::VnetHeader::default();

@@ -11,6 +11,7 @@ mod deliver;
 mod from_port;
 mod from_tunnel;
 mod from_uplink;
+mod hit;
 mod neighbours;
 mod passage;
 mod peering;
@@ -104,6 +105,12 @@ pub struct Engine {
     too_big_told: sizes::Told,
     cut: Vec<u8>,
     part: Vec<u8>,
+    /// Whether every packet goes through all stages, as if nothing were known of it.
+    #[cfg(test)]
+    long_way: bool,
+    /// How many packets took the short cut.
+    #[cfg(test)]
+    short_cuts: u64,
 }
 
 impl Engine {
@@ -154,6 +161,10 @@ impl Engine {
             too_big_told: sizes::Told::default(),
             cut: Vec::new(),
             part: Vec::new(),
+            #[cfg(test)]
+            long_way: false,
+            #[cfg(test)]
+            short_cuts: 0,
             seeds,
             config,
             identity,
@@ -329,6 +340,7 @@ impl Engine {
     /// Tells the gateway's own addresses when they change.
     pub fn set_own_addresses(&mut self, addresses: Vec<IpAddr>) {
         self.config.own_addresses = addresses;
+        self.epoch += 1;
     }
 
     /// Tells the number of the newest authority document held, which peers are told.

@@ -8,7 +8,9 @@ use anteroom_proto::service::Protocol;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::Engine;
-use crate::flow::{Count, Flow, FlowIndex, FlowKey, Judgement, State, Tracker, Unreported, Zone};
+use crate::flow::{
+    Count, Flow, FlowIndex, FlowKey, Judgement, Proof, State, Tracker, Unreported, Zone,
+};
 use crate::policy::{Ask, End, refuse};
 use crate::station::StationId;
 use crate::wire::tcp::TcpFlags;
@@ -209,6 +211,8 @@ impl Engine {
             outbound: initiator.here.is_some(),
             judgement,
             epoch: self.epoch,
+            leaving: Proof::NONE,
+            coming: Proof::NONE,
             tracker,
             state,
             created: now,
@@ -261,6 +265,7 @@ impl Engine {
         if flow.judgement != renewed {
             self.recorder.flush(&self.stations, flow);
             flow.judgement = renewed;
+            (flow.leaving, flow.coming) = (Proof::NONE, Proof::NONE);
         }
         flow.epoch = epoch;
         renewed

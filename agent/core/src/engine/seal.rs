@@ -2,9 +2,6 @@
 
 use std::time::Instant;
 
-use anteroom_proto::id::GatewayId;
-use anteroom_proto::verdict::DropReason;
-
 use super::Engine;
 use crate::batch::RxFrame;
 use crate::gso::Packets;
@@ -18,7 +15,7 @@ use crate::{mss, wire};
 /// What is sealed: an IPv4 packet in a frame, and for whom.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ToSeal {
-    pub(super) peer: GatewayId,
+    pub(super) peer: PeerSlot,
     /// Who is charged for drops.
     pub(super) station: StationId,
     /// Where the packet begins in the frame.
@@ -39,10 +36,7 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) {
-        let Some(slot) = self.peers.slot(what.peer) else {
-            self.recorder.drop(Some(what.station), DropReason::TunnelDown, Some(what.tuple), now);
-            return;
-        };
+        let slot = what.peer;
         let mtu = self.peers.limit(slot);
         self.peers.note_use(slot, what.len.min(mtu), now);
         let end = what.at + what.len;

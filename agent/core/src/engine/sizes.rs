@@ -127,8 +127,9 @@ impl Engine {
         let mut message = [0; MAX_ERROR_LEN];
         let len = icmp::fragmentation_needed(packet, limit, self.fragment_id, &mut message);
         let Some(message) = len.and_then(|len| message.get(..len)) else { return };
+        let gateway = self.peers.get(slot).map(crate::peer::Peer::gateway);
         let mac = self.policy.as_ref().and_then(|policy| {
-            policy.of_peer(what.peer, host).and_then(|index| policy.member(index)).map(|m| m.mac)
+            policy.of_peer(gateway?, host).and_then(|index| policy.member(index)).map(|m| m.mac)
         });
         self.deliver(what.station, (host, mac), VnetHeader::default(), message, out);
     }

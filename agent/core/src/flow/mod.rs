@@ -7,12 +7,14 @@ mod table;
 use std::time::Instant;
 
 use anteroom_proto::id::{GatewayId, MemberId, RuleId};
+use anteroom_proto::mac::MacAddr;
 use anteroom_proto::verdict::Verdict;
 
 pub(crate) use key::{FlowKey, Zone};
 pub(crate) use state::{State, Tracker};
 pub(crate) use table::{FlowIndex, FlowTable};
 
+use crate::peer::PeerSlot;
 use crate::station::{Share, StationId};
 use crate::wire::FiveTuple;
 
@@ -66,6 +68,23 @@ pub(crate) struct Unreported {
     pub(crate) last: Instant,
 }
 
+/// That a packet of one direction came through all stages, and what of it they looked at besides the flow's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Proof {
+    /// Void once what stages go by has another stamp.
+    pub(crate) stamp: u64,
+    /// The peer whose tunnel it took, or none.
+    pub(crate) peer: PeerSlot,
+    /// The Ethernet address at the other end, as the packet named it.
+    pub(crate) mac: MacAddr,
+}
+
+impl Proof {
+    /// Proves nothing.
+    pub(crate) const NONE: Self =
+        Self { stamp: u64::MAX, peer: PeerSlot::NONE, mac: MacAddr([0; 6]) };
+}
+
 /// A flow.
 #[derive(Debug, Clone)]
 pub(crate) struct Flow {
@@ -83,6 +102,10 @@ pub(crate) struct Flow {
     pub(crate) judgement: Judgement,
     /// The epoch that the judgement belongs to.
     pub(crate) epoch: u64,
+    /// Of packets from the device.
+    pub(crate) leaving: Proof,
+    /// Of packets to the device.
+    pub(crate) coming: Proof,
     pub(crate) tracker: Tracker,
     pub(crate) state: State,
     pub(crate) created: Instant,

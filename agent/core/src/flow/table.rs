@@ -278,7 +278,7 @@ mod tests {
     use anteroom_proto::verdict::Verdict;
     use proptest::prelude::*;
 
-    use super::super::{Count, Judgement, Tracker, Unreported, Zone};
+    use super::super::{Count, Judgement, Proof, Tracker, Unreported, Zone};
     use super::*;
     use crate::wire::FiveTuple;
 
@@ -306,6 +306,8 @@ mod tests {
             outbound: true,
             judgement: Judgement::of(Verdict::Clear, None),
             epoch: 0,
+            leaving: Proof::NONE,
+            coming: Proof::NONE,
             tracker: Tracker::default(),
             state,
             created: now,

@@ -111,9 +111,12 @@ pub struct PeerSlot {
     generation: u32,
 }
 
-#[cfg(test)]
 impl PeerSlot {
+    /// Names nobody.
+    pub(crate) const NONE: Self = Self { index: u32::MAX, generation: u32::MAX };
+
     /// A slot of no table, for tests of what only tells slots apart.
+    #[cfg(test)]
     pub(crate) const fn for_tests(index: u32) -> Self {
         Self { index, generation: 0 }
     }

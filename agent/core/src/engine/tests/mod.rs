@@ -25,6 +25,7 @@ mod claims;
 mod clients;
 mod edges;
 mod floods;
+mod hits;
 mod loops;
 mod malformed;
 mod nested;
