@@ -11,6 +11,7 @@ use anteroom_lab::hospital::{Hospital, address};
 use anteroom_lab::packet::PacketSocket;
 use anteroom_lab::ping::{Pinging, Series};
 use anteroom_lab::story::{POLICY, open_tcp};
+use anteroom_lab::topology::Host;
 use anteroom_lab::wait;
 use serde_json::Value;
 
@@ -250,7 +251,14 @@ impl Stand {
 
     /// The neighbour lost nothing, and memory stayed within bounds.
     fn holds(&self, what: &str, seen: &Seen) {
-        let state = || format!("{what}: before {:#}\nafter {:#}", seen.before, seen.after);
+        let state = || {
+            let sockets =
+                ["imaging", "servers"].map(|name| overrun(&self.hospital().gateways[name].host));
+            format!(
+                "{what}: datagrams that found no room in the gateways' sockets: {sockets:?}; before {:#}\nafter {:#}",
+                seen.before, seen.after
+            )
+        };
         assert_eq!(seen.pings.lost(), 0, "{:?} {}", (seen.pings.sent, seen.took), state());
         assert!(seen.connections > 3, "{} connections; {}", seen.connections, state());
         assert!(seen.agent < MEMORY, "the agent grew by {} kB; {}", seen.agent, state());
@@ -272,6 +280,14 @@ fn received(status: &Value, side: Side) -> u64 {
     let port = interfaces.iter().find(|interface| interface["name"] == name);
     port.and_then(|port| port["counters"]["received"].as_u64())
         .unwrap_or_else(|| panic!("{status}"))
+}
+
+/// Datagrams that found a socket's buffer full on a host, as its kernel counts them.
+fn overrun(host: &Host) -> Option<u64> {
+    let text = host.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).ok()?.ok()?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let place = lines.next()?.split(' ').position(|name| name == "RcvbufErrors")?;
+    lines.next()?.split(' ').nth(place)?.parse().ok()
 }
 
 /// Frames that the agent sent out of its uplink.

@@ -149,13 +149,15 @@ impl Drop for Echo {
     }
 }
 
-/// What a host's question to a port of the far server is answered with.
+/// What a host's question to a port of the far server is answered with. It asks again, as such clients do.
 fn asks(host: &Host, port: u16) -> Option<Vec<u8>> {
     let socket = host.enter(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut buffer = [0; 512];
-    socket.send_to(b"what is it?", (FAR, port)).unwrap();
-    socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())
+    (0..10).find_map(|_| {
+        socket.send_to(b"what is it?", (FAR, port)).unwrap();
+        socket.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())
+    })
 }
 
 /// Ends of all that a device said in the clear, and other frames of its own as they were.

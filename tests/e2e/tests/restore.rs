@@ -72,8 +72,13 @@ impl Stand {
         for (round, opens) in [(self.changes, true), (self.changes - 1, false)] {
             let at = (pacs.address(), u16::try_from(7_000 + round).unwrap());
             let _listener = pacs.host.enter(|| std::net::TcpListener::bind(at)).unwrap().unwrap();
-            let opened = open_tcp(&ct.host, at, Duration::from_millis(800)).is_ok();
-            assert_eq!(opened, opens, "port {}", at.1);
+            let tries = |limit| open_tcp(&ct.host, at, limit).map(drop);
+            if opens {
+                wait::until_ok(SOON, "the port to be open", || tries(Duration::from_secs(2)))
+                    .unwrap();
+            } else {
+                assert!(tries(Duration::from_millis(800)).is_err(), "port {} is open", at.1);
+            }
         }
     }
 
