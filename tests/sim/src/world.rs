@@ -145,15 +145,13 @@ fn cut(bytes: &[u8], vnet: &VnetHeader) -> Vec<Vec<u8>> {
     if !vnet.is_super_frame() {
         return vec![bytes.to_vec()];
     }
-    let frame = parse_ethernet(bytes, None).expect("a super-frame has an Ethernet header");
-    let packet = parse_ipv4(frame.payload).expect("only IPv4 is merged");
-    let at = frame.payload_offset;
-    let mut packets = Packets::new(&packet, at, vnet, usize::from(u16::MAX))
+    let at = parse_ethernet(bytes, None).expect("an Ethernet header").payload_offset;
+    let mut packet = bytes[at..].to_vec();
+    let mut packets = Packets::new(&mut packet, at, vnet, usize::from(u16::MAX))
         .expect("a super-frame's header fits it");
-    let mut room = vec![0; packets.longest()];
     let mut frames = Vec::new();
-    while let Some(len) = packets.next_into(&mut room) {
-        frames.push([&bytes[..at], &room[..len]].concat());
+    while let Some(packet) = packets.next() {
+        frames.push([&bytes[..at], &*packet].concat());
     }
     frames
 }

@@ -180,11 +180,10 @@ fn apart(held: &Held, run: &Run) -> Vec<Vec<u8>> {
     let packet = parse_ipv4(&bytes).expect("a super-frame is a packet");
     assert_eq!(packet.bytes.len(), bytes.len(), "its length says all of it");
     assert_eq!(usize::from(merged.vnet.hdr_len), 14 + merged.headers().len());
-    let mut packets = Packets::new(&packet, 14, &merged.vnet, MAX_LEN).unwrap();
-    let mut room = vec![0; packets.longest()];
+    let mut packets = Packets::new(&mut bytes, 14, &merged.vnet, MAX_LEN).unwrap();
     let mut all = Vec::new();
-    while let Some(len) = packets.next_into(&mut room) {
-        all.push(room[..len].to_vec());
+    while let Some(packet) = packets.next() {
+        all.push(packet.to_vec());
     }
     assert_eq!(all.len(), run.packets());
     all

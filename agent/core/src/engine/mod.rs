@@ -103,7 +103,6 @@ pub struct Engine {
     settling: bool,
     held: Held,
     too_big_told: sizes::Told,
-    cut: Vec<u8>,
     part: Vec<u8>,
     /// Whether every packet goes through all stages, as if nothing were known of it.
     #[cfg(test)]
@@ -159,7 +158,6 @@ impl Engine {
             settling: false,
             held: Held::default(),
             too_big_told: sizes::Told::default(),
-            cut: Vec::new(),
             part: Vec::new(),
             #[cfg(test)]
             long_way: false,

@@ -5,12 +5,12 @@ use std::time::Instant;
 use super::Engine;
 use crate::batch::RxFrame;
 use crate::gso::Packets;
+use crate::mss;
 use crate::peer::{PeerSlot, Sent};
 use crate::sink::Sink;
 use crate::station::StationId;
 use crate::vnet::VnetHeader;
 use crate::wire::FiveTuple;
-use crate::{mss, wire};
 
 /// What is sealed: an IPv4 packet in a frame, and for whom.
 #[derive(Debug, Clone, Copy)]
@@ -46,29 +46,29 @@ impl Engine {
         {
             mss::clamp(packet, u16::try_from(mtu).unwrap_or(u16::MAX), partial);
         }
-        let Some(bytes) = frame.bytes.get(..end) else { return };
+        let Some(bytes) = frame.bytes.get_mut(what.at..end) else { return };
         if !partial && !frame.vnet.is_super_frame() {
-            let packet = bytes.get(what.at..).unwrap_or_default();
-            self.seal_packet(slot, what, packet, mtu, now, out);
+            self.seal_packet(slot, what, bytes, mtu, now, out);
             return;
         }
-        let packet = wire::parse_ipv4(bytes.get(what.at..).unwrap_or_default());
-        let cut = packet.and_then(|packet| Packets::new(&packet, what.at, &frame.vnet, mtu));
-        let mut packets = match cut {
+        let mut packets = match Packets::new(bytes, what.at, &frame.vnet, mtu) {
             Ok(packets) => packets,
             Err(reason) => {
                 self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
                 return;
             }
         };
-        let mut room = std::mem::take(&mut self.cut);
-        if room.len() < packets.longest() {
-            room.resize(packets.longest(), 0);
+        if packets.longest() <= mtu
+            && let Some(mut way) = self.peers.way(slot)
+        {
+            while let Some(packet) = packets.next() {
+                way.send(packet, out);
+            }
+            return;
         }
-        while let Some(len) = packets.next_into(&mut room) {
-            self.seal_packet(slot, what, room.get(..len).unwrap_or_default(), mtu, now, out);
+        while let Some(packet) = packets.next() {
+            self.seal_packet(slot, what, packet, mtu, now, out);
         }
-        self.cut = room;
     }
 
     fn seal_packet(

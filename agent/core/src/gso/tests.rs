@@ -1,3 +1,5 @@
+mod reference;
+
 use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
@@ -56,8 +58,24 @@ fn vnet(gso_type: u8, gso_size: u16, csum_offset: u16) -> VnetHeader {
 }
 
 fn cut(bytes: &[u8], vnet: &VnetHeader, limit: usize) -> Result<Vec<Vec<u8>>, DropReason> {
-    let packet = parse_ipv4(bytes).unwrap();
-    let mut packets = Packets::new(&packet, 14, vnet, limit)?;
+    let mut bytes = bytes.to_vec();
+    // What lies behind a packet isn't its own.
+    bytes.extend([0xee; 9]);
+    let mut packets = Packets::new(&mut bytes, 14, vnet, limit)?;
+    let longest = packets.longest();
+    let mut all: Vec<Vec<u8>> = Vec::new();
+    while let Some(packet) = packets.next() {
+        all.push(packet.to_vec());
+    }
+    assert_eq!(all.iter().map(Vec::len).max(), Some(longest));
+    assert_eq!(bytes[bytes.len() - 9..], [0xee; 9]);
+    Ok(all)
+}
+
+/// The same by the plain way.
+fn cut_plainly(bytes: &[u8], vnet: &VnetHeader, limit: usize) -> Result<Vec<Vec<u8>>, DropReason> {
+    let packet = parse_ipv4(bytes)?;
+    let mut packets = reference::Packets::new(&packet, 14, vnet, limit)?;
     let mut buffer = vec![0xee; packets.longest()];
     let mut all = Vec::new();
     while let Some(len) = packets.next_into(&mut buffer) {
@@ -148,12 +166,10 @@ fn headers_that_do_not_fit_the_packet_are_refused() {
     ] {
         assert_eq!(cut(&frame, &bad, 1440).unwrap_err(), DropReason::Malformed, "{what}");
     }
-    let packet = parse_ipv4(&frame).unwrap();
-    let mut packets = Packets::new(&packet, 14, &sound, 1440).unwrap();
-    assert_eq!(packets.next_into(&mut [0; 100]), None, "the buffer is too short");
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn nothing_panics_and_no_byte_of_payload_is_lost(
         len in 0usize..9000,
@@ -171,6 +187,65 @@ proptest! {
                     all.iter().for_each(|bytes| assert_sound(bytes));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn every_packet_is_what_the_plain_way_makes(
+        protocol in prop::sample::select(vec![ipv4::TCP, ipv4::UDP, 47]),
+        options: (u8, u8),
+        fields in prop::array::uniform32(any::<u8>()),
+        len in prop_oneof![0_usize..200, 1300_usize..3000, 60_000_usize..65_300],
+        limit in prop_oneof![0_usize..200, 576_usize..1600],
+        gso_size in prop_oneof![0_u16..100, 500_u16..2000, any::<u16>()],
+        gso_type in prop::sample::select(vec![0_u8, 1, 5, 0x81]),
+        bits: (u8, u16, u16),
+    ) {
+        let ip_header = 20 + usize::from(options.0 % 11) * 4;
+        let transport_header = match protocol {
+            ipv4::TCP => 20 + usize::from(options.1 % 11) * 4,
+            _ => 8,
+        };
+        let headers = ip_header + transport_header;
+        // Few packets from a long payload: it is about places, not about their number.
+        let few = gso_size < 500 || (limit < headers + 500 && protocol == ipv4::TCP);
+        let len = if few { len % 3000 } else { len.min(65_535 - headers) };
+        let mut bytes = payload(headers + len);
+        bytes[..32].copy_from_slice(&fields);
+        bytes[ip_header..ip_header + 20.min(transport_header)]
+            .copy_from_slice(&fields[32 - 20.min(transport_header)..]);
+        bytes[0] = 0x40 | (ip_header / 4) as u8;
+        bytes[2..4].copy_from_slice(&((headers + len) as u16).to_be_bytes());
+        bytes[6..8].copy_from_slice(&[0x40, 0]);
+        bytes[9] = protocol;
+        if protocol == ipv4::TCP {
+            bytes[ip_header + 12] = (transport_header as u8 / 4) << 4 | fields[0] & 15;
+        } else {
+            let len = (transport_header + len) as u16;
+            bytes[ip_header + 4..ip_header + 6].copy_from_slice(&len.to_be_bytes());
+        }
+        bytes[10..12].fill(0);
+        let sum = crate::checksum::checksum(&bytes[..ip_header]);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+        let (flags, start, offset) = bits;
+        let vnet = VnetHeader {
+            flags: flags % 4,
+            gso_type,
+            hdr_len: 0,
+            gso_size,
+            csum_start: 14 + ip_header as u16 + start % 4,
+            csum_offset: offset % 20,
+        };
+        prop_assert!(parse_ipv4(&bytes).is_ok());
+        let (ours, plain) = (cut(&bytes, &vnet, limit), cut_plainly(&bytes, &vnet, limit));
+        match (&ours, &plain) {
+            (Ok(ours), Ok(plain)) => {
+                prop_assert_eq!(ours.len(), plain.len());
+                for (place, (ours, plain)) in ours.iter().zip(plain).enumerate() {
+                    prop_assert!(ours == plain, "packet {place} of {}", plain.len());
+                }
+            }
+            (ours, plain) => prop_assert_eq!(ours.is_err(), plain.is_err(), "{:?} {:?}", ours.as_ref().err(), plain.as_ref().err()),
         }
     }
 }

@@ -26,7 +26,8 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
 pub use state::Peer;
-pub use table::Peers;
+pub use table::{Peers, Way};
+pub use tunnel::MAX_PACKET_LEN;
 
 /// What sealing adds to a packet's length.
 pub const OVERHEAD: usize = 32;

@@ -158,6 +158,13 @@ impl Peers {
         })
     }
 
+    /// The way to a peer, while it is open: found once for packets that follow each other at once.
+    pub fn way(&mut self, slot: PeerSlot) -> Option<Way<'_>> {
+        let peer = self.peers.get(slot.index).filter(|peer| peer.generation == slot.generation)?;
+        let tunnel = self.tunnels.get_mut(peer.sending?)?;
+        Some(Way { tunnel, to: peer.endpoint()? })
+    }
+
     /// Seals an IP packet for a peer and gives it to the sink. The packet's DSCP goes to the outer header as well.
     pub fn send(
         &mut self,
@@ -170,13 +177,12 @@ impl Peers {
             return Sent::Dropped(DropReason::TooBig);
         }
         let generation = slot.generation;
-        let peer = self.peers.get_mut(slot.index).filter(|peer| peer.generation == generation);
-        let Some(peer) = peer else { return Sent::Dropped(DropReason::TunnelDown) };
-        let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
-        if let (Some(tunnel), Some(to)) = (tunnel, peer.endpoint()) {
-            seal(tunnel, to, packet, out);
+        if let Some(mut way) = self.way(slot) {
+            way.send(packet, out);
             return Sent::Sealed;
         }
+        let peer = self.peers.get_mut(slot.index).filter(|peer| peer.generation == generation);
+        let Some(peer) = peer else { return Sent::Dropped(DropReason::TunnelDown) };
         if peer.tunnels.is_empty() {
             return Sent::Dropped(DropReason::TunnelDown);
         }
@@ -412,6 +418,20 @@ impl Peers {
         if !std::mem::replace(&mut peer.listed, true) {
             self.events.push_back(index);
         }
+    }
+}
+
+/// The way to a peer: a tunnel with a session, and where the peer is.
+pub struct Way<'a> {
+    tunnel: &'a mut Tunnel,
+    to: SocketAddr,
+}
+
+impl Way<'_> {
+    /// Seals an IP packet and gives it to the sink. The packet's DSCP goes to the outer header as well. A packet that
+    /// is too long for any datagram goes nowhere: see [`super::MAX_PACKET_LEN`].
+    pub fn send(&mut self, packet: &[u8], out: &mut impl Sink) {
+        seal(self.tunnel, self.to, packet, out);
     }
 }
 

@@ -19,7 +19,7 @@ use super::random::Random;
 use super::{LIVE_FOR, OVERHEAD};
 
 /// Longest packet that can be sealed into one datagram.
-pub(super) const MAX_PACKET_LEN: usize = MAX_DATAGRAM_LEN - OVERHEAD;
+pub const MAX_PACKET_LEN: usize = MAX_DATAGRAM_LEN - OVERHEAD;
 /// Room that anything boringtun writes by itself takes.
 pub(super) const SMALL: usize = 256;
 

@@ -5,7 +5,8 @@ use anteroom_agent_core::checksum;
 use anteroom_agent_core::gso::Packets;
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::vnet::VnetHeader;
-use anteroom_agent_core::wire::{parse_ethernet, parse_ipv4};
+use anteroom_agent_core::wire::parse_ethernet;
+use anteroom_proto::verdict::DropReason;
 use zerocopy::IntoBytes;
 
 use super::{PortQueue, RECORDS};
@@ -29,9 +30,8 @@ pub(super) struct Frames {
     bytes: Vec<u8>,
     used: usize,
     records: Vec<Record>,
-    /// A super-frame that is cut here, and one of its packets.
+    /// A super-frame that is cut here.
     whole: Vec<u8>,
-    packet: Vec<u8>,
 }
 
 struct Record {
@@ -47,7 +47,6 @@ impl Default for Frames {
             used: 0,
             records: Vec::with_capacity(RECORDS),
             whole: Vec::new(),
-            packet: Vec::new(),
         }
     }
 }
@@ -134,27 +133,23 @@ impl Frames {
         vlan: Option<VlanTag>,
         parts: &[&[u8]],
     ) {
-        let (mut whole, mut room) =
-            (std::mem::take(&mut self.whole), std::mem::take(&mut self.packet));
+        let mut whole = std::mem::take(&mut self.whole);
         whole.clear();
         parts.iter().for_each(|part| whole.extend_from_slice(part));
-        let frame = parse_ethernet(&whole, None);
-        let packets = frame.and_then(|frame| {
-            let at = frame.payload_offset;
-            let packets = Packets::new(&parse_ipv4(frame.payload)?, at, &vnet, MAX_FRAME)?;
-            Ok((whole.get(..at).unwrap_or_default(), packets))
+        let at = parse_ethernet(&whole, None).map(|frame| frame.payload_offset);
+        let cut = at.and_then(|at| {
+            let (header, packet) = whole.split_at_mut_checked(at).ok_or(DropReason::Malformed)?;
+            Ok((header, Packets::new(packet, at, &vnet, MAX_FRAME)?))
         });
-        if let Ok((header, mut packets)) = packets {
-            room.resize(room.len().max(packets.longest()), 0);
-            while let Some(len) = packets.next_into(&mut room) {
-                let packet = room.get(..len).unwrap_or_default();
-                let frame = ([header, packet], header.len() + len);
+        if let Ok((header, mut packets)) = cut {
+            while let Some(packet) = packets.next() {
+                let frame = ([&*header, &*packet], header.len() + packet.len());
                 self.queue(ports, port, VnetHeader::default(), vlan, (&frame.0, frame.1));
             }
         } else if let Some(queue) = ports.get_mut(port.index()) {
             queue.counters.egress_failed += 1;
         }
-        (self.whole, self.packet) = (whole, room);
+        self.whole = whole;
     }
 
     /// Keeps a frame for the next flush.

@@ -7,7 +7,6 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use anteroom_agent_core::checksum;
 use anteroom_agent_core::gso::Packets;
-use anteroom_agent_core::wire::parse_ipv4;
 
 use super::*;
 use crate::net::packet::{FrameRing, MAX_FRAME, PacketOptions, Unfit};
@@ -147,7 +146,7 @@ fn merged(tcp: bool, count: usize, size: usize) -> (VnetHeader, Vec<u8>, Vec<Vec
     } else {
         (17, vec![0x10, 0, 0x20, 0, 0, 0, 0, 0])
     };
-    let (headers, payload) = (20 + transport.len(), count * size - 1);
+    let payload = count * size - 1;
     transport.extend((0..payload).map(|i| (i * 7 + i / 251) as u8));
     let len = u16::try_from(transport.len()).unwrap();
     let addresses = [[10, 0, 0, 1], [10, 0, 0, 2]];
@@ -174,11 +173,11 @@ fn merged(tcp: bool, count: usize, size: usize) -> (VnetHeader, Vec<u8>, Vec<Vec
         csum_offset: u16::try_from(field).unwrap(),
     };
     let ethernet = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1, 8, 0]].concat();
-    let mut packets = Packets::new(&parse_ipv4(&packet).unwrap(), 14, &vnet, 65_535).unwrap();
-    let mut room = vec![0; headers + size];
+    let mut bytes = packet.clone();
+    let mut packets = Packets::new(&mut bytes, 14, &vnet, 65_535).unwrap();
     let mut frames = Vec::new();
-    while let Some(len) = packets.next_into(&mut room) {
-        frames.push([&ethernet, &room[..len]].concat());
+    while let Some(packet) = packets.next() {
+        frames.push([&ethernet, &*packet].concat());
     }
     assert_eq!(frames.len(), count);
     (vnet, [ethernet, packet].concat(), frames)
