@@ -1,5 +1,6 @@
 //! The words that may be typed, with their help.
 
+mod client;
 mod device;
 mod gateway;
 mod policy;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::output::time::parse_duration;
 
+pub use client::{ClientAdd, ClientCommand};
 pub use device::{DeviceBind, DeviceCommand, DeviceConfirm, DeviceMode, FailureChoice};
 pub use gateway::{
     GatewayBypass, GatewayCommand, GatewayInvite, GatewayReplace, OfflineArgs, SwitchKind,
@@ -83,6 +85,9 @@ pub enum Command {
     /// Devices: the equipment behind the gateways
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Clients: laptops and servers that speak WireGuard themselves
+    #[command(subcommand)]
+    Client(ClientCommand),
     /// Policy: the file that says who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),

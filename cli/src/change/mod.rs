@@ -15,6 +15,8 @@ use anteroom_controller_core::lint::Evidence;
 use anteroom_controller_core::model::Model;
 use anteroom_controller_core::plan::Plan;
 use anteroom_controller_core::problem::Problems;
+use anteroom_controller_core::reach::reach;
+use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::{
     EdgeQuery, ModelAccepted, ModelRevision, ModelRevisionBody, ModelUpdate, RevisionInfo, paths,
 };
@@ -22,7 +24,8 @@ use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::{SignatureError, Signed};
 use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::key::{Hash, PublicKey};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use zeroize::Zeroizing;
 
 use crate::args::ChangeArgs;
 use crate::client::ClientError;
@@ -161,7 +164,19 @@ struct Outcome {
     gateways: Vec<GatewayOutcome>,
     /// Gateways that don't have it in force yet.
     laggards: Vec<String>,
+    /// Clients whose configuration must have other peers now.
+    clients: Vec<String>,
+    /// The configuration of a client that was added, which is shown once.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_text")]
+    config: Option<Zeroizing<String>>,
 }
+
+fn as_text<S: Serializer>(text: &Option<Zeroizing<String>>, to: S) -> Result<S::Ok, S::Error> {
+    text.as_ref().map(|text| text.as_str()).serialize(to)
+}
+
+/// Makes what is shown once, out of the model as it was signed.
+type ShownOnce<'a> = &'a dyn Fn(&mut Remote, &Model) -> Zeroizing<String>;
 
 /// Makes the change that `edit` describes: it is given the model and the number of the revision being made.
 ///
@@ -170,7 +185,31 @@ struct Outcome {
 pub fn make(
     remote: &mut Remote,
     output: &mut Output<'_>,
+    request: Request,
+    edit: &dyn Fn(&mut Model, u64) -> Result<(), EditError>,
+) -> Result<Exit, Error> {
+    change(remote, output, request, None, edit)
+}
+
+/// As [`make`]; once the change is signed and stored, what `shown_once` makes is shown.
+///
+/// # Errors
+/// As for [`make`].
+pub fn make_and(
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+    request: Request,
+    shown_once: ShownOnce<'_>,
+    edit: &dyn Fn(&mut Model, u64) -> Result<(), EditError>,
+) -> Result<Exit, Error> {
+    change(remote, output, request, Some(shown_once), edit)
+}
+
+fn change(
+    remote: &mut Remote,
+    output: &mut Output<'_>,
     mut request: Request,
+    shown_once: Option<ShownOnce<'_>>,
     edit: &dyn Fn(&mut Model, u64) -> Result<(), EditError>,
 ) -> Result<Exit, Error> {
     confirm::reason(&mut request, output)?;
@@ -211,7 +250,8 @@ pub fn make(
             Ok(accepted) => {
                 remember(remote, number, &update)?;
                 remote.home().remember(&model)?;
-                return finish(output, &request, plan, number, Some((remote, &accepted, &model)));
+                let taken = Taken { remote, accepted, before: &current.model, model, shown_once };
+                return finish(output, &request, plan, number, Some(taken));
             }
             Err(Error::Client(error)) if error.has_status(409) => {
                 let newer = fetch(remote)?;
@@ -376,19 +416,58 @@ fn hand_in(
     }
 }
 
+/// A change that the controller has stored.
+struct Taken<'a> {
+    remote: &'a mut Remote,
+    accepted: ModelAccepted,
+    before: &'a Model,
+    model: Model,
+    shown_once: Option<ShownOnce<'a>>,
+}
+
+/// Clients that were there before and reach others now, by name.
+fn reconfigured(before: &Model, after: &Model) -> Vec<String> {
+    if before.clients.is_empty() {
+        return Vec::new();
+    }
+    let (Ok(before), Ok(after)) = (Resolved::new(before), Resolved::new(after)) else {
+        return Vec::new();
+    };
+    let now = now();
+    let peers = |resolved: &Resolved, id| -> Vec<_> {
+        let found = reach(resolved, id, now);
+        found.iter().map(|reach| (reach.gateway, reach.addresses(resolved))).collect()
+    };
+    let clients =
+        after.model.clients.iter().filter(|(id, _)| before.model.clients.contains_key(id));
+    clients
+        .filter(|(id, _)| peers(&before, **id) != peers(&after, **id))
+        .map(|(_, client)| client.name.to_string())
+        .collect()
+}
+
 fn finish(
     output: &mut Output<'_>,
     request: &Request,
     plan: Plan,
     revision: u64,
-    taken: Option<(&mut Remote, &ModelAccepted, &Model)>,
+    taken: Option<Taken<'_>>,
 ) -> Result<Exit, Error> {
     let changed = taken.is_some();
     let mut waited = changed && !request.args.no_wait;
     let mut lost = false;
+    let (mut clients, mut once) = (Vec::new(), None);
     let gateways = match taken {
-        Some((remote, accepted, model)) if waited => {
-            wait::wait(remote, output, accepted, &plan, model, request).or_else(|error| {
+        Some(taken) => {
+            let Taken { remote, accepted, before, model, shown_once } = taken;
+            clients = reconfigured(before, &model);
+            once = shown_once.map(|shown_once| shown_once(remote, &model));
+            let followed = if waited {
+                wait::wait(remote, output, &accepted, &plan, &model, request)
+            } else {
+                Ok(Vec::new())
+            };
+            followed.or_else(|error| {
                 // The change is made, whatever becomes of the following: that mustn't sound like a failure.
                 (waited, lost) = (false, true);
                 output.warn(format_args!(
@@ -406,11 +485,35 @@ fn finish(
         .collect();
     let exit = if laggards.is_empty() && !lost { Exit::Ok } else { Exit::Laggards };
     let (action, subject) = (request.action, request.subject.clone());
-    let outcome = Outcome { changed, revision, action, subject, plan, waited, gateways, laggards };
+    let outcome = Outcome {
+        changed,
+        revision,
+        action,
+        subject,
+        plan,
+        waited,
+        gateways,
+        laggards,
+        clients,
+        config: once,
+    };
     if changed || output.is_json() {
-        output.data(&outcome, outcome_text)?;
+        output.data(&outcome, whole_text)?;
     }
     Ok(exit)
+}
+
+fn whole_text(outcome: &Outcome) -> String {
+    let mut text = outcome_text(outcome);
+    for client in &outcome.clients {
+        text.push_str(&format!(
+            "\nClient {client} needs other peers in its configuration: anteroom client show {client}"
+        ));
+    }
+    if let Some(once) = &outcome.config {
+        text.push_str(&format!("\n\n{}", once.as_str()));
+    }
+    text
 }
 
 fn outcome_text(outcome: &Outcome) -> String {

@@ -28,6 +28,8 @@ const EVERY: Duration = Duration::from_secs(1);
 enum Kind {
     /// A confirmed device.
     Device,
+    /// A client.
+    Client,
     /// A named prefix: an address, not an identity.
     External,
     /// An address that nobody named.
@@ -45,7 +47,7 @@ struct End {
 impl End {
     fn text(&self) -> String {
         match (self.kind, &self.name) {
-            (Kind::Device, Some(name)) => name.clone(),
+            (Kind::Device | Kind::Client, Some(name)) => name.clone(),
             (Kind::External, Some(name)) => format!("{name} (external {})", self.address),
             _ => format!("outside {}", self.address),
         }
@@ -77,8 +79,9 @@ impl FlowRow {
     /// `edge` with the names that `model` has for its ends.
     pub(super) fn new(edge: &Edge, model: &Model, names: &Names) -> Self {
         let member = |id: Option<_>, address| {
-            let id = id.filter(|id| model.devices.contains_key(id))?;
-            Some(End { kind: Kind::Device, name: Some(names.member(id)), address })
+            let id = id.filter(|id| model.member_name(*id).is_some())?;
+            let kind = if model.clients.contains_key(&id) { Kind::Client } else { Kind::Device };
+            Some(End { kind, name: Some(names.member(id)), address })
         };
         let other = |address: IpAddr| {
             let name = names.address(edge.gateway, address);
@@ -86,6 +89,8 @@ impl FlowRow {
                 return End { kind: Kind::Outside, name: None, address };
             } else if model.device_named(&name).is_some() {
                 Kind::Device
+            } else if model.client_named(&name).is_some() {
+                Kind::Client
             } else {
                 Kind::External
             };
@@ -242,8 +247,9 @@ fn filter<'a>(
     query: &mut EdgeQuery,
 ) -> Result<Option<&'a str>, Error> {
     let Some(name) = args.name.as_deref() else { return Ok(None) };
-    match model.find_device(name) {
-        Ok((id, _)) => {
+    let client = model.client_named(name).map(|(id, _)| id);
+    match client.map_or_else(|| model.find_device(name).map(|(id, _)| id), Ok) {
+        Ok(id) => {
             query.member = Some(id);
             Ok(None)
         }

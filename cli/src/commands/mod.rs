@@ -4,6 +4,7 @@ mod audit;
 mod authority;
 mod bypass;
 mod cables;
+mod client;
 mod controller;
 mod device;
 mod device_change;
@@ -20,7 +21,9 @@ mod replace;
 mod status;
 mod why;
 
-use crate::args::{Command, ControllerCommand, DeviceCommand, GatewayCommand, OperatorCommand};
+use crate::args::{
+    ClientCommand, Command, ControllerCommand, DeviceCommand, GatewayCommand, OperatorCommand,
+};
 use crate::error::{Error, Exit};
 use crate::home::Home;
 use crate::output::Output;
@@ -80,6 +83,14 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             }
             DeviceCommand::OnFailure { name, choice, change } => {
                 device_change::on_failure(&name, choice, change, &mut open(home, output)?, output)
+            }
+        },
+        Command::Client(command) => match command {
+            ClientCommand::Add(args) => client::add(args, &mut open(home, output)?, output),
+            ClientCommand::List => client::list(&mut open(home, output)?, output),
+            ClientCommand::Show { name } => client::show(&name, &mut open(home, output)?, output),
+            ClientCommand::Revoke { name, change } => {
+                client::revoke(&name, change, &mut open(home, output)?, output)
             }
         },
         Command::Policy(command) => policy::run(command, home, output),

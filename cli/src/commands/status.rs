@@ -3,8 +3,12 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use anteroom_controller_core::model::{Client, Model};
 use anteroom_controller_core::names::Names;
+use anteroom_proto::api::GatewayStatus;
+use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::Mode;
+use anteroom_proto::v1::telemetry::TunnelState;
 use serde::Serialize;
 
 use super::cables::notices;
@@ -55,7 +59,18 @@ struct Picture {
     /// What is as somebody set it, and worth knowing.
     notices: Vec<Problem>,
     devices: Devices,
+    clients: Vec<ClientState>,
     gateways: Vec<GatewayRow>,
+}
+
+/// A client, as far as gateways have told.
+#[derive(Debug, Serialize)]
+struct ClientState {
+    name: String,
+    /// Gateways that have heard it lately.
+    live_at: Vec<String>,
+    /// Where the first of them hears it from.
+    seen_at: Option<String>,
 }
 
 /// `anteroom status`.
@@ -150,8 +165,28 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
         to_do,
         notices,
         devices,
+        clients: clients(&current.model, &statuses),
         gateways,
     })
+}
+
+fn clients(model: &Model, statuses: &[GatewayStatus]) -> Vec<ClientState> {
+    let state = |(id, client): (&MemberId, &Client)| {
+        let tunnels = statuses.iter().filter(|status| status.online).flat_map(|status| {
+            let of_client = |tunnel: &&TunnelState| tunnel.gateway == (*id).into() && tunnel.live;
+            let gateway = model.gateways.get(&status.gateway);
+            status.tunnels.iter().filter(of_client).filter_map(move |t| Some((gateway?, t)))
+        });
+        let tunnels: Vec<_> = tunnels.collect();
+        ClientState {
+            name: client.name.to_string(),
+            live_at: tunnels.iter().map(|(gateway, _)| gateway.name.to_string()).collect(),
+            seen_at: tunnels.first().and_then(|(_, t)| t.endpoint).map(|at| at.to_string()),
+        }
+    };
+    let mut clients: Vec<ClientState> = model.clients.iter().map(state).collect();
+    clients.sort_by(|a, b| a.name.cmp(&b.name));
+    clients
 }
 
 fn problems_of(row: &GatewayRow) -> Vec<Problem> {
@@ -229,6 +264,14 @@ fn render(picture: &Picture) -> String {
             String::new()
         },
     ));
+    if !picture.clients.is_empty() {
+        let live = picture.clients.iter().filter(|client| !client.live_at.is_empty());
+        text.push_str(&format!(
+            "{}, {} live\n",
+            count(picture.clients.len(), "client", "clients"),
+            live.count()
+        ));
+    }
     if !picture.gateways.is_empty() {
         text.push('\n');
         text.push_str(&render_gateways(&picture.gateways));

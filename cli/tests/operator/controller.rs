@@ -10,6 +10,7 @@ use anteroom_controller_core::model::Model;
 use anteroom_proto::alarm::Alarm;
 use anteroom_proto::api::*;
 use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::bypass::BypassOrder;
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
@@ -52,6 +53,7 @@ pub(crate) struct State {
     pub(crate) bypasses: Vec<Signed<BypassOrder>>,
     /// Bypasses that every gateway follows by file.
     pub(crate) file_bypasses: Vec<FileBypass>,
+    pub(crate) tunnel_keys: BTreeMap<GatewayId, Vec<Signed<TunnelKeyBinding>>>,
     pub(crate) revisions: Vec<(ModelRevision, RevisionInfo)>,
     pub(crate) audit: Vec<AuditEntry>,
     pub(crate) sightings: Vec<SightingRecord>,
@@ -98,6 +100,7 @@ impl Controller {
             alarms: BTreeMap::new(),
             bypasses: Vec::new(),
             file_bypasses: Vec::new(),
+            tunnel_keys: BTreeMap::new(),
             revisions: Vec::new(),
             audit: Vec::new(),
             sightings: Vec::new(),
@@ -185,6 +188,16 @@ impl Controller {
             ports,
         });
         identity
+    }
+
+    /// Whether a text stands in anything that was handed in.
+    pub(crate) fn holds(&self, text: &str) -> bool {
+        let state = self.state();
+        let bytes = data_encoding::BASE64.decode(text.as_bytes()).unwrap();
+        state
+            .revisions
+            .iter()
+            .any(|(revision, _)| revision.model.0.windows(bytes.len()).any(|part| part == bytes))
     }
 
     pub(crate) fn gateway_id(&self, name: &str) -> GatewayId {
@@ -418,8 +431,8 @@ impl State {
                     problems: Vec::new(),
                     agent_version: Some("0.1.0".into()),
                     ports: self.port_infos(),
-                    endpoints: Vec::new(),
-                    tunnel_keys: Vec::new(),
+                    endpoints: vec!["192.0.2.1:51820".parse().unwrap()],
+                    tunnel_keys: self.tunnel_keys.get(gateway).cloned().unwrap_or_default(),
                     tunnels: Vec::new(),
                     observed: None,
                     drops: BTreeMap::from([("no-rule".into(), 3)]),

@@ -2,6 +2,7 @@
 
 mod cables;
 mod changes;
+mod clients;
 mod controller;
 mod lies;
 mod login;

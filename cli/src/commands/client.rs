@@ -1,0 +1,198 @@
+//! `client add|list|show|revoke`.
+
+mod config;
+
+use std::collections::BTreeMap;
+
+use anteroom_controller_core::model::{Client, Model};
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::overlay;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use self::config::{PeerRow, interface, peers, peers_text};
+use super::login::draw;
+use crate::args::{ChangeArgs, ClientAdd};
+use crate::change::{self, ChangeError, Confirm, Request};
+use crate::error::{Error, Exit};
+use crate::home::write_new;
+use crate::output::Output;
+use crate::output::table::{facts, join, table};
+use crate::output::time::{Moment, ago, now};
+use crate::remote::Remote;
+
+/// `anteroom client add`.
+pub(super) fn add(
+    args: ClientAdd,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let secret = TunnelSecret::from_bytes(*Zeroizing::new(draw::<32>()?));
+    let id = MemberId::from_bytes(draw()?);
+    let labels =
+        args.labels.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
+    let client = Client {
+        name: args.name.clone(),
+        site: args.site,
+        key: secret.public(),
+        address: args.address,
+        labels,
+        added_at: now(),
+    };
+    let request = Request::new("client add", args.name.as_str(), args.change);
+    let configuration = |remote: &mut Remote, model: &Model| {
+        // Whatever can't be found out now, `client show` tells later; the key is nowhere else.
+        let (peers, problem) = match peers(remote, model, id) {
+            Ok(peers) => (peers_text(&peers), String::new()),
+            Err(error) => (String::new(), format!("# Its peers aren't known: {error}\n")),
+        };
+        let text = Zeroizing::new(format!("{}{problem}{peers}", *interface(&client, &secret)));
+        let Some(file) = &args.out else { return text };
+        match write_new(file, &text) {
+            Ok(()) => Zeroizing::new(format!("# Written to {}\n", file.display())),
+            Err(error) => Zeroizing::new(format!("# {error}\n{}", *text)),
+        }
+    };
+    if let Some(file) = args.out.as_ref().filter(|file| file.symlink_metadata().is_ok()) {
+        return Err(Error::Other(format!(
+            "{} is there already: choose another file. Nothing was changed",
+            file.display()
+        )));
+    }
+    change::make_and(remote, output, request, &configuration, &|model, _| {
+        model.add_client(id, client.clone())
+    })
+}
+
+#[derive(Debug, Serialize)]
+struct ClientRow {
+    name: String,
+    id: String,
+    site: String,
+    address: String,
+    overlay: String,
+    key: String,
+    labels: BTreeMap<String, String>,
+    added_at: Moment,
+    /// Whether a gateway has heard it lately.
+    live: bool,
+    peers: Vec<PeerRow>,
+    /// The peers as its configuration must have them.
+    config: String,
+}
+
+impl ClientRow {
+    fn new(model: &Model, id: MemberId, client: &Client, peers: Vec<PeerRow>) -> Self {
+        Self {
+            name: client.name.to_string(),
+            id: id.to_string(),
+            site: client.site.to_string(),
+            address: client.address.to_string(),
+            overlay: overlay::member_address(model.organisation, id).to_string(),
+            key: client.key.to_wireguard(),
+            labels: client.labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
+            added_at: Moment(client.added_at),
+            live: peers.iter().any(|peer| peer.live),
+            config: peers_text(&peers),
+            peers,
+        }
+    }
+
+    fn labels(&self) -> String {
+        join(self.labels.iter().map(|(key, value)| format!("{key}={value}")))
+    }
+}
+
+/// `anteroom client list`.
+pub(super) fn list(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
+    let model = change::fetch(remote)?.model;
+    let mut rows = Vec::new();
+    for (id, client) in &model.clients {
+        let peers = peers(remote, &model, *id)?;
+        rows.push(ClientRow::new(&model, *id, client, peers));
+    }
+    rows.sort_by(|a, b| a.name.cmp(&b.name));
+    output.data(&rows, |rows| {
+        if rows.is_empty() {
+            return "No clients. `anteroom client add NAME --site SITE --address IP` makes one."
+                .into();
+        }
+        let lines = rows.iter().map(|row| {
+            let seen = join(row.peers.iter().filter(|peer| peer.live).map(|peer| &peer.gateway));
+            vec![
+                row.name.clone(),
+                row.site.clone(),
+                row.address.clone(),
+                if row.live { format!("live at {seen}") } else { "away".into() },
+                join(row.peers.iter().flat_map(|peer| &peer.devices)),
+                row.labels(),
+            ]
+        });
+        table(&["CLIENT", "SITE", "ADDRESS", "STATE", "DEVICES", "LABELS"], lines)
+    })?;
+    Ok(Exit::Ok)
+}
+
+/// `anteroom client show`.
+pub(super) fn show(
+    name: &str,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let model = change::fetch(remote)?.model;
+    let (id, client) = model.find_client(name).map_err(ChangeError::from)?;
+    let peers = peers(remote, &model, id)?;
+    let row = ClientRow::new(&model, id, client, peers);
+    output.data(&row, render)?;
+    Ok(Exit::Ok)
+}
+
+fn render(row: &ClientRow) -> String {
+    let mut text = facts(&[
+        ("Client", row.name.clone()),
+        ("Site", row.site.clone()),
+        ("Address", row.address.clone()),
+        ("Overlay", row.overlay.clone()),
+        ("Id", row.id.clone()),
+        ("WireGuard key", row.key.clone()),
+        ("Labels", row.labels()),
+        ("Added", ago(row.added_at.0, now())),
+        ("Devices", join(row.peers.iter().flat_map(|peer| &peer.devices))),
+        ("Unreachable", join(row.peers.iter().flat_map(|peer| &peer.dynamic))),
+    ]);
+    if row.peers.is_empty() {
+        text.push_str("\nNo rule opens anything between it and a device, so it has no peers.\n");
+        return text;
+    }
+    let lines = row.peers.iter().map(|peer| {
+        vec![
+            peer.gateway.clone(),
+            if peer.live { "live".into() } else { "away".into() },
+            peer.seen_at.clone().unwrap_or_else(|| "-".into()),
+        ]
+    });
+    let tunnels = table(&["TUNNEL TO", "STATE", "SEEN AT"], lines);
+    format!(
+        "{text}\n{tunnels}\n\nIts configuration must have these peers, and no others:\n\n{}",
+        row.config
+    )
+}
+
+/// `anteroom client revoke`.
+pub(super) fn revoke(
+    name: &str,
+    args: ChangeArgs,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let mut request = Request::new("client revoke", name, args);
+    request.reason_needed = true;
+    request.confirm = Confirm::Names(vec![name.to_owned()]);
+    change::make(remote, output, request, &|model, _| model.revoke_client(name).map(drop))
+}
+
+/// What telemetry calls a client where it has a place for a gateway.
+fn as_peer(id: MemberId) -> GatewayId {
+    id.into()
+}

@@ -1,0 +1,144 @@
+//! A client's configuration, as wg-quick and WireGuard's apps take it.
+
+use std::fmt::Write as _;
+
+use anteroom_controller_core::model::{Client, Gateway, Model};
+use anteroom_controller_core::reach::{Reach, reach, reachable_at};
+use anteroom_controller_core::resolve::Resolved;
+use anteroom_proto::api::GatewayStatus;
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::as_peer;
+use crate::change::ChangeError;
+use crate::error::Error;
+use crate::output::time::now;
+use crate::remote::Remote;
+
+/// How often a client says that it is there, in seconds: what keeps a NAT open for what devices open to it.
+const KEEPALIVE: u16 = 25;
+
+/// A gateway as one client's peer.
+#[derive(Debug, Serialize)]
+pub(super) struct PeerRow {
+    pub(super) gateway: String,
+    /// The gateway's WireGuard key, where it has told one that its identity key signed.
+    key: Option<String>,
+    endpoint: Option<String>,
+    /// Addresses of the devices that rules open.
+    allowed_ips: Vec<String>,
+    pub(super) devices: Vec<String>,
+    /// Devices that rules open and that have dynamic addresses only: they can't be configured.
+    pub(super) dynamic: Vec<String>,
+    /// Whether the gateway has heard the client lately.
+    pub(super) live: bool,
+    /// Where the gateway hears it from.
+    pub(super) seen_at: Option<String>,
+}
+
+/// The client's own section, with its private key.
+pub(super) fn interface(client: &Client, secret: &TunnelSecret) -> Zeroizing<String> {
+    Zeroizing::new(format!(
+        "# {}, shown once: the private key is stored nowhere else.\n\
+         [Interface]\nPrivateKey = {}\nAddress = {}/32\n\n",
+        client.name,
+        *secret.to_wireguard(),
+        client.address
+    ))
+}
+
+/// The sections of its peers.
+pub(super) fn peers_text(peers: &[PeerRow]) -> String {
+    let mut text = String::new();
+    for peer in peers {
+        for device in &peer.dynamic {
+            let _ = writeln!(text, "# {device} has dynamic addresses only and can't be reached.");
+        }
+        let Some(key) = &peer.key else {
+            let _ = writeln!(
+                text,
+                "# {} hasn't told its WireGuard key yet: look again with `anteroom client show`.\n",
+                peer.gateway
+            );
+            continue;
+        };
+        if peer.allowed_ips.is_empty() {
+            continue;
+        }
+        let _ = write!(
+            text,
+            "# {}: {}\n[Peer]\nPublicKey = {key}\n",
+            peer.gateway,
+            peer.devices.join(", ")
+        );
+        if let Some(endpoint) = &peer.endpoint {
+            let _ = writeln!(text, "Endpoint = {endpoint}");
+        }
+        let _ = writeln!(text, "AllowedIPs = {}", peer.allowed_ips.join(", "));
+        let _ = writeln!(text, "PersistentKeepalive = {KEEPALIVE}\n");
+    }
+    text
+}
+
+/// The gateways that a client is to have as peers.
+///
+/// # Errors
+/// When the policy has problems, or the controller can't be asked.
+pub(super) fn peers(
+    remote: &mut Remote,
+    model: &Model,
+    client: MemberId,
+) -> Result<Vec<PeerRow>, Error> {
+    let resolved = Resolved::new(model).map_err(ChangeError::from)?;
+    let reached = reach(&resolved, client, now());
+    let statuses = if reached.is_empty() { Vec::new() } else { remote.gateways()? };
+    let row = |found: &Reach| {
+        let gateway = model.gateways.get(&found.gateway)?;
+        let status = statuses.iter().find(|status| status.gateway == found.gateway);
+        Some(row(&resolved, found, gateway, client, status))
+    };
+    Ok(reached.iter().filter_map(row).collect())
+}
+
+fn row(
+    resolved: &Resolved,
+    found: &Reach,
+    gateway: &Gateway,
+    client: MemberId,
+    status: Option<&GatewayStatus>,
+) -> PeerRow {
+    let named = |with_address: bool| -> Vec<String> {
+        let fits = |id: &&MemberId| reachable_at(resolved, **id).is_empty() != with_address;
+        let devices = found.devices.iter().filter(fits);
+        devices.filter_map(|id| resolved.model.member_name(*id)).map(ToString::to_string).collect()
+    };
+    let tunnels = status.map(|status| status.tunnels.as_slice()).unwrap_or_default();
+    let tunnel = tunnels.iter().find(|tunnel| tunnel.gateway == as_peer(client));
+    let key = status.and_then(|status| newest_key(resolved, found.gateway, gateway, status));
+    PeerRow {
+        gateway: gateway.name.to_string(),
+        key: key.map(|key| key.to_wireguard()),
+        endpoint: status.and_then(|s| s.endpoints.first()).map(ToString::to_string),
+        allowed_ips: found.addresses(resolved).iter().map(ToString::to_string).collect(),
+        devices: named(true),
+        dynamic: named(false),
+        live: status.is_some_and(|s| s.online) && tunnel.is_some_and(|tunnel| tunnel.live),
+        seen_at: tunnel.and_then(|tunnel| tunnel.endpoint).map(|at| at.to_string()),
+    }
+}
+
+/// The newest of a gateway's tunnel keys for which its identity key vouches: the controller has no say in it.
+fn newest_key(
+    resolved: &Resolved,
+    id: GatewayId,
+    gateway: &Gateway,
+    status: &GatewayStatus,
+) -> Option<TunnelPublicKey> {
+    let organisation = resolved.model.organisation;
+    let signed = status.tunnel_keys.iter();
+    let bindings = signed.filter_map(|key| key.verify(organisation, &[gateway.identity]).ok());
+    let own = bindings.filter(|binding| binding.gateway == id);
+    own.max_by_key(|binding| binding.serial).map(|binding| binding.x25519)
+}

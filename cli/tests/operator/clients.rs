@@ -1,0 +1,161 @@
+//! Clients: their keys, their configurations, and their end.
+
+use std::os::unix::fs::PermissionsExt;
+
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::key::{IdentityKey, TunnelSecret};
+use anteroom_proto::time::UnixMillis;
+
+use crate::changes::{POLICY, hospital};
+use crate::controller::Controller;
+
+const ADD: [&str; 8] =
+    ["client", "add", "laptop-7", "--site", "north", "--address", "10.20.9.7", "--yes"];
+
+/// A tunnel key of a gateway that enrolled with this seed, signed with the identity key of another.
+fn tunnel_key(controller: &Controller, name: &str, signer: u8, seed: u8, serial: u64) {
+    let gateway = controller.gateway_id(name);
+    let mut state = controller.state();
+    let binding = TunnelKeyBinding {
+        organisation: state.model().organisation,
+        gateway,
+        x25519: TunnelSecret::from_bytes([seed; 32]).public(),
+        ml_kem_768: None,
+        serial,
+        not_before: UnixMillis(0),
+    };
+    let signed = Signed::sign(&binding, &IdentityKey::from_seed(&[signer; 32]));
+    state.tunnel_keys.entry(gateway).or_default().push(signed);
+}
+
+fn wireguard_key(seed: u8) -> String {
+    TunnelSecret::from_bytes([seed; 32]).public().to_wireguard()
+}
+
+#[test]
+fn a_client_gets_a_configuration_for_exactly_what_rules_open() {
+    let (controller, ana) = hospital();
+    tunnel_key(&controller, "imaging", 1, 51, 1);
+    tunnel_key(&controller, "imaging", 1, 52, 2);
+    // Whatever the gateway itself didn't sign is nobody's word.
+    tunnel_key(&controller, "imaging", 9, 66, 3);
+    let policy = format!(
+        "{POLICY}[segment.service]\nmatch = {{ label.class = \"service\" }}\n\
+         [rule.service]\nfrom = \"service\"\nto = \"ct-1\"\nservices = [\"vnc\"]\n"
+    );
+    let file = ana.write("policy.toml", &policy);
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "x"]).ok();
+    let added =
+        ana.run(&[&["--json"], &ADD[..], &["--label", "class=service"]].concat()).ok().json();
+    let config = added["config"].as_str().unwrap();
+    let (_, client) =
+        controller.state().model().client_named("laptop-7").map(|(id, c)| (id, c.clone())).unwrap();
+    let private = config.lines().find_map(|line| line.strip_prefix("PrivateKey = ")).unwrap();
+    let bytes = data_encoding::BASE64.decode(private.as_bytes()).unwrap();
+    let secret = TunnelSecret::from_bytes(bytes.try_into().unwrap());
+    assert_eq!(secret.public(), client.key, "the private half of what was signed");
+    let expected = format!(
+        "[Interface]\nPrivateKey = {private}\nAddress = 10.20.9.7/32\n\n# imaging: ct-1\n[Peer]\nPublicKey = {}\n\
+         Endpoint = 192.0.2.1:51820\nAllowedIPs = 10.20.1.10/32\nPersistentKeepalive = 25\n",
+        wireguard_key(52)
+    );
+    assert!(config.contains(&expected), "{config}\n{expected}");
+    assert!(!controller.holds(private), "a private key left this machine");
+    let shown = ana.run(&["client", "show", "laptop-7"]).ok().out;
+    assert!(shown.contains("AllowedIPs = 10.20.1.10/32") && !shown.contains(private), "{shown}");
+    let list = ana.run(&["client", "list"]).ok().out;
+    assert!(list.contains("| laptop-7 | north | 10.20.9.7 | away  | ct-1"), "{list}");
+    let why = ana.run(&["why", "laptop-7", "ct-1", "vnc"]).ok().out;
+    assert!(why.contains("laptop-7 (client)") && why.contains("device mode ct-1 protect"), "{why}");
+
+    // Another policy, other peers: whoever must change their configuration is told.
+    let wider = policy
+        .replace("to = \"ct-1\"\nservices = [\"vnc\"]", "to = \"pacs-1\"\nservices = [\"vnc\"]");
+    let file = ana.write("policy.toml", &wider);
+    let ran = ana.run(&["policy", "apply", &file, "--yes", "--reason", "x"]).ok();
+    assert!(ran.out.contains("Client laptop-7 needs other peers"), "{ran:#?}");
+    let shown = ana.run(&["--json", "client", "show", "laptop-7"]).ok().json();
+    assert_eq!(shown["peers"][0]["gateway"], "server-room");
+    assert!(
+        shown["config"].as_str().unwrap().contains("hasn't told its WireGuard key yet"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_client_is_added_once_and_its_key_goes_where_it_is_told() {
+    let (controller, ana) = hospital();
+    let file = ana.path("laptop-7.conf");
+    let path = file.display().to_string();
+    let ran = ana.run(&[&ADD[..], &["--out", &path]].concat()).ok();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let private = text.lines().find_map(|line| line.strip_prefix("PrivateKey = ")).unwrap();
+    assert!(!ran.out.contains(private) && ran.out.contains(&path), "{ran:#?}");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let revisions = controller.state().revisions.len();
+    let ran = ana.run(&[&ADD[..], &["--out", &path]].concat());
+    assert!(ran.fails(1).contains("is there already"), "{ran:#?}");
+    let ran = ana.run(&ADD);
+    assert_eq!(ran.fails(1), "error: the name laptop-7 is taken by another client");
+    let ran = ana.run(&[
+        "client",
+        "add",
+        "laptop-8",
+        "--site",
+        "nort",
+        "--address",
+        "10.20.9.8",
+        "--yes",
+    ]);
+    assert!(ran.fails(1).contains("no site \"nort\"; did you mean \"north\"?"), "{ran:#?}");
+    let ran = ana.run(&[
+        "client",
+        "add",
+        "laptop-8",
+        "--site",
+        "north",
+        "--address",
+        "10.20.1.10",
+        "--yes",
+    ]);
+    assert!(ran.fails(1).contains("10.20.1.10 is taken by \"ct-1\""), "{ran:#?}");
+    assert_eq!(controller.state().revisions.len(), revisions, "nothing was changed");
+    let status = ana.run(&["--json", "status"]);
+    assert_eq!(status.json()["clients"][0]["name"], "laptop-7");
+}
+
+#[test]
+fn a_client_is_revoked_by_name_and_for_a_reason() {
+    let (controller, ana) = hospital();
+    ana.run(&ADD).ok();
+    let ran = ana.run(&["client", "revoke", "laptop-7", "--yes"]);
+    assert!(ran.fails(64).contains("reason"), "{ran:#?}");
+    let ran = ana.run(&["client", "revoke", "laptop-7", "--reason", "stolen", "--yes"]);
+    assert!(ran.fails(64).contains("laptop-7"), "{ran:#?}");
+    let ran =
+        ana.run(&["client", "revoke", "laptop-9", "--reason", "stolen", "--confirm", "laptop-9"]);
+    assert!(
+        ran.fails(1).contains("no client \"laptop-9\"; did you mean \"laptop-7\"?"),
+        "{ran:#?}"
+    );
+    // A policy that still names it doesn't stand in the way.
+    let file = ana.write(
+        "policy.toml",
+        &format!(
+            "{POLICY}[rule.service]\nfrom = \"laptop-7\"\nto = \"ct-1\"\nservices = [\"vnc\"]\n"
+        ),
+    );
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "x"]).ok();
+    let words = ["client", "revoke", "laptop-7", "--reason", "stolen", "--confirm", "laptop-7"];
+    let ran = ana.run(&words).ok();
+    assert!(ran.out.contains("a client that was revoked: take it out"), "{ran:#?}");
+    let model = controller.state().model();
+    assert!(model.clients.is_empty() && model.former_clients.len() == 1);
+    let shown = ana.run(&["client", "show", "laptop-7"]);
+    assert_eq!(shown.fails(1), "error: no client \"laptop-7\"");
+    ana.run(&ADD).ok();
+    let model = controller.state().model();
+    let (new, old) = (model.clients.values().next(), model.former_clients.values().next());
+    assert_ne!(new.unwrap().key, old.unwrap().key);
+}
