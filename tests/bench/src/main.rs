@@ -1,13 +1,15 @@
 //! `cargo compare`: Anteroom beside other tunnels, on this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anteroom_bench::compare::{self, Plan};
 use anteroom_bench::instructions::Counter;
 use anteroom_bench::machine::Machine;
-use anteroom_bench::report;
+use anteroom_bench::plot;
+use anteroom_bench::report::{self, Row};
+use anteroom_bench::scale::{self, Sweep};
 use anteroom_bench::subject::Kind;
 use anteroom_bench::tools::{self, Tools};
 use anteroom_bench::trial::Test;
@@ -15,15 +17,59 @@ use anteroom_bench::world::Card;
 use anteroom_lab::namespace;
 use anteroom_lab::programs::{self, Profile};
 use anyhow::{Context as _, Result};
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 
 /// Measures Anteroom beside other tunnels on this machine, in network namespaces: rate, cost, delay, memory.
 ///
 /// Every subject is measured in turn, round by round, so that what else the machine does falls on all alike. Compare
 /// figures of one run only. Cost is user and system time of both gateways' processes together.
 #[derive(Debug, Parser)]
-#[command(name = "cargo compare", bin_name = "cargo compare", version)]
+#[command(
+    name = "cargo compare",
+    bin_name = "cargo compare",
+    version,
+    args_conflicts_with_subcommands = true
+)]
 struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Measure what a packet, a flow and a peer cost where there are many of them
+    Scale(Scale),
+}
+
+#[derive(Debug, Args)]
+struct Scale {
+    /// What is to grow
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Sweep::Peers, Sweep::Rules, Sweep::Flows])]
+    sweeps: Vec<Sweep>,
+    /// The largest size
+    #[arg(long, default_value_t = u32::MAX)]
+    most: u32,
+    /// Another build of anteroom-agent
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// How often to measure everything
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// How long each measurement takes, about
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// Write every figure to this file: one JSON object a line, {subject, test, value, unit, round}
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw the figures into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Options {
     /// Whom to measure, in this order; NAME=PATH is another build of anteroom-agent
     #[arg(
         long,
@@ -74,10 +120,17 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 /// Gets the programs, then runs this one again in a private world.
 fn outside(cli: &Cli) -> Result<ExitCode> {
     let tools = Tools::of(profile());
-    if cli.install {
-        cli.subjects.iter().try_for_each(|kind| tools.install(kind))?;
-    }
-    if cli.subjects.contains(&Kind::Anteroom) {
+    let builds = match &cli.action {
+        Some(Action::Scale(scale)) => scale.agent.is_none(),
+        None => {
+            let Options { install, subjects, .. } = &cli.options;
+            if *install {
+                subjects.iter().try_for_each(|kind| tools.install(kind))?;
+            }
+            subjects.contains(&Kind::Anteroom)
+        }
+    };
+    if builds {
         tools.build(profile())?;
     }
     let mut again = Command::new(std::env::current_exe()?);
@@ -97,19 +150,41 @@ fn outside(cli: &Cli) -> Result<ExitCode> {
 
 fn inside(cli: &Cli) -> Result<ExitCode> {
     let tools = Tools::of(profile());
-    let machine = Machine::this();
-    println!("{machine}");
+    println!("{}", Machine::this());
     if profile() == Profile::Dev {
         println!("A development build: the figures say nothing about what is shipped.");
     }
+    let logs = programs::target_directory().join("bench-logs");
+    std::fs::remove_dir_all(&logs).ok();
+    let rows = match &cli.action {
+        Some(Action::Scale(scale)) => grow(scale, &tools, &logs)?,
+        None => compare(&cli.options, &tools, &logs)?,
+    };
+    Ok(if rows.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn grow(scale: &Scale, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
+    let agent = scale.agent.as_ref().unwrap_or(&tools.agent);
+    let time = duration(scale.seconds)?;
+    let rows = scale::run(agent, &scale.sweeps, scale.most, scale.rounds, time, logs);
+    println!("{}", report::table(&rows));
+    write_json(scale.json.as_deref(), &rows)?;
+    if let Some(file) = &scale.svg {
+        std::fs::write(file, plot::svg(&rows, &Machine::this().to_string()))
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(rows)
+}
+
+fn compare(options: &Options, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
     if let Err(error) = Counter::start(&[std::process::id()]) {
         println!("Instructions are not counted: {error}");
     }
     let mut subjects = Vec::new();
-    for kind in &cli.subjects {
+    for kind in &options.subjects {
         match tools.have(kind) {
             Ok(()) => {
-                if let Some(version) = tools::version(kind, &tools) {
+                if let Some(version) = tools::version(kind, tools) {
                     println!("{}: {version}", kind.name());
                 }
                 subjects.push(kind.clone());
@@ -119,24 +194,46 @@ fn inside(cli: &Cli) -> Result<ExitCode> {
     }
     let plan = Plan {
         subjects,
-        tests: cli.tests.clone(),
-        cards: cli.card.clone(),
-        rounds: cli.rounds,
-        time: Duration::try_from_secs_f64(cli.seconds).context("--seconds")?,
+        tests: options.tests.clone(),
+        cards: options.card.clone(),
+        rounds: options.rounds,
+        time: duration(options.seconds)?,
     };
-    let logs = programs::target_directory().join("bench-logs");
-    std::fs::remove_dir_all(&logs).ok();
-    let rows = compare::run(&plan, &tools, &logs)?;
-    println!("\nMedian [smallest..largest] of {} rounds\n{}", cli.rounds, report::table(&rows));
+    let rows = compare::run(&plan, tools, logs)?;
+    println!("\nMedian [smallest..largest] of {} rounds\n{}", options.rounds, report::table(&rows));
     let ratios = report::ratios(&rows);
     if !ratios.is_empty() {
         println!("For each 1 of anteroom's, round by round\n{ratios}");
     }
-    if let Some(file) = &cli.json {
-        let lines: Vec<String> =
-            rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-        std::fs::write(file, lines.join("\n") + "\n")
-            .with_context(|| format!("writing {}", file.display()))?;
+    write_json(options.json.as_deref(), &rows)?;
+    Ok(rows)
+}
+
+fn duration(seconds: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(seconds).context("--seconds")
+}
+
+fn write_json(file: Option<&Path>, rows: &[Row]) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let lines: Vec<String> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    std::fs::write(file, lines.join("\n") + "\n")
+        .with_context(|| format!("writing {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        let cli = Cli::parse_from(["compare", "--subjects", "anteroom,aead", "--tests", "tcp-1"]);
+        assert_eq!(cli.options.subjects, [Kind::Anteroom, Kind::Aead]);
+        let cli = Cli::parse_from(["compare", "scale", "--sweeps", "peers", "--most", "10"]);
+        assert!(matches!(cli.action, Some(Action::Scale(scale)) if scale.most == 10));
+        let told = Cli::try_parse_from(["compare", "--tests", "tcp-9"]).unwrap_err().to_string();
+        assert!(told.contains("tcp-1"), "{told}");
     }
-    Ok(if rows.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -15,7 +15,7 @@ use anteroom_proto::intent::{
     Device, Endpoint, Infrastructure, Intent, IntentRoot, Member, OnFailure, PeerGateway, Rule,
     Segment,
 };
-use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::merkle::{Tree, leaf_hash};
 use anteroom_proto::mode::Mode;
@@ -23,7 +23,7 @@ use anteroom_proto::operation::{Operation, PeerOperation, ViewNumber};
 use anteroom_proto::overlay::{gateway_address, member_address};
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::view::SignedView;
+use anteroom_proto::view::{Peer, SignedView, View};
 use anyhow::{Context as _, Result};
 
 /// The organisation.
@@ -61,6 +61,15 @@ pub struct Attached {
     pub address: Ipv4Addr,
 }
 
+/// A rule that opens TCP, UDP and echo.
+#[derive(Debug, Clone, Default)]
+pub struct Opening {
+    /// Who may open, as places of devices.
+    pub from: Vec<usize>,
+    /// To whom.
+    pub to: Vec<usize>,
+}
+
 /// Everything that is signed.
 #[derive(Debug)]
 pub struct Organisation {
@@ -71,9 +80,9 @@ pub struct Organisation {
     pub gateways: Vec<Gateway>,
     /// Its devices.
     pub devices: Vec<Attached>,
-    /// Which devices talk, as pairs of places: a rule opens everything between them, both ways.
-    pub pairs: Vec<(usize, usize)>,
-    /// So many further rules that fit none of the traffic.
+    /// Who may open connections to whom, as places of devices: a rule each.
+    pub openings: Vec<Opening>,
+    /// So many further rules between the first devices of the first opening, that fit none of the traffic.
     pub idle_rules: usize,
 }
 
@@ -113,7 +122,7 @@ impl Organisation {
             chain,
             gateways: Vec::new(),
             devices: Vec::new(),
-            pairs: Vec::new(),
+            openings: Vec::new(),
             idle_rules: 0,
         })
     }
@@ -141,6 +150,54 @@ impl Organisation {
         let identity = identity.public();
         self.gateways.push(Gateway { id, identity, key, endpoint, state: Some(state) });
         Ok(())
+    }
+
+    /// Adds a gateway that is made believe by an engine of this program. Returns the keys that it is to have.
+    pub fn pretend(&mut self, endpoint: SocketAddr) -> (IdentityKey, TunnelSecret) {
+        let number = self.gateways.len();
+        let id = gateway_id(number);
+        let seed = |what| Hash::of(what, &[&number.to_be_bytes()]);
+        let identity = IdentityKey::from_seed(seed("bench identity").as_bytes());
+        let secret = TunnelSecret::from_bytes(*seed("bench tunnel").as_bytes());
+        let binding = TunnelKeyBinding {
+            organisation: ORGANISATION,
+            gateway: id,
+            x25519: secret.public(),
+            ml_kem_768: None,
+            serial: 1,
+            not_before: UnixMillis(0),
+        };
+        let key = Signed::sign(&binding, &identity);
+        self.gateways.push(Gateway { id, identity: identity.public(), key, endpoint, state: None });
+        (identity, secret)
+    }
+
+    /// The view of a gateway that is made believe, without the signatures, which it wouldn't look at.
+    ///
+    /// # Errors
+    /// If a key's own signature doesn't hold, which would be a defect.
+    pub fn view(&self, place: usize) -> Result<View> {
+        let intent = self.intent(place)?;
+        let operation = self.operation(place, &intent);
+        let peers = intent.peers.iter().zip(&operation.peers).map(|(gateway, known)| {
+            let keys = known
+                .keys
+                .iter()
+                .map(|key| Ok(key.verify(ORGANISATION, &[gateway.identity])?.into_document()));
+            let keys = keys.collect::<Result<_>>()?;
+            Ok(Peer { gateway: gateway.clone(), endpoints: known.endpoints.clone(), keys })
+        });
+        Ok(View {
+            peers: peers.collect::<Result<_>>()?,
+            intent,
+            revision: 1,
+            root_hash: Hash::ZERO,
+            incarnation: 0,
+            signed_at: SIGNED_AT,
+            intent_hash: Hash::ZERO,
+            operation,
+            left_out: Vec::new(),
+        })
     }
 
     /// Signs the views and puts them into the real gateways' state.
@@ -177,9 +234,15 @@ impl Organisation {
         Ok(())
     }
 
+    /// The first who may open anything, and to whom.
+    fn first(&self) -> Option<(usize, usize)> {
+        let opening = self.openings.first()?;
+        Some((*opening.from.first()?, *opening.to.first()?))
+    }
+
     fn member(&self, place: usize) -> Member {
         let attached = &self.devices[place];
-        let id = MemberId::from_bytes((0xde_0000_0000 + place as u128).to_be_bytes());
+        let id = member_id(place);
         Member {
             id,
             gateway: self.gateways[attached.gateway].id,
@@ -203,31 +266,31 @@ impl Organisation {
         let mut members: Vec<usize> = Vec::new();
         let mut rules = Vec::new();
         let mut segments = Vec::new();
-        for (number, (from, to)) in self.pairs.iter().enumerate() {
-            if !here(from) && !here(to) {
+        for (number, Opening { from, to }) in self.openings.iter().enumerate() {
+            // Each end is cut down to what is here and what those here may talk to.
+            let [from_here, to_here] = [from, to].map(|end| end.iter().any(here));
+            if !from_here && !to_here {
                 continue;
             }
-            members.extend([from, to].into_iter().filter(|device| !here(device)));
-            let id = SegmentId::of(&format!("pair-{number}"));
-            let both = [from, to].map(|device| self.member(*device).id);
-            segments.push(Segment { id, members: both.to_vec(), externals: Vec::new() });
-            let ends = (Endpoint::Segment(id), Endpoint::Segment(id));
-            rules.push(rule(
-                &format!("pair-{number}"),
-                ends,
-                vec!["tcp/1-65535".parse()?, "udp/1-65535".parse()?, "icmp/echo".parse()?],
-            ));
+            let mut end = |name: &str, devices: &[usize], all: bool| {
+                let known = devices.iter().filter(|device| all || here(device));
+                let id = SegmentId::of(&format!("{name}-{number}"));
+                let ids = known.clone().map(|device| member_id(*device)).collect();
+                segments.push(Segment { id, members: ids, externals: Vec::new() });
+                members.extend(known.filter(|device| !here(device)));
+                Endpoint::Segment(id)
+            };
+            let ends = (end("from", from, to_here), end("to", to, from_here));
+            let services = ["tcp/1-65535", "udp/1-65535", "icmp/echo"];
+            let services = services.into_iter().map(str::parse).collect::<Result<_, _>>()?;
+            rules.push(rule(&format!("opening-{number}"), ends, services));
         }
-        if let Some((from, to)) = self.pairs.first().filter(|(from, to)| here(from) || here(to)) {
-            let ends = [from, to].map(|device| Endpoint::Member(self.member(*device).id));
+        if let Some((from, to)) = self.first().filter(|(from, to)| here(from) || here(to)) {
+            let ends = [from, to].map(|device| Endpoint::Member(member_id(device)));
             for number in 0..self.idle_rules {
-                // Its own service each, and none that the traffic here uses.
-                let port = format!("tcp/{}", 10_000 + number % 50_000);
-                rules.push(rule(
-                    &format!("idle-{number}"),
-                    (ends[0], ends[1]),
-                    vec![port.parse()?],
-                ));
+                // One that the traffic here doesn't use.
+                let port = format!("tcp/{}", 10_000 + number % 50_000).parse()?;
+                rules.push(rule(&format!("idle-{number}"), (ends[0], ends[1]), vec![port]));
             }
         }
         members.sort_unstable();
@@ -293,6 +356,10 @@ impl Organisation {
     }
 }
 
+fn member_id(place: usize) -> MemberId {
+    MemberId::from_bytes((0xde_0000_0000 + place as u128).to_be_bytes())
+}
+
 fn rule(name: &str, (from, to): (Endpoint, Endpoint), services: Vec<PortMatch>) -> Rule {
     Rule {
         id: RuleId::of(name),
@@ -325,7 +392,7 @@ mod tests {
                 address: Ipv4Addr::new(10, 0, 0, number + 1),
             });
         }
-        organisation.pairs.push((0, 1));
+        organisation.openings.push(Opening { from: vec![0], to: vec![1] });
         organisation.idle_rules = 10;
         organisation.sign().unwrap();
         for gateway in &organisation.gateways {

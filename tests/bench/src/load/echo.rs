@@ -1,13 +1,15 @@
 //! Round trips of small packets: a prober, and somebody who answers it.
 
-use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 
 use crate::world::{Device, World};
 
@@ -77,7 +79,8 @@ impl Drop for Responder {
     }
 }
 
-/// Sends a probe of `length` bytes each `every`, for `time`, and waits for the answer of each before the next.
+/// Sends a probe of `length` bytes each `every`, for `time`, whether or not the one before was answered: a tunnel that
+/// stands still delays every probe that falls into that time, not just one.
 ///
 /// # Errors
 /// If the socket fails.
@@ -89,36 +92,51 @@ pub fn probe(
     time: Duration,
 ) -> Result<Times> {
     let socket = prober(world, from, to)?;
-    let mut packet = vec![0_u8; length.max(8)];
-    let mut answer = vec![0_u8; packet.len()];
-    let mut times = Times::default();
-    let begun = Instant::now();
-    let mut number = 0_u64;
-    while begun.elapsed() < time {
-        number += 1;
-        packet[..8].copy_from_slice(&number.to_be_bytes());
-        let sent = Instant::now();
-        socket.send(&packet).ok();
-        match answered(&socket, &mut answer, number, sent) {
-            true => times.sorted.push(sent.elapsed()),
-            false => times.lost += 1,
-        }
-        std::thread::sleep(every.saturating_sub(sent.elapsed()));
-    }
-    times.sorted.sort_unstable();
-    Ok(times)
+    socket.set_nonblocking(true)?;
+    let prober = std::thread::Builder::new().name("prober".into());
+    let prober = prober.spawn(move || probes(&socket, length.max(8), every, time))?;
+    prober.join().map_err(|_| anyhow::anyhow!("the prober panicked"))?
 }
 
-/// Waits for the answer to probe `number`, passing over late answers to earlier ones.
-fn answered(socket: &UdpSocket, answer: &mut [u8], number: u64, sent: Instant) -> bool {
-    while sent.elapsed() < LOST {
-        match socket.recv(answer) {
-            Ok(8..) if answer[..8] == number.to_be_bytes() => return true,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-            _ => {}
+fn probes(socket: &UdpSocket, length: usize, every: Duration, time: Duration) -> Result<Times> {
+    // The kernel would add up to 50 us to each short sleep.
+    nix::sys::prctl::set_timerslack(1).ok();
+    let mut packet = vec![0_u8; length];
+    let mut times = Times::default();
+    // When each probe was sent, until it is answered.
+    let mut sent: Vec<Option<Instant>> = Vec::new();
+    let begun = Instant::now();
+    let mut next = begun;
+    let end = begun + time;
+    loop {
+        let now = Instant::now();
+        if next < end && now >= next {
+            packet[..8].copy_from_slice(&sent.len().to_be_bytes());
+            sent.push(Some(Instant::now()));
+            // One that can't be sent isn't answered, and counts as lost.
+            socket.send(&packet).ok();
+            next += every;
         }
+        while let Ok(8..) = socket.recv(&mut packet) {
+            let number =
+                packet.first_chunk().map_or(usize::MAX, |bytes| usize::from_be_bytes(*bytes));
+            if let Some(at) = sent.get_mut(number).and_then(Option::take) {
+                times.sorted.push(at.elapsed());
+            }
+        }
+        let under_way = sent.iter().rev().take(LOST.div_duration_f64(every) as usize + 1);
+        let done = next >= end && under_way.flatten().next().is_none();
+        if done || now >= end + LOST {
+            break;
+        }
+        let until = if next < end { next } else { end + LOST };
+        let wait = until.saturating_duration_since(Instant::now());
+        let mut events = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        ppoll(&mut events, Some(TimeSpec::from_duration(wait)), None)?;
     }
-    false
+    times.lost = sent.iter().flatten().count() as u64;
+    times.sorted.sort_unstable();
+    Ok(times)
 }
 
 /// Waits until probes between these devices are answered.
@@ -170,5 +188,33 @@ mod tests {
         assert_eq!(times.percentile(0.5), Some(51.0));
         assert_eq!(times.percentile(0.99), Some(100.0));
         assert_eq!(times.percentile(1.0), Some(101.0));
+    }
+
+    #[test]
+    fn an_answer_that_is_held_up_delays_all_probes_of_that_time_and_a_missing_one_is_lost() {
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+        near.connect(far.local_addr().unwrap()).unwrap();
+        near.set_nonblocking(true).unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let answering = std::thread::spawn(move || {
+            let mut packet = [0; 64];
+            for number in 0..10 {
+                let (length, from) = far.recv_from(&mut packet).unwrap();
+                if number == 2 {
+                    std::thread::sleep(Duration::from_millis(60));
+                }
+                if number != 5 {
+                    far.send_to(&packet[..length], from).unwrap();
+                }
+            }
+        });
+        let every = Duration::from_millis(10);
+        let times = probes(&near, 64, every, 10 * every).unwrap();
+        answering.join().unwrap();
+        assert_eq!((times.sorted.len(), times.lost), (9, 1), "{times:?}");
+        assert!(times.percentile(1.0).unwrap() >= 60.0, "{times:?}");
+        let held_up = times.sorted.iter().filter(|time| **time > 2 * every).count();
+        assert!(held_up >= 3, "{times:?}");
     }
 }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::organisation::{Attached, Organisation};
+use crate::organisation::{Attached, Opening, Organisation};
 use crate::world::{Device, UNDERLAY, World};
 
 /// Where tunnels end.
-const TUNNEL_PORT: u16 = 51_820;
+pub(crate) const TUNNEL_PORT: u16 = 51_820;
 
 /// Writes state and configuration of both gateways. Returns where the configurations are.
 pub(super) fn prepare(world: &World, directory: &Path) -> Result<Vec<PathBuf>> {
@@ -26,14 +26,15 @@ pub(super) fn prepare(world: &World, directory: &Path) -> Result<Vec<PathBuf>> {
             address: world.address(device),
         });
     }
-    organisation.pairs =
-        vec![(Device::A as usize, Device::B as usize), (Device::C as usize, Device::D as usize)];
+    for (from, to) in [(Device::A, Device::B), (Device::C, Device::D)] {
+        organisation.openings.push(Opening { from: vec![from as usize], to: vec![to as usize] });
+    }
     organisation.sign()?;
     (0..UNDERLAY.len()).map(|gateway| config(directory, gateway)).collect()
 }
 
 /// Writes one gateway's configuration.
-fn config(directory: &Path, gateway: usize) -> Result<PathBuf> {
+pub(crate) fn config(directory: &Path, gateway: usize) -> Result<PathBuf> {
     let state = directory.join(format!("state-{gateway}"));
     let run = directory.join(format!("run-{gateway}"));
     let text = format!(

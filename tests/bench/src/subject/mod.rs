@@ -1,6 +1,6 @@
 //! What is measured: ways to carry packets between two gateways.
 
-mod anteroom;
+pub(crate) mod anteroom;
 mod nebula;
 mod wireguard;
 
