@@ -7,7 +7,7 @@ use anteroom_agent_core::config::TunnelIdentity;
 use anteroom_lab::process::Process;
 use anteroom_lab::topology::{self, Host};
 use anteroom_lab::wait;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::load::crowd::{self, Crowd, Person};
 use crate::load::{echo, flood};
@@ -236,8 +236,7 @@ impl Stage {
             let process = stage.start(gateway)?;
             stage.gateways.push(process);
         }
-        echo::wait_answered(&stage.world, (Device::A, Device::B), PATIENCE)
-            .map_err(|error| error.context(stage.tail()))?;
+        stage.wait_answered()?;
         stage.wait_shaken()?;
         Ok(stage)
     }
@@ -272,7 +271,13 @@ impl Stage {
     fn wait_shaken(&self) -> Result<()> {
         let Some(crowd) = &self.crowd else { return Ok(()) };
         wait::until(PATIENCE, "all peers to shake hands", || crowd.all_shaken().then_some(()))
-            .with_context(|| format!("{} have\n{}", crowd.shaken(), self.tail()))
+            .map_err(|late| anyhow!("{late}: {} have\n{}", crowd.shaken(), self.tail()))
+    }
+
+    /// Waits until the gateways carry packets.
+    fn wait_answered(&self) -> Result<()> {
+        echo::wait_answered(&self.world, (Device::A, Device::B), PATIENCE)
+            .map_err(|error| anyhow!("{error:#}\n{}", self.tail()))
     }
 
     /// Kills the first gateway and starts it again. Returns how long it then took until every peer had shaken hands.
@@ -285,8 +290,7 @@ impl Stage {
         self.gateways[0] = self.start(0)?;
         self.wait_shaken()?;
         let took = begun.elapsed();
-        echo::wait_answered(&self.world, (Device::A, Device::B), PATIENCE)
-            .map_err(|error| error.context(self.tail()))?;
+        self.wait_answered()?;
         Ok(took)
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anteroom_bench::compare::{self, Plan};
+use anteroom_bench::scale::{self, Sweep};
 use anteroom_bench::subject::Kind;
 use anteroom_bench::tools::Tools;
 use anteroom_bench::trial::Test;
@@ -10,14 +11,37 @@ use anteroom_bench::world::Card;
 use anteroom_lab::namespace;
 use anteroom_lab::programs::{Profile, Programs};
 
-#[test]
-fn tests_give_figures_of_the_agent_and_of_plain_routing() {
-    // Outside the private network, where cargo can build.
+/// Builds the programs, outside the private network, where cargo can; and whether this is inside.
+fn ready(name: &str) -> bool {
     if !namespace::inside() {
         Programs::of(Profile::Dev).build(Profile::Dev, false).expect("the agent is built");
     }
-    let name = "tests_give_figures_of_the_agent_and_of_plain_routing";
-    if !namespace::in_private_network(name) {
+    namespace::in_private_network(name)
+}
+
+#[test]
+fn a_gateway_with_ten_peers_shakes_hands_with_all_and_carries_flows() {
+    if !ready("a_gateway_with_ten_peers_shakes_hands_with_all_and_carries_flows") {
+        return;
+    }
+    let logs = tempfile::tempdir().expect("a directory");
+    let agent = Tools::of(Profile::Dev).agent;
+    let rows = scale::run(&agent, &[Sweep::Peers], 10, 1, Duration::from_millis(200), logs.path());
+    let value = |test: &str| {
+        let row = rows.iter().find(|row| row.test == test);
+        row.unwrap_or_else(|| panic!("no {test:?} in {rows:#?}")).value
+    };
+    assert!(value("peers 10: restart") > 0.0, "{rows:#?}");
+    for size in [1, 10] {
+        assert!(value(&format!("peers {size}: live flows")) >= 1_000.0, "{rows:#?}");
+        assert!(value(&format!("peers {size}: hit")) > 0.0, "{rows:#?}");
+        assert!(value(&format!("peers {size}: memory")) > 1.0, "{rows:#?}");
+    }
+}
+
+#[test]
+fn tests_give_figures_of_the_agent_and_of_plain_routing() {
+    if !ready("tests_give_figures_of_the_agent_and_of_plain_routing") {
         return;
     }
     let logs = tempfile::tempdir().expect("a directory");

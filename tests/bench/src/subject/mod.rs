@@ -186,7 +186,7 @@ impl Subject {
             .try_for_each(|pair| echo::wait_answered(&world, pair, PATIENCE));
         if let Err(error) = answered {
             let said: Vec<String> = subject.processes.iter().map(Process::tail).collect();
-            return Err(error.context(format!("{}:\n{}", subject.name, said.join("\n--\n"))));
+            bail!("{error:#}\n{}", said.join("\n--\n"));
         }
         subject.world = Some(world);
         Ok(subject)
