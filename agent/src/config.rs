@@ -15,6 +15,10 @@
 //! name = "port1"
 //! interface = "eth1"                     # towards a device
 //! # unlisted = "pass"                   # MACs that nobody confirmed pass in the clear: for servers with many
+//! # [offloads]                           # what a driver does wrong can be switched off; it costs speed only
+//! # super_frames = false
+//! # udp_segmentation = false
+//! # udp_merging = false
 //! ```
 
 use std::collections::HashMap;
@@ -53,6 +57,26 @@ pub struct Config {
     pub underlay: Underlay,
     /// Device ports, in the file's order; that order numbers them.
     pub ports: Vec<Port>,
+    /// What kernel and network cards may do for the agent.
+    pub offloads: Offloads,
+}
+
+/// What kernel and network cards may do for the agent, where they can. All of it unless the file says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table [offloads]")]
+pub struct Offloads {
+    /// Hand over and take super-frames on uplink and ports.
+    pub super_frames: bool,
+    /// Cut runs of datagrams apart on the underlay (`UDP_SEGMENT`).
+    pub udp_segmentation: bool,
+    /// Merge datagrams on the underlay (`UDP_GRO`).
+    pub udp_merging: bool,
+}
+
+impl Default for Offloads {
+    fn default() -> Self {
+        Self { super_frames: true, udp_segmentation: true, udp_merging: true }
+    }
 }
 
 /// The interface towards the network.
@@ -245,6 +269,8 @@ struct RawConfig {
     underlay: RawUnderlay,
     #[serde(default)]
     port: Vec<RawPort>,
+    #[serde(default)]
+    offloads: Offloads,
 }
 
 #[derive(Deserialize)]
@@ -287,7 +313,7 @@ const MAX_LIST: usize = 16;
 
 impl RawConfig {
     fn check(self, place: &Place<'_>) -> Result<Config, ConfigError> {
-        let Self { state, run, uplink, underlay, port } = self;
+        let Self { state, run, uplink, underlay, port, offloads } = self;
         for path in [&state, &run] {
             if !path.get_ref().is_absolute() {
                 return Err(place.error(Some(path.span()), "must be an absolute path"));
@@ -385,6 +411,7 @@ impl RawConfig {
                     unlisted: p.unlisted.map_or(Unlisted::Hold, Spanned::into_inner),
                 })
                 .collect(),
+            offloads,
         })
     }
 }

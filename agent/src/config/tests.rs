@@ -40,6 +40,17 @@ fn a_full_file_is_read_as_written() {
 }
 
 #[test]
+fn offloads_are_used_unless_the_file_excludes_them() {
+    assert_eq!(parse(GOOD).unwrap().offloads, Offloads::default());
+    let text = format!("{GOOD}[offloads]\nudp_merging = false\n");
+    let offloads = parse(&text).unwrap().offloads;
+    assert_eq!(offloads, Offloads { udp_merging: false, ..Offloads::default() });
+    assert!(offloads.super_frames && offloads.udp_segmentation);
+    let error = parse(&format!("{GOOD}[offloads]\nudp_merge = false\n")).unwrap_err();
+    assert!(error.contains("unknown key") && error.contains("udp_merging"), "{error}");
+}
+
+#[test]
 fn addresses_that_nobody_listed_are_held_unless_a_port_is_set_to_pass_them() {
     let text = GOOD.replace("name = \"port2\"", "name = \"port2\"\nunlisted = \"pass\"");
     let unlisted: Vec<_> = parse(&text).unwrap().ports.iter().map(|port| port.unlisted).collect();

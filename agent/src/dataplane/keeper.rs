@@ -184,7 +184,9 @@ impl Keeper {
     }
 
     async fn switch_offloads(&mut self) -> Result<(), Stopped> {
-        let gro = *self.wants_gro.borrow_and_update();
+        // What the kernel merged goes nowhere where it can't be handed over whole.
+        let whole = self.config.offloads.super_frames;
+        let gro = *self.wants_gro.borrow_and_update() && whole;
         let interfaces: Vec<_> = setup::interfaces(&self.config).cloned().collect();
         for (index, interface) in interfaces.into_iter().enumerate() {
             let offloads = setup::offloads(interface, gro).await;
@@ -246,7 +248,7 @@ impl Keeper {
         let opened: Result<PacketSocket, _> = match port.index().checked_sub(1) {
             None => setup::open_uplink(&self.config, link, false),
             Some(index) => match self.config.ports.get(index) {
-                Some(port) => setup::open_port(&port.interface, link, false),
+                Some(port) => setup::open_port(&self.config, &port.interface, link, false),
                 None => return Ok(()),
             },
         };
@@ -255,7 +257,8 @@ impl Keeper {
                 self.missing.remove(&port);
                 if let Some(interface) = setup::interfaces(&self.config).nth(port.index()).cloned()
                 {
-                    let gro = *self.wants_gro.borrow();
+                    let whole = self.config.offloads.super_frames;
+                    let gro = *self.wants_gro.borrow() && whole;
                     let offloads = setup::offloads(interface, gro).await;
                     self.commander.send(Command::Offloads(port, offloads)).await?;
                 }

@@ -18,6 +18,9 @@ use crate::net::sentry::{Pulse, Sentry};
 use crate::net::udp::UdpSocket;
 use crate::net::wiring::Wiring;
 
+/// Why an offload isn't in use that the configuration excludes.
+const SWITCHED_OFF: &str = "the configuration switches it off";
+
 /// Interfaces and sockets, ready for the worker.
 pub struct Setup {
     pub(super) config: Config,
@@ -143,7 +146,9 @@ impl Setup {
         for (place, port) in (0..).zip(&config.ports) {
             let link = links.find(&port.interface).await?;
             sockets.push(match &link {
-                Some(link) => Some(open_port(&port.interface, link, wires >> place & 1 != 0)?),
+                Some(link) => {
+                    Some(open_port(config, &port.interface, link, wires >> place & 1 != 0)?)
+                }
                 None => None,
             });
             port_macs.push(link.map(|link| link.mac));
@@ -158,7 +163,6 @@ impl Setup {
             offloads.push(set_offloads(interface, false));
         }
         let addresses = Addresses::read(config, &links).await?;
-        let listen = config.underlay.listen;
         let engine = core::config::Config {
             gateway_macs,
             own_addresses: addresses.own.clone(),
@@ -180,10 +184,7 @@ impl Setup {
             changes,
             sockets,
             offloads,
-            underlay: UdpSocket::bind(listen).map_err(|source| SetupError::System {
-                what: format!("underlay.listen: binding {listen}"),
-                source,
-            })?,
+            underlay: open_underlay(config)?,
             addresses,
             sentry,
             uplink_index: uplink.index,
@@ -211,6 +212,22 @@ impl Setup {
     }
 }
 
+fn open_underlay(config: &Config) -> Result<UdpSocket, SetupError> {
+    let listen = config.underlay.listen;
+    let failed = |what: &str| {
+        let what = format!("underlay.listen: {what} {listen}");
+        move |source| SetupError::System { what, source }
+    };
+    let mut socket = UdpSocket::bind(listen).map_err(failed("binding"))?;
+    if !config.offloads.udp_segmentation {
+        socket.stop_segmentation(SWITCHED_OFF);
+    }
+    if !config.offloads.udp_merging {
+        socket.stop_merging(SWITCHED_OFF).map_err(failed("no UDP_GRO for"))?;
+    }
+    Ok(socket)
+}
+
 /// The uplink's interface, then those of the ports.
 pub(super) fn interfaces(config: &Config) -> impl Iterator<Item = &InterfaceName> {
     std::iter::once(&config.uplink.interface).chain(config.ports.iter().map(|p| &p.interface))
@@ -222,25 +239,27 @@ pub(super) fn open_uplink(
     link: &Link,
     deaf: bool,
 ) -> Result<PacketSocket, SetupError> {
-    open(&config.uplink.interface, link, Some(link.mac), deaf)
+    open(config, &config.uplink.interface, link, Some(link.mac), deaf)
 }
 
 /// Opens a device port. Each frame that comes in is the agent's. `deaf`: nothing is heard before the worker says so.
 pub(super) fn open_port(
+    config: &Config,
     name: &InterfaceName,
     link: &Link,
     deaf: bool,
 ) -> Result<PacketSocket, SetupError> {
-    open(name, link, None, deaf)
+    open(config, name, link, None, deaf)
 }
 
 fn open(
+    config: &Config,
     name: &InterfaceName,
     link: &Link,
     skip: Option<MacAddr>,
     deaf: bool,
 ) -> Result<PacketSocket, SetupError> {
-    let options = PacketOptions { skip, super_frames: true, deaf };
+    let options = PacketOptions { skip, super_frames: config.offloads.super_frames, deaf };
     PacketSocket::open(link.index, options).map_err(|source| SetupError::System {
         what: format!("opening {name} (needs CAP_NET_RAW and CAP_NET_ADMIN)"),
         source,

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use anteroom_agent_core::batch::{RxFrame, VlanTag};
 use anteroom_agent_core::vnet::VnetHeader;
+use anteroom_agent_core::wire::{ethernet, parse_ethernet};
 use anteroom_proto::mac::MacAddr;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -305,9 +306,14 @@ impl FrameRing {
                 unfit.truncated += 1;
                 continue;
             }
-            let vnet = if self.headed { self.headers[i] } else { VnetHeader::default() };
-            let vlan = vlan(&self.controls[i], slot.control);
-            frames[usable] = RxFrame { vnet, vlan, bytes: &mut bytes[..slot.length] };
+            let aux = auxdata(&self.controls[i], slot.control);
+            let bytes = &mut bytes[..slot.length];
+            let vnet = match &aux {
+                _ if self.headed => self.headers[i],
+                Some(aux) if aux.status & CHECKSUM_NOT_READY != 0 => unfinished(bytes),
+                _ => VnetHeader::default(),
+            };
+            frames[usable] = RxFrame { vnet, vlan: aux.as_ref().and_then(vlan), bytes };
             usable += 1;
         }
         take(&mut frames[..usable]);
@@ -361,13 +367,42 @@ struct Auxdata {
     vlan_tpid: u16,
 }
 
+/// The sender is on this machine and left the checksum to a network card that there isn't.
+const CHECKSUM_NOT_READY: u32 = 1 << 3;
 const VLAN_VALID: u32 = 1 << 4;
 const VLAN_TPID_VALID: u32 = 1 << 6;
 const VLAN_8021Q: u16 = 0x8100;
 
-fn vlan(control: &Control, used: usize) -> Option<VlanTag> {
+fn auxdata(control: &Control, used: usize) -> Option<Auxdata> {
     let bytes = control.find(used, libc::SOL_PACKET, libc::PACKET_AUXDATA)?;
-    let (aux, _) = Auxdata::read_from_prefix(bytes).ok()?;
+    Auxdata::read_from_prefix(bytes).ok().map(|(aux, _)| aux)
+}
+
+/// What the kernel would say of a frame whose checksum is to be completed, had it been asked for headers.
+fn unfinished(frame: &[u8]) -> VnetHeader {
+    let offset_of = |protocol| match protocol {
+        6 => Some(16),
+        17 => Some(6),
+        _ => None,
+    };
+    let place = parse_ethernet(frame, None).ok().and_then(|parsed| {
+        let (at, packet) = (parsed.payload_offset, parsed.payload);
+        let (header, protocol) = match parsed.ethertype {
+            ethernet::IPV4 => (usize::from(packet.first()? & 0x0f) * 4, *packet.get(9)?),
+            ethernet::IPV6 => (40, *packet.get(6)?),
+            _ => return None,
+        };
+        Some((u16::try_from(at + header).ok()?, offset_of(protocol)?))
+    });
+    place.map_or_else(VnetHeader::default, |(csum_start, csum_offset)| VnetHeader {
+        flags: VnetHeader::FLAG_NEEDS_CSUM,
+        csum_start,
+        csum_offset,
+        ..VnetHeader::default()
+    })
+}
+
+fn vlan(aux: &Auxdata) -> Option<VlanTag> {
     (aux.status & VLAN_VALID != 0).then_some(VlanTag {
         protocol: if aux.status & VLAN_TPID_VALID != 0 { aux.vlan_tpid } else { VLAN_8021Q },
         control: aux.vlan_tci,

@@ -80,13 +80,12 @@ impl UdpSocket {
         &self.merging
     }
 
-    /// Has the kernel hand over each datagram by itself.
+    /// Has the kernel hand over each datagram by itself from now on, for this reason.
     ///
     /// # Errors
     /// What the system says.
-    #[cfg(test)]
-    pub(crate) fn stop_merging(&mut self) -> io::Result<()> {
-        self.merging = Offload::Off("switched off".into());
+    pub(crate) fn stop_merging(&mut self, why: &str) -> io::Result<()> {
+        self.merging = Offload::Off(why.into());
         sys::set_option(&self.socket, libc::SOL_UDP, libc::UDP_GRO, 0_i32)
     }
 

@@ -77,6 +77,11 @@ impl UdpSocket {
         &self.segmentation.0
     }
 
+    /// Sends each datagram by itself from now on, for this reason.
+    pub(crate) fn stop_segmentation(&mut self, why: &str) {
+        self.segmentation.0 = Offload::Off(why.into());
+    }
+
     /// Sends runs, never waiting. Where the kernel refuses to cut them their datagrams are sent one by one; nothing
     /// is lost for it.
     pub(crate) fn send<'a>(

@@ -59,7 +59,7 @@ fn merged_datagrams_are_told_apart_and_come_one_by_one_where_merging_is_off() {
     let bytes: Vec<u8> = (0..40 * 1400 + 7).map(|i| (i / 1400 + i) as u8).collect();
     for merging in [true, false] {
         if !merging {
-            b.stop_merging().unwrap();
+            b.stop_merging("a test").unwrap();
         }
         assert_eq!(*b.merging() == Offload::On, merging);
         let mut outcome = Sent::default();
