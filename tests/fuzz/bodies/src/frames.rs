@@ -68,6 +68,7 @@ pub fn run(data: &[u8]) {
         }
     }
     track(bytes, control.flags);
+    crate::sizes::check(bytes, control.limit, control.id);
 }
 
 /// Total functions: any bytes give an answer.

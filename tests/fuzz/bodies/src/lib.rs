@@ -11,6 +11,7 @@ pub mod engine;
 pub mod frames;
 mod kept;
 pub mod peer;
+mod sizes;
 pub mod text;
 
 /// A fuzzer: takes any bytes, panics where an invariant doesn't hold.

@@ -8,6 +8,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::peer::{Config, Local, Opened, PeerConfig, Peers, SCRATCH_LEN, Sent};
+use anteroom_agent_core::size::CAPABILITY;
 use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::TunnelSecret;
 use arbitrary::Unstructured;
@@ -29,7 +30,7 @@ impl Side {
             boot: BootId::from_bytes([number; 16]),
             seed: [number ^ 0x55; 32],
             owner: number,
-            capabilities: Vec::new(),
+            capabilities: vec![CAPABILITY.to_owned()],
         };
         let mut peers = Peers::new(config, now);
         let local =
@@ -179,7 +180,7 @@ impl Wire {
             // A packet, with its own number so that none is like another.
             0 | 1 => {
                 self.packets += 1;
-                let len = usize::from(input.arbitrary::<u16>()? % 1_500).max(28);
+                let len = usize::from(input.arbitrary::<u16>()? % 3_000).max(28);
                 let mut packet = vec![0; len];
                 packet[0] = if kind == 0 { 0x45 } else { input.arbitrary()? };
                 packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
@@ -187,7 +188,11 @@ impl Wire {
                 let other = gateway(self.sides[1 - side].number);
                 let own = &mut self.sides[side];
                 if let Some(slot) = own.peers.slot(other) {
-                    let sent = own.peers.send(slot, &packet, self.now, &mut own.sent);
+                    let sent = if len > own.peers.limit(slot) && own.peers.takes_parts(slot) {
+                        own.peers.send_parts(slot, &packet, self.now, &mut own.sent)
+                    } else {
+                        own.peers.send(slot, &packet, self.now, &mut own.sent)
+                    };
                     if !matches!(sent, Sent::Dropped(_)) {
                         self.given[side].insert(packet);
                     }
