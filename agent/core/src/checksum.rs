@@ -7,6 +7,9 @@ use anteroom_proto::verdict::DropReason;
 
 use crate::vnet::VnetHeader;
 
+/// Blocks after which a sum of their 16-bit halves could be too long for 32 bits.
+const MOST_BLOCKS: usize = 1 << 16;
+
 /// A sum that goes on. Parts of odd length may only come last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sum(u64);
@@ -22,17 +25,24 @@ impl Sum {
     #[must_use]
     pub fn bytes(self, part: &[u8]) -> Self {
         // The sum of words in the machine's order, with its bytes swapped, is the sum of words in the network's
-        // (RFC 1071, 2.B): nothing has to be swapped on the way. Eight sums side by side become vector instructions.
-        let mut lanes = [0_u64; 8];
+        // (RFC 1071, 2.B): nothing has to be swapped on the way. Sums side by side become vector instructions.
         let (blocks, rest) = part.as_chunks::<32>();
-        for block in blocks {
-            let (words, _) = block.as_chunks::<4>();
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                // 32 bits in 64 leave room for four billion carries.
-                *lane += u64::from(u32::from_ne_bytes(*word));
+        let mut sum = 0;
+        for blocks in blocks.chunks(MOST_BLOCKS) {
+            let (mut all, mut high) = ([0_u32; 8], [0_u32; 8]);
+            for block in blocks {
+                let (words, _) = block.as_chunks::<4>();
+                for ((all, high), word) in all.iter_mut().zip(&mut high).zip(words) {
+                    let word = u32::from_ne_bytes(*word);
+                    *all = all.wrapping_add(word);
+                    *high += word >> 16;
+                }
+            }
+            // What isn't of the upper halves is of the lower ones, whose sum didn't wrap.
+            for (all, high) in all.into_iter().zip(high) {
+                sum += u64::from(all.wrapping_sub(high << 16)) + u64::from(high);
             }
         }
-        let mut sum: u64 = lanes.iter().sum();
         let (words, rest) = rest.as_chunks::<4>();
         for word in words {
             sum += u64::from(u32::from_ne_bytes(*word));
@@ -167,9 +177,18 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_packet_overflows_nothing() {
-        let bytes = vec![0xff; 65_536];
-        assert_eq!(Sum::new().bytes(&bytes).fold(), 0xffff);
+    fn nothing_overflows_however_long_it_is() {
+        // The last is longer than a packet, and than what is summed in one go.
+        for len in [65_535, 65_536, 32 * MOST_BLOCKS, 32 * MOST_BLOCKS + 70] {
+            for fill in [0xff, 0xfe, 0x01] {
+                let bytes = vec![fill; len];
+                assert_eq!(
+                    Sum::new().bytes(&bytes).fold(),
+                    Sum(plain(&bytes)).fold(),
+                    "{fill} {len}"
+                );
+            }
+        }
         assert_eq!(Sum::new().bytes(&[]), Sum::new());
     }
 }
