@@ -273,7 +273,7 @@ fn stubborn_tcp(from: &Machine, to: &Machine) {
                 let Some(frame) = far.receive_whole(left).unwrap() else { break };
                 let parsed = parse_ipv4(&frame[14..]).unwrap();
                 if parsed.source == raw.from && parsed.protocol == 6 {
-                    assert!(!parsed.fragment.is_some() && parsed.dont_fragment, "{parsed:?}");
+                    assert!(parsed.fragment.is_none() && parsed.dont_fragment, "{parsed:?}");
                     if parsed.id == 0xbe00 | number {
                         assert!(parsed.bytes == packet, "came otherwise: {parsed:?}");
                         return Some(());
