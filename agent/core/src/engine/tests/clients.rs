@@ -418,3 +418,30 @@ fn in_the_clear_nobody_passes_for_a_client() {
     assert!(out.frames.is_empty(), "{out:?}");
     assert_eq!(pair.drops(DropReason::ClearFromTunnelPeer), 1);
 }
+
+#[test]
+fn what_is_too_large_for_a_path_that_nobody_can_measure_comes_in_fragments() {
+    let mut pair = Pair::connected([Mode::Enforce; 2]);
+    pair.send(&vnc(SYN));
+    pair.device_sends(&ipv4(CT_AT, LAPTOP_AT, 6, &tcp(5900, 50_000, SYN_ACK, &[])));
+    pair.received.clear();
+    let data: Vec<u8> = (0..1_460u16).map(|i| (i % 251) as u8).collect();
+    let segment = tcp(5900, 50_000, 0x10, &data);
+    let mut whole = ipv4(CT_AT, LAPTOP_AT, 6, &segment);
+    whole[6] = 0x40;
+    whole[10..12].copy_from_slice(&[0, 0]);
+    let sum = crate::checksum::checksum(&whole[..20]);
+    whole[10..12].copy_from_slice(&sum.to_be_bytes());
+    let out = pair.device_sends(&whole);
+    assert!(out.frames.is_empty(), "what isn't known isn't told: {out:?}");
+    assert_eq!(pair.received.len(), 2, "{:?}", pair.received);
+    let mut joined = Vec::new();
+    for (place, bytes) in pair.received.iter().enumerate() {
+        assert!(bytes.len() <= 1_220, "{} bytes may not get through", bytes.len());
+        let part = crate::wire::parse_ipv4(bytes).unwrap();
+        let fragment = part.fragment.unwrap();
+        assert_eq!((usize::from(fragment.offset), fragment.more), (joined.len(), place == 0));
+        joined.extend_from_slice(part.payload());
+    }
+    assert_eq!(joined, segment);
+}
