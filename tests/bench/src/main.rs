@@ -48,6 +48,9 @@ struct Scale {
     /// What is to grow
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Sweep::Peers, Sweep::Rules, Sweep::Flows])]
     sweeps: Vec<Sweep>,
+    /// The smallest size
+    #[arg(long, default_value_t = 0)]
+    least: u32,
     /// The largest size
     #[arg(long, default_value_t = u32::MAX)]
     most: u32,
@@ -165,8 +168,14 @@ fn inside(cli: &Cli) -> Result<ExitCode> {
 
 fn grow(scale: &Scale, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
     let agent = scale.agent.as_ref().unwrap_or(&tools.agent);
-    let time = duration(scale.seconds)?;
-    let rows = scale::run(agent, &scale.sweeps, scale.most, scale.rounds, time, logs);
+    let plan = scale::Plan {
+        sweeps: scale.sweeps.clone(),
+        least: scale.least,
+        most: scale.most,
+        rounds: scale.rounds,
+        time: duration(scale.seconds)?,
+    };
+    let rows = scale::run(&plan, agent, logs);
     println!("{}", report::table(&rows));
     write_json(scale.json.as_deref(), &rows)?;
     if let Some(file) = &scale.svg {

@@ -24,6 +24,21 @@ const FLOWS_PER_DEVICE: u32 = 8_192;
 /// How long a gateway may take to come up with all that it knows.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How much is measured, and how.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What grows.
+    pub sweeps: Vec<Sweep>,
+    /// Sizes from here…
+    pub least: u32,
+    /// … to here.
+    pub most: u32,
+    /// How often.
+    pub rounds: u32,
+    /// How long each time.
+    pub time: Duration,
+}
+
 /// What grows, by its name on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sweep {
@@ -76,24 +91,19 @@ impl Size {
     }
 }
 
-/// Measures sweeps up to size `most`, for about `time` each size, and says on standard error what comes of it. A size
-/// that can't be measured is left out with a word why.
+/// Measures the agent, and says on standard error what comes of it. A size that can't be measured is left out with a
+/// word why.
 #[must_use]
-pub fn run(
-    agent: &Path,
-    sweeps: &[Sweep],
-    most: u32,
-    rounds: u32,
-    time: Duration,
-    logs: &Path,
-) -> Vec<Row> {
+pub fn run(plan: &Plan, agent: &Path, logs: &Path) -> Vec<Row> {
+    let Plan { sweeps, least, most, rounds, time } = plan;
     let mut rows = Vec::new();
-    for round in 1..=rounds {
+    for round in 1..=*rounds {
         for sweep in sweeps {
-            for size in sweep.sizes().iter().copied().filter(|size| *size <= most) {
+            for size in sweep.sizes().iter().copied().filter(|size| (least..=most).contains(&size))
+            {
                 let label = format!("{} {size}", sweep.name());
                 let name = format!("{}-{size}-{round}", sweep.name());
-                match measure(agent, &name, Size::of(*sweep, size), time, logs) {
+                match measure(agent, &name, Size::of(*sweep, size), *time, logs) {
                     Ok(figures) => {
                         let said: Vec<String> = figures
                             .iter()
@@ -143,7 +153,12 @@ fn measure(agent: &Path, name: &str, size: Size, time: Duration, logs: &Path) ->
     settle(&sink);
     let used = Cpu::of(&pids).since(&begun.1) - idle * begun.0.elapsed().as_secs_f64();
     figures.push(("new flow", used * 1e6 / sent.max(1) as f64, "us/flow"));
-    figures.push(("live flows", stage.live_flows()? as f64, "flows"));
+    let live = stage.live_flows()?;
+    figures.push(("live flows", live as f64, "flows"));
+    // Where the table took fewer, what follows says nothing about so many flows, and is called another name.
+    let full = live < u64::from(flows);
+    let name =
+        |usual: &'static str, full_table: &'static str| if full { full_table } else { usual };
     sink.set_returning(false);
     let before = sink.received();
     let begun = (Instant::now(), Cpu::of(&pids));
@@ -155,9 +170,10 @@ fn measure(agent: &Path, name: &str, size: Size, time: Duration, logs: &Path) ->
     if arrived == 0 {
         bail!("none of {count} packets came through:\n{}", stage.tail());
     }
-    figures.push(("hit", used * 1e6 / arrived as f64, "us/packet"));
+    let hit = name("hit", "hit, table full");
+    figures.push((hit, used * 1e6 / arrived as f64, "us/packet"));
     figures.push(("lost", 100.0 * (1.0 - arrived as f64 / count.max(1) as f64), "%"));
-    figures.push(("memory", resident(&pids[..1]), "MiB"));
+    figures.push((name("memory", "memory, table full"), resident(&pids[..1]), "MiB"));
     Ok(figures)
 }
 

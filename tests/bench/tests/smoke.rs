@@ -26,7 +26,14 @@ fn a_gateway_with_ten_peers_shakes_hands_with_all_and_carries_flows() {
     }
     let logs = tempfile::tempdir().expect("a directory");
     let agent = Tools::of(Profile::Dev).agent;
-    let rows = scale::run(&agent, &[Sweep::Peers], 10, 1, Duration::from_millis(200), logs.path());
+    let plan = scale::Plan {
+        sweeps: vec![Sweep::Peers],
+        least: 1,
+        most: 10,
+        rounds: 1,
+        time: Duration::from_millis(200),
+    };
+    let rows = scale::run(&plan, &agent, logs.path());
     let value = |test: &str| {
         let row = rows.iter().find(|row| row.test == test);
         row.unwrap_or_else(|| panic!("no {test:?} in {rows:#?}")).value
