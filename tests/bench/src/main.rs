@@ -69,6 +69,9 @@ struct Scale {
     /// Draw the figures into this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Measure nothing: show and draw what earlier runs wrote with --json on this machine
+    #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
+    rows: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -124,7 +127,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 fn outside(cli: &Cli) -> Result<ExitCode> {
     let tools = Tools::of(profile());
     let builds = match &cli.action {
-        Some(Action::Scale(scale)) => scale.agent.is_none(),
+        Some(Action::Scale(scale)) => scale.agent.is_none() && scale.rows.is_empty(),
         None => {
             let Options { install, subjects, .. } = &cli.options;
             if *install {
@@ -175,7 +178,10 @@ fn grow(scale: &Scale, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
         rounds: scale.rounds,
         time: duration(scale.seconds)?,
     };
-    let rows = scale::run(&plan, agent, logs);
+    let rows = match scale.rows.as_slice() {
+        [] => scale::run(&plan, agent, logs),
+        files => files.iter().map(|file| read_json(file)).collect::<Result<Vec<_>>>()?.concat(),
+    };
     println!("{}", report::table(&rows));
     write_json(scale.json.as_deref(), &rows)?;
     if let Some(file) = &scale.svg {
@@ -229,11 +235,38 @@ fn write_json(file: Option<&Path>, rows: &[Row]) -> Result<()> {
         .with_context(|| format!("writing {}", file.display()))
 }
 
+fn read_json(file: &Path) -> Result<Vec<Row>> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let row = |(line, text): (usize, &str)| {
+        serde_json::from_str(text).with_context(|| format!("{}:{}", file.display(), line + 1))
+    };
+    text.lines().enumerate().map(row).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn what_was_written_is_read_again_and_a_bad_line_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("rows.json");
+        let row = |round| Row {
+            subject: "anteroom".into(),
+            test: "peers 1: hit".into(),
+            value: 1.5,
+            unit: "us/packet".into(),
+            round,
+        };
+        write_json(Some(&file), &[row(1), row(2)]).unwrap();
+        assert_eq!(read_json(&file).unwrap(), [row(1), row(2)]);
+        std::fs::write(&file, "{}\n").unwrap();
+        let error = format!("{:#}", read_json(&file).unwrap_err());
+        assert!(error.contains("rows.json:1") && error.contains("subject"), "{error}");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

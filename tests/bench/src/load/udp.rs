@@ -234,7 +234,7 @@ pub struct Ceiling {
 const TOLERATED: f64 = 0.01;
 
 /// Looks for the highest rate with less than 1 % loss: doubles from `start` until more is lost, then halves the gap
-/// `steps` times. `trial` sends at a rate and says what came of it, with the processor time that it took.
+/// `steps` times. A rate has two chances, since whatever else the machine does can spoil one. `trial` sends at a rate and says what came of it, with the processor time that it took.
 ///
 /// # Errors
 /// What `trial` returns.
@@ -249,7 +249,10 @@ pub fn ceiling(
     let mut rate = start;
     // Fifty doublings or halvings are more than any machine has in it.
     for _ in 0..50 {
-        let (outcome, cpu) = trial(rate)?;
+        let (mut outcome, mut cpu) = trial(rate)?;
+        if outcome.loss() >= TOLERATED {
+            (outcome, cpu) = trial(rate)?;
+        }
         if outcome.loss() < TOLERATED {
             low = rate;
             if best.is_none_or(|best| best.rate < outcome.rate()) {
@@ -306,6 +309,16 @@ mod tests {
     fn a_sender_that_can_do_no_more_ends_the_search() {
         let found = ceiling(20_000.0, 6, tunnel(1e9, 300_000.0)).unwrap().unwrap();
         assert!((found.rate - 300_000.0).abs() < 1.0, "{found:?}");
+    }
+
+    #[test]
+    fn one_spoilt_trial_decides_nothing() {
+        let (mut count, mut carry) = (0, tunnel(100_000.0, 1e9));
+        let found = ceiling(20_000.0, 6, |rate| {
+            count += 1;
+            carry(if count == 2 { 1e6 } else { rate })
+        });
+        assert!(found.unwrap().unwrap().rate > 95_000.0);
     }
 
     #[test]
