@@ -5,6 +5,7 @@
 
 pub mod attack;
 pub mod chaos;
+pub mod client;
 pub mod dhcp;
 pub mod stolen;
 pub mod wire;
