@@ -1,10 +1,11 @@
 //! What the engine knows of its peers, and what it tells them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anteroom_proto::id::GatewayId;
-use anteroom_proto::intent::{Endpoint, Member};
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::intent::{Endpoint, Intent, Member};
 use anteroom_proto::view::View;
 
 use super::Engine;
@@ -19,22 +20,7 @@ impl Engine {
     /// Takes over the peers of a view. `before` is the policy until now.
     pub(super) fn set_peers(&mut self, view: &View, before: Option<&Arc<Policy>>, now: Instant) {
         let intent = &view.intent;
-        let names = |end: &Endpoint, member: &Member| match end {
-            Endpoint::Member(id) => *id == member.id,
-            Endpoint::Segment(id) => intent
-                .segments
-                .iter()
-                .any(|segment| segment.id == *id && segment.members.contains(&member.id)),
-            Endpoint::External(_) => false,
-        };
-        let is_essential = |gateway| {
-            intent.rules.iter().filter(|rule| rule.essential).any(|rule| {
-                intent.members.iter().any(|member| {
-                    member.gateway == gateway
-                        && (names(&rule.from, member) || names(&rule.to, member))
-                })
-            })
-        };
+        let essential = essential(intent);
         let relation = |gateway| self.policy.as_ref().and_then(|policy| policy.relation(gateway));
         let mut peers: Vec<(bool, PeerConfig)> = view
             .peers
@@ -48,7 +34,7 @@ impl Engine {
                     relation: relation(peer.gateway.gateway).unwrap_or_default(),
                     client: false,
                 };
-                (!is_essential(config.gateway), config)
+                (!essential.contains(&config.gateway), config)
             })
             .collect();
         let suspended = &view.operation.suspended;
@@ -68,7 +54,8 @@ impl Engine {
         let peers: Vec<PeerConfig> = peers.into_iter().map(|(_, config)| config).collect();
         self.tell_peers(now);
         self.peers.set_peers(&peers, now);
-        self.peer_states.retain(|gateway, _| peers.iter().any(|peer| peer.gateway == *gateway));
+        let known: BTreeSet<GatewayId> = peers.iter().map(|peer| peer.gateway).collect();
+        self.peer_states.retain(|gateway, _| known.contains(gateway));
         for peer in &peers {
             self.peer_states.entry(peer.gateway).or_insert_with(|| PeerState::new(now));
             if !peer.client {
@@ -193,4 +180,21 @@ impl Engine {
             self.epoch += 1;
         }
     }
+}
+
+/// The gateways in front of members that essential rules name.
+fn essential(intent: &Intent) -> BTreeSet<GatewayId> {
+    let rules = intent.rules.iter().filter(|rule| rule.essential);
+    let ends: hashbrown::HashSet<Endpoint, foldhash::quality::FixedState> =
+        rules.flat_map(|rule| [rule.from, rule.to]).collect();
+    let in_segments = intent
+        .segments
+        .iter()
+        .filter(|segment| ends.contains(&Endpoint::Segment(segment.id)))
+        .flat_map(|segment| &segment.members);
+    let in_segments: BTreeSet<&MemberId> = in_segments.collect();
+    let named = |member: &&Member| {
+        ends.contains(&Endpoint::Member(member.id)) || in_segments.contains(&member.id)
+    };
+    intent.members.iter().filter(named).map(|member| member.gateway).collect()
 }

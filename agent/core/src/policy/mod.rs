@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anteroom_proto::id::{GatewayId, MemberId};
-use anteroom_proto::intent::{Client, Condition, Endpoint, Infrastructure, KnownCondition, Member};
+use anteroom_proto::intent::{Client, Infrastructure, Member};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::{Mode, PairPath};
 use anteroom_proto::time::UnixMillis;
@@ -49,6 +49,8 @@ pub(crate) struct MemberEntry {
     mode_since: u64,
     /// Whether the controller cut its gateway off.
     suspended: bool,
+    /// Whether it is of this gateway's own site.
+    own_site: bool,
     /// Whether it is a client, whose only path is the tunnel.
     pub(crate) is_client: bool,
 }
@@ -177,6 +179,7 @@ impl Policy {
             mode_since: member.mode_since,
             suspended: operation.suspended.contains(&member.gateway),
             is_client,
+            own_site,
         });
         self.by_id.insert(member.id, index);
         if here.is_none() && own_site && !is_client {
@@ -231,14 +234,7 @@ impl Policy {
     }
 
     fn is_own_site(&self, index: MemberIndex) -> bool {
-        let Some(id) = self.member(index).map(|member| member.id) else { return false };
-        let intent = &self.view.intent;
-        let devices = intent.devices.iter().map(|device| &device.member).chain(&intent.members);
-        let clients = intent.clients.iter().map(|client| (client.id, client.site));
-        devices
-            .map(|member| (member.id, member.site))
-            .chain(clients)
-            .any(|member| member == (id, intent.site))
+        self.member(index).is_some_and(|member| member.own_site)
     }
 
     pub(crate) fn member(&self, index: MemberIndex) -> Option<&MemberEntry> {
@@ -411,37 +407,12 @@ impl Policy {
 
     /// The next moment at which a rule's condition changes.
     pub(crate) fn next_boundary(&self, after: UnixMillis) -> Option<UnixMillis> {
-        self.view
-            .intent
-            .rules
-            .iter()
-            .flat_map(|rule| &rule.conditions)
-            .filter_map(|condition| match condition {
-                Condition::Known(KnownCondition::NotAfter(moment)) => Some(*moment),
-                Condition::Unknown(_) => None,
-            })
-            .filter(|moment| *moment > after)
-            .min()
+        self.rules.next_moment(after)
     }
 
-    /// Whether two ends are meant by a rule with this name's ends: for answers to people.
+    /// Whether an address lies in an external that a rule names.
     pub(crate) fn in_external(&self, address: Ipv4Addr) -> bool {
-        let named = |id| {
-            let names = |end: &Endpoint| match end {
-                Endpoint::External(external) => *external == id,
-                Endpoint::Segment(segment) => self
-                    .view
-                    .intent
-                    .segments
-                    .iter()
-                    .any(|known| known.id == *segment && known.externals.contains(&id)),
-                Endpoint::Member(_) => false,
-            };
-            self.view.intent.rules.iter().any(|rule| names(&rule.from) || names(&rule.to))
-        };
-        self.view.intent.externals.iter().any(|external| {
-            external.prefixes.iter().any(|net| net.contains(&address)) && named(external.id)
-        })
+        self.rules.names(address)
     }
 
     /// Whether an address is one of the site's servers.

@@ -1,78 +1,90 @@
 //! What two gateways hold in common: the members that share a rule, and those rules, as a digest that both can
 //! compute from their own views and tell each other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use anteroom_proto::cbor;
-use anteroom_proto::id::{GatewayId, MemberId, RuleId};
-use anteroom_proto::intent::{Condition, Endpoint, Intent, Member, Rule};
+use anteroom_proto::id::{GatewayId, MemberId, SegmentId};
+use anteroom_proto::intent::{Endpoint, Intent, Member, Rule};
 use anteroom_proto::key::Hash;
-use anteroom_proto::service::PortMatch;
 use serde::Serialize;
 
-/// A rule, as far as it concerns members of two gateways, in one direction.
-#[derive(Debug, Serialize)]
-struct Part<'a> {
-    rule: RuleId,
+use crate::table::Map;
+
+/// Rules with the same two ends, as far as these are members of two gateways, in one direction.
+#[derive(Debug, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+struct Part {
+    /// A digest of the rules.
+    rules: Hash,
     from: Vec<MemberId>,
     to: Vec<MemberId>,
-    services: &'a [PortMatch],
-    clear: bool,
-    essential: bool,
-    conditions: &'a [Condition],
 }
 
 /// What one gateway's view holds of another.
 #[derive(Debug, Default)]
 struct Relation<'a> {
-    parts: Vec<Part<'a>>,
+    parts: Vec<Part>,
     members: BTreeMap<MemberId, &'a Member>,
+}
+
+/// The members that a rule's end means: those of this gateway, and others by theirs.
+#[derive(Debug, Default)]
+struct Meant<'a> {
+    here: BTreeMap<MemberId, &'a Member>,
+    there: BTreeMap<GatewayId, BTreeMap<MemberId, &'a Member>>,
 }
 
 /// The digest of what a view holds in common with each of its peers. It comes out the same at both ends exactly
 /// if they hold the same members, modes and rules of each other.
+///
+/// Rules are taken together by their ends, so that it costs as much as there are rules, and again as much as there are
+/// peers for each pair of segments; not as many times one as the other.
 pub(super) fn relations(intent: &Intent) -> impl Iterator<Item = (GatewayId, u64)> {
     let mut found: BTreeMap<GatewayId, Relation<'_>> =
         intent.peers.iter().map(|peer| (peer.gateway, Relation::default())).collect();
-    let here: BTreeMap<MemberId, &Member> =
-        intent.devices.iter().map(|device| (device.member.id, &device.member)).collect();
-    let there: BTreeMap<MemberId, &Member> =
-        intent.members.iter().map(|member| (member.id, member)).collect();
-    let mut rules: Vec<&Rule> = intent.rules.iter().collect();
-    rules.sort_by_key(|rule| rule.id);
-    for rule in rules {
-        let (from, to) = (members(intent, &rule.from), members(intent, &rule.to));
+    let mut meant: Map<Endpoint, Meant<'_>> = Map::default();
+    let mut groups: Map<(Endpoint, Endpoint), Vec<&Rule>> = Map::default();
+    for rule in &intent.rules {
+        groups.entry((rule.from, rule.to)).or_default().push(rule);
+    }
+    let everybody = Everybody::of(intent);
+    for (from, to) in groups.keys() {
+        for end in [from, to] {
+            meant.entry(*end).or_insert_with(|| everybody.meant(end));
+        }
+    }
+    for ((from, to), rules) in groups {
+        let (Some(from), Some(to)) = (meant.get(&from), meant.get(&to)) else { continue };
+        let rules = digest(rules);
         for outward in [true, false] {
-            let (near, far) = if outward { (&from, &to) } else { (&to, &from) };
-            let near: Vec<&Member> = near.iter().filter_map(|id| here.get(id).copied()).collect();
-            let mut by_gateway: BTreeMap<GatewayId, Vec<&Member>> = BTreeMap::new();
-            for member in far.iter().filter_map(|id| there.get(id).copied()) {
-                by_gateway.entry(member.gateway).or_default().push(member);
-            }
-            for (gateway, far) in by_gateway.into_iter().filter(|_| !near.is_empty()) {
-                let Some(relation) = found.get_mut(&gateway) else { continue };
-                relation.members.extend(near.iter().chain(&far).map(|member| (member.id, *member)));
-                let ids = |of: &[&Member]| of.iter().map(|member| member.id).collect();
-                let (from, to) =
-                    if outward { (ids(&near), ids(&far)) } else { (ids(&far), ids(&near)) };
-                relation.parts.push(Part {
-                    rule: rule.id,
-                    from,
-                    to,
-                    services: &rule.services,
-                    clear: rule.clear,
-                    essential: rule.essential,
-                    conditions: &rule.conditions,
-                });
+            let (near, far) = if outward { (from, to) } else { (to, from) };
+            for (gateway, far) in far.there.iter().filter(|_| !near.here.is_empty()) {
+                let Some(relation) = found.get_mut(gateway) else { continue };
+                let both = near.here.iter().chain(far);
+                relation.members.extend(both.map(|(id, member)| (*id, *member)));
+                let near: Vec<MemberId> = near.here.keys().copied().collect();
+                let far: Vec<MemberId> = far.keys().copied().collect();
+                let (from, to) = if outward { (near, far) } else { (far, near) };
+                relation.parts.push(Part { rules, from, to });
             }
         }
     }
     found.into_iter().map(|(gateway, relation)| (gateway, relation.digest()))
 }
 
+/// A digest of rules, in whatever order they come, without their ends.
+fn digest(mut rules: Vec<&Rule>) -> Hash {
+    rules.sort_by_key(|rule| rule.id);
+    let rules: Vec<_> = rules
+        .into_iter()
+        .map(|rule| (rule.id, &rule.services, rule.clear, rule.essential, &rule.conditions))
+        .collect();
+    Hash::of("anteroom relation rules", &[&cbor::encode(&rules)])
+}
+
 impl Relation<'_> {
     fn digest(mut self) -> u64 {
-        self.parts.sort_by(|a, b| (a.rule, &a.from, &a.to).cmp(&(b.rule, &b.from, &b.to)));
+        self.parts.sort();
         let parts = cbor::encode(&self.parts);
         let members = cbor::encode(&self.members.values().collect::<Vec<_>>());
         let hash = Hash::of("anteroom relation", &[&parts, &members]);
@@ -80,23 +92,50 @@ impl Relation<'_> {
     }
 }
 
-/// The members that a rule's end means, each once.
-fn members(intent: &Intent, end: &Endpoint) -> BTreeSet<MemberId> {
-    match end {
-        Endpoint::Member(id) => [*id].into(),
-        Endpoint::External(_) => BTreeSet::new(),
-        Endpoint::Segment(id) => {
-            let segment = intent.segments.iter().find(|segment| segment.id == *id);
-            segment.map(|segment| segment.members.iter().copied().collect()).unwrap_or_default()
+/// Who is where, and in which segment.
+#[derive(Debug)]
+struct Everybody<'a> {
+    here: Map<MemberId, &'a Member>,
+    there: Map<MemberId, &'a Member>,
+    segments: Map<SegmentId, &'a [MemberId]>,
+}
+
+impl<'a> Everybody<'a> {
+    fn of(intent: &'a Intent) -> Self {
+        let here = intent.devices.iter().map(|device| (device.member.id, &device.member));
+        let segments = intent.segments.iter().rev();
+        Self {
+            here: here.collect(),
+            there: intent.members.iter().map(|member| (member.id, member)).collect(),
+            segments: segments.map(|segment| (segment.id, &*segment.members)).collect(),
         }
+    }
+
+    fn meant(&self, end: &Endpoint) -> Meant<'a> {
+        let ids: &[MemberId] = match end {
+            Endpoint::Member(id) => std::slice::from_ref(id),
+            Endpoint::External(_) => &[],
+            Endpoint::Segment(id) => self.segments.get(id).copied().unwrap_or_default(),
+        };
+        let mut meant = Meant::default();
+        for id in ids {
+            if let Some(member) = self.here.get(id) {
+                meant.here.insert(*id, member);
+            }
+            if let Some(member) = self.there.get(id) {
+                meant.there.entry(member.gateway).or_default().insert(*id, member);
+            }
+        }
+        meant
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    use anteroom_proto::id::{OrganisationId, SegmentId, SiteId};
+    use anteroom_proto::id::{OrganisationId, RuleId, SiteId};
     use anteroom_proto::intent::{Device, Infrastructure, OnFailure, PeerGateway, Segment};
     use anteroom_proto::key::PublicKey;
     use anteroom_proto::mac::MacAddr;

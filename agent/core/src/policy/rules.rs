@@ -6,11 +6,13 @@ use std::time::Instant;
 use anteroom_proto::id::{ExternalId, MemberId, RuleId};
 use anteroom_proto::intent::{Condition, Endpoint, Intent, KnownCondition, Rule};
 use anteroom_proto::service::{PortMatch, Protocol};
+use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 use ipnet::Ipv4Net;
 
 use super::{MemberIndex, Who};
 use crate::clock::Clock;
+use crate::table::Map;
 
 /// Why no rule allows a flow, and the rule that came closest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,98 +46,192 @@ pub(super) struct Needs {
 #[derive(Debug)]
 struct Entry {
     id: RuleId,
-    services: Vec<PortMatch>,
     clear: bool,
     essential: bool,
-    not_after: Option<anteroom_proto::time::UnixMillis>,
+    not_after: Option<UnixMillis>,
     unknown_condition: bool,
 }
 
-/// The rules in which somebody is one of the ends, by their places, ascending.
-#[derive(Debug, Default, Clone)]
-struct Ends {
-    from: Vec<u32>,
-    to: Vec<u32>,
+/// One of the rules' ends, numbered: a segment, a member or an external.
+type EndIndex = u32;
+
+/// What rules open between two of their ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Pair {
+    from: EndIndex,
+    to: EndIndex,
 }
 
-/// All rules of a view.
+/// A service of a rule with a single port, or without ports. Sorted, these are an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Opening {
+    pair: Pair,
+    protocol: Protocol,
+    first: u16,
+    /// The rule's place.
+    rule: u32,
+}
+
+/// A service of a rule with several ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Range {
+    opening: Opening,
+    last: u16,
+}
+
+/// All rules of a view, indexed by their ends and services: what a flow costs doesn't grow with rules about others,
+/// nor with rules about other services.
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     entries: Vec<Entry>,
-    /// By [`MemberIndex`].
-    members: Vec<Ends>,
-    externals: Vec<(Vec<Ipv4Net>, Ends)>,
+    /// The ends that a member is, by [`MemberIndex`].
+    members: Vec<Vec<EndIndex>>,
+    /// The ends that an external is.
+    externals: Vec<(Vec<Ipv4Net>, Vec<EndIndex>)>,
+    /// Which ends rules name together, and whether one of those rules says `clear = true`.
+    pairs: Vec<(Pair, bool)>,
+    openings: Vec<Opening>,
+    ranges: Vec<Range>,
+    /// When a rule's condition changes.
+    moments: Vec<UnixMillis>,
 }
 
 impl Rules {
     pub(super) fn new(intent: &Intent, member: impl Fn(MemberId) -> Option<MemberIndex>) -> Self {
         let mut rules = Self {
             entries: intent.rules.iter().map(Entry::new).collect(),
-            members: Vec::new(),
             externals: intent
                 .externals
                 .iter()
-                .map(|external| (external.prefixes.clone(), Ends::default()))
+                .map(|external| (external.prefixes.clone(), Vec::new()))
                 .collect(),
+            ..Self::default()
+        };
+        let mut ends: Map<Endpoint, EndIndex> = Map::default();
+        let mut all = Vec::new();
+        let mut number = |end: Endpoint| {
+            *ends.entry(end).or_insert_with(|| {
+                all.push(end);
+                EndIndex::try_from(all.len() - 1).unwrap_or(EndIndex::MAX)
+            })
         };
         for (place, rule) in (0_u32..).zip(&intent.rules) {
-            for (end, is_from) in [(&rule.from, true), (&rule.to, false)] {
-                let (members, externals) = expand(intent, end);
-                for index in members.into_iter().filter_map(&member) {
-                    let at = index.0 as usize;
-                    if rules.members.len() <= at {
-                        rules.members.resize(at + 1, Ends::default());
-                    }
-                    rules.members[at].add(place, is_from);
+            let pair = Pair { from: number(rule.from), to: number(rule.to) };
+            rules.pairs.push((pair, rule.clear));
+            for service in &rule.services {
+                let PortMatch { protocol, first, last } = *service;
+                // The port of an ICMP echo doesn't matter.
+                let first = if protocol == Protocol::IcmpEcho { 0 } else { first };
+                let opening = Opening { pair, protocol, first, rule: place };
+                if protocol == Protocol::IcmpEcho || first == last {
+                    rules.openings.push(opening);
+                } else {
+                    rules.ranges.push(Range { opening, last });
                 }
-                for id in externals {
-                    let at = intent.externals.iter().position(|external| external.id == id);
-                    if let Some((_, ends)) = at.and_then(|at| rules.externals.get_mut(at)) {
-                        ends.add(place, is_from);
-                    }
+            }
+            rules.moments.extend(rule.conditions.iter().filter_map(|condition| match condition {
+                Condition::Known(KnownCondition::NotAfter(moment)) => Some(*moment),
+                Condition::Unknown(_) => None,
+            }));
+        }
+        // With what says `clear = true` first, so that of several it is what stays.
+        rules.pairs.sort_unstable_by_key(|(pair, clear)| (*pair, !clear));
+        rules.pairs.dedup_by_key(|(pair, _)| *pair);
+        rules.openings.sort_unstable();
+        rules.ranges.sort_unstable();
+        rules.moments.sort_unstable();
+        rules.place(intent, &all, member);
+        rules
+    }
+
+    /// Notes who is what of `ends`.
+    fn place(
+        &mut self,
+        intent: &Intent,
+        ends: &[Endpoint],
+        member: impl Fn(MemberId) -> Option<MemberIndex>,
+    ) {
+        let segments: Map<_, _> = intent.segments.iter().rev().map(|s| (s.id, s)).collect();
+        let externals: Map<_, _> =
+            intent.externals.iter().enumerate().rev().map(|(at, one)| (one.id, at)).collect();
+        for (number, end) in (0..).zip(ends) {
+            let (members, named): (&[MemberId], &[ExternalId]) = match end {
+                Endpoint::Member(id) => (std::slice::from_ref(id), &[]),
+                Endpoint::External(id) => (&[], std::slice::from_ref(id)),
+                Endpoint::Segment(id) => segments
+                    .get(id)
+                    .map(|segment| (&*segment.members, &*segment.externals))
+                    .unwrap_or_default(),
+            };
+            for index in members.iter().filter_map(|id| member(*id)) {
+                let at = index.0 as usize;
+                if self.members.len() <= at {
+                    self.members.resize(at + 1, Vec::new());
+                }
+                self.members[at].push(number);
+            }
+            for at in named.iter().filter_map(|id| externals.get(id)) {
+                if let Some((_, ends)) = self.externals.get_mut(*at) {
+                    ends.push(number);
                 }
             }
         }
-        rules
     }
 
     /// The rule that allows a flow, the first of several; or the one that comes nearest.
     pub(super) fn find(
         &self,
-        (from, from_address): (Who, Ipv4Addr),
-        (to, to_address): (Who, Ipv4Addr),
-        service: (Protocol, u16),
+        from: (Who, Ipv4Addr),
+        to: (Who, Ipv4Addr),
+        (protocol, port): (Protocol, u16),
         needs: Needs,
         now: Now<'_>,
     ) -> Result<RuleId, Refused> {
-        let mut closest = (u32::MAX, Refused::because(DropReason::NoRule));
-        let mut allowed: Option<(u32, RuleId)> = None;
-        // An address may lie in several externals, whose rules come one list after the other.
-        let ordered = ![from, to].contains(&Who::Address);
-        self.between(from, from_address, to, to_address, &mut |place, entry| {
-            if !entry.services.iter().any(|known| known.matches(service.0, service.1)) {
-                return false;
+        let port = if protocol == Protocol::IcmpEcho { 0 } else { port };
+        let mut search = Search {
+            allowed: None,
+            closest: (u32::MAX, Refused::because(DropReason::NoRule)),
+            needs,
+            now,
+        };
+        for pair in self.pairs_of(from, to) {
+            let key = |opening: &Opening| (opening.pair, opening.protocol, opening.first);
+            let begin = self.openings.partition_point(|o| key(o) < (pair, protocol, port));
+            let exact = self.openings.iter().skip(begin);
+            for opening in exact.take_while(|o| key(o) == (pair, protocol, port)) {
+                self.consider(opening.rule, &mut search);
             }
-            match entry.check(needs, now) {
-                Ok(()) => {
-                    if allowed.is_none_or(|(first, _)| place < first) {
-                        allowed = Some((place, entry.id));
-                    }
-                    ordered
-                }
-                Err(reason) => {
-                    let (known, found) = (rank(closest.1.reason), rank(reason));
-                    if found > known || (found == known && place < closest.0) {
-                        closest = (place, Refused { reason, rule: Some(entry.id) });
-                    }
-                    false
-                }
+            let begin = self.ranges.partition_point(|r| key(&r.opening) < (pair, protocol, 0));
+            let open = |range: &&Range| {
+                (range.opening.pair, range.opening.protocol) == (pair, protocol)
+                    && range.opening.first <= port
+            };
+            let ranges = self.ranges.iter().skip(begin).take_while(open);
+            for range in ranges.filter(|range| port <= range.last) {
+                self.consider(range.opening.rule, &mut search);
             }
-        });
-        allowed.map(|(_, rule)| rule).ok_or(closest.1)
+        }
+        search.allowed.map(|(_, rule)| rule).ok_or(search.closest.1)
     }
 
-    /// Whether any rule names both ends, whatever it opens; `fits` is told whether it says `clear = true`.
+    /// Looks whether a rule that names both ends and the service allows the flow that is searched for.
+    fn consider(&self, place: u32, search: &mut Search<'_>) {
+        if search.allowed.is_some_and(|(first, _)| first <= place) {
+            return;
+        }
+        let Some(entry) = self.entries.get(place as usize) else { return };
+        match entry.check(search.needs, search.now) {
+            Ok(()) => search.allowed = Some((place, entry.id)),
+            Err(reason) => {
+                let (known, found) = (rank(search.closest.1.reason), rank(reason));
+                if found > known || (found == known && place < search.closest.0) {
+                    search.closest = (place, Refused { reason, rule: Some(entry.id) });
+                }
+            }
+        }
+    }
+
+    /// Whether any rule names both ends, whatever it opens; `fits` is told whether one says `clear = true`.
     pub(super) fn any(
         &self,
         from: Who,
@@ -144,61 +240,54 @@ impl Rules {
         to_address: Ipv4Addr,
         fits: impl Fn(bool) -> bool,
     ) -> bool {
-        let mut found = false;
-        self.between(from, from_address, to, to_address, &mut |_, entry| {
-            found = fits(entry.clear);
-            found
-        });
-        found
+        self.pairs_of((from, from_address), (to, to_address)).any(|pair| {
+            let found = self.pairs.binary_search_by_key(&pair, |(known, _)| *known);
+            found.ok().and_then(|at| self.pairs.get(at)).is_some_and(|(_, clear)| fits(*clear))
+        })
     }
 
-    /// Calls `each` for the rules that name both ends, with their places, until it returns true.
-    fn between(
+    /// Whether an address lies in an external that a rule names.
+    pub(super) fn names(&self, address: Ipv4Addr) -> bool {
+        self.ends(Who::Address, address).next().is_some()
+    }
+
+    /// The next moment after another at which a rule's condition changes.
+    pub(super) fn next_moment(&self, after: UnixMillis) -> Option<UnixMillis> {
+        self.moments.get(self.moments.partition_point(|moment| *moment <= after)).copied()
+    }
+
+    /// The pairs of ends that two are.
+    fn pairs_of(
         &self,
-        from: Who,
-        from_address: Ipv4Addr,
-        to: Who,
-        to_address: Ipv4Addr,
-        each: &mut dyn FnMut(u32, &Entry) -> bool,
-    ) {
-        self.sides(from, from_address, &mut |left| {
-            let mut done = false;
-            self.sides(to, to_address, &mut |right| {
-                done = intersect(&left.from, &right.to)
-                    .any(|place| self.entries.get(place as usize).is_some_and(|e| each(place, e)));
-                done
-            });
-            done
-        });
+        (from, from_address): (Who, Ipv4Addr),
+        (to, to_address): (Who, Ipv4Addr),
+    ) -> impl Iterator<Item = Pair> {
+        self.ends(from, from_address)
+            .flat_map(move |from| self.ends(to, to_address).map(move |to| Pair { from, to }))
     }
 
-    /// Calls `each` for the ends that somebody is, until it returns true.
-    fn sides(&self, who: Who, address: Ipv4Addr, each: &mut dyn FnMut(&Ends) -> bool) {
-        match who {
+    /// The ends that somebody is.
+    fn ends(&self, who: Who, address: Ipv4Addr) -> impl Iterator<Item = EndIndex> {
+        let (known, outside): (&[EndIndex], _) = match who {
             Who::Member(index) => {
-                if let Some(ends) = self.members.get(index.0 as usize) {
-                    each(ends);
-                }
+                (self.members.get(index.0 as usize).map(Vec::as_slice).unwrap_or_default(), &[][..])
             }
-            Who::Address => {
-                for (prefixes, ends) in &self.externals {
-                    if prefixes.iter().any(|net| net.contains(&address)) && each(ends) {
-                        return;
-                    }
-                }
-            }
-            Who::Impostor => {}
-        }
+            Who::Address => (&[], self.externals.as_slice()),
+            Who::Impostor => (&[], &[][..]),
+        };
+        let within = move |prefixes: &[Ipv4Net]| prefixes.iter().any(|net| net.contains(&address));
+        let outside = outside.iter().filter(move |(prefixes, _)| within(prefixes));
+        known.iter().chain(outside.flat_map(|(_, ends)| ends)).copied()
     }
 }
 
-impl Ends {
-    fn add(&mut self, place: u32, is_from: bool) {
-        let list = if is_from { &mut self.from } else { &mut self.to };
-        if list.last() != Some(&place) {
-            list.push(place);
-        }
-    }
+/// What was found so far.
+#[derive(Debug)]
+struct Search<'a> {
+    allowed: Option<(u32, RuleId)>,
+    closest: (u32, Refused),
+    needs: Needs,
+    now: Now<'a>,
 }
 
 impl Entry {
@@ -209,7 +298,6 @@ impl Entry {
         });
         Self {
             id: rule.id,
-            services: rule.services.clone(),
             clear: rule.clear,
             essential: rule.essential,
             not_after: not_after.min(),
@@ -248,21 +336,5 @@ const fn rank(reason: DropReason) -> u8 {
     }
 }
 
-fn expand(intent: &Intent, end: &Endpoint) -> (Vec<MemberId>, Vec<ExternalId>) {
-    match end {
-        Endpoint::Member(id) => (vec![*id], Vec::new()),
-        Endpoint::External(id) => (Vec::new(), vec![*id]),
-        Endpoint::Segment(id) => intent
-            .segments
-            .iter()
-            .find(|segment| segment.id == *id)
-            .map(|segment| (segment.members.clone(), segment.externals.clone()))
-            .unwrap_or_default(),
-    }
-}
-
-/// What two ascending lists have in common.
-fn intersect<'a>(a: &'a [u32], b: &'a [u32]) -> impl Iterator<Item = u32> + use<'a> {
-    let (short, long) = if a.len() <= b.len() { (a, b) } else { (b, a) };
-    short.iter().copied().filter(|place| long.binary_search(place).is_ok())
-}
+#[cfg(test)]
+mod tests;
