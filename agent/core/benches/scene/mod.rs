@@ -115,7 +115,8 @@ const fn gateway(number: u16) -> GatewayId {
 fn secret(number: u16) -> TunnelSecret {
     let [a, b] = number.to_be_bytes();
     let mut bytes = [7; 32];
-    (bytes[0], bytes[1]) = (a, b);
+    // The first byte is partly ignored.
+    (bytes[1], bytes[2]) = (a, b);
     TunnelSecret::from_bytes(bytes)
 }
 

@@ -6,6 +6,7 @@
 //! whose hours take milliseconds works with the real thing. Its `mock-instant` feature stays off: cargo would turn
 //! it on for the agent's own binary as soon as both are built in one go.
 
+mod agenda;
 mod front;
 pub mod message;
 mod queue;

@@ -21,6 +21,8 @@ const PROBES_IN_FLIGHT: usize = 4;
 /// it says so again.
 const MAX_CHANGES: u32 = 16;
 const CHANGES_IN: Duration = Duration::from_secs(10);
+/// When a peer is looked at that has nothing to come again for.
+pub(super) const NEVER: Duration = Duration::from_secs(3600);
 /// Most addresses of one peer that are tried.
 const MAX_ENDPOINTS: usize = 8;
 
@@ -100,7 +102,7 @@ impl Peer {
             queue: Queue::default(),
             path: PathMtu::new(Bounds::default(), now),
             next_probe: now,
-            wake_at: now,
+            wake_at: now + NEVER,
             candidates: Vec::new(),
             endpoint: None,
             heard: None,

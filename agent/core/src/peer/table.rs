@@ -14,6 +14,7 @@ use anteroom_proto::verdict::DropReason;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use hashbrown::HashMap;
 
+use super::agenda::Agenda;
 use super::front::{self, Admission, Front, Kind};
 use super::message;
 use super::random::Random;
@@ -63,7 +64,10 @@ pub struct Peers {
     /// What peers said that isn't about their tunnels.
     inbox: VecDeque<(GatewayId, message::Message)>,
     drops: [u64; DropReason::ALL.len()],
-    wake_at: Option<Instant>,
+    agenda: Agenda,
+    /// How often peers were looked at because it was time to.
+    #[cfg(test)]
+    pub(super) tended: u64,
     scratch: Box<[u8]>,
     sizes: Sizes,
     /// Packets of which parts are here.
@@ -110,7 +114,9 @@ impl Peers {
             events: VecDeque::new(),
             inbox: VecDeque::new(),
             drops: [0; DropReason::ALL.len()],
-            wake_at: None,
+            agenda: Agenda::default(),
+            #[cfg(test)]
+            tended: 0,
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
             sizes: Sizes::default(),
             joiner: Joiner::default(),
@@ -268,22 +274,24 @@ impl Peers {
     /// Does what is due: handshakes, probes, expiry.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
         self.expire_parts(now);
-        if self.wake_at.is_none_or(|wake_at| now < wake_at) {
-            return;
-        }
-        for number in self.peers.numbers() {
+        for number in self.agenda.due(now) {
             if self.peers.get(number).is_some_and(|peer| peer.wake_at <= now) {
+                #[cfg(test)]
+                {
+                    self.tended += 1;
+                }
                 self.tend(number, now, out);
             }
         }
-        self.wake_at = self.peers.iter().map(|(_, peer)| peer.wake_at).min();
+        let peers = &self.peers;
+        self.agenda.tidy(|number| peers.get(number).map(|peer| peer.wake_at));
     }
 
     /// When [`Self::handle_timeout`] has something to do, and what.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let parts = self.joiner.poll_timeout().map(|at| (at, "parts of packets"));
-        let tunnels = self.wake_at.map(|wake_at| (wake_at, "tunnels"));
+        let tunnels = self.agenda.next().map(|at| (at, "tunnels"));
         [tunnels, parts].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
@@ -402,8 +410,10 @@ impl Peers {
 
     fn wake(&mut self, index: u32, at: Instant) {
         let Some(peer) = self.peers.get_mut(index) else { return };
-        peer.wake_at = peer.wake_at.min(at);
-        self.wake_at = Some(self.wake_at.map_or(at, |wake_at| wake_at.min(at)));
+        if at < peer.wake_at {
+            peer.wake_at = at;
+            self.agenda.note(index, at);
+        }
     }
 
     /// Finds out whether a peer lives, and lists it if that changed.

@@ -11,6 +11,7 @@ use crate::wire::ipv4::Header;
 
 mod hostile;
 mod life;
+mod many;
 mod sizes;
 
 /// Keeps what it gets.

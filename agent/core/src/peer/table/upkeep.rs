@@ -9,6 +9,7 @@ use anteroom_proto::verdict::DropReason;
 use super::{CONTROL, OWNER_SHIFT, Peers, Tunnel, seal, write};
 use crate::peer::front;
 use crate::peer::message::{self, Hello, Message};
+use crate::peer::state::NEVER;
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
 use crate::sink::Sink;
 use crate::size;
@@ -203,7 +204,9 @@ impl Peers {
         let others = [peer.silent_at(), peer.queue.due(), probe, size];
         let next = tunnels.chain(others.into_iter().flatten()).min();
         // A peer without tunnels has nothing to come again for.
-        peer.wake_at = next.unwrap_or(now + Duration::from_secs(3600)).max(now + TICK);
+        let wake_at = next.unwrap_or(now + NEVER).max(now + TICK);
+        peer.wake_at = wake_at;
+        self.agenda.note(index, wake_at);
     }
 
     /// Lets boringtun keep its time, and sends what it writes.
