@@ -27,6 +27,7 @@ use crate::wire::tcp::TcpFlags;
 use crate::wire::{Ipv4Packet, Transport, dhcp, ethernet, ipv4, parse_ethernet, parse_ipv4};
 
 /// Whether nothing about a packet asks for more than its flow's verdict.
+#[inline]
 fn is_plain(packet: &Ipv4Packet<'_>) -> bool {
     let usual = match packet.transport {
         Transport::Tcp { flags, .. } => !flags.has(TcpFlags::SYN),
@@ -40,6 +41,7 @@ fn is_plain(packet: &Ipv4Packet<'_>) -> bool {
 }
 
 /// A frame that may take the short cut: untagged, with a plain packet.
+#[inline]
 fn plain_frame<'a>(frame: &'a RxFrame<'_>) -> Option<(Header, Ipv4Packet<'a>)> {
     let header = Header::of(&parse_ethernet(frame.bytes, frame.vlan).ok()?);
     let untagged = frame.vlan.is_none() && header.at == ethernet::HEADER_LEN;

@@ -1,5 +1,6 @@
 //! What makes two packets part of the same flow.
 
+use std::hash::{Hash, Hasher};
 use std::net::Ipv4Addr;
 
 use crate::station::StationId;
@@ -26,12 +27,23 @@ impl Zone {
 }
 
 /// A flow's key: the same for both directions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FlowKey {
     zone: Zone,
     low: (Ipv4Addr, u16),
     high: (Ipv4Addr, u16),
     protocol: u8,
+}
+
+impl Hash for FlowKey {
+    /// In two words, since each packet's key is hashed.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let addresses = (u64::from(self.low.0.to_bits()) << 32) | u64::from(self.high.0.to_bits());
+        let zone = self.zone.0 ^ (u32::from(self.protocol) << 24);
+        let ports = (u64::from(self.low.1) << 16) | u64::from(self.high.1);
+        state.write_u64(addresses);
+        state.write_u64((u64::from(zone) << 32) | ports);
+    }
 }
 
 impl FlowKey {

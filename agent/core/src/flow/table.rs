@@ -22,9 +22,11 @@ pub(crate) struct TableFull;
 #[derive(Debug)]
 struct Slot {
     flow: Option<Flow>,
-    /// Neighbours in the list of the flow's share and state, in the order of their last packets.
+    /// Neighbours in the list of the flow's share and state, in the order of the seconds of their last packets.
     before: u32,
     after: u32,
+    /// The second, counted from [`FlowTable::epoch`], in which it came to the end of its list.
+    listed: u32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +62,8 @@ pub(crate) struct FlowTable {
     limit_per_device: usize,
     /// Where the next sweep goes on.
     sweep: usize,
+    /// When its first flow came.
+    epoch: Option<Instant>,
 }
 
 impl FlowTable {
@@ -74,6 +78,7 @@ impl FlowTable {
             limit: limit.clamp(1, NONE as usize - 1),
             limit_per_device: limit_per_device.max(1),
             sweep: 0,
+            epoch: None,
         }
     }
 
@@ -143,29 +148,42 @@ impl FlowTable {
             Some(at) => at,
             None => {
                 let at = u32::try_from(self.slots.len()).map_err(|_| TableFull)?;
-                self.slots.push(Slot { flow: None, before: NONE, after: NONE });
+                self.slots.push(Slot { flow: None, before: NONE, after: NONE, listed: 0 });
                 at
             }
         };
         let (hash, state) = (self.hasher.hash_one(flow.key), flow.state);
+        let second = self.second(flow.last);
         self.slots[at as usize].flow = Some(flow);
         let (slots, hasher) = (&self.slots, &self.hasher);
         self.index.insert_unique(hash, at, |at| {
             slots[*at as usize].flow.as_ref().map_or(0, |flow| hasher.hash_one(flow.key))
         });
         self.devices[station].count += 1;
-        self.append(station, state, at);
+        self.append(station, state, at, second);
         Ok(FlowIndex(at))
     }
 
-    /// Notes a packet of a flow, and the state that the flow is in after it.
+    /// Notes a packet of a flow, and the state that the flow is in after it. Its place in its list follows once a
+    /// second: most packets touch nothing but their flow.
     pub(crate) fn touch(&mut self, at: FlowIndex, state: State, now: Instant) {
-        let Some(flow) = self.get_mut(at) else { return };
+        let second = self.second(now);
+        let Some(slot) = self.slots.get_mut(at.0 as usize) else { return };
+        let Some(flow) = &mut slot.flow else { return };
         let (station, before) = (flow.share.index(), flow.state);
         flow.state = state;
         flow.last = now;
+        if before == state && slot.listed == second {
+            return;
+        }
         self.unlink(station, before, at.0);
-        self.append(station, state, at.0);
+        self.append(station, state, at.0, second);
+    }
+
+    /// The second that a moment lies in.
+    fn second(&mut self, now: Instant) -> u32 {
+        let epoch = *self.epoch.get_or_insert(now);
+        u32::try_from(now.saturating_duration_since(epoch).as_secs()).unwrap_or(u32::MAX)
     }
 
     /// Takes a flow out.
@@ -240,7 +258,7 @@ impl FlowTable {
         self.remove(victim)
     }
 
-    fn append(&mut self, device: usize, state: State, at: u32) {
+    fn append(&mut self, device: usize, state: State, at: u32, second: u32) {
         let list = &mut self.devices[device].lists[state.index()];
         let tail = std::mem::replace(&mut list.tail, at);
         if tail == NONE {
@@ -249,7 +267,7 @@ impl FlowTable {
             self.slots[tail as usize].after = at;
         }
         let slot = &mut self.slots[at as usize];
-        (slot.before, slot.after) = (tail, NONE);
+        (slot.before, slot.after, slot.listed) = (tail, NONE, second);
     }
 
     fn unlink(&mut self, device: usize, state: State, at: u32) {

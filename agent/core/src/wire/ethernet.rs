@@ -63,6 +63,7 @@ impl EthernetFrame<'_> {
 ///
 /// # Errors
 /// [`DropReason::Malformed`] when the frame ends within its header.
+#[inline]
 pub fn parse_ethernet(
     bytes: &[u8],
     beside: Option<VlanTag>,

@@ -193,6 +193,7 @@ impl<'a> Ipv4Packet<'a> {
 ///   beyond 65,535 bytes or whose length can't be.
 /// - [`DropReason::FragmentNoHeader`]: a first fragment without its whole transport header, or a second one that
 ///   would begin inside it.
+#[inline]
 pub fn parse_ipv4(bytes: &[u8]) -> Result<Ipv4Packet<'_>, DropReason> {
     let malformed = DropReason::Malformed;
     let fixed: [u8; MIN_HEADER_LEN] = array(bytes, 0).ok_or(malformed)?;
@@ -250,6 +251,7 @@ fn check_fragment(packet: &Ipv4Packet<'_>, fragment: Fragment) -> Result<(), Dro
     Ok(())
 }
 
+#[inline]
 fn transport(packet: &mut Ipv4Packet<'_>) -> Result<(), DropReason> {
     let payload = packet.payload();
     let (ports, transport) = match packet.protocol {
