@@ -1,11 +1,15 @@
 //! Revisions: what is taken, and each kind of wrong one that isn't.
 
+use std::collections::BTreeMap;
+
+use anteroom_controller_core::model::Client;
 use anteroom_proto::api::{AuditEntry, ModelRevision, ModelUpdate, RevisionInfo, paths};
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
-use anteroom_proto::id::OrganisationId;
+use anteroom_proto::id::{MemberId, OrganisationId};
 use anteroom_proto::intent::IntentRoot;
-use anteroom_proto::key::{Hash, IdentityKey};
+use anteroom_proto::key::{Hash, IdentityKey, TunnelSecret};
+use anteroom_proto::time::UnixMillis;
 
 use crate::support::{Service, refusal};
 
@@ -133,6 +137,55 @@ async fn who_was_revoked_stays_so() {
     }
     let refused = refusal(agent.enrol(&service).await);
     assert!(refused.message.contains("revoked"), "{refused:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_is_audited_and_once_revoked_stays_so() {
+    let mut service = Service::new().await;
+    let desk = service.claimed().await;
+    let agent = desk.invites(1, "imaging").await;
+    agent.enrol(&service).await;
+    desk.approve(&agent, "imaging").await;
+    let (model, _) = desk.base().await;
+    let client = Client {
+        name: "laptop-7".parse().unwrap(),
+        site: model.gateways[&agent.gateway].site.clone(),
+        key: TunnelSecret::from_bytes([7; 32]).public(),
+        address: "10.20.9.7".parse().unwrap(),
+        labels: BTreeMap::new(),
+        added_at: UnixMillis(1),
+    };
+    let id = MemberId::from_bytes([7; 16]);
+    desk.change(|model| model.add_client(id, client.clone()).unwrap()).await;
+    desk.change(|model| assert!(model.revoke_client("laptop-7").is_ok())).await;
+    let (revoked, base) = desk.base().await;
+    let mut forgotten = revoked.clone();
+    forgotten.former_clients.clear();
+    let mut again = revoked.clone();
+    again.clients.insert(id, client);
+    for (what, model) in [("forgotten", forgotten), ("again", again)] {
+        let number = base.as_ref().unwrap().verify_self_named().unwrap().into_document();
+        let root = match what {
+            "forgotten" => desk.root(&model, base.as_ref()),
+            // It doesn't compile, so that whoever signs it signs nonsense.
+            _ => IntentRoot {
+                number: number.number + 1,
+                previous: base.as_ref().unwrap().hash(),
+                model: Hash::of("anteroom model", &[&model.encode()]),
+                ..number
+            },
+        };
+        let (status, error) =
+            desk.client.post_error(paths::MODEL, &desk.update(&model, &root)).await;
+        assert_eq!(status, 400, "{what}: {error}");
+        assert!(error.message.contains("client laptop-7"), "{what}: {error}");
+    }
+    let log: Vec<AuditEntry> = desk.client.get(paths::AUDIT).await;
+    let told = |text: &str| {
+        log.iter().any(|entry| entry.after.as_deref().is_some_and(|after| after.contains(text)))
+    };
+    assert!(told("client laptop-7: site") && told("revoked client laptop-7"), "{log:?}");
     service.stop().await;
 }
 
