@@ -9,17 +9,18 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::DropReason;
 
-use super::{Engine, Header};
+use super::{Engine, Header, Kind};
 use crate::alarm::About;
 use crate::batch::RxFrame;
 use crate::bridge;
 use crate::device::is_host;
+use crate::infrastructure;
 use crate::nexthop;
 use crate::port::PortId;
 use crate::security::{self, Sender};
 use crate::station::{Learnt, Station, StationId, kind};
-use crate::wire::arp::{ArpPacket, Operation, parse_arp};
-use crate::wire::ethernet;
+use crate::wire::arp::{ArpPacket, Operation, arp_sender, parse_arp};
+use crate::wire::{ethernet, parse_ipv4};
 
 /// Why a frame isn't believed: what it claims, and whose that is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,32 +225,34 @@ impl Engine {
             ethernet::IPV4 => {
                 payload.get(12..).and_then(|b| b.first_chunk::<4>()).map(|b| Ipv4Addr::from(*b))
             }
-            ethernet::ARP => match parse_arp(payload) {
-                Ok(packet) => {
-                    if packet.sender_mac != header.source && self.is_somebody(packet.sender_mac) {
+            ethernet::ARP => match arp_sender(payload) {
+                Some((mac, address)) => {
+                    if mac != header.source && self.is_somebody(mac) {
                         return Err(Refusal {
-                            address: Some(packet.sender),
+                            address: Some(address),
                             ..Refusal::because(DropReason::MacSpoofed)
                         });
                     }
-                    if packet.sender_mac != header.source && !packet.sender.is_unspecified() {
-                        self.check_ip(station, header, packet.sender)?;
+                    if mac != header.source && !address.is_unspecified() {
+                        self.check_ip(station, header, address)?;
                     }
-                    (packet.sender_mac == header.source).then_some(packet.sender)
+                    (mac == header.source).then_some(address)
                 }
-                Err(_) => None,
+                None => None,
             },
             _ => None,
         };
         if let Some(address) = address.filter(|address| !address.is_unspecified()) {
-            let asks_for_it = payload.get(9) == Some(&crate::wire::ipv4::UDP)
-                && payload.get(20..24) == Some(&[0, 68, 0, 67])
-                && sender.is_some_and(|id| self.may_name(id, address));
-            if header.ethertype == ethernet::IPV4 && asks_for_it {
+            let checked = self.check_ip(station, header, address);
+            if checked.is_err()
+                && header.kind() == Kind::Ipv4
+                && is_dhcp_request(payload)
+                && sender.is_some_and(|id| self.may_name(id, address))
+            {
                 // A lease that the gateway forgot: its renewal is judged as what it is.
                 return Ok(None);
             }
-            self.check_ip(station, header, address)?;
+            checked?;
         }
         Ok(address)
     }
@@ -296,7 +299,7 @@ impl Engine {
         if !is_host(address) || device.is_some_and(|device| device.lists(address)) {
             return Ok(());
         }
-        if header.tagged {
+        if header.vlan.is_some() {
             return self.check_ip_in_vlan(device.map(|device| device.member), header.vlan, address);
         }
         if self.config.own_addresses.contains(&address.into())
@@ -363,8 +366,7 @@ impl Engine {
         let mut kinds = if header.tagged { kind::TAGGED } else { 0 };
         match header.ethertype {
             ethernet::IPV4 => {
-                let is_dhcp = payload.get(20..24) == Some(&[0, 68, 0, 67]);
-                if header.destination.is_group() && !is_dhcp {
+                if header.destination.is_group() && !is_dhcp_request(payload) {
                     let broadcast = header.destination == MacAddr::BROADCAST;
                     kinds |= if broadcast { kind::BROADCAST } else { kind::MULTICAST };
                 }
@@ -383,4 +385,10 @@ impl Engine {
         station.counts[0].add(1, payload.len() as u64);
         station.see(header.vlan, kinds, address, wall, now);
     }
+}
+
+/// Whether an IPv4 packet is a client's whole message to a DHCP server.
+fn is_dhcp_request(bytes: &[u8]) -> bool {
+    parse_ipv4(bytes)
+        .is_ok_and(|packet| packet.fragment.is_none() && infrastructure::is_dhcp_request(&packet))
 }

@@ -17,6 +17,7 @@ use crate::peer::message::Message;
 use crate::port::PortId;
 use crate::sink::Sink;
 use crate::station::StationId;
+use crate::wire::arp::parse_arp;
 use crate::wire::dhcp::{DhcpMessage, MessageType};
 use crate::wire::{Ipv4Packet, ethernet};
 
@@ -85,13 +86,15 @@ impl Engine {
         let (Some(id), false) = (sender, header.tagged) else { return };
         let payload = frame.bytes.get(header.at..).unwrap_or_default();
         let address = match header.ethertype {
-            ethernet::IPV4 => payload.get(12..).and_then(|b| b.first_chunk::<4>()),
-            ethernet::ARP if payload.get(8..14) == Some(&header.source.0) => {
-                payload.get(14..).and_then(|b| b.first_chunk::<4>())
+            ethernet::IPV4 => {
+                payload.get(12..).and_then(|b| b.first_chunk::<4>()).map(|b| Ipv4Addr::from(*b))
+            }
+            ethernet::ARP => {
+                parse_arp(payload).ok().filter(|p| p.sender_mac == header.source).map(|p| p.sender)
             }
             _ => None,
         };
-        let Some(address) = address.map(|bytes| Ipv4Addr::from(*bytes)) else { return };
+        let Some(address) = address else { return };
         let Some(device) = self.stations.get(id).and_then(|station| station.device.as_ref()) else {
             return;
         };
@@ -112,13 +115,15 @@ impl Engine {
         self.change_holdings(now, |holdings, at| holdings.used(at, member, seen));
     }
 
-    /// Whether a device may call an address its own towards a DHCP server: it is, or nobody else has it.
+    /// Whether a confirmed device may call an address its own towards a DHCP server: it is, or it may come to hold it
+    /// and nobody else has it.
     pub(super) fn may_name(&self, id: StationId, address: Ipv4Addr) -> bool {
         let Some(device) = self.stations.get(id).and_then(|station| station.device.as_ref()) else {
-            return true;
+            return false;
         };
         let free = |within| {
             !self.config.own_addresses.contains(&address.into())
+                && !self.guarded.routers.contains(&address)
                 && self.policy.as_ref().is_none_or(|policy| {
                     policy.at(address).is_none()
                         && !policy.is_pinned(address)
@@ -143,9 +148,10 @@ impl Engine {
         else {
             return Err(DropReason::Dhcp);
         };
-        let named = packet.source.is_unspecified() || self.may_name(id, packet.source);
+        // Who isn't confirmed has no address that it could be held to; those of others it was refused before.
+        let may_name = |address| station.device.is_none() || self.may_name(id, address);
+        let named = packet.source.is_unspecified() || may_name(packet.source);
         let servers = policy.infrastructure();
-        let may_name = |address| self.may_name(id, address);
         let checked = infrastructure::check_request(servers, station.mac, may_name, payload);
         let message =
             checked.and_then(|message| named.then_some(message).ok_or(DropReason::Dhcp))?;

@@ -13,6 +13,7 @@ pub const PACKET_LEN: usize = 28;
 pub const FRAME_LEN: usize = ethernet::HEADER_LEN + PACKET_LEN;
 
 const ETHERNET: u16 = 1;
+const IEEE_802: u16 = 6;
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
@@ -83,7 +84,8 @@ pub fn parse_arp(bytes: &[u8]) -> Result<ArpPacket, DropReason> {
     let malformed = DropReason::Malformed;
     let fixed: [u8; PACKET_LEN] = array(bytes, 0).ok_or(malformed)?;
     let kinds = (be16(&fixed, 0), be16(&fixed, 2), fixed[4], fixed[5]);
-    if kinds != (Some(ETHERNET), Some(ethernet::IPV4), 6, 4) {
+    // Linux, among others, takes 802's type for Ethernet's.
+    if !matches!(kinds, (Some(ETHERNET | IEEE_802), Some(ethernet::IPV4), 6, 4)) {
         return Err(malformed);
     }
     let operation = match be16(&fixed, 6) {
@@ -98,6 +100,15 @@ pub fn parse_arp(bytes: &[u8]) -> Result<ArpPacket, DropReason> {
         target_mac: MacAddr(array(&fixed, 18).ok_or(malformed)?),
         target: Ipv4Addr::from(array::<4>(&fixed, 24).ok_or(malformed)?),
     })
+}
+
+/// Who an ARP packet says that it is from, whatever type of hardware and operation it names: some stacks learn from
+/// what others throw away. None where there is no room for that.
+#[must_use]
+pub fn arp_sender(bytes: &[u8]) -> Option<(MacAddr, Ipv4Addr)> {
+    let fixed: [u8; PACKET_LEN] = array(bytes, 0)?;
+    let sender = (MacAddr(array(&fixed, 8)?), Ipv4Addr::from(array::<4>(&fixed, 14)?));
+    ((fixed[4], fixed[5]) == (6, 4)).then_some(sender)
 }
 
 /// A frame in which `asker` asks everyone who has `target`.

@@ -33,7 +33,7 @@ pub struct EthernetFrame<'a> {
     pub destination: MacAddr,
     /// From whom.
     pub source: MacAddr,
-    /// The outermost tag, whether it stood in the frame or beside it.
+    /// The outermost tag that names a VLAN, or else the innermost, whether it stood in the frame or beside it.
     pub tag: Option<VlanTag>,
     /// How many tags there are, the one beside the frame included.
     pub tags: u8,
@@ -80,7 +80,8 @@ pub fn parse_ethernet(
             break;
         }
         let control = be16(bytes, payload_offset).ok_or(malformed)?;
-        tag = tag.or(Some(VlanTag { protocol: ethertype, control }));
+        // One that names no VLAN is looked through, as hosts do.
+        tag = tag.filter(|tag| tag.id() != 0).or(Some(VlanTag { protocol: ethertype, control }));
         tags += 1;
         ethertype = be16(bytes, payload_offset + 2).ok_or(malformed)?;
         payload_offset += 4;

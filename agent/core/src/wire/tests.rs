@@ -64,7 +64,11 @@ fn tags_in_and_beside_the_frame_are_one_list() {
     assert_eq!((parsed.payload_offset, parsed.payload), (18, &[0x45][..]));
     let outer = VlanTag { protocol: ethernet::QINQ, control: 0x2000 };
     let parsed = parse_ethernet(&frame, Some(outer)).unwrap();
-    assert_eq!((parsed.tag, parsed.vlan(), parsed.tags), (Some(outer), None, 2));
+    // One that names no VLAN hides none.
+    assert_eq!((parsed.vlan(), parsed.tags), (Some(7), 2));
+    let outer = VlanTag { protocol: ethernet::QINQ, control: 0x2009 };
+    let parsed = parse_ethernet(&frame, Some(outer)).unwrap();
+    assert_eq!((parsed.tag, parsed.vlan(), parsed.tags), (Some(outer), Some(9), 2));
     for len in 0..18 {
         assert_eq!(parse_ethernet(&frame[..len], None), Err(DropReason::Malformed), "{len} bytes");
     }
@@ -89,6 +93,19 @@ fn arp_is_read_as_it_is_written() {
     let probe = arp::ArpPacket { sender: Ipv4Addr::UNSPECIFIED, ..parsed };
     assert!(probe.is_probe() && !probe.is_announcement());
     assert!(arp::ArpPacket { target: A, ..parsed }.is_announcement());
+    let mut of_802 = request[14..].to_vec();
+    of_802[1] = 6;
+    assert_eq!(arp::parse_arp(&of_802), Ok(parsed));
+    of_802[7] = 9;
+    assert_eq!(
+        arp::parse_arp(&of_802),
+        Err(DropReason::Malformed),
+        "an operation that isn't ARP's"
+    );
+    assert_eq!(arp::arp_sender(&of_802), Some((MAC_A, A)));
+    assert_eq!(arp::arp_sender(&of_802[..27]), None);
+    of_802[4] = 8;
+    assert_eq!(arp::arp_sender(&of_802), None, "addresses of another length");
     for at in [0, 2, 4, 5, 6] {
         let mut bad = request[14..].to_vec();
         bad[at] ^= 0x10;

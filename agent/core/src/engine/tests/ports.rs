@@ -83,6 +83,33 @@ fn claims(mac: MacAddr, address: [u8; 4]) -> Vec<(String, Vec<u8>)> {
         let sum = crate::checksum::checksum(&later[..20]);
         later[10..12].copy_from_slice(&sum.to_be_bytes());
         all.push((format!("a later fragment to {whom}"), frame(to_mac, mac, &later)));
+        let dhcp = ipv4(address, to, 17, &udp(68, 67, &[1; 300]));
+        all.push((format!("a DHCP client's message to {whom}"), frame(to_mac, mac, &dhcp)));
+        let mut piece = later.clone();
+        piece[20..24].copy_from_slice(&[0, 68, 0, 67]);
+        all.push((
+            format!("a later fragment with DHCP's ports where its header would be to {whom}"),
+            frame(to_mac, mac, &piece),
+        ));
+        let mut options = datagram.clone();
+        options.splice(20..20, [0, 68, 0, 67]);
+        options[0] = 0x46;
+        let len = (options.len() as u16).to_be_bytes();
+        options[2..4].copy_from_slice(&len);
+        options[10..12].fill(0);
+        let sum = crate::checksum::checksum(&options[..24]);
+        options[10..12].copy_from_slice(&sum.to_be_bytes());
+        all.push((
+            format!("a datagram with options that look like DHCP's ports to {whom}"),
+            frame(to_mac, mac, &options),
+        ));
+        for (tags, outer) in [("one tag", 1), ("two tags", 2)] {
+            let mut bytes = frame(to_mac, mac, &datagram);
+            for _ in 0..outer {
+                bytes = tagged(&bytes, 0xe000);
+            }
+            all.push((format!("a datagram with {tags} that name no VLAN to {whom}"), bytes));
+        }
         let mut broken = whole.clone();
         broken[10] ^= 0xff;
         all.push((format!("a bad checksum to {whom}"), frame(to_mac, mac, &broken)));
@@ -102,8 +129,14 @@ fn claims(mac: MacAddr, address: [u8; 4]) -> Vec<(String, Vec<u8>)> {
         ("a reply to CT", Operation::Reply, CT, super::mac(10)),
         ("a reply to MRI", Operation::Reply, MRI, super::mac(11)),
     ] {
-        let packet = says(operation, (mac, address), target);
-        all.push((format!("ARP: {what}"), packet.to_frame(to, mac).to_vec()));
+        let bytes = says(operation, (mac, address), target).to_frame(to, mac);
+        all.push((format!("ARP: {what}"), bytes.to_vec()));
+        // Some stacks take 802's hardware type for Ethernet's, and learn from whatever operation.
+        for (odd, at, byte) in [("another type of hardware", 15, 6), ("another operation", 21, 9)] {
+            let mut bytes = bytes.to_vec();
+            bytes[at] = byte;
+            all.push((format!("ARP: {what} with {odd}"), bytes));
+        }
     }
     all
 }
@@ -146,6 +179,24 @@ fn nobody_on_a_port_speaks_with_the_address_of_a_device_that_has_left_observe() 
             assert!(drops(&engine, now, DropReason::IpSpoofed) > 20, "{:#?}", engine.status(now));
         }
     }
+}
+
+#[test]
+fn a_device_that_nobody_confirmed_renews_its_own_lease() {
+    let now = start();
+    let stranger = mac(0x55);
+    let mut engine = with([Mode::Enforce, Mode::Observe], now);
+    let own = [10, 20, 1, 77];
+    for (source, mac, to) in [
+        ([0; 4], MacAddr::BROADCAST, [255; 4]),
+        (own, ROUTER_MAC, CAMPUS),
+        (own, MacAddr::BROADCAST, [255; 4]),
+    ] {
+        let bytes = frame(mac, stranger, &ipv4(source, to, 17, &udp(68, 67, &[1; 300])));
+        let out = send(&mut engine, TWO, &bytes, now);
+        assert_eq!(out.frames, [(PortId::UPLINK, VnetHeader::default(), bytes)], "{source:?}");
+    }
+    assert_eq!(drops(&engine, now, DropReason::IpSpoofed), 0);
 }
 
 #[test]
