@@ -71,15 +71,17 @@ impl Engine {
         };
         let mut asked = false;
         for id in concerned {
-            asked |= self.learn_neighbour(id, packet, now, out) && answered.is_some();
+            asked |= self.learn_neighbour(id, packet, answered.is_some(), now, out);
         }
         asked
     }
 
+    /// `answers`: the packet is a reply to the station alone.
     fn learn_neighbour(
         &mut self,
         id: StationId,
         packet: &ArpPacket,
+        answers: bool,
         now: Instant,
         out: &mut impl Sink,
     ) -> bool {
@@ -99,7 +101,8 @@ impl Engine {
         let place = Place { station: id, address };
         match station.next_hops.find(address) {
             Some(known) if known == mac => {
-                if let Some(impostor) = self.contests.stands(place, mac, now) {
+                // What it says to all isn't enough: anybody can say that in its name.
+                if answers && let Some(impostor) = self.contests.stands(place, mac, now) {
                     let about = (Some(address), None);
                     self.raise(AlarmKind::Conflict, PortId::UPLINK, impostor, about, now);
                     // For its router the device was answered by the gateway.
@@ -109,8 +112,9 @@ impl Engine {
             // The device sees what the gateway sees, and may believe either. The one who is heard still stays.
             Some(known) if !enforced && self.bridge.knows(known) => {}
             Some(known) if enforced => {
-                if self.contests.claim(place, known, mac, now) == Claim::Returned {
+                if self.contests.claim(place, known, (mac, answers), now) == Claim::Returned {
                     self.replace_neighbour(place, mac, out);
+                    return is_router;
                 }
             }
             _ => self.set_neighbour(place, mac),
