@@ -2,8 +2,9 @@
 //!
 //! The first that the kernel finds is kept. It is asked now and then, and at once when somebody else claims its
 //! address, by frames that go to it alone: who answers keeps its place. Who doesn't, three times, is replaced by who
-//! claimed the address, or, where nobody did, looked for anew. Should it come back soon it has its place again
-//! without being asked, so that an impostor who kept it from answering gains that time only.
+//! claimed the address, or, where nobody did, looked for anew. Should it come back soon it is asked as well, and has
+//! its place again once it answers, so that an impostor who kept it from answering gains that time only. A claim in
+//! its name changes nothing by itself: after a router was swapped anybody could make one.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -19,7 +20,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 const TRIES: u8 = 3;
 /// How long a newcomer who lost isn't listened to.
 const REFUSED: Duration = Duration::from_secs(30);
-/// How long one who was replaced has its place back unasked.
+/// How long one who was replaced has its place back by answering, whatever its successor says.
 const FORMER: Duration = Duration::from_secs(600);
 /// Most next hops that are defended.
 const MAX: usize = 256;
@@ -50,7 +51,18 @@ pub(crate) struct Said {
 struct Hop {
     known: Option<Known>,
     refused: Option<(MacAddr, Instant)>,
-    former: Option<(MacAddr, Instant)>,
+    former: Option<Former>,
+}
+
+/// One that had the place, proved it, and didn't answer any more.
+#[derive(Debug, Clone, Copy)]
+struct Former {
+    mac: MacAddr,
+    since: Instant,
+    /// Questions without an answer, since it claimed to be back.
+    asked: u8,
+    /// When it is asked, or given up for now. None: it hasn't claimed to be back.
+    next: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,11 +74,20 @@ struct Known {
     next: Instant,
     /// Before then it isn't asked again, however many claim its address.
     pause: Instant,
+    /// Whether it has answered since it was pinned.
+    proved: bool,
+}
+
+impl Former {
+    /// Whether somebody is this one, and it is remembered still.
+    fn is(&self, mac: MacAddr, now: Instant) -> bool {
+        self.mac == mac && now.saturating_duration_since(self.since) < FORMER
+    }
 }
 
 impl Known {
     fn new(mac: MacAddr, now: Instant) -> Self {
-        Self { mac, rival: None, asked: 0, next: now, pause: now }
+        Self { mac, rival: None, asked: 0, next: now, pause: now, proved: false }
     }
 }
 
@@ -133,18 +154,23 @@ impl Hops {
                 if let Some(rival) = known.rival.take() {
                     hop.refused = Some((rival, now));
                 }
-                (known.asked, known.next) = (0, now + EVERY);
+                (known.asked, known.next, known.proved) = (0, now + EVERY, true);
             }
             return None;
         }
         let recent = |noted: Option<(MacAddr, Instant)>, than| {
             noted.is_some_and(|(who, at)| who == mac && now.saturating_duration_since(at) < than)
         };
-        if recent(hop.former, FORMER) {
-            hop.refused = Some((known.mac, now));
-            hop.former = None;
-            *known = Known::new(mac, now);
-            return Some(Step::Pin { address, mac });
+        if let Some(former) = hop.former.as_mut().filter(|former| former.is(mac, now)) {
+            if reply && former.asked > 0 {
+                // It is asked once more, at once: where it answers, the one that stood in for it isn't heard for a
+                // while, and where it doesn't, that one has the place again.
+                *known = Known { rival: Some(known.mac), ..Known::new(mac, now) };
+                hop.former = None;
+                return Some(Step::Pin { address, mac });
+            }
+            former.next = former.next.or(Some(now));
+            return None;
         }
         if known.rival.is_none() && !recent(hop.refused, REFUSED) {
             known.rival = Some(mac);
@@ -160,6 +186,18 @@ impl Hops {
         let mut steps = Vec::new();
         for (address, hop) in &mut self.hops {
             let address = *address;
+            if hop.known.is_some()
+                && let Some(former) = hop.former.as_mut()
+                && former.next.is_some_and(|next| next <= now)
+            {
+                if former.asked < TRIES {
+                    former.asked += 1;
+                    former.next = Some(now + ANSWER);
+                    steps.push(Step::Ask { address, mac: former.mac });
+                } else {
+                    (former.asked, former.next) = (0, None);
+                }
+            }
             let Some(known) = hop.known.as_mut().filter(|known| known.next <= now) else {
                 continue;
             };
@@ -169,9 +207,11 @@ impl Hops {
                 steps.push(Step::Ask { address, mac: known.mac });
                 continue;
             }
-            // The first of several who were replaced, whoever came after it.
-            let former = hop.former.filter(|(_, at)| now.saturating_duration_since(*at) < FORMER);
-            hop.former = former.or(Some((known.mac, now)));
+            // The first of several who were replaced, whoever came after it. Not one that never answered: it may never
+            // have been there.
+            let former = hop.former.filter(|former| former.is(former.mac, now));
+            let gone = Former { mac: known.mac, since: now, asked: 0, next: None };
+            hop.former = former.or(known.proved.then_some(gone));
             match known.rival {
                 Some(mac) => {
                     hop.known = Some(Known::new(mac, now));
@@ -188,7 +228,15 @@ impl Hops {
 
     /// When something is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        self.hops.values().filter_map(|hop| Some(hop.known?.next)).min()
+        let due = |hop: &Hop| {
+            let known = hop.known?;
+            Some(
+                hop.former
+                    .and_then(|former| former.next)
+                    .map_or(known.next, |at| at.min(known.next)),
+            )
+        };
+        self.hops.values().filter_map(due).min()
     }
 }
 
@@ -282,8 +330,12 @@ mod tests {
         let later = now + ANSWER * 4;
         assert_eq!(hops.due(later), [ask(2)]);
         hops.heard(reply(2), later);
-        // The old one returns: no question asked, and who stood in for it isn't heard for a while.
-        assert_eq!(hops.heard(claim(1), later + ANSWER), Some(pin(1)));
+        // The old one returns: it is asked, and who stood in for it isn't heard for a while.
+        assert_eq!(hops.heard(claim(1), later + ANSWER), None);
+        assert_eq!(hops.poll_timeout(), Some(later + ANSWER));
+        assert_eq!(hops.due(later + ANSWER), [ask(1)]);
+        assert_eq!(hops.heard(claim(1), later + ANSWER), None, "no answer");
+        assert_eq!(hops.heard(reply(1), later + ANSWER), Some(pin(1)));
         assert_eq!(hops.due(later + ANSWER), [ask(1)]);
         hops.heard(reply(1), later + ANSWER);
         hops.heard(claim(2), later + ANSWER * 2);
@@ -301,7 +353,65 @@ mod tests {
         assert_eq!(hops.found(ROUTER, mac(6), later), Some(pin(6)));
         hops.due(later);
         hops.heard(reply(6), later);
-        assert_eq!(hops.heard(claim(1), later + ANSWER), Some(pin(1)));
+        assert_eq!(hops.heard(claim(1), later + ANSWER), None);
+        assert_eq!(hops.due(later + ANSWER), [ask(1)]);
+        assert_eq!(hops.heard(reply(1), later + ANSWER), Some(pin(1)));
+    }
+
+    /// A router that was swapped for the one at 2, which has proved to be there.
+    fn swapped() -> (Hops, Instant) {
+        let (mut hops, now) = proved();
+        hops.heard(claim(2), now + ANSWER);
+        assert_eq!(follow(&mut hops, now + ANSWER, 4).last(), Some(&(3, pin(2))));
+        let now = now + ANSWER * 5;
+        assert_eq!(hops.due(now), [ask(2)]);
+        hops.heard(reply(2), now);
+        (hops, now)
+    }
+
+    #[test]
+    fn claims_in_the_name_of_one_that_is_gone_move_nothing() {
+        let (mut hops, now) = swapped();
+        let mut questions = 0;
+        for step in 0..6_000_u64 {
+            let now = now + Duration::from_millis(100) * u32::try_from(step).unwrap();
+            if step % 40 == 0 {
+                assert_eq!(hops.heard(claim(1), now), None);
+                assert_eq!(hops.heard(reply(1), now), None, "a reply that nobody asked for");
+            }
+            for step in hops.due(now) {
+                match step {
+                    Step::Ask { mac: asked, .. } if asked == mac(2) => {
+                        assert_eq!(hops.heard(reply(2), now), None);
+                    }
+                    step => {
+                        assert_eq!(step, ask(1));
+                        questions += 1;
+                    }
+                }
+            }
+            assert_eq!(hops.pinned().collect::<Vec<_>>(), [(ROUTER, mac(2))]);
+        }
+        assert!((100..=450).contains(&questions), "{questions} questions in ten minutes");
+    }
+
+    #[test]
+    fn one_that_answers_once_and_is_gone_again_holds_the_place_for_three_seconds_and_once() {
+        let (mut hops, now) = swapped();
+        hops.heard(claim(1), now);
+        assert_eq!(hops.due(now), [ask(1)]);
+        assert_eq!(hops.heard(reply(1), now), Some(pin(1)));
+        let steps = follow(&mut hops, now, 4);
+        assert_eq!(steps, [(0, ask(1)), (1, ask(1)), (2, ask(1)), (3, pin(2))]);
+        let now = now + ANSWER * 4;
+        assert_eq!(hops.due(now), [ask(2)]);
+        hops.heard(reply(2), now);
+        // It is one among others from now on.
+        hops.heard(claim(1), now + ANSWER);
+        assert_eq!(hops.due(now + ANSWER), [ask(2)]);
+        hops.heard(reply(2), now + ANSWER);
+        assert_eq!(hops.heard(reply(1), now + ANSWER), None);
+        assert_eq!(hops.pinned().collect::<Vec<_>>(), [(ROUTER, mac(2))]);
     }
 
     #[test]
