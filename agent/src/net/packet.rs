@@ -220,7 +220,7 @@ fn attach_skip(fd: &OwnedFd, mac: MacAddr) -> io::Result<()> {
 }
 
 /// Attaches a classic BPF program in place of the one before.
-fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
+pub(crate) fn attach(fd: &OwnedFd, program: &mut [libc::sock_filter]) -> io::Result<()> {
     let filter =
         libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
     sys::set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter)

@@ -1,4 +1,7 @@
 //! The ARP of an interface, as the kernel's own stack hears it.
+//!
+//! Replies to this machine alone, by which next hops prove that they are there, have a socket of their own: whoever
+//! floods the network with other ARP fills the other one's queue.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -11,14 +14,25 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::hops::Said;
+use crate::net::packet;
 
 const ETH_P_ARP: u16 = 0x0806;
 
 /// Hears ARP and asks by it.
 #[derive(Debug)]
 pub(super) struct ArpSocket {
-    socket: AsyncFd<OwnedFd>,
+    replies: AsyncFd<OwnedFd>,
+    others: AsyncFd<OwnedFd>,
     own: MacAddr,
+}
+
+/// Which ARP a socket hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hears {
+    /// Replies to this machine alone.
+    Replies,
+    /// All else.
+    Others,
 }
 
 impl ArpSocket {
@@ -27,53 +41,24 @@ impl ArpSocket {
     /// # Errors
     /// Where the interface is gone or the process lacks CAP_NET_RAW.
     pub(super) fn open(index: u32, own: MacAddr) -> io::Result<Self> {
-        // SAFETY: no pointers; a non-negative result is a descriptor that nobody else owns.
-        let fd = unsafe {
-            let fd = libc::socket(
-                libc::AF_PACKET,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                0,
-            );
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
+        let open = |hears| {
+            let fd = open(index, own, hears)?;
+            // SAFETY: an OwnedFd is the same, open descriptor until it is dropped.
+            Ok::<_, io::Error>(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
         };
-        // SAFETY: all zeros is a valid sockaddr_ll; every field is an integer.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as libc::c_ushort;
-        address.sll_protocol = ETH_P_ARP.to_be();
-        address.sll_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
-        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: `address` is a live sockaddr_ll of `length` bytes.
-        if unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: an OwnedFd is the same, open descriptor until it is dropped.
-        let socket = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
-        Ok(Self { socket, own })
+        Ok(Self { replies: open(Hears::Replies)?, others: open(Hears::Others)?, own })
     }
 
-    /// The next that somebody else says.
+    /// The next that somebody else says, replies to this machine first.
     ///
     /// # Errors
     /// Where the interface is gone or down.
     pub(super) async fn next(&mut self) -> io::Result<Said> {
-        loop {
-            let mut ready = self.socket.readable().await?;
-            let mut frame = [0; 64];
-            let fd = ready.get_inner().as_raw_fd();
-            match recv(fd, &mut frame, MsgFlags::MSG_DONTWAIT) {
-                Ok(length) => {
-                    let heard = frame.get(..length).and_then(|frame| said(frame, self.own));
-                    if let Some(said) = heard {
-                        return Ok(said);
-                    }
-                }
-                Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
-                Err(nix::errno::Errno::EINTR | nix::errno::Errno::ENOBUFS) => {}
-                Err(error) => return Err(error.into()),
-            }
+        let own = self.own;
+        tokio::select! {
+            biased;
+            said = next(&self.replies, own) => said,
+            said = next(&self.others, own) => said,
         }
     }
 
@@ -90,8 +75,81 @@ impl ArpSocket {
             target: address,
         };
         let frame = question.to_frame(mac, self.own);
-        send(self.socket.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT)?;
+        send(self.replies.as_raw_fd(), &frame, MsgFlags::MSG_DONTWAIT)?;
         Ok(())
+    }
+}
+
+fn open(index: u32, own: MacAddr, hears: Hears) -> io::Result<OwnedFd> {
+    // Protocol 0 hears nothing until the bind below, so that no frame comes in before the filter is attached.
+    // SAFETY: no pointers; a non-negative result is a descriptor that nobody else owns.
+    let fd = unsafe {
+        let fd = libc::socket(
+            libc::AF_PACKET,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            0,
+        );
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    // SAFETY: all zeros is a valid sockaddr_ll; every field is an integer.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    packet::attach(&fd, &mut program(own, hears))?;
+    address.sll_family = libc::AF_PACKET as libc::c_ushort;
+    address.sll_protocol = ETH_P_ARP.to_be();
+    address.sll_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
+    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: `address` is a live sockaddr_ll of `length` bytes.
+    if unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), length) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
+
+/// A classic BPF program that passes ARP replies to `own`, or all but those.
+fn program(own: MacAddr, hears: Hears) -> [libc::sock_filter; 8] {
+    const LOAD_WORD: u16 = 0x20;
+    const LOAD_HALF: u16 = 0x28;
+    const JUMP_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const REPLY: u32 = 2;
+    let [a, b, c, d, e, f] = own.0;
+    let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let (replies, others) = match hears {
+        Hears::Replies => (u32::MAX, 0),
+        Hears::Others => (0, u32::MAX),
+    };
+    [
+        op(LOAD_WORD, 0, 0, 0),
+        op(JUMP_EQUAL, 0, 5, u32::from_be_bytes([a, b, c, d])),
+        op(LOAD_HALF, 0, 0, 4),
+        op(JUMP_EQUAL, 0, 3, u16::from_be_bytes([e, f]).into()),
+        op(LOAD_HALF, 0, 0, 20),
+        op(JUMP_EQUAL, 0, 1, REPLY),
+        op(RETURN, 0, 0, replies),
+        op(RETURN, 0, 0, others),
+    ]
+}
+
+/// The next that somebody says at this socket. May be dropped while it waits: nothing is lost.
+async fn next(socket: &AsyncFd<OwnedFd>, own: MacAddr) -> io::Result<Said> {
+    loop {
+        let mut ready = socket.readable().await?;
+        let mut frame = [0; 64];
+        let fd = ready.get_inner().as_raw_fd();
+        match recv(fd, &mut frame, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => {
+                let heard = frame.get(..length).and_then(|frame| said(frame, own));
+                if let Some(said) = heard {
+                    return Ok(said);
+                }
+            }
+            Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
+            Err(nix::errno::Errno::EINTR | nix::errno::Errno::ENOBUFS) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
@@ -125,6 +183,52 @@ mod tests {
             target_mac: OWN,
             target: Ipv4Addr::new(10, 0, 0, 2),
         }
+    }
+
+    /// What both sockets have in their queues, replies first.
+    fn queued(socket: &ArpSocket) -> [Vec<Vec<u8>>; 2] {
+        [&socket.replies, &socket.others].map(|socket| {
+            let mut frame = [0; 64];
+            std::iter::from_fn(|| {
+                let length = recv(socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT).ok()?;
+                Some(frame[..length].to_vec())
+            })
+            .collect()
+        })
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_other_arp_doesnt_push_out_the_replies() {
+        let Ok(index) = nix::net::if_::if_nametoindex("lo") else { return };
+        let mut socket = match ArpSocket::open(index, OWN) {
+            Ok(socket) => socket,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                println!("without CAP_NET_RAW there is no such socket: {error}");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let reply = packet(Operation::Reply, OTHER).to_frame(OWN, OTHER);
+        let claim = packet(Operation::Request, OTHER).to_frame(MacAddr::BROADCAST, OTHER);
+        let to_another = packet(Operation::Reply, OTHER).to_frame(MacAddr([2; 6]), OTHER);
+        let sender = open(index, MacAddr([2; 6]), Hears::Replies).unwrap();
+        let say = |frame: &[u8]| {
+            while let Err(error) = send(sender.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT) {
+                assert!(matches!(error, nix::errno::Errno::EAGAIN | nix::errno::Errno::ENOBUFS));
+            }
+        };
+        for _ in 0..20_000 {
+            say(&claim);
+        }
+        say(&to_another);
+        say(&reply);
+        // On the loopback each frame is seen as it goes and as it comes.
+        let said = tokio::time::timeout(std::time::Duration::from_secs(10), socket.next()).await;
+        assert!(said.expect("something is said").unwrap().reply, "replies come first");
+        let [replies, others] = queued(&socket);
+        assert!(replies.iter().all(|frame| frame[..42] == reply), "{replies:02x?}");
+        assert!(others.len() > 10 && others.len() < 20_000, "{} overran nothing", others.len());
+        assert!(others.iter().all(|frame| frame[..42] != reply));
     }
 
     #[test]
