@@ -217,6 +217,35 @@ fn ended() -> Result<(), String> {
     Err("the packet filter's thread has ended; the agent has to be started anew".into())
 }
 
+/// Why the packet filter isn't as it has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Amiss {
+    /// Somebody else changed it.
+    Changed,
+    /// The kernel refused what the sentry itself wrote.
+    NotWritten,
+}
+
+impl Amiss {
+    /// What to say once it is right again.
+    const fn mended(self) -> &'static str {
+        match self {
+            Self::Changed => "somebody else changed the gateway's packet filter; it is put back",
+            Self::NotWritten => {
+                "what the kernel refused to write to the gateway's packet filter is written now"
+            }
+        }
+    }
+
+    /// What to say while it isn't.
+    const fn lasting(self) -> &'static str {
+        match self {
+            Self::Changed => "the packet filter can't be put back",
+            Self::NotWritten => "the packet filter can't be written",
+        }
+    }
+}
+
 /// What the thread holds.
 struct Post {
     session: Session,
@@ -236,13 +265,13 @@ impl Post {
 
     fn keep(mut self, orders: &mpsc::Receiver<Order>, wake: &impl AsFd) {
         let mut looked = Instant::now();
-        // Something isn't as it has to be.
-        let mut amiss = false;
+        // Something isn't as it has to be, and by whom.
+        let mut amiss: Option<Amiss> = None;
         // Not before then is it put back again.
         let mut next = Instant::now();
         loop {
             let left = next.saturating_duration_since(Instant::now());
-            let pause = if amiss { left.max(Duration::from_millis(1)) } else { LOOK };
+            let pause = if amiss.is_some() { left.max(Duration::from_millis(1)) } else { LOOK };
             let mut fds = [
                 PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
                 PollFd::new(wake.as_fd(), PollFlags::POLLIN),
@@ -255,12 +284,12 @@ impl Post {
                 match orders.try_recv() {
                     Ok(Order::Wire(wiring, answer)) => {
                         let done = self.rewire(wiring);
-                        amiss |= done.is_err();
+                        amiss = amiss.or(done.is_err().then_some(Amiss::NotWritten));
                         let _ = answer.send(done);
                     }
                     Ok(Order::Rebuild(answer)) => {
                         let done = self.build();
-                        amiss |= done.is_err();
+                        amiss = amiss.or(done.is_err().then_some(Amiss::NotWritten));
                         let _ = answer.send(done);
                     }
                     Ok(Order::End(answer)) => {
@@ -271,14 +300,18 @@ impl Post {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
-            amiss |= self.others_changed();
-            if !amiss && looked.elapsed() >= LOOK {
-                amiss = !self.stands();
+            if self.others_changed() {
+                amiss = Some(Amiss::Changed);
+            }
+            if amiss.is_none() && looked.elapsed() >= LOOK {
+                amiss = (!self.stands()).then_some(Amiss::Changed);
                 looked = Instant::now();
             }
-            if amiss && next <= Instant::now() {
-                amiss = !self.restore();
-                next = Instant::now() + if amiss { LOOK } else { PAUSE };
+            if let Some(why) = amiss
+                && next <= Instant::now()
+            {
+                amiss = (!self.restore(why)).then_some(why);
+                next = Instant::now() + if amiss.is_some() { LOOK } else { PAUSE };
             }
         }
     }
@@ -311,17 +344,14 @@ impl Post {
     }
 
     /// Puts back what has to be there. Whether that succeeded.
-    fn restore(&mut self) -> bool {
+    fn restore(&mut self, why: Amiss) -> bool {
         let began = Instant::now();
         let restored = self
             .build()
             .and_then(|()| ports::guard(&self.session, &self.config).map_err(|e| e.to_string()));
         match &restored {
-            Ok(_) => tracing::warn!(
-                microseconds = began.elapsed().as_micros(),
-                "somebody else changed the gateway's packet filter; it is put back"
-            ),
-            Err(error) => tracing::error!(%error, "the packet filter can't be put back"),
+            Ok(_) => tracing::warn!(microseconds = began.elapsed().as_micros(), "{}", why.mended()),
+            Err(error) => tracing::error!(%error, "{}", why.lasting()),
         }
         restored.is_ok()
     }
@@ -384,6 +414,14 @@ mod tests {
         }
         while sentry.alive() {
             std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn only_what_others_changed_is_laid_at_their_door() {
+        assert!(Amiss::Changed.mended().contains("somebody else"));
+        for text in [Amiss::NotWritten.mended(), Amiss::NotWritten.lasting()] {
+            assert!(!text.contains("somebody else") && !text.contains("put back"), "{text}");
         }
     }
 
