@@ -11,6 +11,9 @@ const DARK: Duration = Duration::from_secs(1);
 /// How long both ends of a cable may take to agree once it is switched on again.
 const NEGOTIATION: Duration = Duration::from_secs(10);
 
+/// How long after the uplink was switched it is looked at, and switched once more where that failed.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Whether a cable is live, as far as the other side is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Carrier {
@@ -52,13 +55,18 @@ pub(super) struct Seen {
 pub(super) struct Cables {
     uplink: Carrier,
     port: Option<Carrier>,
+    /// The uplink was switched on or off to follow the port, and hasn't been seen to be so: when to look again.
+    switched: Option<Instant>,
+    /// Whether the uplink is off by that, or may be.
+    off: bool,
 }
 
 impl Cables {
     /// `follows`: whether the network is shown the port's cable.
     pub(super) fn new(follows: bool, now: Instant) -> Self {
         // The network may have been shown a dead port until a moment ago, by an agent that ended since.
-        Self { uplink: Carrier::Unseen, port: follows.then_some(Carrier::Lost(now)) }
+        let port = follows.then_some(Carrier::Lost(now));
+        Self { uplink: Carrier::Unseen, port, switched: None, off: false }
     }
 
     /// Whether the port's cable counts.
@@ -71,8 +79,25 @@ impl Cables {
         self.uplink == Carrier::Mirrored
     }
 
+    /// Whether the uplink is off to show a dead port, or may be.
+    pub(super) fn uplink_is_off(&self) -> bool {
+        self.off
+    }
+
     /// Notes how the cables are.
     pub(super) fn seen(&mut self, seen: Seen, now: Instant) -> Option<Act> {
+        let mut act = self.notice(seen, now);
+        let shown = self.port == Some(Carrier::Mirrored);
+        if act.is_none() && self.off && !shown {
+            // It was to be switched on. Once it is, whoever else switches it off may.
+            self.off = !seen.uplink_on;
+            act = self.off.then_some(Act::UplinkOn);
+        }
+        self.switched = act.map(|_| now + AGAIN);
+        act
+    }
+
+    fn notice(&mut self, seen: Seen, now: Instant) -> Option<Act> {
         if self.port == Some(Carrier::Mirrored) {
             // The uplink is dead because it was switched off.
             if !seen.port {
@@ -108,14 +133,19 @@ impl Cables {
             _ => None,
         };
         if self.port == Some(Carrier::Mirrored) {
-            return None;
+            return self.switched;
         }
-        [Some(self.uplink), self.port].into_iter().flatten().filter_map(dark).min()
+        let cables = [Some(self.uplink), self.port].into_iter().flatten().filter_map(dark);
+        cables.chain(self.switched).min()
     }
 
-    /// What is dark by now is shown to the other side.
+    /// What is dark by now is shown to the other side. The cables are to be looked at after each call, since what was
+    /// switched may not be.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Act> {
         let due = |carrier: Carrier| matches!(carrier, Carrier::Lost(since) if since + DARK <= now);
+        if self.switched.is_some_and(|at| at <= now) {
+            self.switched = Some(now + AGAIN);
+        }
         if self.port == Some(Carrier::Mirrored) {
             return None;
         }
@@ -126,6 +156,8 @@ impl Cables {
         }
         if self.port.is_some_and(due) {
             self.port = Some(Carrier::Mirrored);
+            self.off = true;
+            self.switched = Some(now + AGAIN);
             return Some(Act::UplinkOff);
         }
         None
@@ -199,6 +231,37 @@ mod tests {
         assert_eq!(cables.seen(seen(false, true), later), None);
         assert_eq!(cables.expire(later + NEGOTIATION), None);
         assert_eq!(cables.expire(later + NEGOTIATION + DARK), Some(Act::PortsOff));
+    }
+
+    #[test]
+    fn an_uplink_that_isnt_switched_is_switched_again_until_it_is() {
+        let (mut cables, now) = live(true);
+        assert!(!cables.uplink_is_off());
+        cables.seen(seen(true, false), now);
+        assert_eq!(cables.expire(now + SECOND), Some(Act::UplinkOff));
+        assert!(cables.uplink_is_off(), "or may be");
+        // It wasn't switched off: no change tells of that.
+        assert_eq!(cables.due(), Some(now + SECOND * 2));
+        assert_eq!(cables.expire(now + SECOND * 2), None);
+        assert_eq!(cables.due(), Some(now + SECOND * 3), "should the uplink be unreadable");
+        assert_eq!(cables.seen(seen(true, false), now + SECOND * 2), Some(Act::UplinkOff));
+        let off = Seen { uplink: false, uplink_on: false, port: false };
+        assert_eq!(cables.seen(off, now + SECOND * 3), None);
+        assert_eq!(cables.due(), None);
+        let back = Seen { port: true, ..off };
+        for tries in 4..20 {
+            let now = now + SECOND * tries;
+            assert_eq!(cables.seen(back, now), Some(Act::UplinkOn), "{tries}");
+            assert!(cables.uplink_is_off());
+            assert_eq!(cables.due(), Some(now + SECOND));
+            let act = cables.expire(now + SECOND);
+            assert!(matches!(act, None | Some(Act::PortsOff)), "{act:?}");
+        }
+        let on = Seen { uplink_on: true, ..back };
+        assert_eq!(cables.seen(on, now + SECOND * 20), None);
+        assert!(!cables.uplink_is_off());
+        // An administrator switches it off: that is no matter of ours.
+        assert_eq!(cables.seen(back, now + SECOND * 21), None);
     }
 
     #[test]

@@ -35,6 +35,9 @@ const HUNG: Duration = Duration::from_secs(5);
 /// waits for it: not the next view, nor a stop.
 const WIRING: Duration = Duration::from_secs(1);
 
+/// How long the keeper of interfaces has to put things in order at the end.
+const KEPT: Duration = Duration::from_secs(1);
+
 /// The data plane has ended, so it can't answer any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the data plane has stopped")]
@@ -112,6 +115,8 @@ pub struct Handle {
     pub(super) endpoints: watch::Receiver<Vec<SocketAddr>>,
     pub(super) sentry: Sentry,
     pub(super) defence: Defence,
+    /// Ends with the keeper.
+    pub(super) keeps: watch::Receiver<()>,
     pub(super) config: Arc<Config>,
 }
 
@@ -221,13 +226,19 @@ impl Handle {
         self.heartbeat.silence() < HUNG && self.sentry.alive()
     }
 
-    /// Ends the worker. Ports that are a wire are the kernel's from then on, the others closed; all stay isolated.
+    /// Ends the worker. Ports that are a wire are the kernel's from then on, the others closed; all stay isolated. An
+    /// uplink that was off to show a dead port is on again.
     ///
     /// # Errors
     /// Where it has ended already.
     pub async fn shutdown(&self) -> Result<(), Stopped> {
         let ended = self.ask(Command::Shutdown).await;
         self.defence.end().await;
+        let mut keeps = self.keeps.clone();
+        let kept = async { while keeps.changed().await.is_ok() {} };
+        if timeout(KEPT, kept).await.is_err() {
+            tracing::warn!("the interfaces are left as they are: the kernel doesn't answer");
+        }
         self.sentry.end().await;
         ended
     }
@@ -253,6 +264,7 @@ mod tests {
             endpoints: watch::channel(Vec::new()).1,
             sentry: Sentry::unanswering(),
             defence: Defence::none(),
+            keeps: watch::channel(()).1,
             config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
         };
         let organisation = Organisation::new(&[]);

@@ -40,11 +40,22 @@ pub(super) struct Keeper {
     pub(super) sentry: Sentry,
     /// Number of the uplink's interface when it was last seen.
     pub(super) uplink_index: u32,
+    /// Dropped once nothing is kept any more.
+    pub(super) kept: watch::Sender<()>,
 }
 
 impl Keeper {
-    /// Runs until the worker ends.
+    /// Runs until the worker ends. What shows a dead port on the uplink ends with it: nobody would notice the device's
+    /// return.
     pub(super) async fn run(mut self) {
+        self.keep().await;
+        if self.cables.uplink_is_off() {
+            self.show(Act::UplinkOn).await;
+        }
+        drop(self.kept);
+    }
+
+    async fn keep(&mut self) {
         let mut pause = RETRY.0;
         let mut retry = Instant::now();
         self.follow_carrier().await;
@@ -74,6 +85,7 @@ impl Keeper {
                     if let Some(act) = self.cables.expire(Instant::now()) {
                         self.show(act).await;
                     }
+                    self.follow_carrier().await;
                 }
                 changed = self.wants_gro.changed() => {
                     if changed.is_err() || self.switch_offloads().await.is_err() {
@@ -142,7 +154,9 @@ impl Keeper {
                 self.switch(&self.config.uplink.interface, false).await;
             }
             Act::UplinkOn => {
-                tracing::info!("the device's cable is back; the uplink is switched on");
+                tracing::info!(
+                    "the uplink is switched on, and shows the device's cable no more as dead"
+                );
                 self.switch(&self.config.uplink.interface, true).await;
             }
         }

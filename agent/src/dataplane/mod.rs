@@ -116,6 +116,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     let shared = Arc::new(config.clone());
     let defended = links.clone();
     let follows = config.uplink.follow_port;
+    let (kept, keeps) = watch::channel(());
     let keeper = Keeper {
         config,
         links,
@@ -129,6 +130,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         cables: Cables::new(follows, tokio::time::Instant::now()),
         sentry: sentry.clone(),
         uplink_index,
+        kept,
     };
     tokio::spawn(keeper.run());
     let asked = commander.clone();
@@ -143,6 +145,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         endpoints: endpoints_receiver,
         sentry,
         defence,
+        keeps,
         config: shared,
     })
 }

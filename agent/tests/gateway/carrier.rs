@@ -197,6 +197,8 @@ fn where_the_uplink_follows_the_port_the_network_sees_a_device_that_is_gone() {
     bench.device.ip("link set eth0 down").unwrap();
     wait_carrier(&bench.network, false);
     drop(running);
+    // Nobody would notice the device's return now.
+    wait_carrier(&bench.network, true);
     let running = bench.start_dark();
     wait_carrier(&bench.network, false);
     bench.device.ip("link set eth0 up").unwrap();
