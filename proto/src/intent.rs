@@ -72,6 +72,7 @@ pub struct Intent {
     /// The gateways in front of those members.
     pub peers: Vec<PeerGateway>,
     /// Clients with which its devices share a rule.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<Client>,
     /// The segments that its rules name, cut down to members in this intent.
     pub segments: Vec<Segment>,
@@ -279,6 +280,7 @@ pub struct Infrastructure {
     pub ntp: Vec<Ipv4Addr>,
     /// The routers' own addresses, where devices use one that several routers share (HSRP, VRRP, CARP): it is from
     /// these that routers ask where a device is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routers: Vec<Ipv4Addr>,
 }
 

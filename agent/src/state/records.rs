@@ -160,6 +160,7 @@ impl Eq for TunnelKey {}
 struct StoredTunnelKey {
     serial: u64,
     secret: Seed,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unsure: bool,
 }
 

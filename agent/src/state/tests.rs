@@ -15,6 +15,7 @@ use super::*;
 use crate::testkit::{Organisation, check_binding, nowhere};
 
 mod crash;
+mod earlier;
 
 /// A state directory that goes away with its temporary parent.
 pub(crate) fn state() -> (TempDir, StateDir) {

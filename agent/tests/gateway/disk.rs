@@ -31,6 +31,39 @@ fn works(appliance: &mut Appliance, what: &str) {
     }
 }
 
+/// What an earlier agent has left on disk: `agent/src/state/tests/earlier.rs` says how it came to be.
+const EARLIER: [(&str, &[u8]); 7] = [
+    ("authority", include_bytes!("../../src/state/tests/earlier/authority")),
+    ("enrolment", include_bytes!("../../src/state/tests/earlier/enrolment")),
+    ("floor", include_bytes!("../../src/state/tests/earlier/floor")),
+    ("identity", include_bytes!("../../src/state/tests/earlier/identity")),
+    ("learned", include_bytes!("../../src/state/tests/earlier/learned")),
+    ("tunnel-keys", include_bytes!("../../src/state/tests/earlier/tunnel-keys")),
+    ("view", include_bytes!("../../src/state/tests/earlier/view")),
+];
+
+#[test]
+fn an_agent_in_the_place_of_an_earlier_one_goes_on_with_its_view() {
+    if !in_private_network("disk::an_agent_in_the_place_of_an_earlier_one_goes_on_with_its_view") {
+        return;
+    }
+    let mut appliance = Appliance::new();
+    let state = appliance.state_dir();
+    for (name, bytes) in EARLIER {
+        std::fs::write(state.path().join(name), bytes).unwrap();
+    }
+    state.mark_enforced().unwrap();
+    // Its second port has no device: there the view is a wire, and no view at all would be a closed port.
+    appliance.start();
+    appliance.wait_running();
+    let log = appliance.log();
+    assert!(log.contains("the view on disk is in force"), "{log}");
+    for stream in appliance.both_ways(1) {
+        assert_eq!(stream.stop().unwrap().doubled, 0);
+    }
+    appliance.kill();
+}
+
 #[test]
 fn a_full_or_read_only_disk_keeps_no_gateway_from_its_view() {
     if !in_private_network("disk::a_full_or_read_only_disk_keeps_no_gateway_from_its_view") {

@@ -33,8 +33,10 @@ pub struct Model {
     /// Confirmed devices.
     pub devices: BTreeMap<MemberId, Device>,
     /// Clients: members that speak WireGuard themselves.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub clients: BTreeMap<MemberId, Client>,
     /// Clients that were revoked: their ids and keys are never taken again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub former_clients: BTreeMap<MemberId, Client>,
     /// The newest order for each gateway that is out of the wire, or was: whatever is older is void.
     pub bypasses: BTreeMap<GatewayId, Bypass>,

@@ -127,6 +127,22 @@ fn a_models_hash_is_that_of_its_bytes_and_nothing_else() {
 }
 
 #[test]
+fn a_model_without_clients_is_written_as_before_there_were_any() {
+    let mut model = hospital();
+    model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "ct")]);
+    let with = model.encode();
+    let names = |bytes: &[u8]| {
+        ["clients", "former_clients"]
+            .map(|name| bytes.windows(name.len()).any(|window| window == name.as_bytes()))
+    };
+    assert_eq!(names(&with), [true, false]);
+    model.clients.clear();
+    let without = model.encode();
+    assert_eq!(names(&without), [false, false]);
+    assert_eq!(Model::decode(&without).unwrap(), model);
+}
+
+#[test]
 fn clients_are_members_by_name_site_and_label() {
     let mut model = hospital();
     model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "ct")]);
