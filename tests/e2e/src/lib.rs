@@ -7,6 +7,7 @@ pub mod attack;
 pub mod chaos;
 pub mod client;
 pub mod dhcp;
+pub mod place;
 pub mod stolen;
 pub mod wire;
 

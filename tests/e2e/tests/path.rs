@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anteroom_e2e::{Stage, fixture};
 use anteroom_lab::capture::Capture;
+use anteroom_lab::clinical::association::Association;
+use anteroom_lab::clinical::dicom::{Archive, STORE_PORT};
 use anteroom_lab::clinical::hl7::{self, Engine, Monitor};
 use anteroom_lab::ping;
 use anteroom_lab::scan;
@@ -88,6 +90,69 @@ fn from_an_invite_to_enforce_no_message_is_lost() {
     let count = monitor.finish(&engine, Duration::from_secs(10));
     assert_eq!((count.lost, count.reconnects), (0, 0), "{count:?}");
     assert!(count.sent >= 25, "five times five were waited for: {count:?}");
+}
+
+#[test]
+fn one_dicom_association_stays_open_from_observe_to_enforce_and_back() {
+    let test = "one_dicom_association_stays_open_from_observe_to_enforce_and_back";
+    let Some(fixture) = fixture(test, Stage::Wires) else { return };
+    let hospital = &fixture.hospital;
+    let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1"));
+    let stored = fixture.directory().join("stored");
+    let log = hospital.logs.join("storescp.log");
+    let archive =
+        Archive::start(&hospital.programs, &pacs.host, STORE_PORT, &stored, &log).unwrap();
+    let every = Duration::from_millis(50);
+    let association = Association::open(&ct.host, pacs.at(STORE_PORT), 1, every).unwrap();
+    let more = |what: &str| {
+        let before = association.progress().stored;
+        wait::until_ok(Duration::from_secs(15), &format!("pictures {what}"), || {
+            let progress = association.progress();
+            anyhow::ensure!(progress.broken.is_none(), "{progress:?}");
+            anyhow::ensure!(progress.stored >= before + 5, "{progress:?}");
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", archive.tail()));
+    };
+    let patient = vec![("the patient".to_owned(), b"PHANTOM^ANTEROOM".to_vec())];
+    let readable = || {
+        let capture = Capture::start(&hospital.campus, patient.clone()).unwrap();
+        more("under a capture");
+        !capture.stop().unwrap().secrets.is_empty()
+    };
+    let becomes = |what: &str, expected: bool| {
+        wait::until_ok(Duration::from_secs(20), what, || {
+            anyhow::ensure!(readable() == expected, "{:?}", association.progress());
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    };
+
+    more("through wires");
+    for device in hospital.devices() {
+        device.announce().unwrap();
+    }
+    approve_all(hospital).unwrap();
+    wait_for_inventory(hospital).unwrap();
+    confirm_all(hospital).unwrap();
+    let file = hospital.operator.write_policy("policy.toml", POLICY).unwrap();
+    hospital.operator.apply(&file, "first").unwrap();
+    becomes("pictures in the clear", true);
+    let names = device_names(hospital);
+    hospital.operator.mode(&names, "protect", "pilot").unwrap();
+    becomes("pictures in the tunnel in protect", false);
+    hospital.operator.mode(&names, "enforce", "go").unwrap();
+    becomes("pictures in the tunnel in enforce", false);
+    hospital.operator.mode(&names, "observe", "back").unwrap();
+    becomes("pictures in the clear again", true);
+    more("in observe again");
+
+    let progress = association.finish(&stored).unwrap();
+    assert!(progress.stored >= 45, "nine times five were waited for: {progress:?}");
+    println!(
+        "{} pictures over one association, the slowest in {:?}",
+        progress.stored, progress.slowest
+    );
 }
 
 #[test]
