@@ -23,7 +23,7 @@ pub const EAPOL: u16 = 0x888e;
 /// LLDP.
 pub const LLDP: u16 = 0x88cc;
 
-/// Most tags that are looked through in a frame; what has more keeps a tag's number as its ethertype.
+/// Most tags that name a VLAN and are looked through in a frame; what has more keeps a tag's number as its ethertype.
 const MAX_TAGS: usize = 2;
 
 /// A frame, taken apart.
@@ -75,14 +75,14 @@ pub fn parse_ethernet(
     let mut payload_offset = HEADER_LEN;
     let mut tag = beside;
     let mut tags = u8::from(beside.is_some());
-    for _ in 0..MAX_TAGS {
-        if ethertype != VLAN && ethertype != QINQ {
-            break;
-        }
+    let mut named = 0;
+    while matches!(ethertype, VLAN | QINQ) && named < MAX_TAGS {
         let control = be16(bytes, payload_offset).ok_or(malformed)?;
-        // One that names no VLAN is looked through, as hosts do.
-        tag = tag.filter(|tag| tag.id() != 0).or(Some(VlanTag { protocol: ethertype, control }));
-        tags += 1;
+        let inner = VlanTag { protocol: ethertype, control };
+        // One that names no VLAN is looked through, as hosts do, however many there are.
+        named += usize::from(inner.id() != 0);
+        tag = tag.filter(|tag| tag.id() != 0).or(Some(inner));
+        tags = tags.saturating_add(1);
         ethertype = be16(bytes, payload_offset + 2).ok_or(malformed)?;
         payload_offset += 4;
     }

@@ -103,7 +103,7 @@ fn claims(mac: MacAddr, address: [u8; 4]) -> Vec<(String, Vec<u8>)> {
             format!("a datagram with options that look like DHCP's ports to {whom}"),
             frame(to_mac, mac, &options),
         ));
-        for (tags, outer) in [("one tag", 1), ("two tags", 2)] {
+        for (tags, outer) in [("one tag", 1), ("two tags", 2), ("five tags", 5)] {
             let mut bytes = frame(to_mac, mac, &datagram);
             for _ in 0..outer {
                 bytes = tagged(&bytes, 0xe000);
