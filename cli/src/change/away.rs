@@ -62,8 +62,9 @@ fn add(
             "It has no devices: nothing waits for it.".to_owned()
         } else {
             format!(
-                "Until it is back, {} and whoever speaks with them go on as before, but for what closes: that their \
-                 peers' gateways follow at once. Nothing else waits for it.",
+                "Until it is back, {} and whoever speaks with them go on as before. Of what closes, the gateways at the \
+                 other ends of its tunnels shut their side at once; what it alone carries (in the clear, as with \
+                 externals, and between its own ports) stays open until it is back. Nothing else waits for it.",
                 named(&devices)
             )
         };

@@ -433,7 +433,9 @@ fn who_is_offline_is_named_before_a_change_with_what_waits_for_it() {
 
     // A peer's gateway, in each of the three that show a plan.
     let named = "! gateway server-room: It is offline, last seen ";
-    let waits = "Until it is back, pacs-1 and whoever speaks with them go on as before";
+    let waits = "Until it is back, pacs-1 and whoever speaks with them go on as before. Of what closes, the gateways at \
+                 the other ends of its tunnels shut their side at once; what it alone carries (in the clear, as with \
+                 externals, and between its own ports) stays open until it is back.";
     let plan = ana.run(&["policy", "plan", &file]).ok().out;
     assert!(plan.contains(named) && plan.contains(waits), "{plan}");
     let json = ana.run(&["--json", "policy", "plan", &file]).ok().json();

@@ -564,3 +564,63 @@ fn a_device_whose_lease_was_lost_here_gets_it_back_by_renewing() {
         assert!(heard.iter().all(|frame| frame[6..12] != mac.0), "{mode:?}: {heard:02x?}");
     }
 }
+
+/// Who has a listed server's address answers first. It is an address and no identity, so he is heard.
+#[test]
+fn who_passes_for_a_listed_server_gives_nobody_what_is_anothers() {
+    for (seed, mode) in [(19, Mode::Protect), (20, Mode::Enforce)] {
+        let mut world = world(seed, mode, true);
+        lease(&mut world, A1, at(50), 3600);
+        lease(&mut world, A2, at(60), 3600);
+        let (mac, impostor) = (world.hosts[A1].mac, (world.hosts[INTRUDER].mac, at(2)));
+        let genuine = (world.hosts[SERVER].mac, at(2));
+        let pacs = world.hosts[PACS].address;
+        let ask = |world: &mut World, transaction: u32| {
+            world.clear_campus();
+            world.put(A1, Message::new(kind::REQUEST, transaction, mac).broadcast());
+            settle(world);
+        };
+        let give = |world: &mut World, who: usize, by, transaction: u32, yours: Ipv4Addr| {
+            let ack =
+                Message { yours, lease: Some(3600), ..Message::new(kind::ACK, transaction, mac) };
+            world.put(who, ack.answer(by, false));
+            settle(world);
+        };
+        // Another device's, the server's, the router's, a member's elsewhere, and what is outside of the prefix.
+        for (transaction, yours) in (200..).zip([at(60), at(2), at(1), pacs, [10, 20, 9, 9].into()])
+        {
+            ask(&mut world, transaction);
+            give(&mut world, INTRUDER, impostor, transaction, yours);
+            let state = status(&mut world, A1);
+            assert!(!state.held.contains(&yours), "{mode:?}: {yours}: {state:#?}");
+            if mode == Mode::Enforce {
+                world.hosts[A1].address = yours;
+                expect(&mut world, A1, PACS, DICOM, Way::None);
+                world.hosts[A1].address = at(50);
+            }
+            assert_eq!(held(&mut world, A2), [at(60)], "{mode:?}: {yours}");
+            expect(&mut world, A2, PACS, DICOM, Way::Tunnel);
+            expect(&mut world, PACS, A2, BACK, Way::Tunnel);
+        }
+        // A free one he can give, and the first word is the last: the device and its gateway hold the same, and the
+        // server's own, a moment later, reaches neither in enforce.
+        ask(&mut world, 300);
+        give(&mut world, INTRUDER, impostor, 300, at(99));
+        assert_eq!(held(&mut world, A1), [at(99)], "{mode:?}");
+        give(&mut world, SERVER, genuine, 300, at(50));
+        assert_eq!(held(&mut world, A1), [at(99)], "{mode:?}: the second answer");
+        if mode == Mode::Enforce {
+            let last = last_dhcp(&world, A1).unwrap();
+            assert_eq!((last.transaction, last.yours), (300, at(99)), "both believe the same");
+        }
+        world.hosts[A1].address = at(99);
+        world.hosts[A1].forget();
+        settle(&mut world);
+        expect(&mut world, A1, PACS, DICOM, Way::Tunnel);
+        // The genuine server says its own answer twice: the same as once.
+        ask(&mut world, 301);
+        give(&mut world, SERVER, genuine, 301, at(50));
+        give(&mut world, SERVER, genuine, 301, at(50));
+        assert_eq!(held(&mut world, A1), [at(50)], "{mode:?}: said twice");
+    }
+}
