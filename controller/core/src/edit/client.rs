@@ -6,7 +6,8 @@ use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::name::Name;
 
 use super::{EditError, MAX_THINGS, address_problem, labels_fit, taken, too_many, unknown};
-use crate::model::{Client, Model};
+use crate::model::{Client, Device, Model};
+use crate::policy::{POLICY_FILE, parse_all};
 use crate::resolve::Addresses;
 
 impl Model {
@@ -87,6 +88,49 @@ impl Model {
         if let Some(name) = holder.and_then(|id| self.member_name(id)) {
             return Err(taken("the address", &address, format!("\"{name}\" in the same site")));
         }
-        Ok(())
+        match self
+            .claimed_by_a_device(site, address)
+            .or_else(|| self.claimed_by_the_policy(site, address))
+        {
+            Some(by) => Err(taken("the address", &address, by)),
+            None => Ok(()),
+        }
+    }
+
+    /// The device of the site that needs the address for a router of its own, or may have it itself one day.
+    fn claimed_by_a_device(&self, site: &Name, address: Ipv4Addr) -> Option<String> {
+        let at_site = |device: &&Device| {
+            self.gateways.get(&device.attachment.gateway).is_some_and(|found| found.site == *site)
+        };
+        self.devices.values().filter(at_site).find_map(|device| {
+            let name = &device.name;
+            if device.router.is_some_and(|router| router.address == address) {
+                return Some(format!("the router of \"{name}\" in the same site"));
+            }
+            let net = device.addresses.iter().find(|net| net.contains(&address))?;
+            Some(format!("\"{name}\" in the same site, within its prefix {net}"))
+        })
+    }
+
+    /// The server, router or external in the policy that has the address.
+    fn claimed_by_the_policy(&self, site: &Name, address: Ipv4Addr) -> Option<String> {
+        let (policy, _) = parse_all(POLICY_FILE, &self.policy);
+        let servers = policy.infrastructure.get(site).into_iter().flat_map(|found| {
+            [
+                (&found.dhcp, "a DHCP server"),
+                (&found.dns, "a DNS server"),
+                (&found.ntp, "an NTP server"),
+                (&found.routers, "a router"),
+            ]
+        });
+        for (addresses, what) in servers {
+            if addresses.contains(&address) {
+                return Some(format!("{what} in [infrastructure.{site}] of the policy"));
+            }
+        }
+        policy.externals.iter().find_map(|(name, external)| {
+            let prefix = external.prefixes.iter().find(|prefix| prefix.contains(&address))?;
+            Some(format!("the external \"{name}\", which holds {prefix}"))
+        })
     }
 }

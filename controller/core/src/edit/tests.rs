@@ -1,3 +1,6 @@
+use std::net::Ipv4Addr;
+
+use anteroom_proto::intent::Router;
 use anteroom_proto::key::PublicKey;
 use insta::assert_snapshot;
 
@@ -169,6 +172,41 @@ fn a_client_is_added_once_and_revoked_for_good() {
     assert!(model.clone().add_client(member_id(72), again.1).is_err(), "nor the key");
     let (id, anew) = client(73, "laptop-1", [10, 20, 9, 70], "service");
     model.add_client(id, anew).unwrap();
+}
+
+#[test]
+fn a_client_gets_no_address_that_somebody_has_or_may_come_to_have() {
+    let mut model = hospital();
+    model.gateways.extend([gateway(4, "annex", "south")]);
+    model.devices.extend([device(8, "pump-8", 4, "port1", [10, 20, 8, 10], "pump")]);
+    for (number, router) in [(1, [10, 20, 1, 1]), (8, [10, 20, 8, 1])] {
+        let device = model.devices.get_mut(&member_id(number)).unwrap();
+        device.router = Some(Router { address: router.into(), mac: None });
+    }
+    for (number, net) in [(3, "10.20.2.0/24"), (8, "10.20.8.0/24")] {
+        let device = model.devices.get_mut(&member_id(number)).unwrap();
+        device.addresses = vec![net.parse().unwrap()];
+    }
+    model.policy = model.policy.replace("[external", "routers = [\"10.20.9.1\"]\n[external");
+    let add = |address: [u8; 4]| {
+        let (id, laptop) = client(70, "laptop-1", address, "service");
+        model.clone().add_client(id, laptop).map_err(|error| error.to_string())
+    };
+    for (address, by) in [
+        ([10, 20, 1, 1], "the router of \"ct-1\" in the same site"),
+        ([10, 20, 2, 99], "\"pump-1\" in the same site, within its prefix 10.20.2.0/24"),
+        ([10, 20, 0, 2], "a DHCP server in [infrastructure.north] of the policy"),
+        ([10, 20, 0, 53], "a DNS server in [infrastructure.north] of the policy"),
+        ([10, 20, 0, 123], "an NTP server in [infrastructure.north] of the policy"),
+        ([10, 20, 9, 1], "a router in [infrastructure.north] of the policy"),
+        ([10, 20, 4, 20], "the external \"archive\", which holds 10.20.4.20/32"),
+    ] {
+        let ip = Ipv4Addr::from(address);
+        assert_eq!(add(address), Err(format!("the address {ip} is taken by {by}")));
+    }
+    for free in [[10, 20, 9, 70], [10, 20, 8, 1], [10, 20, 8, 99]] {
+        assert_eq!(add(free), Ok(()), "{free:?}: what another site has is free in this one");
+    }
 }
 
 #[test]

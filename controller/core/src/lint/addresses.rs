@@ -1,4 +1,4 @@
-//! Addresses that two devices have.
+//! Addresses that two members have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -31,6 +31,7 @@ pub(super) fn check(resolved: &Resolved, findings: &mut Findings) {
         ambiguous(resolved, *address, holders, findings);
     }
     dynamic(resolved, findings);
+    clients_within(resolved, findings);
 }
 
 /// Where an address is unique.
@@ -146,6 +147,9 @@ fn dynamic(resolved: &Resolved, findings: &mut Findings) {
         let mut fixed: BTreeMap<Ipv4Addr, Vec<MemberId>> = BTreeMap::new();
         let mut within: Vec<(Ipv4Net, MemberId)> = Vec::new();
         for id in visible {
+            if let Some(client) = resolved.model.clients.get(&id) {
+                fixed.entry(client.address).or_default().push(id);
+            }
             for net in devices.get(&id).into_iter().flat_map(|device| &device.addresses) {
                 if net.prefix_len() == 32 {
                     fixed.entry(net.addr()).or_default().push(id);
@@ -162,6 +166,41 @@ fn dynamic(resolved: &Resolved, findings: &mut Findings) {
             {
                 report(resolved, gateway, &net.to_string(), id, *other, findings);
             }
+        }
+    }
+}
+
+/// Clients whose addresses lie within a prefix of a device of their site: whoever gives the device its address knows
+/// nothing of clients.
+fn clients_within(resolved: &Resolved, findings: &mut Findings) {
+    let mut clients: BTreeMap<&Name, BTreeMap<Ipv4Addr, MemberId>> = BTreeMap::new();
+    for (id, client) in &resolved.model.clients {
+        clients.entry(&client.site).or_default().insert(client.address, *id);
+    }
+    for (id, device) in &resolved.model.devices {
+        let Some((site, clients)) =
+            resolved.site_of(*id).and_then(|site| clients.get_key_value(site))
+        else {
+            continue;
+        };
+        for net in device.addresses.iter().filter(|net| net.prefix_len() < 32) {
+            let held = clients.range(net.network()..=net.broadcast());
+            let names: Vec<String> = held.map(|(_, id)| member_label(resolved, *id)).collect();
+            if names.is_empty() {
+                continue;
+            }
+            let watched = mode(resolved, *id) == Some(Mode::Observe);
+            findings.add(
+                if watched { Severity::Warning } else { Severity::Error },
+                "client-within-prefix",
+                format!("site {site}"),
+                format!(
+                    "{net} of {} holds the address of {}, and an address in both could mean either: give the device a \
+                     narrower prefix, or add the client anew with an address outside it.",
+                    member_label(resolved, *id),
+                    some_of(&names, 8)
+                ),
+            );
         }
     }
 }

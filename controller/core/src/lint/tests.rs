@@ -328,6 +328,25 @@ fn what_clients_cannot_have_is_said_and_stops_nobody() {
 }
 
 #[test]
+fn a_client_within_a_devices_prefix_is_said() {
+    let within = |site: &'static str, modes: &'static [&'static str]| {
+        linted(move |model| {
+            model.gateways.extend([gateway(4, "annex", "south")]);
+            let pump = model.devices.get_mut(&member_id(3)).unwrap();
+            pump.addresses = vec!["10.20.2.0/26".parse().unwrap()];
+            set_modes(model, Mode::Protect, modes);
+            model.clients.extend([client(70, "laptop-1", [10, 20, 2, 63], "service")]);
+            model.clients.get_mut(&member_id(70)).unwrap().site = name(site);
+            model.clients.extend([client(71, "laptop-2", [10, 20, 2, 64], "service")]);
+            model.policy.push_str("[rule.x]\nfrom = \"laptop-1\"\nto = \"mri-1\"\nservices = [\"vnc\"]\n[rule.y]\nfrom = \"mri-1\"\nto = \"pump-1\"\nservices = [\"vnc\"]\n");
+        })
+    };
+    assert_snapshot!(within("north", &["pump-1", "mri-1"]), @"error [client-within-prefix] site north: 10.20.2.0/26 of pump-1 holds the address of laptop-1, and an address in both could mean either: give the device a narrower prefix, or add the client anew with an address outside it.");
+    assert!(within("north", &[]).contains("warning [client-within-prefix]"));
+    assert_snapshot!(within("south", &["pump-1", "mri-1"]), @"error [ambiguous-address] gateway imaging: Its devices share rules with pump-1 (site north) and with laptop-1 (site south), and 10.20.2.0/26 could mean either: translated addresses aren't there yet, so keep one of them out of its rules.");
+}
+
+#[test]
 fn one_address_of_two_sites_is_too_many_for_a_client() {
     let found = linted(|model| {
         model.gateways.extend([gateway(4, "annex", "south")]);
