@@ -241,8 +241,20 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
             (counters.queue_full + counters.egress_failed).to_string(),
         ]
     });
+    let counters = &status.underlay.counters;
+    let lost_out =
+        counters.queue_full + counters.egress_failed + counters.too_big + counters.unreachable;
+    let underlay = vec![
+        "underlay".into(),
+        status.underlay.listen.clone(),
+        "open".into(),
+        counters.received.to_string(),
+        counters.sent.to_string(),
+        (counters.missed + counters.truncated).to_string(),
+        lost_out.to_string(),
+    ];
     let headers = ["side", "interface", "state", "received", "sent", "lost in", "lost out"];
-    push_table(text, &table(&headers, interfaces));
+    push_table(text, &table(&headers, interfaces.chain([underlay])));
     push_table(text, &table(&["offload", "where", "state"], offloads(status).into_iter()));
 }
 

@@ -83,6 +83,9 @@ pub struct UnderlayCounters {
     pub received: u64,
     /// Datagrams that went out.
     pub sent: u64,
+    /// Datagrams that the kernel dropped because the agent didn't fetch them in time. What it had merged counts once.
+    #[serde(default)]
+    pub missed: u64,
     /// Datagrams too long for a buffer.
     pub truncated: u64,
     /// Datagrams larger than the path's first hop carries.

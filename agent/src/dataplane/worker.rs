@@ -320,6 +320,7 @@ impl Worker {
     }
 
     fn count_missed(&mut self) {
+        self.outbox.underlay_counters.missed += self.outbox.underlay.take_missed();
         for queue in &mut self.outbox.ports {
             if let Some(socket) = &queue.socket {
                 queue.counters.missed += socket.take_missed();
@@ -348,7 +349,7 @@ impl Worker {
         let mut total = Failures {
             queue_full: underlay.queue_full,
             egress_failed: underlay.egress_failed + underlay.too_big + underlay.unreachable,
-            overflow: underlay.truncated,
+            overflow: underlay.missed + underlay.truncated,
         };
         for queue in &self.outbox.ports {
             let counters = queue.counters;

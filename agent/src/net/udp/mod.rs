@@ -21,6 +21,9 @@ pub const BATCH: usize = 64;
 
 const SOCKET_BUFFER: libc::c_int = 7 << 20;
 
+/// How many numbers the kernel tells of a socket's memory, up to what it dropped (`SK_MEMINFO_DROPS`, the ninth).
+const MEMORY: usize = 9;
+
 /// Where the tunnels' datagrams come and go.
 #[derive(Debug)]
 pub struct UdpSocket {
@@ -30,6 +33,8 @@ pub struct UdpSocket {
     segmentation: Segmentation,
     merging: Offload,
     appetite: Appetite,
+    /// Datagrams for which there was no room, as far as they were told.
+    missed: u32,
 }
 
 impl UdpSocket {
@@ -70,7 +75,19 @@ impl UdpSocket {
             segmentation,
             merging,
             appetite: Appetite::default(),
+            missed: 0,
         })
+    }
+
+    /// Datagrams that the kernel dropped since the last call because they weren't fetched in time. What it had merged
+    /// counts once.
+    pub fn take_missed(&mut self) -> u64 {
+        let memory: io::Result<[u32; MEMORY]> =
+            sys::get_option(&self.socket, libc::SOL_SOCKET, libc::SO_MEMINFO);
+        let Ok([.., dropped]) = memory else { return 0 };
+        let missed = dropped.wrapping_sub(self.missed);
+        self.missed = dropped;
+        missed.into()
     }
 
     /// Whether the kernel merges datagrams of one sender that come in a row (`UDP_GRO`). It does so only on interfaces

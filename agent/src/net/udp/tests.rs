@@ -200,3 +200,23 @@ fn an_address_that_comes_later_or_goes_for_a_while_does_no_harm() {
         host.ip("address del 192.0.2.7/32 dev lo").unwrap();
     }
 }
+
+#[test]
+fn what_found_no_room_is_counted_once() {
+    let mut socket = bind("127.0.0.1:0");
+    let to = socket.local_address().unwrap();
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert_eq!(socket.take_missed(), 0);
+    // More than its buffer holds, whatever the kernel counts beside the bytes.
+    let sent = 2 * u64::try_from(SOCKET_BUFFER).unwrap() / 1_000 + 1_000;
+    for _ in 0..sent {
+        sender.send_to(&[7; 1_000], to).unwrap();
+    }
+    let missed = socket.take_missed();
+    assert!(missed > 0 && missed < sent, "{missed} of {sent}");
+    assert_eq!(socket.take_missed(), 0, "again");
+    let mut ring = DatagramRing::default();
+    let received = receive(&socket, &mut ring, (sent - missed) as usize).len() as u64;
+    assert_eq!(received + missed, sent);
+    assert_eq!((ring.fetch(&socket).unwrap_or(0), socket.take_missed()), (0, 0));
+}
