@@ -22,6 +22,8 @@ const STEADY: f64 = 20_000.0;
 const START: f64 = 10_000.0;
 /// How often the search halves what is left between what passes and what doesn't.
 const STEPS: u32 = 5;
+/// How long each rate is tried at least, so that no queue on the way holds much of what is sent.
+const TRIAL: Duration = Duration::from_secs(1);
 /// Bytes of a round-trip probe.
 const PROBE: usize = 64;
 /// Bytes of an alarm, and how often there is one.
@@ -197,7 +199,7 @@ fn throughput(
 fn highest_rate(world: &World, pids: &[u32], time: Duration) -> Result<Vec<Figure>> {
     let ceiling = udp::ceiling(START, STEPS, |rate| {
         let before = Cpu::of(pids);
-        let outcome = udp::send(world, MAIN, SMALL, rate, time / 3)?;
+        let outcome = udp::send(world, MAIN, SMALL, rate, (time / 3).max(TRIAL))?;
         Ok((outcome, Cpu::of(pids).since(&before)))
     })?;
     let ceiling = ceiling.context("more than 1 % was lost at every rate")?;

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -21,7 +21,10 @@ const BATCH: usize = 64;
 const PAUSE: Duration = Duration::from_micros(150);
 /// Size of the receiver's buffer: what it loses isn't the tunnel's loss.
 const BUFFER: libc::c_int = 32 << 20;
-/// How long packets may be under way after the last was sent.
+/// What arrives longer than this after the last packet was sent is lost: it lay in a queue that only grew while there was
+/// more to send, so that the rate wasn't one that could have been kept up.
+const LATE: Duration = Duration::from_millis(20);
+/// How long nothing may come before the next packets may be sent.
 const TAIL: Duration = Duration::from_millis(200);
 
 /// What became of a burst of packets.
@@ -29,10 +32,12 @@ const TAIL: Duration = Duration::from_millis(200);
 pub struct Outcome {
     /// Packets that were sent.
     pub sent: u64,
-    /// Packets that arrived.
+    /// Packets that arrived, at most 20 ms after the last was sent.
     pub received: u64,
     /// How long they were being sent.
     pub time: Duration,
+    /// How long those that arrived took to do so: from the first to the last.
+    pub arriving: Duration,
 }
 
 impl Outcome {
@@ -42,16 +47,40 @@ impl Outcome {
         1.0 - self.received as f64 / self.sent.max(1) as f64
     }
 
-    /// Packets that arrived per second.
+    /// Packets that arrived per second, of the time of sending or of arriving, whichever was longer.
     #[must_use]
     pub fn rate(&self) -> f64 {
-        self.received as f64 / self.time.as_secs_f64()
+        self.received as f64 / self.time.max(self.arriving).as_secs_f64()
     }
 
     /// Packets that were sent per second.
     #[must_use]
     pub fn offered(&self) -> f64 {
         self.sent as f64 / self.time.as_secs_f64()
+    }
+}
+
+/// Packets that arrived, and when.
+#[derive(Debug, Default)]
+struct Arrivals {
+    received: u64,
+    /// When the first and the last of them came.
+    span: Option<(Instant, Instant)>,
+}
+
+impl Arrivals {
+    /// Counts packets that came now, unless the last of all was sent too long ago.
+    fn note(&mut self, count: u64, now: Instant, last_sent: Option<Instant>) {
+        let late = last_sent.is_some_and(|sent| now.saturating_duration_since(sent) > LATE);
+        if count == 0 || late {
+            return;
+        }
+        self.received += count;
+        self.span = Some((self.span.map_or(now, |(first, _)| first), now));
+    }
+
+    fn arriving(&self) -> Duration {
+        self.span.map_or(Duration::ZERO, |(first, last)| last.saturating_duration_since(first))
     }
 }
 
@@ -81,20 +110,31 @@ pub fn send(
     let Some(payload) = size.checked_sub(HEADERS) else {
         bail!("an IP packet with UDP in it has at least {HEADERS} bytes, not {size}");
     };
-    let received = Arc::new(AtomicU64::new(0));
+    // All that came, however late.
+    let drained = Arc::new(AtomicU64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
-    let (count, ended) = (received.clone(), stop.clone());
+    let last_sent = Arc::new(OnceLock::new());
+    let (count, ended, sent_until) = (drained.clone(), stop.clone(), last_sent.clone());
     let thread = std::thread::Builder::new().name("udp-receive".into()).spawn(move || {
         let mut batch = Batch::new(payload);
+        let mut arrivals = Arrivals::default();
         while !ended.load(Ordering::Relaxed) {
-            count.fetch_add(batch.receive(&receiver) as u64, Ordering::Relaxed);
+            batch.receive(&receiver, |got| {
+                arrivals.note(got, Instant::now(), sent_until.get().copied());
+                count.fetch_add(got, Ordering::Relaxed);
+            });
             // Fetching many at once leaves the processors to the gateways.
             std::thread::sleep(PAUSE);
         }
+        arrivals
     })?;
     let outcome = std::thread::scope(|scope| {
         let sending = std::thread::Builder::new().name("udp-send".into());
-        let sending = sending.spawn_scoped(scope, || paced(&sender, payload, rate, time))?;
+        let sending = sending.spawn_scoped(scope, || {
+            let sent = paced(&sender, payload, rate, time);
+            last_sent.set(Instant::now()).ok();
+            sent
+        })?;
         sending.join().map_err(|_| std::io::Error::other("the sender panicked"))
     });
     let wait = Instant::now();
@@ -102,16 +142,17 @@ pub fn send(
     // Until nothing has come for a while.
     while wait.elapsed() < 5 * TAIL {
         std::thread::sleep(TAIL / 2);
-        let now = received.load(Ordering::Relaxed);
+        let now = drained.load(Ordering::Relaxed);
         if now == last && wait.elapsed() >= TAIL {
             break;
         }
         last = now;
     }
     stop.store(true, Ordering::Relaxed);
-    thread.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
+    let arrivals = thread.join().map_err(|_| anyhow::anyhow!("the receiver panicked"))?;
     let (sent, time) = outcome?;
-    Ok(Outcome { sent, received: received.load(Ordering::Relaxed), time })
+    let arriving = arrivals.arriving();
+    Ok(Outcome { sent, received: arrivals.received, time, arriving })
 }
 
 /// Sends at a pace. Returns how many went out and how long it took.
@@ -197,11 +238,12 @@ impl Batch {
         self.with(|headers| unsafe { libc::sendmmsg(socket.as_raw_fd(), headers, count, 0) })
     }
 
-    /// Waits for a packet, up to the socket's time limit, and takes what else has come.
-    fn receive(&mut self, socket: &UdpSocket) -> usize {
-        let mut all = 0;
+    /// Waits for a packet, up to the socket's time limit, and takes what else has come. Tells `note` how many each call
+    /// brought.
+    fn receive(&mut self, socket: &UdpSocket, mut note: impl FnMut(u64)) {
+        let mut first = true;
         loop {
-            let flags = if all == 0 { libc::MSG_WAITFORONE } else { libc::MSG_DONTWAIT };
+            let flags = if first { libc::MSG_WAITFORONE } else { libc::MSG_DONTWAIT };
             let descriptor = socket.as_raw_fd();
             // SAFETY: as in `send`; the kernel writes no more than each buffer's length.
             let got = self.with(|headers| unsafe {
@@ -213,9 +255,10 @@ impl Batch {
                     std::ptr::null_mut(),
                 )
             });
-            all += got;
+            first = false;
+            note(got as u64);
             if got < BATCH {
-                return all;
+                return;
             }
         }
     }
@@ -291,8 +334,9 @@ mod tests {
             let sent = rate.min(sender);
             let received = sent.min(limit);
             let time = Duration::from_secs(1);
-            let outcome = Outcome { sent: sent as u64, received: received as u64, time };
-            Ok((outcome, received * 5e-6))
+            let (sent, received) = (sent as u64, received as u64);
+            let outcome = Outcome { sent, received, time, arriving: time };
+            Ok((outcome, outcome.received as f64 * 5e-6))
         }
     }
 
@@ -327,6 +371,25 @@ mod tests {
     }
 
     #[test]
+    fn what_lay_in_a_queue_until_sending_ended_is_no_rate() {
+        let begun = Instant::now();
+        let (at, second) = (|ms| begun + Duration::from_millis(ms), Duration::from_secs(1));
+        // 1,000 packets a second are sent, 700 carried; the rest comes when no more are sent.
+        let mut arrivals = Arrivals::default();
+        for ms in 0..1_000 {
+            arrivals.note(u64::from(ms % 10 < 7), at(ms), None);
+        }
+        for ms in 1_000..1_300 {
+            arrivals.note(1, at(ms), Some(at(1_000)));
+        }
+        let (received, arriving) = (arrivals.received, arrivals.arriving());
+        let outcome = Outcome { sent: 1_000, received, time: second, arriving };
+        assert_eq!(outcome.received, 721, "{arrivals:?}");
+        assert!(outcome.loss() > 0.25, "{outcome:?}");
+        assert!((700.0..710.0).contains(&outcome.rate()), "{outcome:?}");
+    }
+
+    #[test]
     fn what_is_sent_on_loopback_arrives() {
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -337,7 +400,7 @@ mod tests {
         let mut got = 0;
         let begun = Instant::now();
         while got < 50 && begun.elapsed() < Duration::from_secs(5) {
-            got += batch.receive(&receiver);
+            batch.receive(&receiver, |count| got += count);
         }
         assert_eq!(got, 50);
     }
