@@ -45,8 +45,13 @@ impl Counter {
     /// # Errors
     /// Where the machine has no such counter, as many virtual ones, or this user may not read it.
     pub fn start(pids: &[u32]) -> io::Result<Self> {
-        let events = pids.iter().flat_map(|pid| threads(*pid)).map(open);
-        Ok(Self { events: events.collect::<io::Result<_>>()? })
+        let mut events = Vec::new();
+        for pid in pids {
+            for thread in threads(*pid)? {
+                events.push(open(thread)?);
+            }
+        }
+        Ok(Self { events })
     }
 
     /// Instructions since it was made.

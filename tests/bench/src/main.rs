@@ -13,6 +13,7 @@ use anteroom_bench::scale::{self, Sweep};
 use anteroom_bench::subject::Kind;
 use anteroom_bench::tools::{self, Tools};
 use anteroom_bench::trial::Test;
+use anteroom_bench::usage;
 use anteroom_bench::world::Card;
 use anteroom_lab::namespace;
 use anteroom_lab::programs::{self, Profile};
@@ -155,6 +156,7 @@ fn outside(cli: &Cli) -> Result<ExitCode> {
 }
 
 fn inside(cli: &Cli) -> Result<ExitCode> {
+    usage::proc_is_ours()?;
     let tools = Tools::of(profile());
     println!("{}", Machine::this());
     if profile() == Profile::Dev {

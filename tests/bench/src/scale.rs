@@ -136,9 +136,9 @@ fn measure(agent: &Path, name: &str, size: Size, time: Duration, logs: &Path) ->
     }
     let pids = stage.pids();
     let idle = {
-        let begun = (Instant::now(), Cpu::of(&pids));
+        let begun = (Instant::now(), Cpu::of(&pids)?);
         std::thread::sleep(time);
-        Cpu::of(&pids).since(&begun.1) / begun.0.elapsed().as_secs_f64()
+        Cpu::of(&pids)?.since(&begun.1) / begun.0.elapsed().as_secs_f64()
     };
     figures.push(("idle cpu", idle * 100.0, "% of a core"));
     let (devices, to) = stage.ends();
@@ -148,10 +148,10 @@ fn measure(agent: &Path, name: &str, size: Size, time: Duration, logs: &Path) ->
     far.ip("address flush dev eth0")?;
     let sink = flood::Sink::start(far)?;
     let flows = size.flows;
-    let begun = (Instant::now(), Cpu::of(&pids));
+    let begun = (Instant::now(), Cpu::of(&pids)?);
     let sent = flood::send(from, (&devices, to), flows, flows.into(), RATE)?;
     settle(&sink);
-    let used = Cpu::of(&pids).since(&begun.1) - idle * begun.0.elapsed().as_secs_f64();
+    let used = Cpu::of(&pids)?.since(&begun.1) - idle * begun.0.elapsed().as_secs_f64();
     let live = stage.live_flows()?;
     figures.push(("live flows", live as f64, "flows"));
     // Where the table took fewer, what follows says nothing about so many flows, and is called another name.
@@ -162,11 +162,11 @@ fn measure(agent: &Path, name: &str, size: Size, time: Duration, logs: &Path) ->
     figures.push((new, used * 1e6 / sent.max(1) as f64, "us/flow"));
     sink.set_returning(false);
     let before = sink.received();
-    let begun = (Instant::now(), Cpu::of(&pids));
+    let begun = (Instant::now(), Cpu::of(&pids)?);
     let count = (time.as_secs_f64() * RATE) as u64;
     flood::send(from, (&devices, to), flows, count, RATE)?;
     settle(&sink);
-    let used = Cpu::of(&pids).since(&begun.1) - idle * begun.0.elapsed().as_secs_f64();
+    let used = Cpu::of(&pids)?.since(&begun.1) - idle * begun.0.elapsed().as_secs_f64();
     let arrived = sink.received() - before;
     if arrived == 0 {
         bail!("none of {count} packets came through:\n{}", stage.tail());
@@ -174,7 +174,7 @@ fn measure(agent: &Path, name: &str, size: Size, time: Duration, logs: &Path) ->
     let hit = name("hit", "hit, table full");
     figures.push((hit, used * 1e6 / arrived as f64, "us/packet"));
     figures.push(("lost", 100.0 * (1.0 - arrived as f64 / count.max(1) as f64), "%"));
-    figures.push((name("memory", "memory, table full"), resident(&pids[..1]), "MiB"));
+    figures.push((name("memory", "memory, table full"), resident(&pids[..1])?, "MiB"));
     Ok(figures)
 }
 

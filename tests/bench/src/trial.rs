@@ -154,15 +154,15 @@ pub fn run(test: Test, subject: &Subject, time: Duration) -> Result<Vec<Figure>>
         }
         Test::Fairness => fairness(world, time),
         Test::Idle => {
-            let begun = (Instant::now(), Cpu::of(&pids));
+            let begun = (Instant::now(), Cpu::of(&pids)?);
             std::thread::sleep(time);
-            let used = Cpu::of(&pids).since(&begun.1) / begun.0.elapsed().as_secs_f64();
+            let used = Cpu::of(&pids)?.since(&begun.1) / begun.0.elapsed().as_secs_f64();
             Ok(if pids.is_empty() {
                 Vec::new()
             } else {
                 vec![
                     figure("cpu", used * 100.0, "% of a core"),
-                    figure("memory", resident(&pids), "MiB"),
+                    figure("memory", resident(&pids)?, "MiB"),
                 ]
             })
         }
@@ -179,17 +179,17 @@ fn throughput(
     let load = tcp::Load::start(world, MAIN, streams, direction)?;
     std::thread::sleep(WARM_UP);
     let counter = Counter::start(pids).ok();
-    let begun = (Instant::now(), load.received(), Cpu::of(pids));
+    let begun = (Instant::now(), load.received(), Cpu::of(pids)?);
     std::thread::sleep(time);
     let instructions = counter.and_then(|counter| counter.read().ok());
     let bytes = (load.received() - begun.1) as f64;
     let seconds = begun.0.elapsed().as_secs_f64();
-    let cpu = Cpu::of(pids).since(&begun.2);
+    let cpu = Cpu::of(pids)?.since(&begun.2);
     anyhow::ensure!(bytes > 0.0, "nothing came through in {seconds:.1} s");
     let mut figures = vec![figure("rate", bytes * 8.0 / seconds / 1e9, "Gb/s")];
     if !pids.is_empty() {
         figures.push(figure("cpu", cpu * 1e9 / bytes, "s/GB"));
-        figures.push(figure("memory", resident(pids), "MiB"));
+        figures.push(figure("memory", resident(pids)?, "MiB"));
         let per_byte = instructions.map(|count| count as f64 / bytes);
         figures.extend(per_byte.map(|count| figure("instructions", count, "/byte")));
     }
@@ -198,9 +198,9 @@ fn throughput(
 
 fn highest_rate(world: &World, pids: &[u32], time: Duration) -> Result<Vec<Figure>> {
     let ceiling = udp::ceiling(START, STEPS, |rate| {
-        let before = Cpu::of(pids);
+        let before = Cpu::of(pids)?;
         let outcome = udp::send(world, MAIN, SMALL, rate, (time / 3).max(TRIAL))?;
-        Ok((outcome, Cpu::of(pids).since(&before)))
+        Ok((outcome, Cpu::of(pids)?.since(&before)))
     })?;
     let ceiling = ceiling.context("more than 1 % was lost at every rate")?;
     let mut figures = vec![figure("rate", ceiling.rate, "packets/s")];
@@ -212,9 +212,9 @@ fn highest_rate(world: &World, pids: &[u32], time: Duration) -> Result<Vec<Figur
 
 fn steady(world: &World, pids: &[u32], time: Duration) -> Result<Vec<Figure>> {
     let counter = Counter::start(pids).ok();
-    let before = Cpu::of(pids);
+    let before = Cpu::of(pids)?;
     let outcome = udp::send(world, MAIN, SMALL, STEADY, time)?;
-    let cpu = Cpu::of(pids).since(&before);
+    let cpu = Cpu::of(pids)?.since(&before);
     let instructions = counter.and_then(|counter| counter.read().ok());
     anyhow::ensure!(outcome.received > 0, "nothing came through");
     let mut figures = vec![figure("lost", outcome.loss() * 100.0, "%")];

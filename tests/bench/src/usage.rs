@@ -1,8 +1,27 @@
 //! What a subject's processes have used: processor time, memory, instructions.
 
 use std::collections::BTreeMap;
+use std::io;
 
+use anyhow::{Context as _, Result, ensure};
 use nix::unistd::{SysconfVar, sysconf};
+
+/// Whether `/proc` tells of this process's own namespace, in which it knows the processes that it started: elsewhere their
+/// numbers belong to nobody, or to somebody else.
+///
+/// # Errors
+/// If it doesn't.
+pub fn proc_is_ours() -> Result<()> {
+    let this = std::process::id();
+    let shown = std::fs::read_link("/proc/self").context("reading /proc/self")?;
+    ensure!(
+        shown.as_os_str() == this.to_string().as_str(),
+        "/proc shows other processes than ours (it calls this one {}, which is {this}), so what they use can't be read: \
+         this system denies a /proc of one's own, as containers do that hide parts of it; run where it may be mounted",
+        shown.display()
+    );
+    Ok(())
+}
 
 /// Processor time that processes had used at one moment.
 #[derive(Debug, Clone, Default)]
@@ -15,20 +34,23 @@ pub struct Cpu {
 
 impl Cpu {
     /// User and system time of these processes until now.
-    #[must_use]
-    pub fn of(pids: &[u32]) -> Self {
+    ///
+    /// # Errors
+    /// If one of them is gone, or `/proc` doesn't tell.
+    pub fn of(pids: &[u32]) -> Result<Self> {
         let mut cpu = Self::default();
         for pid in pids {
-            cpu.processes += process_seconds(*pid).unwrap_or_default();
-            for thread in threads(*pid) {
+            cpu.processes += process_seconds(*pid)?;
+            for thread in threads(*pid).with_context(|| format!("the threads of process {pid}"))? {
                 let path = format!("/proc/{pid}/task/{thread}/schedstat");
+                // None for a thread that ended just now, and on kernels without it: the process's time has both.
                 let text = std::fs::read_to_string(path).unwrap_or_default();
                 if let Some(time) = text.split(' ').next().and_then(|field| field.parse().ok()) {
                     cpu.threads.insert(thread, time);
                 }
             }
         }
-        cpu
+        Ok(cpu)
     }
 
     /// Seconds that were used since an earlier moment.
@@ -49,15 +71,20 @@ impl Cpu {
 }
 
 /// The numbers of a process's threads.
-pub(crate) fn threads(pid: u32) -> Vec<u32> {
-    let entries = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+pub(crate) fn threads(pid: u32) -> io::Result<Vec<u32>> {
+    let mut threads = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        threads.extend(entry?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(threads)
 }
 
-fn process_seconds(pid: u32) -> Option<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten()?;
-    Some(ticks_of(&stat)? as f64 / ticks as f64)
+fn process_seconds(pid: u32) -> Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the kernel doesn't tell its ticks")?;
+    let ticks = ticks_of(&stat).with_context(|| format!("no times in {path}: {stat:?}"))?;
+    Ok(ticks as f64 / per_second as f64)
 }
 
 /// User and system time in ticks, from the text of `/proc/PID/stat`.
@@ -70,14 +97,18 @@ fn ticks_of(stat: &str) -> Option<u64> {
 }
 
 /// Memory that these processes hold in mebibytes (resident set, shared pages included).
-#[must_use]
-pub fn resident(pids: &[u32]) -> f64 {
+///
+/// # Errors
+/// If one of them is gone.
+pub fn resident(pids: &[u32]) -> Result<f64> {
     let of = |pid: &u32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse::<f64>().ok()
+        let path = format!("/proc/{pid}/status");
+        let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok())
+            .with_context(|| format!("no VmRSS in {path}: process {pid} has ended"))
     };
-    pids.iter().filter_map(of).sum::<f64>() / 1024.0
+    Ok(pids.iter().map(of).sum::<Result<f64>>()? / 1024.0)
 }
 
 #[cfg(test)]
@@ -95,18 +126,29 @@ mod tests {
     #[test]
     fn work_costs_time_and_memory() {
         let this = [std::process::id()];
-        let before = Cpu::of(&this);
+        let before = Cpu::of(&this).unwrap();
         let mut sum = 0_u64;
         let used = loop {
             sum = std::hint::black_box((0..10_000_000).fold(sum, |a, b| a ^ b));
-            let used = Cpu::of(&this).since(&before);
+            let used = Cpu::of(&this).unwrap().since(&before);
             if used > 0.02 {
                 break used;
             }
         };
         assert!(used < 60.0, "{used} s");
-        assert!(resident(&this) > 0.5);
-        assert!(resident(&[]) == 0.0);
+        assert!(resident(&this).unwrap() > 0.5);
+        assert!(resident(&[]).unwrap() == 0.0);
+    }
+
+    #[test]
+    fn a_process_that_isnt_there_is_an_error_and_not_nothing() {
+        proc_is_ours().unwrap();
+        // Above the largest number that any kernel gives.
+        let nobody = [u32::MAX];
+        let error = format!("{:#}", Cpu::of(&nobody).unwrap_err());
+        assert!(error.contains("/proc/4294967295/stat"), "{error}");
+        let error = format!("{:#}", resident(&nobody).unwrap_err());
+        assert!(error.contains("/proc/4294967295/status"), "{error}");
     }
 
     #[test]
