@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::report::{Row, short};
+use crate::report::{Record, Row, short};
 use crate::subject::{Kind, Subject};
 use crate::tools::Tools;
 use crate::trial::{self, Test};
@@ -26,18 +26,21 @@ pub struct Plan {
     pub time: Duration,
 }
 
-/// Runs the plan. Says on standard error what it is at; what can't be measured is said there and left out.
+/// Runs the plan, and adds what it finds to `record`. Says on standard error what it is at; what can't be measured is said
+/// there and counted.
 ///
 /// # Errors
-/// If nothing at all could be set up.
-pub fn run(plan: &Plan, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+/// If nothing at all could be set up, or the record can't be written.
+pub fn run(plan: &Plan, tools: &Tools, logs: &Path, record: &mut Record) -> Result<()> {
     for card in &plan.cards {
         let mut subjects = Vec::new();
         for kind in &plan.subjects {
             match Subject::start(kind, *card, tools, logs) {
                 Ok(subject) => subjects.push(subject),
-                Err(error) => eprintln!("{}: left out: {error:#}", kind.name()),
+                Err(error) => {
+                    record.failed += 1;
+                    eprintln!("{}: left out: {error:#}", kind.name());
+                }
             }
         }
         anyhow::ensure!(!subjects.is_empty(), "there is nothing to measure");
@@ -49,8 +52,9 @@ pub fn run(plan: &Plan, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
                     let subject = &mut subjects[place];
                     let label = label(*test, *card);
                     match measure(*test, subject, plan.time) {
-                        Ok(figures) => record(&mut rows, &label, subject, round, figures),
+                        Ok(figures) => note(record, &label, subject, round, figures)?,
                         Err(error) => {
+                            record.failed += 1;
                             eprintln!("{}: {label}: round {round}: {error:#}", subject.name);
                         }
                     }
@@ -59,8 +63,8 @@ pub fn run(plan: &Plan, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
         }
     }
     let place = |row: &Row| plan.subjects.iter().position(|kind| kind.name() == row.subject);
-    rows.sort_by_cached_key(place);
-    Ok(rows)
+    record.rows.sort_by_cached_key(place);
+    Ok(())
 }
 
 fn measure(test: Test, subject: &mut Subject, time: Duration) -> Result<Vec<trial::Figure>> {
@@ -78,24 +82,26 @@ fn label(test: Test, card: Card) -> String {
     }
 }
 
-fn record(
-    rows: &mut Vec<Row>,
+fn note(
+    record: &mut Record,
     label: &str,
     subject: &Subject,
     round: u32,
     figures: Vec<trial::Figure>,
-) {
+) -> Result<()> {
     if figures.is_empty() {
-        return;
+        return Ok(());
     }
     let said: Vec<String> =
         figures.iter().map(|f| format!("{} {} {}", f.what, short(f.value), f.unit)).collect();
     eprintln!("round {round}: {label}: {}: {}", subject.name, said.join(", "));
-    rows.extend(figures.into_iter().map(|figure| Row {
-        subject: subject.name.clone(),
-        test: format!("{label} {}", figure.what),
-        value: figure.value,
-        unit: figure.unit.into(),
-        round,
-    }));
+    figures.into_iter().try_for_each(|figure| {
+        record.push(Row {
+            subject: subject.name.clone(),
+            test: format!("{label} {}", figure.what),
+            value: figure.value,
+            unit: figure.unit.into(),
+            round,
+        })
+    })
 }

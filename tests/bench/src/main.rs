@@ -1,5 +1,6 @@
 //! `cargo compare`: Anteroom beside other tunnels, on this machine.
 
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use anteroom_bench::compare::{self, Plan};
 use anteroom_bench::instructions::Counter;
 use anteroom_bench::machine::Machine;
 use anteroom_bench::plot;
-use anteroom_bench::report::{self, Row};
+use anteroom_bench::report::{self, Record, Row};
 use anteroom_bench::scale::{self, Sweep};
 use anteroom_bench::subject::Kind;
 use anteroom_bench::tools::{self, Tools};
@@ -64,7 +65,7 @@ struct Scale {
     /// How long each measurement takes, about
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// Write every figure to this file: one JSON object a line, {subject, test, value, unit, round}
+    /// Write every figure to this file as soon as it is known: one JSON object a line, {subject, test, value, unit, round}
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Draw the figures into this file
@@ -97,7 +98,7 @@ struct Options {
     /// Network cards: as virtual cables are, or without segmentation offload
     #[arg(long, value_delimiter = ',', default_value = "virtual")]
     card: Vec<Card>,
-    /// Write every figure to this file: one JSON object a line, {subject, test, value, unit, round}
+    /// Write every figure to this file as soon as it is known: one JSON object a line, {subject, test, value, unit, round}
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Fetch what can be fetched by cargo (into target/)
@@ -126,6 +127,18 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 
 /// Gets the programs, then runs this one again in a private world.
 fn outside(cli: &Cli) -> Result<ExitCode> {
+    let json = match &cli.action {
+        Some(Action::Scale(scale)) => &scale.json,
+        None => &cli.options.json,
+    };
+    if let Some(file) = json {
+        // Before anything takes time; what is in it stays until there is something to write.
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(file)
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
     let tools = Tools::of(profile());
     let builds = match &cli.action {
         Some(Action::Scale(scale)) => scale.agent.is_none() && scale.rows.is_empty(),
@@ -164,14 +177,20 @@ fn inside(cli: &Cli) -> Result<ExitCode> {
     }
     let logs = programs::target_directory().join("bench-logs");
     std::fs::remove_dir_all(&logs).ok();
-    let rows = match &cli.action {
+    let record = match &cli.action {
         Some(Action::Scale(scale)) => grow(scale, &tools, &logs)?,
         None => compare(&cli.options, &tools, &logs)?,
     };
-    Ok(if rows.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    match record {
+        Record { failed: 0, rows, .. } if !rows.is_empty() => Ok(ExitCode::SUCCESS),
+        Record { failed: 0, .. } => anyhow::bail!("nothing was measured"),
+        Record { failed, .. } => {
+            anyhow::bail!("{failed} measurements failed; what they said is above")
+        }
+    }
 }
 
-fn grow(scale: &Scale, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
+fn grow(scale: &Scale, tools: &Tools, logs: &Path) -> Result<Record> {
     let agent = scale.agent.as_ref().unwrap_or(&tools.agent);
     let plan = scale::Plan {
         sweeps: scale.sweeps.clone(),
@@ -180,20 +199,33 @@ fn grow(scale: &Scale, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
         rounds: scale.rounds,
         time: duration(scale.seconds)?,
     };
-    let rows = match scale.rows.as_slice() {
-        [] => scale::run(&plan, agent, logs),
-        files => files.iter().map(|file| read_json(file)).collect::<Result<Vec<_>>>()?.concat(),
+    // Read before anything is written: both may be the same file.
+    let earlier = scale.rows.iter().map(|file| read_json(file)).collect::<Result<Vec<_>>>()?;
+    let mut record = Record::open(scale.json.as_deref())?;
+    let rounds = if earlier.is_empty() {
+        scale::run(&plan, agent, logs, &mut record)?;
+        scale.rounds as usize
+    } else {
+        let rounds = earlier.iter().map(|rows| rounds_of(rows)).sum();
+        earlier.into_iter().flatten().try_for_each(|row| record.push(row))?;
+        rounds
     };
-    println!("{}", report::table(&rows));
-    write_json(scale.json.as_deref(), &rows)?;
+    let rows = &record.rows;
+    println!("{}", report::table(rows, rounds));
     if let Some(file) = &scale.svg {
-        std::fs::write(file, plot::svg(&rows, &Machine::this().to_string()))
+        std::fs::write(file, plot::svg(rows, &Machine::this().to_string()))
             .with_context(|| format!("writing {}", file.display()))?;
     }
-    Ok(rows)
+    Ok(record)
 }
 
-fn compare(options: &Options, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
+/// The last round that rows tell of.
+fn rounds_of(rows: &[Row]) -> usize {
+    rows.iter().map(|row| row.round as usize).max().unwrap_or(0)
+}
+
+fn compare(options: &Options, tools: &Tools, logs: &Path) -> Result<Record> {
+    let mut record = Record::open(options.json.as_deref())?;
     if let Err(error) = Counter::start(&[std::process::id()]) {
         println!("Instructions are not counted: {error}");
     }
@@ -216,25 +248,21 @@ fn compare(options: &Options, tools: &Tools, logs: &Path) -> Result<Vec<Row>> {
         rounds: options.rounds,
         time: duration(options.seconds)?,
     };
-    let rows = compare::run(&plan, tools, logs)?;
-    println!("\nMedian [smallest..largest] of {} rounds\n{}", options.rounds, report::table(&rows));
-    let ratios = report::ratios(&rows);
+    compare::run(&plan, tools, logs, &mut record)?;
+    let (rows, rounds) = (&record.rows, options.rounds as usize);
+    println!(
+        "\nMedian [smallest..largest] of {rounds} rounds, or of n\n{}",
+        report::table(rows, rounds)
+    );
+    let ratios = report::ratios(rows, rounds);
     if !ratios.is_empty() {
         println!("For each 1 of anteroom's, round by round\n{ratios}");
     }
-    write_json(options.json.as_deref(), &rows)?;
-    Ok(rows)
+    Ok(record)
 }
 
 fn duration(seconds: f64) -> Result<Duration> {
     Duration::try_from_secs_f64(seconds).context("--seconds")
-}
-
-fn write_json(file: Option<&Path>, rows: &[Row]) -> Result<()> {
-    let Some(file) = file else { return Ok(()) };
-    let lines: Vec<String> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
-    std::fs::write(file, lines.join("\n") + "\n")
-        .with_context(|| format!("writing {}", file.display()))
 }
 
 fn read_json(file: &Path) -> Result<Vec<Row>> {
@@ -263,7 +291,10 @@ mod tests {
             unit: "us/packet".into(),
             round,
         };
-        write_json(Some(&file), &[row(1), row(2)]).unwrap();
+        let mut record = Record::open(Some(&file)).unwrap();
+        for round in 1..=2 {
+            record.push(row(round)).unwrap();
+        }
         assert_eq!(read_json(&file).unwrap(), [row(1), row(2)]);
         std::fs::write(&file, "{}\n").unwrap();
         let error = format!("{:#}", read_json(&file).unwrap_err());

@@ -1,7 +1,11 @@
 //! What was measured, as rows for programs and as tables for people.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +24,44 @@ pub struct Row {
     pub round: u32,
 }
 
+/// What a run has measured so far, and what it couldn't. Figures are in its file as soon as they are known.
+#[derive(Debug, Default)]
+pub struct Record {
+    /// The figures.
+    pub rows: Vec<Row>,
+    /// Measurements that failed.
+    pub failed: usize,
+    file: Option<(PathBuf, File)>,
+}
+
+impl Record {
+    /// An empty one, whose figures go to this file too: one JSON object a line.
+    ///
+    /// # Errors
+    /// If the file can't be made.
+    pub fn open(file: Option<&Path>) -> Result<Self> {
+        let open = |path: &Path| {
+            let file = File::create(path).with_context(|| format!("writing {}", path.display()))?;
+            anyhow::Ok((path.to_owned(), file))
+        };
+        Ok(Self { file: file.map(open).transpose()?, ..Self::default() })
+    }
+
+    /// Adds a figure.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub fn push(&mut self, row: Row) -> Result<()> {
+        if let Some((path, file)) = &mut self.file {
+            let line = serde_json::to_string(&row)? + "\n";
+            file.write_all(line.as_bytes())
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        self.rows.push(row);
+        Ok(())
+    }
+}
+
 /// The subject that the others are compared with.
 const OURS: &str = "anteroom";
 
@@ -32,6 +74,8 @@ pub struct Spread {
     pub min: f64,
     /// The largest.
     pub max: f64,
+    /// How many there are.
+    pub count: usize,
 }
 
 impl Spread {
@@ -47,13 +91,21 @@ impl Spread {
         } else {
             f64::midpoint(values[middle - 1], values[middle])
         };
-        Some(Self { median, min, max })
+        Some(Self { median, min, max, count: values.len() })
+    }
+
+    /// As text, with how many values it is of where that isn't `all`.
+    fn cell(&self, all: usize) -> String {
+        match self.count {
+            count if count == all => self.to_string(),
+            count => format!("{self} n={count}"),
+        }
     }
 }
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { median, min, max } = *self;
+        let Self { median, min, max, .. } = *self;
         if min == max {
             return f.write_str(&short(median));
         }
@@ -101,16 +153,17 @@ fn values(rows: &[Row], subject: &str, test: &str) -> Vec<f64> {
     wanted.map(|row| row.value).collect()
 }
 
-/// A table of every figure: median and, in brackets, smallest and largest.
+/// A table of every figure: median and, in brackets, smallest and largest; and how many rounds it is of where these aren't
+/// all of `rounds`.
 #[must_use]
-pub fn table(rows: &[Row]) -> String {
-    grid(rows, |subject, test| Spread::of(values(rows, subject, test)).map(|s| s.to_string()))
+pub fn table(rows: &[Row], rounds: usize) -> String {
+    grid(rows, |subject, test| Some(Spread::of(values(rows, subject, test))?.cell(rounds)))
 }
 
 /// A table of what each other subject has for each 1 of Anteroom's, compared round by round. Empty where there is nothing
 /// to compare.
 #[must_use]
-pub fn ratios(rows: &[Row]) -> String {
+pub fn ratios(rows: &[Row], rounds: usize) -> String {
     let others: Vec<Row> = rows.iter().filter(|row| row.subject != OURS).cloned().collect();
     if others.is_empty() || others.len() == rows.len() {
         return String::new();
@@ -123,7 +176,7 @@ pub fn ratios(rows: &[Row]) -> String {
                 .find(|row| row.subject == OURS && row.test == test && row.round == theirs.round)?;
             Some(theirs.value / ours.value)
         });
-        Spread::of(ratios.collect()).map(|spread| spread.to_string())
+        Some(Spread::of(ratios.collect())?.cell(rounds))
     })
 }
 
@@ -193,11 +246,38 @@ mod tests {
             row(OURS, "tcp-1 cpu", 4.0, 2),
             row("boringtun-1", "tcp-1 cpu", 20.0, 2),
         ];
-        let ratios = ratios(&rows);
+        let ratios = ratios(&rows, 2);
         assert!(ratios.contains("4.50 [4.00..5.00]"), "{ratios}");
-        let table = table(&rows);
+        let table = table(&rows, 2);
+        assert!(!table.contains("n="), "all rounds are there: {table}");
         assert!(table.contains("3.00 [2.00..4.00]") && table.contains("s/GB"), "{table}");
-        assert_eq!(super::ratios(&rows[..1]), "", "there is nothing to compare with");
+        assert_eq!(super::ratios(&rows[..1], 1), "", "there is nothing to compare with");
+    }
+
+    #[test]
+    fn a_figure_of_some_rounds_only_says_of_how_many() {
+        let of = |subject, round| row(subject, "tcp-1 cpu", f64::from(round), round);
+        let rows = [of(OURS, 1), of(OURS, 3), of("boringtun-1", 3)];
+        let table = table(&rows, 3);
+        assert!(table.contains("2.00 [1.00..3.00] n=2"), "{table}");
+        assert!(table.contains("3.00 n=1"), "{table}");
+        let ratios = ratios(&rows, 3);
+        assert!(ratios.contains("1.00 n=1"), "{ratios}");
+    }
+
+    #[test]
+    fn a_figure_is_in_the_file_as_soon_as_it_is_known() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("rows.json");
+        let mut record = Record::open(Some(&file)).unwrap();
+        for round in 1..=2 {
+            record.push(row(OURS, "ping p99", 0.5, round)).unwrap();
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert_eq!(text.lines().count(), round as usize, "{text}");
+        }
+        let nowhere = directory.path().join("no/such/rows.json");
+        let error = format!("{:#}", Record::open(Some(&nowhere)).unwrap_err());
+        assert!(error.contains("no/such/rows.json"), "{error}");
     }
 
     #[test]

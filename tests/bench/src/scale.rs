@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use crate::load::crowd::{self, Crowd, Person};
 use crate::load::{echo, flood};
 use crate::organisation::{Attached, Opening, Organisation, gateway_id};
-use crate::report::{Row, short};
+use crate::report::{Record, Row, short};
 use crate::subject::anteroom::{TUNNEL_PORT, config};
 use crate::usage::{Cpu, resident};
 use crate::world::{Addressing, Card, Device, UNDERLAY, World};
@@ -91,12 +91,13 @@ impl Size {
     }
 }
 
-/// Measures the agent, and says on standard error what comes of it. A size that can't be measured is left out with a
-/// word why.
-#[must_use]
-pub fn run(plan: &Plan, agent: &Path, logs: &Path) -> Vec<Row> {
+/// Measures the agent, adds what it finds to `record`, and says it on standard error. A size that can't be measured is left
+/// out with a word why, and counted.
+///
+/// # Errors
+/// If the record can't be written.
+pub fn run(plan: &Plan, agent: &Path, logs: &Path, record: &mut Record) -> Result<()> {
     let Plan { sweeps, least, most, rounds, time } = plan;
-    let mut rows = Vec::new();
     for round in 1..=*rounds {
         for sweep in sweeps {
             for size in sweep.sizes().iter().copied().filter(|size| (least..=most).contains(&size))
@@ -110,20 +111,25 @@ pub fn run(plan: &Plan, agent: &Path, logs: &Path) -> Vec<Row> {
                             .map(|(what, value, unit)| format!("{what} {} {unit}", short(*value)))
                             .collect();
                         eprintln!("round {round}: {label}: {}", said.join(", "));
-                        rows.extend(figures.into_iter().map(|(what, value, unit)| Row {
-                            subject: "anteroom".into(),
-                            test: format!("{label}: {what}"),
-                            value,
-                            unit: unit.into(),
-                            round,
-                        }));
+                        for (what, value, unit) in figures {
+                            record.push(Row {
+                                subject: "anteroom".into(),
+                                test: format!("{label}: {what}"),
+                                value,
+                                unit: unit.into(),
+                                round,
+                            })?;
+                        }
                     }
-                    Err(error) => eprintln!("round {round}: {label}: left out: {error:#}"),
+                    Err(error) => {
+                        record.failed += 1;
+                        eprintln!("round {round}: {label}: left out: {error:#}");
+                    }
                 }
             }
         }
     }
-    rows
+    Ok(())
 }
 
 type Figures = Vec<(&'static str, f64, &'static str)>;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anteroom_bench::compare::{self, Plan};
+use anteroom_bench::report::Record;
 use anteroom_bench::scale::{self, Sweep};
 use anteroom_bench::subject::Kind;
 use anteroom_bench::tools::Tools;
@@ -33,7 +34,10 @@ fn a_gateway_with_ten_peers_shakes_hands_with_all_and_carries_flows() {
         rounds: 1,
         time: Duration::from_millis(200),
     };
-    let rows = scale::run(&plan, &agent, logs.path());
+    let mut record = Record::default();
+    scale::run(&plan, &agent, logs.path(), &mut record).expect("nothing is written");
+    let rows = record.rows;
+    assert_eq!(record.failed, 0, "{rows:#?}");
     let value = |test: &str| {
         let row = rows.iter().find(|row| row.test == test);
         row.unwrap_or_else(|| panic!("no {test:?} in {rows:#?}")).value
@@ -61,7 +65,10 @@ fn tests_give_figures_of_the_agent_and_of_plain_routing() {
         rounds: 1,
         time: Duration::from_millis(100),
     };
-    let rows = compare::run(&plan, &Tools::of(Profile::Dev), logs.path()).expect("figures");
+    let mut record = Record::default();
+    compare::run(&plan, &Tools::of(Profile::Dev), logs.path(), &mut record).expect("figures");
+    let rows = record.rows;
+    assert_eq!(record.failed, 0, "{rows:#?}");
     for test in tests {
         let of = |subject: &str| {
             let prefix = format!("{} ", test.name());
