@@ -44,20 +44,19 @@ pub fn run(plan: &Plan, tools: &Tools, logs: &Path, record: &mut Record) -> Resu
             }
         }
         anyhow::ensure!(!subjects.is_empty(), "there is nothing to measure");
+        // Once only: a program keeps memory that a load made it take, and then isn't idle as it was.
+        if plan.tests.contains(&Test::Idle) {
+            for subject in &mut subjects {
+                attempt(Test::Idle, *card, subject, (1, plan.time), record)?;
+            }
+        }
         for round in 1..=plan.rounds {
-            for test in &plan.tests {
+            for test in plan.tests.iter().filter(|test| **test != Test::Idle) {
                 for index in 0..subjects.len() {
                     // Whoever comes first does so in one round of several only.
                     let place = (index + round as usize) % subjects.len();
                     let subject = &mut subjects[place];
-                    let label = label(*test, *card);
-                    match measure(*test, subject, plan.time) {
-                        Ok(figures) => note(record, &label, subject, round, figures)?,
-                        Err(error) => {
-                            record.failed += 1;
-                            eprintln!("{}: {label}: round {round}: {error:#}", subject.name);
-                        }
-                    }
+                    attempt(*test, *card, subject, (round, plan.time), record)?;
                 }
             }
         }
@@ -65,6 +64,25 @@ pub fn run(plan: &Plan, tools: &Tools, logs: &Path, record: &mut Record) -> Resu
     let place = |row: &Row| plan.subjects.iter().position(|kind| kind.name() == row.subject);
     record.rows.sort_by_cached_key(place);
     Ok(())
+}
+
+/// Measures once, and notes what came of it.
+fn attempt(
+    test: Test,
+    card: Card,
+    subject: &mut Subject,
+    (round, time): (u32, Duration),
+    record: &mut Record,
+) -> Result<()> {
+    let label = label(test, card);
+    match measure(test, subject, time) {
+        Ok(figures) => note(record, &label, subject, round, figures),
+        Err(error) => {
+            record.failed += 1;
+            eprintln!("{}: {label}: round {round}: {error:#}", subject.name);
+            Ok(())
+        }
+    }
 }
 
 fn measure(test: Test, subject: &mut Subject, time: Duration) -> Result<Vec<trial::Figure>> {

@@ -57,7 +57,7 @@ pub enum Test {
     PingLoaded,
     /// A 200-byte message each 10 ms of one device, while another one fills the tunnel, and without that
     Fairness,
-    /// Nothing under way: processor time and memory
+    /// Nothing under way since the start: processor time and memory, once
     Idle,
 }
 
