@@ -14,6 +14,8 @@ use crate::world::{Device, World};
 
 /// How long TCP has to find its pace before anything is counted.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// How long the first answer after a pause may take, handshake included.
+const AWAKE: Duration = Duration::from_secs(30);
 /// Bytes of a small packet, its IP header included: about a vital sign.
 const SMALL: usize = 128;
 /// Packets a second of the test at a fixed rate: one that every subject carries.
@@ -135,6 +137,10 @@ pub fn run(test: Test, subject: &Subject, time: Duration) -> Result<Vec<Figure>>
         };
     };
     let pids = subject.pids();
+    if test != Test::Idle {
+        // Tunnels end their sessions in pauses: a new handshake is no part of any figure.
+        [MAIN, OTHER].into_iter().try_for_each(|pair| echo::wait_answered(world, pair, AWAKE))?;
+    }
     match test {
         Test::Tcp1 | Test::Tcp4 | Test::TcpReverse | Test::TcpBoth => {
             let (streams, direction) = test.tcp().context("a test of TCP")?;
