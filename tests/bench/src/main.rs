@@ -60,10 +60,10 @@ struct Scale {
     #[arg(long, value_name = "FILE")]
     agent: Option<PathBuf>,
     /// How often to measure everything
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How long each measurement takes, about
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
     seconds: f64,
     /// Write every figure to this file as soon as it is known: one JSON object a line, {subject, test, value, unit, round}
     #[arg(long, value_name = "FILE")]
@@ -90,10 +90,10 @@ struct Options {
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Test::ALL)]
     tests: Vec<Test>,
     /// How often to measure everything
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How long each measurement takes, about
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
     seconds: f64,
     /// Network cards: as virtual cables are, or without segmentation offload
     #[arg(long, value_delimiter = ',', default_value = "virtual")]
@@ -121,7 +121,43 @@ fn profile() -> Profile {
     if cfg!(debug_assertions) { Profile::Dev } else { Profile::Release }
 }
 
+/// A length of time that says something and comes to an end.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.1..=600.0).contains(&seconds) {
+        Ok(seconds)
+    } else {
+        Err("from 0.1 to 600 seconds can be measured".into())
+    }
+}
+
+/// Refuses what is asked for twice: its figures would be taken for rounds of one.
+fn check(cli: &Cli) -> Result<()> {
+    match &cli.action {
+        Some(Action::Scale(scale)) => {
+            once("--sweeps", scale.sweeps.iter().map(|sweep| sweep.name()))?;
+            once("--rows", scale.rows.iter().map(|file| file.display().to_string()))
+        }
+        None => {
+            let Options { subjects, tests, card, .. } = &cli.options;
+            once("--subjects", subjects.iter().map(Kind::name))?;
+            once("--tests", tests.iter().map(|test| test.name()))?;
+            once("--card", card.iter().map(|card| format!("{card:?}").to_lowercase()))
+        }
+    }
+}
+
+fn once<T: Ord + std::fmt::Display>(option: &str, names: impl Iterator<Item = T>) -> Result<()> {
+    let mut seen = std::collections::BTreeSet::new();
+    for name in names {
+        anyhow::ensure!(!seen.contains(&name), "{option} names {name} twice: name it once");
+        seen.insert(name);
+    }
+    Ok(())
+}
+
 fn run(cli: &Cli) -> Result<ExitCode> {
+    check(cli)?;
     if namespace::inside() { inside(cli) } else { outside(cli) }
 }
 
@@ -308,6 +344,22 @@ mod tests {
         assert_eq!(cli.options.subjects, [Kind::Anteroom, Kind::Aead]);
         let cli = Cli::parse_from(["compare", "scale", "--sweeps", "peers", "--most", "10"]);
         assert!(matches!(cli.action, Some(Action::Scale(scale)) if scale.most == 10));
+        for (option, value) in
+            [("--seconds", "0"), ("--seconds", "nan"), ("--seconds", "1e9"), ("--rounds", "101")]
+        {
+            let told = Cli::try_parse_from(["compare", option, value]).unwrap_err().to_string();
+            assert!(told.contains(option), "{told}");
+        }
+        for (option, value) in [
+            ("--subjects", "x=/a,aead,x=/b"),
+            ("--tests", "ping,ping"),
+            ("--card", "plain,virtual,plain"),
+        ] {
+            let cli = Cli::parse_from(["compare", option, value]);
+            let told = check(&cli).unwrap_err().to_string();
+            assert!(told.contains(option) && told.contains("twice"), "{told}");
+        }
+        check(&Cli::parse_from(["compare"])).unwrap();
         let told = Cli::try_parse_from(["compare", "--tests", "tcp-9"]).unwrap_err().to_string();
         assert!(told.contains("tcp-1"), "{told}");
     }
