@@ -15,7 +15,7 @@ use crate::organisation::{Attached, Opening, Organisation, gateway_id};
 use crate::report::{Record, Row, short};
 use crate::subject::anteroom::{TUNNEL_PORT, config};
 use crate::usage::{Cpu, resident};
-use crate::world::{Addressing, Card, Device, UNDERLAY, World};
+use crate::world::{Addressing, Card, Device, UNDERLAY, World, scratch};
 
 /// Packets a second: all gateways here carry them.
 const RATE: f64 = 20_000.0;
@@ -212,7 +212,7 @@ struct Stage {
 impl Stage {
     fn raise(agent: &Path, name: &str, size: Size, logs: &Path) -> Result<Self> {
         let world = World::lay(name, Addressing::Flat, Card::Virtual)?;
-        let state = tempfile::tempdir().context("a directory for the gateways' state")?;
+        let state = scratch()?;
         let mut organisation = Organisation::new()?;
         for (gateway, address) in UNDERLAY.into_iter().enumerate() {
             organisation.enrol(

@@ -189,6 +189,15 @@ impl World {
     }
 }
 
+/// A directory for programs' keys and state, in `/run`: there a private world has a file system of its own, in memory, of
+/// which nothing is left however this program ends.
+///
+/// # Errors
+/// If it can't be made.
+pub(crate) fn scratch() -> Result<tempfile::TempDir> {
+    tempfile::tempdir_in("/run").context("making a directory in /run")
+}
+
 /// An Ethernet address as people write it.
 #[must_use]
 pub fn text(mac: [u8; 6]) -> String {

@@ -7,11 +7,11 @@ mod wireguard;
 use std::path::{Path, PathBuf};
 
 use anteroom_lab::process::Process;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::load::echo;
 use crate::tools::Tools;
-use crate::world::{Addressing, Card, Device, World};
+use crate::world::{Addressing, Card, Device, World, scratch};
 
 /// How long a tunnel may take to come up.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -141,7 +141,7 @@ impl Subject {
                     Kind::Other(_, path) => path.as_path(),
                     _ => &tools.agent,
                 };
-                let state = tempfile::tempdir().context("a directory for the gateways' state")?;
+                let state = scratch()?;
                 let configs = anteroom::prepare(&world, state.path())?;
                 subject._state = Some(state);
                 for (gateway, config) in configs.iter().enumerate() {
@@ -171,7 +171,7 @@ impl Subject {
                 wireguard::configure(&world, &names, &mut subject.processes)?;
             }
             Kind::Nebula => {
-                let state = tempfile::tempdir().context("a directory for Nebula's certificates")?;
+                let state = scratch()?;
                 let configs = nebula::prepare(tools, state.path())?;
                 subject._state = Some(state);
                 for (gateway, config) in configs.iter().enumerate() {
