@@ -40,6 +40,14 @@ pub struct Span {
     len: usize,
 }
 
+impl Span {
+    /// Only its first `len` bytes.
+    #[must_use]
+    pub fn shortened(self, len: usize) -> Self {
+        Self { len: self.len.min(len), ..self }
+    }
+}
+
 /// How the identifications of a run's packets follow each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ids {

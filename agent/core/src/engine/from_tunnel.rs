@@ -92,6 +92,8 @@ impl Engine {
             Ok(packet) => packet,
             Err(reason) => return self.recorder.drop(None, reason, None, now),
         };
+        // What lies behind the packet belongs to none.
+        let span = span.shortened(packet.bytes.len());
         if let Some(segment) = Segment::of(&packet) {
             if let Some(run) = held.hold(peer, span, &segment) {
                 self.run(run, held, now, out);

@@ -4,10 +4,7 @@ use std::net::Ipv6Addr;
 
 use anteroom_proto::verdict::DropReason;
 
-use super::wire::{MAX_PARTS, PART_OVERHEAD, Part, write_part};
-
-/// Bytes of the packet that a part must have room for: below that, a path carries nothing worth the name.
-const LEAST_ROOM: usize = 64;
+use super::wire::{LEAST_ROOM, PART_OVERHEAD, Part, write_part};
 
 /// The parts of one packet, one after another.
 #[derive(Debug, Clone)]
@@ -25,7 +22,7 @@ impl<'a> Parts<'a> {
     /// own headers, between the overlay addresses `ends`. They bear the packet's DSCP.
     ///
     /// # Errors
-    /// [`DropReason::TooBig`] when `limit` is too small, or the packet too large for [`MAX_PARTS`] of them.
+    /// [`DropReason::TooBig`] when `limit` is too small, or the packet longer than one can be.
     pub fn new(
         packet: &'a [u8],
         limit: usize,
@@ -37,9 +34,6 @@ impl<'a> Parts<'a> {
             return Err(DropReason::TooBig);
         }
         let count = packet.len().div_ceil(room).max(2);
-        if count > MAX_PARTS {
-            return Err(DropReason::TooBig);
-        }
         let class = packet[1] & 0xfc;
         Ok(Self { packet, ends, class, id, stride: packet.len().div_ceil(count), index: 0 })
     }

@@ -7,6 +7,7 @@ use anteroom_proto::verdict::DropReason;
 use hashbrown::HashMap;
 
 use super::wire::{MAX_PARTS, Part};
+use crate::wire::be16;
 
 /// How long a packet waits for its parts. They are sent one right behind the other.
 pub const WAIT: Duration = Duration::from_secs(1);
@@ -60,9 +61,11 @@ pub struct Joiner {
 
 impl Joiner {
     /// Takes a part from the peer with this number. Gives the whole packet once its last part is here, as it was before
-    /// it was cut. Whether a peer may say what stands in it is the caller's to check.
+    /// it was cut: as long as its header says, with nothing behind. Whether a peer may say what else stands in it is the
+    /// caller's to check.
     ///
     /// # Errors
+    /// [`DropReason::Malformed`] for a whole packet that isn't as long as its header says, which is forgotten;
     /// [`DropReason::FragmentOverlap`] for a part that is here already, and for one that contradicts those before it,
     /// which are forgotten; [`DropReason::FragmentTableFull`] when there is no room.
     pub fn take(
@@ -98,10 +101,14 @@ impl Joiner {
         if packet.missing > 0 {
             return Ok(None);
         }
-        let whole = from.packets.remove(place);
-        from.bytes -= whole.as_ref().map_or(0, |packet| packet.bytes.len());
+        let Some(whole) = from.packets.remove(place) else { return Ok(None) };
+        from.bytes -= whole.bytes.len();
         self.shared -= before - from.shared();
-        Ok(whole.map(|packet| packet.bytes))
+        if be16(&whole.bytes, 2) != Some(part.total) {
+            self.give_back(whole.bytes);
+            return Err(DropReason::Malformed);
+        }
+        Ok(Some(whole.bytes))
     }
 
     /// Makes room for a packet of which this is the first part to come.
@@ -124,9 +131,15 @@ impl Joiner {
             }
             self.evicted += 1;
         }
-        let mut bytes = self.spare.pop().unwrap_or_default();
-        bytes.clear();
-        bytes.resize(total, 0);
+        // Memory that comes from the system anew is touched only where parts are written.
+        let bytes = match self.spare.pop_if(|spare| total <= spare.capacity()) {
+            Some(mut spare) => {
+                spare.clear();
+                spare.resize(total, 0);
+                spare
+            }
+            None => vec![0; total],
+        };
         let until = now + WAIT;
         self.next = Some(self.next.map_or(until, |next| next.min(until)));
         let Some(from) = self.senders.get_mut(&sender) else {

@@ -21,8 +21,13 @@ const HEAD: usize = 12;
 pub const PART_OVERHEAD: usize = ipv6::HEADER_LEN + udp::HEADER_LEN + HEAD;
 /// Shortest probe, and the length of every answer.
 pub const LEAST_PROBE: usize = PART_OVERHEAD;
+/// Bytes of the packet that a part must have room for: below that, a path carries nothing worth the name. Every path
+/// that is used has more.
+pub(super) const LEAST_ROOM: usize = 400;
 /// Most parts of one packet.
-pub const MAX_PARTS: usize = 256;
+pub const MAX_PARTS: usize = 192;
+
+const _: () = assert!((u16::MAX as usize).div_ceil(LEAST_ROOM) <= MAX_PARTS);
 
 /// One part of a packet that was cut. All parts but the last have the same length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,13 +57,16 @@ impl Part<'_> {
         usize::from(self.index) * usize::from(self.stride)
     }
 
-    /// Whether its numbers fit together and with its length: there are at least two parts, this is one of them, and it
-    /// is as long as it has to be.
+    /// Whether its numbers fit together and with its length as they do where a packet is cut: there are at least two
+    /// parts and no more than the narrowest path asks for, all about equal, this is one of them, and it is as long as it
+    /// has to be. So no part stands for a packet that is several hundred times as long.
     fn is_sound(&self) -> bool {
-        let (total, stride) = (usize::from(self.total), usize::from(self.stride));
+        let (total, stride, count) =
+            (usize::from(self.total), usize::from(self.stride), self.count());
         stride > 0
-            && (2..=MAX_PARTS).contains(&self.count())
-            && usize::from(self.index) < self.count()
+            && (2..=total.div_ceil(LEAST_ROOM).max(2)).contains(&count)
+            && stride == total.div_ceil(count)
+            && usize::from(self.index) < count
             && self.bytes.len() == stride.min(total - self.offset())
     }
 }

@@ -20,6 +20,12 @@ const HEAD: usize = 12;
 /// If an invariant doesn't hold.
 pub(crate) fn check(bytes: &[u8], limit: usize, order: u16) {
     wire::read(bytes, ENDS.0, ENDS.1).ok();
+    let mut packet = bytes.to_vec();
+    if let (Some(place), Ok(len)) = (packet.get_mut(2..4), u16::try_from(bytes.len())) {
+        place.copy_from_slice(&len.to_be_bytes());
+    }
+    cut_and_join(&packet, limit, order);
+    // With something else behind it than what it says of itself.
     cut_and_join(bytes, limit, order);
     hostile(bytes);
 }
@@ -42,10 +48,16 @@ fn cut_and_join(packet: &[u8], limit: usize, order: u16) {
         let Ok(Some(SizeMessage::Part(part))) = wire::read(part, ENDS.0, ENDS.1) else {
             panic!("a part can't be read: {part:02x?}");
         };
-        let joined = joiner.take(1, &part, start()).unwrap_or_else(|error| panic!("{error}"));
+        let joined = match joiner.take(1, &part, start()) {
+            Ok(joined) => joined,
+            Err(error) => {
+                assert!(place + 1 == count && !says_its_length(packet), "{error}");
+                break;
+            }
+        };
         assert_eq!(joined.is_some(), place + 1 == count);
         assert!(
-            joined.is_none_or(|joined| joined == packet),
+            joined.is_none_or(|joined| joined == packet && says_its_length(packet)),
             "{} bytes became others",
             packet.len()
         );
@@ -86,6 +98,7 @@ fn hostile(bytes: &[u8]) {
         };
         if let Ok(Some(whole)) = joiner.take(sender, &part, now) {
             assert_eq!(whole.len(), usize::from(total));
+            assert!(says_its_length(&whole), "{} bytes with others behind", whole.len());
             joiner.give_back(whole);
         }
         let (packets, bytes) = joiner.waiting();
@@ -95,6 +108,12 @@ fn hostile(bytes: &[u8]) {
     }
     joiner.expire(now + WAIT);
     assert_eq!(joiner.waiting(), (0, 0));
+}
+
+/// Whether an IPv4 packet is as long as its header says.
+fn says_its_length(packet: &[u8]) -> bool {
+    let said = packet.get(2..4).map(|said| usize::from(u16::from_be_bytes([said[0], said[1]])));
+    said == Some(packet.len())
 }
 
 fn word(record: &[u8; 16], at: usize) -> u16 {
@@ -111,8 +130,8 @@ mod tests {
         hostile(&[record(0), record(1), record(0)].concat());
         let mut joiner = Joiner::default();
         let packet: Vec<u8> = (0..200).map(|i| i as u8).collect();
-        check(&packet, 200, 3);
-        let mut parts = Parts::new(&packet, 200, ENDS, 1).unwrap();
+        check(&packet, 700, 3);
+        let mut parts = Parts::new(&packet, 700, ENDS, 1).unwrap();
         let mut room = [0; 200];
         let len = parts.next_into(&mut room).unwrap();
         let Ok(Some(SizeMessage::Part(part))) = wire::read(&room[..len], ENDS.0, ENDS.1) else {

@@ -31,6 +31,7 @@ mod malformed;
 mod nested;
 mod ports;
 mod shared;
+mod trailers;
 mod unlisted;
 
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
