@@ -7,7 +7,7 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::Engine;
 use super::passage::{Decision, Passage, Via};
-use crate::fragment::Outcome;
+use crate::fragment::{Outcome, Whose};
 use crate::station::StationId;
 use crate::wire::{Fragment, Ipv4Packet, Transport};
 
@@ -62,14 +62,17 @@ impl Engine {
         }
     }
 
-    /// Fragments that came by different ways never meet, and use up different shares of the table.
-    pub(super) fn owner(&self, via: Via, station: StationId) -> u32 {
-        let way = match via {
-            Via::Port => 0,
-            Via::Uplink => 1,
-            Via::Tunnel(_) => 2,
+    /// Fragments that came by different ways, or out of different peers' tunnels, never meet, and use up different
+    /// shares of the table.
+    pub(super) fn owner(&self, via: Via, station: StationId) -> Whose {
+        let (way, peer) = match via {
+            Via::Port => (0, 0),
+            Via::Uplink => (1, 0),
+            Via::Tunnel(gateway) => {
+                (2, self.peers.slot(gateway).map_or(0, |slot| slot.number().saturating_add(1)))
+            }
         };
-        (way << 24) | self.stations.share(station).0
+        Whose { device: (way << 24) | self.stations.share(station).0, peer }
     }
 }
 

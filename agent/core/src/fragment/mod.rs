@@ -4,4 +4,4 @@ pub mod cut;
 pub mod track;
 
 pub use cut::Fragments;
-pub use track::{Limits, Outcome, Tracker};
+pub use track::{Limits, Outcome, Tracker, Whose};

@@ -24,12 +24,17 @@ pub struct Limits {
     pub packets: usize,
     /// Packets followed at once of one owner. One more pushes the owner's oldest out.
     pub packets_per_owner: usize,
+    /// Packets followed at once of all owners that share a device. Where there are more, the one with the most gives
+    /// one up.
+    pub packets_per_device: usize,
     /// Fragments of one packet that are held until their first arrives.
     pub held_per_packet: usize,
     /// Bytes of held fragments altogether. Where there are more, the owner that holds the most gives some up.
     pub held_bytes: usize,
     /// Bytes of held fragments of one owner.
     pub held_bytes_per_owner: usize,
+    /// Bytes of held fragments of all owners that share a device.
+    pub held_bytes_per_device: usize,
     /// How long a packet is followed after its first fragment to arrive.
     pub timeout: Duration,
 }
@@ -39,9 +44,11 @@ impl Default for Limits {
         Self {
             packets: 4_096,
             packets_per_owner: 128,
+            packets_per_device: 512,
             held_per_packet: 16,
             held_bytes: 2 * 1024 * 1024,
             held_bytes_per_owner: 64 * 1024,
+            held_bytes_per_device: 256 * 1024,
             timeout: Duration::from_secs(30),
         }
     }
@@ -58,9 +65,25 @@ pub enum Outcome<T> {
     Drop(DropReason),
 }
 
+/// Whose share of the table a fragment uses up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Whose {
+    /// Stands for a device and the way by which the fragment came.
+    pub device: u32,
+    /// Stands for the peer out of whose tunnel it came; 0 for none. Peers take nothing from each other.
+    pub peer: u32,
+}
+
+impl From<u32> for Whose {
+    /// A device's, whatever came by no tunnel.
+    fn from(device: u32) -> Self {
+        Self { device, peer: 0 }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
-    owner: u32,
+    owner: Whose,
     source: Ipv4Addr,
     destination: Ipv4Addr,
     protocol: u8,
@@ -68,7 +91,7 @@ struct Key {
 }
 
 impl Key {
-    fn of(owner: u32, packet: &Ipv4Packet<'_>) -> Self {
+    fn of(owner: Whose, packet: &Ipv4Packet<'_>) -> Self {
         Self {
             owner,
             source: packet.source,
@@ -148,14 +171,16 @@ struct Owner {
 
 /// Fragmented packets in flight. `T` is what the engine wants to know of a first fragment's verdict.
 ///
-/// An owner is whoever's share of the table a fragment uses up: a device, or the uplink. Fragments of different
-/// owners never meet. An overlapping fragment is dropped, so that a receiver can't be shown two versions of the
+/// An owner is whoever's share of the table a fragment uses up: a device, or a device and the peer out of whose tunnel
+/// the fragment came for it. Fragments of different owners never meet. An overlapping fragment is dropped, so that a receiver can't be shown two versions of the
 /// same bytes.
 #[derive(Debug)]
 pub struct Tracker<T> {
     limits: Limits,
     entries: HashMap<Key, Entry<T>, foldhash::fast::RandomState>,
-    owners: HashMap<u32, Owner, foldhash::fast::RandomState>,
+    owners: HashMap<Whose, Owner, foldhash::fast::RandomState>,
+    /// Packets followed and bytes held for each device.
+    devices: HashMap<u32, (usize, usize), foldhash::fast::RandomState>,
     held_bytes: usize,
     lost: u64,
     next_serial: u64,
@@ -169,6 +194,7 @@ impl<T: Copy> Tracker<T> {
             limits,
             entries: HashMap::default(),
             owners: HashMap::default(),
+            devices: HashMap::default(),
             held_bytes: 0,
             lost: 0,
             next_serial: 0,
@@ -182,11 +208,12 @@ impl<T: Copy> Tracker<T> {
     /// [`DropReason::FragmentOverlap`] when one was seen already, [`DropReason::FragmentTableFull`].
     pub fn first(
         &mut self,
-        owner: u32,
+        owner: impl Into<Whose>,
         packet: &Ipv4Packet<'_>,
         token: T,
         now: Instant,
     ) -> Result<Vec<Box<[u8]>>, DropReason> {
+        let owner = owner.into();
         let key = Key::of(owner, packet);
         match self.note(key, packet, now) {
             Err(DropReason::FragmentOverlap) if self.is_stale(&key, now) => {
@@ -207,11 +234,12 @@ impl<T: Copy> Tracker<T> {
     /// packet, as the engine needs it later.
     pub fn later(
         &mut self,
-        owner: u32,
+        owner: impl Into<Whose>,
         packet: &Ipv4Packet<'_>,
         bytes: &[u8],
         now: Instant,
     ) -> Outcome<T> {
+        let owner = owner.into();
         let key = Key::of(owner, packet);
         let entry = self.entries.get(&key);
         let known = entry.and_then(|entry| entry.token);
@@ -237,6 +265,7 @@ impl<T: Copy> Tracker<T> {
             (None, Some(entry)) => {
                 entry.held.push(bytes.into());
                 self.held_bytes += bytes.len();
+                self.devices.entry(owner.device).or_default().1 += bytes.len();
                 if let Some(owner) = self.owners.get_mut(&owner) {
                     owner.held_bytes += bytes.len();
                 }
@@ -305,31 +334,44 @@ impl<T: Copy> Tracker<T> {
         let owner = self.owners.entry(key.owner).or_default();
         owner.order.push_back((key, serial, now));
         owner.live += 1;
+        self.devices.entry(key.owner.device).or_default().0 += 1;
         let entry = Entry { serial, last: now, token: None, stretches, held: Vec::new() };
         self.entries.insert(key, entry);
         Ok(())
     }
 
     /// Makes sure that an owner may have one entry more.
-    fn make_room(&mut self, owner: u32) -> Result<(), DropReason> {
+    fn make_room(&mut self, owner: Whose) -> Result<(), DropReason> {
         let live = self.owners.get(&owner).map_or(0, |owner| owner.live);
-        if live < self.limits.packets_per_owner && self.entries.len() < self.limits.packets {
+        let of_device = self.devices.get(&owner.device).map_or(0, |device| device.0);
+        let victim = if live >= self.limits.packets_per_owner {
+            Some(owner)
+        } else if of_device >= self.limits.packets_per_device {
+            self.fullest(Some(owner.device), |owner| owner.live).map(|most| most.0)
+        } else if self.entries.len() >= self.limits.packets {
+            self.fullest(None, |owner| owner.live).map(|most| most.0)
+        } else {
             return Ok(());
-        }
-        let own_is_full = live >= self.limits.packets_per_owner;
-        let most = self.owners.iter().max_by_key(|(_, owner)| owner.live).map(|(id, _)| *id);
-        let victim = if own_is_full { Some(owner) } else { most };
+        };
         match victim {
             Some(victim) if self.push_out(victim) => Ok(()),
             _ => Err(DropReason::FragmentTableFull),
         }
     }
 
-    /// Makes sure that so many bytes more may be held: whoever holds the most gives way.
-    fn make_room_for(&mut self, owner: u32, bytes: usize) -> bool {
-        while self.held_bytes + bytes > self.limits.held_bytes {
-            let most = self.owners.iter().max_by_key(|(_, owner)| owner.held_bytes);
-            let Some((fullest, holding)) = most.map(|(id, owner)| (*id, owner.held_bytes)) else {
+    /// Makes sure that so many bytes more may be held: whoever holds the most gives way, of those that share the
+    /// device if it is that which has too many.
+    fn make_room_for(&mut self, owner: Whose, bytes: usize) -> bool {
+        loop {
+            let of_device = self.devices.get(&owner.device).map_or(0, |device| device.1);
+            let among = if of_device + bytes > self.limits.held_bytes_per_device {
+                Some(owner.device)
+            } else if self.held_bytes + bytes > self.limits.held_bytes {
+                None
+            } else {
+                return true;
+            };
+            let Some((fullest, holding)) = self.fullest(among, |owner| owner.held_bytes) else {
                 return false;
             };
             let own = self.owners.get(&owner).map_or(0, |owner| owner.held_bytes);
@@ -337,11 +379,21 @@ impl<T: Copy> Tracker<T> {
                 return false;
             }
         }
-        true
+    }
+
+    /// The owner that has the most of something, of one device's or of all.
+    fn fullest(
+        &self,
+        device: Option<u32>,
+        much: impl Fn(&Owner) -> usize,
+    ) -> Option<(Whose, usize)> {
+        let owners = self.owners.iter().map(|(whose, owner)| (*whose, much(owner)));
+        let among = owners.filter(|(whose, _)| device.is_none_or(|device| whose.device == device));
+        among.max_by_key(|(_, much)| *much)
     }
 
     /// Removes an owner's oldest packet.
-    fn push_out(&mut self, owner: u32) -> bool {
+    fn push_out(&mut self, owner: Whose) -> bool {
         while let Some(found) = self.owners.get_mut(&owner)
             && let Some((key, serial, _)) = found.order.pop_front()
         {
@@ -366,9 +418,12 @@ impl<T: Copy> Tracker<T> {
     }
 
     /// Counts fragments that are held no longer out of their owner's share.
-    fn release(&mut self, owner: u32, held: &[Box<[u8]>]) {
+    fn release(&mut self, owner: Whose, held: &[Box<[u8]>]) {
         let bytes = held.iter().map(|bytes| bytes.len()).sum::<usize>();
         self.held_bytes -= bytes;
+        if let Some(device) = self.devices.get_mut(&owner.device) {
+            device.1 -= bytes;
+        }
         if let Some(owner) = self.owners.get_mut(&owner) {
             owner.held_bytes -= bytes;
         }
@@ -378,6 +433,12 @@ impl<T: Copy> Tracker<T> {
         let Some(entry) = self.entries.remove(key) else { return };
         self.lost += entry.held.len() as u64;
         self.release(key.owner, &entry.held);
+        if let Some(device) = self.devices.get_mut(&key.owner.device) {
+            device.0 -= 1;
+            if device.0 == 0 {
+                self.devices.remove(&key.owner.device);
+            }
+        }
         let Some(owner) = self.owners.get_mut(&key.owner) else { return };
         owner.live -= 1;
         if owner.live == 0 {

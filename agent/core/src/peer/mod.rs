@@ -114,6 +114,11 @@ pub struct PeerSlot {
 }
 
 impl PeerSlot {
+    /// Tells it apart from all others that are in use in its table.
+    pub(crate) const fn number(self) -> u32 {
+        self.index
+    }
+
     /// Names nobody.
     pub(crate) const NONE: Self = Self { index: u32::MAX, generation: u32::MAX };
 

@@ -8,9 +8,11 @@ use crate::wire::{parse_ipv4, put};
 const LIMITS: Limits = Limits {
     packets: 6,
     packets_per_owner: 4,
+    packets_per_device: 5,
     held_per_packet: 3,
     held_bytes: 3000,
     held_bytes_per_owner: 2000,
+    held_bytes_per_device: 2500,
     timeout: Duration::from_secs(30),
 };
 
@@ -156,8 +158,8 @@ fn one_owner_can_not_crowd_out_another() {
     }
     // The table is full: the owner with the most makes room.
     first(&mut tracker, 4, &newest[0], 'b', now).unwrap();
-    assert_eq!((tracker.len(), tracker.owners[&1].live), (LIMITS.packets, 3));
-    assert!(tracker.owners[&1].order.len() <= 2 * LIMITS.packets_per_owner + 1);
+    assert_eq!((tracker.len(), tracker.owners[&Whose::from(1)].live), (LIMITS.packets, 3));
+    assert!(tracker.owners[&Whose::from(1)].order.len() <= 2 * LIMITS.packets_per_owner + 1);
 }
 
 #[test]
@@ -219,6 +221,32 @@ fn what_never_completes_is_forgotten() {
     assert_eq!(tracker.expire(soon + LIMITS.timeout), 0);
     assert!(tracker.is_empty() && tracker.owners.is_empty(), "{tracker:?}");
     assert_eq!(tracker.poll_timeout(), None);
+}
+
+#[test]
+fn a_peer_that_fills_a_device_with_pieces_takes_none_of_the_others() {
+    let (mut tracker, now) = (Tracker::new(LIMITS), start());
+    let packets = [fragments(900, 1000), fragments(901, 1000)];
+    let whose = |peer| Whose { device: 7, peer };
+    for packet in &packets {
+        let begun = tracker.first(whose(1), &parse_ipv4(&packet[0]).unwrap(), 'a', now);
+        assert_eq!(begun, Ok(vec![]));
+    }
+    for id in 0..100 {
+        // With and without their first.
+        let pieces = fragments(id, 1000);
+        let _ = tracker.first(whose(2), &parse_ipv4(&pieces[0]).unwrap(), 'b', now);
+        let pieces = fragments(100 + id, 1000);
+        let _ = tracker.later(whose(2), &parse_ipv4(&pieces[1]).unwrap(), &pieces[1], now);
+        assert!(tracker.len() <= LIMITS.packets_per_device, "{tracker:?}");
+        assert!(tracker.held_bytes <= LIMITS.held_bytes_per_device, "{tracker:?}");
+    }
+    for packet in &packets {
+        let follows = tracker.later(whose(1), &parse_ipv4(&packet[1]).unwrap(), &packet[1], now);
+        assert_eq!(follows, Outcome::Follow('a'), "{tracker:?}");
+    }
+    tracker.expire(now + LIMITS.timeout);
+    assert!(tracker.is_empty() && tracker.devices.is_empty(), "{tracker:?}");
 }
 
 proptest! {
