@@ -74,12 +74,6 @@ impl Echoes {
         self.sent.push_back(Sent { digest, ports, first: now, copies: 1 });
     }
 
-    /// Whether a frame for a single address may be one that was sent a moment ago. [`Self::is_back`] tells.
-    pub(crate) fn may_come_back(&self, now: Instant) -> bool {
-        let fresh = |at: Instant| within(at, REMEMBERED, now);
-        self.unicast.is_some_and(fresh) && self.sent.back().is_some_and(|sent| fresh(sent.first))
-    }
-
     /// Whether a frame that came in on `port` was sent out there a moment ago, or goes round otherwise.
     pub(crate) fn is_back(
         &mut self,

@@ -5,6 +5,10 @@
 //! in the flow's key, and bears a stamp: the sum of the counters of everything that stages go by. They only grow, so
 //! the same sum means that none has. What isn't covered takes the long way: tags, fragments, options, SYN, ICMP, DHCP,
 //! flows between two devices here, shared addresses, stations that nobody confirmed.
+//!
+//! Nothing that takes it can be a frame that went to everybody and came back ([`crate::echo`]). Such a frame never
+//! leaves by the port of the confirmed device that it is from, nor is one for a confirmed device here ever sent to
+//! everybody; and what takes the short cut leaves by one port, so that it can't become more by going round.
 
 use std::net::Ipv4Addr;
 use std::time::Instant;
@@ -89,10 +93,7 @@ impl Engine {
         let Some(at) = self.flows.find(&key) else { return false };
         let Some(flow) = self.flows.get(at) else { return false };
         let proof = flow.leaving;
-        if proof.stamp != self.stamp(station)
-            || proof.mac != header.destination
-            || self.echoes.may_come_back(now)
-        {
+        if proof.stamp != self.stamp(station) || proof.mac != header.destination {
             return false;
         }
         let (tunnel, forward) =
@@ -148,7 +149,6 @@ impl Engine {
         if flow.coming.stamp != self.stamp(station)
             || flow.coming.mac != header.source
             || flow.coming.peer != PeerSlot::NONE
-            || self.echoes.may_come_back(now)
         {
             return false;
         }
