@@ -14,9 +14,12 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use super::random::Random;
 use crate::wire::array;
 
-/// Handshake messages in one second from which on a sender must prove its address by a cookie.
+/// Initiations in one second, and responses, from which on a sender must prove its address by a cookie.
 const CALM_PER_SECOND: u32 = 256;
-/// Initiations that one source address may send at once, and gains every second.
+/// Messages of senders who proved their addresses that are let in within one second: what they may cost in
+/// all, at two or three multiplications on the curve each.
+const PROVEN_PER_SECOND: u32 = 2048;
+/// Messages of a kind that one source address may send at once, and gains every second.
 const BURST: u32 = 64;
 const PER_SECOND: u32 = 20;
 /// Places for source addresses; those that meet in one share its allowance.
@@ -70,63 +73,37 @@ struct Bucket {
     since: Option<Instant>,
 }
 
-/// Limits handshakes. Load is counted here, by the engine's clock: of boringtun's limiter, which counts by its
-/// own, only the checks are used, one that never finds itself under load and one that always does.
-pub(super) struct Front {
-    calm: Arc<RateLimiter>,
-    loaded: RateLimiter,
+/// What may pass of one kind: so much in a second, and of each source address so much.
+struct Gate {
+    per_second: u32,
     second: Instant,
-    count: u32,
+    passed: u32,
     buckets: Vec<Bucket>,
     hasher: foldhash::quality::FixedState,
 }
 
-impl Front {
-    pub(super) fn new(public: &PublicKey, random: &mut Random, now: Instant) -> Self {
+impl Gate {
+    fn new(per_second: u32, seed: u64, now: Instant) -> Self {
         Self {
-            calm: Arc::new(RateLimiter::new(public, u64::MAX)),
-            loaded: RateLimiter::new(public, 0),
+            per_second,
             second: now,
-            count: 0,
+            passed: 0,
             buckets: vec![Bucket::default(); BUCKETS],
-            hasher: foldhash::quality::FixedState::with_seed(random.next()),
+            hasher: foldhash::quality::FixedState::with_seed(seed),
         }
     }
 
-    /// The limiter for a tunnel, which sees what was admitted here and counts nothing again.
-    pub(super) fn limiter(&self) -> Arc<RateLimiter> {
-        Arc::clone(&self.calm)
-    }
-
-    /// Looks at an initiation or a response.
-    pub(super) fn admit(&mut self, from: IpAddr, datagram: &[u8], now: Instant) -> Admission {
-        let mut reply = [0; COOKIE_LEN];
-        // Whoever doesn't know this gateway's key gets no further, and no answer.
-        if self.calm.verify_packet(Some(from), datagram, &mut reply).is_err() {
-            return Admission::Refused(DropReason::PeerUnauthenticated);
-        }
+    /// Takes one from what is left for this second, and from the allowance of a source address.
+    fn pass(&mut self, from: IpAddr, now: Instant) -> bool {
         if now.saturating_duration_since(self.second) >= Duration::from_secs(1) {
             self.second = now;
-            self.count = 0;
+            self.passed = 0;
         }
-        self.count = self.count.saturating_add(1);
-        if self.count > CALM_PER_SECOND {
-            match self.loaded.verify_packet(Some(from), datagram, &mut reply) {
-                Ok(_) => {}
-                Err(TunnResult::WriteToNetwork(cookie)) if cookie.len() == COOKIE_LEN => {
-                    return Admission::Cookie(reply);
-                }
-                Err(_) => return Admission::Refused(DropReason::PeerUnauthenticated),
-            }
-        }
-        if self.draw(from, now) {
-            Admission::Admitted
-        } else {
-            Admission::Refused(DropReason::HandshakeLimit)
-        }
+        let passes = self.passed < self.per_second && self.draw(from, now);
+        self.passed += u32::from(passes);
+        passes
     }
 
-    /// Takes one from the allowance of a source address, if there is one left.
     fn draw(&mut self, from: IpAddr, now: Instant) -> bool {
         use std::hash::BuildHasher;
         let place = self.hasher.hash_one(from) as usize % BUCKETS;
@@ -141,6 +118,60 @@ impl Front {
         let left = bucket.used < BURST;
         bucket.used += u32::from(left);
         left
+    }
+}
+
+/// Limits handshakes. Anybody can write any source address into a datagram, so what proves nothing draws from other
+/// allowances than what carries a cookie (mac2): whoever uses up the first in somebody's name makes that one come
+/// again with a cookie, and no more. Responses have an allowance of their own, or initiations of others would keep
+/// away the answers to ours.
+///
+/// Load is counted here, by the engine's clock: of boringtun's limiter, which counts by its own, only the checks are
+/// used, one that never finds itself under load and one that always does.
+pub(super) struct Front {
+    calm: Arc<RateLimiter>,
+    loaded: RateLimiter,
+    initiations: Gate,
+    responses: Gate,
+    proven: Gate,
+}
+
+impl Front {
+    pub(super) fn new(public: &PublicKey, random: &mut Random, now: Instant) -> Self {
+        let seed = random.next();
+        Self {
+            calm: Arc::new(RateLimiter::new(public, u64::MAX)),
+            loaded: RateLimiter::new(public, 0),
+            initiations: Gate::new(CALM_PER_SECOND, seed, now),
+            responses: Gate::new(CALM_PER_SECOND, seed, now),
+            proven: Gate::new(PROVEN_PER_SECOND, seed, now),
+        }
+    }
+
+    /// The limiter for a tunnel, which sees what was admitted here and counts nothing again.
+    pub(super) fn limiter(&self) -> Arc<RateLimiter> {
+        Arc::clone(&self.calm)
+    }
+
+    /// Looks at an initiation or a response.
+    pub(super) fn admit(&mut self, from: IpAddr, datagram: &[u8], now: Instant) -> Admission {
+        let mut reply = [0; COOKIE_LEN];
+        let gate = match self.loaded.verify_packet(Some(from), datagram, &mut reply) {
+            Ok(_) => {
+                let passes = self.proven.pass(from, now);
+                let refused = Admission::Refused(DropReason::HandshakeLimit);
+                return if passes { Admission::Admitted } else { refused };
+            }
+            Err(TunnResult::WriteToNetwork(cookie)) if cookie.len() == COOKIE_LEN => {
+                match datagram.len() {
+                    RESPONSE_LEN => &mut self.responses,
+                    _ => &mut self.initiations,
+                }
+            }
+            // Whoever doesn't know this gateway's key gets no further, and no answer.
+            Err(_) => return Admission::Refused(DropReason::PeerUnauthenticated),
+        };
+        if gate.pass(from, now) { Admission::Admitted } else { Admission::Cookie(reply) }
     }
 }
 

@@ -210,6 +210,130 @@ fn one_address_can_not_have_all_the_handshakes() {
     assert_eq!(unknown(&mut world, now + Duration::from_secs(2)), 40);
 }
 
+/// What runs at both ends of a pair, whose datagrams claim to be from where `from` says.
+struct Flood {
+    /// To either side.
+    datagrams: [Vec<u8>; 2],
+    per_second: u32,
+    from: fn(&World, usize, u32) -> SocketAddr,
+    count: u32,
+}
+
+impl Flood {
+    const STEP: Duration = Duration::from_millis(10);
+
+    /// Initiations of somebody who knows both keys, and is known to nobody.
+    fn new(world: &World, per_second: u32, from: fn(&World, usize, u32) -> SocketAddr) -> Self {
+        let stranger = StaticSecret::from([77; 32]);
+        let to = |side: usize| initiation(&stranger, world.sides[side].secret.public(), 1);
+        Self { datagrams: [to(0), to(1)], per_second, from, count: 0 }
+    }
+
+    fn run(
+        &mut self,
+        world: &mut World,
+        time: Duration,
+        mut until: impl FnMut(&World) -> bool,
+    ) -> Duration {
+        let begin = world.now;
+        while world.now < begin + time && !until(world) {
+            for _ in 0..self.per_second / 100 {
+                self.count += 1;
+                for there in [0, 1] {
+                    let from = (self.from)(world, there, self.count);
+                    world.sides[there].deliver(from, &self.datagrams[there], world.now);
+                }
+            }
+            world.run(Self::STEP);
+        }
+        world.now - begin
+    }
+}
+
+/// The source of the other end of the pair.
+fn the_other_end(world: &World, there: usize, count: u32) -> SocketAddr {
+    SocketAddr::new(world.sides[1 - there].at.ip(), 1024 + (count % 60_000) as u16)
+}
+
+fn any_source(_: &World, _: usize, count: u32) -> SocketAddr {
+    SocketAddr::from((
+        (0x0b00_0000 + count.wrapping_mul(2_654_435_761) % 0x00ff_ffff).to_be_bytes(),
+        9,
+    ))
+}
+
+/// One side starts anew under a flood at both ends that began before. Returns how long its tunnel took.
+#[track_caller]
+fn restart_under(mut flood: Flood, world: &mut World) -> Duration {
+    flood.run(world, Duration::from_secs(5), |_| false);
+    world.sides[1] = Side::new(2, 50, world.now);
+    world.introduce(1, 0);
+    let took = flood.run(world, Duration::from_secs(4), |world| world.live(1, 0));
+    assert!(
+        took <= Duration::from_secs(2),
+        "{} a second: no tunnel after {took:?}: {:?}",
+        flood.per_second,
+        world.sides[1].peers
+    );
+    assert!(world.sides[0].drops.contains(&DropReason::HandshakeLimit), "there was no flood");
+    assert_carries(world);
+    took
+}
+
+#[test]
+fn a_flood_in_the_name_of_a_peer_keeps_that_peer_out_for_no_longer_than_a_cookie_takes() {
+    for per_second in [100, 200, 1_000] {
+        let mut world = World::live_pair();
+        let flood = Flood::new(&world, per_second, the_other_end);
+        restart_under(flood, &mut world);
+    }
+}
+
+#[test]
+fn a_flood_from_many_addresses_keeps_no_peer_out() {
+    for per_second in [400, 5_000] {
+        let mut world = World::live_pair();
+        let flood = Flood::new(&world, per_second, any_source);
+        restart_under(flood, &mut world);
+    }
+}
+
+#[test]
+fn copies_of_responses_keep_no_peer_out() {
+    let mut world = World::live_pair();
+    let mut responses = world.delivered.iter().filter(|(_, _, datagram)| datagram[0] == 2);
+    let (there, _, response) = responses.next_back().expect("one side answered").clone();
+    for per_second in [200, 1_000] {
+        let mut flood = Flood::new(&world, per_second, the_other_end);
+        flood.datagrams[there].clone_from(&response);
+        restart_under(flood, &mut world);
+    }
+}
+
+#[test]
+fn initiations_take_nothing_from_responses() {
+    let mut world = World::live_pair();
+    let secret = world.sides[0].secret.public();
+    let bytes = initiation(&StaticSecret::from([77; 32]), secret, 1);
+    world.sides[1] = Side::new(2, 50, world.now);
+    world.introduce(1, 0);
+    let to_one = initiation(&StaticSecret::from([77; 32]), world.sides[1].secret.public(), 1);
+    // Only side 1, which begins, is flooded, up to the last moment before the answer is there.
+    for _ in 0..2_000 {
+        let from = world.sides[0].at;
+        world.sides[1].deliver(from, &to_one, world.now);
+    }
+    world.sides[1].sent.datagrams.clear();
+    world.run(Duration::from_millis(1));
+    assert!(world.live(1, 0), "{:?}", world.sides[1].peers);
+    // Nor do strangers, who prove nothing, get more than one of them.
+    let admitted = (0..2_000).filter(|_| {
+        let from = world.sides[1].at;
+        world.sides[0].deliver(from, &bytes, world.now) == Some(DropReason::PeerUnknown)
+    });
+    assert!(admitted.count() <= 64);
+}
+
 #[test]
 fn what_a_peer_may_not_say_inside_is_dropped() {
     let mut world = World::live_pair();
