@@ -13,6 +13,14 @@ use zeroize::Zeroizing;
 /// Bytes that can't be the key they are said to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
+    /// Text that isn't a key as WireGuard's tools write it.
+    #[error(
+        "{text:?} is not a WireGuard key: expected 44 characters of base64, as `wg pubkey` writes them"
+    )]
+    Wireguard {
+        /// What was read, cut to a length that fits a message.
+        text: String,
+    },
     /// Text that isn't 32 bytes of base64url.
     #[error("{text:?} is not a key: expected 43 characters of base64url")]
     Text {
@@ -20,9 +28,7 @@ pub enum KeyError {
         text: String,
     },
     /// A point of small order: whoever accepts it agrees on a secret that everyone knows.
-    #[error(
-        "tunnel key {key} has low order and is refused; the gateway that offers it must make a new one"
-    )]
+    #[error("tunnel key {key} has low order and is refused; whoever offers it must make a new one")]
     LowOrder {
         /// The refused key in base64url.
         key: String,
@@ -239,6 +245,17 @@ impl TryFrom<[u8; 32]> for TunnelPublicKey {
 }
 
 impl TunnelPublicKey {
+    /// The key in `text`, as WireGuard's own tools write it: base64 with padding.
+    ///
+    /// # Errors
+    /// [`KeyError::Wireguard`] where it isn't one, [`KeyError::LowOrder`] where everyone knows what it agrees on.
+    pub fn from_wireguard(text: &str) -> Result<Self, KeyError> {
+        let bytes = BASE64.decode(text.as_bytes()).ok();
+        let bytes = bytes.and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        let problem = || KeyError::Wireguard { text: text.chars().take(80).collect() };
+        Self::try_from(bytes.ok_or_else(problem)?)
+    }
+
     /// The key as WireGuard's own tools write it: base64 with padding.
     #[must_use]
     pub fn to_wireguard(&self) -> String {
@@ -315,6 +332,19 @@ mod tests {
             TunnelPublicKey::try_from(*TunnelSecret::from_bytes([9; 32]).public().as_bytes())
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn keys_are_read_as_wireguard_writes_them() {
+        let key = TunnelSecret::from_bytes([9; 32]).public();
+        let text = key.to_wireguard();
+        assert_eq!(TunnelPublicKey::from_wireguard(&text), Ok(key));
+        for bad in ["", "AAAA", &text[..43], &format!("{text} "), &key.to_string(), "ü"] {
+            let refused = TunnelPublicKey::from_wireguard(bad);
+            assert!(matches!(refused, Err(KeyError::Wireguard { .. })), "{bad:?}: {refused:?}");
+        }
+        let zero = TunnelPublicKey::from_wireguard(&BASE64.encode(&[0; 32]));
+        assert!(matches!(zero, Err(KeyError::LowOrder { .. })), "{zero:?}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::name::Name;
 use clap::{Args, Subcommand};
 
@@ -11,11 +12,15 @@ use super::{ChangeArgs, Label, parse_label};
 /// What to do with clients.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
-    /// Add a client: makes its key here and prints its configuration, once
+    /// Add a client by the public half of its key, and print its configuration
     #[command(
-        after_help = "The configuration is for any WireGuard app or wg-quick. Its private key is shown once and stored nowhere:\n\
-        hand it over as you would a password.\n\n\
-        Example:\n  anteroom client add laptop-7 --site north --address 10.20.9.7 --label class=service --out laptop-7.conf"
+        after_help = "The machine makes its own key, and the private half never leaves it: in a WireGuard app choose to add an empty\n\
+        tunnel, which shows the public key; elsewhere `wg genkey | tee private.key | wg pubkey` prints it. In what is\n\
+        printed, a line says where that private key goes.\n\n\
+        --generate-key is for machines that can't. It makes the key here and shows it once, and from here it travels:\n\
+        whoever sees it on its way is the client, so hand it over as you would a password.\n\n\
+        Example:\n  anteroom client add laptop-7 --site north --address 10.20.9.7 --label class=service \\\n    \
+        --key 'xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg='"
     )]
     Add(ClientAdd),
     /// List clients
@@ -49,6 +54,12 @@ pub struct ClientAdd {
     /// An IPv4 address of its own, by which devices know it: one that nobody at the site has
     #[arg(long, value_name = "IP")]
     pub address: Ipv4Addr,
+    /// The public half of its WireGuard key, in base64, made on its own machine
+    #[arg(long, value_name = "BASE64", value_parser = parse_wireguard_key, conflicts_with = "generate_key")]
+    pub key: Option<TunnelPublicKey>,
+    /// Make its key here and show the private half once, with --json too: it must travel to the client's machine
+    #[arg(long)]
+    pub generate_key: bool,
     /// Labels such as class=service; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub labels: Vec<Label>,
@@ -58,4 +69,8 @@ pub struct ClientAdd {
     /// What every change takes.
     #[command(flatten)]
     pub change: ChangeArgs,
+}
+
+fn parse_wireguard_key(text: &str) -> Result<TunnelPublicKey, String> {
+    TunnelPublicKey::from_wireguard(text).map_err(|error| error.to_string())
 }

@@ -28,14 +28,27 @@ pub(super) fn add(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let secret = TunnelSecret::from_bytes(*Zeroizing::new(draw::<32>()?));
+    let (key, secret) = match args.key {
+        Some(key) => (key, None),
+        None if args.generate_key => {
+            let secret = TunnelSecret::from_bytes(*Zeroizing::new(draw::<32>()?));
+            (secret.public(), Some(secret))
+        }
+        None => {
+            return Err(Error::Usage(
+                "whose key? Give --key and the public half of the key that the client's own machine made, or \
+                 --generate-key to make one here, which must then travel to that machine. Nothing was changed"
+                    .into(),
+            ));
+        }
+    };
     let id = MemberId::from_bytes(draw()?);
     let labels =
         args.labels.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
     let client = Client {
         name: args.name.clone(),
         site: args.site,
-        key: secret.public(),
+        key,
         address: args.address,
         labels,
         added_at: now(),
@@ -47,7 +60,8 @@ pub(super) fn add(
             Ok(peers) => (peers_text(&peers), String::new()),
             Err(error) => (String::new(), format!("# Its peers aren't known: {error}\n")),
         };
-        let text = Zeroizing::new(format!("{}{problem}{peers}", *interface(&client, &secret)));
+        let text =
+            Zeroizing::new(format!("{}{problem}{peers}", *interface(&client, secret.as_ref())));
         let Some(file) = &args.out else { return text };
         match write_new(file, &text) {
             Ok(()) => Zeroizing::new(format!("# Written to {}\n", file.display())),
@@ -115,7 +129,7 @@ pub(super) fn list(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit,
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     output.data(&rows, |rows| {
         if rows.is_empty() {
-            return "No clients. `anteroom client add NAME --site SITE --address IP` makes one."
+            return "No clients. `anteroom client add NAME --site SITE --address IP` --key KEY` adds one."
                 .into();
         }
         let lines = rows.iter().map(|row| {

@@ -13,6 +13,11 @@ use crate::controller::Controller;
 const ADD: [&str; 8] =
     ["client", "add", "laptop-7", "--site", "north", "--address", "10.20.9.7", "--yes"];
 
+/// `client add` with a key that is made here.
+fn generated() -> Vec<&'static str> {
+    [&ADD[..], &["--generate-key"]].concat()
+}
+
 /// A tunnel key of a gateway that enrolled with this seed, signed with the identity key of another.
 fn tunnel_key(controller: &Controller, name: &str, signer: u8, seed: u8, serial: u64) {
     let gateway = controller.gateway_id(name);
@@ -46,8 +51,10 @@ fn a_client_gets_a_configuration_for_exactly_what_rules_open() {
     );
     let file = ana.write("policy.toml", &policy);
     ana.run(&["policy", "apply", &file, "--yes", "--reason", "x"]).ok();
-    let added =
-        ana.run(&[&["--json"], &ADD[..], &["--label", "class=service"]].concat()).ok().json();
+    let added = ana
+        .run(&[&["--json"], &generated()[..], &["--label", "class=service"]].concat())
+        .ok()
+        .json();
     let config = added["config"].as_str().unwrap();
     let (_, client) =
         controller.state().model().client_named("laptop-7").map(|(id, c)| (id, c.clone())).unwrap();
@@ -84,19 +91,43 @@ fn a_client_gets_a_configuration_for_exactly_what_rules_open() {
 }
 
 #[test]
+fn a_client_is_added_by_the_public_half_of_its_key() {
+    let (controller, ana) = hospital();
+    let key = wireguard_key(71);
+    let add = |more: &[&str]| ana.run(&[&ADD[..], more].concat());
+    for json in [&[][..], &["--json"]] {
+        let said = add(json).fails(64).to_owned();
+        assert!(said.contains("--key") && said.contains("--generate-key"), "{said}");
+    }
+    let both = add(&["--key", &key, "--generate-key"]);
+    assert!(both.fails(64).contains("cannot be used with"), "{both:#?}");
+    let short = add(&["--key", &key[..40]]);
+    assert!(short.fails(64).contains("is not a WireGuard key"), "{short:#?}");
+    let low = add(&["--key", &data_encoding::BASE64.encode(&[0; 32])]);
+    assert!(low.fails(64).contains("low order"), "{low:#?}");
+    assert!(controller.state().model().clients.is_empty(), "nothing was changed");
+    let added = add(&["--json", "--key", &key]).ok().json();
+    let config = added["config"].as_str().unwrap();
+    assert!(!config.contains("PrivateKey = ") && !config.contains("shown once"), "{config}");
+    assert!(config.contains(&key) && config.contains("Address = 10.20.9.7/32"), "{config}");
+    let model = controller.state().model();
+    assert_eq!(model.clients.values().next().unwrap().key.to_wireguard(), key);
+}
+
+#[test]
 fn a_client_is_added_once_and_its_key_goes_where_it_is_told() {
     let (controller, ana) = hospital();
     let file = ana.path("laptop-7.conf");
     let path = file.display().to_string();
-    let ran = ana.run(&[&ADD[..], &["--out", &path]].concat()).ok();
+    let ran = ana.run(&[&generated()[..], &["--out", &path]].concat()).ok();
     let text = std::fs::read_to_string(&file).unwrap();
     let private = text.lines().find_map(|line| line.strip_prefix("PrivateKey = ")).unwrap();
     assert!(!ran.out.contains(private) && ran.out.contains(&path), "{ran:#?}");
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let revisions = controller.state().revisions.len();
-    let ran = ana.run(&[&ADD[..], &["--out", &path]].concat());
+    let ran = ana.run(&[&generated()[..], &["--out", &path]].concat());
     assert!(ran.fails(1).contains("is there already"), "{ran:#?}");
-    let ran = ana.run(&ADD);
+    let ran = ana.run(&generated());
     assert_eq!(ran.fails(1), "error: the name laptop-7 is taken by another client");
     let ran = ana.run(&[
         "client",
@@ -106,6 +137,7 @@ fn a_client_is_added_once_and_its_key_goes_where_it_is_told() {
         "nort",
         "--address",
         "10.20.9.8",
+        "--generate-key",
         "--yes",
     ]);
     assert!(ran.fails(1).contains("no site \"nort\"; did you mean \"north\"?"), "{ran:#?}");
@@ -117,6 +149,7 @@ fn a_client_is_added_once_and_its_key_goes_where_it_is_told() {
         "north",
         "--address",
         "10.20.1.10",
+        "--generate-key",
         "--yes",
     ]);
     assert!(ran.fails(1).contains("10.20.1.10 is taken by \"ct-1\""), "{ran:#?}");
@@ -128,7 +161,7 @@ fn a_client_is_added_once_and_its_key_goes_where_it_is_told() {
 #[test]
 fn a_client_is_revoked_by_name_and_for_a_reason() {
     let (controller, ana) = hospital();
-    ana.run(&ADD).ok();
+    ana.run(&generated()).ok();
     let ran = ana.run(&["client", "revoke", "laptop-7", "--yes"]);
     assert!(ran.fails(64).contains("reason"), "{ran:#?}");
     let ran = ana.run(&["client", "revoke", "laptop-7", "--reason", "stolen", "--yes"]);
@@ -154,7 +187,7 @@ fn a_client_is_revoked_by_name_and_for_a_reason() {
     assert!(model.clients.is_empty() && model.former_clients.len() == 1);
     let shown = ana.run(&["client", "show", "laptop-7"]);
     assert_eq!(shown.fails(1), "error: no client \"laptop-7\"");
-    ana.run(&ADD).ok();
+    ana.run(&generated()).ok();
     let model = controller.state().model();
     let (new, old) = (model.clients.values().next(), model.former_clients.values().next());
     assert_ne!(new.unwrap().key, old.unwrap().key);

@@ -47,6 +47,29 @@ impl Stock {
     }
 }
 
+/// A key pair as WireGuard's own tool makes it: the private and the public half.
+///
+/// # Errors
+/// What `wg` said.
+pub fn key_pair() -> Result<(String, String)> {
+    let private = run_wg("genkey", "")?;
+    let public = run_wg("pubkey", &private)?;
+    Ok((private, public))
+}
+
+fn run_wg(what: &str, input: &str) -> Result<String> {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+    let mut command = Command::new("wg");
+    let mut child = command.arg(what).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("wg {what} ended with {}", output.status);
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
 /// The network that the laptop is plugged into.
 const NETWORK: &str = "mgmt";
 /// Its WireGuard interface.

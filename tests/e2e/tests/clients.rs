@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anteroom_e2e::client::{Laptop, Pair, Stock};
+use anteroom_e2e::client::{Laptop, Pair, Stock, key_pair};
 use anteroom_e2e::{Fixture, Stage, fixture};
 use anteroom_lab::hospital::{Hospital, address};
 use anteroom_lab::story::{POLICY, open_tcp};
@@ -41,9 +41,14 @@ fn connected(fixture: &Fixture, stock: Vec<String>) -> Laptop {
     let site = operator.json(&["gateway", "show", "imaging"]).unwrap()["site"].clone();
     let site = site.as_str().unwrap();
     let ip = own.to_string();
-    let add = ["client", "add", "laptop-7", "--site", site, "--address", &ip, "--yes"];
+    let (private, public) = key_pair().unwrap();
+    let add =
+        ["client", "add", "laptop-7", "--site", site, "--address", &ip, "--key", &public, "--yes"];
     let added = operator.json(&add).unwrap();
-    let interface = added["config"].as_str().unwrap().to_owned();
+    let interface = added["config"].as_str().unwrap();
+    let interface =
+        interface.replace("[Interface]", &format!("[Interface]\nPrivateKey = {private}"));
+    assert!(interface.contains(&private), "{interface}");
     assert!(!interface.contains("[Peer]"), "no rule names it yet: {interface}");
     let policy = operator.write_policy("clients.toml", &format!("{POLICY}{RULES}")).unwrap();
     operator.apply(&policy, "service").unwrap();

@@ -38,15 +38,22 @@ pub(super) struct PeerRow {
     pub(super) seen_at: Option<String>,
 }
 
-/// The client's own section, with its private key.
-pub(super) fn interface(client: &Client, secret: &TunnelSecret) -> Zeroizing<String> {
-    Zeroizing::new(format!(
-        "# {}, shown once: the private key is stored nowhere else.\n\
-         [Interface]\nPrivateKey = {}\nAddress = {}/32\n\n",
-        client.name,
-        *secret.to_wireguard(),
-        client.address
-    ))
+/// The client's own section, with its private key where that was made here.
+pub(super) fn interface(client: &Client, secret: Option<&TunnelSecret>) -> Zeroizing<String> {
+    let Client { name, address, .. } = client;
+    let key = match secret {
+        Some(secret) => {
+            let key = secret.to_wireguard();
+            Zeroizing::new(format!("PrivateKey = {}\n", *key))
+        }
+        None => Zeroizing::new(format!(
+            "# PrivateKey: the one of {}, which stays on the machine that made it.\n",
+            client.key.to_wireguard()
+        )),
+    };
+    let once =
+        if secret.is_some() { ", shown once: the private key is stored nowhere else." } else { "" };
+    Zeroizing::new(format!("# {name}{once}\n[Interface]\n{}Address = {address}/32\n\n", *key))
 }
 
 /// The sections of its peers.
