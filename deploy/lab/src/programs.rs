@@ -8,6 +8,11 @@ use std::sync::OnceLock;
 use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// Where the lab's `cargo install` puts programs, below the target directory.
+pub const LAB_TOOLS: &str = "lab-tools";
+/// Where the benchmark's `cargo install` puts programs, below the target directory.
+pub const BENCH_TOOLS: &str = "bench-tools";
+
 /// Version of the dicom-rs programs.
 const DICOM_RS: &str = "0.10.1";
 
@@ -92,7 +97,7 @@ impl Programs {
             agent: built.join("anteroom-agent"),
             controller: built.join("anteroom-controller"),
             cli: built.join("anteroom"),
-            tools: target.join("lab-tools/bin"),
+            tools: target.join(LAB_TOOLS).join("bin"),
         }
     }
 

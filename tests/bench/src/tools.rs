@@ -24,7 +24,7 @@ impl Tools {
     /// As they are for this build of the benchmark.
     #[must_use]
     pub fn of(profile: Profile) -> Self {
-        let root = programs::target_directory().join("bench-tools");
+        let root = programs::target_directory().join(programs::BENCH_TOOLS);
         Self { agent: Programs::of(profile).agent, root }
     }
 

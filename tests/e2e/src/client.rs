@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anteroom_lab::hospital::{Hospital, address};
 use anteroom_lab::process::Process;
+use anteroom_lab::programs;
 use anteroom_lab::topology::{self, Host};
 use anteroom_lab::wait;
 use anyhow::{Context as _, Result, bail};
@@ -20,11 +21,13 @@ pub enum Stock {
     BoringtunCli,
 }
 
-/// Where a program is, in `PATH` or beside the lab's own tools.
+/// Where a program is, in `PATH` or where the lab and the benchmark install theirs.
 fn find(program: &str) -> Option<PathBuf> {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/lab-tools/bin");
+    let target = programs::target_directory();
+    let tools =
+        [programs::LAB_TOOLS, programs::BENCH_TOOLS].map(|tools| target.join(tools).join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places = std::env::split_paths(&path).chain([tools]);
+    let mut places = std::env::split_paths(&path).chain(tools);
     places.find_map(|place| place.join(program).canonicalize().ok())
 }
 
