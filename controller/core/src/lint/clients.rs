@@ -1,11 +1,11 @@
 //! Clients that rules open more to than can be carried.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::collections::BTreeSet;
 
-use anteroom_proto::id::MemberId;
+use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
+use ipnet::Ipv4Net;
 
 use super::policy::mode;
 use super::{Findings, Severity};
@@ -88,29 +88,48 @@ fn between(
     }
 }
 
-/// Two devices that a client may reach and that have one address, as devices of two sites may.
+/// Addresses of two gateways' devices that overlap: a client's configuration gives each to one of them only. Within a
+/// site a fixed address comes before a network that holds it, at a client as at gateways, and one that two devices
+/// have is told of once for all who meet them.
 fn ambiguous(resolved: &Resolved, client: MemberId, now: UnixMillis, findings: &mut Findings) {
-    let mut holders: BTreeMap<Ipv4Addr, MemberId> = BTreeMap::new();
+    let mut nets: Vec<(Ipv4Net, MemberId, GatewayId)> = Vec::new();
     for far in reach(resolved, client, now) {
-        for id in far.devices {
-            for net in reachable_at(resolved, id).iter().filter(|net| net.prefix_len() == 32) {
-                let first = *holders.entry(net.addr()).or_insert(id);
-                let elsewhere = resolved.site_of(first) != resolved.site_of(id);
-                if elsewhere {
-                    findings.add(
-                        Severity::Error,
-                        "ambiguous-address",
-                        format!("client {}", member_label(resolved, client)),
-                        format!(
-                            "It shares rules with {} and with {} of another site, and {} could mean either: keep one \
-                             of them out of its rules.",
-                            member_label(resolved, first),
-                            member_label(resolved, id),
-                            net.addr()
-                        ),
-                    );
-                }
-            }
+        for id in &far.devices {
+            let addresses = reachable_at(resolved, *id);
+            nets.extend(addresses.iter().map(|net| (net.trunc(), *id, far.gateway)));
+        }
+    }
+    nets.sort_by_key(|(net, id, _)| (net.network(), net.prefix_len(), *id));
+    // Those around the one at hand, the widest first.
+    let mut around: Vec<(Ipv4Net, MemberId, GatewayId)> = Vec::new();
+    let mut reported = BTreeSet::new();
+    for (net, id, gateway) in nets {
+        while around.pop_if(|(outer, ..)| !outer.contains(&net)).is_some() {}
+        let site = resolved.site_of(id);
+        let clashes = |(_, other, theirs): &&(Ipv4Net, MemberId, GatewayId)| {
+            *theirs != gateway && (net.prefix_len() < 32 || resolved.site_of(*other) != site)
+        };
+        if let Some((_, other, _)) = around.iter().rev().find(clashes)
+            && reported.insert((*other, id))
+        {
+            let elsewhere = resolved.site_of(*other) != site;
+            let of = if elsewhere { "of another site" } else { "behind another gateway" };
+            let what =
+                if net.prefix_len() == 32 { net.addr().to_string() } else { net.to_string() };
+            findings.add(
+                Severity::Error,
+                "ambiguous-address",
+                format!("client {}", member_label(resolved, client)),
+                format!(
+                    "It shares rules with {} and with {} {of}, and {what} could mean either: keep one of them out of \
+                     its rules.",
+                    member_label(resolved, *other),
+                    member_label(resolved, id),
+                ),
+            );
+        }
+        if !around.iter().any(|(outer, _, theirs)| *outer == net && *theirs == gateway) {
+            around.push((net, id, gateway));
         }
     }
 }

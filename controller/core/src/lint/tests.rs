@@ -1,6 +1,7 @@
 use anteroom_proto::mode::Mode;
 use anteroom_proto::v1::telemetry::Sighting;
 use insta::assert_snapshot;
+use ipnet::Ipv4Net;
 
 use super::*;
 use crate::fixture::{
@@ -356,4 +357,35 @@ fn one_address_of_two_sites_is_too_many_for_a_client() {
         model.policy.push_str("[segment.pumps]\nmatch = { label.class = \"pump\" }\n[rule.x]\nfrom = \"laptop-1\"\nto = \"pumps\"\nservices = [\"vnc\"]\n");
     });
     assert!(found.contains("error [ambiguous-address] client laptop-1: It shares rules with pump-1 and with pump-8 of another site, and 10.20.2.10"), "{found}");
+}
+
+#[test]
+fn overlapping_networks_of_two_gateways_are_too_many_for_a_client() {
+    let found = |site: &'static str,
+                 near: &'static [&'static str],
+                 far: &'static [&'static str]| {
+        let text = linted(move |model| {
+            model.gateways.extend([gateway(4, "annex", site)]);
+            model.devices.extend([device(8, "pump-8", 4, "port1", [10, 20, 8, 10], "pump")]);
+            for (number, nets) in [(3, near), (8, far)] {
+                let device = model.devices.get_mut(&member_id(number)).unwrap();
+                device.addresses.extend(nets.iter().map(|net| net.parse::<Ipv4Net>().unwrap()));
+            }
+            set_modes(model, Mode::Protect, &["pump-1", "pump-8"]);
+            model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "service")]);
+            model.policy.push_str("[segment.pumps]\nmatch = { label.class = \"pump\" }\n[rule.x]\nfrom = \"laptop-1\"\nto = \"pumps\"\nservices = [\"vnc\"]\n");
+        });
+        let lines = text.lines().filter(|line| line.contains("client laptop-1"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let (wide, narrow) = (&["10.30.0.0/16"], &["10.30.7.0/24"]);
+    assert_snapshot!(found("south", wide, narrow), @"error [ambiguous-address] client laptop-1: It shares rules with pump-1 and with pump-8 of another site, and 10.30.7.0/24 could mean either: keep one of them out of its rules.");
+    assert_snapshot!(found("north", narrow, wide), @"error [ambiguous-address] client laptop-1: It shares rules with pump-8 and with pump-1 behind another gateway, and 10.30.7.0/24 could mean either: keep one of them out of its rules.");
+    assert!(found("south", wide, wide).contains("10.30.0.0/16 could mean either"));
+    let one = &["10.30.7.9/32"];
+    assert!(found("south", wide, one).contains("10.30.7.9 could mean either"));
+    assert_eq!(found("north", wide, one), "", "the fixed address is its own");
+    assert_eq!(found("south", narrow, &["10.30.8.0/24"]), "");
+    let twice = found("south", &["10.30.0.0/16", "10.30.7.0/24", "10.31.0.0/16"], narrow);
+    assert_eq!(twice.lines().count(), 1, "one pair, one word: {twice}");
 }
