@@ -11,6 +11,14 @@ use anteroom_agent_core::gso::Packets;
 use super::*;
 use crate::net::packet::{FrameRing, MAX_FRAME, PacketOptions, Unfit};
 
+/// What shows that a cable carries frames: a broadcast of an experimental type.
+const PROBE: [u8; 60] = {
+    let mut frame = [0xff; 60];
+    frame[6] = 2;
+    (frame[12], frame[13]) = (0x88, 0xb5);
+    frame
+};
+
 /// Two hosts on a cable: a socket to send from, and one that hears what arrives.
 struct Cable {
     near: Host,
@@ -31,7 +39,20 @@ impl Cable {
         let [near, far] = ["near", "far"].map(|name| Host::create(name).unwrap());
         topology::cable((&near, "eth0", None), (&far, "eth0")).unwrap();
         let ears = open(&far, false);
-        Self { near, ears, ring: FrameRing::default() }
+        let mut cable = Self { near, ears, ring: FrameRing::default() };
+        cable.wait_until_live();
+        cable
+    }
+
+    /// Frames go nowhere while the kernel hasn't noticed yet that the cable is plugged in.
+    fn wait_until_live(&mut self) {
+        let mut outbox = self.outbox(false);
+        let end = Instant::now() + Duration::from_secs(10);
+        while !self.fetch(20).iter().any(|(_, frame)| *frame == PROBE) {
+            assert!(Instant::now() < end, "no frame passes: {:?}", outbox.ports[0].counters);
+            outbox.frame(PortId::UPLINK, VnetHeader::default(), None, &[&PROBE]);
+            outbox.flush();
+        }
     }
 
     fn outbox(&self, super_frames: bool) -> Outbox {
@@ -44,13 +65,20 @@ impl Cable {
         let end = Instant::now() + Duration::from_secs(5);
         let mut heard = Vec::new();
         while heard.len() < count && Instant::now() < end {
-            poll(&mut [PollFd::new(self.ears.as_fd(), PollFlags::POLLIN)], 50_u16).unwrap();
-            let mut unfit = Unfit::default();
-            self.ring.fetch(&self.ears, &mut unfit).unwrap();
-            self.ring.lend(&mut unfit, |frames| {
-                heard.extend(frames.iter().map(|frame| (frame.vlan, frame.bytes.to_vec())));
-            });
+            heard.extend(self.fetch(50).into_iter().filter(|(_, frame)| *frame != PROBE));
         }
+        heard
+    }
+
+    /// What is there, or comes within so many milliseconds.
+    fn fetch(&mut self, patience: u16) -> Vec<(Option<VlanTag>, Vec<u8>)> {
+        poll(&mut [PollFd::new(self.ears.as_fd(), PollFlags::POLLIN)], patience).unwrap();
+        let mut unfit = Unfit::default();
+        self.ring.fetch(&self.ears, &mut unfit).unwrap();
+        let mut heard = Vec::new();
+        self.ring.lend(&mut unfit, |frames| {
+            heard.extend(frames.iter().map(|frame| (frame.vlan, frame.bytes.to_vec())));
+        });
         heard
     }
 }
