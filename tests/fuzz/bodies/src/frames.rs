@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anteroom_agent_core::batch::VlanTag;
 use anteroom_agent_core::checksum::{self, Sum};
-use anteroom_agent_core::fragment::{Fragments, Limits, Outcome, Tracker};
+use anteroom_agent_core::fragment::{Fragments, Limits, Outcome, Tracker, Whose};
 use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_agent_core::wire::{
     Ipv4Packet, Transport, arp, dhcp, icmp, ipv6, parse_ethernet, parse_ipv4, tcp, udp,
@@ -200,10 +200,10 @@ fn check_fragments(packet: &Ipv4Packet<'_>, control: &Control) {
         match part.fragment {
             None => {}
             Some(fragment) if fragment.is_first() => {
-                assert!(tracker.first(1, &part, 7, now).is_ok_and(|held| held.is_empty()));
+                assert!(tracker.first(1_u32, &part, 7, now).is_ok_and(|held| held.is_empty()));
             }
             Some(_) => {
-                let outcome = tracker.later(1, &part, part.bytes, now);
+                let outcome = tracker.later(1_u32, &part, part.bytes, now);
                 let expected = if packet.fragment_offset() == 0 {
                     matches!(outcome, Outcome::Follow(7))
                 } else {
@@ -252,9 +252,11 @@ fn track(bytes: &[u8], flags: u8) {
     let limits = Limits {
         packets: 6,
         packets_per_owner: 3,
+        packets_per_device: 4,
         held_per_packet: 2,
         held_bytes: 256,
         held_bytes_per_owner: 128,
+        held_bytes_per_device: 192,
         timeout: Duration::from_secs(30),
     };
     let mut tracker: Tracker<u8> = Tracker::new(limits);
@@ -270,7 +272,7 @@ fn track(bytes: &[u8], flags: u8) {
         seal(&mut packet, 5);
         now += Duration::from_millis(u64::from(wait) * 40);
         if let Ok(parsed) = parse_ipv4(&packet) {
-            let owner = u32::from(owner & 3);
+            let owner = Whose { device: u32::from(owner & 1), peer: u32::from(owner >> 1 & 1) };
             match parsed.fragment {
                 None => {}
                 Some(fragment) if fragment.is_first() => {
