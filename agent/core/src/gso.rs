@@ -15,6 +15,8 @@ mod tests;
 
 /// Longest IP and TCP headers together.
 const MAX_HEADERS: usize = 120;
+/// Most packets that one frame is cut into, so that none makes work without end.
+pub const MAX_PACKETS: usize = 256;
 
 /// The packets of one frame, one after another, each in the frame's own bytes.
 ///
@@ -76,8 +78,12 @@ impl<'a> Packets<'a> {
     /// their size: a UDP super-frame falls into the datagrams that it was merged from. What is then over
     /// `limit` has to be cut in another way.
     ///
+    /// No frame becomes more than [`MAX_PACKETS`]: TCP segments are longer then than `vnet` says, as long as `limit`
+    /// lets them. A host for which that is too long takes nowhere near so much at once.
+    ///
     /// # Errors
-    /// [`DropReason::Malformed`] when there is no packet, or `vnet` and the packet don't fit together,
+    /// [`DropReason::Malformed`] when there is no packet, `vnet` and the packet don't fit together, or it stands for too
+    /// many datagrams,
     /// [`DropReason::TooBig`] when `limit` leaves no room for payload.
     pub fn new(
         bytes: &'a mut [u8],
@@ -97,10 +103,16 @@ impl<'a> Packets<'a> {
                 if room == 0 {
                     return Err(DropReason::TooBig);
                 }
-                (Cut::Tcp(Template::tcp(&packet, headers)?), headers, size.min(room))
+                let least = len.saturating_sub(headers).div_ceil(MAX_PACKETS);
+                // 0 stays what it is: an error.
+                let size = if size == 0 { 0 } else { size.max(least).min(room) };
+                (Cut::Tcp(Template::tcp(&packet, headers)?), headers, size)
             }
             (VnetHeader::GSO_UDP_L4, Transport::Udp) => {
                 let headers = packet.header_len + udp::HEADER_LEN;
+                if len.saturating_sub(headers) > size * MAX_PACKETS {
+                    return Err(malformed);
+                }
                 (Cut::Udp(Template::udp(&packet, headers)?), headers, size)
             }
             _ => return Err(malformed),

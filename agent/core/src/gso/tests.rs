@@ -127,6 +127,25 @@ fn tcp_is_cut_smaller_where_the_limit_is_lower() {
 }
 
 #[test]
+fn no_frame_becomes_more_packets_than_one_may() {
+    for (len, size, longest) in [(60_000, 1, 235), (60_000, 88, 235), (20_000, 88, 88), (9, 1, 1)] {
+        let frame = tcp(len, TcpFlags::ACK, 1, 1);
+        let all = cut(&frame, &vnet(VnetHeader::GSO_TCPV4, size, 16), 1440).unwrap();
+        assert!(all.len() <= MAX_PACKETS, "{} packets", all.len());
+        assert_eq!(all.iter().map(Vec::len).max(), Some(52 + longest), "{len} bytes by {size}");
+        all.iter().for_each(|bytes| assert_sound(bytes));
+        let joined: Vec<u8> = all.iter().flat_map(|bytes| bytes[52..].to_vec()).collect();
+        assert!(joined == payload(len), "{len} bytes by {size}");
+    }
+    // Datagrams can't be made longer than they were.
+    let most = 100 * MAX_PACKETS;
+    let all = cut(&udp(most), &vnet(VnetHeader::GSO_UDP_L4, 100, 6), 1440).unwrap();
+    assert_eq!(all.len(), MAX_PACKETS);
+    let more = cut(&udp(most + 1), &vnet(VnetHeader::GSO_UDP_L4, 100, 6), 1440);
+    assert_eq!(more.unwrap_err(), DropReason::Malformed);
+}
+
+#[test]
 fn udp_keeps_its_datagrams_whatever_the_limit() {
     let all = cut(&udp(2500), &vnet(VnetHeader::GSO_UDP_L4, 1000, 6), 500).unwrap();
     assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [1028, 1028, 528]);
@@ -209,7 +228,8 @@ proptest! {
         let headers = ip_header + transport_header;
         // Few packets from a long payload: it is about places, not about their number.
         let few = gso_size < 500 || (limit < headers + 500 && protocol == ipv4::TCP);
-        let len = if few { len % 3000 } else { len.min(65_535 - headers) };
+        let most = MAX_PACKETS * usize::from(gso_size).max(1);
+        let len = if few { (len % 3000).min(most) } else { len.min(65_535 - headers) };
         let mut bytes = payload(headers + len);
         bytes[..32].copy_from_slice(&fields);
         bytes[ip_header..ip_header + 20.min(transport_header)]
