@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::name::Name;
+use ipnet::Ipv4Net;
 
 use super::{EditError, MAX_THINGS, address_problem, labels_fit, taken, too_many, unknown};
 use crate::model::{Client, Device, Model};
@@ -112,7 +113,8 @@ impl Model {
         })
     }
 
-    /// The server, router or external in the policy that has the address.
+    /// The server, router or external in the policy that has the address. Members may well lie within an external that is
+    /// a network: they go before it.
     fn claimed_by_the_policy(&self, site: &Name, address: Ipv4Addr) -> Option<String> {
         let (policy, _) = parse_all(POLICY_FILE, &self.policy);
         let servers = policy.infrastructure.get(site).into_iter().flat_map(|found| {
@@ -129,8 +131,9 @@ impl Model {
             }
         }
         policy.externals.iter().find_map(|(name, external)| {
-            let prefix = external.prefixes.iter().find(|prefix| prefix.contains(&address))?;
-            Some(format!("the external \"{name}\", which holds {prefix}"))
+            let own = |prefix: &&Ipv4Net| prefix.prefix_len() == 32 && prefix.addr() == address;
+            external.prefixes.iter().find(own)?;
+            Some(format!("the external \"{name}\""))
         })
     }
 }

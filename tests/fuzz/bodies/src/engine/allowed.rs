@@ -35,7 +35,8 @@ pub(super) fn check(plan: &Plan, at: usize, from: From, frame: &Frame) -> Result
     if matches!(parsed.ethertype, ethernet::EAPOL | ethernet::LLDP) {
         return Ok(());
     }
-    if parsed.tags > 0 || frame.vlan.is_some() {
+    // A tag that gives a priority alone names no VLAN.
+    if parsed.vlan().is_some() || parsed.tags > 1 {
         return Err("a tagged frame passes".into());
     }
     let up = frame.port.is_uplink();
