@@ -17,8 +17,11 @@ use crate::state::StateDir;
 
 /// How often ports are looked at for carrier.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often what was learnt is saved, if it changed.
-const SAVE: Duration = Duration::from_secs(5);
+/// How often what was learnt is looked at. Claims on addresses that changed are saved at once: whoever holds a new one
+/// is cut off by a gateway that starts with the old one. Those change about once a second at most.
+const LEARN: Duration = Duration::from_secs(1);
+/// Looks between two that save whatever else changed: a stranger with many addresses shall not keep the disk busy.
+const LOOKS: u32 = 5;
 /// How often a machine that isn't enrolled looks whether it is now.
 const ENROLMENT: Duration = Duration::from_millis(500);
 
@@ -73,13 +76,14 @@ pub(super) async fn watch_reach(gate: Gate, into: watch::Sender<Reach>) {
 
 /// Saves what the engine learns for as long as it is polled.
 pub(super) async fn save_learned(gate: Gate, state: Arc<StateDir>, mut saved: Learned) {
-    let mut ticks = interval(SAVE);
+    let mut ticks = interval(LEARN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;
-    loop {
+    for look in (1..=LOOKS).cycle() {
         ticks.tick().await;
         let Ok(learned) = gate.learned().await else { continue };
-        if lasting(&learned) != lasting(&saved) {
+        let urgent = learned.claims != saved.claims;
+        if urgent || (look == LOOKS && lasting(&learned) != lasting(&saved)) {
             write_learned(&state, learned.clone()).await;
             saved = learned;
         }
