@@ -5,13 +5,14 @@ mod config;
 use std::collections::BTreeMap;
 
 use anteroom_controller_core::model::{Client, Model};
+use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::overlay;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use self::config::{PeerRow, interface, peers, peers_text};
+use self::config::{PeerRow, interface, peers, peers_by, peers_text};
 use super::login::draw;
 use crate::args::{ChangeArgs, ClientAdd};
 use crate::change::{self, ChangeError, Confirm, Request};
@@ -121,15 +122,16 @@ impl ClientRow {
 /// `anteroom client list`.
 pub(super) fn list(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
     let model = change::fetch(remote)?.model;
-    let mut rows = Vec::new();
-    for (id, client) in &model.clients {
-        let peers = peers(remote, &model, *id)?;
-        rows.push(ClientRow::new(&model, *id, client, peers));
-    }
+    let resolved = Resolved::new(&model).map_err(ChangeError::from)?;
+    let statuses = remote.gateways()?;
+    let row = |(id, client): (&MemberId, &Client)| {
+        ClientRow::new(&model, *id, client, peers_by(&resolved, &statuses, *id))
+    };
+    let mut rows: Vec<_> = model.clients.iter().map(row).collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     output.data(&rows, |rows| {
         if rows.is_empty() {
-            return "No clients. `anteroom client add NAME --site SITE --address IP` --key KEY` adds one."
+            return "No clients. `anteroom client add NAME --site SITE --address IP --key KEY` adds one."
                 .into();
         }
         let lines = rows.iter().map(|row| {

@@ -99,14 +99,21 @@ pub(super) fn peers(
     client: MemberId,
 ) -> Result<Vec<PeerRow>, Error> {
     let resolved = Resolved::new(model).map_err(ChangeError::from)?;
-    let reached = reach(&resolved, client, now());
-    let statuses = if reached.is_empty() { Vec::new() } else { remote.gateways()? };
+    Ok(peers_by(&resolved, &remote.gateways()?, client))
+}
+
+/// As [`peers`], by what gateways have said.
+pub(super) fn peers_by(
+    resolved: &Resolved,
+    statuses: &[GatewayStatus],
+    client: MemberId,
+) -> Vec<PeerRow> {
     let row = |found: &Reach| {
-        let gateway = model.gateways.get(&found.gateway)?;
+        let gateway = resolved.model.gateways.get(&found.gateway)?;
         let status = statuses.iter().find(|status| status.gateway == found.gateway);
-        Some(row(&resolved, found, gateway, client, status))
+        Some(row(resolved, found, gateway, client, status))
     };
-    Ok(reached.iter().filter_map(row).collect())
+    reach(resolved, client, now()).iter().filter_map(row).collect()
 }
 
 fn row(
