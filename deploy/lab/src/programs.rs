@@ -144,23 +144,30 @@ impl Programs {
         run_cargo(&mut command, "building Anteroom", progress)
     }
 
+    /// The dicom-rs programs that aren't installed under the target directory, or not in the version that we want.
+    #[must_use]
+    pub fn missing_tools(&self) -> Vec<&'static str> {
+        let root = self.tools.parent().unwrap_or(&self.tools);
+        let have = installed(&root.join(".crates.toml"));
+        DICOM_TOOLS
+            .into_iter()
+            .filter(|tool| !self.tool(tool).is_file() || !have.contains(*tool))
+            .collect()
+    }
+
     /// Installs the dicom-rs programs under the target directory, unless they are there.
     ///
     /// # Errors
     /// What cargo said.
     pub fn install_tools(&self, progress: bool) -> Result<()> {
-        let root = self.tools.parent().context("the tools' directory has a parent")?;
-        let have = installed(&root.join(".crates.toml"));
-        let missing: Vec<&str> = DICOM_TOOLS
-            .into_iter()
-            .filter(|tool| !self.tool(tool).is_file() || !have.contains(*tool))
-            .collect();
+        let missing = self.missing_tools();
         if missing.is_empty() {
             return Ok(());
         }
         if through_sudo() {
             bail!("{} isn't installed: run `cargo lab` once as yourself, without sudo", missing[0]);
         }
+        let root = self.tools.parent().context("the tools' directory has a parent")?;
         for tool in missing {
             let mut command = cargo();
             command.args(["install", "--locked", "--version", DICOM_RS]);

@@ -90,6 +90,20 @@ pub fn own_programs() -> Option<Programs> {
     Some(programs)
 }
 
+/// Whether the dicom-rs programs are there, which `cargo lab` installs: where they aren't, says in one line what isn't tested.
+///
+/// # Panics
+/// If they are missing where every test is required, as in CI.
+#[must_use]
+pub fn dicom_programs(programs: &Programs, without: &str) -> bool {
+    let missing = programs.missing_tools();
+    let Some(first) = missing.first() else { return true };
+    let required = std::env::var_os(namespace::REQUIRE).is_some();
+    assert!(!required, "{first} isn't installed: run `cargo lab --once` first, which installs it");
+    eprintln!("{first} isn't installed (cargo lab installs it): {without}");
+    false
+}
+
 /// The hospital of a test whose full name is `test`; `None` outside (and where the kernel denies private worlds), where the
 /// test is to return.
 ///

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anteroom_e2e::{Fixture, Stage, fixture};
+use anteroom_e2e::{Fixture, Stage, dicom_programs, fixture};
 use anteroom_lab::capture::{Capture, Seen};
 use anteroom_lab::clinical::dicom::{self, Archive, STORE_PORT};
 use anteroom_lab::clinical::study::Study;
@@ -54,13 +54,11 @@ impl Pacs {
         let hospital = &fixture.hospital;
         let host = &hospital.machine("pacs-1").host;
         let directory = fixture.directory().join("pacs");
-        let there = ["dicom-storescp", "dicom-storescu"];
-        if there.iter().all(|tool| hospital.programs.tool(tool).exists()) {
+        if dicom_programs(&hospital.programs, "the study goes as plain bytes") {
             let log = hospital.logs.join("pacs.log");
             let pacs = Archive::start(&hospital.programs, host, STORE_PORT, &directory, &log);
             return Self::Dicom(pacs.unwrap());
         }
-        eprintln!("dicom-rs' programs aren't installed (cargo lab): the study goes as plain bytes");
         std::fs::create_dir_all(&directory).unwrap();
         let listener = host.enter(|| TcpListener::bind(("0.0.0.0", STORE_PORT))).unwrap().unwrap();
         let folder = directory.clone();
