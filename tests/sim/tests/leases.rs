@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anteroom_agent_core::report::DeviceStatus;
 use anteroom_agent_core::wire::arp;
+use anteroom_agent_core::wire::dhcp::MessageType;
 use anteroom_proto::alarm::AlarmKind;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::mac::MacAddr;
@@ -115,18 +116,28 @@ fn settle(world: &mut World) {
 
 /// A device gets an address: all four messages, each of which must arrive.
 fn lease(world: &mut World, device: usize, address: Ipv4Addr, seconds: u32) {
+    assert!(is_given(world, device, address, seconds), "a server's acknowledgement didn't arrive");
+    world.hosts[device].address = address;
+    world.hosts[device].forget();
+    settle(world);
+    world.clear_campus();
+}
+
+/// Whether the server's acknowledgement arrives at a device. The three messages before it must.
+fn is_given(world: &mut World, device: usize, address: Ipv4Addr, seconds: u32) -> bool {
     let mac = world.hosts[device].mac;
     let server = (world.hosts[SERVER].mac, at(2));
     let transaction = 0x1000 + u32::from(address.octets()[3]);
-    let arrived = |world: &World, host: usize, step: &str| {
-        let found = last_dhcp(world, host).is_some_and(|found| found.transaction == transaction);
-        assert!(found, "{step} didn't arrive");
+    let arrived = |world: &World, host: usize, kind: MessageType| {
+        last_dhcp(world, host)
+            .is_some_and(|found| (found.transaction, found.message_type) == (transaction, kind))
     };
     for (asks, answers) in [(kind::DISCOVER, kind::OFFER), (kind::REQUEST, kind::ACK)] {
         world.clear_campus();
         world.put(device, Message::new(asks, transaction, mac).broadcast());
         settle(world);
-        arrived(world, SERVER, "a client's broadcast");
+        let heard = last_dhcp(world, SERVER).is_some_and(|heard| heard.transaction == transaction);
+        assert!(heard, "a client's broadcast didn't arrive");
         let answer = Message {
             yours: address,
             lease: Some(seconds),
@@ -134,12 +145,10 @@ fn lease(world: &mut World, device: usize, address: Ipv4Addr, seconds: u32) {
         };
         world.put(SERVER, answer.answer(server, answers == kind::OFFER));
         settle(world);
-        arrived(world, device, "a server's answer");
+        let offered = answers == kind::ACK || arrived(world, device, MessageType::Offer);
+        assert!(offered, "a server's offer didn't arrive");
     }
-    world.hosts[device].address = address;
-    world.hosts[device].forget();
-    settle(world);
-    world.clear_campus();
+    arrived(world, device, MessageType::Ack)
 }
 
 /// Conflicts that a gateway reports: who wanted what, and whose it is.
@@ -261,7 +270,7 @@ fn whoever_has_an_address_keeps_it_and_the_conflict_is_told() {
     let mut world = world(8, Mode::Enforce, true);
     lease(&mut world, A1, at(50), 3600);
     // A server that was wiped gives it away twice: behind the same gateway, and behind another.
-    lease(&mut world, A2, at(50), 3600);
+    assert!(!is_given(&mut world, A2, at(50), 3600), "what a neighbour has");
     lease(&mut world, B1, at(50), 3600);
     world.run(Duration::from_secs(2));
     assert_eq!(held(&mut world, A1), [at(50)]);
@@ -594,10 +603,19 @@ fn who_passes_for_a_listed_server_gives_nobody_what_is_anothers() {
             let state = status(&mut world, A1);
             assert!(!state.held.contains(&yours), "{mode:?}: {yours}: {state:#?}");
             if mode == Mode::Enforce {
+                let heard =
+                    last_dhcp(&world, A1).is_some_and(|last| last.transaction == transaction);
+                assert!(!heard, "{yours} reached the device");
                 world.hosts[A1].address = yours;
                 expect(&mut world, A1, PACS, DICOM, Way::None);
                 world.hosts[A1].address = at(50);
             }
+            // Neither what the device has nor its question ends by it: the server's own answer comes through.
+            assert_eq!(held(&mut world, A1), [at(50)], "{mode:?}: {yours}");
+            expect(&mut world, A1, PACS, DICOM, Way::Tunnel);
+            give(&mut world, SERVER, genuine, transaction, at(50));
+            let last = last_dhcp(&world, A1).unwrap();
+            assert_eq!((last.transaction, last.yours), (transaction, at(50)), "{mode:?}: {yours}");
             assert_eq!(held(&mut world, A2), [at(60)], "{mode:?}: {yours}");
             expect(&mut world, A2, PACS, DICOM, Way::Tunnel);
             expect(&mut world, PACS, A2, BACK, Way::Tunnel);

@@ -178,7 +178,8 @@ impl Engine {
     /// Checks what a DHCP server says to a device, and notes what it gives or takes.
     ///
     /// # Errors
-    /// [`DropReason::Dhcp`] when the sender isn't listed, or the device asked for nothing like it lately.
+    /// [`DropReason::Dhcp`] when the sender isn't listed, the device asked for nothing like it lately, or it is given an
+    /// address that it may not have. Its question stays open then: the server's own answer may be still to come.
     pub(super) fn dhcp_answer(
         &mut self,
         id: StationId,
@@ -195,15 +196,19 @@ impl Engine {
         let message =
             infrastructure::check_answer(servers, mac, asked, packet.source, payload, now)?;
         let member = station.device.as_ref().map(|device| device.member);
-        if matches!(message.message_type, MessageType::Ack | MessageType::Nak) {
+        let DhcpMessage { message_type, yours, lease_seconds, .. } = message;
+        let given = message_type == MessageType::Ack && !yours.is_unspecified();
+        // Who isn't confirmed has no addresses that it could be held to.
+        let refused = given && member.is_some() && !self.may_name(id, yours);
+        if !refused && matches!(message_type, MessageType::Ack | MessageType::Nak) {
             // It is answered. Whoever read the question off the wire comes too late.
             if let Some(station) = self.stations.get_mut(id) {
                 station.dhcp = None;
             }
         }
-        let DhcpMessage { message_type, yours, lease_seconds, .. } = message;
         match (message_type, member) {
-            (MessageType::Ack, Some(member)) if !yours.is_unspecified() => {
+            (MessageType::Ack, Some(member)) if given => {
+                // A refused one too: whose address it is, an operator should know.
                 let seconds = lease_seconds.unwrap_or(UNSAID_LEASE);
                 self.change_holdings(now, |holdings, at| {
                     holdings.leased(at, member, yours, seconds)
@@ -214,7 +219,7 @@ impl Engine {
             }
             _ => {}
         }
-        Ok(())
+        if refused { Err(DropReason::Dhcp) } else { Ok(()) }
     }
 
     /// A packet from a device's port that answers as a DHCP server. Only where its sender has a listed address of

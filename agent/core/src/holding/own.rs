@@ -170,6 +170,13 @@ impl Holdings {
                     return false;
                 }
                 self.clash(member, address, holder);
+                // Whoever gave it can't take away what the device has by it. One that has nothing waits.
+                let prefix = at.prefix_of(member, address);
+                let has =
+                    |held: &Held| held.granted && at.prefix_of(member, held.address) == prefix;
+                if self.own.get(&member).is_some_and(|own| own.held.iter().any(has)) {
+                    return false;
+                }
             }
             Ok(()) => {}
         }
