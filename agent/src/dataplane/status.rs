@@ -86,7 +86,7 @@ pub struct UnderlayCounters {
     /// Datagrams that the kernel dropped because the agent didn't fetch them in time. What it had merged counts once.
     #[serde(default)]
     pub missed: u64,
-    /// Datagrams too long for a buffer.
+    /// Datagrams too long for a buffer, or without an address to answer to.
     pub truncated: u64,
     /// Datagrams larger than the path's first hop carries.
     pub too_big: u64,

@@ -277,7 +277,9 @@ impl Worker {
     fn note_too_big(&mut self, now: Instant) {
         let too_big = self.outbox.underlay_counters.too_big;
         if std::mem::replace(&mut self.too_big, too_big) != too_big {
-            self.engine.note_too_big(now);
+            for to in self.outbox.underlay.take_too_big() {
+                self.engine.note_too_big(to, now);
+            }
         }
     }
 

@@ -87,6 +87,14 @@ pub(crate) struct Sent {
 }
 
 impl Sent {
+    /// Has each refusal stand for so many packets: those of a super-frame.
+    pub(crate) const fn refusals_stand_for(&mut self, packets: u64) {
+        self.queue_full *= packets;
+        self.too_big *= packets;
+        self.unreachable *= packets;
+        self.failed *= packets;
+    }
+
     /// Counts a refusal of one message that stood for `count` packets.
     pub(crate) fn note(&mut self, error: &io::Error, count: u64) {
         let counter = match error.raw_os_error().unwrap_or(0) {

@@ -1,6 +1,6 @@
 //! Packets that don't fit the path to a peer in one piece.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::Engine;
@@ -49,9 +49,9 @@ impl Engine {
         self.peers.set_sizes(mtu, self.config.limits.tunnel_mtu, now);
     }
 
-    /// Tells that the underlay's socket found a datagram too large for its interface.
-    pub fn note_too_big(&mut self, now: Instant) {
-        self.peers.suspect_sizes(now);
+    /// Tells that the underlay's socket found a datagram to this address too large for the way there.
+    pub fn note_too_big(&mut self, to: SocketAddr, now: Instant) {
+        self.peers.suspect_sizes(to, now);
     }
 
     /// Sends a packet with whole checksums that is over the limit of a peer: in parts that the peer makes the very same

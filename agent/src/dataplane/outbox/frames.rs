@@ -121,6 +121,8 @@ impl Frames {
             queue.cuts_udp = true;
             return self.cut(ports, port, vnet, None, parts);
         }
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        outcome.refusals_stand_for(packets(&vnet, length));
         queue.count(&outcome);
     }
 
@@ -219,6 +221,15 @@ fn header_length(vnet: &VnetHeader, parts: &[&[u8]]) -> u16 {
     };
     let whole = parts.iter().map(|part| part.len()).sum();
     u16::try_from((transport + length).min(whole)).unwrap_or(u16::MAX)
+}
+
+/// How many packets a frame of so many bytes stands for. Its `hdr_len` is that of [`header_length`].
+fn packets(vnet: &VnetHeader, length: usize) -> u64 {
+    if !vnet.is_super_frame() {
+        return 1;
+    }
+    let payload = length.saturating_sub(usize::from(vnet.hdr_len));
+    payload.div_ceil(usize::from(vnet.gso_size.max(1))).max(1) as u64
 }
 
 /// The byte at a place in what parts make.

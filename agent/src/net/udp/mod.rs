@@ -31,6 +31,8 @@ pub struct UdpSocket {
     ipv6: bool,
     receive_buffer: usize,
     segmentation: Segmentation,
+    /// To whom datagrams were too big, each once.
+    too_big_to: Vec<SocketAddr>,
     merging: Offload,
     appetite: Appetite,
     /// Datagrams for which there was no room, as far as they were told.
@@ -73,6 +75,7 @@ impl UdpSocket {
             ipv6,
             receive_buffer,
             segmentation,
+            too_big_to: Vec::new(),
             merging,
             appetite: Appetite::default(),
             missed: 0,

@@ -69,7 +69,7 @@ impl DatagramRing {
     }
 
     /// Lends what was fetched to `take`, unless it's nothing, and says how many datagrams it is. Those too long for a
-    /// buffer are counted in `truncated`.
+    /// buffer, or without an address to answer to, are counted in `truncated`.
     pub fn lend(&mut self, truncated: &mut u64, take: impl FnOnce(&mut [RxDatagram<'_>])) -> u64 {
         if self.count == 0 {
             return 0;
@@ -88,7 +88,10 @@ impl DatagramRing {
             let name = std::mem::replace(name, SockAddrStorage::zeroed());
             // SAFETY: the kernel wrote a socket address of this length into the storage.
             let from = unsafe { SockAddr::new(name, slot.name) }.as_socket();
-            let Some(from) = from else { continue };
+            let Some(from) = from else {
+                *truncated += 1;
+                continue;
+            };
             let segment = segment(control, slot.control).unwrap_or(slot.length);
             datagrams += slot.length.div_ceil(segment.max(1)).max(1) as u64;
             messages[usable] = RxDatagram {

@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use socket2::SockAddr;
 
@@ -16,6 +17,13 @@ pub(crate) const MAX_SEGMENTS: usize = 64;
 
 /// Most bytes in a run: the longest payload of UDP over IPv4.
 pub(crate) const MAX_RUN: usize = 65_507;
+
+/// Most addresses to which datagrams were too big that are kept until they are asked for. Others are met again.
+const MAX_TOO_BIG: usize = 64;
+
+/// How long datagrams are sent one by one after a run was refused. It may have been for one peer's route only, which
+/// the others shouldn't pay for as long as the agent runs.
+const SINGLY_FOR: Duration = Duration::from_secs(300);
 
 /// Datagrams to one address, one behind the other. All are as long as a segment, but the last may be shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,20 +61,32 @@ impl<'a> Run<'a> {
 
 /// Whether the kernel is given runs, which it or the network card cuts apart.
 #[derive(Debug)]
-pub(super) struct Segmentation(Offload);
+pub(super) struct Segmentation {
+    offload: Offload,
+    /// When it is tried again, after a run was refused.
+    again: Option<Instant>,
+}
 
 impl Segmentation {
     /// Asks the kernel whether it knows of runs. One that doesn't would send a run as one long datagram.
     pub(super) fn probe(socket: &impl AsFd) -> Self {
         let known = sys::get_option::<libc::c_int>(socket, libc::SOL_UDP, libc::UDP_SEGMENT);
-        Self(match known {
+        let offload = match known {
             Ok(_) => Offload::On,
             Err(error) => Offload::Off(format!("the kernel doesn't have it: {error}")),
-        })
+        };
+        Self { offload, again: None }
+    }
+
+    /// Tries it again when it is time to.
+    fn retry(&mut self) {
+        if self.again.is_some_and(|again| again <= Instant::now()) {
+            *self = Self { offload: Offload::On, again: None };
+        }
     }
 
     const fn is_on(&self) -> bool {
-        matches!(self.0, Offload::On)
+        matches!(self.offload, Offload::On)
     }
 }
 
@@ -74,12 +94,17 @@ impl UdpSocket {
     /// Whether the kernel cuts runs of datagrams apart (`UDP_SEGMENT`).
     #[must_use]
     pub fn segmentation(&self) -> &Offload {
-        &self.segmentation.0
+        &self.segmentation.offload
     }
 
     /// Sends each datagram by itself from now on, for this reason.
     pub(crate) fn stop_segmentation(&mut self, why: &str) {
-        self.segmentation.0 = Offload::Off(why.into());
+        self.segmentation = Segmentation { offload: Offload::Off(why.into()), again: None };
+    }
+
+    /// To whom datagrams were too big since this was last asked.
+    pub(crate) fn take_too_big(&mut self) -> Vec<SocketAddr> {
+        std::mem::take(&mut self.too_big_to)
     }
 
     /// Sends runs, never waiting. Where the kernel refuses to cut them their datagrams are sent one by one; nothing
@@ -89,6 +114,7 @@ impl UdpSocket {
         mut runs: impl Iterator<Item = Run<'a>> + Clone,
         outcome: &mut Sent,
     ) {
+        self.segmentation.retry();
         while self.segmentation.is_on() {
             let Some((run, error)) = self.deliver(&mut runs, outcome) else { return };
             self.send_singly(run, &error, outcome);
@@ -97,8 +123,8 @@ impl UdpSocket {
     }
 
     /// Sends the datagrams of a run that was refused. Where the first passes by itself, cutting is what the kernel or
-    /// the driver can't do, and isn't asked for again; otherwise the run was too long for the interface, or nothing
-    /// passes at all, which says nothing of cutting.
+    /// the driver can't do, and isn't asked for again for a while; otherwise the run was too long for the interface, or
+    /// nothing passes at all, which says nothing of cutting.
     fn send_singly(&mut self, run: Run<'_>, error: &io::Error, outcome: &mut Sent) {
         let mut singles = run.singles();
         let first = singles.next();
@@ -107,16 +133,19 @@ impl UdpSocket {
         if outcome.sent > before {
             tracing::warn!(
                 %error,
-                "the kernel refuses runs of datagrams (UDP_SEGMENT): they are sent one by one from now on"
+                "the kernel refuses runs of datagrams (UDP_SEGMENT): they are sent one by one for some minutes"
             );
-            self.segmentation.0 = Offload::Off(format!("refused: {error}"));
+            self.segmentation = Segmentation {
+                offload: Offload::Off(format!("refused: {error}")),
+                again: Some(Instant::now() + SINGLY_FOR),
+            };
         }
         self.deliver(&mut singles, outcome);
     }
 
     /// Sends runs up to one of several datagrams that is refused, which it returns. Other refusals are counted.
     fn deliver<'a>(
-        &self,
+        &mut self,
         runs: &mut (impl Iterator<Item = Run<'a>> + Clone),
         outcome: &mut Sent,
     ) -> Option<(Run<'a>, io::Error)> {
@@ -134,6 +163,12 @@ impl UdpSocket {
                 return Some((run, error));
             }
             outcome.note(&error, run.count());
+            if error.raw_os_error() == Some(libc::EMSGSIZE)
+                && self.too_big_to.len() < MAX_TOO_BIG
+                && !self.too_big_to.contains(&run.to)
+            {
+                self.too_big_to.push(run.to);
+            }
             if error.kind() == io::ErrorKind::WouldBlock {
                 outcome.queue_full += runs.map(|run| run.count()).sum::<u64>();
                 return None;

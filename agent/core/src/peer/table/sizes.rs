@@ -1,5 +1,6 @@
 //! Sizes: what fits the path to each peer, probes for it, and packets in parts.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::verdict::DropReason;
@@ -72,13 +73,15 @@ impl Peers {
         }
     }
 
-    /// The own socket found a datagram too large. To whom it was is found out by probes.
-    pub fn suspect_sizes(&mut self, now: Instant) {
+    /// The own socket found a datagram to this address too large. What gets through there is found out by probes; what
+    /// gets through elsewhere is none the less known.
+    pub fn suspect_sizes(&mut self, to: SocketAddr, now: Instant) {
         for index in self.peers.numbers() {
-            if let Some(peer) = self.peers.get_mut(index) {
+            let peer = self.peers.get_mut(index).filter(|peer| peer.endpoint() == Some(to));
+            if let Some(peer) = peer {
                 peer.path.suspect(now);
+                self.wake_for_probes(index);
             }
-            self.wake_for_probes(index);
         }
     }
 

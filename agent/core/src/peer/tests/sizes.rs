@@ -215,3 +215,21 @@ fn an_idle_pair_says_no_more_than_one_that_answers_no_probes() {
     let large = world.delivered.iter().filter(|(_, _, datagram)| datagram.len() > 400).count();
     assert!(large <= 2 * 4 * 6, "{large} probes in 500 s, on a path smaller than the interface");
 }
+
+#[test]
+fn a_size_is_doubted_only_where_it_was_too_large() {
+    let (mut world, _) = world((1500, 1500));
+    world.run(Duration::from_secs(100));
+    let near = world.sides[1].at;
+    let elsewhere = SocketAddr::from(([192, 0, 2, 99], 51_820));
+    for (to, expected) in [(elsewhere, false), (near, true)] {
+        let now = world.now;
+        let side = &mut world.sides[0];
+        let before = side.peers.poll_timeout();
+        side.peers.suspect_sizes(to, now);
+        let hurries = side.peers.poll_timeout() != before;
+        assert_eq!(hurries, expected, "{to}: {before:?}");
+        side.peers.handle_timeout(now, &mut side.sent);
+        assert_eq!(side.sent.datagrams.is_empty(), !expected, "{to}: a probe");
+    }
+}

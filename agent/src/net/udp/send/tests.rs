@@ -100,7 +100,7 @@ fn more_runs_than_go_with_one_call_keep_their_order() {
 }
 
 #[test]
-fn where_the_kernel_refuses_to_cut_nothing_is_lost_and_it_is_not_asked_again() {
+fn where_the_kernel_refuses_to_cut_nothing_is_lost_and_it_is_asked_again_later() {
     let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let to = b.local_address().unwrap();
     // The kernel cuts no runs of a socket that sends without checksums.
@@ -126,6 +126,14 @@ fn where_the_kernel_refuses_to_cut_nothing_is_lost_and_it_is_not_asked_again() {
         // It would go now; that isn't tried.
         sys::set_option(&a, libc::SOL_SOCKET, libc::SO_NO_CHECK, 0_i32).unwrap();
     }
+    // Until its time comes.
+    let again = a.segmentation.again.as_mut().unwrap();
+    assert!(*again > Instant::now() + SINGLY_FOR / 2);
+    *again = Instant::now();
+    let mut outcome = Sent::default();
+    a.send(runs(), &mut outcome);
+    assert_eq!((outcome, a.segmentation()), (sent(15), &Offload::On));
+    assert_same(&receive(&b, 15), &expected, "tried again");
 }
 
 #[test]
@@ -152,6 +160,7 @@ fn a_run_that_is_too_long_for_the_way_says_nothing_of_cutting() {
     a.send([long, fits].into_iter(), &mut outcome);
     // 4 of 1,400 bytes and 1 of 400; 4 of 1,272 and 1 of 912.
     assert_eq!(outcome, Sent { sent: 1 + 5, too_big: 4, ..Sent::default() });
+    assert_eq!((a.take_too_big(), a.take_too_big()), (vec![to], vec![]));
     assert_eq!(*a.segmentation(), Offload::On);
     let received = receive(&b, 6);
     let expected: Vec<_> =
@@ -169,6 +178,7 @@ fn a_run_that_is_too_long_for_the_way_says_nothing_of_cutting() {
     let mut outcome = Sent::default();
     a.send([nowhere, fits].into_iter(), &mut outcome);
     assert_eq!(outcome, Sent { sent: 5, unreachable: 5, ..Sent::default() });
+    assert_eq!(a.take_too_big(), vec![]);
     assert_eq!(*a.segmentation(), Offload::On);
 }
 
