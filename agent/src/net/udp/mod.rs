@@ -1,5 +1,6 @@
-//! The underlay's UDP socket: datagrams of the tunnels, in batches, never fragmented.
+//! The underlay's UDP sockets: datagrams of the tunnels, in batches, never fragmented.
 
+mod group;
 mod receive;
 mod send;
 
@@ -9,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+pub use self::group::{Group, MAX_SOCKETS, owner};
 pub use self::receive::DatagramRing;
 use self::send::Segmentation;
 pub(crate) use self::send::{MAX_RUN, MAX_SEGMENTS, Run};
@@ -28,6 +30,8 @@ const MEMORY: usize = 9;
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
+    /// Whether datagrams come in here. Not at a copy that only sends.
+    hears: bool,
     ipv6: bool,
     receive_buffer: usize,
     segmentation: Segmentation,
@@ -46,6 +50,11 @@ impl UdpSocket {
     /// # Errors
     /// Where the port is taken or the system refuses.
     pub fn bind(listen: SocketAddr) -> io::Result<Self> {
+        Self::open(listen, false)
+    }
+
+    /// `shared`: beside other sockets of this user that share the port.
+    fn open(listen: SocketAddr, shared: bool) -> io::Result<Self> {
         let ipv6 = listen.is_ipv6();
         let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_nonblocking(true)?;
@@ -67,11 +76,15 @@ impl UdpSocket {
         }
         let receive_buffer = sys::grow_buffer(&socket, Buffer::Receive, SOCKET_BUFFER);
         sys::grow_buffer(&socket, Buffer::Send, SOCKET_BUFFER);
+        if shared {
+            socket.set_reuse_port(true)?;
+        }
         socket.bind(&listen.into())?;
         let segmentation = Segmentation::probe(&socket);
         let merging = receive::merge(&socket);
         Ok(Self {
             socket,
+            hears: true,
             ipv6,
             receive_buffer,
             segmentation,
@@ -82,9 +95,34 @@ impl UdpSocket {
         })
     }
 
+    /// A copy that sends, for another thread. Nothing is to be fetched from it: what comes is the original's.
+    fn sender(&self) -> io::Result<Self> {
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+            hears: false,
+            ipv6: self.ipv6,
+            receive_buffer: self.receive_buffer,
+            segmentation: self.segmentation.clone(),
+            too_big_to: Vec::new(),
+            merging: self.merging.clone(),
+            appetite: Appetite::default(),
+            missed: 0,
+        })
+    }
+
+    /// Whether datagrams come in here. Where not, it is a socket of a [`Group`] that the kernel doesn't steer for,
+    /// and only sends.
+    #[must_use]
+    pub fn hears(&self) -> bool {
+        self.hears
+    }
+
     /// Datagrams that the kernel dropped since the last call because they weren't fetched in time. What it had merged
     /// counts once.
     pub fn take_missed(&mut self) -> u64 {
+        if !self.hears {
+            return 0;
+        }
         let memory: io::Result<[u32; MEMORY]> =
             sys::get_option(&self.socket, libc::SOL_SOCKET, libc::SO_MEMINFO);
         let Ok([.., dropped]) = memory else { return 0 };

@@ -60,7 +60,7 @@ impl<'a> Run<'a> {
 }
 
 /// Whether the kernel is given runs, which it or the network card cuts apart.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Segmentation {
     offload: Offload,
     /// When it is tried again, after a run was refused.
