@@ -1,14 +1,14 @@
-//! Several sockets on one port, each with the datagrams of its own lane.
+//! Several sockets on one port: one for lane 0 and all that isn't a lane's, the others for the other lanes.
 //!
-//! The kernel steers: a program of the group (`SO_ATTACH_REUSEPORT_CBPF`) reads the owner of a data message's receiver
-//! index, which says which lane it is for. All else comes to socket 0: handshakes, strangers, garbage. So whoever
-//! works for one lane neither waits for another nor sees its datagrams.
+//! The kernel steers: a program of the group (`SO_ATTACH_REUSEPORT_CBPF`) reads a datagram's lane from its receiver
+//! index. Lane 0, initiations, strangers and garbage come to socket 0, the lanes from 1 on to the other sockets in turn.
+//! So whoever works for one socket neither waits for another nor sees its datagrams.
 //!
 //! The program sees the first datagram of what the kernel merged (`UDP_GRO`), and the kernel merges by addresses and
 //! length, not by what is inside. It doesn't merge what differs in time to live, though, so each socket sends
-//! with one of its own, and the far end's sockets get runs of one lane. Kernels before 6.10 (or their stable series'
-//! fix of May 2024) merge those too: whoever reads a socket has to look at each datagram's owner, with [`owner`], and
-//! hand on those that aren't its own.
+//! with one of its own, and the far end's sockets get runs of their own lanes. Kernels before 6.10 (or their stable
+//! series' fix of May 2024) merge those too: whoever reads a socket has to look at each datagram's lane, and hand on
+//! those that aren't its own.
 //!
 //! Nobody slips into the group unasked. The first socket takes the port for itself alone before it is shared, so a
 //! second agent is told that the port is taken. Later the kernel lets in only sockets of the same user that ask to share
@@ -23,32 +23,40 @@ use super::UdpSocket;
 use crate::net::offload::Offload;
 use crate::net::sys;
 
-/// Most sockets of a group: the owner in a receiver index has four bits.
+/// Most sockets of a group: a receiver index has four bits for the lane.
 pub const MAX_SOCKETS: usize = 16;
 
-/// A data message: its type, and three zeros.
+/// First words of messages that have a receiver index, as the kernel loads them: a type and three zeros.
+const RESPONSE: u32 = 0x0200_0000;
+const COOKIE: u32 = 0x0300_0000;
 const DATA: u32 = 0x0400_0000;
-/// Where the receiver index has its highest byte; the number is little-endian. Its upper half is the owner.
-const OWNER: usize = 7;
+/// Where the receiver index has its highest byte, of which the upper half is the lane; the number is little-endian.
+const AT: u32 = 7;
+/// The same in a response.
+const AT_IN_RESPONSE: u32 = 11;
 /// Priority of what socket 0 sends, among what waits for the same interface (`TC_PRIO_INTERACTIVE`). The highest that
 /// needs no privilege.
 const FIRST: libc::c_int = 6;
 
-/// For which lane's owner a datagram is: the number of its socket in a group that is large enough. None for all that
-/// isn't a data message.
-#[must_use]
-pub fn owner(datagram: &[u8]) -> Option<u8> {
-    let kind = datagram.first_chunk().map(|kind| u32::from_be_bytes(*kind));
-    (kind == Some(DATA)).then(|| datagram.get(OWNER).map(|byte| byte >> 4)).flatten()
-}
-
 /// Sockets on one port.
 #[derive(Debug)]
 pub struct Group {
-    /// At least one. The first gets whatever isn't for another.
+    /// At least one. The first gets whatever isn't for another; [`Group::place`] says which lane comes where.
     pub sockets: Vec<UdpSocket>,
     /// Whether the kernel steers. If it doesn't, everything comes to the first socket and the others only send.
     pub steering: Offload,
+}
+
+impl Group {
+    /// The socket of a lane in a group of `count`.
+    #[must_use]
+    pub fn place(lane: u8, count: usize) -> usize {
+        let others = count.saturating_sub(1);
+        match usize::from(lane).checked_sub(1) {
+            Some(lane) if others > 0 => lane % others + 1,
+            _ => 0,
+        }
+    }
 }
 
 impl UdpSocket {
@@ -118,23 +126,26 @@ fn distinguish(socket: &UdpSocket, number: usize) -> io::Result<()> {
 /// Attaches the program that names the socket for a datagram, by its number in the group. It is run over the payload of
 /// UDP; where it reads beyond the end, it ends with 0.
 fn attach(socket: &UdpSocket, count: usize) -> io::Result<()> {
-    let load = libc::BPF_LD | libc::BPF_ABS;
-    let jump = libc::BPF_JMP | libc::BPF_K;
-    let last = u32::try_from(count - 1).map_err(io::Error::other)?;
-    let at = u32::try_from(OWNER).map_err(io::Error::other)?;
-    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
-        // All codes are below 256.
-        code: code as u16,
-        jt,
-        jf,
-        k,
-    };
+    let others = u32::try_from(count - 1).map_err(io::Error::other)?;
+    let (word, byte) =
+        (libc::BPF_LD | libc::BPF_ABS | libc::BPF_W, libc::BPF_LD | libc::BPF_ABS | libc::BPF_B);
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let (always, alu) = (libc::BPF_JMP | libc::BPF_JA, libc::BPF_ALU | libc::BPF_K);
+    // All codes are below 256.
+    let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut steps = [
-        step(load | libc::BPF_W, 0, 0, 0),
-        step(jump | libc::BPF_JEQ, 0, 4, DATA),
-        step(load | libc::BPF_B, 0, 0, at),
-        step(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, 0, 0, 4),
-        step(jump | libc::BPF_JGT, 1, 0, last),
+        step(word, 0, 0, 0),
+        step(equal, 2, 0, DATA),
+        step(equal, 1, 0, COOKIE),
+        step(equal, 2, 9, RESPONSE),
+        step(byte, 0, 0, AT),
+        step(always, 0, 0, 1),
+        step(byte, 0, 0, AT_IN_RESPONSE),
+        step(alu | libc::BPF_RSH, 0, 0, 4),
+        step(equal, 3, 0, 0),
+        step(alu | libc::BPF_SUB, 0, 0, 1),
+        step(alu | libc::BPF_MOD, 0, 0, others),
+        step(alu | libc::BPF_ADD, 0, 0, 1),
         step(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
     ];

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-pub use self::group::{Group, MAX_SOCKETS, owner};
+pub use self::group::{Group, MAX_SOCKETS};
 pub use self::receive::DatagramRing;
 use self::send::Segmentation;
 pub(crate) use self::send::{MAX_RUN, MAX_SEGMENTS, Run};

@@ -22,10 +22,10 @@ fn group(listen: &str, count: usize) -> Group {
 }
 
 /// A data message as WireGuard has it: type, receiver index (little-endian), counter, and something.
-fn data(owner: u8, len: usize) -> Vec<u8> {
+fn data(lane: u8, len: usize) -> Vec<u8> {
     let mut message = vec![0x5a; len.max(16)];
     message[..4].copy_from_slice(&[4, 0, 0, 0]);
-    message[4..8].copy_from_slice(&(u32::from(owner) << 28 | 0x0fed_cba9).to_le_bytes());
+    message[4..8].copy_from_slice(&(u32::from(lane) << 28 | 0x0fed_cba9).to_le_bytes());
     message
 }
 
@@ -63,41 +63,35 @@ fn datagrams(received: &[(usize, Vec<u8>)]) -> Vec<Vec<u8>> {
     received.iter().flat_map(parts).collect()
 }
 
-#[test]
-fn the_owner_is_read_where_the_kernel_reads_it() {
-    for owner_of in 0..16 {
-        assert_eq!(owner(&data(owner_of, 32)), Some(owner_of));
-    }
-    for kind in 1..=3 {
-        let mut handshake = data(7, 148);
-        handshake[0] = kind;
-        assert_eq!(owner(&handshake), None);
-    }
-    let mut reserved = data(7, 32);
-    reserved[3] = 1;
-    assert_eq!(owner(&reserved), None);
-    for len in 0..8 {
-        assert_eq!(owner(&data(7, 32)[..len]), None, "{len}");
-    }
+/// The lane that a data message bears.
+fn lane(datagram: &[u8]) -> Option<u8> {
+    datagram.starts_with(&[4, 0, 0, 0]).then(|| datagram.get(7).map(|byte| byte >> 4)).flatten()
 }
 
 /// Each kind of datagram by itself, and the socket of a group of four where it belongs.
 fn kinds() -> Vec<(Vec<u8>, usize)> {
-    let mut kinds: Vec<_> =
-        (0..16).map(|owner| (owner, if owner < 4 { owner } else { 0 })).collect();
-    kinds.reverse();
-    let mut kinds: Vec<(Vec<u8>, usize)> = kinds
-        .into_iter()
-        .map(|(owner, socket)| (data(owner, 60 + usize::from(owner)), socket.into()))
-        .collect();
-    for kind in [1, 2, 3] {
-        let mut handshake = data(3, 148);
-        handshake[0] = kind;
-        kinds.push((handshake, 0));
+    let places = [0, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3];
+    let mut kinds = Vec::new();
+    for (lane, place) in (0..16_u8).zip(places).rev() {
+        assert_eq!(Group::place(lane, 4), place);
+        kinds.push((data(lane, 60 + usize::from(lane)), place));
+        let mut cookie = data(lane, 64);
+        cookie[0] = 3;
+        kinds.push((cookie, place));
+        let mut response = data(15 - lane, 92);
+        response[0] = 2;
+        response[11] = lane << 4 | 7;
+        kinds.push((response, place));
+        let mut initiation = data(lane, 148);
+        initiation[0] = 1;
+        kinds.push((initiation, 0));
+        let mut other = data(lane, 90);
+        other[0] = 5;
+        kinds.push((other, 0));
+        let mut reserved = data(lane, 91);
+        reserved[2] = 1;
+        kinds.push((reserved, 0));
     }
-    let mut reserved = data(3, 90);
-    reserved[2] = 1;
-    kinds.push((reserved, 0));
     for len in 1..8 {
         kinds.push((data(3, 32)[..len].to_vec(), 0));
     }
@@ -150,11 +144,13 @@ fn sixteen_sockets_are_a_group_and_more_are_not_made() {
     let group = group("127.0.0.1:0", MAX_SOCKETS);
     let to = group.sockets[0].local_address().unwrap();
     let mut sender = bind("127.0.0.1:0");
-    let all: Vec<_> = (0..16).map(|owner| data(owner, 40)).collect();
+    let all: Vec<_> = (0..16).map(|lane| data(lane, 40)).collect();
     send(&mut sender, to, &all);
-    for (owner, received) in receive(&group.sockets, 16).iter().enumerate() {
-        assert_eq!(datagrams(received), [data(owner as u8, 40)]);
+    for (lane, received) in receive(&group.sockets, 16).iter().enumerate() {
+        assert_eq!(datagrams(received), [data(lane as u8, 40)]);
+        assert_eq!(Group::place(lane as u8, MAX_SOCKETS), lane);
     }
+    assert_eq!((Group::place(7, 1), Group::place(7, 0), Group::place(7, 2)), (0, 0, 1));
     let many = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 99).unwrap();
     assert_eq!(many.sockets.len(), MAX_SOCKETS);
     let none = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 0).unwrap();
@@ -226,10 +222,10 @@ fn another_user_can_not_join_and_whoever_may_gets_nothing() {
     let stranger = intruder(to).unwrap();
     for _ in 0..16 {
         let mut sender = bind("127.0.0.1:0");
-        let all: Vec<_> = (0..16).map(|owner| data(owner, 40)).collect();
+        let all: Vec<_> = (0..16).map(|lane| data(lane, 40)).collect();
         send(&mut sender, to, &all);
         let received = receive(&group.sockets, 16);
-        assert_eq!(received.iter().map(Vec::len).collect::<Vec<_>>(), [14, 1, 1]);
+        assert_eq!(received.iter().map(Vec::len).collect::<Vec<_>>(), [1, 8, 7]);
     }
     let mut room = [std::mem::MaybeUninit::uninit(); 100];
     let error = stranger.recv(&mut room).unwrap_err();
@@ -249,7 +245,7 @@ fn where_the_kernel_does_not_steer_the_first_socket_gets_everything() {
         [true, false, false, false]
     );
     let mut sender = bind("127.0.0.1:0");
-    let all: Vec<_> = (0..16).map(|owner| data(owner, 40)).collect();
+    let all: Vec<_> = (0..16).map(|lane| data(lane, 40)).collect();
     send(&mut sender, to, &all);
     let received = receive(&group.sockets[..1], 16);
     assert_eq!(datagrams(&received[0]), all);
@@ -276,7 +272,7 @@ fn what_the_program_was_refused_for_leaves_nothing_bound_beside_the_first() {
     drop(shared);
     let group = alone(first, 2, &io::Error::from_raw_os_error(libc::ENOMEM)).unwrap();
     let mut sender = bind("127.0.0.1:0");
-    let all: Vec<_> = (0..16).map(|owner| data(owner, 40)).collect();
+    let all: Vec<_> = (0..16).map(|lane| data(lane, 40)).collect();
     send(&mut sender, to, &all);
     assert_eq!(datagrams(&receive(&group.sockets[..1], 16)[0]), all);
 }
@@ -345,7 +341,7 @@ fn datagrams_of_two_lanes_are_never_merged_into_one_run() {
     for lane in [1, 2] {
         let datagrams = datagrams(&received[lane]);
         assert_eq!(datagrams.len(), 200 + lane % 2, "lane {lane}");
-        let own = |datagram: &Vec<u8>| owner(datagram) == Some(lane as u8);
+        let own = |datagram: &Vec<u8>| self::lane(datagram) == Some(lane as u8);
         let strays = datagrams.iter().filter(|datagram| !own(datagram)).count();
         assert_eq!(strays, 0, "lane {lane}");
     }
@@ -363,9 +359,9 @@ fn with_one_time_to_live_they_are() {
         return;
     };
     let mixed = |(segment, bytes): &&(usize, Vec<u8>)| {
-        let mut owners = bytes.chunks(*segment).map(owner);
-        let first = owners.next();
-        owners.any(|owner| Some(owner) != first)
+        let mut lanes = bytes.chunks(*segment).map(lane);
+        let first = lanes.next();
+        lanes.any(|lane| Some(lane) != first)
     };
     let mixed = received.iter().flatten().filter(mixed).count();
     assert!(mixed > 0, "none of {:?}", received.iter().map(Vec::len).collect::<Vec<_>>());
