@@ -23,6 +23,7 @@ pub mod fragment;
 pub mod gso;
 mod holding;
 mod infrastructure;
+pub mod lane;
 pub mod limits;
 pub mod mss;
 mod nexthop;

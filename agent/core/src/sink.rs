@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::batch::VlanTag;
+use crate::lane::{Job, Taken};
 use crate::port::PortId;
 use crate::vnet::VnetHeader;
 
@@ -25,4 +26,25 @@ pub trait Sink {
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     );
+
+    /// As [`Self::datagram`], for a datagram of a lane other than lane 0 ([`crate::lane`]). Where it goes through a
+    /// socket of its own, whatever went to [`Self::datagram`] before goes out before it.
+    fn lane_datagram(
+        &mut self,
+        lane: u8,
+        to: SocketAddr,
+        dscp_ecn: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let _ = lane;
+        self.datagram(to, dscp_ecn, capacity, write);
+    }
+
+    /// Hands a job to the thread that runs its lane, behind the orders of the engine so far. Asked only of a shell that
+    /// said it has such threads.
+    fn job(&mut self, job: Job<'_>) -> Taken {
+        let _ = job;
+        Taken::NoSession
+    }
 }

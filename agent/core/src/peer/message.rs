@@ -36,7 +36,30 @@ pub enum Message {
     Claim(Signed<AddressClaim>),
     /// The answer.
     ClaimAnswer(ClaimAnswer),
+    /// The key of the sender's lanes. Sent only to whom says that it can use lanes.
+    Lanes(LaneOffer),
 }
+
+/// What a gateway says about its lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneOffer {
+    /// Its run, which the key belongs to.
+    pub boot: BootId,
+    /// Its lane key.
+    pub key: LaneKey,
+    /// How many lanes it has.
+    pub lanes: u8,
+    /// The lane key that it holds of the gateway that this is said to. Nobody uses a lane before the other end has said
+    /// that it knows whose it is.
+    pub holds: Option<LaneKey>,
+    /// Whether an answer is wanted: an offer, too.
+    pub ask: bool,
+}
+
+/// The bytes of a lane key, not looked at yet: whether it is a good one takes long to find out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LaneKey(pub [u8; 32]);
 
 /// What became of a claim at a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,6 +225,27 @@ mod tests {
             let packet = pack(A, B, &message);
             assert_eq!(unpack(&packet, A, B), Ok(message));
             assert!(packet.len() <= 1280, "{} bytes don't fit everywhere", packet.len());
+        }
+    }
+
+    #[test]
+    fn the_longest_offer_fits_everywhere_and_has_keys_of_one_length_only() {
+        let offer = LaneOffer {
+            boot: BootId::from_bytes([0xff; 16]),
+            key: LaneKey([0xff; 32]),
+            lanes: u8::MAX,
+            holds: Some(LaneKey([0xfe; 32])),
+            ask: true,
+        };
+        let packet = pack(A, B, &Message::Lanes(offer));
+        assert_eq!(unpack(&packet, A, B), Ok(Message::Lanes(offer)));
+        assert!(packet.len() <= 1280, "{} bytes don't fit everywhere", packet.len());
+        let bytes = Message::Lanes(offer).encode();
+        for at in 0..bytes.len() {
+            let _ = Message::decode(&bytes[..at]);
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            let _ = Message::decode(&changed);
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod agenda;
 mod front;
+pub(crate) mod lanes;
 pub mod message;
 mod queue;
 mod random;
@@ -26,6 +27,7 @@ use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
+pub use lanes::LanesConfig;
 pub use state::Peer;
 pub use table::{Peers, Way};
 pub use tunnel::MAX_PACKET_LEN;

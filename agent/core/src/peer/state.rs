@@ -59,6 +59,8 @@ pub struct Peer {
     changes: Changes,
     /// Whether it stands in the list of peers with events.
     pub(super) listed: bool,
+    /// Whether it is watched for the sake of its lanes, and then whether it stands in the list of those to look at.
+    pub(super) watched: Option<bool>,
 }
 
 /// What the engine was told.
@@ -114,6 +116,7 @@ impl Peer {
             told: Told::default(),
             changes: Changes { since: now, count: 0 },
             listed: false,
+            watched: None,
         };
         peer.configure(config, now);
         peer

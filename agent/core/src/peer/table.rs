@@ -1,6 +1,7 @@
 //! The table of peers: what comes in, what goes out, and what the engine asks.
 
 mod roster;
+mod said;
 mod sizes;
 mod upkeep;
 
@@ -27,11 +28,11 @@ use sizes::Sizes;
 
 /// Most tunnels: 20 of the 24 bits that boringtun leaves of a receiver index. The other four name the owner.
 const MAX_TUNNELS: usize = 1 << OWNER_SHIFT;
-const OWNER_SHIFT: u32 = 20;
+pub(super) const OWNER_SHIFT: u32 = 20;
 /// Most peers.
 const MAX_PEERS: usize = 1 << 16;
 /// DSCP of what keeps the tunnels up: network control (CS6).
-const CONTROL: u8 = 0xc0;
+pub(super) const CONTROL: u8 = 0xc0;
 
 /// What something authentic proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,10 @@ pub struct Peers {
     events: VecDeque<u32>,
     /// What peers said that isn't about their tunnels.
     inbox: VecDeque<(GatewayId, message::Message)>,
+    /// What peers said about their lanes, and by which of their keys.
+    offers: VecDeque<(PeerSlot, TunnelPublicKey, message::LaneOffer)>,
+    /// Watched peers that are to be looked at anew, by their numbers.
+    reviews: VecDeque<u32>,
     drops: [u64; DropReason::ALL.len()],
     agenda: Agenda,
     /// How often peers were looked at because it was time to.
@@ -113,6 +118,8 @@ impl Peers {
             next_generation: 0,
             events: VecDeque::new(),
             inbox: VecDeque::new(),
+            offers: VecDeque::new(),
+            reviews: VecDeque::new(),
             drops: [0; DropReason::ALL.len()],
             agenda: Agenda::default(),
             #[cfg(test)]
@@ -394,6 +401,7 @@ impl Peers {
         }
         if moved {
             self.fit(index, true, now);
+            self.review(index);
         }
         if fresh {
             self.begin(number, now, out);
@@ -405,7 +413,10 @@ impl Peers {
     fn choose_sending(&mut self, index: u32) {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let ready = |number: &&u32| self.tunnels.get(**number).is_some_and(Tunnel::has_session);
-        peer.sending = peer.tunnels.iter().find(ready).copied();
+        let sending = peer.tunnels.iter().find(ready).copied();
+        if std::mem::replace(&mut peer.sending, sending) != sending {
+            self.review(index);
+        }
     }
 
     fn wake(&mut self, index: u32, at: Instant) {
@@ -445,15 +456,19 @@ impl Way<'_> {
     }
 }
 
-/// Seals a packet for `to`.
-fn seal(tunnel: &mut Tunnel, to: SocketAddr, packet: &[u8], out: &mut impl Sink) {
+/// The byte of the outer header for a packet.
+pub(super) fn dscp(packet: &[u8]) -> u8 {
     // ECN stays inside: nothing would bring a mark on the outer header back in (RFC 6040).
-    let dscp = match packet.first().map(|first| first >> 4) {
+    match packet.first().map(|first| first >> 4) {
         Some(4) => packet.get(1).map_or(0, |byte| byte & 0xfc),
         Some(6) => packet.first_chunk::<2>().map_or(0, |[a, b]| (a << 4 | b >> 4) & 0xfc),
         _ => 0,
-    };
-    out.datagram(to, dscp, sealed_room(packet.len()), |buffer| tunnel.seal(packet, buffer));
+    }
+}
+
+/// Seals a packet for `to`.
+fn seal(tunnel: &mut Tunnel, to: SocketAddr, packet: &[u8], out: &mut impl Sink) {
+    out.datagram(to, dscp(packet), sealed_room(packet.len()), |buffer| tunnel.seal(packet, buffer));
 }
 
 /// Sends a message that is written already.

@@ -45,6 +45,7 @@ impl Peers {
                 first_attempt += STAGGER;
             }
             self.choose_sending(number);
+            self.review(number);
             self.wake(number, now);
         }
     }
@@ -124,6 +125,8 @@ impl Peers {
     }
 
     fn remove_peer(&mut self, index: u32) {
+        // Before it is gone.
+        self.review(index);
         let Some(peer) = self.peers.remove(index) else { return };
         self.joiner.remove(index);
         self.by_gateway.remove(&peer.gateway);

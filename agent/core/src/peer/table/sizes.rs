@@ -91,13 +91,12 @@ impl Peers {
         self.local.is_some() && self.get(slot).is_some_and(|peer| peer.path.is_on())
     }
 
-    /// Cuts an IPv4 packet that is over the limit of a peer into parts, and sends those as [`Self::send`] does.
+    /// Cuts an IPv4 packet that is over the limit of a peer into parts, and has each of them sent by `send`.
     pub fn send_parts(
         &mut self,
         slot: PeerSlot,
         packet: &[u8],
-        now: Instant,
-        out: &mut impl Sink,
+        mut send: impl FnMut(&mut Self, &[u8]) -> Sent,
     ) -> Sent {
         let down = Sent::Dropped(DropReason::TunnelDown);
         let (Some(local), limit) = (self.local, self.limit(slot)) else { return down };
@@ -115,7 +114,7 @@ impl Peers {
         }
         let mut worst = Sent::Sealed;
         while let Some(len) = parts.next_into(&mut room) {
-            match self.send(slot, room.get(..len).unwrap_or_default(), now, out) {
+            match send(self, room.get(..len).unwrap_or_default()) {
                 Sent::Sealed => {}
                 other => worst = other,
             }
@@ -136,6 +135,30 @@ impl Peers {
     #[must_use]
     pub fn waiting_parts(&self) -> (usize, usize) {
         self.joiner.waiting()
+    }
+
+    /// Takes an IPv6 packet that a lane brought, which may be a part of a packet and nothing else. Gives the packet
+    /// that it made whole.
+    ///
+    /// # Errors
+    /// Why it goes no further.
+    pub fn join(
+        &mut self,
+        slot: PeerSlot,
+        packet: &[u8],
+        now: Instant,
+    ) -> Result<Option<Vec<u8>>, DropReason> {
+        let local = self.local.ok_or(DropReason::PeerDestination)?;
+        let overlay = self.get(slot).ok_or(DropReason::PeerUnknown)?.overlay;
+        match wire::read(packet, overlay, local.overlay)? {
+            Some(SizeMessage::Part(part)) => {
+                let whole = self.joiner.take(slot.index, &part, now);
+                let evicted = self.joiner.take_evicted();
+                self.count(DropReason::FragmentTableFull, evicted);
+                whole
+            }
+            _ => Err(DropReason::Ipv6),
+        }
     }
 
     /// Deals with a message about sizes. Gives the packet that it made whole.

@@ -7,7 +7,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
 use super::{CONTROL, OWNER_SHIFT, Peers, Tunnel, seal, write};
-use crate::peer::front;
+use crate::peer::{PeerSlot, front};
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::state::NEVER;
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
@@ -63,6 +63,7 @@ impl Peers {
             return self.hear_size(index, message, now, out);
         }
         let want_time = local.confirmed_time.is_none();
+        let boot = peer.boot();
         let (news, answer) = match message::unpack(packet, peer.overlay, local.overlay)? {
             Message::Hello(hello) => {
                 let nonce = hello.nonce;
@@ -80,7 +81,19 @@ impl Peers {
                 self.inbox.push_back((gateway, message));
                 return Ok(None);
             }
+            Message::Lanes(offer) => {
+                let slot = PeerSlot { index, generation: peer.generation };
+                let key = self.tunnels.get(number).ok_or(unknown)?.key;
+                if self.offers.len() >= MAX_INBOX {
+                    return Err(DropReason::QueueFull);
+                }
+                self.offers.push_back((slot, key, offer));
+                return Ok(None);
+            }
         };
+        if self.peers.get(index).is_some_and(|peer| peer.boot() != boot) {
+            self.review(index);
+        }
         if news {
             self.list(index);
         }

@@ -1,0 +1,316 @@
+//! What the engine keeps of lanes: with whom it has agreed on them, and which can be used.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anteroom_proto::id::BootId;
+use anteroom_proto::key::TunnelPublicKey;
+use hashbrown::HashMap;
+
+use super::{CAPABILITY, Event, LaneId, MAX, Order};
+use crate::peer::message::{LaneKey, LaneOffer};
+use crate::peer::{PeerSlot, Peers};
+
+/// How often a peer is asked at most that doesn't answer, and how often a lane is ordered that doesn't open.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+const OPEN_AGAIN: Duration = Duration::from_secs(30);
+/// How soon after it went a lane that is wanted is ordered again.
+const REOPEN: Duration = Duration::from_secs(1);
+/// Most keys of one peer that are looked at within [`KEYS_IN`]: that takes some 50 µs each.
+const MAX_KEYS: u32 = 8;
+const KEYS_IN: Duration = Duration::from_secs(10);
+
+/// A peer that wanted a lane, or to which one was wanted.
+#[derive(Debug)]
+struct Entry {
+    peer: PeerSlot,
+    /// Its key, its run, and the main key whose tunnel both came through last.
+    theirs: Option<(TunnelPublicKey, BootId, TunnelPublicKey)>,
+    /// How many lanes there are with it.
+    lanes: u8,
+    /// Whether it says that it knows whose this gateway's key is.
+    holds_ours: bool,
+    to: Option<SocketAddr>,
+    next_ask: Instant,
+    /// Lanes that can be used, by their bits.
+    ready: u16,
+    /// When each may be ordered next.
+    next_open: [Option<Instant>; MAX as usize + 1],
+    keys: (Instant, u32),
+}
+
+impl Entry {
+    const fn is_agreed(&self) -> bool {
+        self.theirs.is_some() && self.holds_ours && self.lanes > 0
+    }
+}
+
+/// The lanes of a gateway, as its engine sees them.
+#[derive(Debug)]
+pub struct Book {
+    own: TunnelPublicKey,
+    boot: BootId,
+    lanes: u8,
+    entries: HashMap<u32, Entry, foldhash::fast::RandomState>,
+    by_key: HashMap<TunnelPublicKey, u32, foldhash::fast::RandomState>,
+    orders: VecDeque<Order>,
+    offers: VecDeque<(PeerSlot, LaneOffer)>,
+    turned_away: u64,
+}
+
+/// How it stands with the lanes to one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Lanes that both ends agreed on. 0 while nobody wanted one.
+    pub agreed: u8,
+    /// Those of them that can be used.
+    pub ready: u8,
+}
+
+impl Book {
+    /// For the owner of a lane key, in this run, with so many lanes.
+    #[must_use]
+    pub fn new(own: TunnelPublicKey, boot: BootId, lanes: u8) -> Self {
+        Self {
+            own,
+            boot,
+            lanes: lanes.min(MAX),
+            entries: HashMap::default(),
+            by_key: HashMap::default(),
+            orders: VecDeque::new(),
+            offers: VecDeque::new(),
+            turned_away: 0,
+        }
+    }
+
+    /// The lane that a flow may take which is bulk: by its hash, so always the same while the peers agree on as many
+    /// lanes. 0 while there is none that can be used; what has to be done for one is done then.
+    pub fn want(&mut self, peer: PeerSlot, hash: u64, peers: &mut Peers, now: Instant) -> u8 {
+        let entry = self.entry(peer, peers, now);
+        if !entry.is_agreed() {
+            if entry.next_ask <= now {
+                entry.next_ask = now + ASK_AGAIN;
+                self.ask(peer, peers);
+            }
+            return 0;
+        }
+        // The upper bits: hash tables use the lower ones.
+        let lane = 1 + ((hash >> 32) % u64::from(entry.lanes)) as u8;
+        if entry.ready & (1 << lane) != 0 {
+            return lane;
+        }
+        let Some(next) = entry.next_open.get_mut(usize::from(lane)) else { return 0 };
+        if next.is_none_or(|next| next <= now) {
+            *next = Some(now + OPEN_AGAIN);
+            self.orders.push_back(Order::Open(LaneId { peer, lane }));
+        }
+        0
+    }
+
+    /// Whether a lane that a flow takes can still be used.
+    #[must_use]
+    pub fn is_ready(&self, at: LaneId) -> bool {
+        let entry = self.entries.get(&at.peer.number()).filter(|entry| entry.peer == at.peer);
+        entry.is_some_and(|entry| entry.is_agreed() && entry.ready & (1 << at.lane) != 0)
+    }
+
+    /// Asks a peer for its key, if it can use lanes.
+    fn ask(&mut self, peer: PeerSlot, peers: &Peers) {
+        let capable = peers
+            .get(peer)
+            .is_some_and(|peer| peer.capabilities().iter().any(|one| one == CAPABILITY));
+        if capable {
+            self.offer(peer, true);
+        }
+    }
+
+    fn offer(&mut self, peer: PeerSlot, ask: bool) {
+        let entry = self.entries.get(&peer.number()).filter(|entry| entry.peer == peer);
+        let theirs = entry.and_then(|entry| entry.theirs);
+        let offer = LaneOffer {
+            boot: self.boot,
+            key: LaneKey(*self.own.as_bytes()),
+            lanes: self.lanes,
+            holds: theirs.map(|(key, ..)| LaneKey(*key.as_bytes())),
+            ask,
+        };
+        self.offers.push_back((peer, offer));
+    }
+
+    /// Takes what a peer said about its lanes, through the tunnel with the main key `via`.
+    pub fn hear(
+        &mut self,
+        peer: PeerSlot,
+        via: TunnelPublicKey,
+        offer: &LaneOffer,
+        peers: &mut Peers,
+        now: Instant,
+    ) {
+        let (own, most) = (self.own, self.lanes);
+        let to = peers.get(peer).and_then(crate::peer::Peer::endpoint);
+        let entry = self.entry(peer, peers, now);
+        entry.holds_ours = offer.holds == Some(LaneKey(*own.as_bytes()));
+        let same = entry.theirs.is_some_and(|(key, ..)| *key.as_bytes() == offer.key.0);
+        let lanes = offer.lanes.min(most);
+        if same {
+            entry.theirs = entry.theirs.map(|(key, ..)| (key, offer.boot, via));
+            if std::mem::replace(&mut entry.lanes, lanes) != lanes {
+                entry.ready = 0;
+                self.know(peer, to);
+            }
+        } else if let Some(key) = self.accept(peer, offer, peers, now) {
+            self.drop_key(peer);
+            self.by_key.insert(key, peer.number());
+            if let Some(entry) = self.entries.get_mut(&peer.number()) {
+                entry.theirs = Some((key, offer.boot, via));
+                entry.lanes = lanes;
+            }
+            self.know(peer, to);
+        } else {
+            self.turned_away += 1;
+            self.drop_key(peer);
+        }
+        if offer.ask {
+            let entry = self.entries.get(&peer.number());
+            let ask = entry.is_some_and(|entry| entry.theirs.is_some() && !entry.holds_ours);
+            self.offer(peer, ask);
+        }
+    }
+
+    /// Has whoever runs the lanes know a peer's key.
+    fn know(&mut self, peer: PeerSlot, to: Option<SocketAddr>) {
+        let Some(entry) = self.entries.get_mut(&peer.number()) else { return };
+        let (Some((key, ..)), Some(to)) = (entry.theirs, to) else { return };
+        entry.to = Some(to);
+        self.orders.push_back(Order::Know { peer, key, lanes: entry.lanes, to });
+    }
+
+    /// The key of an offer, unless it is no good, or anybody else's.
+    fn accept(
+        &mut self,
+        peer: PeerSlot,
+        offer: &LaneOffer,
+        peers: &Peers,
+        now: Instant,
+    ) -> Option<TunnelPublicKey> {
+        let entry = self.entries.get_mut(&peer.number())?;
+        if now.saturating_duration_since(entry.keys.0) >= KEYS_IN {
+            entry.keys = (now, 0);
+        }
+        entry.keys.1 = entry.keys.1.saturating_add(1);
+        if entry.keys.1 > MAX_KEYS {
+            return None;
+        }
+        let key = TunnelPublicKey::try_from(offer.key.0).ok()?;
+        let others = self.by_key.get(&key).is_some_and(|holder| *holder != peer.number());
+        (key != self.own && !others && !peers.knows_key(&key)).then_some(key)
+    }
+
+    /// Forgets a peer's key, and with it its lanes.
+    fn drop_key(&mut self, peer: PeerSlot) {
+        let Some(entry) = self.entries.get_mut(&peer.number()) else { return };
+        (entry.ready, entry.next_open) = (0, Default::default());
+        if let Some((key, ..)) = entry.theirs.take() {
+            self.by_key.remove(&key);
+            self.orders.push_back(Order::Forget { peer });
+        }
+    }
+
+    /// Forgets a peer.
+    fn forget(&mut self, peer: PeerSlot) {
+        self.drop_key(peer);
+        self.entries.remove(&peer.number());
+    }
+
+    /// Looks at a peer anew that is elsewhere, runs anew, has other keys, or is no more.
+    pub fn review(&mut self, number: u32, peers: &Peers) {
+        let Some(entry) = self.entries.get_mut(&number) else { return };
+        let slot = entry.peer;
+        let Some(peer) = peers.get(slot) else { return self.forget(slot) };
+        let Some((_, boot, via)) = entry.theirs else { return };
+        if peer.boot().is_some_and(|said| said != boot) || !peers.has_key(slot, &via) {
+            return self.forget(slot);
+        }
+        let to = peer.endpoint();
+        if let Some(to) = to.filter(|to| entry.to != Some(*to)) {
+            entry.to = Some(to);
+            self.orders.push_back(Order::Move { peer: slot, to });
+        }
+        // What came through another tunnel is worth as much as that one's key. It is going to be withdrawn, perhaps.
+        if peers.sending_key(slot).is_some_and(|key| key != via) {
+            self.offer(slot, true);
+        }
+    }
+
+    /// Takes what whoever runs the lanes has to tell.
+    pub fn note(&mut self, event: Event, now: Instant) {
+        let (at, ready) = match event {
+            Event::Ready(at) => (at, true),
+            Event::Gone(at) => (at, false),
+            Event::Full(_) => {
+                self.turned_away += 1;
+                return;
+            }
+        };
+        let entry = self.entries.get_mut(&at.peer.number()).filter(|entry| entry.peer == at.peer);
+        let Some(entry) = entry.filter(|entry| entry.theirs.is_some()) else { return };
+        if ready {
+            entry.ready |= 1 << at.lane;
+        } else {
+            entry.ready &= !(1 << at.lane);
+            if let Some(next) = entry.next_open.get_mut(usize::from(at.lane)) {
+                *next = Some(now + REOPEN);
+            }
+        }
+    }
+
+    /// The next thing to be told to whoever runs the lanes.
+    pub fn poll_order(&mut self) -> Option<Order> {
+        self.orders.pop_front()
+    }
+
+    /// The next thing to be told to a peer.
+    pub(crate) fn poll_offer(&mut self) -> Option<(PeerSlot, LaneOffer)> {
+        self.offers.pop_front()
+    }
+
+    /// How it stands with the lanes to a peer.
+    #[must_use]
+    pub fn standing(&self, peer: PeerSlot) -> Standing {
+        let entry = self.entries.get(&peer.number()).filter(|entry| entry.peer == peer);
+        let entry = entry.filter(|entry| entry.is_agreed());
+        entry.map_or_else(Standing::default, |entry| Standing {
+            agreed: entry.lanes,
+            ready: u8::try_from(entry.ready.count_ones()).unwrap_or(MAX),
+        })
+    }
+
+    /// How often a key, or a lane more, was turned away.
+    #[must_use]
+    pub const fn turned_away(&self) -> u64 {
+        self.turned_away
+    }
+
+    /// The entry of a peer, which is made where there is none: there is one for each peer at most.
+    fn entry(&mut self, peer: PeerSlot, peers: &mut Peers, now: Instant) -> &mut Entry {
+        let stale = self.entries.get(&peer.number()).is_some_and(|entry| entry.peer != peer);
+        if stale && let Some(old) = self.entries.get(&peer.number()).map(|entry| entry.peer) {
+            self.forget(old);
+        }
+        self.entries.entry(peer.number()).or_insert_with(|| {
+            peers.watch(peer);
+            Entry {
+                peer,
+                theirs: None,
+                lanes: 0,
+                holds_ours: false,
+                to: None,
+                next_ask: now,
+                ready: 0,
+                next_open: Default::default(),
+                keys: (now, 0),
+            }
+        })
+    }
+}

@@ -1,0 +1,162 @@
+//! Lanes: tunnels of their own for bulk, beside the one between two gateways that everything else takes.
+//!
+//! Lane 0 is the tunnel that the view's keys make ([`crate::peer`]). Handshakes with those keys, hellos and probes go
+//! there, and the packets of all flows that aren't bulk. Lanes from 1 on carry bulk. They are tunnels because nothing
+//! may overtake more than 1,024 packets within one (WireGuard's replay window), so that an alarm couldn't overtake
+//! images there; and because one tunnel is the work of one core at a time.
+//!
+//! Who does what:
+//!
+//! - the engine decides: which flow is bulk ([`pace`]), what lanes there are with which peer, and which of them may be
+//!   used ([`book`]);
+//! - [`Lanes`] seals, opens and shakes hands, for all lanes that one thread runs. It knows keys and addresses, nothing
+//!   of flows, devices or rules. With one thread the engine has it within itself. With more, the shell has one in each
+//!   of its lane threads, and carries [`Order`]s and [`Job`]s there, [`Event`]s and opened packets back, by bounded
+//!   rings.
+//!
+//! **Keys.** An agent makes one lane key at its start and keeps it in memory. It tells a peer, inside lane 0, and only
+//! one whose hello has the [`CAPABILITY`]. Which lane a handshake or a datagram is for stands in the receiver indices
+//! (see [`lane_of`]): both ends number a lane alike.
+//!
+//! **Steering.** A datagram's lane is the upper half of one byte: at 7 for data and cookies, at 11 for responses.
+//! Initiations say theirs at 7 as well, but so does whatever a stock client's random index has there: they go to the
+//! engine's socket, and whoever reads that hands them on by [`Doorman::lane_of`]. A program that steers so needs nothing
+//! else. Where there is none, all may come to any socket.
+//!
+//! **Order.** What one flow sent earlier through lane 0 must not arrive behind what it sent later through another lane.
+//! Senders hand datagrams to the kernel in the order in which they were sealed, lane 0 first where two batches wait. A
+//! receiver that has fetched a batch of another lane then empties the socket of lane 0, has that handled, and the batch
+//! after it.
+
+pub mod book;
+pub mod pace;
+
+use std::net::SocketAddr;
+
+use anteroom_proto::key::TunnelPublicKey;
+
+use crate::peer::PeerSlot;
+use crate::vnet::VnetHeader;
+
+pub use crate::peer::lanes::{Doorman, Lanes, OpenedInLane};
+
+/// What a gateway that can use lanes says in its hello.
+pub const CAPABILITY: &str = "lanes";
+
+/// Most lanes beside lane 0: what four bits of a receiver index can number.
+pub const MAX: u8 = 15;
+
+/// Lanes beside lane 0 that an agent offers. A pair of gateways uses as many as the one that offers fewer.
+pub const USUAL: u8 = 4;
+
+/// A lane to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LaneId {
+    /// Which peer.
+    pub peer: PeerSlot,
+    /// Which of the lanes to it, from 1 on.
+    pub lane: u8,
+}
+
+/// What the engine tells whoever runs lanes. All that concern one peer are to be carried out in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// This is the peer's key. Tunnels by another one are gone. Handshakes that the peer begins are answered from now on.
+    Know {
+        /// Which peer.
+        peer: PeerSlot,
+        /// Its lane key.
+        key: TunnelPublicKey,
+        /// How many lanes there are with it.
+        lanes: u8,
+        /// Where it is.
+        to: SocketAddr,
+    },
+    /// Shake hands, and go on until that has worked or half a minute has passed.
+    Open(LaneId),
+    /// The peer is somewhere else now.
+    Move {
+        /// Which peer.
+        peer: PeerSlot,
+        /// Where it is.
+        to: SocketAddr,
+    },
+    /// The peer has no lanes any more.
+    Forget {
+        /// Which peer.
+        peer: PeerSlot,
+    },
+}
+
+impl Order {
+    /// Which peer it concerns.
+    #[must_use]
+    pub const fn peer(&self) -> PeerSlot {
+        match self {
+            Self::Know { peer, .. } | Self::Move { peer, .. } | Self::Forget { peer } => *peer,
+            Self::Open(at) => at.peer,
+        }
+    }
+
+    /// Which lane it concerns; all of the peer's where there is none.
+    #[must_use]
+    pub const fn lane(&self) -> Option<u8> {
+        match self {
+            Self::Open(at) => Some(at.lane),
+            _ => None,
+        }
+    }
+}
+
+/// A packet, or a super-frame, for a lane. It is cut there: into packets of at most `limit` bytes, with whole checksums.
+///
+/// The engine makes a job only where every packet that comes of it fits. What doesn't is cut into parts before, which
+/// are jobs of their own.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The lane.
+    pub at: LaneId,
+    /// The kernel's word on the frame that the packet was in.
+    pub vnet: VnetHeader,
+    /// How far into the frame that `vnet` speaks of the packet begins.
+    pub network: usize,
+    /// Longest packet that may come of it, in bytes.
+    pub limit: usize,
+    /// The packet, from the IP header on. What is in there afterwards is of no more use.
+    pub packet: &'a mut [u8],
+}
+
+/// What became of a [`Job`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It was sealed, or waits in order for whoever runs the lane.
+    Yes,
+    /// There is no session. Nothing was touched: the packet can take lane 0.
+    NoSession,
+    /// There was no room: it is dropped, since lane 0 would let it overtake what waits.
+    NoRoom,
+}
+
+/// What whoever runs lanes tells the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The lane can be used.
+    Ready(LaneId),
+    /// It can't, for now or for good: it wasn't used for a while, or the peer doesn't answer there. What is sealed
+    /// nevertheless is sent as long as there is a session.
+    Gone(LaneId),
+    /// No more lanes can be open at once: an [`Order::Open`] was turned away.
+    Full(LaneId),
+}
+
+/// The lane that a datagram with a receiver index of this gateway is for: data, responses, cookies. 0 for lane 0; none
+/// for initiations, whose lane only [`Doorman::lane_of`] knows, and for what is none of WireGuard's.
+#[must_use]
+pub fn lane_of(datagram: &[u8]) -> Option<u8> {
+    let at = match datagram.first_chunk::<4>() {
+        Some([3 | 4, 0, 0, 0]) => 7,
+        Some([2, 0, 0, 0]) => 11,
+        _ => return None,
+    };
+    datagram.get(at).map(|byte| byte >> 4)
+}

@@ -1,0 +1,588 @@
+//! What runs lanes: seals, opens, shakes hands. See [`crate::lane`].
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
+
+use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
+use anteroom_proto::verdict::DropReason;
+use boringtun::noise::rate_limiter::RateLimiter;
+use boringtun::x25519::{PublicKey, StaticSecret};
+use hashbrown::HashMap;
+
+use super::front::{self, Admission, COOKIE_LEN, Front, Kind};
+use super::random::Random;
+use super::slots::Slots;
+use super::table::{CONTROL, OWNER_SHIFT, dscp};
+use super::tunnel::{Received, SMALL, Tunnel, Update, sealed_room};
+use super::{PeerSlot, SCRATCH_LEN, open_room};
+use crate::gso::Packets;
+use crate::lane::{self, Event, Job, LaneId, Order, Taken};
+use crate::sink::Sink;
+
+/// How long a peer may be silent on a lane that is used until it is asked to shake hands again. It answers data within
+/// ten seconds, as WireGuard has it.
+const SILENT: Duration = Duration::from_secs(13);
+/// How long it may be silent until the lane isn't used any more.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
+/// How long an order to open is pursued.
+const PURSUED_FOR: Duration = Duration::from_secs(30);
+/// How long a lane stays though nothing passes. Longer than [`ANSWERS_WITHIN`] by far: whoever may still send there
+/// must find somebody who opens it.
+const IDLE: Duration = Duration::from_secs(180);
+/// Most messages that are fetched from boringtun's own queue after one handshake.
+const MAX_DRAIN: usize = 300;
+
+/// Tells for which lane a datagram is, handshakes included, without opening it.
+pub struct Doorman {
+    limiter: RateLimiter,
+    lanes: u8,
+}
+
+impl std::fmt::Debug for Doorman {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Doorman").field("lanes", &self.lanes).finish_non_exhaustive()
+    }
+}
+
+impl Doorman {
+    /// For the owner of a lane key, with so many lanes.
+    #[must_use]
+    pub fn new(key: &TunnelPublicKey, lanes: u8) -> Self {
+        let public = PublicKey::from(*key.as_bytes());
+        Self { limiter: RateLimiter::new(&public, u64::MAX), lanes: lanes.min(lane::MAX) }
+    }
+
+    /// The lane, from 1 on. None for what belongs to lane 0 or to nobody.
+    #[must_use]
+    pub fn lane_of(&self, datagram: &[u8]) -> Option<u8> {
+        let lane = match lane::lane_of(datagram) {
+            Some(lane) => lane,
+            None if front::classify(datagram) == Ok(Kind::Initiation) => {
+                let mut reply = [0; COOKIE_LEN];
+                // Whoever knows the lane key says so by the first of an initiation's two sums.
+                self.limiter.verify_packet(None, datagram, &mut reply).ok()?;
+                datagram.get(7)? >> 4
+            }
+            None => return None,
+        };
+        (1..=self.lanes).contains(&lane).then_some(lane)
+    }
+}
+
+/// What a [`Lanes`] is made from.
+#[derive(Debug, Clone)]
+pub struct LanesConfig {
+    /// The agent's lane key.
+    pub secret: TunnelSecret,
+    /// The lanes that it runs, from 1 on.
+    pub lanes: RangeInclusive<u8>,
+    /// 32 unpredictable bytes: jitter grows from them.
+    pub seed: [u8; 32],
+    /// Most lanes that are open at once, of all peers. Each takes some 11 KB.
+    pub most: usize,
+}
+
+/// What a datagram of a lane was.
+#[derive(Debug, PartialEq, Eq)]
+pub enum OpenedInLane<'a> {
+    /// A member's IPv4 packet, authentic as its peer's word. Whether the peer may say it is the caller's to check. It
+    /// stands at the beginning of the room that was given.
+    Packet {
+        /// The peer that sent it, and the lane.
+        at: LaneId,
+        /// The packet, from the IP header on.
+        packet: &'a mut [u8],
+    },
+    /// A part of a packet, for [`super::Peers::join`].
+    Part {
+        /// The peer that sent it, and the lane.
+        at: LaneId,
+        /// The IPv6 packet that it is in.
+        packet: &'a mut [u8],
+    },
+    /// The lane's own: a handshake, a keepalive. It was dealt with.
+    Handled,
+    /// It goes no further.
+    Dropped(DropReason),
+}
+
+/// A peer whose lane key is known.
+#[derive(Debug)]
+struct Known {
+    peer: PeerSlot,
+    key: TunnelPublicKey,
+    lanes: u8,
+    to: SocketAddr,
+    /// Numbers of its tunnels, by lane. Few peers have any.
+    tunnels: Vec<(u8, u32)>,
+}
+
+impl Known {
+    fn tunnel(&self, lane: u8) -> Option<u32> {
+        self.tunnels.iter().find(|(other, _)| *other == lane).map(|(_, number)| *number)
+    }
+}
+
+struct Lane {
+    tunnel: Tunnel,
+    at: LaneId,
+    to: SocketAddr,
+    /// When something last passed, either way.
+    used: Instant,
+    /// When something was last sealed.
+    sealed: Option<Instant>,
+    /// When the peer last showed that it has the keys.
+    heard: Option<Instant>,
+    /// Until when an order to open it holds.
+    wanted_until: Option<Instant>,
+    /// Whether the engine was told that it can be used.
+    ready: bool,
+}
+
+impl Lane {
+    fn silence(&self, now: Instant) -> Option<Duration> {
+        self.heard.map(|heard| now.saturating_duration_since(heard))
+    }
+
+    fn is_good(&self, now: Instant) -> bool {
+        self.tunnel.has_session() && self.silence(now).is_some_and(|time| time <= ANSWERS_WITHIN)
+    }
+}
+
+/// All lanes that one thread runs.
+pub struct Lanes {
+    secret: StaticSecret,
+    public: PublicKey,
+    own_key: TunnelPublicKey,
+    range: RangeInclusive<u8>,
+    random: Random,
+    front: Front,
+    peers: HashMap<u32, Known, foldhash::fast::RandomState>,
+    by_key: HashMap<TunnelPublicKey, u32, foldhash::fast::RandomState>,
+    lanes: Slots<Lane>,
+    open: usize,
+    most: usize,
+    events: VecDeque<Event>,
+    next: Option<Instant>,
+    scratch: Box<[u8]>,
+}
+
+impl std::fmt::Debug for Lanes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lanes")
+            .field("own_key", &self.own_key)
+            .field("range", &self.range)
+            .field("peers", &self.peers.len())
+            .field("open", &self.open)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lanes {
+    /// No lanes to anybody yet.
+    #[must_use]
+    pub fn new(config: &LanesConfig, now: Instant) -> Self {
+        let secret = StaticSecret::from(*config.secret.as_bytes());
+        let public = PublicKey::from(&secret);
+        let mut random = Random::new(&config.seed);
+        Self {
+            front: Front::new(&public, &mut random, now),
+            own_key: config.secret.public(),
+            secret,
+            public,
+            range: config.lanes.clone(),
+            random,
+            peers: HashMap::default(),
+            by_key: HashMap::default(),
+            lanes: Slots::new(1 << OWNER_SHIFT),
+            open: 0,
+            most: config.most,
+            events: VecDeque::new(),
+            next: None,
+            scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
+        }
+    }
+
+    /// Lanes that are open: with a session, or on the way to one.
+    #[must_use]
+    pub const fn open_lanes(&self) -> usize {
+        self.open
+    }
+
+    /// Carries out what the engine decided.
+    pub fn carry_out(&mut self, order: Order, now: Instant, out: &mut impl Sink) {
+        match order {
+            Order::Know { peer, key, lanes, to } => self.know(peer, key, lanes, to),
+            Order::Open(at) => self.open(at, now, out),
+            Order::Move { peer, to } => self.move_to(peer, to),
+            Order::Forget { peer } => self.forget(peer),
+        }
+    }
+
+    fn know(&mut self, peer: PeerSlot, key: TunnelPublicKey, lanes: u8, to: SocketAddr) {
+        let known = self.peers.get(&peer.index).map(|known| (known.peer, known.key));
+        if known.is_some() && known != Some((peer, key)) {
+            self.forget_number(peer.index);
+        }
+        if key == self.own_key || self.by_key.get(&key).is_some_and(|other| *other != peer.index) {
+            return;
+        }
+        self.by_key.insert(key, peer.index);
+        let known = self.peers.entry(peer.index);
+        let known = known.or_insert_with(|| Known { peer, key, lanes, to, tunnels: Vec::new() });
+        known.lanes = lanes;
+        self.move_to(peer, to);
+    }
+
+    fn move_to(&mut self, peer: PeerSlot, to: SocketAddr) {
+        let Some(known) = self.peers.get_mut(&peer.index).filter(|known| known.peer == peer) else {
+            return;
+        };
+        known.to = to;
+        for (_, number) in &known.tunnels {
+            if let Some(lane) = self.lanes.get_mut(*number) {
+                lane.to = to;
+            }
+        }
+    }
+
+    fn forget(&mut self, peer: PeerSlot) {
+        if self.peers.get(&peer.index).is_some_and(|known| known.peer == peer) {
+            self.forget_number(peer.index);
+        }
+    }
+
+    fn forget_number(&mut self, index: u32) {
+        let Some(known) = self.peers.remove(&index) else { return };
+        self.by_key.remove(&known.key);
+        for (_, number) in known.tunnels {
+            self.open -= usize::from(self.lanes.remove(number).is_some());
+        }
+    }
+
+    fn open(&mut self, at: LaneId, now: Instant, out: &mut impl Sink) {
+        let Some(number) = self.place(at, now) else { return };
+        if let Some(lane) = self.lanes.get_mut(number) {
+            lane.wanted_until = Some(now + PURSUED_FOR);
+            lane.used = now;
+        }
+        self.tend(number, now, out);
+    }
+
+    /// Finds or makes the tunnel of a lane.
+    fn place(&mut self, at: LaneId, now: Instant) -> Option<u32> {
+        let known = self.peers.get_mut(&at.peer.index).filter(|known| known.peer == at.peer)?;
+        if !self.range.contains(&at.lane) || at.lane > known.lanes {
+            return None;
+        }
+        if let Some(number) = known.tunnel(at.lane) {
+            return Some(number);
+        }
+        if self.open >= self.most {
+            self.events.push_back(Event::Full(at));
+            return None;
+        }
+        let (secret, limiter) = (&self.secret, self.front.limiter());
+        let (key, to) = (known.key, known.to);
+        let number = self.lanes.insert(|number| {
+            let index = u32::from(at.lane) << OWNER_SHIFT | number;
+            let who = (at.peer.index, key, true);
+            Lane {
+                tunnel: Tunnel::new(secret, who, index, limiter, (now, now)),
+                at,
+                to,
+                used: now,
+                sealed: None,
+                heard: None,
+                wanted_until: None,
+                ready: false,
+            }
+        })?;
+        known.tunnels.push((at.lane, number));
+        self.open += 1;
+        self.wake(now);
+        Some(number)
+    }
+
+    fn remove(&mut self, number: u32) {
+        let Some(lane) = self.lanes.remove(number) else { return };
+        self.open -= 1;
+        if let Some(known) = self.peers.get_mut(&lane.at.peer.index) {
+            known.tunnels.retain(|(_, other)| *other != number);
+        }
+        if lane.ready {
+            self.events.push_back(Event::Gone(lane.at));
+        }
+    }
+
+    /// Seals a packet, or the packets of a super-frame. The DSCP of each goes to its outer header as well.
+    ///
+    /// # Errors
+    /// Why it can't be cut. It is dropped then.
+    pub fn seal(
+        &mut self,
+        job: Job<'_>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<Taken, DropReason> {
+        let known = self.peers.get(&job.at.peer.index).filter(|known| known.peer == job.at.peer);
+        let number = known.and_then(|known| known.tunnel(job.at.lane));
+        let Some(lane) = number.and_then(|number| self.lanes.get_mut(number)) else {
+            return Ok(Taken::NoSession);
+        };
+        if !lane.tunnel.has_session() {
+            return Ok(Taken::NoSession);
+        }
+        (lane.used, lane.sealed) = (now, Some(now));
+        let mut packets = Packets::new(job.packet, job.network, &job.vnet, job.limit)?;
+        if packets.longest() > job.limit {
+            return Err(DropReason::TooBig);
+        }
+        let (tunnel, to) = (&mut lane.tunnel, lane.to);
+        while let Some(packet) = packets.next() {
+            seal(tunnel, (job.at.lane, to), packet, out);
+        }
+        Ok(Taken::Yes)
+    }
+
+    /// The same for one packet that is whole, of any kind.
+    pub fn seal_packet(
+        &mut self,
+        at: LaneId,
+        packet: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Taken {
+        let known = self.peers.get(&at.peer.index).filter(|known| known.peer == at.peer);
+        let number = known.and_then(|known| known.tunnel(at.lane));
+        let lane = number.and_then(|number| self.lanes.get_mut(number));
+        let Some(lane) = lane.filter(|lane| lane.tunnel.has_session()) else {
+            return Taken::NoSession;
+        };
+        (lane.used, lane.sealed) = (now, Some(now));
+        seal(&mut lane.tunnel, (at.lane, lane.to), packet, out);
+        Taken::Yes
+    }
+
+    /// Opens one datagram, of which [`Doorman::lane_of`] said that it is for one of these lanes. A packet that was in it
+    /// is written to the beginning of `room`, which must have [`open_room`] bytes.
+    pub fn open_datagram<'a>(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        room: &'a mut [u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> OpenedInLane<'a> {
+        if room.len() < open_room(datagram.len()) {
+            return OpenedInLane::Dropped(DropReason::TooBig);
+        }
+        let (kind, number) = match self.route(from, datagram, now, out) {
+            Ok(found) => found,
+            Err(reason) => return OpenedInLane::Dropped(reason),
+        };
+        let Some(lane) = self.lanes.get_mut(number) else {
+            return OpenedInLane::Dropped(DropReason::PeerUnknown);
+        };
+        let at = lane.at;
+        let opened = match lane.tunnel.open(datagram, room) {
+            Received::Refused(reason) => return OpenedInLane::Dropped(reason),
+            Received::Stale => return OpenedInLane::Dropped(DropReason::PeerUnauthenticated),
+            Received::Nothing if matches!(kind, Kind::Cookie { .. }) => {
+                lane.tunnel.note_cookie(now);
+                self.wake(now);
+                return OpenedInLane::Handled;
+            }
+            Received::Handshake(reply) => {
+                let initiator = matches!(kind, Kind::Response { .. });
+                lane.tunnel.note_handshake(initiator, &mut self.random, now);
+                write(out, at.lane, from, reply);
+                if !initiator {
+                    lane.tunnel.note_heard(false, now);
+                    self.wake(now);
+                    return OpenedInLane::Handled;
+                }
+                OpenedInLane::Handled
+            }
+            Received::Nothing => OpenedInLane::Handled,
+            Received::Nonsense => OpenedInLane::Dropped(DropReason::Malformed),
+            Received::Ipv4(packet) => {
+                lane.used = now;
+                OpenedInLane::Packet { at, packet }
+            }
+            Received::Ipv6(packet) => {
+                lane.used = now;
+                OpenedInLane::Part { at, packet }
+            }
+        };
+        // It has the keys of a session: what it sent or answered shows that.
+        lane.tunnel.note_heard(true, now);
+        lane.heard = Some(now);
+        if matches!(kind, Kind::Response { .. }) {
+            self.drain(number, out);
+        }
+        self.judge(number, now);
+        opened
+    }
+
+    /// Sends what boringtun kept for after the handshake: keepalives at most.
+    fn drain(&mut self, number: u32, out: &mut impl Sink) {
+        let Some(lane) = self.lanes.get_mut(number) else { return };
+        for _ in 0..MAX_DRAIN {
+            let len = lane.tunnel.drain(&mut self.scratch);
+            if len == 0 {
+                break;
+            }
+            write(out, lane.at.lane, lane.to, &mut self.scratch[..len]);
+        }
+    }
+
+    /// Finds out whether a lane can be used, and tells when that changed.
+    fn judge(&mut self, number: u32, now: Instant) {
+        let Some(lane) = self.lanes.get_mut(number) else { return };
+        let good = lane.is_good(now);
+        if good {
+            lane.wanted_until = None;
+        }
+        if std::mem::replace(&mut lane.ready, good) != good {
+            let event = if good { Event::Ready(lane.at) } else { Event::Gone(lane.at) };
+            self.events.push_back(event);
+            self.wake(now);
+        }
+    }
+
+    /// Finds the tunnel that a datagram is for.
+    fn route(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<(Kind, u32), DropReason> {
+        let unknown = DropReason::PeerUnknown;
+        let kind = front::classify(datagram)?;
+        let lane_of = |index: u32| ((index >> OWNER_SHIFT) & 0x0f) as u8;
+        let receiver = match kind {
+            Kind::Initiation => None,
+            Kind::Response { receiver } | Kind::Cookie { receiver } | Kind::Data { receiver } => {
+                let index = receiver >> 8;
+                let number = index & ((1 << OWNER_SHIFT) - 1);
+                let lane = self.lanes.get(number).ok_or(unknown)?;
+                if lane.at.lane != lane_of(index) {
+                    return Err(unknown);
+                }
+                Some(number)
+            }
+        };
+        if matches!(kind, Kind::Initiation | Kind::Response { .. }) {
+            match self.front.admit(from.ip(), datagram, now) {
+                Admission::Admitted => {}
+                Admission::Refused(reason) => return Err(reason),
+                Admission::Cookie(mut cookie) => {
+                    let lane = datagram.get(7).map_or(0, |byte| byte >> 4);
+                    write(out, lane, from, &mut cookie);
+                    return Err(DropReason::HandshakeLimit);
+                }
+            }
+        }
+        if let Some(number) = receiver {
+            return Ok((kind, number));
+        }
+        let key = front::initiator(&self.secret, &self.public, datagram)?;
+        let index = self.by_key.get(&key).ok_or(unknown)?;
+        let peer = self.peers.get(index).ok_or(unknown)?.peer;
+        let lane = datagram.get(7).map_or(0, |byte| byte >> 4);
+        let number = self.place(LaneId { peer, lane }, now).ok_or(DropReason::HandshakeLimit)?;
+        Ok((kind, number))
+    }
+
+    /// Does what is due: handshakes, expiry.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
+        if self.next.is_none_or(|next| next > now) {
+            return;
+        }
+        for number in self.lanes.numbers() {
+            self.tend(number, now, out);
+        }
+        let due = self.lanes.iter().map(|(_, lane)| lane.tunnel.wake_at());
+        self.next = due.min().map(|at| at.max(now + Duration::from_millis(1)));
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    #[must_use]
+    pub const fn poll_timeout(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// The next thing that the engine is to know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Does what is due for one lane.
+    fn tend(&mut self, number: u32, now: Instant, out: &mut impl Sink) {
+        let mut buffer = [0; SMALL];
+        let Some(lane) = self.lanes.get_mut(number) else { return };
+        let idle = now.saturating_duration_since(lane.used) >= IDLE;
+        let (mut len, mut gone) = (0, idle);
+        match lane.tunnel.update(&mut buffer, now) {
+            Update::Nothing => {}
+            Update::Expired => gone = true,
+            Update::Initiation(written) => {
+                lane.tunnel.note_attempt(&mut self.random, now);
+                len = written;
+            }
+            Update::Other(written) => len = written,
+        }
+        if gone {
+            return self.remove(number);
+        }
+        if let Some(message) = buffer.get_mut(..len).filter(|message| !message.is_empty()) {
+            write(out, lane.at.lane, lane.to, message);
+        }
+        self.judge(number, now);
+        let Some(lane) = self.lanes.get_mut(number) else { return };
+        lane.wanted_until = lane.wanted_until.filter(|until| *until > now);
+        let lately = |at: Instant| now.saturating_duration_since(at) <= ANSWERS_WITHIN;
+        let in_use = lane.sealed.is_some_and(lately);
+        let silent = lane.silence(now).is_none_or(|time| time > SILENT);
+        let due = if lane.wanted_until.is_some() || in_use {
+            lane.tunnel.due(silent.then_some(false), now)
+        } else {
+            lane.tunnel.due_on_demand(false, now)
+        };
+        if due {
+            lane.tunnel.note_attempt(&mut self.random, now);
+            let (at, to, tunnel) = (lane.at, lane.to, &mut lane.tunnel);
+            let room = front::INITIATION_LEN;
+            out.lane_datagram(at.lane, to, CONTROL, room, |buffer| tunnel.initiate(buffer));
+        }
+        let at = lane.tunnel.wake_at();
+        self.wake(at);
+    }
+
+    fn wake(&mut self, at: Instant) {
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    }
+}
+
+/// Seals a packet for `to`.
+fn seal(tunnel: &mut Tunnel, (lane, to): (u8, SocketAddr), packet: &[u8], out: &mut impl Sink) {
+    let room = sealed_room(packet.len());
+    out.lane_datagram(lane, to, dscp(packet), room, |buffer| tunnel.seal(packet, buffer));
+}
+
+/// Sends a message that is written already.
+fn write(out: &mut impl Sink, lane: u8, to: SocketAddr, message: &mut [u8]) {
+    out.lane_datagram(lane, to, CONTROL, message.len(), |buffer| {
+        match buffer.get_mut(..message.len()) {
+            Some(room) => {
+                room.copy_from_slice(message);
+                message.len()
+            }
+            None => 0,
+        }
+    });
+}

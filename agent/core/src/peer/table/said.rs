@@ -1,0 +1,76 @@
+//! What the engine asks of peers for the sake of their lanes.
+
+use anteroom_proto::key::TunnelPublicKey;
+
+use super::Peers;
+use crate::lane;
+use crate::peer::PeerSlot;
+use crate::peer::message::LaneOffer;
+
+impl Peers {
+    /// Tells peers from now on that this gateway can use lanes.
+    pub fn announce_lanes(&mut self) {
+        if !self.config.capabilities.iter().any(|one| one == lane::CAPABILITY) {
+            self.config.capabilities.push(lane::CAPABILITY.to_owned());
+        }
+    }
+
+    /// This gateway's main key.
+    #[must_use]
+    pub const fn own_key(&self) -> &TunnelPublicKey {
+        &self.own_key
+    }
+
+    /// Whether a key is the main key of this gateway or of any peer.
+    #[must_use]
+    pub fn knows_key(&self, key: &TunnelPublicKey) -> bool {
+        *key == self.own_key || self.by_key.contains_key(key)
+    }
+
+    /// Whether a peer has this main key.
+    #[must_use]
+    pub fn has_key(&self, slot: PeerSlot, key: &TunnelPublicKey) -> bool {
+        let number = self.by_key.get(key);
+        let peer = self.get(slot);
+        number.zip(peer).is_some_and(|(number, peer)| peer.tunnels.contains(number))
+    }
+
+    /// The peer's key whose tunnel packets for it take now.
+    #[must_use]
+    pub fn sending_key(&self, slot: PeerSlot) -> Option<TunnelPublicKey> {
+        let number = self.get(slot)?.sending?;
+        self.tunnels.get(number).map(|tunnel| tunnel.key)
+    }
+
+    /// Has [`Self::poll_review`] name a peer from now on whenever it is elsewhere, runs anew, or has other keys.
+    pub fn watch(&mut self, slot: PeerSlot) {
+        let peer = self.peers.get_mut(slot.index);
+        if let Some(peer) = peer.filter(|peer| peer.generation == slot.generation) {
+            peer.watched = Some(false);
+        }
+    }
+
+    /// The number of the next watched peer that is to be looked at anew. It may be gone.
+    pub fn poll_review(&mut self) -> Option<u32> {
+        let number = self.reviews.pop_front()?;
+        if let Some(listed) = self.peers.get_mut(number).and_then(|peer| peer.watched.as_mut()) {
+            *listed = false;
+        }
+        Some(number)
+    }
+
+    /// What a peer said about its lanes, and the key of the tunnel that it came through.
+    pub(crate) fn poll_lane_offer(&mut self) -> Option<(PeerSlot, TunnelPublicKey, LaneOffer)> {
+        self.offers.pop_front()
+    }
+
+    /// Lists a watched peer for a look.
+    pub(super) fn review(&mut self, index: u32) {
+        let watched = self.peers.get_mut(index).and_then(|peer| peer.watched.as_mut());
+        if let Some(listed) = watched
+            && !std::mem::replace(listed, true)
+        {
+            self.reviews.push_back(index);
+        }
+    }
+}
