@@ -19,6 +19,7 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 use serde::{Deserialize, Serialize};
 
 pub use crate::bypass::BypassStatus;
+pub use crate::lane::book::Standing;
 
 /// What happened since the report before. The shell adds boot, sequence and time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -60,6 +61,9 @@ pub struct EngineStatus {
     pub devices: Vec<DeviceStatus>,
     /// Gateways that this one has tunnels to.
     pub peers: Vec<TunnelState>,
+    /// Lanes to peers with which there are any.
+    #[serde(default)]
+    pub lanes: BTreeMap<GatewayId, Standing>,
     /// Bypasses in force: what rules open to these gateways' devices goes in the clear.
     pub bypasses: Vec<BypassStatus>,
     /// Alarms that stand.

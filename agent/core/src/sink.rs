@@ -27,24 +27,30 @@ pub trait Sink {
         write: impl FnOnce(&mut [u8]) -> usize,
     );
 
-    /// As [`Self::datagram`], for a datagram of a lane other than lane 0 ([`crate::lane`]). Where it goes through a
-    /// socket of its own, whatever went to [`Self::datagram`] before goes out before it.
+    /// As [`Self::datagram`], for a datagram of a lane ([`crate::lane`]): `owner` is who runs the lane. Where it goes
+    /// through a socket of its own, whatever went to [`Self::datagram`] before goes out before it.
     fn lane_datagram(
         &mut self,
-        lane: u8,
+        owner: u8,
         to: SocketAddr,
         dscp_ecn: u8,
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {
-        let _ = lane;
+        let _ = owner;
         self.datagram(to, dscp_ecn, capacity, write);
     }
 
-    /// Hands a job to the thread that runs its lane, behind the orders of the engine so far. Asked only of a shell that
-    /// said it has such threads.
-    fn job(&mut self, job: Job<'_>) -> Taken {
-        let _ = job;
+    /// Hands a job to the thread that runs its lane, behind what it was ordered so far, and behind whatever went to
+    /// [`Self::datagram`] before, which goes out first. Asked only of a shell that runs the lanes itself.
+    fn job(&mut self, owner: u8, job: Job<'_>) -> Taken {
+        let _ = (owner, job);
         Taken::NoSession
+    }
+
+    /// Hands a datagram to the thread that runs its lane: one that came to the engine's socket. Asked only of a shell that
+    /// runs the lanes itself.
+    fn hand_on(&mut self, owner: u8, from: SocketAddr, datagram: &[u8]) {
+        let _ = (owner, from, datagram);
     }
 }

@@ -15,6 +15,7 @@ use ipnet::Ipv4Net;
 use crate::config::PortConfig;
 use crate::device::{Device, is_host};
 use crate::flow::Count;
+use crate::lane::pace::DevicePace;
 use crate::limits::Limits;
 use crate::nexthop::NextHops;
 use crate::port::PortId;
@@ -94,6 +95,8 @@ pub(crate) struct Station {
     pub(crate) heard: Option<Instant>,
     /// From the station, and to it.
     pub(crate) counts: [Count; 2],
+    /// What it sends through tunnels' lane 0.
+    pub(crate) pace: DevicePace,
     /// The transaction of its last DHCP request, and when that was.
     pub(crate) dhcp: Option<(u32, Instant)>,
     /// When the gateway last asked for its router.
@@ -507,6 +510,7 @@ fn fresh(port: PortId, mac: MacAddr) -> Station {
         next_hops: NextHops::default(),
         heard: None,
         counts: [Count::default(); 2],
+        pace: DevicePace::default(),
         dhcp: None,
         asked_for_router: None,
         wants_router: None,

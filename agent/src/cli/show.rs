@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use anteroom_agent_core::report::{Explanation, FlowInfo, Party};
+use anteroom_agent_core::report::{Explanation, FlowInfo, Party, Standing};
 use anteroom_proto::v1::Unlisted;
 use anteroom_proto::v1::telemetry::TunnelState;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -225,8 +225,14 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     });
     let headers = ["device", "port", "mac", "addresses", "mode", "flows", "drops", "heard"];
     push_table(text, &table(&headers, devices));
-    let headers = ["peer", "tunnel", "round trip", "path mtu", "revision", "address"];
-    push_table(text, &table(&headers, engine.peers.iter().map(tunnel)));
+    let headers = ["peer", "tunnel", "lanes", "round trip", "path mtu", "revision", "address"];
+    push_table(
+        text,
+        &table(
+            &headers,
+            engine.peers.iter().map(|peer| tunnel(peer, engine.lanes.get(&peer.gateway))),
+        ),
+    );
     let drops = engine.drops.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]);
     push_table(text, &table(&["dropped because", "packets"], drops));
     let interfaces = status.interfaces.iter().map(|interface| {
@@ -301,10 +307,12 @@ fn push_table(text: &mut String, table: &str) {
     }
 }
 
-fn tunnel(tunnel: &TunnelState) -> Vec<String> {
+/// Lanes are told as those that are in use of those that both ends agreed on.
+fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>) -> Vec<String> {
     vec![
         tunnel.gateway.to_string(),
         if tunnel.live { "live" } else { "down" }.into(),
+        lanes.map_or_else(|| "-".into(), |lanes| format!("{}/{}", lanes.ready, lanes.agreed)),
         tunnel
             .round_trip
             .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),

@@ -280,7 +280,7 @@ impl Engine {
                         holdings.answered(at, (gateway, boot), answer)
                     });
                 }
-                Message::Hello(_) | Message::HelloReply(_) => {}
+                Message::Hello(_) | Message::HelloReply(_) | Message::Lanes(_) => {}
             }
         }
     }

@@ -319,6 +319,7 @@ impl Engine {
                     len: facts.len,
                     tuple: facts.tuple,
                     synchronises: facts.synchronises,
+                    lane: decision.lane,
                 };
                 self.seal(frame, &what, now, out);
             }

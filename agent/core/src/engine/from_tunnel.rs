@@ -45,28 +45,38 @@ impl Engine {
                 self.let_go(held, now, out);
             }
             let room = held.room(wanted).unwrap_or_default();
-            match self.peers.open(received.from, datagram, room, now, out) {
+            match self.open(received.from, datagram, room, now, out) {
                 Opened::Packet { peer, packet } => {
                     let len = packet.len();
                     let span = held.keep(len);
                     self.tunnel_packet(peer, span, held, now, out);
                 }
                 Opened::Whole { peer, packet } => {
-                    if held.room(packet.len()).is_none() {
-                        self.let_go(held, now, out);
-                    }
-                    if let Some(room) =
-                        held.room(packet.len()).and_then(|room| room.get_mut(..packet.len()))
-                    {
-                        room.copy_from_slice(&packet);
-                        let span = held.keep(packet.len());
-                        self.tunnel_packet(peer, span, held, now, out);
-                    }
+                    self.take_packet(peer, &packet, held, now, out);
                     self.peers.give_back(packet);
                 }
                 Opened::Handled => {}
                 Opened::Dropped(reason) => self.recorder.drop(None, reason, None, now),
             }
+        }
+    }
+
+    /// Takes a packet that lies elsewhere than in `held`.
+    pub(super) fn take_packet(
+        &mut self,
+        peer: PeerSlot,
+        packet: &[u8],
+        held: &mut Held,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        if held.room(packet.len()).is_none() {
+            self.let_go(held, now, out);
+        }
+        if let Some(room) = held.room(packet.len()).and_then(|room| room.get_mut(..packet.len())) {
+            room.copy_from_slice(packet);
+            let span = held.keep(packet.len());
+            self.tunnel_packet(peer, span, held, now, out);
         }
     }
 

@@ -110,6 +110,7 @@ impl Engine {
         let passed = header.amount(frame, &packet);
         let len = packet.bytes.len();
         self.advance(at, forward, &packet, passed, now);
+        let lane = if tunnel { self.choose_lane(at, (id, proof.peer), len, now) } else { 0 };
         if let Some(station) = self.stations.get_mut(id) {
             station.counts[0].add(1, (frame.bytes.len() - header.at) as u64);
             station.hear_again(wall, now);
@@ -122,6 +123,7 @@ impl Engine {
                 len,
                 tuple,
                 synchronises: false,
+                lane,
             };
             self.seal(frame, &what, now, out);
         } else {

@@ -6,6 +6,7 @@
 
 mod admit;
 mod answer;
+mod bulk;
 mod claims;
 mod deliver;
 mod from_port;
@@ -58,6 +59,7 @@ use crate::station::{Absent, Stations};
 use crate::table::Seeds;
 use crate::wire::{EthernetFrame, Ipv4Packet, Transport, ethernet, udp};
 use crate::{fragment, on_failure, policy, size};
+pub use bulk::Runner;
 use passage::Decision;
 use record::Recorder;
 
@@ -102,6 +104,8 @@ pub struct Engine {
     /// Whether pairs may still be changing their path.
     settling: bool,
     held: Held,
+    /// Lanes, where they are used.
+    bulk: Option<Box<bulk::Bulk>>,
     too_big_told: sizes::Told,
     part: Vec<u8>,
     /// Whether every packet goes through all stages, as if nothing were known of it.
@@ -157,6 +161,7 @@ impl Engine {
             boundary: None,
             settling: false,
             held: Held::default(),
+            bulk: None,
             too_big_told: sizes::Told::default(),
             part: Vec::new(),
             #[cfg(test)]
@@ -186,6 +191,7 @@ impl Engine {
                 self.port_frame(port, frame, now, out);
             }
         }
+        self.tend_lanes(now, out);
     }
 
     /// Takes datagrams that came in on the underlay.
@@ -203,11 +209,13 @@ impl Engine {
         self.held = held;
         self.take_events(now);
         self.take_messages(now, out);
+        self.tend_lanes(now, out);
     }
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
         self.peers.handle_timeout(now, out);
+        self.tend_lanes(now, out);
         self.take_events(now);
         if self.boundary.is_some_and(|at| at <= now) {
             self.epoch += 1;
@@ -240,6 +248,7 @@ impl Engine {
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         [
             self.peers.poll_timeout(),
+            self.lanes_due().map(|at| (at, "lanes")),
             self.boundary.map(|at| (at, "a rule's or a bypass's end")),
             self.fragments.poll_timeout().map(|at| (at, "fragments")),
             self.holdings.poll_timeout().map(|at| (at, "claims")),

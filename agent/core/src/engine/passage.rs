@@ -11,6 +11,7 @@ use super::Engine;
 use crate::flow::{
     Count, Flow, FlowIndex, FlowKey, Judgement, Proof, State, Tracker, Unreported, Zone,
 };
+use crate::lane::pace::Pace;
 use crate::policy::{Ask, End, refuse};
 use crate::station::StationId;
 use crate::wire::tcp::TcpFlags;
@@ -33,11 +34,13 @@ pub(super) struct Decision {
     pub(super) verdict: Verdict,
     /// The gateway at the other end, where the verdict is a tunnel.
     pub(super) peer: Option<GatewayId>,
+    /// The lane to there that it takes.
+    pub(super) lane: u8,
 }
 
 impl Decision {
     pub(super) const fn of(verdict: Verdict) -> Self {
-        Self { verdict, peer: None }
+        Self { verdict, peer: None, lane: 0 }
     }
 }
 
@@ -69,7 +72,7 @@ impl Passage {
         refuse(self.stance(), reason, if both { Verdict::Local } else { Verdict::Clear })
     }
 
-    fn zone(&self) -> Option<(Zone, StationId)> {
+    pub(super) fn zone(&self) -> Option<(Zone, StationId)> {
         match (self.source.here, self.destination.here) {
             (Some(a), Some(b)) => Some((Zone::between(a, b), a)),
             (Some(a), None) | (None, Some(a)) => Some((Zone::outside(a), a)),
@@ -213,6 +216,7 @@ impl Engine {
             epoch: self.epoch,
             leaving: Proof::NONE,
             coming: Proof::NONE,
+            pace: Pace::default(),
             tracker,
             state,
             created: now,
@@ -323,7 +327,7 @@ impl Engine {
             Via::Uplink if judgement.verdict == Verdict::Tunnel && !judgement.clear_taken => {
                 unrelated
             }
-            _ => Decision { verdict: judgement.verdict, peer: judgement.peer },
+            _ => Decision { verdict: judgement.verdict, peer: judgement.peer, lane: 0 },
         }
     }
 
@@ -387,7 +391,7 @@ impl Engine {
             }
             (_, verdict) => verdict,
         };
-        Decision { verdict, peer: judgement.peer }
+        Decision { verdict, peer: judgement.peer, lane: 0 }
     }
 
     /// Finds out who opened the flow of a packet that none is known for, and judges it.

@@ -7,6 +7,7 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::Engine;
 use super::passage::{Decision, Passage, Via};
+use crate::flow::FlowKey;
 use crate::fragment::{Outcome, Whose};
 use crate::station::StationId;
 use crate::wire::{Fragment, Ipv4Packet, Transport};
@@ -44,12 +45,20 @@ impl Engine {
                 );
             }
             return match self.fragments.later(owner, packet, bytes, now) {
-                Outcome::Follow(decision) => Pieces::Go(decision, Vec::new()),
+                Outcome::Follow(decision) => {
+                    if decision.lane == 0 && passage.via == Via::Port {
+                        self.pace_rest(station, packet.bytes.len(), now);
+                    }
+                    Pieces::Go(decision, Vec::new())
+                }
                 Outcome::Held => Pieces::Held,
                 Outcome::Drop(reason) => Pieces::Go(Decision::of(passage.refuse(reason)), vec![]),
             };
         }
-        let decision = self.decide(passage, packet, now);
+        let mut decision = self.decide(passage, packet, now);
+        if decision.verdict == Verdict::Tunnel && passage.via == Via::Port {
+            decision.lane = self.lane_for(passage, station, packet, decision, now);
+        }
         if wire || !packet.fragment.is_some_and(Fragment::is_first) {
             return Pieces::Go(decision, Vec::new());
         }
@@ -60,6 +69,24 @@ impl Engine {
                 _ => Pieces::Go(decision, Vec::new()),
             },
         }
+    }
+
+    /// The lane that a device's packet takes. Its later fragments follow it there.
+    fn lane_for(
+        &mut self,
+        passage: &Passage,
+        station: StationId,
+        packet: &Ipv4Packet<'_>,
+        decision: Decision,
+        now: Instant,
+    ) -> u8 {
+        let peer = decision.peer.and_then(|gateway| self.peers.slot(gateway));
+        let (Some(peer), Some((zone, _))) = (peer, passage.zone()) else { return 0 };
+        if matches!(packet.transport, Transport::IcmpError { .. }) {
+            return 0;
+        }
+        let (key, _) = FlowKey::new(zone, &packet.tuple());
+        self.choose_lane_of(&key, (station, peer), packet.bytes.len(), now)
     }
 
     /// Fragments that came by different ways, or out of different peers' tunnels, never meet, and use up different

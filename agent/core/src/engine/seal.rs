@@ -2,11 +2,15 @@
 
 use std::time::Instant;
 
+use anteroom_proto::verdict::DropReason;
+
 use super::Engine;
+use super::bulk::{self, Bulk};
 use crate::batch::RxFrame;
 use crate::gso::Packets;
+use crate::lane::{Job, LaneId, Taken};
 use crate::mss;
-use crate::peer::{PeerSlot, Sent};
+use crate::peer::{PeerSlot, Peers, Sent};
 use crate::sink::Sink;
 use crate::station::StationId;
 use crate::vnet::VnetHeader;
@@ -25,6 +29,8 @@ pub(super) struct ToSeal {
     pub(super) tuple: FiveTuple,
     /// Whether it opens or accepts a TCP connection.
     pub(super) synchronises: bool,
+    /// The lane that it takes.
+    pub(super) lane: u8,
 }
 
 impl Engine {
@@ -51,14 +57,23 @@ impl Engine {
             self.seal_packet(slot, what, bytes, mtu, now, out);
             return;
         }
+        let lane = LaneId { peer: slot, lane: what.lane };
+        if what.lane != 0 && all_fit(bytes, what.at, &frame.vnet, mtu) {
+            let (vnet, network) = (frame.vnet, what.at);
+            let job = Job { at: lane, vnet, network, limit: mtu, packet: &mut *bytes };
+            match bulk::job(&mut self.bulk, job, now, out) {
+                Ok(Taken::Yes) => return,
+                Ok(Taken::NoSession) => {}
+                Ok(Taken::NoRoom) => return self.charge(what, DropReason::QueueFull, now),
+                Err(reason) => return self.charge(what, reason, now),
+            }
+        }
         let mut packets = match Packets::new(bytes, what.at, &frame.vnet, mtu) {
             Ok(packets) => packets,
-            Err(reason) => {
-                self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
-                return;
-            }
+            Err(reason) => return self.charge(what, reason, now),
         };
         if packets.longest() <= mtu
+            && what.lane == 0
             && let Some(mut way) = self.peers.way(slot)
         {
             while let Some(packet) = packets.next() {
@@ -71,11 +86,15 @@ impl Engine {
         }
     }
 
+    fn charge(&mut self, what: &ToSeal, reason: DropReason, now: Instant) {
+        self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
+    }
+
     fn seal_packet(
         &mut self,
         slot: PeerSlot,
         what: &ToSeal,
-        packet: &[u8],
+        packet: &mut [u8],
         mtu: usize,
         now: Instant,
         out: &mut impl Sink,
@@ -87,16 +106,50 @@ impl Engine {
         self.seal_in_pieces(slot, what, packet, now, out);
     }
 
-    fn send(
+    pub(super) fn send(
         &mut self,
         slot: PeerSlot,
         what: &ToSeal,
-        packet: &[u8],
+        packet: &mut [u8],
         now: Instant,
         out: &mut impl Sink,
     ) {
-        if let Sent::Dropped(reason) = self.peers.send(slot, packet, now, out) {
-            self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
+        let way = (slot, what.lane);
+        let sent = send(&mut self.peers, &mut self.bulk, way, packet, now, out);
+        if let Sent::Dropped(reason) = sent {
+            self.charge(what, reason, now);
         }
+    }
+}
+
+/// Sends a packet that fits to a peer through a lane; through lane 0 where that lane has no session.
+pub(super) fn send(
+    peers: &mut Peers,
+    bulk: &mut Option<Box<Bulk>>,
+    (peer, lane): (PeerSlot, u8),
+    packet: &mut [u8],
+    now: Instant,
+    out: &mut impl Sink,
+) -> Sent {
+    if lane != 0 {
+        let (vnet, limit) = (VnetHeader::default(), packet.len());
+        let at = LaneId { peer, lane };
+        let job = Job { at, vnet, network: 0, limit, packet: &mut *packet };
+        match bulk::job(bulk, job, now, out) {
+            Ok(Taken::Yes) => return Sent::Sealed,
+            Ok(Taken::NoSession) => {}
+            Ok(Taken::NoRoom) => return Sent::Dropped(DropReason::QueueFull),
+            Err(reason) => return Sent::Dropped(reason),
+        }
+    }
+    peers.send(peer, packet, now, out)
+}
+
+/// Whether whatever a frame is cut into fits into `limit` bytes.
+fn all_fit(packet: &mut [u8], network: usize, vnet: &VnetHeader, limit: usize) -> bool {
+    match vnet.gso_type & !VnetHeader::GSO_ECN {
+        VnetHeader::GSO_NONE => packet.len() <= limit,
+        VnetHeader::GSO_TCPV4 => true,
+        _ => Packets::new(packet, network, vnet, limit).is_ok_and(|all| all.longest() <= limit),
     }
 }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::Engine;
-use super::seal::ToSeal;
+use super::seal::{ToSeal, send};
 use crate::fragment::Fragments;
 use crate::peer::{PeerSlot, Sent};
 use crate::sink::Sink;
@@ -66,7 +66,11 @@ impl Engine {
         out: &mut impl Sink,
     ) {
         if self.peers.takes_parts(slot) {
-            if let Sent::Dropped(reason) = self.peers.send_parts(slot, packet, now, out) {
+            let bulk = &mut self.bulk;
+            let sent = self.peers.send_parts(slot, packet, |peers, part| {
+                send(peers, bulk, (slot, what.lane), part, now, out)
+            });
+            if let Sent::Dropped(reason) = sent {
                 self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
             }
         } else {
@@ -96,10 +100,7 @@ impl Engine {
             room.resize(parts.longest(), 0);
         }
         while let Some(len) = parts.next_into(&mut room) {
-            let part = room.get(..len).unwrap_or_default();
-            if let Sent::Dropped(reason) = self.peers.send(slot, part, now, out) {
-                self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);
-            }
+            self.send(slot, what, room.get_mut(..len).unwrap_or_default(), now, out);
         }
         self.part = room;
     }

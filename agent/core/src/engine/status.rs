@@ -53,6 +53,7 @@ impl Engine {
             ports: self.device_ports().filter_map(|port| self.port_status(port)).collect(),
             devices: self.devices(now),
             peers: self.tunnels(now),
+            lanes: self.lanes(),
             bypasses: self.bypasses.in_force.clone(),
             alarms: self.alarms(now),
             drops: self.recorder.all_drops(),

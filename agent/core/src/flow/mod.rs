@@ -14,6 +14,7 @@ pub(crate) use key::{FlowKey, Zone};
 pub(crate) use state::{State, Tracker};
 pub(crate) use table::{FlowIndex, FlowTable};
 
+use crate::lane::pace::Pace;
 use crate::peer::PeerSlot;
 use crate::station::{Share, StationId};
 use crate::wire::FiveTuple;
@@ -106,6 +107,8 @@ pub(crate) struct Flow {
     pub(crate) leaving: Proof,
     /// Of packets to the device.
     pub(crate) coming: Proof,
+    /// How much the device sends, and by which lane.
+    pub(crate) pace: Pace,
     pub(crate) tracker: Tracker,
     pub(crate) state: State,
     pub(crate) created: Instant,

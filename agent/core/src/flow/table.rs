@@ -102,6 +102,11 @@ impl FlowTable {
             .map(|at| FlowIndex(*at))
     }
 
+    /// The hash of a key: the same for as long as the table is there.
+    pub(crate) fn hash(&self, key: &FlowKey) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
     /// The flow at this place.
     pub(crate) fn get(&self, at: FlowIndex) -> Option<&Flow> {
         self.slots.get(at.0 as usize)?.flow.as_ref()
@@ -326,6 +331,7 @@ mod tests {
             epoch: 0,
             leaving: Proof::NONE,
             coming: Proof::NONE,
+            pace: crate::lane::pace::Pace::default(),
             tracker: Tracker::default(),
             state,
             created: now,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anteroom_proto::id::BootId;
 use anteroom_proto::key::TunnelPublicKey;
 use hashbrown::HashMap;
+use serde::{Deserialize, Serialize};
 
 use super::{CAPABILITY, Event, LaneId, MAX, Order};
 use crate::peer::message::{LaneKey, LaneOffer};
@@ -60,7 +61,7 @@ pub struct Book {
 }
 
 /// How it stands with the lanes to one peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Standing {
     /// Lanes that both ends agreed on. 0 while nobody wanted one.
     pub agreed: u8,
@@ -273,6 +274,13 @@ impl Book {
     /// The next thing to be told to a peer.
     pub(crate) fn poll_offer(&mut self) -> Option<(PeerSlot, LaneOffer)> {
         self.offers.pop_front()
+    }
+
+    /// The peer that has a lane key.
+    #[must_use]
+    pub fn holder(&self, key: &TunnelPublicKey) -> Option<PeerSlot> {
+        let entry = self.entries.get(self.by_key.get(key)?)?;
+        Some(entry.peer)
     }
 
     /// How it stands with the lanes to a peer.

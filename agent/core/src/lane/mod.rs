@@ -15,13 +15,16 @@
 //!   rings.
 //!
 //! **Keys.** An agent makes one lane key at its start and keeps it in memory. It tells a peer, inside lane 0, and only
-//! one whose hello has the [`CAPABILITY`]. Which lane a handshake or a datagram is for stands in the receiver indices
-//! (see [`lane_of`]): both ends number a lane alike.
+//! one whose hello has the [`CAPABILITY`]. Neither end uses a lane before the other has said that it holds its key: a
+//! third one that claims another's key gains nothing by it, nor takes anything away.
 //!
-//! **Steering.** A datagram's lane is the upper half of one byte: at 7 for data and cookies, at 11 for responses.
-//! Initiations say theirs at 7 as well, but so does whatever a stock client's random index has there: they go to the
-//! engine's socket, and whoever reads that hands them on by [`Doorman::lane_of`]. A program that steers so needs nothing
-//! else. Where there is none, all may come to any socket.
+//! **Indices.** A receiver index is the business of whoever receives. Its upper four bits are the owner: 0 for the engine
+//! and lane 0, from 1 on the [`Lanes`] that runs the lane, and so the socket of its thread ([`owner_of`]). Each end
+//! spreads peers and lanes over its owners by itself ([`owner`]). The next four bits are the number of the lane, by
+//! which an initiation says what it is for; both ends number a lane alike.
+//!
+//! **Steering.** The kernel can give each owner its data by the upper half of byte 7. All else comes to the engine, and
+//! where nothing steers, everything: what is an owner's the engine hands on ([`crate::sink::Sink::hand_on`]).
 //!
 //! **Order.** What one flow sent earlier through lane 0 must not arrive behind what it sent later through another lane.
 //! Senders hand datagrams to the kernel in the order in which they were sealed, lane 0 first where two batches wait. A
@@ -38,12 +41,13 @@ use anteroom_proto::key::TunnelPublicKey;
 use crate::peer::PeerSlot;
 use crate::vnet::VnetHeader;
 
+pub use crate::peer::LanesConfig;
 pub use crate::peer::lanes::{Doorman, Lanes, OpenedInLane};
 
 /// What a gateway that can use lanes says in its hello.
 pub const CAPABILITY: &str = "lanes";
 
-/// Most lanes beside lane 0: what four bits of a receiver index can number.
+/// Most lanes beside lane 0, and most owners of lanes: what four bits of a receiver index can number.
 pub const MAX: u8 = 15;
 
 /// Lanes beside lane 0 that an agent offers. A pair of gateways uses as many as the one that offers fewer.
@@ -149,10 +153,18 @@ pub enum Event {
     Full(LaneId),
 }
 
-/// The lane that a datagram with a receiver index of this gateway is for: data, responses, cookies. 0 for lane 0; none
-/// for initiations, whose lane only [`Doorman::lane_of`] knows, and for what is none of WireGuard's.
+/// The owner of a lane, of so many there are: the number of the [`Lanes`] that runs it, from 1 on.
 #[must_use]
-pub fn lane_of(datagram: &[u8]) -> Option<u8> {
+pub fn owner(at: LaneId, owners: u8) -> u8 {
+    let owners = u32::from(owners.clamp(1, MAX));
+    let place = at.peer.number().wrapping_add(u32::from(at.lane).wrapping_sub(1));
+    1 + (place % owners) as u8
+}
+
+/// The owner of the receiver index in a datagram, 0 being the engine. None where there is no such index: in an
+/// initiation, and in what is none of WireGuard's.
+#[must_use]
+pub fn owner_of(datagram: &[u8]) -> Option<u8> {
     let at = match datagram.first_chunk::<4>() {
         Some([3 | 4, 0, 0, 0]) => 7,
         Some([2, 0, 0, 0]) => 11,

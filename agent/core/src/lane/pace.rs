@@ -129,7 +129,8 @@ mod tests {
         let mut device = DevicePace::default();
         let mut flows = vec![Pace::default(); 1000];
         let through = |flows: &mut [Pace], device: &mut DevicePace, at| {
-            flows.iter_mut().filter(|flow| !flow.add(1400, device, Millis(at))).count() * 1400
+            let bulk = flows.iter_mut().map(|flow| flow.add(1400, device, Millis(at)));
+            bulk.filter(|bulk| !bulk).count() * 1400
         };
         assert!(through(&mut flows, &mut device, 1000) <= DEVICE as usize);
         let later = through(&mut flows, &mut device, 1200);

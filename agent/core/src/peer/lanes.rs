@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
@@ -20,6 +19,7 @@ use super::{PeerSlot, SCRATCH_LEN, open_room};
 use crate::gso::Packets;
 use crate::lane::{self, Event, Job, LaneId, Order, Taken};
 use crate::sink::Sink;
+use crate::vnet::VnetHeader;
 
 /// How long a peer may be silent on a lane that is used until it is asked to shake hands again. It answers data within
 /// ten seconds, as WireGuard has it.
@@ -34,41 +34,52 @@ const IDLE: Duration = Duration::from_secs(180);
 /// Most messages that are fetched from boringtun's own queue after one handshake.
 const MAX_DRAIN: usize = 300;
 
-/// Tells for which lane a datagram is, handshakes included, without opening it.
+/// How many lanes of one owner can be told apart by their indices, beside the number of the lane.
+const PLACES: u32 = 16;
+
+/// Tells which handshakes are for lanes, without a step further.
 pub struct Doorman {
     limiter: RateLimiter,
-    lanes: u8,
+    secret: StaticSecret,
+    public: PublicKey,
 }
 
 impl std::fmt::Debug for Doorman {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Doorman").field("lanes", &self.lanes).finish_non_exhaustive()
+        f.debug_struct("Doorman").finish_non_exhaustive()
     }
 }
 
 impl Doorman {
-    /// For the owner of a lane key, with so many lanes.
+    /// For the owner of a lane key.
     #[must_use]
-    pub fn new(key: &TunnelPublicKey, lanes: u8) -> Self {
-        let public = PublicKey::from(*key.as_bytes());
-        Self { limiter: RateLimiter::new(&public, u64::MAX), lanes: lanes.min(lane::MAX) }
+    pub fn new(secret: &TunnelSecret) -> Self {
+        let secret = StaticSecret::from(*secret.as_bytes());
+        let public = PublicKey::from(&secret);
+        Self { limiter: RateLimiter::new(&public, u64::MAX), secret, public }
     }
 
-    /// The lane, from 1 on. None for what belongs to lane 0 or to nobody.
+    /// Whether a datagram is an initiation from somebody who knows the lane key.
     #[must_use]
-    pub fn lane_of(&self, datagram: &[u8]) -> Option<u8> {
-        let lane = match lane::lane_of(datagram) {
-            Some(lane) => lane,
-            None if front::classify(datagram) == Ok(Kind::Initiation) => {
-                let mut reply = [0; COOKIE_LEN];
-                // Whoever knows the lane key says so by the first of an initiation's two sums.
-                self.limiter.verify_packet(None, datagram, &mut reply).ok()?;
-                datagram.get(7)? >> 4
-            }
-            None => return None,
-        };
-        (1..=self.lanes).contains(&lane).then_some(lane)
+    pub fn knows(&self, datagram: &[u8]) -> bool {
+        let mut reply = [0; COOKIE_LEN];
+        front::classify(datagram) == Ok(Kind::Initiation)
+            && self.limiter.verify_packet(None, datagram, &mut reply).is_ok()
     }
+
+    /// Whose initiation this claims to be, and for which lane.
+    ///
+    /// # Errors
+    /// [`DropReason::PeerUnauthenticated`] when it isn't made for this key.
+    pub fn read(&self, datagram: &[u8]) -> Result<(TunnelPublicKey, u8), DropReason> {
+        let key = front::initiator(&self.secret, &self.public, datagram)?;
+        Ok((key, lane_in(datagram)))
+    }
+}
+
+/// The lane that an initiation is for.
+fn lane_in(datagram: &[u8]) -> u8 {
+    datagram.get(7).map_or(0, |byte| byte & 0x0f)
 }
 
 /// What a [`Lanes`] is made from.
@@ -76,8 +87,8 @@ impl Doorman {
 pub struct LanesConfig {
     /// The agent's lane key.
     pub secret: TunnelSecret,
-    /// The lanes that it runs, from 1 on.
-    pub lanes: RangeInclusive<u8>,
+    /// Which owner of lanes it is, from 1 on: see [`lane::owner`].
+    pub owner: u8,
     /// 32 unpredictable bytes: jitter grows from them.
     pub seed: [u8; 32],
     /// Most lanes that are open at once, of all peers. Each takes some 11 KB.
@@ -156,7 +167,7 @@ pub struct Lanes {
     secret: StaticSecret,
     public: PublicKey,
     own_key: TunnelPublicKey,
-    range: RangeInclusive<u8>,
+    owner: u8,
     random: Random,
     front: Front,
     peers: HashMap<u32, Known, foldhash::fast::RandomState>,
@@ -173,7 +184,7 @@ impl std::fmt::Debug for Lanes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lanes")
             .field("own_key", &self.own_key)
-            .field("range", &self.range)
+            .field("owner", &self.owner)
             .field("peers", &self.peers.len())
             .field("open", &self.open)
             .finish_non_exhaustive()
@@ -192,11 +203,11 @@ impl Lanes {
             own_key: config.secret.public(),
             secret,
             public,
-            range: config.lanes.clone(),
+            owner: config.owner & lane::MAX,
             random,
             peers: HashMap::default(),
             by_key: HashMap::default(),
-            lanes: Slots::new(1 << OWNER_SHIFT),
+            lanes: Slots::new(1 << PLACES),
             open: 0,
             most: config.most,
             events: VecDeque::new(),
@@ -274,7 +285,7 @@ impl Lanes {
     /// Finds or makes the tunnel of a lane.
     fn place(&mut self, at: LaneId, now: Instant) -> Option<u32> {
         let known = self.peers.get_mut(&at.peer.index).filter(|known| known.peer == at.peer)?;
-        if !self.range.contains(&at.lane) || at.lane > known.lanes {
+        if !(1..=known.lanes).contains(&at.lane) {
             return None;
         }
         if let Some(number) = known.tunnel(at.lane) {
@@ -286,8 +297,10 @@ impl Lanes {
         }
         let (secret, limiter) = (&self.secret, self.front.limiter());
         let (key, to) = (known.key, known.to);
+        let owner = u32::from(self.owner) << OWNER_SHIFT;
         let number = self.lanes.insert(|number| {
-            let index = u32::from(at.lane) << OWNER_SHIFT | number;
+            let place = u32::from(at.lane) << PLACES | number;
+            let index = owner | place;
             let who = (at.peer.index, key, true);
             Lane {
                 tunnel: Tunnel::new(secret, who, index, limiter, (now, now)),
@@ -323,7 +336,7 @@ impl Lanes {
     /// Why it can't be cut. It is dropped then.
     pub fn seal(
         &mut self,
-        job: Job<'_>,
+        job: &mut Job<'_>,
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<Taken, DropReason> {
@@ -336,37 +349,20 @@ impl Lanes {
             return Ok(Taken::NoSession);
         }
         (lane.used, lane.sealed) = (now, Some(now));
-        let mut packets = Packets::new(job.packet, job.network, &job.vnet, job.limit)?;
-        if packets.longest() > job.limit {
-            return Err(DropReason::TooBig);
-        }
         let (tunnel, to) = (&mut lane.tunnel, lane.to);
+        let partial = job.vnet.flags & VnetHeader::FLAG_NEEDS_CSUM != 0;
+        if !partial && !job.vnet.is_super_frame() {
+            seal(tunnel, (self.owner, to), job.packet, out);
+            return Ok(Taken::Yes);
+        }
+        let mut packets = Packets::new(job.packet, job.network, &job.vnet, job.limit)?;
         while let Some(packet) = packets.next() {
-            seal(tunnel, (job.at.lane, to), packet, out);
+            seal(tunnel, (self.owner, to), packet, out);
         }
         Ok(Taken::Yes)
     }
 
-    /// The same for one packet that is whole, of any kind.
-    pub fn seal_packet(
-        &mut self,
-        at: LaneId,
-        packet: &[u8],
-        now: Instant,
-        out: &mut impl Sink,
-    ) -> Taken {
-        let known = self.peers.get(&at.peer.index).filter(|known| known.peer == at.peer);
-        let number = known.and_then(|known| known.tunnel(at.lane));
-        let lane = number.and_then(|number| self.lanes.get_mut(number));
-        let Some(lane) = lane.filter(|lane| lane.tunnel.has_session()) else {
-            return Taken::NoSession;
-        };
-        (lane.used, lane.sealed) = (now, Some(now));
-        seal(&mut lane.tunnel, (at.lane, lane.to), packet, out);
-        Taken::Yes
-    }
-
-    /// Opens one datagram, of which [`Doorman::lane_of`] said that it is for one of these lanes. A packet that was in it
+    /// Opens one datagram that is this owner's. A packet that was in it
     /// is written to the beginning of `room`, which must have [`open_room`] bytes.
     pub fn open_datagram<'a>(
         &mut self,
@@ -398,7 +394,7 @@ impl Lanes {
             Received::Handshake(reply) => {
                 let initiator = matches!(kind, Kind::Response { .. });
                 lane.tunnel.note_handshake(initiator, &mut self.random, now);
-                write(out, at.lane, from, reply);
+                write(out, self.owner, from, reply);
                 if !initiator {
                     lane.tunnel.note_heard(false, now);
                     self.wake(now);
@@ -435,7 +431,7 @@ impl Lanes {
             if len == 0 {
                 break;
             }
-            write(out, lane.at.lane, lane.to, &mut self.scratch[..len]);
+            write(out, self.owner, lane.to, &mut self.scratch[..len]);
         }
     }
 
@@ -463,14 +459,14 @@ impl Lanes {
     ) -> Result<(Kind, u32), DropReason> {
         let unknown = DropReason::PeerUnknown;
         let kind = front::classify(datagram)?;
-        let lane_of = |index: u32| ((index >> OWNER_SHIFT) & 0x0f) as u8;
         let receiver = match kind {
             Kind::Initiation => None,
             Kind::Response { receiver } | Kind::Cookie { receiver } | Kind::Data { receiver } => {
                 let index = receiver >> 8;
-                let number = index & ((1 << OWNER_SHIFT) - 1);
-                let lane = self.lanes.get(number).ok_or(unknown)?;
-                if lane.at.lane != lane_of(index) {
+                let number = index & ((1 << PLACES) - 1);
+                let lane = self.lanes.get(number).ok_or(unknown)?.at.lane;
+                let place = u32::from(self.owner) << (OWNER_SHIFT - PLACES) | u32::from(lane);
+                if index >> PLACES != place {
                     return Err(unknown);
                 }
                 Some(number)
@@ -481,8 +477,7 @@ impl Lanes {
                 Admission::Admitted => {}
                 Admission::Refused(reason) => return Err(reason),
                 Admission::Cookie(mut cookie) => {
-                    let lane = datagram.get(7).map_or(0, |byte| byte >> 4);
-                    write(out, lane, from, &mut cookie);
+                    write(out, self.owner, from, &mut cookie);
                     return Err(DropReason::HandshakeLimit);
                 }
             }
@@ -493,8 +488,8 @@ impl Lanes {
         let key = front::initiator(&self.secret, &self.public, datagram)?;
         let index = self.by_key.get(&key).ok_or(unknown)?;
         let peer = self.peers.get(index).ok_or(unknown)?.peer;
-        let lane = datagram.get(7).map_or(0, |byte| byte >> 4);
-        let number = self.place(LaneId { peer, lane }, now).ok_or(DropReason::HandshakeLimit)?;
+        let at = LaneId { peer, lane: lane_in(datagram) };
+        let number = self.place(at, now).ok_or(DropReason::HandshakeLimit)?;
         Ok((kind, number))
     }
 
@@ -540,7 +535,7 @@ impl Lanes {
             return self.remove(number);
         }
         if let Some(message) = buffer.get_mut(..len).filter(|message| !message.is_empty()) {
-            write(out, lane.at.lane, lane.to, message);
+            write(out, self.owner, lane.to, message);
         }
         self.judge(number, now);
         let Some(lane) = self.lanes.get_mut(number) else { return };
@@ -555,9 +550,9 @@ impl Lanes {
         };
         if due {
             lane.tunnel.note_attempt(&mut self.random, now);
-            let (at, to, tunnel) = (lane.at, lane.to, &mut lane.tunnel);
+            let (to, tunnel) = (lane.to, &mut lane.tunnel);
             let room = front::INITIATION_LEN;
-            out.lane_datagram(at.lane, to, CONTROL, room, |buffer| tunnel.initiate(buffer));
+            out.lane_datagram(self.owner, to, CONTROL, room, |buffer| tunnel.initiate(buffer));
         }
         let at = lane.tunnel.wake_at();
         self.wake(at);
@@ -569,14 +564,14 @@ impl Lanes {
 }
 
 /// Seals a packet for `to`.
-fn seal(tunnel: &mut Tunnel, (lane, to): (u8, SocketAddr), packet: &[u8], out: &mut impl Sink) {
+fn seal(tunnel: &mut Tunnel, (owner, to): (u8, SocketAddr), packet: &[u8], out: &mut impl Sink) {
     let room = sealed_room(packet.len());
-    out.lane_datagram(lane, to, dscp(packet), room, |buffer| tunnel.seal(packet, buffer));
+    out.lane_datagram(owner, to, dscp(packet), room, |buffer| tunnel.seal(packet, buffer));
 }
 
 /// Sends a message that is written already.
-fn write(out: &mut impl Sink, lane: u8, to: SocketAddr, message: &mut [u8]) {
-    out.lane_datagram(lane, to, CONTROL, message.len(), |buffer| {
+fn write(out: &mut impl Sink, owner: u8, to: SocketAddr, message: &mut [u8]) {
+    out.lane_datagram(owner, to, CONTROL, message.len(), |buffer| {
         match buffer.get_mut(..message.len()) {
             Some(room) => {
                 room.copy_from_slice(message);

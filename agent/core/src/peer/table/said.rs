@@ -1,5 +1,6 @@
 //! What the engine asks of peers for the sake of their lanes.
 
+use anteroom_proto::id::BootId;
 use anteroom_proto::key::TunnelPublicKey;
 
 use super::Peers;
@@ -13,6 +14,12 @@ impl Peers {
         if !self.config.capabilities.iter().any(|one| one == lane::CAPABILITY) {
             self.config.capabilities.push(lane::CAPABILITY.to_owned());
         }
+    }
+
+    /// This run, as peers are told.
+    #[must_use]
+    pub const fn boot(&self) -> BootId {
+        self.config.boot
     }
 
     /// This gateway's main key.

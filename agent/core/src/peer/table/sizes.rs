@@ -96,7 +96,7 @@ impl Peers {
         &mut self,
         slot: PeerSlot,
         packet: &[u8],
-        mut send: impl FnMut(&mut Self, &[u8]) -> Sent,
+        mut send: impl FnMut(&mut Self, &mut [u8]) -> Sent,
     ) -> Sent {
         let down = Sent::Dropped(DropReason::TunnelDown);
         let (Some(local), limit) = (self.local, self.limit(slot)) else { return down };
@@ -114,7 +114,7 @@ impl Peers {
         }
         let mut worst = Sent::Sealed;
         while let Some(len) = parts.next_into(&mut room) {
-            match send(self, room.get(..len).unwrap_or_default()) {
+            match send(self, room.get_mut(..len).unwrap_or_default()) {
                 Sent::Sealed => {}
                 other => worst = other,
             }

@@ -7,10 +7,10 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
 use super::{CONTROL, OWNER_SHIFT, Peers, Tunnel, seal, write};
-use crate::peer::{PeerSlot, front};
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::state::NEVER;
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
+use crate::peer::{PeerSlot, front};
 use crate::sink::Sink;
 use crate::size;
 

@@ -59,7 +59,8 @@ impl World {
             side.peers.send(slot, &sent, self.now, &mut side.sent)
         } else {
             assert!(side.peers.takes_parts(slot));
-            side.peers.send_parts(slot, &sent, self.now, &mut side.sent)
+            let (now, out) = (self.now, &mut side.sent);
+            side.peers.send_parts(slot, &sent, |peers, part| peers.send(slot, part, now, out))
         };
         assert_eq!(outcome, Sent::Sealed);
         for (_, dscp, _) in &side.sent.datagrams {
