@@ -397,7 +397,7 @@ pub(super) fn why(why: &Explanation) -> String {
         facts.add("rule", rule);
     }
     if let Some(state) = &why.tunnel {
-        facts.add("tunnel", tunnel(state).join(", "));
+        facts.add("tunnel", tunnel(state, None).join(", "));
     }
     if let Some(flow) = &why.flow {
         let idle = span(flow.idle_ms);
