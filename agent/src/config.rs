@@ -19,6 +19,9 @@
 //! # super_frames = false
 //! # udp_segmentation = false
 //! # udp_merging = false
+//! # [flows]                              # as many connections as are remembered; each takes 190 bytes
+//! # most = 65536                         # up to 1,000,000
+//! # per-device = 16384                   # of one device, so that none takes the others' room
 //! ```
 
 use std::collections::HashMap;
@@ -59,6 +62,28 @@ pub struct Config {
     pub ports: Vec<Port>,
     /// What kernel and network cards may do for the agent.
     pub offloads: Offloads,
+    /// How many flows are remembered.
+    pub flows: Flows,
+}
+
+/// How many flows are remembered at once. Memory is taken as they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flows {
+    /// In all.
+    pub most: u32,
+    /// Of one device.
+    pub per_device: u32,
+}
+
+impl Flows {
+    /// More than this many can't be asked for.
+    pub const MAX: u32 = 1_000_000;
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Self { most: 65_536, per_device: 16_384 }
+    }
 }
 
 /// What kernel and network cards may do for the agent, where they can. All of it unless the file says otherwise.
@@ -271,6 +296,16 @@ struct RawConfig {
     port: Vec<RawPort>,
     #[serde(default)]
     offloads: Offloads,
+    #[serde(default)]
+    flows: RawFlows,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table [flows]")]
+struct RawFlows {
+    most: Option<Spanned<u32>>,
+    #[serde(rename = "per-device")]
+    per_device: Option<Spanned<u32>>,
 }
 
 #[derive(Deserialize)]
@@ -313,7 +348,7 @@ const MAX_LIST: usize = 16;
 
 impl RawConfig {
     fn check(self, place: &Place<'_>) -> Result<Config, ConfigError> {
-        let Self { state, run, uplink, underlay, port, offloads } = self;
+        let Self { state, run, uplink, underlay, port, offloads, flows } = self;
         for path in [&state, &run] {
             if !path.get_ref().is_absolute() {
                 return Err(place.error(Some(path.span()), "must be an absolute path"));
@@ -412,7 +447,28 @@ impl RawConfig {
                 })
                 .collect(),
             offloads,
+            flows: flows.check(place)?,
         })
+    }
+}
+
+impl RawFlows {
+    /// A bound that isn't named is the usual one; of one device never more than in all.
+    fn check(self, place: &Place<'_>) -> Result<Flows, ConfigError> {
+        let usual = Flows::default();
+        let most = self.most.as_ref().map_or(usual.most, |most| *most.get_ref());
+        let per_device = self.per_device.as_ref().map(|bound| *bound.get_ref());
+        for bound in [&self.most, &self.per_device].into_iter().flatten() {
+            if !(1..=Flows::MAX).contains(bound.get_ref()) {
+                let problem = format!("must be from 1 to {}", Flows::MAX);
+                return Err(place.error(Some(bound.span()), &problem));
+            }
+        }
+        if let Some(bound) = self.per_device.filter(|bound| *bound.get_ref() > most) {
+            let problem = format!("one device can't have more flows than all, which is {most}");
+            return Err(place.error(Some(bound.span()), &problem));
+        }
+        Ok(Flows { most, per_device: per_device.unwrap_or(usual.per_device.min(most)) })
     }
 }
 

@@ -330,6 +330,12 @@ impl Stations {
         })
     }
 
+    /// The shares that an unconfirmed station's traffic may use up: its port's, and its own from when it was confirmed.
+    pub(crate) fn shares(&self, id: StationId) -> [Share; 2] {
+        let own = u32::try_from(self.ports.len()).unwrap_or(0) + u32::from(id.0);
+        [self.share(id), Share(own)]
+    }
+
     pub(crate) fn port(&self, port: PortId) -> Option<&PortState> {
         self.ports.get(port.index())
     }

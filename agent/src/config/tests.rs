@@ -51,6 +51,29 @@ fn offloads_are_used_unless_the_file_excludes_them() {
 }
 
 #[test]
+fn flows_are_bounded_as_the_file_says_and_a_wrong_bound_is_named() {
+    let flows = |text: &str| parse(&format!("{GOOD}[flows]\n{text}\n")).map(|config| config.flows);
+    assert_eq!(parse(GOOD).unwrap().flows, Flows { most: 65_536, per_device: 16_384 });
+    assert_eq!(flows("most = 1000000"), Ok(Flows { most: 1_000_000, per_device: 16_384 }));
+    assert_eq!(flows("most = 1000"), Ok(Flows { most: 1_000, per_device: 1_000 }));
+    let both = flows("most = 1000000\nper-device = 500000");
+    assert_eq!(both, Ok(Flows { most: 1_000_000, per_device: 500_000 }));
+    for (text, words) in [
+        ("most = 0", "agent.toml:17: flows.most: must be from 1 to 1000000"),
+        ("most = 1000001", "flows.most: must be from 1 to 1000000"),
+        ("per-device = 0", "flows.per-device: must be from 1"),
+        (
+            "most = 10\nper-device = 11",
+            "agent.toml:18: flows.per-device: one device can't have more",
+        ),
+        ("max = 10", "unknown key"),
+    ] {
+        let error = flows(text).unwrap_err();
+        assert!(error.contains(words), "{text}: {error}");
+    }
+}
+
+#[test]
 fn addresses_that_nobody_listed_are_held_unless_a_port_is_set_to_pass_them() {
     let text = GOOD.replace("name = \"port2\"", "name = \"port2\"\nunlisted = \"pass\"");
     let unlisted: Vec<_> = parse(&text).unwrap().ports.iter().map(|port| port.unlisted).collect();

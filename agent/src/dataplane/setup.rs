@@ -177,7 +177,11 @@ impl Setup {
                 })
                 .collect(),
             uplink_mac: uplink.mac,
-            limits: core::limits::Limits::default(),
+            limits: core::limits::Limits {
+                flows: config.flows.most as usize,
+                flows_per_device: config.flows.per_device as usize,
+                ..core::limits::Limits::default()
+            },
         };
         Ok(Self {
             links,

@@ -65,6 +65,8 @@ pub(super) struct Worker {
     lost: mpsc::Sender<PortId>,
     wants_gro: watch::Sender<bool>,
     reported: Failures,
+    /// Who waits for a report.
+    reports: Vec<oneshot::Sender<EngineReport>>,
     /// Datagrams that the underlay's interface didn't take for their size, as far as the engine knows of them.
     too_big: u64,
     ended: Option<oneshot::Sender<()>>,
@@ -96,6 +98,7 @@ impl Worker {
             lost: start.lost,
             wants_gro: start.wants_gro,
             reported: Failures::default(),
+            reports: Vec::new(),
             too_big: 0,
             ended: None,
         };
@@ -124,6 +127,7 @@ impl Worker {
                 self.engine.handle_timeout(now, &mut self.outbox);
                 self.outbox.flush();
                 self.tell_gro();
+                self.answer_reports(now);
             }
             self.forget_lost_ports();
             let due = self.engine.poll_timeout().map(|(due, _)| due);
@@ -243,8 +247,9 @@ impl Worker {
             Command::SetOwnAddresses(addresses) => self.engine.set_own_addresses(addresses),
             Command::SetUnderlayMtu(mtu) => self.engine.set_underlay_mtu(mtu, now),
             Command::Report(answer) => {
-                let report = self.report(now);
-                let _ = answer.send(report);
+                self.reports.push(answer);
+                self.engine.prepare_report(now);
+                self.answer_reports(now);
             }
             Command::Status(answer) => {
                 let status = self.status(now);
@@ -327,6 +332,17 @@ impl Worker {
             if let Some(socket) = &queue.socket {
                 queue.counters.missed += socket.take_missed();
             }
+        }
+    }
+
+    /// Answers who asked for a report, once all that belongs to it is gathered.
+    fn answer_reports(&mut self, now: Instant) {
+        if self.engine.is_gathering() {
+            return;
+        }
+        for answer in std::mem::take(&mut self.reports) {
+            // Who asked may have gone; what was taken out for it then is lost, as with any other.
+            let _ = answer.send(self.report(now));
         }
     }
 

@@ -195,7 +195,10 @@ impl Engine {
             Learnt::New(id) => Some(id),
             Learnt::Replaced(id) => {
                 let (recorder, stations) = (&mut self.recorder, &self.stations);
-                self.flows.remove_station(id, |mut gone| recorder.flush(stations, &mut gone));
+                let shares = stations.shares(id);
+                self.flows.remove_station(id, shares, |mut gone, judgement| {
+                    recorder.flush(stations, &mut gone, judgement);
+                });
                 self.recorder.forget(id);
                 Some(id)
             }

@@ -1,5 +1,6 @@
 //! Why: what would become of a flow, and what to do about it.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
@@ -11,11 +12,13 @@ use super::Engine;
 use crate::flow::Judgement;
 use crate::policy::{Ask, End, Policy, Who};
 use crate::report::{Explanation, FlowInfo, Party, Question};
-use crate::station::StationId;
+use crate::station::{Share, StationId};
 use crate::wire::FiveTuple;
 
 /// A port that stands for "any" on the initiator's side.
 const ANY_PORT: u16 = 49_152;
+/// Most flows that are looked through for the one that is asked about: packets wait meanwhile.
+const LOOKED_THROUGH: usize = 32_768;
 
 impl Engine {
     /// What would become of a flow, and why.
@@ -52,7 +55,7 @@ impl Engine {
         };
         let last_drop =
             local.and_then(|station| self.recorder.last_drop(station, &self.clock, fits));
-        let flow = self.fitting_flow(question, now);
+        let flow = self.fitting_flow(question, [&from, &to], now);
         let gateway = judgement.peer.or_else(|| self.gateway_of(&from).or(self.gateway_of(&to)));
         let tunnel = gateway
             .and_then(|gateway| self.tunnels(now).into_iter().find(|t| t.gateway == gateway));
@@ -106,10 +109,15 @@ impl Engine {
         (!member.is_here()).then_some(member.gateway)
     }
 
-    fn fitting_flow(&self, question: &Question, now: Instant) -> Option<FlowInfo> {
-        let flow = self
-            .flows
-            .iter()
+    /// The last used flow that a question is about, of those that its ends here and unconfirmed stations have.
+    fn fitting_flow(&self, question: &Question, ends: [&End; 2], now: Instant) -> Option<FlowInfo> {
+        let own = ends.into_iter().filter_map(|end| end.here).map(|id| self.stations.share(id));
+        let unconfirmed = (0..).map(Share).take(self.stations.ports.len());
+        let shares: BTreeSet<Share> = own.chain(unconfirmed).collect();
+        let flow = shares
+            .into_iter()
+            .flat_map(|share| self.flows.of_share(share).map(|(_, flow)| flow))
+            .take(LOOKED_THROUGH)
             .filter(|flow| {
                 let tuple = flow.tuple();
                 tuple.source == question.from

@@ -21,7 +21,7 @@ use super::deliver::Whole;
 use super::seal::ToSeal;
 use super::{Engine, Header};
 use crate::batch::RxFrame;
-use crate::flow::{Flow, FlowIndex, FlowKey, Proof, State, Zone};
+use crate::flow::{FlowIndex, FlowKey, Passed, Proof, Side, State, Zone};
 use crate::nexthop;
 use crate::peer::PeerSlot;
 use crate::port::PortId;
@@ -92,12 +92,11 @@ impl Engine {
         let (key, upwards) = FlowKey::new(Zone::outside(id), &tuple);
         let Some(at) = self.flows.find(&key) else { return false };
         let Some(flow) = self.flows.get(at) else { return false };
-        let proof = flow.leaving;
+        let Some(proof) = flow.proof(Side::Leaving) else { return false };
         if proof.stamp != self.stamp(station) || proof.mac != header.destination {
             return false;
         }
-        let (tunnel, forward) =
-            (flow.judgement.verdict == Verdict::Tunnel, flow.is_forward(upwards));
+        let (tunnel, forward) = (flow.verdict == Verdict::Tunnel, flow.is_forward(upwards));
         let observed = device.stance == Mode::Observe;
         if !tunnel && observed && !self.bridge.knows(header.destination) {
             return false;
@@ -148,9 +147,10 @@ impl Engine {
         let (key, upwards) = FlowKey::new(Zone::outside(id), &packet.tuple());
         let Some(at) = self.flows.find(&key) else { return false };
         let Some(flow) = self.flows.get(at) else { return false };
-        if flow.coming.stamp != self.stamp(station)
-            || flow.coming.mac != header.source
-            || flow.coming.peer != PeerSlot::NONE
+        let Some(proof) = flow.proof(Side::Coming) else { return false };
+        if proof.stamp != self.stamp(station)
+            || proof.mac != header.source
+            || proof.peer != PeerSlot::NONE
         {
             return false;
         }
@@ -181,7 +181,7 @@ impl Engine {
         let (key, upwards) = FlowKey::new(Zone::outside(id), &packet.tuple());
         let at = self.flows.find(&key)?;
         let flow = self.flows.get(at)?;
-        let proof = flow.coming;
+        let proof = flow.proof(Side::Coming)?;
         if proof.stamp != self.stamp(self.stations.get(id)?) || proof.peer != peer {
             return None;
         }
@@ -209,10 +209,13 @@ impl Engine {
         {
             self.short_cuts += 1;
         }
-        let Some(flow) = self.flows.get_mut(at) else { return };
-        flow.count(forward, packets, bytes, now);
-        let state = flow.tracker.next(flow.state, packet.protocol, packet.tcp_flags(), forward);
-        self.flows.touch(at, state, now);
+        let passed = Passed { forward, packets, bytes };
+        let much = self.flows.account(at, &passed, now, |flow| {
+            flow.tracker.next(flow.state, packet.protocol, packet.tcp_flags(), forward)
+        });
+        if much {
+            self.record(at);
+        }
     }
 
     /// Leaves a proof for the packets that follow this one of a device here, which came through all stages.
@@ -235,8 +238,7 @@ impl Engine {
             return;
         }
         let Some((at, stamp)) = self.provable(id, packet) else { return };
-        let Some(flow) = self.flows.get(at) else { return };
-        let judgement = flow.judgement;
+        let Some(judgement) = self.flows.judgement(at) else { return };
         let peer = match (judgement.verdict, judgement.peer) {
             (Verdict::Tunnel, Some(gateway)) => match self.peers.slot(gateway) {
                 Some(slot) => slot,
@@ -247,7 +249,7 @@ impl Engine {
             (_, Some(_)) => return,
             (_, None) => PeerSlot::NONE,
         };
-        self.leave_proof(at, |flow| &mut flow.leaving, Proof { stamp, peer, mac: to });
+        self.leave_proof(at, Side::Leaving, Proof { stamp, peer, mac: to });
     }
 
     /// The same for packets from the uplink.
@@ -260,10 +262,10 @@ impl Engine {
     ) {
         let untagged = frame.vlan.is_none() && header.at == ethernet::HEADER_LEN;
         let Some((at, stamp)) = self.provable(id, packet).filter(|_| untagged) else { return };
-        let judgement = self.flows.get(at).map(|flow| flow.judgement);
+        let judgement = self.flows.judgement(at);
         if judgement.is_some_and(|j| j.peer.is_none() && j.verdict != Verdict::Tunnel) {
             let proof = Proof { stamp, peer: PeerSlot::NONE, mac: header.source };
-            self.leave_proof(at, |flow| &mut flow.coming, proof);
+            self.leave_proof(at, Side::Coming, proof);
         }
     }
 
@@ -275,10 +277,10 @@ impl Engine {
         packet: &Ipv4Packet<'_>,
     ) {
         let Some((at, stamp)) = self.provable(id, packet) else { return };
-        let Some(flow) = self.flows.get(at) else { return };
+        let Some(judgement) = self.flows.judgement(at) else { return };
         let owner = self.peers.get(peer).map(crate::peer::Peer::gateway);
-        if flow.judgement.verdict == Verdict::Tunnel && flow.judgement.owner == owner {
-            self.leave_proof(at, |flow| &mut flow.coming, Proof { stamp, peer, mac });
+        if judgement.verdict == Verdict::Tunnel && judgement.owner == owner {
+            self.leave_proof(at, Side::Coming, Proof { stamp, peer, mac });
         }
     }
 
@@ -293,21 +295,16 @@ impl Engine {
         let (key, _) = FlowKey::new(Zone::outside(id), &packet.tuple());
         let at = self.flows.find(&key)?;
         let flow = self.flows.get(at)?;
-        let passes = flow.judgement.verdict.passes()
-            && flow.judgement.verdict.reason().is_none()
+        let passes = flow.verdict.passes()
+            && flow.verdict.reason().is_none()
             && flow.state != State::Dropped
             && flow.epoch == self.epoch;
         passes.then(|| (at, self.stamp(station)))
     }
 
-    fn leave_proof(
-        &mut self,
-        at: FlowIndex,
-        place: impl FnOnce(&mut Flow) -> &mut Proof,
-        proof: Proof,
-    ) {
+    fn leave_proof(&mut self, at: FlowIndex, side: Side, proof: Proof) {
         if let Some(flow) = self.flows.get_mut(at) {
-            *place(flow) = proof;
+            flow.prove(side, proof);
         }
     }
 }

@@ -48,7 +48,7 @@ use crate::config::{Config, TunnelIdentity};
 use crate::contest::Contests;
 use crate::device::Device;
 use crate::echo::Echoes;
-use crate::flow::FlowTable;
+use crate::flow::{FlowTable, Origin};
 use crate::holding::Holdings;
 use crate::peer;
 use crate::policy::Policy;
@@ -99,6 +99,10 @@ pub struct Engine {
     recorder: Recorder,
     authority: u64,
     next_sweep: Instant,
+    /// When more counters are gathered for a report.
+    next_gathering: Option<Instant>,
+    /// Whether what flows have counted was gathered for the next report.
+    gathered: bool,
     /// When a rule's condition changes next.
     boundary: Option<Instant>,
     /// Whether pairs may still be changing their path.
@@ -121,6 +125,7 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, identity: TunnelIdentity, now: Instant) -> Self {
         let mut seeds = Seeds::new(&identity.seed);
+        let origin = Origin(now);
         let limits = &config.limits;
         let mut boot = [0; BootId::LEN];
         boot[..8].copy_from_slice(&seeds.next().to_be_bytes());
@@ -147,7 +152,7 @@ impl Engine {
             policy: None,
             bypasses: Bypasses::default(),
             epoch: 0,
-            flows: FlowTable::new(limits.flows, limits.flows_per_device, seeds.hasher()),
+            flows: FlowTable::new(limits.flows, limits.flows_per_device, seeds.hasher(), origin),
             fragments: fragment::Tracker::new(fragment::Limits::default()),
             #[expect(clippy::cast_possible_truncation, reason = "any 16 bits of it will do")]
             fragment_id: seeds.next() as u16,
@@ -155,9 +160,11 @@ impl Engine {
             peer_states: seeds.map(),
             contests: Contests::default(),
             holdings: Holdings::new(identity.gateway, identity.identity.clone(), &mut seeds),
-            recorder: Recorder::new(limits, seeds.hasher()),
+            recorder: Recorder::new(limits, seeds.hasher(), origin),
             authority: 0,
             next_sweep: now + SWEEP,
+            next_gathering: None,
+            gathered: false,
             boundary: None,
             settling: false,
             held: Held::default(),
@@ -223,13 +230,16 @@ impl Engine {
         }
         if self.next_sweep <= now {
             let (recorder, stations) = (&mut self.recorder, &self.stations);
-            let more = self
-                .flows
-                .expire(now, SWEEP_BUDGET, |mut gone| recorder.flush(stations, &mut gone));
+            let more = self.flows.expire(now, SWEEP_BUDGET, |mut gone, judgement| {
+                recorder.flush(stations, &mut gone, judgement);
+            });
             self.bridge.age(now);
             self.settle(now);
             self.look_after_holdings(now);
             self.next_sweep = if more { now + SWEEP / 20 } else { now + SWEEP };
+        }
+        if self.next_gathering.is_some_and(|at| at <= now) {
+            self.gather(now);
         }
         if self.holdings.poll_timeout().is_some_and(|at| at <= now) {
             self.tell_claims(now, out);
@@ -253,6 +263,7 @@ impl Engine {
             self.fragments.poll_timeout().map(|at| (at, "fragments")),
             self.holdings.poll_timeout().map(|at| (at, "claims")),
             self.contests.poll_timeout().map(|at| (at, "next hops")),
+            self.next_gathering.map(|at| (at, "counters for a report")),
             Some((self.next_sweep, "sweep")),
         ]
         .into_iter()

@@ -8,10 +8,7 @@ use anteroom_proto::service::Protocol;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::Engine;
-use crate::flow::{
-    Count, Flow, FlowIndex, FlowKey, Judgement, Proof, State, Tracker, Unreported, Zone,
-};
-use crate::lane::pace::Pace;
+use crate::flow::{Beginning, FlowIndex, FlowKey, Judgement, Passed, State, Tracker, Zone};
 use crate::policy::{Ask, End, refuse};
 use crate::station::StationId;
 use crate::wire::tcp::TcpFlags;
@@ -103,12 +100,11 @@ impl Engine {
         }
         let tuple = packet.tuple();
         let (key, upwards) = FlowKey::new(zone, &tuple);
-        let found = self.flows.find(&key).and_then(|at| Some((at, self.flows.get(at)?)));
-        let Some((at, flow)) = found else {
+        let known = |at| Some((at, self.flows.get(at)?, self.flows.judgement(at)?));
+        let Some((at, flow, judgement)) = self.flows.find(&key).and_then(known) else {
             return self.begin(passage, packet, key, upwards, now);
         };
-        let forward = flow.is_forward(upwards);
-        let (judgement, fresh) = (flow.judgement, flow.epoch == self.epoch);
+        let (forward, fresh) = (flow.is_forward(upwards), flow.epoch == self.epoch);
         let flags = packet.tcp_flags();
         if passage.via == Via::Uplink && judgement.verdict == Verdict::Tunnel {
             let current = if fresh {
@@ -195,47 +191,34 @@ impl Engine {
         }
         let Oriented { forward, judgement } = oriented;
         let initiator = if forward { &passage.source } else { &passage.destination };
-        let (station, other) = match (initiator.here, passage.zone()) {
-            (Some(own), _) => {
-                let far = if forward { passage.destination.here } else { passage.source.here };
-                (own, far)
-            }
-            (None, Some((_, station))) => (station, None),
+        let station = match (initiator.here, passage.zone()) {
+            (Some(own), _) => own,
+            (None, Some((_, station))) => station,
             (None, None) => return decision,
         };
         let (tracker, state) = Tracker::first(packet.protocol, packet.tcp_flags(), forward);
         let state = if judgement.verdict.passes() { state } else { State::Dropped };
-        let flow = Flow {
+        let beginning = Beginning {
             key,
             initiator_low: upwards == forward,
             station,
             share: self.stations.share(station),
-            other,
             outbound: initiator.here.is_some(),
             judgement,
             epoch: self.epoch,
-            leaving: Proof::NONE,
-            coming: Proof::NONE,
-            pace: Pace::default(),
             tracker,
             state,
-            created: now,
-            last: now,
-            totals: [Count::default(); 2],
-            unreported: Unreported {
-                opened: true,
-                counts: [Count::default(); 2],
-                first: now,
-                last: now,
-            },
+            now: self.flows.moment(now),
         };
         let (recorder, stations) = (&mut self.recorder, &self.stations);
-        let inserted = self.flows.insert(flow, |mut gone| recorder.flush(stations, &mut gone));
+        let inserted = self.flows.insert(&beginning, |mut gone, judgement| {
+            recorder.flush(stations, &mut gone, judgement);
+        });
         match inserted {
             Ok(at) => {
-                if let Some(flow) = self.flows.get_mut(at) {
-                    flow.count(forward, passage.packets, passage.bytes, now);
-                }
+                let Passage { packets, bytes, .. } = *passage;
+                let passed = Passed { forward, packets, bytes };
+                self.flows.account(at, &passed, now, |flow| flow.state);
                 decision
             }
             Err(_) if passage.stance() >= Mode::Enforce => {
@@ -257,21 +240,22 @@ impl Engine {
         upwards: bool,
         now: Instant,
     ) -> Decision {
-        let Some(mut gone) = self.flows.remove(at) else { return Decision::of(Verdict::Clear) };
-        self.recorder.flush(&self.stations, &mut gone);
+        let Some((mut gone, judgement)) = self.flows.remove(at) else {
+            return Decision::of(Verdict::Clear);
+        };
+        self.recorder.flush(&self.stations, &mut gone, &judgement);
         self.begin(passage, packet, gone.key, upwards, now)
     }
 
     /// Puts a renewed verdict on a flow. What was counted under the old one is reported under it.
     fn renew(&mut self, at: FlowIndex, renewed: Judgement) -> Judgement {
-        let epoch = self.epoch;
-        let Some(flow) = self.flows.get_mut(at) else { return renewed };
-        if flow.judgement != renewed {
-            self.recorder.flush(&self.stations, flow);
-            flow.judgement = renewed;
-            (flow.leaving, flow.coming) = (Proof::NONE, Proof::NONE);
+        if self.flows.judgement(at) != Some(renewed) {
+            self.record(at);
+            self.flows.judge(at, renewed);
         }
-        flow.epoch = epoch;
+        if let Some(flow) = self.flows.get_mut(at) {
+            flow.epoch = self.epoch;
+        }
         renewed
     }
 
@@ -283,19 +267,28 @@ impl Engine {
         passage: &Passage,
         now: Instant,
     ) {
-        let Some(flow) = self.flows.get_mut(at) else { return };
-        flow.count(forward, passage.packets, passage.bytes, now);
         let flags = packet.tcp_flags();
-        let state = if !flow.judgement.verdict.passes() {
-            State::Dropped
-        } else if flow.state == State::Dropped {
-            let (tracker, state) = Tracker::first(packet.protocol, flags, forward);
-            flow.tracker = tracker;
-            state
-        } else {
-            flow.tracker.next(flow.state, packet.protocol, flags, forward)
-        };
-        self.flows.touch(at, state, now);
+        let passed = Passed { forward, packets: passage.packets, bytes: passage.bytes };
+        let much = self.flows.account(at, &passed, now, |flow| {
+            if !flow.verdict.passes() {
+                State::Dropped
+            } else if flow.state == State::Dropped {
+                let (tracker, state) = Tracker::first(packet.protocol, flags, forward);
+                flow.tracker = tracker;
+                state
+            } else {
+                flow.tracker.next(flow.state, packet.protocol, flags, forward)
+            }
+        });
+        if much {
+            self.record(at);
+        }
+    }
+
+    /// Moves what a flow has counted to its edge.
+    pub(super) fn record(&mut self, at: FlowIndex) {
+        let (recorder, stations) = (&mut self.recorder, &self.stations);
+        self.flows.report_one(at, |flow, judgement| recorder.flush(stations, flow, judgement));
     }
 
     /// An ICMP error belongs to the flow that it quotes.
@@ -340,9 +333,10 @@ impl Engine {
         now: Instant,
     ) -> Option<Judgement> {
         let (key, upwards) = FlowKey::new(zone, quoted);
-        let flow = self.flows.get(self.flows.find(&key)?)?;
+        let at = self.flows.find(&key)?;
+        let flow = self.flows.get(at)?;
         if flow.epoch == self.epoch {
-            return Some(flow.judgement);
+            return self.flows.judgement(at);
         }
         let sender = passage.destination;
         let receiver = match passage.source.here {
@@ -363,7 +357,7 @@ impl Engine {
             icmp::PROTOCOL => Some(Protocol::IcmpEcho),
             _ => None,
         };
-        let tunnelled = flow.judgement.verdict == Verdict::Tunnel;
+        let tunnelled = flow.verdict == Verdict::Tunnel;
         Some(self.judge_flow(ends, ports, service, tunnelled, now))
     }
 

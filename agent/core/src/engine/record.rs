@@ -11,7 +11,7 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 use foldhash::quality::FixedState;
 
 use crate::clock::Clock;
-use crate::flow::{Count, Flow};
+use crate::flow::{Count, Flow, Judgement, News, Origin};
 use crate::limits::Limits;
 use crate::report::DropRecord;
 use crate::station::{Share, StationId, Stations};
@@ -108,6 +108,8 @@ pub(super) struct Recorder {
     limits: EdgeLimits,
     stations: Vec<StationDrops>,
     recent_limit: usize,
+    /// From when the moments of flows count.
+    origin: Origin,
 }
 
 /// How many edges may be kept between two reports.
@@ -122,7 +124,7 @@ struct EdgeLimits {
 const FOLDED_REMOTES: usize = 32;
 
 impl Recorder {
-    pub(super) fn new(limits: &Limits, hasher: FixedState) -> Self {
+    pub(super) fn new(limits: &Limits, hasher: FixedState, origin: Origin) -> Self {
         Self {
             drops: [0; REASONS],
             drops_reported: [0; REASONS],
@@ -140,6 +142,7 @@ impl Recorder {
             },
             stations: Vec::new(),
             recent_limit: limits.recent_drops_per_device.max(1),
+            origin,
         }
     }
 
@@ -250,10 +253,8 @@ impl Recorder {
     }
 
     /// Moves what a flow counted since the last time to its edge.
-    pub(super) fn flush(&mut self, stations: &Stations, flow: &mut Flow) {
-        let counts = flow.unreported.counts;
-        let opened = std::mem::take(&mut flow.unreported.opened);
-        flow.unreported.counts = [Count::default(); 2];
+    pub(super) fn flush(&mut self, stations: &Stations, flow: &mut Flow, judgement: &Judgement) {
+        let News { opened, counts, first, last } = flow.take_news();
         if !opened && counts[0].packets == 0 && counts[1].packets == 0 {
             return;
         }
@@ -270,15 +271,15 @@ impl Recorder {
             member: station.device.as_ref().map(|device| device.member),
             local,
             remote,
-            remote_member: flow.judgement.remote,
+            remote_member: judgement.remote,
             outbound: flow.outbound,
             protocol: tuple.protocol,
             port: if echo { 0 } else { tuple.destination_port },
-            verdict: flow.judgement.verdict,
-            rule: flow.judgement.rule,
+            verdict: judgement.verdict,
+            rule: judgement.rule,
             folded: false,
         };
-        let (first, last) = (flow.unreported.first, flow.unreported.last);
+        let (first, last) = (self.origin.instant(first), self.origin.instant(last));
         self.edge(flow.share, key, &Traffic { flows: u64::from(opened), counts, first, last });
     }
 

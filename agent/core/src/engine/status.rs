@@ -19,11 +19,35 @@ use crate::report::{
 };
 use crate::station::{Learnt, PortState, Sight, Station, kind};
 
+/// Flows whose counters are gathered at once for a report: packets wait meanwhile.
+const REPORT_BUDGET: usize = 2_048;
+/// How long packets have their turn in between.
+const REPORT_PAUSE: Duration = Duration::from_millis(5);
+
 impl Engine {
-    /// Takes out what happened since the last call. What doesn't fit one report comes with the next.
+    /// Begins to gather what flows have counted for a report. It goes on in [`Self::handle_timeout`], in steps between
+    /// which packets have their turn, until [`Self::is_gathering`] says no.
+    pub fn prepare_report(&mut self, now: Instant) {
+        self.flows.begin_report();
+        self.gathered = true;
+        self.gather(now);
+    }
+
+    /// Whether what [`Self::prepare_report`] began isn't done yet.
+    #[must_use]
+    pub const fn is_gathering(&self) -> bool {
+        self.next_gathering.is_some()
+    }
+
+    /// Takes out what happened since the last call. What doesn't fit one report comes with the next. What wasn't
+    /// gathered by [`Self::prepare_report`] is now, however many flows there are.
     pub fn report(&mut self, now: Instant) -> EngineReport {
-        for flow in self.flows.iter_mut() {
-            self.recorder.flush(&self.stations, flow);
+        if !std::mem::take(&mut self.gathered) {
+            self.flows.begin_report();
+            self.gather(now);
+        }
+        while self.is_gathering() {
+            self.gather(now);
         }
         EngineReport {
             sightings: self.take_sightings(),
@@ -34,6 +58,15 @@ impl Engine {
             alarms: self.alarms(now),
             bypasses: self.bypasses.by_file(),
         }
+    }
+
+    /// Moves what some flows have counted to their edges.
+    pub(super) fn gather(&mut self, now: Instant) {
+        let (recorder, stations) = (&mut self.recorder, &self.stations);
+        let more = self.flows.report_some(REPORT_BUDGET, |flow, judgement| {
+            recorder.flush(stations, flow, judgement);
+        });
+        self.next_gathering = more.then(|| now + REPORT_PAUSE);
     }
 
     /// The engine at a glance.
@@ -116,7 +149,7 @@ impl Engine {
                 quarantined: device.quarantined,
                 router_mac: nexthop::router_of(Some(device), &station.next_hops)
                     .and_then(|(_, mac)| mac),
-                flows: self.flows.count(self.stations.share(id)),
+                flows: self.flows.count_of(self.stations.share(id)),
                 packets_out: out.packets,
                 packets_in: back.packets,
                 bytes_out: out.bytes,
@@ -131,15 +164,16 @@ impl Engine {
     /// At most `limit` flows, the most recently used first.
     #[must_use]
     pub fn flows(&self, now: Instant, limit: usize) -> Vec<FlowInfo> {
-        let mut flows: Vec<&Flow> = self.flows.iter().collect();
-        flows.sort_by_key(|flow| std::cmp::Reverse(flow.last));
-        flows.into_iter().take(limit).filter_map(|flow| self.flow_info(flow, now)).collect()
+        let flows = self.flows.recent(limit).into_iter();
+        flows.filter_map(|flow| self.flow_info(flow, now)).collect()
     }
 
     pub(super) fn flow_info(&self, flow: &Flow, now: Instant) -> Option<FlowInfo> {
         let station = self.stations.get(flow.station)?;
         let tuple = flow.tuple();
-        let [out, back] = flow.totals;
+        let judgement = self.flows.judgement_of(flow)?;
+        let since = |at| millis(now.saturating_duration_since(self.flows.instant(at)));
+        let [out, back] = flow.totals();
         Some(FlowInfo {
             port: self.port_name(station.port)?,
             mac: station.mac,
@@ -149,15 +183,15 @@ impl Engine {
             responder: IpAddr::V4(tuple.destination),
             responder_port: tuple.destination_port,
             protocol: tuple.protocol,
-            verdict: flow.judgement.verdict,
-            rule: flow.judgement.rule,
+            verdict: judgement.verdict,
+            rule: judgement.rule,
             state: flow.state.as_str().to_owned(),
             packets_out: out.packets,
             packets_in: back.packets,
             bytes_out: out.bytes,
             bytes_in: back.bytes,
-            age_ms: millis(now.saturating_duration_since(flow.created)),
-            idle_ms: millis(now.saturating_duration_since(flow.last)),
+            age_ms: since(flow.created),
+            idle_ms: since(flow.last),
         })
     }
 

@@ -24,6 +24,17 @@ impl Zone {
         let (low, high) = if a.0 <= b.0 { (a.0, b.0) } else { (b.0, a.0) };
         Self(((low as u32) << 16) | high as u32)
     }
+
+    /// The station here that it is between `station` and.
+    #[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+    pub(crate) const fn other(self, station: StationId) -> Option<StationId> {
+        let (low, high) = ((self.0 >> 16) as u16, self.0 as u16);
+        match (high as u32 == Self::OUTSIDE, low == station.0) {
+            (true, _) => None,
+            (false, true) => Some(StationId(high)),
+            (false, false) => Some(StationId(low)),
+        }
+    }
 }
 
 /// A flow's key: the same for both directions.
@@ -71,5 +82,9 @@ impl FlowKey {
 
     pub(crate) const fn protocol(&self) -> u8 {
         self.protocol
+    }
+
+    pub(crate) const fn zone(&self) -> Zone {
+        self.zone
     }
 }

@@ -89,16 +89,23 @@ impl State {
     }
 }
 
-/// What was seen of a TCP connection, besides its state.
+/// What was seen of a TCP connection, besides its state: in one byte, as there are many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Tracker {
-    /// Whether the first packet that was seen came from the initiator.
-    first_forward: bool,
-    accepted: bool,
-    finished: [bool; 2],
-}
+pub(crate) struct Tracker(u8);
 
 impl Tracker {
+    /// The first packet that was seen came from the initiator.
+    const FIRST_FORWARD: u8 = 1;
+    /// The responder has taken the connection.
+    const ACCEPTED: u8 = 2;
+    /// The initiator, and the responder, have said that they are done.
+    const FINISHED: [u8; 2] = [4, 8];
+    const BOTH_FINISHED: u8 = Self::FINISHED[0] | Self::FINISHED[1];
+
+    const fn has(self, bits: u8) -> bool {
+        self.0 & bits == bits
+    }
+
     /// The state after the first packet of a flow. `forward`: from the initiator.
     pub(crate) const fn first(protocol: u8, flags: TcpFlags, forward: bool) -> (Self, State) {
         let state = match protocol {
@@ -112,7 +119,7 @@ impl Tracker {
     }
 
     const fn begun(first_forward: bool) -> Self {
-        Self { first_forward, accepted: false, finished: [false; 2] }
+        Self(if first_forward { Self::FIRST_FORWARD } else { 0 })
     }
 
     /// The state after one more packet. `forward`: from the initiator.
@@ -140,14 +147,14 @@ impl Tracker {
             return State::HalfOpen;
         }
         if flags.has(TcpFlags::FIN) {
-            self.finished[forward as usize] = true;
+            self.0 |= Self::FINISHED[!forward as usize];
         }
         match state {
             State::HalfOpen => {
                 if !forward && flags.answers() {
-                    self.accepted = true;
+                    self.0 |= Self::ACCEPTED;
                     State::HalfOpen
-                } else if forward && self.accepted && flags.has(TcpFlags::ACK) {
+                } else if forward && self.has(Self::ACCEPTED) && flags.has(TcpFlags::ACK) {
                     State::Established
                 } else if !forward && flags.has(TcpFlags::ACK) && !flags.has(TcpFlags::SYN) {
                     // An answer to a connection that began before this gateway looked.
@@ -156,10 +163,10 @@ impl Tracker {
                     State::HalfOpen
                 }
             }
-            _ if self.finished[0] && self.finished[1] => State::Finished,
+            _ if self.has(Self::BOTH_FINISHED) => State::Finished,
             // A SYN-ACK answers a SYN, so it doesn't show that both ends know the connection.
             State::PickedUp
-                if forward != self.first_forward
+                if forward != self.has(Self::FIRST_FORWARD)
                     && flags.has(TcpFlags::ACK)
                     && !flags.has(TcpFlags::SYN) =>
             {

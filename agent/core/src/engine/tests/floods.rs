@@ -114,7 +114,7 @@ fn a_million_half_open_flows_of_one_device_cost_its_neighbour_nothing() {
             }
         }
         let of_ct =
-            engine.flows.count(engine.stations.share(engine.stations.find(mac(10)).unwrap()));
+            engine.flows.count_of(engine.stations.share(engine.stations.find(mac(10)).unwrap()));
         assert_eq!(of_ct, Limits::default().flows_per_device);
         let status = engine.status(now);
         assert!(status.folded > 400_000, "{}", status.folded);
@@ -218,4 +218,31 @@ fn fragments_without_end_use_up_their_senders_share_only() {
         }
     }
     assert!(engine.status(now).tables.fragments <= 130, "{:?}", engine.status(now).tables);
+}
+
+#[test]
+fn a_report_about_many_flows_is_gathered_in_steps_and_is_whole() {
+    let now = start();
+    let mut engine = engine(Limits::default(), now);
+    engine.apply(both([Mode::Observe, Mode::Enforce]), now);
+    let flows: u16 = 9_000;
+    for number in 0..flows {
+        let syn = ipv4(CT, [10, 20, 9, 1], 6, &tcp(1_000 + number, 104, SYN, &[]));
+        let bytes = frame(mac(0x77), mac(10), &syn);
+        let _ = feed(&mut engine, ONE, VnetHeader::default(), &bytes, now);
+    }
+    let (mut at, mut steps, mut out) = (now, 0, Kept::default());
+    engine.prepare_report(at);
+    while engine.is_gathering() {
+        let due = engine.poll_timeout().unwrap().0;
+        assert!(due < now + Duration::from_secs(1), "the next step is wanted soon");
+        at = due.max(at + Duration::from_millis(1));
+        engine.handle_timeout(at, &mut out);
+        steps += 1;
+        assert!(steps < 100, "it never ends");
+    }
+    assert!(steps >= 4, "{flows} flows in {steps} steps");
+    let counted: u64 = engine.report(at).edges.iter().map(|edge| edge.flows).sum();
+    assert_eq!(counted, u64::from(flows));
+    assert_eq!(engine.report(at).edges, [], "nothing is reported twice");
 }
