@@ -15,7 +15,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::dataplane::keepalive::EVERY;
 use crate::dataplane::status::{Offloads, Status};
 use crate::net::defence::Defence;
 use crate::net::packet::PacketSocket;
@@ -26,7 +25,7 @@ use crate::net::wiring::Wiring;
 pub(super) const COMMANDS: usize = 64;
 
 /// The worker turns its loop at least this often, so that a longer silence means that it hangs.
-pub(super) const LONGEST_TURN: Duration = EVERY;
+pub(super) const LONGEST_TURN: Duration = Duration::from_secs(1);
 
 /// Silence of the worker after which it counts as hung.
 const HUNG: Duration = Duration::from_secs(5);

@@ -5,17 +5,21 @@
 //! until the beat has told the kernel to stop: what they hear from then on the kernel drops. A worker that was held
 //! up for longer than a beat lasts begins as after a start: what waits in the sockets the kernel has forwarded
 //! meanwhile.
+//!
+//! While no port is a wire nothing depends on the beat, and the worker rests. The sentry wakes it before it writes the first
+//! wire, so nothing has been forwarded by the kernel when the beat begins again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::dataplane::handle::LONGEST_TURN;
 use crate::dataplane::outbox::PortQueue;
 use crate::net::beat::{Beat, LIFE};
 use crate::net::packet::{BATCH, FrameRing, PacketSocket, Unfit};
 use crate::net::sentry::Pulse;
 
 /// How often the worker beats.
-pub(super) const EVERY: Duration = Duration::from_millis(50);
+pub(super) const EVERY: Duration = Duration::from_millis(70);
 
 /// How much sooner than the kernel the worker takes its last beat for spent: the kernel counts in ticks of up to 10 ms.
 const MARGIN: Duration = Duration::from_millis(30);
@@ -42,16 +46,23 @@ pub(super) struct Keepalive {
     left: bool,
     /// Whether the last attempt failed, and that was said.
     failing: bool,
+    /// No port is a wire since the worker last looked, so that it needn't beat.
+    resting: bool,
 }
 
 impl Keepalive {
     pub(super) fn new(beat: Beat, pulse: Arc<Pulse>) -> Self {
-        Self { beat, pulse, last: None, tried: None, left: false, failing: false }
+        Self { beat, pulse, last: None, tried: None, left: false, failing: false, resting: false }
     }
 
     /// Whether the kernel may have taken the worker for dead since its last beat.
     pub(super) fn late(&self) -> bool {
-        spent(self.last)
+        !self.resting && spent(self.last)
+    }
+
+    /// How long the worker may wait for something to do.
+    pub(super) fn longest_turn(&self) -> Duration {
+        if self.resting { LONGEST_TURN } else { EVERY }
     }
 
     /// Whether the kernel forwards for this interface (0: the uplink) while no agent does.
@@ -70,6 +81,14 @@ impl Keepalive {
     /// While no beat goes out the last one may run out. Then the wires are the kernel's until one does.
     pub(super) fn turn(&mut self, ports: &mut [PortQueue], frames: &mut FrameRing) {
         let now = Instant::now();
+        let unneeded = self.pulse.wires() == 0 && self.last.is_some() && !self.left;
+        if unneeded {
+            self.resting = true;
+            return;
+        }
+        if std::mem::take(&mut self.resting) && !self.pulse.take_unguarded() && self.send(now) {
+            return;
+        }
         let early = self.tried.is_some_and(|tried| now.saturating_duration_since(tried) < EVERY);
         if early && (self.left || !self.late()) {
             return;

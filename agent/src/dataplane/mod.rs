@@ -89,6 +89,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         .zip(setup::interfaces(&config))
         .map(|(name, interface)| (name.to_owned(), interface.to_string()))
         .collect();
+    pulse.follow(wake.clone());
     let worker = Worker::new(Start {
         engine,
         interfaces,

@@ -13,7 +13,7 @@ use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::dataplane::handle::{Command, Heartbeat, LONGEST_TURN};
+use crate::dataplane::handle::{Command, Heartbeat};
 use crate::dataplane::keepalive::Keepalive;
 use crate::dataplane::outbox::Outbox;
 use crate::dataplane::status::{InterfaceStatus, Offloads, Status, UnderlayStatus};
@@ -28,6 +28,9 @@ const COMMANDS_A_TURN: usize = 8;
 
 /// Fetches from each interface at the end, for what came in before it.
 const LAST_FETCHES: usize = 8;
+
+/// After so long without large batches, memory is given back that they made the worker touch.
+const QUIET: Duration = Duration::from_secs(2);
 
 const WAKE: u64 = u64::MAX;
 const UNDERLAY: u64 = u64::MAX - 1;
@@ -116,11 +119,16 @@ impl Worker {
     /// Runs until it is told to end.
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS];
+        let mut loaded = None;
         self.tell_gro();
         while self.ended.is_none() {
             let now = Instant::now();
             self.heartbeat.beat(now);
             self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
+            if loaded.is_some_and(|at| now.saturating_duration_since(at) >= QUIET) {
+                loaded = None;
+                self.shrink();
+            }
             self.note_too_big(now);
             let due = self.engine.poll_timeout().map(|(due, _)| due);
             if due.is_some_and(|due| due <= now) {
@@ -131,8 +139,8 @@ impl Worker {
             }
             self.forget_lost_ports();
             let due = self.engine.poll_timeout().map(|(due, _)| due);
-            let wait = due
-                .map_or(LONGEST_TURN, |due| due.saturating_duration_since(now).min(LONGEST_TURN));
+            let longest = self.keepalive.longest_turn();
+            let wait = due.map_or(longest, |due| due.saturating_duration_since(now).min(longest));
             let count = match self.epoll.wait(&mut events, timeout(wait)) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
@@ -152,6 +160,9 @@ impl Worker {
                 }
                 self.outbox.flush();
             }
+            if self.frames.take_large() | self.datagrams.take_large() {
+                loaded = Some(now);
+            }
         }
         let ended = self.ended.take();
         self.hand_over();
@@ -161,6 +172,13 @@ impl Worker {
             let _ = ended.send(());
         }
         Ok(())
+    }
+
+    /// Gives back the memory that a load made it touch: the rooms of large batches.
+    fn shrink(&mut self) {
+        self.outbox.shrink();
+        self.frames.shrink();
+        self.datagrams.shrink();
     }
 
     /// Leaves the wires to the kernel. What came in before is still the agent's to forward.

@@ -27,6 +27,9 @@ pub const MAX_PARTS: usize = 80;
 /// Room for one received frame; a multiple of the page, so that frames that never come cost no memory.
 const SLOT: usize = 68 * 1024;
 
+/// Rooms that are kept when memory is given back.
+const KEPT: usize = 4;
+
 /// What is asked of the kernel for either buffer, in bytes.
 const SOCKET_BUFFER: libc::c_int = 7 << 20;
 
@@ -237,12 +240,13 @@ pub struct Unfit {
 
 /// Buffers for received frames; one ring serves all sockets of a worker.
 pub struct FrameRing {
+    /// Each with room for a header in front of the frame.
     slots: Vec<u8>,
-    headers: [VnetHeader; BATCH],
     controls: [Control; BATCH],
     received: [Slot; BATCH],
     headed: bool,
     count: usize,
+    large: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -256,11 +260,11 @@ impl Default for FrameRing {
     fn default() -> Self {
         Self {
             slots: vec![0; SLOT * BATCH],
-            headers: [VnetHeader::default(); BATCH],
             controls: [Control::EMPTY; BATCH],
             received: [Slot::default(); BATCH],
             headed: false,
             count: 0,
+            large: false,
         }
     }
 }
@@ -276,8 +280,9 @@ impl FrameRing {
         match self.fill(socket, socket.appetite.ask(BATCH)) {
             Ok(count) => {
                 self.count = count;
-                let bytes = self.received[..count].iter().map(|slot| slot.length).sum();
+                let bytes: usize = self.received[..count].iter().map(|slot| slot.length).sum();
                 socket.appetite.note(count, bytes);
+                self.large |= count > KEPT || bytes > SLOT;
                 Ok(count)
             }
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && socket.vnet => {
@@ -302,14 +307,15 @@ impl FrameRing {
         let mut usable = 0;
         let slots = self.slots.chunks_exact_mut(SLOT).zip(&self.received).take(self.count);
         for (i, (bytes, slot)) in slots.enumerate() {
-            if slot.truncated || slot.length > SLOT {
+            let (header, bytes) = bytes.split_at_mut(VnetHeader::LEN);
+            if slot.truncated || slot.length > bytes.len() {
                 unfit.truncated += 1;
                 continue;
             }
             let aux = auxdata(&self.controls[i], slot.control);
             let bytes = &mut bytes[..slot.length];
             let vnet = match &aux {
-                _ if self.headed => self.headers[i],
+                _ if self.headed => VnetHeader::read_from_bytes(header).unwrap_or_default(),
                 Some(aux) if aux.status & CHECKSUM_NOT_READY != 0 => unfinished(bytes),
                 _ => VnetHeader::default(),
             };
@@ -319,27 +325,33 @@ impl FrameRing {
         take(&mut frames[..usable]);
     }
 
+    /// Whether a fetch since the last call was one of those that only a load makes: many messages, or long ones.
+    pub fn take_large(&mut self) -> bool {
+        std::mem::take(&mut self.large)
+    }
+
+    /// Gives back the memory that a load made it touch, and what was fetched.
+    pub fn shrink(&mut self) {
+        self.count = 0;
+        sys::give_back(self.slots.get_mut(KEPT * SLOT..).unwrap_or_default());
+    }
+
     fn fill(&mut self, socket: &PacketSocket, ask: usize) -> io::Result<usize> {
-        let skip = usize::from(!socket.vnet);
-        let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let mut vectors = [[empty; 2]; BATCH];
+        let skip = if socket.vnet { 0 } else { VnetHeader::LEN };
+        let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
         let mut messages = [sys::empty_message(); BATCH];
-        let buffers = self.slots.chunks_exact_mut(SLOT).zip(&mut self.headers).take(ask);
-        for (pair, (slot, header)) in vectors.iter_mut().zip(buffers) {
-            let header = header.as_mut_bytes();
-            pair[0] =
-                libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: VnetHeader::LEN };
-            pair[1] = libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: SLOT };
-        }
-        for ((message, pair), control) in
-            messages.iter_mut().zip(&mut vectors).zip(&mut self.controls).take(ask)
+        let rooms = self.slots.chunks_exact_mut(SLOT).zip(&mut self.controls).take(ask);
+        for ((message, vector), (slot, control)) in messages.iter_mut().zip(&mut vectors).zip(rooms)
         {
-            message.msg_hdr.msg_iov = pair[skip..].as_mut_ptr();
-            message.msg_hdr.msg_iovlen = 2 - skip;
+            // Header and frame in one piece: the kernel is quicker at one than at two.
+            let room = &mut slot[skip..];
+            *vector = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
             message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
             message.msg_hdr.msg_controllen = control.0.len();
         }
-        // SAFETY: each vector covers a header or a slot of `self` with its true length, the control pointers likewise;
+        // SAFETY: each vector covers a slot of `self` with its true length, the control pointers likewise;
         // `self` is borrowed mutably beyond the call.
         let count = unsafe { sys::receive_messages(socket, &mut messages[..ask])? };
         for (slot, message) in self.received.iter_mut().zip(&messages).take(count) {

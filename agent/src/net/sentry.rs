@@ -4,8 +4,8 @@
 //! A thread of its own, because the kernel may let a change of rules wait for as long as others change theirs.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Shortest time between two restorations: whoever fights over the tables isn't fought without end.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a worker that needn't beat has to begin, before the first wire is written.
+const BEGIN: Duration = Duration::from_millis(200);
+
 /// The group that hears of changes to nftables (`NFNLGRP_NFTABLES`).
 const GROUP: u32 = 7;
 
@@ -37,6 +40,10 @@ pub(crate) struct Pulse {
     /// Milliseconds from `start` to the last beat; the largest number before the first.
     last: AtomicU64,
     wires: AtomicU64,
+    /// Wakes the worker, while there is one.
+    worker: Mutex<Option<Arc<EventFd>>>,
+    /// Whether a wire was written though the worker didn't beat.
+    unguarded: AtomicBool,
 }
 
 impl Pulse {
@@ -45,7 +52,34 @@ impl Pulse {
             start: Instant::now(),
             last: AtomicU64::new(u64::MAX),
             wires: AtomicU64::new(wiring.bits()),
+            worker: Mutex::default(),
+            unguarded: AtomicBool::new(false),
         }
+    }
+
+    /// Notes how the worker is woken. From now on it beats while any port is a wire.
+    pub(crate) fn follow(&self, wake: Arc<EventFd>) {
+        *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
+    }
+
+    /// Has the worker beat before a wire is written, since it needn't while there is none. One that hangs is left
+    /// to find out later.
+    fn prepare(&self) {
+        let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(worker) = worker else { return };
+        // A full counter (EAGAIN) wakes it just as well.
+        let _ = worker.write(1);
+        let (begun, before) = (Instant::now(), self.last.load(Ordering::Relaxed));
+        let beaten = || self.last.load(Ordering::Relaxed) != before;
+        while !beaten() && begun.elapsed() < BEGIN {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.unguarded.store(!beaten(), Ordering::Relaxed);
+    }
+
+    /// Whether, since the last call, the kernel may have begun to forward while the worker didn't beat.
+    pub(crate) fn take_unguarded(&self) -> bool {
+        self.unguarded.swap(false, Ordering::Relaxed)
     }
 
     /// Notes a beat.
@@ -56,6 +90,7 @@ impl Pulse {
 
     /// Notes that the agent forwards no more.
     pub(crate) fn end(&self) {
+        *self.worker.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.last.store(u64::MAX, Ordering::Relaxed);
     }
 
@@ -363,8 +398,12 @@ impl Post {
     }
 
     fn rewire(&mut self, wiring: Wiring) -> Result<(), String> {
+        let none_yet = self.wires.pulse.wires() == 0;
         if !self.wires.want(wiring) {
             return Ok(());
+        }
+        if none_yet && self.wires.pulse.wires() != 0 {
+            self.wires.pulse.prepare();
         }
         let ports = self.ports();
         match wire::update(&self.session, &self.wanted(&ports)) {
@@ -423,6 +462,34 @@ mod tests {
         for text in [Amiss::NotWritten.mended(), Amiss::NotWritten.lasting()] {
             assert!(!text.contains("somebody else") && !text.contains("put back"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_worker_that_rests_is_woken_before_the_first_wire() {
+        let pulse = Arc::new(Pulse::new(&wiring([false, false])));
+        let began = Instant::now();
+        pulse.prepare();
+        assert!(!pulse.take_unguarded() && began.elapsed() < BEGIN, "there is no worker yet");
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
+        let wake = Arc::new(wake);
+        pulse.follow(wake.clone());
+        pulse.beat(Instant::now());
+        let (worker, own) = (pulse.clone(), wake.clone());
+        let beats = std::thread::spawn(move || {
+            // Ends once it is woken.
+            let woken = own.read().unwrap();
+            worker.beat(Instant::now() + Duration::from_millis(5));
+            woken
+        });
+        pulse.prepare();
+        assert_eq!(beats.join().unwrap(), 1);
+        assert!(!pulse.take_unguarded(), "it beat");
+        pulse.prepare();
+        assert!(pulse.take_unguarded(), "a worker that hangs has to be told");
+        assert!(!pulse.take_unguarded(), "once");
+        pulse.end();
+        pulse.prepare();
+        assert!(!pulse.take_unguarded(), "the worker has ended");
     }
 
     #[test]

@@ -46,6 +46,25 @@ pub(crate) fn get_option<T: Copy + zerocopy::FromZeros>(
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives the pages of a buffer back to the system. They come back, full of zeros, when they are touched; what was in them
+/// is lost.
+pub(crate) fn give_back(buffer: &mut [u8]) {
+    // Pages of 4 KiB at least: where they are larger, the system refuses, and nothing is lost but the memory.
+    const PAGE: usize = 4096;
+    let skip = buffer.as_ptr().align_offset(PAGE);
+    let Some(pages) = buffer.get_mut(skip..) else { return };
+    let length = pages.len() / PAGE * PAGE;
+    if length == 0 {
+        return;
+    }
+    // SAFETY: the range lies within a buffer that is borrowed mutably, in anonymous memory of the allocator's, which
+    // reads as zeros afterwards: any bytes are good ones.
+    if unsafe { libc::madvise(pages.as_mut_ptr().cast(), length, libc::MADV_DONTNEED) } != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "memory can't be given back");
+    }
+}
+
 /// Which of a socket's two buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Buffer {
@@ -280,6 +299,21 @@ mod tests {
         assert_eq!(control.clone().put(used, 1, 1, &[1]), used, "there is no room for a third");
         assert_eq!(control.find(0, libc::IPPROTO_IP, libc::IP_TOS), None);
         assert_eq!(control.find(1000, libc::IPPROTO_IP, libc::IP_TOS), None);
+    }
+
+    #[test]
+    fn a_buffer_that_was_given_back_is_as_long_and_can_be_used() {
+        for length in [0, 1, 4095, 8191, 1 << 20] {
+            let mut buffer = vec![7_u8; length];
+            for start in [0, 1, 5000] {
+                let Some(part) = buffer.get_mut(start..) else { continue };
+                give_back(part);
+                // Whole pages are empty; the rest of the first and last stays.
+                assert!(part.iter().all(|byte| [0, 7].contains(byte)), "{length} {start}");
+                assert!(length < 1 << 20 || part.iter().filter(|byte| **byte == 7).count() < 8192);
+                part.fill(7);
+            }
+        }
     }
 
     proptest::proptest! {

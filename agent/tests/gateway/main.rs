@@ -10,6 +10,7 @@ mod guard;
 mod hung;
 mod mend;
 mod poison;
+mod rest;
 #[path = "../../src/testkit.rs"]
 #[allow(dead_code, reason = "shared with the unit tests")]
 mod testkit;

@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 
 use crate::dataplane::status::UnderlayCounters;
-use crate::net::sys::Sent;
+use crate::net::sys::{Sent, give_back};
 use crate::net::udp::{MAX_RUN, MAX_SEGMENTS, Run, UdpSocket};
 
 /// Room for datagrams between two flushes, in bytes.
 pub(super) const ROOM: usize = 512 << 10;
+
+/// What of the room stays when it is given back.
+const KEPT: usize = 64 << 10;
 
 /// Runs between two flushes.
 const RUNS: usize = 256;
@@ -76,6 +79,11 @@ impl Datagrams {
         counters.egress_failed += outcome.failed;
         self.runs.clear();
         self.used = 0;
+    }
+
+    /// Gives back the memory that a load made it touch. Nothing may be waiting.
+    pub(super) fn shrink(&mut self) {
+        give_back(self.bytes.get_mut(KEPT..).unwrap_or_default());
     }
 
     /// Takes a datagram that `write` writes.

@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::{PortQueue, RECORDS};
 use crate::net::packet::{MAX_FRAME, MAX_PARTS, PacketSocket};
-use crate::net::sys::Sent;
+use crate::net::sys::{Sent, give_back};
 
 /// Room for frames between two flushes, in bytes. A full room is flushed at once; nothing is lost for its size.
 const ROOM: usize = 1 << 20;
@@ -20,6 +20,9 @@ const ROOM: usize = 1 << 20;
 /// copying them together would cost more than a system call each.
 const GATHERED: usize = 8 * 1024;
 const GATHERED_PART: usize = 512;
+
+/// What of the room stays when it is given back.
+const KEPT: usize = 64 << 10;
 
 const ETHERNET: usize = 14;
 const ADDRESSES: usize = 12;
@@ -30,7 +33,7 @@ pub(super) struct Frames {
     bytes: Vec<u8>,
     used: usize,
     records: Vec<Record>,
-    /// A super-frame that is cut here.
+    /// A super-frame that is cut here, or has parts too small to be sent from where they are.
     whole: Vec<u8>,
 }
 
@@ -76,6 +79,11 @@ impl Frames {
         self.used = 0;
     }
 
+    /// Gives back the memory that a load made it touch. Nothing may be waiting.
+    pub(super) fn shrink(&mut self) {
+        give_back(self.bytes.get_mut(KEPT..).unwrap_or_default());
+    }
+
     /// Takes a frame for `port`, which `parts` make. A large one goes to the kernel at once, behind those that wait;
     /// a super-frame that the port can't take goes out as the packets that it stands for.
     pub(super) fn put(
@@ -113,15 +121,21 @@ impl Frames {
         let Some(queue) = ports.get_mut(port.index()) else { return };
         let Some(socket) = &queue.socket else { return };
         vnet.hdr_len = header_length(&vnet, parts);
+        let length: usize = parts.iter().map(|part| part.len()).sum();
         let mut outcome = Sent::default();
-        socket.send_parts(&vnet, parts, &mut outcome);
+        if length < parts.len() * GATHERED_PART {
+            self.whole.clear();
+            parts.iter().for_each(|part| self.whole.extend_from_slice(part));
+            socket.send_parts(&vnet, &[&self.whole], &mut outcome);
+        } else {
+            socket.send_parts(&vnet, parts, &mut outcome);
+        }
         let refused = outcome.failed > 0 && !outcome.lost;
         if refused && vnet.gso_type == VnetHeader::GSO_UDP_L4 {
             tracing::info!(%port, "the interface takes no UDP super-frames; they are cut here");
             queue.cuts_udp = true;
             return self.cut(ports, port, vnet, None, parts);
         }
-        let length: usize = parts.iter().map(|part| part.len()).sum();
         outcome.refusals_stand_for(packets(&vnet, length));
         queue.count(&outcome);
     }

@@ -61,6 +61,13 @@ impl Outbox {
         self.frames.flush(&mut self.ports);
         self.datagrams.flush(&mut self.underlay, &mut self.underlay_counters);
     }
+
+    /// Gives back the memory that a load made it touch. Everything was flushed before.
+    pub(super) fn shrink(&mut self) {
+        self.flush();
+        self.frames.shrink();
+        self.datagrams.shrink();
+    }
 }
 
 impl Sink for Outbox {

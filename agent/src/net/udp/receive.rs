@@ -15,6 +15,9 @@ use crate::net::sys::{self, Control};
 /// never filled costs no memory.
 const SLOT: usize = 64 * 1024;
 
+/// Rooms that are kept when memory is given back.
+const KEPT: usize = 4;
+
 /// Messages fetched with one system call at most.
 const BATCH: usize = 32;
 
@@ -33,6 +36,7 @@ pub struct DatagramRing {
     controls: [Control; BATCH],
     received: [Slot; BATCH],
     count: usize,
+    large: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -51,6 +55,7 @@ impl Default for DatagramRing {
             controls: [Control::EMPTY; BATCH],
             received: [Slot::default(); BATCH],
             count: 0,
+            large: false,
         }
     }
 }
@@ -63,8 +68,9 @@ impl DatagramRing {
     pub fn fetch(&mut self, socket: &UdpSocket) -> io::Result<usize> {
         self.count = 0;
         self.count = self.fill(socket, socket.appetite.ask(BATCH))?;
-        let bytes = self.received[..self.count].iter().map(|slot| slot.length).sum();
+        let bytes: usize = self.received[..self.count].iter().map(|slot| slot.length).sum();
         socket.appetite.note(self.count, bytes);
+        self.large |= self.count > KEPT || bytes > SLOT;
         Ok(self.count)
     }
 
@@ -103,6 +109,17 @@ impl DatagramRing {
         }
         take(&mut messages[..usable]);
         datagrams
+    }
+
+    /// Whether a fetch since the last call was one of those that only a load makes: many messages, or long ones.
+    pub fn take_large(&mut self) -> bool {
+        std::mem::take(&mut self.large)
+    }
+
+    /// Gives back the memory that a load made it touch, and what was fetched.
+    pub fn shrink(&mut self) {
+        self.count = 0;
+        sys::give_back(self.slots.get_mut(KEPT * SLOT..).unwrap_or_default());
     }
 
     fn fill(&mut self, socket: &UdpSocket, ask: usize) -> io::Result<usize> {
