@@ -1,7 +1,7 @@
 //! What the engine tells about itself: reports for the controller, and answers for people at the gateway.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anteroom_proto::alarm::Alarm;
 use anteroom_proto::claim::AddressClaim;
@@ -302,6 +302,17 @@ pub struct Learned {
     pub sightings: Vec<Sighting>,
     /// Claims on dynamic addresses: this gateway's and its peers'.
     pub claims: Vec<Signed<AddressClaim>>,
+    /// Where clients were last heard. No view says that.
+    pub clients: Vec<LearnedClient>,
+}
+
+/// Where a client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LearnedClient {
+    /// Which client.
+    pub member: MemberId,
+    /// Its address and port as this gateway saw them.
+    pub at: SocketAddr,
 }
 
 /// A next hop of a device.

@@ -26,11 +26,11 @@ mod status;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anteroom_proto::id::BootId;
+use anteroom_proto::id::{BootId, MemberId};
 use anteroom_proto::intent::{Device as IntentDevice, Member, PeerGateway};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
@@ -95,6 +95,8 @@ pub struct Engine {
     peers: peer::Peers,
     peer_states: policy::Peers,
     holdings: Holdings,
+    /// Where clients were heard before this start.
+    clients_were: BTreeMap<MemberId, SocketAddr>,
     contests: Contests,
     recorder: Recorder,
     authority: u64,
@@ -160,6 +162,7 @@ impl Engine {
             peer_states: seeds.map(),
             contests: Contests::default(),
             holdings: Holdings::new(identity.gateway, identity.identity.clone(), &mut seeds),
+            clients_were: BTreeMap::new(),
             recorder: Recorder::new(limits, seeds.hasher(), origin),
             authority: 0,
             next_sweep: now + SWEEP,

@@ -11,6 +11,7 @@ use anteroom_proto::view::View;
 use super::Engine;
 use crate::peer::{self, PeerConfig, PeerEvent};
 use crate::policy::{Past, PeerState, Policy};
+use crate::report::LearnedClient;
 
 /// Most different policies of the past that are kept for peers that lag. One that lags further behind is taken to
 /// have followed: a policy may be large.
@@ -39,12 +40,13 @@ impl Engine {
             .collect();
         let suspended = &view.operation.suspended;
         let clients = intent.clients.iter().filter(|one| !suspended.contains(&one.id.into()));
+        let places = &self.clients_were;
         peers.extend(clients.map(|client| {
             let config = PeerConfig {
                 gateway: client.id.into(),
                 overlay: client.overlay,
                 keys: vec![client.key],
-                endpoints: Vec::new(),
+                endpoints: places.get(&client.id).copied().into_iter().collect(),
                 relation: 0,
                 client: true,
             };
@@ -63,6 +65,22 @@ impl Engine {
             }
         }
         self.bound_pasts();
+    }
+
+    /// Where each client of the view was last heard, in this run or before it.
+    pub(super) fn client_places(&self) -> Vec<LearnedClient> {
+        let before = |member: &MemberId| self.clients_were.get(member).copied();
+        let Some(policy) = &self.policy else {
+            let all = self.clients_were.iter();
+            return all.map(|(member, at)| LearnedClient { member: *member, at: *at }).collect();
+        };
+        let clients = policy.view.intent.clients.iter().map(|client| client.id);
+        let places = clients.filter_map(|member| {
+            let slot = self.peers.slot(member.into());
+            let heard = slot.and_then(|slot| self.peers.get(slot)?.endpoint());
+            Some(LearnedClient { member, at: heard.or_else(|| before(&member))? })
+        });
+        places.collect()
     }
 
     /// Remembers what was agreed on with a peer, if the view just taken holds something else in common with it.

@@ -264,6 +264,7 @@ impl Engine {
                 .extend(station.sights.iter().map(|sight| sighting(station, sight, &port)));
         }
         learned.claims = self.holdings.claims();
+        learned.clients = self.client_places();
         learned
     }
 
@@ -281,6 +282,8 @@ impl Engine {
             self.restore_next_hop(&hop);
         }
         self.holdings.restore(learned.claims);
+        let clients = learned.clients.into_iter();
+        self.clients_were = clients.map(|client| (client.member, client.at)).collect();
         self.guard();
     }
 

@@ -303,7 +303,7 @@ impl Lanes {
             let index = owner | place;
             let who = (at.peer.index, key, true);
             Lane {
-                tunnel: Tunnel::new(secret, who, index, limiter, (now, now)),
+                tunnel: Tunnel::new(secret, who, index, limiter, (now, None)),
                 at,
                 to,
                 used: now,

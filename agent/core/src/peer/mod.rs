@@ -82,7 +82,8 @@ pub struct PeerConfig {
     pub overlay: Ipv6Addr,
     /// Its tunnel keys, best first. The first with a session is used; at most [`MAX_KEYS`] are.
     pub keys: Vec<TunnelPublicKey>,
-    /// Where it may be reached, best first.
+    /// Where it may be reached, best first. Of a client, where it was when this gateway's agent last ran: it is called
+    /// there, so that it needn't find out by itself that its session is gone.
     pub endpoints: Vec<SocketAddr>,
     /// A digest of what this gateway holds in common with it, which it is told.
     pub relation: u64,

@@ -23,6 +23,8 @@ const MAX_CHANGES: u32 = 16;
 const CHANGES_IN: Duration = Duration::from_secs(10);
 /// When a peer is looked at that has nothing to come again for.
 pub(super) const NEVER: Duration = Duration::from_secs(3600);
+/// How often a client is called where it was before this start, without need.
+const RECALLS: u8 = 3;
 /// Most addresses of one peer that are tried.
 const MAX_ENDPOINTS: usize = 8;
 
@@ -33,6 +35,8 @@ pub struct Peer {
     pub(super) generation: u32,
     /// Whether it speaks WireGuard and nothing else.
     pub(super) client: bool,
+    /// How often it is still to be called though nothing waits for it: its own session is one that was lost here.
+    recalls: u8,
     pub(super) overlay: Ipv6Addr,
     /// The digest of what this gateway holds in common with it.
     pub(super) relation: u64,
@@ -97,6 +101,7 @@ impl Peer {
             gateway: config.gateway,
             generation,
             client: config.client,
+            recalls: if config.client && !config.endpoints.is_empty() { RECALLS } else { 0 },
             overlay: config.overlay,
             relation: config.relation,
             tunnels: Vec::new(),
@@ -244,8 +249,19 @@ impl Peer {
         moved
     }
 
+    /// Whether a client is to be called now, as long as there is no session with it.
+    pub(super) fn is_wanted(&self) -> bool {
+        (self.waiting() > 0 || self.recalls > 0) && self.endpoint().is_some()
+    }
+
+    /// It was called.
+    pub(super) const fn note_called(&mut self) {
+        self.recalls = self.recalls.saturating_sub(1);
+    }
+
     /// A session with it came up.
     pub(super) fn note_session(&mut self, now: Instant) {
+        self.recalls = 0;
         self.note_hears(now);
     }
 
@@ -268,7 +284,7 @@ impl Peer {
     /// Looks whether it lives. Returns whether that changed.
     pub(super) fn look(&mut self, now: Instant) -> bool {
         // A client is spoken to wherever it was last heard: a handshake is begun when there is something to say.
-        let live = if self.client { self.endpoint.is_some() } else { self.is_live(now) };
+        let live = if self.client { self.endpoint().is_some() } else { self.is_live(now) };
         std::mem::replace(&mut self.live, live) != live
     }
 

@@ -107,7 +107,7 @@ impl Tunnel {
         (peer, key, on_demand): (u32, TunnelPublicKey, bool),
         index: u32,
         limiter: Arc<RateLimiter>,
-        (now, first_attempt): (Instant, Instant),
+        (now, first_attempt): (Instant, Option<Instant>),
     ) -> Self {
         let public = PublicKey::from(*key.as_bytes());
         Self {
@@ -119,7 +119,7 @@ impl Tunnel {
             since: now,
             renew_at: now,
             heard: now,
-            attempt: (!on_demand).then_some(Attempt { next: first_attempt, count: 0 }),
+            attempt: first_attempt.map(|next| Attempt { next, count: 0 }),
             healed: None,
             update_at: now,
         }

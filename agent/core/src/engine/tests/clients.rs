@@ -10,16 +10,16 @@ use crate::nexthop;
 use crate::wire::arp;
 
 const LAPTOP: MemberId = MemberId::from_bytes([70; 16]);
-const LAPTOP_AT: [u8; 4] = [10, 20, 1, 70];
-const CT_AT: [u8; 4] = [10, 20, 1, 10];
-const MRI_AT: [u8; 4] = [10, 20, 1, 11];
-const SYN: u8 = 0x02;
-const SYN_ACK: u8 = 0x12;
+pub(super) const LAPTOP_AT: [u8; 4] = [10, 20, 1, 70];
+pub(super) const CT_AT: [u8; 4] = [10, 20, 1, 10];
+pub(super) const MRI_AT: [u8; 4] = [10, 20, 1, 11];
+pub(super) const SYN: u8 = 0x02;
+pub(super) const SYN_ACK: u8 = 0x12;
 
 #[derive(Debug, Default)]
-struct Out {
-    frames: Vec<(PortId, Vec<u8>)>,
-    datagrams: Vec<(SocketAddr, Vec<u8>)>,
+pub(super) struct Out {
+    pub(super) frames: Vec<(PortId, Vec<u8>)>,
+    pub(super) datagrams: Vec<(SocketAddr, Vec<u8>)>,
 }
 
 impl Sink for Out {
@@ -41,12 +41,12 @@ impl Sink for Out {
     }
 }
 
-fn at(last: u8) -> SocketAddr {
+pub(super) fn at(last: u8) -> SocketAddr {
     SocketAddr::from(([198, 51, 100, last], 40_000 + u16::from(last)))
 }
 
 /// What the view says of the laptop: it may open VNC at device 10, which may open DICOM at it.
-fn with_laptop(modes: [Mode; 2], seed: u8) -> Arc<View> {
+pub(super) fn with_laptop(modes: [Mode; 2], seed: u8) -> Arc<View> {
     let mut view = (*view(modes, &["tcp/104"])).clone();
     view.intent.clients.push(Client {
         id: LAPTOP,
@@ -74,20 +74,20 @@ fn with_laptop(modes: [Mode; 2], seed: u8) -> Arc<View> {
 }
 
 /// A gateway and a laptop with stock WireGuard.
-struct Pair {
-    engine: Engine,
+pub(super) struct Pair {
+    pub(super) engine: Engine,
     laptop: Tunn,
     /// Where the laptop is.
-    from: SocketAddr,
+    pub(super) from: SocketAddr,
     /// IP packets that came out of the laptop's tunnel.
-    received: Vec<Vec<u8>>,
+    pub(super) received: Vec<Vec<u8>>,
     /// Datagrams that the laptop got, whatever was in them.
     heard: usize,
-    now: Instant,
+    pub(super) now: Instant,
 }
 
 impl Pair {
-    fn new(modes: [Mode; 2]) -> Self {
+    pub(super) fn new(modes: [Mode; 2]) -> Self {
         let now = start();
         let mut engine = engine(Limits::default(), now);
         engine.apply(with_laptop(modes, 70), now);
@@ -96,13 +96,13 @@ impl Pair {
         Self { engine, laptop, from: at(1), received: Vec::new(), heard: 0, now }
     }
 
-    fn connected(modes: [Mode; 2]) -> Self {
+    pub(super) fn connected(modes: [Mode; 2]) -> Self {
         let mut pair = Self::new(modes);
         pair.handshake();
         pair
     }
 
-    fn handshake(&mut self) -> Vec<u8> {
+    pub(super) fn handshake(&mut self) -> Vec<u8> {
         let mut buffer = vec![0; 2048];
         let TunnResult::WriteToNetwork(message) =
             self.laptop.format_handshake_initiation(&mut buffer, true)
@@ -116,7 +116,7 @@ impl Pair {
     }
 
     /// A datagram arrives at the gateway; what it answers arrives at the laptop, and so on.
-    fn arrives(&mut self, datagram: &[u8]) -> Out {
+    pub(super) fn arrives(&mut self, datagram: &[u8]) -> Out {
         let mut out = Out::default();
         let mut bytes = datagram.to_vec();
         let segment = bytes.len();
@@ -165,7 +165,7 @@ impl Pair {
         self.arrives(&datagram)
     }
 
-    fn sealed(&mut self, packet: &[u8]) -> Vec<u8> {
+    pub(super) fn sealed(&mut self, packet: &[u8]) -> Vec<u8> {
         let mut buffer = vec![0; 2048];
         match self.laptop.encapsulate(packet, &mut buffer) {
             TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
@@ -174,7 +174,7 @@ impl Pair {
     }
 
     /// Device 10 sends a frame to the address that stands for the laptop.
-    fn device_sends(&mut self, packet: &[u8]) -> Out {
+    pub(super) fn device_sends(&mut self, packet: &[u8]) -> Out {
         let mut bytes = frame(nexthop::stand_in(OWN), mac(10), packet);
         let mut out = Out::default();
         let mut batch = [RxFrame { vnet: VnetHeader::default(), vlan: None, bytes: &mut bytes }];
@@ -184,7 +184,7 @@ impl Pair {
     }
 
     /// Lets time pass, as far as the gateway goes.
-    fn wait(&mut self, time: Duration) -> Out {
+    pub(super) fn wait(&mut self, time: Duration) -> Out {
         let end = self.now + time;
         let mut all = Out::default();
         while let Some((due, _)) = self.engine.poll_timeout().filter(|(due, _)| *due <= end) {
@@ -354,6 +354,54 @@ fn with_another_key_it_is_called_where_it_was_when_there_is_something_to_say() {
     assert_eq!(out.datagrams.iter().filter(|(to, _)| *to == at(1)).count(), 1, "{out:?}");
     pair.carry(&mut out);
     assert_eq!(pair.received, [opened], "what waited for the handshake");
+}
+
+/// The gateway's agent starts anew with what it had learnt, or nothing; the laptop's program knows nothing of it.
+fn restarted(pair: &mut Pair, keep: bool) {
+    let learned = pair.engine.learned();
+    pair.engine = engine(Limits::default(), pair.now);
+    if keep {
+        pair.engine.restore(learned);
+    }
+    pair.engine.apply(with_laptop([Mode::Enforce; 2], 70), pair.now);
+}
+
+#[test]
+fn a_client_is_called_where_it_was_before_a_restart() {
+    let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
+    for keep in [true, false] {
+        let mut pair = Pair::connected([Mode::Enforce; 2]);
+        assert_eq!(pair.send(&vnc(SYN)).frames.len(), 1);
+        restarted(&mut pair, keep);
+        assert!(pair.send(&vnc(SYN)).frames.is_empty(), "its session was lost with the agent");
+        let mut out = pair.wait(Duration::from_millis(100));
+        out.datagrams.retain(|(to, _)| *to == at(1));
+        assert_eq!(out.datagrams.len(), usize::from(keep), "{keep}: {out:?}");
+        pair.carry(&mut out);
+        // It never began a handshake of its own.
+        assert_eq!(pair.send(&vnc(SYN)).frames.len(), usize::from(keep), "{keep}");
+        pair.device_sends(&opened);
+        assert_eq!(pair.received.len(), usize::from(keep), "{keep}");
+    }
+}
+
+#[test]
+fn a_client_that_is_gone_is_called_a_few_times_only_and_what_was_known_of_it_stays() {
+    let mut pair = Pair::connected([Mode::Enforce; 2]);
+    pair.send(&vnc(SYN));
+    for restarts in 1..3 {
+        restarted(&mut pair, true);
+        let out = pair.wait(Duration::from_secs(600));
+        let calls = out.datagrams.iter().filter(|(to, _)| *to == at(1)).count();
+        assert_eq!(calls, 3, "{restarts}");
+        let kept = pair.engine.learned().clients;
+        assert_eq!(kept, [crate::report::LearnedClient { member: LAPTOP, at: at(1) }]);
+    }
+    // Nothing of a client that is no more.
+    let mut without = (*with_laptop([Mode::Enforce; 2], 70)).clone();
+    without.intent.clients.clear();
+    pair.engine.apply(Arc::new(without), pair.now);
+    assert!(pair.engine.learned().clients.is_empty());
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::vnet::VnetHeader;
 mod absent;
 mod claims;
 mod clients;
+mod clients_stolen;
 mod edges;
 mod floods;
 mod hits;

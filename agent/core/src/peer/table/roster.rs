@@ -92,8 +92,10 @@ impl Peers {
                     let owner = u32::from(self.config.owner & 0x0f) << OWNER_SHIFT;
                     let (secret, limiter) = (&self.secret, self.front.limiter());
                     let made_one = self.tunnels.insert(|number| {
-                        let times = (now, first_attempt);
                         let who = (index, *key, config.client);
+                        // Where a client was before this start it is called, too.
+                        let called = !config.client || !config.endpoints.is_empty();
+                        let times = (now, called.then_some(first_attempt));
                         Tunnel::new(secret, who, owner | number, limiter, times)
                     });
                     let Some(number) = made_one else { continue };

@@ -168,6 +168,7 @@ impl Peers {
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
         let Some(peer) = self.peers.get_mut(tunnel.peer) else { return };
         let attempt = tunnel.note_attempt(&mut self.random, now);
+        peer.note_called();
         if let Some(to) = peer.target(attempt) {
             out.datagram(to, CONTROL, front::INITIATION_LEN, |buffer| tunnel.initiate(buffer));
         }
@@ -189,7 +190,7 @@ impl Peers {
         let wanted = wanted.map_or(peer.tunnels.len(), |place| place + 1);
         let needed = peer.tunnels[..wanted].to_vec();
         // Where a client is isn't known before it was heard, and it isn't disturbed without need.
-        let on_demand = peer.client.then(|| peer.waiting() > 0 && peer.endpoint().is_some());
+        let on_demand = peer.client.then(|| peer.is_wanted());
         for number in needed {
             let watch = (Some(number) == sending).then_some(hears_us);
             let due = |tunnel: &mut Tunnel| match on_demand {
