@@ -12,7 +12,7 @@ use anteroom_proto::overlay;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use self::config::{PeerRow, interface, peers, peers_by, peers_text};
+use self::config::{PeerRow, interface, newest_keys, peers, peers_by, peers_text};
 use super::login::draw;
 use crate::args::{ChangeArgs, ClientAdd};
 use crate::change::{self, ChangeError, Confirm, Request};
@@ -124,8 +124,9 @@ pub(super) fn list(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit,
     let model = change::fetch(remote)?.model;
     let resolved = Resolved::new(&model).map_err(ChangeError::from)?;
     let statuses = remote.gateways()?;
+    let keys = newest_keys(remote, &model, &statuses)?;
     let row = |(id, client): (&MemberId, &Client)| {
-        ClientRow::new(&model, *id, client, peers_by(&resolved, &statuses, *id))
+        ClientRow::new(&model, *id, client, peers_by(&resolved, &statuses, &keys, *id))
     };
     let mut rows: Vec<_> = model.clients.iter().map(row).collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));

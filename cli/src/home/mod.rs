@@ -1,6 +1,7 @@
 //! What stays on the operator's machine: their key, which controller they trust, what they have seen.
 
 mod files;
+mod keys;
 mod known;
 mod trust;
 
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 pub use files::write_new;
+pub use keys::{NewestKey, SeenKeys};
 pub use known::{Known, KnownGateway};
 pub use trust::{AuditSeen, Seen, Trust};
 
@@ -318,6 +320,7 @@ impl Home {
             "newest.json",
             "session.json",
             "gateways.json",
+            "tunnel-keys.json",
         ] {
             // Whatever can't be removed was not written either.
             let _ = std::fs::remove_file(self.file(name));

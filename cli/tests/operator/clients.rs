@@ -76,6 +76,23 @@ fn a_client_gets_a_configuration_for_exactly_what_rules_open() {
     let why = ana.run(&["why", "laptop-7", "ct-1", "vnc"]).ok().out;
     assert!(why.contains("laptop-7 (client)") && why.contains("device mode ct-1 protect"), "{why}");
 
+    // A controller that takes back the newer key, or all of them: what was seen here stands, and it is said.
+    let shows = |expected: u8, remembered: bool| {
+        let shown = ana.run(&["--json", "client", "show", "laptop-7"]).ok().json();
+        let config = shown["config"].as_str().unwrap();
+        assert!(config.contains(&format!("PublicKey = {}\n", wireguard_key(expected))), "{config}");
+        assert_eq!(config.contains("# The controller shows an older key"), remembered, "{config}");
+    };
+    let imaging = controller.gateway_id("imaging");
+    let served = controller.state().tunnel_keys.remove(&imaging).unwrap();
+    shows(52, true);
+    controller.state().tunnel_keys.insert(imaging, served[..1].to_vec());
+    shows(52, true);
+    controller.state().tunnel_keys.insert(imaging, served);
+    shows(52, false);
+    tunnel_key(&controller, "imaging", 1, 53, 3);
+    shows(53, false);
+
     // Another policy, other peers: whoever must change their configuration is told.
     let wider = policy
         .replace("to = \"ct-1\"\nservices = [\"vnc\"]", "to = \"pacs-1\"\nservices = [\"vnc\"]");

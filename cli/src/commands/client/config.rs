@@ -1,19 +1,23 @@
 //! A client's configuration, as wg-quick and WireGuard's apps take it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use anteroom_controller_core::model::{Client, Gateway, Model};
 use anteroom_controller_core::reach::{Reach, reach, reachable_at};
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::GatewayStatus;
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cose::{Signed, Verified};
 use anteroom_proto::id::{GatewayId, MemberId};
-use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
+use anteroom_proto::key::TunnelSecret;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::as_peer;
 use crate::change::ChangeError;
 use crate::error::Error;
+use crate::home::NewestKey;
 use crate::output::time::now;
 use crate::remote::Remote;
 
@@ -26,6 +30,9 @@ pub(super) struct PeerRow {
     pub(super) gateway: String,
     /// The gateway's WireGuard key, where it has told one that its identity key signed.
     key: Option<String>,
+    /// Whether the controller shows an older key than this machine has seen before, or none: the newer one stands.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    key_remembered: bool,
     endpoint: Option<String>,
     /// Addresses of the devices that rules open.
     allowed_ips: Vec<String>,
@@ -74,6 +81,13 @@ pub(super) fn peers_text(peers: &[PeerRow]) -> String {
         if peer.allowed_ips.is_empty() {
             continue;
         }
+        if peer.key_remembered {
+            let _ = writeln!(
+                text,
+                "# The controller shows an older key of {}, or none: this is the newest that was seen here.",
+                peer.gateway
+            );
+        }
         let _ = write!(
             text,
             "# {}: {}\n[Peer]\nPublicKey = {key}\n",
@@ -99,21 +113,52 @@ pub(super) fn peers(
     client: MemberId,
 ) -> Result<Vec<PeerRow>, Error> {
     let resolved = Resolved::new(model).map_err(ChangeError::from)?;
-    Ok(peers_by(&resolved, &remote.gateways()?, client))
+    let statuses = remote.gateways()?;
+    let keys = newest_keys(remote, model, &statuses)?;
+    Ok(peers_by(&resolved, &statuses, &keys, client))
 }
 
-/// As [`peers`], by what gateways have said.
+/// As [`peers`], by what gateways have said and these keys of theirs.
 pub(super) fn peers_by(
     resolved: &Resolved,
     statuses: &[GatewayStatus],
+    keys: &BTreeMap<GatewayId, NewestKey>,
     client: MemberId,
 ) -> Vec<PeerRow> {
     let row = |found: &Reach| {
         let gateway = resolved.model.gateways.get(&found.gateway)?;
         let status = statuses.iter().find(|status| status.gateway == found.gateway);
-        Some(row(resolved, found, gateway, client, status))
+        Some(row(resolved, found, gateway, client, (status, keys.get(&found.gateway))))
     };
     reach(resolved, client, now()).iter().filter_map(row).collect()
+}
+
+/// The newest tunnel key of each gateway for which its identity key vouches. The controller has no say in it: an older
+/// one than this machine has seen isn't taken.
+///
+/// # Errors
+/// When what was seen can't be read or kept.
+pub(super) fn newest_keys(
+    remote: &Remote,
+    model: &Model,
+    statuses: &[GatewayStatus],
+) -> Result<BTreeMap<GatewayId, NewestKey>, Error> {
+    let before = remote.home().seen_keys()?;
+    let mut seen = before.clone();
+    seen.retain(|gateway| model.gateways.contains_key(&gateway));
+    let newest = |(id, gateway): (&GatewayId, &Gateway)| {
+        let status = statuses.iter().find(|status| status.gateway == *id);
+        let signed = status.map(|status| status.tunnel_keys.as_slice()).unwrap_or_default().iter();
+        let verify = |key: &Signed<TunnelKeyBinding>| {
+            key.verify(model.organisation, &[gateway.identity]).ok().map(Verified::into_document)
+        };
+        Some((*id, seen.newest(*id, gateway.identity, signed.filter_map(verify))?))
+    };
+    let keys = model.gateways.iter().filter_map(newest).collect();
+    if seen != before {
+        remote.home().write_seen_keys(&seen)?;
+    }
+    Ok(keys)
 }
 
 fn row(
@@ -121,7 +166,7 @@ fn row(
     found: &Reach,
     gateway: &Gateway,
     client: MemberId,
-    status: Option<&GatewayStatus>,
+    (status, key): (Option<&GatewayStatus>, Option<&NewestKey>),
 ) -> PeerRow {
     let named = |with_address: bool| -> Vec<String> {
         let fits = |id: &&MemberId| reachable_at(resolved, **id).is_empty() != with_address;
@@ -130,10 +175,10 @@ fn row(
     };
     let tunnels = status.map(|status| status.tunnels.as_slice()).unwrap_or_default();
     let tunnel = tunnels.iter().find(|tunnel| tunnel.gateway == as_peer(client));
-    let key = status.and_then(|status| newest_key(resolved, found.gateway, gateway, status));
     PeerRow {
         gateway: gateway.name.to_string(),
-        key: key.map(|key| key.to_wireguard()),
+        key: key.map(|newest| newest.key.to_wireguard()),
+        key_remembered: key.is_some_and(|newest| newest.remembered),
         endpoint: status.and_then(|s| s.endpoints.first()).map(ToString::to_string),
         allowed_ips: found.addresses(resolved).iter().map(ToString::to_string).collect(),
         devices: named(true),
@@ -141,18 +186,4 @@ fn row(
         live: status.is_some_and(|s| s.online) && tunnel.is_some_and(|tunnel| tunnel.live),
         seen_at: tunnel.and_then(|tunnel| tunnel.endpoint).map(|at| at.to_string()),
     }
-}
-
-/// The newest of a gateway's tunnel keys for which its identity key vouches: the controller has no say in it.
-fn newest_key(
-    resolved: &Resolved,
-    id: GatewayId,
-    gateway: &Gateway,
-    status: &GatewayStatus,
-) -> Option<TunnelPublicKey> {
-    let organisation = resolved.model.organisation;
-    let signed = status.tunnel_keys.iter();
-    let bindings = signed.filter_map(|key| key.verify(organisation, &[gateway.identity]).ok());
-    let own = bindings.filter(|binding| binding.gateway == id);
-    own.max_by_key(|binding| binding.serial).map(|binding| binding.x25519)
 }
