@@ -230,24 +230,37 @@ fn recorded(hospital: &mut Hospital) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     hospital.gateway("imaging").start().unwrap();
     hospital.gateway("imaging").wait_running().unwrap();
     let pacs = at("pacs-1");
-    wait::until_ok(Duration::from_secs(10), "pings to pass", || {
+    let own = address("imaging", 2);
+    let fits = |recorded: &mut Vec<Vec<u8>>, more: Vec<Vec<u8>>| {
+        // What the sender's kernel left merged doesn't fit on a cable.
+        recorded.extend(more.into_iter().filter(|frame| frame.len() <= 1_514));
+    };
+    let (mut wireguard, mut quic) = (Vec::new(), Vec::new());
+    wait::until_ok(Duration::from_secs(20), "pings to pass", || {
         let series = ping::ping(&hospital.machine("ct-1").host, pacs, 30, BEAT)?;
+        fits(
+            &mut wireguard,
+            datagrams(&mut tunnel, Duration::from_millis(50), |(from, to)| {
+                from.0 == own && to.1 == 51_820
+            }),
+        );
         anyhow::ensure!(series.lost() == 0, "{series:?}");
+        anyhow::ensure!(wireguard.len() > 40, "{} datagrams in the tunnel", wireguard.len());
         Ok(())
     })
     .unwrap();
     hospital.operator.ok(&["status", "--wait", "20"]).unwrap();
-    let own = address("imaging", 2);
-    let mut wireguard = datagrams(&mut tunnel, Duration::from_millis(50), |(from, to)| {
-        from.0 == own && to.1 == 51_820
-    });
-    let mut quic = datagrams(&mut control, Duration::from_millis(50), |(from, to)| {
-        from.0 == own && to.1 == 4_433
-    });
-    // What the sender's kernel left merged doesn't fit on a cable.
-    for recorded in [&mut wireguard, &mut quic] {
-        recorded.retain(|frame| frame.len() <= 1_514);
-    }
+    wait::until_ok(Duration::from_secs(20), "the control stream", || {
+        fits(
+            &mut quic,
+            datagrams(&mut control, Duration::from_millis(50), |(from, to)| {
+                from.0 == own && to.1 == 4_433
+            }),
+        );
+        anyhow::ensure!(quic.len() > 5, "{} datagrams to the controller", quic.len());
+        Ok(())
+    })
+    .unwrap();
     (wireguard, quic)
 }
 
