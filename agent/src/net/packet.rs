@@ -27,6 +27,9 @@ pub const MAX_PARTS: usize = 80;
 /// Room for one received frame; a multiple of the page, so that frames that never come cost no memory.
 const SLOT: usize = 68 * 1024;
 
+/// Where the frame begins in it, behind its header: a cache line's boundary.
+const START: usize = 64;
+
 /// Rooms that are kept when memory is given back.
 const KEPT: usize = 4;
 
@@ -307,7 +310,7 @@ impl FrameRing {
         let mut usable = 0;
         let slots = self.slots.chunks_exact_mut(SLOT).zip(&self.received).take(self.count);
         for (i, (bytes, slot)) in slots.enumerate() {
-            let (header, bytes) = bytes.split_at_mut(VnetHeader::LEN);
+            let (header, bytes) = bytes.split_at_mut(START);
             if slot.truncated || slot.length > bytes.len() {
                 unfit.truncated += 1;
                 continue;
@@ -315,7 +318,9 @@ impl FrameRing {
             let aux = auxdata(&self.controls[i], slot.control);
             let bytes = &mut bytes[..slot.length];
             let vnet = match &aux {
-                _ if self.headed => VnetHeader::read_from_bytes(header).unwrap_or_default(),
+                _ if self.headed => {
+                    VnetHeader::read_from_suffix(header).map(|(_, vnet)| vnet).unwrap_or_default()
+                }
                 Some(aux) if aux.status & CHECKSUM_NOT_READY != 0 => unfinished(bytes),
                 _ => VnetHeader::default(),
             };
@@ -337,7 +342,7 @@ impl FrameRing {
     }
 
     fn fill(&mut self, socket: &PacketSocket, ask: usize) -> io::Result<usize> {
-        let skip = if socket.vnet { 0 } else { VnetHeader::LEN };
+        let skip = START - if socket.vnet { VnetHeader::LEN } else { 0 };
         let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
         let mut messages = [sys::empty_message(); BATCH];
         let rooms = self.slots.chunks_exact_mut(SLOT).zip(&mut self.controls).take(ask);
