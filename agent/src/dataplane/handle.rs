@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::bypass::LoadedBypass;
+use anteroom_agent_core::engine::{Prepared, Retired};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::time::UnixMillis;
@@ -44,7 +45,7 @@ pub struct Stopped;
 
 /// What the worker is asked.
 pub(super) enum Command {
-    Apply(Arc<View>, oneshot::Sender<()>),
+    Apply(Box<Prepared>, oneshot::Sender<()>),
     SetTime(UnixMillis, bool),
     SetBypasses(Vec<LoadedBypass>, oneshot::Sender<()>),
     SetAuthority(u64),
@@ -117,6 +118,16 @@ pub struct Handle {
     /// Ends with the keeper.
     pub(super) keeps: watch::Receiver<()>,
     pub(super) config: Arc<Config>,
+    /// What the seeds of views' tables grow from.
+    pub(super) seed: [u8; 32],
+}
+
+/// Waits for what views made void and drops it, so that the worker needn't.
+pub(super) async fn bury(mut retired: mpsc::Receiver<Retired>) {
+    while let Some(retired) = retired.recv().await {
+        // A blocking thread's panic is of no concern here: there is nothing left to save.
+        let _ = tokio::task::spawn_blocking(move || drop(retired)).await;
+    }
 }
 
 impl Handle {
@@ -136,8 +147,13 @@ impl Handle {
     /// After [`Handle::shutdown`], as with every call here.
     pub async fn apply(&self, view: Arc<View>) -> Result<Vec<String>, Stopped> {
         let wiring = Wiring::of(&self.config, Some(&view));
+        let ports: Vec<_> = self.config.ports.iter().map(|port| port.name.clone()).collect();
+        let seed = self.seed;
+        // No packet waits for what takes long with many rules.
+        let preparing = move || Box::new(Prepared::new(&view, &ports, &seed));
+        let prepared = tokio::task::spawn_blocking(preparing).await.map_err(|_| Stopped)?;
         // The engine first: what closes doesn't wait for the packet filter.
-        self.ask(|answer| Command::Apply(view, answer)).await?;
+        self.ask(|answer| Command::Apply(prepared, answer)).await?;
         let wired = timeout(WIRING, self.sentry.wire(wiring)).await;
         Ok(wired
             .unwrap_or_else(|_| Err("the packet filter is busy; it goes on trying".into()))
@@ -265,6 +281,7 @@ mod tests {
             defence: Defence::none(),
             keeps: watch::channel(()).1,
             config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
+            seed: [7; 32],
         };
         let organisation = Organisation::new(&[]);
         let view = Arc::new(organisation.verified(&organisation.view(1, 1, Mode::Observe)));

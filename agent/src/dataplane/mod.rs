@@ -39,6 +39,9 @@ pub use status::{
     InterfaceCounters, InterfaceStatus, Offloads, Status, UnderlayCounters, UnderlayStatus,
 };
 
+/// Most views' leavings that wait to be dropped.
+const RETIRED: usize = 8;
+
 /// Starts the worker thread. Runs inside a tokio runtime, which also watches the links.
 ///
 /// A panic of the worker, or the loss of its event queue, ends the process: half a data plane would be worse than a
@@ -90,8 +93,11 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         .map(|(name, interface)| (name.to_owned(), interface.to_string()))
         .collect();
     pulse.follow(wake.clone());
+    let seed = engine.seed();
+    let (retired, buried) = mpsc::channel(RETIRED);
     let worker = Worker::new(Start {
         engine,
+        retired,
         interfaces,
         offloads,
         outbox: Outbox::new(sockets, underlay),
@@ -134,6 +140,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         kept,
     };
     tokio::spawn(keeper.run());
+    tokio::spawn(handle::bury(buried));
     let asked = commander.clone();
     let peers = move || {
         let commander = asked.clone();
@@ -148,6 +155,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         defence,
         keeps,
         config: shared,
+        seed,
     })
 }
 

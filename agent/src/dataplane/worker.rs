@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::engine::{Engine, Retired};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::EngineReport;
 use anteroom_proto::verdict::DropReason;
@@ -51,6 +51,8 @@ pub(super) struct Start {
     pub(super) lost: mpsc::Sender<PortId>,
     /// Whether the engine lets the kernel merge.
     pub(super) wants_gro: watch::Sender<bool>,
+    /// Who drops what views made void.
+    pub(super) retired: mpsc::Sender<Retired>,
 }
 
 pub(super) struct Worker {
@@ -67,6 +69,7 @@ pub(super) struct Worker {
     keepalive: Keepalive,
     lost: mpsc::Sender<PortId>,
     wants_gro: watch::Sender<bool>,
+    retired: mpsc::Sender<Retired>,
     reported: Failures,
     /// Who waits for a report.
     reports: Vec<oneshot::Sender<EngineReport>>,
@@ -100,6 +103,7 @@ impl Worker {
             keepalive: start.keepalive,
             lost: start.lost,
             wants_gro: start.wants_gro,
+            retired: start.retired,
             reported: Failures::default(),
             reports: Vec::new(),
             too_big: 0,
@@ -135,6 +139,7 @@ impl Worker {
                 self.engine.handle_timeout(now, &mut self.outbox);
                 self.outbox.flush();
                 self.tell_gro();
+                self.retire();
                 self.answer_reports(now);
             }
             self.forget_lost_ports();
@@ -249,10 +254,11 @@ impl Worker {
     fn execute(&mut self, command: Command) {
         let now = Instant::now();
         match command {
-            Command::Apply(view, answer) => {
-                self.engine.apply(view, now);
+            Command::Apply(prepared, answer) => {
+                self.engine.put_in_force(*prepared, now);
                 // What the view asks for at once (tunnels to be opened) shouldn't wait for a timer.
                 self.engine.handle_timeout(now, &mut self.outbox);
+                self.retire();
                 self.tell_gro();
                 let _ = answer.send(());
             }
@@ -350,6 +356,13 @@ impl Worker {
             if let Some(socket) = &queue.socket {
                 queue.counters.missed += socket.take_missed();
             }
+        }
+    }
+
+    /// Hands over what a view made void. Where nobody takes it, it is dropped here.
+    fn retire(&mut self) {
+        if let Some(retired) = self.engine.take_retired() {
+            let _ = self.retired.try_send(retired);
         }
     }
 

@@ -17,6 +17,7 @@ mod neighbours;
 mod passage;
 mod peering;
 mod pieces;
+mod prepared;
 mod record;
 mod seal;
 mod shared;
@@ -50,7 +51,7 @@ use crate::device::Device;
 use crate::echo::Echoes;
 use crate::flow::{FlowTable, Origin};
 use crate::holding::Holdings;
-use crate::peer;
+use crate::peer::{self, PeerConfig};
 use crate::policy::Policy;
 use crate::port::PortId;
 use crate::security::Guarded;
@@ -61,6 +62,7 @@ use crate::wire::{EthernetFrame, Ipv4Packet, Transport, ethernet, udp};
 use crate::{fragment, on_failure, policy, size};
 pub use bulk::Runner;
 use passage::Decision;
+pub use prepared::{Prepared, Retired};
 use record::Recorder;
 
 /// How often flows and tables are swept.
@@ -101,6 +103,14 @@ pub struct Engine {
     recorder: Recorder,
     authority: u64,
     next_sweep: Instant,
+    /// Peers of the view in force that aren't admitted yet, and when more are.
+    joining: std::vec::IntoIter<PeerConfig>,
+    next_admission: Option<Instant>,
+    /// Policies that aren't in force any more, and may still be looked up for peers that lag.
+    retired: Vec<Arc<Policy>>,
+    /// How many peers were admitted.
+    #[cfg(test)]
+    admitted: u64,
     /// When more counters are gathered for a report.
     next_gathering: Option<Instant>,
     /// Whether what flows have counted was gathered for the next report.
@@ -166,6 +176,11 @@ impl Engine {
             recorder: Recorder::new(limits, seeds.hasher(), origin),
             authority: 0,
             next_sweep: now + SWEEP,
+            joining: Vec::new().into_iter(),
+            next_admission: None,
+            retired: Vec::new(),
+            #[cfg(test)]
+            admitted: 0,
             next_gathering: None,
             gathered: false,
             boundary: None,
@@ -224,6 +239,9 @@ impl Engine {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
+        if self.next_admission.is_some_and(|at| at <= now) {
+            self.admit_some(now);
+        }
         self.peers.handle_timeout(now, out);
         self.tend_lanes(now, out);
         self.take_events(now);
@@ -266,6 +284,7 @@ impl Engine {
             self.fragments.poll_timeout().map(|at| (at, "fragments")),
             self.holdings.poll_timeout().map(|at| (at, "claims")),
             self.contests.poll_timeout().map(|at| (at, "next hops")),
+            self.next_admission.map(|at| (at, "new peers")),
             self.next_gathering.map(|at| (at, "counters for a report")),
             Some((self.next_sweep, "sweep")),
         ]
@@ -274,11 +293,47 @@ impl Engine {
         .min_by_key(|(at, _)| *at)
     }
 
-    /// Takes over a view. Flows stay; their verdicts are found again as their packets come.
-    ///
-    /// Handshakes with new peers begin at the next [`Self::handle_timeout`], which is due at once.
+    /// Takes over a view, whatever time that takes: see [`Self::put_in_force`].
     #[expect(clippy::needless_pass_by_value, reason = "a view is handed over, not lent")]
     pub fn apply(&mut self, view: Arc<View>, now: Instant) {
+        let ports = &self.config.ports;
+        let has_port = |name: &_| ports.iter().any(|port| port.name == *name);
+        let prepared = Prepared::with(&view, has_port, &mut self.seeds);
+        self.put_in_force(prepared, now);
+        while self.joining.len() > 0 {
+            self.admit_some(now);
+        }
+        drop(self.take_retired());
+    }
+
+    /// What the seeds of a view's tables are to grow from, for [`Prepared::new`].
+    pub fn seed(&mut self) -> [u8; 32] {
+        let mut seed = [0; 32];
+        for chunk in seed.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&self.seeds.next().to_be_bytes());
+        }
+        seed
+    }
+
+    /// What is void since a view was put in force, to be dropped where nobody waits for that.
+    pub fn take_retired(&mut self) -> Option<Retired> {
+        if self.retired.is_empty() {
+            return None;
+        }
+        let void = |policy: &Arc<Policy>| Arc::strong_count(policy) == 1;
+        let (policies, held) = std::mem::take(&mut self.retired).into_iter().partition(void);
+        self.retired = held;
+        let retired = Retired { policies };
+        (!retired.is_empty()).then_some(retired)
+    }
+
+    /// Puts a view in force. Flows stay; their verdicts are found again as their packets come. What it takes doesn't
+    /// grow with rules; with peers it does as far as each is looked up.
+    ///
+    /// New peers are admitted, and handshakes with them begun, in [`Self::handle_timeout`], which is due at once.
+    pub fn put_in_force(&mut self, prepared: Prepared, now: Instant) {
+        let Prepared { mut policy, peers } = prepared;
+        let view = Arc::clone(&policy.view);
         let quarantined =
             |member: &Member| member.quarantined || view.operation.quarantined.contains(&member.id);
         let ports = &self.config.ports;
@@ -323,15 +378,23 @@ impl Engine {
             let shared = stations.port(station.port)?.mode.unwrap_or(device.mode);
             Some((id, shared, device.stance))
         };
+        if !policy.place(place) {
+            // The view has more devices than places for them, as with one Ethernet address twice.
+            let ports = &self.config.ports;
+            policy = Policy::new(&view, &mut self.seeds, |device| {
+                ports.iter().any(|port| port.name == device.port) && place(&device.member).is_some()
+            });
+            policy.place(place);
+        }
         let before = self.policy.take().map(Arc::new);
-        let mut policy = Policy::new(&view, &mut self.seeds, place);
         self.holders.retain(|address, holder| {
             policy.set_holder(*address, holder.member);
             policy.is_shared(*address)
         });
         self.policy = Some(policy);
         self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
-        self.set_peers(&view, before.as_ref(), now);
+        self.set_peers(peers, before.as_ref(), now);
+        self.retired.extend(before);
         self.reconcile_holdings(now);
         self.epoch += 1;
         self.find_boundary(now);

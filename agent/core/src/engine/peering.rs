@@ -1,70 +1,54 @@
 //! What the engine knows of its peers, and what it tells them.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anteroom_proto::id::{GatewayId, MemberId};
-use anteroom_proto::intent::{Endpoint, Intent, Member};
-use anteroom_proto::view::View;
 
 use super::Engine;
-use crate::peer::{self, PeerConfig, PeerEvent};
+use super::prepared::Peers;
+use crate::peer::{self, PeerEvent};
 use crate::policy::{Past, PeerState, Policy};
 use crate::report::LearnedClient;
 
+/// Most peers that are admitted in one turn, as packets wait meanwhile.
+const ADMITTED_AT_ONCE: usize = 64;
 /// Most different policies of the past that are kept for peers that lag. One that lags further behind is taken to
 /// have followed: a policy may be large.
 const MAX_PASTS: usize = 8;
 
 impl Engine {
-    /// Takes over the peers of a view. `before` is the policy until now.
-    pub(super) fn set_peers(&mut self, view: &View, before: Option<&Arc<Policy>>, now: Instant) {
-        let intent = &view.intent;
-        let essential = essential(intent);
-        let relation = |gateway| self.policy.as_ref().and_then(|policy| policy.relation(gateway));
-        let mut peers: Vec<(bool, PeerConfig)> = view
-            .peers
-            .iter()
-            .map(|peer| {
-                let config = PeerConfig {
-                    gateway: peer.gateway.gateway,
-                    overlay: peer.gateway.overlay,
-                    keys: peer.keys.iter().map(|key| key.x25519).collect(),
-                    endpoints: peer.endpoints.clone(),
-                    relation: relation(peer.gateway.gateway).unwrap_or_default(),
-                    client: false,
-                };
-                (!essential.contains(&config.gateway), config)
-            })
-            .collect();
-        let suspended = &view.operation.suspended;
-        let clients = intent.clients.iter().filter(|one| !suspended.contains(&one.id.into()));
-        let places = &self.clients_were;
-        peers.extend(clients.map(|client| {
-            let config = PeerConfig {
-                gateway: client.id.into(),
-                overlay: client.overlay,
-                keys: vec![client.key],
-                endpoints: places.get(&client.id).copied().into_iter().collect(),
-                relation: 0,
-                client: true,
-            };
-            (true, config)
-        }));
-        peers.sort_by_key(|(later, _)| *later);
-        let peers: Vec<PeerConfig> = peers.into_iter().map(|(_, config)| config).collect();
+    /// Takes over the peers of a view. `before` is the policy until now. Who isn't one any more is cut off; the others
+    /// are admitted in steps, which [`Self::admit_some`] takes.
+    pub(super) fn set_peers(&mut self, peers: Peers, before: Option<&Arc<Policy>>, now: Instant) {
         self.tell_peers(now);
-        self.peers.set_peers(&peers, now);
-        let known: BTreeSet<GatewayId> = peers.iter().map(|peer| peer.gateway).collect();
-        self.peer_states.retain(|gateway, _| known.contains(gateway));
-        for peer in &peers {
+        self.peers.cut_off(|gateway| peers.get(gateway), now);
+        self.peer_states.retain(|gateway, _| peers.get(*gateway).is_some());
+        for peer in &peers.list {
             self.peer_states.entry(peer.gateway).or_insert_with(|| PeerState::new(now));
             if !peer.client {
                 self.leave(peer.gateway, peer.relation, before, now);
             }
         }
         self.bound_pasts();
+        self.joining = peers.list.into_iter();
+        self.admit_some(now);
+    }
+
+    /// Admits some of the peers of the view in force.
+    pub(super) fn admit_some(&mut self, now: Instant) {
+        for mut config in self.joining.by_ref().take(ADMITTED_AT_ONCE) {
+            if config.client {
+                let member = MemberId::from_bytes(*config.gateway.as_bytes());
+                config.endpoints.extend(self.clients_were.get(&member));
+            }
+            self.peers.admit(&config, now);
+            #[cfg(test)]
+            {
+                self.admitted += 1;
+            }
+        }
+        self.next_admission = (self.joining.len() > 0).then_some(now);
     }
 
     /// Where each client of the view was last heard, in this run or before it.
@@ -198,21 +182,4 @@ impl Engine {
             self.epoch += 1;
         }
     }
-}
-
-/// The gateways in front of members that essential rules name.
-fn essential(intent: &Intent) -> BTreeSet<GatewayId> {
-    let rules = intent.rules.iter().filter(|rule| rule.essential);
-    let ends: hashbrown::HashSet<Endpoint, foldhash::quality::FixedState> =
-        rules.flat_map(|rule| [rule.from, rule.to]).collect();
-    let in_segments = intent
-        .segments
-        .iter()
-        .filter(|segment| ends.contains(&Endpoint::Segment(segment.id)))
-        .flat_map(|segment| &segment.members);
-    let in_segments: BTreeSet<&MemberId> = in_segments.collect();
-    let named = |member: &&Member| {
-        ends.contains(&Endpoint::Member(member.id)) || in_segments.contains(&member.id)
-    };
-    intent.members.iter().filter(named).map(|member| member.gateway).collect()
 }

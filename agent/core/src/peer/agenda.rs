@@ -27,11 +27,11 @@ impl Agenda {
         self.entries.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// Takes out the peers whose time has come, each once, by their numbers.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<u32> {
+    /// Takes out peers whose time has come, each once, by their numbers. Beyond `most` they are left for the next time.
+    pub(super) fn due(&mut self, now: Instant, most: usize) -> Vec<u32> {
         let mut due = Vec::new();
         while let Some(Reverse((_, number))) =
-            self.entries.peek().filter(|Reverse((at, _))| *at <= now).copied()
+            self.entries.peek().filter(|Reverse((at, _))| *at <= now && due.len() < most).copied()
         {
             self.entries.pop();
             due.push(number);
@@ -71,8 +71,9 @@ mod tests {
         for (number, millis) in [(7, 5), (3, 5), (7, 4), (9, 20)] {
             agenda.note(number, at(millis));
         }
-        assert_eq!(agenda.due(at(3)), []);
-        assert_eq!(agenda.due(at(5)), [3, 7]);
+        assert_eq!(agenda.due(at(3), 9), []);
+        assert_eq!(agenda.due(at(5), 1), [7]);
+        assert_eq!(agenda.due(at(5), 9), [3, 7]);
         assert_eq!(agenda.next(), Some(at(20)));
         agenda.tidy(|_| None);
         assert_eq!(agenda.next(), None);

@@ -14,8 +14,11 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use super::random::Random;
 use crate::wire::array;
 
-/// Initiations in one second, and responses, from which on a sender must prove its address by a cookie.
+/// Initiations in one second from which on a sender must prove its address by a cookie.
 const CALM_PER_SECOND: u32 = 256;
+/// The same for responses to initiations of ours. After a start they come from all peers, a few hundred in a second;
+/// whoever forges some must have seen what they answer.
+const RESPONSES_PER_SECOND: u32 = 1024;
 /// Messages of senders who proved their addresses that are let in within one second: what they may cost in
 /// all, at two or three multiplications on the curve each.
 const PROVEN_PER_SECOND: u32 = 2048;
@@ -143,7 +146,7 @@ impl Front {
             calm: Arc::new(RateLimiter::new(public, u64::MAX)),
             loaded: RateLimiter::new(public, 0),
             initiations: Gate::new(CALM_PER_SECOND, seed, now),
-            responses: Gate::new(CALM_PER_SECOND, seed, now),
+            responses: Gate::new(RESPONSES_PER_SECOND, seed, now),
             proven: Gate::new(PROVEN_PER_SECOND, seed, now),
         }
     }

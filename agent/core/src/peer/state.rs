@@ -135,11 +135,16 @@ impl Peer {
         };
         self.overlay = config.overlay;
         self.client = config.client;
-        if std::mem::replace(&mut self.relation, config.relation) != config.relation {
-            self.next_probe = now;
-        }
+        self.relate(config.relation, now);
         self.candidates =
             config.endpoints.iter().filter(usable).take(MAX_ENDPOINTS).copied().collect();
+    }
+
+    /// Takes over what it is told of what is held in common. It is told soon, if that changed.
+    pub(super) fn relate(&mut self, relation: u64, now: Instant) {
+        if std::mem::replace(&mut self.relation, relation) != relation {
+            self.next_probe = now;
+        }
     }
 
     /// Which gateway.

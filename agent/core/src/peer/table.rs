@@ -34,6 +34,9 @@ const MAX_PEERS: usize = 1 << 16;
 /// DSCP of what keeps the tunnels up: network control (CS6).
 pub(super) const CONTROL: u8 = 0xc0;
 
+/// Most peers that are looked at in one turn, as packets wait meanwhile. Each may cost a handshake's first message.
+const TENDED_AT_ONCE: usize = 32;
+
 /// What something authentic proves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Proof {
@@ -60,6 +63,8 @@ pub struct Peers {
     local: Option<Local>,
     sequence: u64,
     next_generation: u32,
+    /// Before when no new peer is initiated to.
+    next_first_attempt: Instant,
     /// Peers with something to tell, each once.
     events: VecDeque<u32>,
     /// What peers said that isn't about their tunnels.
@@ -116,6 +121,7 @@ impl Peers {
             local: None,
             sequence: 0,
             next_generation: 0,
+            next_first_attempt: now,
             events: VecDeque::new(),
             inbox: VecDeque::new(),
             offers: VecDeque::new(),
@@ -161,6 +167,12 @@ impl Peers {
     #[must_use]
     pub fn get(&self, slot: PeerSlot) -> Option<&Peer> {
         self.peers.get(slot.index).filter(|peer| peer.generation == slot.generation)
+    }
+
+    /// How many tunnels' keys were multiplied.
+    #[cfg(test)]
+    pub(crate) fn made_tunnels(&self) -> usize {
+        self.tunnels.iter().filter(|(_, tunnel)| tunnel.is_made()).count()
     }
 
     /// All peers.
@@ -278,10 +290,10 @@ impl Peers {
         Opened::Handled
     }
 
-    /// Does what is due: handshakes, probes, expiry.
+    /// Does what is due: handshakes, probes, expiry. Where that is much, some of it; the rest is due then.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
         self.expire_parts(now);
-        for number in self.agenda.due(now) {
+        for number in self.agenda.due(now, TENDED_AT_ONCE) {
             if self.peers.get(number).is_some_and(|peer| peer.wake_at <= now) {
                 #[cfg(test)]
                 {

@@ -80,8 +80,17 @@ struct Attempt {
     count: u32,
 }
 
+/// What a [`Tunn`] is made of.
+struct Making {
+    secret: StaticSecret,
+    index: u32,
+    limiter: Arc<RateLimiter>,
+}
+
 pub(super) struct Tunnel {
-    tunn: Tunn,
+    /// Made when it is needed first: that takes a multiplication on the curve, and there may be thousands at once.
+    tunn: Option<Box<Tunn>>,
+    making: Making,
     /// Number of the peer that it leads to.
     pub(super) peer: u32,
     /// The peer's key.
@@ -109,9 +118,9 @@ impl Tunnel {
         limiter: Arc<RateLimiter>,
         (now, first_attempt): (Instant, Option<Instant>),
     ) -> Self {
-        let public = PublicKey::from(*key.as_bytes());
         Self {
-            tunn: Tunn::new(secret.clone(), public, None, None, index, Some(limiter)),
+            tunn: None,
+            making: Making { secret: secret.clone(), index, limiter },
             peer,
             key,
             on_demand,
@@ -125,6 +134,21 @@ impl Tunnel {
         }
     }
 
+    fn tunn(&mut self) -> &mut Tunn {
+        let (making, key) = (&self.making, &self.key);
+        self.tunn.get_or_insert_with(|| {
+            let (secret, public) = (making.secret.clone(), PublicKey::from(*key.as_bytes()));
+            let limiter = Some(Arc::clone(&making.limiter));
+            Box::new(Tunn::new(secret, public, None, None, making.index, limiter))
+        })
+    }
+
+    /// Whether there was a need for it yet.
+    #[cfg(test)]
+    pub(super) const fn is_made(&self) -> bool {
+        self.tunn.is_some()
+    }
+
     pub(super) const fn has_session(&self) -> bool {
         self.session
     }
@@ -135,7 +159,7 @@ impl Tunnel {
         if !self.session || !bounded {
             return 0;
         }
-        written(self.tunn.encapsulate(packet, out))
+        written(self.tunn().encapsulate(packet, out))
     }
 
     /// Opens a datagram of a [`Kind`](super::front::Kind), which bounds its length from below. `room` has
@@ -144,7 +168,7 @@ impl Tunnel {
         if datagram.is_empty() || room.len() < super::open_room(datagram.len()) {
             return Received::Refused(DropReason::TooBig);
         }
-        match self.tunn.decapsulate(None, datagram, room) {
+        match self.tunn().decapsulate(None, datagram, room) {
             TunnResult::Done => Received::Nothing,
             TunnResult::WriteToNetwork(reply) => Received::Handshake(reply),
             TunnResult::WriteToTunnelV4(packet, _) => Received::Ipv4(packet),
@@ -208,7 +232,7 @@ impl Tunnel {
         if out.len() < INITIATION_LEN {
             return 0;
         }
-        written(self.tunn.format_handshake_initiation(out, true))
+        written(self.tunn().format_handshake_initiation(out, true))
     }
 
     /// Lets boringtun look at its clock, if it is time to.
@@ -222,7 +246,8 @@ impl Tunnel {
             (false, false) => UPDATE_IDLE,
         };
         self.update_at = now + pause;
-        let result = self.tunn.update_timers(out);
+        let Some(tunn) = &mut self.tunn else { return Update::Nothing };
+        let result = tunn.update_timers(out);
         // After its end a tunnel reports that it expired for ever; the next attempt begins anew.
         let update = match result {
             TunnResult::WriteToNetwork(message) => match (message.first(), message.len()) {
@@ -241,14 +266,8 @@ impl Tunnel {
     /// Begins anew after [`Update::Expired`]: boringtun would keep no more time for this client, even once it is back.
     /// That it forgets the timestamp of the client's last initiation lets a copy of that be answered once, to no
     /// effect: where the client is, only data tells.
-    pub(super) fn begin_anew(
-        &mut self,
-        secret: &StaticSecret,
-        index: u32,
-        limiter: Arc<RateLimiter>,
-    ) {
-        let public = PublicKey::from(*self.key.as_bytes());
-        self.tunn = Tunn::new(secret.clone(), public, None, None, index, Some(limiter));
+    pub(super) fn begin_anew(&mut self) {
+        self.tunn = None;
         self.attempt = None;
     }
 
@@ -258,7 +277,7 @@ impl Tunnel {
         if scratch.len() < super::SCRATCH_LEN {
             return 0;
         }
-        written(self.tunn.decapsulate(None, &[], scratch))
+        self.tunn.as_mut().map_or(0, |tunn| written(tunn.decapsulate(None, &[], scratch)))
     }
 
     /// Whether a handshake is to be begun or tried again now. `watch` is given for the tunnel that packets take:
@@ -299,7 +318,8 @@ impl Tunnel {
     }
 
     fn refresh(&mut self) {
-        self.session = self.tunn.time_since_last_handshake().is_some();
+        let since = self.tunn.as_ref().and_then(|tunn| tunn.time_since_last_handshake());
+        self.session = since.is_some();
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anteroom_proto::id::{GatewayId, MemberId};
-use anteroom_proto::intent::{Client, Infrastructure, Member};
+use anteroom_proto::intent::{Client, Device, Infrastructure, Member};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::{Mode, PairPath};
 use anteroom_proto::time::UnixMillis;
@@ -82,11 +82,19 @@ pub(crate) enum Who {
     Impostor,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How many policies this thread has made.
+    pub(crate) static MADE: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// What a view allows, ready to be asked.
 #[derive(Debug)]
 pub(crate) struct Policy {
     pub(crate) view: Arc<View>,
     members: Vec<MemberEntry>,
+    /// The devices of this gateway, and the places of their entries in the view.
+    own: Vec<(MemberIndex, usize)>,
     by_id: Map<MemberId, MemberIndex>,
     /// None: more than one member has the address.
     by_address: Map<Ipv4Addr, Option<MemberIndex>>,
@@ -109,14 +117,17 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// Prepares a view. `station` tells where a device of this gateway is and how it is treated.
+    /// Prepares a view. Of this gateway's devices those count that `has_place`; where that is, [`Self::place`] says.
     pub(crate) fn new(
         view: &Arc<View>,
         seeds: &mut Seeds,
-        station: impl Fn(&Member) -> Option<(StationId, Mode, Mode)>,
+        has_place: impl Fn(&Device) -> bool,
     ) -> Self {
+        #[cfg(test)]
+        MADE.with(|made| made.set(made.get() + 1));
         let mut policy = Self {
             members: Vec::new(),
+            own: Vec::new(),
             by_id: seeds.map(),
             by_address: seeds.map(),
             by_mac: seeds.map(),
@@ -129,14 +140,15 @@ impl Policy {
             relations: seeds.map(),
             view: Arc::clone(view),
         };
-        let here = view.intent.devices.iter().map(|device| (&device.member, true));
-        let elsewhere = view.intent.members.iter().map(|member| (member, false));
+        let here = view.intent.devices.iter().enumerate();
+        let here = here.filter(|(_, device)| has_place(device));
+        let here = here.map(|(at, device)| (&device.member, Some(at)));
+        let elsewhere = view.intent.members.iter().map(|member| (member, None));
         // The own site first: of two sites with the same address, the own is meant.
         for own_site in [true, false] {
-            for (member, is_here) in here.clone().chain(elsewhere.clone()) {
+            for (member, here) in here.clone().chain(elsewhere.clone()) {
                 if (member.site == view.intent.site) == own_site {
-                    let place = if is_here { station(member) } else { None };
-                    policy.add(member, is_here.then_some(place), (own_site, false));
+                    policy.add(member, here, (own_site, false));
                 }
             }
         }
@@ -153,15 +165,30 @@ impl Policy {
         policy
     }
 
-    /// Adds a member. `here`: it is a device of this gateway, and where it is, if it has a place.
-    fn add(
+    /// Says where the devices of this gateway are, and how they are treated: the strictest mode on the port, and the
+    /// device's stance. Before that nobody asks. Says whether each has a place.
+    pub(crate) fn place(
         &mut self,
-        member: &Member,
-        here: Option<Option<(StationId, Mode, Mode)>>,
-        (own_site, is_client): (bool, bool),
-    ) {
-        let place = here.flatten();
-        if self.by_id.contains_key(&member.id) || (here.is_some() && place.is_none()) {
+        station: impl Fn(&Member) -> Option<(StationId, Mode, Mode)>,
+    ) -> bool {
+        let devices = &self.view.intent.devices;
+        let mut whole = true;
+        for (index, at) in &self.own {
+            let place = devices.get(*at).and_then(|device| station(&device.member));
+            let entry = self.members.get_mut(index.0 as usize);
+            match (place, entry) {
+                (Some((station, shared, stance)), Some(entry)) => {
+                    (entry.station, entry.shared, entry.stance) = (Some(station), shared, stance);
+                }
+                _ => whole = false,
+            }
+        }
+        whole
+    }
+
+    /// Adds a member. `here`: it is a device of this gateway, and its entry's place in the view.
+    fn add(&mut self, member: &Member, here: Option<usize>, (own_site, is_client): (bool, bool)) {
+        if self.by_id.contains_key(&member.id) {
             return;
         }
         let Ok(index) = u32::try_from(self.members.len()).map(MemberIndex) else { return };
@@ -173,15 +200,16 @@ impl Policy {
             addresses: member.addresses.clone(),
             mode: member.mode,
             quarantined: member.quarantined || operation.quarantined.contains(&member.id),
-            station: place.map(|place| place.0),
-            shared: place.map_or(member.mode, |place| place.1),
-            stance: place.map_or(member.mode, |place| place.2),
+            station: None,
+            shared: member.mode,
+            stance: member.mode,
             mode_since: member.mode_since,
             suspended: operation.suspended.contains(&member.gateway),
             is_client,
             own_site,
         });
         self.by_id.insert(member.id, index);
+        self.own.extend(here.map(|at| (index, at)));
         if here.is_none() && own_site && !is_client {
             self.by_mac.entry(member.mac).or_insert(index);
         }

@@ -34,6 +34,7 @@ mod ports;
 mod shared;
 mod trailers;
 mod unlisted;
+mod views;
 
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
 const OWN: GatewayId = GatewayId::from_bytes([2; 16]);

@@ -11,7 +11,7 @@ use super::{MAX_PEERS, OWNER_SHIFT, Peer, Peers, Tunnel};
 use crate::peer::{MAX_KEYS, PeerConfig};
 
 /// New peers are initiated to this far apart.
-const STAGGER: Duration = Duration::from_millis(3);
+const STAGGER: Duration = Duration::from_millis(2);
 
 impl Peers {
     /// Makes `peers` the peers: new ones are added and initiated to, in their order; those that are missing are
@@ -21,33 +21,50 @@ impl Peers {
     pub fn set_peers(&mut self, peers: &[PeerConfig], now: Instant) {
         let wanted: HashMap<GatewayId, &PeerConfig> =
             peers.iter().map(|config| (config.gateway, config)).collect();
+        self.cut_off(|gateway| wanted.get(&gateway).copied(), now);
+        for config in peers {
+            self.admit(config, now);
+        }
+    }
+
+    /// Cuts off whoever isn't `wanted` any more, and whatever key. Those who stay are told from now on what is held in
+    /// common. Each one that is wanted is to be [admitted](Self::admit) then.
+    pub fn cut_off<'a>(
+        &mut self,
+        wanted: impl Fn(GatewayId) -> Option<&'a PeerConfig>,
+        now: Instant,
+    ) {
         for number in self.peers.numbers() {
-            let Some(peer) = self.peers.get(number) else { continue };
-            let keys: &[TunnelPublicKey] = match wanted.get(&peer.gateway) {
-                Some(config) => &config.keys,
-                None => &[],
-            };
+            let Some(peer) = self.peers.get_mut(number) else { continue };
+            let config = wanted(peer.gateway);
+            if let Some(config) = config {
+                peer.relate(config.relation, now);
+            }
+            let keys: &[TunnelPublicKey] = config.map(|config| &*config.keys).unwrap_or_default();
             let kept = &keys[..keys.len().min(MAX_KEYS)];
             let gone = |tunnel: &&u32| {
                 self.tunnels.get(**tunnel).is_none_or(|tunnel| !kept.contains(&tunnel.key))
             };
             let gone: Vec<u32> = peer.tunnels.iter().filter(gone).copied().collect();
-            let removed = !wanted.contains_key(&peer.gateway);
-            self.remove_tunnels(number, &gone);
-            if removed {
+            if !gone.is_empty() {
+                self.remove_tunnels(number, &gone);
+            }
+            if config.is_none() {
                 self.remove_peer(number);
             }
         }
-        let mut first_attempt = now;
-        for config in peers {
-            let Some(number) = self.place(config, now) else { continue };
-            if self.give_keys(number, config, (now, first_attempt)) {
-                first_attempt += STAGGER;
-            }
-            self.choose_sending(number);
-            self.review(number);
-            self.wake(number, now);
+    }
+
+    /// Makes somebody a peer, or a peer what it is to be now. A new one is initiated to soon, after those before it.
+    pub fn admit(&mut self, config: &PeerConfig, now: Instant) {
+        let Some(number) = self.place(config, now) else { return };
+        let first_attempt = self.next_first_attempt.max(now);
+        if self.give_keys(number, config, (now, first_attempt)) {
+            self.next_first_attempt = first_attempt + STAGGER;
         }
+        self.choose_sending(number);
+        self.review(number);
+        self.wake(number, now);
     }
 
     /// Finds or makes the place of a peer.

@@ -6,7 +6,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
-use super::{CONTROL, OWNER_SHIFT, Peers, Tunnel, seal, write};
+use super::{CONTROL, Peers, Tunnel, seal, write};
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::state::NEVER;
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
@@ -230,10 +230,7 @@ impl Peers {
         let mut buffer = [0; SMALL];
         let (len, to) = match tunnel.update(&mut buffer, now) {
             Update::Nothing => return,
-            Update::Expired => {
-                let index = (u32::from(self.config.owner & 0x0f) << OWNER_SHIFT) | number;
-                return tunnel.begin_anew(&self.secret, index, self.front.limiter());
-            }
+            Update::Expired => return tunnel.begin_anew(),
             Update::Initiation(len) => {
                 (len, peer.target(tunnel.note_attempt(&mut self.random, now)))
             }
