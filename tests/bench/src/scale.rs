@@ -241,8 +241,17 @@ impl Stage {
         organisation.idle_rules = size.rules as usize;
         let crowd = crowd_of(&mut organisation, size.peers.saturating_sub(1))?;
         organisation.sign()?;
-        let configs =
-            (0..2).map(|gateway| config(state.path(), gateway)).collect::<Result<Vec<_>>>()?;
+        // At the far end all flows are one device's.
+        let most = size.flows.max(65_536);
+        let bounds = format!("[flows]\nmost = {most}\nper-device = {most}\n");
+        let configs = (0..2)
+            .map(|gateway| {
+                let path = config(state.path(), gateway)?;
+                let text = std::fs::read_to_string(&path)? + &bounds;
+                std::fs::write(&path, text)?;
+                Ok(path)
+            })
+            .collect::<Result<Vec<PathBuf>>>()?;
         let logs = ["a", "b"].map(|gateway| logs.join(format!("scale-{name}-{gateway}.log")));
         let mut stage = Self {
             world,
