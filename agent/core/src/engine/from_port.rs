@@ -273,7 +273,7 @@ impl Engine {
             if let Some(sight) = station.sights.iter_mut().find(|s| s.vlan.is_none()) {
                 sight.changed = true;
             }
-            self.guard();
+            self.guard_router_of(id);
         }
         if decision.verdict.passes() {
             self.prove_from_port(id, header, frame, &packet);

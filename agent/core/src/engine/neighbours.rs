@@ -14,13 +14,16 @@ use crate::policy::Policy;
 use crate::port::PortId;
 use crate::security::Guarded;
 use crate::sink::Sink;
-use crate::station::StationId;
+use crate::station::{Station, StationId};
 use crate::vnet::VnetHeader;
 use crate::wire;
 use crate::wire::arp::{ArpPacket, Operation};
 
 /// How long a router that nobody knows has to answer a device itself. Devices ask again after a second.
 const PATIENCE: Duration = Duration::from_millis(800);
+
+/// Most Ethernet addresses of routers, and of those before them, that are guarded at once.
+const MAX_LEARNT: usize = 1_024;
 
 impl Engine {
     /// Whether the router that a device asks for may still answer itself. Notes that the device asks.
@@ -142,6 +145,26 @@ impl Engine {
         let infrastructure = self.policy.as_ref().map(Policy::infrastructure);
         let routers = infrastructure.map_or(&[][..], |found| found.routers.as_slice());
         self.guarded = Guarded::of(&self.stations, routers);
+    }
+
+    /// Guards the router that a device has just turned to. Those before it stay guarded for now: a device may have two
+    /// and take them in turns, packet by packet.
+    pub(super) fn guard_router_of(&mut self, id: StationId) {
+        let learnt = |station: &Station| {
+            let device = station.device.as_ref()?;
+            let pinned = device.router.is_some_and(|router| router.mac.is_some());
+            let learns = device.stance != Mode::Observe && !pinned;
+            nexthop::router_of(Some(device), &station.next_hops).filter(|_| learns)?.1
+        };
+        let Some(mac) = self.stations.get(id).and_then(learnt) else { return };
+        if self.guarded.learnt_macs.contains(&mac) {
+            return;
+        }
+        let mut before = std::mem::take(&mut self.guarded.learnt_macs);
+        self.guard();
+        if before.len() < MAX_LEARNT {
+            self.guarded.learnt_macs.append(&mut before);
+        }
     }
 
     /// Puts another in a next hop's place, and tells the device, which was told otherwise before.

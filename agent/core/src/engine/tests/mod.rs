@@ -27,6 +27,7 @@ mod clients_stolen;
 mod edges;
 mod floods;
 mod hits;
+mod hops;
 mod loops;
 mod malformed;
 mod nested;

@@ -6,33 +6,33 @@ use super::*;
 use crate::wire::arp::{ArpPacket, Operation};
 use crate::wire::parse_ipv4;
 
-const ONE: PortId = PortId::device(0);
-const TWO: PortId = PortId::device(1);
-const CT: [u8; 4] = [10, 20, 1, 10];
+pub(super) const ONE: PortId = PortId::device(0);
+pub(super) const TWO: PortId = PortId::device(1);
+pub(super) const CT: [u8; 4] = [10, 20, 1, 10];
 const MRI: [u8; 4] = [10, 20, 1, 11];
 /// Behind another gateway, in enforce.
 const FAR: [u8; 4] = [10, 20, 4, 20];
 const ROUTER: [u8; 4] = [10, 20, 1, 1];
-const CAMPUS: [u8; 4] = [10, 20, 9, 5];
+pub(super) const CAMPUS: [u8; 4] = [10, 20, 9, 5];
 const GATEWAY: [u8; 4] = [10, 20, 1, 2];
 const ROUTER_MAC: MacAddr = MacAddr([0, 0x1b, 0x21, 0, 0, 0x77]);
 
 /// An engine with CT on port1 and MRI on port2.
-fn with(modes: [Mode; 2], now: Instant) -> Engine {
+pub(super) fn with(modes: [Mode; 2], now: Instant) -> Engine {
     let mut engine = engine(Limits::default(), now);
     engine.apply(view(modes, &["tcp/1-65535", "udp/1-65535"]), now);
     engine
 }
 
-fn send(engine: &mut Engine, port: PortId, bytes: &[u8], now: Instant) -> Kept {
+pub(super) fn send(engine: &mut Engine, port: PortId, bytes: &[u8], now: Instant) -> Kept {
     feed(engine, port, VnetHeader::default(), bytes, now)
 }
 
-fn syn(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
+pub(super) fn syn(from: [u8; 4], to: [u8; 4]) -> Vec<u8> {
     ipv4(from, to, 6, &tcp(40_000, 104, 2, &[]))
 }
 
-fn says(operation: Operation, sender: (MacAddr, [u8; 4]), target: [u8; 4]) -> ArpPacket {
+pub(super) fn says(operation: Operation, sender: (MacAddr, [u8; 4]), target: [u8; 4]) -> ArpPacket {
     ArpPacket {
         operation,
         sender_mac: sender.0,
