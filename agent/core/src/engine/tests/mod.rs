@@ -36,6 +36,7 @@ mod shared;
 mod trailers;
 mod unlisted;
 mod views;
+mod vlans;
 
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
 const OWN: GatewayId = GatewayId::from_bytes([2; 16]);
