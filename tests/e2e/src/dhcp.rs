@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anteroom_agent_core::wire::dhcp::{self, DhcpMessage, MessageType};
 use anteroom_lab::packet::PacketSocket;
 use anteroom_lab::topology::Host;
+use anteroom_proto::mac::MacAddr;
+pub use anteroom_sim::dhcp::{Message, kind};
 use anyhow::{Context as _, Result, bail};
 
 use crate::attack::{self, BROADCAST, Mac};
@@ -18,94 +20,6 @@ const TURN: Duration = Duration::from_millis(10);
 
 /// How long a client waits for an answer before it asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-
-/// A message as it is written. Fields that are unspecified or `None` are left out.
-#[derive(Debug, Clone, Copy)]
-pub struct Message {
-    /// What it does (RFC 2132 9.6).
-    pub kind: u8,
-    /// The transaction.
-    pub transaction: u32,
-    /// The client's Ethernet address.
-    pub client_mac: Mac,
-    /// The address that the client has.
-    pub client: Ipv4Addr,
-    /// The address that the server gives.
-    pub yours: Ipv4Addr,
-    /// The relay.
-    pub relay: Ipv4Addr,
-    /// The address that the client asks for.
-    pub requested: Option<Ipv4Addr>,
-    /// The server that it is from, or for.
-    pub server: Option<Ipv4Addr>,
-    /// For how many seconds.
-    pub lease: Option<u32>,
-}
-
-/// Kinds of messages.
-pub mod kind {
-    /// A client looks for servers.
-    pub const DISCOVER: u8 = 1;
-    /// A server offers.
-    pub const OFFER: u8 = 2;
-    /// A client takes or renews.
-    pub const REQUEST: u8 = 3;
-    /// A client found the address in use.
-    pub const DECLINE: u8 = 4;
-    /// A server grants.
-    pub const ACK: u8 = 5;
-    /// A server refuses.
-    pub const NAK: u8 = 6;
-    /// A client gives its address back.
-    pub const RELEASE: u8 = 7;
-}
-
-impl Message {
-    /// One of a client's or for a client.
-    #[must_use]
-    pub const fn new(kind: u8, transaction: u32, client_mac: Mac) -> Self {
-        let none = Ipv4Addr::UNSPECIFIED;
-        Self {
-            kind,
-            transaction,
-            client_mac,
-            client: none,
-            yours: none,
-            relay: none,
-            requested: None,
-            server: None,
-            lease: None,
-        }
-    }
-
-    /// The payload of its datagram.
-    #[must_use]
-    pub fn bytes(&self) -> Vec<u8> {
-        let answers = matches!(self.kind, kind::OFFER | kind::ACK | kind::NAK);
-        let mut bytes = vec![if answers { 2 } else { 1 }, 1, 6, 0];
-        bytes.extend(self.transaction.to_be_bytes());
-        bytes.extend([0; 4]);
-        for address in [self.client, self.yours, Ipv4Addr::UNSPECIFIED, self.relay] {
-            bytes.extend(address.octets());
-        }
-        bytes.extend(self.client_mac);
-        bytes.resize(236, 0);
-        bytes.extend([99, 130, 83, 99, 53, 1, self.kind]);
-        for (code, value) in [
-            (50, self.requested.map(|address| address.octets())),
-            (51, self.lease.map(u32::to_be_bytes)),
-            (54, self.server.map(|address| address.octets())),
-        ] {
-            if let Some(value) = value {
-                bytes.extend([code, 4]);
-                bytes.extend(value);
-            }
-        }
-        bytes.push(255);
-        bytes.resize(300, 0);
-        bytes
-    }
-}
 
 /// The addresses of one's own datagram in a frame, and what it says, if it is DHCP.
 fn read(frame: &[u8]) -> Option<(attack::Ends, DhcpMessage, &[u8])> {
@@ -229,7 +143,7 @@ fn answer(message: &DhcpMessage, own: Ipv4Addr, offer: Offer) -> Option<Message>
         relay: message.relay,
         server: Some(own),
         lease: gives.then_some(offer.seconds),
-        ..Message::new(kind, message.transaction, message.client_mac.0)
+        ..Message::new(kind, message.transaction, message.client_mac)
     })
 }
 
@@ -359,7 +273,7 @@ impl Client {
     /// If it can't be sent.
     pub fn discover(&self) -> Result<u32> {
         let transaction = self.next();
-        self.broadcast(&Message::new(kind::DISCOVER, transaction, self.mac))?;
+        self.broadcast(&Message::new(kind::DISCOVER, transaction, MacAddr(self.mac)))?;
         Ok(transaction)
     }
 
@@ -370,13 +284,13 @@ impl Client {
     pub fn lease(&self, limit: Duration) -> Result<Lease> {
         self.host.ip("address flush dev eth0")?;
         let transaction = self.next();
-        let discover = Message::new(kind::DISCOVER, transaction, self.mac);
+        let discover = Message::new(kind::DISCOVER, transaction, MacAddr(self.mac));
         let offer =
             self.ask(transaction, &[MessageType::Offer], limit, || self.broadcast(&discover))?;
         let request = Message {
             requested: Some(offer.yours),
             server: offer.server,
-            ..Message::new(kind::REQUEST, transaction, self.mac)
+            ..Message::new(kind::REQUEST, transaction, MacAddr(self.mac))
         };
         let ack = self.ask(transaction, &[MessageType::Ack], limit, || self.broadcast(&request))?;
         let server = ack.server.context("a server that says who it is")?;
@@ -393,8 +307,10 @@ impl Client {
         let own = (lease.address, dhcp::CLIENT_PORT);
         let socket = self.host.enter(|| UdpSocket::bind(own))??;
         let transaction = self.next();
-        let request =
-            Message { client: lease.address, ..Message::new(kind::REQUEST, transaction, self.mac) };
+        let request = Message {
+            client: lease.address,
+            ..Message::new(kind::REQUEST, transaction, MacAddr(self.mac))
+        };
         let bytes = request.bytes();
         let kinds = [MessageType::Ack, MessageType::Nak];
         let answer = self.ask(transaction, &kinds, limit, || {

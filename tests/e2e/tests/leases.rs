@@ -18,6 +18,7 @@ use anteroom_lab::story::{
 };
 use anteroom_lab::topology::{self, Host};
 use anteroom_lab::{ping, programs, wait};
+use anteroom_proto::mac::MacAddr;
 
 const BEAT: Duration = Duration::from_millis(5);
 const SOON: Duration = Duration::from_secs(10);
@@ -279,7 +280,7 @@ fn whoever_passes_for_a_server_of_addresses_names_or_time_is_not_heard() {
                 yours: at(99),
                 server: Some(server),
                 lease: Some(60),
-                ..Message::new(kind, transaction, ct_mac)
+                ..Message::new(kind, transaction, MacAddr(ct_mac))
             };
             for (mac, to) in [
                 (BROADCAST, Ipv4Addr::BROADCAST),
@@ -318,7 +319,7 @@ fn whoever_passes_for_a_server_of_addresses_names_or_time_is_not_heard() {
                 client: lease.address,
                 requested: Some(lease.address),
                 server: Some(NEAR),
-                ..Message::new(kind, 0x7777, ct_mac)
+                ..Message::new(kind, 0x7777, MacAddr(ct_mac))
             };
             for from in [lease.address, Ipv4Addr::UNSPECIFIED, mri.address()] {
                 for (to, target) in [(BROADCAST, Ipv4Addr::BROADCAST), (near, NEAR)] {

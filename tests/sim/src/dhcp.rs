@@ -42,7 +42,9 @@ pub struct Message {
     pub relay: Ipv4Addr,
     /// The address that the client asks for.
     pub requested: Option<Ipv4Addr>,
-    /// For how long.
+    /// The server that it is from, or for.
+    pub server: Option<Ipv4Addr>,
+    /// For how many seconds.
     pub lease: Option<u32>,
 }
 
@@ -59,6 +61,7 @@ impl Message {
             yours: none,
             relay: none,
             requested: None,
+            server: None,
             lease: None,
         }
     }
@@ -76,15 +79,19 @@ impl Message {
         bytes.extend(self.client_mac.0);
         bytes.resize(236, 0);
         bytes.extend([99, 130, 83, 99, 53, 1, self.kind]);
-        if let Some(requested) = self.requested {
-            bytes.extend([50, 4]);
-            bytes.extend(requested.octets());
-        }
-        if let Some(lease) = self.lease {
-            bytes.extend([51, 4]);
-            bytes.extend(lease.to_be_bytes());
+        for (code, value) in [
+            (50, self.requested.map(|address| address.octets())),
+            (51, self.lease.map(u32::to_be_bytes)),
+            (54, self.server.map(|address| address.octets())),
+        ] {
+            if let Some(value) = value {
+                bytes.extend([code, 4]);
+                bytes.extend(value);
+            }
         }
         bytes.push(255);
+        // No shorter than those of BOOTP.
+        bytes.resize(300, 0);
         bytes
     }
 
