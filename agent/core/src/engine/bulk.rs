@@ -234,6 +234,15 @@ impl Engine {
         }
     }
 
+    /// Lanes that are open here.
+    #[cfg(test)]
+    pub(super) fn open_lanes(&self) -> usize {
+        match self.bulk.as_ref().map(|bulk| &bulk.place) {
+            Some(Place::Here(lanes)) => lanes.open_lanes(),
+            _ => 0,
+        }
+    }
+
     /// When lanes that run here want to be looked at.
     pub(super) fn lanes_due(&self) -> Option<Instant> {
         match &self.bulk.as_ref()?.place {

@@ -28,6 +28,7 @@ mod edges;
 mod floods;
 mod hits;
 mod hops;
+mod lanes;
 mod loops;
 mod malformed;
 mod nested;
