@@ -19,6 +19,7 @@
 //! # super_frames = false
 //! # udp_segmentation = false
 //! # udp_merging = false
+//! # lanes = false
 //! # [flows]                              # as many connections as are remembered; each takes 190 bytes
 //! # most = 65536                         # up to 1,000,000
 //! # per-device = 16384                   # of one device, so that none takes the others' room
@@ -96,11 +97,13 @@ pub struct Offloads {
     pub udp_segmentation: bool,
     /// Merge datagrams on the underlay (`UDP_GRO`).
     pub udp_merging: bool,
+    /// Bulk takes tunnels of its own to peers that can do so, past which alarms needn't wait.
+    pub lanes: bool,
 }
 
 impl Default for Offloads {
     fn default() -> Self {
-        Self { super_frames: true, udp_segmentation: true, udp_merging: true }
+        Self { super_frames: true, udp_segmentation: true, udp_merging: true, lanes: true }
     }
 }
 

@@ -98,6 +98,7 @@ impl Run {
             floor: floor.time,
             config: config.clone(),
             identity: TunnelIdentity { gateway, secret, identity: key, seed: random()? },
+            lanes: TunnelSecret::from_bytes(random()?),
             learned: held.learned.clone(),
         });
         gate.set_time(control::system_time().max(floor.time), false).await?;

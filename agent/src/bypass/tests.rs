@@ -128,6 +128,7 @@ impl Plane for BarePlane {
                 receive_buffer: 0,
                 segmentation: crate::net::offload::Offload::On,
                 merging: crate::net::offload::Offload::On,
+                steering: crate::net::offload::Offload::On,
                 counters: UnderlayCounters::default(),
             },
         })

@@ -276,8 +276,11 @@ fn offloads(status: &dataplane::Status) -> Vec<Vec<String>> {
         row("merging (GRO)", offloads.gro.map_or_else(|| "unknown".into(), word));
     }
     let underlay = &status.underlay;
-    let kinds =
-        [("udp segmentation", &underlay.segmentation), ("udp merging (GRO)", &underlay.merging)];
+    let kinds = [
+        ("udp segmentation", &underlay.segmentation),
+        ("udp merging (GRO)", &underlay.merging),
+        ("lanes apart", &underlay.steering),
+    ];
     for (what, state) in kinds {
         rows.push(vec![what.into(), "underlay".into(), state.to_string()]);
     }

@@ -95,12 +95,17 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     pulse.follow(wake.clone());
     let seed = engine.seed();
     let (retired, buried) = mpsc::channel(RETIRED);
+    let mut own = underlay.sockets.into_iter();
+    let first = own.next().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+    let first = first.map_err(failed("opening the underlay's socket"))?;
+    let lanes = own.next();
     let worker = Worker::new(Start {
         engine,
         retired,
         interfaces,
         offloads,
-        outbox: Outbox::new(sockets, underlay),
+        outbox: Outbox::new(sockets, first, lanes),
+        steering: underlay.steering,
         commands: receiver,
         wake,
         heartbeat: heartbeat.clone(),

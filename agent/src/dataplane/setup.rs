@@ -12,10 +12,11 @@ use crate::dataplane::status::Offloads;
 use crate::net::beat::Beat;
 use crate::net::link::{Changes, Link, LinkError, Links};
 use crate::net::offload;
+use crate::net::offload::Offload;
 use crate::net::packet::{PacketOptions, PacketSocket};
 use crate::net::ports::{self, PortsError};
 use crate::net::sentry::{Pulse, Sentry};
-use crate::net::udp::UdpSocket;
+use crate::net::udp::{Group, UdpSocket};
 use crate::net::wiring::Wiring;
 
 /// Why an offload isn't in use that the configuration excludes.
@@ -29,7 +30,7 @@ pub struct Setup {
     /// The uplink's socket, then those of the ports; None where the interface isn't there.
     pub(super) sockets: Vec<Option<PacketSocket>>,
     pub(super) offloads: Vec<Offloads>,
-    pub(super) underlay: UdpSocket,
+    pub(super) underlay: Group,
     pub(super) addresses: Addresses,
     pub(super) sentry: Sentry,
     pub(super) uplink_index: u32,
@@ -216,20 +217,27 @@ impl Setup {
     }
 }
 
-fn open_underlay(config: &Config) -> Result<UdpSocket, SetupError> {
+/// The socket of lane 0, and one for bulk where that has lanes.
+fn open_underlay(config: &Config) -> Result<Group, SetupError> {
     let listen = config.underlay.listen;
     let failed = |what: &str| {
         let what = format!("underlay.listen: {what} {listen}");
         move |source| SetupError::System { what, source }
     };
-    let mut socket = UdpSocket::bind(listen).map_err(failed("binding"))?;
-    if !config.offloads.udp_segmentation {
-        socket.stop_segmentation(SWITCHED_OFF);
+    let count = if config.offloads.lanes { 2 } else { 1 };
+    let mut group = UdpSocket::bind_group(listen, count).map_err(failed("binding"))?;
+    if !config.offloads.lanes {
+        group.steering = Offload::Off(SWITCHED_OFF.into());
     }
-    if !config.offloads.udp_merging {
-        socket.stop_merging(SWITCHED_OFF).map_err(failed("no UDP_GRO for"))?;
+    for socket in &mut group.sockets {
+        if !config.offloads.udp_segmentation {
+            socket.stop_segmentation(SWITCHED_OFF);
+        }
+        if !config.offloads.udp_merging {
+            socket.stop_merging(SWITCHED_OFF).map_err(failed("no UDP_GRO for"))?;
+        }
     }
-    Ok(socket)
+    Ok(group)
 }
 
 /// The uplink's interface, then those of the ports.

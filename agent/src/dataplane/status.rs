@@ -72,6 +72,8 @@ pub struct UnderlayStatus {
     pub segmentation: Offload,
     /// Datagrams of one peer that come in a row are handed over in one piece (`UDP_GRO`).
     pub merging: Offload,
+    /// The kernel gives bulk's datagrams to a socket of their own. Where it doesn't, lanes share one with all else.
+    pub steering: Offload,
     /// What passed and what didn't.
     pub counters: UnderlayCounters,
 }

@@ -17,8 +17,9 @@ use crate::dataplane::handle::{Command, Heartbeat};
 use crate::dataplane::keepalive::Keepalive;
 use crate::dataplane::outbox::Outbox;
 use crate::dataplane::status::{InterfaceStatus, Offloads, Status, UnderlayStatus};
+use crate::net::offload::Offload;
 use crate::net::packet::{FrameRing, PacketSocket, Unfit};
-use crate::net::udp::DatagramRing;
+use crate::net::udp::{DatagramRing, UdpSocket};
 
 /// Events fetched with one system call at most.
 const EVENTS: usize = 32;
@@ -34,6 +35,11 @@ const QUIET: Duration = Duration::from_secs(2);
 
 const WAKE: u64 = u64::MAX;
 const UNDERLAY: u64 = u64::MAX - 1;
+const LANES: u64 = u64::MAX - 2;
+
+/// Most fetches from lane 0's socket before a batch of the lanes' is handled. All that it holds is far less, unless
+/// it fills faster than it is emptied.
+const FIRST_FETCHES: usize = 64;
 
 /// What the worker begins with.
 pub(super) struct Start {
@@ -43,6 +49,8 @@ pub(super) struct Start {
     /// Their offloads.
     pub(super) offloads: Vec<Offloads>,
     pub(super) outbox: Outbox,
+    /// Whether the kernel gives lanes' datagrams to their own socket.
+    pub(super) steering: Offload,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) wake: Arc<EventFd>,
     pub(super) heartbeat: Arc<Heartbeat>,
@@ -61,6 +69,8 @@ pub(super) struct Worker {
     outbox: Outbox,
     frames: FrameRing,
     datagrams: DatagramRing,
+    bulk: DatagramRing,
+    steering: Offload,
     interfaces: Vec<(String, String)>,
     offloads: Vec<Offloads>,
     commands: mpsc::Receiver<Command>,
@@ -94,6 +104,8 @@ impl Worker {
             epoll: Epoll::new(nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC)?,
             frames: FrameRing::default(),
             datagrams: DatagramRing::default(),
+            bulk: DatagramRing::default(),
+            steering: start.steering,
             offloads: start.offloads,
             interfaces: start.interfaces,
             outbox: start.outbox,
@@ -112,6 +124,9 @@ impl Worker {
         worker.epoll.add(&worker.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         let underlay = EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY);
         worker.epoll.add(&worker.outbox.underlay, underlay)?;
+        if let Some(socket) = worker.outbox.lanes.as_ref().filter(|socket| socket.hears()) {
+            worker.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, LANES))?;
+        }
         for (index, queue) in worker.outbox.ports.iter().enumerate() {
             if let Some(socket) = &queue.socket {
                 worker.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
@@ -160,7 +175,10 @@ impl Worker {
             for event in &events[..count] {
                 match event.data() {
                     WAKE => self.carry_out(),
-                    UNDERLAY => self.receive_datagrams(),
+                    UNDERLAY => {
+                        self.receive_datagrams();
+                    }
+                    LANES => self.receive_bulk(),
                     port => self.receive_frames(port),
                 }
                 self.outbox.flush();
@@ -225,19 +243,29 @@ impl Worker {
         }
     }
 
-    fn receive_datagrams(&mut self) {
+    /// Says whether anything had come.
+    fn receive_datagrams(&mut self) -> bool {
         // ICMP errors may come back here; they concern one peer at most, whose silence the engine notices.
-        if let Err(error) = self.datagrams.fetch(&self.outbox.underlay) {
-            tracing::trace!(%error, "receiving datagrams");
+        let fetched = self.datagrams.fetch(&self.outbox.underlay);
+        let some = note_fetched(&fetched);
+        take(&mut self.datagrams, &mut self.engine, &mut self.outbox);
+        some
+    }
+
+    /// What lanes brought. What came to lane 0's socket before that goes first, whether it is an alarm that mustn't wait
+    /// for images, or an earlier packet of a flow that has left lane 0 since.
+    fn receive_bulk(&mut self) {
+        let Some(socket) = &self.outbox.lanes else { return };
+        if !note_fetched(&self.bulk.fetch(socket)) {
             return;
         }
-        let (engine, outbox) = (&mut self.engine, &mut self.outbox);
-        let mut truncated = 0;
-        let received = self.datagrams.lend(&mut truncated, |datagrams| {
-            engine.handle_datagrams(datagrams, Instant::now(), outbox);
-        });
-        self.outbox.underlay_counters.received += received;
-        self.outbox.underlay_counters.truncated += truncated;
+        for _ in 0..FIRST_FETCHES {
+            if !self.receive_datagrams() {
+                break;
+            }
+            self.outbox.flush();
+        }
+        take(&mut self.bulk, &mut self.engine, &mut self.outbox);
     }
 
     fn carry_out(&mut self) {
@@ -306,7 +334,8 @@ impl Worker {
     fn note_too_big(&mut self, now: Instant) {
         let too_big = self.outbox.underlay_counters.too_big;
         if std::mem::replace(&mut self.too_big, too_big) != too_big {
-            for to in self.outbox.underlay.take_too_big() {
+            let sockets = std::iter::once(&mut self.outbox.underlay).chain(&mut self.outbox.lanes);
+            for to in sockets.flat_map(UdpSocket::take_too_big) {
                 self.engine.note_too_big(to, now);
             }
         }
@@ -352,6 +381,9 @@ impl Worker {
 
     fn count_missed(&mut self) {
         self.outbox.underlay_counters.missed += self.outbox.underlay.take_missed();
+        if let Some(socket) = &mut self.outbox.lanes {
+            self.outbox.underlay_counters.missed += socket.take_missed();
+        }
         for queue in &mut self.outbox.ports {
             if let Some(socket) = &queue.socket {
                 queue.counters.missed += socket.take_missed();
@@ -436,10 +468,32 @@ impl Worker {
                 receive_buffer: underlay.receive_buffer(),
                 segmentation: underlay.segmentation().clone(),
                 merging: underlay.merging().clone(),
+                steering: self.steering.clone(),
                 counters: self.outbox.underlay_counters,
             },
         }
     }
+}
+
+/// Whether datagrams were fetched.
+fn note_fetched(fetched: &io::Result<usize>) -> bool {
+    match fetched {
+        Ok(count) => *count > 0,
+        Err(error) => {
+            tracing::trace!(%error, "receiving datagrams");
+            false
+        }
+    }
+}
+
+/// Has the engine handle what was fetched.
+fn take(ring: &mut DatagramRing, engine: &mut Engine, outbox: &mut Outbox) {
+    let mut truncated = 0;
+    let received = ring.lend(&mut truncated, |datagrams| {
+        engine.handle_datagrams(datagrams, Instant::now(), outbox);
+    });
+    outbox.underlay_counters.received += received;
+    outbox.underlay_counters.truncated += truncated;
 }
 
 /// The port with this place among all ports.

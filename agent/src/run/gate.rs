@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::config::{PortConfig, TunnelIdentity};
-use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::engine::{Engine, Runner};
+use anteroom_agent_core::lane;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 use tokio::sync::watch;
@@ -21,6 +23,8 @@ use crate::plane::{Plane, PlaneError};
 pub(super) struct Opener {
     pub(super) config: Config,
     pub(super) identity: TunnelIdentity,
+    /// The key of its lanes: of this run, and kept nowhere.
+    pub(super) lanes: TunnelSecret,
     pub(super) learned: Learned,
     /// The highest time that was signed or confirmed before this start.
     pub(super) floor: UnixMillis,
@@ -110,6 +114,9 @@ impl Gate {
         let config = setup.engine_config();
         let ports = config.ports.clone();
         let mut engine = Engine::new(config, self.opener.identity.clone(), Instant::now());
+        if self.opener.config.offloads.lanes {
+            engine.use_lanes(&self.opener.lanes, lane::USUAL, Runner::Engine, Instant::now());
+        }
         engine.restore(self.opener.learned.clone());
         engine.hold_time(self.opener.floor, Instant::now());
         if let Some(time) = self.time() {
@@ -208,7 +215,7 @@ mod tests {
     use anteroom_lab::namespace::in_private_network;
     use anteroom_lab::topology;
     use anteroom_proto::id::GatewayId;
-    use anteroom_proto::key::{IdentityKey, TunnelSecret};
+    use anteroom_proto::key::IdentityKey;
     use anteroom_proto::mode::Mode;
 
     use super::*;
@@ -225,6 +232,7 @@ mod tests {
                 identity: IdentityKey::from_seed(&[2; 32]),
                 seed: [3; 32],
             },
+            lanes: TunnelSecret::from_bytes([4; 32]),
             learned: Learned::default(),
             floor: UnixMillis(0),
         })

@@ -86,6 +86,11 @@ impl Datagrams {
         give_back(self.bytes.get_mut(KEPT..).unwrap_or_default());
     }
 
+    /// Whether a datagram is taken without handing those before it to the kernel.
+    pub(super) fn has_room(&self, capacity: usize) -> bool {
+        self.used + capacity <= ROOM && self.runs.len() < RUNS
+    }
+
     /// Takes a datagram that `write` writes.
     pub(super) fn put(
         &mut self,
@@ -99,7 +104,7 @@ impl Datagrams {
             counters.too_big += 1;
             return;
         }
-        if self.used + capacity > ROOM || self.runs.len() == RUNS {
+        if !self.has_room(capacity) {
             self.flush(socket, counters);
         }
         let start = self.used;

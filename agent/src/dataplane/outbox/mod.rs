@@ -23,9 +23,12 @@ const RECORDS: usize = 256;
 pub(super) struct Outbox {
     pub(super) ports: Vec<PortQueue>,
     pub(super) underlay: UdpSocket,
+    /// For the datagrams of lanes, where they have a socket of their own.
+    pub(super) lanes: Option<UdpSocket>,
     pub(super) underlay_counters: UnderlayCounters,
     frames: Frames,
     datagrams: Datagrams,
+    bulk: Datagrams,
 }
 
 /// The uplink or a device port.
@@ -42,7 +45,11 @@ pub(super) struct PortQueue {
 }
 
 impl Outbox {
-    pub(super) fn new(sockets: Vec<Option<PacketSocket>>, underlay: UdpSocket) -> Self {
+    pub(super) fn new(
+        sockets: Vec<Option<PacketSocket>>,
+        underlay: UdpSocket,
+        lanes: Option<UdpSocket>,
+    ) -> Self {
         let ports = sockets
             .into_iter()
             .map(|socket| PortQueue { socket, ..PortQueue::default() })
@@ -50,9 +57,11 @@ impl Outbox {
         Self {
             ports,
             underlay,
+            lanes,
             underlay_counters: UnderlayCounters::default(),
             frames: Frames::default(),
             datagrams: Datagrams::default(),
+            bulk: Datagrams::default(),
         }
     }
 
@@ -60,6 +69,10 @@ impl Outbox {
     pub(super) fn flush(&mut self) {
         self.frames.flush(&mut self.ports);
         self.datagrams.flush(&mut self.underlay, &mut self.underlay_counters);
+        // Behind lane 0's: a flow that has come to be bulk had its first packets there.
+        if let Some(socket) = &mut self.lanes {
+            self.bulk.flush(socket, &mut self.underlay_counters);
+        }
     }
 
     /// Gives back the memory that a load made it touch. Everything was flushed before.
@@ -67,6 +80,7 @@ impl Outbox {
         self.flush();
         self.frames.shrink();
         self.datagrams.shrink();
+        self.bulk.shrink();
     }
 }
 
@@ -84,6 +98,24 @@ impl Sink for Outbox {
     ) {
         let way = (&mut self.underlay, &mut self.underlay_counters);
         self.datagrams.put(way, to, dscp_ecn, capacity, write);
+    }
+
+    fn lane_datagram(
+        &mut self,
+        _: u8,
+        to: SocketAddr,
+        dscp_ecn: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let Some(socket) = &mut self.lanes else {
+            return self.datagram(to, dscp_ecn, capacity, write);
+        };
+        if !self.bulk.has_room(capacity) {
+            self.datagrams.flush(&mut self.underlay, &mut self.underlay_counters);
+        }
+        let way = (socket, &mut self.underlay_counters);
+        self.bulk.put(way, to, dscp_ecn, capacity, write);
     }
 }
 

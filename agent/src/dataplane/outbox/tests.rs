@@ -57,7 +57,7 @@ impl Cable {
 
     fn outbox(&self, super_frames: bool) -> Outbox {
         let underlay = UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        Outbox::new(vec![Some(open(&self.near, super_frames))], underlay)
+        Outbox::new(vec![Some(open(&self.near, super_frames))], underlay, None)
     }
 
     /// So many frames, or those that came within 5 s.
@@ -319,7 +319,7 @@ fn a_dead_interface_is_noticed_and_costs_what_was_for_it() {
 #[test]
 fn datagrams_of_any_size_go_out_or_are_counted() {
     let mut outbox =
-        Outbox::new(Vec::new(), UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
+        Outbox::new(Vec::new(), UdpSocket::bind("127.0.0.1:0".parse().unwrap()).unwrap(), None);
     let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let to = server.local_addr().unwrap();
