@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 
 use anteroom_agent_core::batch::{RxDatagram, RxFrame, VlanTag};
 use anteroom_agent_core::config::{Config, PortConfig, TunnelIdentity};
-use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::engine::{Engine, Runner};
 use anteroom_agent_core::gso::Packets;
+use anteroom_agent_core::lane;
 use anteroom_agent_core::limits::Limits;
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
 use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_agent_core::wire::arp::{self, Operation};
 use anteroom_agent_core::wire::{ethernet, parse_ethernet, parse_ipv4};
+use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
@@ -298,7 +300,9 @@ impl World {
             identity: self.plan.gateways[at].identity.clone(),
             seed: [number ^ (gateway.boots << 4); 32],
         };
+        let lanes = TunnelSecret::from_bytes([number ^ (gateway.boots << 4) ^ 0x5a; 32]);
         let mut engine = Engine::new(config, identity, self.now);
+        engine.use_lanes(&lanes, lane::USUAL, Runner::Engine, self.now);
         engine.set_time(wall, false, self.now);
         gateway.engine = Some(engine);
     }
