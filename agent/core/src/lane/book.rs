@@ -322,3 +322,6 @@ impl Book {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

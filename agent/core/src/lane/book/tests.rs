@@ -1,0 +1,188 @@
+//! What peers may say about lanes, true or not.
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::TunnelSecret;
+use proptest::prelude::*;
+
+use super::*;
+use crate::peer::{Config, PeerConfig};
+
+const OWN: u8 = 1;
+const BOOT: BootId = BootId::from_bytes([7; 16]);
+
+fn key(of: u8) -> TunnelPublicKey {
+    TunnelSecret::from_bytes([of; 32]).public()
+}
+
+fn main_key(peer: u8) -> TunnelPublicKey {
+    key(0x80 + peer)
+}
+
+fn offer(of: u8, holds: Option<u8>, ask: bool) -> LaneOffer {
+    let raw = |of| LaneKey(*key(of).as_bytes());
+    LaneOffer { boot: BOOT, key: raw(of), lanes: 2, holds: holds.map(raw), ask }
+}
+
+/// A book with three peers.
+fn book() -> (Book, Peers, [PeerSlot; 3], Instant) {
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+    let now = Instant::now();
+    let config = Config {
+        secret: TunnelSecret::from_bytes([0x70; 32]),
+        boot: BootId::from_bytes([1; 16]),
+        seed: [3; 32],
+        owner: 0,
+        capabilities: Vec::new(),
+    };
+    let mut peers = Peers::new(config, now);
+    peers.set_peers(&[0, 1, 2].map(peer), now);
+    let slots = [0, 1, 2].map(|at| peers.slot(peer(at).gateway).unwrap());
+    (Book::new(key(OWN), BOOT, 4), peers, slots, now)
+}
+
+fn peer(at: u8) -> PeerConfig {
+    PeerConfig {
+        gateway: GatewayId::from_bytes([at; 16]),
+        overlay: std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, at.into()),
+        keys: vec![main_key(at)],
+        endpoints: vec![SocketAddr::from(([192, 0, 2, at], 51_820))],
+        relation: 0,
+        client: false,
+    }
+}
+
+fn orders(book: &mut Book) -> Vec<Order> {
+    std::iter::from_fn(|| book.poll_order()).collect()
+}
+
+#[test]
+fn nobody_uses_a_lane_before_the_other_end_holds_its_key() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    book.hear(slot, main_key(0), &offer(10, None, true), &mut peers, now);
+    let (_, answer) = book.poll_offer().unwrap();
+    assert_eq!(answer.holds, Some(LaneKey(*key(10).as_bytes())));
+    assert!(answer.ask, "it doesn't hold ours yet");
+    assert_eq!(book.want(slot, 0, &mut peers, now), 0);
+    assert!(!orders(&mut book).iter().any(|order| matches!(order, Order::Open(_))));
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    assert_eq!(book.poll_offer(), None, "nobody asked");
+    assert_eq!(book.want(slot, 0, &mut peers, now), 0, "not ready yet");
+    let Some(Order::Open(at)) = orders(&mut book).pop() else { panic!("nothing is opened") };
+    assert_eq!(book.want(slot, 0, &mut peers, now), 0);
+    assert_eq!(orders(&mut book), [], "ordered once");
+    book.note(Event::Ready(at), now);
+    assert_eq!(book.want(slot, 0, &mut peers, now), at.lane);
+    assert_eq!(book.standing(slot), Standing { agreed: 2, ready: 1 });
+    // It says that it has lost our key.
+    book.hear(slot, main_key(0), &offer(10, None, false), &mut peers, now);
+    assert!(!book.is_ready(at));
+}
+
+#[test]
+fn keys_that_are_anybody_elses_are_turned_away() {
+    let (mut book, mut peers, [first, second, _], now) = book();
+    book.hear(first, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    let kept = book.standing(first);
+    for theirs in [10, OWN, 0x70, 0x80, 0x81, 0x82] {
+        book.hear(second, main_key(1), &offer(theirs, Some(OWN), true), &mut peers, now);
+        assert_eq!(book.standing(second), Standing::default(), "{theirs:#x}");
+        assert_eq!(book.poll_offer().unwrap().1.holds, None, "{theirs:#x}");
+    }
+    let low_order = LaneOffer { key: LaneKey([0; 32]), ..offer(0, Some(OWN), false) };
+    book.hear(second, main_key(1), &low_order, &mut peers, now);
+    assert_eq!(book.turned_away(), 7);
+    assert_eq!((book.standing(first), book.holder(&key(10))), (kept, Some(first)));
+}
+
+#[test]
+fn a_peer_that_has_new_keys_all_the_time_is_not_listened_to() {
+    let (mut book, mut peers, [slot, other, _], now) = book();
+    for of in 20..60 {
+        book.hear(slot, main_key(0), &offer(of, Some(OWN), false), &mut peers, now);
+    }
+    assert_eq!(book.standing(slot), Standing::default());
+    assert!(orders(&mut book).len() <= 3 * MAX_KEYS as usize);
+    book.hear(other, main_key(1), &offer(10, Some(OWN), false), &mut peers, now);
+    assert_eq!(book.standing(other).agreed, 2, "others are");
+    let later = now + KEYS_IN;
+    book.hear(slot, main_key(0), &offer(99, Some(OWN), false), &mut peers, later);
+    assert_eq!(book.standing(slot).agreed, 2, "and so is it, after a while");
+}
+
+#[test]
+fn as_many_lanes_as_the_end_that_has_fewer() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    for (theirs, agreed) in [(1, 1), (4, 4), (255, 4), (0, 0)] {
+        let offer = LaneOffer { lanes: theirs, ..offer(10, Some(OWN), false) };
+        book.hear(slot, main_key(0), &offer, &mut peers, now);
+        assert_eq!(book.standing(slot).agreed, agreed, "{theirs}");
+        for hash in 0..20_u64 {
+            book.want(slot, hash << 32, &mut peers, now);
+        }
+        for order in orders(&mut book) {
+            assert!(!matches!(order, Order::Open(at) if at.lane == 0 || at.lane > agreed));
+        }
+    }
+}
+
+#[test]
+fn another_run_another_place_and_no_key_any_more() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    orders(&mut book);
+    assert_eq!(peers.poll_review(), None);
+    let moved = PeerConfig { endpoints: vec!["192.0.2.99:1".parse().unwrap()], ..peer(0) };
+    peers.set_peers(&[moved.clone()], now);
+    let to = moved.endpoints[0];
+    while let Some(number) = peers.poll_review() {
+        book.review(number, &peers);
+    }
+    assert_eq!(orders(&mut book), [Order::Move { peer: slot, to }]);
+    peers.set_peers(&[PeerConfig { keys: vec![key(0x77)], ..moved }], now);
+    while let Some(number) = peers.poll_review() {
+        book.review(number, &peers);
+    }
+    assert_eq!(orders(&mut book), [Order::Forget { peer: slot }]);
+    assert_eq!((book.holder(&key(10)), book.standing(slot)), (None, Standing::default()));
+}
+
+#[test]
+fn a_peer_that_is_removed_takes_its_lanes_along() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    orders(&mut book);
+    peers.set_peers(&[], now);
+    while let Some(number) = peers.poll_review() {
+        book.review(number, &peers);
+    }
+    assert_eq!(orders(&mut book), [Order::Forget { peer: slot }]);
+    assert!(book.entries.is_empty() && book.by_key.is_empty());
+}
+
+proptest! {
+    // Keys take long to make.
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn whatever_peers_say_each_key_has_one_holder(
+        said in prop::collection::vec((0..3_usize, 10..14_u8, prop::option::of(0..3_u8), any::<u8>(), any::<bool>(), 0..5_u64), 0..80),
+    ) {
+        let (mut book, mut peers, slots, mut now) = book();
+        for (from, of, holds, lanes, ask, seconds) in said {
+            now += Duration::from_secs(seconds);
+            let offer = LaneOffer { lanes, ..offer(of, holds, ask) };
+            book.hear(slots[from], main_key(from as u8), &offer, &mut peers, now);
+            for (key, number) in &book.by_key {
+                let entry = &book.entries[number];
+                prop_assert_eq!(entry.theirs.map(|(key, ..)| key), Some(*key));
+            }
+            let held = book.entries.values().filter(|entry| entry.theirs.is_some()).count();
+            prop_assert_eq!(held, book.by_key.len());
+            prop_assert!(book.entries.len() <= 3 && book.offers.len() <= 1);
+            book.offers.clear();
+            let lane = book.want(slots[from], of.into(), &mut peers, now);
+            prop_assert_eq!(lane, 0, "nothing is ready");
+            orders(&mut book);
+        }
+    }
+}
