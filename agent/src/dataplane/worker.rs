@@ -183,7 +183,7 @@ impl Worker {
                 }
                 self.outbox.flush();
             }
-            if self.frames.take_large() | self.datagrams.take_large() {
+            if self.frames.take_large() | self.datagrams.take_large() | self.bulk.take_large() {
                 loaded = Some(now);
             }
         }
@@ -202,6 +202,7 @@ impl Worker {
         self.outbox.shrink();
         self.frames.shrink();
         self.datagrams.shrink();
+        self.bulk.shrink();
     }
 
     /// Leaves the wires to the kernel. What came in before is still the agent's to forward.
