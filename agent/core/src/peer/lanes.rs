@@ -499,7 +499,9 @@ impl Lanes {
             return;
         }
         for number in self.lanes.numbers() {
-            self.tend(number, now, out);
+            if self.lanes.get(number).is_some_and(|lane| lane.tunnel.wake_at() <= now) {
+                self.tend(number, now, out);
+            }
         }
         let due = self.lanes.iter().map(|(_, lane)| lane.tunnel.wake_at());
         self.next = due.min().map(|at| at.max(now + Duration::from_millis(1)));
