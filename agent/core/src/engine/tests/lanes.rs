@@ -197,7 +197,7 @@ impl Net {
         for (owner, to, bytes) in out.datagrams {
             let count = &mut self.sent[side][usize::from(owner > 0)];
             *count += 1;
-            let lost = self.loses.is_some_and(|nth| *count % nth == 0);
+            let lost = self.loses.is_some_and(|nth| count.is_multiple_of(nth));
             let for_lane = lane::owner_of(&bytes).unwrap_or(0) > 0;
             if lost || (self.lanes_lost && (owner > 0 || for_lane)) {
                 continue;
@@ -267,7 +267,7 @@ impl Net {
         let end = self.now + Duration::from_millis(millis);
         loop {
             self.settle();
-            let due = self.engines.iter().filter_map(|engine| engine.poll_timeout());
+            let due = self.engines.iter().filter_map(Engine::poll_timeout);
             let Some(next) = due.map(|(at, _)| at).min().filter(|next| *next <= end) else { break };
             self.now = self.now.max(next);
             for side in 0..2 {

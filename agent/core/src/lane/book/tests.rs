@@ -132,7 +132,7 @@ fn another_run_another_place_and_no_key_any_more() {
     orders(&mut book);
     assert_eq!(peers.poll_review(), None);
     let moved = PeerConfig { endpoints: vec!["192.0.2.99:1".parse().unwrap()], ..peer(0) };
-    peers.set_peers(&[moved.clone()], now);
+    peers.set_peers(std::slice::from_ref(&moved), now);
     let to = moved.endpoints[0];
     while let Some(number) = peers.poll_review() {
         book.review(number, &peers);
