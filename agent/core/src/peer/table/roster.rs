@@ -141,6 +141,7 @@ impl Peers {
             peer.tunnels.retain(|number| !gone.contains(number));
         }
         self.choose_sending(index);
+        self.review(index);
     }
 
     fn remove_peer(&mut self, index: u32) {
