@@ -1,13 +1,13 @@
 //! What goes on beside traffic and control: watching what may change, saving what was learnt, the watchdog.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anteroom_agent_core::report::Learned;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::PortInfo;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{error, warn};
 
 use super::gate::{Gate, Open};
@@ -15,15 +15,22 @@ use crate::control::Reach;
 use crate::plane::Plane;
 use crate::state::StateDir;
 
-/// How often ports are looked at for carrier.
+/// How often ports are looked at for carrier, and what was learnt is. Claims on addresses that changed are saved at once:
+/// whoever holds a new one is cut off by a gateway that starts with the old one. Those change about once a second at
+/// most.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often what was learnt is looked at. Claims on addresses that changed are saved at once: whoever holds a new one
-/// is cut off by a gateway that starts with the old one. Those change about once a second at most.
-const LEARN: Duration = Duration::from_secs(1);
 /// Looks between two that save whatever else changed: a stranger with many addresses shall not keep the disk busy.
 const LOOKS: u32 = 5;
 /// How often a machine that isn't enrolled looks whether it is now.
 const ENROLMENT: Duration = Duration::from_millis(500);
+
+/// Waits for the next look. All looks come at the same moments, so that an idle machine wakes once for them.
+async fn next_look() {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    let began = *BEGAN.get_or_init(Instant::now);
+    let looks = began.elapsed().as_secs() / LOOK.as_secs() + 1;
+    sleep_until(began + LOOK * u32::try_from(looks).unwrap_or(u32::MAX)).await;
+}
 
 /// Where the gateway can be reached now.
 pub(super) async fn reach(open: &Open) -> Reach {
@@ -65,7 +72,7 @@ pub(super) async fn watch_reach(gate: Gate, into: watch::Sender<Reach>) {
                 changed
             });
             tokio::select! {
-                () = sleep(LOOK) => {}
+                () = next_look() => {}
                 changed = endpoints.changed() => if changed.is_err() { break },
             }
         }
@@ -76,11 +83,8 @@ pub(super) async fn watch_reach(gate: Gate, into: watch::Sender<Reach>) {
 
 /// Saves what the engine learns for as long as it is polled.
 pub(super) async fn save_learned(gate: Gate, state: Arc<StateDir>, mut saved: Learned) {
-    let mut ticks = interval(LEARN);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.tick().await;
     for look in (1..=LOOKS).cycle() {
-        ticks.tick().await;
+        next_look().await;
         let Ok(learned) = gate.learned().await else { continue };
         let urgent = learned.claims != saved.claims;
         if urgent || (look == LOOKS && lasting(&learned) != lasting(&saved)) {
