@@ -19,10 +19,12 @@
 //! # super_frames = false
 //! # udp_segmentation = false
 //! # udp_merging = false
-//! # lanes = false
+//! # lanes = true                         # bulk takes tunnels of its own to peers that can do so; off by default
 //! # [flows]                              # as many connections as are remembered; each takes 190 bytes
 //! # most = 65536                         # up to 1,000,000
 //! # per-device = 16384                   # of one device, so that none takes the others' room
+//! # [cores]
+//! # lane_threads = 2                     # with lanes: threads that seal and open bulk; 0 to 15, or "auto"
 //! ```
 
 use std::collections::HashMap;
@@ -39,8 +41,11 @@ use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+mod cores;
 #[cfg(test)]
 mod tests;
+
+pub use cores::{Cores, LaneThreads, MAX_LANE_THREADS};
 
 /// Where the file is unless the command line names another.
 pub const DEFAULT_PATH: &str = "/etc/anteroom/agent.toml";
@@ -65,6 +70,8 @@ pub struct Config {
     pub offloads: Offloads,
     /// How many flows are remembered.
     pub flows: Flows,
+    /// How the work is spread over the machine's cores.
+    pub cores: Cores,
 }
 
 /// How many flows are remembered at once. Memory is taken as they come.
@@ -87,7 +94,7 @@ impl Default for Flows {
     }
 }
 
-/// What kernel and network cards may do for the agent, where they can. All of it unless the file says otherwise.
+/// What may be done for speed, where it can be. All of it but lanes unless the file says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table [offloads]")]
 pub struct Offloads {
@@ -103,7 +110,7 @@ pub struct Offloads {
 
 impl Default for Offloads {
     fn default() -> Self {
-        Self { super_frames: true, udp_segmentation: true, udp_merging: true, lanes: true }
+        Self { super_frames: true, udp_segmentation: true, udp_merging: true, lanes: false }
     }
 }
 
@@ -301,6 +308,8 @@ struct RawConfig {
     offloads: Offloads,
     #[serde(default)]
     flows: RawFlows,
+    #[serde(default)]
+    cores: Cores,
 }
 
 #[derive(Default, Deserialize)]
@@ -351,7 +360,7 @@ const MAX_LIST: usize = 16;
 
 impl RawConfig {
     fn check(self, place: &Place<'_>) -> Result<Config, ConfigError> {
-        let Self { state, run, uplink, underlay, port, offloads, flows } = self;
+        let Self { state, run, uplink, underlay, port, offloads, flows, cores } = self;
         for path in [&state, &run] {
             if !path.get_ref().is_absolute() {
                 return Err(place.error(Some(path.span()), "must be an absolute path"));
@@ -451,6 +460,7 @@ impl RawConfig {
                 .collect(),
             offloads,
             flows: flows.check(place)?,
+            cores,
         })
     }
 }

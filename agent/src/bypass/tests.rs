@@ -131,6 +131,7 @@ impl Plane for BarePlane {
                 steering: crate::net::offload::Offload::On,
                 counters: UnderlayCounters::default(),
             },
+            threads: crate::dataplane::ThreadsStatus::default(),
         })
     }
 

@@ -262,6 +262,38 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     let headers = ["side", "interface", "state", "received", "sent", "lost in", "lost out"];
     push_table(text, &table(&headers, interfaces.chain([underlay])));
     push_table(text, &table(&["offload", "where", "state"], offloads(status).into_iter()));
+    if !status.threads.lanes.is_empty() {
+        push_table(
+            text,
+            &table(&["thread", "worked", "received", "sent", "lost"], threads(status)),
+        );
+    }
+}
+
+/// The threads that carry traffic.
+fn threads(status: &dataplane::Status) -> impl Iterator<Item = Vec<String>> {
+    let worked = |millis: Option<u64>| {
+        millis.map_or_else(|| "-".into(), |ms| format!("{}.{:03} s", ms / 1000, ms % 1000))
+    };
+    let dash = || "-".to_owned();
+    let packet = vec!["packets".into(), worked(status.threads.packet_ms), dash(), dash(), dash()];
+    let lanes = (1..).zip(&status.threads.lanes).map(move |(number, thread)| {
+        let counters = &thread.counters;
+        let lost = counters.missed
+            + counters.truncated
+            + counters.queue_full
+            + counters.too_big
+            + counters.unreachable
+            + counters.egress_failed;
+        vec![
+            format!("lanes {number}"),
+            worked(thread.worked_ms),
+            counters.received.to_string(),
+            counters.sent.to_string(),
+            lost.to_string(),
+        ]
+    });
+    std::iter::once(packet).chain(lanes)
 }
 
 /// Which offloads are in use, and where.

@@ -74,6 +74,26 @@ fn flows_are_bounded_as_the_file_says_and_a_wrong_bound_is_named() {
 }
 
 #[test]
+fn lane_threads_are_none_unless_the_file_asks_for_them() {
+    let cores = |text: &str| parse(&format!("{GOOD}[cores]\n{text}\n")).map(|c| c.cores);
+    assert_eq!(parse(GOOD).unwrap().cores.lane_threads, LaneThreads::Count(0));
+    assert_eq!(cores("").unwrap().lane_threads, LaneThreads::Count(0));
+    assert_eq!(cores("lane_threads = \"auto\"").unwrap().lane_threads, LaneThreads::Auto);
+    assert_eq!([1, 2, 4, 8, 16].map(|cores| LaneThreads::Auto.count(cores)), [0, 0, 2, 4, 4]);
+    for count in [0, 1, MAX_LANE_THREADS] {
+        let set = cores(&format!("lane_threads = {count}")).unwrap().lane_threads;
+        assert_eq!(set, LaneThreads::Count(count));
+        assert_eq!([1, 2, 4, 64].map(|cores| set.count(cores)), [count; 4]);
+    }
+    for wrong in ["16", "-1", "300", "\"many\"", "true", "1.5"] {
+        let error = cores(&format!("lane_threads = {wrong}")).unwrap_err();
+        assert!(error.contains("\"auto\" or a number from 0 to 15"), "{wrong}: {error}");
+    }
+    let error = cores("lanes = 3").unwrap_err();
+    assert!(error.contains("unknown key") && error.contains("lane_threads"), "{error}");
+}
+
+#[test]
 fn addresses_that_nobody_listed_are_held_unless_a_port_is_set_to_pass_them() {
     let text = GOOD.replace("name = \"port2\"", "name = \"port2\"\nunlisted = \"pass\"");
     let unlisted: Vec<_> = parse(&text).unwrap().ports.iter().map(|port| port.unlisted).collect();

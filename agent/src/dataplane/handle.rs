@@ -112,6 +112,8 @@ impl Commander {
 pub struct Handle {
     pub(super) commander: Commander,
     pub(super) heartbeat: Arc<Heartbeat>,
+    /// The lane threads'.
+    pub(super) lane_heartbeats: Arc<[Arc<Heartbeat>]>,
     pub(super) endpoints: watch::Receiver<Vec<SocketAddr>>,
     pub(super) sentry: Sentry,
     pub(super) defence: Defence,
@@ -234,11 +236,12 @@ impl Handle {
         self.endpoints.clone()
     }
 
-    /// Whether the worker turned its loop lately, and somebody keeps the packet filter. For the watchdog: false means
-    /// that the agent has to be started anew.
+    /// Whether the worker and all lane threads turned their loops lately, and somebody keeps the packet filter. For the
+    /// watchdog: false means that the agent has to be started anew.
     #[must_use]
     pub fn alive(&self) -> bool {
-        self.heartbeat.silence() < HUNG && self.sentry.alive()
+        let mut threads = std::iter::once(&self.heartbeat).chain(&*self.lane_heartbeats);
+        threads.all(|heartbeat| heartbeat.silence() < HUNG) && self.sentry.alive()
     }
 
     /// Ends the worker. Ports that are a wire are the kernel's from then on, the others closed; all stay isolated. An
@@ -276,6 +279,7 @@ mod tests {
         let handle = Handle {
             commander: Commander { commands, wake: Arc::new(EventFd::new().unwrap()) },
             heartbeat: Arc::new(Heartbeat::new()),
+            lane_heartbeats: Arc::default(),
             endpoints: watch::channel(Vec::new()).1,
             sentry: Sentry::unanswering(),
             defence: Defence::none(),

@@ -11,6 +11,7 @@ mod carrier;
 mod handle;
 mod keepalive;
 mod keeper;
+mod lanes;
 mod outbox;
 mod setup;
 mod status;
@@ -36,7 +37,8 @@ use worker::{Start, Worker};
 pub use handle::{Handle, Stopped};
 pub use setup::{Setup, SetupError};
 pub use status::{
-    InterfaceCounters, InterfaceStatus, Offloads, Status, UnderlayCounters, UnderlayStatus,
+    InterfaceCounters, InterfaceStatus, LaneThreadStatus, Offloads, Status, ThreadsStatus,
+    UnderlayCounters, UnderlayStatus,
 };
 
 /// Most views' leavings that wait to be dropped.
@@ -68,6 +70,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         sockets,
         offloads,
         underlay,
+        threads,
         addresses,
         sentry,
         uplink_index,
@@ -99,12 +102,16 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     let first = own.next().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
     let first = first.map_err(failed("opening the underlay's socket"))?;
     let lanes = own.next();
+    let lane_heartbeats =
+        threads.iter().flat_map(|threads: &lanes::Threads| threads.heartbeats()).collect();
+    let mut outbox = Outbox::new(sockets, first, lanes);
+    outbox.threads = threads;
     let worker = Worker::new(Start {
         engine,
         retired,
         interfaces,
         offloads,
-        outbox: Outbox::new(sockets, first, lanes),
+        outbox,
         steering: underlay.steering,
         commands: receiver,
         wake,
@@ -155,6 +162,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     Ok(Handle {
         commander,
         heartbeat,
+        lane_heartbeats,
         endpoints: endpoints_receiver,
         sentry,
         defence,

@@ -5,9 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use anteroom_agent_core as core;
+use anteroom_agent_core::engine::Runner;
+use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::mac::MacAddr;
 
 use crate::config::{Config, InterfaceName};
+use crate::dataplane::lanes::Threads;
 use crate::dataplane::status::Offloads;
 use crate::net::beat::Beat;
 use crate::net::link::{Changes, Link, LinkError, Links};
@@ -31,6 +34,9 @@ pub struct Setup {
     pub(super) sockets: Vec<Option<PacketSocket>>,
     pub(super) offloads: Vec<Offloads>,
     pub(super) underlay: Group,
+    /// The threads that run lanes, once they were started.
+    pub(super) threads: Option<Threads>,
+    lane_threads: u8,
     pub(super) addresses: Addresses,
     pub(super) sentry: Sentry,
     pub(super) uplink_index: u32,
@@ -164,6 +170,8 @@ impl Setup {
             offloads.push(set_offloads(interface, false));
         }
         let addresses = Addresses::read(config, &links).await?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let lane_threads = config.cores.lane_threads.count(cores);
         let engine = core::config::Config {
             gateway_macs,
             own_addresses: addresses.own.clone(),
@@ -189,7 +197,9 @@ impl Setup {
             changes,
             sockets,
             offloads,
-            underlay: open_underlay(config)?,
+            underlay: open_underlay(config, lane_threads)?,
+            threads: None,
+            lane_threads,
             addresses,
             sentry,
             uplink_index: uplink.index,
@@ -210,6 +220,23 @@ impl Setup {
         self.engine.clone()
     }
 
+    /// Starts the threads that run lanes, or finds that the engine is to run them. `secret` is the key of the lanes.
+    ///
+    /// # Errors
+    /// Where a thread can't be made.
+    pub fn run_lanes(&mut self, secret: &TunnelSecret) -> Result<Runner, SetupError> {
+        if self.lane_threads == 0 || self.underlay.sockets.len() < 2 {
+            return Ok(Runner::Engine);
+        }
+        let sockets = self.underlay.sockets.split_off(1);
+        let threads = Threads::start(sockets, secret).map_err(|source| SetupError::System {
+            what: "starting lane threads".into(),
+            source,
+        })?;
+        self.threads = Some(threads);
+        Ok(Runner::Shell(self.lane_threads))
+    }
+
     /// What isn't as it should be, though the gateway can run: one sentence each.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
@@ -217,14 +244,15 @@ impl Setup {
     }
 }
 
-/// The socket of lane 0, and one for bulk where that has lanes.
-fn open_underlay(config: &Config) -> Result<Group, SetupError> {
+/// The socket of lane 0, and one for bulk where that has lanes, or one for each thread that runs them.
+fn open_underlay(config: &Config, lane_threads: u8) -> Result<Group, SetupError> {
     let listen = config.underlay.listen;
     let failed = |what: &str| {
         let what = format!("underlay.listen: {what} {listen}");
         move |source| SetupError::System { what, source }
     };
-    let count = if config.offloads.lanes { 2 } else { 1 };
+    let lanes = usize::from(lane_threads.max(1));
+    let count = if config.offloads.lanes { 1 + lanes } else { 1 };
     let mut group = UdpSocket::bind_group(listen, count).map_err(failed("binding"))?;
     if !config.offloads.lanes {
         group.steering = Offload::Off(SWITCHED_OFF.into());

@@ -14,6 +14,27 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The gateway's own traffic.
     pub underlay: UnderlayStatus,
+    /// The threads that carry traffic.
+    #[serde(default)]
+    pub threads: ThreadsStatus,
+}
+
+/// The threads that carry traffic, and how long each has worked since its start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ThreadsStatus {
+    /// The packet thread, in milliseconds; None where the kernel doesn't tell.
+    pub packet_ms: Option<u64>,
+    /// The threads that seal and open bulk, if there are any.
+    pub lanes: Vec<LaneThreadStatus>,
+}
+
+/// A thread that seals and opens bulk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneThreadStatus {
+    /// How long it has worked, in milliseconds; None where the kernel doesn't tell.
+    pub worked_ms: Option<u64>,
+    /// What passed its socket and what didn't. The underlay's counters have it, too.
+    pub counters: UnderlayCounters,
 }
 
 /// The uplink or a device port.
@@ -98,4 +119,21 @@ pub struct UnderlayCounters {
     pub unreachable: u64,
     /// Datagrams refused for another reason.
     pub egress_failed: u64,
+}
+
+impl std::ops::Add for UnderlayCounters {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            received: self.received + other.received,
+            sent: self.sent + other.sent,
+            missed: self.missed + other.missed,
+            truncated: self.truncated + other.truncated,
+            too_big: self.too_big + other.too_big,
+            queue_full: self.queue_full + other.queue_full,
+            unreachable: self.unreachable + other.unreachable,
+            egress_failed: self.egress_failed + other.egress_failed,
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! The worker thread: the engine and all sockets, driven by epoll. Nobody else touches them.
 
+mod lanes;
+
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -36,10 +38,7 @@ const QUIET: Duration = Duration::from_secs(2);
 const WAKE: u64 = u64::MAX;
 const UNDERLAY: u64 = u64::MAX - 1;
 const LANES: u64 = u64::MAX - 2;
-
-/// Most fetches from lane 0's socket before a batch of the lanes' is handled. All that it holds is far less, unless
-/// it fills faster than it is emptied.
-const FIRST_FETCHES: usize = 64;
+const LANE_THREADS: u64 = u64::MAX - 3;
 
 /// What the worker begins with.
 pub(super) struct Start {
@@ -70,6 +69,8 @@ pub(super) struct Worker {
     frames: FrameRing,
     datagrams: DatagramRing,
     bulk: DatagramRing,
+    /// The worker's number in the kernel.
+    thread: u32,
     steering: Offload,
     interfaces: Vec<(String, String)>,
     offloads: Vec<Offloads>,
@@ -105,6 +106,7 @@ impl Worker {
             frames: FrameRing::default(),
             datagrams: DatagramRing::default(),
             bulk: DatagramRing::default(),
+            thread: 0,
             steering: start.steering,
             offloads: start.offloads,
             interfaces: start.interfaces,
@@ -127,6 +129,7 @@ impl Worker {
         if let Some(socket) = worker.outbox.lanes.as_ref().filter(|socket| socket.hears()) {
             worker.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, LANES))?;
         }
+        worker.watch_lane_threads()?;
         for (index, queue) in worker.outbox.ports.iter().enumerate() {
             if let Some(socket) = &queue.socket {
                 worker.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
@@ -139,6 +142,7 @@ impl Worker {
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut loaded = None;
+        self.thread = u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0);
         self.tell_gro();
         while self.ended.is_none() {
             let now = Instant::now();
@@ -152,7 +156,7 @@ impl Worker {
             let due = self.engine.poll_timeout().map(|(due, _)| due);
             if due.is_some_and(|due| due <= now) {
                 self.engine.handle_timeout(now, &mut self.outbox);
-                self.outbox.flush();
+                self.flush();
                 self.tell_gro();
                 self.retire();
                 self.answer_reports(now);
@@ -161,11 +165,13 @@ impl Worker {
             let due = self.engine.poll_timeout().map(|(due, _)| due);
             let longest = self.keepalive.longest_turn();
             let wait = due.map_or(longest, |due| due.saturating_duration_since(now).min(longest));
+            let wait = if self.doze() { wait } else { Duration::ZERO };
             let count = match self.epoll.wait(&mut events, timeout(wait)) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
             };
+            self.rouse();
             self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
             // What came through a tunnel has come furthest. It goes first.
             let underlay = events[..count].iter().position(|event| event.data() == UNDERLAY);
@@ -179,11 +185,14 @@ impl Worker {
                         self.receive_datagrams();
                     }
                     LANES => self.receive_bulk(),
+                    LANE_THREADS => {}
                     port => self.receive_frames(port),
                 }
-                self.outbox.flush();
+                self.flush();
             }
-            if self.frames.take_large() | self.datagrams.take_large() | self.bulk.take_large() {
+            self.receive_hauls();
+            let large = self.frames.take_large() | self.datagrams.take_large();
+            if large | self.bulk.take_large() | self.took_hauls() {
                 loaded = Some(now);
             }
         }
@@ -211,7 +220,7 @@ impl Worker {
         for _ in 0..LAST_FETCHES {
             for index in 0..self.outbox.ports.len() {
                 self.receive_frames(index as u64);
-                self.outbox.flush();
+                self.flush();
             }
         }
     }
@@ -260,13 +269,19 @@ impl Worker {
         if !note_fetched(&self.bulk.fetch(socket)) {
             return;
         }
-        for _ in 0..FIRST_FETCHES {
-            if !self.receive_datagrams() {
-                break;
-            }
-            self.outbox.flush();
-        }
+        self.empty_lane_0();
         take(&mut self.bulk, &mut self.engine, &mut self.outbox);
+    }
+
+    /// Handles what lane 0's socket holds now, and as little more as may be.
+    fn empty_lane_0(&mut self) {
+        let mut held = self.outbox.underlay.held();
+        while held > 0 && self.receive_datagrams() {
+            held = held.saturating_sub(self.datagrams.least_held());
+            self.flush();
+            // All that a full socket holds takes some milliseconds.
+            self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
+        }
     }
 
     fn carry_out(&mut self) {
@@ -328,7 +343,7 @@ impl Worker {
             }
             Command::Shutdown(answer) => self.ended = Some(answer),
         }
-        self.outbox.flush();
+        self.flush();
     }
 
     /// Has it looked into when the underlay's interface took less than was thought.
@@ -421,13 +436,16 @@ impl Worker {
         };
         add(DropReason::QueueFull, total.queue_full - self.reported.queue_full);
         add(DropReason::EgressFailed, total.egress_failed - self.reported.egress_failed);
+        if let Some(threads) = &mut self.outbox.threads {
+            threads.take_drops(add);
+        }
         report.overflow += total.overflow - self.reported.overflow;
         self.reported = total;
         report
     }
 
     fn failures(&self) -> Failures {
-        let underlay = self.outbox.underlay_counters;
+        let underlay = self.underlay_counters();
         let mut total = Failures {
             queue_full: underlay.queue_full,
             egress_failed: underlay.egress_failed + underlay.too_big + underlay.unreachable,
@@ -470,8 +488,9 @@ impl Worker {
                 segmentation: underlay.segmentation().clone(),
                 merging: underlay.merging().clone(),
                 steering: self.steering.clone(),
-                counters: self.outbox.underlay_counters,
+                counters: self.underlay_counters(),
             },
+            threads: self.threads_status(),
         }
     }
 }

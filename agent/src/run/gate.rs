@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::config::{PortConfig, TunnelIdentity};
-use anteroom_agent_core::engine::{Engine, Runner};
+use anteroom_agent_core::engine::Engine;
 use anteroom_agent_core::lane;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::key::TunnelSecret;
@@ -109,13 +109,14 @@ impl Gate {
             };
         }
         let wiring = Wiring::of(&self.opener.config, view.as_deref());
-        let setup = Setup::prepare(&self.opener.config, wiring).await?;
+        let mut setup = Setup::prepare(&self.opener.config, wiring).await?;
         let warnings = setup.warnings().to_vec();
         let config = setup.engine_config();
         let ports = config.ports.clone();
         let mut engine = Engine::new(config, self.opener.identity.clone(), Instant::now());
         if self.opener.config.offloads.lanes {
-            engine.use_lanes(&self.opener.lanes, lane::USUAL, Runner::Engine, Instant::now());
+            let runner = setup.run_lanes(&self.opener.lanes)?;
+            engine.use_lanes(&self.opener.lanes, lane::USUAL, runner, Instant::now());
         }
         engine.restore(self.opener.learned.clone());
         engine.hold_time(self.opener.floor, Instant::now());

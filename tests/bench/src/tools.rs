@@ -76,7 +76,7 @@ impl Tools {
     pub fn have(&self, kind: &Kind) -> Result<()> {
         match kind {
             Kind::Routing | Kind::Aead => Ok(()),
-            Kind::Anteroom => exists(&self.agent),
+            Kind::Anteroom | Kind::Lanes(..) => exists(&self.agent),
             Kind::Other(_, path) => exists(path),
             Kind::BoringtunOne | Kind::Boringtun => self.boringtun().map(drop),
             Kind::WireguardGo => self.wireguard_go().map(drop),
@@ -126,7 +126,7 @@ impl Tools {
 #[must_use]
 pub fn version(kind: &Kind, tools: &Tools) -> Option<String> {
     let (program, argument) = match kind {
-        Kind::Anteroom => (tools.agent.clone(), "--version"),
+        Kind::Anteroom | Kind::Lanes(..) => (tools.agent.clone(), "--version"),
         Kind::Other(_, path) => (path.clone(), "--version"),
         Kind::BoringtunOne | Kind::Boringtun => (tools.boringtun().ok()?, "--version"),
         Kind::WireguardGo => (tools.wireguard_go().ok()?, "--version"),

@@ -190,11 +190,14 @@ fn throughput(
     let instructions = counter.and_then(|counter| counter.read().ok());
     let bytes = (load.received() - begun.1) as f64;
     let seconds = begun.0.elapsed().as_secs_f64();
-    let cpu = Cpu::of(pids)?.since(&begun.2);
+    let used = Cpu::of(pids)?;
+    let cpu = used.since(&begun.2);
     anyhow::ensure!(bytes > 0.0, "nothing came through in {seconds:.1} s");
     let mut figures = vec![figure("rate", bytes * 8.0 / seconds / 1e9, "Gb/s")];
     if !pids.is_empty() {
         figures.push(figure("cpu", cpu * 1e9 / bytes, "s/GB"));
+        let busiest = used.busiest_since(&begun.2);
+        figures.extend(busiest.map(|cpu| figure("busiest", cpu * 1e9 / bytes, "s/GB")));
         figures.push(figure("memory", resident(pids)?, "MiB"));
         let per_byte = instructions.map(|count| count as f64 / bytes);
         figures.extend(per_byte.map(|count| figure("instructions", count, "/byte")));

@@ -70,6 +70,17 @@ impl Cpu {
     }
 }
 
+impl Cpu {
+    /// Seconds that the thread used which used most since an earlier moment. None where single threads aren't counted.
+    /// However many cores there are, nothing goes faster than this thread does its part.
+    #[must_use]
+    pub fn busiest_since(&self, before: &Self) -> Option<f64> {
+        let earlier = |thread| before.threads.get(thread).copied().unwrap_or(0);
+        let used = self.threads.iter().map(|(thread, now)| now.saturating_sub(earlier(thread)));
+        used.max().filter(|most| *most > 0).map(|most| most as f64 / 1e9)
+    }
+}
+
 /// The numbers of a process's threads.
 pub(crate) fn threads(pid: u32) -> io::Result<Vec<u32>> {
     let mut threads = Vec::new();

@@ -16,7 +16,7 @@ const KEPT: usize = 64 << 10;
 const RUNS: usize = 256;
 
 /// Datagrams between two flushes, one behind the other.
-pub(super) struct Datagrams {
+pub(in crate::dataplane) struct Datagrams {
     bytes: Vec<u8>,
     used: usize,
     runs: Vec<Record>,
@@ -59,7 +59,11 @@ impl Default for Datagrams {
 
 impl Datagrams {
     /// Hands everything to the kernel.
-    pub(super) fn flush(&mut self, socket: &mut UdpSocket, counters: &mut UnderlayCounters) {
+    pub(in crate::dataplane) fn flush(
+        &mut self,
+        socket: &mut UdpSocket,
+        counters: &mut UnderlayCounters,
+    ) {
         if self.runs.is_empty() {
             return;
         }
@@ -82,7 +86,7 @@ impl Datagrams {
     }
 
     /// Gives back the memory that a load made it touch. Nothing may be waiting.
-    pub(super) fn shrink(&mut self) {
+    pub(in crate::dataplane) fn shrink(&mut self) {
         give_back(self.bytes.get_mut(KEPT..).unwrap_or_default());
     }
 
@@ -92,7 +96,7 @@ impl Datagrams {
     }
 
     /// Takes a datagram that `write` writes.
-    pub(super) fn put(
+    pub(in crate::dataplane) fn put(
         &mut self,
         (socket, counters): (&mut UdpSocket, &mut UnderlayCounters),
         to: SocketAddr,

@@ -6,12 +6,14 @@ mod frames;
 use std::net::SocketAddr;
 
 use anteroom_agent_core::batch::VlanTag;
+use anteroom_agent_core::lane::{Job, Taken};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
 use anteroom_agent_core::vnet::VnetHeader;
 
-use self::datagrams::Datagrams;
+pub(super) use self::datagrams::Datagrams;
 use self::frames::Frames;
+use crate::dataplane::lanes::Threads;
 use crate::dataplane::status::{InterfaceCounters, UnderlayCounters};
 use crate::net::packet::PacketSocket;
 use crate::net::udp::UdpSocket;
@@ -25,6 +27,8 @@ pub(super) struct Outbox {
     pub(super) underlay: UdpSocket,
     /// For the datagrams of lanes, where they have a socket of their own.
     pub(super) lanes: Option<UdpSocket>,
+    /// The threads that seal for lanes and send, where there are any.
+    pub(super) threads: Option<Threads>,
     pub(super) underlay_counters: UnderlayCounters,
     frames: Frames,
     datagrams: Datagrams,
@@ -58,6 +62,7 @@ impl Outbox {
             ports,
             underlay,
             lanes,
+            threads: None,
             underlay_counters: UnderlayCounters::default(),
             frames: Frames::default(),
             datagrams: Datagrams::default(),
@@ -73,6 +78,9 @@ impl Outbox {
         if let Some(socket) = &mut self.lanes {
             self.bulk.flush(socket, &mut self.underlay_counters);
         }
+        if let Some(threads) = &mut self.threads {
+            threads.send();
+        }
     }
 
     /// Gives back the memory that a load made it touch. Everything was flushed before.
@@ -81,6 +89,9 @@ impl Outbox {
         self.frames.shrink();
         self.datagrams.shrink();
         self.bulk.shrink();
+        if let Some(threads) = &mut self.threads {
+            threads.shrink();
+        }
     }
 }
 
@@ -116,6 +127,23 @@ impl Sink for Outbox {
         }
         let way = (socket, &mut self.underlay_counters);
         self.bulk.put(way, to, dscp_ecn, capacity, write);
+    }
+
+    fn job(&mut self, owner: u8, job: Job<'_>) -> Taken {
+        let Some(threads) = &mut self.threads else { return Taken::NoSession };
+        if threads.job(owner, &job) {
+            return Taken::Yes;
+        }
+        // The parcel is full: it goes, behind what lane 0 was given before.
+        self.datagrams.flush(&mut self.underlay, &mut self.underlay_counters);
+        threads.send();
+        if threads.job(owner, &job) { Taken::Yes } else { Taken::NoRoom }
+    }
+
+    fn hand_on(&mut self, owner: u8, from: SocketAddr, datagram: &[u8]) {
+        if let Some(threads) = &mut self.threads {
+            threads.hand_on(owner, from, datagram);
+        }
     }
 }
 

@@ -316,6 +316,52 @@ fn a_dead_interface_is_noticed_and_costs_what_was_for_it() {
     assert_eq!(outbox.ports[0].counters.egress_failed, 2);
 }
 
+/// However much lanes send at once, nothing of theirs leaves before what lane 0 was given earlier.
+#[test]
+fn lane_0_goes_first_whatever_fills_up() {
+    let group = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+    let mut sockets = group.sockets.into_iter();
+    let underlay = sockets.next().unwrap();
+    let mut outbox = Outbox::new(Vec::new(), underlay, sockets.next());
+    let server = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    if crate::net::sys::grow_buffer(&server, crate::net::sys::Buffer::Receive, 4 << 20) < 2 << 20 {
+        eprintln!("skipped: an ordinary user's sockets don't hold so much");
+        return;
+    }
+    let to = server.local_addr().unwrap();
+    let put = |outbox: &mut Outbox, lane: u8, number: u16| {
+        let write = |room: &mut [u8]| {
+            room[0] = lane;
+            room[1..3].copy_from_slice(&number.to_be_bytes());
+            30_000
+        };
+        match lane {
+            0 => outbox.datagram(to, 0, 30_000, write),
+            lane => outbox.lane_datagram(lane, to, 0, 30_000, write),
+        }
+    };
+    let mut buffer = vec![0; 70_000];
+    let mut receive = || {
+        let length = server.recv(&mut buffer).unwrap();
+        assert_eq!(length, 30_000);
+        (buffer[0], u16::from_be_bytes([buffer[1], buffer[2]]))
+    };
+    // The lanes' buffer fills up again and again, with one of lane 0 waiting.
+    for round in 0..20 {
+        put(&mut outbox, 0, round);
+        for number in 0..20 {
+            put(&mut outbox, 1, number);
+        }
+        outbox.flush();
+        assert_eq!(receive(), (0, round));
+        for number in 0..20 {
+            assert_eq!(receive(), (1, number), "in round {round}");
+        }
+    }
+    assert_eq!(outbox.underlay_counters.sent, 20 * 21);
+}
+
 #[test]
 fn datagrams_of_any_size_go_out_or_are_counted() {
     let mut outbox =

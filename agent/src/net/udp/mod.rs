@@ -131,6 +131,14 @@ impl UdpSocket {
         missed.into()
     }
 
+    /// Bytes that wait to be fetched, as the kernel counts them: with its own book-keeping.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let memory: io::Result<[u32; MEMORY]> =
+            sys::get_option(&self.socket, libc::SOL_SOCKET, libc::SO_MEMINFO);
+        memory.map_or(0, |[held, ..]| held as usize)
+    }
+
     /// Whether the kernel merges datagrams of one sender that come in a row (`UDP_GRO`). It does so only on interfaces
     /// where generic receive offload is on.
     #[must_use]

@@ -21,6 +21,9 @@ const KEPT: usize = 4;
 /// Messages fetched with one system call at most.
 const BATCH: usize = 32;
 
+/// What the kernel counts for a message at least, however short.
+const LEAST_HELD: usize = 512;
+
 /// Asks the kernel to merge datagrams of one sender that come in a row.
 pub(super) fn merge(socket: &impl AsFd) -> Offload {
     match sys::set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1_i32) {
@@ -66,12 +69,26 @@ impl DatagramRing {
     /// # Errors
     /// What the socket reports; it stays usable.
     pub fn fetch(&mut self, socket: &UdpSocket) -> io::Result<usize> {
+        self.fetch_at_most(socket, BATCH)
+    }
+
+    /// The same for at most so many messages.
+    ///
+    /// # Errors
+    /// As [`Self::fetch`].
+    pub fn fetch_at_most(&mut self, socket: &UdpSocket, most: usize) -> io::Result<usize> {
         self.count = 0;
-        self.count = self.fill(socket, socket.appetite.ask(BATCH))?;
+        self.count = self.fill(socket, socket.appetite.ask(BATCH.min(most)))?;
         let bytes: usize = self.received[..self.count].iter().map(|slot| slot.length).sum();
         socket.appetite.note(self.count, bytes);
         self.large |= self.count > KEPT || bytes > SLOT;
         Ok(self.count)
+    }
+
+    /// What the messages that were fetched last made up of [`UdpSocket::held`] at least.
+    #[must_use]
+    pub fn least_held(&self) -> usize {
+        self.received[..self.count].iter().map(|slot| slot.length.max(LEAST_HELD)).sum()
     }
 
     /// Lends what was fetched to `take`, unless it's nothing, and says how many datagrams it is. Those too long for a

@@ -201,6 +201,34 @@ fn an_address_that_comes_later_or_goes_for_a_while_does_no_harm() {
     }
 }
 
+/// Emptying a socket that fills all the time takes what it held, and ends.
+#[test]
+fn what_a_socket_holds_is_fetched_and_not_much_more() {
+    for size in [0, 60, 1_400] {
+        let socket = bind("127.0.0.1:0");
+        let to = socket.local_address().unwrap();
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(socket.held(), 0);
+        for _ in 0..300 {
+            sender.send_to(&vec![7; size], to).unwrap();
+        }
+        let (mut held, mut fetched) = (socket.held(), 0);
+        assert!(held >= 300 * size.max(1), "{held} bytes");
+        let mut ring = DatagramRing::default();
+        while held > 0 {
+            assert!(fetched < 3_000, "it doesn't end");
+            let count = ring.fetch(&socket).unwrap();
+            fetched += count;
+            held = held.saturating_sub(ring.least_held());
+            // As many come as went.
+            for _ in 0..count {
+                sender.send_to(&vec![7; size], to).unwrap();
+            }
+        }
+        assert!(fetched >= 300, "{fetched} of {size} bytes");
+    }
+}
+
 #[test]
 fn what_found_no_room_is_counted_once() {
     let mut socket = bind("127.0.0.1:0");

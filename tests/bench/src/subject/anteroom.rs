@@ -11,8 +11,13 @@ use crate::world::{Device, UNDERLAY, World};
 /// Where tunnels end.
 pub(crate) const TUNNEL_PORT: u16 = 51_820;
 
-/// Writes state and configuration of both gateways. Returns where the configurations are.
-pub(super) fn prepare(world: &World, directory: &Path) -> Result<Vec<PathBuf>> {
+/// Writes state and configuration of both gateways, with so many lane threads where it is said. Returns where the
+/// configurations are.
+pub(super) fn prepare(
+    world: &World,
+    directory: &Path,
+    lane_threads: Option<u8>,
+) -> Result<Vec<PathBuf>> {
     let mut organisation = Organisation::new()?;
     for (gateway, address) in UNDERLAY.into_iter().enumerate() {
         let state = directory.join(format!("state-{gateway}"));
@@ -30,7 +35,18 @@ pub(super) fn prepare(world: &World, directory: &Path) -> Result<Vec<PathBuf>> {
         organisation.openings.push(Opening { from: vec![from as usize], to: vec![to as usize] });
     }
     organisation.sign()?;
-    (0..UNDERLAY.len()).map(|gateway| config(directory, gateway)).collect()
+    let configs = (0..UNDERLAY.len()).map(|gateway| config(directory, gateway));
+    let configs = configs.collect::<Result<Vec<_>>>()?;
+    if let Some(threads) = lane_threads {
+        for path in &configs {
+            let text = std::fs::read_to_string(path)?;
+            std::fs::write(
+                path,
+                format!("{text}[offloads]\nlanes = true\n[cores]\nlane_threads = {threads}\n"),
+            )?;
+        }
+    }
+    Ok(configs)
 }
 
 /// Writes one gateway's configuration.

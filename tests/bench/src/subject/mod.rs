@@ -6,6 +6,7 @@ mod wireguard;
 
 use std::path::{Path, PathBuf};
 
+use anteroom_agent::config::MAX_LANE_THREADS;
 use anteroom_lab::process::Process;
 use anyhow::{Result, bail};
 
@@ -25,6 +26,8 @@ pub enum Kind {
     Anteroom,
     /// Another build of the agent: `NAME=PATH`.
     Other(String, PathBuf),
+    /// This workspace's agent with so many lane threads: `lanes-2`.
+    Lanes(String, u8),
     /// boringtun-cli with one thread.
     BoringtunOne,
     /// boringtun-cli as it comes.
@@ -55,7 +58,7 @@ impl Kind {
         match self {
             Self::Routing => "routing",
             Self::Anteroom => "anteroom",
-            Self::Other(name, _) => name,
+            Self::Other(name, _) | Self::Lanes(name, _) => name,
             Self::BoringtunOne => "boringtun-1",
             Self::Boringtun => "boringtun",
             Self::WireguardGo => "wireguard-go",
@@ -72,6 +75,10 @@ impl std::str::FromStr for Kind {
         if let Some(kind) = Self::ALL.into_iter().find(|kind| kind.name() == text) {
             return Ok(kind);
         }
+        let threads = text.strip_prefix("lanes-").and_then(|count| count.parse().ok());
+        if let Some(threads) = threads.filter(|threads| *threads <= MAX_LANE_THREADS) {
+            return Ok(Self::Lanes(text.into(), threads));
+        }
         // Part of host names, which the kernel bounds, and of the report's columns.
         let fits = |name: &str| {
             (1..=20).contains(&name.len())
@@ -85,7 +92,8 @@ impl std::str::FromStr for Kind {
             _ => {
                 let known: Vec<String> = Self::ALL.iter().map(|k| k.name().to_owned()).collect();
                 Err(format!(
-                    "no such subject; there are {}, and NAME=PATH for another build of anteroom-agent",
+                    "no such subject; there are {}, lanes-N for anteroom with N lane threads, and NAME=PATH for another \
+                     build of anteroom-agent",
                     known.join(", ")
                 ))
             }
@@ -114,7 +122,7 @@ impl Subject {
         let mut subject = Self { name, world: None, processes: Vec::new(), _state: None };
         let addressing = match kind {
             Kind::Aead => return Ok(subject),
-            Kind::Anteroom | Kind::Other(..) => Addressing::Flat,
+            Kind::Anteroom | Kind::Lanes(..) | Kind::Other(..) => Addressing::Flat,
             _ => Addressing::Routed,
         };
         let prefix = match card {
@@ -136,13 +144,17 @@ impl Subject {
                         .ip(&format!("route add {network}/{length} via {via}"))?;
                 }
             }
-            Kind::Anteroom | Kind::Other(..) => {
+            Kind::Anteroom | Kind::Lanes(..) | Kind::Other(..) => {
                 let agent = match kind {
                     Kind::Other(_, path) => path.as_path(),
                     _ => &tools.agent,
                 };
                 let state = scratch()?;
-                let configs = anteroom::prepare(&world, state.path())?;
+                let threads = match kind {
+                    Kind::Lanes(_, threads) => Some(*threads),
+                    _ => None,
+                };
+                let configs = anteroom::prepare(&world, state.path(), threads)?;
                 subject._state = Some(state);
                 for (gateway, config) in configs.iter().enumerate() {
                     let host = &world.gateways[gateway];
@@ -223,6 +235,8 @@ mod tests {
         }
         let before: Kind = "before=/x/anteroom-agent".parse().unwrap();
         assert_eq!(before, Kind::Other("before".into(), "/x/anteroom-agent".into()));
+        assert_eq!("lanes-15".parse(), Ok(Kind::Lanes("lanes-15".into(), 15)));
+        assert!("lanes-16".parse::<Kind>().is_err() && "lanes-".parse::<Kind>().is_err());
         for bad in ["", "openvpn", "=", "a b=/x", "anteroom=/x", "before="] {
             let error = bad.parse::<Kind>().unwrap_err();
             assert!(error.contains("boringtun-1"), "{bad:?}: {error}");

@@ -1,0 +1,143 @@
+//! Bulk takes lanes of its own, run by the packet thread or by others, and no flow is reordered for it.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anteroom_bench::load::echo;
+use anteroom_bench::subject::{Kind, Subject};
+use anteroom_bench::tools::Tools;
+use anteroom_bench::world::{Card, Device, World};
+use anteroom_lab::namespace;
+use anteroom_lab::programs::Profile;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Datagrams of the numbered flow, and their length. Bulk by far.
+const NUMBERED: (u32, usize) = (8_000, 1200);
+
+fn udp(world: &World, device: Device, port: u16) -> UdpSocket {
+    let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    world.device(device).enter(bind).unwrap()
+}
+
+/// Sends numbered datagrams as fast as lets most of them through, and returns the numbers that came, in their order.
+fn numbered(world: &World, (from, to): (Device, Device), port: u16) -> Vec<u32> {
+    let (near, far) = (udp(world, from, 0), udp(world, to, port));
+    near.connect((world.address(to), port)).unwrap();
+    far.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let receiver = std::thread::spawn(move || {
+        let (mut numbers, mut room) = (Vec::new(), [0; 2000]);
+        while let Ok(len) = far.recv(&mut room) {
+            assert_eq!(len, NUMBERED.1);
+            numbers.push(u32::from_be_bytes([room[0], room[1], room[2], room[3]]));
+        }
+        numbers
+    });
+    let mut bytes = vec![0x5a; NUMBERED.1];
+    for number in 0..NUMBERED.0 {
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        near.send(&bytes).unwrap();
+        if number % 16 == 15 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    receiver.join().unwrap()
+}
+
+/// Sends the same bytes there and back.
+fn exchange(world: &World, (from, to): (Device, Device), port: u16) {
+    const LEN: usize = 8 << 20;
+    let bytes: Vec<u8> = (0..LEN).map(|i| (i ^ i >> 8 ^ i >> 16) as u8).collect();
+    let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    let listener = world.device(to).enter(listen).unwrap();
+    let far = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut got = vec![0; LEN];
+        stream.read_exact(&mut got).unwrap();
+        stream.write_all(&got).unwrap();
+    });
+    let address = (world.address(to), port).into();
+    let connect = || TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+    let mut stream = world.device(from).enter(connect).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&bytes).unwrap();
+    let mut got = vec![0; LEN];
+    stream.read_exact(&mut got).unwrap();
+    assert!(got == bytes, "other bytes came back");
+    far.join().unwrap();
+}
+
+/// Nanoseconds that each lane thread of a process has worked.
+fn worked(pid: u32) -> Vec<u64> {
+    let mut worked = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let path = entry.unwrap().path();
+        let read = |file| std::fs::read_to_string(path.join(file)).unwrap_or_default();
+        if read("comm").starts_with("lanes-") {
+            let text = read("schedstat");
+            worked.push(text.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0));
+        }
+    }
+    worked
+}
+
+fn bulk_keeps_its_order(threads: u8) {
+    let tools = Tools::of(Profile::Dev);
+    let logs = tempfile::tempdir().unwrap();
+    let kind = Kind::Lanes(format!("lanes-{threads}"), threads);
+    let mut subject = Subject::start(&kind, Card::Virtual, &tools, logs.path()).unwrap();
+    let world = subject.world.as_ref().unwrap();
+    let before: Vec<Vec<u64>> = subject.pids().into_iter().map(worked).collect();
+    assert!(before.iter().all(|gateway| gateway.len() == usize::from(threads)), "{before:?}");
+    std::thread::scope(|scope| {
+        let there = scope.spawn(|| numbered(world, (Device::A, Device::B), 6001));
+        let beside = scope.spawn(|| numbered(world, (Device::A, Device::B), 6002));
+        let stream = scope.spawn(|| exchange(world, (Device::C, Device::D), 6003));
+        for (what, numbers) in [("one", there), ("beside it", beside)] {
+            let numbers = numbers.join().unwrap();
+            let came = numbers.len();
+            assert!(came > NUMBERED.0 as usize / 4, "{what}: {came} of {}", NUMBERED.0);
+            let overtaken = numbers.windows(2).find(|pair| pair[0] >= pair[1]);
+            assert_eq!(overtaken, None, "{what}, with {threads} lane threads");
+        }
+        stream.join().unwrap();
+    });
+    let after: Vec<Vec<u64>> = subject.pids().into_iter().map(worked).collect();
+    for (before, after) in before.iter().zip(&after).filter(|_| threads > 0) {
+        let used = after.iter().sum::<u64>() - before.iter().sum::<u64>();
+        // Sealing and opening 20 MB takes longer; shaking hands doesn't.
+        assert!(used > 20_000_000, "the lane threads worked {used} ns: {after:?}");
+    }
+    echo::wait_answered(world, (Device::A, Device::B), PATIENCE).unwrap();
+    subject.must_run().unwrap();
+}
+
+fn inside(test: &str) -> bool {
+    if !namespace::inside() {
+        Tools::of(Profile::Dev).build(Profile::Dev).expect("the agent is built");
+    }
+    namespace::in_private_network(test)
+}
+
+#[test]
+fn bulk_keeps_its_order_with_the_packet_thread_alone() {
+    if inside("bulk_keeps_its_order_with_the_packet_thread_alone") {
+        bulk_keeps_its_order(0);
+    }
+}
+
+#[test]
+fn bulk_keeps_its_order_with_one_lane_thread() {
+    if inside("bulk_keeps_its_order_with_one_lane_thread") {
+        bulk_keeps_its_order(1);
+    }
+}
+
+#[test]
+fn bulk_keeps_its_order_with_three_lane_threads() {
+    if inside("bulk_keeps_its_order_with_three_lane_threads") {
+        bulk_keeps_its_order(3);
+    }
+}
