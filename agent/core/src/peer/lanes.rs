@@ -10,6 +10,7 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use hashbrown::HashMap;
 
+use super::agenda::Agenda;
 use super::front::{self, Admission, COOKIE_LEN, Front, Kind};
 use super::random::Random;
 use super::slots::Slots;
@@ -150,6 +151,8 @@ struct Lane {
     wanted_until: Option<Instant>,
     /// Whether the engine was told that it can be used.
     ready: bool,
+    /// When it is to be looked at.
+    wake_at: Instant,
 }
 
 impl Lane {
@@ -176,7 +179,7 @@ pub struct Lanes {
     open: usize,
     most: usize,
     events: VecDeque<Event>,
-    next: Option<Instant>,
+    agenda: Agenda,
     scratch: Box<[u8]>,
 }
 
@@ -211,7 +214,7 @@ impl Lanes {
             open: 0,
             most: config.most,
             events: VecDeque::new(),
-            next: None,
+            agenda: Agenda::default(),
             scratch: vec![0; SCRATCH_LEN].into_boxed_slice(),
         }
     }
@@ -311,11 +314,12 @@ impl Lanes {
                 heard: None,
                 wanted_until: None,
                 ready: false,
+                wake_at: now,
             }
         })?;
         known.tunnels.push((at.lane, number));
         self.open += 1;
-        self.wake(now);
+        self.agenda.note(number, now);
         Some(number)
     }
 
@@ -388,7 +392,7 @@ impl Lanes {
             Received::Stale => return OpenedInLane::Dropped(DropReason::PeerUnauthenticated),
             Received::Nothing if matches!(kind, Kind::Cookie { .. }) => {
                 lane.tunnel.note_cookie(now);
-                self.wake(now);
+                self.wake(number, now);
                 return OpenedInLane::Handled;
             }
             Received::Handshake(reply) => {
@@ -397,7 +401,7 @@ impl Lanes {
                 write(out, self.owner, from, reply);
                 if !initiator {
                     lane.tunnel.note_heard(false, now);
-                    self.wake(now);
+                    self.wake(number, now);
                     return OpenedInLane::Handled;
                 }
                 OpenedInLane::Handled
@@ -445,7 +449,7 @@ impl Lanes {
         if std::mem::replace(&mut lane.ready, good) != good {
             let event = if good { Event::Ready(lane.at) } else { Event::Gone(lane.at) };
             self.events.push_back(event);
-            self.wake(now);
+            self.wake(number, now);
         }
     }
 
@@ -495,22 +499,19 @@ impl Lanes {
 
     /// Does what is due: handshakes, expiry.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
-        if self.next.is_none_or(|next| next > now) {
-            return;
-        }
-        for number in self.lanes.numbers() {
-            if self.lanes.get(number).is_some_and(|lane| lane.tunnel.wake_at() <= now) {
+        for number in self.agenda.due(now, self.most) {
+            if self.lanes.get(number).is_some_and(|lane| lane.wake_at <= now) {
                 self.tend(number, now, out);
             }
         }
-        let due = self.lanes.iter().map(|(_, lane)| lane.tunnel.wake_at());
-        self.next = due.min().map(|at| at.max(now + Duration::from_millis(1)));
+        let lanes = &self.lanes;
+        self.agenda.tidy(|number| lanes.get(number).map(|lane| lane.wake_at));
     }
 
     /// When [`Self::handle_timeout`] has something to do.
     #[must_use]
-    pub const fn poll_timeout(&self) -> Option<Instant> {
-        self.next
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.agenda.next()
     }
 
     /// The next thing that the engine is to know.
@@ -556,12 +557,17 @@ impl Lanes {
             let room = front::INITIATION_LEN;
             out.lane_datagram(self.owner, to, CONTROL, room, |buffer| tunnel.initiate(buffer));
         }
-        let at = lane.tunnel.wake_at();
-        self.wake(at);
+        lane.wake_at = lane.tunnel.wake_at().max(now + Duration::from_millis(1));
+        self.agenda.note(number, lane.wake_at);
     }
 
-    fn wake(&mut self, at: Instant) {
-        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+    /// Has a lane looked at then, if not earlier.
+    fn wake(&mut self, number: u32, at: Instant) {
+        let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.wake_at > at) else {
+            return;
+        };
+        lane.wake_at = at;
+        self.agenda.note(number, at);
     }
 }
 
@@ -583,3 +589,6 @@ fn write(out: &mut impl Sink, owner: u8, to: SocketAddr, message: &mut [u8]) {
         }
     });
 }
+
+#[cfg(test)]
+mod tests;

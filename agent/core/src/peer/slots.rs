@@ -2,8 +2,11 @@
 
 use std::collections::VecDeque;
 
+/// So many freed places are always kept before one is used again.
+const FEW: usize = 64;
+
 /// A bounded list with stable numbers. A freed number goes to the end of the queue, so that what still names its
-/// old holder rarely meets a new one.
+/// old holder rarely meets a new one. There are never many more places than twice what was held at once.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     places: Vec<Option<T>>,
@@ -18,7 +21,8 @@ impl<T> Slots<T> {
 
     /// Puts what `make` makes of its number into a place. `None` when all are taken.
     pub(super) fn insert(&mut self, make: impl FnOnce(u32) -> T) -> Option<u32> {
-        let number = if self.places.len() < self.max {
+        let many_free = self.free.len() > FEW.max(self.places.len() / 2);
+        let number = if self.places.len() < self.max && !many_free {
             self.places.push(None);
             u32::try_from(self.places.len() - 1).ok()?
         } else {
@@ -55,8 +59,34 @@ impl<T> Slots<T> {
 }
 
 #[cfg(test)]
+impl<T> Slots<T> {
+    /// Places that there are, taken or free.
+    pub(super) const fn places(&self) -> usize {
+        self.places.len()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_as_many_as_were_needed_at_once_however_often_they_change_hands() {
+        let mut slots = Slots::new(1 << 20);
+        let mut held: VecDeque<u32> =
+            (0..300).filter_map(|_| slots.insert(|number| number)).collect();
+        let mut last = vec![0_usize; 1000];
+        for round in 1..10_000 {
+            let number = held.pop_front().unwrap();
+            assert_eq!(slots.remove(number), Some(number));
+            last[number as usize] = round;
+            let number = slots.insert(|number| number).unwrap();
+            let freed = std::mem::take(&mut last[number as usize]);
+            assert!(freed == 0 || round - freed >= FEW, "{number} is used again too soon");
+            held.push_back(number);
+        }
+        assert!(slots.places() <= 2 * 300 + FEW, "{}", slots.places());
+    }
 
     #[test]
     fn numbers_are_used_again_late_and_never_beyond_the_bound() {
