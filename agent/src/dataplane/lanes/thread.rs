@@ -97,6 +97,7 @@ impl LaneThread {
             }
             self.way.flush();
             self.desk.tell(&mut self.way);
+            self.desk.meter.show(&self.way.counters);
             if unpacked || received {
                 loaded = Some(now);
             } else if loaded.is_some_and(|at| now.saturating_duration_since(at) >= QUIET) {
@@ -105,7 +106,6 @@ impl LaneThread {
             }
             if !unpacked && !received {
                 self.way.counters.missed += self.way.socket.take_missed();
-                self.desk.meter.show(&self.way.counters);
                 self.sleep(now)?;
             }
         }
