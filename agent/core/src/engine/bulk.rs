@@ -51,6 +51,21 @@ pub(super) struct Bulk {
     start: Instant,
 }
 
+#[cfg(test)]
+impl Bulk {
+    /// Hears what no peer of this crate's would say.
+    pub(super) fn hear_for_tests(
+        &mut self,
+        peer: PeerSlot,
+        via: anteroom_proto::key::TunnelPublicKey,
+        offer: &crate::peer::message::LaneOffer,
+        peers: &mut crate::peer::Peers,
+        now: Instant,
+    ) {
+        self.book.hear(peer, via, offer, peers, now);
+    }
+}
+
 impl Engine {
     /// Has bulk flows take lanes to peers that can use them too. `secret` is the agent's lane key, fresh at each start;
     /// it is kept in memory only. To be called before the first view is applied.
@@ -232,6 +247,16 @@ impl Engine {
         while let Some(event) = lanes.poll_event() {
             bulk.book.note(event, now);
         }
+    }
+
+    /// Looks for peers with lanes that went and are back, after who is a peer has changed.
+    pub(super) fn meet_lanes(&mut self, now: Instant) {
+        let Some(bulk) = &mut self.bulk else { return };
+        // Those that went are forgotten first.
+        while let Some(number) = self.peers.poll_review() {
+            bulk.book.review(number, &self.peers);
+        }
+        bulk.book.meet(&mut self.peers, now);
     }
 
     /// Lanes that are open here.

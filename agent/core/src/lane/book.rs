@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anteroom_proto::id::BootId;
+use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::TunnelPublicKey;
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
@@ -21,11 +21,14 @@ const REOPEN: Duration = Duration::from_secs(1);
 /// Most keys of one peer that are looked at within [`KEYS_IN`]: that takes some 50 µs each.
 const MAX_KEYS: u32 = 8;
 const KEYS_IN: Duration = Duration::from_secs(10);
+/// Most peers that went with lanes open and are told so when they are peers again.
+const MAX_PARTED: usize = 1024;
 
 /// A peer that wanted a lane, or to which one was wanted.
 #[derive(Debug)]
 struct Entry {
     peer: PeerSlot,
+    gateway: Option<GatewayId>,
     /// Its key, its run, and the main key whose tunnel both came through last.
     theirs: Option<(TunnelPublicKey, BootId, TunnelPublicKey)>,
     /// How many lanes there are with it.
@@ -39,9 +42,20 @@ struct Entry {
     /// When each may be ordered next.
     next_open: [Option<Instant>; MAX as usize + 1],
     keys: (Instant, u32),
+    /// Whether it is to be told that its key isn't held here any more, as soon as something can be told to it.
+    owes: bool,
 }
 
 impl Entry {
+    /// Takes one from what may be looked at of this peer.
+    fn charge(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.keys.0) >= KEYS_IN {
+            self.keys = (now, 0);
+        }
+        self.keys.1 = self.keys.1.saturating_add(1);
+        self.keys.1 <= MAX_KEYS
+    }
+
     const fn is_agreed(&self) -> bool {
         self.theirs.is_some() && self.holds_ours && self.lanes > 0
     }
@@ -57,6 +71,8 @@ pub struct Book {
     by_key: HashMap<TunnelPublicKey, u32, foldhash::fast::RandomState>,
     orders: VecDeque<Order>,
     offers: VecDeque<(PeerSlot, LaneOffer)>,
+    /// Peers that are none any more, and may still take lanes that there were for usable.
+    parted: VecDeque<GatewayId>,
     turned_away: u64,
 }
 
@@ -81,6 +97,7 @@ impl Book {
             by_key: HashMap::default(),
             orders: VecDeque::new(),
             offers: VecDeque::new(),
+            parted: VecDeque::new(),
             turned_away: 0,
         }
     }
@@ -118,10 +135,7 @@ impl Book {
 
     /// Asks a peer for its key, if it can use lanes.
     fn ask(&mut self, peer: PeerSlot, peers: &Peers) {
-        let capable = peers
-            .get(peer)
-            .is_some_and(|peer| peer.capabilities().iter().any(|one| one == CAPABILITY));
-        if capable {
+        if is_capable(peer, peers) {
             self.offer(peer, true);
         }
     }
@@ -149,9 +163,27 @@ impl Book {
         now: Instant,
     ) {
         let (own, most) = (self.own, self.lanes);
+        let boot = peers.get(peer).and_then(crate::peer::Peer::boot);
+        if boot.is_some_and(|boot| boot != offer.boot) {
+            self.turned_away += 1;
+            return;
+        }
         let to = peers.get(peer).and_then(crate::peer::Peer::endpoint);
         let entry = self.entry(peer, peers, now);
-        entry.holds_ours = offer.holds == Some(LaneKey(*own.as_bytes()));
+        let holds_ours = offer.holds == Some(LaneKey(*own.as_bytes()));
+        // Its ends of the lanes are gone: what is sent there is lost until ours are gone as well.
+        let lost_ours = std::mem::replace(&mut entry.holds_ours, holds_ours) && !holds_ours;
+        if lost_ours && entry.theirs.is_some() {
+            let key = entry.theirs.filter(|_| entry.charge(now));
+            self.drop_key(peer);
+            if let Some((key, ..)) = key {
+                self.by_key.insert(key, peer.number());
+                if let Some(entry) = self.entries.get_mut(&peer.number()) {
+                    (entry.theirs, entry.lanes) = (Some((key, offer.boot, via)), 0);
+                }
+            }
+        }
+        let entry = self.entry(peer, peers, now);
         let same = entry.theirs.is_some_and(|(key, ..)| *key.as_bytes() == offer.key.0);
         let lanes = offer.lanes.min(most);
         if same {
@@ -196,11 +228,7 @@ impl Book {
         now: Instant,
     ) -> Option<TunnelPublicKey> {
         let entry = self.entries.get_mut(&peer.number())?;
-        if now.saturating_duration_since(entry.keys.0) >= KEYS_IN {
-            entry.keys = (now, 0);
-        }
-        entry.keys.1 = entry.keys.1.saturating_add(1);
-        if entry.keys.1 > MAX_KEYS {
+        if !entry.charge(now) {
             return None;
         }
         let key = TunnelPublicKey::try_from(offer.key.0).ok()?;
@@ -218,10 +246,39 @@ impl Book {
         }
     }
 
-    /// Forgets a peer.
+    /// Forgets a peer that is none any more.
     fn forget(&mut self, peer: PeerSlot) {
+        let had = self.entries.get(&peer.number()).filter(|entry| entry.theirs.is_some());
+        if let Some(gateway) = had.and_then(|entry| entry.gateway) {
+            if self.parted.len() >= MAX_PARTED {
+                self.parted.pop_front();
+            }
+            self.parted.push_back(gateway);
+        }
         self.drop_key(peer);
         self.entries.remove(&peer.number());
+    }
+
+    /// Looks for peers that went and are back. To be called after each change of who is a peer.
+    pub fn meet(&mut self, peers: &mut Peers, now: Instant) {
+        for gateway in std::mem::take(&mut self.parted) {
+            match peers.slot(gateway) {
+                Some(slot) => {
+                    self.entry(slot, peers, now).owes = true;
+                    self.settle(slot, peers);
+                }
+                None => self.parted.push_back(gateway),
+            }
+        }
+    }
+
+    /// Tells a peer what is owed to it, when it can be.
+    fn settle(&mut self, slot: PeerSlot, peers: &Peers) {
+        let Some(entry) = self.entries.get_mut(&slot.number()) else { return };
+        if entry.owes && is_capable(slot, peers) && peers.sending_key(slot).is_some() {
+            entry.owes = false;
+            self.offer(slot, false);
+        }
     }
 
     /// Looks at a peer anew that is elsewhere, runs anew, has other keys, or is no more.
@@ -229,9 +286,14 @@ impl Book {
         let Some(entry) = self.entries.get_mut(&number) else { return };
         let slot = entry.peer;
         let Some(peer) = peers.get(slot) else { return self.forget(slot) };
-        let Some((_, boot, via)) = entry.theirs else { return };
-        if peer.boot().is_some_and(|said| said != boot) || !peers.has_key(slot, &via) {
-            return self.forget(slot);
+        let Some((_, boot, via)) = entry.theirs else { return self.settle(slot, peers) };
+        let other_run = peer.boot().is_some_and(|said| said != boot);
+        if other_run || !peers.has_key(slot, &via) {
+            // What it may still offer in these seconds is counted on: the entry stays.
+            (entry.holds_ours, entry.lanes) = (false, 0);
+            entry.owes |= !other_run;
+            self.drop_key(slot);
+            return self.settle(slot, peers);
         }
         let to = peer.endpoint();
         if let Some(to) = to.filter(|to| entry.to != Some(*to)) {
@@ -310,6 +372,7 @@ impl Book {
             peers.watch(peer);
             Entry {
                 peer,
+                gateway: peers.get(peer).map(crate::peer::Peer::gateway),
                 theirs: None,
                 lanes: 0,
                 holds_ours: false,
@@ -318,9 +381,16 @@ impl Book {
                 ready: 0,
                 next_open: Default::default(),
                 keys: (now, 0),
+                owes: false,
             }
         })
     }
+}
+
+/// Whether a peer says that it can use lanes.
+fn is_capable(slot: PeerSlot, peers: &Peers) -> bool {
+    let peer = peers.get(slot);
+    peer.is_some_and(|peer| peer.capabilities().iter().any(|one| one == CAPABILITY))
 }
 
 #[cfg(test)]

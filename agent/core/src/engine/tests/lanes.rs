@@ -428,6 +428,55 @@ fn a_revoked_peer_has_no_lanes_at_once() {
 }
 
 #[test]
+fn lanes_that_one_end_alone_gave_up_are_left_by_the_other() {
+    let mut net = Net::with_lane();
+    // Gateway 1 has a view without gateway 0 for a moment; gateway 0 hears nothing of it.
+    let with = other_view();
+    let mut without = (*with).clone();
+    (without.peers, without.intent.peers, without.intent.members) = Default::default();
+    without.intent.rules.clear();
+    without.operation.number.sequence += 1;
+    let mut again = (*with).clone();
+    again.operation.number.sequence += 2;
+    for view in [without, again] {
+        net.engines[1].apply(Arc::new(view), net.now);
+        let mut out = Out::default();
+        net.engines[1].handle_timeout(net.now, &mut out);
+        net.carry(1, out);
+    }
+    assert_eq!(net.engines[1].open_lanes(), 0);
+    net.wait(1_500);
+    let before = net.got[&40_001].len();
+    for _ in 0..100 {
+        net.burst(0, 1, 60, 1200);
+        net.wait(20);
+    }
+    let got = net.got[&40_001].len() - before;
+    assert_eq!(got, 6_000, "the rest was sent where nobody listens");
+    assert!(net.standing(0).ready > 0, "and lanes come again");
+}
+
+#[test]
+fn an_offer_of_another_run_than_the_hellos_is_refused() {
+    let mut net = Net::with_lane();
+    let before = net.standing(0);
+    let now = net.now;
+    let peer = net.engines[0].peers.slot(OTHER).unwrap();
+    let via = net.engines[0].peers.sending_key(peer).unwrap();
+    let offer = crate::peer::message::LaneOffer {
+        boot: anteroom_proto::id::BootId::from_bytes([0xee; 16]),
+        key: crate::peer::message::LaneKey([9; 32]),
+        lanes: 1,
+        holds: None,
+        ask: true,
+    };
+    let engine = &mut net.engines[0];
+    let (bulk, peers) = (engine.bulk.as_mut().unwrap(), &mut engine.peers);
+    bulk.hear_for_tests(peer, via, &offer, peers, now);
+    assert_eq!(net.standing(0), before, "what was agreed on stays");
+}
+
+#[test]
 fn a_main_key_that_goes_takes_the_lanes_that_came_through_it() {
     let mut net = Net::with_lane();
     let mut view = (*own_view()).clone();

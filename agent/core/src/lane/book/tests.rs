@@ -110,6 +110,48 @@ fn a_peer_that_has_new_keys_all_the_time_is_not_listened_to() {
 }
 
 #[test]
+fn a_key_that_went_doesnt_give_back_what_may_be_looked_at() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    let mut heard = 0;
+    for of in 20..60 {
+        book.hear(slot, main_key(0), &offer(of, Some(OWN), false), &mut peers, now);
+        heard += usize::from(book.standing(slot).agreed > 0);
+        // Its main key goes and comes again, as when both are renewed.
+        for keys in [vec![key(0x77)], vec![main_key(0)]] {
+            peers.set_peers(&[PeerConfig { keys, ..peer(0) }], now);
+            while let Some(number) = peers.poll_review() {
+                book.review(number, &peers);
+            }
+        }
+    }
+    assert!(heard <= MAX_KEYS as usize, "{heard} keys were taken");
+}
+
+#[test]
+fn a_peer_that_lost_our_key_has_its_lanes_closed_here() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    let at = LaneId { peer: slot, lane: 1 };
+    book.note(Event::Ready(at), now);
+    assert!(book.is_ready(at));
+    orders(&mut book);
+    book.hear(slot, main_key(0), &offer(10, None, false), &mut peers, now);
+    let told = orders(&mut book);
+    assert!(
+        matches!(told[..], [Order::Forget { .. }, Order::Know { lanes: 2, .. }]),
+        "its tunnels are to go: {told:?}"
+    );
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    assert!(!book.is_ready(at), "what was ready was with an end that is gone");
+    assert_eq!(book.standing(slot), Standing { agreed: 2, ready: 0 });
+    // Saying so again and again isn't free.
+    for holds in [None, Some(OWN)].repeat(30) {
+        book.hear(slot, main_key(0), &offer(10, holds, false), &mut peers, now);
+    }
+    assert!(orders(&mut book).len() <= 3 * MAX_KEYS as usize);
+}
+
+#[test]
 fn as_many_lanes_as_the_end_that_has_fewer() {
     let (mut book, mut peers, [slot, ..], now) = book();
     for (theirs, agreed) in [(1, 1), (4, 4), (255, 4), (0, 0)] {
