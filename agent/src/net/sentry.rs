@@ -67,9 +67,10 @@ impl Pulse {
     fn prepare(&self) {
         let worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(worker) = worker else { return };
+        // Looked at before the worker is woken: it may beat at once, and perhaps not again for a while.
+        let (begun, before) = (Instant::now(), self.last.load(Ordering::Relaxed));
         // A full counter (EAGAIN) wakes it just as well.
         let _ = worker.write(1);
-        let (begun, before) = (Instant::now(), self.last.load(Ordering::Relaxed));
         let beaten = || self.last.load(Ordering::Relaxed) != before;
         while !beaten() && begun.elapsed() < BEGIN {
             std::thread::sleep(Duration::from_millis(1));

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::OnceLock;
 
 /// Sets a socket option.
 ///
@@ -46,19 +47,29 @@ pub(crate) fn get_option<T: Copy + zerocopy::FromZeros>(
     if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The size of the machine's pages in bytes.
+fn page_size() -> usize {
+    static SIZE: OnceLock<usize> = OnceLock::new();
+    // SAFETY: it asks for a number and touches no memory of ours.
+    *SIZE.get_or_init(|| usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0))
+}
+
 /// Gives the pages of a buffer back to the system. They come back, full of zeros, when they are touched; what was in them
-/// is lost.
+/// is lost. What shares a page with something else stays.
 pub(crate) fn give_back(buffer: &mut [u8]) {
-    // Pages of 4 KiB at least: where they are larger, the system refuses, and nothing is lost but the memory.
-    const PAGE: usize = 4096;
-    let skip = buffer.as_ptr().align_offset(PAGE);
+    let page = page_size();
+    if !page.is_power_of_two() {
+        return;
+    }
+    let skip = buffer.as_ptr().align_offset(page);
     let Some(pages) = buffer.get_mut(skip..) else { return };
-    let length = pages.len() / PAGE * PAGE;
+    // Whole pages only: the system would round a length up.
+    let length = pages.len() / page * page;
     if length == 0 {
         return;
     }
-    // SAFETY: the range lies within a buffer that is borrowed mutably, in anonymous memory of the allocator's, which
-    // reads as zeros afterwards: any bytes are good ones.
+    // SAFETY: the range is whole pages within a buffer that is borrowed mutably, in anonymous memory of the allocator's,
+    // which reads as zeros afterwards: any bytes are good ones.
     if unsafe { libc::madvise(pages.as_mut_ptr().cast(), length, libc::MADV_DONTNEED) } != 0 {
         let error = io::Error::last_os_error();
         tracing::debug!(%error, "memory can't be given back");
@@ -299,6 +310,18 @@ mod tests {
         assert_eq!(control.clone().put(used, 1, 1, &[1]), used, "there is no room for a third");
         assert_eq!(control.find(0, libc::IPPROTO_IP, libc::IP_TOS), None);
         assert_eq!(control.find(1000, libc::IPPROTO_IP, libc::IP_TOS), None);
+    }
+
+    #[test]
+    fn what_shares_a_page_with_a_buffer_that_was_given_back_stays() {
+        let page = page_size();
+        let mut memory = vec![7_u8; 8 * page];
+        let aligned = memory.as_ptr().align_offset(page);
+        // Begins with a page and ends within one.
+        give_back(&mut memory[aligned..aligned + 2 * page + 100]);
+        let (empty, rest) = memory[aligned..].split_at(2 * page);
+        assert!(empty.iter().all(|byte| *byte == 0));
+        assert!(rest.iter().all(|byte| *byte == 7));
     }
 
     #[test]
