@@ -67,24 +67,29 @@ impl Bulk {
 }
 
 impl Engine {
-    /// Has bulk flows take lanes to peers that can use them too. `secret` is the agent's lane key, fresh at each start;
+    /// Has bulk flows take lanes to peers that can use them too. `secret` is what its lane keys are made from, fresh at each start;
     /// it is kept in memory only. To be called before the first view is applied.
     pub fn use_lanes(&mut self, secret: &TunnelSecret, lanes: u8, runner: Runner, now: Instant) {
         self.peers.announce_lanes();
+        let mut seed = || {
+            let mut seed = [0; 32];
+            for chunk in seed.chunks_exact_mut(8) {
+                chunk.copy_from_slice(&self.seeds.next().to_be_bytes());
+            }
+            seed
+        };
+        let doorman = Doorman::new(&seed(), now);
         let (place, owners) = match runner {
             Runner::Shell(owners) => (Place::Elsewhere, owners.clamp(1, lane::MAX)),
             Runner::Engine => {
-                let mut seed = [0; 32];
-                for chunk in seed.chunks_exact_mut(8) {
-                    chunk.copy_from_slice(&self.seeds.next().to_be_bytes());
-                }
-                let config = LanesConfig { secret: secret.clone(), owner: 1, seed, most: MOST };
+                let (secret, seed) = (secret.clone(), seed());
+                let config = LanesConfig { secret, owner: 1, seed, most: MOST };
                 (Place::Here(Box::new(Lanes::new(&config, now))), 1)
             }
         };
         self.bulk = Some(Box::new(Bulk {
-            book: Book::new(secret.public(), self.peers.boot(), lanes),
-            doorman: Doorman::new(secret),
+            book: Book::new(secret, self.peers.boot(), lanes),
+            doorman,
             place,
             owners,
             start: now,
@@ -184,8 +189,10 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) -> Opened<'a> {
-        let Some(owner) = self.owner_of(datagram) else {
-            return self.peers.open(from, datagram, room, now, out);
+        let owner = match self.owner_of(from, datagram, now, out) {
+            Ok(Some(owner)) => owner,
+            Ok(None) => return self.peers.open(from, datagram, room, now, out),
+            Err(reason) => return Opened::Dropped(reason),
         };
         let Some(bulk) = &mut self.bulk else { return Opened::Dropped(DropReason::PeerUnknown) };
         let Place::Here(lanes) = &mut bulk.place else {
@@ -208,20 +215,21 @@ impl Engine {
     }
 
     /// Who runs the lane that a datagram is for. None for lane 0, and for what is nobody's.
-    fn owner_of(&self, datagram: &[u8]) -> Option<u8> {
-        let bulk = self.bulk.as_ref()?;
+    fn owner_of(
+        &mut self,
+        from: SocketAddr,
+        datagram: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<Option<u8>, DropReason> {
+        let Some(bulk) = &mut self.bulk else { return Ok(None) };
         match lane::owner_of(datagram) {
-            Some(0) => None,
-            Some(owner) => Some(owner),
-            None if bulk.doorman.knows(datagram) => match bulk.place {
-                Place::Here(_) => Some(1),
-                Place::Elsewhere => {
-                    let (key, lane) = bulk.doorman.read(datagram).ok()?;
-                    let peer = bulk.book.holder(&key)?;
-                    Some(lane::owner(LaneId { peer, lane }, bulk.owners))
-                }
-            },
-            None => None,
+            Some(0) => Ok(None),
+            Some(owner) => Ok(Some(owner)),
+            None => {
+                let at = bulk.doorman.admit(from, datagram, now, out)?;
+                Ok(at.map(|at| lane::owner(at, bulk.owners)))
+            }
         }
     }
 
@@ -241,6 +249,7 @@ impl Engine {
         }
         let Place::Here(lanes) = &mut bulk.place else { return };
         while let Some(order) = bulk.book.poll_order() {
+            bulk.doorman.note(&order);
             lanes.carry_out(order, now, out);
         }
         lanes.handle_timeout(now, out);
@@ -281,6 +290,7 @@ impl Engine {
     pub fn poll_lane_order(&mut self) -> Option<(Option<u8>, Order)> {
         let bulk = self.bulk.as_mut().filter(|bulk| matches!(bulk.place, Place::Elsewhere))?;
         let order = bulk.book.poll_order()?;
+        bulk.doorman.note(&order);
         let owner = match order {
             Order::Open(at) => Some(lane::owner(at, bulk.owners)),
             _ => None,

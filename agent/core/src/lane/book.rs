@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::{BootId, GatewayId};
-use anteroom_proto::key::TunnelPublicKey;
+use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
-use super::{CAPABILITY, Event, LaneId, MAX, Order};
+use super::{CAPABILITY, Event, LaneId, MAX, Order, secret_for};
 use crate::peer::message::{LaneKey, LaneOffer};
 use crate::peer::{PeerSlot, Peers};
 
@@ -28,7 +28,9 @@ const MAX_PARTED: usize = 1024;
 #[derive(Debug)]
 struct Entry {
     peer: PeerSlot,
-    gateway: Option<GatewayId>,
+    gateway: GatewayId,
+    /// This gateway's key for it.
+    own: TunnelPublicKey,
     /// Its key, its run, and the main key whose tunnel both came through last.
     theirs: Option<(TunnelPublicKey, BootId, TunnelPublicKey)>,
     /// How many lanes there are with it.
@@ -64,11 +66,10 @@ impl Entry {
 /// The lanes of a gateway, as its engine sees them.
 #[derive(Debug)]
 pub struct Book {
-    own: TunnelPublicKey,
+    secret: TunnelSecret,
     boot: BootId,
     lanes: u8,
     entries: HashMap<u32, Entry, foldhash::fast::RandomState>,
-    by_key: HashMap<TunnelPublicKey, u32, foldhash::fast::RandomState>,
     orders: VecDeque<Order>,
     offers: VecDeque<(PeerSlot, LaneOffer)>,
     /// Peers that are none any more, and may still take lanes that there were for usable.
@@ -86,15 +87,14 @@ pub struct Standing {
 }
 
 impl Book {
-    /// For the owner of a lane key, in this run, with so many lanes.
+    /// For the owner of a secret that lane keys are made from, in this run, with so many lanes.
     #[must_use]
-    pub fn new(own: TunnelPublicKey, boot: BootId, lanes: u8) -> Self {
+    pub fn new(secret: &TunnelSecret, boot: BootId, lanes: u8) -> Self {
         Self {
-            own,
+            secret: secret.clone(),
             boot,
             lanes: lanes.min(MAX),
             entries: HashMap::default(),
-            by_key: HashMap::default(),
             orders: VecDeque::new(),
             offers: VecDeque::new(),
             parted: VecDeque::new(),
@@ -142,12 +142,12 @@ impl Book {
 
     fn offer(&mut self, peer: PeerSlot, ask: bool) {
         let entry = self.entries.get(&peer.number()).filter(|entry| entry.peer == peer);
-        let theirs = entry.and_then(|entry| entry.theirs);
+        let Some(entry) = entry else { return };
         let offer = LaneOffer {
             boot: self.boot,
-            key: LaneKey(*self.own.as_bytes()),
+            key: LaneKey(*entry.own.as_bytes()),
             lanes: self.lanes,
-            holds: theirs.map(|(key, ..)| LaneKey(*key.as_bytes())),
+            holds: entry.theirs.map(|(key, ..)| LaneKey(*key.as_bytes())),
             ask,
         };
         self.offers.push_back((peer, offer));
@@ -162,7 +162,7 @@ impl Book {
         peers: &mut Peers,
         now: Instant,
     ) {
-        let (own, most) = (self.own, self.lanes);
+        let most = self.lanes;
         let boot = peers.get(peer).and_then(crate::peer::Peer::boot);
         if boot.is_some_and(|boot| boot != offer.boot) {
             self.turned_away += 1;
@@ -170,17 +170,16 @@ impl Book {
         }
         let to = peers.get(peer).and_then(crate::peer::Peer::endpoint);
         let entry = self.entry(peer, peers, now);
-        let holds_ours = offer.holds == Some(LaneKey(*own.as_bytes()));
+        let holds_ours = offer.holds == Some(LaneKey(*entry.own.as_bytes()));
         // Its ends of the lanes are gone: what is sent there is lost until ours are gone as well.
         let lost_ours = std::mem::replace(&mut entry.holds_ours, holds_ours) && !holds_ours;
         if lost_ours && entry.theirs.is_some() {
             let key = entry.theirs.filter(|_| entry.charge(now));
             self.drop_key(peer);
-            if let Some((key, ..)) = key {
-                self.by_key.insert(key, peer.number());
-                if let Some(entry) = self.entries.get_mut(&peer.number()) {
-                    (entry.theirs, entry.lanes) = (Some((key, offer.boot, via)), 0);
-                }
+            if let Some((key, ..)) = key
+                && let Some(entry) = self.entries.get_mut(&peer.number())
+            {
+                (entry.theirs, entry.lanes) = (Some((key, offer.boot, via)), 0);
             }
         }
         let entry = self.entry(peer, peers, now);
@@ -194,7 +193,6 @@ impl Book {
             }
         } else if let Some(key) = self.accept(peer, offer, peers, now) {
             self.drop_key(peer);
-            self.by_key.insert(key, peer.number());
             if let Some(entry) = self.entries.get_mut(&peer.number()) {
                 entry.theirs = Some((key, offer.boot, via));
                 entry.lanes = lanes;
@@ -216,10 +214,17 @@ impl Book {
         let Some(entry) = self.entries.get_mut(&peer.number()) else { return };
         let (Some((key, ..)), Some(to)) = (entry.theirs, to) else { return };
         entry.to = Some(to);
-        self.orders.push_back(Order::Know { peer, key, lanes: entry.lanes, to });
+        self.orders.push_back(Order::Know {
+            peer,
+            gateway: entry.gateway,
+            own: entry.own,
+            key,
+            lanes: entry.lanes,
+            to,
+        });
     }
 
-    /// The key of an offer, unless it is no good, or anybody else's.
+    /// The key of an offer, unless it is no good, or a main key.
     fn accept(
         &mut self,
         peer: PeerSlot,
@@ -232,16 +237,14 @@ impl Book {
             return None;
         }
         let key = TunnelPublicKey::try_from(offer.key.0).ok()?;
-        let others = self.by_key.get(&key).is_some_and(|holder| *holder != peer.number());
-        (key != self.own && !others && !peers.knows_key(&key)).then_some(key)
+        (key != entry.own && !peers.knows_key(&key)).then_some(key)
     }
 
     /// Forgets a peer's key, and with it its lanes.
     fn drop_key(&mut self, peer: PeerSlot) {
         let Some(entry) = self.entries.get_mut(&peer.number()) else { return };
         (entry.ready, entry.next_open) = (0, Default::default());
-        if let Some((key, ..)) = entry.theirs.take() {
-            self.by_key.remove(&key);
+        if entry.theirs.take().is_some() {
             self.orders.push_back(Order::Forget { peer });
         }
     }
@@ -249,7 +252,7 @@ impl Book {
     /// Forgets a peer that is none any more.
     fn forget(&mut self, peer: PeerSlot) {
         let had = self.entries.get(&peer.number()).filter(|entry| entry.theirs.is_some());
-        if let Some(gateway) = had.and_then(|entry| entry.gateway) {
+        if let Some(gateway) = had.map(|entry| entry.gateway) {
             if self.parted.len() >= MAX_PARTED {
                 self.parted.pop_front();
             }
@@ -338,13 +341,6 @@ impl Book {
         self.offers.pop_front()
     }
 
-    /// The peer that has a lane key.
-    #[must_use]
-    pub fn holder(&self, key: &TunnelPublicKey) -> Option<PeerSlot> {
-        let entry = self.entries.get(self.by_key.get(key)?)?;
-        Some(entry.peer)
-    }
-
     /// How it stands with the lanes to a peer.
     #[must_use]
     pub fn standing(&self, peer: PeerSlot) -> Standing {
@@ -370,9 +366,13 @@ impl Book {
         }
         self.entries.entry(peer.number()).or_insert_with(|| {
             peers.watch(peer);
+            // There is no entry for long of a slot that is nobody's.
+            let nobody = GatewayId::from_bytes([0; 16]);
+            let gateway = peers.get(peer).map_or(nobody, crate::peer::Peer::gateway);
             Entry {
                 peer,
-                gateway: peers.get(peer).map(crate::peer::Peer::gateway),
+                gateway,
+                own: secret_for(&self.secret, gateway).public(),
                 theirs: None,
                 lanes: 0,
                 holds_ours: false,

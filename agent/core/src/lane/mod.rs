@@ -14,9 +14,13 @@
 //!   of its lane threads, and carries [`Order`]s and [`Job`]s there, [`Event`]s and opened packets back, by bounded
 //!   rings.
 //!
-//! **Keys.** An agent makes one lane key at its start and keeps it in memory. It tells a peer, inside lane 0, and only
-//! one whose hello has the [`CAPABILITY`]. Neither end uses a lane before the other has said that it holds its key: a
-//! third one that claims another's key gains nothing by it, nor takes anything away.
+//! **Keys.** An agent draws one secret at its start, keeps it in memory, and makes a lane key of it for each peer
+//! ([`secret_for`]). It tells a peer, inside lane 0, and only one whose hello has the [`CAPABILITY`]. Neither end uses
+//! a lane before the other has said that it holds its key. A third one that claims another's key gains nothing by it,
+//! nor takes anything away, and what a peer knew is worth nothing once it is forgotten.
+//!
+//! **Handshakes** for lanes are begun from where lane 0 has the peer: the address says with whose key the first
+//! message is to be checked. The [`Doorman`] does that and keeps to a rate, before anything costs more.
 //!
 //! **Indices.** A receiver index is the business of whoever receives. Its upper four bits are the owner: 0 for the engine
 //! and lane 0, from 1 on the [`Lanes`] that runs the lane, and so the socket of its thread ([`owner_of`]). Each end
@@ -36,13 +40,15 @@ pub mod pace;
 
 use std::net::SocketAddr;
 
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::TunnelPublicKey;
 
 use crate::peer::PeerSlot;
 use crate::vnet::VnetHeader;
 
 pub use crate::peer::LanesConfig;
-pub use crate::peer::lanes::{Doorman, Lanes, OpenedInLane};
+pub use crate::peer::doorman::{Doorman, secret_for};
+pub use crate::peer::lanes::{Lanes, OpenedInLane};
 
 /// What a gateway that can use lanes says in its hello.
 pub const CAPABILITY: &str = "lanes";
@@ -69,6 +75,10 @@ pub enum Order {
     Know {
         /// Which peer.
         peer: PeerSlot,
+        /// Which gateway that is.
+        gateway: GatewayId,
+        /// This gateway's lane key for it: that of [`secret_for`].
+        own: TunnelPublicKey,
         /// Its lane key.
         key: TunnelPublicKey,
         /// How many lanes there are with it.

@@ -134,32 +134,36 @@ impl Gate {
 pub(super) struct Front {
     calm: Arc<RateLimiter>,
     loaded: RateLimiter,
+    gates: Gates,
+}
+
+/// The allowances, whichever keys the messages are for.
+pub(super) struct Gates {
     initiations: Gate,
     responses: Gate,
     proven: Gate,
 }
 
-impl Front {
-    pub(super) fn new(public: &PublicKey, random: &mut Random, now: Instant) -> Self {
+impl Gates {
+    pub(super) fn new(random: &mut Random, now: Instant) -> Self {
         let seed = random.next();
         Self {
-            calm: Arc::new(RateLimiter::new(public, u64::MAX)),
-            loaded: RateLimiter::new(public, 0),
             initiations: Gate::new(CALM_PER_SECOND, seed, now),
             responses: Gate::new(RESPONSES_PER_SECOND, seed, now),
             proven: Gate::new(PROVEN_PER_SECOND, seed, now),
         }
     }
 
-    /// The limiter for a tunnel, which sees what was admitted here and counts nothing again.
-    pub(super) fn limiter(&self) -> Arc<RateLimiter> {
-        Arc::clone(&self.calm)
-    }
-
-    /// Looks at an initiation or a response.
-    pub(super) fn admit(&mut self, from: IpAddr, datagram: &[u8], now: Instant) -> Admission {
+    /// Looks at an initiation or a response for the key of `loaded`, which always finds itself under load.
+    pub(super) fn admit(
+        &mut self,
+        loaded: &RateLimiter,
+        from: IpAddr,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Admission {
         let mut reply = [0; COOKIE_LEN];
-        let gate = match self.loaded.verify_packet(Some(from), datagram, &mut reply) {
+        let gate = match loaded.verify_packet(Some(from), datagram, &mut reply) {
             Ok(_) => {
                 let passes = self.proven.pass(from, now);
                 let refused = Admission::Refused(DropReason::HandshakeLimit);
@@ -175,6 +179,26 @@ impl Front {
             Err(_) => return Admission::Refused(DropReason::PeerUnauthenticated),
         };
         if gate.pass(from, now) { Admission::Admitted } else { Admission::Cookie(reply) }
+    }
+}
+
+impl Front {
+    pub(super) fn new(public: &PublicKey, random: &mut Random, now: Instant) -> Self {
+        Self {
+            calm: Arc::new(RateLimiter::new(public, u64::MAX)),
+            loaded: RateLimiter::new(public, 0),
+            gates: Gates::new(random, now),
+        }
+    }
+
+    /// The limiter for a tunnel, which sees what was admitted here and counts nothing again.
+    pub(super) fn limiter(&self) -> Arc<RateLimiter> {
+        Arc::clone(&self.calm)
+    }
+
+    /// Looks at an initiation or a response.
+    pub(super) fn admit(&mut self, from: IpAddr, datagram: &[u8], now: Instant) -> Admission {
+        self.gates.admit(&self.loaded, from, datagram, now)
     }
 }
 

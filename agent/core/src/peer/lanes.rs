@@ -2,16 +2,17 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use anteroom_proto::verdict::DropReason;
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::x25519::{PublicKey, StaticSecret};
-use hashbrown::HashMap;
+use boringtun::x25519::StaticSecret;
 
 use super::agenda::Agenda;
-use super::front::{self, Admission, COOKIE_LEN, Front, Kind};
+use super::doorman::{Checks, Guests, secret_for};
+use super::front::{self, Admission, Gates, Kind};
 use super::random::Random;
 use super::slots::Slots;
 use super::table::{CONTROL, OWNER_SHIFT, dscp};
@@ -38,55 +39,10 @@ const MAX_DRAIN: usize = 300;
 /// How many lanes of one owner can be told apart by their indices, beside the number of the lane.
 const PLACES: u32 = 16;
 
-/// Tells which handshakes are for lanes, without a step further.
-pub struct Doorman {
-    limiter: RateLimiter,
-    secret: StaticSecret,
-    public: PublicKey,
-}
-
-impl std::fmt::Debug for Doorman {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Doorman").finish_non_exhaustive()
-    }
-}
-
-impl Doorman {
-    /// For the owner of a lane key.
-    #[must_use]
-    pub fn new(secret: &TunnelSecret) -> Self {
-        let secret = StaticSecret::from(*secret.as_bytes());
-        let public = PublicKey::from(&secret);
-        Self { limiter: RateLimiter::new(&public, u64::MAX), secret, public }
-    }
-
-    /// Whether a datagram is an initiation from somebody who knows the lane key.
-    #[must_use]
-    pub fn knows(&self, datagram: &[u8]) -> bool {
-        let mut reply = [0; COOKIE_LEN];
-        front::classify(datagram) == Ok(Kind::Initiation)
-            && self.limiter.verify_packet(None, datagram, &mut reply).is_ok()
-    }
-
-    /// Whose initiation this claims to be, and for which lane.
-    ///
-    /// # Errors
-    /// [`DropReason::PeerUnauthenticated`] when it isn't made for this key.
-    pub fn read(&self, datagram: &[u8]) -> Result<(TunnelPublicKey, u8), DropReason> {
-        let key = front::initiator(&self.secret, &self.public, datagram)?;
-        Ok((key, lane_in(datagram)))
-    }
-}
-
-/// The lane that an initiation is for.
-fn lane_in(datagram: &[u8]) -> u8 {
-    datagram.get(7).map_or(0, |byte| byte & 0x0f)
-}
-
 /// What a [`Lanes`] is made from.
 #[derive(Debug, Clone)]
 pub struct LanesConfig {
-    /// The agent's lane key.
+    /// What the agent's lane keys are made from, one for each peer.
     pub secret: TunnelSecret,
     /// Which owner of lanes it is, from 1 on: see [`lane::owner`].
     pub owner: u8,
@@ -121,10 +77,11 @@ pub enum OpenedInLane<'a> {
 }
 
 /// A peer whose lane key is known.
-#[derive(Debug)]
 struct Known {
-    peer: PeerSlot,
     key: TunnelPublicKey,
+    /// This gateway's key for it.
+    secret: StaticSecret,
+    checks: Checks,
     lanes: u8,
     to: SocketAddr,
     /// Numbers of its tunnels, by lane. Few peers have any.
@@ -167,14 +124,11 @@ impl Lane {
 
 /// All lanes that one thread runs.
 pub struct Lanes {
-    secret: StaticSecret,
-    public: PublicKey,
-    own_key: TunnelPublicKey,
+    secret: TunnelSecret,
     owner: u8,
     random: Random,
-    front: Front,
-    peers: HashMap<u32, Known, foldhash::fast::RandomState>,
-    by_key: HashMap<TunnelPublicKey, u32, foldhash::fast::RandomState>,
+    gates: Gates,
+    peers: Guests<Known>,
     lanes: Slots<Lane>,
     open: usize,
     most: usize,
@@ -186,7 +140,6 @@ pub struct Lanes {
 impl std::fmt::Debug for Lanes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lanes")
-            .field("own_key", &self.own_key)
             .field("owner", &self.owner)
             .field("peers", &self.peers.len())
             .field("open", &self.open)
@@ -198,18 +151,13 @@ impl Lanes {
     /// No lanes to anybody yet.
     #[must_use]
     pub fn new(config: &LanesConfig, now: Instant) -> Self {
-        let secret = StaticSecret::from(*config.secret.as_bytes());
-        let public = PublicKey::from(&secret);
         let mut random = Random::new(&config.seed);
         Self {
-            front: Front::new(&public, &mut random, now),
-            own_key: config.secret.public(),
-            secret,
-            public,
+            gates: Gates::new(&mut random, now),
+            secret: config.secret.clone(),
             owner: config.owner & lane::MAX,
             random,
-            peers: HashMap::default(),
-            by_key: HashMap::default(),
+            peers: Guests::new(),
             lanes: Slots::new(1 << PLACES),
             open: 0,
             most: config.most,
@@ -228,32 +176,37 @@ impl Lanes {
     /// Carries out what the engine decided.
     pub fn carry_out(&mut self, order: Order, now: Instant, out: &mut impl Sink) {
         match order {
-            Order::Know { peer, key, lanes, to } => self.know(peer, key, lanes, to),
+            Order::Know { peer, gateway, own, key, lanes, to } => {
+                self.know(peer, (gateway, own), key, lanes, to);
+            }
             Order::Open(at) => self.open(at, now, out),
             Order::Move { peer, to } => self.move_to(peer, to),
             Order::Forget { peer } => self.forget(peer),
         }
     }
 
-    fn know(&mut self, peer: PeerSlot, key: TunnelPublicKey, lanes: u8, to: SocketAddr) {
-        let known = self.peers.get(&peer.index).map(|known| (known.peer, known.key));
-        if known.is_some() && known != Some((peer, key)) {
-            self.forget_number(peer.index);
+    fn know(
+        &mut self,
+        peer: PeerSlot,
+        (gateway, own): (GatewayId, TunnelPublicKey),
+        key: TunnelPublicKey,
+        lanes: u8,
+        to: SocketAddr,
+    ) {
+        if let Some(known) = self.peers.get_mut(peer).filter(|known| known.key == key) {
+            known.lanes = lanes;
+            return self.move_to(peer, to);
         }
-        if key == self.own_key || self.by_key.get(&key).is_some_and(|other| *other != peer.index) {
-            return;
-        }
-        self.by_key.insert(key, peer.index);
-        let known = self.peers.entry(peer.index);
-        let known = known.or_insert_with(|| Known { peer, key, lanes, to, tunnels: Vec::new() });
-        known.lanes = lanes;
-        self.move_to(peer, to);
+        let gone = self.peers.remove_number(peer.index);
+        self.close(gone);
+        let secret = StaticSecret::from(*secret_for(&self.secret, gateway).as_bytes());
+        let checks = Checks::new(own);
+        self.peers.put(peer, to, Known { key, secret, checks, lanes, to, tunnels: Vec::new() });
     }
 
     fn move_to(&mut self, peer: PeerSlot, to: SocketAddr) {
-        let Some(known) = self.peers.get_mut(&peer.index).filter(|known| known.peer == peer) else {
-            return;
-        };
+        self.peers.move_to(peer, to);
+        let Some(known) = self.peers.get_mut(peer) else { return };
         known.to = to;
         for (_, number) in &known.tunnels {
             if let Some(lane) = self.lanes.get_mut(*number) {
@@ -263,15 +216,12 @@ impl Lanes {
     }
 
     fn forget(&mut self, peer: PeerSlot) {
-        if self.peers.get(&peer.index).is_some_and(|known| known.peer == peer) {
-            self.forget_number(peer.index);
-        }
+        let gone = self.peers.remove(peer);
+        self.close(gone);
     }
 
-    fn forget_number(&mut self, index: u32) {
-        let Some(known) = self.peers.remove(&index) else { return };
-        self.by_key.remove(&known.key);
-        for (_, number) in known.tunnels {
+    fn close(&mut self, gone: Option<Known>) {
+        for (_, number) in gone.into_iter().flat_map(|known| known.tunnels) {
             self.open -= usize::from(self.lanes.remove(number).is_some());
         }
     }
@@ -287,7 +237,7 @@ impl Lanes {
 
     /// Finds or makes the tunnel of a lane.
     fn place(&mut self, at: LaneId, now: Instant) -> Option<u32> {
-        let known = self.peers.get_mut(&at.peer.index).filter(|known| known.peer == at.peer)?;
+        let known = self.peers.get_mut(at.peer)?;
         if !(1..=known.lanes).contains(&at.lane) {
             return None;
         }
@@ -298,7 +248,7 @@ impl Lanes {
             self.events.push_back(Event::Full(at));
             return None;
         }
-        let (secret, limiter) = (&self.secret, self.front.limiter());
+        let (secret, limiter) = (&known.secret, Arc::clone(&known.checks.calm));
         let (key, to) = (known.key, known.to);
         let owner = u32::from(self.owner) << OWNER_SHIFT;
         let number = self.lanes.insert(|number| {
@@ -326,7 +276,7 @@ impl Lanes {
     fn remove(&mut self, number: u32) {
         let Some(lane) = self.lanes.remove(number) else { return };
         self.open -= 1;
-        if let Some(known) = self.peers.get_mut(&lane.at.peer.index) {
+        if let Some(known) = self.peers.get_mut(lane.at.peer) {
             known.tunnels.retain(|(_, other)| *other != number);
         }
         if lane.ready {
@@ -344,7 +294,7 @@ impl Lanes {
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<Taken, DropReason> {
-        let known = self.peers.get(&job.at.peer.index).filter(|known| known.peer == job.at.peer);
+        let known = self.peers.get(job.at.peer);
         let number = known.and_then(|known| known.tunnel(job.at.lane));
         let Some(lane) = number.and_then(|number| self.lanes.get_mut(number)) else {
             return Ok(Taken::NoSession);
@@ -366,7 +316,8 @@ impl Lanes {
         Ok(Taken::Yes)
     }
 
-    /// Opens one datagram that is this owner's. A packet that was in it
+    /// Opens one datagram that is this owner's. Initiations are taken only from the [`Doorman`](super::doorman::Doorman),
+    /// who lets in no more than there may be. A packet that was in it
     /// is written to the beginning of `room`, which must have [`open_room`] bytes.
     pub fn open_datagram<'a>(
         &mut self,
@@ -464,20 +415,26 @@ impl Lanes {
         let unknown = DropReason::PeerUnknown;
         let kind = front::classify(datagram)?;
         let receiver = match kind {
-            Kind::Initiation => None,
+            Kind::Initiation => {
+                let found = self.peers.lane(from, datagram, |known| &known.checks);
+                let (at, _) = found.ok_or(DropReason::PeerUnauthenticated)?;
+                let number = self.place(at, now).ok_or(DropReason::HandshakeLimit)?;
+                return Ok((kind, number));
+            }
             Kind::Response { receiver } | Kind::Cookie { receiver } | Kind::Data { receiver } => {
-                let index = receiver >> 8;
-                let number = index & ((1 << PLACES) - 1);
-                let lane = self.lanes.get(number).ok_or(unknown)?.at.lane;
-                let place = u32::from(self.owner) << (OWNER_SHIFT - PLACES) | u32::from(lane);
-                if index >> PLACES != place {
-                    return Err(unknown);
-                }
-                Some(number)
+                receiver
             }
         };
-        if matches!(kind, Kind::Initiation | Kind::Response { .. }) {
-            match self.front.admit(from.ip(), datagram, now) {
+        let index = receiver >> 8;
+        let number = index & ((1 << PLACES) - 1);
+        let at = self.lanes.get(number).ok_or(unknown)?.at;
+        let place = u32::from(self.owner) << (OWNER_SHIFT - PLACES) | u32::from(at.lane);
+        if index >> PLACES != place {
+            return Err(unknown);
+        }
+        if matches!(kind, Kind::Response { .. }) {
+            let loaded = &self.peers.get(at.peer).ok_or(unknown)?.checks.loaded;
+            match self.gates.admit(loaded, from.ip(), datagram, now) {
                 Admission::Admitted => {}
                 Admission::Refused(reason) => return Err(reason),
                 Admission::Cookie(mut cookie) => {
@@ -486,14 +443,6 @@ impl Lanes {
                 }
             }
         }
-        if let Some(number) = receiver {
-            return Ok((kind, number));
-        }
-        let key = front::initiator(&self.secret, &self.public, datagram)?;
-        let index = self.by_key.get(&key).ok_or(unknown)?;
-        let peer = self.peers.get(index).ok_or(unknown)?.peer;
-        let at = LaneId { peer, lane: lane_in(datagram) };
-        let number = self.place(at, now).ok_or(DropReason::HandshakeLimit)?;
         Ok((kind, number))
     }
 

@@ -7,6 +7,7 @@
 //! it on for the agent's own binary as soon as both are built in one go.
 
 mod agenda;
+pub(crate) mod doorman;
 mod front;
 pub(crate) mod lanes;
 pub mod message;
