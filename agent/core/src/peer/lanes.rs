@@ -317,8 +317,8 @@ impl Lanes {
     }
 
     /// Opens one datagram that is this owner's. Initiations are taken only from the [`Doorman`](super::doorman::Doorman),
-    /// who lets in no more than there may be. A packet that was in it
-    /// is written to the beginning of `room`, which must have [`open_room`] bytes.
+    /// who lets in no more than there may be. A packet that was in it is written to the beginning of `room`, which must have
+    /// [`open_room`] bytes.
     pub fn open_datagram<'a>(
         &mut self,
         from: SocketAddr,

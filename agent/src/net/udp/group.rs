@@ -1,13 +1,14 @@
-//! Several sockets on one port: one for lane 0 and all that isn't a lane's, the others for the other lanes.
+//! Several sockets on one port: one for each owner of receiver indices ([`anteroom_agent_core::lane`]). Owner 0 is the
+//! engine with lane 0 and all that isn't a lane's; the others run the other lanes.
 //!
-//! The kernel steers: a program of the group (`SO_ATTACH_REUSEPORT_CBPF`) reads a datagram's lane from its receiver
-//! index. Lane 0, initiations, strangers and garbage come to socket 0, the lanes from 1 on to the other sockets in turn.
-//! So whoever works for one socket neither waits for another nor sees its datagrams.
+//! The kernel steers: a program of the group (`SO_ATTACH_REUSEPORT_CBPF`) reads a datagram's owner from its receiver
+//! index. What is owner 0's, initiations, strangers and garbage come to socket 0, the other owners' to the other sockets
+//! in turn. So whoever works for one socket neither waits for another nor sees its datagrams.
 //!
 //! The program sees the first datagram of what the kernel merged (`UDP_GRO`), and the kernel merges by addresses and
 //! length, not by what is inside. It doesn't merge what differs in time to live, though, so each socket sends
 //! with one of its own, and the far end's sockets get runs of their own lanes. Kernels before 6.10 (or their stable
-//! series' fix of May 2024) merge those too: whoever reads a socket has to look at each datagram's lane, and hand on
+//! series' fix of May 2024) merge those too: whoever reads a socket has to look at each datagram's owner, and hand on
 //! those that aren't its own.
 //!
 //! Nobody slips into the group unasked. The first socket takes the port for itself alone before it is shared, so a
@@ -23,14 +24,14 @@ use super::UdpSocket;
 use crate::net::offload::Offload;
 use crate::net::sys;
 
-/// Most sockets of a group: a receiver index has four bits for the lane.
+/// Most sockets of a group: a receiver index has four bits for the owner.
 pub const MAX_SOCKETS: usize = 16;
 
 /// First words of messages that have a receiver index, as the kernel loads them: a type and three zeros.
 const RESPONSE: u32 = 0x0200_0000;
 const COOKIE: u32 = 0x0300_0000;
 const DATA: u32 = 0x0400_0000;
-/// Where the receiver index has its highest byte, of which the upper half is the lane; the number is little-endian.
+/// Where the receiver index has its highest byte, of which the upper half is the owner; the number is little-endian.
 const AT: u32 = 7;
 /// The same in a response.
 const AT_IN_RESPONSE: u32 = 11;
@@ -41,19 +42,19 @@ const FIRST: libc::c_int = 6;
 /// Sockets on one port.
 #[derive(Debug)]
 pub struct Group {
-    /// At least one. The first gets whatever isn't for another; [`Group::place`] says which lane comes where.
+    /// At least one. The first gets whatever isn't for another; [`Group::place`] says whose comes where.
     pub sockets: Vec<UdpSocket>,
     /// Whether the kernel steers. If it doesn't, everything comes to the first socket and the others only send.
     pub steering: Offload,
 }
 
 impl Group {
-    /// The socket of a lane in a group of `count`.
+    /// The socket of an owner in a group of `count`.
     #[must_use]
-    pub fn place(lane: u8, count: usize) -> usize {
+    pub fn place(owner: u8, count: usize) -> usize {
         let others = count.saturating_sub(1);
-        match usize::from(lane).checked_sub(1) {
-            Some(lane) if others > 0 => lane % others + 1,
+        match usize::from(owner).checked_sub(1) {
+            Some(owner) if others > 0 => owner % others + 1,
             _ => 0,
         }
     }
