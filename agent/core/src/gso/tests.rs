@@ -231,7 +231,8 @@ proptest! {
         let most = MAX_PACKETS * usize::from(gso_size).max(1);
         let len = if few { (len % 3000).min(most) } else { len.min(65_535 - headers) };
         let mut bytes = payload(headers + len);
-        bytes[..32].copy_from_slice(&fields);
+        let filled = bytes.len().min(fields.len());
+        bytes[..filled].copy_from_slice(&fields[..filled]);
         bytes[ip_header..ip_header + 20.min(transport_header)]
             .copy_from_slice(&fields[32 - 20.min(transport_header)..]);
         bytes[0] = 0x40 | (ip_header / 4) as u8;
