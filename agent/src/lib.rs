@@ -10,6 +10,7 @@ pub mod local;
 pub mod net;
 pub mod plane;
 pub mod run;
+pub mod slice;
 pub mod state;
 
 #[cfg(test)]

@@ -316,6 +316,14 @@ fn offloads(status: &dataplane::Status) -> Vec<Vec<String>> {
     for (what, state) in kinds {
         rows.push(vec![what.into(), "underlay".into(), state.to_string()]);
     }
+    let threads = &status.threads;
+    let lanes =
+        (1..).zip(&threads.lanes).map(|(n, lane)| (format!("lanes {n}"), &lane.short_turns));
+    for (name, state) in std::iter::once(("packets".into(), &threads.short_turns)).chain(lanes) {
+        if let Some(state) = state {
+            rows.push(vec!["short turns".into(), name, state.to_string()]);
+        }
+    }
     rows
 }
 

@@ -24,6 +24,9 @@ pub struct Status {
 pub struct ThreadsStatus {
     /// The packet thread, in milliseconds; None where the kernel doesn't tell.
     pub packet_ms: Option<u64>,
+    /// Whether the kernel gives the packet thread the short turns that it asks for; None where that isn't known.
+    #[serde(default)]
+    pub short_turns: Option<Offload>,
     /// The threads that seal and open bulk, if there are any.
     pub lanes: Vec<LaneThreadStatus>,
 }
@@ -33,6 +36,9 @@ pub struct ThreadsStatus {
 pub struct LaneThreadStatus {
     /// How long it has worked, in milliseconds; None where the kernel doesn't tell.
     pub worked_ms: Option<u64>,
+    /// Whether the kernel gives it the short turns that it asks for; None where that isn't known.
+    #[serde(default)]
+    pub short_turns: Option<Offload>,
     /// What passed its socket and what didn't. The underlay's counters have it, too.
     pub counters: UnderlayCounters,
 }

@@ -22,6 +22,7 @@ use crate::dataplane::status::{InterfaceStatus, Offloads, Status, UnderlayStatus
 use crate::net::offload::Offload;
 use crate::net::packet::{FrameRing, PacketSocket, Unfit};
 use crate::net::udp::{DatagramRing, UdpSocket};
+use crate::slice;
 
 /// Events fetched with one system call at most.
 const EVENTS: usize = 32;
@@ -71,6 +72,8 @@ pub(super) struct Worker {
     bulk: DatagramRing,
     /// The worker's number in the kernel.
     thread: u32,
+    /// Whether the kernel gives it short turns.
+    short_turns: Option<Offload>,
     steering: Offload,
     interfaces: Vec<(String, String)>,
     offloads: Vec<Offloads>,
@@ -107,6 +110,7 @@ impl Worker {
             datagrams: DatagramRing::default(),
             bulk: DatagramRing::default(),
             thread: 0,
+            short_turns: None,
             steering: start.steering,
             offloads: start.offloads,
             interfaces: start.interfaces,
@@ -143,6 +147,7 @@ impl Worker {
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut loaded = None;
         self.thread = u32::try_from(nix::unistd::gettid().as_raw()).unwrap_or(0);
+        self.short_turns = Some(slice::ask());
         self.tell_gro();
         while self.ended.is_none() {
             let now = Instant::now();

@@ -14,6 +14,7 @@ use anteroom_agent::net::wiring::Wiring;
 use anteroom_agent_core::batch::VlanTag;
 use anteroom_agent_core::config::TunnelIdentity;
 use anteroom_agent_core::engine::Engine;
+use anteroom_agent_core::lane;
 use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_lab::topology::{self, Host};
 use anteroom_lab::wait;
@@ -89,7 +90,7 @@ impl Bench {
                 .build()
                 .expect("a runtime");
             runtime.block_on(async {
-                let setup = match Setup::prepare(&config, Wiring::of(&config, None)).await {
+                let mut setup = match Setup::prepare(&config, Wiring::of(&config, None)).await {
                     Ok(setup) => setup,
                     Err(error) => {
                         started.send(Err(error.to_string())).expect("the test waits");
@@ -103,7 +104,13 @@ impl Bench {
                     identity: IdentityKey::from_seed(&[9; 32]),
                     seed: [5; 32],
                 };
-                let engine = Engine::new(setup.engine_config(), identity, Instant::now());
+                let now = Instant::now();
+                let mut engine = Engine::new(setup.engine_config(), identity, now);
+                if config.offloads.lanes {
+                    let secret = TunnelSecret::from_bytes([8; 32]);
+                    let runner = setup.run_lanes(&secret).expect("lane threads start");
+                    engine.use_lanes(&secret, lane::USUAL, runner, now);
+                }
                 let handle = dataplane::spawn(setup, engine).map_err(|error| error.to_string());
                 started.send(handle.map(|h| (h, warnings))).expect("the test waits");
                 let _ = stopped.await;

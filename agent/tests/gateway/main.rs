@@ -14,6 +14,7 @@ mod rest;
 #[path = "../../src/testkit.rs"]
 #[allow(dead_code, reason = "shared with the unit tests")]
 mod testkit;
+mod turns;
 mod wire;
 
 // The test kit speaks of it as the agent's own.

@@ -1,17 +1,22 @@
 //! What a lane thread counts, readable while it runs.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anteroom_proto::verdict::DropReason;
 
 use crate::dataplane::status::UnderlayCounters;
+use crate::net::offload::Offload;
+use crate::slice;
 
 /// Counters of one lane thread. That thread alone writes.
 #[derive(Debug)]
 pub(in crate::dataplane) struct Meter {
     /// The thread's number in the kernel. 0 before it runs.
     thread: AtomicU32,
+    /// Whether the kernel gives it short turns. Unset before it runs.
+    short_turns: OnceLock<Offload>,
     received: AtomicU64,
     sent: AtomicU64,
     missed: AtomicU64,
@@ -27,6 +32,7 @@ impl Default for Meter {
     fn default() -> Self {
         Self {
             thread: AtomicU32::new(0),
+            short_turns: OnceLock::new(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             missed: AtomicU64::new(0),
@@ -41,8 +47,9 @@ impl Default for Meter {
 }
 
 impl Meter {
-    /// Takes note of which thread it is.
+    /// Takes note of which thread it is, the calling one, and asks for short turns for it.
     pub(super) fn begin(&self) {
+        self.short_turns.get_or_init(slice::ask);
         let id = nix::unistd::gettid().as_raw();
         self.thread.store(u32::try_from(id).unwrap_or(0), Ordering::Relaxed);
     }
@@ -99,6 +106,11 @@ impl Meter {
     /// How much was dropped for a reason.
     pub(super) fn dropped(&self, reason: DropReason) -> u64 {
         self.drops.get(reason.index()).map_or(0, |counted| counted.load(Ordering::Relaxed))
+    }
+
+    /// Whether the kernel gives the thread short turns, once that is known.
+    pub(super) fn short_turns(&self) -> Option<Offload> {
+        self.short_turns.get().cloned()
     }
 
     /// How long the thread has worked, as far as the kernel tells.

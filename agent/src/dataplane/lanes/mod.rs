@@ -199,6 +199,7 @@ impl Threads {
     pub(super) fn status(&self) -> Vec<LaneThreadStatus> {
         let status = |thread: &Thread| LaneThreadStatus {
             worked_ms: thread.meter.worked().map(|time| time.as_millis() as u64),
+            short_turns: thread.meter.short_turns(),
             counters: thread.meter.counters(),
         };
         self.threads.iter().map(status).collect()

@@ -96,6 +96,7 @@ impl Worker {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         ThreadsStatus {
             packet_ms: worked(self.thread).map(millis),
+            short_turns: self.short_turns.clone(),
             lanes: self.outbox.threads.iter().flat_map(Threads::status).collect(),
         }
     }
