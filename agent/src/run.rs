@@ -138,7 +138,7 @@ impl Run {
         let Held { enrolled, learned, problems, .. } = held;
         let opened = gate.opened().borrow().clone();
         let reach = match opened {
-            Some(open) => upkeep::reach(&open).await,
+            Some(open) => upkeep::reach(&open),
             None => Reach::default(),
         };
         let (reach_sender, reach) = watch::channel(reach);

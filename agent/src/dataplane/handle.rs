@@ -115,6 +115,7 @@ pub struct Handle {
     /// The lane threads'.
     pub(super) lane_heartbeats: Arc<[Arc<Heartbeat>]>,
     pub(super) endpoints: watch::Receiver<Vec<SocketAddr>>,
+    pub(super) open: watch::Receiver<Vec<bool>>,
     pub(super) sentry: Sentry,
     pub(super) defence: Defence,
     /// Ends with the keeper.
@@ -236,6 +237,13 @@ impl Handle {
         self.endpoints.clone()
     }
 
+    /// Whether frames can flow at the uplink and at the ports, in the configuration's order. Changes as interfaces come
+    /// and go, and ends with the worker.
+    #[must_use]
+    pub fn open(&self) -> watch::Receiver<Vec<bool>> {
+        self.open.clone()
+    }
+
     /// Whether the worker and all lane threads turned their loops lately, and somebody keeps the packet filter. For the
     /// watchdog: false means that the agent has to be started anew.
     #[must_use]
@@ -281,6 +289,7 @@ mod tests {
             heartbeat: Arc::new(Heartbeat::new()),
             lane_heartbeats: Arc::default(),
             endpoints: watch::channel(Vec::new()).1,
+            open: watch::channel(Vec::new()).1,
             sentry: Sentry::unanswering(),
             defence: Defence::none(),
             keeps: watch::channel(()).1,

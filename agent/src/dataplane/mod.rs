@@ -83,6 +83,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     }
     let (lost, lost_receiver) = mpsc::channel(sockets.len());
     let (wants_gro, gro_receiver) = watch::channel(false);
+    let (open, open_receiver) = watch::channel(Vec::new());
     let (endpoints, endpoints_receiver) = watch::channel(addresses.endpoints.clone());
     let missing = sockets
         .iter()
@@ -119,6 +120,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         keepalive: Keepalive::new(beat, pulse),
         lost,
         wants_gro,
+        open,
     })
     .map_err(failed("preparing the worker"))?;
     std::thread::Builder::new()
@@ -164,6 +166,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         heartbeat,
         lane_heartbeats,
         endpoints: endpoints_receiver,
+        open: open_receiver,
         sentry,
         defence,
         keeps,

@@ -59,6 +59,8 @@ pub(super) struct Start {
     pub(super) lost: mpsc::Sender<PortId>,
     /// Whether the engine lets the kernel merge.
     pub(super) wants_gro: watch::Sender<bool>,
+    /// Whether the uplink and each port are open.
+    pub(super) open: watch::Sender<Vec<bool>>,
     /// Who drops what views made void.
     pub(super) retired: mpsc::Sender<Retired>,
 }
@@ -83,6 +85,7 @@ pub(super) struct Worker {
     keepalive: Keepalive,
     lost: mpsc::Sender<PortId>,
     wants_gro: watch::Sender<bool>,
+    open: watch::Sender<Vec<bool>>,
     retired: mpsc::Sender<Retired>,
     reported: Failures,
     /// Who waits for a report.
@@ -121,6 +124,7 @@ impl Worker {
             keepalive: start.keepalive,
             lost: start.lost,
             wants_gro: start.wants_gro,
+            open: start.open,
             retired: start.retired,
             reported: Failures::default(),
             reports: Vec::new(),
@@ -139,6 +143,7 @@ impl Worker {
                 worker.epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
             }
         }
+        worker.tell_open();
         Ok(worker)
     }
 
@@ -367,6 +372,17 @@ impl Worker {
         self.wants_gro.send_if_modified(|told| std::mem::replace(told, wants) != wants);
     }
 
+    fn tell_open(&self) {
+        let open = || self.outbox.ports.iter().map(|queue| queue.socket.is_some());
+        self.open.send_if_modified(|told| {
+            let changed = !told.iter().copied().eq(open());
+            if changed {
+                *told = open().collect();
+            }
+            changed
+        });
+    }
+
     fn open_port(&mut self, id: PortId, socket: PacketSocket) {
         let Some(queue) = self.outbox.ports.get_mut(id.index()) else { return };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, id.index() as u64);
@@ -377,11 +393,13 @@ impl Worker {
         }
         queue.socket = Some(socket);
         queue.lost = false;
+        self.tell_open();
         tracing::info!(port = %id, "open again");
     }
 
     /// Closes the sockets whose interface is down or gone, and has them opened again when it is back.
     fn forget_lost_ports(&mut self) {
+        let mut gone = false;
         for (index, queue) in self.outbox.ports.iter_mut().enumerate() {
             if !queue.lost {
                 continue;
@@ -396,7 +414,11 @@ impl Worker {
                 queue.counters.missed += socket.take_missed();
                 let _ = self.epoll.delete(socket.as_fd());
                 tracing::warn!(port = %id, "the interface went away; waiting for it");
+                gone = true;
             }
+        }
+        if gone {
+            self.tell_open();
         }
     }
 

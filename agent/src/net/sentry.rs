@@ -21,8 +21,12 @@ use crate::net::nft::{NETLINK_NETFILTER, NftError};
 use crate::net::ports::{self, PortsError};
 use crate::net::wiring::Wiring;
 
-/// How often the tables are looked at, should no notice have told of their loss.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the tables are looked at, should no notice have told of their loss. The kernel says when notices were lost, so
+/// there is no such case that we know of.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// How soon tables that can't be put back are tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Shortest time between two restorations: whoever fights over the tables isn't fought without end.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -347,7 +351,7 @@ impl Post {
                 && next <= Instant::now()
             {
                 amiss = (!self.restore(why)).then_some(why);
-                next = Instant::now() + if amiss.is_some() { LOOK } else { PAUSE };
+                next = Instant::now() + if amiss.is_some() { AGAIN } else { PAUSE };
             }
         }
     }

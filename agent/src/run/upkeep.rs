@@ -1,13 +1,13 @@
 //! What goes on beside traffic and control: watching what may change, saving what was learnt, the watchdog.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_agent_core::report::Learned;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::PortInfo;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{error, warn};
 
 use super::gate::{Gate, Open};
@@ -15,7 +15,7 @@ use crate::control::Reach;
 use crate::plane::Plane;
 use crate::state::StateDir;
 
-/// How often ports are looked at for carrier, and what was learnt is. Claims on addresses that changed are saved at once:
+/// How often what was learnt is looked at. Claims on addresses that changed are saved at once:
 /// whoever holds a new one is cut off by a gateway that starts with the old one. Those change about once a second at
 /// most.
 const LOOK: Duration = Duration::from_secs(1);
@@ -24,30 +24,20 @@ const LOOKS: u32 = 5;
 /// How often a machine that isn't enrolled looks whether it is now.
 const ENROLMENT: Duration = Duration::from_millis(500);
 
-/// Waits for the next look. All looks come at the same moments, so that an idle machine wakes once for them.
-async fn next_look() {
-    static BEGAN: OnceLock<Instant> = OnceLock::new();
-    let began = *BEGAN.get_or_init(Instant::now);
-    let looks = began.elapsed().as_secs() / LOOK.as_secs() + 1;
-    sleep_until(began + LOOK * u32::try_from(looks).unwrap_or(u32::MAX)).await;
-}
-
 /// Where the gateway can be reached now.
-pub(super) async fn reach(open: &Open) -> Reach {
-    let status = open.handle.status().await.ok();
-    let up = |name: &str| {
-        status
-            .iter()
-            .flat_map(|status| &status.interfaces)
-            .any(|interface| interface.name == name && interface.open)
-    };
+pub(super) fn reach(open: &Open) -> Reach {
+    let live = open.handle.open();
+    let live = live.borrow();
+    // Behind the uplink.
+    let live = live.iter().skip(1).copied().chain(std::iter::repeat(false));
     let ports = open
         .ports
         .iter()
-        .map(|port| PortInfo {
+        .zip(live)
+        .map(|(port, up)| PortInfo {
             name: port.name.clone(),
             mac: port.mac,
-            up: up(port.name.as_str()),
+            up,
             unlisted: port.unlisted,
         })
         .collect();
@@ -63,16 +53,19 @@ pub(super) async fn watch_reach(gate: Gate, into: watch::Sender<Reach>) {
             Err(_) => return,
         };
         let Some(open) = open else { continue };
-        let mut endpoints = open.handle.endpoints();
-        while opened.borrow().is_some() {
-            let found = reach(&open).await;
+        let (mut endpoints, mut live) = (open.handle.endpoints(), open.handle.open());
+        while opened.borrow_and_update().is_some() {
+            live.mark_unchanged();
+            endpoints.mark_unchanged();
+            let found = reach(&open);
             into.send_if_modified(|reach| {
                 let changed = *reach != found;
                 *reach = found;
                 changed
             });
             tokio::select! {
-                () = next_look() => {}
+                changed = opened.changed() => if changed.is_err() { return },
+                changed = live.changed() => if changed.is_err() { break },
                 changed = endpoints.changed() => if changed.is_err() { break },
             }
         }
@@ -84,7 +77,7 @@ pub(super) async fn watch_reach(gate: Gate, into: watch::Sender<Reach>) {
 /// Saves what the engine learns for as long as it is polled.
 pub(super) async fn save_learned(gate: Gate, state: Arc<StateDir>, mut saved: Learned) {
     for look in (1..=LOOKS).cycle() {
-        next_look().await;
+        sleep(LOOK).await;
         let Ok(learned) = gate.learned().await else { continue };
         let urgent = learned.claims != saved.claims;
         if urgent || (look == LOOKS && lasting(&learned) != lasting(&saved)) {

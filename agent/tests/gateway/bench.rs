@@ -183,10 +183,12 @@ impl Running {
         block_on(self.handle.status()).expect("the data plane runs")
     }
 
-    /// Waits until the uplink (0) or the port (1) is open, or isn't.
+    /// Waits until the uplink (0) or the port (1) is open, or isn't: until the status says so, and whoever follows is told.
     pub(crate) fn wait_open(&self, index: usize, open: bool) {
+        let mut told = self.handle.open();
         wait::until(PATIENCE, "the interface to open or close", || {
-            (self.status().interfaces[index].open == open).then_some(())
+            let followed = told.borrow_and_update().get(index) == Some(&open);
+            (self.status().interfaces[index].open == open && followed).then_some(())
         })
         .unwrap_or_else(|error| panic!("{error}: {:#?}", self.status()));
     }
