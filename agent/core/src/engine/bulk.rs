@@ -64,6 +64,11 @@ impl Bulk {
     ) {
         self.book.hear(peer, via, offer, peers, now);
     }
+
+    /// How many peers something is kept of.
+    pub(super) fn peers_for_tests(&self) -> usize {
+        self.book.len()
+    }
 }
 
 impl Engine {
@@ -113,6 +118,10 @@ impl Engine {
         now: Instant,
     ) -> u8 {
         let Some(bulk) = &mut self.bulk else { return 0 };
+        // First of all: with a peer that has none, bulk is to cost what it costs without lanes.
+        if !self.peers.get(peer).is_some_and(Peer::can_use_lanes) {
+            return 0;
+        }
         let Some(flow) = self.flows.get_mut(at) else { return 0 };
         let Some(station) = self.stations.get_mut(station) else { return 0 };
         if !flow.pace.add(bytes, &mut station.pace, Millis::between(bulk.start, now)) {
@@ -138,7 +147,8 @@ impl Engine {
         bytes: usize,
         now: Instant,
     ) -> u8 {
-        let at = self.bulk.is_some().then(|| self.flows.find(key)).flatten();
+        let can = || self.peers.get(ends.1).is_some_and(Peer::can_use_lanes);
+        let at = (self.bulk.is_some() && can()).then(|| self.flows.find(key)).flatten();
         at.map_or(0, |at| self.choose_lane(at, ends, bytes, now))
     }
 

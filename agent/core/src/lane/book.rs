@@ -9,7 +9,7 @@ use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
-use super::{CAPABILITY, Event, LaneId, MAX, Order, secret_for};
+use super::{Event, LaneId, MAX, Order, secret_for};
 use crate::peer::message::{LaneKey, LaneOffer};
 use crate::peer::{PeerSlot, Peers};
 
@@ -358,6 +358,12 @@ impl Book {
         self.turned_away
     }
 
+    /// How many peers there are entries of.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// The entry of a peer, which is made where there is none: there is one for each peer at most.
     fn entry(&mut self, peer: PeerSlot, peers: &mut Peers, now: Instant) -> &mut Entry {
         let stale = self.entries.get(&peer.number()).is_some_and(|entry| entry.peer != peer);
@@ -389,8 +395,7 @@ impl Book {
 
 /// Whether a peer says that it can use lanes.
 fn is_capable(slot: PeerSlot, peers: &Peers) -> bool {
-    let peer = peers.get(slot);
-    peer.is_some_and(|peer| peer.capabilities().iter().any(|one| one == CAPABILITY))
+    peers.get(slot).is_some_and(crate::peer::Peer::can_use_lanes)
 }
 
 #[cfg(test)]

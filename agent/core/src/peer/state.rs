@@ -11,6 +11,7 @@ use super::message::Hello;
 use super::queue::Queue;
 use super::random::Random;
 use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent, inner_mtu};
+use crate::lane::CAPABILITY;
 use crate::size::path::{Bounds, PathMtu};
 
 /// Probes follow each other about every two seconds.
@@ -58,6 +59,8 @@ pub struct Peer {
     probes: Vec<(u64, Instant)>,
     round_trip: Option<Duration>,
     said: Option<Hello>,
+    /// Whether it says that it can use lanes: asked for every packet of bulk.
+    lanes: bool,
     live: bool,
     told: Told,
     changes: Changes,
@@ -117,6 +120,7 @@ impl Peer {
             probes: Vec::new(),
             round_trip: None,
             said: None,
+            lanes: false,
             live: false,
             told: Told::default(),
             changes: Changes { since: now, count: 0 },
@@ -196,6 +200,12 @@ impl Peer {
     #[must_use]
     pub fn capabilities(&self) -> &[String] {
         self.said.as_ref().map(|said| said.capabilities.as_slice()).unwrap_or_default()
+    }
+
+    /// Whether it says that it can use lanes.
+    #[must_use]
+    pub const fn can_use_lanes(&self) -> bool {
+        self.lanes
     }
 
     /// This run of the peer's agent.
@@ -334,6 +344,7 @@ impl Peer {
             return false;
         }
         self.told.time = hello.time.filter(|_| want_time).or(self.told.time);
+        self.lanes = hello.capabilities.iter().any(|one| one == CAPABILITY);
         self.said = Some(hello);
         self.told.time.is_some() || self.told.holds != Some(holds)
     }

@@ -340,6 +340,12 @@ fn with_a_peer_that_has_no_lanes_everything_takes_lane_0() {
         }
         assert_eq!([net.sent[0][1], net.sent[1][1]], [0; 2]);
         net.all_arrived();
+        let kept = net.engines.iter().filter_map(|engine| engine.bulk.as_ref());
+        assert_eq!(
+            kept.map(|bulk| bulk.peers_for_tests()).sum::<usize>(),
+            0,
+            "nor is anything kept of it"
+        );
     }
 }
 
