@@ -10,13 +10,14 @@ use anteroom_proto::verdict::DropReason;
 
 use super::Engine;
 use crate::flow::{FlowIndex, FlowKey};
+use crate::gso::Packets;
 use crate::lane::book::{Book, Standing};
 use crate::lane::pace::Millis;
 use crate::lane::{
     self, Doorman, Event, Job, LaneId, Lanes, LanesConfig, OpenedInLane, Order, Taken,
 };
 use crate::peer::message::Message;
-use crate::peer::{Opened, Peer, PeerSlot};
+use crate::peer::{Opened, Peer, PeerSlot, Sent};
 use crate::sink::Sink;
 use crate::station::StationId;
 
@@ -29,7 +30,8 @@ pub enum Runner {
     /// The engine, within its own calls. Datagrams are owner 1's.
     Engine,
     /// So many threads of the shell, from owner 1 on. The shell carries [`Engine::poll_lane_order`], [`Sink::job`] and
-    /// [`Sink::hand_on`] there, and brings back [`Engine::note_lane_event`] and [`Engine::handle_opened`].
+    /// [`Sink::hand_on`] there, and brings back [`Engine::note_lane_event`], [`Engine::take_back`] and
+    /// [`Engine::handle_opened`].
     Shell(u8),
 }
 
@@ -190,6 +192,21 @@ impl Engine {
         self.tend_lanes(now, out);
     }
 
+    /// Sends through lane 0 what a lane thread had no session for. What the thread told beside that is to be
+    /// [noted](Self::note_lane_event) first: the flow takes lane 0 from then on.
+    pub fn take_back(&mut self, job: Job<'_>, now: Instant, out: &mut impl Sink) {
+        let peer = job.at.peer;
+        let mut packets = match Packets::new(job.packet, job.network, &job.vnet, job.limit) {
+            Ok(packets) => packets,
+            Err(reason) => return self.recorder.drop(None, reason, None, now),
+        };
+        while let Some(packet) = packets.next() {
+            if let Sent::Dropped(reason) = self.peers.send(peer, packet, now, out) {
+                self.recorder.drop(None, reason, None, now);
+            }
+        }
+    }
+
     /// Opens a datagram, whoever's it is.
     pub(super) fn open<'a>(
         &mut self,
@@ -232,11 +249,18 @@ impl Engine {
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<Option<u8>, DropReason> {
-        let Some(bulk) = &mut self.bulk else { return Ok(None) };
+        if self.bulk.is_none() {
+            return Ok(None);
+        }
         match lane::owner_of(datagram) {
             Some(0) => Ok(None),
             Some(owner) => Ok(Some(owner)),
             None => {
+                // What was said right before a handshake says whether it is expected.
+                if self.peers.has_lane_offers() {
+                    self.tend_lanes(now, out);
+                }
+                let Some(bulk) = &mut self.bulk else { return Ok(None) };
                 let at = bulk.doorman.admit(from, datagram, now, out)?;
                 Ok(at.map(|at| lane::owner(at, bulk.owners)))
             }

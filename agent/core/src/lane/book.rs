@@ -16,6 +16,11 @@ use crate::peer::{PeerSlot, Peers};
 /// How often a peer is asked at most that doesn't answer, and how often a lane is ordered that doesn't open.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const OPEN_AGAIN: Duration = Duration::from_secs(30);
+/// How long after such an order the peer is told of it again, as long as the lane isn't open: it answers handshakes
+/// only once it was told.
+const TOLD_FOR: Duration = Duration::from_secs(10);
+/// How often whoever runs lanes is told of one peer at most that it is to expect handshakes.
+const EXPECT_AGAIN: Duration = Duration::from_secs(5);
 /// How soon after it went a lane that is wanted is ordered again.
 const REOPEN: Duration = Duration::from_secs(1);
 /// Most keys of one peer that are looked at within [`KEYS_IN`]: that takes some 50 µs each.
@@ -33,12 +38,16 @@ struct Entry {
     own: TunnelPublicKey,
     /// Its key, its run, and the main key whose tunnel both came through last.
     theirs: Option<(TunnelPublicKey, BootId, TunnelPublicKey)>,
+    /// Which agreement with it this is. An event that speaks of another one comes late.
+    term: u32,
     /// How many lanes there are with it.
     lanes: u8,
     /// Whether it says that it knows whose this gateway's key is.
     holds_ours: bool,
     to: Option<SocketAddr>,
     next_ask: Instant,
+    /// When it may say again that it opens lanes.
+    next_expect: Instant,
     /// Lanes that can be used, by their bits.
     ready: u16,
     /// When each may be ordered next.
@@ -74,6 +83,8 @@ pub struct Book {
     offers: VecDeque<(PeerSlot, LaneOffer)>,
     /// Peers that are none any more, and may still take lanes that there were for usable.
     parted: VecDeque<GatewayId>,
+    /// The newest agreement, with whomever.
+    term: u32,
     turned_away: u64,
 }
 
@@ -98,6 +109,7 @@ impl Book {
             orders: VecDeque::new(),
             offers: VecDeque::new(),
             parted: VecDeque::new(),
+            term: 0,
             turned_away: 0,
         }
     }
@@ -119,8 +131,16 @@ impl Book {
             return lane;
         }
         let Some(next) = entry.next_open.get_mut(usize::from(lane)) else { return 0 };
-        if next.is_none_or(|next| next <= now) {
+        let open = next.is_none_or(|next| next <= now);
+        if open {
             *next = Some(now + OPEN_AGAIN);
+        }
+        let fresh = next.is_some_and(|next| next > now + (OPEN_AGAIN - TOLD_FOR));
+        if open || (fresh && entry.next_ask <= now) {
+            entry.next_ask = now + ASK_AGAIN;
+            self.offer(peer, false);
+        }
+        if open {
             self.orders.push_back(Order::Open(LaneId { peer, lane }));
         }
         0
@@ -188,8 +208,11 @@ impl Book {
         if same {
             entry.theirs = entry.theirs.map(|(key, ..)| (key, offer.boot, via));
             if std::mem::replace(&mut entry.lanes, lanes) != lanes {
-                entry.ready = 0;
+                self.end_term(peer);
                 self.know(peer, to);
+            } else if entry.next_expect <= now {
+                entry.next_expect = now + EXPECT_AGAIN;
+                self.orders.push_back(Order::Expect { peer });
             }
         } else if let Some(key) = self.accept(peer, offer, peers, now) {
             self.drop_key(peer);
@@ -219,6 +242,7 @@ impl Book {
             gateway: entry.gateway,
             own: entry.own,
             key,
+            term: entry.term,
             lanes: entry.lanes,
             to,
         });
@@ -242,11 +266,19 @@ impl Book {
 
     /// Forgets a peer's key, and with it its lanes.
     fn drop_key(&mut self, peer: PeerSlot) {
+        self.end_term(peer);
         let Some(entry) = self.entries.get_mut(&peer.number()) else { return };
-        (entry.ready, entry.next_open) = (0, Default::default());
         if entry.theirs.take().is_some() {
             self.orders.push_back(Order::Forget { peer });
         }
+    }
+
+    /// Has nothing count any more that is still to be told of a peer's lanes.
+    fn end_term(&mut self, peer: PeerSlot) {
+        let Some(entry) = self.entries.get_mut(&peer.number()) else { return };
+        self.term = self.term.wrapping_add(1);
+        entry.term = self.term;
+        (entry.ready, entry.next_open) = (0, Default::default());
     }
 
     /// Forgets a peer that is none any more.
@@ -311,16 +343,17 @@ impl Book {
 
     /// Takes what whoever runs the lanes has to tell.
     pub fn note(&mut self, event: Event, now: Instant) {
-        let (at, ready) = match event {
-            Event::Ready(at) => (at, true),
-            Event::Gone(at) => (at, false),
+        let (at, term, ready) = match event {
+            Event::Ready { at, term } => (at, term, true),
+            Event::Gone { at, term } => (at, term, false),
             Event::Full(_) => {
                 self.turned_away += 1;
                 return;
             }
         };
         let entry = self.entries.get_mut(&at.peer.number()).filter(|entry| entry.peer == at.peer);
-        let Some(entry) = entry.filter(|entry| entry.theirs.is_some()) else { return };
+        let current = |entry: &&mut Entry| entry.theirs.is_some() && entry.term == term;
+        let Some(entry) = entry.filter(current) else { return };
         if ready {
             entry.ready |= 1 << at.lane;
         } else {
@@ -375,15 +408,18 @@ impl Book {
             // There is no entry for long of a slot that is nobody's.
             let nobody = GatewayId::from_bytes([0; 16]);
             let gateway = peers.get(peer).map_or(nobody, crate::peer::Peer::gateway);
+            self.term = self.term.wrapping_add(1);
             Entry {
                 peer,
                 gateway,
                 own: secret_for(&self.secret, gateway).public(),
                 theirs: None,
+                term: self.term,
                 lanes: 0,
                 holds_ours: false,
                 to: None,
                 next_ask: now,
+                next_expect: now,
                 ready: 0,
                 next_open: Default::default(),
                 keys: (now, 0),

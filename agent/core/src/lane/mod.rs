@@ -22,6 +22,9 @@
 //! **Handshakes** for lanes are begun from where lane 0 has the peer: the address says with whose key the first
 //! message is to be checked. The [`Doorman`] does that and keeps to a rate, before anything costs more.
 //!
+//! Before an end opens a lane it says so inside lane 0. Only then does a handshake make a lane, so one that somebody
+//! recorded makes none later; and one that nothing follows has its lane go after seconds.
+//!
 //! **Indices.** A receiver index is the business of whoever receives. Its upper four bits are the owner: 0 for the engine
 //! and lane 0, from 1 on the [`Lanes`] that runs the lane, and so the socket of its thread ([`owner_of`]). Each end
 //! spreads peers and lanes over its owners by itself ([`owner`]). The next four bits are the number of the lane, by
@@ -71,7 +74,7 @@ pub struct LaneId {
 /// What the engine tells whoever runs lanes. All that concern one peer are to be carried out in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// This is the peer's key. Tunnels by another one are gone. Handshakes that the peer begins are answered from now on.
+    /// This is the peer's key. Handshakes that the peer begins are answered from now on.
     Know {
         /// Which peer.
         peer: PeerSlot,
@@ -81,10 +84,18 @@ pub enum Order {
         own: TunnelPublicKey,
         /// Its lane key.
         key: TunnelPublicKey,
+        /// Which agreement with it this is. Tunnels of another one are gone, and events say of which they speak.
+        term: u32,
         /// How many lanes there are with it.
         lanes: u8,
         /// Where it is.
         to: SocketAddr,
+    },
+    /// The peer says that it is about to open lanes. Only for a while after this, or after [`Self::Know`], a handshake that
+    /// it begins makes a lane: one that was recorded and is played back later makes none.
+    Expect {
+        /// Which peer.
+        peer: PeerSlot,
     },
     /// Shake hands, and go on until that has worked or half a minute has passed.
     Open(LaneId),
@@ -107,7 +118,10 @@ impl Order {
     #[must_use]
     pub const fn peer(&self) -> PeerSlot {
         match self {
-            Self::Know { peer, .. } | Self::Move { peer, .. } | Self::Forget { peer } => *peer,
+            Self::Know { peer, .. }
+            | Self::Expect { peer }
+            | Self::Move { peer, .. }
+            | Self::Forget { peer } => *peer,
             Self::Open(at) => at.peer,
         }
     }
@@ -155,10 +169,20 @@ pub enum Taken {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The lane can be used.
-    Ready(LaneId),
+    Ready {
+        /// The lane.
+        at: LaneId,
+        /// The agreement that it is of, as [`Order::Know`] named it.
+        term: u32,
+    },
     /// It can't, for now or for good: it wasn't used for a while, or the peer doesn't answer there. What is sealed
     /// nevertheless is sent as long as there is a session.
-    Gone(LaneId),
+    Gone {
+        /// The lane.
+        at: LaneId,
+        /// The agreement that it was of.
+        term: u32,
+    },
     /// No more lanes can be open at once: an [`Order::Open`] was turned away.
     Full(LaneId),
 }

@@ -161,7 +161,7 @@ impl Doorman {
             Order::Know { peer, own, to, .. } => self.guests.put(peer, to, Checks::new(own)),
             Order::Move { peer, to } => self.guests.move_to(peer, to),
             Order::Forget { peer } => drop(self.guests.remove(peer)),
-            Order::Open(_) => {}
+            Order::Expect { .. } | Order::Open(_) => {}
         }
     }
 

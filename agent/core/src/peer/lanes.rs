@@ -33,6 +33,10 @@ const PURSUED_FOR: Duration = Duration::from_secs(30);
 /// How long a lane stays though nothing passes. Longer than [`ANSWERS_WITHIN`] by far: whoever may still send there
 /// must find somebody who opens it.
 const IDLE: Duration = Duration::from_secs(180);
+/// How long a lane stays that the peer began and that nothing came through: a lost message is sent again within that.
+const UNPROVEN: Duration = Duration::from_secs(10);
+/// How long handshakes make lanes after the peer said that it opens some. Longer than it pursues that.
+const EXPECTED_FOR: Duration = Duration::from_secs(40);
 /// Most messages that are fetched from boringtun's own queue after one handshake.
 const MAX_DRAIN: usize = 300;
 
@@ -82,8 +86,11 @@ struct Known {
     /// This gateway's key for it.
     secret: StaticSecret,
     checks: Checks,
+    term: u32,
     lanes: u8,
     to: SocketAddr,
+    /// Until when handshakes that it begins make lanes.
+    expected_until: Instant,
     /// Numbers of its tunnels, by lane. Few peers have any.
     tunnels: Vec<(u8, u32)>,
 }
@@ -97,6 +104,7 @@ impl Known {
 struct Lane {
     tunnel: Tunnel,
     at: LaneId,
+    term: u32,
     to: SocketAddr,
     /// When something last passed, either way.
     used: Instant,
@@ -115,6 +123,20 @@ struct Lane {
 impl Lane {
     fn silence(&self, now: Instant) -> Option<Duration> {
         self.heard.map(|heard| now.saturating_duration_since(heard))
+    }
+
+    /// Whether the peer began it and never showed that it has the keys.
+    const fn is_unproven(&self) -> bool {
+        self.heard.is_none() && self.wanted_until.is_none()
+    }
+
+    /// How long it stays though nothing passes.
+    const fn stays(&self) -> Duration {
+        match (self.heard, self.wanted_until) {
+            (Some(_), _) => IDLE,
+            (None, Some(_)) => PURSUED_FOR,
+            (None, None) => UNPROVEN,
+        }
     }
 
     fn is_good(&self, now: Instant) -> bool {
@@ -176,8 +198,13 @@ impl Lanes {
     /// Carries out what the engine decided.
     pub fn carry_out(&mut self, order: Order, now: Instant, out: &mut impl Sink) {
         match order {
-            Order::Know { peer, gateway, own, key, lanes, to } => {
-                self.know(peer, (gateway, own), key, lanes, to);
+            Order::Know { peer, gateway, own, key, term, lanes, to } => {
+                self.know(peer, (gateway, own), (key, term), (lanes, to), now);
+            }
+            Order::Expect { peer } => {
+                if let Some(known) = self.peers.get_mut(peer) {
+                    known.expected_until = now + EXPECTED_FOR;
+                }
             }
             Order::Open(at) => self.open(at, now, out),
             Order::Move { peer, to } => self.move_to(peer, to),
@@ -189,19 +216,23 @@ impl Lanes {
         &mut self,
         peer: PeerSlot,
         (gateway, own): (GatewayId, TunnelPublicKey),
-        key: TunnelPublicKey,
-        lanes: u8,
-        to: SocketAddr,
+        (key, term): (TunnelPublicKey, u32),
+        (lanes, to): (u8, SocketAddr),
+        now: Instant,
     ) {
-        if let Some(known) = self.peers.get_mut(peer).filter(|known| known.key == key) {
-            known.lanes = lanes;
+        let expected_until = now + EXPECTED_FOR;
+        let known = self.peers.get_mut(peer);
+        if let Some(known) = known.filter(|known| (known.key, known.term) == (key, term)) {
+            (known.lanes, known.expected_until) = (lanes, expected_until);
             return self.move_to(peer, to);
         }
         let gone = self.peers.remove_number(peer.index);
         self.close(gone);
         let secret = StaticSecret::from(*secret_for(&self.secret, gateway).as_bytes());
         let checks = Checks::new(own);
-        self.peers.put(peer, to, Known { key, secret, checks, lanes, to, tunnels: Vec::new() });
+        let tunnels = Vec::new();
+        let known = Known { key, secret, checks, term, lanes, to, expected_until, tunnels };
+        self.peers.put(peer, to, known);
     }
 
     fn move_to(&mut self, peer: PeerSlot, to: SocketAddr) {
@@ -227,7 +258,10 @@ impl Lanes {
     }
 
     fn open(&mut self, at: LaneId, now: Instant, out: &mut impl Sink) {
-        let Some(number) = self.place(at, now) else { return };
+        let Some(number) = self.place(at, now) else {
+            // An order for a peer that isn't known, or a lane that there isn't any more, is out of date.
+            return self.events.extend((self.open >= self.most).then_some(Event::Full(at)));
+        };
         if let Some(lane) = self.lanes.get_mut(number) {
             lane.wanted_until = Some(now + PURSUED_FOR);
             lane.used = now;
@@ -245,11 +279,10 @@ impl Lanes {
             return Some(number);
         }
         if self.open >= self.most {
-            self.events.push_back(Event::Full(at));
             return None;
         }
         let (secret, limiter) = (&known.secret, Arc::clone(&known.checks.calm));
-        let (key, to) = (known.key, known.to);
+        let (key, term, to) = (known.key, known.term, known.to);
         let owner = u32::from(self.owner) << OWNER_SHIFT;
         let number = self.lanes.insert(|number| {
             let place = u32::from(at.lane) << PLACES | number;
@@ -258,6 +291,7 @@ impl Lanes {
             Lane {
                 tunnel: Tunnel::new(secret, who, index, limiter, (now, None)),
                 at,
+                term,
                 to,
                 used: now,
                 sealed: None,
@@ -273,6 +307,17 @@ impl Lanes {
         Some(number)
     }
 
+    /// The same for a handshake that the peer begins: where it may.
+    fn place_for_peer(&mut self, at: LaneId, now: Instant) -> Option<u32> {
+        let known = self.peers.get(at.peer)?;
+        if let Some(number) = known.tunnel(at.lane) {
+            return Some(number);
+        }
+        let unproven = self.lanes.iter().filter(|(_, lane)| lane.is_unproven()).count();
+        let few = unproven < (self.most / 4).max(1);
+        if known.expected_until > now && few { self.place(at, now) } else { None }
+    }
+
     fn remove(&mut self, number: u32) {
         let Some(lane) = self.lanes.remove(number) else { return };
         self.open -= 1;
@@ -280,7 +325,7 @@ impl Lanes {
             known.tunnels.retain(|(_, other)| *other != number);
         }
         if lane.ready {
-            self.events.push_back(Event::Gone(lane.at));
+            self.events.push_back(Event::Gone { at: lane.at, term: lane.term });
         }
     }
 
@@ -294,14 +339,14 @@ impl Lanes {
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<Taken, DropReason> {
-        let known = self.peers.get(job.at.peer);
-        let number = known.and_then(|known| known.tunnel(job.at.lane));
-        let Some(lane) = number.and_then(|number| self.lanes.get_mut(number)) else {
+        // A peer that isn't known was forgotten by order: whoever gave it knows.
+        let Some(known) = self.peers.get(job.at.peer) else { return Ok(Taken::NoSession) };
+        let (term, number) = (known.term, known.tunnel(job.at.lane));
+        let lane = number.and_then(|number| self.lanes.get_mut(number));
+        let Some(lane) = lane.filter(|lane| lane.tunnel.has_session()) else {
+            self.miss(job.at, term);
             return Ok(Taken::NoSession);
         };
-        if !lane.tunnel.has_session() {
-            return Ok(Taken::NoSession);
-        }
         (lane.used, lane.sealed) = (now, Some(now));
         let (tunnel, to) = (&mut lane.tunnel, lane.to);
         let partial = job.vnet.flags & VnetHeader::FLAG_NEEDS_CSUM != 0;
@@ -314,6 +359,18 @@ impl Lanes {
             seal(tunnel, (self.owner, to), packet, out);
         }
         Ok(Taken::Yes)
+    }
+
+    /// Tells that a lane can't be used that somebody thought could be.
+    fn miss(&mut self, at: LaneId, term: u32) {
+        let number = self.peers.get(at.peer).and_then(|known| known.tunnel(at.lane));
+        if let Some(lane) = number.and_then(|number| self.lanes.get_mut(number)) {
+            lane.ready = false;
+        }
+        let gone = Event::Gone { at, term };
+        if self.events.back() != Some(&gone) {
+            self.events.push_back(gone);
+        }
     }
 
     /// Opens one datagram that is this owner's. Initiations are taken only from the [`Doorman`](super::doorman::Doorman),
@@ -339,7 +396,13 @@ impl Lanes {
         };
         let at = lane.at;
         let opened = match lane.tunnel.open(datagram, room) {
-            Received::Refused(reason) => return OpenedInLane::Dropped(reason),
+            Received::Refused(reason) => {
+                // It was made for this, perhaps.
+                if lane.is_unproven() && !lane.tunnel.is_begun() {
+                    self.remove(number);
+                }
+                return OpenedInLane::Dropped(reason);
+            }
             Received::Stale => return OpenedInLane::Dropped(DropReason::PeerUnauthenticated),
             Received::Nothing if matches!(kind, Kind::Cookie { .. }) => {
                 lane.tunnel.note_cookie(now);
@@ -398,7 +461,8 @@ impl Lanes {
             lane.wanted_until = None;
         }
         if std::mem::replace(&mut lane.ready, good) != good {
-            let event = if good { Event::Ready(lane.at) } else { Event::Gone(lane.at) };
+            let (at, term) = (lane.at, lane.term);
+            let event = if good { Event::Ready { at, term } } else { Event::Gone { at, term } };
             self.events.push_back(event);
             self.wake(number, now);
         }
@@ -418,7 +482,7 @@ impl Lanes {
             Kind::Initiation => {
                 let found = self.peers.lane(from, datagram, |known| &known.checks);
                 let (at, _) = found.ok_or(DropReason::PeerUnauthenticated)?;
-                let number = self.place(at, now).ok_or(DropReason::HandshakeLimit)?;
+                let number = self.place_for_peer(at, now).ok_or(DropReason::HandshakeLimit)?;
                 return Ok((kind, number));
             }
             Kind::Response { receiver } | Kind::Cookie { receiver } | Kind::Data { receiver } => {
@@ -472,7 +536,7 @@ impl Lanes {
     fn tend(&mut self, number: u32, now: Instant, out: &mut impl Sink) {
         let mut buffer = [0; SMALL];
         let Some(lane) = self.lanes.get_mut(number) else { return };
-        let idle = now.saturating_duration_since(lane.used) >= IDLE;
+        let idle = now.saturating_duration_since(lane.used) >= lane.stays();
         let (mut len, mut gone) = (0, idle);
         match lane.tunnel.update(&mut buffer, now) {
             Update::Nothing => {}
@@ -506,7 +570,8 @@ impl Lanes {
             let room = front::INITIATION_LEN;
             out.lane_datagram(self.owner, to, CONTROL, room, |buffer| tunnel.initiate(buffer));
         }
-        lane.wake_at = lane.tunnel.wake_at().max(now + Duration::from_millis(1));
+        let ends = lane.used + lane.stays();
+        lane.wake_at = lane.tunnel.wake_at().min(ends).max(now + Duration::from_millis(1));
         self.agenda.note(number, lane.wake_at);
     }
 

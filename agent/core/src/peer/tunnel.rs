@@ -99,6 +99,8 @@ pub(super) struct Tunnel {
     on_demand: bool,
     /// Whether something can be sealed. Only boringtun's update ends a session.
     session: bool,
+    /// Whether there ever was a handshake.
+    begun: bool,
     /// When the newest handshake ended, and when it is to be renewed.
     since: Instant,
     renew_at: Instant,
@@ -125,6 +127,7 @@ impl Tunnel {
             key,
             on_demand,
             session: false,
+            begun: false,
             since: now,
             renew_at: now,
             heard: now,
@@ -147,6 +150,11 @@ impl Tunnel {
     #[cfg(test)]
     pub(super) const fn is_made(&self) -> bool {
         self.tunn.is_some()
+    }
+
+    /// Whether a handshake ever ended here.
+    pub(super) const fn is_begun(&self) -> bool {
+        self.begun
     }
 
     pub(super) const fn has_session(&self) -> bool {
@@ -201,7 +209,7 @@ impl Tunnel {
     /// A handshake ended, begun by us or by the peer.
     pub(super) fn note_handshake(&mut self, initiator: bool, random: &mut Random, now: Instant) {
         let (low, high) = if initiator { RENEW } else { RENEW_FOR_OTHER };
-        self.since = now;
+        (self.begun, self.since) = (true, now);
         self.renew_at = now + random.between(low, high);
         if initiator {
             self.attempt = None;

@@ -1,9 +1,11 @@
-//! What a lane thread sends to the packet thread: opened packets, events, and datagrams that aren't its own.
+//! What a lane thread sends to the packet thread: opened packets, events, datagrams that aren't its own, and jobs that
+//! it had no session for.
 
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use anteroom_agent_core::lane::{Event, LaneId};
+use anteroom_agent_core::lane::{Event, Job, LaneId};
+use anteroom_agent_core::vnet::VnetHeader;
 
 /// Longest message that one fetch brings.
 const MESSAGE: usize = 64 << 10;
@@ -24,10 +26,21 @@ pub(in crate::dataplane) struct Haul {
     used: usize,
     packets: Vec<(LaneId, Range<usize>)>,
     strays: Vec<(SocketAddr, Range<usize>)>,
+    returned: Vec<Returned>,
     /// What became of lanes.
     pub(in crate::dataplane) events: Vec<Event>,
     /// To whom datagrams were too big.
     pub(in crate::dataplane) too_big_to: Vec<SocketAddr>,
+}
+
+/// A [`Job`] that comes back.
+#[derive(Debug)]
+struct Returned {
+    at: LaneId,
+    vnet: VnetHeader,
+    network: usize,
+    limit: usize,
+    place: Range<usize>,
 }
 
 impl Haul {
@@ -35,6 +48,7 @@ impl Haul {
     pub(super) fn is_empty(&self) -> bool {
         self.packets.is_empty()
             && self.strays.is_empty()
+            && self.returned.is_empty()
             && self.events.is_empty()
             && self.too_big_to.is_empty()
     }
@@ -51,7 +65,7 @@ impl Haul {
 
     /// Room for a packet of up to `wanted` bytes. None when it is full.
     pub(super) fn room(&mut self, wanted: usize) -> Option<&mut [u8]> {
-        if self.packets.len() + self.strays.len() >= ITEMS {
+        if self.packets.len() + self.strays.len() + self.returned.len() >= ITEMS {
             return None;
         }
         if self.bytes.is_empty() {
@@ -68,12 +82,22 @@ impl Haul {
 
     /// Adds a copy of somebody else's datagram. False where there is no room.
     pub(super) fn stray(&mut self, from: SocketAddr, datagram: &[u8]) -> bool {
-        let len = datagram.len();
-        let Some(room) = self.room(len).and_then(|room| room.get_mut(..len)) else { return false };
-        room.copy_from_slice(datagram);
-        let place = self.place(len);
-        self.strays.push((from, place));
+        let place = self.put(datagram);
+        self.strays.extend(place.clone().map(|place| (from, place)));
+        place.is_some()
+    }
+
+    /// Adds a copy of a job that wasn't done. False where there is no room.
+    pub(super) fn give_back(&mut self, job: &Job<'_>) -> bool {
+        let Some(place) = self.put(job.packet) else { return false };
+        let Job { at, vnet, network, limit, .. } = *job;
+        self.returned.push(Returned { at, vnet, network, limit, place });
         true
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Option<Range<usize>> {
+        self.room(bytes.len())?.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(self.place(bytes.len()))
     }
 
     fn place(&mut self, len: usize) -> Range<usize> {
@@ -90,6 +114,14 @@ impl Haul {
         self.packets.iter().map(packet)
     }
 
+    /// Gives each job that wasn't done to `take`, in the order in which they were given.
+    pub(in crate::dataplane) fn returned(&mut self, mut take: impl FnMut(Job<'_>)) {
+        for Returned { at, vnet, network, limit, place } in self.returned.drain(..) {
+            let packet = self.bytes.get_mut(place).unwrap_or_default();
+            take(Job { at, vnet, network, limit, packet });
+        }
+    }
+
     /// Gives each stray to `take`.
     pub(in crate::dataplane) fn strays(&mut self, mut take: impl FnMut(SocketAddr, &mut [u8])) {
         for (from, place) in &self.strays {
@@ -102,6 +134,7 @@ impl Haul {
         self.used = 0;
         self.packets.clear();
         self.strays.clear();
+        self.returned.clear();
         self.events.clear();
         self.too_big_to.clear();
     }

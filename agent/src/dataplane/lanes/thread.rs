@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::batch::{RxDatagram, VlanTag};
-use anteroom_agent_core::lane::{self, Event, LaneId, Lanes, OpenedInLane, Taken};
+use anteroom_agent_core::lane::{self, Lanes, OpenedInLane, Taken};
 use anteroom_agent_core::peer::open_room;
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
@@ -59,8 +59,6 @@ struct Desk {
     link: Far,
     /// The haul that is being filled.
     haul: Option<Haul>,
-    /// Lanes that the engine believes to be open, and that aren't.
-    gone: Vec<LaneId>,
     meter: Arc<Meter>,
 }
 
@@ -76,7 +74,7 @@ impl LaneThread {
         let Start { owner, lanes, socket, link, meter, heartbeat } = start;
         let (datagrams, counters) = (Datagrams::default(), UnderlayCounters::default());
         Self {
-            desk: Desk { owner, lanes, link, haul: None, gone: Vec::new(), meter },
+            desk: Desk { owner, lanes, link, haul: None, meter },
             way: Way { socket, datagrams, counters },
             ring: DatagramRing::default(),
             heartbeat,
@@ -195,12 +193,12 @@ impl Desk {
             Content::Order(order) => self.lanes.carry_out(order, now, way),
             Content::Job(mut job) => match self.lanes.seal(&mut job, now, way) {
                 Ok(Taken::Yes) => {}
-                // There was a session when the job was made, or the engine thought so. That it goes by lane 0 now
-                // would let it overtake others.
+                // The engine thought that there was a session. The lanes have an event for it, which goes along.
                 Ok(Taken::NoSession) => {
-                    self.meter.count(DropReason::TunnelDown, 1);
-                    if !self.gone.contains(&job.at) {
-                        self.gone.push(job.at);
+                    let taken =
+                        self.room(job.packet.len()).is_some_and(|haul| haul.give_back(&job));
+                    if !taken {
+                        self.meter.count(DropReason::TunnelDown, 1);
                     }
                 }
                 Ok(Taken::NoRoom) => self.meter.count(DropReason::QueueFull, 1),
@@ -251,7 +249,9 @@ impl Desk {
     }
 
     fn send(&mut self) {
-        if let Some(haul) = self.haul.take() {
+        if let Some(mut haul) = self.haul.take() {
+            // Before packets that come back: what their flows send from now on is to follow those.
+            haul.events.extend(std::iter::from_fn(|| self.lanes.poll_event()));
             self.link.send(haul);
         }
     }
@@ -263,7 +263,6 @@ impl Desk {
         }
         // Events wait in the lanes while there is no haul.
         let Some(haul) = &mut self.haul else { return };
-        haul.events.extend(self.gone.drain(..).map(Event::Gone));
         haul.events.extend(std::iter::from_fn(|| self.lanes.poll_event()));
         haul.too_big_to.extend(way.socket.take_too_big());
         if !haul.is_empty() {

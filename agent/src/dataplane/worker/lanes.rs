@@ -67,6 +67,7 @@ impl Worker {
                 self.engine.note_too_big(to, now);
             }
             let (engine, outbox) = (&mut self.engine, &mut self.outbox);
+            haul.returned(|job| engine.take_back(job, now, outbox));
             haul.strays(|from: SocketAddr, bytes| {
                 let segment = bytes.len();
                 engine.handle_datagrams(&mut [RxDatagram { from, segment, bytes }], now, outbox);

@@ -434,6 +434,34 @@ fn a_revoked_peer_has_no_lanes_at_once() {
 }
 
 #[test]
+fn what_a_lane_thread_gives_back_takes_lane_0() {
+    let mut net = Net::with_lane();
+    let peer = net.engines[0].peers.slot(OTHER).unwrap();
+    let before = net.got[&40_001].len();
+    let mut out = Out::default();
+    for _ in 0..3 {
+        let number = net.numbers.get_mut(&40_001).unwrap();
+        let mut data = number.to_be_bytes().to_vec();
+        data.resize(300, *number as u8);
+        *number += 1;
+        let mut packet = ipv4(HERE, THERE, 17, &udp(40_001, 1, &data));
+        let job = lane::Job {
+            at: lane::LaneId { peer, lane: 1 },
+            vnet: VnetHeader::default(),
+            network: 14,
+            limit: 1400,
+            packet: &mut packet,
+        };
+        net.engines[0].take_back(job, net.now, &mut out);
+    }
+    assert!(out.datagrams.len() == 3 && out.datagrams.iter().all(|(owner, ..)| *owner == 0));
+    net.carry(0, out);
+    net.wait(10);
+    assert_eq!(net.got[&40_001].len(), before + 3);
+    net.all_arrived();
+}
+
+#[test]
 fn lanes_that_one_end_alone_gave_up_are_left_by_the_other() {
     let mut net = Net::with_lane();
     // Gateway 1 has a view without gateway 0 for a moment; gateway 0 hears nothing of it.

@@ -65,6 +65,15 @@ fn orders(book: &mut Book) -> Vec<Order> {
     std::iter::from_fn(|| book.poll_order()).collect()
 }
 
+/// The agreement that a peer's lanes are of by now.
+fn term(orders: &[Order]) -> u32 {
+    let known = orders.iter().rev().find_map(|order| match order {
+        Order::Know { term, .. } => Some(*term),
+        _ => None,
+    });
+    known.unwrap_or_else(|| panic!("no agreement: {orders:?}"))
+}
+
 #[test]
 fn nobody_uses_a_lane_before_the_other_end_holds_its_key() {
     let (mut book, mut peers, [slot, ..], now) = book();
@@ -73,14 +82,16 @@ fn nobody_uses_a_lane_before_the_other_end_holds_its_key() {
     assert_eq!(answer.holds, Some(LaneKey(*key(10).as_bytes())));
     assert!(answer.ask, "it doesn't hold ours yet");
     assert_eq!(book.want(slot, 0, &mut peers, now), 0);
-    assert!(!orders(&mut book).iter().any(|order| matches!(order, Order::Open(_))));
+    let told = orders(&mut book);
+    assert!(!told.iter().any(|order| matches!(order, Order::Open(_))));
+    let term = term(&told);
     book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
     assert_eq!(book.poll_offer(), None, "nobody asked");
     assert_eq!(book.want(slot, 0, &mut peers, now), 0, "not ready yet");
     let Some(Order::Open(at)) = orders(&mut book).pop() else { panic!("nothing is opened") };
     assert_eq!(book.want(slot, 0, &mut peers, now), 0);
     assert_eq!(orders(&mut book), [], "ordered once");
-    book.note(Event::Ready(at), now);
+    book.note(Event::Ready { at, term }, now);
     assert_eq!(book.want(slot, 0, &mut peers, now), at.lane);
     assert_eq!(book.standing(slot), Standing { agreed: 2, ready: 1 });
     // It says that it has lost our key.
@@ -162,9 +173,9 @@ fn a_peer_that_lost_our_key_has_its_lanes_closed_here() {
     let (mut book, mut peers, [slot, ..], now) = book();
     book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
     let at = LaneId { peer: slot, lane: 1 };
-    book.note(Event::Ready(at), now);
+    let term = term(&orders(&mut book));
+    book.note(Event::Ready { at, term }, now);
     assert!(book.is_ready(at));
-    orders(&mut book);
     book.hear(slot, main_key(0), &offer(10, None, false), &mut peers, now);
     let told = orders(&mut book);
     assert!(
@@ -179,6 +190,30 @@ fn a_peer_that_lost_our_key_has_its_lanes_closed_here() {
         book.hear(slot, main_key(0), &offer(10, holds, false), &mut peers, now);
     }
     assert!(orders(&mut book).len() <= 3 * MAX_KEYS as usize);
+}
+
+#[test]
+fn what_is_told_of_an_agreement_before_counts_for_nothing() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    let at = LaneId { peer: slot, lane: 1 };
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    let before = term(&orders(&mut book));
+    // The same key again, with less or with more of what there was between.
+    let less = LaneOffer { lanes: 1, ..offer(10, Some(OWN), false) };
+    for between in [offer(10, None, false), offer(11, Some(OWN), false), less] {
+        book.hear(slot, main_key(0), &between, &mut peers, now);
+        book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+        let current = term(&orders(&mut book));
+        assert!(current != before, "{between:?}");
+        book.note(Event::Ready { at, term: before }, now);
+        assert!(!book.is_ready(at), "a lane that is gone by now: {between:?}");
+        book.note(Event::Ready { at, term: current }, now);
+        assert!(book.is_ready(at), "{between:?}");
+        book.note(Event::Gone { at, term: before }, now);
+        assert!(book.is_ready(at), "another lane went: {between:?}");
+        book.note(Event::Gone { at, term: current }, now);
+        assert!(!book.is_ready(at), "{between:?}");
+    }
 }
 
 #[test]
@@ -248,6 +283,8 @@ proptest! {
             book.offers.clear();
             let lane = book.want(slots[from], of.into(), &mut peers, now);
             prop_assert_eq!(lane, 0, "nothing is ready");
+            prop_assert!(book.offers.len() <= 1);
+            book.offers.clear();
             orders(&mut book);
         }
     }

@@ -48,7 +48,7 @@ fn gateway(of: PeerSlot) -> GatewayId {
 fn know(own: u8, peer: PeerSlot, key: TunnelPublicKey, to: SocketAddr) -> Order {
     let gateway = gateway(peer);
     let own = secret_for(&secret(own), gateway).public();
-    Order::Know { peer, gateway, own, key, lanes: 4, to }
+    Order::Know { peer, gateway, own, key, term: 1, lanes: 4, to }
 }
 
 #[test]
@@ -128,4 +128,79 @@ fn handshakes_are_let_in_from_where_the_peer_is_by_its_own_key_and_at_a_rate() {
     doorman.note(&gone);
     lanes.carry_out(gone, now, &mut out);
     assert_eq!(doorman.admit(place(7), &second, now, &mut out), Ok(None));
+}
+
+/// What an initiation that comes to lanes makes of them: how many are open then.
+fn open_after(lanes: &mut Lanes, from: SocketAddr, datagram: &[u8], now: Instant) -> usize {
+    let mut room = vec![0; open_room(datagram.len())];
+    let _ = lanes.open_datagram(from, datagram, &mut room, now, &mut Sent(Vec::new()));
+    lanes.open_lanes()
+}
+
+#[test]
+fn a_handshake_that_nothing_follows_holds_a_lane_for_seconds() {
+    let (mut lanes, mut now) = lanes(64);
+    let mut out = Sent(Vec::new());
+    let (peer, at) = (PeerSlot { index: 1, generation: 1 }, SocketAddr::from(([192, 0, 2, 1], 1)));
+    let theirs = secret_for(&secret(9), GatewayId::from_bytes([5; 16])).public();
+    lanes.carry_out(know(1, peer, theirs, at), now, &mut out);
+    let own = secret_for(&secret(1), gateway(peer)).public();
+    let first = initiation(now, own);
+    assert_eq!(open_after(&mut lanes, at, &first, now), 1);
+    let end = now + UNPROVEN;
+    while let Some(due) = lanes.poll_timeout().filter(|due| *due <= end) {
+        now = due;
+        lanes.handle_timeout(now, &mut out);
+    }
+    assert_eq!((lanes.open_lanes(), lanes.poll_timeout()), (0, None));
+    // Whoever recorded it plays it back: at once, which is worth as little; and later.
+    assert_eq!(open_after(&mut lanes, at, &first, now), 1);
+    now += EXPECTED_FOR;
+    lanes.handle_timeout(now, &mut out);
+    assert_eq!(open_after(&mut lanes, at, &first, now), 0, "nobody said that it opens a lane");
+    lanes.carry_out(Order::Expect { peer }, now, &mut out);
+    assert_eq!(open_after(&mut lanes, at, &first, now), 1, "the peer did");
+    // One that is damaged makes none.
+    lanes.carry_out(Order::Forget { peer }, now, &mut out);
+    lanes.carry_out(know(1, peer, secret(8).public(), at), now, &mut out);
+    assert_eq!(open_after(&mut lanes, at, &first, now), 0, "another one's handshake");
+}
+
+#[test]
+fn handshakes_that_nothing_follows_hold_a_part_of_all_lanes() {
+    let (mut lanes, now) = lanes(40);
+    let mut out = Sent(Vec::new());
+    let theirs = secret_for(&secret(9), GatewayId::from_bytes([5; 16])).public();
+    let peers = (1..=30).map(|index| PeerSlot { index, generation: 1 });
+    for peer in peers {
+        let at = SocketAddr::from(([192, 0, 2, peer.index as u8], 1));
+        lanes.carry_out(know(1, peer, theirs, at), now, &mut out);
+        let own = secret_for(&secret(1), gateway(peer)).public();
+        open_after(&mut lanes, at, &initiation(now, own), now);
+    }
+    assert_eq!(lanes.open_lanes(), 10);
+    let peer = PeerSlot { index: 30, generation: 1 };
+    lanes.carry_out(Order::Open(LaneId { peer, lane: 1 }), now, &mut out);
+    assert_eq!(lanes.open_lanes(), 11, "there is room for what is wanted here");
+}
+
+#[test]
+fn what_was_for_a_lane_without_a_session_is_told_once() {
+    let (mut lanes, now) = lanes(4);
+    let mut out = Sent(Vec::new());
+    let (peer, to) = (PeerSlot { index: 1, generation: 1 }, SocketAddr::from(([192, 0, 2, 1], 1)));
+    let at = LaneId { peer, lane: 1 };
+    let mut seal = |lanes: &mut Lanes| {
+        let (vnet, packet) = (VnetHeader::default(), &mut [0x45; 60][..]);
+        let mut job = Job { at, vnet, network: 0, limit: 1400, packet };
+        lanes.seal(&mut job, now, &mut out)
+    };
+    assert_eq!(seal(&mut lanes), Ok(Taken::NoSession));
+    assert_eq!(lanes.poll_event(), None, "whoever had it forgotten knows");
+    lanes.carry_out(know(1, peer, secret(8).public(), to), now, &mut Sent(Vec::new()));
+    for _ in 0..100 {
+        assert_eq!(seal(&mut lanes), Ok(Taken::NoSession));
+    }
+    assert_eq!(lanes.poll_event(), Some(Event::Gone { at, term: 1 }));
+    assert_eq!(lanes.poll_event(), None);
 }

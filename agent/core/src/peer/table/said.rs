@@ -71,6 +71,11 @@ impl Peers {
         self.offers.pop_front()
     }
 
+    /// Whether [`Self::poll_lane_offer`] has something.
+    pub(crate) fn has_lane_offers(&self) -> bool {
+        !self.offers.is_empty()
+    }
+
     /// Lists a watched peer for a look.
     pub(super) fn review(&mut self, index: u32) {
         let watched = self.peers.get_mut(index).and_then(|peer| peer.watched.as_mut());
