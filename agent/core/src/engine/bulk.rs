@@ -17,7 +17,7 @@ use crate::lane::{
     self, Doorman, Event, Job, LaneId, Lanes, LanesConfig, OpenedInLane, Order, Taken,
 };
 use crate::peer::message::Message;
-use crate::peer::{Opened, Peer, PeerSlot, Sent};
+use crate::peer::{Opened, Peer, PeerSlot, Peers, Sent};
 use crate::sink::Sink;
 use crate::station::StationId;
 
@@ -65,6 +65,11 @@ impl Bulk {
         now: Instant,
     ) {
         self.book.hear(peer, via, offer, peers, now);
+    }
+
+    /// When a peer is to be told something again.
+    pub(super) fn notices_due_for_tests(&self) -> Option<Instant> {
+        self.book.poll_timeout()
     }
 
     /// How many peers something is kept of.
@@ -194,7 +199,7 @@ impl Engine {
 
     /// Sends through lane 0 what a lane thread had no session for. What the thread told beside that is to be
     /// [noted](Self::note_lane_event) first: the flow takes lane 0 from then on.
-    pub fn take_back(&mut self, job: Job<'_>, now: Instant, out: &mut impl Sink) {
+    pub fn take_back(&mut self, job: &mut Job<'_>, now: Instant, out: &mut impl Sink) {
         let peer = job.at.peer;
         let mut packets = match Packets::new(job.packet, job.network, &job.vnet, job.limit) {
             Ok(packets) => packets,
@@ -271,11 +276,12 @@ impl Engine {
     pub(super) fn tend_lanes(&mut self, now: Instant, out: &mut impl Sink) {
         let Some(bulk) = &mut self.bulk else { return };
         while let Some(number) = self.peers.poll_review() {
-            bulk.book.review(number, &self.peers);
+            bulk.book.review(number, &self.peers, now);
         }
         while let Some((peer, via, offer)) = self.peers.poll_lane_offer() {
             bulk.book.hear(peer, via, &offer, &mut self.peers, now);
         }
+        bulk.book.handle_timeout(&self.peers, now);
         while let Some((peer, offer)) = bulk.book.poll_offer() {
             if let Some(gateway) = self.peers.get(peer).map(Peer::gateway) {
                 self.peers.tell(gateway, &Message::Lanes(offer), out);
@@ -288,7 +294,7 @@ impl Engine {
         }
         lanes.handle_timeout(now, out);
         while let Some(event) = lanes.poll_event() {
-            bulk.book.note(event, now);
+            note(&mut bulk.book, &mut self.peers, event, now, out);
         }
     }
 
@@ -297,7 +303,7 @@ impl Engine {
         let Some(bulk) = &mut self.bulk else { return };
         // Those that went are forgotten first.
         while let Some(number) = self.peers.poll_review() {
-            bulk.book.review(number, &self.peers);
+            bulk.book.review(number, &self.peers, now);
         }
         bulk.book.meet(&mut self.peers, now);
     }
@@ -311,12 +317,14 @@ impl Engine {
         }
     }
 
-    /// When lanes that run here want to be looked at.
+    /// When lanes that run here, or what is to be said about any, want to be looked at.
     pub(super) fn lanes_due(&self) -> Option<Instant> {
-        match &self.bulk.as_ref()?.place {
+        let bulk = self.bulk.as_ref()?;
+        let here = match &bulk.place {
             Place::Here(lanes) => lanes.poll_timeout(),
             Place::Elsewhere => None,
-        }
+        };
+        here.into_iter().chain(bulk.book.poll_timeout()).min()
     }
 
     /// The next order for whoever runs lanes in the shell's threads, and its owner. One that concerns all lanes of a
@@ -333,10 +341,18 @@ impl Engine {
     }
 
     /// Takes what the shell's lane threads have to tell.
-    pub fn note_lane_event(&mut self, event: Event, now: Instant) {
+    pub fn note_lane_event(&mut self, event: Event, now: Instant, out: &mut impl Sink) {
         if let Some(bulk) = &mut self.bulk {
-            bulk.book.note(event, now);
+            note(&mut bulk.book, &mut self.peers, event, now, out);
         }
+    }
+}
+
+/// Takes what whoever runs lanes has to tell.
+fn note(book: &mut Book, peers: &mut Peers, event: Event, now: Instant, out: &mut impl Sink) {
+    match event {
+        Event::Elsewhere { peer, from } => peers.ask_at(peer, from, now, out),
+        event => book.note(event, now),
     }
 }
 

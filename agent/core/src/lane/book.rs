@@ -26,6 +26,10 @@ const REOPEN: Duration = Duration::from_secs(1);
 /// Most keys of one peer that are looked at within [`KEYS_IN`]: that takes some 50 µs each.
 const MAX_KEYS: u32 = 8;
 const KEYS_IN: Duration = Duration::from_secs(10);
+/// How often a peer is told that its key isn't held here any more, unless it answers: the first pause, each of the others
+/// being twice as long. After half a minute it has left the lanes, since nothing answers there.
+const NOTICES: u32 = 6;
+const NOTICE_PAUSE: Duration = Duration::from_millis(500);
 /// Most peers that went with lanes open and are told so when they are peers again.
 const MAX_PARTED: usize = 1024;
 
@@ -53,8 +57,8 @@ struct Entry {
     /// When each may be ordered next.
     next_open: [Option<Instant>; MAX as usize + 1],
     keys: (Instant, u32),
-    /// Whether it is to be told that its key isn't held here any more, as soon as something can be told to it.
-    owes: bool,
+    /// Set while it is to be told that its key isn't held here any more.
+    owes: Option<Notice>,
 }
 
 impl Entry {
@@ -72,6 +76,19 @@ impl Entry {
     }
 }
 
+/// Something that a peer is told until it answers, or for so long that it has found out by itself.
+#[derive(Debug, Clone, Copy)]
+struct Notice {
+    /// When it is told next. None before anything can be told to it.
+    next: Option<Instant>,
+    /// How often it was told.
+    told: u32,
+}
+
+impl Notice {
+    const NEW: Self = Self { next: None, told: 0 };
+}
+
 /// The lanes of a gateway, as its engine sees them.
 #[derive(Debug)]
 pub struct Book {
@@ -83,6 +100,8 @@ pub struct Book {
     offers: VecDeque<(PeerSlot, LaneOffer)>,
     /// Peers that are none any more, and may still take lanes that there were for usable.
     parted: VecDeque<GatewayId>,
+    /// When some peer is to be told something again.
+    next_notice: Option<Instant>,
     /// The newest agreement, with whomever.
     term: u32,
     turned_away: u64,
@@ -109,6 +128,7 @@ impl Book {
             orders: VecDeque::new(),
             offers: VecDeque::new(),
             parted: VecDeque::new(),
+            next_notice: None,
             term: 0,
             turned_away: 0,
         }
@@ -138,7 +158,7 @@ impl Book {
         let fresh = next.is_some_and(|next| next > now + (OPEN_AGAIN - TOLD_FOR));
         if open || (fresh && entry.next_ask <= now) {
             entry.next_ask = now + ASK_AGAIN;
-            self.offer(peer, false);
+            self.offer(peer, false, false);
         }
         if open {
             self.orders.push_back(Order::Open(LaneId { peer, lane }));
@@ -156,19 +176,24 @@ impl Book {
     /// Asks a peer for its key, if it can use lanes.
     fn ask(&mut self, peer: PeerSlot, peers: &Peers) {
         if is_capable(peer, peers) {
-            self.offer(peer, true);
+            self.offer(peer, true, false);
         }
     }
 
-    fn offer(&mut self, peer: PeerSlot, ask: bool) {
+    fn offer(&mut self, peer: PeerSlot, ask: bool, answer: bool) {
         let entry = self.entries.get(&peer.number()).filter(|entry| entry.peer == peer);
         let Some(entry) = entry else { return };
         let offer = LaneOffer {
             boot: self.boot,
             key: LaneKey(*entry.own.as_bytes()),
             lanes: self.lanes,
-            holds: entry.theirs.map(|(key, ..)| LaneKey(*key.as_bytes())),
+            // Not before it has heard that there was a time without.
+            holds: entry
+                .theirs
+                .filter(|_| entry.owes.is_none())
+                .map(|(key, ..)| LaneKey(*key.as_bytes())),
             ask,
+            answer,
         };
         self.offers.push_back((peer, offer));
     }
@@ -184,12 +209,16 @@ impl Book {
     ) {
         let most = self.lanes;
         let boot = peers.get(peer).and_then(crate::peer::Peer::boot);
-        if boot.is_some_and(|boot| boot != offer.boot) {
+        // One that said no hello yet comes again.
+        if boot != Some(offer.boot) {
             self.turned_away += 1;
             return;
         }
         let to = peers.get(peer).and_then(crate::peer::Peer::endpoint);
         let entry = self.entry(peer, peers, now);
+        if offer.answer {
+            entry.owes = None;
+        }
         let holds_ours = offer.holds == Some(LaneKey(*entry.own.as_bytes()));
         // Its ends of the lanes are gone: what is sent there is lost until ours are gone as well.
         let lost_ours = std::mem::replace(&mut entry.holds_ours, holds_ours) && !holds_ours;
@@ -228,7 +257,7 @@ impl Book {
         if offer.ask {
             let entry = self.entries.get(&peer.number());
             let ask = entry.is_some_and(|entry| entry.theirs.is_some() && !entry.holds_ours);
-            self.offer(peer, ask);
+            self.offer(peer, ask, true);
         }
     }
 
@@ -299,8 +328,8 @@ impl Book {
         for gateway in std::mem::take(&mut self.parted) {
             match peers.slot(gateway) {
                 Some(slot) => {
-                    self.entry(slot, peers, now).owes = true;
-                    self.settle(slot, peers);
+                    self.entry(slot, peers, now).owes = Some(Notice::NEW);
+                    self.settle(slot, peers, now);
                 }
                 None => self.parted.push_back(gateway),
             }
@@ -308,27 +337,58 @@ impl Book {
     }
 
     /// Tells a peer what is owed to it, when it can be.
-    fn settle(&mut self, slot: PeerSlot, peers: &Peers) {
+    fn settle(&mut self, slot: PeerSlot, peers: &Peers, now: Instant) {
+        let entry = self.entries.get_mut(&slot.number()).filter(|entry| entry.peer == slot);
+        let Some(entry) = entry else { return };
+        let Some(notice) = entry.owes else { return };
+        let due = notice.next.is_none_or(|next| next <= now);
+        if !due || !is_capable(slot, peers) || peers.sending_key(slot).is_none() {
+            return;
+        }
+        self.offer(slot, true, false);
         let Some(entry) = self.entries.get_mut(&slot.number()) else { return };
-        if entry.owes && is_capable(slot, peers) && peers.sending_key(slot).is_some() {
-            entry.owes = false;
-            self.offer(slot, false);
+        let told = notice.told + 1;
+        let next = now + NOTICE_PAUSE * (1 << notice.told.min(NOTICES));
+        entry.owes = (told < NOTICES).then_some(Notice { next: Some(next), told });
+        if entry.owes.is_some() {
+            self.next_notice = Some(self.next_notice.map_or(next, |other| other.min(next)));
         }
     }
 
+    /// Says again what peers didn't answer.
+    pub fn handle_timeout(&mut self, peers: &Peers, now: Instant) {
+        if self.next_notice.is_none_or(|next| next > now) {
+            return;
+        }
+        self.next_notice = None;
+        let owed = self.entries.values().filter(|entry| entry.owes.is_some());
+        for slot in owed.map(|entry| entry.peer).collect::<Vec<_>>() {
+            self.settle(slot, peers, now);
+        }
+        // Those whose turn hasn't come. One to which nothing can be told is looked at when that changes.
+        let nexts = self.entries.values().filter_map(|entry| entry.owes?.next);
+        self.next_notice = nexts.filter(|next| *next > now).min();
+    }
+
+    /// When [`Self::handle_timeout`] has something to do. Never, unless a peer is to be told something.
+    #[must_use]
+    pub const fn poll_timeout(&self) -> Option<Instant> {
+        self.next_notice
+    }
+
     /// Looks at a peer anew that is elsewhere, runs anew, has other keys, or is no more.
-    pub fn review(&mut self, number: u32, peers: &Peers) {
+    pub fn review(&mut self, number: u32, peers: &Peers, now: Instant) {
         let Some(entry) = self.entries.get_mut(&number) else { return };
         let slot = entry.peer;
         let Some(peer) = peers.get(slot) else { return self.forget(slot) };
-        let Some((_, boot, via)) = entry.theirs else { return self.settle(slot, peers) };
+        let Some((_, boot, via)) = entry.theirs else { return self.settle(slot, peers, now) };
         let other_run = peer.boot().is_some_and(|said| said != boot);
         if other_run || !peers.has_key(slot, &via) {
             // What it may still offer in these seconds is counted on: the entry stays.
             (entry.holds_ours, entry.lanes) = (false, 0);
-            entry.owes |= !other_run;
+            entry.owes = (!other_run).then_some(Notice::NEW);
             self.drop_key(slot);
-            return self.settle(slot, peers);
+            return self.settle(slot, peers, now);
         }
         let to = peer.endpoint();
         if let Some(to) = to.filter(|to| entry.to != Some(*to)) {
@@ -337,7 +397,7 @@ impl Book {
         }
         // What came through another tunnel is worth as much as that one's key. It is going to be withdrawn, perhaps.
         if peers.sending_key(slot).is_some_and(|key| key != via) {
-            self.offer(slot, true);
+            self.offer(slot, true, false);
         }
     }
 
@@ -346,6 +406,8 @@ impl Book {
         let (at, term, ready) = match event {
             Event::Ready { at, term } => (at, term, true),
             Event::Gone { at, term } => (at, term, false),
+            // Lane 0's to look into.
+            Event::Elsewhere { .. } => return,
             Event::Full(_) => {
                 self.turned_away += 1;
                 return;
@@ -423,7 +485,7 @@ impl Book {
                 ready: 0,
                 next_open: Default::default(),
                 keys: (now, 0),
-                owes: false,
+                owes: None,
             }
         })
     }

@@ -183,6 +183,13 @@ pub enum Event {
         /// The agreement that it was of.
         term: u32,
     },
+    /// What the peer sent through a lane came from somewhere else than it was thought to be. Lane 0 is to look into it.
+    Elsewhere {
+        /// Which peer.
+        peer: PeerSlot,
+        /// Where it came from.
+        from: SocketAddr,
+    },
     /// No more lanes can be open at once: an [`Order::Open`] was turned away.
     Full(LaneId),
 }

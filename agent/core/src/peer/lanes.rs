@@ -30,6 +30,8 @@ const SILENT: Duration = Duration::from_secs(13);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 /// How long an order to open is pursued.
 const PURSUED_FOR: Duration = Duration::from_secs(30);
+/// How often it is told at most of a lane that its peer is elsewhere.
+const STRAYS_AGAIN: Duration = Duration::from_secs(1);
 /// How long a lane stays though nothing passes. Longer than [`ANSWERS_WITHIN`] by far: whoever may still send there
 /// must find somebody who opens it.
 const IDLE: Duration = Duration::from_secs(180);
@@ -114,6 +116,8 @@ struct Lane {
     heard: Option<Instant>,
     /// Until when an order to open it holds.
     wanted_until: Option<Instant>,
+    /// When it was told last that the peer is elsewhere.
+    strayed: Option<Instant>,
     /// Whether the engine was told that it can be used.
     ready: bool,
     /// When it is to be looked at.
@@ -297,6 +301,7 @@ impl Lanes {
                 sealed: None,
                 heard: None,
                 wanted_until: None,
+                strayed: None,
                 ready: false,
                 wake_at: now,
             }
@@ -434,6 +439,11 @@ impl Lanes {
         // It has the keys of a session: what it sent or answered shows that.
         lane.tunnel.note_heard(true, now);
         lane.heard = Some(now);
+        let again = |at: Instant| now.saturating_duration_since(at) >= STRAYS_AGAIN;
+        if from != lane.to && lane.strayed.is_none_or(again) {
+            lane.strayed = Some(now);
+            self.events.push_back(Event::Elsewhere { peer: at.peer, from });
+        }
         if matches!(kind, Kind::Response { .. }) {
             self.drain(number, out);
         }

@@ -54,6 +54,9 @@ pub struct LaneOffer {
     pub holds: Option<LaneKey>,
     /// Whether an answer is wanted: an offer, too.
     pub ask: bool,
+    /// Whether this is one.
+    #[serde(default)]
+    pub answer: bool,
 }
 
 /// The bytes of a lane key, not looked at yet: whether it is a good one takes long to find out.
@@ -236,6 +239,7 @@ mod tests {
             lanes: u8::MAX,
             holds: Some(LaneKey([0xfe; 32])),
             ask: true,
+            answer: true,
         };
         let packet = pack(A, B, &Message::Lanes(offer));
         assert_eq!(unpack(&packet, A, B), Ok(Message::Lanes(offer)));

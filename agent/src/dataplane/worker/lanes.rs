@@ -61,13 +61,13 @@ impl Worker {
             let Some((owner, mut haul)) = threads.haul() else { break };
             let now = Instant::now();
             for event in haul.events.drain(..) {
-                self.engine.note_lane_event(event, now);
+                self.engine.note_lane_event(event, now, &mut self.outbox);
             }
             for to in haul.too_big_to.drain(..) {
                 self.engine.note_too_big(to, now);
             }
             let (engine, outbox) = (&mut self.engine, &mut self.outbox);
-            haul.returned(|job| engine.take_back(job, now, outbox));
+            haul.returned(|mut job| engine.take_back(&mut job, now, outbox));
             haul.strays(|from: SocketAddr, bytes| {
                 let segment = bytes.len();
                 engine.handle_datagrams(&mut [RxDatagram { from, segment, bytes }], now, outbox);

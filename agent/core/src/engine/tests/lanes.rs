@@ -122,6 +122,10 @@ struct Net {
     boots: [u8; 2],
     /// Whether what is for lanes gets lost on the way.
     lanes_lost: bool,
+    /// Whose datagrams of lane 0 get lost.
+    mute: Option<usize>,
+    /// Where each is: whence its datagrams come and where those to it have to go.
+    place: [SocketAddr; 2],
     /// Each n-th datagram of lane 0, and of lanes, gets lost.
     loses: Option<usize>,
     /// Datagrams of lane 0 and of lanes that were sent, by who sent them, and how long they were.
@@ -163,6 +167,8 @@ impl Net {
             now,
             boots: [0; 2],
             lanes_lost: false,
+            mute: None,
+            place: [at(0), at(1)],
             loses: None,
             sent: [[0; 2]; 2],
             numbers: BTreeMap::new(),
@@ -199,10 +205,11 @@ impl Net {
             *count += 1;
             let lost = self.loses.is_some_and(|nth| count.is_multiple_of(nth));
             let for_lane = lane::owner_of(&bytes).unwrap_or(0) > 0;
-            if lost || (self.lanes_lost && (owner > 0 || for_lane)) {
+            let mute = self.mute == Some(side) && owner == 0;
+            if lost || mute || (self.lanes_lost && (owner > 0 || for_lane)) {
                 continue;
             }
-            if to == at(1 - side) {
+            if to == self.place[1 - side] {
                 self.sockets[1 - side][usize::from(for_lane)].push_back(bytes);
             }
         }
@@ -249,7 +256,7 @@ impl Net {
             let mut out = Out::default();
             let mut batch: Vec<RxDatagram<'_>> = all
                 .iter_mut()
-                .map(|bytes| RxDatagram { from: at(1 - side), segment: bytes.len(), bytes })
+                .map(|bytes| RxDatagram { from: self.place[1 - side], segment: bytes.len(), bytes })
                 .collect();
             self.engines[side].handle_datagrams(&mut batch, self.now, &mut out);
             self.carry(side, out);
@@ -445,14 +452,14 @@ fn what_a_lane_thread_gives_back_takes_lane_0() {
         data.resize(300, *number as u8);
         *number += 1;
         let mut packet = ipv4(HERE, THERE, 17, &udp(40_001, 1, &data));
-        let job = lane::Job {
+        let mut job = lane::Job {
             at: lane::LaneId { peer, lane: 1 },
             vnet: VnetHeader::default(),
             network: 14,
             limit: 1400,
             packet: &mut packet,
         };
-        net.engines[0].take_back(job, net.now, &mut out);
+        net.engines[0].take_back(&mut job, net.now, &mut out);
     }
     assert!(out.datagrams.len() == 3 && out.datagrams.iter().all(|(owner, ..)| *owner == 0));
     net.carry(0, out);
@@ -461,10 +468,8 @@ fn what_a_lane_thread_gives_back_takes_lane_0() {
     net.all_arrived();
 }
 
-#[test]
-fn lanes_that_one_end_alone_gave_up_are_left_by_the_other() {
-    let mut net = Net::with_lane();
-    // Gateway 1 has a view without gateway 0 for a moment; gateway 0 hears nothing of it.
+/// Gateway 1 has a view without gateway 0 for a moment; gateway 0 hears nothing of it.
+fn forget_for_a_moment(net: &mut Net) {
     let with = other_view();
     let mut without = (*with).clone();
     (without.peers, without.intent.peers, without.intent.members) = Default::default();
@@ -479,6 +484,12 @@ fn lanes_that_one_end_alone_gave_up_are_left_by_the_other() {
         net.carry(1, out);
     }
     assert_eq!(net.engines[1].open_lanes(), 0);
+}
+
+#[test]
+fn lanes_that_one_end_alone_gave_up_are_left_by_the_other() {
+    let mut net = Net::with_lane();
+    forget_for_a_moment(&mut net);
     net.wait(1_500);
     let before = net.got[&40_001].len();
     for _ in 0..100 {
@@ -488,6 +499,51 @@ fn lanes_that_one_end_alone_gave_up_are_left_by_the_other() {
     let got = net.got[&40_001].len() - before;
     assert_eq!(got, 6_000, "the rest was sent where nobody listens");
     assert!(net.standing(0).ready > 0, "and lanes come again");
+}
+
+#[test]
+fn that_lanes_were_given_up_is_said_until_it_was_heard() {
+    let mut net = Net::with_lane();
+    net.mute = Some(1);
+    forget_for_a_moment(&mut net);
+    // The handshake is over, and the first word is lost.
+    net.mute = None;
+    net.wait(60);
+    net.mute = Some(1);
+    net.wait(2_500);
+    net.mute = None;
+    net.wait(3_000);
+    let before = net.got[&40_001].len();
+    net.burst(0, 1, 50, 1200);
+    net.wait(10);
+    assert_eq!(net.got[&40_001].len(), before + 50, "sent where nobody listens: {:?}", net.sent);
+}
+
+#[test]
+fn a_peer_that_never_answers_isnt_told_for_ever() {
+    let mut net = Net::with_lane();
+    forget_for_a_moment(&mut net);
+    net.wait(60_000);
+    let due = net.engines[1].bulk.as_ref().unwrap().notices_due_for_tests();
+    assert_eq!(due, None, "nobody is woken for it any more");
+}
+
+#[test]
+fn a_peer_that_is_elsewhere_is_found_by_what_its_lanes_bring() {
+    let mut net = Net::with_lane();
+    // A NAT gives gateway 0 another address; nothing but bulk leaves it for now.
+    net.place[0] = SocketAddr::from(([192, 0, 2, 99], 61_000));
+    let before = net.now;
+    net.burst(0, 1, 5, 1200);
+    net.settle();
+    assert_eq!(net.now, before);
+    let addresses = net.engines[1].peer_addresses();
+    let found = addresses.into_iter().any(|one| format!("{one:?}").contains("192.0.2.99:61000"));
+    assert!(found, "lane 0 asked there, and was answered");
+    net.burst(1, 2, 5, 200);
+    net.wait(10);
+    assert_eq!(net.got[&40_002].len(), 5);
+    net.all_arrived();
 }
 
 #[test]
@@ -503,6 +559,7 @@ fn an_offer_of_another_run_than_the_hellos_is_refused() {
         lanes: 1,
         holds: None,
         ask: true,
+        answer: false,
     };
     let engine = &mut net.engines[0];
     let (bulk, peers) = (engine.bulk.as_mut().unwrap(), &mut engine.peers);

@@ -26,7 +26,7 @@ fn ours(at: u8) -> LaneKey {
 
 fn offer_from(at: u8, of: u8, holds: Option<u8>, ask: bool) -> LaneOffer {
     let raw = |of| if of == OWN { ours(at) } else { LaneKey(*key(of).as_bytes()) };
-    LaneOffer { boot: BOOT, key: raw(of), lanes: 2, holds: holds.map(raw), ask }
+    LaneOffer { boot: BOOT, key: raw(of), lanes: 2, holds: holds.map(raw), ask, answer: false }
 }
 
 fn offer(of: u8, holds: Option<u8>, ask: bool) -> LaneOffer {
@@ -47,6 +47,7 @@ fn book() -> (Book, Peers, [PeerSlot; 3], Instant) {
     let mut peers = Peers::new(config, now);
     peers.set_peers(&[0, 1, 2].map(peer), now);
     let slots = [0, 1, 2].map(|at| peers.slot(peer(at).gateway).unwrap());
+    slots.iter().for_each(|slot| peers.said_for_tests(*slot, BOOT, now));
     (Book::new(&TunnelSecret::from_bytes([OWN; 32]), BOOT, 4), peers, slots, now)
 }
 
@@ -84,6 +85,7 @@ fn nobody_uses_a_lane_before_the_other_end_holds_its_key() {
     assert_eq!(book.want(slot, 0, &mut peers, now), 0);
     let told = orders(&mut book);
     assert!(!told.iter().any(|order| matches!(order, Order::Open(_))));
+    assert!(book.poll_offer().is_some_and(|(_, offer)| offer.ask), "it is asked");
     let term = term(&told);
     book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
     assert_eq!(book.poll_offer(), None, "nobody asked");
@@ -97,6 +99,20 @@ fn nobody_uses_a_lane_before_the_other_end_holds_its_key() {
     // It says that it has lost our key.
     book.hear(slot, main_key(0), &offer(10, None, false), &mut peers, now);
     assert!(!book.is_ready(at));
+}
+
+#[test]
+fn nothing_is_taken_of_one_that_said_no_hello() {
+    let (mut book, mut peers, ..) = book();
+    #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+    let now = Instant::now();
+    peers.set_peers(&[peer(9)], now);
+    let slot = peers.slot(peer(9).gateway).unwrap();
+    book.hear(slot, main_key(9), &offer_from(9, 10, Some(OWN), true), &mut peers, now);
+    assert_eq!((orders(&mut book), book.poll_offer(), book.turned_away()), (vec![], None, 1));
+    peers.said_for_tests(slot, BOOT, now);
+    book.hear(slot, main_key(9), &offer_from(9, 10, Some(OWN), true), &mut peers, now);
+    assert_eq!(book.standing(slot).agreed, 2);
 }
 
 #[test]
@@ -161,7 +177,7 @@ fn a_key_that_went_doesnt_give_back_what_may_be_looked_at() {
         for keys in [vec![key(0x77)], vec![main_key(0)]] {
             peers.set_peers(&[PeerConfig { keys, ..peer(0) }], now);
             while let Some(number) = peers.poll_review() {
-                book.review(number, &peers);
+                book.review(number, &peers, now);
             }
         }
     }
@@ -242,12 +258,12 @@ fn another_run_another_place_and_no_key_any_more() {
     peers.set_peers(std::slice::from_ref(&moved), now);
     let to = moved.endpoints[0];
     while let Some(number) = peers.poll_review() {
-        book.review(number, &peers);
+        book.review(number, &peers, now);
     }
     assert_eq!(orders(&mut book), [Order::Move { peer: slot, to }]);
     peers.set_peers(&[PeerConfig { keys: vec![key(0x77)], ..moved }], now);
     while let Some(number) = peers.poll_review() {
-        book.review(number, &peers);
+        book.review(number, &peers, now);
     }
     assert_eq!(orders(&mut book), [Order::Forget { peer: slot }]);
     assert_eq!(book.standing(slot), Standing::default());
@@ -260,7 +276,7 @@ fn a_peer_that_is_removed_takes_its_lanes_along() {
     orders(&mut book);
     peers.set_peers(&[], now);
     while let Some(number) = peers.poll_review() {
-        book.review(number, &peers);
+        book.review(number, &peers, now);
     }
     assert_eq!(orders(&mut book), [Order::Forget { peer: slot }]);
     assert!(book.entries.is_empty());

@@ -76,6 +76,26 @@ impl Peers {
         !self.offers.is_empty()
     }
 
+    /// Has a peer say hello in a run of its.
+    #[cfg(test)]
+    pub(crate) fn said_for_tests(&mut self, slot: PeerSlot, boot: BootId, now: std::time::Instant) {
+        let hello = crate::peer::message::Hello {
+            versions: (1, 1),
+            capabilities: vec![lane::CAPABILITY.to_owned()],
+            boot,
+            sequence: 1,
+            revision: 1,
+            relation: None,
+            authority: 1,
+            time: None,
+            nonce: 0,
+        };
+        if let Some(peer) = self.peers.get_mut(slot.index) {
+            peer.note_said(hello, false, now);
+        }
+        self.review(slot.index);
+    }
+
     /// Lists a watched peer for a look.
     pub(super) fn review(&mut self, index: u32) {
         let watched = self.peers.get_mut(index).and_then(|peer| peer.watched.as_mut());

@@ -1,5 +1,6 @@
 //! What keeps tunnels up: handshakes, probes, and what gateways say to each other.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::GatewayId;
@@ -113,6 +114,21 @@ impl Peers {
         self.say(index, now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
     }
 
+    /// Asks a peer whether it is there: something of its own, beside its tunnel here, came from there. Its answer moves it,
+    /// as whatever comes through that tunnel does.
+    pub fn ask_at(&mut self, slot: PeerSlot, to: SocketAddr, now: Instant, out: &mut impl Sink) {
+        let index = slot.index;
+        let peer = self.peers.get_mut(index).filter(|peer| peer.generation == slot.generation);
+        let Some(peer) = peer.filter(|peer| !peer.client && peer.endpoint() != Some(to)) else {
+            return;
+        };
+        // Beside the usual ones, which go on: whoever sends copies from elsewhere stops none.
+        let next = peer.next_probe;
+        let nonce = peer.probe(&mut self.random, now);
+        peer.next_probe = next;
+        self.say_at(index, Some(to), now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
+    }
+
     /// The next message of a peer that isn't about its tunnel. Whoever hands datagrams in fetches them all before
     /// the next.
     pub fn poll_message(&mut self) -> Option<(GatewayId, Message)> {
@@ -138,10 +154,22 @@ impl Peers {
         out: &mut impl Sink,
         message: impl FnOnce(Hello) -> Message,
     ) {
+        self.say_at(index, None, now, out, message);
+    }
+
+    /// Says something to a peer somewhere, or where it is.
+    fn say_at(
+        &mut self,
+        index: u32,
+        to: Option<SocketAddr>,
+        now: Instant,
+        out: &mut impl Sink,
+        message: impl FnOnce(Hello) -> Message,
+    ) {
         let Some(local) = self.local else { return };
         let Some(peer) = self.peers.get(index) else { return };
         let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
-        let (Some(tunnel), Some(to)) = (tunnel, peer.endpoint()) else { return };
+        let (Some(tunnel), Some(to)) = (tunnel, to.or_else(|| peer.endpoint())) else { return };
         self.sequence += 1;
         let time = local.confirmed_time.map(|(time, at)| {
             let passed = now.saturating_duration_since(at).as_millis();
