@@ -5,20 +5,77 @@ use std::fmt::Write as _;
 use crate::report::{Row, Spread, short};
 use crate::scale::Sweep;
 
-/// A row of pictures: the figure, its title, and whether its axis counts in powers of ten.
-const FIGURES: [(&str, &str, bool); 5] = [
-    ("hit", "processor time a packet of a known flow, us, both gateways", false),
-    ("new flow", "processor time a new flow and its answer, us, both gateways", false),
-    ("memory", "memory of the gateway, MiB", true),
-    ("idle cpu", "idle: share of a core, %, both gateways", true),
-    ("restart", "from a restart until all have shaken hands, s", true),
+/// Something that was measured against size.
+#[derive(Debug, Clone, Copy)]
+struct Figure {
+    /// As rows call it.
+    name: &'static str,
+    /// What it is, with its unit.
+    title: &'static str,
+    /// Whether its axis counts in powers of ten.
+    log: bool,
+    aim: Option<Aim>,
+}
+
+/// What a figure is to be, at most.
+#[derive(Debug, Clone, Copy)]
+enum Aim {
+    /// This value: at this size or at any.
+    AtMost(f64, Option<u32>),
+    /// What it is at the smallest size, and a tenth.
+    Flat,
+}
+
+const HIT: Figure = Figure {
+    name: "hit",
+    title: "packet of a known flow: CPU us, both gateways",
+    log: false,
+    aim: Some(Aim::Flat),
+};
+const NEW: Figure = Figure {
+    name: "new flow",
+    title: "new flow and its answer: CPU us, both gateways",
+    log: false,
+    aim: None,
+};
+const MEMORY: Figure =
+    Figure { name: "memory", title: "memory of the gateway: MiB", log: true, aim: None };
+/// The aim is of a gateway with 1,000 flows, as all here have, and ten peers.
+const MEMORY_OF_PEERS: Figure =
+    Figure { aim: Some(Aim::AtMost(24e6 / 1_048_576.0, Some(10))), ..MEMORY };
+const IDLE: Figure = Figure {
+    name: "idle cpu",
+    title: "nothing under way: % of a core, both gateways",
+    log: true,
+    aim: None,
+};
+const RESTART: Figure = Figure {
+    name: "restart",
+    title: "restart until all have shaken hands: s",
+    log: true,
+    aim: Some(Aim::AtMost(10.0, None)),
+};
+const FLOW_MEMORY: Figure = Figure {
+    name: "memory a flow",
+    title: "memory that each flow takes: bytes",
+    log: false,
+    aim: Some(Aim::AtMost(200.0, None)),
+};
+/// Rows of pictures, with a place for each sweep. Those of a row with the same figure share an axis.
+const PICTURES: [[Option<Figure>; 3]; 5] = [
+    [Some(HIT); 3],
+    [Some(NEW); 3],
+    [Some(MEMORY_OF_PEERS), Some(MEMORY), Some(MEMORY)],
+    [Some(IDLE); 3],
+    [Some(RESTART), None, Some(FLOW_MEMORY)],
 ];
+const SWEEPS: [Sweep; 3] = [Sweep::Peers, Sweep::Rules, Sweep::Flows];
 
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 150.0;
 const LEFT: f64 = 60.0;
-const TOP: f64 = 60.0;
-const GAP: (f64, f64) = (70.0, 70.0);
+const TOP: f64 = 66.0;
+const GAP: (f64, f64) = (75.0, 84.0);
 
 /// A range of values on a straight or logarithmic axis.
 #[derive(Debug, Clone, Copy)]
@@ -73,13 +130,17 @@ fn series(rows: &[Row], sweep: Sweep, figure: &str) -> Vec<(f64, Spread)> {
 /// Draws the rows of a run of [`crate::scale`], with a line about the machine under the title.
 #[must_use]
 pub fn svg(rows: &[Row], machine: &str) -> String {
-    let sweeps = [Sweep::Peers, Sweep::Rules, Sweep::Flows];
-    let measured =
-        |figure: &str| sweeps.iter().any(|sweep| !series(rows, *sweep, figure).is_empty());
-    let figures: Vec<_> = FIGURES.into_iter().filter(|(name, ..)| measured(name)).collect();
-    let columns = sweeps.len() as f64;
+    let measured = |sweep, figure: Option<Figure>| {
+        figure.is_some_and(|figure| !series(rows, sweep, figure.name).is_empty())
+    };
+    let pictures: Vec<[Option<Figure>; 3]> = PICTURES
+        .into_iter()
+        .map(|row| std::array::from_fn(|at| row[at].filter(|_| measured(SWEEPS[at], row[at]))))
+        .filter(|row: &[_; 3]| row.iter().any(Option::is_some))
+        .collect();
+    let columns = SWEEPS.len() as f64;
     let width = LEFT + columns * WIDTH + (columns - 1.0) * GAP.0 + 30.0;
-    let height = TOP + figures.len() as f64 * (HEIGHT + GAP.1);
+    let height = TOP + pictures.len() as f64 * (HEIGHT + GAP.1);
     let mut text = String::new();
     write!(
         text,
@@ -87,100 +148,155 @@ pub fn svg(rows: &[Row], machine: &str) -> String {
          font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n\
          <text x=\"{LEFT}\" y=\"20\" font-size=\"16\">What many peers, rules and flows cost</text>\n\
-         <text x=\"{LEFT}\" y=\"38\" fill=\"#666\">{}; dots are medians, bars the smallest and largest</text>\n",
+         <text x=\"{LEFT}\" y=\"38\" fill=\"#666\">{}; dots are medians, bars the smallest and largest; \
+         dashed: aims (flat: 10 % above the smallest size)</text>\n",
         escape(machine)
     )
     .ok();
-    for (row, (figure, title, log)) in figures.iter().enumerate() {
+    for (row, figures) in pictures.iter().enumerate() {
         let top = TOP + row as f64 * (HEIGHT + GAP.1) + 20.0;
-        writeln!(
-            text,
-            "<text x=\"{LEFT}\" y=\"{}\" font-weight=\"bold\">{}</text>",
-            top - 8.0,
-            escape(title)
-        )
-        .ok();
-        let all: Vec<f64> = sweeps
-            .iter()
-            .flat_map(|sweep| series(rows, *sweep, figure))
-            .flat_map(|(_, spread)| [spread.min, spread.max])
-            .collect();
-        let y = Axis::around(all.into_iter(), *log);
-        for (column, sweep) in sweeps.into_iter().enumerate() {
+        for (column, (sweep, figure)) in SWEEPS.into_iter().zip(figures).enumerate() {
+            let Some(figure) = figure else { continue };
+            let alike = SWEEPS.into_iter().zip(figures);
+            let alike = alike.filter(|(_, other)| other.is_some_and(|o| o.name == figure.name));
+            let all: Vec<f64> = alike
+                .flat_map(|(sweep, other)| {
+                    let points = series(rows, sweep, figure.name);
+                    let aim = other.as_ref().and_then(|other| aim(other, &points));
+                    let ends = points.into_iter().flat_map(|(_, spread)| [spread.min, spread.max]);
+                    ends.chain(aim.map(|(value, _)| value)).collect::<Vec<_>>()
+                })
+                .collect();
             let left = LEFT + column as f64 * (WIDTH + GAP.0);
+            writeln!(
+                text,
+                "<text x=\"{left}\" y=\"{}\" font-weight=\"bold\">{}</text>",
+                top - 8.0,
+                escape(figure.title)
+            )
+            .ok();
             let x = Axis::around(sweep.sizes().iter().map(|size| f64::from(*size)), true);
-            panel(&mut text, (left, top), (x, y), &series(rows, sweep, figure), sweep.name());
+            let y = Axis::around(all.into_iter(), figure.log);
+            let points = series(rows, sweep, figure.name);
+            let panel = Panel { left, top, x, y };
+            panel.grid(&mut text, sweep.axis());
+            if let Some((value, size)) = aim(figure, &points) {
+                panel.aim(&mut text, value, size);
+            }
+            panel.points(&mut text, &points);
         }
     }
     text.push_str("</svg>\n");
     text
 }
 
+/// The aim as a value, and the size for which alone it holds.
+fn aim(figure: &Figure, points: &[(f64, Spread)]) -> Option<(f64, Option<u32>)> {
+    match figure.aim? {
+        Aim::AtMost(value, size) => Some((value, size)),
+        Aim::Flat => Some((points.first()?.1.median * 1.1, None)),
+    }
+}
+
 /// One picture.
-fn panel(
-    text: &mut String,
-    (left, top): (f64, f64),
-    (x, y): (Axis, Axis),
-    points: &[(f64, Spread)],
-    what: &str,
-) {
-    let bottom = top + HEIGHT;
-    let across = |value: f64| left + x.place(value) * WIDTH;
-    let up = |value: f64| bottom - y.place(value) * HEIGHT;
-    for tick in x.ticks() {
-        let at = across(tick);
+#[derive(Debug, Clone, Copy)]
+struct Panel {
+    left: f64,
+    top: f64,
+    x: Axis,
+    y: Axis,
+}
+
+impl Panel {
+    fn across(&self, value: f64) -> f64 {
+        self.left + self.x.place(value) * WIDTH
+    }
+
+    fn up(&self, value: f64) -> f64 {
+        self.top + HEIGHT - self.y.place(value) * HEIGHT
+    }
+
+    /// The ground, with both axes.
+    fn grid(&self, text: &mut String, what: &str) {
+        let Self { left, top, x, y } = self;
+        let bottom = top + HEIGHT;
+        for tick in x.ticks() {
+            let at = self.across(tick);
+            writeln!(
+                text,
+                "<path d=\"M{at:.1} {top:.1}V{bottom:.1}\" stroke=\"#eee\"/>\
+                 <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                bottom + 16.0,
+                tick_text(tick)
+            )
+            .ok();
+        }
+        for tick in y.ticks() {
+            let at = self.up(tick);
+            writeln!(
+                text,
+                "<path d=\"M{left:.1} {at:.1}h{WIDTH}\" stroke=\"#ddd\"/>\
+                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                left - 6.0,
+                at + 4.0,
+                tick_text(tick)
+            )
+            .ok();
+        }
         writeln!(
             text,
-            "<path d=\"M{at:.1} {top:.1}V{bottom:.1}\" stroke=\"#eee\"/>\
-             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-            bottom + 16.0,
-            tick_text(tick)
+            "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"none\" stroke=\"#999\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#333\">{what}</text>",
+            left + WIDTH / 2.0,
+            bottom + 34.0
         )
         .ok();
     }
-    for tick in y.ticks() {
-        let at = up(tick);
+
+    /// A line that isn't to be crossed: short where it holds for one size only.
+    fn aim(&self, text: &mut String, value: f64, size: Option<u32>) {
+        let middle = size.map(|size| self.across(size.into()));
+        let (from, length) = middle.map_or((self.left, WIDTH), |middle| (middle - 30.0, 60.0));
         writeln!(
             text,
-            "<path d=\"M{left:.1} {at:.1}h{WIDTH}\" stroke=\"#ddd\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            left - 6.0,
-            at + 4.0,
-            tick_text(tick)
+            "<path d=\"M{from:.1} {:.1}h{length}\" stroke=\"#d1242f\" stroke-dasharray=\"6 4\"/>",
+            self.up(value)
         )
         .ok();
     }
-    writeln!(
-        text,
-        "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"none\" stroke=\"#999\"/>\
-         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#333\">{what}</text>",
-        left + WIDTH / 2.0,
-        bottom + 32.0
-    )
-    .ok();
-    let line: Vec<String> = points
-        .iter()
-        .map(|(size, spread)| format!("{:.1},{:.1}", across(*size), up(spread.median)))
-        .collect();
-    writeln!(
-        text,
-        "<polyline points=\"{}\" fill=\"none\" stroke=\"#1f6feb\" stroke-width=\"2\"/>",
-        line.join(" ")
-    )
-    .ok();
-    for (size, spread) in points {
-        let (at, height) = (across(*size), up(spread.median));
+
+    fn points(&self, text: &mut String, points: &[(f64, Spread)]) {
+        let line: Vec<String> = points
+            .iter()
+            .map(|(size, spread)| {
+                format!("{:.1},{:.1}", self.across(*size), self.up(spread.median))
+            })
+            .collect();
         writeln!(
             text,
-            "<path d=\"M{at:.1} {:.1}V{:.1}\" stroke=\"#1f6feb\"/>\
-             <circle cx=\"{at:.1}\" cy=\"{height:.1}\" r=\"3\" fill=\"#1f6feb\"/>\
-             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"10\">{}</text>",
-            up(spread.min),
-            up(spread.max),
-            up(spread.max) - 6.0,
-            short(spread.median)
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"#1f6feb\" stroke-width=\"2\"/>",
+            line.join(" ")
         )
         .ok();
+        for (size, spread) in points {
+            let (at, highest) = (self.across(*size), self.up(spread.max));
+            // Above the point, unless that would be above the picture.
+            let label = if highest - 8.0 < self.top + 8.0 {
+                self.up(spread.min) + 16.0
+            } else {
+                highest - 8.0
+            };
+            writeln!(
+                text,
+                "<path d=\"M{at:.1} {:.1}V{highest:.1}\" stroke=\"#1f6feb\"/>\
+                 <circle cx=\"{at:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"#1f6feb\"/>\
+                 <text x=\"{at:.1}\" y=\"{label:.1}\" text-anchor=\"middle\" font-size=\"10\">{}</text>",
+                self.up(spread.min),
+                self.up(spread.median),
+                short(spread.median)
+            )
+            .ok();
+        }
     }
 }
 
@@ -234,7 +350,8 @@ mod tests {
         ];
         let drawn = svg(&rows, "A & B");
         assert_eq!(drawn.matches("<circle").count(), 4, "{drawn}");
-        assert_eq!(drawn.matches("<rect").count(), 1 + 2 * 3, "two rows of three, on a ground");
+        assert_eq!(drawn.matches("<rect").count(), 1 + 3, "three that were measured, on a ground");
+        assert_eq!(drawn.matches("dasharray").count(), 3, "an aim in each: {drawn}");
         assert!(drawn.contains("A &amp; B") && drawn.contains("5.50"), "{drawn}");
         assert!(!drawn.contains("NaN") && !drawn.contains("inf"), "{drawn}");
     }

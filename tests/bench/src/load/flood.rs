@@ -61,14 +61,52 @@ fn write(frame: &mut [u8], from: &[End], to: End, number: u32) {
     udp[4..6].copy_from_slice(&((PACKET - IPV4) as u16).to_be_bytes());
 }
 
-/// Sends a packet of each of `flows` flows in turn, `count` in all, `rate` a second. Returns how many went out.
+/// Flows, by their numbers, and the order in which their packets come: each has its turn before any comes again.
+#[derive(Debug, Clone, Copy)]
+pub struct Turns {
+    first: u32,
+    flows: u64,
+    step: u64,
+}
+
+impl Turns {
+    /// So many flows from this number on, one after the other.
+    #[must_use]
+    pub fn in_order(first: u32, flows: u32) -> Self {
+        Self { first, flows: u64::from(flows.max(1)), step: 1 }
+    }
+
+    /// The flows up to this number. Those that follow each other have nothing to do with each other if they were opened in
+    /// order: nothing of one was fetched into the processor's caches for the other's sake.
+    #[must_use]
+    pub fn scattered(flows: u32) -> Self {
+        let flows = u64::from(flows.max(1));
+        let far = flows * 618 / 1_000;
+        let step = (1..=far).rev().find(|step| common_factor(*step, flows) == 1).unwrap_or(1);
+        Self { first: 0, flows, step }
+    }
+
+    /// Whose turn it is.
+    const fn flow(&self, packet: u64) -> u32 {
+        self.first + (packet % self.flows * self.step % self.flows) as u32
+    }
+}
+
+const fn common_factor(mut a: u64, mut b: u64) -> u64 {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+/// Sends `count` packets, `rate` a second. Returns how many went out.
 ///
 /// # Errors
 /// If the interface can't be opened.
 pub fn send(
     host: &Host,
     (from, to): (&[End], End),
-    flows: u32,
+    turns: Turns,
     count: u64,
     rate: f64,
 ) -> Result<u64> {
@@ -83,8 +121,7 @@ pub fn send(
         while burst > 0 {
             let now = burst.min(BATCH as u64);
             for (index, frame) in frames.iter_mut().take(now as usize).enumerate() {
-                let number = (offered + index as u64) % u64::from(flows.max(1));
-                write(frame, from, to, number as u32);
+                write(frame, from, to, turns.flow(offered + index as u64));
             }
             sent += socket.send_many(&frames[..now as usize])? as u64;
             offered += now;
@@ -196,6 +233,21 @@ mod tests {
             assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff, "{number}");
             assert_eq!(ip.len(), PACKET);
         }
+    }
+
+    #[test]
+    fn packets_come_by_every_flow_once_before_any_comes_again() {
+        for flows in [1, 2, 3, 10, 1_000, 1_001, 60_000] {
+            let scattered = Turns::scattered(flows);
+            let order: Vec<u32> = (0..flows.into()).map(|packet| scattered.flow(packet)).collect();
+            let all: BTreeSet<u32> = order.iter().copied().collect();
+            assert_eq!(all, (0..flows).collect(), "{flows}");
+            assert_eq!(scattered.flow(flows.into()), scattered.flow(0));
+            let near = order.windows(2).filter(|pair| pair[0].abs_diff(pair[1]) < flows / 4);
+            assert_eq!(near.count(), 0, "{flows}");
+        }
+        let in_order = Turns::in_order(7, 3);
+        assert_eq!([0, 1, 2, 3].map(|packet| in_order.flow(packet)), [7, 8, 9, 7]);
     }
 
     #[test]
