@@ -13,6 +13,7 @@ pub mod organisation;
 pub mod plot;
 pub mod report;
 pub mod scale;
+pub mod spread;
 pub mod subject;
 pub mod tools;
 pub mod trial;

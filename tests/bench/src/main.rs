@@ -11,6 +11,7 @@ use anteroom_bench::machine::Machine;
 use anteroom_bench::plot;
 use anteroom_bench::report::{self, Record, Row};
 use anteroom_bench::scale::{self, Sweep};
+use anteroom_bench::spread;
 use anteroom_bench::subject::Kind;
 use anteroom_bench::tools::{self, Tools};
 use anteroom_bench::trial::Test;
@@ -43,6 +44,28 @@ struct Cli {
 enum Action {
     /// Measure what a packet, a flow and a peer cost where there are many of them
     Scale(Scale),
+    /// Measure what one gateway's threads make of traffic with several others at once
+    Peers(Peers),
+}
+
+#[derive(Debug, Args)]
+struct Peers {
+    /// Whom to measure: anteroom, lanes-N for so many lane threads, NAME=PATH for another build of anteroom-agent
+    #[arg(long, value_delimiter = ',', default_value = "anteroom,lanes-0,lanes-1,lanes-2,lanes-4")]
+    subjects: Vec<Kind>,
+    /// With how many others at once
+    #[arg(long, value_delimiter = ',', value_name = "NUMBER,…", default_value = "4,16",
+        value_parser = clap::value_parser!(u8).range(1..=i64::from(spread::MOST)))]
+    far: Vec<u8>,
+    /// How often to measure everything
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long each measurement takes, about
+    #[arg(long, default_value_t = 3.0, value_parser = seconds)]
+    seconds: f64,
+    /// Write every figure to this file as soon as it is known: one JSON object a line, {subject, test, value, unit, round}
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -63,7 +86,7 @@ struct Scale {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// How long each measurement takes, about
-    #[arg(long, default_value_t = 5.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     seconds: f64,
     /// Write every figure to this file as soon as it is known: one JSON object a line, {subject, test, value, unit, round}
     #[arg(long, value_name = "FILE")]
@@ -138,6 +161,10 @@ fn check(cli: &Cli) -> Result<()> {
             once("--sweeps", scale.sweeps.iter().map(|sweep| sweep.name()))?;
             once("--rows", scale.rows.iter().map(|file| file.display().to_string()))
         }
+        Some(Action::Peers(peers)) => {
+            once("--subjects", peers.subjects.iter().map(Kind::name))?;
+            once("--far", peers.far.iter())
+        }
         None => {
             let Options { subjects, tests, card, .. } = &cli.options;
             once("--subjects", subjects.iter().map(Kind::name))?;
@@ -165,6 +192,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
 fn outside(cli: &Cli) -> Result<ExitCode> {
     let json = match &cli.action {
         Some(Action::Scale(scale)) => &scale.json,
+        Some(Action::Peers(peers)) => &peers.json,
         None => &cli.options.json,
     };
     if let Some(file) = json {
@@ -178,12 +206,15 @@ fn outside(cli: &Cli) -> Result<ExitCode> {
     let tools = Tools::of(profile());
     let builds = match &cli.action {
         Some(Action::Scale(scale)) => scale.agent.is_none() && scale.rows.is_empty(),
+        Some(Action::Peers(peers)) => {
+            peers.subjects.iter().any(|kind| matches!(kind, Kind::Anteroom | Kind::Lanes(..)))
+        }
         None => {
             let Options { install, subjects, .. } = &cli.options;
             if *install {
                 subjects.iter().try_for_each(|kind| tools.install(kind))?;
             }
-            subjects.contains(&Kind::Anteroom)
+            subjects.iter().any(|kind| matches!(kind, Kind::Anteroom | Kind::Lanes(..)))
         }
     };
     if builds {
@@ -215,6 +246,7 @@ fn inside(cli: &Cli) -> Result<ExitCode> {
     std::fs::remove_dir_all(&logs).ok();
     let record = match &cli.action {
         Some(Action::Scale(scale)) => grow(scale, &tools, &logs)?,
+        Some(Action::Peers(peers)) => share(peers, &tools, &logs)?,
         None => compare(&cli.options, &tools, &logs)?,
     };
     match record {
@@ -252,6 +284,23 @@ fn grow(scale: &Scale, tools: &Tools, logs: &Path) -> Result<Record> {
         std::fs::write(file, plot::svg(rows, &Machine::this().to_string()))
             .with_context(|| format!("writing {}", file.display()))?;
     }
+    Ok(record)
+}
+
+fn share(peers: &Peers, tools: &Tools, logs: &Path) -> Result<Record> {
+    let plan = spread::Plan {
+        subjects: peers.subjects.clone(),
+        far: peers.far.clone(),
+        rounds: peers.rounds,
+        time: duration(peers.seconds)?,
+    };
+    let mut record = Record::open(peers.json.as_deref())?;
+    spread::run(&plan, tools, logs, &mut record)?;
+    let rounds = peers.rounds as usize;
+    println!(
+        "\nMedian [smallest..largest] of {rounds} rounds, or of n\n{}",
+        report::table(&record.rows, rounds)
+    );
     Ok(record)
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anteroom_bench::compare::{self, Plan};
 use anteroom_bench::report::Record;
 use anteroom_bench::scale::{self, Sweep};
+use anteroom_bench::spread;
 use anteroom_bench::subject::Kind;
 use anteroom_bench::tools::Tools;
 use anteroom_bench::trial::Test;
@@ -47,6 +48,31 @@ fn a_gateway_with_ten_peers_shakes_hands_with_all_and_carries_flows() {
         assert!(value(&format!("peers {size}: live flows")) >= 1_000.0, "{rows:#?}");
         assert!(value(&format!("peers {size}: hit")) > 0.0, "{rows:#?}");
         assert!(value(&format!("peers {size}: memory")) > 1.0, "{rows:#?}");
+    }
+}
+
+#[test]
+fn a_gateway_carries_streams_of_several_others_at_once() {
+    if !ready("a_gateway_carries_streams_of_several_others_at_once") {
+        return;
+    }
+    let logs = tempfile::tempdir().expect("a directory");
+    let plan = spread::Plan {
+        subjects: vec![Kind::Lanes("lanes-1".into(), 1)],
+        far: vec![3],
+        rounds: 1,
+        time: Duration::from_millis(200),
+    };
+    let mut record = Record::default();
+    spread::run(&plan, &Tools::of(Profile::Dev), logs.path(), &mut record).expect("no file");
+    let rows = record.rows;
+    assert_eq!(record.failed, 0, "{rows:#?}");
+    for way in ["to", "from"] {
+        for what in ["", ": cpu of the one", ": its busiest thread", ": ping p99"] {
+            let test = format!("3 peers {way}{what}");
+            let row = rows.iter().find(|row| row.test == test);
+            assert!(row.is_some_and(|row| row.value > 0.0), "{test:?} in {rows:#?}");
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anteroom_lab::topology::Host;
 use anyhow::{Context as _, Result};
 
 use crate::world::{Device, World};
@@ -48,10 +49,25 @@ impl Load {
         streams: u16,
         direction: Direction,
     ) -> Result<Self> {
+        let ends = (world.device(from), (world.device(to), world.address(to)));
+        Self::between(&[ends], streams, direction)
+    }
+
+    /// The same between other hosts: so many connections from each to the one beside it, at its address.
+    ///
+    /// # Errors
+    /// If a connection doesn't come about.
+    pub fn between(
+        ends: &[(&Host, (&Host, Ipv4Addr))],
+        streams: u16,
+        direction: Direction,
+    ) -> Result<Self> {
         let mut load = Self { received: Arc::default(), ends: Vec::new(), threads: Vec::new() };
         let mut pairs = Vec::new();
-        for port in PORT..PORT + streams {
-            pairs.push(connect(world, from, to, port)?);
+        for (from, to) in ends {
+            for port in PORT..PORT + streams {
+                pairs.push(connect(from, *to, port)?);
+            }
         }
         for (near, far) in pairs {
             if direction != Direction::Reverse {
@@ -106,14 +122,12 @@ impl Drop for Load {
 }
 
 /// Opens one connection: the near end, then the far one.
-fn connect(world: &World, from: Device, to: Device, port: u16) -> Result<(TcpStream, TcpStream)> {
-    let address = SocketAddr::from((world.address(to), port));
-    let listener = world
-        .device(to)
+fn connect(from: &Host, (to, at): (&Host, Ipv4Addr), port: u16) -> Result<(TcpStream, TcpStream)> {
+    let address = SocketAddr::from((at, port));
+    let listener = to
         .enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))?
         .with_context(|| format!("listening on {address}"))?;
-    let near = world
-        .device(from)
+    let near = from
         .enter(|| TcpStream::connect_timeout(&address, PATIENCE))?
         .with_context(|| format!("connecting to {address}"))?;
     // The connection stands, so one waits to be accepted.
