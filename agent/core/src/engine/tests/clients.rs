@@ -1,6 +1,7 @@
 //! Stock WireGuard peers: boringtun as it is, with none of what gateways add.
 
 use anteroom_proto::intent::Client;
+use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 
@@ -73,6 +74,15 @@ pub(super) fn with_laptop(modes: [Mode; 2], seed: u8) -> Arc<View> {
     Arc::new(view)
 }
 
+/// The laptop's end with this key. It is never under load: how many handshakes it takes would be a matter of the real
+/// clock, which no test here follows.
+fn stock(secret: [u8; 32], index: u32) -> Tunn {
+    let gateway = PublicKey::from(*TunnelSecret::from_bytes([9; 32]).public().as_bytes());
+    let secret = StaticSecret::from(secret);
+    let never = Arc::new(RateLimiter::new(&PublicKey::from(&secret), u64::MAX));
+    Tunn::new(secret, gateway, None, None, index, Some(never))
+}
+
 /// A gateway and a laptop with stock WireGuard.
 pub(super) struct Pair {
     pub(super) engine: Engine,
@@ -91,8 +101,7 @@ impl Pair {
         let now = start();
         let mut engine = engine(Limits::default(), now);
         engine.apply(with_laptop(modes, 70), now);
-        let gateway = PublicKey::from(*TunnelSecret::from_bytes([9; 32]).public().as_bytes());
-        let laptop = Tunn::new(StaticSecret::from([70; 32]), gateway, None, None, 1, None);
+        let laptop = stock([70; 32], 1);
         Self { engine, laptop, from: at(1), received: Vec::new(), heard: 0, now }
     }
 
@@ -345,9 +354,7 @@ fn with_another_key_it_is_called_where_it_was_when_there_is_something_to_say() {
     let out = pair.wait(Duration::from_secs(60));
     assert!(out.datagrams.iter().all(|(to, _)| *to != at(1)), "there is nothing to say: {out:?}");
     let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
-    let secret = StaticSecret::from([71; 32]);
-    let gateway = PublicKey::from(*TunnelSecret::from_bytes([9; 32]).public().as_bytes());
-    pair.laptop = Tunn::new(secret, gateway, None, None, 2, None);
+    pair.laptop = stock([71; 32], 2);
     pair.device_sends(&opened);
     let mut out = Out::default();
     pair.engine.handle_timeout(pair.now, &mut out);
