@@ -97,7 +97,7 @@ pub struct Engine {
     peers: peer::Peers,
     peer_states: policy::Peers,
     holdings: Holdings,
-    /// Where clients were heard before this start.
+    /// Where clients of the view were last heard when it came into force, in this run or before it.
     clients_were: BTreeMap<MemberId, SocketAddr>,
     contests: Contests,
     recorder: Recorder,

@@ -248,9 +248,14 @@ impl Peer {
         }
     }
 
-    /// Where an attempt goes: first where it was last heard, then its other addresses in turn.
+    /// Where an attempt goes: first where it was last heard, then its other addresses in turn. A client has no others: it
+    /// isn't any more where it was before it was heard somewhere else.
     pub(super) fn target(&self, attempt: u32) -> Option<SocketAddr> {
-        let others = self.candidates.iter().filter(|one| Some(**one) != self.endpoint);
+        let left = |one: &SocketAddr| match self.endpoint {
+            Some(heard) => self.client || *one == heard,
+            None => false,
+        };
+        let others = self.candidates.iter().filter(|one| !left(one));
         let all: Vec<SocketAddr> = self.endpoint.iter().chain(others).copied().collect();
         let place = (attempt as usize).checked_rem(all.len())?;
         all.get(place).copied()

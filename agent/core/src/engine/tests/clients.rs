@@ -412,6 +412,37 @@ fn a_client_that_is_gone_is_called_a_few_times_only_and_what_was_known_of_it_sta
 }
 
 #[test]
+fn a_client_that_moved_since_the_restart_is_not_called_where_it_was_before() {
+    let mut pair = Pair::connected([Mode::Enforce; 2]);
+    pair.send(&vnc(SYN));
+    restarted(&mut pair, true);
+    pair.from = at(2);
+    pair.handshake();
+    pair.send(&vnc(SYN));
+    // From here on it is switched off: nothing is carried to it, nor counted as come.
+    pair.from = at(9);
+    let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
+    let calls = |pair: &mut Pair| {
+        // Its session is over.
+        pair.wait(Duration::from_secs(600));
+        let mut out = Out::default();
+        for _ in 0..30 {
+            out.datagrams.append(&mut pair.device_sends(&opened).datagrams);
+            out.datagrams.append(&mut pair.wait(Duration::from_secs(1)).datagrams);
+        }
+        let places = out.datagrams.iter().map(|(to, _)| *to);
+        places.filter(|to| [at(1), at(2)].contains(to)).collect::<Vec<_>>()
+    };
+    for key in [70, 70, 71] {
+        let places = calls(&mut pair);
+        assert!(places.len() > 2 && !places.contains(&at(1)), "{key}: {places:?}");
+        pair.engine.apply(with_laptop([Mode::Enforce; 2], key), pair.now);
+    }
+    let places = calls(&mut pair);
+    assert!(places.len() > 2 && !places.contains(&at(1)), "with another key: {places:?}");
+}
+
+#[test]
 fn a_revoked_client_is_cut_at_once() {
     let mut pair = Pair::connected([Mode::Enforce; 2]);
     assert_eq!(pair.send(&vnc(SYN)).frames.len(), 1);
