@@ -54,7 +54,12 @@ impl Prepared {
         has_port: impl Fn(&Name) -> bool,
         seeds: &mut Seeds,
     ) -> Self {
-        let policy = Policy::new(view, seeds, |device: &Device| has_port(&device.port));
+        // Of two devices with one Ethernet address only the first has a place, as `Stations::confirm` gives them.
+        let mut taken = BTreeSet::new();
+        let places = view.intent.devices.iter().filter(|device| has_port(&device.port));
+        let places = places.filter(|device| taken.insert(device.member.mac));
+        let placed: BTreeSet<MemberId> = places.map(|device| device.member.id).collect();
+        let policy = Policy::new(view, seeds, |device: &Device| placed.contains(&device.member.id));
         let peers = Peers::of(view, |gateway| policy.relation(gateway).unwrap_or_default());
         Self { policy, peers }
     }

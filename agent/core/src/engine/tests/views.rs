@@ -159,7 +159,9 @@ fn a_device_without_a_place_counts_as_absent_however_the_view_came() {
         let mut engine = engine(Limits::default(), now);
         if by_steps {
             let ready = prepared(&mut engine, &twice);
+            let made = MADE.get();
             engine.put_in_force(ready, now);
+            assert_eq!(MADE.get(), made, "the policy was made anew while packets waited");
         } else {
             engine.apply(Arc::clone(&twice), now);
         }
