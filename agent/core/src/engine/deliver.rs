@@ -189,26 +189,28 @@ impl Engine {
         out: &mut impl Sink,
     ) {
         let vlan = frame.tag_id();
-        let takes = |port: &PortId| {
-            let state = self.stations.port(*port);
-            let open = state.is_some_and(|state| {
-                if group { state.takes_broadcast() } else { state.takes_unknown() }
-            });
-            // A VLAN joins ports only where both use it; the network behind the uplink sorts its own.
-            let joined = from.is_uplink() || vlan.is_none_or(|vlan| self.uses_vlan(*port, vlan));
-            *port != from && open && joined
-        };
         let uplink = (!from.is_uplink()).then_some(PortId::UPLINK);
-        let ports: Vec<PortId> =
-            uplink.into_iter().chain(self.device_ports().filter(takes)).collect();
-        if ports.is_empty() {
-            return;
-        }
-        let bits = ports.iter().fold(0, |bits, port| bits | Echoes::bit(*port));
+        let all = uplink.into_iter().chain(self.device_ports());
+        let takes = |engine: &Self, port: PortId| {
+            port.is_uplink() || (port != from && engine.is_flooded(port, from, vlan, group))
+        };
+        let to = all.clone().filter(|port| takes(self, *port));
+        let Some(bits) = to.map(Echoes::bit).reduce(|bits, bit| bits | bit) else { return };
         self.echoes.sent((frame.vlan, frame.bytes), bits, group, now);
-        for port in ports {
-            self.put(port, frame, out);
+        for port in all {
+            if takes(self, port) {
+                self.put(port, frame, out);
+            }
         }
+    }
+
+    /// Whether a device port gets what floods, from another port, in a VLAN or none.
+    fn is_flooded(&self, port: PortId, from: PortId, vlan: Option<u16>, group: bool) -> bool {
+        let open = self.stations.port(port).is_some_and(|state| {
+            if group { state.takes_broadcast() } else { state.takes_unknown() }
+        });
+        // A VLAN joins ports only where both use it; the network behind the uplink sorts its own.
+        open && (from.is_uplink() || vlan.is_none_or(|vlan| self.uses_vlan(port, vlan)))
     }
 
     /// Hands what everybody is asked to the one unlisted station that it is for, where its port takes no broadcast
@@ -256,7 +258,7 @@ impl Engine {
     }
 
     /// The device ports.
-    pub(super) fn device_ports(&self) -> impl Iterator<Item = PortId> + use<> {
+    pub(super) fn device_ports(&self) -> impl Iterator<Item = PortId> + Clone + use<> {
         let count = u16::try_from(self.config.ports.len()).unwrap_or(u16::MAX - 1);
         (0..count).map(PortId::device)
     }
