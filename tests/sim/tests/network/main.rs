@@ -1,0 +1,17 @@
+//! Engines on a simulated network, in one program: each test has a network of its own.
+
+mod agreement;
+mod arp;
+mod away;
+mod bypass;
+mod flows;
+mod impostors;
+mod lanes;
+mod leases;
+mod merging;
+mod moves;
+mod paths;
+mod random;
+mod rules;
+mod scenarios;
+mod sizes;
