@@ -128,11 +128,43 @@ impl Stream {
     /// If a socket failed.
     pub fn stop(self) -> Result<Passage> {
         self.stop.store(true, Ordering::Relaxed);
-        let sent =
-            self.sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))??;
+        self.silent()?.heard_out(Instant::now() + UNDER_WAY)
+    }
+
+    /// As [`Stream::stop`], for several at once: what is under way is waited for in all of them together.
+    ///
+    /// # Errors
+    /// As [`Stream::stop`].
+    pub fn stop_all(streams: Vec<Self>) -> Result<Vec<Passage>> {
+        for stream in &streams {
+            stream.stop.store(true, Ordering::Relaxed);
+        }
+        let silent = streams.into_iter().map(Self::silent).collect::<Result<Vec<_>>>()?;
         let deadline = Instant::now() + UNDER_WAY;
-        while self.received.load(Ordering::Relaxed) < sent.len() as u64 && Instant::now() < deadline
-        {
+        silent.into_iter().map(|stream| stream.heard_out(deadline)).collect()
+    }
+
+    /// Waits for the sender's end, which was told to.
+    fn silent(self) -> Result<Silent> {
+        let Self { sender, receiver, received, heard_out, .. } = self;
+        let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))??;
+        Ok(Silent { sent, receiver, received, heard_out })
+    }
+}
+
+/// A stream that sends no more.
+struct Silent {
+    sent: Vec<Instant>,
+    receiver: JoinHandle<Result<std::io::Result<Vec<u64>>>>,
+    received: Arc<AtomicU64>,
+    heard_out: Arc<AtomicBool>,
+}
+
+impl Silent {
+    /// Waits until everything came, or for what is under way until `deadline`.
+    fn heard_out(self, deadline: Instant) -> Result<Passage> {
+        let all = self.sent.len() as u64;
+        while self.received.load(Ordering::Relaxed) < all && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
         // What comes twice comes behind the last, too.
@@ -140,7 +172,7 @@ impl Stream {
         self.heard_out.store(true, Ordering::Relaxed);
         let heard =
             self.receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))??;
-        Ok(passage(&sent, &heard))
+        Ok(passage(&self.sent, &heard))
     }
 }
 
