@@ -387,6 +387,13 @@ impl RawConfig {
         }
         place.bounded(&underlay.advertise)?;
         place.bounded(&underlay.management)?;
+        if !offloads.lanes && cores.lane_threads != LaneThreads::Count(0) {
+            return Err(place.error(
+                None,
+                "[cores] lane_threads are for lanes, which are off: set lanes = true under [offloads], or leave \
+                 lane_threads out",
+            ));
+        }
         if port.is_empty() {
             return Err(place.error(None, "no device port: add a [[port]] with name and interface"));
         }

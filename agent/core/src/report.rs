@@ -64,6 +64,9 @@ pub struct EngineStatus {
     /// Lanes to peers with which there are any.
     #[serde(default)]
     pub lanes: BTreeMap<GatewayId, Standing>,
+    /// How often a peer's lane key, or one lane more, was turned away since the start.
+    #[serde(default)]
+    pub lanes_turned_away: u64,
     /// Bypasses in force: what rules open to these gateways' devices goes in the clear.
     pub bypasses: Vec<BypassStatus>,
     /// Alarms that stand.

@@ -233,6 +233,13 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
             engine.peers.iter().map(|peer| tunnel(peer, engine.lanes.get(&peer.gateway))),
         ),
     );
+    if engine.lanes_turned_away > 0 {
+        let _ = writeln!(
+            text,
+            "{} times a lane, or a peer's key for lanes, was turned away; bulk takes lane 0 meanwhile.",
+            engine.lanes_turned_away
+        );
+    }
     let drops = engine.drops.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]);
     push_table(text, &table(&["dropped because", "packets"], drops));
     let interfaces = status.interfaces.iter().map(|interface| {

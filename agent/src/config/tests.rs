@@ -75,7 +75,15 @@ fn flows_are_bounded_as_the_file_says_and_a_wrong_bound_is_named() {
 
 #[test]
 fn lane_threads_are_none_unless_the_file_asks_for_them() {
-    let cores = |text: &str| parse(&format!("{GOOD}[cores]\n{text}\n")).map(|c| c.cores);
+    let with = |text: &str| parse(&format!("{GOOD}{text}\n"));
+    let cores =
+        |text: &str| with(&format!("[offloads]\nlanes = true\n[cores]\n{text}")).map(|c| c.cores);
+    for threads in ["2", "\"auto\""] {
+        let off = format!("[offloads]\nlanes = false\n[cores]\nlane_threads = {threads}");
+        let error = with(&off).unwrap_err();
+        assert!(error.contains("lane_threads") && error.contains("lanes = true"), "{error}");
+    }
+    assert!(with("[offloads]\nlanes = false\n[cores]\nlane_threads = 0").is_ok());
     assert_eq!(parse(GOOD).unwrap().cores.lane_threads, LaneThreads::Count(0));
     assert_eq!(cores("").unwrap().lane_threads, LaneThreads::Count(0));
     assert_eq!(cores("lane_threads = \"auto\"").unwrap().lane_threads, LaneThreads::Auto);

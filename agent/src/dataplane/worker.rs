@@ -30,6 +30,9 @@ const EVENTS: usize = 32;
 /// Commands carried out before frames get their turn again.
 const COMMANDS_A_TURN: usize = 8;
 
+/// Fetches from lane 0's socket, while that is emptied, until ports get a turn: half a millisecond's work.
+const FETCHES_IN_A_ROW: usize = 2;
+
 /// Fetches from each interface at the end, for what came in before it.
 const LAST_FETCHES: usize = 8;
 
@@ -228,10 +231,7 @@ impl Worker {
     fn hand_over(&mut self) {
         self.keepalive.farewell(&self.outbox.ports);
         for _ in 0..LAST_FETCHES {
-            for index in 0..self.outbox.ports.len() {
-                self.receive_frames(index as u64);
-                self.flush();
-            }
+            self.serve_ports();
         }
     }
 
@@ -286,10 +286,25 @@ impl Worker {
     /// Handles what lane 0's socket holds now, and as little more as may be.
     fn empty_lane_0(&mut self) {
         let mut held = self.outbox.underlay.held();
-        while held > 0 && self.receive_datagrams() {
+        for fetches in 1_usize.. {
+            if held == 0 || !self.receive_datagrams() {
+                return;
+            }
             held = held.saturating_sub(self.datagrams.least_held());
             self.flush();
-            // All that a full socket holds takes some milliseconds.
+            // All that a full socket holds takes some milliseconds, for which no device needs to wait.
+            self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
+            if held > 0 && fetches % FETCHES_IN_A_ROW == 0 {
+                self.serve_ports();
+            }
+        }
+    }
+
+    /// A turn for each port, amid other work.
+    fn serve_ports(&mut self) {
+        for index in 0..self.outbox.ports.len() {
+            self.receive_frames(index as u64);
+            self.flush();
             self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
         }
     }

@@ -115,6 +115,11 @@ impl Engine {
         self.peers.iter().map(standing).filter(|(_, standing)| standing.agreed > 0).collect()
     }
 
+    /// How often a key, or a lane more, was turned away.
+    pub(super) fn lanes_turned_away(&self) -> u64 {
+        self.bulk.as_ref().map_or(0, |bulk| bulk.book.turned_away())
+    }
+
     /// The lane that a packet of a flow takes, or the packets of a super-frame, of `bytes` in all: 0 unless the flow is
     /// bulk and has one.
     pub(super) fn choose_lane(

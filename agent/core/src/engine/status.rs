@@ -87,6 +87,7 @@ impl Engine {
             devices: self.devices(now),
             peers: self.tunnels(now),
             lanes: self.lanes(),
+            lanes_turned_away: self.lanes_turned_away(),
             bypasses: self.bypasses.in_force.clone(),
             alarms: self.alarms(now),
             drops: self.recorder.all_drops(),

@@ -17,14 +17,16 @@
 //! does: half a data plane would be worse than a restart. One that hangs stops its heartbeat, and the watchdog has
 //! the agent started anew.
 
+mod backlog;
 mod haul;
 mod link;
 mod meter;
 mod parcel;
 mod sleeper;
+#[cfg(test)]
+mod tests;
 mod thread;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -39,6 +41,7 @@ use super::EndTogether;
 use super::handle::Heartbeat;
 use super::status::{LaneThreadStatus, UnderlayCounters};
 use crate::net::udp::UdpSocket;
+use backlog::Backlog;
 pub(super) use haul::Haul;
 use link::Near;
 use meter::Meter;
@@ -57,6 +60,8 @@ pub(super) struct Threads {
     pub(super) sleeper: Arc<Sleeper>,
     /// Whose haul was taken last.
     turn: usize,
+    /// How many hauls of each may be taken: those that had come when lane 0's socket was emptied.
+    due: Vec<usize>,
     /// Whether parcels went out, or hauls came, since somebody looked.
     pub(super) worked: bool,
     /// Datagrams that found no room on their way to a lane thread.
@@ -71,8 +76,8 @@ struct Thread {
     open: Option<Parcel>,
     /// Datagrams that wait to be handed on, apart from that: strangers send them, too, and mustn't take the room of jobs.
     handed: Option<Parcel>,
-    /// Orders that found no parcel. None is ever dropped: one of them may be to forget a peer.
-    orders: VecDeque<Order>,
+    /// Orders that found no parcel.
+    orders: Backlog,
     meter: Arc<Meter>,
     heartbeat: Arc<Heartbeat>,
     handle: Option<JoinHandle<()>>,
@@ -91,7 +96,8 @@ impl Threads {
             .map(|(owner, socket)| Thread::start(owner, socket, secret, most, &sleeper))
             .collect::<io::Result<Vec<_>>>()?;
         let told = vec![0; DropReason::ALL.len()];
-        Ok(Self { threads, sleeper, turn: 0, worked: false, turned_away: 0, told })
+        let due = vec![0; threads.len()];
+        Ok(Self { threads, sleeper, turn: 0, due, worked: false, turned_away: 0, told })
     }
 
     /// When each last turned its loop.
@@ -143,13 +149,24 @@ impl Threads {
         self.threads.iter().map(Thread::waiting).sum()
     }
 
-    /// A haul that has come, and its thread's number; from the threads in turn.
+    /// Takes note of the hauls that have come from each thread. Returns how many that are.
+    pub(super) fn note_waiting(&mut self) -> usize {
+        for (due, thread) in self.due.iter_mut().zip(&self.threads) {
+            *due = thread.waiting();
+        }
+        self.due.iter().sum()
+    }
+
+    /// A haul that had come when they were last [noted](Self::note_waiting), and its thread's number; from the threads
+    /// in turn.
     pub(super) fn haul(&mut self) -> Option<(u8, Haul)> {
         let count = self.threads.len();
         for _ in 0..count {
             self.turn = (self.turn + 1) % count;
+            let Some(due) = self.due.get_mut(self.turn).filter(|due| **due > 0) else { continue };
             let near = self.threads.get_mut(self.turn).and_then(|thread| thread.near.as_mut());
             if let Some(haul) = near.and_then(Near::haul) {
+                *due -= 1;
                 self.worked = true;
                 // There are no more than fifteen.
                 return Some((self.turn as u8 + 1, haul));
@@ -175,7 +192,8 @@ impl Threads {
 
     /// What was dropped between and in the threads since the last call.
     pub(super) fn take_drops(&mut self, mut count: impl FnMut(DropReason, u64)) {
-        let turned_away = std::mem::take(&mut self.turned_away);
+        let orders = self.threads.iter_mut().map(|thread| thread.orders.take_turned_away());
+        let turned_away = orders.sum::<u64>() + std::mem::take(&mut self.turned_away);
         if turned_away > 0 {
             count(DropReason::QueueFull, turned_away);
         }
@@ -258,7 +276,7 @@ impl Thread {
             near: Some(near),
             open: None,
             handed: None,
-            orders: VecDeque::new(),
+            orders: Backlog::default(),
             meter,
             heartbeat,
             handle: Some(handle),
@@ -272,7 +290,7 @@ impl Thread {
     fn order(&mut self, order: Order) {
         let put = self.parcel().is_some_and(|parcel| parcel.order(order));
         if !put {
-            self.orders.push_back(order);
+            self.orders.push(order);
         }
     }
 
@@ -296,11 +314,11 @@ impl Thread {
             self.open = self.near.as_mut()?.parcel();
         }
         let parcel = self.open.as_mut()?;
-        while let Some(order) = self.orders.front() {
-            if !parcel.order(*order) {
+        while let Some(order) = self.orders.first() {
+            if !parcel.order(order) {
                 return None;
             }
-            self.orders.pop_front();
+            self.orders.pop();
         }
         Some(parcel)
     }

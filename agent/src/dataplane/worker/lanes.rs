@@ -51,7 +51,7 @@ impl Worker {
     /// What lane threads opened, and what else they have to tell. What came to lane 0's socket before that is handled
     /// first: a flow that has taken another lane has sent there before.
     pub(super) fn receive_hauls(&mut self) {
-        let waiting = self.outbox.threads.as_ref().map_or(0, Threads::waiting);
+        let waiting = self.outbox.threads.as_mut().map_or(0, Threads::note_waiting);
         if waiting == 0 {
             return;
         }
