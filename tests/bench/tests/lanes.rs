@@ -9,7 +9,7 @@ use anteroom_bench::subject::{Kind, Subject};
 use anteroom_bench::tools::Tools;
 use anteroom_bench::world::{Card, Device, World};
 use anteroom_lab::namespace;
-use anteroom_lab::programs::Profile;
+use anteroom_lab::programs::{Profile, Programs};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -116,7 +116,7 @@ fn bulk_keeps_its_order(threads: u8) {
 
 fn inside(test: &str) -> bool {
     if !namespace::inside() {
-        Tools::of(Profile::Dev).build(Profile::Dev).expect("the agent is built");
+        Programs::of(Profile::Dev).build(Profile::Dev, false).expect("the agent is built");
     }
     namespace::in_private_network(test)
 }
