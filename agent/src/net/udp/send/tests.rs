@@ -194,9 +194,16 @@ fn wait_for_way(a: &mut UdpSocket, b: &UdpSocket, to: SocketAddr) {
         }
         assert!(Instant::now() < end, "the cable carries nothing");
     }
-    // What was kept until the neighbour was known came with it.
-    std::thread::sleep(Duration::from_millis(50));
-    while ring.fetch(b).unwrap() > 0 {}
+    // What was kept until the neighbour was known comes before this.
+    a.send(std::iter::once(Run::single(to, 0, b"that was all")), &mut Sent::default());
+    let mut over = false;
+    while !over {
+        assert!(Instant::now() < end, "the last datagram didn't come");
+        ring.lend(&mut 0, |messages| {
+            over = messages.iter().any(|message| message.bytes.ends_with(b"that was all"));
+        });
+        ring.fetch(b).unwrap();
+    }
 }
 
 #[test]
