@@ -8,7 +8,8 @@ use std::time::Duration;
 use anteroom_agent_core::gso::Packets;
 use anteroom_agent_core::wire::{parse_ethernet, parse_ipv4};
 use anteroom_proto::mode::Mode;
-use divan::{Bencher, counter::BytesCount};
+use divan::Bencher;
+use divan::counter::{BytesCount, ItemsCount};
 use scene::{Out, Scene, Shape};
 
 fn main() {
@@ -17,6 +18,10 @@ fn main() {
 
 /// A payload that makes packets of 128 bytes with their IP header.
 const SMALL: usize = 100;
+/// Sizes of the flow table.
+const FLOWS: [usize; 4] = [1, 1_000, 100_000, 1_000_000];
+/// From one flow to the next: a prime, so that all have their turn and neighbours don't follow each other.
+const STEP: usize = 7_919;
 
 #[divan::bench]
 fn parse(bencher: Bencher<'_, '_>) {
@@ -35,14 +40,29 @@ fn parse(bencher: Bencher<'_, '_>) {
 }
 
 /// Without sealing.
-#[divan::bench(args = [1, 1_000, 100_000, 1_000_000])]
+#[divan::bench(args = FLOWS)]
 fn port_to_tunnel(bencher: Bencher<'_, '_>, flows: usize) {
     let mut scene = Scene::new(Shape { flows, ..Shape::default() });
     let (mut out, mut frame, mut number) = (Out::default(), Vec::new(), 0);
     bencher.bench_local(|| {
-        number = (number + 7_919) % flows;
+        number = (number + STEP) % flows;
         scene.udp_frame(number, SMALL, &mut frame);
         scene.feed_port(&mut frame, &mut out);
+    });
+}
+
+/// Without sealing, 16 frames at once.
+#[divan::bench(args = FLOWS)]
+fn batch_to_tunnel(bencher: Bencher<'_, '_>, flows: usize) {
+    let mut scene = Scene::new(Shape { flows, ..Shape::default() });
+    let (mut out, mut number) = (Out::default(), 0);
+    let mut frames = vec![Vec::new(); 16];
+    bencher.counter(ItemsCount::new(frames.len())).bench_local(|| {
+        for frame in &mut frames {
+            number = (number + STEP) % flows;
+            scene.udp_frame(number, SMALL, frame);
+        }
+        scene.feed_ports(&mut frames, &mut out);
     });
 }
 
@@ -57,23 +77,32 @@ fn port_to_tunnel_by_rules(bencher: Bencher<'_, '_>, rules: usize) {
     });
 }
 
-#[divan::bench]
-fn port_to_tunnel_sealed(bencher: Bencher<'_, '_>) {
-    let mut scene = Scene::new(Shape::default());
+/// From a frame to the sealed datagram in the sink.
+#[divan::bench(args = FLOWS)]
+fn seal_to_sink(bencher: Bencher<'_, '_>, flows: usize) {
+    let mut scene = Scene::new(Shape { flows, ..Shape::default() });
     let (mut out, mut frame) = (Out { seals: true, ..Out::default() }, Vec::new());
+    let mut number = 0;
     bencher.bench_local(|| {
-        scene.udp_frame(0, SMALL, &mut frame);
+        number = (number + STEP) % flows;
+        scene.udp_frame(number, SMALL, &mut frame);
         scene.feed_port(&mut frame, &mut out);
     });
 }
 
+/// From a frame of 64 KiB to the run of sealed datagrams in the sink.
 #[divan::bench]
-fn super_frame_to_tunnel_sealed(bencher: Bencher<'_, '_>) {
+fn super_frame_to_sink(bencher: Bencher<'_, '_>) {
     let mut scene = Scene::new(Shape::default());
-    let (mut out, mut frame) = (Out { seals: true, ..Out::default() }, Vec::new());
+    let mut out = Out { seals: true, ..Out::default() };
+    let mut frame = Vec::new();
     let vnet = scene.super_frame(&mut frame);
-    bencher.counter(BytesCount::new(frame.len())).bench_local(|| {
-        scene.feed_merged(vnet, &mut frame, &mut out);
+    let bencher = bencher.counter(BytesCount::new(frame.len()));
+    // Cutting writes into the frame, so each time it is a new one.
+    bencher.with_inputs(|| frame.clone()).bench_local_refs(|frame| {
+        let before = out.sent;
+        scene.feed_merged(vnet, frame, &mut out);
+        assert!(out.sent > before + 40, "it was cut and sealed");
     });
 }
 
@@ -91,16 +120,32 @@ fn cut(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// With opening.
-#[divan::bench(sample_count = 20, sample_size = 500)]
-fn tunnel_to_port(bencher: Bencher<'_, '_>) {
-    let mut scene = Scene::new(Shape::default());
-    scene.acquaint(&[0]);
-    let mut sealed = scene.sealed(&[0; 20_000], SMALL).into_iter();
+/// From a sealed datagram to the frame in the sink.
+#[divan::bench(args = FLOWS, sample_count = 20, sample_size = 500)]
+fn datagram_to_frame(bencher: Bencher<'_, '_>, flows: usize) {
+    let mut scene = Scene::new(Shape { flows, ..Shape::default() });
+    // As many as there are samples, and those that set the clock's overhead.
+    let used: Vec<usize> = (0..20_000).map(|number| number * STEP % flows).collect();
+    scene.acquaint(&used[..flows.min(used.len())]);
+    let mut sealed = scene.sealed(&used, SMALL).into_iter();
     let mut out = Out::default();
     bencher.bench_local(|| {
         if let Some(mut datagram) = sealed.next() {
             scene.feed_tunnel(&mut datagram, &mut out);
+        }
+    });
+}
+
+/// From 40 sealed datagrams of one stream, as the kernel merges them, to one frame in the sink: opened and coalesced.
+#[divan::bench(sample_count = 20, sample_size = 20)]
+fn coalesce(bencher: Bencher<'_, '_>) {
+    let mut scene = Scene::new(Shape::default());
+    let mut runs = scene.sealed_runs(1_000).into_iter();
+    let mut out = Out::default();
+    bencher.counter(BytesCount::new(scene::RUN)).bench_local(|| {
+        if let Some((mut datagrams, segment)) = runs.next() {
+            scene.feed_run(&mut datagrams, segment, &mut out);
+            out.frames_are(1);
         }
     });
 }

@@ -32,6 +32,11 @@ const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
 /// The router of both devices.
 const ROUTER: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 
+/// TCP payload of a datagram in a run: fits every path.
+const SEGMENT: usize = 1_100;
+/// TCP payload of a run of datagrams.
+pub(crate) const RUN: usize = 40 * SEGMENT;
+
 /// How large a scene is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
@@ -66,6 +71,13 @@ pub(crate) struct Out {
     pub(crate) frames: u64,
     /// Where packets are sealed to.
     pub(crate) buffer: Vec<u8>,
+}
+
+impl Out {
+    /// Counts frames anew, of which there must have been so many.
+    pub(crate) fn frames_are(&mut self, count: u64) {
+        assert_eq!(std::mem::take(&mut self.frames), count);
+    }
 }
 
 impl Sink for Out {
@@ -328,31 +340,37 @@ impl Scene {
 
     /// A super-frame of TCP of the near device, of 64 KiB.
     pub(crate) fn super_frame(&self, into: &mut Vec<u8>) -> VnetHeader {
-        let payload = 65_160;
-        let mut segment = [40_000_u16.to_be_bytes(), 1_u16.to_be_bytes()].concat();
-        segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
-        segment.resize(20 + payload, 7);
-        into.clear();
-        into.extend(ethernet::header(ROUTER, mac(0), ethernet::IPV4));
-        let header = ipv4::Header {
-            source: address(0),
-            destination: address(1),
-            protocol: ipv4::TCP,
-            ttl: 64,
-            dscp_ecn: 0,
-            id: 1,
-            payload_len: segment.len(),
-        };
-        into.extend(header.to_bytes().unwrap());
-        into.extend(segment);
-        VnetHeader {
-            flags: VnetHeader::FLAG_NEEDS_CSUM,
-            gso_type: VnetHeader::GSO_TCPV4,
-            hdr_len: 54,
-            gso_size: 1_400,
-            csum_start: 34,
-            csum_offset: 16,
+        tcp_frame((0, 40_000), (1, 1), 1, (65_160, 1_400), into)
+    }
+
+    /// What the far device sends in answer to [`Self::super_frame`], as it comes out of the underlay: so many runs of
+    /// [`RUN`] bytes of payload, each with the length of its datagrams.
+    pub(crate) fn sealed_runs(&mut self, count: usize) -> Vec<(Vec<u8>, usize)> {
+        let keeping = || Out { seals: true, keeps: true, ..Out::default() };
+        let (mut there, mut frame) = (keeping(), Vec::new());
+        let vnet = self.super_frame(&mut frame);
+        self.feed_merged(vnet, &mut frame, &mut there);
+        for mut bytes in there.datagrams {
+            give(&mut self.far, 0, &mut bytes, self.now, &mut Out::default());
         }
+        let run = |number: usize| {
+            let mut out = keeping();
+            let at = u32::try_from(1 + number * RUN).unwrap();
+            let vnet = tcp_frame((1, 1), (0, 40_000), at, (RUN, SEGMENT), &mut frame);
+            let mut batch = [RxFrame { vnet, vlan: None, bytes: &mut frame }];
+            self.far.handle_frames(PortId::device(0), &mut batch, self.now, &mut out);
+            let segment = out.datagrams.first().expect("sent").len();
+            assert_eq!(out.datagrams.len(), RUN / SEGMENT, "cut otherwise");
+            (out.datagrams.concat(), segment)
+        };
+        (0..count).map(run).collect()
+    }
+
+    /// Hands the near engine a run of datagrams from the far end.
+    #[inline(never)]
+    pub(crate) fn feed_run(&mut self, bytes: &mut [u8], segment: usize, out: &mut Out) {
+        let mut batch = [RxDatagram { from: endpoint(1), segment, bytes }];
+        self.near.handle_datagrams(&mut batch, self.now, out);
     }
 
     /// Sealed packets of the far device for flows of the near one, as they come out of the underlay.
@@ -390,6 +408,14 @@ impl Scene {
         self.feed_merged(VnetHeader::default(), frame, out);
     }
 
+    /// The same, of several at once.
+    #[inline(never)]
+    pub(crate) fn feed_ports(&mut self, frames: &mut [Vec<u8>], out: &mut Out) {
+        let frame = |bytes| RxFrame { vnet: VnetHeader::default(), vlan: None, bytes };
+        let mut batch: Vec<RxFrame<'_>> = frames.iter_mut().map(|f| frame(&mut f[..])).collect();
+        self.near.handle_frames(PortId::device(0), &mut batch, self.now, out);
+    }
+
     /// The same, of a frame that the kernel merged.
     #[inline(never)]
     pub(crate) fn feed_merged(&mut self, vnet: VnetHeader, frame: &mut [u8], out: &mut Out) {
@@ -419,6 +445,42 @@ impl Scene {
 fn give(engine: &mut Engine, from: u16, bytes: &mut [u8], now: Instant, out: &mut Out) {
     let mut batch = [RxDatagram { from: endpoint(from), segment: bytes.len(), bytes }];
     engine.handle_datagrams(&mut batch, now, out);
+}
+
+/// A frame that the kernel merged, of TCP from one device's port to another's: so much payload from there on, in segments
+/// of so much.
+fn tcp_frame(
+    (from, source_port): (u16, u16),
+    (to, destination_port): (u16, u16),
+    sequence: u32,
+    (payload, segment): (usize, usize),
+    into: &mut Vec<u8>,
+) -> VnetHeader {
+    into.clear();
+    into.extend(ethernet::header(ROUTER, mac(from), ethernet::IPV4));
+    let header = ipv4::Header {
+        source: address(from),
+        destination: address(to),
+        protocol: ipv4::TCP,
+        ttl: 64,
+        dscp_ecn: 0,
+        id: 1,
+        payload_len: 20 + payload,
+    };
+    into.extend(header.to_bytes().unwrap());
+    into.extend(source_port.to_be_bytes());
+    into.extend(destination_port.to_be_bytes());
+    into.extend(sequence.to_be_bytes());
+    into.extend([0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    into.resize(into.len() + payload, 7);
+    VnetHeader {
+        flags: VnetHeader::FLAG_NEEDS_CSUM,
+        gso_type: VnetHeader::GSO_TCPV4,
+        hdr_len: 54,
+        gso_size: u16::try_from(segment).unwrap(),
+        csum_start: 34,
+        csum_offset: 16,
+    }
 }
 
 /// A frame with a UDP packet whose ports stand for the number of its flow.
