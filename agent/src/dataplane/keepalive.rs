@@ -80,12 +80,12 @@ impl Keepalive {
     ///
     /// While no beat goes out the last one may run out. Then the wires are the kernel's until one does.
     pub(super) fn turn(&mut self, ports: &mut [PortQueue], frames: &mut FrameRing) {
-        let now = Instant::now();
         let unneeded = self.pulse.wires() == 0 && self.last.is_some() && !self.left;
         if unneeded {
             self.resting = true;
             return;
         }
+        let now = Instant::now();
         if std::mem::take(&mut self.resting) && !self.pulse.take_unguarded() && self.send(now) {
             return;
         }

@@ -15,6 +15,7 @@ mod lanes;
 mod outbox;
 mod setup;
 mod status;
+mod timer;
 mod worker;
 
 use std::io;

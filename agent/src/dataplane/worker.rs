@@ -19,6 +19,7 @@ use crate::dataplane::handle::{Command, Heartbeat};
 use crate::dataplane::keepalive::Keepalive;
 use crate::dataplane::outbox::Outbox;
 use crate::dataplane::status::{InterfaceStatus, Offloads, Status, UnderlayStatus};
+use crate::dataplane::timer::Timer;
 use crate::net::offload::Offload;
 use crate::net::packet::{FrameRing, PacketSocket, Unfit};
 use crate::net::udp::{DatagramRing, UdpSocket};
@@ -43,6 +44,7 @@ const WAKE: u64 = u64::MAX;
 const UNDERLAY: u64 = u64::MAX - 1;
 const LANES: u64 = u64::MAX - 2;
 const LANE_THREADS: u64 = u64::MAX - 3;
+const TIMER: u64 = u64::MAX - 4;
 
 /// What the worker begins with.
 pub(super) struct Start {
@@ -71,6 +73,7 @@ pub(super) struct Start {
 pub(super) struct Worker {
     engine: Engine,
     epoll: Epoll,
+    timer: Timer,
     outbox: Outbox,
     frames: FrameRing,
     datagrams: DatagramRing,
@@ -112,6 +115,7 @@ impl Worker {
         let worker = Self {
             engine: start.engine,
             epoll: Epoll::new(nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC)?,
+            timer: Timer::new()?,
             frames: FrameRing::default(),
             datagrams: DatagramRing::default(),
             bulk: DatagramRing::default(),
@@ -135,6 +139,7 @@ impl Worker {
             ended: None,
         };
         worker.epoll.add(&worker.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        worker.epoll.add(&worker.timer, EpollEvent::new(EpollFlags::EPOLLIN, TIMER))?;
         let underlay = EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY);
         worker.epoll.add(&worker.outbox.underlay, underlay)?;
         if let Some(socket) = worker.outbox.lanes.as_ref().filter(|socket| socket.hears()) {
@@ -166,20 +171,18 @@ impl Worker {
                 self.shrink();
             }
             self.note_too_big(now);
-            let due = self.engine.poll_timeout().map(|(due, _)| due);
+            let mut due = self.engine.poll_timeout().map(|(due, _)| due);
             if due.is_some_and(|due| due <= now) {
                 self.engine.handle_timeout(now, &mut self.outbox);
                 self.flush();
                 self.tell_gro();
                 self.retire();
                 self.answer_reports(now);
+                due = self.engine.poll_timeout().map(|(due, _)| due);
             }
             self.forget_lost_ports();
-            let due = self.engine.poll_timeout().map(|(due, _)| due);
-            let longest = self.keepalive.longest_turn();
-            let wait = due.map_or(longest, |due| due.saturating_duration_since(now).min(longest));
-            let wait = if self.doze() { wait } else { Duration::ZERO };
-            let count = match self.epoll.wait(&mut events, timeout(wait)) {
+            let wait = self.wait(due, now);
+            let count = match self.epoll.wait(&mut events, wait) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
                 Err(error) => return Err(error.into()),
@@ -198,7 +201,8 @@ impl Worker {
                         self.receive_datagrams();
                     }
                     LANES => self.receive_bulk(),
-                    LANE_THREADS => {}
+                    // It is armed anew before the next wait.
+                    TIMER | LANE_THREADS => {}
                     port => self.receive_frames(port),
                 }
                 self.flush();
@@ -217,6 +221,22 @@ impl Worker {
             let _ = ended.send(());
         }
         Ok(())
+    }
+
+    /// How long to wait, where the engine has something to do at `due`.
+    fn wait(&mut self, due: Option<Instant>, now: Instant) -> EpollTimeout {
+        if !self.doze() {
+            return EpollTimeout::ZERO;
+        }
+        let longest = now + self.keepalive.longest_turn();
+        let due = due.map_or(longest, |due| due.min(longest));
+        match self.timer.wake_by(due, now) {
+            Ok(()) => EpollTimeout::NONE,
+            Err(error) => {
+                tracing::debug!(%error, "the timer can't be armed");
+                timeout(due.saturating_duration_since(now))
+            }
+        }
     }
 
     /// Gives back the memory that a load made it touch: the rooms of large batches.
