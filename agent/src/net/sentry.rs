@@ -472,23 +472,31 @@ mod tests {
     #[test]
     fn a_worker_that_rests_is_woken_before_the_first_wire() {
         let pulse = Arc::new(Pulse::new(&wiring([false, false])));
-        let began = Instant::now();
-        pulse.prepare();
-        assert!(!pulse.take_unguarded() && began.elapsed() < BEGIN, "there is no worker yet");
+        // A busy machine may hold up this thread, or the worker, for longer than is waited: then once more.
+        let waits_for_nobody = || {
+            let began = Instant::now();
+            pulse.prepare();
+            assert!(!pulse.take_unguarded(), "there is no worker yet");
+            began.elapsed() < BEGIN
+        };
+        assert!((0..20).any(|_| waits_for_nobody()), "there is no worker to wait for");
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
         let wake = Arc::new(wake);
         pulse.follow(wake.clone());
         pulse.beat(Instant::now());
-        let (worker, own) = (pulse.clone(), wake.clone());
-        let beats = std::thread::spawn(move || {
-            // Ends once it is woken.
-            let woken = own.read().unwrap();
-            worker.beat(Instant::now() + Duration::from_millis(5));
-            woken
-        });
-        pulse.prepare();
-        assert_eq!(beats.join().unwrap(), 1);
-        assert!(!pulse.take_unguarded(), "it beat");
+        let is_woken = || {
+            let (worker, own) = (pulse.clone(), wake.clone());
+            let beats = std::thread::spawn(move || {
+                // Ends once it is woken.
+                let woken = own.read().unwrap();
+                worker.beat(Instant::now() + Duration::from_millis(5));
+                woken
+            });
+            pulse.prepare();
+            assert_eq!(beats.join().unwrap(), 1);
+            !pulse.take_unguarded()
+        };
+        assert!((0..20).any(|_| is_woken()), "it beat");
         pulse.prepare();
         assert!(pulse.take_unguarded(), "a worker that hangs has to be told");
         assert!(!pulse.take_unguarded(), "once");

@@ -133,6 +133,15 @@ impl Bench {
         if self.gateway.ip("link show port0").is_err() {
             return;
         }
+        Self::wait_ends(&ends);
+    }
+
+    /// As [`Bench::wait_live`], for the cable between gateway and network alone.
+    pub(crate) fn wait_uplink_live(&self) {
+        Self::wait_ends(&[(&self.network, "eth0"), (&self.gateway, "up0")]);
+    }
+
+    fn wait_ends(ends: &[(&Host, &str)]) {
         for (host, interface) in ends {
             let mut state = String::new();
             wait::until(PATIENCE, "a live cable", || {
@@ -287,7 +296,17 @@ impl Tap {
         passed: &mut Vec<Heard>,
         wanted: impl Fn(&Heard) -> bool,
     ) -> Option<Heard> {
-        let end = Instant::now() + PATIENCE;
+        self.find_within(PATIENCE, passed, wanted)
+    }
+
+    /// As [`Tap::find`], within a time.
+    pub(crate) fn find_within(
+        &mut self,
+        limit: Duration,
+        passed: &mut Vec<Heard>,
+        wanted: impl Fn(&Heard) -> bool,
+    ) -> Option<Heard> {
+        let end = Instant::now() + limit;
         while let Some(left) = end.checked_duration_since(Instant::now()) {
             match self.next(left) {
                 Some(heard) if wanted(&heard) => return Some(heard),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::stream::Passage;
 use anteroom_proto::intent::OnFailure;
 use anteroom_proto::mode::Mode;
 
@@ -52,7 +53,7 @@ fn a_worker_that_hangs_alone_leaves_a_wire_and_closes_what_is_enforced() {
             let passage = stream.stop().unwrap();
             println!("round {round}: {passage:?}");
             assert_eq!(passage.doubled, 0, "{passage:?}\n{}", appliance.log());
-            assert!(passage.longest_outage() < BOUND, "{passage:?}\n{}", appliance.log());
+            assert!(passage.outage_within(BOUND), "{passage:?}\n{}", appliance.log());
         }
     }
 }
@@ -67,21 +68,40 @@ fn any_other_thread_that_hangs_alone_costs_no_frame() {
     let others: Vec<_> = threads.iter().filter(|(_, name)| name != WORKER).collect();
     assert!(others.len() >= 2 && others.len() < threads.len(), "{threads:?}");
     for (id, name) in others {
-        let streams = appliance.both_ways(1);
-        let hung = appliance.agent().hang(*id).unwrap();
-        // Far longer than a beat lasts: it must not depend on this thread.
-        let before: u64 = streams[0].sent();
-        anteroom_lab::wait::until(Duration::from_secs(30), "a second's frames", || {
-            (streams[0].sent() > before + 700).then_some(())
-        })
-        .unwrap();
-        streams.iter().for_each(|stream| appliance.wait_more(stream));
-        drop(hung);
-        for stream in streams {
-            let passage = stream.stop().unwrap();
-            println!("{name}: {passage:?}");
-            let lost = passage.lost();
-            assert_eq!((lost, passage.doubled), (0, 0), "{name}: {passage:?}\n{}", appliance.log());
+        // A machine that holds up the worker itself for longer than a beat lasts says nothing about the other threads.
+        let mut tries = 0;
+        loop {
+            let before = late(&appliance);
+            let passages = pass_while_hung(&appliance, *id);
+            println!("{name}: {passages:?}");
+            let whole = passages.iter().all(|passage| (passage.lost(), passage.doubled) == (0, 0));
+            tries += 1;
+            if whole {
+                break;
+            }
+            let held_up = late(&appliance) > before;
+            assert!(held_up && tries < 10, "{name}: {passages:?}\n{}", appliance.log());
+            println!("the worker was held up as well: once more");
         }
     }
+}
+
+/// How often the worker has found that it couldn't beat in time.
+fn late(appliance: &Appliance) -> usize {
+    appliance.log().matches("the kernel forwarded for it").count()
+}
+
+/// What passes both ways while a thread of the agent hangs for about a second.
+fn pass_while_hung(appliance: &Appliance, thread: i32) -> [Passage; 2] {
+    let streams = appliance.both_ways(1);
+    let hung = appliance.agent().hang(thread).unwrap();
+    // Far longer than a beat lasts: it must not depend on this thread.
+    let before: u64 = streams[0].sent();
+    anteroom_lab::wait::until(Duration::from_secs(30), "a second's frames", || {
+        (streams[0].sent() > before + 700).then_some(())
+    })
+    .unwrap();
+    streams.iter().for_each(|stream| appliance.wait_more(stream));
+    drop(hung);
+    streams.map(|stream| stream.stop().unwrap())
 }

@@ -15,7 +15,7 @@ use crate::topology::Host;
 use crate::wait;
 
 /// How long a program may take to start.
-const START: Duration = Duration::from_secs(15);
+const START: Duration = Duration::from_secs(60);
 
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_secs(60);

@@ -78,7 +78,7 @@ pub fn enforce(hospital: &Hospital) -> Result<()> {
     hospital.operator.mode(&names, "protect", "pilot")?;
     hospital.operator.mode(&names, "enforce", "measuring")?;
     let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1").address());
-    wait::until_ok(Duration::from_secs(10), "the tunnel to carry a ping", || {
+    wait::until_ok(Duration::from_secs(60), "the tunnel to carry a ping", || {
         let series = ping::ping(&ct.host, pacs, 3, BEAT)?;
         if series.received == 0 { bail!("{series:?}") } else { Ok(()) }
     })
@@ -166,7 +166,7 @@ fn apply_to_enforced(report: &mut Report, hospital: &Hospital, rounds: u32) {
         let open = hospital.operator.write_policy("open.toml", POLICY)?;
         for _ in 0..rounds {
             let pinging = Pinging::start(&ct.host, pacs, 1_000_000, FINE)?;
-            wait::until(Duration::from_secs(5), "a ping to pass", || {
+            wait::until(Duration::from_secs(60), "a ping to pass", || {
                 (pinging.received() > 0).then_some(())
             })?;
             hospital.operator.apply(&closed, "measuring")?;
@@ -174,7 +174,7 @@ fn apply_to_enforced(report: &mut Report, hospital: &Hospital, rounds: u32) {
             closing.push(since(newest_accepted(hospital)?, series.last_reply_at.context("none")?));
             let pinging = Pinging::start(&ct.host, pacs, 1_000_000, FINE)?;
             hospital.operator.apply(&open, "measuring")?;
-            wait::until(Duration::from_secs(5), "a ping to pass again", || {
+            wait::until(Duration::from_secs(60), "a ping to pass again", || {
                 (pinging.received() > 0).then_some(())
             })?;
             let series = pinging.stop()?;
@@ -306,14 +306,14 @@ fn stream(hospital: &mut Hospital, iperf3: &Path) -> Result<(u64, u64)> {
     serve.args(["--server", "--one-off", "--port", &port]);
     let log = hospital.logs.join("iperf3.log");
     let mut serving = Process::spawn("iperf3", &mut serve, &log)?;
-    crate::process::wait_listening(server, 104, &mut serving, Duration::from_secs(5))?;
+    crate::process::wait_listening(server, 104, &mut serving, Duration::from_secs(60))?;
     let log = hospital.logs.join("iperf3-client.log");
     let mut send = ct.command(iperf3);
     send.args(["--client", &address.to_string(), "--port", &port, "--time", "5", "--json"]);
     let mut sending = Process::spawn("iperf3", &mut send, &log)?;
     let agent = hospital.gateway("imaging").process()?;
     let mut highest = 0;
-    let status = wait::until(Duration::from_secs(20), "iperf3 to end", || {
+    let status = wait::until(Duration::from_secs(60), "iperf3 to end", || {
         highest = highest.max(agent.resident().unwrap_or(0));
         sending.ended()
     })?;
@@ -336,7 +336,7 @@ fn revocation(report: &mut Report, hospital: &mut Hospital, rounds: u32) {
         for round in 1..=rounds {
             let ct = hospital.machine("ct-1").host.clone();
             let pinging = Pinging::start(&ct, pacs, 1_000_000, FINE)?;
-            wait::until(Duration::from_secs(10), "a ping to pass", || {
+            wait::until(Duration::from_secs(60), "a ping to pass", || {
                 (pinging.received() > 0).then_some(())
             })?;
             story::revoke(hospital, &name)?;
@@ -370,7 +370,7 @@ fn enrol_anew(hospital: &mut Hospital, name: &str) -> Result<()> {
     for device in behind {
         hospital.machine(device).announce()?;
     }
-    wait::until_ok(Duration::from_secs(15), "the devices to be seen behind it", || {
+    wait::until_ok(Duration::from_secs(60), "the devices to be seen behind it", || {
         // What revoked gateways saw of them is still listed.
         let new = hospital.operator.json(&["device", "list", "--new"])?;
         let rows = new.as_array().context("a list of devices")?;
@@ -386,7 +386,7 @@ fn enrol_anew(hospital: &mut Hospital, name: &str) -> Result<()> {
     for device in behind {
         story::confirm(hospital, device, &["--force"])?;
     }
-    wait::until_ok(Duration::from_secs(10), "the tunnel to carry a ping", || {
+    wait::until_ok(Duration::from_secs(60), "the tunnel to carry a ping", || {
         let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1").address());
         let series = ping::ping(&ct.host, pacs, 3, BEAT)?;
         if series.received == 0 { bail!("{series:?}") } else { Ok(()) }

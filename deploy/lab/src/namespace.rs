@@ -395,7 +395,7 @@ mod tests {
         let mut shell = Command::new("sh");
         shell.args(["-c", &format!("setsid sleep {mark} & exec sleep 0")]);
         assert!(privately(&mut shell).status().unwrap().success());
-        crate::wait::until(std::time::Duration::from_secs(5), "the orphan to end", || {
+        crate::wait::until(std::time::Duration::from_secs(60), "the orphan to end", || {
             let running = std::fs::read_dir("/proc").ok()?.flatten().any(|entry| {
                 std::fs::read_to_string(entry.path().join("cmdline"))
                     .is_ok_and(|line| line.contains(&mark) && line.starts_with("sleep"))

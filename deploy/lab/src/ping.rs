@@ -12,6 +12,9 @@ use serde::Serialize;
 use crate::packet::IcmpSocket;
 use crate::topology::Host;
 
+/// How long after the last request or reply the next reply may come before it counts as lost.
+const UNDER_WAY: Duration = Duration::from_secs(1);
+
 /// What a series of pings came to.
 #[derive(Debug, Clone, Serialize)]
 pub struct Series {
@@ -120,9 +123,10 @@ fn series(
     let mut first_reply_at = None;
     let mut last_reply_at = None;
     let mut sent = 0_u64;
-    let mut deadline = None;
+    let mut progress = start;
     loop {
         let now = Instant::now();
+        let mut last_look = false;
         let due = start + every * u32::try_from(sent).unwrap_or(u32::MAX);
         let mut wait = due.saturating_duration_since(now).min(Duration::from_millis(20));
         if sent < count && !stop.load(Ordering::Relaxed) {
@@ -133,13 +137,14 @@ fn series(
                 socket.echo(to, identifier, sequence).ok();
                 answered.push(false);
                 sent += 1;
+                progress = now;
             }
-        } else if under_way.is_empty()
-            || now >= *deadline.get_or_insert(now + Duration::from_secs(1))
-        {
+        } else if under_way.is_empty() {
             break;
         } else {
             wait = Duration::from_millis(20);
+            // A reply that lies in the socket while this thread had no processor isn't lost.
+            last_look = now >= progress + UNDER_WAY;
         }
         // Everything that has come is read before the next request, so that its time is true.
         while let Some((from, sequence)) = socket.reply(identifier, wait)? {
@@ -151,11 +156,15 @@ fn series(
             let now = SystemTime::now();
             first_reply_at.get_or_insert(now);
             last_reply_at = Some(now);
+            progress = Instant::now();
             times.push(u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX));
             if let Some(flag) = usize::try_from(number).ok().and_then(|n| answered.get_mut(n)) {
                 *flag = true;
             }
             received.fetch_add(1, Ordering::Relaxed);
+        }
+        if last_look {
+            break;
         }
     }
     times.sort_unstable();

@@ -15,8 +15,11 @@ use crate::topology::Host;
 /// Marks the frames of a stream, in front of its id and the frame's number.
 const MAGIC: [u8; 8] = *b"anteroom";
 
-/// How long frames may be under way before they count as lost.
+/// How long after the last frame that came the next may be under way before it counts as lost.
 const UNDER_WAY: Duration = Duration::from_millis(500);
+
+/// How long what lies in the socket at the end is read, while other streams go on.
+const READ_OUT: Duration = Duration::from_secs(2);
 
 /// Behind the headers: magic, the stream's id, the frame's number, and zeros up to the shortest frame of Ethernet.
 const PAYLOAD: usize = 48;
@@ -35,6 +38,8 @@ pub struct Passage {
     /// The longest time from the sending of a frame that came to the sending of the next that did, in microseconds;
     /// to the end of the stream, if none did.
     pub longest_outage_us: u64,
+    /// The longest time from one sending to the next, in microseconds: how long the machine held up the sender itself.
+    pub longest_pause_us: u64,
 }
 
 impl Passage {
@@ -48,6 +53,13 @@ impl Passage {
     #[must_use]
     pub fn longest_outage(&self) -> Duration {
         Duration::from_micros(self.longest_outage_us)
+    }
+
+    /// Whether the longest outage is shorter than `bound`, or than what may come of a machine that is so busy that it
+    /// holds up the sender as it did: all others have to wait for it as long, one after the other.
+    #[must_use]
+    pub fn outage_within(&self, bound: Duration) -> bool {
+        self.longest_outage() < bound.max(Duration::from_micros(self.longest_pause_us) * 20)
     }
 }
 
@@ -161,10 +173,19 @@ struct Silent {
 }
 
 impl Silent {
-    /// Waits until everything came, or for what is under way until `deadline`.
+    /// Waits until everything came, or for what is under way until `deadline`; longer while more comes.
     fn heard_out(self, deadline: Instant) -> Result<Passage> {
         let all = self.sent.len() as u64;
-        while self.received.load(Ordering::Relaxed) < all && Instant::now() < deadline {
+        let (mut deadline, mut before) = (deadline, self.received.load(Ordering::Relaxed));
+        loop {
+            let received = self.received.load(Ordering::Relaxed);
+            if received > before {
+                before = received;
+                deadline = deadline.max(Instant::now() + UNDER_WAY);
+            }
+            if received >= all || Instant::now() >= deadline {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
         // What comes twice comes behind the last, too.
@@ -215,13 +236,22 @@ fn hear(
 ) -> std::io::Result<Vec<u64>> {
     let mut heard = Vec::new();
     let mut buffer = vec![0; 70_000];
-    // Not once it is silent: other streams may go on.
-    while !ended.load(Ordering::Relaxed) {
-        let length = match ears.receive(&mut buffer, Duration::from_millis(10)) {
+    let mut read_out = None;
+    loop {
+        // Not once it is silent: other streams may go on. What came in time is read, though, however busy the machine.
+        let over = ended.load(Ordering::Relaxed);
+        let limit = if over { Duration::ZERO } else { Duration::from_millis(10) };
+        let length = match ears.receive(&mut buffer, limit) {
             Ok(length) => length,
-            Err(error) if error.raw_os_error() == Some(nix::libc::ENETDOWN) => None,
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENETDOWN) => Some(0),
             Err(error) => return Err(error),
         };
+        if over {
+            let until = *read_out.get_or_insert_with(|| Instant::now() + READ_OUT);
+            if length.is_none() || Instant::now() >= until {
+                break;
+            }
+        }
         let frame = buffer.get(..length.unwrap_or(0)).unwrap_or_default();
         if let Some(number) = number(frame, start, id) {
             heard.push(number);
@@ -260,12 +290,15 @@ fn passage(sent: &[Instant], heard: &[u64]) -> Passage {
     if let (Some(last), Some(end)) = (last, sent.last()) {
         longest = longest.max(*end - last);
     }
+    let pauses = sent.windows(2).map(|pair| pair[1] - pair[0]);
+    let pause = pauses.max().unwrap_or_default();
     Passage {
         sent: sent.len() as u64,
         received: came.iter().filter(|came| **came).count() as u64,
         doubled,
         overtaken,
         longest_outage_us: u64::try_from(longest.as_micros()).unwrap_or(u64::MAX),
+        longest_pause_us: u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
     }
 }
 
@@ -278,9 +311,19 @@ mod tests {
         let start = Instant::now();
         let sent: Vec<Instant> = (0..10).map(|ms| start + Duration::from_millis(ms)).collect();
         let told = passage(&sent, &[0, 1, 2, 6, 5, 6, 7]);
-        let expected =
-            Passage { sent: 10, received: 6, doubled: 1, overtaken: 1, longest_outage_us: 3000 };
+        let expected = Passage {
+            sent: 10,
+            received: 6,
+            doubled: 1,
+            overtaken: 1,
+            longest_outage_us: 3000,
+            longest_pause_us: 1000,
+        };
         assert_eq!(told, expected);
+        assert!(told.outage_within(Duration::from_millis(1)), "twenty times the sender's pause");
+        assert!(told.outage_within(Duration::from_millis(30)));
+        let cut = Passage { longest_outage_us: 20_001, ..told.clone() };
+        assert!(!cut.outage_within(Duration::from_millis(1)));
         assert_eq!(told.lost(), 4);
         assert_eq!(passage(&sent, &[]).longest_outage_us, 9000);
         assert_eq!(passage(&[], &[5]).sent, 0);

@@ -153,7 +153,7 @@ impl Laptop {
             }),
         )?;
         let file = file.display().to_string();
-        wait::until_ok(Duration::from_secs(10), "the laptop's interface", || {
+        wait::until_ok(Duration::from_secs(60), "the laptop's interface", || {
             self.wg(&["setconf", INTERFACE, &file])
         })?;
         self.host.ip(&format!("address add {}/32 dev {INTERFACE}", self.address))?;
@@ -175,7 +175,7 @@ impl Laptop {
     fn stop(&mut self) -> Result<()> {
         let Some(mut process) = self.process.take() else { return Ok(()) };
         process.kill()?;
-        wait::until(Duration::from_secs(5), "the laptop's interface to go", || {
+        wait::until(Duration::from_secs(60), "the laptop's interface to go", || {
             self.host.ip(&format!("link show {INTERFACE}")).is_err().then_some(())
         })?;
         Ok(())
@@ -218,7 +218,7 @@ pub struct Pair {
 }
 
 /// How long a connection may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Pair {
     /// `from` opens a connection to `to`, which answers.

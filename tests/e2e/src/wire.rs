@@ -11,7 +11,7 @@ use anteroom_lab::{programs, wait};
 use anyhow::{Context as _, Result, bail};
 
 /// How long frames may take through a gateway.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Most frames under way at once: less than any buffer holds.
 const WINDOW: usize = 64;
@@ -171,7 +171,7 @@ impl Wire {
             frame.resize(60, 0x77);
             frame
         };
-        wait::until_ok(Duration::from_secs(20), "frames to pass the gateway", || {
+        wait::until_ok(Duration::from_secs(60), "frames to pass the gateway", || {
             self.agent.must_run()?;
             self.port.send(&probe(1))?;
             self.uplink.send(&probe(2))?;
@@ -187,7 +187,7 @@ impl Wire {
         // What of the probes is late mustn't be taken for something else: nothing overtakes the last ones.
         self.port.send(&probe(3))?;
         self.uplink.send(&probe(4))?;
-        wait::until_ok(Duration::from_secs(20), "the last probes to pass", || {
+        wait::until_ok(Duration::from_secs(60), "the last probes to pass", || {
             self.uplink.listen(Duration::from_millis(50))?;
             self.port.listen(Duration::from_millis(50))?;
             let passed =

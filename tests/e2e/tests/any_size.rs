@@ -266,7 +266,7 @@ fn stubborn_tcp(from: &Machine, to: &Machine) {
         let payload = bytes(usize::from(number), 1_460);
         let packet = raw.tcp(0xbe00 | number, 1 + u32::from(number) * 1_460, &payload);
         assert_eq!(packet.len(), 1_500);
-        wait::until(Duration::from_secs(20), &format!("segment {number}"), || {
+        wait::until(Duration::from_secs(60), &format!("segment {number}"), || {
             raw.send(&packet);
             let deadline = Instant::now() + Duration::from_millis(300);
             while let Some(left) = deadline.checked_duration_since(Instant::now()) {

@@ -258,7 +258,7 @@ fn nothing_that_an_attacker_on_the_campus_sends_reaches_a_device_in_enforce() {
         }
         // The gateway has counted all of them: nothing is under way any more.
         let sent = frames.len() as u64;
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let mut counted = 0;
         while counted < sent * 9 / 10 && Instant::now() < deadline {
             counted = sum(&drops(gateway).unwrap()) - before;
@@ -302,7 +302,7 @@ fn nothing_that_an_attacker_on_the_campus_sends_reaches_a_device_in_enforce() {
     // Nobody who is allowed noticed anything.
     let series = pinging.stop().unwrap();
     assert!(series.sent > 100 && series.lost() == 0, "{series:?}");
-    let count = monitor.finish(&engine, Duration::from_secs(10));
+    let count = monitor.finish(&engine, Duration::from_secs(60));
     assert_eq!((count.lost, count.reconnects), (0, 0), "{count:?}");
 
     // Nor does the gateway's own kernel believe who claims to be its router: its tunnels lose nothing.
@@ -336,7 +336,7 @@ fn what_passes_for_an_external_gets_what_its_rule_opens_and_nothing_more() {
     let listener =
         archive.host.enter(|| std::net::TcpListener::bind(archive.at(104))).unwrap().unwrap();
     let opened =
-        anteroom_lab::story::open_tcp(&ct.host, (archive.address(), 104), Duration::from_secs(5));
+        anteroom_lab::story::open_tcp(&ct.host, (archive.address(), 104), Duration::from_secs(20));
     drop((opened.unwrap(), listener));
 
     let place = Place::new(hospital, "imaging", "ct-1", "pacs-1");

@@ -127,7 +127,7 @@ fn a_full_disk_and_a_read_only_disk_cost_the_controller_nothing_that_was_saved()
         hospital.controller.start().unwrap();
     }
     assert!(audit(hospital) >= before);
-    wait::until_ok(Duration::from_secs(10), "an invite to be taken again", || {
+    wait::until_ok(Duration::from_secs(60), "an invite to be taken again", || {
         hospital.operator.invite("ward", SITE)
     })
     .unwrap();

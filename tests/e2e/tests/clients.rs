@@ -12,7 +12,7 @@ use anteroom_lab::wait;
 
 /// How long what is to be refused is tried.
 const NEVER: Duration = Duration::from_millis(1200);
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 const RULES: &str = r#"
 [service.service-port]

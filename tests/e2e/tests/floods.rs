@@ -218,7 +218,7 @@ impl Stand {
         }
         let took = start.elapsed();
         // The gateway reports it, and takes up nothing more when that is done.
-        wait::until(Duration::from_secs(20), "answers under the flood", || {
+        wait::until(Duration::from_secs(60), "answers under the flood", || {
             (pings.received() > 200).then_some(())
         })
         .unwrap();

@@ -21,7 +21,7 @@ use anteroom_lab::{ping, programs, wait};
 use anteroom_proto::mac::MacAddr;
 
 const BEAT: Duration = Duration::from_millis(5);
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The server in the devices' own network, the one behind the router, and name and time for all.
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 20, 1, 5);
@@ -427,10 +427,10 @@ fn stock_programs_get_and_renew_a_lease_through_a_gateway_in_enforce() {
         })
         .unwrap();
     };
-    said("bound 10.20.1.60", 20, &mut asking, &mut serving);
+    said("bound 10.20.1.60", 60, &mut asking, &mut serving);
     let lease = Lease { address: at(60), server: NEAR };
     works(hospital, ct, lease);
     // Half of the lease later it renews by a packet to the server alone.
-    said("renew 10.20.1.60", 20, &mut asking, &mut serving);
+    said("renew 10.20.1.60", 60, &mut asking, &mut serving);
     works(hospital, ct, lease);
 }

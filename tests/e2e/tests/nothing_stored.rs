@@ -71,7 +71,7 @@ fn converse(
 ) {
     let address = to.at(port);
     let listener = to.host.enter(|| std::net::TcpListener::bind(address)).unwrap().unwrap();
-    let mut stream = open_tcp(from, (to.address(), port), Duration::from_secs(5)).unwrap();
+    let mut stream = open_tcp(from, (to.address(), port), Duration::from_secs(20)).unwrap();
     let (mut other, _) = listener.accept().unwrap();
     let said = format!("PATIENT {marker} END").into_bytes();
     for _ in 0..20 {
@@ -108,18 +108,18 @@ fn neither_payloads_nor_others_private_keys_are_stored_anywhere() {
     for _ in 0..50 {
         socket.send_to(MARKERS[2].as_bytes(), pacs).unwrap();
     }
-    wait::until_ok(Duration::from_secs(20), "the drops to be reported", || {
+    wait::until_ok(Duration::from_secs(60), "the drops to be reported", || {
         let flows = hospital.operator.json(&["flows", "--dropped"])?.to_string();
         anyhow::ensure!(flows.contains("9999"), "{flows}");
         Ok(())
     })
     .unwrap();
     let heard = "20 messages of the monitor to be acknowledged";
-    wait::until(Duration::from_secs(20), heard, || {
+    wait::until(Duration::from_secs(60), heard, || {
         (monitor.count().acknowledged >= 20).then_some(())
     })
     .unwrap();
-    let count = monitor.finish(&engine, Duration::from_secs(10));
+    let count = monitor.finish(&engine, Duration::from_secs(60));
     assert!(count.acknowledged >= 20 && count.lost == 0, "{count:?}");
     // Orderly ends, so that everything that is written at the end is written.
     for gateway in hospital.gateways.values_mut() {

@@ -15,7 +15,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 const BEAT: Duration = Duration::from_millis(5);
-const SOON: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Number of the view that a gateway holds: incarnation and sequence.
 fn number(hospital: &Hospital, gateway: &str) -> anyhow::Result<(u64, u64)> {

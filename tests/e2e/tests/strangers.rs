@@ -17,7 +17,7 @@ use anteroom_lab::topology;
 use anteroom_lab::wait;
 
 const BEAT: Duration = Duration::from_millis(5);
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The monitor beside the stranger, and all that it has to say.
 struct Vitals {

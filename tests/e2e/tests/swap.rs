@@ -15,7 +15,7 @@ use anteroom_lab::wait;
 use anyhow::{Context as _, Result, ensure};
 
 const WHY: [&str; 3] = ["--reason", "power supply burnt", "--yes"];
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 
 /// How long each step took the machines; a person's walking and typing comes on top.
 struct Clock {
@@ -83,10 +83,10 @@ impl Pacs {
             }
             Self::Bytes(directory) => {
                 for file in &study.files {
-                    let mut stream = open_tcp(&ct.host, (to, STORE_PORT), Duration::from_secs(5))?;
+                    let mut stream = open_tcp(&ct.host, (to, STORE_PORT), Duration::from_secs(20))?;
                     stream.write_all(&std::fs::read(file)?)?;
                 }
-                wait::until_ok(Duration::from_secs(5), "the study", || {
+                wait::until_ok(Duration::from_secs(60), "the study", || {
                     ensure!(study.arrived(directory)? == study.files.len(), "not whole");
                     Ok(())
                 })?;

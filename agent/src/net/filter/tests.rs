@@ -16,7 +16,7 @@ use crate::net::wiring::Wiring;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const STRANGER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(300);
 
 fn pair() -> (Host, Host) {

@@ -22,7 +22,7 @@ pub const RETRIEVE_PORT: u16 = 4006;
 pub const ORTHANC_PORT: u16 = 104;
 
 /// How long a transfer may take.
-const TRANSFER: Duration = Duration::from_secs(20);
+const TRANSFER: Duration = Duration::from_secs(60);
 
 /// A dicom-storescp that keeps what it gets.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Archive {
         command.args(["--verbose", "--non-blocking", "--promiscuous", "-p", &port.to_string()]);
         command.arg("-o").arg(directory);
         let mut process = Process::spawn("dicom-storescp", &mut command, log)?;
-        wait_listening(host, port, &mut process, Duration::from_secs(10))?;
+        wait_listening(host, port, &mut process, Duration::from_secs(60))?;
         Ok(Self { directory: directory.into(), process })
     }
 
@@ -84,7 +84,7 @@ pub fn store(
 ) -> Result<usize> {
     send(programs, from, to, study)?;
     let what = "every slice of the study to arrive byte-identical";
-    wait::until_ok(Duration::from_secs(3), what, || {
+    wait::until_ok(Duration::from_secs(60), what, || {
         let arrived = study.arrived(directory)?;
         if arrived < study.files.len() {
             bail!("{arrived} of {} slices", study.files.len());
@@ -178,7 +178,7 @@ impl Orthanc {
         let mut command = host.command(program);
         command.arg(&configuration);
         let mut process = Process::spawn("Orthanc", &mut command, log)?;
-        wait_listening(host, ORTHANC_PORT, &mut process, Duration::from_secs(20))?;
+        wait_listening(host, ORTHANC_PORT, &mut process, Duration::from_secs(60))?;
         Ok(Some(Self { storage, process }))
     }
 

@@ -392,8 +392,8 @@ pub fn send_with_python(
     let mut command = from.command(program);
     command.arg("--port").arg(to.port().to_string()).arg("--file").arg(&file);
     command.arg(to.ip().to_string());
-    super::dicom::run_to_end(command, Duration::from_secs(10))?;
-    crate::wait::until(Duration::from_secs(3), "mllp_send's message to arrive", || {
+    super::dicom::run_to_end(command, Duration::from_secs(60))?;
+    crate::wait::until(Duration::from_secs(60), "mllp_send's message to arrive", || {
         engine.has(id).then_some(Some(()))
     })
     .map_err(Into::into)
@@ -452,7 +452,7 @@ mod tests {
         let engine = Engine::start(&host, PORT).unwrap();
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
         let monitor = Monitor::start(&host, to, Duration::from_millis(5)).unwrap();
-        crate::wait::until(Duration::from_secs(10), "twenty messages", || {
+        crate::wait::until(Duration::from_secs(60), "twenty messages", || {
             (monitor.count().acknowledged >= 20).then_some(())
         })
         .unwrap();
@@ -463,7 +463,7 @@ mod tests {
         let elsewhere = Host::create("elsewhere").unwrap();
         let silent = Engine::start(&elsewhere, PORT).unwrap();
         let monitor = Monitor::start(&host, to, Duration::from_secs(60)).unwrap();
-        crate::wait::until(Duration::from_secs(10), "one message", || {
+        crate::wait::until(Duration::from_secs(60), "one message", || {
             (monitor.count().acknowledged == 1).then_some(())
         })
         .unwrap();

@@ -85,7 +85,7 @@ impl Story {
         let hospital = &self.hospital;
         self.report.check("why", "`anteroom why` explains a drop, with the next step", || {
             let source = hospital.machine("hvac-1").address().to_string();
-            wait::until_ok(Duration::from_secs(10), "the drop to be known", || {
+            wait::until_ok(Duration::from_secs(60), "the drop to be known", || {
                 let answer = hospital.operator.json(&["why", &source, "pacs-1", "dicom"])?;
                 let text = answer.to_string();
                 if !text.contains("drop(") {
@@ -153,7 +153,7 @@ impl Story {
                 if !seen.between(ct.address(), to.address()).contains_key("tcp") {
                     bail!("it wasn't in the clear: {:?}", seen.kinds);
                 }
-                wait::until_ok(Duration::from_secs(15), "the flow to be listed", || {
+                wait::until_ok(Duration::from_secs(60), "the flow to be listed", || {
                     let flows = hospital.operator.json(&["flows", "ct-1", "--clear"])?.to_string();
                     let address = format!("\"{}\"", to.address());
                     if !flows.contains(&address) {
@@ -219,7 +219,7 @@ fn traffic(
     let before = acknowledged();
     let target = (to.address(), dicom::STORE_PORT);
     dicom::store(&hospital.programs, &ct.host, target, study, directory)?;
-    wait::until(Duration::from_secs(5), "another HL7 message", || {
+    wait::until(Duration::from_secs(60), "another HL7 message", || {
         (acknowledged() > before).then_some(())
     })?;
     Ok(())

@@ -31,7 +31,7 @@ pub fn restart_gateway(
     let pinging = Pinging::start(&host, target, 1_000_000, BEAT)?;
     let start = Instant::now();
     hospital.gateway(gateway).start()?;
-    let back = wait::until(Duration::from_secs(10), "the first packet through the gateway", || {
+    let back = wait::until(Duration::from_secs(20), "the first packet through the gateway", || {
         (pinging.received() > 0).then(|| start.elapsed())
     });
     let series = pinging.stop()?;
@@ -96,7 +96,7 @@ impl Story {
                 let (ct, mri) = (hospital.machine("ct-1"), hospital.machine("mri-1"));
                 let to = (hospital.machine("pacs-1").address(), dicom::STORE_PORT);
                 for modality in [ct, mri] {
-                    dicom::echo(&hospital.programs, &modality.host, to, Duration::from_secs(5))
+                    dicom::echo(&hospital.programs, &modality.host, to, Duration::from_secs(20))
                         .with_context(|| format!("{}'s echo", modality.plan.name))?;
                 }
                 let mut seen = "CT and MRI opened new DICOM connections".to_owned();
@@ -124,7 +124,7 @@ impl Story {
                 }
                 let to = (hospital.machine("pacs-1").address(), dicom::STORE_PORT);
                 let ct = &hospital.machine("ct-1").host;
-                dicom::echo(&hospital.programs, ct, to, Duration::from_secs(5))?;
+                dicom::echo(&hospital.programs, ct, to, Duration::from_secs(20))?;
                 Ok(format!("first packet {} ms after the agent's start", took.as_millis()))
             },
         );
@@ -142,7 +142,7 @@ impl Story {
             || {
                 let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1"));
                 let pinging = Pinging::start(&ct.host, pacs.address(), 1_000_000, BEAT)?;
-                wait::until(Duration::from_secs(5), "a ping to pass before", || {
+                wait::until(Duration::from_secs(60), "a ping to pass before", || {
                     (pinging.received() > 0).then_some(())
                 })?;
                 let start = std::time::SystemTime::now();
@@ -178,7 +178,7 @@ impl Story {
                 let (pump, monitor) = (hospital.machine("pump-1"), hospital.machine("monitor-1"));
                 let intruder = &hospital.machine("intruder").host;
                 let every = Duration::from_millis(50);
-                wait::until_ok(Duration::from_secs(5), "the pump to answer a ping", || {
+                wait::until_ok(Duration::from_secs(60), "the pump to answer a ping", || {
                     let series = ping::ping(intruder, pump.address(), 3, every)?;
                     if series.received == 0 {
                         bail!("no answer");

@@ -132,7 +132,7 @@ impl Story {
         self.report.begin(5, "The count");
         let Some(monitor) = self.monitor.take() else { return };
         let start = std::time::Instant::now();
-        let count = monitor.finish(&self.engine, Duration::from_secs(10));
+        let count = monitor.finish(&self.engine, Duration::from_secs(60));
         let seen = format!(
             "{} sent, {} acknowledged, {} lost; {} sent again, {} reconnections, slowest {} ms",
             count.sent,

@@ -45,7 +45,7 @@ pub fn approve_all(hospital: &Hospital) -> Result<String> {
 /// # Errors
 /// Which isn't there.
 pub fn wait_for_inventory(hospital: &Hospital) -> Result<String> {
-    wait::until_ok(Duration::from_secs(15), "the inventory to show every device", || {
+    wait::until_ok(Duration::from_secs(60), "the inventory to show every device", || {
         let new = hospital.operator.json(&["device", "list", "--new"])?.to_string();
         for device in hospital.devices() {
             let (mac, address) = (device.plan.mac(), device.address().to_string());
@@ -156,8 +156,9 @@ impl Story {
             || {
                 let hvac = hospital.machine("hvac-1");
                 let to = (hospital.machine("pacs-1").address(), dicom::STORE_PORT);
-                open_tcp(&hvac.host, to, Duration::from_secs(3)).context("in protect it passes")?;
-                wait::until_ok(Duration::from_secs(15), "the flow to be listed", || {
+                open_tcp(&hvac.host, to, Duration::from_secs(15))
+                    .context("in protect it passes")?;
+                wait::until_ok(Duration::from_secs(60), "the flow to be listed", || {
                     let flows = hospital.operator.json(&["flows", "--would-drop"])?.to_string();
                     let address = format!("\"{}\"", hvac.address());
                     if !flows.contains(&address) {

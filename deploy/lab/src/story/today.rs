@@ -36,7 +36,7 @@ impl Story {
         self.report.check("hl7-today", "the monitor's HL7 messages are acknowledged", || {
             started?;
             let monitor = monitor.context("no monitor")?;
-            wait::until(Duration::from_secs(10), "the first acknowledgement", || {
+            wait::until(Duration::from_secs(60), "the first acknowledgement", || {
                 (monitor.count().acknowledged > 0).then_some(())
             })?;
             Ok("acknowledged, one a second from now on".into())
@@ -99,7 +99,7 @@ impl Story {
             || {
                 let hvac = &hospital.machine("hvac-1").host;
                 let to = (hospital.machine("pacs-1").address(), dicom::STORE_PORT);
-                open_tcp(hvac, to, Duration::from_secs(3))?;
+                open_tcp(hvac, to, Duration::from_secs(15))?;
                 Ok("connection open".into())
             },
         );
