@@ -159,7 +159,7 @@ fn arp_sweep(legs: &[Leg]) -> io::Result<Vec<(Ipv4Addr, Way, Learnt)>> {
         for last in 1..=254 {
             let target = Ipv4Addr::new(a, b, c, last);
             if target != leg.address {
-                socket.send(&arp_request(leg.mac, leg.address, target))?;
+                send_when_taken(&socket, &arp_request(leg.mac, leg.address, target))?;
             }
         }
         sockets.push((leg, socket));
@@ -184,6 +184,22 @@ fn arp_sweep(legs: &[Leg]) -> io::Result<Vec<(Ipv4Addr, Way, Learnt)>> {
         }
     }
     Ok(found)
+}
+
+/// Sends a frame; again for a while where the cable takes none, as in the first second of its life.
+fn send_when_taken(socket: &PacketSocket, frame: &[u8]) -> io::Result<()> {
+    let deadline = Instant::now() + 4 * PATIENCE;
+    loop {
+        match socket.send(frame) {
+            Err(error)
+                if error.raw_os_error() == Some(nix::libc::ENOBUFS)
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
 }
 
 fn ping_sweep(targets: &[Ipv4Addr]) -> io::Result<Vec<(Ipv4Addr, Way)>> {
