@@ -46,7 +46,7 @@ fn is_plain(packet: &Ipv4Packet<'_>) -> bool {
 
 /// A frame that may take the short cut: untagged, with a plain packet.
 #[inline]
-fn plain_frame<'a>(frame: &'a RxFrame<'_>) -> Option<(Header, Ipv4Packet<'a>)> {
+pub(super) fn plain_frame<'a>(frame: &'a RxFrame<'_>) -> Option<(Header, Ipv4Packet<'a>)> {
     let header = Header::of(&parse_ethernet(frame.bytes, frame.vlan).ok()?);
     let untagged = frame.vlan.is_none() && header.at == ethernet::HEADER_LEN;
     if !untagged || header.ethertype != ethernet::IPV4 {

@@ -5,6 +5,7 @@
 //! counted [`DropReason`].
 
 mod admit;
+mod ahead;
 mod answer;
 mod bulk;
 mod claims;
@@ -209,11 +210,14 @@ impl Engine {
     ) {
         let Some(state) = self.stations.ports.get_mut(port.index()) else { return };
         state.frames_in += frames.len() as u64;
-        for frame in frames {
-            if port.is_uplink() {
-                self.uplink_frame(frame, now, out);
-            } else {
-                self.port_frame(port, frame, now, out);
+        for group in frames.chunks_mut(ahead::GROUP) {
+            self.look_ahead(port, group);
+            for frame in group {
+                if port.is_uplink() {
+                    self.uplink_frame(frame, now, out);
+                } else {
+                    self.port_frame(port, frame, now, out);
+                }
             }
         }
         self.tend_lanes(now, out);

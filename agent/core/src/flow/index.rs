@@ -60,6 +60,12 @@ impl Index {
         None
     }
 
+    /// The entry that [`Self::find`] looks at first.
+    #[inline]
+    pub(super) fn first(&self, hash: u64) -> Option<u32> {
+        self.heads.get(self.bucket(hash)).copied().filter(|at| *at != NONE)
+    }
+
     /// Puts an entry in that isn't there yet. `hash_of` tells those of others.
     pub(super) fn insert(&mut self, hash: u64, entry: u32, hash_of: impl Fn(u32) -> u64) {
         while self.nexts.len() <= entry {

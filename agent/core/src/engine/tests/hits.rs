@@ -222,6 +222,37 @@ fn the_short_cut_is_taken_both_ways_by_tunnel_and_uplink() {
     assert_eq!(counts, expected, "{:#?}", engine.status(now).drops);
 }
 
+#[test]
+fn reading_ahead_takes_whatever_comes_and_changes_nothing() {
+    let now = start();
+    let mut engine = engine(Limits::default(), now);
+    engine.apply(view([Mode::Enforce, Mode::Enforce], SERVICES[0]), now);
+    let known = |to: u16| {
+        let packet = ipv4([10, 20, 1, 10], [10, 20, 9, 5], 6, &tcp(40_000, to, 0x10, &[7; 30]));
+        frame(mac(0x77), mac(10), &packet)
+    };
+    for to in 0..100 {
+        let _ = feed(&mut engine, PortId::device(0), VnetHeader::default(), &known(to), now);
+    }
+    assert_eq!(engine.flows.len(), 100);
+    let mut frames: Vec<Vec<u8>> = (0..200).map(known).collect();
+    frames.push(Vec::new());
+    frames.push(vec![0xff; 14]);
+    frames.push(known(1)[..40].to_vec());
+    frames.push(frame(mac(0x77), mac(0x66), &known(1)[14..]));
+    // Reports tell each packet once.
+    let _ = engine.report(now);
+    let before = told(&mut engine, now);
+    let batch: Vec<_> = frames
+        .iter_mut()
+        .map(|bytes| RxFrame { vnet: VnetHeader::default(), vlan: None, bytes })
+        .collect();
+    for port in [PortId::device(0), PortId::device(1), PortId::UPLINK] {
+        engine.read_flows(port, &batch);
+    }
+    assert_eq!(told(&mut engine, now), before);
+}
+
 impl Engine {
     /// Takes what could have come out of a peer's tunnel.
     fn tunnelled_for_tests(
