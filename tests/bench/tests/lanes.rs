@@ -23,24 +23,38 @@ fn udp(world: &World, device: Device, port: u16) -> UdpSocket {
 
 /// Sends numbered datagrams as fast as lets most of them through, and returns the numbers that came, in their order.
 fn numbered(world: &World, (from, to): (Device, Device), port: u16) -> Vec<u32> {
+    /// In place of a number: that was all.
+    const END: u32 = u32::MAX;
     let (near, far) = (udp(world, from, 0), udp(world, to, port));
     near.connect((world.address(to), port)).unwrap();
-    far.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    far.set_read_timeout(Some(PATIENCE)).unwrap();
     let receiver = std::thread::spawn(move || {
         let (mut numbers, mut room) = (Vec::new(), [0; 2000]);
         while let Ok(len) = far.recv(&mut room) {
             assert_eq!(len, NUMBERED.1);
-            numbers.push(u32::from_be_bytes([room[0], room[1], room[2], room[3]]));
+            match u32::from_be_bytes([room[0], room[1], room[2], room[3]]) {
+                END => break,
+                number => numbers.push(number),
+            }
         }
         numbers
     });
     let mut bytes = vec![0x5a; NUMBERED.1];
-    for number in 0..NUMBERED.0 {
+    let mut send = |number: u32| {
         bytes[..4].copy_from_slice(&number.to_be_bytes());
-        near.send(&bytes).unwrap();
+        // Nobody listens any more once the end has come.
+        let _ = near.send(&bytes);
+    };
+    for number in 0..NUMBERED.0 {
+        send(number);
         if number % 16 == 15 {
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+    // The end may be lost as well.
+    while !receiver.is_finished() {
+        send(END);
+        std::thread::sleep(Duration::from_millis(10));
     }
     receiver.join().unwrap()
 }
