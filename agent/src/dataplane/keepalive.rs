@@ -48,16 +48,27 @@ pub(super) struct Keepalive {
     failing: bool,
     /// No port is a wire since the worker last looked, so that it needn't beat.
     resting: bool,
+    /// The worker is ending, and the wires are the kernel's for good.
+    ended: bool,
 }
 
 impl Keepalive {
     pub(super) fn new(beat: Beat, pulse: Arc<Pulse>) -> Self {
-        Self { beat, pulse, last: None, tried: None, left: false, failing: false, resting: false }
+        Self {
+            beat,
+            pulse,
+            last: None,
+            tried: None,
+            left: false,
+            failing: false,
+            resting: false,
+            ended: false,
+        }
     }
 
     /// Whether the kernel may have taken the worker for dead since its last beat.
     pub(super) fn late(&self) -> bool {
-        !self.resting && spent(self.last)
+        !self.resting && !self.ended && spent(self.last)
     }
 
     /// How long the worker may wait for something to do.
@@ -80,6 +91,9 @@ impl Keepalive {
     ///
     /// While no beat goes out the last one may run out. Then the wires are the kernel's until one does.
     pub(super) fn turn(&mut self, ports: &mut [PortQueue], frames: &mut FrameRing) {
+        if self.ended {
+            return;
+        }
         let unneeded = self.pulse.wires() == 0 && self.last.is_some() && !self.left;
         if unneeded {
             self.resting = true;
@@ -152,8 +166,9 @@ impl Keepalive {
         !self.failing
     }
 
-    /// Leaves the wires to the kernel. Their sockets hear nothing more.
+    /// Leaves the wires to the kernel, for good. Their sockets hear nothing more.
     pub(super) fn farewell(&mut self, ports: &[PortQueue]) {
+        self.ended = true;
         for (index, port) in ports.iter().enumerate() {
             if let Some(socket) = port.socket.as_ref().filter(|_| self.is_wire(index)) {
                 complain(socket.deafen());
@@ -186,5 +201,39 @@ fn discard(socket: &PacketSocket, frames: &mut FrameRing) -> usize {
 fn complain(result: std::io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(%error, "a port's packet filter program can't be changed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_lab::namespace::in_private_network;
+    use anteroom_lab::topology::Host;
+
+    use super::*;
+    use crate::net::wiring::{PortWiring, Wiring};
+
+    #[test]
+    fn who_has_left_the_wires_for_good_beats_no_more() {
+        if !in_private_network(
+            "dataplane::keepalive::tests::who_has_left_the_wires_for_good_beats_no_more",
+        ) {
+            return;
+        }
+        let host = Host::create("gateway").unwrap();
+        host.ip("link set lo up").unwrap();
+        let beat = host.enter(Beat::open).unwrap().unwrap();
+        let wire = PortWiring { wire: true, ..PortWiring::default() };
+        let pulse = Arc::new(Pulse::new(&Wiring { ports: vec![wire] }));
+        let mut keepalive = Keepalive::new(beat, Arc::clone(&pulse));
+        let (mut ports, mut frames) = (Vec::new(), FrameRing::default());
+        keepalive.turn(&mut ports, &mut frames);
+        assert!(pulse.beating(), "{pulse:?}");
+        keepalive.farewell(&ports);
+        let left = Instant::now();
+        while left.elapsed() < LIFE {
+            keepalive.turn(&mut ports, &mut frames);
+            assert!(!pulse.beating() && !keepalive.late(), "{:?}: {pulse:?}", left.elapsed());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }

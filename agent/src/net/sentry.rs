@@ -100,7 +100,7 @@ impl Pulse {
     }
 
     /// Whether the last beat still lasts.
-    fn beating(&self) -> bool {
+    pub(crate) fn beating(&self) -> bool {
         let last = self.last.load(Ordering::Relaxed);
         last != u64::MAX
             && self.start.elapsed().saturating_sub(Duration::from_millis(last)) < wire::LIFE
