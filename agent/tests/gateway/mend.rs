@@ -33,6 +33,8 @@ fn a_flushed_packet_filter_is_put_back_at_once() {
         all
     };
     let whole = shape(&rules());
+    let held_up = || appliance.log().matches("the kernel forwarded for it").count();
+    let held_up_before = held_up();
     let streams = appliance.both_ways(0);
     let undone: [&[&str]; 5] = [
         &["flush", "ruleset"],
@@ -58,8 +60,8 @@ fn a_flushed_packet_filter_is_put_back_at_once() {
     for passage in streams.map(|stream| stream.stop().unwrap()) {
         println!("{passage:?}");
         // A worker that couldn't beat just while the table was written anew can't know that.
-        let held_up = appliance.log().contains("the kernel forwarded for it");
-        assert!(passage.doubled == 0 || held_up, "{passage:?}\n{}", appliance.log());
+        let excused = held_up() > held_up_before;
+        assert!(passage.doubled == 0 || excused, "{passage:?}\n{}", appliance.log());
         // Undone for good it would be out until the end; the sender's own pauses on a busy machine count too.
         assert!(passage.longest_outage() < PATIENCE, "{passage:?}");
     }

@@ -56,10 +56,12 @@ impl Passage {
     }
 
     /// Whether the longest outage is shorter than `bound`, or than what may come of a machine that is so busy that it
-    /// holds up the sender as it did: all others have to wait for it as long, one after the other.
+    /// holds up the sender as it did: all others have to wait for it as long, one after the other. No machine excuses
+    /// more than ten seconds.
     #[must_use]
     pub fn outage_within(&self, bound: Duration) -> bool {
-        self.longest_outage() < bound.max(Duration::from_micros(self.longest_pause_us) * 20)
+        let excused = Duration::from_micros(self.longest_pause_us) * 20;
+        self.longest_outage() < bound.max(excused.min(Duration::from_secs(10)))
     }
 }
 
@@ -324,6 +326,9 @@ mod tests {
         assert!(told.outage_within(Duration::from_millis(30)));
         let cut = Passage { longest_outage_us: 20_001, ..told.clone() };
         assert!(!cut.outage_within(Duration::from_millis(1)));
+        let endless =
+            Passage { longest_outage_us: 10_000_001, longest_pause_us: 1_000_000, ..told.clone() };
+        assert!(!endless.outage_within(Duration::from_millis(1)));
         assert_eq!(told.lost(), 4);
         assert_eq!(passage(&sent, &[]).longest_outage_us, 9000);
         assert_eq!(passage(&[], &[5]).sent, 0);

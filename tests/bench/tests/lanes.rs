@@ -42,18 +42,18 @@ fn numbered(world: &World, (from, to): (Device, Device), port: u16) -> Vec<u32> 
     let mut bytes = vec![0x5a; NUMBERED.1];
     let mut send = |number: u32| {
         bytes[..4].copy_from_slice(&number.to_be_bytes());
-        // Nobody listens any more once the end has come.
-        let _ = near.send(&bytes);
+        near.send(&bytes)
     };
     for number in 0..NUMBERED.0 {
-        send(number);
+        send(number).unwrap();
         if number % 16 == 15 {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
     // The end may be lost as well.
     while !receiver.is_finished() {
-        send(END);
+        // Refused once nobody listens any more.
+        let _ = send(END);
         std::thread::sleep(Duration::from_millis(10));
     }
     receiver.join().unwrap()
