@@ -383,7 +383,7 @@ impl Engine {
             Some((id, shared, device.stance))
         };
         if !policy.place(place) {
-            // The view has more devices than places for them, as with one Ethernet address twice.
+            // The view has more devices than places for them.
             let ports = &self.config.ports;
             policy = Policy::new(&view, &mut self.seeds, |device| {
                 ports.iter().any(|port| port.name == device.port) && place(&device.member).is_some()

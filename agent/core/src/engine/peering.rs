@@ -22,7 +22,7 @@ impl Engine {
     /// are admitted in steps, which [`Self::admit_some`] takes.
     pub(super) fn set_peers(&mut self, peers: Peers, before: Option<&Arc<Policy>>, now: Instant) {
         self.tell_peers(now);
-        // Who comes back with another key, or after having been cut off, is called where it was heard last.
+        // Who comes back with another key is called where it was heard last.
         let places = self.client_places();
         self.clients_were = places.into_iter().map(|client| (client.member, client.at)).collect();
         self.peers.cut_off(|gateway| peers.get(gateway), now);
