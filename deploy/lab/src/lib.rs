@@ -10,6 +10,7 @@ pub mod clinical;
 pub mod figures;
 pub mod hospital;
 pub mod namespace;
+pub mod order;
 pub mod outages;
 pub mod packet;
 pub mod ping;

@@ -9,6 +9,7 @@ use anteroom_agent_core::peer::{Config, PeerConfig, PeerSlot, Peers};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
 use anteroom_agent_core::vnet::VnetHeader;
+use anteroom_lab::namespace::in_private_network;
 use anteroom_proto::id::{BootId, GatewayId};
 
 use super::*;
@@ -173,12 +174,25 @@ fn until(ends: &mut [&mut End], what: &str, is_so: impl Fn(&[&mut End]) -> bool)
     }
 }
 
+/// Runs a test where nobody else takes ports.
+fn alone(test: &str) -> bool {
+    let alone = in_private_network(&format!("dataplane::lanes::tests::{test}"));
+    if alone {
+        let mut up = std::process::Command::new("ip");
+        assert!(up.args(["link", "set", "lo", "up"]).status().unwrap().success());
+    }
+    alone
+}
+
 fn any() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
 #[test]
 fn an_end_that_restarts_is_met_anew_and_what_was_for_it_comes_back() {
+    if !alone("an_end_that_restarts_is_met_anew_and_what_was_for_it_comes_back") {
+        return;
+    }
     let peers = slots(2);
     let (mut a, mut b) = (End::start(1, 0, any()), End::start(2, 0, any()));
     let (to_a, to_b) = (LaneId { peer: peers[0], lane: 2 }, LaneId { peer: peers[1], lane: 2 });
@@ -213,6 +227,9 @@ fn an_end_that_restarts_is_met_anew_and_what_was_for_it_comes_back() {
 
 #[test]
 fn an_end_that_is_elsewhere_is_told_of_and_followed_by_order() {
+    if !alone("an_end_that_is_elsewhere_is_told_of_and_followed_by_order") {
+        return;
+    }
     let peers = slots(2);
     let (mut a, mut b) = (End::start(1, 0, any()), End::start(2, 0, any()));
     let (to_a, to_b) = (LaneId { peer: peers[0], lane: 1 }, LaneId { peer: peers[1], lane: 1 });
@@ -262,6 +279,9 @@ fn an_end_that_is_elsewhere_is_told_of_and_followed_by_order() {
 
 #[test]
 fn more_peers_than_there_are_lanes_for_are_turned_away_and_get_theirs_when_others_go() {
+    if !alone("more_peers_than_there_are_lanes_for_are_turned_away_and_get_theirs_when_others_go") {
+        return;
+    }
     let peers = slots(70);
     let mut a = End::start(99, 0, any());
     // Nobody answers there.

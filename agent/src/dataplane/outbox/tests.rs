@@ -2,6 +2,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::order::OneCore;
 use anteroom_lab::topology::{self, Host};
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -24,6 +25,7 @@ struct Cable {
     near: Host,
     ears: PacketSocket,
     ring: FrameRing,
+    _in_order: OneCore,
 }
 
 fn open(host: &Host, super_frames: bool) -> PacketSocket {
@@ -39,7 +41,8 @@ impl Cable {
         let [near, far] = ["near", "far"].map(|name| Host::create(name).unwrap());
         topology::cable((&near, "eth0", None), (&far, "eth0")).unwrap();
         let ears = open(&far, false);
-        let mut cable = Self { near, ears, ring: FrameRing::default() };
+        let _in_order = OneCore::stay();
+        let mut cable = Self { near, ears, ring: FrameRing::default(), _in_order };
         cable.wait_until_live();
         cable
     }
@@ -319,6 +322,7 @@ fn a_dead_interface_is_noticed_and_costs_what_was_for_it() {
 /// However much lanes send at once, nothing of theirs leaves before what lane 0 was given earlier.
 #[test]
 fn lane_0_goes_first_whatever_fills_up() {
+    let _in_order = OneCore::stay();
     let group = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 2).unwrap();
     let mut sockets = group.sockets.into_iter();
     let underlay = sockets.next().unwrap();

@@ -2,6 +2,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::order::OneCore;
 use anteroom_lab::topology::Host;
 
 use super::*;
@@ -39,6 +40,7 @@ fn receive(
 
 #[test]
 fn batches_arrive_whole_and_in_order() {
+    let _in_order = OneCore::stay();
     let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let to = b.local_address().unwrap();
     let sent: Vec<Vec<u8>> = (0..200_usize).map(|i| vec![i as u8; i * 7]).collect();
@@ -53,6 +55,7 @@ fn batches_arrive_whole_and_in_order() {
 
 #[test]
 fn merged_datagrams_are_told_apart_and_come_one_by_one_where_merging_is_off() {
+    let _in_order = OneCore::stay();
     let (mut a, mut b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let to = b.local_address().unwrap();
     let from = a.local_address().unwrap();
@@ -204,6 +207,7 @@ fn an_address_that_comes_later_or_goes_for_a_while_does_no_harm() {
 /// Emptying a socket that fills all the time takes what it held, and ends.
 #[test]
 fn what_a_socket_holds_is_fetched_and_not_much_more() {
+    let _in_order = OneCore::stay();
     for size in [0, 60, 1_400] {
         let socket = bind("127.0.0.1:0");
         let to = socket.local_address().unwrap();

@@ -2,6 +2,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::order::OneCore;
 use anteroom_lab::topology::{self, Host};
 use socket2::{Domain, Socket, Type};
 
@@ -100,6 +101,7 @@ fn kinds() -> Vec<(Vec<u8>, usize)> {
 }
 
 fn each_kind_comes_to_its_socket(listen: &str, to: IpAddr) {
+    let _in_order = OneCore::stay();
     let group = group(listen, 4);
     let port = group.sockets[0].local_address().unwrap().port();
     for socket in &group.sockets {
@@ -159,6 +161,7 @@ fn sixteen_sockets_are_a_group_and_more_are_not_made() {
 
 #[test]
 fn a_run_comes_whole_and_every_socket_sends_from_the_port() {
+    let _in_order = OneCore::stay();
     let mut group = group("127.0.0.1:0", 3);
     let to = group.sockets[0].local_address().unwrap();
     let (mut sender, back) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
@@ -234,6 +237,7 @@ fn another_user_can_not_join_and_whoever_may_gets_nothing() {
 
 #[test]
 fn where_the_kernel_does_not_steer_the_first_socket_gets_everything() {
+    let _in_order = OneCore::stay();
     let first = bind("127.0.0.1:0");
     let to = first.local_address().unwrap();
     let refused = io::Error::from_raw_os_error(libc::EPERM);
@@ -280,6 +284,7 @@ fn what_the_program_was_refused_for_leaves_nothing_bound_beside_the_first() {
 /// Sends alternately as two sockets of a group do, over a cable whose far end merges, and returns what comes there. All
 /// goes out of one socket, because virtual cables let the far end know those apart.
 fn sent_over_a_merging_cable(distinct: bool) -> Option<Vec<Messages>> {
+    let _in_order = OneCore::stay();
     let ethtool = anteroom_lab::programs::find("ethtool")?;
     let tc = anteroom_lab::programs::find("tc")?;
     let [near, far] = ["near", "far"].map(|name| Host::create(name).unwrap());

@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
 use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::order::OneCore;
 use anteroom_lab::topology::{self, Host};
 
 use super::super::DatagramRing;
@@ -49,6 +50,7 @@ fn sent(count: u64) -> Sent {
 
 #[test]
 fn runs_arrive_as_the_datagrams_they_are() {
+    let _in_order = OneCore::stay();
     for host in ["127.0.0.1:0", "[::1]:0"] {
         if std::net::UdpSocket::bind(host).is_err() {
             eprintln!("skipped: no {host} here");
@@ -87,6 +89,7 @@ fn runs_arrive_as_the_datagrams_they_are() {
 
 #[test]
 fn more_runs_than_go_with_one_call_keep_their_order() {
+    let _in_order = OneCore::stay();
     let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let to = b.local_address().unwrap();
     let bytes: Vec<Vec<u8>> = (0..BATCH + 10).map(|i| vec![i as u8; 300]).collect();
@@ -101,6 +104,7 @@ fn more_runs_than_go_with_one_call_keep_their_order() {
 
 #[test]
 fn where_the_kernel_refuses_to_cut_nothing_is_lost_and_it_is_asked_again_later() {
+    let _in_order = OneCore::stay();
     let (mut a, b) = (bind("127.0.0.1:0"), bind("127.0.0.1:0"));
     let to = b.local_address().unwrap();
     // The kernel cuts no runs of a socket that sends without checksums.
@@ -208,6 +212,7 @@ fn wait_for_way(a: &mut UdpSocket, b: &UdpSocket, to: SocketAddr) {
 
 #[test]
 fn a_card_that_can_not_cut_leaves_it_to_the_kernel() {
+    let _in_order = OneCore::stay();
     let test = "net::udp::send::tests::a_card_that_can_not_cut_leaves_it_to_the_kernel";
     if !in_private_network(test) {
         return;
