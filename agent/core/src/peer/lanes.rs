@@ -1,5 +1,7 @@
 //! What runs lanes: seals, opens, shakes hands. See [`crate::lane`].
 
+mod open;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use anteroom_proto::verdict::DropReason;
 use boringtun::x25519::StaticSecret;
+
+use open::{ANSWERS_WITHIN, Lane, PURSUED_FOR};
 
 use super::agenda::Agenda;
 use super::doorman::{Checks, Guests, secret_for};
@@ -26,17 +30,8 @@ use crate::vnet::VnetHeader;
 /// How long a peer may be silent on a lane that is used until it is asked to shake hands again. It answers data within
 /// ten seconds, as WireGuard has it.
 const SILENT: Duration = Duration::from_secs(13);
-/// How long it may be silent until the lane isn't used any more.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(20);
-/// How long an order to open is pursued.
-const PURSUED_FOR: Duration = Duration::from_secs(30);
 /// How often it is told at most of a lane that its peer is elsewhere.
 const STRAYS_AGAIN: Duration = Duration::from_secs(1);
-/// How long a lane stays though nothing passes. Longer than [`ANSWERS_WITHIN`] by far: whoever may still send there
-/// must find somebody who opens it.
-const IDLE: Duration = Duration::from_secs(180);
-/// How long a lane stays that the peer began and that nothing came through: a lost message is sent again within that.
-const UNPROVEN: Duration = Duration::from_secs(10);
 /// How long handshakes make lanes after the peer said that it opens some. Longer than it pursues that.
 const EXPECTED_FOR: Duration = Duration::from_secs(40);
 /// Most messages that are fetched from boringtun's own queue after one handshake.
@@ -100,51 +95,6 @@ struct Known {
 impl Known {
     fn tunnel(&self, lane: u8) -> Option<u32> {
         self.tunnels.iter().find(|(other, _)| *other == lane).map(|(_, number)| *number)
-    }
-}
-
-struct Lane {
-    tunnel: Tunnel,
-    at: LaneId,
-    term: u32,
-    to: SocketAddr,
-    /// When something last passed, either way.
-    used: Instant,
-    /// When something was last sealed.
-    sealed: Option<Instant>,
-    /// When the peer last showed that it has the keys.
-    heard: Option<Instant>,
-    /// Until when an order to open it holds.
-    wanted_until: Option<Instant>,
-    /// When it was told last that the peer is elsewhere.
-    strayed: Option<Instant>,
-    /// Whether the engine was told that it can be used.
-    ready: bool,
-    /// When it is to be looked at.
-    wake_at: Instant,
-}
-
-impl Lane {
-    fn silence(&self, now: Instant) -> Option<Duration> {
-        self.heard.map(|heard| now.saturating_duration_since(heard))
-    }
-
-    /// Whether the peer began it and never showed that it has the keys.
-    const fn is_unproven(&self) -> bool {
-        self.heard.is_none() && self.wanted_until.is_none()
-    }
-
-    /// How long it stays though nothing passes.
-    const fn stays(&self) -> Duration {
-        match (self.heard, self.wanted_until) {
-            (Some(_), _) => IDLE,
-            (None, Some(_)) => PURSUED_FOR,
-            (None, None) => UNPROVEN,
-        }
-    }
-
-    fn is_good(&self, now: Instant) -> bool {
-        self.tunnel.has_session() && self.silence(now).is_some_and(|time| time <= ANSWERS_WITHIN)
     }
 }
 

@@ -147,7 +147,7 @@ fn a_handshake_that_nothing_follows_holds_a_lane_for_seconds() {
     let own = secret_for(&secret(1), gateway(peer)).public();
     let first = initiation(now, own);
     assert_eq!(open_after(&mut lanes, at, &first, now), 1);
-    let end = now + UNPROVEN;
+    let end = now + open::UNPROVEN;
     while let Some(due) = lanes.poll_timeout().filter(|due| *due <= end) {
         now = due;
         lanes.handle_timeout(now, &mut out);
