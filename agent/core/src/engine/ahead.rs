@@ -5,11 +5,11 @@
 use super::Engine;
 use super::hit::plain_frame;
 use crate::batch::RxFrame;
-use crate::flow::{FlowKey, Zone};
+use crate::flow::{FlowKey, FlowTable, Zone};
 use crate::port::PortId;
 
 /// Frames whose flows are read ahead together.
-pub(super) const GROUP: usize = 16;
+pub(super) const GROUP: usize = FlowTable::READ_AHEAD;
 
 /// A core's own caches hold fewer flows than this.
 const MANY: usize = 8_192;

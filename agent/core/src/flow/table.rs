@@ -149,23 +149,23 @@ impl FlowTable {
         self.index.find(self.hasher.hash_one(key), is).map(FlowIndex)
     }
 
+    /// How many flows are read ahead together.
+    pub(crate) const READ_AHEAD: usize = 16;
+
     /// Reads what finding flows with these hashes, and handling their packets, will read: of all of them before any is
-    /// needed.
+    /// needed. No more than [`Self::READ_AHEAD`].
     pub(crate) fn read_ahead(&self, hashes: &[u64]) {
-        const GROUP: usize = 16;
-        for hashes in hashes.chunks(GROUP) {
-            let mut places = [NONE; GROUP];
-            for (place, hash) in places.iter_mut().zip(hashes) {
-                *place = self.index.first(*hash).unwrap_or(NONE);
-            }
-            let read = |at: u32| {
-                let flow = self.get(FlowIndex(at))?;
-                // Each in another line of the cache.
-                Some(u64::from(flow.tuple().source_port) ^ flow.epoch ^ flow.share.index() as u64)
-            };
-            // The reads are what counts, not what they bring.
-            std::hint::black_box(places.into_iter().filter_map(read).fold(0, |all, one| all ^ one));
+        let mut places = [NONE; Self::READ_AHEAD];
+        for (place, hash) in places.iter_mut().zip(hashes) {
+            *place = self.index.first(*hash).unwrap_or(NONE);
         }
+        let read = |at: u32| {
+            let flow = self.get(FlowIndex(at))?;
+            // Each in another line of the cache.
+            Some(u64::from(flow.tuple().source_port) ^ flow.epoch ^ flow.share.index() as u64)
+        };
+        // The reads are what counts, not what they bring.
+        std::hint::black_box(places.into_iter().filter_map(read).fold(0, |all, one| all ^ one));
     }
 
     /// The hash of a key: the same for as long as the table is there.
