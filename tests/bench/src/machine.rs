@@ -9,7 +9,7 @@ pub struct Machine {
     pub cpu: String,
     /// Cores that this process may use.
     pub cores: usize,
-    /// The kernel's release.
+    /// The kernel's version, without what a distributor put behind it.
     pub kernel: String,
     /// TCP's congestion control.
     pub congestion_control: String,
@@ -27,11 +27,17 @@ impl Machine {
         Self {
             cpu: cpu.map_or("unknown", |(_, name)| name.trim()).to_owned(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            kernel: version(&read("/proc/sys/kernel/osrelease")).to_owned(),
             congestion_control: read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned(),
             load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
         }
     }
+}
+
+/// The numbers that a release begins with.
+fn version(release: &str) -> &str {
+    let end = release.find(|c: char| !c.is_ascii_digit() && c != '.');
+    release[..end.unwrap_or(release.len())].trim_end_matches('.')
 }
 
 impl std::fmt::Display for Machine {
@@ -43,6 +49,19 @@ impl std::fmt::Display for Machine {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_version_is_the_numbers_of_a_release() {
+        for (release, version) in [
+            ("6.12.48+deb13-amd64\n", "6.12.48"),
+            ("6.18.1\n", "6.18.1"),
+            ("6.19.0-rc3", "6.19.0"),
+            ("6.x", "6"),
+            ("", ""),
+        ] {
+            assert_eq!(super::version(release), version, "{release:?}");
+        }
+    }
+
     #[test]
     fn this_machine_has_cores_and_a_kernel() {
         let machine = super::Machine::this();
