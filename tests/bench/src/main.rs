@@ -124,6 +124,12 @@ struct Options {
     /// Write every figure to this file as soon as it is known: one JSON object a line, {subject, test, value, unit, round}
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the figures into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Measure nothing: show and draw what an earlier run wrote with --json on this machine
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    rows: Option<PathBuf>,
     /// Fetch what can be fetched by cargo (into target/)
     #[arg(long)]
     install: bool,
@@ -210,11 +216,12 @@ fn outside(cli: &Cli) -> Result<ExitCode> {
             peers.subjects.iter().any(|kind| matches!(kind, Kind::Anteroom | Kind::Lanes(..)))
         }
         None => {
-            let Options { install, subjects, .. } = &cli.options;
+            let Options { install, subjects, rows, .. } = &cli.options;
             if *install {
                 subjects.iter().try_for_each(|kind| tools.install(kind))?;
             }
-            subjects.iter().any(|kind| matches!(kind, Kind::Anteroom | Kind::Lanes(..)))
+            rows.is_none()
+                && subjects.iter().any(|kind| matches!(kind, Kind::Anteroom | Kind::Lanes(..)))
         }
     };
     if builds {
@@ -281,7 +288,7 @@ fn grow(scale: &Scale, tools: &Tools, logs: &Path) -> Result<Record> {
     let rows = &record.rows;
     println!("{}", report::table(rows, rounds));
     if let Some(file) = &scale.svg {
-        std::fs::write(file, plot::svg(rows, &Machine::this().to_string()))
+        std::fs::write(file, plot::against_size(rows, &Machine::this().to_string()))
             .with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(record)
@@ -311,6 +318,34 @@ fn rounds_of(rows: &[Row]) -> usize {
 
 fn compare(options: &Options, tools: &Tools, logs: &Path) -> Result<Record> {
     let mut record = Record::open(options.json.as_deref())?;
+    let rounds = match &options.rows {
+        Some(file) => {
+            record.rows = read_json(file)?;
+            rounds_of(&record.rows)
+        }
+        None => {
+            compare::run(&plan(options, tools)?, tools, logs, &mut record)?;
+            options.rounds as usize
+        }
+    };
+    let rows = &record.rows;
+    println!(
+        "\nMedian [smallest..largest] of {rounds} rounds, or of n\n{}",
+        report::table(rows, rounds)
+    );
+    let ratios = report::ratios(rows, rounds);
+    if !ratios.is_empty() {
+        println!("For each 1 of anteroom's, round by round\n{ratios}");
+    }
+    if let Some(file) = &options.svg {
+        std::fs::write(file, plot::of_subjects(rows, &Machine::this().to_string()))
+            .with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(record)
+}
+
+/// What is asked for, without the subjects that this machine lacks.
+fn plan(options: &Options, tools: &Tools) -> Result<Plan> {
     if let Err(error) = Counter::start(&[std::process::id()]) {
         println!("Instructions are not counted: {error}");
     }
@@ -326,24 +361,13 @@ fn compare(options: &Options, tools: &Tools, logs: &Path) -> Result<Record> {
             Err(missing) => println!("{}: left out: {missing:#}", kind.name()),
         }
     }
-    let plan = Plan {
+    Ok(Plan {
         subjects,
         tests: options.tests.clone(),
         cards: options.card.clone(),
         rounds: options.rounds,
         time: duration(options.seconds)?,
-    };
-    compare::run(&plan, tools, logs, &mut record)?;
-    let (rows, rounds) = (&record.rows, options.rounds as usize);
-    println!(
-        "\nMedian [smallest..largest] of {rounds} rounds, or of n\n{}",
-        report::table(rows, rounds)
-    );
-    let ratios = report::ratios(rows, rounds);
-    if !ratios.is_empty() {
-        println!("For each 1 of anteroom's, round by round\n{ratios}");
-    }
-    Ok(record)
+    })
 }
 
 fn duration(seconds: f64) -> Result<Duration> {

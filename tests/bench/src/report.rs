@@ -63,7 +63,7 @@ impl Record {
 }
 
 /// The subject that the others are compared with.
-const OURS: &str = "anteroom";
+pub(crate) const OURS: &str = "anteroom";
 
 /// Median, smallest and largest.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -137,8 +137,8 @@ pub fn short(value: f64) -> String {
     format!("{sign}{grouped}{rest}")
 }
 
-/// Values of the things in `names`' order in which they first appear.
-fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+/// Each of `names` once, in the order in which they first appear.
+pub(crate) fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut found = Vec::new();
     for name in names {
         if !found.contains(&name) {
@@ -148,7 +148,7 @@ fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     found
 }
 
-fn values(rows: &[Row], subject: &str, test: &str) -> Vec<f64> {
+pub(crate) fn values(rows: &[Row], subject: &str, test: &str) -> Vec<f64> {
     let wanted = rows.iter().filter(|row| row.subject == subject && row.test == test);
     wanted.map(|row| row.value).collect()
 }
