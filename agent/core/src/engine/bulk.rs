@@ -303,14 +303,20 @@ impl Engine {
         }
     }
 
-    /// Looks for peers with lanes that went and are back, after who is a peer has changed.
-    pub(super) fn meet_lanes(&mut self, now: Instant) {
+    /// Looks whether any of those that were just admitted is back, having gone with lanes.
+    pub(super) fn meet_lanes(
+        &mut self,
+        admitted: impl IntoIterator<Item = GatewayId>,
+        now: Instant,
+    ) {
         let Some(bulk) = &mut self.bulk else { return };
         // Those that went are forgotten first.
         while let Some(number) = self.peers.poll_review() {
             bulk.book.review(number, &self.peers, now);
         }
-        bulk.book.meet(&mut self.peers, now);
+        for gateway in admitted {
+            bulk.book.meet(gateway, &mut self.peers, now);
+        }
     }
 
     /// Lanes that are open here.

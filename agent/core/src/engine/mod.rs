@@ -398,7 +398,6 @@ impl Engine {
         self.policy = Some(policy);
         self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
         self.set_peers(peers, before.as_ref(), now);
-        self.meet_lanes(now);
         self.retired.extend(before);
         self.reconcile_holdings(now);
         self.epoch += 1;

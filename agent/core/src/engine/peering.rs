@@ -40,17 +40,20 @@ impl Engine {
 
     /// Admits some of the peers of the view in force.
     pub(super) fn admit_some(&mut self, now: Instant) {
+        let mut admitted = Vec::new();
         for mut config in self.joining.by_ref().take(ADMITTED_AT_ONCE) {
             if config.client {
                 let member = MemberId::from_bytes(*config.gateway.as_bytes());
                 config.endpoints.extend(self.clients_were.get(&member));
             }
             self.peers.admit(&config, now);
+            admitted.push(config.gateway);
             #[cfg(test)]
             {
                 self.admitted += 1;
             }
         }
+        self.meet_lanes(admitted, now);
         self.next_admission = (self.joining.len() > 0).then_some(now);
     }
 

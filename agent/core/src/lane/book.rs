@@ -30,8 +30,10 @@ const KEYS_IN: Duration = Duration::from_secs(10);
 /// being twice as long. After half a minute it has left the lanes, since nothing answers there.
 const NOTICES: u32 = 6;
 const NOTICE_PAUSE: Duration = Duration::from_millis(500);
-/// Most peers that went with lanes open and are told so when they are peers again.
-const MAX_PARTED: usize = 1024;
+/// Most peers that went with lanes open and are told so when they are peers again: as many as there can be peers.
+const MAX_PARTED: usize = 1 << 16;
+/// How long one that went may still send through lanes, at most: it finds out by itself after twenty seconds of silence.
+const PARTED_FOR: Duration = Duration::from_secs(60);
 
 /// A peer that wanted a lane, or to which one was wanted.
 #[derive(Debug)]
@@ -98,8 +100,8 @@ pub struct Book {
     entries: HashMap<u32, Entry, foldhash::fast::RandomState>,
     orders: VecDeque<Order>,
     offers: VecDeque<(PeerSlot, LaneOffer)>,
-    /// Peers that are none any more, and may still take lanes that there were for usable.
-    parted: VecDeque<GatewayId>,
+    /// Peers that are none any more, and may still take lanes that there were for usable, and when they went.
+    parted: HashMap<GatewayId, Instant, foldhash::fast::RandomState>,
     /// When some peer is to be told something again.
     next_notice: Option<Instant>,
     /// The newest agreement, with whomever.
@@ -127,7 +129,7 @@ impl Book {
             entries: HashMap::default(),
             orders: VecDeque::new(),
             offers: VecDeque::new(),
-            parted: VecDeque::new(),
+            parted: HashMap::default(),
             next_notice: None,
             term: 0,
             turned_away: 0,
@@ -311,28 +313,30 @@ impl Book {
     }
 
     /// Forgets a peer that is none any more.
-    fn forget(&mut self, peer: PeerSlot) {
+    fn forget(&mut self, peer: PeerSlot, now: Instant) {
         let had = self.entries.get(&peer.number()).filter(|entry| entry.theirs.is_some());
         if let Some(gateway) = had.map(|entry| entry.gateway) {
             if self.parted.len() >= MAX_PARTED {
-                self.parted.pop_front();
+                let lately = |went: Instant| now.saturating_duration_since(went) <= PARTED_FOR;
+                self.parted.retain(|_, went| lately(*went));
             }
-            self.parted.push_back(gateway);
+            if self.parted.len() < MAX_PARTED {
+                self.parted.insert(gateway, now);
+            }
         }
         self.drop_key(peer);
         self.entries.remove(&peer.number());
     }
 
-    /// Looks for peers that went and are back. To be called after each change of who is a peer.
-    pub fn meet(&mut self, peers: &mut Peers, now: Instant) {
-        for gateway in std::mem::take(&mut self.parted) {
-            match peers.slot(gateway) {
-                Some(slot) => {
-                    self.entry(slot, peers, now).owes = Some(Notice::NEW);
-                    self.settle(slot, peers, now);
-                }
-                None => self.parted.push_back(gateway),
-            }
+    /// Tells one that was just admitted that lanes with it are gone, if it went with some open.
+    pub fn meet(&mut self, gateway: GatewayId, peers: &mut Peers, now: Instant) {
+        if !self.parted.contains_key(&gateway) {
+            return;
+        }
+        if let Some(slot) = peers.slot(gateway) {
+            self.parted.remove(&gateway);
+            self.entry(slot, peers, now).owes = Some(Notice::NEW);
+            self.settle(slot, peers, now);
         }
     }
 
@@ -380,7 +384,7 @@ impl Book {
     pub fn review(&mut self, number: u32, peers: &Peers, now: Instant) {
         let Some(entry) = self.entries.get_mut(&number) else { return };
         let slot = entry.peer;
-        let Some(peer) = peers.get(slot) else { return self.forget(slot) };
+        let Some(peer) = peers.get(slot) else { return self.forget(slot, now) };
         let Some((_, boot, via)) = entry.theirs else { return self.settle(slot, peers, now) };
         let other_run = peer.boot().is_some_and(|said| said != boot);
         if other_run || !peers.has_key(slot, &via) {
@@ -463,7 +467,7 @@ impl Book {
     fn entry(&mut self, peer: PeerSlot, peers: &mut Peers, now: Instant) -> &mut Entry {
         let stale = self.entries.get(&peer.number()).is_some_and(|entry| entry.peer != peer);
         if stale && let Some(old) = self.entries.get(&peer.number()).map(|entry| entry.peer) {
-            self.forget(old);
+            self.forget(old, now);
         }
         self.entries.entry(peer.number()).or_insert_with(|| {
             peers.watch(peer);
