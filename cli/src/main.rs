@@ -15,9 +15,10 @@ fn main() -> ExitCode {
     let (mut out, mut err, mut input) =
         (io::stdout().lock(), io::stderr().lock(), io::stdin().lock());
     let interactive = io::stdin().is_terminal() && io::stderr().is_terminal();
+    let coloured = io::stdout().is_terminal();
     let exit = anteroom::run(
         std::env::args_os(),
-        Terminal { out: &mut out, err: &mut err, input: &mut input, interactive },
+        Terminal { out: &mut out, err: &mut err, input: &mut input, interactive, coloured },
     );
     // A reader that went away has read all that it wanted.
     let _ = out.flush();

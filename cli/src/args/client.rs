@@ -12,14 +12,16 @@ use super::{ChangeArgs, Label, parse_label};
 /// What to do with clients.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
-    /// Add a client by the public half of its key, and print its configuration
+    /// Add a client and show its configuration, as text and as a QR code
     #[command(
-        after_help = "The machine makes its own key, and the private half never leaves it: in a WireGuard app choose to add an empty\n\
-        tunnel, which shows the public key; elsewhere `wg genkey | tee private.key | wg pubkey` prints it. In what is\n\
-        printed, a line says where that private key goes.\n\n\
-        --generate-key is for machines that can't. It makes the key here and shows it once, and from here it travels:\n\
-        whoever sees it on its way is the client, so hand it over as you would a password.\n\n\
-        Example:\n  anteroom client add laptop-7 --site north --address 10.20.9.7 --label class=service \\\n    \
+        after_help = "With --key, the machine makes its own key, and the private half never leaves it: in a WireGuard app choose to\n\
+        add an empty tunnel, which shows the public key; elsewhere `wg genkey | tee private.key | wg pubkey` prints it. In\n\
+        what is shown, a line says where that private key goes.\n\n\
+        Without it, the key is made here and shown once, in the configuration and in the QR code, which WireGuard's apps\n\
+        read with a camera. It is stored nowhere and sent to nobody; but whoever sees it on its way is the client, so hand\n\
+        it over as you would a password.\n\n\
+        Examples:\n  anteroom client add laptop-7 --site north --address 10.20.9.7 --out laptop-7.conf\n  \
+        anteroom client add laptop-8 --site north --address 10.20.9.8 --label class=service \\\n    \
         --key 'xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg='"
     )]
     Add(ClientAdd),
@@ -57,7 +59,7 @@ pub struct ClientAdd {
     /// The public half of its WireGuard key, in base64, made on its own machine
     #[arg(long, value_name = "BASE64", value_parser = parse_wireguard_key, conflicts_with = "generate_key")]
     pub key: Option<TunnelPublicKey>,
-    /// Make its key here and show the private half once, with --json too: it must travel to the client's machine
+    /// Make its key here, as is done without --key: the private half is shown once, with --json too
     #[arg(long)]
     pub generate_key: bool,
     /// Labels such as class=service; may be repeated
@@ -66,6 +68,9 @@ pub struct ClientAdd {
     /// Write the configuration to a new file that only you can read, instead of showing it
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Draw no QR code. There is one where the private key is shown: not with --key, --out or --json
+    #[arg(long)]
+    pub no_qr: bool,
     /// What every change takes.
     #[command(flatten)]
     pub change: ChangeArgs,

@@ -2,17 +2,19 @@
 
 mod config;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use anteroom_controller_core::model::{Client, Model};
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::name::Name;
 use anteroom_proto::overlay;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use self::config::{PeerRow, interface, newest_keys, peers, peers_by, peers_text};
+use self::config::{PeerRow, bare, interface, newest_keys, peers, peers_by, peers_text};
 use super::login::draw;
 use crate::args::{ChangeArgs, ClientAdd};
 use crate::change::{self, ChangeError, Confirm, Request};
@@ -31,16 +33,9 @@ pub(super) fn add(
 ) -> Result<Exit, Error> {
     let (key, secret) = match args.key {
         Some(key) => (key, None),
-        None if args.generate_key => {
+        None => {
             let secret = TunnelSecret::from_bytes(*Zeroizing::new(draw::<32>()?));
             (secret.public(), Some(secret))
-        }
-        None => {
-            return Err(Error::Usage(
-                "whose key? Give --key and the public half of the key that the client's own machine made, or \
-                 --generate-key to make one here, which must then travel to that machine. Nothing was changed"
-                    .into(),
-            ));
         }
     };
     let id = MemberId::from_bytes(draw()?);
@@ -55,6 +50,7 @@ pub(super) fn add(
         added_at: now(),
     };
     let request = Request::new("client add", args.name.as_str(), args.change);
+    let shown = RefCell::new(Zeroizing::new(String::new()));
     let configuration = |remote: &mut Remote, model: &Model| {
         // Whatever can't be found out now, `client show` tells later; the key is nowhere else.
         let (peers, problem) = match peers(remote, model, id) {
@@ -63,7 +59,10 @@ pub(super) fn add(
         };
         let text =
             Zeroizing::new(format!("{}{problem}{peers}", *interface(&client, secret.as_ref())));
-        let Some(file) = &args.out else { return text };
+        let Some(file) = &args.out else {
+            shown.replace(text.clone());
+            return text;
+        };
         match write_new(file, &text) {
             Ok(()) => Zeroizing::new(format!("# Written to {}\n", file.display())),
             Err(error) => Zeroizing::new(format!("# {error}\n{}", *text)),
@@ -75,9 +74,32 @@ pub(super) fn add(
             file.display()
         )));
     }
-    change::make_and(remote, output, request, &configuration, &|model, _| {
+    let mut with_it = change::fetch(remote)?.model;
+    with_it.add_client(id, client.clone()).map_err(ChangeError::from)?;
+    check_endpoints(&peers(remote, &with_it, id)?, &args.name)?;
+    let exit = change::make_and(remote, output, request, &configuration, &|model, _| {
         model.add_client(id, client.clone())
-    })
+    })?;
+    let shown = shown.into_inner();
+    if secret.is_some() && !args.no_qr && !shown.is_empty() && !output.qr_code(&bare(&shown))? {
+        output.note("It is too long for a QR code: import the text above.")?;
+    }
+    Ok(exit)
+}
+
+/// Refuses where a gateway that the client needs can't be called: a client is never called first.
+fn check_endpoints(peers: &[PeerRow], name: &Name) -> Result<(), Error> {
+    let lost: Vec<&str> =
+        peers.iter().filter(|peer| peer.is_nowhere()).map(|peer| peer.gateway.as_str()).collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let gateways = lost.join(", ");
+    Err(Error::Other(format!(
+        "no address is known of {gateways}, whose devices rules open to {name}: it has never spoken to the controller, and a \
+         client couldn't find it. `anteroom gateway show {}` says more; once it is online, add the client. Nothing was changed",
+        lost[0]
+    )))
 }
 
 #[derive(Debug, Serialize)]
@@ -132,7 +154,7 @@ pub(super) fn list(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit,
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     output.data(&rows, |rows| {
         if rows.is_empty() {
-            return "No clients. `anteroom client add NAME --site SITE --address IP --key KEY` adds one."
+            return "No clients. `anteroom client add NAME --site SITE --address IP` adds one."
                 .into();
         }
         let lines = rows.iter().map(|row| {

@@ -1,5 +1,6 @@
 //! What people and programs get to read: tables or JSON on standard output, talk and questions on standard error.
 
+pub mod qr;
 pub mod table;
 pub mod time;
 
@@ -20,6 +21,8 @@ pub struct Terminal<'a> {
     pub input: &'a mut dyn BufRead,
     /// Whether a person sits at them, who can be asked.
     pub interactive: bool,
+    /// Whether standard output is a terminal, which takes colours.
+    pub coloured: bool,
 }
 
 /// The one way to standard output and error.
@@ -115,6 +118,19 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// Draws `text` as a QR code for people; JSON has none. Says whether it was short enough.
+    ///
+    /// # Errors
+    /// When the output can't be written.
+    pub fn qr_code(&mut self, text: &str) -> Result<bool, Error> {
+        if self.json {
+            return Ok(true);
+        }
+        let Some(drawn) = qr::draw(text, self.terminal.coloured) else { return Ok(false) };
+        line(self.terminal.out, &drawn)?;
+        Ok(true)
+    }
+
     /// Asks for a line of text.
     ///
     /// # Errors
@@ -199,6 +215,7 @@ mod tests {
             err: &mut err,
             input: &mut input,
             interactive: true,
+            coloured: true,
         });
         output.note("before").unwrap();
         output.set_json(true);

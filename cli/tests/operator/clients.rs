@@ -112,10 +112,6 @@ fn a_client_is_added_by_the_public_half_of_its_key() {
     let (controller, ana) = hospital();
     let key = wireguard_key(71);
     let add = |more: &[&str]| ana.run(&[&ADD[..], more].concat());
-    for json in [&[][..], &["--json"]] {
-        let said = add(json).fails(64).to_owned();
-        assert!(said.contains("--key") && said.contains("--generate-key"), "{said}");
-    }
     let both = add(&["--key", &key, "--generate-key"]);
     assert!(both.fails(64).contains("cannot be used with"), "{both:#?}");
     let short = add(&["--key", &key[..40]]);
@@ -208,4 +204,102 @@ fn a_client_is_revoked_by_name_and_for_a_reason() {
     let model = controller.state().model();
     let (new, old) = (model.clients.values().next(), model.former_clients.values().next());
     assert_ne!(new.unwrap().key, old.unwrap().key);
+}
+
+/// The text of the one QR code in what was printed.
+fn qr_code(printed: &str) -> String {
+    let is_drawn = |line: &&str| {
+        !line.is_empty() && line.chars().all(|c| " \u{2580}\u{2584}\u{2588}".contains(c))
+    };
+    let rows: Vec<Vec<char>> =
+        printed.lines().filter(is_drawn).map(|line| line.chars().collect()).collect();
+    assert!(!rows.is_empty(), "no QR code: {printed}");
+    let dark = |x: usize, y: usize| {
+        let half = if y.is_multiple_of(2) { '\u{2580}' } else { '\u{2584}' };
+        [half, '\u{2588}'].contains(&rows[y / 2][x])
+    };
+    let (width, height) = (rows[0].len() * 4, rows.len() * 8);
+    let mut picture = rqrr::PreparedImage::prepare_from_greyscale(width, height, |x, y| {
+        if dark(x / 4, y / 4) { 0 } else { 255 }
+    });
+    let grids = picture.detect_grids();
+    assert_eq!(grids.len(), 1, "{printed}");
+    grids[0].decode().unwrap().1
+}
+
+#[test]
+fn a_qr_code_holds_the_very_configuration_and_is_drawn_where_the_key_is_shown() {
+    let (controller, ana) = hospital();
+    tunnel_key(&controller, "imaging", 1, 51, 1);
+    let rule = "[rule.service]\nfrom = \"laptop-7\"\nto = \"ct-1\"\nservices = [\"vnc\"]\n";
+    // No flag at all: the key is made here.
+    ana.run(&ADD).ok();
+    let file = ana.write("policy.toml", &format!("{POLICY}{rule}"));
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "x"]).ok();
+    let revoke = ["client", "revoke", "laptop-7", "--reason", "x", "--confirm", "laptop-7"];
+    ana.run(&revoke).ok();
+
+    let ran = ana.run(&ADD).ok();
+    assert!(!ran.out.contains('\x1b'), "no colours where there is no terminal: {}", ran.out);
+    let read = qr_code(&ran.out);
+    let told = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    let config = &ran.out[ran.out.find("[Interface]").unwrap()..];
+    let text: Vec<&str> =
+        config.lines().take_while(|line| !line.contains('\u{2584}')).filter(told).collect();
+    let text: Vec<&str> = text.into_iter().filter(|line| !line.trim().is_empty()).collect();
+    assert_eq!(read.lines().collect::<Vec<_>>(), text);
+    assert!(read.contains("PrivateKey = ") && read.contains("[Peer]"), "{read}");
+    assert!(
+        read.contains("Endpoint = 192.0.2.1:51820") && read.contains("AllowedIPs = 10.20.1.10/32"),
+        "{read}"
+    );
+    ana.run(&revoke).ok();
+
+    // On a terminal it is black on white, whatever the terminal's own colours are.
+    let typed = ana.type_in(&ADD, "").ok();
+    let coloured: Vec<&str> = typed.out.lines().filter(|line| line.contains('\x1b')).collect();
+    assert!(coloured.len() > 20, "{}", typed.out);
+    assert!(
+        coloured.iter().all(|line| line.starts_with("\x1b[30;107m") && line.ends_with("\x1b[0m"))
+    );
+    ana.run(&revoke).ok();
+
+    let file = ana.path("laptop-7.conf").display().to_string();
+    let key = wireguard_key(71);
+    for without in [&["--no-qr"][..], &["--out", &file], &["--key", &key], &["--json"]] {
+        let ran = ana.run(&[&ADD[..], without].concat()).ok();
+        assert!(!ran.out.contains('\u{2588}'), "{without:?}: {}", ran.out);
+        ana.run(&revoke).ok();
+    }
+}
+
+#[test]
+fn a_client_of_a_gateway_that_nobody_can_find_isnt_added() {
+    let (controller, ana) = hospital();
+    let rule = "[segment.service]\nmatch = { label.class = \"service\" }\n\
+                [rule.service]\nfrom = \"service\"\nto = \"ct-1\"\nservices = [\"vnc\"]\n";
+    let file = ana.write("policy.toml", &format!("{POLICY}{rule}"));
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "x"]).ok();
+    controller.state().unreachable = true;
+    let revisions = controller.state().revisions.len();
+    let ran = ana.run(&[&ADD[..], &["--label", "class=service"]].concat());
+    let said = ran.fails(1);
+    assert!(
+        said.contains("no address is known of imaging") && said.contains("Nothing was changed"),
+        "{said}"
+    );
+    assert_eq!(controller.state().revisions.len(), revisions);
+    controller.state().unreachable = false;
+    ana.run(&[&ADD[..], &["--label", "class=service"]].concat()).ok();
+    let bad = ana.run(&[
+        "client",
+        "add",
+        "Laptop 7",
+        "--site",
+        "north",
+        "--address",
+        "10.20.9.8",
+        "--yes",
+    ]);
+    assert!(bad.fails(64).contains("Laptop 7"), "{bad:#?}");
 }

@@ -60,6 +60,8 @@ pub(crate) struct State {
     pub(crate) edges: Vec<Edge>,
     /// Gateways that don't confirm anything.
     pub(crate) offline: Vec<GatewayId>,
+    /// Whether no gateway has ever said where it is.
+    pub(crate) unreachable: bool,
     /// What every update is refused with, as a conflict.
     pub(crate) refusal: Option<&'static str>,
     pub(crate) lie: Option<Lie>,
@@ -106,6 +108,7 @@ impl Controller {
             sightings: Vec::new(),
             edges: Vec::new(),
             offline: Vec::new(),
+            unreachable: false,
             refusal: None,
             lie: None,
             before_update: None,
@@ -431,7 +434,11 @@ impl State {
                     problems: Vec::new(),
                     agent_version: Some("0.1.0".into()),
                     ports: self.port_infos(),
-                    endpoints: vec!["192.0.2.1:51820".parse().unwrap()],
+                    endpoints: if self.unreachable {
+                        Vec::new()
+                    } else {
+                        vec!["192.0.2.1:51820".parse().unwrap()]
+                    },
                     tunnel_keys: self.tunnel_keys.get(gateway).cloned().unwrap_or_default(),
                     tunnels: Vec::new(),
                     observed: None,

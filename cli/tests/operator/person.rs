@@ -83,6 +83,7 @@ impl Person {
                 err: &mut err,
                 input: &mut input,
                 interactive: answers.is_some(),
+                coloured: answers.is_some(),
             },
         );
         Ran {

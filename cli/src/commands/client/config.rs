@@ -45,6 +45,23 @@ pub(super) struct PeerRow {
     pub(super) seen_at: Option<String>,
 }
 
+impl PeerRow {
+    /// Whether nobody knows where the gateway is, though the client needs it.
+    pub(super) const fn is_nowhere(&self) -> bool {
+        self.endpoint.is_none() && !self.allowed_ips.is_empty()
+    }
+}
+
+/// A configuration without what people only read: a QR code gets large by it.
+pub(super) fn bare(config: &str) -> Zeroizing<String> {
+    let mut bare = Zeroizing::new(String::with_capacity(config.len()));
+    for line in config.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        bare.push_str(line);
+        bare.push('\n');
+    }
+    bare
+}
+
 /// The client's own section, with its private key where that was made here.
 pub(super) fn interface(client: &Client, secret: Option<&TunnelSecret>) -> Zeroizing<String> {
     let Client { name, address, .. } = client;
