@@ -22,6 +22,7 @@ pub mod remote;
 
 use std::ffi::OsString;
 
+use anteroom_transport::exchange::KeyExchange;
 use clap::Parser;
 
 use crate::args::Cli;
@@ -44,7 +45,9 @@ where
         Err(error) => return output.usage(&error),
     };
     output.set_json(cli.json);
+    let exchange = KeyExchange::allowing_classic(cli.allow_classic);
     let result = Home::locate(cli.home.as_deref())
+        .map(|home| home.with_exchange(exchange))
         .map_err(Error::from)
         .and_then(|home| commands::run(cli.command, &home, &mut output));
     match result {

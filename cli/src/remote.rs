@@ -65,7 +65,7 @@ impl Remote {
         kept: Option<Session>,
         loss: Loss,
     ) -> Result<Self, Error> {
-        let client = Client::new(&config.controller, config.certificate)?;
+        let client = Client::new(&config.controller, config.certificate, home.exchange())?;
         let token = match kept {
             Some(session) => session.token,
             None => log_in(home, &config, &key, &client)?.token,

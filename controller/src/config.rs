@@ -33,6 +33,9 @@ pub struct Listener {
     pub listen: SocketAddr,
     /// What others are told: `host:port` for QUIC, `https://host:port` for HTTPS, best first.
     pub advertise: Vec<String>,
+    /// Whether handshakes without a post-quantum key exchange are taken. Of HTTPS only: gateways have one.
+    #[serde(default)]
+    pub allow_classic: bool,
 }
 
 /// What gateways report.
@@ -139,6 +142,10 @@ impl Config {
         if let Some(bad) = self.https.advertise.iter().find(https) {
             return Some(("https.advertise", format!("{bad:?} isn't https://host:port")));
         }
+        if self.quic.allow_classic {
+            let problem = "every gateway speaks X25519MLKEM768: take the line out";
+            return Some(("quic.allow_classic", problem.into()));
+        }
         if !(200..=600_000).contains(&self.telemetry.report_every_ms) {
             return Some(("telemetry.report_every_ms", "choose 200 to 600000".into()));
         }
@@ -170,6 +177,9 @@ impl Config {
                 advertise.join(", ")
             );
         }
+        text.push_str(
+            "# allow_classic = false # true: also programs without X25519MLKEM768, whose traffic may be read one day\n",
+        );
         let telemetry = Telemetry::default();
         let limits = ConnectionLimits::default();
         let _ = write!(
@@ -236,10 +246,12 @@ mod tests {
             Listener {
                 listen: "0.0.0.0:4433".parse().unwrap(),
                 advertise: vec!["10.20.0.10:4433".into(), "controller.example:4433".into()],
+                allow_classic: false,
             },
             Listener {
                 listen: "[::]:8443".parse().unwrap(),
                 advertise: vec!["https://10.20.0.10:8443".into(), "https://[fd00::1]:8443".into()],
+                allow_classic: false,
             },
         )
     }
@@ -262,10 +274,11 @@ mod tests {
             ("listen = \"0.0.0.0:4433\"", "lisen = \"0.0.0.0:4433\"", 4, "lisen"),
             ("0.0.0.0:4433", "0.0.0.0", 4, "address"),
             ("\"10.20.0.10:4433\"", "\"10.20.0.10\"", 5, "quic.advertise"),
+            ("[https]", "allow_classic = true\n[https]", 7, "quic.allow_classic"),
             ("https://10.20.0.10:8443", "http://10.20.0.10:8443", 9, "https.advertise"),
-            ("# report_every_ms = 2000", "report_every_ms = 1", 12, "telemetry.report_every_ms"),
-            ("# operators = 512", "operators = 0", 18, "limits.operators"),
-            ("[limits]", "[limit]", 14, "limit"),
+            ("# report_every_ms = 2000", "report_every_ms = 1", 13, "telemetry.report_every_ms"),
+            ("# operators = 512", "operators = 0", 19, "limits.operators"),
+            ("[limits]", "[limit]", 15, "limit"),
         ] {
             let text = good.replacen(from, to, 1);
             assert_ne!(text, good, "{from} isn't in the text");

@@ -120,8 +120,8 @@ pub async fn setup_code(directory: &Directory) -> Result<SetupCode, InitError> {
 }
 
 fn listeners(options: &InitOptions) -> Result<(Listener, Listener), InitError> {
-    let mut quic = Listener { listen: options.quic, advertise: Vec::new() };
-    let mut https = Listener { listen: options.https, advertise: Vec::new() };
+    let mut quic = Listener { listen: options.quic, advertise: Vec::new(), allow_classic: false };
+    let mut https = Listener { listen: options.https, advertise: Vec::new(), allow_classic: false };
     for host in &options.advertise {
         let host = match host.parse::<IpAddr>() {
             Ok(address) if address.is_unspecified() => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_transport::endpoint::{self, TransportError};
+use anteroom_transport::exchange::KeyExchange;
 use axum_server::Handle;
 use quinn::Endpoint;
 use tokio::sync::mpsc;
@@ -82,7 +83,8 @@ pub struct Running {
 pub async fn start(directory: Directory, despite_audit: bool) -> Result<Running, RunError> {
     let config = Config::load(&directory.config())?;
     let identity = directory.load_identity()?;
-    let tls = serve::tls(directory.load_https()?)?;
+    let exchange = KeyExchange::allowing_classic(config.https.allow_classic);
+    let tls = serve::tls(directory.load_https()?, exchange)?;
     let secret = directory.load_claim_secret()?;
     let limits = Limits::default();
     let store: Arc<dyn Store> =

@@ -10,11 +10,13 @@ use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime,
-    TransportConfig, VarInt,
+    TransportConfig, TransportErrorCode, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
+use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 
+use crate::exchange;
 use crate::tls::{self, ServerPin};
 
 /// How often a quiet connection is kept warm.
@@ -45,6 +47,12 @@ pub enum TransportError {
     /// The QUIC library refuses the configuration.
     #[error("QUIC can't be set up: {0}")]
     Setup(String),
+    /// The two ends have no key exchange in common.
+    #[error("{address}: no handshake: {}", exchange::NOT_THERE)]
+    KeyExchange {
+        /// Where.
+        address: SocketAddr,
+    },
     /// Nobody answered there, or whoever did doesn't speak the protocol.
     #[error("{address}: {error}")]
     Connect {
@@ -203,8 +211,23 @@ async fn connect_with(
         Ok(connection) => Ok(Link { connection, endpoint }),
         Err(error) => Err(match pin.refused() {
             Some(key) => TransportError::WrongKey { address, key },
+            None if nothing_in_common(&error) => TransportError::KeyExchange { address },
             None => TransportError::Connect { address, error },
         }),
+    }
+}
+
+/// Whether a handshake failed because the two ends have no key exchange in common, as far as this end can tell: the
+/// listener knows, whoever connects hears of "handshake failure" alone, and has nothing else that could cause it.
+#[must_use]
+pub fn nothing_in_common(error: &ConnectionError) -> bool {
+    let alert = TransportErrorCode::crypto(AlertDescription::HandshakeFailure.into());
+    match error {
+        ConnectionError::ConnectionClosed(close) => close.error_code == alert,
+        ConnectionError::TransportError(error) => {
+            error.code == alert && error.reason.contains(exchange::NOTHING_IN_COMMON)
+        }
+        _ => false,
     }
 }
 

@@ -17,6 +17,8 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme, version,
 };
 
+use crate::exchange::KeyExchange;
+
 /// `SubjectPublicKeyInfo` of an Ed25519 key, up to the key itself (RFC 8410).
 const SPKI_PREFIX: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -36,13 +38,6 @@ pub fn spki_of_key(key: PublicKey) -> Vec<u8> {
     spki
 }
 
-/// What both ends speak: X25519MLKEM768 and nothing else, so that what is recorded today stays closed.
-fn provider() -> Arc<CryptoProvider> {
-    let mut provider = aws_lc_rs::default_provider();
-    provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768];
-    Arc::new(provider)
-}
-
 fn certified(identity: &IdentityKey) -> Result<Arc<CertifiedKey>, Error> {
     let pkcs8 = identity.to_pkcs8();
     let key = aws_lc_rs::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?;
@@ -56,7 +51,7 @@ fn certified(identity: &IdentityKey) -> Result<Arc<CertifiedKey>, Error> {
 /// # Errors
 /// When the TLS library doesn't take the key.
 pub fn server_config(identity: &IdentityKey) -> Result<rustls::ServerConfig, Error> {
-    server_config_with(provider(), identity)
+    server_config_with(KeyExchange::Hybrid.provider(), identity)
 }
 
 pub(crate) fn server_config_with(
@@ -83,7 +78,7 @@ pub fn client_config(
     identity: &IdentityKey,
     pin: &Arc<ServerPin>,
 ) -> Result<rustls::ClientConfig, Error> {
-    client_config_with(provider(), identity, pin)
+    client_config_with(KeyExchange::Hybrid.provider(), identity, pin)
 }
 
 pub(crate) fn client_config_with(
@@ -117,7 +112,7 @@ impl ServerPin {
     /// A pin to any of `keys`.
     #[must_use]
     pub fn new(keys: Vec<PublicKey>) -> Arc<Self> {
-        let algorithms = provider().signature_verification_algorithms;
+        let algorithms = KeyExchange::Hybrid.provider().signature_verification_algorithms;
         Arc::new(Self { keys, refused: OnceLock::new(), algorithms })
     }
 

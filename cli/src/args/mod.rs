@@ -46,6 +46,9 @@ pub struct Cli {
     /// Print JSON for programs instead of tables for people
     #[arg(long, global = true)]
     pub json: bool,
+    /// Speak also to a controller without a post-quantum key exchange: what is recorded of it may be read one day
+    #[arg(long, global = true)]
+    pub allow_classic: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anteroom_proto::api::ApiError;
 use anteroom_proto::key::Hash;
+use anteroom_transport::exchange::{self, KeyExchange};
 use reqwest::blocking::{Client as HttpClient, RequestBuilder};
 use reqwest::{Method, StatusCode, Url, redirect};
 use serde::Serialize;
@@ -40,6 +41,15 @@ pub enum ClientError {
         address: String,
         /// What the system says.
         problem: String,
+    },
+    /// The controller has no post-quantum key exchange.
+    #[error(
+        "{address}: no handshake: {}. Where that can't be, --allow-classic takes it all the same. Nothing was sent",
+        exchange::NOT_THERE
+    )]
+    Classic {
+        /// Where.
+        address: String,
     },
     /// Somebody answers who isn't the pinned controller.
     #[error(
@@ -116,11 +126,15 @@ pub struct Client {
 
 impl Client {
     /// A client for the controller at `addresses` (tried in their order) that shows the certificate with the
-    /// SHA-256 `pinned`. Nothing is sent yet.
+    /// SHA-256 `pinned` and takes one of these key exchanges. Nothing is sent yet.
     ///
     /// # Errors
     /// When an address isn't an `https` one, or TLS can't be set up.
-    pub fn new(addresses: &[String], pinned: Hash) -> Result<Self, ClientError> {
+    pub fn new(
+        addresses: &[String],
+        pinned: Hash,
+        exchange: KeyExchange,
+    ) -> Result<Self, ClientError> {
         let parsed =
             addresses.iter().map(|text| parse_address(text)).collect::<Result<Vec<_>, _>>()?;
         if parsed.is_empty() {
@@ -128,8 +142,8 @@ impl Client {
         }
         let setup = |problem: String| ClientError::Setup(problem);
         let stranger = tls::Stranger::default();
-        let tls =
-            tls::config(pinned, stranger.clone()).map_err(|error| setup(error.to_string()))?;
+        let tls = tls::config(pinned, stranger.clone(), exchange)
+            .map_err(|error| setup(error.to_string()))?;
         let http = HttpClient::builder()
             .tls_backend_preconfigured(tls)
             .https_only(true)
@@ -246,6 +260,9 @@ impl Client {
         let (address, path) = (address.to_owned(), path.to_owned());
         if let Some(shown) = self.stranger.take() {
             return ClientError::Impostor { address, pinned: self.pinned, shown };
+        }
+        if tls::is_classic(error) {
+            return ClientError::Classic { address };
         }
         let problem = chain(error);
         if error.is_connect() {

@@ -1,10 +1,12 @@
 //! TLS 1.3 to exactly one certificate: the one whose hash was pinned, whoever signed it and whatever it says.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex};
 
 use anteroom_proto::key::Hash;
+use anteroom_transport::exchange::{self, KeyExchange};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme, version};
 use sha2::{Digest, Sha256};
@@ -26,15 +28,35 @@ impl Stranger {
     }
 }
 
-/// TLS settings that accept the certificate with this SHA-256 and no other.
-pub(super) fn config(pinned: Hash, stranger: Stranger) -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+/// TLS settings that accept the certificate with this SHA-256 and no other, and these key exchanges.
+pub(super) fn config(
+    pinned: Hash,
+    stranger: Stranger,
+    exchange: KeyExchange,
+) -> Result<ClientConfig, rustls::Error> {
+    let provider = exchange.provider();
     let verifier = Pinned { pinned, stranger, provider: Arc::clone(&provider) };
     Ok(ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth())
+}
+
+/// Whether the other end refused the handshake for its key exchange.
+pub(super) fn is_classic(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<rustls::Error>().is_some_and(exchange::refused_as_client) {
+            return true;
+        }
+        // What an I/O error was made of isn't its source, but stands in its place.
+        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// The SHA-256 of a certificate in DER form.

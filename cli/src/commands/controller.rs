@@ -71,7 +71,7 @@ pub(super) fn replace(
         controller_key: code.controller,
         ..home.config()?
     };
-    let client = Client::new(&config.controller, config.certificate)?;
+    let client = Client::new(&config.controller, config.certificate, home.exchange())?;
     let info: ControllerInfo = client.get(paths::CONTROLLER, &(), None)?;
     if info.key != code.controller {
         return Err(Error::Other(format!(

@@ -109,7 +109,7 @@ fn claim(
     home: &Home,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let client = Client::new(&code.https, code.certificate)?;
+    let client = Client::new(&code.https, code.certificate, home.exchange())?;
     let info: ControllerInfo = client.get(paths::CONTROLLER, &(), None)?;
     if info.key != code.controller {
         return Err(Error::Other(format!(
@@ -267,7 +267,7 @@ fn join(
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
     let addresses = vec![args.target.trim().trim_end_matches('/').to_owned()];
-    let client = Client::new(&addresses, certificate)?;
+    let client = Client::new(&addresses, certificate, home.exchange())?;
     let info: ControllerInfo = client.get(paths::CONTROLLER, &(), None)?;
     let organisation = info.organisation.ok_or_else(|| {
         Error::Other("nobody has claimed this controller yet: its first operator logs in with the setup code that `anteroom-controller init` printed".into())

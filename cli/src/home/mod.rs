@@ -12,6 +12,7 @@ use anteroom_proto::api::{ModelRevision, Session};
 use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use anteroom_proto::name::Name;
+use anteroom_transport::exchange::KeyExchange;
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -87,10 +88,11 @@ pub struct Config {
     pub authority: Option<Hash>,
 }
 
-/// The directory that holds it all.
+/// The directory that holds it all, and how the controller is spoken to from here.
 #[derive(Debug, Clone)]
 pub struct Home {
     path: PathBuf,
+    exchange: KeyExchange,
 }
 
 impl Home {
@@ -106,8 +108,20 @@ impl Home {
             .or_else(|| variable("ANTEROOM_HOME"))
             .or_else(|| variable("XDG_CONFIG_HOME").map(|dir| dir.join("anteroom")))
             .or_else(|| variable("HOME").map(|dir| dir.join(".config/anteroom")))
-            .map(|path| Self { path })
+            .map(|path| Self { path, exchange: KeyExchange::default() })
             .ok_or(HomeError::Nowhere)
+    }
+
+    /// The same with other key exchanges.
+    #[must_use]
+    pub fn with_exchange(self, exchange: KeyExchange) -> Self {
+        Self { exchange, ..self }
+    }
+
+    /// By which key exchanges the controller is spoken to.
+    #[must_use]
+    pub const fn exchange(&self) -> KeyExchange {
+        self.exchange
     }
 
     /// Where it is.

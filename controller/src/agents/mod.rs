@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent, ToController, frame};
-use anteroom_transport::endpoint::peer_key;
+use anteroom_transport::endpoint::{nothing_in_common, peer_key};
+use anteroom_transport::exchange;
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use quinn::{Connection, Endpoint, Incoming};
 use tokio::task::JoinSet;
@@ -94,6 +95,9 @@ impl Agents {
         let deadline = tokio::time::Instant::now() + FIRST_MESSAGE;
         let connection = match tokio::time::timeout_at(deadline, accept(incoming)).await {
             Ok(Ok(connection)) => connection,
+            Ok(Err(error)) if nothing_in_common(&error) => {
+                return tracing::debug!(%from, "no handshake: {}", exchange::NOT_OFFERED);
+            }
             Ok(Err(error)) => return tracing::debug!(%from, %error, "no handshake"),
             Err(_) => return tracing::debug!(%from, "the handshake took too long"),
         };

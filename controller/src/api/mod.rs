@@ -4,6 +4,7 @@ mod authority;
 mod extract;
 mod failure;
 mod gateways;
+mod handshakes;
 mod login;
 mod model;
 pub mod serve;

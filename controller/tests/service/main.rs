@@ -4,6 +4,7 @@ mod agents;
 mod api;
 mod authority;
 mod distribution;
+mod exchange;
 mod lifetime;
 mod model;
 mod restore;

@@ -98,34 +98,63 @@ async fn nobody_there_is_an_error_that_names_the_address() {
 }
 
 /// A provider that can't do the hybrid key exchange.
-fn classical() -> Arc<rustls::crypto::CryptoProvider> {
+fn classic() -> Arc<rustls::crypto::CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = vec![aws_lc_rs::kx_group::X25519, aws_lc_rs::kx_group::SECP256R1];
     Arc::new(provider)
 }
 
-#[tokio::test]
-async fn a_client_without_ml_kem_is_refused() {
-    let server = listen(LOOPBACK, &key(1)).unwrap();
-    let address = server.local_addr().unwrap();
+/// A client with classic groups only.
+async fn connect_classic(address: SocketAddr) -> Result<Link, TransportError> {
     let pin = ServerPin::new(vec![key(1).public()]);
-    let tls = tls::client_config_with(classical(), &key(2), &pin).unwrap();
-    let config = client_config(tls).unwrap();
-    let (served, connected) = both(accept(&server), connect_with(address, config, &pin)).await;
-    assert!(matches!(connected, Err(TransportError::Connect { .. })), "{connected:?}");
-    assert!(served.is_err());
+    let tls = tls::client_config_with(classic(), &key(2), &pin).unwrap();
+    connect_with(address, client_config(tls).unwrap(), &pin).await
+}
+
+/// A listener with classic groups only.
+fn listen_classic() -> Endpoint {
+    let tls = tls::server_config_with(classic(), &key(1)).unwrap();
+    endpoint(LOOPBACK, endpoint_config(None), Some(server_config(tls).unwrap())).unwrap()
+}
+
+/// A client that has sent something has seen a handshake through.
+async fn accept_error(server: &Endpoint) -> ConnectionError {
+    match server.accept().await.unwrap().await {
+        Ok(connection) => connection.closed().await,
+        Err(error) => error,
+    }
 }
 
 #[tokio::test]
-async fn a_server_without_ml_kem_is_refused() {
-    let tls = tls::server_config_with(classical(), &key(1)).unwrap();
-    let server =
-        endpoint(LOOPBACK, endpoint_config(None), Some(server_config(tls).unwrap())).unwrap();
+async fn a_client_without_ml_kem_is_refused_and_both_ends_know_why() {
+    let server = listen(LOOPBACK, &key(1)).unwrap();
+    let address = server.local_addr().unwrap();
+    let (served, connected) = both(accept_error(&server), connect_classic(address)).await;
+    assert!(matches!(connected, Err(TransportError::KeyExchange { .. })), "{connected:?}");
+    assert!(nothing_in_common(&served), "{served:?}");
+}
+
+#[tokio::test]
+async fn a_server_without_ml_kem_is_refused_with_what_to_do() {
+    let server = listen_classic();
     let address = server.local_addr().unwrap();
     let servers = [key(1).public()];
-    let (served, connected) = both(accept(&server), connect(address, &key(2), &servers)).await;
-    assert!(matches!(connected, Err(TransportError::Connect { .. })), "{connected:?}");
-    assert!(served.is_err());
+    let (served, connected) =
+        both(accept_error(&server), connect(address, &key(2), &servers)).await;
+    let text = connected.unwrap_err().to_string();
+    for part in [address.to_string().as_str(), "X25519MLKEM768", "update the program there"] {
+        assert!(text.contains(part), "{part} isn't in: {text}");
+    }
+    assert!(nothing_in_common(&served), "{served:?}");
+}
+
+#[tokio::test]
+async fn another_failure_isnt_taken_for_that_of_a_key_exchange() {
+    let server = listen(LOOPBACK, &key(1)).unwrap();
+    let address = server.local_addr().unwrap();
+    let wanted = [key(3).public()];
+    let (served, _) = both(accept_error(&server), connect(address, &key(2), &wanted)).await;
+    assert!(!nothing_in_common(&served), "{served:?}");
 }
 
 #[tokio::test]
