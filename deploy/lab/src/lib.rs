@@ -1,7 +1,7 @@
 //! A hospital in network namespaces: a library for tests, a command for people.
 //!
 //! Everything lives in a private world that needs no root ([`namespace`]): hosts, cables and switches ([`topology`]),
-//! clinical traffic by programs that others wrote ([`clinical`]), an intruder ([`scan`]), a capture on the campus
+//! networks that misbehave ([`wan`]), clinical traffic by programs that others wrote ([`clinical`]), an intruder ([`scan`]), a capture on the campus
 //! ([`capture`]), and Anteroom's own programs, used as an operator would ([`programs`]).
 
 pub mod anteroom;
@@ -22,3 +22,4 @@ pub mod story;
 pub mod stream;
 pub mod topology;
 pub mod wait;
+pub mod wan;

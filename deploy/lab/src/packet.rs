@@ -193,6 +193,12 @@ impl PacketSocket {
     }
 }
 
+impl std::os::fd::AsFd for PacketSocket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Waits until there is something to read, for `limit` at most.
 fn readable(fd: &OwnedFd, limit: Duration) -> io::Result<bool> {
     let limit = libc::timespec {
