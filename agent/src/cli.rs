@@ -21,7 +21,7 @@ use crate::enroll::enrol;
 use crate::local::client::ask;
 use crate::local::protocol::{DEFAULT_FLOWS, Request, Response};
 use crate::net;
-use crate::state::{StateDir, wiring_on_disk};
+use crate::state::{Sealing, StateDir, wiring_on_disk};
 
 /// Exit status for a command line that can't be understood.
 const USAGE: u8 = 64;
@@ -115,6 +115,22 @@ enum Command {
         action: PortsAction,
         #[command(flatten)]
         common: Common,
+    },
+    /// How this gateway's private keys are kept, or another way of keeping them. Stop the agent first to change it
+    #[command(after_help = "With --seal, a copy of this machine's disk opens no keys:\n  \
+        tpm2        sealed with the TPM 2.0 of this machine\n  \
+        host        sealed with a secret of this machine, /var/lib/systemd/credential.secret\n  \
+        host+tpm2   both\n  \
+        none        plain files that only root can read\n\n\
+        Keys that lay there plain may still be on the disk: seal before `enroll` where that matters.")]
+    Keys {
+        /// none, host, tpm2 or host+tpm2
+        #[arg(long, value_name = "WITH")]
+        seal: Option<Sealing>,
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        output: Output,
     },
     /// Who this gateway is: its id, and the fingerprint that operators compare when they approve it
     Identity {
@@ -264,6 +280,7 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
                 eprintln!("anteroom-agent: {warning}");
             }
         }
+        Command::Keys { seal, common, output } => keys(seal, &common, &output)?,
         Command::Identity { common, output } => identity(&common, &output)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -275,6 +292,24 @@ async fn answer(common: &Common, request: Request) -> anyhow::Result<Response> {
         Response::Error(problem) => bail!("{problem}"),
         response => Ok(response),
     }
+}
+
+fn keys(seal: Option<Sealing>, common: &Common, output: &Output) -> anyhow::Result<()> {
+    let config = Config::load(&common.config)?;
+    let state = StateDir::open(&config.state)?;
+    if let Some(sealing) = seal {
+        let _agent = state.lock()?;
+        let _enrolment = state.lock_enrolment()?;
+        state.seal(sealing)?;
+    }
+    let sealing = state.sealing()?;
+    // Opened once: whether they can be is what the question is about.
+    let identity = state.identity()?.is_some();
+    let tunnels = state.tunnel_keys()?.len();
+    if output.json {
+        return print_json(&json!({ "sealed": sealing, "identity": identity, "tunnels": tunnels }));
+    }
+    print(&show::keys(sealing, identity, tunnels))
 }
 
 fn identity(common: &Common, output: &Output) -> anyhow::Result<()> {
@@ -354,13 +389,20 @@ mod tests {
             "ports isolate",
             "ports release --config /tmp/agent.toml",
             "identity",
+            "keys",
+            "keys --seal host+tpm2 --json",
         ] {
             let words = std::iter::once("anteroom-agent").chain(line.split(' '));
             assert!(Cli::try_parse_from(words).is_ok(), "{line}");
         }
-        for line in
-            ["", "enroll", "why 10.0.0.1 here tcp/104", "why 1.1.1.1 1.1.1.2 dicom", "ports"]
-        {
+        for line in [
+            "",
+            "enroll",
+            "why 10.0.0.1 here tcp/104",
+            "why 1.1.1.1 1.1.1.2 dicom",
+            "ports",
+            "keys --seal tpm",
+        ] {
             let words = std::iter::once("anteroom-agent").chain(line.split_whitespace());
             assert!(Cli::try_parse_from(words).is_err(), "{line}");
         }

@@ -8,6 +8,7 @@ mod directory;
 mod file;
 mod held;
 mod records;
+mod seal;
 
 use std::io;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub use directory::{Lock, StateDir};
 pub(crate) use held::enforces;
 pub use held::{Enrolled, Held, wiring_on_disk};
 pub use records::{Enrolment, TunnelKey};
+pub use seal::{SealError, Sealing};
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -96,6 +98,26 @@ pub enum StateError {
         path: PathBuf,
         /// Why it isn't taken.
         error: ViewError,
+    },
+    /// The keys are sealed, and can't be opened or sealed.
+    #[error("{}: the private keys here are sealed with {sealing}, and can't be opened: {error}", path.display())]
+    Sealed {
+        /// The state directory.
+        path: PathBuf,
+        /// With what.
+        sealing: Sealing,
+        /// Why not.
+        error: SealError,
+    },
+    /// Keys weren't sealed.
+    #[error("{}: the private keys here can't be sealed with {sealing}, and stay as they are: {error}", path.display())]
+    NotSealed {
+        /// The state directory.
+        path: PathBuf,
+        /// With what.
+        sealing: Sealing,
+        /// Why not.
+        error: SealError,
     },
     /// There is an enrolment, but not the key that goes with it.
     #[error(

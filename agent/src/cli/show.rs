@@ -13,7 +13,7 @@ use crate::control::{Alarm, ControlStatus, system_time};
 use crate::dataplane;
 use crate::enroll::Enrolled;
 use crate::local::protocol::AgentStatus;
-use crate::state::Enrolment;
+use crate::state::{Enrolment, Sealing};
 
 /// Lines of "name: value", the values under each other.
 #[derive(Default)]
@@ -83,6 +83,20 @@ pub(super) fn enrolled(enrolled: &Enrolled) -> String {
         facts.text(),
         enrolled.fingerprint
     )
+}
+
+/// How private keys are kept.
+pub(super) fn keys(sealing: Sealing, identity: bool, tunnels: usize) -> String {
+    let kept = match sealing {
+        Sealing::None => "in plain files that only root can read".to_owned(),
+        sealing => format!("sealed with {sealing}"),
+    };
+    if !identity && tunnels == 0 {
+        return format!("There are no private keys yet. They will be kept {kept}.\n");
+    }
+    let identity = if identity { "the identity key and " } else { "" };
+    let plural = if tunnels == 1 { "" } else { "s" };
+    format!("Kept {kept}, and can be opened: {identity}{tunnels} tunnel key{plural}.\n")
 }
 
 pub(super) fn identity(enrolment: Option<&Enrolment>, fingerprint: Option<&str>) -> String {

@@ -112,12 +112,18 @@ fn lasting(learned: &Learned) -> Learned {
     learned
 }
 
-/// Returns once the machine is enrolled.
+/// Returns once the machine is enrolled, or its keys can be opened again.
 pub(super) async fn wait_for_enrolment(state: Arc<StateDir>) {
     loop {
         sleep(ENROLMENT).await;
-        // A damaged file was named at start, and is replaced by an enrolment.
-        if matches!(state.enrolment(), Ok(Some(_))) && matches!(state.identity(), Ok(Some(_))) {
+        let state = state.clone();
+        // A damaged file was named at start, and is replaced by an enrolment. Sealed keys may take their time.
+        let enrolled = tokio::task::spawn_blocking(move || {
+            matches!(state.enrolment(), Ok(Some(_)))
+                && matches!(state.identity(), Ok(Some(_)))
+                && state.tunnel_keys().is_ok()
+        });
+        if enrolled.await.unwrap_or(false) {
             return;
         }
     }

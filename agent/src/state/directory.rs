@@ -16,6 +16,7 @@ use nix::unistd::geteuid;
 
 use super::file::Kind;
 use super::records::{self, Enrolment, Marker, TunnelKey};
+use super::seal::{Credentials, Secrets};
 use super::{StateError, records::Seed};
 use crate::bypass::Kept;
 
@@ -24,6 +25,7 @@ use crate::bypass::Kept;
 pub struct StateDir {
     path: PathBuf,
     marker: PathBuf,
+    pub(super) secrets: Secrets,
 }
 
 /// Held as long as an agent runs on the directory.
@@ -56,7 +58,8 @@ impl StateDir {
         // Beside the directory, not in it: whoever loses or wipes the one still has the other.
         let mut marker = path.as_os_str().to_owned();
         marker.push("-marker");
-        Self { path: path.to_owned(), marker: marker.into() }
+        let secrets = Secrets::new(path.to_owned(), Credentials::default());
+        Self { path: path.to_owned(), marker: marker.into(), secrets }
     }
 
     /// The directory.
@@ -111,7 +114,7 @@ impl StateDir {
     /// # Errors
     /// When the file is damaged.
     pub fn identity(&self) -> Result<Option<IdentityKey>, StateError> {
-        let Some(seed) = records::IDENTITY.read::<Seed>(&self.path)? else { return Ok(None) };
+        let Some(seed) = self.secrets.read::<Seed>(&records::IDENTITY)? else { return Ok(None) };
         let seed = seed.bytes(&records::IDENTITY, &self.path)?;
         Ok(Some(IdentityKey::from_seed(&seed)))
     }
@@ -125,7 +128,7 @@ impl StateDir {
             return Ok(identity);
         }
         let seed = records::random()?;
-        records::IDENTITY.write(&self.path, &Seed::new(&seed))?;
+        self.secrets.write(&records::IDENTITY, &Seed::new(&seed))?;
         Ok(IdentityKey::from_seed(&seed))
     }
 
@@ -134,7 +137,7 @@ impl StateDir {
     /// # Errors
     /// When the file is damaged.
     pub fn tunnel_keys(&self) -> Result<Vec<TunnelKey>, StateError> {
-        records::TunnelKey::read_all(&self.path)
+        records::TunnelKey::read_all(&self.secrets)
     }
 
     /// Makes a tunnel key with a serial above all that `floor` and the clock allow to have been used.
@@ -146,7 +149,7 @@ impl StateDir {
         before: &[TunnelKey],
         floor_serial: u64,
     ) -> Result<TunnelKey, StateError> {
-        records::TunnelKey::add(&self.path, before, floor_serial, false)
+        records::TunnelKey::add(&self.secrets, before, floor_serial, false)
     }
 
     /// Makes a key for tunnels in the place of those that were lost. Their serials are unknown; seconds that somebody
@@ -158,7 +161,7 @@ impl StateDir {
         &self,
         floor: UnixMillis,
     ) -> Result<TunnelKey, StateError> {
-        records::TunnelKey::add(&self.path, &[], floor.0 / 1000, true)
+        records::TunnelKey::add(&self.secrets, &[], floor.0 / 1000, true)
     }
 
     /// The tunnel keys that were seen of peers; none where that was lost.

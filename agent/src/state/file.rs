@@ -21,6 +21,9 @@ const DOMAIN: &str = "anteroom agent state";
 /// Longest first line in bytes.
 const MAX_HEADER: usize = 160;
 
+/// A file's format and body.
+pub(super) type Body = (u32, Zeroizing<Vec<u8>>);
+
 /// A kind of file in the state directory.
 pub(super) struct Kind {
     /// Its name, which its first line repeats.
@@ -48,18 +51,26 @@ impl Kind {
         directory: &Path,
         value: &T,
     ) -> Result<(), StateError> {
+        self.write_body(directory, self.format, &Zeroizing::new(cbor::encode(value)))
+    }
+
+    /// Writes the file with a body of this format, as [`Kind::write`] does.
+    pub(super) fn write_body(
+        &self,
+        directory: &Path,
+        format: u32,
+        body: &[u8],
+    ) -> Result<(), StateError> {
         let path = self.path(directory);
-        self.write_at(directory, value).map_err(|error| StateError::File {
+        self.write_at(directory, format, body).map_err(|error| StateError::File {
             path,
             verb: "written",
             error,
         })
     }
 
-    fn write_at<T: Serialize>(&self, directory: &Path, value: &T) -> io::Result<()> {
-        let body = Zeroizing::new(cbor::encode(value));
-        let header =
-            format!("{MAGIC} {} {} {}\n", self.name, self.format, self.digest(self.format, &body));
+    fn write_at(&self, directory: &Path, format: u32, body: &[u8]) -> io::Result<()> {
+        let header = format!("{MAGIC} {} {format} {}\n", self.name, self.digest(format, body));
         let draft = directory.join(format!(".{}.new", self.name));
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -67,7 +78,7 @@ impl Kind {
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         file.write_all(header.as_bytes())?;
-        file.write_all(&body)?;
+        file.write_all(body)?;
         file.sync_all()?;
         fs::rename(&draft, self.path(directory))?;
         File::open(directory)?.sync_all()
@@ -78,13 +89,35 @@ impl Kind {
         &self,
         directory: &Path,
     ) -> Result<Option<T>, StateError> {
+        let Some((format, body)) = self.read_body(directory)? else { return Ok(None) };
+        if format != self.format {
+            return Err(self.newer(directory, format));
+        }
+        cbor::decode(&body, self.max)
+            .map(Some)
+            .map_err(|error| self.damaged(directory, error.to_string()))
+    }
+
+    /// The file's format and body, the digest checked. None where there is no file.
+    pub(super) fn read_body(&self, directory: &Path) -> Result<Option<Body>, StateError> {
         let path = self.path(directory);
         let bytes = match self.bytes(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StateError::File { path, verb: "read", error }),
         };
-        self.open(&path, &bytes).map(Some)
+        let opened = self.open(&bytes).map_err(|problem| self.damaged(directory, problem))?;
+        Ok(Some((opened.0, Zeroizing::new(opened.1.to_vec()))))
+    }
+
+    /// That the file isn't as the agent wrote it.
+    pub(super) fn damaged(&self, directory: &Path, problem: String) -> StateError {
+        StateError::Damaged { path: self.path(directory), problem, consequence: self.loss }
+    }
+
+    /// That the file is of a newer agent.
+    pub(super) fn newer(&self, directory: &Path, found: u32) -> StateError {
+        StateError::Newer { path: self.path(directory), found, known: self.format }
     }
 
     fn bytes(&self, path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
@@ -96,35 +129,26 @@ impl Kind {
         Ok(bytes)
     }
 
-    fn open<T: DeserializeOwned>(&self, path: &Path, bytes: &[u8]) -> Result<T, StateError> {
-        let damaged = |problem: String| StateError::Damaged {
-            path: path.to_owned(),
-            problem,
-            consequence: self.loss,
-        };
+    fn open<'a>(&self, bytes: &'a [u8]) -> Result<(u32, &'a [u8]), String> {
         let cut = bytes.iter().take(MAX_HEADER).position(|byte| *byte == b'\n');
         let Some((header, body)) = cut.and_then(|at| bytes.split_at_checked(at + 1)) else {
-            return Err(damaged("its first line is missing or cut short".into()));
+            return Err("its first line is missing or cut short".into());
         };
         let words = std::str::from_utf8(header).unwrap_or_default().trim_end_matches('\n');
         let words: Vec<&str> = words.split(' ').collect();
         let [MAGIC, name, format, digest] = words.as_slice() else {
-            return Err(damaged("its first line isn't an agent's".into()));
+            return Err("its first line isn't an agent's".into());
         };
         if *name != self.name {
-            return Err(damaged(format!("it is said to be {name:?}, not {:?}", self.name)));
+            return Err(format!("it is said to be {name:?}, not {:?}", self.name));
         }
         let Ok(found) = format.parse::<u32>() else {
-            return Err(damaged(format!("it has no format {format:?}")));
+            return Err(format!("it has no format {format:?}"));
         };
         // Before the format counts, so that damage isn't taken for a newer agent's work.
         if found.to_string() != *format || *digest != self.digest(found, body) {
-            return Err(damaged("its digest is wrong".into()));
+            return Err("its digest is wrong".into());
         }
-        if found != self.format {
-            let path = path.to_owned();
-            return Err(StateError::Newer { path, found, known: self.format });
-        }
-        cbor::decode(body, self.max).map_err(|error| damaged(error.to_string()))
+        Ok((found, body))
     }
 }

@@ -11,7 +11,7 @@ use anteroom_proto::view::{Floor, KnownKeys, SignedView, View};
 use crate::config::Config;
 use crate::net::wiring::Wiring;
 
-use super::{Enrolment, StateDir, StateError, TunnelKey, records};
+use super::{Enrolment, Sealing, StateDir, StateError, TunnelKey, records};
 
 /// What was found on disk and holds.
 #[derive(Debug)]
@@ -74,6 +74,9 @@ impl Held {
 pub fn wiring_on_disk(config: &Config) -> Wiring {
     let closed = Wiring::closed(config);
     let Ok(Some(state)) = StateDir::find(&config.state) else { return closed };
+    if !matches!(state.sealing(), Ok(Sealing::None)) {
+        return sealed_wiring(config, &state).unwrap_or(closed);
+    }
     let (enrolment, keys) = (state.enrolment(), state.tunnel_keys());
     if !matches!(enrolment, Ok(Some(_))) || !keys.is_ok_and(|keys| !keys.is_empty()) {
         return closed;
@@ -85,6 +88,14 @@ pub fn wiring_on_disk(config: &Config) -> Wiring {
         }
         _ => closed,
     }
+}
+
+/// The same of a gateway whose keys are sealed: what opens them may not be there yet, and isn't needed for the view.
+fn sealed_wiring(config: &Config, state: &StateDir) -> Option<Wiring> {
+    let enrolment = state.enrolment().ok()??;
+    let floor = records::FLOOR.read::<Floor>(state.path()).ok()?.unwrap_or_default();
+    let (_, view) = signed(state, &enrolment, &floor, &mut Vec::new()).ok()?;
+    (view.is_some() || !state.ever_enforced()).then(|| Wiring::of(config, view.as_ref()))
 }
 
 /// Whether `view` has a device in enforce.
@@ -112,12 +123,25 @@ impl Enrolled {
         let Some(enrolment) = note(state.enrolment(), problems)?.flatten() else {
             return Ok(None);
         };
-        let Some(identity) = note(state.identity(), problems)?.flatten() else {
+        let identity = state.identity();
+        // The key is there: whoever says that it's lost has somebody make a new one.
+        let sealed = matches!(identity, Err(StateError::Sealed { .. }));
+        let Some(identity) = note(identity, problems)?.flatten() else {
+            if sealed {
+                return Ok(None);
+            }
             let path = state.path().to_owned();
             problems.push(StateError::IdentityLost { path, gateway: enrolment.gateway });
             return Ok(None);
         };
-        let keys = note(state.tunnel_keys(), problems)?.unwrap_or_default();
+        let keys = match state.tunnel_keys() {
+            // They are there, and another one in their place would be the end of them.
+            Err(error @ StateError::Sealed { .. }) => {
+                problems.push(error);
+                return Ok(None);
+            }
+            keys => note(keys, problems)?.unwrap_or_default(),
+        };
         let floor = note(records::FLOOR.read::<Floor>(state.path()), problems)?.flatten();
         let floor = floor.unwrap_or_default();
         let known = note(state.known_keys(), problems)?.unwrap_or_default();
@@ -125,45 +149,48 @@ impl Enrolled {
             Some(key) => key.clone(),
             None => state.replace_lost_tunnel_keys(floor.time)?,
         };
-        let mut held =
-            Self { enrolment, identity, tunnel, chain: None, view: None, floor, keys: known };
-        held.load_signed(state, problems)?;
+        let (chain, view) = signed(state, &enrolment, &floor, problems)?;
+        let mut held = Self { enrolment, identity, tunnel, chain, view: None, floor, keys: known };
+        if let Some(mut view) = view {
+            held.floor = view.floor(&held.floor);
+            held.keys.hold(&mut view);
+            held.view = Some(Arc::new(view));
+        }
         Ok(Some(held))
     }
+}
 
-    fn load_signed(
-        &mut self,
-        state: &StateDir,
-        problems: &mut Vec<StateError>,
-    ) -> Result<(), StateError> {
-        let chain = note(records::AUTHORITY.read::<Vec<_>>(state.path()), problems)?.flatten();
-        let view = note(records::VIEW.read::<SignedView>(state.path()), problems)?.flatten();
-        let Some(signed) = chain else { return Ok(()) };
-        match AuthorityChain::follow(self.enrolment.pin, &signed) {
-            Ok(chain) if chain.newest().organisation == self.enrolment.organisation => {
-                self.chain = Some(chain);
-            }
-            Ok(_) => problems.push(StateError::Damaged {
+/// What was signed for a gateway, as far as it holds.
+fn signed(
+    state: &StateDir,
+    enrolment: &Enrolment,
+    floor: &Floor,
+    problems: &mut Vec<StateError>,
+) -> Result<(Option<AuthorityChain>, Option<View>), StateError> {
+    let chain = note(records::AUTHORITY.read::<Vec<_>>(state.path()), problems)?.flatten();
+    let view = note(records::VIEW.read::<SignedView>(state.path()), problems)?.flatten();
+    let Some(documents) = chain else { return Ok((None, None)) };
+    let chain = match AuthorityChain::follow(enrolment.pin, &documents) {
+        Ok(chain) if chain.newest().organisation == enrolment.organisation => Some(chain),
+        Ok(_) => {
+            problems.push(StateError::Damaged {
                 path: state.file(&records::AUTHORITY),
                 problem: "it is of another organisation than the enrolment".into(),
                 consequence: records::AUTHORITY.loss,
-            }),
-            Err(error) => {
-                problems
-                    .push(StateError::Authority { path: state.file(&records::AUTHORITY), error });
-            }
+            });
+            None
         }
-        let (Some(chain), Some(view)) = (&self.chain, view) else { return Ok(()) };
-        match View::verify_held(&view, self.enrolment.gateway, chain, &self.floor) {
-            Ok(mut view) => {
-                self.floor = view.floor(&self.floor);
-                self.keys.hold(&mut view);
-                self.view = Some(Arc::new(view));
-            }
-            Err(error) => {
-                problems.push(StateError::View { path: state.file(&records::VIEW), error });
-            }
+        Err(error) => {
+            problems.push(StateError::Authority { path: state.file(&records::AUTHORITY), error });
+            None
         }
-        Ok(())
+    };
+    let (Some(followed), Some(view)) = (&chain, view) else { return Ok((chain, None)) };
+    match View::verify_held(&view, enrolment.gateway, followed, floor) {
+        Ok(view) => Ok((chain, Some(view))),
+        Err(error) => {
+            problems.push(StateError::View { path: state.file(&records::VIEW), error });
+            Ok((chain, None))
+        }
     }
 }

@@ -17,6 +17,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::StateError;
 use super::file::Kind;
+use super::seal::Secrets;
 use crate::bypass::MAX_ORDERS;
 
 /// Most tunnel keys that are kept.
@@ -33,6 +34,12 @@ pub(super) const TUNNEL_KEYS: Kind = Kind {
     format: 1,
     max: 4096,
     loss: "The agent makes a new tunnel key; peers take it once the controller has passed it on.",
+};
+pub(super) const SEAL: Kind = Kind {
+    name: "seal",
+    format: 1,
+    max: 64 * 1024,
+    loss: "It opened this gateway's private keys, which are lost with it: ask for a new invite (`anteroom gateway invite`), move the state directory away and enrol again.",
 };
 pub(super) const ENROLMENT: Kind = Kind {
     name: "enrolment",
@@ -157,7 +164,7 @@ impl Eq for TunnelKey {}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct StoredTunnelKey {
+pub(super) struct StoredTunnelKey {
     serial: u64,
     secret: Seed,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -165,12 +172,12 @@ struct StoredTunnelKey {
 }
 
 impl TunnelKey {
-    pub(super) fn read_all(directory: &Path) -> Result<Vec<Self>, StateError> {
-        let stored = TUNNEL_KEYS.read::<Vec<StoredTunnelKey>>(directory)?.unwrap_or_default();
+    pub(super) fn read_all(secrets: &Secrets) -> Result<Vec<Self>, StateError> {
+        let stored = secrets.read::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)?.unwrap_or_default();
         let mut keys = stored
             .iter()
             .map(|key| {
-                let bytes = key.secret.bytes(&TUNNEL_KEYS, directory)?;
+                let bytes = key.secret.bytes(&TUNNEL_KEYS, secrets.directory())?;
                 let secret = TunnelSecret::from_bytes(*bytes);
                 Ok(Self { serial: key.serial, secret, unsure: key.unsure })
             })
@@ -180,7 +187,7 @@ impl TunnelKey {
     }
 
     pub(super) fn add(
-        directory: &Path,
+        secrets: &Secrets,
         before: &[Self],
         floor: u64,
         unsure: bool,
@@ -199,7 +206,7 @@ impl TunnelKey {
                 unsure: key.unsure,
             })
             .collect();
-        TUNNEL_KEYS.write(directory, &stored)?;
+        secrets.write(&TUNNEL_KEYS, &stored)?;
         Ok(key)
     }
 

@@ -1,0 +1,390 @@
+//! Sealing with a secret of the machine and with a TPM in software, and what happens when these are gone.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anteroom_proto::mode::Mode;
+use tempfile::TempDir;
+
+use super::*;
+use crate::config::Config;
+use crate::net::wiring::Wiring;
+use crate::state::tests::fill;
+use crate::state::{Held, StateDir, wiring_on_disk};
+use crate::testkit::{Organisation, nowhere};
+
+/// A program that a test needs and that not every machine has.
+fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.exists())
+}
+
+/// Whether the program is there; says so where it isn't.
+fn has(name: &str, package: &str) -> bool {
+    let found = program(name).is_some();
+    if !found {
+        eprintln!("skipped: {name} isn't installed (package {package})");
+    }
+    found
+}
+
+/// A TPM in software, whose memory survives a restart.
+struct Tpm {
+    process: Child,
+    device: String,
+}
+
+impl Tpm {
+    fn start(memory: &Path) -> Self {
+        fs::create_dir_all(memory).unwrap();
+        // Its control port is the next one: find two that are free together.
+        for _ in 0..50 {
+            let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = free.local_addr().unwrap().port();
+            drop(free);
+            let Some(control) = port.checked_add(1) else { continue };
+            let mut process = Command::new("swtpm")
+                .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+                .arg(format!("--tpmstate=dir={}", memory.display()))
+                .arg(format!("--server=type=tcp,port={port},bindaddr=127.0.0.1"))
+                .arg(format!("--ctrl=type=tcp,port={control},bindaddr=127.0.0.1"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while process.try_wait().unwrap().is_none() && Instant::now() < deadline {
+                if std::net::TcpStream::connect(("127.0.0.1", control)).is_ok() {
+                    return Self { process, device: format!("swtpm:host=127.0.0.1,port={port}") };
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            process.kill().ok();
+            process.wait().ok();
+        }
+        panic!("swtpm doesn't start");
+    }
+}
+
+/// `TPM2_Shutdown(CLEAR)`, as the kernel sends it before a machine goes down. A TPM takes its absence for an attack.
+const SHUTDOWN: [u8; 12] = [0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x45, 0, 0];
+
+impl Drop for Tpm {
+    fn drop(&mut self) {
+        let port = self.device.rsplit('=').next().unwrap_or_default();
+        if let Ok(mut stream) = std::net::TcpStream::connect(format!("127.0.0.1:{port}")) {
+            stream.set_read_timeout(Some(Duration::from_secs(5))).ok();
+            if stream.write_all(&SHUTDOWN).is_ok() {
+                stream.read_exact(&mut [0; 10]).ok();
+            }
+        }
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// A gateway's disk and what is beside it.
+struct Machine {
+    parent: TempDir,
+    organisation: Organisation,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let machine = Self {
+            parent: tempfile::tempdir().unwrap(),
+            organisation: Organisation::new(&[nowhere()]),
+        };
+        fill(&machine.state(None), &machine.organisation, Mode::Enforce);
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.parent.path().join(name)
+    }
+
+    /// The state as a new process finds it. With a TPM that was started for this, since a socket has no resource
+    /// manager, which a real TPM's device has.
+    fn state(&self, tpm: Option<&Tpm>) -> StateDir {
+        let mut state = StateDir::open(&self.path("state")).unwrap();
+        let device = tpm.map(|tpm| tpm.device.clone());
+        let credentials = Credentials::at(device, self.path("secret"));
+        state.secrets = Secrets::new(state.path().to_owned(), credentials);
+        state
+    }
+
+    fn tpm(&self) -> Tpm {
+        Tpm::start(&self.path("tpm"))
+    }
+
+    /// The bytes of all files of the state.
+    fn disk(&self) -> Vec<u8> {
+        let files = fs::read_dir(self.path("state")).unwrap().flatten();
+        files.flat_map(|file| fs::read(file.path()).unwrap_or_default()).collect()
+    }
+}
+
+/// The keys of a state, to be compared and looked for.
+fn keys(state: &StateDir) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let identity = state.identity().unwrap().unwrap().to_seed().to_vec();
+    let tunnels = state.tunnel_keys().unwrap();
+    (identity, tunnels.iter().map(|key| key.secret.as_bytes().to_vec()).collect())
+}
+
+fn holds(disk: &[u8], keys: &(Vec<u8>, Vec<Vec<u8>>)) -> bool {
+    let holds = |key: &[u8]| disk.windows(key.len()).any(|window| window == key);
+    holds(&keys.0) || keys.1.iter().any(|key| holds(key))
+}
+
+fn config(state: &StateDir) -> Config {
+    let text = format!(
+        "state = {:?}\n[uplink]\ninterface = \"eth0\"\n[underlay]\nlisten = \"0.0.0.0:51820\"\n\
+         [[port]]\nname = \"port1\"\ninterface = \"eth1\"\n",
+        state.path()
+    );
+    Config::parse(Path::new("agent.toml"), &text).unwrap()
+}
+
+#[test]
+fn keys_are_sealed_with_a_secret_of_the_machine_and_unsealed_again() {
+    if !has("systemd-creds", "systemd") {
+        return;
+    }
+    let machine = Machine::new();
+    let state = machine.state(None);
+    let before = keys(&state);
+    assert!(holds(&machine.disk(), &before), "the test looks for the wrong bytes");
+    state.seal(Sealing::Host).unwrap();
+    assert_eq!(state.sealing().unwrap(), Sealing::Host);
+    assert!(!holds(&machine.disk(), &before));
+
+    let next = machine.state(None);
+    assert_eq!(keys(&next), before);
+    let held = Held::load(&next).unwrap();
+    assert!(held.problems.is_empty() && held.enrolled.is_some(), "{:?}", held.problems);
+
+    // A key that comes later is sealed too.
+    next.new_tunnel_key(&next.tunnel_keys().unwrap(), 0).unwrap();
+    let more = keys(&machine.state(None));
+    assert_eq!(more.1.len(), before.1.len() + 1);
+    assert!(!holds(&machine.disk(), &more));
+
+    // Sealed anew, and then not at all.
+    next.seal(Sealing::Host).unwrap();
+    assert_eq!(keys(&machine.state(None)), more);
+    next.seal(Sealing::None).unwrap();
+    assert_eq!(machine.state(None).sealing().unwrap(), Sealing::None);
+    assert!(holds(&machine.disk(), &more) && !machine.path("state/seal").exists());
+    fs::remove_file(machine.path("secret")).unwrap();
+    assert_eq!(keys(&machine.state(None)), more);
+}
+
+#[test]
+fn a_copied_disk_opens_nowhere_else_and_loses_nothing_by_trying() {
+    if !has("systemd-creds", "systemd") {
+        return;
+    }
+    let machine = Machine::new();
+    let before = keys(&machine.state(None));
+    machine.state(None).seal(Sealing::Host).unwrap();
+    let secret = machine.path("secret");
+    fs::rename(&secret, machine.path("elsewhere")).unwrap();
+    let disk = machine.disk();
+
+    let state = machine.state(None);
+    let held = Held::load(&state).unwrap();
+    assert!(held.enrolled.is_none() && held.closed, "an enforced gateway opens");
+    let problems: Vec<String> = held.problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    for part in ["sealed with host", "credential.secret", "gateway invite"] {
+        assert!(problems[0].contains(part), "{part} isn't in: {}", problems[0]);
+    }
+    // What the ports are to do before the agent runs needs no keys.
+    let config = config(&state);
+    let view = machine.organisation.verified(&machine.organisation.view(4, 7, Mode::Enforce));
+    assert_eq!(wiring_on_disk(&config), Wiring::of(&config, Some(&view)));
+    // Nothing new is made in the place of what can't be opened.
+    assert!(state.identity_or_new().is_err());
+    assert!(state.new_tunnel_key(&[], 0).is_err());
+    assert!(state.seal(Sealing::None).is_err());
+    assert_eq!(machine.disk(), disk);
+
+    fs::rename(machine.path("elsewhere"), secret).unwrap();
+    let held = Held::load(&machine.state(None)).unwrap();
+    assert!(held.enrolled.is_some() && !held.closed, "{:?}", held.problems);
+    assert_eq!(keys(&machine.state(None)), before);
+}
+
+#[test]
+fn keys_that_cant_be_sealed_stay_as_they_are() {
+    let machine = Machine::new();
+    let mut state = machine.state(None);
+    let before = keys(&state);
+    let disk = machine.disk();
+    for program in ["/nowhere/systemd-creds", "false", "true", "cat"] {
+        state.secrets = Secrets::new(state.path().to_owned(), Credentials::by(program.into()));
+        let error = state.seal(Sealing::Tpm2).unwrap_err();
+        assert!(matches!(error, StateError::NotSealed { .. }), "{program}: {error}");
+        assert_eq!(machine.disk(), disk, "{program}");
+    }
+    assert_eq!(keys(&machine.state(None)), before);
+}
+
+#[test]
+fn a_change_cut_short_anywhere_leaves_keys_that_can_be_read() {
+    if !has("systemd-creds", "systemd") {
+        return;
+    }
+    let machine = Machine::new();
+    let state = machine.state(None);
+    let before = keys(&state);
+    let names = ["seal", "identity", "tunnel-keys"];
+    let files = || names.map(|name| fs::read(machine.path("state").join(name)).ok());
+    let put = |name: &str, bytes: &Option<Vec<u8>>| {
+        let path = machine.path("state").join(name);
+        match bytes {
+            Some(bytes) => fs::write(path, bytes).unwrap(),
+            None => {
+                fs::remove_file(path).ok();
+            }
+        }
+    };
+    let mut from = files();
+    for sealing in [Sealing::Host, Sealing::Host, Sealing::None] {
+        state.seal(sealing).unwrap();
+        let to = files();
+        // The openers of both, as the change writes them first.
+        let both = {
+            let read = |files: &[Option<Vec<u8>>; 3]| {
+                put("seal", &files[0]);
+                machine.state(None).secrets.openers().unwrap()
+            };
+            let mut openers = read(&to);
+            if openers.is_empty() {
+                let id = Hash::ZERO;
+                openers.push(SealedOpener { sealing, id, credential: String::new() });
+            }
+            openers.extend(read(&from));
+            openers.truncate(MAX_OPENERS);
+            SEAL.write(&machine.path("state"), &openers).unwrap();
+            fs::read(machine.path("state/seal")).unwrap()
+        };
+        // After each of its writes.
+        for done in 0..=2 {
+            put("seal", &Some(both.clone()));
+            for (index, name) in names.iter().enumerate().skip(1) {
+                put(name, if index <= done { &to[index] } else { &from[index] });
+            }
+            assert_eq!(keys(&machine.state(None)), before, "{sealing}, after {done} files");
+        }
+        // And repeated from there.
+        put("identity", &from[1]);
+        machine.state(None).seal(sealing).unwrap();
+        assert_eq!(keys(&machine.state(None)), before, "{sealing}, repeated");
+        from = files();
+    }
+}
+
+#[test]
+fn damage_is_noticed_and_named() {
+    if !has("systemd-creds", "systemd") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.state(None).seal(Sealing::Host).unwrap();
+    let directory = machine.path("state");
+    let (identity, tunnels) = (directory.join("identity"), directory.join("tunnel-keys"));
+    // One file in the place of another, its first line made to fit.
+    let whole = fs::read(&identity).unwrap();
+    let state = machine.state(None);
+    let (_, body) = crate::state::records::IDENTITY.read_body(&directory).unwrap().unwrap();
+    crate::state::records::TUNNEL_KEYS.write_body(&directory, SEALED, &body).unwrap();
+    let error = state.tunnel_keys().unwrap_err().to_string();
+    assert!(error.contains("isn't what was sealed"), "{error}");
+    fs::remove_file(&tunnels).unwrap();
+    // Any byte.
+    for at in (0..whole.len()).step_by(7) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&identity, &bytes).unwrap();
+        assert!(matches!(state.identity(), Err(StateError::Damaged { .. })), "byte {at}");
+    }
+    fs::write(&identity, &whole).unwrap();
+    assert!(state.identity().unwrap().is_some());
+    // Without the opener there is nothing to open with.
+    fs::remove_file(directory.join("seal")).unwrap();
+    let error = machine.state(None).identity().unwrap_err().to_string();
+    assert!(error.contains("no key to open it in seal"), "{error}");
+}
+
+#[test]
+fn a_tpm_opens_what_it_sealed_and_another_or_a_cleared_one_doesnt() {
+    if !has("swtpm", "swtpm") || !has("systemd-creds", "systemd") {
+        return;
+    }
+    let machine = Machine::new();
+    let before = keys(&machine.state(None));
+    for sealing in [Sealing::Tpm2, Sealing::HostAndTpm2] {
+        let tpm = machine.tpm();
+        match machine.state(Some(&tpm)).seal(sealing) {
+            Err(StateError::NotSealed { error: SealError::NoTpm { said }, .. }) => {
+                eprintln!("skipped: systemd-creds reaches no TPM in software here: {said}");
+                return;
+            }
+            result => result.unwrap(),
+        }
+        assert!(!holds(&machine.disk(), &before));
+        drop(tpm);
+        // The machine starts again.
+        let tpm = machine.tpm();
+        let state = machine.state(Some(&tpm));
+        assert_eq!(keys(&state), before, "{sealing}");
+        assert!(Held::load(&state).unwrap().problems.is_empty());
+        drop(tpm);
+
+        let problem = |tpm: Option<&Tpm>| {
+            let held = Held::load(&machine.state(tpm)).unwrap();
+            assert!(held.enrolled.is_none());
+            held.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        // The disk in another machine.
+        let other = Tpm::start(&machine.path("other-tpm"));
+        let text = problem(Some(&other));
+        assert!(text.contains("isn't the one that sealed them, or was cleared"), "{text}");
+        drop(other);
+        // A TPM that hasn't come up.
+        let gone = Tpm::start(&machine.path("gone"));
+        let device = gone.device.clone();
+        drop(gone);
+        let mut state = machine.state(None);
+        let credentials = Credentials::at(Some(device), machine.path("secret"));
+        state.secrets = Secrets::new(state.path().to_owned(), credentials);
+        let text = Held::load(&state).unwrap().problems[0].to_string();
+        assert!(text.contains("no TPM 2.0 answers"), "{text}");
+        // And after all that, the keys are still there.
+        let tpm = machine.tpm();
+        assert_eq!(keys(&machine.state(Some(&tpm))), before, "{sealing}");
+        drop(tpm);
+        let tpm = machine.tpm();
+        machine.state(Some(&tpm)).seal(Sealing::None).unwrap();
+    }
+    assert_eq!(keys(&machine.state(None)), before);
+
+    if !has("tpm2_clear", "tpm2-tools") {
+        return;
+    }
+    let tpm = machine.tpm();
+    machine.state(Some(&tpm)).seal(Sealing::Tpm2).unwrap();
+    drop(tpm);
+    let tpm = machine.tpm();
+    let cleared = Command::new("tpm2_clear").args(["-c", "p", "-T", &tpm.device]).output().unwrap();
+    assert!(cleared.status.success(), "{cleared:?}");
+    drop(tpm);
+    let tpm = machine.tpm();
+    let error = machine.state(Some(&tpm)).identity().unwrap_err().to_string();
+    assert!(error.contains("was cleared") && error.contains("gateway invite"), "{error}");
+}
