@@ -209,6 +209,9 @@ fn verify(
 }
 
 #[cfg(test)]
+mod cost;
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

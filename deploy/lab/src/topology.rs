@@ -201,6 +201,23 @@ impl Host {
         Ok(())
     }
 
+    /// Gives an interface another address in the place of all that it has, as when DHCP hands out a new one. Routes
+    /// through it go, but for a new one to `router`.
+    ///
+    /// # Errors
+    /// If `ip` refuses.
+    pub fn readdress(
+        &self,
+        interface: &str,
+        address: Ipv4Addr,
+        prefix: u8,
+        router: Option<Ipv4Addr>,
+    ) -> Result<()> {
+        self.ip(&format!("address flush dev {interface}"))?;
+        self.address(interface, address, prefix)?;
+        router.map_or(Ok(()), |router| self.default_route(router))
+    }
+
     /// Sends what this host has no other way for to `router`.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ const SEALED: u32 = 2;
 /// Openers at once: the one in use, and the one before while it is being replaced.
 const MAX_OPENERS: usize = 2;
 /// How soon what failed is tried again.
-const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// With what private keys are sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use crate::topology::Host;
 /// How long an answer may take that must come.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long what mustn't come has, behind something that came.
-const GRACE: Duration = Duration::from_millis(30);
+const GRACE: Duration = Duration::from_millis(200);
 
 /// What was found out about a router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +87,9 @@ impl<'a> Probe<'a> {
             if from == last {
                 closed = true;
                 end = Instant::now() + GRACE;
+            }
+            if reached && closed {
+                break;
             }
         }
         if !closed {

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use super::conditions::Conditions;
@@ -142,7 +143,7 @@ fn hairpins_mappings_and_addresses_are_as_they_are_set() {
     assert_eq!(caller.ip(), &ROUTER.address);
 
     // A mapping lapses.
-    let lifetime = Duration::from_millis(200);
+    let lifetime = Duration::from_millis(1500);
     router.set_kind(Kind::full_cone().lasting(lifetime));
     let client = probe.client().unwrap();
     let at = probe.seen(&client, 0, 0).unwrap();
@@ -166,10 +167,29 @@ fn hairpins_mappings_and_addresses_are_as_they_are_set() {
     assert_eq!((seen.ip(), seen.port()), (&new.address, old.port()));
     assert!(probe.reaches(&client, seen, 1, 0).unwrap());
     assert!(probe.reaches(&client, old, 1, 0).is_err());
+
+    // The same of a host.
+    let moved = Ipv4Addr::new(10, 0, 0, 99);
+    world.inside.readdress("eth0", moved, 24, Some(ROUTER_INSIDE.address)).unwrap();
+    assert!(open((&world.inside, INSIDE)).is_err());
+    let servers = [(&world.servers[0], SERVERS[0]), (&world.servers[1], SERVERS[1])];
+    let probe = Probe::new((&world.inside, moved), servers).unwrap();
+    assert_eq!(probe.find_out().unwrap().filtering, Independent);
 }
 
 fn refused(router: &NatRouter, why: Refused) -> u64 {
     router.counters().refused.get(&why).copied().unwrap_or_default()
+}
+
+/// A connection that has begun.
+fn connecting(to: SocketAddrV4) -> TcpStream {
+    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn};
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket::socket(AddressFamily::Inet, SockType::Stream, flags, None).unwrap();
+    match socket::connect(fd.as_raw_fd(), &SockaddrIn::from(to)) {
+        Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => fd.into(),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 #[test]
@@ -196,9 +216,16 @@ fn what_may_not_leave_does_not() {
     };
     let try_tcp = |port: u16| {
         let _listener = world.listen(port);
-        let target = SocketAddrV4::new(SERVERS[0], port).into();
-        let wait = Duration::from_millis(600);
-        world.inside.enter(|| TcpStream::connect_timeout(&target, wait).is_ok()).unwrap()
+        let target = SocketAddrV4::new(SERVERS[0], port);
+        let before = refused(&router, Refused::Egress);
+        // Doesn't wait, and ends with the stream: a connection that goes on trying would be counted with the next one.
+        let stream = world.inside.enter(|| connecting(target)).unwrap();
+        until(LIMIT, "an answer, one way or the other", || {
+            let connected = stream.peer_addr().is_ok();
+            let stopped = refused(&router, Refused::Egress) > before;
+            (connected || stopped).then_some(connected)
+        })
+        .unwrap()
     };
     assert_eq!(
         (try_udp(443), try_udp(51820), try_tcp(443), try_tcp(22)),
@@ -276,7 +303,7 @@ fn a_link_delays_loses_reorders_and_limits_what_really_passes() {
     link.set(Way::Back, Conditions::default().delayed(Duration::from_millis(20), Duration::ZERO));
     let took = round_trip();
     assert!(took >= Duration::from_millis(80), "{took:?}");
-    assert!(took < Duration::from_millis(400), "{took:?}");
+    assert!(took < Duration::from_secs(3), "{took:?}");
 
     let bad = Conditions::default()
         .losing(0.2)
@@ -301,9 +328,13 @@ fn a_link_delays_loses_reorders_and_limits_what_really_passes() {
             client.send_to(&number.to_be_bytes(), to).unwrap();
             std::thread::sleep(Duration::from_micros(100));
         }
+        until(LIMIT, "all that isn't lost to come out", || {
+            let now = link.counters(Way::There);
+            let all = now.taken >= before.taken + 1000;
+            (all && now.delivered == now.taken - now.lost + now.duplicated).then_some(())
+        })
+        .unwrap();
         link.set_both(&Conditions::default());
-        // What was held back comes before this, which isn't lost.
-        std::thread::sleep(Duration::from_millis(20));
         client.send_to(b"end", to).unwrap();
         read.join().unwrap()
     });
@@ -316,7 +347,7 @@ fn a_link_delays_loses_reorders_and_limits_what_really_passes() {
     // 400 kB at 8 Mbit/s take 0.4 s and not much more.
     link.set(Way::There, Conditions::default().limited(8_000_000, 64 * 1024));
     let took = world.transfer(400_000);
-    assert!((Duration::from_millis(380)..Duration::from_secs(3)).contains(&took), "{took:?}");
+    assert!((Duration::from_millis(380)..LIMIT).contains(&took), "{took:?}");
 
     link.set_both(&Conditions::down());
     client.send_to(b"x", to).unwrap();
