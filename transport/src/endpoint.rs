@@ -30,6 +30,9 @@ const NAME: &str = "anteroom";
 /// How long a closing word may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How the TLS library says that there is no key exchange in common. QUIC hands on its words only.
+const NOTHING_IN_COMMON: &str = "NoKxGroupsInCommon";
+
 /// Why there is no endpoint or no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
@@ -225,7 +228,7 @@ pub fn nothing_in_common(error: &ConnectionError) -> bool {
     match error {
         ConnectionError::ConnectionClosed(close) => close.error_code == alert,
         ConnectionError::TransportError(error) => {
-            error.code == alert && error.reason.contains(exchange::NOTHING_IN_COMMON)
+            error.code == alert && error.reason.contains(NOTHING_IN_COMMON)
         }
         _ => false,
     }

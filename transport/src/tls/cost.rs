@@ -1,4 +1,4 @@
-//! What a handshake costs, hybrid and classic: run on demand, for the figures in docs/keys.md.
+//! What a handshake costs, hybrid and classic: run on demand, for the figures in `docs/keys.md`.
 //!
 //! `cargo test --release -p anteroom-transport --lib -- --ignored --nocapture cost`
 
