@@ -362,6 +362,21 @@ fn a_link_delays_loses_reorders_and_limits_what_really_passes() {
 }
 
 #[test]
+#[ignore = "measures"]
+fn what_a_link_and_a_router_carry() {
+    if !in_private_network("wan::tests::what_a_link_and_a_router_carry") {
+        return;
+    }
+    let world = World::new();
+    let _link = link(&world);
+    let megabits = |took: Duration| 100.0 * 8.0 / took.as_secs_f64();
+    println!("a link: {:.0} Mbit/s", megabits(world.transfer(100_000_000)));
+    world.inside.ip("link delete eth0").unwrap();
+    let _router = world.router(Kind::symmetric());
+    println!("a router: {:.0} Mbit/s", megabits(world.transfer(100_000_000)));
+}
+
+#[test]
 fn a_small_path_is_told_of_through_a_translating_router_or_swallows_in_silence() {
     let test =
         "wan::tests::a_small_path_is_told_of_through_a_translating_router_or_swallows_in_silence";
