@@ -78,7 +78,8 @@ fn classic() -> (String, Hash, std::thread::JoinHandle<()>) {
 #[test]
 fn a_controller_without_ml_kem_is_refused_with_what_to_do() {
     let (address, certificate, serve) = classic();
-    let client = Client::new(std::slice::from_ref(&address), certificate, KeyExchange::Hybrid).unwrap();
+    let client =
+        Client::new(std::slice::from_ref(&address), certificate, KeyExchange::Hybrid).unwrap();
     let error = client.get::<()>("/v1/controller", &(), None).unwrap_err();
     assert!(matches!(error, ClientError::Classic { .. }), "{error:?}");
     let text = error.to_string();
