@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::conditions::Conditions;
@@ -143,7 +144,7 @@ fn hairpins_mappings_and_addresses_are_as_they_are_set() {
     assert_eq!(caller.ip(), &ROUTER.address);
 
     // A mapping lapses.
-    let lifetime = Duration::from_millis(1500);
+    let lifetime = Duration::from_secs(3);
     router.set_kind(Kind::full_cone().lasting(lifetime));
     let client = probe.client().unwrap();
     let at = probe.seen(&client, 0, 0).unwrap();
@@ -312,7 +313,8 @@ fn a_link_delays_loses_reorders_and_limits_what_really_passes() {
     link.set_both(&Conditions::default());
     link.set(Way::There, bad);
     let before = link.counters(Way::There);
-    // Read while they come: a socket's buffer doesn't hold them all.
+    // Read while they come, and sent no faster: a socket's buffer doesn't hold them all.
+    let read_so_far = AtomicU64::new(0);
     let came = std::thread::scope(|scope| {
         let read = scope.spawn(|| {
             let mut came = Vec::new();
@@ -322,11 +324,21 @@ fn a_link_delays_loses_reorders_and_limits_what_really_passes() {
                     Ok(2) => came.push(u16::from_be_bytes([buffer[0], buffer[1]])),
                     _ => return came,
                 }
+                read_so_far.store(came.len() as u64, Ordering::Relaxed);
             }
         });
         for number in 0..1000_u16 {
             client.send_to(&number.to_be_bytes(), to).unwrap();
-            std::thread::sleep(Duration::from_micros(100));
+            if number % 20 == 19 {
+                until(LIMIT, "what was sent to be taken and read", || {
+                    let now = link.counters(Way::There);
+                    let waits = now.delivered - before.delivered;
+                    let read = read_so_far.load(Ordering::Relaxed);
+                    (now.taken - before.taken > u64::from(number) && waits < read + 60)
+                        .then_some(())
+                })
+                .unwrap();
+            }
         }
         until(LIMIT, "all that isn't lost to come out", || {
             let now = link.counters(Way::There);
@@ -340,8 +352,13 @@ fn a_link_delays_loses_reorders_and_limits_what_really_passes() {
     });
     let after = link.counters(Way::There);
     let (lost, twice) = (after.lost - before.lost, after.duplicated - before.duplicated);
-    assert_eq!(came.len() as u64, 1000 - lost + twice, "{after:?}");
-    assert!((150..=250).contains(&lost) && (40..=130).contains(&twice), "{after:?}");
+    // The end, and what the kernel asks its neighbour, are counted too, and may be lost or come twice themselves.
+    let others = 2 * (after.taken - before.taken - 1000);
+    let expected = 1000 - lost + twice;
+    let close =
+        (expected - others.min(expected)..=expected + others).contains(&(came.len() as u64));
+    assert!(close, "{} came: {before:?}, {after:?}", came.len());
+    assert!((120..=280).contains(&lost) && (20..=160).contains(&twice), "{after:?}");
     assert!(came.windows(2).any(|pair| pair[0] > pair[1]), "nothing was overtaken: {after:?}");
 
     // 400 kB at 8 Mbit/s take 0.4 s and not much more.
