@@ -9,6 +9,7 @@ pub mod client;
 pub mod dhcp;
 pub mod place;
 pub mod stolen;
+pub mod talk;
 pub mod wire;
 
 use std::collections::BTreeMap;

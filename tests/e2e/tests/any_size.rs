@@ -1,40 +1,21 @@
 //! Packets of any size through underlays of any size, with every ICMP message of the underlay gone: one mebibyte each
 //! way, by TCP and by UDP, from devices that set "don't fragment" and listen to nobody.
 
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::checksum::{self, Sum};
 use anteroom_agent_core::wire::ipv4::Header;
 use anteroom_agent_core::wire::parse_ipv4;
+use anteroom_e2e::talk::{self, PATIENCE, PORT, Talk, bytes};
 use anteroom_e2e::{Stage, fixture};
 use anteroom_lab::hospital::{GATEWAYS, Hospital, Machine, address};
 use anteroom_lab::packet::PacketSocket;
-use anteroom_lab::story::POLICY;
 use anteroom_lab::wait;
 
-const PORT: u16 = 5_000;
 const MEBIBYTE: usize = 1 << 20;
-/// How long one mebibyte may take on a machine that has a lot else to do.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Datagrams under way at once: less than any buffer holds.
 const WINDOW: usize = 32;
-
-const RULES: &str = r#"
-[service.any-size]
-ports = ["tcp/5000", "udp/5000"]
-[rule.any-size-out]
-from = "ct-1"
-to = "pacs-1"
-services = ["any-size"]
-[rule.any-size-back]
-from = "pacs-1"
-to = "ct-1"
-services = ["any-size"]
-"#;
 
 /// The network between the gateways.
 struct Underlay<'a>(&'a Hospital);
@@ -102,30 +83,6 @@ impl Underlay<'_> {
         })
         .unwrap();
     }
-}
-
-fn bytes(seed: usize, len: usize) -> Vec<u8> {
-    (0..len).map(|i| ((i * 31 + i / 253 + seed * 7) % 251) as u8).collect()
-}
-
-/// One mebibyte over a TCP connection of its own.
-fn tcp(from: &Machine, to: &Machine) {
-    let listener = to.host.enter(|| TcpListener::bind(to.at(PORT))).unwrap().unwrap();
-    let reader = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).map(|_| all)
-    });
-    let mut stream =
-        from.host.enter(|| TcpStream::connect_timeout(&to.at(PORT), PATIENCE)).unwrap().unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
-    let sent = bytes(1, MEBIBYTE);
-    stream.write_all(&sent).unwrap();
-    drop(stream);
-    let got = reader.join().unwrap();
-    let got = got.unwrap_or_else(|error| panic!("{} to {}: {error}", from.plan.name, to.plan.name));
-    assert!(got == sent, "{} of {MEBIBYTE} bytes came, or others", got.len());
 }
 
 /// A machine's own cable, where whole packets go in as a stubborn device makes them.
@@ -287,82 +244,12 @@ fn stubborn_tcp(from: &Machine, to: &Machine) {
     to.host.ip(&format!("route del blackhole {silence}")).unwrap();
 }
 
-/// A connection on which both ends speak without end.
-struct Talk {
-    carried: [Arc<AtomicU64>; 2],
-    stop: Arc<AtomicBool>,
-}
-
-impl Talk {
-    fn start(from: &Machine, to: &Machine) -> Self {
-        let listener = to.host.enter(|| TcpListener::bind(to.at(PORT))).unwrap().unwrap();
-        let near = from.host.enter(|| TcpStream::connect_timeout(&to.at(PORT), PATIENCE));
-        let (near, (far, _)) = (near.unwrap().unwrap(), listener.accept().unwrap());
-        let stop = Arc::new(AtomicBool::new(false));
-        let carried = [near, far].map(|stream| {
-            let (mut mouth, mut ear) = (stream.try_clone().unwrap(), stream);
-            let (ended, counter) = (stop.clone(), Arc::new(AtomicU64::new(0)));
-            mouth.set_write_timeout(Some(PATIENCE)).unwrap();
-            ear.set_read_timeout(Some(PATIENCE)).unwrap();
-            let counted = counter.clone();
-            std::thread::spawn(move || {
-                let mut at = 0usize;
-                let mut buffer = vec![0; 65_536];
-                while let Ok(len @ 1..) = ear.read(&mut buffer) {
-                    let sound = (0..len).all(|i| buffer[i] == ((at + i) % 251) as u8);
-                    assert!(sound, "other bytes came at {at}");
-                    at += len;
-                    counted.fetch_add(len as u64, Relaxed);
-                }
-            });
-            std::thread::spawn(move || {
-                let mut at = 0usize;
-                while !ended.load(Relaxed) {
-                    let part: Vec<u8> = (0..16_384).map(|i| ((at + i) % 251) as u8).collect();
-                    if mouth.write_all(&part).is_err() {
-                        break;
-                    }
-                    at += part.len();
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-            });
-            counter
-        });
-        Self { carried, stop }
-    }
-
-    /// Waits until both ends have heard another mebibyte.
-    fn goes_on(&self, when: &str) {
-        let begun = Instant::now();
-        let before = [0, 1].map(|end| self.carried[end].load(Relaxed));
-        wait::until_ok(PATIENCE, &format!("a connection to go on {when}"), || {
-            let more = [0, 1].map(|end| self.carried[end].load(Relaxed) - before[end]);
-            anyhow::ensure!(more.iter().all(|more| *more > MEBIBYTE as u64), "{more:?} bytes more");
-            Ok(())
-        })
-        .unwrap();
-        println!("{when}: a mebibyte each way took {:?}", begun.elapsed());
-    }
-}
-
-impl Drop for Talk {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-    }
-}
-
-fn allow(hospital: &Hospital) {
-    let policy = format!("{POLICY}{RULES}");
-    let file = hospital.operator.write_policy("any-size.toml", &policy).unwrap();
-    hospital.operator.apply(&file, "any size").unwrap();
-}
-
 #[test]
 fn a_mebibyte_each_way_gets_through_underlays_of_any_size() {
     let test = "a_mebibyte_each_way_gets_through_underlays_of_any_size";
     let Some(fixture) = fixture(test, Stage::Enforced) else { return };
     let hospital = &fixture.hospital;
-    allow(hospital);
+    talk::allow(hospital);
     let underlay = Underlay(hospital);
     underlay.says_nothing();
     let said = underlay.counter("Icmp:", "OutMsgs");
@@ -377,7 +264,7 @@ fn a_mebibyte_each_way_gets_through_underlays_of_any_size() {
         let refused = underlay.counter("Ip:", "FragFails");
         for (from, to) in [(ct, pacs), (pacs, ct)] {
             println!("{} to {} at {mtu}", from.plan.name, to.plan.name);
-            tcp(from, to);
+            talk::transfer(from, to, MEBIBYTE);
             udp(from, to);
             large_udp(from, to);
             stubborn_tcp(from, to);
@@ -399,26 +286,26 @@ fn no_flow_ends_when_the_underlay_shrinks_or_grows() {
     let test = "no_flow_ends_when_the_underlay_shrinks_or_grows";
     let Some(fixture) = fixture(test, Stage::Enforced) else { return };
     let hospital = &fixture.hospital;
-    allow(hospital);
+    talk::allow(hospital);
     let underlay = Underlay(hospital);
     underlay.says_nothing();
     let said = underlay.counter("Icmp:", "OutMsgs");
     underlay.is_built_for(1600);
     underlay.wait_until_found(1560, PATIENCE);
     let talk = Talk::start(hospital.machine("ct-1"), hospital.machine("pacs-1"));
-    talk.goes_on("at 1,600");
+    talk.goes_on(MEBIBYTE as u64, "at 1,600");
     underlay.carries(1280);
-    talk.goes_on("at 1,280");
+    talk.goes_on(MEBIBYTE as u64, "at 1,280");
     underlay.wait_until_found(1280, PATIENCE);
     underlay.carries(1000);
-    talk.goes_on("at 1,000");
+    talk.goes_on(MEBIBYTE as u64, "at 1,000");
     underlay.carries(1600);
-    talk.goes_on("at 1,600 again");
+    talk.goes_on(MEBIBYTE as u64, "at 1,600 again");
     // Nothing tells the gateways: they look now and then.
     underlay.wait_until_found(1560, Duration::from_secs(120));
-    talk.goes_on("when the gateways know of it");
+    talk.goes_on(MEBIBYTE as u64, "when the gateways know of it");
     underlay.is_built_for(1400);
-    talk.goes_on("at 1,400, which the gateways' own interfaces say");
+    talk.goes_on(MEBIBYTE as u64, "at 1,400, which the gateways' own interfaces say");
     underlay.wait_until_found(1400, PATIENCE);
     assert_eq!(underlay.counter("Icmp:", "OutMsgs"), said, "the router was to say nothing");
 }
