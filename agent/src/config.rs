@@ -19,12 +19,12 @@
 //! # super_frames = false
 //! # udp_segmentation = false
 //! # udp_merging = false
-//! # lanes = true                         # bulk takes tunnels of its own to peers that can do so; off by default
+//! # lanes = false                        # bulk takes lane 0 too, instead of tunnels of its own
 //! # [flows]                              # as many connections as are remembered; each takes 190 bytes
 //! # most = 65536                         # up to 1,000,000
 //! # per-device = 16384                   # of one device, so that none takes the others' room
 //! # [cores]
-//! # lane_threads = 2                     # with lanes: threads that seal and open bulk; 0 to 15, or "auto"
+//! # lane_threads = 2                     # threads that seal and open bulk, beside the packet thread; 0 to 15, or "auto"
 //! ```
 
 use std::collections::HashMap;
@@ -94,7 +94,7 @@ impl Default for Flows {
     }
 }
 
-/// What may be done for speed, where it can be. All of it but lanes unless the file says otherwise.
+/// What may be done for speed, where it can be. All of it unless the file says otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table [offloads]")]
 pub struct Offloads {
@@ -110,7 +110,7 @@ pub struct Offloads {
 
 impl Default for Offloads {
     fn default() -> Self {
-        Self { super_frames: true, udp_segmentation: true, udp_merging: true, lanes: false }
+        Self { super_frames: true, udp_segmentation: true, udp_merging: true, lanes: true }
     }
 }
 
