@@ -244,10 +244,10 @@ pub(crate) fn empty_message() -> libc::mmsghdr {
 /// Room for control messages, aligned as the kernel wants it.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(8))]
-pub(crate) struct Control(pub(crate) [u8; 64]);
+pub(crate) struct Control(pub(crate) [u8; 80]);
 
 impl Control {
-    pub(crate) const EMPTY: Self = Self([0; 64]);
+    pub(crate) const EMPTY: Self = Self([0; 80]);
 
     const HEADER: usize = size_of::<libc::cmsghdr>();
 

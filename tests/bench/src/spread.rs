@@ -143,7 +143,7 @@ impl Stage {
     fn raise(kind: &Kind, count: u8, tools: &Tools, logs: &Path) -> Result<Self> {
         let (agent, threads) = match kind {
             Kind::Anteroom => (tools.agent.as_path(), None),
-            Kind::Lanes(_, threads) => (tools.agent.as_path(), Some(*threads)),
+            Kind::Lanes(_, [threads, _]) => (tools.agent.as_path(), Some(*threads)),
             Kind::Other(_, path) => (path.as_path(), None),
             other => return Err(anyhow!("{} isn't Anteroom", other.name())),
         };

@@ -97,14 +97,14 @@ fn worked(pid: u32) -> Vec<u64> {
     worked
 }
 
-fn bulk_keeps_its_order(threads: u8) {
+fn bulk_keeps_its_order(threads: [u8; 2]) {
     let tools = Tools::of(Profile::Dev);
     let logs = tempfile::tempdir().unwrap();
-    let kind = Kind::Lanes(format!("lanes-{threads}"), threads);
+    let kind = Kind::Lanes(format!("lanes-{}-{}", threads[0], threads[1]), threads);
     let mut subject = Subject::start(&kind, Card::Virtual, &tools, logs.path()).unwrap();
     let world = subject.world.as_ref().unwrap();
     let before: Vec<Vec<u64>> = subject.pids().into_iter().map(worked).collect();
-    assert!(before.iter().all(|gateway| gateway.len() == usize::from(threads)), "{before:?}");
+    assert!(before.iter().map(Vec::len).eq(threads.map(usize::from)), "{before:?}");
     std::thread::scope(|scope| {
         let there = scope.spawn(|| numbered(world, (Device::A, Device::B), 6001));
         let beside = scope.spawn(|| numbered(world, (Device::A, Device::B), 6002));
@@ -114,12 +114,12 @@ fn bulk_keeps_its_order(threads: u8) {
             let came = numbers.len();
             assert!(came > NUMBERED.0 as usize / 4, "{what}: {came} of {}", NUMBERED.0);
             let overtaken = numbers.windows(2).find(|pair| pair[0] >= pair[1]);
-            assert_eq!(overtaken, None, "{what}, with {threads} lane threads");
+            assert_eq!(overtaken, None, "{what}, with {threads:?} lane threads");
         }
         stream.join().unwrap();
     });
     let after: Vec<Vec<u64>> = subject.pids().into_iter().map(worked).collect();
-    for (before, after) in before.iter().zip(&after).filter(|_| threads > 0) {
+    for (before, after) in before.iter().zip(&after).filter(|(before, _)| !before.is_empty()) {
         let used = after.iter().sum::<u64>() - before.iter().sum::<u64>();
         // Sealing and opening 20 MB takes longer; shaking hands doesn't.
         assert!(used > 20_000_000, "the lane threads worked {used} ns: {after:?}");
@@ -138,20 +138,27 @@ fn inside(test: &str) -> bool {
 #[test]
 fn bulk_keeps_its_order_with_the_packet_thread_alone() {
     if inside("bulk_keeps_its_order_with_the_packet_thread_alone") {
-        bulk_keeps_its_order(0);
+        bulk_keeps_its_order([0, 0]);
     }
 }
 
 #[test]
 fn bulk_keeps_its_order_with_one_lane_thread() {
     if inside("bulk_keeps_its_order_with_one_lane_thread") {
-        bulk_keeps_its_order(1);
+        bulk_keeps_its_order([1, 1]);
     }
 }
 
 #[test]
 fn bulk_keeps_its_order_with_three_lane_threads() {
     if inside("bulk_keeps_its_order_with_three_lane_threads") {
-        bulk_keeps_its_order(3);
+        bulk_keeps_its_order([3, 3]);
+    }
+}
+
+#[test]
+fn bulk_keeps_its_order_between_gateways_with_different_lane_threads() {
+    if inside("bulk_keeps_its_order_between_gateways_with_different_lane_threads") {
+        bulk_keeps_its_order([0, 2]);
     }
 }

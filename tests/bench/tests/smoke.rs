@@ -58,7 +58,7 @@ fn a_gateway_carries_streams_of_several_others_at_once() {
     }
     let logs = tempfile::tempdir().expect("a directory");
     let plan = spread::Plan {
-        subjects: vec![Kind::Lanes("lanes-1".into(), 1)],
+        subjects: vec![Kind::Lanes("lanes-1".into(), [1, 1])],
         far: vec![3],
         rounds: 1,
         time: Duration::from_millis(200),

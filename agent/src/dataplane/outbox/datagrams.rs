@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use anteroom_agent_core::lane;
+
 use crate::dataplane::status::UnderlayCounters;
 use crate::net::sys::{Sent, give_back};
 use crate::net::udp::{MAX_RUN, MAX_SEGMENTS, Run, UdpSocket};
@@ -27,6 +29,8 @@ pub(in crate::dataplane) struct Datagrams {
 struct Record {
     to: SocketAddr,
     tos: u8,
+    /// Whose they are at the far end, which steers a whole run by its first.
+    owner: u8,
     /// Length of all but the last.
     segment: usize,
     start: usize,
@@ -37,12 +41,12 @@ struct Record {
 
 impl Record {
     /// Takes what was written behind its end, if it fits the run.
-    fn extend(&mut self, to: SocketAddr, tos: u8, written: usize) -> bool {
+    fn extend(&mut self, (to, tos, owner): (SocketAddr, u8, u8), written: usize) -> bool {
         let whole = self.end - self.start + written;
         let fits = self.room > 0
             && written <= self.segment
             && whole <= MAX_RUN
-            && (self.tos, self.to) == (tos, to);
+            && (self.tos, self.owner, self.to) == (tos, owner, to);
         if fits {
             self.end += written;
             self.room = if written < self.segment { 0 } else { self.room - 1 };
@@ -118,9 +122,10 @@ impl Datagrams {
         }
         let end = start + written;
         self.used = end;
-        if self.runs.last_mut().is_none_or(|run| !run.extend(to, tos, written)) {
+        let owner = lane::owner_of(&self.bytes[start..end]).unwrap_or(0);
+        if self.runs.last_mut().is_none_or(|run| !run.extend((to, tos, owner), written)) {
             let room = MAX_SEGMENTS - 1;
-            self.runs.push(Record { to, tos, segment: written, start, end, room });
+            self.runs.push(Record { to, tos, owner, segment: written, start, end, room });
         }
     }
 }

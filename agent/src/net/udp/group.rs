@@ -6,10 +6,10 @@
 //! in turn. So whoever works for one socket neither waits for another nor sees its datagrams.
 //!
 //! The program sees the first datagram of what the kernel merged (`UDP_GRO`), and the kernel merges by addresses and
-//! length, not by what is inside. It doesn't merge what differs in time to live, though, so each socket sends
-//! with one of its own, and the far end's sockets get runs of their own lanes. Kernels before 6.10 (or their stable
-//! series' fix of May 2024) merge those too: whoever reads a socket has to look at each datagram's owner, and hand on
-//! those that aren't its own.
+//! length, not by what is inside. It doesn't merge what differs in time to live, though, so senders give
+//! each of the receiver's owners one of its own ([`Hops`](super::send::Hops)), whatever owners they have themselves. Kernels before
+//! 6.10 (or their stable series' fix of May 2024) merge those too: whoever reads a socket has to look at each
+//! datagram's owner, and hand on those that aren't its own.
 //!
 //! Nobody slips into the group unasked. The first socket takes the port for itself alone before it is shared, so a
 //! second agent is told that the port is taken. Later the kernel lets in only sockets of the same user that ask to share
@@ -93,7 +93,6 @@ fn share(first: &UdpSocket, count: usize) -> io::Result<Vec<UdpSocket>> {
     let mut others = Vec::new();
     for number in 1..count {
         let other = UdpSocket::open(listen, true)?;
-        distinguish(&other, number)?;
         others.push(other);
         if number == 1 {
             // At once: without it the kernel spreads datagrams by their addresses.
@@ -110,18 +109,6 @@ fn alone(first: UdpSocket, count: usize, error: &io::Error) -> io::Result<Group>
     let others = (1..count).map(|_| first.sender()).collect::<io::Result<Vec<_>>>()?;
     let sockets = std::iter::once(first).chain(others).collect();
     Ok(Group { sockets, steering: Offload::Off(format!("the kernel refuses: {error}")) })
-}
-
-/// Gives a socket's datagrams a time to live of their own: one more than the socket before.
-fn distinguish(socket: &UdpSocket, number: usize) -> io::Result<()> {
-    let options = [(libc::IPPROTO_IP, libc::IP_TTL), (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS)];
-    let more = libc::c_int::try_from(number).map_err(io::Error::other)?;
-    for (level, name) in options.into_iter().take(if socket.ipv6 { 2 } else { 1 }) {
-        let usual: libc::c_int = sys::get_option(socket, level, name)?;
-        let own = if usual + more > 255 { usual - more } else { usual + more };
-        sys::set_option(socket, level, name, own)?;
-    }
-    Ok(())
 }
 
 /// Attaches the program that names the socket for a datagram, by its number in the group. It is run over the payload of

@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 pub use self::group::{Group, MAX_SOCKETS};
 pub use self::receive::DatagramRing;
-use self::send::Segmentation;
+use self::send::{Hops, Segmentation};
 pub(crate) use self::send::{MAX_RUN, MAX_SEGMENTS, Run};
 use crate::net::appetite::Appetite;
 use crate::net::offload::Offload;
@@ -33,6 +33,7 @@ pub struct UdpSocket {
     /// Whether datagrams come in here. Not at a copy that only sends.
     hears: bool,
     ipv6: bool,
+    hops: Hops,
     receive_buffer: usize,
     segmentation: Segmentation,
     /// To whom datagrams were too big, each once.
@@ -81,11 +82,13 @@ impl UdpSocket {
         }
         socket.bind(&listen.into())?;
         let segmentation = Segmentation::probe(&socket);
+        let hops = Hops::of(&socket, ipv6);
         let merging = receive::merge(&socket);
         Ok(Self {
             socket,
             hears: true,
             ipv6,
+            hops,
             receive_buffer,
             segmentation,
             too_big_to: Vec::new(),
@@ -101,6 +104,7 @@ impl UdpSocket {
             socket: self.socket.try_clone()?,
             hears: false,
             ipv6: self.ipv6,
+            hops: self.hops,
             receive_buffer: self.receive_buffer,
             segmentation: self.segmentation.clone(),
             too_big_to: Vec::new(),

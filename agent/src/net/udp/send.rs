@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use anteroom_agent_core::lane;
 use socket2::SockAddr;
 
 use super::{BATCH, UdpSocket};
@@ -25,7 +26,8 @@ const MAX_TOO_BIG: usize = 64;
 /// the others shouldn't pay for as long as the agent runs.
 const SINGLY_FOR: Duration = Duration::from_secs(300);
 
-/// Datagrams to one address, one behind the other. All are as long as a segment, but the last may be shorter.
+/// Datagrams to one address, and there to one [owner](lane::owner_of), one behind the other. All are as long as a segment,
+/// but the last may be shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run<'a> {
     pub(crate) to: SocketAddr,
@@ -56,6 +58,43 @@ impl<'a> Run<'a> {
         let empty = self.bytes.is_empty().then_some(self);
         let parts = self.bytes.chunks(self.segment.max(1));
         empty.into_iter().chain(parts.map(move |part| Self::single(self.to, self.tos, part)))
+    }
+}
+
+/// The times to live of what goes out: for owner 0 of the receiver's (lane 0, and whatever isn't a lane's) the machine's usual
+/// one, for each other owner one of its own.
+///
+/// The far end's kernel merges by addresses and lengths, not by what is inside, and gives the whole to the socket of
+/// the first. It doesn't merge what differs in time to live: so its sockets get runs of their own lanes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Hops {
+    /// The usual ones. None where the system doesn't say, or there is no such family.
+    v4: Option<u8>,
+    v6: Option<u8>,
+}
+
+impl Hops {
+    pub(super) fn of(socket: &impl AsFd, ipv6: bool) -> Self {
+        let usual = |level, name| {
+            let usual = sys::get_option::<libc::c_int>(socket, level, name).ok()?;
+            u8::try_from(usual).ok().filter(|usual| *usual > 0)
+        };
+        Self {
+            v4: usual(libc::IPPROTO_IP, libc::IP_TTL),
+            v6: ipv6.then(|| usual(libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS)).flatten(),
+        }
+    }
+
+    /// The control message for a run to this owner: level, kind and number. None where the usual one is right.
+    fn of_run(self, run: &Run<'_>) -> Option<(libc::c_int, libc::c_int, i32)> {
+        let owner = lane::owner_of(run.bytes).filter(|owner| *owner > 0)?;
+        let (level, kind, usual) = if run.to.is_ipv4() {
+            (libc::IPPROTO_IP, libc::IP_TTL, self.v4?)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, self.v6?)
+        };
+        let own = usual.checked_add(owner).unwrap_or(usual - owner);
+        Some((level, kind, own.into()))
     }
 }
 
@@ -194,9 +233,10 @@ impl UdpSocket {
             header.msg_iovlen = 1;
             header.msg_name = name.as_ptr().cast_mut().cast();
             header.msg_namelen = name.len();
-            if run.tos != 0 || !run.is_single() {
+            let hops = self.hops.of_run(&run);
+            if run.tos != 0 || !run.is_single() || hops.is_some() {
                 let control = controls[count].write(Control::EMPTY);
-                header.msg_controllen = write_control(control, &run);
+                header.msg_controllen = write_control(control, &run, hops);
                 header.msg_control = control.0.as_mut_ptr().cast();
             }
             count += 1;
@@ -219,8 +259,12 @@ impl UdpSocket {
     }
 }
 
-/// Writes a run's type of service and segment length. Returns how many bytes of the room that takes.
-fn write_control(control: &mut Control, run: &Run<'_>) -> usize {
+/// Writes a run's type of service, time to live and segment length. Returns how many bytes of the room that takes.
+fn write_control(
+    control: &mut Control,
+    run: &Run<'_>,
+    hops: Option<(libc::c_int, libc::c_int, i32)>,
+) -> usize {
     let mut used = 0;
     if run.tos != 0 {
         let (level, kind) = if run.to.is_ipv4() {
@@ -229,6 +273,9 @@ fn write_control(control: &mut Control, run: &Run<'_>) -> usize {
             (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
         };
         used = control.put(used, level, kind, &i32::from(run.tos).to_ne_bytes());
+    }
+    if let Some((level, kind, hops)) = hops {
+        used = control.put(used, level, kind, &hops.to_ne_bytes());
     }
     if !run.is_single() {
         // A run is no longer than a datagram can be, and its segments are shorter.

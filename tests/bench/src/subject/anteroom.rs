@@ -11,12 +11,12 @@ use crate::world::{Device, UNDERLAY, World};
 /// Where tunnels end.
 pub(crate) const TUNNEL_PORT: u16 = 51_820;
 
-/// Writes state and configuration of both gateways, with so many lane threads where it is said. Returns where the
+/// Writes state and configuration of both gateways, with so many lane threads at either where it is said. Returns where the
 /// configurations are.
 pub(super) fn prepare(
     world: &World,
     directory: &Path,
-    lane_threads: Option<u8>,
+    lane_threads: Option<[u8; 2]>,
 ) -> Result<Vec<PathBuf>> {
     let mut organisation = Organisation::new()?;
     for (gateway, address) in UNDERLAY.into_iter().enumerate() {
@@ -38,7 +38,7 @@ pub(super) fn prepare(
     let configs = (0..UNDERLAY.len()).map(|gateway| config(directory, gateway));
     let configs = configs.collect::<Result<Vec<_>>>()?;
     if let Some(threads) = lane_threads {
-        for path in &configs {
+        for (path, threads) in configs.iter().zip(threads) {
             let text = std::fs::read_to_string(path)?;
             std::fs::write(
                 path,

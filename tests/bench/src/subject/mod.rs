@@ -26,8 +26,8 @@ pub enum Kind {
     Anteroom,
     /// Another build of the agent: `NAME=PATH`.
     Other(String, PathBuf),
-    /// This workspace's agent with so many lane threads: `lanes-2`.
-    Lanes(String, u8),
+    /// This workspace's agent with so many lane threads at both ends, `lanes-2`, or at the one and the other, `lanes-0-2`.
+    Lanes(String, [u8; 2]),
     /// boringtun-cli with one thread.
     BoringtunOne,
     /// boringtun-cli as it comes.
@@ -75,8 +75,11 @@ impl std::str::FromStr for Kind {
         if let Some(kind) = Self::ALL.into_iter().find(|kind| kind.name() == text) {
             return Ok(kind);
         }
-        let threads = text.strip_prefix("lanes-").and_then(|count| count.parse().ok());
-        if let Some(threads) = threads.filter(|threads| *threads <= MAX_LANE_THREADS) {
+        let threads = text.strip_prefix("lanes-").and_then(|counts| {
+            let (near, far) = counts.split_once('-').unwrap_or((counts, counts));
+            Some([near.parse().ok()?, far.parse().ok()?])
+        });
+        if let Some(threads) = threads.filter(|both| both.iter().all(|n| *n <= MAX_LANE_THREADS)) {
             return Ok(Self::Lanes(text.into(), threads));
         }
         // Part of host names, which the kernel bounds, and of the report's columns.
@@ -92,8 +95,8 @@ impl std::str::FromStr for Kind {
             _ => {
                 let known: Vec<String> = Self::ALL.iter().map(|k| k.name().to_owned()).collect();
                 Err(format!(
-                    "no such subject; there are {}, lanes-N for anteroom with N lane threads, and NAME=PATH for another \
-                     build of anteroom-agent",
+                    "no such subject; there are {}, lanes-N for anteroom with N lane threads, lanes-N-M with \
+                     other ones at the far end, and NAME=PATH for another build of anteroom-agent",
                     known.join(", ")
                 ))
             }
@@ -235,8 +238,13 @@ mod tests {
         }
         let before: Kind = "before=/x/anteroom-agent".parse().unwrap();
         assert_eq!(before, Kind::Other("before".into(), "/x/anteroom-agent".into()));
-        assert_eq!("lanes-15".parse(), Ok(Kind::Lanes("lanes-15".into(), 15)));
-        assert!("lanes-16".parse::<Kind>().is_err() && "lanes-".parse::<Kind>().is_err());
+        assert_eq!("lanes-15".parse(), Ok(Kind::Lanes("lanes-15".into(), [15, 15])));
+        assert_eq!("lanes-0-2".parse(), Ok(Kind::Lanes("lanes-0-2".into(), [0, 2])));
+        assert!(
+            "lanes-16".parse::<Kind>().is_err()
+                && "lanes-2-".parse::<Kind>().is_err()
+                && "lanes-".parse::<Kind>().is_err()
+        );
         for bad in ["", "openvpn", "=", "a b=/x", "anteroom=/x", "before="] {
             let error = bad.parse::<Kind>().unwrap_err();
             assert!(error.contains("boringtun-1"), "{bad:?}: {error}");

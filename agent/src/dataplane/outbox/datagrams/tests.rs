@@ -1,8 +1,10 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use anteroom_lab::order::OneCore;
 use proptest::prelude::*;
 
 use super::*;
+use crate::net::udp::DatagramRing;
 
 /// A socket, and two others that it can send to.
 struct Way {
@@ -49,6 +51,39 @@ impl Way {
 /// How many datagrams each run has.
 fn runs(queue: &Datagrams) -> Vec<usize> {
     queue.runs.iter().map(|run| (run.end - run.start).div_ceil(run.segment)).collect()
+}
+
+#[test]
+fn a_run_is_for_one_owner_at_the_far_end_whose_socket_gets_it() {
+    let _in_order = OneCore::stay();
+    let (mut way, mut queue) = (Way::new(), Datagrams::default());
+    let far = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 3).unwrap().sockets;
+    let to = far[0].local_address().unwrap();
+    let mut sent = vec![Vec::new(); far.len()];
+    for (number, owner) in [1, 1, 2, 2, 2, 1, 0, 0].into_iter().enumerate() {
+        let mut message = vec![number as u8; 200];
+        message[..8].copy_from_slice(&[4, 0, 0, 0, 9, 9, 9, owner << 4 | 3]);
+        queue.put((&mut way.socket, &mut way.counters), to, 0, 200, |room| {
+            room.copy_from_slice(&message);
+            200
+        });
+        sent[usize::from(owner)].push(message);
+    }
+    assert_eq!(runs(&queue), [2, 3, 1, 2]);
+    queue.flush(&mut way.socket, &mut way.counters);
+    let (mut ring, mut got) = (DatagramRing::default(), vec![Vec::new(); far.len()]);
+    let end = Instant::now() + Duration::from_secs(30);
+    while got.iter().map(Vec::len).sum::<usize>() < 8 && Instant::now() < end {
+        for (socket, got) in far.iter().zip(&mut got) {
+            ring.fetch(socket).unwrap();
+            ring.lend(&mut 0, |messages| {
+                got.extend(
+                    messages.iter().flat_map(|all| all.bytes.chunks(200).map(<[u8]>::to_vec)),
+                );
+            });
+        }
+    }
+    assert!(got == sent, "{:?}", got.iter().map(Vec::len).collect::<Vec<_>>());
 }
 
 #[test]

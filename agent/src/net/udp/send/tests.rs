@@ -87,6 +87,77 @@ fn runs_arrive_as_the_datagrams_they_are() {
     }
 }
 
+/// The time to live of the next datagram that comes.
+fn hops(socket: &UdpSocket) -> Option<i32> {
+    let end = Instant::now() + Duration::from_secs(30);
+    let (mut bytes, mut control) = ([0_u8; 2000], Control::EMPTY);
+    let mut vector = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut header = sys::empty_message().msg_hdr;
+    (header.msg_iov, header.msg_iovlen) = (&raw mut vector, 1);
+    header.msg_control = control.0.as_mut_ptr().cast();
+    loop {
+        header.msg_controllen = control.0.len();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd());
+        // SAFETY: all that the header points to is borrowed mutably here, and its lengths are theirs.
+        let got = unsafe { libc::recvmsg(fd, &raw mut header, libc::MSG_DONTWAIT) };
+        if got >= 0 {
+            break;
+        }
+        assert!(Instant::now() < end, "nothing came");
+    }
+    let find = |level, kind| control.find(header.msg_controllen, level, kind)?.try_into().ok();
+    let bytes = find(libc::IPPROTO_IP, libc::IP_TTL)
+        .or_else(|| find(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT))?;
+    Some(i32::from_ne_bytes(bytes))
+}
+
+#[test]
+fn each_owner_at_the_far_end_has_a_time_to_live_of_its_own() {
+    let data = |owner: u8, len: usize| {
+        let mut message = pattern(len);
+        message[..8].copy_from_slice(&[4, 0, 0, 0, 1, 2, 3, owner << 4]);
+        message
+    };
+    for (from, host) in
+        [("0.0.0.0:0", "127.0.0.1:0"), ("[::]:0", "127.0.0.1:0"), ("[::]:0", "[::1]:0")]
+    {
+        if std::net::UdpSocket::bind(from).is_err() || std::net::UdpSocket::bind(host).is_err() {
+            eprintln!("skipped: no {from} or {host} here");
+            continue;
+        }
+        let (mut a, b) = (bind(from), bind(host));
+        let to = b.local_address().unwrap();
+        sys::set_option(&b, libc::IPPROTO_IP, libc::IP_RECVTTL, 1_i32).unwrap();
+        if to.is_ipv6() {
+            sys::set_option(&b, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1_i32).unwrap();
+        }
+        let mut hops_of = |run: Run<'_>| {
+            let mut outcome = Sent::default();
+            a.send(std::iter::once(run), &mut outcome);
+            assert_eq!(outcome, sent(run.count()));
+            (0..run.count()).map(|_| hops(&b).unwrap()).min().unwrap()
+        };
+        let usual = hops_of(Run::single(to, 0, b"an initiation"));
+        assert_eq!(hops_of(Run::single(to, 0xb8, &data(0, 100))), usual, "lane 0");
+        for owner in 1..=15 {
+            let bytes = data(owner, 300);
+            let own = usual + i32::from(owner);
+            assert_eq!(hops_of(Run::single(to, 0, &bytes)), own, "{from} {owner}");
+            // With all that a message can have beside it.
+            assert_eq!(hops_of(Run { to, tos: 0xb8, segment: 1400, bytes: &bytes }), own);
+        }
+        let runs = [data(3, 300), data(3, 200)].concat();
+        let mut outcome = Sent::default();
+        sys::set_option(&b, libc::SOL_UDP, libc::UDP_GRO, 0_i32).unwrap();
+        a.send(std::iter::once(Run { to, tos: 0xb8, segment: 300, bytes: &runs }), &mut outcome);
+        assert_eq!([hops(&b), hops(&b)], [Some(usual + 3); 2], "a run of two");
+    }
+    let most = Hops { v4: Some(255), v6: None };
+    let (bytes, to) = (data(2, 20), "127.0.0.1:9".parse().unwrap());
+    assert_eq!(most.of_run(&Run::single(to, 0, &bytes)).unwrap().2, 253);
+    assert_eq!(Hops::default().of_run(&Run::single(to, 0, &bytes)), None);
+}
+
 #[test]
 fn more_runs_than_go_with_one_call_keep_their_order() {
     let _in_order = OneCore::stay();
