@@ -64,6 +64,38 @@ fn all_is_well(hospital: &Hospital, when: &str) {
 }
 
 #[test]
+fn gateways_whose_clocks_are_wrong_by_years_enrol_and_carry_what_is_allowed() {
+    let test = "gateways_whose_clocks_are_wrong_by_years_enrol_and_carry_what_is_allowed";
+    let Some(liar) = liar() else {
+        eprintln!("skipped {test}: libfaketime isn't installed");
+        return;
+    };
+    // A clock without a battery begins at about 1970.
+    let wrong = [("gw-imaging", -20_400), ("gw-servers", 4_000)];
+    let Some(fixture) = fixture_with(test, Stage::Enforced, |programs, directory| {
+        let programs = lied_to(&liar, programs, directory);
+        for (machine, days) in wrong {
+            std::fs::write(directory.join("clocks").join(machine), format!("{days:+}d")).unwrap();
+        }
+        programs
+    }) else {
+        return;
+    };
+    let hospital = &fixture.hospital;
+    for (machine, days) in wrong {
+        // What the agent itself says about the time.
+        let log = std::fs::read_to_string(hospital.logs.join(format!("{machine}.log"))).unwrap();
+        let years = [days - 1, days, days + 1].map(|days| format!("{}-", year_in(days)));
+        assert!(
+            years.iter().any(|year| log.contains(year)),
+            "no clock is wrong: {years:?} in {log}"
+        );
+    }
+    all_is_well(hospital, "between gateways of 1971 and 2037");
+    hospital.operator.ok(&["status", "--wait", "30"]).unwrap();
+}
+
+#[test]
 fn clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved() {
     let test = "clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved";
     let Some(liar) = liar() else {

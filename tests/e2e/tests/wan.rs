@@ -196,24 +196,34 @@ fn a_router_that_forgets_what_it_translated_ends_no_flow() {
     unplug_router(hospital);
     let outside = |last| Place { address: Ipv4Addr::new(100, 64, 1, last), prefix: 24 };
     let inside = Place { address: address("imaging", 1), prefix: 24 };
-    let kind = Kind { ports: Ports::Random, ..Kind::symmetric() };
     let nat = NatRouter::set_up(
         "nat",
         (Attach::Switch(&hospital.campus, "br-imaging"), inside),
         (Attach::Host(&hospital.router, "imaging"), outside(2)),
         Some(outside(1).address),
-        kind,
+        Kind::symmetric(),
         3,
     )
     .unwrap();
     hospital.router.address("imaging", outside(1).address, 24).unwrap();
+    // For what isn't translated.
+    hospital.router.ip(&format!("route add 10.20.1.0/24 via {}", outside(2).address)).unwrap();
     reaches(&ct.host, pacs.address(), "behind a router that translates");
     let talk = Talk::start(ct, pacs);
     talk.goes_on(PART as u64, "behind a router that translates");
     let mut gaps = Vec::new();
-    for (from, to) in [(ct, pacs), (pacs, ct)] {
-        gaps.push(outage(from, to, "mappings forgotten, under load", || nat.forget()));
-        talk.goes_on(PART as u64, "after mappings were forgotten");
+    // Each kind forgets what the one before had translated.
+    let random = Kind { ports: Ports::Random, ..Kind::port_restricted_cone() };
+    for (name, kind) in [
+        ("full cone", Kind::full_cone()),
+        ("restricted cone", Kind::restricted_cone()),
+        ("firewall that translates nothing", Kind::firewall()),
+        ("port-restricted cone with ports of its own", random),
+        ("symmetric one", Kind::symmetric()),
+    ] {
+        let what = format!("a router that becomes a {name}, under load");
+        gaps.push(outage(ct, pacs, &what, || nat.set_kind(kind)));
+        talk.goes_on(PART as u64, &what);
     }
     let moved = || nat.set_address(outside(77), Some(outside(1).address));
     gaps.push(outage(pacs, ct, "another outside address, under load", moved));
