@@ -135,8 +135,8 @@ impl Engine {
             return 0;
         }
         let Some(flow) = self.flows.get_mut(at) else { return 0 };
-        let Some(station) = self.stations.get_mut(station) else { return 0 };
-        if !flow.pace.add(bytes, &mut station.pace, Millis::between(bulk.start, now)) {
+        let Some(own) = self.stations.get_mut(station) else { return 0 };
+        if !flow.pace.add(bytes, &mut own.pace, Millis::between(bulk.start, now)) {
             return 0;
         }
         let lane = flow.pace.lane();
@@ -144,7 +144,7 @@ impl Engine {
             return lane;
         }
         let key = flow.key;
-        let lane = bulk.book.want(peer, self.flows.hash(&key), &mut self.peers, now);
+        let lane = bulk.book.want((peer, station), self.flows.hash(&key), &mut self.peers, now);
         if let Some(flow) = self.flows.get_mut(at) {
             flow.pace.take(lane);
         }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Event, LaneId, MAX, Order, secret_for};
 use crate::peer::message::{LaneKey, LaneOffer};
 use crate::peer::{PeerSlot, Peers};
+use crate::station::StationId;
 
 /// How often a peer is asked at most that doesn't answer, and how often a lane is ordered that doesn't open.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -26,6 +27,8 @@ const REOPEN: Duration = Duration::from_secs(1);
 /// Most keys of one peer that are looked at within [`KEYS_IN`]: that takes some 50 µs each.
 const MAX_KEYS: u32 = 8;
 const KEYS_IN: Duration = Duration::from_secs(10);
+/// Most lanes at once that are opened for one device, whomever it sends to: a quarter of all. Its other bulk takes lane 0.
+const MOST_OF_DEVICE: u16 = 64;
 /// How often a peer is told that its key isn't held here any more, unless it answers: the first pause, each of the others
 /// being twice as long. After half a minute it has left the lanes, since nothing answers there.
 const NOTICES: u32 = 6;
@@ -58,6 +61,10 @@ struct Entry {
     ready: u16,
     /// When each may be ordered next.
     next_open: [Option<Instant>; MAX as usize + 1],
+    /// For which device each was ordered.
+    payers: [Option<StationId>; MAX as usize + 1],
+    /// The newest that it said in a run.
+    said: (BootId, u64),
     keys: (Instant, u32),
     /// Set while it is to be told that its key isn't held here any more.
     owes: Option<Notice>,
@@ -102,6 +109,10 @@ pub struct Book {
     offers: VecDeque<(PeerSlot, LaneOffer)>,
     /// Peers that are none any more, and may still take lanes that there were for usable, and when they went.
     parted: HashMap<GatewayId, Instant, foldhash::fast::RandomState>,
+    /// How many lanes were ordered for each device and aren't closed.
+    shares: HashMap<StationId, u16, foldhash::fast::RandomState>,
+    /// How many offers were made.
+    said: u64,
     /// When some peer is to be told something again.
     next_notice: Option<Instant>,
     /// The newest agreement, with whomever.
@@ -130,15 +141,24 @@ impl Book {
             orders: VecDeque::new(),
             offers: VecDeque::new(),
             parted: HashMap::default(),
+            shares: HashMap::default(),
+            said: 0,
             next_notice: None,
             term: 0,
             turned_away: 0,
         }
     }
 
-    /// The lane that a flow may take which is bulk: by its hash, so always the same while the peers agree on as many
-    /// lanes. 0 while there is none that can be used; what has to be done for one is done then.
-    pub fn want(&mut self, peer: PeerSlot, hash: u64, peers: &mut Peers, now: Instant) -> u8 {
+    /// The lane that a flow of a device may take which is bulk: by its hash, so always the same while the peers agree on as
+    /// many lanes. 0 while there is none that can be used; what has to be done for one is done then, unless too many
+    /// were opened for this device.
+    pub(crate) fn want(
+        &mut self,
+        (peer, device): (PeerSlot, StationId),
+        hash: u64,
+        peers: &mut Peers,
+        now: Instant,
+    ) -> u8 {
         let entry = self.entry(peer, peers, now);
         if !entry.is_agreed() {
             if entry.next_ask <= now {
@@ -152,9 +172,22 @@ impl Book {
         if entry.ready & (1 << lane) != 0 {
             return lane;
         }
-        let Some(next) = entry.next_open.get_mut(usize::from(lane)) else { return 0 };
+        let at = usize::from(lane);
+        let Some(entry) = self.entries.get_mut(&peer.number()) else { return 0 };
+        let (Some(next), Some(payer)) = (entry.next_open.get_mut(at), entry.payers.get_mut(at))
+        else {
+            return 0;
+        };
         let open = next.is_none_or(|next| next <= now);
         if open {
+            release(&mut self.shares, payer.take());
+            let share = self.shares.entry(device).or_insert(0);
+            if *share >= MOST_OF_DEVICE {
+                self.turned_away += 1;
+                return 0;
+            }
+            *share += 1;
+            *payer = Some(device);
             *next = Some(now + OPEN_AGAIN);
         }
         let fresh = next.is_some_and(|next| next > now + (OPEN_AGAIN - TOLD_FOR));
@@ -185,7 +218,9 @@ impl Book {
     fn offer(&mut self, peer: PeerSlot, ask: bool, answer: bool) {
         let entry = self.entries.get(&peer.number()).filter(|entry| entry.peer == peer);
         let Some(entry) = entry else { return };
+        self.said += 1;
         let offer = LaneOffer {
+            number: self.said,
             boot: self.boot,
             key: LaneKey(*entry.own.as_bytes()),
             lanes: self.lanes,
@@ -218,6 +253,12 @@ impl Book {
         }
         let to = peers.get(peer).and_then(crate::peer::Peer::endpoint);
         let entry = self.entry(peer, peers, now);
+        let overtaken = entry.said.0 == offer.boot && entry.said.1 >= offer.number;
+        if offer.number > 0 && overtaken {
+            self.turned_away += 1;
+            return;
+        }
+        entry.said = (offer.boot, offer.number);
         if offer.answer {
             entry.owes = None;
         }
@@ -238,7 +279,10 @@ impl Book {
         let lanes = offer.lanes.min(most);
         if same {
             entry.theirs = entry.theirs.map(|(key, ..)| (key, offer.boot, via));
-            if std::mem::replace(&mut entry.lanes, lanes) != lanes {
+            if entry.lanes != lanes && entry.lanes != 0 {
+                // Within one run they are as many as ever.
+                self.turned_away += 1;
+            } else if std::mem::replace(&mut entry.lanes, lanes) != lanes {
                 self.end_term(peer);
                 self.know(peer, to);
             } else if entry.next_expect <= now {
@@ -310,6 +354,9 @@ impl Book {
         self.term = self.term.wrapping_add(1);
         entry.term = self.term;
         (entry.ready, entry.next_open) = (0, Default::default());
+        for payer in std::mem::take(&mut entry.payers) {
+            release(&mut self.shares, payer);
+        }
     }
 
     /// Forgets a peer that is none any more.
@@ -407,13 +454,18 @@ impl Book {
 
     /// Takes what whoever runs the lanes has to tell.
     pub fn note(&mut self, event: Event, now: Instant) {
-        let (at, term, ready) = match event {
-            Event::Ready { at, term } => (at, term, true),
-            Event::Gone { at, term } => (at, term, false),
+        let (at, term, ready, closed) = match event {
+            Event::Ready { at, term } => (at, term, true, false),
+            Event::Gone { at, term } => (at, term, false, false),
+            Event::Closed { at, term } => (at, term, false, true),
             // Lane 0's to look into.
             Event::Elsewhere { .. } => return,
-            Event::Full(_) => {
+            Event::Full(at) => {
                 self.turned_away += 1;
+                let entry = self.entries.get_mut(&at.peer.number());
+                let entry = entry.filter(|entry| entry.peer == at.peer);
+                let payer = entry.and_then(|entry| entry.payers.get_mut(usize::from(at.lane)));
+                release(&mut self.shares, payer.and_then(Option::take));
                 return;
             }
         };
@@ -426,6 +478,9 @@ impl Book {
             entry.ready &= !(1 << at.lane);
             if let Some(next) = entry.next_open.get_mut(usize::from(at.lane)) {
                 *next = Some(now + REOPEN);
+            }
+            if closed && let Some(payer) = entry.payers.get_mut(usize::from(at.lane)) {
+                release(&mut self.shares, payer.take());
             }
         }
     }
@@ -488,10 +543,26 @@ impl Book {
                 next_expect: now,
                 ready: 0,
                 next_open: Default::default(),
+                payers: Default::default(),
+                said: (self.boot, 0),
                 keys: (now, 0),
                 owes: None,
             }
         })
+    }
+}
+
+/// Gives back a device's share of a lane, if it was opened for one.
+fn release(
+    shares: &mut HashMap<StationId, u16, foldhash::fast::RandomState>,
+    payer: Option<StationId>,
+) {
+    let Some(payer) = payer else { return };
+    if let Some(share) = shares.get_mut(&payer) {
+        *share = share.saturating_sub(1);
+        if *share == 0 {
+            shares.remove(&payer);
+        }
     }
 }
 

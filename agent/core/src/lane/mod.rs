@@ -183,6 +183,13 @@ pub enum Event {
         /// The agreement that it was of.
         term: u32,
     },
+    /// It is closed: nothing is kept of it any more, and it counts for nobody.
+    Closed {
+        /// The lane.
+        at: LaneId,
+        /// The agreement that it was of.
+        term: u32,
+    },
     /// What the peer sent through a lane came from somewhere else than it was thought to be. Lane 0 is to look into it.
     Elsewhere {
         /// Which peer.

@@ -7,9 +7,17 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// A flow that carries more than so many bytes within [`WINDOW`], in one direction, is bulk: 10 Mb/s. A patient monitor
 /// sends a thousandth of that.
 const FLOW: u32 = 128 * 1024;
+/// A packet counts as at least so many bytes: one that is sealed by itself costs about as much as one of this length, however
+/// short it is. A flow of more than 2,560 a second is bulk by that; an alarm or a wave has a hundred.
+const SMALL: usize = 512;
 /// So much of one device may go through lane 0 within [`WINDOW`]. What any of its flows carries beyond that is bulk, so
 /// that no crowd of thin flows fills the lane of its neighbours' alarms.
 const DEVICE: u32 = 512 * 1024;
+/// A flow that carried no more than this within [`WINDOW`] takes no part in what its device sends at once beside it: images that
+/// begin together don't make its waves bulk.
+const THIN: u32 = 8 * 1024;
+/// Until the device sent this much: then its thin flows are a crowd.
+const CROWD: u32 = 2 * DEVICE;
 /// A bulk flow that was silent for so long isn't bulk any more: nothing of it is still under way that could be overtaken.
 const IDLE: Duration = Duration::from_secs(1);
 /// What a [`Window`] counts in, in bytes.
@@ -36,7 +44,7 @@ impl Millis {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Window {
     since: Millis,
-    units: u16,
+    units: u32,
 }
 
 impl Window {
@@ -46,8 +54,8 @@ impl Window {
             *self = Self { since: now, units: 0 };
         }
         let more = u32::try_from(bytes).unwrap_or(u32::MAX).div_ceil(UNIT);
-        self.units = self.units.saturating_add(u16::try_from(more).unwrap_or(u16::MAX));
-        u32::from(self.units) * UNIT
+        self.units = self.units.saturating_add(more);
+        self.units.saturating_mul(UNIT)
     }
 }
 
@@ -56,9 +64,9 @@ impl Window {
 pub struct DevicePace(Window);
 
 impl DevicePace {
-    /// Counts a packet for lane 0. Says whether that is more than the device may send there.
-    pub fn add(&mut self, bytes: usize, now: Millis) -> bool {
-        self.0.add(bytes, now) > DEVICE
+    /// Counts a packet for lane 0. Returns how many bytes of this device's passed there within the window.
+    pub fn add(&mut self, bytes: usize, now: Millis) -> u32 {
+        self.0.add(bytes.max(SMALL), now)
     }
 }
 
@@ -82,10 +90,12 @@ impl Pace {
             }
             *self = Self { since: now, ..Self::default() };
         }
-        let mut window = Window { since: self.since, units: self.units };
-        let much = window.add(bytes, now) > FLOW;
-        (self.since, self.units) = (window.since, window.units);
-        if much || device.add(bytes, now) {
+        let mut window = Window { since: self.since, units: self.units.into() };
+        let carried = window.add(bytes.max(SMALL), now);
+        // More than fits is more than makes it bulk.
+        (self.since, self.units) = (window.since, u16::try_from(window.units).unwrap_or(u16::MAX));
+        let most = if carried <= THIN { CROWD } else { DEVICE };
+        if carried > FLOW || device.add(bytes, now) > most {
             self.bulk = true;
             self.since = now;
         }
@@ -132,9 +142,40 @@ mod tests {
             let bulk = flows.iter_mut().map(|flow| flow.add(1400, device, Millis(at)));
             bulk.filter(|bulk| !bulk).count() * 1400
         };
-        assert!(through(&mut flows, &mut device, 1000) <= DEVICE as usize);
+        assert!(through(&mut flows, &mut device, 1000) <= CROWD as usize);
         let later = through(&mut flows, &mut device, 1200);
-        assert!(later <= DEVICE as usize, "those that were bulk stay so: {later}");
+        assert!(later <= CROWD as usize, "those that were bulk stay so: {later}");
+    }
+
+    #[test]
+    fn many_small_packets_are_bulk_by_their_number() {
+        assert_eq!(packets_until_bulk(128, 0, 1000), Some(256));
+        assert_eq!(packets_until_bulk(128, 1, 100_000), None, "a thousand a second");
+    }
+
+    #[test]
+    fn waves_beside_images_that_begin_together_stay_thin() {
+        let mut device = DevicePace::default();
+        let (mut images, mut wave) = (vec![Pace::default(); 8], Pace::default());
+        let mut bulk = 0;
+        for at in 0..200 {
+            if at % 100 == 0 {
+                // Others come beside them, again and again.
+                images = vec![Pace::default(); 8];
+            }
+            for image in &mut images {
+                bulk += u32::from(image.add(2800, &mut device, Millis(at)));
+            }
+            if at % 10 == 9 {
+                assert!(!wave.add(200, &mut device, Millis(at)), "a wave is bulk after {at} ms");
+            }
+        }
+        assert!(bulk > 0, "the images were too few to show anything");
+        // A crowd of waves isn't thin.
+        let mut crowd = vec![Pace::default(); 3000];
+        let bulk = crowd.iter_mut().map(|flow| flow.add(200, &mut device, Millis(300)));
+        let through = bulk.filter(|bulk| !bulk).count();
+        assert!(through <= CROWD as usize / SMALL, "{through}");
     }
 
     #[test]

@@ -218,7 +218,7 @@ impl Lanes {
         };
         if let Some(lane) = self.lanes.get_mut(number) {
             lane.wanted_until = Some(now + PURSUED_FOR);
-            lane.used = now;
+            (lane.used, lane.ours) = (now, true);
         }
         self.tend(number, now, out);
     }
@@ -233,8 +233,11 @@ impl Lanes {
             return Some(number);
         }
         if self.open >= self.most {
-            return None;
+            let spare = self.lanes.iter().filter(|(_, lane)| lane.is_spare(now));
+            let (number, _) = spare.min_by_key(|(_, lane)| lane.used)?;
+            self.remove(number);
         }
+        let known = self.peers.get_mut(at.peer)?;
         let (secret, limiter) = (&known.secret, Arc::clone(&known.checks.calm));
         let (key, term, to) = (known.key, known.term, known.to);
         let owner = u32::from(self.owner) << OWNER_SHIFT;
@@ -252,6 +255,7 @@ impl Lanes {
                 heard: None,
                 wanted_until: None,
                 strayed: None,
+                ours: false,
                 ready: false,
                 wake_at: now,
             }
@@ -268,8 +272,14 @@ impl Lanes {
         if let Some(number) = known.tunnel(at.lane) {
             return Some(number);
         }
-        let unproven = self.lanes.iter().filter(|(_, lane)| lane.is_unproven()).count();
-        let few = unproven < (self.most / 4).max(1);
+        let (mut unproven, mut theirs) = (0, 0);
+        for (_, lane) in self.lanes.iter() {
+            unproven += usize::from(lane.is_unproven());
+            // One that is as good as gone keeps nobody away.
+            theirs += usize::from(!lane.ours && !lane.is_spare(now));
+        }
+        let part = (self.most / 4).max(1);
+        let few = unproven < part && theirs < self.most.saturating_sub(part).max(1);
         if known.expected_until > now && few { self.place(at, now) } else { None }
     }
 
@@ -279,8 +289,9 @@ impl Lanes {
         if let Some(known) = self.peers.get_mut(lane.at.peer) {
             known.tunnels.retain(|(_, other)| *other != number);
         }
-        if lane.ready {
-            self.events.push_back(Event::Gone { at: lane.at, term: lane.term });
+        // Of others the engine knows nothing.
+        if lane.ready || lane.ours {
+            self.events.push_back(Event::Closed { at: lane.at, term: lane.term });
         }
     }
 
@@ -358,7 +369,14 @@ impl Lanes {
                 }
                 return OpenedInLane::Dropped(reason);
             }
-            Received::Stale => return OpenedInLane::Dropped(DropReason::PeerUnauthenticated),
+            Received::Stale => {
+                // Copied, or the peer's clock was set back. For a lane that is as good as gone that is no matter: what it
+                // sends next begins one that knows no earlier time.
+                if lane.is_spare(now) {
+                    self.remove(number);
+                }
+                return OpenedInLane::Dropped(DropReason::PeerUnauthenticated);
+            }
             Received::Nothing if matches!(kind, Kind::Cookie { .. }) => {
                 lane.tunnel.note_cookie(now);
                 self.wake(number, now);
@@ -370,6 +388,8 @@ impl Lanes {
                 write(out, self.owner, from, reply);
                 if !initiator {
                     lane.tunnel.note_heard(false, now);
+                    // The peer is about to use it.
+                    lane.used = now;
                     self.wake(number, now);
                     return OpenedInLane::Handled;
                 }

@@ -57,6 +57,10 @@ pub struct LaneOffer {
     /// Whether this is one.
     #[serde(default)]
     pub answer: bool,
+    /// Counts up with each that a run says, to whomever: one that was overtaken on the way counts for nothing. 0 where none is
+    /// counted.
+    #[serde(default)]
+    pub number: u64,
 }
 
 /// The bytes of a lane key, not looked at yet: whether it is a good one takes long to find out.
@@ -240,6 +244,7 @@ mod tests {
             holds: Some(LaneKey([0xfe; 32])),
             ask: true,
             answer: true,
+            number: u64::MAX,
         };
         let packet = pack(A, B, &Message::Lanes(offer));
         assert_eq!(unpack(&packet, A, B), Ok(Message::Lanes(offer)));

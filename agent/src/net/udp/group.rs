@@ -35,8 +35,8 @@ const DATA: u32 = 0x0400_0000;
 const AT: u32 = 7;
 /// The same in a response.
 const AT_IN_RESPONSE: u32 = 11;
-/// Priority of what socket 0 sends, among what waits for the same interface (`TC_PRIO_INTERACTIVE`). The highest that
-/// needs no privilege.
+/// Priority of what socket 0 sends without DSCP, among what waits for the same interface (`TC_PRIO_INTERACTIVE`). The highest
+/// that needs no privilege. A datagram with a mark of its own has the priority that Linux makes of that.
 const FIRST: libc::c_int = 6;
 
 /// Sockets on one port.

@@ -584,6 +584,7 @@ fn an_offer_of_another_run_than_the_hellos_is_refused() {
         holds: None,
         ask: true,
         answer: false,
+        number: 0,
     };
     let engine = &mut net.engines[0];
     let (bulk, peers) = (engine.bulk.as_mut().unwrap(), &mut engine.peers);

@@ -8,6 +8,7 @@ use super::*;
 use crate::peer::{Config, PeerConfig};
 
 const OWN: u8 = 1;
+const DEVICE: StationId = StationId(3);
 const BOOT: BootId = BootId::from_bytes([7; 16]);
 
 fn key(of: u8) -> TunnelPublicKey {
@@ -26,7 +27,8 @@ fn ours(at: u8) -> LaneKey {
 
 fn offer_from(at: u8, of: u8, holds: Option<u8>, ask: bool) -> LaneOffer {
     let raw = |of| if of == OWN { ours(at) } else { LaneKey(*key(of).as_bytes()) };
-    LaneOffer { boot: BOOT, key: raw(of), lanes: 2, holds: holds.map(raw), ask, answer: false }
+    let holds = holds.map(raw);
+    LaneOffer { boot: BOOT, key: raw(of), lanes: 2, holds, ask, answer: false, number: 0 }
 }
 
 fn offer(of: u8, holds: Option<u8>, ask: bool) -> LaneOffer {
@@ -82,19 +84,19 @@ fn nobody_uses_a_lane_before_the_other_end_holds_its_key() {
     let (_, answer) = book.poll_offer().unwrap();
     assert_eq!(answer.holds, Some(LaneKey(*key(10).as_bytes())));
     assert!(answer.ask, "it doesn't hold ours yet");
-    assert_eq!(book.want(slot, 0, &mut peers, now), 0);
+    assert_eq!(book.want((slot, DEVICE), 0, &mut peers, now), 0);
     let told = orders(&mut book);
     assert!(!told.iter().any(|order| matches!(order, Order::Open(_))));
     assert!(book.poll_offer().is_some_and(|(_, offer)| offer.ask), "it is asked");
     let term = term(&told);
     book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
     assert_eq!(book.poll_offer(), None, "nobody asked");
-    assert_eq!(book.want(slot, 0, &mut peers, now), 0, "not ready yet");
+    assert_eq!(book.want((slot, DEVICE), 0, &mut peers, now), 0, "not ready yet");
     let Some(Order::Open(at)) = orders(&mut book).pop() else { panic!("nothing is opened") };
-    assert_eq!(book.want(slot, 0, &mut peers, now), 0);
+    assert_eq!(book.want((slot, DEVICE), 0, &mut peers, now), 0);
     assert_eq!(orders(&mut book), [], "ordered once");
     book.note(Event::Ready { at, term }, now);
-    assert_eq!(book.want(slot, 0, &mut peers, now), at.lane);
+    assert_eq!(book.want((slot, DEVICE), 0, &mut peers, now), at.lane);
     assert_eq!(book.standing(slot), Standing { agreed: 2, ready: 1 });
     // It says that it has lost our key.
     book.hear(slot, main_key(0), &offer(10, None, false), &mut peers, now);
@@ -214,9 +216,8 @@ fn what_is_told_of_an_agreement_before_counts_for_nothing() {
     let at = LaneId { peer: slot, lane: 1 };
     book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
     let before = term(&orders(&mut book));
-    // The same key again, with less or with more of what there was between.
-    let less = LaneOffer { lanes: 1, ..offer(10, Some(OWN), false) };
-    for between in [offer(10, None, false), offer(11, Some(OWN), false), less] {
+    // The same key again.
+    for between in [offer(10, None, false), offer(11, Some(OWN), false)] {
         book.hear(slot, main_key(0), &between, &mut peers, now);
         book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
         let current = term(&orders(&mut book));
@@ -234,18 +235,101 @@ fn what_is_told_of_an_agreement_before_counts_for_nothing() {
 
 #[test]
 fn as_many_lanes_as_the_end_that_has_fewer() {
-    let (mut book, mut peers, [slot, ..], now) = book();
     for (theirs, agreed) in [(1, 1), (4, 4), (255, 4), (0, 0)] {
+        let (mut book, mut peers, [slot, ..], now) = book();
         let offer = LaneOffer { lanes: theirs, ..offer(10, Some(OWN), false) };
         book.hear(slot, main_key(0), &offer, &mut peers, now);
         assert_eq!(book.standing(slot).agreed, agreed, "{theirs}");
         for hash in 0..20_u64 {
-            book.want(slot, hash << 32, &mut peers, now);
+            book.want((slot, DEVICE), hash << 32, &mut peers, now);
         }
         for order in orders(&mut book) {
             assert!(!matches!(order, Order::Open(at) if at.lane == 0 || at.lane > agreed));
         }
     }
+}
+
+#[test]
+fn a_run_has_as_many_lanes_as_ever() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    assert_eq!(orders(&mut book).len(), 1);
+    for lanes in [1, 3, 0, 4] {
+        let other = LaneOffer { lanes, ..offer(10, Some(OWN), false) };
+        book.hear(slot, main_key(0), &other, &mut peers, now);
+    }
+    assert_eq!((orders(&mut book), book.turned_away()), (vec![], 4), "it makes work for nobody");
+    assert_eq!(book.standing(slot).agreed, 2);
+}
+
+#[test]
+fn what_was_overtaken_on_the_way_counts_for_nothing() {
+    let (mut book, mut peers, [slot, ..], now) = book();
+    let said = |number, holds| LaneOffer { number, ..offer(10, holds, true) };
+    book.hear(slot, main_key(0), &said(7, Some(OWN)), &mut peers, now);
+    assert_eq!(book.standing(slot).agreed, 2);
+    orders(&mut book);
+    let ours = book.poll_offer().unwrap().1.number;
+    for number in [1, 6, 7] {
+        book.hear(slot, main_key(0), &said(number, None), &mut peers, now);
+        assert_eq!((book.standing(slot).agreed, book.poll_offer()), (2, None), "{number}");
+    }
+    assert_eq!((orders(&mut book), book.turned_away()), (vec![], 3));
+    book.hear(slot, main_key(0), &said(8, None), &mut peers, now);
+    assert_eq!(book.standing(slot).agreed, 0, "what is new counts");
+    assert!(book.poll_offer().unwrap().1.number > ours);
+    // Another run begins anew.
+    let other = BootId::from_bytes([0x77; 16]);
+    peers.said_for_tests(slot, other, now);
+    book.review(slot.number(), &peers, now);
+    let first = LaneOffer { boot: other, ..said(1, Some(OWN)) };
+    book.hear(slot, main_key(0), &first, &mut peers, now);
+    assert_eq!(book.standing(slot).agreed, 2);
+}
+
+#[test]
+fn a_device_has_a_part_of_all_lanes() {
+    let (mut book, mut peers, _, mut now) = book();
+    let all: Vec<u8> = (10..50).collect();
+    peers.set_peers(&all.iter().map(|at| peer(*at)).collect::<Vec<_>>(), now);
+    let mut terms = Vec::new();
+    for at in all {
+        let slot = peers.slot(peer(at).gateway).unwrap();
+        peers.said_for_tests(slot, BOOT, now);
+        let key = LaneKey(*key(at).as_bytes());
+        let said = LaneOffer { key, ..offer_from(at, OWN, Some(OWN), false) };
+        book.hear(slot, main_key(at), &said, &mut peers, now);
+        terms.push((slot, term(&orders(&mut book))));
+    }
+    let other = StationId(4);
+    let mut opened = |book: &mut Book, device, now| {
+        for (slot, _) in &terms {
+            for hash in 0..2_u64 {
+                book.want((*slot, device), hash << 32, &mut peers, now);
+            }
+        }
+        let open = |order: &Order| matches!(order, Order::Open(_));
+        orders(book).into_iter().filter(open).collect::<Vec<_>>()
+    };
+    let greedy = opened(&mut book, DEVICE, now);
+    assert_eq!(greedy.len(), usize::from(MOST_OF_DEVICE));
+    assert_eq!(opened(&mut book, other, now).len(), 80 - greedy.len(), "those that are left");
+    // What is closed, and what found no room, counts for nobody.
+    for (number, (slot, term)) in terms.iter().enumerate() {
+        for lane in [1, 2] {
+            let at = LaneId { peer: *slot, lane };
+            let end =
+                if number % 2 == 0 { Event::Closed { at, term: *term } } else { Event::Full(at) };
+            book.note(end, now);
+        }
+    }
+    assert!(book.shares.is_empty(), "{:?}", book.shares);
+    now += OPEN_AGAIN;
+    assert_eq!(opened(&mut book, other, now).len(), usize::from(MOST_OF_DEVICE));
+    for (slot, _) in &terms {
+        book.drop_key(*slot);
+    }
+    assert!(book.shares.is_empty(), "{:?}", book.shares);
 }
 
 #[test]
@@ -297,7 +381,7 @@ proptest! {
             book.hear(slots[from], main_key(from as u8), &offer, &mut peers, now);
             prop_assert!(book.entries.len() <= 3 && book.offers.len() <= 1);
             book.offers.clear();
-            let lane = book.want(slots[from], of.into(), &mut peers, now);
+            let lane = book.want((slots[from], DEVICE), of.into(), &mut peers, now);
             prop_assert_eq!(lane, 0, "nothing is ready");
             prop_assert!(book.offers.len() <= 1);
             book.offers.clear();

@@ -16,6 +16,10 @@ pub(super) const IDLE: Duration = Duration::from_secs(180);
 /// How long a lane stays that the peer began and that nothing came through: a lost message is sent again within that.
 pub(super) const UNPROVEN: Duration = Duration::from_secs(10);
 
+/// How long nothing may have passed, either way, until a lane can make room for another. The last that the peer heard came at
+/// most ten seconds after that (a keepalive), and for [`ANSWERS_WITHIN`] from then on it may still send there.
+pub(super) const SPARE: Duration = Duration::from_secs(40);
+
 /// A lane that there is a tunnel for.
 pub(super) struct Lane {
     pub(super) tunnel: Tunnel,
@@ -32,6 +36,8 @@ pub(super) struct Lane {
     pub(super) wanted_until: Option<Instant>,
     /// When it was told last that the peer is elsewhere.
     pub(super) strayed: Option<Instant>,
+    /// Whether the engine here has ordered it. Otherwise the peer began it, and only the peer did.
+    pub(super) ours: bool,
     /// Whether the engine was told that it can be used.
     pub(super) ready: bool,
     /// When it is to be looked at.
@@ -55,6 +61,13 @@ impl Lane {
             (None, Some(_)) => PURSUED_FOR,
             (None, None) => UNPROVEN,
         }
+    }
+
+    /// Whether nobody sends there: neither end can think that it is good.
+    pub(super) fn is_spare(&self, now: Instant) -> bool {
+        let last = self.heard.map_or(self.used, |heard| heard.max(self.used));
+        let quiet = now.saturating_duration_since(last);
+        quiet > if self.heard.is_some() { SPARE } else { UNPROVEN }
     }
 
     pub(super) fn is_good(&self, now: Instant) -> bool {

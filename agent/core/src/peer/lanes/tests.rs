@@ -204,3 +204,123 @@ fn what_was_for_a_lane_without_a_session_is_told_once() {
     assert_eq!(lanes.poll_event(), Some(Event::Gone { at, term: 1 }));
     assert_eq!(lanes.poll_event(), None);
 }
+
+fn place(of: PeerSlot) -> SocketAddr {
+    SocketAddr::from(([192, 0, 2, of.index as u8], 51_820))
+}
+
+/// Another end, which these lanes know as the peer in this slot, and what it sent to open its lane 1.
+fn begun(lanes: &mut Lanes, peer: PeerSlot, now: Instant) -> (Lanes, Vec<u8>) {
+    let of = peer.index as u8;
+    let config = LanesConfig { secret: secret(of), owner: 1, seed: [of; 32], most: 4 };
+    let (mut theirs, mut out) = (Lanes::new(&config, now), Sent(Vec::new()));
+    let here = PeerSlot { index: 1, generation: 1 };
+    let key = secret_for(&secret(1), gateway(peer)).public();
+    theirs.carry_out(know(of, here, key, place(here)), now, &mut out);
+    let key = secret_for(&secret(of), gateway(here)).public();
+    lanes.carry_out(know(1, peer, key, place(peer)), now, &mut out);
+    theirs.carry_out(Order::Open(LaneId { peer: here, lane: 1 }), now, &mut out);
+    (theirs, out.0.pop().unwrap())
+}
+
+/// Carries what an end of lanes sends to the other until there is no more.
+fn carry(lanes: &mut Lanes, (theirs, peer): (&mut Lanes, PeerSlot), first: &[u8], now: Instant) {
+    let here = place(PeerSlot { index: 1, generation: 1 });
+    let (mut to_us, mut room) = (Sent(vec![first.to_vec()]), vec![0; 2000]);
+    while !to_us.0.is_empty() {
+        let mut to_them = Sent(Vec::new());
+        for datagram in std::mem::take(&mut to_us.0) {
+            let _ = lanes.open_datagram(place(peer), &datagram, &mut room, now, &mut to_them);
+        }
+        for datagram in to_them.0 {
+            let _ = theirs.open_datagram(here, &datagram, &mut room, now, &mut to_us);
+        }
+    }
+}
+
+fn events(lanes: &mut Lanes) -> Vec<Event> {
+    std::iter::from_fn(|| lanes.poll_event()).collect()
+}
+
+/// Lets time pass.
+fn pass(lanes: &mut Lanes, now: &mut Instant, seconds: u64) {
+    let end = *now + Duration::from_secs(seconds);
+    while let Some(due) = lanes.poll_timeout().filter(|due| *due <= end) {
+        *now = (*now).max(due);
+        lanes.handle_timeout(*now, &mut Sent(Vec::new()));
+    }
+    *now = end;
+}
+
+#[test]
+fn where_all_lanes_are_taken_the_one_that_nobody_uses_makes_room() {
+    let (mut lanes, mut now) = lanes(2);
+    let [first, second] = [5, 6].map(|index| PeerSlot { index, generation: 1 });
+    let (mut theirs, message) = begun(&mut lanes, first, now);
+    carry(&mut lanes, (&mut theirs, first), &message, now);
+    let used = LaneId { peer: first, lane: 1 };
+    assert_eq!(events(&mut lanes), [Event::Ready { at: used, term: 1 }]);
+    let _ = begun(&mut lanes, second, now);
+    let open = |lanes: &mut Lanes, lane, now| {
+        let at = LaneId { peer: second, lane };
+        lanes.carry_out(Order::Open(at), now, &mut Sent(Vec::new()));
+        let full = events(lanes).contains(&Event::Full(at));
+        assert_eq!(lanes.open_lanes(), 2, "lane {lane}");
+        !full
+    };
+    assert!(open(&mut lanes, 1, now));
+    assert!(!open(&mut lanes, 2, now), "both are in use");
+    // It isn't used, but the peer may not have found out that nothing comes any more.
+    pass(&mut lanes, &mut now, 35);
+    assert!(lanes.lanes.iter().any(|(_, lane)| lane.at == used));
+    assert!(open(&mut lanes, 1, now), "what was pursued in vain has gone");
+    assert!(!open(&mut lanes, 2, now), "what the peer may still use stays");
+    pass(&mut lanes, &mut now, 6);
+    assert!(open(&mut lanes, 2, now), "nobody uses it");
+    assert!(!lanes.lanes.iter().any(|(_, lane)| lane.at == used));
+    assert!(!open(&mut lanes, 3, now), "the others are wanted");
+    pass(&mut lanes, &mut now, 40);
+    let closed = |lane| Event::Closed { at: LaneId { peer: second, lane }, term: 1 };
+    assert_eq!(events(&mut lanes), [closed(1), closed(2)], "and are told to be gone");
+}
+
+#[test]
+fn what_peers_began_leaves_room_for_what_is_wanted_here() {
+    let (mut lanes, now) = lanes(8);
+    for index in 10..20 {
+        let peer = PeerSlot { index, generation: 1 };
+        let (mut theirs, message) = begun(&mut lanes, peer, now);
+        carry(&mut lanes, (&mut theirs, peer), &message, now);
+    }
+    assert_eq!(lanes.open_lanes(), 6);
+    assert_eq!(events(&mut lanes).len(), 6, "all of them are good");
+    for lane in [2, 3] {
+        let at = LaneId { peer: PeerSlot { index: 19, generation: 1 }, lane };
+        lanes.carry_out(Order::Open(at), now, &mut Sent(Vec::new()));
+    }
+    assert_eq!((lanes.open_lanes(), events(&mut lanes)), (8, vec![]));
+}
+
+#[test]
+fn a_peer_whose_clock_was_set_back_has_lanes_again_once_the_old_ones_are_quiet() {
+    let (mut lanes, mut now) = lanes(8);
+    let peer = PeerSlot { index: 5, generation: 1 };
+    // Of two handshakes the earlier one comes after the later.
+    let (_, early) = begun(&mut lanes, peer, now);
+    let (mut theirs, late) = begun(&mut lanes, peer, now);
+    carry(&mut lanes, (&mut theirs, peer), &late, now);
+    assert_eq!(events(&mut lanes).len(), 1, "it is good");
+    let mut room = vec![0; 2000];
+    let mut again = |lanes: &mut Lanes, now| {
+        lanes.carry_out(Order::Expect { peer }, now, &mut Sent(Vec::new()));
+        let mut out = Sent(Vec::new());
+        let opened = lanes.open_datagram(place(peer), &early, &mut room, now, &mut out);
+        (opened == OpenedInLane::Handled, lanes.open_lanes())
+    };
+    assert_eq!(again(&mut lanes, now), (false, 1), "a copy ends no lane");
+    pass(&mut lanes, &mut now, 30);
+    assert_eq!(again(&mut lanes, now), (false, 1), "nor while the peer may use it");
+    pass(&mut lanes, &mut now, 15);
+    assert_eq!(again(&mut lanes, now), (false, 0));
+    assert_eq!(again(&mut lanes, now), (true, 1), "the next begins one");
+}

@@ -118,14 +118,12 @@ impl Peers {
     /// as whatever comes through that tunnel does.
     pub fn ask_at(&mut self, slot: PeerSlot, to: SocketAddr, now: Instant, out: &mut impl Sink) {
         let index = slot.index;
-        let peer = self.peers.get_mut(index).filter(|peer| peer.generation == slot.generation);
-        let Some(peer) = peer.filter(|peer| !peer.client && peer.endpoint() != Some(to)) else {
+        let peer = self.peers.get(index).filter(|peer| peer.generation == slot.generation);
+        if peer.is_none_or(|peer| peer.client || peer.endpoint() == Some(to)) {
             return;
-        };
-        // Beside the usual ones, which go on: whoever sends copies from elsewhere stops none.
-        let next = peer.next_probe;
-        let nonce = peer.probe(&mut self.random, now);
-        peer.next_probe = next;
+        }
+        // Beside the probes, and not one of them: whoever sends copies from elsewhere has none of those forgotten.
+        let nonce = self.random.next();
         self.say_at(index, Some(to), now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
     }
 
