@@ -24,7 +24,7 @@
 //! # most = 65536                         # up to 1,000,000
 //! # per-device = 16384                   # of one device, so that none takes the others' room
 //! # [cores]
-//! # lane_threads = 2                     # threads that seal and open bulk, beside the packet thread; 0 to 15, or "auto"
+//! # lane_threads = 2                     # threads that seal and open bulk, beside the packet thread; 0 to 15, or "auto": as many as pay
 //! ```
 
 use std::collections::HashMap;
@@ -387,7 +387,7 @@ impl RawConfig {
         }
         place.bounded(&underlay.advertise)?;
         place.bounded(&underlay.management)?;
-        if !offloads.lanes && cores.lane_threads != LaneThreads::Count(0) {
+        if !offloads.lanes && matches!(cores.lane_threads, LaneThreads::Count(1..)) {
             return Err(place.error(
                 None,
                 "[cores] lane_threads are for lanes, which are off: set lanes = true under [offloads], or leave \

@@ -16,18 +16,13 @@ pub struct Cores {
 }
 
 /// How many threads seal and open bulk beside the packet thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LaneThreads {
-    /// As many as pay on this machine.
+    /// As many as pay on this machine: the default.
+    #[default]
     Auto,
     /// So many; with 0 the packet thread does it all.
     Count(u8),
-}
-
-impl Default for LaneThreads {
-    fn default() -> Self {
-        Self::Count(0)
-    }
 }
 
 impl LaneThreads {
@@ -43,6 +38,22 @@ impl LaneThreads {
             (Self::Auto, 4..=7) => 2,
             (Self::Auto, _) => 4,
         }
+    }
+
+    /// How many there are on a machine with so many cores, with lanes or without, and why: for `status`.
+    #[must_use]
+    pub fn choose(self, lanes: bool, cores: usize) -> (u8, String) {
+        if !lanes {
+            return (0, "none: lanes are off".into());
+        }
+        let count = self.count(cores);
+        let number = if count == 0 { "none".into() } else { count.to_string() };
+        let said = match (self, cores) {
+            (Self::Count(_), _) => format!("{number}, as agent.toml says"),
+            (Self::Auto, 1) => format!("{number}: there is one core"),
+            (Self::Auto, _) => format!("{number}: there are {cores} cores"),
+        };
+        (count, said)
     }
 }
 

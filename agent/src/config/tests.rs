@@ -74,20 +74,28 @@ fn flows_are_bounded_as_the_file_says_and_a_wrong_bound_is_named() {
 }
 
 #[test]
-fn lane_threads_are_none_unless_the_file_asks_for_them() {
+fn lane_threads_are_as_many_as_pay_unless_the_file_says_otherwise() {
     let with = |text: &str| parse(&format!("{GOOD}{text}\n"));
     let cores =
         |text: &str| with(&format!("[offloads]\nlanes = true\n[cores]\n{text}")).map(|c| c.cores);
-    for threads in ["2", "\"auto\""] {
-        let off = format!("[offloads]\nlanes = false\n[cores]\nlane_threads = {threads}");
-        let error = with(&off).unwrap_err();
-        assert!(error.contains("lane_threads") && error.contains("lanes = true"), "{error}");
+    let error = with("[offloads]\nlanes = false\n[cores]\nlane_threads = 2").unwrap_err();
+    assert!(error.contains("lane_threads") && error.contains("lanes = true"), "{error}");
+    for threads in ["", "[cores]\nlane_threads = 0", "[cores]\nlane_threads = \"auto\""] {
+        let off = with(&format!("[offloads]\nlanes = false\n{threads}")).unwrap();
+        let (count, why) = off.cores.lane_threads.choose(off.offloads.lanes, 16);
+        assert!(count == 0 && why.contains("lanes are off"), "{threads}: {count}, {why}");
     }
-    assert!(with("[offloads]\nlanes = false\n[cores]\nlane_threads = 0").is_ok());
-    assert_eq!(parse(GOOD).unwrap().cores.lane_threads, LaneThreads::Count(0));
-    assert_eq!(cores("").unwrap().lane_threads, LaneThreads::Count(0));
+    assert_eq!(parse(GOOD).unwrap().cores.lane_threads, LaneThreads::Auto);
+    assert_eq!(cores("").unwrap().lane_threads, LaneThreads::Auto);
     assert_eq!(cores("lane_threads = \"auto\"").unwrap().lane_threads, LaneThreads::Auto);
-    assert_eq!([1, 2, 4, 8, 16].map(|cores| LaneThreads::Auto.count(cores)), [0, 0, 2, 4, 4]);
+    let auto = [1, 2, 3, 4, 8, 16].map(|cores| LaneThreads::Auto.choose(true, cores));
+    assert_eq!(auto.clone().map(|(count, _)| count), [0, 0, 0, 2, 4, 4]);
+    assert_eq!(
+        (auto[0].1.as_str(), auto[1].1.as_str()),
+        ("none: there is one core", "none: there are 2 cores")
+    );
+    assert_eq!(auto[4].1, "4: there are 8 cores");
+    assert_eq!(LaneThreads::Count(0).choose(true, 16).1, "none, as agent.toml says");
     for count in [0, 1, MAX_LANE_THREADS] {
         let set = cores(&format!("lane_threads = {count}")).unwrap().lane_threads;
         assert_eq!(set, LaneThreads::Count(count));

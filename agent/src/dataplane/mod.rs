@@ -72,6 +72,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         offloads,
         underlay,
         threads,
+        threads_chosen,
         addresses,
         sentry,
         uplink_index,
@@ -107,7 +108,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     let lane_heartbeats =
         threads.iter().flat_map(|threads: &lanes::Threads| threads.heartbeats()).collect();
     let mut outbox = Outbox::new(sockets, first, lanes);
-    outbox.threads = threads;
+    (outbox.threads, outbox.threads_chosen) = (threads, threads_chosen);
     let worker = Worker::new(Start {
         engine,
         retired,

@@ -37,6 +37,8 @@ pub struct Setup {
     /// The threads that run lanes, once they were started.
     pub(super) threads: Option<Threads>,
     lane_threads: u8,
+    /// How many there are, and why.
+    pub(super) threads_chosen: String,
     pub(super) addresses: Addresses,
     pub(super) sentry: Sentry,
     pub(super) uplink_index: u32,
@@ -171,7 +173,8 @@ impl Setup {
         }
         let addresses = Addresses::read(config, &links).await?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let lane_threads = config.cores.lane_threads.count(cores);
+        let (lane_threads, threads_chosen) =
+            config.cores.lane_threads.choose(config.offloads.lanes, cores);
         let engine = core::config::Config {
             gateway_macs,
             own_addresses: addresses.own.clone(),
@@ -200,6 +203,7 @@ impl Setup {
             underlay: open_underlay(config, lane_threads)?,
             threads: None,
             lane_threads,
+            threads_chosen,
             addresses,
             sentry,
             uplink_index: uplink.index,

@@ -27,6 +27,9 @@ pub struct ThreadsStatus {
     /// Whether the kernel gives the packet thread the short turns that it asks for; None where that isn't known.
     #[serde(default)]
     pub short_turns: Option<Offload>,
+    /// How many threads seal and open bulk, and why: a few words.
+    #[serde(default)]
+    pub chosen: String,
     /// The threads that seal and open bulk, if there are any.
     pub lanes: Vec<LaneThreadStatus>,
 }

@@ -29,6 +29,8 @@ pub(super) struct Outbox {
     pub(super) lanes: Option<UdpSocket>,
     /// The threads that seal for lanes and send, where there are any.
     pub(super) threads: Option<Threads>,
+    /// How many of them there are, and why.
+    pub(super) threads_chosen: String,
     pub(super) underlay_counters: UnderlayCounters,
     frames: Frames,
     datagrams: Datagrams,
@@ -63,6 +65,7 @@ impl Outbox {
             underlay,
             lanes,
             threads: None,
+            threads_chosen: String::new(),
             underlay_counters: UnderlayCounters::default(),
             frames: Frames::default(),
             datagrams: Datagrams::default(),

@@ -98,6 +98,7 @@ impl Worker {
         ThreadsStatus {
             packet_ms: worked(self.thread).map(millis),
             short_turns: self.short_turns.clone(),
+            chosen: self.outbox.threads_chosen.clone(),
             lanes: self.outbox.threads.iter().flat_map(Threads::status).collect(),
         }
     }
