@@ -20,6 +20,8 @@ const AWAKE: Duration = Duration::from_secs(30);
 const SMALL: usize = 128;
 /// Packets a second of the test at a fixed rate: one that every subject carries.
 const STEADY: f64 = 20_000.0;
+/// Flows of the test with several, and their packets a second.
+const SEVERAL: (usize, f64) = (8, 60_000.0);
 /// Where the search for the highest rate begins.
 const START: f64 = 10_000.0;
 /// How often the search halves what is left between what passes and what doesn't.
@@ -53,6 +55,8 @@ pub enum Test {
     Udp128,
     /// 128-byte UDP packets, 20,000 a second
     UdpSteady,
+    /// 128-byte UDP packets, 60,000 a second of eight flows
+    UdpFlows,
     /// Round trips of 64 bytes, nothing else under way
     Ping,
     /// Round trips of 64 bytes while one TCP stream takes all it can
@@ -65,7 +69,7 @@ pub enum Test {
 
 impl Test {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Idle,
         Self::Ping,
         Self::Tcp1,
@@ -74,6 +78,7 @@ impl Test {
         Self::TcpBoth,
         Self::Udp128,
         Self::UdpSteady,
+        Self::UdpFlows,
         Self::PingLoaded,
         Self::Fairness,
     ];
@@ -88,6 +93,7 @@ impl Test {
             Self::TcpBoth => "tcp-both",
             Self::Udp128 => "udp-128",
             Self::UdpSteady => "udp-steady",
+            Self::UdpFlows => "udp-flows",
             Self::Ping => "ping",
             Self::PingLoaded => "ping-loaded",
             Self::Fairness => "fairness",
@@ -147,7 +153,8 @@ pub fn run(test: Test, subject: &Subject, time: Duration) -> Result<Vec<Figure>>
             throughput(world, &pids, streams, direction, time)
         }
         Test::Udp128 => highest_rate(world, &pids, time),
-        Test::UdpSteady => steady(world, &pids, time),
+        Test::UdpSteady => steady(world, &pids, (1, STEADY), time),
+        Test::UdpFlows => steady(world, &pids, SEVERAL, time),
         Test::Ping => {
             let _responder = echo::Responder::start(world, MAIN.1)?;
             round_trips(world, MAIN, PROBE, Duration::from_millis(1), time)
@@ -208,7 +215,7 @@ fn throughput(
 fn highest_rate(world: &World, pids: &[u32], time: Duration) -> Result<Vec<Figure>> {
     let ceiling = udp::ceiling(START, STEPS, |rate| {
         let before = Cpu::of(pids)?;
-        let outcome = udp::send(world, MAIN, SMALL, rate, (time / 3).max(TRIAL))?;
+        let outcome = udp::send(world, MAIN, (1, SMALL), rate, (time / 3).max(TRIAL))?;
         Ok((outcome, Cpu::of(pids)?.since(&before)))
     })?;
     let ceiling = ceiling.context("more than 1 % was lost at every rate")?;
@@ -219,17 +226,25 @@ fn highest_rate(world: &World, pids: &[u32], time: Duration) -> Result<Vec<Figur
     Ok(figures)
 }
 
-fn steady(world: &World, pids: &[u32], time: Duration) -> Result<Vec<Figure>> {
+fn steady(
+    world: &World,
+    pids: &[u32],
+    (flows, rate): (usize, f64),
+    time: Duration,
+) -> Result<Vec<Figure>> {
     let counter = Counter::start(pids).ok();
     let before = Cpu::of(pids)?;
-    let outcome = udp::send(world, MAIN, SMALL, STEADY, time)?;
-    let cpu = Cpu::of(pids)?.since(&before);
+    let outcome = udp::send(world, MAIN, (flows, SMALL), rate, time)?;
+    let used = Cpu::of(pids)?;
+    let cpu = used.since(&before);
     let instructions = counter.and_then(|counter| counter.read().ok());
     anyhow::ensure!(outcome.received > 0, "nothing came through");
     let mut figures = vec![figure("lost", outcome.loss() * 100.0, "%")];
     if !pids.is_empty() {
         let packets = outcome.received as f64;
         figures.push(figure("cpu", cpu * 1e6 / packets, "us/packet"));
+        let busiest = used.busiest_since(&before);
+        figures.extend(busiest.map(|cpu| figure("busiest", cpu * 1e6 / packets, "us/packet")));
         let per_packet = instructions.map(|count| count as f64 / packets);
         figures.extend(per_packet.map(|count| figure("instructions", count, "/packet")));
     }

@@ -84,14 +84,14 @@ impl Arrivals {
     }
 }
 
-/// Sends IP packets of `size` bytes for `time`, `rate` a second, and counts those that arrive.
+/// Sends IP packets of `size` bytes for `time`, `rate` a second of all `flows` together, and counts those that arrive.
 ///
 /// # Errors
 /// If a socket or a thread can't be had.
 pub fn send(
     world: &World,
     (from, to): (Device, Device),
-    size: usize,
+    (flows, size): (usize, usize),
     rate: f64,
     time: Duration,
 ) -> Result<Outcome> {
@@ -102,11 +102,13 @@ pub fn send(
         .with_context(|| format!("binding {address}"))?;
     receiver.set_read_timeout(Some(Duration::from_millis(20)))?;
     grow_receive_buffer(&receiver);
-    let sender = world.device(from).enter(|| -> std::io::Result<UdpSocket> {
+    let sender = || -> std::io::Result<UdpSocket> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect(address)?;
         Ok(socket)
-    })??;
+    };
+    let senders = || (0..flows).map(|_| sender()).collect::<std::io::Result<Vec<_>>>();
+    let senders = world.device(from).enter(senders)??;
     let Some(payload) = size.checked_sub(HEADERS) else {
         bail!("an IP packet with UDP in it has at least {HEADERS} bytes, not {size}");
     };
@@ -131,7 +133,7 @@ pub fn send(
     let outcome = std::thread::scope(|scope| {
         let sending = std::thread::Builder::new().name("udp-send".into());
         let sending = sending.spawn_scoped(scope, || {
-            let sent = paced(&sender, payload, rate, time);
+            let sent = paced(&senders, payload, rate, time);
             last_sent.set(Instant::now()).ok();
             sent
         })?;
@@ -155,13 +157,14 @@ pub fn send(
     Ok(Outcome { sent, received: arrivals.received, time, arriving })
 }
 
-/// Sends at a pace. Returns how many went out and how long it took.
-fn paced(socket: &UdpSocket, payload: usize, rate: f64, time: Duration) -> (u64, Duration) {
+/// Sends at a pace, out of one socket after the other. Returns how many went out and how long it took.
+fn paced(sockets: &[UdpSocket], payload: usize, rate: f64, time: Duration) -> (u64, Duration) {
     // The kernel would add up to 50 us to each short sleep.
     nix::sys::prctl::set_timerslack(1).ok();
     let mut batch = Batch::new(payload);
     let begun = Instant::now();
     let mut sent = 0;
+    let mut turns = sockets.iter().cycle();
     loop {
         let elapsed = begun.elapsed();
         if elapsed >= time {
@@ -172,6 +175,7 @@ fn paced(socket: &UdpSocket, payload: usize, rate: f64, time: Duration) -> (u64,
         let most = ((PAUSE.as_secs_f64() * 20.0 * rate) as u64).max(BATCH as u64);
         let mut burst = due.saturating_sub(sent).min(most);
         while burst > 0 {
+            let Some(socket) = turns.next() else { return (sent, begun.elapsed()) };
             let went = batch.send(socket, burst.min(BATCH as u64) as usize) as u64;
             if went == 0 {
                 break;
