@@ -342,3 +342,25 @@ fn many_peers_are_initiated_to_one_after_another() {
     // Keys 0 to 3 are one key.
     assert_eq!((side.sent.datagrams.len(), burst), (197, 1));
 }
+
+#[test]
+fn copies_from_elsewhere_have_no_probe_forgotten() {
+    let mut world = World::live_pair();
+    let gateway = world.sides[1].gateway;
+    assert_eq!(world.sides[0].peer(gateway).round_trip(), Some(Duration::ZERO));
+    let side = &mut world.sides[0];
+    let slot = side.peers.slot(gateway).unwrap();
+    // Its next probe is under way, and copies come meanwhile.
+    while side.sent.datagrams.is_empty() {
+        let (due, _) = side.peers.poll_timeout().unwrap();
+        world.now = world.now.max(due);
+        side.peers.handle_timeout(world.now, &mut side.sent);
+    }
+    for last in 0..50 {
+        let elsewhere = SocketAddr::from(([203, 0, 113, last], 9));
+        side.peers.ask_at(slot, elsewhere, world.now, &mut side.sent);
+    }
+    world.now += Duration::from_millis(80);
+    world.settle();
+    assert_eq!(world.sides[0].peer(gateway).round_trip(), Some(Duration::from_millis(10)));
+}
