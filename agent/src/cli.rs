@@ -302,14 +302,16 @@ fn keys(seal: Option<Sealing>, common: &Common, output: &Output) -> anyhow::Resu
         let _enrolment = state.lock_enrolment()?;
         state.seal(sealing)?;
     }
-    let sealing = state.sealing()?;
+    let (sealing, finished) = (state.sealing()?, state.sealing_is_finished()?);
     // Opened once: whether they can be is what the question is about.
     let identity = state.identity()?.is_some();
     let tunnels = state.tunnel_keys()?.len();
     if output.json {
-        return print_json(&json!({ "sealed": sealing, "identity": identity, "tunnels": tunnels }));
+        return print_json(&json!({
+            "sealed": sealing, "finished": finished, "identity": identity, "tunnels": tunnels
+        }));
     }
-    print(&show::keys(sealing, identity, tunnels))
+    print(&show::keys(sealing, finished, identity, tunnels))
 }
 
 fn identity(common: &Common, output: &Output) -> anyhow::Result<()> {

@@ -79,6 +79,11 @@ impl Run {
         for problem in &held.problems {
             error!("{problem}");
         }
+        if held.enrolled.is_some()
+            && let Err(problem) = state.finish_sealing()
+        {
+            warn!("private keys aren't all kept as they should be yet: {problem}");
+        }
         let (gateway, secret, key) = match &held.enrolled {
             Some(enrolled) => {
                 let fingerprint = enrolled.identity.public().fingerprint();

@@ -86,13 +86,18 @@ pub(super) fn enrolled(enrolled: &Enrolled) -> String {
 }
 
 /// How private keys are kept.
-pub(super) fn keys(sealing: Sealing, identity: bool, tunnels: usize) -> String {
+pub(super) fn keys(sealing: Sealing, finished: bool, identity: bool, tunnels: usize) -> String {
     let kept = match sealing {
         Sealing::None => "in plain files that only root can read".to_owned(),
         sealing => format!("sealed with {sealing}"),
     };
     if !identity && tunnels == 0 {
         return format!("There are no private keys yet. They will be kept {kept}.\n");
+    }
+    if !finished {
+        return format!(
+            "A change was cut short: not all keys are kept {kept} yet. The agent finishes it when it starts next; or stop the agent and repeat `anteroom-agent keys --seal {sealing}`.\n"
+        );
     }
     let identity = if identity { "the identity key and " } else { "" };
     let plural = if tunnels == 1 { "" } else { "s" };

@@ -161,6 +161,8 @@ impl StateDir {
         &self,
         floor: UnixMillis,
     ) -> Result<TunnelKey, StateError> {
+        // They may lie there sealed with something that is lost.
+        self.secrets.remove(&records::TUNNEL_KEYS)?;
         records::TunnelKey::add(&self.secrets, &[], floor.0 / 1000, true)
     }
 

@@ -21,6 +21,22 @@ const DOMAIN: &str = "anteroom agent state";
 /// Longest first line in bytes.
 const MAX_HEADER: usize = 160;
 
+#[cfg(test)]
+std::thread_local! {
+    /// How many more changes this thread may make to a disk before each fails, as if the power had gone. None: any number.
+    pub(super) static WRITES_LEFT: std::cell::Cell<Option<u32>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether the disk may be changed: always, but in tests.
+pub(super) fn may_write() -> io::Result<()> {
+    #[cfg(test)]
+    if let Some(left) = WRITES_LEFT.get() {
+        let left = left.checked_sub(1).ok_or_else(|| io::Error::other("the power is gone"))?;
+        WRITES_LEFT.set(Some(left));
+    }
+    Ok(())
+}
+
 /// A file's format and body.
 pub(super) type Body = (u32, Zeroizing<Vec<u8>>);
 
@@ -70,6 +86,7 @@ impl Kind {
     }
 
     fn write_at(&self, directory: &Path, format: u32, body: &[u8]) -> io::Result<()> {
+        may_write()?;
         let header = format!("{MAGIC} {} {format} {}\n", self.name, self.digest(format, body));
         let draft = directory.join(format!(".{}.new", self.name));
         match fs::remove_file(&draft) {

@@ -11,7 +11,7 @@ use anteroom_proto::view::{Floor, KnownKeys, SignedView, View};
 use crate::config::Config;
 use crate::net::wiring::Wiring;
 
-use super::{Enrolment, Sealing, StateDir, StateError, TunnelKey, records};
+use super::{Enrolment, StateDir, StateError, TunnelKey, records};
 
 /// What was found on disk and holds.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Held {
 pub fn wiring_on_disk(config: &Config) -> Wiring {
     let closed = Wiring::closed(config);
     let Ok(Some(state)) = StateDir::find(&config.state) else { return closed };
-    if !matches!(state.sealing(), Ok(Sealing::None)) {
+    if !state.seals_nothing() {
         return sealed_wiring(config, &state).unwrap_or(closed);
     }
     let (enrolment, keys) = (state.enrolment(), state.tunnel_keys());

@@ -1,13 +1,10 @@
 //! From one way of keeping private keys to another.
 
-use std::fs::{self, File};
-use std::io;
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-use super::{Opener, SEAL, SealError, SealedOpener, Sealing, Secrets};
+use super::{Kept, Opener, SEAL, SealError, SealedOpener, Sealing, Secrets};
 use crate::state::file::Kind;
 use crate::state::records::{IDENTITY, Seed, StoredTunnelKey, TUNNEL_KEYS, random};
 use crate::state::{StateDir, StateError};
@@ -21,56 +18,83 @@ impl StateDir {
         Ok(self.secrets.openers()?.first().map_or(Sealing::None, |opener| opener.sealing))
     }
 
-    /// Seals all private keys with something else, or with nothing. Cut short anywhere, it leaves keys that can be
-    /// read, and can be repeated. The caller has the directory's lock.
+    /// Whether all private keys are kept as [`StateDir::sealing`] says. They aren't where a change was cut short.
     ///
     /// # Errors
-    /// When keys can't be opened as they are, or not be sealed: then everything stays as it was.
+    /// When that can't be read.
+    pub fn sealing_is_finished(&self) -> Result<bool, StateError> {
+        self.secrets.is_finished()
+    }
+
+    /// Whether no private key may be sealed: nothing is, nor is a change from or to that under way.
+    pub(crate) fn seals_nothing(&self) -> bool {
+        self.secrets.openers().is_ok_and(|openers| openers.is_empty())
+    }
+
+    /// Seals all private keys with something else, or with nothing. Cut short anywhere, it leaves keys that can be
+    /// read; it can be repeated, or another change begun. The caller has the directory's lock.
+    ///
+    /// # Errors
+    /// When keys can't be opened as they are, or not be sealed: then everything stays as it was. When a file can't be
+    /// written: then some may be sealed anew and others not yet.
     pub fn seal(&self, sealing: Sealing) -> Result<(), StateError> {
         self.secrets.change(sealing)
+    }
+
+    /// Ends a change that was cut short. Does nothing where none was. The caller has the directory's lock.
+    ///
+    /// # Errors
+    /// When keys can't be opened, or not be written.
+    pub fn finish_sealing(&self) -> Result<(), StateError> {
+        if self.secrets.is_finished()? { Ok(()) } else { self.secrets.finish() }
     }
 }
 
 impl Secrets {
     fn change(&self, sealing: Sealing) -> Result<(), StateError> {
-        let before = self.openers()?;
-        // All that must be read is, before anything is written.
-        let identity = self.read::<Seed>(&IDENTITY)?;
-        let tunnels = self.read::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)?;
-        let last = before.first().cloned();
-        let opener = match sealing {
-            Sealing::None => None,
-            sealing => Some(self.new_opener(sealing)?),
-        };
-        let entry = match &opener {
-            Some((_, entry)) => entry.clone(),
+        // All that must be read can be, before anything is written.
+        self.check::<Seed>(&IDENTITY)?;
+        self.check::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)?;
+        let wanted = match sealing {
             // Says that what is written from now on isn't sealed, until the file goes.
-            None => SealedOpener {
+            Sealing::None => SealedOpener {
                 sealing,
                 id: anteroom_proto::key::Hash::ZERO,
                 credential: String::new(),
             },
+            sealing => {
+                let (opener, sealed) = self.new_opener(sealing)?;
+                self.know(opener);
+                sealed
+            }
         };
-        // Files that were left sealed by a change cut short have been read by the one in use or the one before.
-        let kept = last.into_iter().filter(|last| last.sealing != Sealing::None);
-        let kept: Vec<_> = kept.chain(before.into_iter().skip(1)).collect();
-        SEAL.write(
-            self.directory(),
-            &[vec![entry.clone()], kept.into_iter().take(1).collect()].concat(),
-        )?;
-        self.rewrite(&IDENTITY, identity.as_ref(), opener.as_ref())?;
-        self.rewrite(&TUNNEL_KEYS, tunnels.as_ref(), opener.as_ref())?;
-        match &opener {
-            Some(_) => SEAL.write(self.directory(), &vec![entry])?,
-            None => self.forget()?,
+        // Each file stays readable until it has been written anew, however often changes before were cut short.
+        let used = [self.opener_of(&IDENTITY)?, self.opener_of(&TUNNEL_KEYS)?];
+        let used = |opener: &SealedOpener| used.contains(&Kept::With(opener.id));
+        let mut openers = vec![wanted];
+        openers.extend(self.openers()?.into_iter().filter(used));
+        SEAL.write(self.directory(), &openers)?;
+        self.finish()
+    }
+
+    /// Brings all files to what the first opener says, and drops the others.
+    fn finish(&self) -> Result<(), StateError> {
+        let Some(wanted) = self.openers()?.into_iter().next() else { return Ok(()) };
+        self.rewrite::<Seed>(&IDENTITY, &wanted)?;
+        self.rewrite::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS, &wanted)?;
+        match wanted.sealing {
+            Sealing::None => self.remove(&SEAL)?,
+            _ => SEAL.write(self.directory(), &vec![wanted])?,
         }
-        // As the next start will, but for the TPM, which has shown above that it opens what it sealed.
-        let again = Self::new(self.directory().to_owned(), self.credentials.clone());
-        if let Some((opener, _)) = opener {
-            again.know(opener);
-        }
-        again.check::<Seed>(&IDENTITY)?;
-        again.check::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)
+        self.check::<Seed>(&IDENTITY)?;
+        self.check::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)
+    }
+
+    fn is_finished(&self) -> Result<bool, StateError> {
+        let openers = self.openers()?;
+        let [wanted] = openers.as_slice() else { return Ok(openers.is_empty()) };
+        let kept = [self.opener_of(&IDENTITY)?, self.opener_of(&TUNNEL_KEYS)?];
+        Ok(wanted.sealing != Sealing::None && kept.into_iter().all(|kept| kept.is(wanted)))
     }
 
     /// A new opener, and the same sealed, after it has been opened again.
@@ -90,29 +114,19 @@ impl Secrets {
         Ok((opener, sealed))
     }
 
-    fn rewrite<T: Serialize>(
+    /// Writes a file anew, unless it is as it should be.
+    fn rewrite<T: Serialize + DeserializeOwned>(
         &self,
         kind: &Kind,
-        value: Option<&T>,
-        opener: Option<&(Opener, SealedOpener)>,
+        wanted: &SealedOpener,
     ) -> Result<(), StateError> {
-        match (value, opener) {
-            (None, _) => Ok(()),
-            (Some(value), None) => kind.write(self.directory(), value),
-            (Some(value), Some((opener, sealed))) => {
-                self.write_sealed(kind, value, opener, sealed.sealing)
-            }
+        if self.opener_of(kind)?.is(wanted) {
+            return Ok(());
         }
-    }
-
-    /// Takes the file with the openers away.
-    fn forget(&self) -> Result<(), StateError> {
-        let path = SEAL.path(self.directory());
-        let gone = match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => File::open(self.directory()).and_then(|directory| directory.sync_all()),
-        };
-        gone.map_err(|error| StateError::File { path, verb: "written", error })
+        match self.read::<T>(kind)? {
+            Some(value) => self.put(kind, &value, Some(wanted)),
+            None => Ok(()),
+        }
     }
 
     fn check<T: DeserializeOwned>(&self, kind: &Kind) -> Result<(), StateError> {

@@ -12,9 +12,11 @@ use super::Sealing;
 /// The name that is sealed with the bytes, so that no other credential passes for them.
 const NAME: &str = "anteroom-agent-keys";
 /// How long the program may take: a discrete TPM makes keys in seconds.
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(if cfg!(test) { 120 } else { 30 });
 /// Longest output that is read.
 const MOST: u64 = 32 * 1024;
+/// Longest credential that is kept, in bytes; a TPM's have about 1,000.
+const LONGEST: usize = 8 * 1024;
 
 /// Why something can't be sealed or opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +29,7 @@ pub enum SealError {
     },
     /// No TPM answers.
     #[error(
-        "no TPM 2.0 answers: see that it is switched on in the firmware's settings, that /dev/tpmrm0 is there, that this service may use it (DeviceAllow= in its unit), and that the package libtss2-esys is installed. The agent tries again by itself. systemd-creds said: {said}"
+        "no TPM 2.0 answers: see that it is switched on in the firmware's settings, that /dev/tpmrm0 is there, that this service may use it (anteroom-agent.service.d/tpm.conf), and that the packages of tpm2-tss are installed (libtss2-esys, libtss2-rc0, tpm-udev). The agent tries again by itself. systemd-creds said: {said}"
     )]
     NoTpm {
         /// The program's words.
@@ -59,7 +61,8 @@ pub enum SealError {
     },
     /// It takes too long.
     #[error(
-        "systemd-creds gave no answer within 30 s: the TPM may hang, and a cold start of the machine help"
+        "systemd-creds gave no answer within {} s: the TPM may hang, and a cold start of the machine help",
+        DEADLINE.as_secs()
     )]
     TimedOut,
     /// Something else.
@@ -104,8 +107,13 @@ impl Credentials {
         // PCR 16 is for debugging, and no firmware measures into it; without any, systemd 252 can't open what it sealed.
         command.arg("--tpm2-pcrs=16");
         let sealed = run(command, bytes)?;
-        String::from_utf8(sealed.to_vec())
-            .map_err(|_| SealError::Failed { said: "what it printed isn't text".into() })
+        let failed = |said: &str| SealError::Failed { said: said.into() };
+        let text = String::from_utf8(sealed.to_vec());
+        let text = text.map_err(|_| failed("what it printed isn't text"))?;
+        if text.len() > LONGEST {
+            return Err(failed("what it printed is too long to be a sealed key"));
+        }
+        Ok(text)
     }
 
     /// Opens what [`Credentials::seal`] gave.
@@ -122,6 +130,8 @@ impl Credentials {
         if let Some(device) = &self.device {
             command.arg(format!("--tpm2-device={device}"));
         }
+        // The service must open it without what is set where it was sealed.
+        command.env_remove("SYSTEMD_TPM2_DEVICE").env_remove("SYSTEMD_CREDENTIAL_SECRET");
         if let Some(secret) = &self.secret {
             command.env("SYSTEMD_CREDENTIAL_SECRET", secret);
         }
@@ -172,9 +182,10 @@ fn wait(child: &mut Child) -> io::Result<Option<bool>> {
             return Ok(Some(status.success()));
         }
         if Instant::now() >= deadline {
-            child.kill()?;
+            // It may have ended by itself just now.
+            let killed = child.kill();
             child.wait()?;
-            return Ok(None);
+            return killed.map(|()| None);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -190,7 +201,14 @@ fn explain(said: &str) -> SealError {
         SealError::OtherTpm { said }
     } else if has(&["lockout", "0x00000921"]) {
         SealError::Locked { said }
-    } else if has(&["TCTI", "TPM2 support", "TPM2 device", "libtss2", "tpm2: not supported"]) {
+    } else if has(&[
+        "TCTI",
+        "TPM2 support",
+        "No suitable TPM2 device",
+        "No TPM2 device",
+        "libtss2",
+        "tpm2: not supported",
+    ]) {
         SealError::NoTpm { said }
     } else if has(&["incorrect key", "Failed to determine local credential key"]) {
         SealError::OtherHost { said }
@@ -220,6 +238,10 @@ mod tests {
             ),
             ("Failed to determine local credential key: No such file", "secret of this machine"),
             ("TPM2 device is in dictionary attack lockout mode.", "opens nothing for a while"),
+            (
+                "TPM2 device supports SHA256 PCR bank but none of the selected PCRs are valid!\nOut of memory.",
+                "failed: Out of memory.",
+            ),
             ("", "failed: "),
             ("Out of memory.", "Out of memory."),
         ] {

@@ -17,6 +17,8 @@ mod change;
 mod credentials;
 
 use std::fmt;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,16 +35,16 @@ pub(crate) use credentials::Credentials;
 pub use credentials::SealError;
 
 use super::StateError;
-use super::file::Kind;
+use super::file::{self, Kind};
 use super::records::SEAL;
 
 #[cfg(test)]
 mod tests;
 
-/// Format of a file whose body is sealed; 1 is the plain one.
-const SEALED: u32 = 2;
-/// Openers at once: the one in use, and the one before while it is being replaced.
-const MAX_OPENERS: usize = 2;
+/// Format of a file whose body is sealed, apart from all that plain ones may come to have.
+const SEALED: u32 = 256;
+/// Openers at once: the one in use, and while it is being replaced those of the two files.
+const MAX_OPENERS: usize = 3;
 /// How soon what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
@@ -114,6 +116,27 @@ struct SealedBody {
     opener: Hash,
     nonce: Blob,
     sealed: Blob,
+}
+
+/// How a file of private keys lies there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// There is none.
+    Nowhere,
+    Plain,
+    /// Sealed with this opener.
+    With(Hash),
+}
+
+impl Kept {
+    /// Whether that is how it should be.
+    fn is(self, wanted: &SealedOpener) -> bool {
+        match self {
+            Self::Nowhere => true,
+            Self::Plain => wanted.sealing == Sealing::None,
+            Self::With(id) => wanted.sealing != Sealing::None && wanted.id == id,
+        }
+    }
 }
 
 /// A key that opens private keys.
@@ -207,16 +230,55 @@ impl Secrets {
         cbor::decode(&content, kind.max).map(Some).map_err(|error| damaged(error.to_string()))
     }
 
+    /// How a file lies there. Whether it can be opened isn't looked at.
+    fn opener_of(&self, kind: &Kind) -> Result<Kept, StateError> {
+        match kind.read_body(&self.directory)? {
+            None => Ok(Kept::Nowhere),
+            Some((format, _)) if format == kind.format => Ok(Kept::Plain),
+            Some((SEALED, body)) => cbor::decode::<SealedBody>(&body, kind.max)
+                .map(|body| Kept::With(body.opener))
+                .map_err(|error| kind.damaged(&self.directory, error.to_string())),
+            Some((newer, _)) => Err(kind.newer(&self.directory, newer)),
+        }
+    }
+
     /// Writes a file, sealed if this directory's keys are.
     pub(super) fn write<T: Serialize>(&self, kind: &Kind, value: &T) -> Result<(), StateError> {
-        match self.openers()?.first() {
-            None => kind.write(&self.directory, value),
-            Some(sealed) if sealed.sealing == Sealing::None => kind.write(&self.directory, value),
-            Some(sealed) => {
+        let openers = self.openers()?;
+        // Only a change takes the seal off.
+        if openers.is_empty() && matches!(self.opener_of(kind), Ok(Kept::With(_))) {
+            return Err(self.no_opener(kind));
+        }
+        self.put(kind, value, openers.first())
+    }
+
+    fn put<T: Serialize>(
+        &self,
+        kind: &Kind,
+        value: &T,
+        wanted: Option<&SealedOpener>,
+    ) -> Result<(), StateError> {
+        match wanted {
+            Some(sealed) if sealed.sealing != Sealing::None => {
                 let opener = self.opener(kind, sealed.id)?;
                 self.write_sealed(kind, value, &opener, sealed.sealing)
             }
+            _ => kind.write(&self.directory, value),
         }
+    }
+
+    /// Takes a file away.
+    pub(super) fn remove(&self, kind: &Kind) -> Result<(), StateError> {
+        let path = kind.path(&self.directory);
+        let gone = match file::may_write().and_then(|()| fs::remove_file(&path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => File::open(&self.directory).and_then(|directory| directory.sync_all()),
+        };
+        gone.map_err(|error| StateError::File { path, verb: "written", error })
+    }
+
+    fn no_opener(&self, kind: &Kind) -> StateError {
+        kind.damaged(&self.directory, format!("there is no key to open it in {}", SEAL.name))
     }
 
     fn write_sealed<T: Serialize>(
@@ -258,8 +320,7 @@ impl Secrets {
             return Ok(opener.clone());
         }
         let Some(sealed) = self.openers()?.into_iter().find(|sealed| sealed.id == id) else {
-            let problem = format!("there is no key to open it in {}", SEAL.name);
-            return Err(kind.damaged(&self.directory, problem));
+            return Err(self.no_opener(kind));
         };
         let failed = |error| StateError::Sealed {
             path: self.directory.clone(),

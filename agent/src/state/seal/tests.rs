@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -241,59 +242,94 @@ fn keys_that_cant_be_sealed_stay_as_they_are() {
     assert_eq!(keys(&machine.state(None)), before);
 }
 
+/// Runs this as if the power went after so many changes to the disk. Whether it came to its end.
+fn cut_short(after: u32, run: impl FnOnce() -> Result<(), StateError>) -> bool {
+    file::WRITES_LEFT.set(Some(after));
+    let done = run();
+    file::WRITES_LEFT.set(None);
+    match done {
+        Ok(()) => true,
+        Err(StateError::File { error, .. }) if error.to_string() == "the power is gone" => false,
+        Err(error) => panic!("after {after} changes to the disk: {error}"),
+    }
+}
+
+/// As many changes to a disk as any way of keeping keys takes to become another.
+const ALL: u32 = 4;
+
 #[test]
-fn a_change_cut_short_anywhere_leaves_keys_that_can_be_read() {
+fn changes_cut_short_anywhere_leave_keys_that_can_be_read() {
+    let machine = Machine::new();
+    let before = keys(&machine.state(None));
+    // Much faster than the real one, and what matters here is what lies on the disk.
+    let program = machine.path("creds");
+    fs::write(&program, "#!/bin/sh\n[ $1 = encrypt ] && exec base64\nexec base64 -d\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    let state = || {
+        let mut state = machine.state(None);
+        let credentials = Credentials::by(program.clone());
+        state.secrets = Secrets::new(state.path().to_owned(), credentials);
+        state
+    };
+    let ways = [Sealing::Host, Sealing::None];
+    let mut cut = 0;
+    for from in ways {
+        for (first, second) in ways.into_iter().flat_map(|way| ways.map(|next| (way, next))) {
+            for (writes, more) in (0..=ALL).flat_map(|n| (0..=ALL).map(move |m| (n, m))) {
+                let story = format!("{from}, {first} for {writes}, {second} for {more}");
+                state().seal(from).unwrap();
+                let done = cut_short(writes, || state().seal(first));
+                assert_eq!(keys(&state()), before, "{story}: in between");
+                let done = done & cut_short(more, || state().seal(second));
+                assert_eq!(keys(&state()), before, "{story}");
+                cut += u32::from(!done);
+                // As the agent does when it starts.
+                let next = state();
+                let wanted = next.sealing().unwrap();
+                next.finish_sealing().unwrap();
+                assert_eq!(keys(&state()), before, "{story}: finished");
+                assert!(next.sealing_is_finished().unwrap(), "{story}");
+                assert_eq!(next.sealing().unwrap(), wanted, "{story}");
+                assert_eq!(holds(&machine.disk(), &before), wanted == Sealing::None, "{story}");
+                if done {
+                    assert_eq!(wanted, second, "{story}");
+                }
+            }
+        }
+    }
+    assert!(cut > 0, "nothing was ever cut short");
+}
+
+#[test]
+fn an_unfinished_change_is_told() {
+    if !has("systemd-creds", "systemd") {
+        return;
+    }
+    let machine = Machine::new();
+    let before = keys(&machine.state(None));
+    assert!(!cut_short(1, || machine.state(None).seal(Sealing::Host)));
+    let state = machine.state(None);
+    assert_eq!(state.sealing().unwrap(), Sealing::Host);
+    assert!(!state.sealing_is_finished().unwrap(), "the keys lie there in plain");
+    assert!(holds(&machine.disk(), &before));
+    // What needs no keys is read without them.
+    assert!(!state.seals_nothing());
+}
+
+#[test]
+fn keys_arent_written_in_plain_where_the_opener_is_lost() {
     if !has("systemd-creds", "systemd") {
         return;
     }
     let machine = Machine::new();
     let state = machine.state(None);
-    let before = keys(&state);
-    let names = ["seal", "identity", "tunnel-keys"];
-    let files = || names.map(|name| fs::read(machine.path("state").join(name)).ok());
-    let put = |name: &str, bytes: &Option<Vec<u8>>| {
-        let path = machine.path("state").join(name);
-        match bytes {
-            Some(bytes) => fs::write(path, bytes).unwrap(),
-            None => {
-                fs::remove_file(path).ok();
-            }
-        }
-    };
-    let mut from = files();
-    for sealing in [Sealing::Host, Sealing::Host, Sealing::None] {
-        state.seal(sealing).unwrap();
-        let to = files();
-        // The openers of both, as the change writes them first.
-        let both = {
-            let read = |files: &[Option<Vec<u8>>; 3]| {
-                put("seal", &files[0]);
-                machine.state(None).secrets.openers().unwrap()
-            };
-            let mut openers = read(&to);
-            if openers.is_empty() {
-                let id = Hash::ZERO;
-                openers.push(SealedOpener { sealing, id, credential: String::new() });
-            }
-            openers.extend(read(&from));
-            openers.truncate(MAX_OPENERS);
-            SEAL.write(&machine.path("state"), &openers).unwrap();
-            fs::read(machine.path("state/seal")).unwrap()
-        };
-        // After each of its writes.
-        for done in 0..=2 {
-            put("seal", &Some(both.clone()));
-            for (index, name) in names.iter().enumerate().skip(1) {
-                put(name, if index <= done { &to[index] } else { &from[index] });
-            }
-            assert_eq!(keys(&machine.state(None)), before, "{sealing}, after {done} files");
-        }
-        // And repeated from there.
-        put("identity", &from[1]);
-        machine.state(None).seal(sealing).unwrap();
-        assert_eq!(keys(&machine.state(None)), before, "{sealing}, repeated");
-        from = files();
-    }
+    state.seal(Sealing::Host).unwrap();
+    fs::remove_file(machine.path("state/seal")).unwrap();
+    // It still knows the opener.
+    let error = state.new_tunnel_key(&state.tunnel_keys().unwrap(), 0).unwrap_err().to_string();
+    assert!(error.contains("no key to open it in seal"), "{error}");
+    let more = keys(&state);
+    assert!(!holds(&machine.disk(), &more));
 }
 
 #[test]
