@@ -343,6 +343,7 @@ fn offloads(status: &dataplane::Status) -> Vec<Vec<String>> {
         rows.push(vec![what.into(), "underlay".into(), state.to_string()]);
     }
     let threads = &status.threads;
+    rows.push(vec!["lane threads".into(), "underlay".into(), threads.chosen.clone()]);
     let lanes =
         (1..).zip(&threads.lanes).map(|(n, lane)| (format!("lanes {n}"), &lane.short_turns));
     for (name, state) in std::iter::once(("packets".into(), &threads.short_turns)).chain(lanes) {
