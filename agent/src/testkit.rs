@@ -50,6 +50,7 @@ impl Organisation {
                 key: controller.public(),
                 addresses: addresses.iter().map(ToString::to_string).collect(),
             }],
+            relays: vec![],
             recovery: IdentityKey::from_seed(&[12; 32]).public(),
             incarnation: 0,
             root: None,

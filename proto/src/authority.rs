@@ -31,6 +31,9 @@ pub struct Authority {
     pub threshold: u8,
     /// Which controllers gateways speak to.
     pub controllers: Vec<Controller>,
+    /// Relays that aren't controllers. Every controller is one as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relays: Vec<Relay>,
     /// A key kept offline that can sign the next document when every operator's key is lost.
     pub recovery: PublicKey,
     /// Counts the restores of a controller from a backup, and its changes of key; views are numbered within one.
@@ -80,6 +83,16 @@ pub struct Controller {
     pub addresses: Vec<String>,
 }
 
+/// A relay as the authority names it: it carries sealed packets for those who reach each other in no other way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// Its identity key, for TLS.
+    pub key: PublicKey,
+    /// Where gateways reach it, over QUIC and over TCP, as `host:port` or `[v6]:port`.
+    pub addresses: Vec<String>,
+}
+
 impl Document for Authority {
     const TYPE: &'static str = "anteroom/authority";
     const MAX_LEN: usize = 64 * 1024;
@@ -100,6 +113,13 @@ impl Authority {
     #[must_use]
     pub fn controller_keys(&self) -> Vec<PublicKey> {
         self.controllers.iter().map(|controller| controller.key).collect()
+    }
+
+    /// The keys of all that may relay: relays and controllers.
+    #[must_use]
+    pub fn relay_keys(&self) -> Vec<PublicKey> {
+        let relays = self.relays.iter().map(|relay| relay.key);
+        relays.chain(self.controllers.iter().map(|controller| controller.key)).collect()
     }
 
     /// The operator with this key.
@@ -133,7 +153,9 @@ impl Authority {
             Some("it names no operator, or too many")
         } else if self.controllers.is_empty() || self.controllers.len() > MAX_ENTRIES {
             Some("it names no controller, or too many")
-        } else if repeats(self.operator_keys()) || repeats(self.controller_keys()) {
+        } else if self.relays.len() > MAX_ENTRIES {
+            Some("it names too many relays")
+        } else if repeats(self.operator_keys()) || repeats(self.relay_keys()) {
             Some("it names a key twice")
         } else {
             None
@@ -358,6 +380,7 @@ mod tests {
                 key: key(100).public(),
                 addresses: vec!["10.0.0.5:4433".into()],
             }],
+            relays: vec![],
             recovery: key(200).public(),
             incarnation: 0,
             root: None,
@@ -390,6 +413,21 @@ mod tests {
         assert_eq!(chain.newest().operator_keys(), [key(3).public()]);
         assert_eq!(chain.all_operator_keys().len(), 3);
         assert_eq!(chain.pin(), one.hash());
+    }
+
+    #[test]
+    fn relays_are_named_beside_the_controllers_and_no_key_is_both() {
+        let relay = |seed| Relay { key: key(seed).public(), addresses: vec!["r:443".into()] };
+        let with = |relays| Signed::sign(&Authority { relays, ..first() }, &key(1));
+        let plain = with(vec![]);
+        assert!(!plain.as_bytes().windows(6).any(|six| six == b"relays"), "read by those before");
+        let named = with(vec![relay(50), relay(51)]);
+        let chain = AuthorityChain::follow(named.hash(), &[named]).unwrap();
+        let keys = [key(50).public(), key(51).public(), key(100).public()];
+        assert_eq!(chain.newest().relay_keys(), keys);
+        for bad in [vec![relay(50), relay(50)], vec![relay(100)], vec![relay(50); 65]] {
+            assert!(AuthorityChain::follow_unpinned(&[with(bad)]).is_err());
+        }
     }
 
     #[test]

@@ -156,6 +156,7 @@ mod tests {
             operators: vec![Operator { name: "ana".parse().unwrap(), key: key(1).public() }],
             threshold: 1,
             controllers: vec![Controller { key: key(100).public(), addresses: vec!["c:1".into()] }],
+            relays: vec![],
             recovery: key(200).public(),
             incarnation: 0,
             root: None,

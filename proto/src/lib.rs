@@ -7,7 +7,7 @@
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
-//! - messages: [`v1`] between agent and controller (CBOR), [`api`] between operators and controller (JSON).
+//! - messages: [`v1`] between agent and controller (CBOR), [`relay`] between agent and relay, [`api`] between operators and controller (JSON).
 
 #![forbid(unsafe_code)]
 
@@ -30,6 +30,7 @@ pub mod mode;
 pub mod name;
 pub mod operation;
 pub mod overlay;
+pub mod relay;
 pub mod request;
 pub mod service;
 pub mod setup;

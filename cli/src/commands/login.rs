@@ -208,6 +208,7 @@ fn found(args: &Login, code: &SetupCode, home: &Home) -> Result<Kept, Error> {
         operators: vec![Operator { name: args.name.clone(), key: key.public() }],
         threshold: 1,
         controllers: vec![Controller { key: code.controller, addresses: code.quic.clone() }],
+        relays: vec![],
         recovery: recovery.public(),
         incarnation: 1,
         root: None,

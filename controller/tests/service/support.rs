@@ -235,6 +235,7 @@ impl Desk {
                 key: self.code.controller,
                 addresses: self.code.quic.clone(),
             }],
+            relays: vec![],
             recovery: IdentityKey::from_seed(&[12; 32]).public(),
             incarnation: 1,
             root: None,

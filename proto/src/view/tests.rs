@@ -35,6 +35,7 @@ fn authority() -> Authority {
         operators: vec![Operator { name: "ana".parse().unwrap(), key: operator().public() }],
         threshold: 1,
         controllers: vec![Controller { key: controller().public(), addresses: vec![] }],
+        relays: vec![],
         recovery: stranger().public(),
         incarnation: 0,
         root: None,

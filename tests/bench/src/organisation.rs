@@ -110,6 +110,7 @@ impl Organisation {
                 key: controller.public(),
                 addresses: vec![CONTROLLER.into()],
             }],
+            relays: vec![],
             recovery: IdentityKey::from_seed(&[3; 32]).public(),
             incarnation: 0,
             root: None,

@@ -47,6 +47,7 @@ async fn a_claim_is_made_whole_though_the_caller_goes_away() {
         operators: vec![Operator { name: "ana".parse().unwrap(), key: key.public() }],
         threshold: 1,
         controllers: vec![Named { key: code.controller, addresses: code.quic }],
+        relays: vec![],
         recovery: IdentityKey::from_seed(&[12; 32]).public(),
         incarnation: 1,
         root: None,

@@ -335,6 +335,7 @@ fn authority() -> Authority {
             key: controller().public(),
             addresses: vec!["controller.example:4433".into()],
         }],
+        relays: vec![],
         recovery: IdentityKey::from_seed(&[5; 32]).public(),
         root: None,
     }
