@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use aws_lc_rs::hmac;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::congestion::BbrConfig;
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
     Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime,
     TransportConfig, TransportErrorCode, VarInt,
@@ -17,12 +18,18 @@ use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 
 use crate::exchange;
-use crate::tls::{self, ServerPin};
+use crate::tls::{self, Protocol, ServerPin};
 
 /// How often a quiet connection is kept warm.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// After how long without a word the other end counts as gone.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of datagrams that wait for whoever reads them: some milliseconds at a gigabit a second.
+const DATAGRAMS_IN: usize = 256 * 1024;
+/// Bytes of datagrams that wait for the congestion window. Whoever sends many queues them where it can choose which
+/// to let go; what is in here is late already.
+const DATAGRAMS_OUT: usize = 64 * 1024;
 
 /// The server's name in TLS. It isn't sent and nothing hangs on it: ends are known by their keys.
 const NAME: &str = "anteroom";
@@ -75,13 +82,13 @@ pub enum TransportError {
 }
 
 /// What tells apart the two ends' limits.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Listens,
     Connects,
 }
 
-fn transport_config(end: End) -> Result<TransportConfig, TransportError> {
+fn transport_config(end: End, protocols: &[Protocol]) -> Result<TransportConfig, TransportError> {
     let idle = IdleTimeout::try_from(IDLE_TIMEOUT)
         .map_err(|error| TransportError::Setup(error.to_string()))?;
     let mut config = TransportConfig::default();
@@ -101,7 +108,20 @@ fn transport_config(end: End) -> Result<TransportConfig, TransportError> {
             .stream_receive_window(VarInt::from_u32(4 * 1024 * 1024))
             .receive_window(VarInt::from_u32(8 * 1024 * 1024)),
     };
+    if protocols.contains(&Protocol::Relay) {
+        carry_packets(&mut config);
+    }
     Ok(config)
+}
+
+/// What suits connections that carry tunnelled packets.
+fn carry_packets(config: &mut TransportConfig) {
+    config
+        .datagram_receive_buffer_size(Some(DATAGRAMS_IN))
+        .datagram_send_buffer_size(DATAGRAMS_OUT)
+        // What is carried has a congestion control of its own. One that took each loss for congestion as well would
+        // stall a tunnel on a path that just loses some.
+        .congestion_controller_factory(Arc::new(BbrConfig::default()));
 }
 
 /// What a listener derives from its identity, so that it is the same after a restart: clients of the run before
@@ -142,23 +162,41 @@ fn endpoint(
 /// # Errors
 /// [`TransportError`] when the socket can't be bound or the key isn't taken.
 pub fn listen(address: SocketAddr, identity: &IdentityKey) -> Result<Endpoint, TransportError> {
-    let server = server_config(tls::server_config(identity)?)?;
+    listen_for(address, identity, &[Protocol::Control])
+}
+
+/// An endpoint at `address` for all of `protocols`: see [`protocol`]. Otherwise as [`listen`].
+///
+/// # Errors
+/// [`TransportError`] when the socket can't be bound or the key isn't taken.
+pub fn listen_for(
+    address: SocketAddr,
+    identity: &IdentityKey,
+    protocols: &[Protocol],
+) -> Result<Endpoint, TransportError> {
+    let server = server_config(tls::server_config(identity, protocols)?, protocols)?;
     endpoint(address, endpoint_config(Some(identity)), Some(server))
 }
 
-fn server_config(tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, TransportError> {
+fn server_config(
+    tls: rustls::ServerConfig,
+    protocols: &[Protocol],
+) -> Result<quinn::ServerConfig, TransportError> {
     let crypto = QuicServerConfig::try_from(tls)
         .map_err(|error| TransportError::Setup(error.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport_config(End::Listens)?));
+    config.transport_config(Arc::new(transport_config(End::Listens, protocols)?));
     Ok(config)
 }
 
-fn client_config(tls: rustls::ClientConfig) -> Result<quinn::ClientConfig, TransportError> {
+fn client_config(
+    tls: rustls::ClientConfig,
+    protocol: Protocol,
+) -> Result<quinn::ClientConfig, TransportError> {
     let crypto = QuicClientConfig::try_from(tls)
         .map_err(|error| TransportError::Setup(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport_config(End::Connects)?));
+    config.transport_config(Arc::new(transport_config(End::Connects, &[protocol])?));
     Ok(config)
 }
 
@@ -192,8 +230,21 @@ pub async fn connect(
     identity: &IdentityKey,
     servers: &[PublicKey],
 ) -> Result<Link, TransportError> {
+    connect_for(address, identity, servers, Protocol::Control).await
+}
+
+/// Connects to `address` as `identity` to speak `protocol`. Otherwise as [`connect`].
+///
+/// # Errors
+/// [`TransportError`], which names the address and, where somebody else answered, their key.
+pub async fn connect_for(
+    address: SocketAddr,
+    identity: &IdentityKey,
+    servers: &[PublicKey],
+    protocol: Protocol,
+) -> Result<Link, TransportError> {
     let pin = ServerPin::new(servers.to_vec());
-    let config = client_config(tls::client_config(identity, &pin)?)?;
+    let config = client_config(tls::client_config(identity, &pin, protocol)?, protocol)?;
     connect_with(address, config, &pin).await
 }
 
@@ -240,6 +291,13 @@ pub fn peer_key(connection: &Connection) -> Option<PublicKey> {
     let identity = connection.peer_identity()?;
     let certificates = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     tls::key_of_spki(certificates.first()?)
+}
+
+/// What both ends agreed to speak. There always is something once the handshake is through.
+#[must_use]
+pub fn protocol(connection: &Connection) -> Option<Protocol> {
+    let data = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
+    Protocol::of_name(&data.protocol?)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use anteroom_proto::key::{IdentityKey, PublicKey};
-use anteroom_proto::v1::ALPN;
+use anteroom_proto::{relay, v1};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
@@ -18,6 +18,30 @@ use rustls::{
 };
 
 use crate::exchange::KeyExchange;
+
+/// What is spoken over a connection. Both ends agree on it in TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// Between agent and controller: [`anteroom_proto::v1`].
+    Control,
+    /// Between agent and relay: [`anteroom_proto::relay`].
+    Relay,
+}
+
+impl Protocol {
+    const ALL: [Self; 2] = [Self::Control, Self::Relay];
+
+    const fn name(self) -> &'static [u8] {
+        match self {
+            Self::Control => v1::ALPN,
+            Self::Relay => relay::ALPN,
+        }
+    }
+
+    pub(crate) fn of_name(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.name() == name)
+    }
+}
 
 /// `SubjectPublicKeyInfo` of an Ed25519 key, up to the key itself (RFC 8410).
 const SPKI_PREFIX: [u8; 12] =
@@ -45,46 +69,52 @@ fn certified(identity: &IdentityKey) -> Result<Arc<CertifiedKey>, Error> {
     Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], key)))
 }
 
-/// TLS for whoever listens as `identity`. Every client must prove some Ed25519 key; who may say what with it
+/// TLS for whoever listens as `identity` and speaks `protocols`. Every client must prove some Ed25519 key; who may say what with it
 /// is decided after the handshake.
 ///
 /// # Errors
 /// When the TLS library doesn't take the key.
-pub fn server_config(identity: &IdentityKey) -> Result<rustls::ServerConfig, Error> {
-    server_config_with(KeyExchange::Hybrid.provider(), identity)
+pub fn server_config(
+    identity: &IdentityKey,
+    protocols: &[Protocol],
+) -> Result<rustls::ServerConfig, Error> {
+    server_config_with(KeyExchange::Hybrid.provider(), identity, protocols)
 }
 
 pub(crate) fn server_config_with(
     provider: Arc<CryptoProvider>,
     identity: &IdentityKey,
+    protocols: &[Protocol],
 ) -> Result<rustls::ServerConfig, Error> {
     let algorithms = provider.signature_verification_algorithms;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13])?
         .with_client_cert_verifier(Arc::new(AnyClient { algorithms }))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(certified(identity)?)));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.name().to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
 }
 
-/// TLS for whoever connects as `identity` and speaks only to the server that `pin` names.
+/// TLS for whoever connects as `identity`, speaks `protocol`, and only to the server that `pin` names.
 ///
 /// # Errors
 /// When the TLS library doesn't take the key.
 pub fn client_config(
     identity: &IdentityKey,
     pin: &Arc<ServerPin>,
+    protocol: Protocol,
 ) -> Result<rustls::ClientConfig, Error> {
-    client_config_with(KeyExchange::Hybrid.provider(), identity, pin)
+    client_config_with(KeyExchange::Hybrid.provider(), identity, pin, protocol)
 }
 
 pub(crate) fn client_config_with(
     provider: Arc<CryptoProvider>,
     identity: &IdentityKey,
     pin: &Arc<ServerPin>,
+    protocol: Protocol,
 ) -> Result<rustls::ClientConfig, Error> {
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13])?
@@ -93,7 +123,7 @@ pub(crate) fn client_config_with(
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified(
             identity,
         )?)));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![protocol.name().to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config.enable_sni = false;

@@ -4,7 +4,7 @@
 //! it ([`mod@compile`]: policy text to one intent leaf a gateway), shows what differs ([`plan`], with what [`lint`]
 //! finds and what recorded traffic would break), and signs. The controller compiles the same model and must
 //! come to the same root. [`decide`] is the reference for what a model allows; [`why`], [`blast`] and the
-//! policy's own tests stand on it.
+//! policy's own tests stand on it. [`mod@relay`] is what a relay decides: beside all that, and knowing none of it.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod plan;
 pub mod policy;
 pub mod problem;
 pub mod reach;
+pub mod relay;
 pub mod resolve;
 pub mod service_catalog;
 pub mod why;

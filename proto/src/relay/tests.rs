@@ -76,10 +76,7 @@ fn nobody_else_signs_a_pass_and_nobody_else_shows_it() {
     assert!(matches!(verified(&pass(), 100, 8), Err(PassError::Identity { .. })));
     let other = RelayPass { organisation: OrganisationId::from_bytes([2; 16]), ..pass() };
     let error = verified(&other, 100, 7).unwrap_err();
-    assert!(
-        matches!(&error, PassError::Signature(SignatureError::Organisation { .. })),
-        "{error}"
-    );
+    assert!(matches!(&error, PassError::Signature(SignatureError::Organisation { .. })), "{error}");
 }
 
 #[test]

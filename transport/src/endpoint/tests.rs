@@ -107,14 +107,15 @@ fn classic() -> Arc<rustls::crypto::CryptoProvider> {
 /// A client with classic groups only.
 async fn connect_classic(address: SocketAddr) -> Result<Link, TransportError> {
     let pin = ServerPin::new(vec![key(1).public()]);
-    let tls = tls::client_config_with(classic(), &key(2), &pin).unwrap();
-    connect_with(address, client_config(tls).unwrap(), &pin).await
+    let tls = tls::client_config_with(classic(), &key(2), &pin, Protocol::Control).unwrap();
+    connect_with(address, client_config(tls, Protocol::Control).unwrap(), &pin).await
 }
 
 /// A listener with classic groups only.
 fn listen_classic() -> Endpoint {
-    let tls = tls::server_config_with(classic(), &key(1)).unwrap();
-    endpoint(LOOPBACK, endpoint_config(None), Some(server_config(tls).unwrap())).unwrap()
+    let tls = tls::server_config_with(classic(), &key(1), &[Protocol::Control]).unwrap();
+    let server = server_config(tls, &[Protocol::Control]).unwrap();
+    endpoint(LOOPBACK, endpoint_config(None), Some(server)).unwrap()
 }
 
 /// A client that has sent something has seen a handshake through.
@@ -162,9 +163,9 @@ async fn another_protocol_is_refused() {
     let server = listen(LOOPBACK, &key(1)).unwrap();
     let address = server.local_addr().unwrap();
     let pin = ServerPin::new(vec![key(1).public()]);
-    let mut tls = tls::client_config(&key(2), &pin).unwrap();
+    let mut tls = tls::client_config(&key(2), &pin, Protocol::Control).unwrap();
     tls.alpn_protocols = vec![b"h3".to_vec()];
-    let config = client_config(tls).unwrap();
+    let config = client_config(tls, Protocol::Control).unwrap();
     let (served, connected) = both(accept(&server), connect_with(address, config, &pin)).await;
     assert!(connected.is_err() && served.is_err(), "{connected:?}");
 }
@@ -182,7 +183,7 @@ async fn a_client_without_a_key_gets_nowhere() {
             .with_custom_certificate_verifier(pin.clone())
             .with_no_client_auth();
     tls.alpn_protocols = vec![anteroom_proto::v1::ALPN.to_vec()];
-    let config = client_config(tls).unwrap();
+    let config = client_config(tls, Protocol::Control).unwrap();
     let client = async {
         let link = connect_with(address, config, &pin).await?;
         let error = link.connection().closed().await;
@@ -260,4 +261,25 @@ async fn a_listener_that_was_killed_and_is_back_is_noticed_before_the_time_out()
     let reason = timeout(IDLE_TIMEOUT / 2, connection.closed()).await.expect("noticed in time");
     assert_eq!(reason, ConnectionError::Reset);
     drop(back);
+}
+
+#[tokio::test]
+async fn one_endpoint_speaks_both_protocols_and_carries_datagrams_in_one() {
+    let server = listen_for(LOOPBACK, &key(1), &[Protocol::Control, Protocol::Relay]).unwrap();
+    let address = server.local_addr().unwrap();
+    for wanted in [Protocol::Control, Protocol::Relay] {
+        let client = connect_for(address, &key(2), &[key(1).public()], wanted);
+        let (accepted, link) = both(accept(&server), client).await;
+        let ((accepted, _), link) = (accepted.unwrap(), link.unwrap());
+        assert_eq!(protocol(&accepted), Some(wanted));
+        assert_eq!(protocol(link.connection()), Some(wanted));
+        let datagrams = wanted == Protocol::Relay;
+        assert_eq!(accepted.max_datagram_size().is_some(), datagrams);
+        assert_eq!(link.connection().max_datagram_size().is_some(), datagrams);
+    }
+    let control = listen(LOOPBACK, &key(1)).unwrap();
+    let address = control.local_addr().unwrap();
+    let client = connect_for(address, &key(2), &[key(1).public()], Protocol::Relay);
+    let (accepted, link) = both(accept(&control), client).await;
+    assert!(accepted.is_err() && link.is_err(), "a controller that doesn't relay: {link:?}");
 }

@@ -54,8 +54,9 @@ pub(super) const fn cost(datagram: &[u8]) -> usize {
 }
 
 impl Share {
-    fn pop_oldest(&mut self) -> Option<usize> {
-        let waiting = self.bulk.pop_front().or_else(|| self.first.pop_front())?;
+    fn pop_oldest(&mut self, for_bulk: bool) -> Option<usize> {
+        let bulk = self.bulk.pop_front();
+        let waiting = bulk.or_else(|| if for_bulk { None } else { self.first.pop_front() })?;
         let cost = cost(&waiting.datagram);
         self.bytes -= cost;
         Some(cost)
@@ -78,9 +79,9 @@ impl Inbox {
         self.shares.get(&from).map_or(0, |share| share.bytes)
     }
 
-    /// Throws away the oldest packet of `from`, and says what it cost.
-    pub(super) fn shed(&mut self, from: u32) -> Option<usize> {
-        let cost = self.shares.get_mut(&from)?.pop_oldest()?;
+    /// Throws away the oldest packet of `from`, and says what it cost: bulk first, and nothing else for bulk.
+    pub(super) fn shed(&mut self, from: u32, for_bulk: bool) -> Option<usize> {
+        let cost = self.shares.get_mut(&from)?.pop_oldest(for_bulk)?;
         self.bytes -= cost;
         Some(cost)
     }
@@ -105,8 +106,7 @@ impl Inbox {
                 self.turns.pop_front();
                 continue;
             };
-            let queue =
-                if share.first.is_empty() { &mut share.bulk } else { &mut share.first };
+            let queue = if share.first.is_empty() { &mut share.bulk } else { &mut share.first };
             let Some(head) = queue.front() else {
                 // Who leaves takes no claim along.
                 self.shares.remove(&from);

@@ -1,0 +1,173 @@
+use anteroom_proto::authority::{Controller, Operator};
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::OrganisationId;
+use anteroom_proto::key::{Hash, IdentityKey};
+use anteroom_proto::relay::packet::PeerNumber;
+
+use super::*;
+
+mod fair;
+mod random;
+mod refused;
+
+const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
+const ROOM: u16 = 1400;
+const HOUR: u64 = 3_600_000;
+
+fn key(seed: u8) -> IdentityKey {
+    IdentityKey::from_seed(&[seed; 32])
+}
+
+fn gateway(n: u16) -> GatewayId {
+    let mut bytes = [0; 16];
+    bytes[..2].copy_from_slice(&n.to_be_bytes());
+    GatewayId::from_bytes(bytes)
+}
+
+/// The document that names the controller with the key from `seed`.
+fn authority(seed: u8) -> Authority {
+    Authority {
+        organisation: ORGANISATION,
+        number: 1,
+        previous: Hash::ZERO,
+        operators: vec![Operator { name: "ana".parse().unwrap(), key: key(1).public() }],
+        threshold: 1,
+        controllers: vec![Controller { key: key(seed).public(), addresses: vec!["c:1".into()] }],
+        relays: vec![],
+        recovery: key(2).public(),
+        incarnation: 0,
+        root: None,
+    }
+}
+
+/// A pass that the controller with the key from `seed` signed at `hours`, good for one hour.
+fn pass_by(seed: u8, of: u16, sequence: u64, hours: u64, peers: &[u16]) -> Verified<RelayPass> {
+    let mut peers: Vec<_> = peers.iter().map(|n| gateway(*n)).collect();
+    peers.sort_unstable();
+    let pass = RelayPass {
+        organisation: ORGANISATION,
+        gateway: gateway(of),
+        identity: key(9).public(),
+        number: PassNumber { incarnation: 0, sequence },
+        peers,
+        issued_at: UnixMillis(hours * HOUR),
+        lifetime: 3600,
+    };
+    let signed = Signed::sign(&pass, &key(seed));
+    RelayPass::verify(&signed, &authority(seed), key(9).public()).unwrap()
+}
+
+fn pass(of: u16, sequence: u64, peers: &[u16]) -> Verified<RelayPass> {
+    pass_by(100, of, sequence, 10, peers)
+}
+
+fn relay(limits: Limits) -> Relay {
+    let mut relay = Relay::new(limits);
+    relay.set_authority(&authority(100));
+    relay
+}
+
+fn enter(relay: &mut Relay, pass: &Verified<RelayPass>, now: Instant) -> SessionId {
+    relay.enter(pass, ROOM, now).unwrap().session
+}
+
+/// A packet with `mark` in it, for the peer that the connection calls `number`.
+fn packet(number: u16, bulk: bool, mark: u32, len: usize) -> Vec<u8> {
+    let number = PeerNumber::new(number).unwrap();
+    let mut bytes = packet::header(number, bulk).to_vec();
+    bytes.extend_from_slice(&[4, 0, 0, 0]);
+    bytes.extend_from_slice(&mark.to_be_bytes());
+    bytes.resize(packet::HEADER_LEN + len, 0);
+    bytes
+}
+
+/// From whom a datagram came, as the receiver calls them, and its mark.
+fn read(bytes: &[u8]) -> (u16, u32) {
+    match packet::parse(bytes) {
+        Some(Datagram::Packet { peer, sealed, .. }) => {
+            (peer.get(), u32::from_be_bytes(sealed[4..8].try_into().unwrap()))
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What the connection calls a peer that it was told of.
+fn number_of(news: &[PeerState], peer: u16) -> u16 {
+    let state = news.iter().find(|state| state.gateway == gateway(peer));
+    state.unwrap_or_else(|| panic!("gateway {peer} isn't in {news:?}")).number.get()
+}
+
+#[test]
+fn packets_pass_both_ways_under_the_receivers_own_numbers() {
+    let now = Instant::now();
+    let mut relay = relay(Limits::default());
+    let a = enter(&mut relay, &pass(1, 1, &[5, 6, 2]), now);
+    assert_eq!(relay.news(a, 9), [], "nobody else is here");
+    let b = enter(&mut relay, &pass(2, 2, &[0, 1]), now);
+    assert_eq!(relay.woken(), BTreeSet::from([a, b]));
+    let (told_a, told_b) = (relay.news(a, 9), relay.news(b, 9));
+    assert_eq!((told_a.len(), told_b.len()), (1, 1));
+    assert_eq!(told_a[0].room, Some(ROOM));
+    let (to_b, to_a) = (number_of(&told_a, 2), number_of(&told_b, 1));
+    assert_ne!(to_b, to_a, "each connection has numbers of its own");
+    assert_eq!(relay.forward(a, packet(to_b, false, 7, 100), now), Ok(b));
+    assert_eq!(relay.forward(b, packet(to_a, false, 8, 100), now), Ok(a));
+    assert_eq!(read(&relay.next(b, now).unwrap()), (to_a, 7));
+    assert_eq!(read(&relay.next(a, now).unwrap()), (to_b, 8));
+    assert_eq!((relay.next(a, now), relay.next(b, now), relay.waiting()), (None, None, 0));
+    assert_eq!(relay.counts().packets, 2);
+}
+
+#[test]
+fn the_end_of_a_connection_is_told_and_takes_what_waits_along() {
+    let now = Instant::now();
+    let mut relay = relay(Limits::default());
+    let a = enter(&mut relay, &pass(1, 1, &[2]), now);
+    let b = enter(&mut relay, &pass(2, 2, &[1]), now);
+    relay.forward(a, packet(0, false, 1, 100), now).unwrap();
+    relay.forward(b, packet(0, false, 2, 100), now).unwrap();
+    relay.news(a, 9);
+    relay.leave(b);
+    assert_eq!(relay.news(a, 9)[0].room, None);
+    assert_eq!(relay.next(a, now), None, "its sender is gone");
+    assert_eq!((relay.waiting(), relay.counts().dropped(Dropped::Gone)), (0, 2));
+    assert_eq!(relay.forward(b, packet(0, false, 3, 100), now), Err(Dropped::Gone));
+    assert_eq!(relay.forward(a, packet(0, false, 4, 100), now), Err(Dropped::Absent));
+    // Whoever has its place now has none of its rights.
+    let c = enter(&mut relay, &pass(3, 3, &[]), now);
+    assert_eq!(c.slot, b.slot);
+    assert_eq!(relay.forward(a, packet(0, false, 5, 100), now), Err(Dropped::Absent));
+    assert_eq!(relay.forward(b, packet(0, false, 6, 100), now), Err(Dropped::Gone));
+    assert_eq!(relay.next(c, now), None);
+}
+
+#[test]
+fn a_newer_connection_replaces_the_one_before() {
+    let now = Instant::now();
+    let mut relay = relay(Limits::default());
+    let first = enter(&mut relay, &pass(1, 1, &[2]), now);
+    let b = enter(&mut relay, &pass(2, 2, &[1]), now);
+    let again = relay.enter(&pass(1, 1, &[2]), ROOM, now).unwrap();
+    assert_eq!(again.replaced, Some(first));
+    assert!(!relay.is_here(first) && relay.is_here(again.session));
+    relay.forward(b, packet(0, false, 1, 100), now).unwrap();
+    assert_eq!(relay.next(first, now), None);
+    assert_eq!(read(&relay.next(again.session, now).unwrap()), (0, 1));
+}
+
+#[test]
+fn what_a_peer_can_take_is_told_when_it_changes() {
+    let now = Instant::now();
+    let mut relay = relay(Limits::default());
+    let a = enter(&mut relay, &pass(1, 1, &[2]), now);
+    let b = enter(&mut relay, &pass(2, 2, &[1]), now);
+    relay.news(a, 9);
+    assert!(relay.forward(a, packet(0, false, 1, 1400), now).is_ok());
+    relay.woken();
+    relay.set_room(b, 1158);
+    relay.set_room(b, 1158);
+    assert_eq!(relay.woken(), BTreeSet::from([a]));
+    assert_eq!(relay.news(a, 9)[0].room, Some(1158));
+    assert_eq!(relay.forward(a, packet(0, false, 1, 1159), now), Err(Dropped::TooLong));
+    assert!(relay.forward(a, packet(0, false, 1, 1158), now).is_ok());
+}
