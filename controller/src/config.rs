@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// Most addresses of a kind that are advertised.
-const MAX_ADVERTISED: usize = 16;
+pub(crate) const MAX_ADVERTISED: usize = 16;
 
 /// The configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -111,14 +112,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Wrong`], with file, line and key.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            ConfigError::Wrong {
-                file: file.into(),
-                line: line_of(text, at),
-                problem: error.message().trim_end().replace('\n', "; "),
-            }
-        })?;
+        let config: Self = read_toml(file, text)?;
         match config.fault() {
             None => Ok(config),
             Some((key, problem)) => Err(ConfigError::Wrong {
@@ -197,6 +191,18 @@ impl Config {
     }
 }
 
+/// Reads TOML; what is wrong is named with its line.
+pub(crate) fn read_toml<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        ConfigError::Wrong {
+            file: file.into(),
+            line: line_of(text, at),
+            problem: error.message().trim_end().replace('\n', "; "),
+        }
+    })
+}
+
 /// Whether `text` is a host name or address, and a port.
 pub(crate) fn is_host_port(text: &str) -> bool {
     if text.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
@@ -223,7 +229,7 @@ fn line_of(text: &str, at: usize) -> usize {
 }
 
 /// The line on which the key's table, and in it the key, is set; 1 where it isn't.
-fn line_of_key(text: &str, key: &str) -> usize {
+pub(crate) fn line_of_key(text: &str, key: &str) -> usize {
     let (table, name) = key.split_once('.').unwrap_or(("", key));
     let mut inside = false;
     for (index, line) in text.lines().enumerate() {

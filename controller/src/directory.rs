@@ -133,6 +133,18 @@ impl Directory {
         read(file)
     }
 
+    /// Reads a file of up to `max` bytes.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn read_long(&self, file: &Path, max: usize) -> Result<Vec<u8>, DirectoryError> {
+        let mut bytes = Vec::new();
+        File::open(file)
+            .and_then(|handle| handle.take(max as u64 + 1).read_to_end(&mut bytes))
+            .map_err(|problem| DirectoryError::Io { file: file.into(), problem })?;
+        Ok(bytes)
+    }
+
     /// Replaces a file in one step by one that only its owner can read, and waits until it is on disk.
     ///
     /// # Errors

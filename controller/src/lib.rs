@@ -7,7 +7,8 @@
 //! - [`init`], [`run`], [`restore`]: a controller's beginning, its life, and its life after that; [`config`] and [`directory`] are what it lives in;
 //! - [`store`]: what it must not forget; [`state`]: what is derived from that and shared; [`audit`]: the log;
 //! - [`api`]: operators, over HTTPS; [`change`]: what they change;
-//! - [`agents`]: gateways, over QUIC; [`online`]: which are connected; [`tunnel_keys`]: whose key is whose; [`distribution`]: what they are sent.
+//! - [`agents`]: gateways, over QUIC; [`online`]: which are connected; [`tunnel_keys`]: whose key is whose; [`distribution`]: what they are sent;
+//! - [`relay`]: gateways that have no better way to each other.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod distribution;
 pub mod init;
 pub mod online;
 pub mod rate;
+pub mod relay;
 pub mod restore;
 pub mod run;
 pub mod state;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anteroom_transport::endpoint::{self, TransportError};
 use anteroom_transport::exchange::KeyExchange;
+use anteroom_transport::tls::Protocol;
 use axum_server::Handle;
 use quinn::Endpoint;
 use tokio::sync::mpsc;
@@ -104,7 +105,11 @@ pub async fn start(directory: Directory, despite_audit: bool) -> Result<Running,
     let listener = TcpListener::bind(address).map_err(problem)?;
     listener.set_nonblocking(true).map_err(problem)?;
     let https = listener.local_addr().map_err(problem)?;
-    let endpoint = endpoint::listen(config.quic.listen, &controller.identity)?;
+    let endpoint = endpoint::listen_for(
+        config.quic.listen,
+        &controller.identity,
+        &[Protocol::Control, Protocol::Relay],
+    )?;
     let handle = Handle::new();
     let router = api::router(controller.clone());
     let server = serve::serve(listener, tls, config.limits.operators, router, handle.clone());

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anteroom_controller_core::compile::{self, Compiled};
 use anteroom_controller_core::model::Model;
+use anteroom_controller_core::relay::Limits;
 use anteroom_proto::api::Restored;
 use anteroom_proto::authority::{AuthorityChain, AuthorityError};
 use anteroom_proto::cose::{Signed, Verified};
@@ -18,6 +19,7 @@ use crate::config::Config;
 use crate::directory::Directory;
 use crate::distribution::Event;
 use crate::online::Online;
+use crate::relay::Service;
 use crate::store::{Store, StoreError, StoredRevision};
 use crate::tunnel_keys::TunnelKeys;
 
@@ -123,6 +125,8 @@ pub struct Controller {
     pub store: Arc<dyn Store>,
     /// Connected gateways.
     pub online: Online,
+    /// Gateways that are relayed.
+    pub relay: Arc<Service>,
     /// The one-time secret, until the controller is claimed.
     pub(crate) claim_secret: AsyncMutex<Option<Zeroizing<[u8; 32]>>>,
     authority: ArcSwapOption<AuthorityChain>,
@@ -179,7 +183,10 @@ impl Controller {
             }
             authority = Some(Arc::new(chain));
         }
-        Ok(Self {
+        let limits = Limits { gateways: config.limits.gateways, ..Limits::default() };
+        let relay = Service::new(identity.public(), limits);
+        let controller = Self {
+            relay,
             identity,
             config,
             directory,
@@ -196,7 +203,23 @@ impl Controller {
             current: ArcSwapOption::new(current),
             changing: AsyncMutex::new(()),
             events,
-        })
+        };
+        controller.tell_relay();
+        Ok(controller)
+    }
+
+    /// Has the relay go by what is in force. A controller that waits to be signed back in relays nothing: operators
+    /// may have taken gateways out that it still knows.
+    fn tell_relay(&self) {
+        if self.restored().is_some() {
+            return;
+        }
+        if let Some(current) = self.current() {
+            self.relay.set_barred(current.model.revoked.keys().copied().collect());
+        }
+        if let Some(chain) = self.authority() {
+            self.relay.set_authority(chain);
+        }
     }
 
     /// The authority chain, once the controller is claimed.
@@ -213,6 +236,7 @@ impl Controller {
 
     pub(crate) fn set_authority(&self, chain: AuthorityChain) {
         self.authority.store(Some(Arc::new(chain)));
+        self.tell_relay();
     }
 
     /// That the controller waits for an operator to sign it back in, if it does.
@@ -223,6 +247,7 @@ impl Controller {
 
     pub(crate) fn set_restored(&self, restored: Option<Restored>) {
         *self.restored.lock().unwrap_or_else(PoisonError::into_inner) = restored;
+        self.tell_relay();
     }
 
     /// Notes what a gateway says that it has in force, while the controller waits: operators must know whether it is
@@ -241,6 +266,7 @@ impl Controller {
 
     pub(crate) fn set_current(&self, current: Arc<Current>) {
         self.current.store(Some(current));
+        self.tell_relay();
     }
 
     /// Tells distribution that something changed. Waits where it is far behind.

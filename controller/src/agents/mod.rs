@@ -1,5 +1,7 @@
-//! Gateways' connections: QUIC with raw public keys, one stream each, one task each.
+//! Gateways' connections: QUIC with raw public keys, one stream each, one task each. Those that want to be relayed
+//! are handed on to [`crate::relay`].
 
+mod accept;
 pub mod admission;
 mod greeting;
 mod session;
@@ -10,27 +12,24 @@ use std::time::{Duration, Instant};
 
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent, ToController, frame};
-use anteroom_transport::endpoint::{nothing_in_common, peer_key};
+use anteroom_transport::endpoint::{nothing_in_common, peer_key, protocol};
 use anteroom_transport::exchange;
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
+use anteroom_transport::tls::Protocol;
 use quinn::{Connection, Endpoint, Incoming};
-use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
 use crate::online::CloseCode;
 use crate::rate::Rate;
 use crate::state::Controller;
+pub(crate) use accept::{accept_all, handshake};
 use admission::{Admission, Permit};
 use greeting::refusal;
 
 /// How long a newcomer has for the handshake and its first message.
-const FIRST_MESSAGE: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 /// How long a last word may take to arrive.
-const LAST_WORD: Duration = Duration::from_secs(1);
-/// How often it is logged that connections were turned away, at most.
-const NEWS: Duration = Duration::from_secs(60);
-/// How long connections may take to end at shutdown.
-const SHUTDOWN: Duration = Duration::from_secs(3);
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Serves gateways.
 #[derive(Debug)]
@@ -54,46 +53,14 @@ impl Agents {
     /// most.
     pub async fn run(self) {
         let shared = Arc::new(self);
-        let mut connections = JoinSet::new();
-        let mut news = interval(NEWS);
-        news.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let incoming = tokio::select! {
-                incoming = shared.endpoint.accept() => incoming,
-                _ = news.tick() => {
-                    shared.admission.log_news();
-                    continue;
-                }
-            };
-            let Some(incoming) = incoming else { break };
-            while connections.try_join_next().is_some() {}
-            let address = incoming.remote_address();
-            if shared.admission.is_crowded() && !incoming.remote_address_validated() {
-                if let Err(error) = incoming.retry() {
-                    error.into_incoming().ignore();
-                }
-                continue;
-            }
-            match shared.admission.admit(address.ip()) {
-                Ok(permit) => {
-                    connections.spawn(shared.clone().serve(incoming, permit));
-                }
-                Err(why) => {
-                    tracing::debug!(%address, %why, "turned away");
-                    incoming.refuse();
-                }
-            }
-        }
-        let all = async { while connections.join_next().await.is_some() {} };
-        if timeout(SHUTDOWN, all).await.is_err() {
-            tracing::warn!("some gateways' connections didn't end in time");
-        }
+        let serve = |incoming, permit| shared.clone().serve(incoming, permit);
+        accept_all(&shared.endpoint, &shared.admission, serve).await;
     }
 
     async fn serve(self: Arc<Self>, incoming: Incoming, mut permit: Permit) {
         let from = incoming.remote_address();
         let deadline = tokio::time::Instant::now() + FIRST_MESSAGE;
-        let connection = match tokio::time::timeout_at(deadline, accept(incoming)).await {
+        let connection = match tokio::time::timeout_at(deadline, handshake(incoming)).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) if nothing_in_common(&error) => {
                 return tracing::debug!(%from, "no handshake: {}", exchange::NOT_OFFERED);
@@ -101,6 +68,9 @@ impl Agents {
             Ok(Err(error)) => return tracing::debug!(%from, %error, "no handshake"),
             Err(_) => return tracing::debug!(%from, "the handshake took too long"),
         };
+        if protocol(&connection) == Some(Protocol::Relay) {
+            return self.controller.relay.serve(connection, permit, deadline).await;
+        }
         let Some(key) = peer_key(&connection) else {
             return connection.close(CloseCode::Refused.into(), b"no identity key");
         };
@@ -195,8 +165,4 @@ impl Peer {
         let _ = timeout(LAST_WORD, said).await;
         self.connection.close(code.into(), b"");
     }
-}
-
-async fn accept(incoming: Incoming) -> Result<Connection, quinn::ConnectionError> {
-    incoming.accept()?.await
 }

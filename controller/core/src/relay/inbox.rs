@@ -64,11 +64,6 @@ impl Share {
 }
 
 impl Inbox {
-    /// Bytes that wait, overhead included.
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     /// How much `from` may have waiting here, if no more than `limit` may in all.
     pub(super) fn allowance(&self, limit: usize) -> usize {
         limit.saturating_sub(self.bytes).max(MIN_SHARE)

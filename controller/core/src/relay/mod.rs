@@ -404,6 +404,12 @@ impl Relay {
         std::mem::take(&mut self.woken)
     }
 
+    /// How much it takes upon itself.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Whether the connection stands.
     #[must_use]
     pub fn is_here(&self, id: SessionId) -> bool {
