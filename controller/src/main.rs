@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use anteroom_controller::directory::Directory;
 use anteroom_controller::init::{InitOptions, init, setup_code};
+use anteroom_controller::relay::config::Place;
+use anteroom_controller::relay::standalone;
 use anteroom_controller::restore;
 use anteroom_controller::run::{self, Running};
+use anteroom_proto::key::Hash;
 use anteroom_proto::setup::{ControllerCode, SetupCode};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -81,6 +84,27 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// Make a relay, on a machine that holds no controller: a key and a configuration.
+    RelayInit {
+        /// Where it is to live. Nothing there is overwritten.
+        #[arg(long)]
+        dir: PathBuf,
+        /// Where to listen for gateways (UDP).
+        #[arg(long, default_value = "0.0.0.0:4433")]
+        listen: SocketAddr,
+        /// How gateways reach it, as host:port, best first. May be given again.
+        #[arg(long, required = true)]
+        advertise: Vec<String>,
+        /// Hash of the organisation's first authority document.
+        #[arg(long)]
+        authority: Hash,
+    },
+    /// Relay sealed packets between gateways that have no better way to each other. A controller does so as well.
+    Relay {
+        /// Where the relay lives.
+        #[arg(long)]
+        dir: PathBuf,
+    },
     /// Print what operators know the controller by, for `anteroom controller replace`.
     Code {
         /// Where the controller lives.
@@ -148,6 +172,17 @@ async fn command(command: Command) -> anyhow::Result<()> {
         }
         Command::Code { dir } => print_controller(&restore::code(&Directory::new(&dir))?),
         Command::SetupCode { dir } => print_code(&setup_code(&Directory::new(&dir)).await?),
+        Command::RelayInit { dir, listen, advertise, authority } => {
+            let place = Place { listen, advertise, authority };
+            let key = standalone::init(&Directory::new(&dir), &place)?;
+            println!("A new relay is in {}. Start it:\n", dir.display());
+            println!("  anteroom-controller relay --dir {}\n", dir.display());
+            println!("It relays nothing until the authority document names it:\n");
+            println!("Relay key    {key}");
+            println!("fingerprint  {}", key.fingerprint());
+            println!("QUIC         {}", place.advertise.join(" "));
+        }
+        Command::Relay { dir } => relay(&Directory::new(&dir)).await?,
         Command::Run { dir, despite_audit } => {
             // Signals that come while starting must not be lost.
             let mut terminate = signal(SignalKind::terminate())?;
@@ -164,6 +199,34 @@ async fn command(command: Command) -> anyhow::Result<()> {
             anyhow::ensure!(asked, "a part of the controller ended; the log says why");
         }
     }
+    Ok(())
+}
+
+async fn relay(directory: &Directory) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let running = standalone::start(directory.clone())?;
+    notify(&[NotifyState::Ready]);
+    let limit = sd_notify::watchdog_enabled();
+    let step = limit.map_or(CHECK, |limit| CHECK.min(limit / 3)).max(Duration::from_millis(100));
+    let mut every = tokio::time::interval(step);
+    let asked = loop {
+        tokio::select! {
+            _ = terminate.recv() => break true,
+            _ = interrupt.recv() => break true,
+            _ = every.tick() => {
+                if running.has_ended() {
+                    break false;
+                }
+                if limit.is_some() {
+                    notify(&[NotifyState::Watchdog]);
+                }
+            }
+        }
+    };
+    notify(&[NotifyState::Stopping]);
+    running.stop().await;
+    anyhow::ensure!(asked, "the relay ended; the log says why");
     Ok(())
 }
 

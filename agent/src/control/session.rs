@@ -344,7 +344,7 @@ impl<P: Plane> Client<P> {
                 self.count_reports();
             }
             ToAgent::Refused(refusal) => return Err(End::Refused(refusal.into())),
-            ToAgent::Welcome(_) | ToAgent::Enrolled { .. } => {
+            ToAgent::Welcome(_) | ToAgent::Enrolled { .. } | ToAgent::Pass(_) => {
                 return Err(End::Lost("the controller speaks out of turn".into()));
             }
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::relay::CAPABILITY;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{Applied, Hello, Reachable, Refusal, RefusalCode, ToAgent, ToController};
 use anteroom_transport::message::{MessageReader, MessageWriter};
@@ -30,6 +31,8 @@ const EVERY: Duration = Duration::from_millis(50);
 pub(super) struct Session {
     gateway: GatewayId,
     greeted: Greeted,
+    /// Whether it wants passes for relays.
+    relayed: bool,
 }
 
 /// What a session works with while it runs.
@@ -47,7 +50,8 @@ fn facts(applied: &Applied) -> AppliedFacts {
 
 impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
-        Self { gateway: hello.gateway, greeted }
+        let relayed = hello.capabilities.iter().any(|capability| capability == CAPABILITY);
+        Self { gateway: hello.gateway, greeted, relayed }
     }
 
     pub(super) async fn run(
@@ -57,7 +61,7 @@ impl Session {
         reader: MessageReader<ToController>,
         writer: MessageWriter<ToAgent>,
     ) {
-        let Self { gateway, greeted } = self;
+        let Self { gateway, greeted, relayed } = self;
         let Greeted { approved, authority, ends, welcome, facts: hello } = greeted;
         let observed = hello.observed;
         if let Err(error) = controller.store.record_hello(gateway, &hello).await {
@@ -78,7 +82,9 @@ impl Session {
         let serial = controller.online.insert(gateway, link);
         tracing::info!(%gateway, from = %observed, approved, "connected");
         let applied = hello.applied.as_ref().filter(|applied| applied.refused.is_none()).map(facts);
-        controller.tell(Event::Connected { gateway, approved, authority, applied, ends }).await;
+        controller
+            .tell(Event::Connected { gateway, approved, authority, applied, ends, relayed })
+            .await;
         let running = Running { controller, gateway, key: peer.key, serial, outgoing };
         if let Err(refusal) = running.read(reader).await {
             tracing::info!(%gateway, message = %refusal.message, "refused");

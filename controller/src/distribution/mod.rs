@@ -4,6 +4,7 @@
 //! gateway has. A change costs a signature for each gateway that it affects, and none for the others.
 
 mod ends;
+mod passes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -19,13 +20,14 @@ use anteroom_proto::operation::{Operation, PeerOperation, ViewNumber};
 use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent};
 use anteroom_proto::view::SignedView;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::clock;
 use crate::state::{Controller, Current};
 use crate::store::{AppliedFacts, IssueView, StoreError, ViewState};
 
 pub use ends::{EndsError, TunnelEnds};
+use passes::PassState;
 
 /// Events that wait.
 pub const QUEUE: usize = 1024;
@@ -56,6 +58,8 @@ pub enum Event {
         applied: Option<AppliedFacts>,
         /// Its tunnel ends.
         ends: TunnelEnds,
+        /// Whether it wants passes for relays.
+        relayed: bool,
     },
     /// A gateway's tunnel ends changed.
     Ends {
@@ -83,6 +87,7 @@ struct Known {
     authority: u64,
     /// Whether the newest view went out over the connection of now.
     sent: bool,
+    pass: PassState,
 }
 
 /// Takes events and sends views.
@@ -120,6 +125,7 @@ impl Distribution {
                     applied: facts.applied,
                     authority: 0,
                     sent: false,
+                    pass: PassState::default(),
                 };
                 (gateway, known)
             })
@@ -130,6 +136,8 @@ impl Distribution {
     /// Works until nobody can send events any more.
     pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
         let mut retry: Option<Instant> = None;
+        let mut renew = tokio::time::interval(passes::LOOK);
+        renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let wait = async {
                 match retry {
@@ -143,6 +151,7 @@ impl Distribution {
                     None => return,
                 },
                 () = wait => {}
+                _ = renew.tick() => {}
             }
             for _ in 0..QUEUE {
                 match events.try_recv() {
@@ -150,7 +159,11 @@ impl Distribution {
                     Err(_) => break,
                 }
             }
-            retry = match self.push().await {
+            let pushed = match self.push().await {
+                Ok(()) => self.push_passes().await,
+                failed => failed,
+            };
+            retry = match pushed {
                 Ok(()) => None,
                 Err(error) => {
                     tracing::error!(%error, "views can't be numbered; trying again");
@@ -168,12 +181,13 @@ impl Distribution {
                 // A new incarnation makes new views of all.
                 self.dirty.extend(self.controller.online.gateways());
             }
-            Event::Connected { gateway, approved, authority, applied, ends } => {
+            Event::Connected { gateway, approved, authority, applied, ends, relayed } => {
                 self.unaware.insert(gateway);
                 let known = self.known.entry(gateway).or_default();
                 known.authority = authority;
                 known.applied = applied;
                 known.sent = false;
+                known.pass = PassState::new(relayed);
                 self.dirty.insert(gateway);
                 self.set_ends(gateway, ends);
                 self.cut_off_if_unwanted(gateway, approved);

@@ -75,6 +75,7 @@ conforms! {
     revisions_follow_one_another
     progress_is_what_gateways_have_in_force
     views_are_numbered_upwards
+    no_pass_number_is_given_twice
     nothing_counts_twice
     telemetry_is_bounded
     edges_never_answered_make_room
@@ -326,6 +327,12 @@ async fn views_are_numbered_upwards(store: &dyn Store) {
     let view = store.gateway(gateway(1)).await.unwrap().unwrap().view;
     assert_eq!(view.number, ViewNumber { incarnation: 1, sequence: 2 });
     assert_eq!((view.intent, view.operation), (Some(hash), Some(hash)));
+}
+
+async fn no_pass_number_is_given_twice(store: &dyn Store) {
+    assert_eq!(store.reserve_passes(1).await.unwrap(), 1);
+    assert_eq!(store.reserve_passes(100).await.unwrap(), 2);
+    assert_eq!(store.reserve_passes(1).await.unwrap(), 102);
 }
 
 async fn nothing_counts_twice(store: &dyn Store) {

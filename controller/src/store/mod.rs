@@ -181,6 +181,9 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         views: &[IssueView],
     ) -> Result<Vec<(GatewayId, ViewNumber)>, StoreError>;
 
+    /// Keeps the next `count` numbers for passes and gives the first of them. No number is given twice.
+    async fn reserve_passes(&self, count: u32) -> Result<u64, StoreError>;
+
     /// Adds a report, unless it or a later one of the same run is stored already.
     async fn record_report(
         &self,

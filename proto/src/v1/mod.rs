@@ -20,6 +20,7 @@ use crate::key::Hash;
 use crate::mac::MacAddr;
 use crate::name::Name;
 use crate::operation::ViewNumber;
+use crate::relay::pass::RelayPass;
 use crate::time::UnixMillis;
 use crate::view::SignedView;
 use telemetry::Report;
@@ -70,6 +71,9 @@ pub enum ToAgent {
     Authority(Vec<Signed<Authority>>),
     /// A view to take.
     View(Box<SignedView>),
+    /// A newer pass to show to relays. Only for agents whose greeting had the capability
+    /// [`crate::relay::CAPABILITY`].
+    Pass(Box<Signed<RelayPass>>),
     /// Reports up to this sequence number are stored.
     Reported {
         /// The agent's boot that the number belongs to.

@@ -158,6 +158,18 @@ pub(super) async fn issue(
     .transpose()
 }
 
+pub(super) async fn reserve_passes(
+    change: &mut SqliteConnection,
+    count: u32,
+) -> Result<u64, StoreError> {
+    let row = sqlx::query("UPDATE relay_passes SET next = next + ?1 RETURNING next - ?1 AS first")
+        .bind(i64::from(count))
+        .fetch_one(change)
+        .await
+        .map_err(failed("number passes for relays"))?;
+    Columns::new(&row, "number of a pass").uint("first")
+}
+
 pub(super) async fn one(
     readers: &SqlitePool,
     gateway: GatewayId,

@@ -322,6 +322,13 @@ impl Store for SqliteStore {
         Ok(issued)
     }
 
+    async fn reserve_passes(&self, count: u32) -> Result<u64, StoreError> {
+        let mut change = self.begin().await?;
+        let first = gateway::reserve_passes(&mut change, count).await?;
+        commit(change).await?;
+        Ok(first)
+    }
+
     async fn record_report(
         &self,
         gateway: GatewayId,

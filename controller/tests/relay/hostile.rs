@@ -1,0 +1,244 @@
+//! What a relay does about those who don't keep to the rules.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anteroom_controller_core::relay::Dropped;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::OrganisationId;
+use anteroom_proto::relay::packet::PeerNumber;
+use anteroom_proto::relay::pass::{PassNumber, RelayPass};
+use anteroom_proto::relay::{FromRelay, RefusalCode, ToRelay};
+use anteroom_transport::endpoint;
+use anteroom_transport::tls::Protocol;
+
+use crate::support::{Bed, CONTROLLER, Gateway, code, key, pass, sealed, signed, soon, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forged_borrowed_and_old_passes_let_nobody_in() {
+    let bed = Bed::new("");
+    let good = pass(1, 5, &[2]);
+    for by in [1, 2, CONTROLLER + 1] {
+        let forged = Signed::sign(&good, &key(by));
+        assert_eq!(
+            code(Gateway::greet(&bed, 1, forged, &bed.chain).await),
+            RefusalCode::Pass,
+            "{by}"
+        );
+    }
+    let borrowed = Gateway::greet(&bed, 9, signed(&good), &bed.chain).await;
+    assert_eq!(code(borrowed), RefusalCode::Pass);
+    let organisation = OrganisationId::from_bytes([9; 16]);
+    let foreign = signed(&RelayPass { organisation, ..good.clone() });
+    assert_eq!(code(Gateway::greet(&bed, 1, foreign, &bed.chain).await), RefusalCode::Pass);
+    let number = PassNumber { incarnation: 1, sequence: 1 };
+    let ahead = signed(&RelayPass { number, ..good.clone() });
+    assert_eq!(code(Gateway::greet(&bed, 1, ahead, &bed.chain).await), RefusalCode::Pass);
+    let mut altered = signed(&good).as_bytes().to_vec();
+    let at = altered.len() / 2;
+    altered[at] ^= 1;
+    let altered = Gateway::greet(&bed, 1, Signed::from_bytes(altered), &bed.chain).await;
+    assert_eq!(code(altered), RefusalCode::Pass);
+    // Its own, of before: shown again on the same connection and on a new one.
+    let mut gateway = Gateway::greet(&bed, 1, signed(&good), &bed.chain).await.ok().unwrap();
+    let old = signed(&pass(1, 4, &[2, 3]));
+    gateway.writer.send(&ToRelay::Pass(Box::new(old.clone()))).await.unwrap();
+    match gateway.hear().await {
+        Some(FromRelay::PassRefused(refusal)) => assert_eq!(refusal.code, RefusalCode::Superseded),
+        other => panic!("{other:?}"),
+    }
+    gateway.leave().await;
+    assert_eq!(code(Gateway::greet(&bed, 1, old, &bed.chain).await), RefusalCode::Superseded);
+    assert_eq!(bed.relay().service().counts().refused, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_sends_to_whom_the_other_pass_doesnt_name() {
+    let bed = Bed::new("");
+    let mut a = Gateway::connect(&bed, 1, 1, &[2, 3]).await;
+    let _b = Gateway::connect(&bed, 2, 2, &[3]).await;
+    let mut c = Gateway::connect(&bed, 3, 3, &[1, 2]).await;
+    a.meet(3).await;
+    c.meet(1).await;
+    assert_eq!(a.peers.len(), 1, "it isn't even told of the other");
+    let before = bed.relay().service().counts();
+    // Every number that there is, whether it was told or not.
+    for number in 0..40 {
+        let number = PeerNumber::new(number).unwrap();
+        a.send(number, 1, 100);
+    }
+    assert_eq!(c.receive().await.1, 1);
+    until("all were judged", || {
+        let counts = bed.relay().service().counts();
+        (counts.dropped_in_all() == 39, counts)
+    })
+    .await;
+    let counts = bed.relay().service().counts();
+    let dropped = |reason| counts.dropped(reason) - before.dropped(reason);
+    assert_eq!((dropped(Dropped::NotShared), dropped(Dropped::Unknown)), (1, 38));
+    assert_eq!(counts.packets, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_isnt_said_by_the_rules_ends_one_connection_and_no_other() {
+    let bed = Bed::new("");
+    let mut a = Gateway::connect(&bed, 1, 1, &[2]).await;
+    let mut b = Gateway::connect(&bed, 2, 2, &[1]).await;
+    let to_b = a.meet(2).await;
+    b.meet(1).await;
+    let mut odd = Gateway::connect(&bed, 3, 3, &[]).await;
+    for junk in [vec![], vec![1], vec![0xff; 900], vec![0; 900]] {
+        odd.link.connection().send_datagram(junk.into()).unwrap();
+    }
+    until("junk is counted", || {
+        let counts = bed.relay().service().counts();
+        (counts.dropped(Dropped::Malformed) == 4, counts)
+    })
+    .await;
+    odd.writer.send(&ToRelay::Authority(vec![])).await.unwrap();
+    match odd.hear().await {
+        Some(FromRelay::Refused(refusal)) => assert_eq!(refusal.code, RefusalCode::Protocol),
+        other => panic!("{other:?}"),
+    }
+    // Authority documents that don't follow.
+    let mut chain = bed.chain.clone();
+    chain.push(chain[0].clone());
+    let greeted = Gateway::greet(&bed, 4, signed(&pass(4, 4, &[])), &chain).await;
+    assert_eq!(code(greeted), RefusalCode::Authority);
+    a.send(to_b, 5, 100);
+    assert_eq!(b.receive().await.1, 5);
+}
+
+/// Sends numbered packets from `a` to `b`, one in 4 ms, and gives how many of `count` arrived.
+async fn steady(a: Gateway, b: Gateway, to: PeerNumber, count: u32) -> u32 {
+    let receiving = tokio::spawn(async move {
+        let mut seen = 0;
+        loop {
+            let next =
+                tokio::time::timeout(Duration::from_secs(2), b.link.connection().read_datagram());
+            match next.await {
+                Ok(Ok(_)) => seen += 1,
+                _ => return seen,
+            }
+        }
+    });
+    for mark in 0..count {
+        a.send(to, mark, 200);
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    let seen = soon("the last packets", receiving).await.unwrap();
+    a.leave().await;
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floods_of_packets_cost_a_quiet_pair_nothing() {
+    let bed = Bed::new("");
+    // All flood the very gateway that the quiet one speaks with.
+    let mut victim = Gateway::connect(&bed, 2, 1, &[1, 11, 12, 13]).await;
+    let mut quiet = Gateway::connect(&bed, 1, 2, &[2]).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut floods = Vec::new();
+    for n in [11, 12, 13] {
+        let mut flooder = Gateway::connect(&bed, n, 3, &[2]).await;
+        let to = flooder.meet(2).await;
+        let stop = stop.clone();
+        floods.push(tokio::spawn(async move {
+            let packet = bytes::Bytes::from(sealed(to, u32::MAX, 1100));
+            while !stop.load(Ordering::Relaxed) {
+                // As fast as QUIC takes them.
+                if flooder.link.connection().send_datagram_wait(packet.clone()).await.is_err() {
+                    break;
+                }
+            }
+            flooder.leave().await;
+        }));
+    }
+    let to_victim = quiet.meet(2).await;
+    let from_quiet = victim.meet(1).await;
+    let receiving = tokio::spawn(async move {
+        let (mut seen, mut others) = (0u32, 0u64);
+        loop {
+            let next = victim.link.connection().read_datagram();
+            match tokio::time::timeout(Duration::from_secs(2), next).await {
+                Ok(Ok(datagram)) if crate::support::read(&datagram).0 == from_quiet => seen += 1,
+                Ok(Ok(_)) => others += 1,
+                _ => return (seen, others),
+            }
+        }
+    });
+    for mark in 0..500 {
+        quiet.send(to_victim, mark, 200);
+        tokio::time::sleep(Duration::from_millis(4)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for flood in floods {
+        soon("the end of a flood", flood).await.unwrap();
+    }
+    let (seen, others) = soon("the last packets", receiving).await.unwrap();
+    let counts = bed.relay().service().counts();
+    println!("quiet: {seen} of 500 arrived, beside {others} of the floods; {counts:?}");
+    assert!(others > 2000, "that was no flood: {others} packets, {counts:?}");
+    assert!(seen >= 495, "{seen} of 500 arrived, beside {others} of the floods; {counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_and_churn_dont_disturb_those_who_are_here() {
+    let bed = Arc::new(Bed::new("unknown = 16"));
+    let mut a = Gateway::connect(&bed, 1, 1, &[2]).await;
+    let mut b = Gateway::connect(&bed, 2, 2, &[1]).await;
+    let to_b = a.meet(2).await;
+    b.meet(1).await;
+    let steady = tokio::spawn(steady(a, b, to_b, 500));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut crowd = Vec::new();
+    for n in 0..8u16 {
+        let (bed, stop) = (bed.clone(), stop.clone());
+        crowd.push(tokio::spawn(async move {
+            let mut turns = 0;
+            while !stop.load(Ordering::Relaxed) {
+                turns += 1;
+                let (identity, servers) = (key(500 + n), [bed.key]);
+                let connecting =
+                    endpoint::connect_for(bed.address, &identity, &servers, Protocol::Relay);
+                // A stranger that says nothing, or goes away in the middle of it.
+                let patience = Duration::from_millis(u64::from(n) * 20 + 5);
+                if let Ok(Ok(link)) = tokio::time::timeout(patience, connecting).await {
+                    tokio::time::sleep(patience).await;
+                    drop(link);
+                }
+            }
+            turns
+        }));
+    }
+    // Gateways that come and go without end.
+    let churn = {
+        let (bed, stop) = (bed.clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut turns = 0;
+            while !stop.load(Ordering::Relaxed) {
+                Gateway::connect(&bed, 700 + turns % 50, 9, &[1, 2]).await.leave().await;
+                turns += 1;
+            }
+            turns
+        })
+    };
+    let arrived = soon("the steady pair", steady).await.unwrap();
+    stop.store(true, Ordering::Relaxed);
+    let mut strangers = 0;
+    for task in crowd {
+        strangers += soon("a stranger", task).await.unwrap();
+    }
+    let churned = soon("the churn", churn).await.unwrap();
+    println!(
+        "{arrived} of 500 arrived beside {strangers} strangers and {churned} that came and went"
+    );
+    assert!(arrived >= 495, "{arrived} of 500 arrived");
+    assert!(strangers > 20 && churned > 0, "{strangers} strangers, {churned} came and went");
+    until("nobody is left", || {
+        let here = bed.relay().service().gateways();
+        (here == 0, here)
+    })
+    .await;
+}

@@ -1,0 +1,6 @@
+//! The relay as gateways meet it: a real one, over QUIC on loopback.
+
+mod carried;
+mod hostile;
+mod measured;
+mod support;
