@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use aws_lc_rs::hmac;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
@@ -30,6 +32,10 @@ const DATAGRAMS_IN: usize = 256 * 1024;
 /// Bytes of datagrams that wait for the congestion window. Whoever sends many queues them where it can choose which
 /// to let go; what is in here is late already.
 const DATAGRAMS_OUT: usize = 64 * 1024;
+
+/// The socket's own buffers where packets are carried, in each direction. The system's default holds some hundred
+/// packets: less than what a few gateways send in the time that a busy machine takes to come back to a socket.
+const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
 /// The server's name in TLS. It isn't sent and nothing hangs on it: ends are known by their keys.
 const NAME: &str = "anteroom";
@@ -146,13 +152,27 @@ fn endpoint_config(listener: Option<&IdentityKey>) -> EndpointConfig {
     config
 }
 
+/// Makes the socket's buffers larger: beyond what the system allows everyone, where this process may do that.
+fn enlarge_buffers(socket: &UdpSocket) {
+    let receive = setsockopt(socket, RcvBufForce, &SOCKET_BUFFER)
+        .or_else(|_| setsockopt(socket, RcvBuf, &SOCKET_BUFFER));
+    let send = setsockopt(socket, SndBufForce, &SOCKET_BUFFER)
+        .or_else(|_| setsockopt(socket, SndBuf, &SOCKET_BUFFER));
+    // Smaller ones work too.
+    let _ = (receive, send);
+}
+
 fn endpoint(
     address: SocketAddr,
     config: EndpointConfig,
     server: Option<quinn::ServerConfig>,
+    protocols: &[Protocol],
 ) -> Result<Endpoint, TransportError> {
     let failed = |error| TransportError::Socket { address, error };
     let socket = UdpSocket::bind(address).map_err(failed)?;
+    if protocols.contains(&Protocol::Relay) {
+        enlarge_buffers(&socket);
+    }
     Endpoint::new(config, server, socket, Arc::new(TokioRuntime)).map_err(failed)
 }
 
@@ -175,7 +195,7 @@ pub fn listen_for(
     protocols: &[Protocol],
 ) -> Result<Endpoint, TransportError> {
     let server = server_config(tls::server_config(identity, protocols)?, protocols)?;
-    endpoint(address, endpoint_config(Some(identity)), Some(server))
+    endpoint(address, endpoint_config(Some(identity)), Some(server), protocols)
 }
 
 fn server_config(
@@ -245,19 +265,20 @@ pub async fn connect_for(
 ) -> Result<Link, TransportError> {
     let pin = ServerPin::new(servers.to_vec());
     let config = client_config(tls::client_config(identity, &pin, protocol)?, protocol)?;
-    connect_with(address, config, &pin).await
+    connect_with(address, config, &pin, protocol).await
 }
 
 async fn connect_with(
     address: SocketAddr,
     config: quinn::ClientConfig,
     pin: &ServerPin,
+    protocol: Protocol,
 ) -> Result<Link, TransportError> {
     let any = match address {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    let endpoint = endpoint(any, endpoint_config(None), None)?;
+    let endpoint = endpoint(any, endpoint_config(None), None, &[protocol])?;
     let connecting = endpoint
         .connect_with(config, address, NAME)
         .map_err(|error| TransportError::Setup(error.to_string()))?;

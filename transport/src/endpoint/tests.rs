@@ -108,14 +108,16 @@ fn classic() -> Arc<rustls::crypto::CryptoProvider> {
 async fn connect_classic(address: SocketAddr) -> Result<Link, TransportError> {
     let pin = ServerPin::new(vec![key(1).public()]);
     let tls = tls::client_config_with(classic(), &key(2), &pin, Protocol::Control).unwrap();
-    connect_with(address, client_config(tls, Protocol::Control).unwrap(), &pin).await
+    let config = client_config(tls, Protocol::Control).unwrap();
+    connect_with(address, config, &pin, Protocol::Control).await
 }
 
 /// A listener with classic groups only.
 fn listen_classic() -> Endpoint {
-    let tls = tls::server_config_with(classic(), &key(1), &[Protocol::Control]).unwrap();
-    let server = server_config(tls, &[Protocol::Control]).unwrap();
-    endpoint(LOOPBACK, endpoint_config(None), Some(server)).unwrap()
+    let protocols = [Protocol::Control];
+    let tls = tls::server_config_with(classic(), &key(1), &protocols).unwrap();
+    let server = server_config(tls, &protocols).unwrap();
+    endpoint(LOOPBACK, endpoint_config(None), Some(server), &protocols).unwrap()
 }
 
 /// A client that has sent something has seen a handshake through.
@@ -166,7 +168,8 @@ async fn another_protocol_is_refused() {
     let mut tls = tls::client_config(&key(2), &pin, Protocol::Control).unwrap();
     tls.alpn_protocols = vec![b"h3".to_vec()];
     let config = client_config(tls, Protocol::Control).unwrap();
-    let (served, connected) = both(accept(&server), connect_with(address, config, &pin)).await;
+    let (served, connected) =
+        both(accept(&server), connect_with(address, config, &pin, Protocol::Control)).await;
     assert!(connected.is_err() && served.is_err(), "{connected:?}");
 }
 
@@ -185,7 +188,7 @@ async fn a_client_without_a_key_gets_nowhere() {
     tls.alpn_protocols = vec![anteroom_proto::v1::ALPN.to_vec()];
     let config = client_config(tls, Protocol::Control).unwrap();
     let client = async {
-        let link = connect_with(address, config, &pin).await?;
+        let link = connect_with(address, config, &pin, Protocol::Control).await?;
         let error = link.connection().closed().await;
         Err::<(), _>(TransportError::Connect { address, error })
     };
