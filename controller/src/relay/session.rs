@@ -325,10 +325,10 @@ impl Reading<'_> {
         {
             let mut core = self.service.core();
             for packet in packets {
-                if let Ok(receiver) = core.forward(self.id, packet, now) {
-                    if !receivers.contains(&receiver) {
-                        receivers.push(receiver);
-                    }
+                if let Ok(receiver) = core.forward(self.id, packet, now)
+                    && !receivers.contains(&receiver)
+                {
+                    receivers.push(receiver);
                 }
             }
         }

@@ -42,7 +42,7 @@ services = [\"dicom\"]
 ";
 
 /// Gateways 1 and 2 with a device each and a rule between them; gateway 3 with nothing.
-async fn hospital(service: &Service) -> (Desk, Vec<Agent>) {
+pub(crate) async fn hospital(service: &Service) -> (Desk, Vec<Agent>) {
     let desk = service.claimed().await;
     let mut agents = Vec::new();
     for (n, name) in [(1, "imaging"), (2, "server-room"), (3, "ward")] {

@@ -7,5 +7,6 @@ mod distribution;
 mod exchange;
 mod lifetime;
 mod model;
+mod relay;
 mod restore;
 mod support;

@@ -1,3 +1,8 @@
+#![allow(
+    clippy::disallowed_methods,
+    reason = "whoever calls the core has a clock, and so have tests"
+)]
+
 use anteroom_proto::authority::{Controller, Operator};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;

@@ -11,6 +11,7 @@ pub(crate) struct Agent {
     pub(crate) applied: Option<Applied>,
     pub(crate) floor: Floor,
     pub(crate) endpoints: Vec<std::net::SocketAddr>,
+    pub(crate) capabilities: Vec<String>,
 }
 
 /// Its connection, once it was welcomed.
@@ -31,6 +32,7 @@ impl Agent {
             applied: None,
             floor: Floor::default(),
             endpoints: vec![std::net::SocketAddr::from(([10, 20, n, 2], 51820))],
+            capabilities: vec![],
         }
     }
 
@@ -98,7 +100,7 @@ impl Agent {
             gateway: self.gateway,
             boot: self.boot,
             agent_version: "0.1.0-test".into(),
-            capabilities: vec![],
+            capabilities: self.capabilities.clone(),
             authority: 1,
             applied: self.applied.clone(),
             reachable: self.reachable(),
