@@ -192,7 +192,8 @@ async fn what_a_peers_path_carries_is_told_and_longer_packets_are_counted() {
     let to_wide = a.hear_of(3, |room| room.is_some_and(|room| room > 1350)).await;
     let to_narrow =
         a.hear_of(2, |room| room.is_some_and(|room| (1200..=1270).contains(&room))).await;
-    (wide.meet(1).await, narrow.meet(1).await);
+    wide.meet(1).await;
+    narrow.meet(1).await;
     // Both know the same of their own path.
     let own = a.link.connection().max_datagram_size().unwrap();
     assert!(own > 1350, "{own}");
