@@ -37,5 +37,6 @@ pub mod sink;
 pub mod size;
 mod station;
 mod table;
+pub mod target;
 pub mod vnet;
 pub mod wire;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use crate::batch::VlanTag;
 use crate::lane::{Job, Taken};
 use crate::port::PortId;
+use crate::target::Through;
 use crate::vnet::VnetHeader;
 
 /// Takes frames and datagrams. The shell's sink fills send rings; tests and the simulation keep what they get.
@@ -26,6 +27,18 @@ pub trait Sink {
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     );
+
+    /// As [`Self::datagram`], for a datagram that a relay carries. Asked only of a shell that told of relays
+    /// ([`crate::engine::Engine::set_relays`]); any other has nowhere to send it.
+    fn relayed(
+        &mut self,
+        to: Through,
+        dscp_ecn: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let _ = (to, dscp_ecn, capacity, write);
+    }
 
     /// As [`Self::datagram`], for a datagram of a lane ([`crate::lane`]): `owner` is who runs the lane. Where it goes
     /// through a socket of its own, whatever went to [`Self::datagram`] before goes out before it.

@@ -1,6 +1,7 @@
 //! What a gateway reports: sightings, edges, drops and its own state. No payload is ever in it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
@@ -157,4 +158,35 @@ pub struct TunnelState {
     /// Largest packet of IP, in bytes, that gets through the underlay to the peer; once that was found out.
     #[serde(default)]
     pub path_mtu: Option<u16>,
+    /// The relay that packets for the peer take, as the gateway numbers its relays; none where they go directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<u16>,
+    /// Why they go this way, where a relay is at hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathReason>,
+}
+
+/// Why packets for a peer go directly, or through a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PathReason {
+    /// Directly: no relay reaches the peer.
+    NoRelay,
+    /// It isn't proved yet whether a direct path works.
+    Untried,
+    /// Directly: the path answers.
+    Proved,
+    /// Through a relay: the direct path stopped answering.
+    Died,
+}
+
+impl fmt::Display for PathReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoRelay => "no relay reaches it",
+            Self::Untried => "a direct path isn't proved yet",
+            Self::Proved => "the direct path answers",
+            Self::Died => "the direct path stopped answering",
+        })
+    }
 }

@@ -1,6 +1,7 @@
 //! Gateways, their devices, and a campus with one router, in virtual time.
 
 mod campus;
+mod relays;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -17,6 +18,7 @@ use anteroom_agent_core::lane;
 use anteroom_agent_core::limits::Limits;
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
+use anteroom_agent_core::target::Through;
 use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_agent_core::wire::arp::{self, Operation};
 use anteroom_agent_core::wire::{ethernet, parse_ethernet, parse_ipv4};
@@ -62,7 +64,17 @@ pub enum Cable {
 #[derive(Debug)]
 enum Event {
     Frame(To, Vec<u8>),
-    Datagram { to: SocketAddr, from: SocketAddr, bytes: Vec<u8> },
+    Datagram {
+        to: SocketAddr,
+        from: SocketAddr,
+        bytes: Vec<u8>,
+    },
+    /// On its way through a relay, to a gateway.
+    Relayed {
+        to: usize,
+        from: Through,
+        bytes: Vec<u8>,
+    },
 }
 
 /// A frame on the campus: when, from what cable, and the frame.
@@ -125,6 +137,8 @@ pub struct World {
     router_waits: Vec<(Ipv4Addr, Vec<u8>)>,
     /// Every frame that the campus carried since the last [`Self::clear_campus`].
     pub campus: Vec<OnCampus>,
+    /// Relays, and gateways between which nothing gets through directly.
+    pub relays: relays::Relays,
     /// What datagrams suffer.
     pub weather: Weather,
     /// Largest packet of IP, in bytes, that the underlay carries. What is larger is lost without a word.
@@ -141,6 +155,7 @@ pub struct World {
 pub(crate) struct Out {
     pub(crate) frames: Vec<(PortId, Vec<u8>)>,
     pub(crate) datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    pub(crate) relayed: Vec<(Through, Vec<u8>)>,
     merged: usize,
 }
 
@@ -186,6 +201,21 @@ impl Sink for Out {
             self.datagrams.push((to, bytes));
         }
     }
+
+    fn relayed(
+        &mut self,
+        to: Through,
+        _: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let mut bytes = vec![0; capacity];
+        let len = write(&mut bytes);
+        if len > 0 {
+            bytes.truncate(len);
+            self.relayed.push((to, bytes));
+        }
+    }
 }
 
 impl World {
@@ -209,6 +239,7 @@ impl World {
             router_arp: BTreeMap::new(),
             router_waits: Vec::new(),
             campus: Vec::new(),
+            relays: relays::Relays::default(),
             weather: Weather::default(),
             carries: usize::MAX,
             datagrams: 0,
@@ -453,9 +484,10 @@ impl World {
                     To::Campus(cable) => self.switch(cable, bytes),
                 }
             }
+            Event::Relayed { to, from, bytes } => self.relay_brings(to, from, &bytes),
             Event::Datagram { to, from, mut bytes } => {
                 (self.now - self.start, to, from, bytes.len()).hash(&mut self.trace);
-                let at = self.plan.gateways.iter().position(|gateway| gateway.endpoint == to);
+                let at = self.gateway_at(to);
                 let Some(at) = at.filter(|at| self.gateways[*at].engine.is_some()) else { return };
                 let now = self.now;
                 let mut others = self.datagrams_beside(to);
@@ -472,6 +504,10 @@ impl World {
                 self.send(at, out);
             }
         }
+    }
+
+    fn gateway_at(&self, endpoint: SocketAddr) -> Option<usize> {
+        self.plan.gateways.iter().position(|gateway| gateway.endpoint == endpoint)
     }
 
     /// Takes the datagrams that come to an endpoint at the same moment: a socket hands them over in one batch.
@@ -516,9 +552,11 @@ impl World {
             }
         }
         let from = self.plan.gateways[gateway].endpoint;
+        self.give_to_relays(gateway, out.relayed);
         for (to, bytes) in out.datagrams {
             self.datagrams += 1;
-            if bytes.len() + 28 > self.carries || self.random.chance(self.weather.loss) {
+            let blocked = self.relays.is_blocked(gateway, self.gateway_at(to));
+            if blocked || bytes.len() + 28 > self.carries || self.random.chance(self.weather.loss) {
                 continue;
             }
             let copies = if self.random.chance(self.weather.duplicates) { 2 } else { 1 };

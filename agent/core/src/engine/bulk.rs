@@ -20,6 +20,7 @@ use crate::peer::message::Message;
 use crate::peer::{Opened, Peer, PeerSlot, Peers, Sent};
 use crate::sink::Sink;
 use crate::station::StationId;
+use crate::target::Target;
 
 /// Most lanes that are open at once. Each takes some 11 KB.
 const MOST: usize = 256;
@@ -220,12 +221,16 @@ impl Engine {
     /// Opens a datagram, whoever's it is.
     pub(super) fn open<'a>(
         &mut self,
-        from: SocketAddr,
+        from: Target,
         datagram: &[u8],
         room: &'a mut [u8],
         now: Instant,
         out: &mut impl Sink,
     ) -> Opened<'a> {
+        // Lanes are no relay's matter.
+        let Target::Udp(from) = from else {
+            return self.peers.open(from, datagram, room, now, out);
+        };
         let owner = match self.owner_of(from, datagram, now, out) {
             Ok(Some(owner)) => owner,
             Ok(None) => return self.peers.open(from, datagram, room, now, out),

@@ -17,6 +17,7 @@ use crate::peer::{self, Opened, Peer, PeerSlot};
 use crate::policy::{End, Who};
 use crate::sink::Sink;
 use crate::station::StationId;
+use crate::target::Target;
 use crate::vnet::VnetHeader;
 use crate::wire::ipv4::{TCP, UDP};
 use crate::wire::tcp::TcpFlags;
@@ -40,24 +41,36 @@ impl Engine {
         out: &mut impl Sink,
     ) {
         for datagram in received.bytes.chunks(received.segment.max(1)) {
-            let wanted = peer::open_room(datagram.len());
-            if held.room(wanted).is_none() {
-                self.let_go(held, now, out);
+            self.sealed_datagram(received.from.into(), datagram, held, now, out);
+        }
+    }
+
+    /// One datagram, from wherever it came.
+    pub(super) fn sealed_datagram(
+        &mut self,
+        from: Target,
+        datagram: &[u8],
+        held: &mut Held,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let wanted = peer::open_room(datagram.len());
+        if held.room(wanted).is_none() {
+            self.let_go(held, now, out);
+        }
+        let room = held.room(wanted).unwrap_or_default();
+        match self.open(from, datagram, room, now, out) {
+            Opened::Packet { peer, packet } => {
+                let len = packet.len();
+                let span = held.keep(len);
+                self.tunnel_packet(peer, span, held, now, out);
             }
-            let room = held.room(wanted).unwrap_or_default();
-            match self.open(received.from, datagram, room, now, out) {
-                Opened::Packet { peer, packet } => {
-                    let len = packet.len();
-                    let span = held.keep(len);
-                    self.tunnel_packet(peer, span, held, now, out);
-                }
-                Opened::Whole { peer, packet } => {
-                    self.take_packet(peer, &packet, held, now, out);
-                    self.peers.give_back(packet);
-                }
-                Opened::Handled => {}
-                Opened::Dropped(reason) => self.recorder.drop(None, reason, None, now),
+            Opened::Whole { peer, packet } => {
+                self.take_packet(peer, &packet, held, now, out);
+                self.peers.give_back(packet);
             }
+            Opened::Handled => {}
+            Opened::Dropped(reason) => self.recorder.drop(None, reason, None, now),
         }
     }
 

@@ -20,6 +20,7 @@ mod peering;
 mod pieces;
 mod prepared;
 mod record;
+mod relayed;
 mod seal;
 mod shared;
 mod sizes;

@@ -43,6 +43,9 @@ impl Engine {
         out: &mut impl Sink,
     ) {
         let slot = what.peer;
+        // Lanes lead where the peer is directly.
+        let lane = if what.lane != 0 && self.peers.is_relayed(slot) { 0 } else { what.lane };
+        let what = &ToSeal { lane, ..*what };
         let mtu = self.peers.limit(slot);
         self.peers.note_use(slot, what.len.min(mtu), now);
         let end = what.at + what.len;

@@ -197,16 +197,8 @@ impl Engine {
     }
 
     pub(super) fn tunnels(&self, now: Instant) -> Vec<TunnelState> {
-        let state = |peer: &crate::peer::Peer| TunnelState {
-            gateway: peer.gateway(),
-            client: peer.is_client(),
-            live: peer.is_live(now),
-            round_trip: peer.round_trip().and_then(|time| u32::try_from(time.as_micros()).ok()),
-            revision: peer.revision(),
-            authority: peer.authority(),
-            endpoint: peer.endpoint(),
-            path_mtu: peer.path_mtu(),
-        };
+        let state =
+            |peer: &crate::peer::Peer| TunnelState { endpoint: peer.endpoint(), ..peer.state(now) };
         self.peers.iter().map(|(_, peer)| state(peer)).collect()
     }
 

@@ -12,6 +12,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 use serde::{Deserialize, Serialize};
 
+use super::knock::Knocker;
 use crate::checksum::Sum;
 use crate::wire::{ipv4, ipv6, put, udp};
 
@@ -115,6 +116,9 @@ pub struct Hello {
     pub time: Option<UnixMillis>,
     /// Chosen by who asks, given back by who answers.
     pub nonce: u64,
+    /// What the other end may find out with whether datagrams get through to the sender directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knocker: Option<Knocker>,
 }
 
 impl Message {
@@ -207,6 +211,7 @@ mod tests {
     use anteroom_proto::key::IdentityKey;
     use proptest::prelude::*;
 
+    use super::super::knock::KnockKey;
     use super::*;
 
     const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 1);
@@ -223,6 +228,10 @@ mod tests {
             authority: u64::MAX,
             time: Some(UnixMillis(u64::MAX)),
             nonce: u64::MAX,
+            knocker: Some(Knocker {
+                number: u32::MAX,
+                key: KnockKey::of(&[0xff; 32], &[0xff; 16]),
+            }),
         }
     }
 

@@ -9,10 +9,12 @@
 mod agenda;
 pub(crate) mod doorman;
 mod front;
+mod knock;
 pub(crate) mod lanes;
 pub mod message;
 mod queue;
 mod random;
+mod route;
 mod slots;
 mod state;
 mod table;
@@ -28,6 +30,7 @@ use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
+pub use knock::{KnockKey, Knocker};
 pub use lanes::LanesConfig;
 pub use state::Peer;
 pub use table::{Peers, Way};

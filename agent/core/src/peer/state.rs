@@ -10,9 +10,11 @@ use anteroom_proto::v1::telemetry::TunnelState;
 use super::message::Hello;
 use super::queue::Queue;
 use super::random::Random;
+use super::route::Route;
 use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent, inner_mtu};
 use crate::lane::CAPABILITY;
 use crate::size::path::{Bounds, PathMtu};
+use crate::target::Target;
 
 /// Probes follow each other about every two seconds.
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
@@ -48,6 +50,8 @@ pub struct Peer {
     pub(super) queue: Queue,
     /// What gets through to it in one piece.
     pub(super) path: PathMtu,
+    /// Which way packets go.
+    pub(super) route: Route,
     pub(super) next_probe: Instant,
     /// When this wants to be looked at again.
     pub(super) wake_at: Instant,
@@ -111,6 +115,7 @@ impl Peer {
             sending: None,
             queue: Queue::default(),
             path: PathMtu::new(Bounds::default(), now),
+            route: Route::new(now),
             next_probe: now,
             wake_at: now + NEVER,
             candidates: Vec::new(),
@@ -226,6 +231,39 @@ impl Peer {
         self.endpoint.or_else(|| self.candidates.first().copied())
     }
 
+    /// Where packets go now.
+    pub(super) fn way(&self) -> Option<Target> {
+        self.route.target(self.gateway, self.endpoint())
+    }
+
+    /// All addresses where it may be reached directly.
+    pub(super) fn places(&self) -> Vec<SocketAddr> {
+        let mut places: Vec<SocketAddr> = Vec::with_capacity(MAX_ENDPOINTS);
+        let known = self.endpoint.iter().chain(self.candidates.iter()).copied();
+        for place in self.route.hint().into_iter().chain(known) {
+            if !places.contains(&place) && places.len() < MAX_ENDPOINTS {
+                places.push(place);
+            }
+        }
+        places
+    }
+
+    /// When something authentic last came from it.
+    pub(super) const fn heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    /// It is reached another way: the round trip is to be measured anew.
+    pub(super) fn forget_round_trip(&mut self) {
+        self.round_trip = None;
+        self.probes.clear();
+    }
+
+    /// The round trip was measured once more.
+    pub(super) fn note_round_trip(&mut self, sample: Duration) {
+        self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
+    }
+
     /// Packets that wait for a handshake.
     #[must_use]
     pub fn waiting(&self) -> usize {
@@ -245,6 +283,8 @@ impl Peer {
             authority: self.authority(),
             endpoint: self.endpoint,
             path_mtu: self.path_mtu(),
+            relay: self.route.via().map(|relay| relay.0),
+            path: self.route.has_relay().then(|| self.route.why()),
         }
     }
 
@@ -261,12 +301,14 @@ impl Peer {
         all.get(place).copied()
     }
 
-    /// Something authentic came from `from`. Says whether its packets went elsewhere until now.
-    pub(super) fn note_heard(&mut self, from: SocketAddr, now: Instant) -> bool {
+    /// Something authentic came from `from`. Says whether its packets went elsewhere until now, and go there now: which
+    /// relay they take, and whether they take one, is the route's to say.
+    pub(super) fn note_heard(&mut self, from: Target, now: Instant) -> bool {
         self.heard = Some(now);
+        let Target::Udp(from) = from else { return false };
         let moved = self.endpoint() != Some(from);
         self.endpoint = Some(from);
-        moved
+        moved && self.route.via().is_none()
     }
 
     /// Whether a client is to be called now, as long as there is no session with it.
@@ -294,9 +336,13 @@ impl Peer {
         }
     }
 
-    /// Largest packet of IP that gets through the underlay to it, as far as was found out.
+    /// Largest packet of IP that gets through the underlay to it, as far as was found out. None while packets take a
+    /// relay, which isn't the underlay's way.
     #[must_use]
     pub fn path_mtu(&self) -> Option<u16> {
+        if self.route.via().is_some() {
+            return None;
+        }
         let overhead = u16::MAX - inner_mtu(u16::MAX, &self.endpoint()?);
         self.path.is_known().then(|| self.path.limit().saturating_add(overhead))
     }
@@ -332,14 +378,16 @@ impl Peer {
         let Some(place) = self.probes.iter().position(|probe| probe.0 == nonce) else { return };
         let (_, sent) = self.probes.remove(place);
         self.note_hears(now);
-        let sample = now.saturating_duration_since(sent);
-        self.round_trip = Some(self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
+        self.note_round_trip(now.saturating_duration_since(sent));
     }
 
     /// Takes over what it says about itself, unless it was overtaken, or says something else all the time. Returns
     /// whether there is something to tell.
     pub(super) fn note_said(&mut self, hello: Hello, want_time: bool, now: Instant) -> bool {
         let known = self.said.as_ref().filter(|said| said.boot == hello.boot);
+        if known.is_none() {
+            self.route.note_restart();
+        }
         if known.is_some_and(|said| said.sequence >= hello.sequence) {
             return false;
         }
@@ -350,6 +398,7 @@ impl Peer {
         }
         self.told.time = hello.time.filter(|_| want_time).or(self.told.time);
         self.lanes = hello.capabilities.iter().any(|one| one == CAPABILITY);
+        self.route.theirs = hello.knocker;
         self.said = Some(hello);
         self.told.time.is_some() || self.told.holds != Some(holds)
     }

@@ -1,12 +1,12 @@
 //! The table of peers: what comes in, what goes out, and what the engine asks.
 
+mod paths;
 mod roster;
 mod said;
 mod sizes;
 mod upkeep;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Instant;
 
 use anteroom_proto::id::GatewayId;
@@ -14,6 +14,7 @@ use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::verdict::DropReason;
 use boringtun::x25519::{PublicKey, StaticSecret};
 use hashbrown::HashMap;
+use sha2::{Digest, Sha256};
 
 use super::agenda::Agenda;
 use super::front::{self, Admission, Front, Kind};
@@ -24,6 +25,8 @@ use super::tunnel::{MAX_PACKET_LEN, Received, Tunnel, sealed_room};
 use super::{Config, Local, Opened, Peer, PeerEvent, PeerSlot, SCRATCH_LEN, Sent, open_room};
 use crate::sink::Sink;
 use crate::size::join::Joiner;
+use crate::target::{RelayPath, Target};
+use crate::wire::array;
 use sizes::Sizes;
 
 /// Most tunnels: 20 of the 24 bits that boringtun leaves of a receiver index. The other four name the owner.
@@ -84,6 +87,12 @@ pub struct Peers {
     joiner: Joiner,
     part_id: u32,
     part: Vec<u8>,
+    /// Which relays reach whom, peers or not.
+    relayed: HashMap<GatewayId, Vec<RelayPath>, foldhash::fast::RandomState>,
+    /// What the keys of knocks grow from.
+    knock_secret: [u8; 32],
+    /// Nonce of the last knock.
+    knocked: u64,
 }
 
 impl std::fmt::Debug for Peers {
@@ -107,6 +116,8 @@ impl Peers {
         config.capabilities.truncate(message::MAX_CAPABILITIES);
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits of it will do")]
         let part_id = random.next() as u32;
+        let knock_secret = Sha256::new_with_prefix(b"knocks").chain_update(config.seed).finalize();
+        let knock_secret = knock_secret.into();
         Self {
             own_key: config.secret.public(),
             front: Front::new(&public, &mut random, now),
@@ -135,6 +146,9 @@ impl Peers {
             joiner: Joiner::default(),
             part_id,
             part: Vec::new(),
+            relayed: HashMap::default(),
+            knock_secret,
+            knocked: 0,
         }
     }
 
@@ -187,7 +201,7 @@ impl Peers {
     pub fn way(&mut self, slot: PeerSlot) -> Option<Way<'_>> {
         let peer = self.peers.get(slot.index).filter(|peer| peer.generation == slot.generation)?;
         let tunnel = self.tunnels.get_mut(peer.sending?)?;
-        Some(Way { tunnel, to: peer.endpoint()? })
+        Some(Way { tunnel, to: peer.way()? })
     }
 
     /// Seals an IP packet for a peer and gives it to the sink. The packet's DSCP goes to the outer header as well.
@@ -224,12 +238,13 @@ impl Peers {
     /// [`open_room`] bytes.
     pub fn open<'a>(
         &mut self,
-        from: SocketAddr,
+        from: impl Into<Target>,
         datagram: &[u8],
         room: &'a mut [u8],
         now: Instant,
         out: &mut impl Sink,
     ) -> Opened<'a> {
+        let from = from.into();
         if room.len() < open_room(datagram.len()) {
             return Opened::Dropped(DropReason::TooBig);
         }
@@ -241,6 +256,7 @@ impl Peers {
         let Some(tunnel) = self.tunnels.get_mut(number) else {
             return Opened::Dropped(DropReason::PeerUnknown);
         };
+        let said = (kind, number);
         match (kind, tunnel.open(datagram, room)) {
             (_, Received::Refused(reason)) => return Opened::Dropped(reason),
             (_, Received::Stale) => {
@@ -257,24 +273,27 @@ impl Peers {
             (kind, Received::Handshake(reply)) => {
                 let initiator = matches!(kind, Kind::Response { .. });
                 tunnel.note_handshake(initiator, &mut self.random, now);
+                if !initiator && let Some(index) = array(reply, 4).map(u32::from_le_bytes) {
+                    tunnel.note_answered(index, from.relay());
+                }
                 write(out, from, CONTROL, reply);
                 let proof = if initiator { Proof::Established } else { Proof::Alive };
-                self.note_heard((number, proof), from, now, out);
+                self.note_heard((said, proof), from, now, out);
             }
-            (_, Received::Nothing) => self.note_heard((number, Proof::Keys), from, now, out),
+            (_, Received::Nothing) => self.note_heard((said, Proof::Keys), from, now, out),
             (_, Received::Nonsense) => {
-                self.note_heard((number, Proof::Keys), from, now, out);
+                self.note_heard((said, Proof::Keys), from, now, out);
                 return Opened::Dropped(DropReason::Malformed);
             }
             (_, Received::Ipv4(packet)) => {
-                self.note_heard((number, Proof::Keys), from, now, out);
+                self.note_heard((said, Proof::Keys), from, now, out);
                 return match self.slot_of(number) {
                     Some(peer) => Opened::Packet { peer, packet },
                     None => Opened::Dropped(DropReason::PeerUnknown),
                 };
             }
             (_, Received::Ipv6(packet)) => {
-                self.note_heard((number, Proof::Keys), from, now, out);
+                self.note_heard((said, Proof::Keys), from, now, out);
                 match self.hear(number, packet, now, out) {
                     Ok(None) => {}
                     Ok(Some(packet)) => {
@@ -347,12 +366,18 @@ impl Peers {
     /// Finds the tunnel that a datagram is for. `Ok(None)`: it was answered already.
     fn route(
         &mut self,
-        from: SocketAddr,
+        from: Target,
         datagram: &[u8],
         now: Instant,
         out: &mut impl Sink,
     ) -> Result<Option<(Kind, u32)>, DropReason> {
-        let kind = front::classify(datagram)?;
+        let kind = match front::classify(datagram) {
+            Ok(kind) => kind,
+            Err(DropReason::PeerUnknown) => {
+                return self.hear_knock(from, datagram, now, out).map(|()| None);
+            }
+            Err(reason) => return Err(reason),
+        };
         let receiver = match kind {
             Kind::Initiation => None,
             Kind::Response { receiver } | Kind::Cookie { receiver } | Kind::Data { receiver } => {
@@ -366,11 +391,11 @@ impl Peers {
             }
         };
         if matches!(kind, Kind::Initiation | Kind::Response { .. }) {
-            match self.front.admit(from.ip(), datagram, now) {
+            match self.front.admit(from.charged(), datagram, now) {
                 Admission::Admitted => {}
                 Admission::Refused(reason) => return Err(reason),
-                Admission::Cookie(mut cookie) => {
-                    write(out, from, CONTROL, &mut cookie);
+                Admission::Cookie(cookie) => {
+                    write(out, from, CONTROL, &cookie);
                     return Err(DropReason::HandshakeLimit);
                 }
             }
@@ -382,6 +407,13 @@ impl Peers {
                 *self.by_key.get(&key).ok_or(DropReason::PeerUnknown)?
             }
         };
+        if let Target::Relay(through) = from {
+            // A relay says who sent it, and answers go to whoever the tunnel leads to: they must be the same.
+            let peer = self.tunnels.get(number).and_then(|tunnel| self.peers.get(tunnel.peer));
+            if peer.is_none_or(|peer| peer.gateway != through.peer) {
+                return Err(DropReason::PeerUnauthenticated);
+            }
+        }
         Ok(Some((kind, number)))
     }
 
@@ -394,14 +426,22 @@ impl Peers {
     /// Something authentic came through a tunnel.
     fn note_heard(
         &mut self,
-        (number, proof): (u32, Proof),
-        from: SocketAddr,
+        ((kind, number), proof): ((Kind, u32), Proof),
+        from: Target,
         now: Instant,
         out: &mut impl Sink,
     ) {
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
         let fresh = tunnel.note_heard(proof != Proof::Alive, now) || proof == Proof::Established;
         let index = tunnel.peer;
+        let agreed = match kind {
+            Kind::Data { receiver } => tunnel.confirm(receiver),
+            Kind::Response { .. } if proof == Proof::Established => {
+                tunnel.note_established();
+                Some(from.relay())
+            }
+            _ => None,
+        };
         if fresh {
             self.choose_sending(index);
         }
@@ -414,6 +454,9 @@ impl Peers {
         if moved {
             self.fit(index, true, now);
             self.review(index);
+        }
+        if let Some(via) = agreed {
+            self.session_agreed((index, number), via, now);
         }
         if fresh {
             self.begin(number, now, out);
@@ -457,7 +500,7 @@ impl Peers {
 /// The way to a peer: a tunnel with a session, and where the peer is.
 pub struct Way<'a> {
     tunnel: &'a mut Tunnel,
-    to: SocketAddr,
+    to: Target,
 }
 
 impl Way<'_> {
@@ -479,13 +522,13 @@ pub(super) fn dscp(packet: &[u8]) -> u8 {
 }
 
 /// Seals a packet for `to`.
-fn seal(tunnel: &mut Tunnel, to: SocketAddr, packet: &[u8], out: &mut impl Sink) {
-    out.datagram(to, dscp(packet), sealed_room(packet.len()), |buffer| tunnel.seal(packet, buffer));
+fn seal(tunnel: &mut Tunnel, to: Target, packet: &[u8], out: &mut impl Sink) {
+    to.put(out, dscp(packet), sealed_room(packet.len()), |buffer| tunnel.seal(packet, buffer));
 }
 
 /// Sends a message that is written already.
-fn write(out: &mut impl Sink, to: SocketAddr, dscp: u8, message: &mut [u8]) {
-    out.datagram(to, dscp, message.len(), |buffer| match buffer.get_mut(..message.len()) {
+fn write(out: &mut impl Sink, to: Target, dscp: u8, message: &[u8]) {
+    to.put(out, dscp, message.len(), |buffer| match buffer.get_mut(..message.len()) {
         Some(room) => {
             room.copy_from_slice(message);
             message.len()

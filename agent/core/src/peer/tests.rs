@@ -6,18 +6,21 @@ use super::*;
 use crate::batch::VlanTag;
 use crate::port::PortId;
 use crate::sink::Sink;
+use crate::target::{RelayId, Target, Through};
 use crate::vnet::VnetHeader;
 use crate::wire::ipv4::Header;
 
 mod hostile;
 mod life;
 mod many;
+mod paths;
 mod sizes;
 
 /// Keeps what it gets.
 #[derive(Debug, Default)]
 struct Kept {
     datagrams: Vec<(SocketAddr, u8, Vec<u8>)>,
+    relayed: Vec<(Through, Vec<u8>)>,
 }
 
 impl Sink for Kept {
@@ -38,6 +41,22 @@ impl Sink for Kept {
         if len > 0 {
             buffer.truncate(len);
             self.datagrams.push((to, dscp_ecn, buffer));
+        }
+    }
+
+    fn relayed(
+        &mut self,
+        to: Through,
+        _: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        let mut buffer = vec![0xee; capacity];
+        let len = write(&mut buffer);
+        assert!(len <= capacity, "{len} bytes written into {capacity}");
+        if len > 0 {
+            buffer.truncate(len);
+            self.relayed.push((to, buffer));
         }
     }
 }
@@ -98,7 +117,12 @@ impl Side {
         self.peers.get(self.peers.slot(other).unwrap()).unwrap()
     }
 
-    fn deliver(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Option<DropReason> {
+    fn deliver(
+        &mut self,
+        from: impl Into<Target>,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Option<DropReason> {
         let mut scratch = vec![0; SCRATCH_LEN];
         let opened = self.peers.open(from, datagram, &mut scratch, now, &mut self.sent);
         let dropped = match opened {
@@ -130,6 +154,19 @@ struct World {
     delivered: Vec<(usize, SocketAddr, Vec<u8>)>,
     /// Whether forged copies run ahead of every datagram.
     forging: bool,
+    /// What becomes of what relays get.
+    relays: Relays,
+}
+
+/// What relays do with datagrams.
+#[derive(Debug, Default)]
+struct Relays {
+    /// Those that swallow what they get.
+    dead: Vec<RelayId>,
+    /// Whether all is kept back, and what is: from which side to which, and how.
+    holds: bool,
+    held: Vec<(usize, usize, RelayId, Vec<u8>)>,
+    carried: usize,
 }
 
 impl World {
@@ -137,7 +174,14 @@ impl World {
         #[allow(clippy::disallowed_methods, reason = "tests need some instant to count from")]
         let now = Instant::now();
         let sides = (1..=count).map(|number| Side::new(number, number, now)).collect();
-        Self { sides, now, fate: Box::new(|_, _, _| 1), delivered: Vec::new(), forging: false }
+        Self {
+            sides,
+            now,
+            fate: Box::new(|_, _, _| 1),
+            delivered: Vec::new(),
+            forging: false,
+            relays: Relays::default(),
+        }
     }
 
     /// Two sides that know each other; nothing was sent yet.
@@ -197,12 +241,39 @@ impl World {
                         self.sides[there].deliver(from, &datagram, self.now);
                     }
                 }
+                quiet &= !self.through_relays(here);
             }
             if quiet {
                 return;
             }
         }
         panic!("the two never stop talking");
+    }
+
+    /// Has relays carry what a side gave them. Says whether that was anything.
+    fn through_relays(&mut self, here: usize) -> bool {
+        let given = std::mem::take(&mut self.sides[here].sent.relayed);
+        let any = !given.is_empty();
+        for (to, datagram) in given {
+            let there = self.sides.iter().position(|side| side.gateway == to.peer);
+            let there = there.expect("nothing goes to strangers");
+            self.relays.held.push((here, there, to.relay, datagram));
+        }
+        if !self.relays.holds {
+            self.release();
+        }
+        any
+    }
+
+    /// Has relays hand over what they kept back.
+    fn release(&mut self) {
+        for (here, there, relay, datagram) in std::mem::take(&mut self.relays.held) {
+            if !self.relays.dead.contains(&relay) {
+                self.relays.carried += 1;
+                let from = Target::Relay(Through { relay, peer: self.sides[here].gateway });
+                self.sides[there].deliver(from, &datagram, self.now);
+            }
+        }
     }
 
     /// Lets time pass.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use super::front::{INITIATION_LEN, MAX_DATAGRAM_LEN};
 use super::random::Random;
 use super::{LIVE_FOR, OVERHEAD};
+use crate::target::RelayId;
 
 /// Longest packet that can be sealed into one datagram.
 pub const MAX_PACKET_LEN: usize = MAX_DATAGRAM_LEN - OVERHEAD;
@@ -31,6 +32,9 @@ const UPDATE_AWAY: Duration = Duration::from_secs(10);
 /// First retries follow each other quickly: a datagram was lost, or the peer is about to be there.
 const QUICK_RETRIES: u32 = 5;
 const QUICK_RETRY: (Duration, Duration) = (Duration::from_millis(900), Duration::from_millis(1100));
+/// How long one of two ways to the peer is ahead of the other. Not both at once: boringtun forgets the older of two
+/// initiations when the peer's own crosses them.
+const OTHER_WAY: Duration = Duration::from_millis(250);
 /// Later ones. boringtun itself would retry after five seconds, without jitter.
 const SLOW_RETRY: (Duration, Duration) = (Duration::from_millis(4500), Duration::from_millis(4950));
 /// Age at which the end that began a session renews it; boringtun itself would at 120 s.
@@ -80,6 +84,19 @@ struct Attempt {
     count: u32,
 }
 
+/// Sessions that boringtun keeps for one tunnel.
+const SESSIONS: usize = 8;
+
+/// A session, by this end's index: by which way its handshake went.
+#[derive(Debug, Clone, Copy)]
+struct Agreed {
+    index: u32,
+    /// Its place among the tunnel's handshakes.
+    order: u64,
+    /// None is the direct way.
+    via: Option<RelayId>,
+}
+
 /// What a [`Tunn`] is made of.
 struct Making {
     secret: StaticSecret,
@@ -109,6 +126,10 @@ pub(super) struct Tunnel {
     attempt: Option<Attempt>,
     healed: Option<Instant>,
     update_at: Instant,
+    /// Sessions that the peer hasn't shown to have yet.
+    unconfirmed: [Option<Agreed>; SESSIONS],
+    /// How many handshakes ended.
+    handshakes: u64,
 }
 
 impl Tunnel {
@@ -134,6 +155,8 @@ impl Tunnel {
             attempt: first_attempt.map(|next| Attempt { next, count: 0 }),
             healed: None,
             update_at: now,
+            unconfirmed: [None; SESSIONS],
+            handshakes: 0,
         }
     }
 
@@ -216,6 +239,31 @@ impl Tunnel {
         }
     }
 
+    /// A handshake ended here that the peer began; it came over `via`, and so does the answer. The session has this
+    /// index here.
+    pub(super) fn note_answered(&mut self, index: u32, via: Option<RelayId>) {
+        self.handshakes += 1;
+        let order = self.handshakes;
+        if let Some(place) = self.unconfirmed.get_mut(index as usize % SESSIONS) {
+            *place = Some(Agreed { index, order, via });
+        }
+    }
+
+    /// The answer to a handshake that was begun here came: nothing newer is to be confirmed any more.
+    pub(super) fn note_established(&mut self) {
+        self.handshakes += 1;
+        self.unconfirmed = [None; SESSIONS];
+    }
+
+    /// Something authentic came through the session with this index. If that shows that the peer got the answer to the
+    /// newest handshake, says which way that went.
+    pub(super) fn confirm(&mut self, index: u32) -> Option<Option<RelayId>> {
+        let place = self.unconfirmed.get_mut(index as usize % SESSIONS)?;
+        let agreed = place.filter(|agreed| agreed.index == index)?;
+        *place = None;
+        (agreed.order == self.handshakes).then_some(agreed.via)
+    }
+
     /// Retries soon: the peer gave us a cookie to come again with.
     pub(super) fn note_cookie(&mut self, now: Instant) {
         if let Some(attempt) = &mut self.attempt {
@@ -276,6 +324,7 @@ impl Tunnel {
     /// effect: where the client is, only data tells.
     pub(super) fn begin_anew(&mut self) {
         self.tunn = None;
+        self.unconfirmed = [None; SESSIONS];
         self.attempt = None;
     }
 
@@ -308,6 +357,20 @@ impl Tunnel {
             return false;
         }
         self.attempt.get_or_insert(Attempt { next: now, count: 0 }).next <= now
+    }
+
+    /// The next attempt isn't put off any longer.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.next = attempt.next.min(now);
+        }
+    }
+
+    /// The other way is tried soon, too: an initiation went one of two.
+    pub(super) fn try_other_way(&mut self, now: Instant) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.next = attempt.next.min(now + OTHER_WAY);
+        }
     }
 
     /// An initiation was sent. Returns its place among the attempts, from 0.

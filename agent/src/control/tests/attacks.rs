@@ -281,6 +281,8 @@ async fn a_peer_that_knows_a_newer_authority_gives_a_withholding_controller_away
             authority: Some(5),
             endpoint: None,
             path_mtu: None,
+            relay: None,
+            path: None,
         }];
     });
     session.welcome(50, 5).await;

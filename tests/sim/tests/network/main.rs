@@ -12,6 +12,7 @@ mod merging;
 mod moves;
 mod paths;
 mod random;
+mod relays;
 mod rules;
 mod scenarios;
 mod sizes;

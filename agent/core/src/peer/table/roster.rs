@@ -72,6 +72,7 @@ impl Peers {
         if let Some(number) = self.by_gateway.get(&config.gateway) {
             let number = *number;
             self.peers.get_mut(number)?.configure(config, now);
+            self.take_relays(number, now);
             self.fit(number, false, now);
             return Some(number);
         }
@@ -83,6 +84,7 @@ impl Peers {
             return None;
         };
         self.by_gateway.insert(config.gateway, number);
+        self.take_relays(number, now);
         self.fit(number, false, now);
         Some(number)
     }

@@ -89,6 +89,7 @@ impl Peers {
             authority: 1,
             time: None,
             nonce: 0,
+            knocker: None,
         };
         if let Some(peer) = self.peers.get_mut(slot.index) {
             peer.note_said(hello, false, now);

@@ -7,7 +7,7 @@ use anteroom_proto::verdict::DropReason;
 
 use super::{CONTROL, Peers};
 use crate::peer::tunnel::sealed_room;
-use crate::peer::{PeerSlot, Sent, inner_mtu};
+use crate::peer::{OVERHEAD, PeerSlot, Sent, inner_mtu};
 use crate::sink::Sink;
 use crate::size;
 use crate::size::cut::Parts;
@@ -68,6 +68,11 @@ impl Peers {
     /// Notes that packets of up to `len` bytes are sealed for a peer: whether such still get through is confirmed then.
     pub fn note_use(&mut self, slot: PeerSlot, len: usize, now: Instant) {
         let peer = self.peers.get_mut(slot.index);
+        let Some(peer) = peer else { return };
+        if peer.route.note_use(now) {
+            self.wake(slot.index, now);
+        }
+        let peer = self.peers.get_mut(slot.index);
         if peer.is_some_and(|peer| peer.path.note_use(len, now)) {
             self.wake_for_probes(slot.index);
         }
@@ -77,7 +82,7 @@ impl Peers {
     /// gets through elsewhere is none the less known.
     pub fn suspect_sizes(&mut self, to: SocketAddr, now: Instant) {
         for index in self.peers.numbers() {
-            let peer = self.peers.get_mut(index).filter(|peer| peer.endpoint() == Some(to));
+            let peer = self.peers.get_mut(index).filter(|peer| peer.way() == Some(to.into()));
             if let Some(peer) = peer {
                 peer.path.suspect(now);
                 self.wake_for_probes(index);
@@ -219,15 +224,22 @@ impl Peers {
     ) {
         let (Some(local), Some(peer)) = (self.local, self.peers.get(index)) else { return };
         let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
-        let (Some(tunnel), Some(to)) = (tunnel, peer.endpoint()) else { return };
+        let (Some(tunnel), Some(to)) = (tunnel, peer.way()) else { return };
         let packet = make((local.overlay, peer.overlay));
-        out.datagram(to, CONTROL, sealed_room(packet.len()), |buffer| tunnel.seal(&packet, buffer));
+        to.put(out, CONTROL, sealed_room(packet.len()), |buffer| tunnel.seal(&packet, buffer));
     }
 
     /// Finds out what sizes come into question for a peer. `moved`: it is reached another way than before.
     pub(super) fn fit(&mut self, index: u32, moved: bool, now: Instant) {
         let Sizes { underlay, largest } = self.sizes;
         let Some(peer) = self.peers.get_mut(index) else { return };
+        if let Some(room) = peer.route.room() {
+            // The relay says what it takes.
+            let room = room.saturating_sub(OVERHEAD as u16).min(largest);
+            let bounds = Bounds { floor: room.min(FLOOR), base: room, usual: room, ceiling: room };
+            peer.path.set_bounds(bounds, moved, now);
+            return self.wake_for_probes(index);
+        }
         let to = peer.endpoint().unwrap_or_else(|| ([0, 0, 0, 0], 0).into());
         let bounds = Bounds {
             floor: inner_mtu(FLOOR, &to),

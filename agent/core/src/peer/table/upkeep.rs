@@ -7,13 +7,14 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
-use super::{CONTROL, Peers, Tunnel, seal, write};
+use super::{CONTROL, Peer, Peers, Tunnel, seal, write};
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::state::NEVER;
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
 use crate::peer::{PeerSlot, front};
 use crate::sink::Sink;
 use crate::size;
+use crate::target::Target;
 
 /// Most messages that are fetched from boringtun's own queue after one handshake.
 const MAX_DRAIN: usize = 300;
@@ -28,13 +29,13 @@ impl Peers {
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
         let index = tunnel.peer;
         let Some(peer) = self.peers.get_mut(index) else { return };
-        let Some(to) = peer.endpoint() else { return };
+        let Some(to) = peer.way() else { return };
         for _ in 0..MAX_DRAIN {
             let len = tunnel.drain(&mut self.scratch);
             if len == 0 {
                 break;
             }
-            write(out, to, CONTROL, &mut self.scratch[..len]);
+            write(out, to, CONTROL, &self.scratch[..len]);
         }
         let late = peer.queue.expire(now);
         while let Some(packet) = peer.queue.pop() {
@@ -108,7 +109,7 @@ impl Peers {
     }
 
     /// Sends a hello and waits for its answer.
-    fn probe(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+    pub(super) fn probe(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else { return };
         let nonce = peer.probe(&mut self.random, now);
         self.say(index, now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
@@ -119,7 +120,11 @@ impl Peers {
     pub fn ask_at(&mut self, slot: PeerSlot, to: SocketAddr, now: Instant, out: &mut impl Sink) {
         let index = slot.index;
         let peer = self.peers.get(index).filter(|peer| peer.generation == slot.generation);
-        if peer.is_none_or(|peer| peer.client || peer.endpoint() == Some(to)) {
+        // One that a relay reaches is found by knocks.
+        let settled = |peer: &Peer| {
+            peer.client || peer.route.via().is_some() || peer.endpoint() == Some(to)
+        };
+        if peer.is_none_or(settled) {
             return;
         }
         // Beside the probes, and not one of them: whoever sends copies from elsewhere has none of those forgotten.
@@ -140,9 +145,10 @@ impl Peers {
         };
         let Some(peer) = self.peers.get(*index).filter(|peer| !peer.client) else { return };
         let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
-        let (Some(tunnel), Some(to)) = (tunnel, peer.endpoint()) else { return };
+        let (Some(tunnel), Some(to)) = (tunnel, peer.way()) else { return };
         let packet = message::pack(local.overlay, peer.overlay, message);
-        out.datagram(to, CONTROL, sealed_room(packet.len()), |buffer| tunnel.seal(&packet, buffer));
+        let room = sealed_room(packet.len());
+        to.put(out, CONTROL, room, |buffer| tunnel.seal(&packet, buffer));
     }
 
     fn say(
@@ -165,9 +171,11 @@ impl Peers {
         message: impl FnOnce(Hello) -> Message,
     ) {
         let Some(local) = self.local else { return };
+        let knocker = self.knocker_for(index);
         let Some(peer) = self.peers.get(index) else { return };
         let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
-        let (Some(tunnel), Some(to)) = (tunnel, to.or_else(|| peer.endpoint())) else { return };
+        let to = to.map(Target::Udp).or_else(|| peer.way());
+        let (Some(tunnel), Some(to)) = (tunnel, to) else { return };
         self.sequence += 1;
         let time = local.confirmed_time.map(|(time, at)| {
             let passed = now.saturating_duration_since(at).as_millis();
@@ -183,22 +191,29 @@ impl Peers {
             authority: local.authority,
             time: time.filter(|time| *time != UnixMillis::default()),
             nonce: 0,
+            knocker,
         };
         let packet = message::pack(local.overlay, peer.overlay, &message(hello));
         let room = sealed_room(packet.len());
-        out.datagram(to, CONTROL, room, |buffer| tunnel.seal(&packet, buffer));
+        to.put(out, CONTROL, room, |buffer| tunnel.seal(&packet, buffer));
     }
 
     /// Sends an initiation.
     pub(super) fn initiate(&mut self, number: u32, now: Instant, out: &mut impl Sink) {
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
-        let Some(peer) = self.peers.get_mut(tunnel.peer) else { return };
+        let index = tunnel.peer;
+        let Some(peer) = self.peers.get_mut(index) else { return };
         let attempt = tunnel.note_attempt(&mut self.random, now);
         peer.note_called();
-        if let Some(to) = peer.target(attempt) {
-            out.datagram(to, CONTROL, front::INITIATION_LEN, |buffer| tunnel.initiate(buffer));
+        let (way, other) = self.way_to_shake(index, attempt);
+        let Some(tunnel) = self.tunnels.get_mut(number) else { return };
+        if other {
+            tunnel.try_other_way(now);
         }
-        let (index, wake_at) = (tunnel.peer, tunnel.wake_at());
+        if let Some(to) = way {
+            to.put(out, CONTROL, front::INITIATION_LEN, |buffer| tunnel.initiate(buffer));
+        }
+        let wake_at = tunnel.wake_at();
         self.wake(index, wake_at);
     }
 
@@ -235,13 +250,15 @@ impl Peers {
         if probe {
             self.probe(index, now, out);
         }
+        self.tend_path(index, now, out);
         self.probe_sizes(index, now, out);
         let Some(peer) = self.peers.get_mut(index) else { return };
         let tunnels = peer.tunnels[..wanted.min(peer.tunnels.len())].iter();
         let tunnels = tunnels.filter_map(|number| self.tunnels.get(*number)).map(Tunnel::wake_at);
         let probe = peer.sending.filter(|_| !peer.client).and(self.local).map(|_| peer.next_probe);
         let size = peer.sending.and_then(|_| peer.path.poll_timeout());
-        let others = [peer.silent_at(), peer.queue.due(), probe, size];
+        let path = peer.sending.and_then(|_| peer.route.due());
+        let others = [peer.silent_at(), peer.queue.due(), probe, size, path];
         let next = tunnels.chain(others.into_iter().flatten()).min();
         // A peer without tunnels has nothing to come again for.
         let wake_at = next.unwrap_or(now + NEVER).max(now + TICK);
@@ -258,11 +275,13 @@ impl Peers {
             Update::Nothing => return,
             Update::Expired => return tunnel.begin_anew(),
             Update::Initiation(len) => {
-                (len, peer.target(tunnel.note_attempt(&mut self.random, now)))
+                let index = tunnel.peer;
+                let attempt = tunnel.note_attempt(&mut self.random, now);
+                (len, self.way_to_shake(index, attempt).0)
             }
-            Update::Other(len) => (len, peer.endpoint()),
+            Update::Other(len) => (len, peer.way()),
         };
-        if let (Some(to), Some(message)) = (to, buffer.get_mut(..len)) {
+        if let (Some(to), Some(message)) = (to, buffer.get(..len)) {
             write(out, to, CONTROL, message);
         }
     }

@@ -348,6 +348,7 @@ fn what_a_peer_may_not_say_inside_is_dropped() {
         authority: 1,
         time: None,
         nonce: 0,
+        knocker: None,
     };
     let hello = message::Message::Hello(hello);
     for (packet, expected) in [
@@ -415,6 +416,7 @@ fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
             authority: 1,
             time: None,
             nonce: 0,
+            knocker: None,
         };
         peer.note_said(hello, false, now);
         while peer.next_event().is_some() {
@@ -435,6 +437,7 @@ fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
         authority: 1,
         time: None,
         nonce: 0,
+        knocker: None,
     };
     assert!(peer.note_said(last, false, now));
     assert_eq!(peer.revision(), Some(9));

@@ -1,0 +1,43 @@
+//! Datagrams that came through a relay, and what the shell tells of relays.
+
+use std::time::Instant;
+
+use anteroom_proto::id::GatewayId;
+
+use super::Engine;
+use crate::sink::Sink;
+use crate::target::{RelayPath, Target, Through};
+
+impl Engine {
+    /// Tells which relays reach a gateway now, nearest first; none at all where none does. Packets for it take one until a
+    /// direct path is proved, and whenever that dies: they go to [`Sink::relayed`].
+    pub fn set_relays(
+        &mut self,
+        gateway: GatewayId,
+        relays: &[RelayPath],
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        self.peers.set_relays(gateway, relays, now, out);
+        self.take_events(now);
+        self.tend_lanes(now, out);
+    }
+
+    /// Takes datagrams that relays brought, each with where it came from as the relay says.
+    pub fn handle_relayed<'a>(
+        &mut self,
+        datagrams: impl IntoIterator<Item = (Through, &'a [u8])>,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let mut held = std::mem::take(&mut self.held);
+        for (from, datagram) in datagrams {
+            self.sealed_datagram(Target::Relay(from), datagram, &mut held, now, out);
+        }
+        self.let_go(&mut held, now, out);
+        self.held = held;
+        self.take_events(now);
+        self.take_messages(now, out);
+        self.tend_lanes(now, out);
+    }
+}

@@ -1,0 +1,209 @@
+//! Knocks: what tells whether datagrams get through to a peer directly, and back.
+//!
+//! They carry nothing and stand outside the tunnels, because WireGuard forgets packets that others overtake by more
+//! than a thousand: a sealed probe that runs ahead on a short path would cost those that are still on a long one. Each
+//! gateway gives each peer, inside the tunnel, what to knock with ([`Knocker`]). Whoever wasn't given it gets no answer.
+//!
+//! ```text
+//! knock:  5 0 0 0 | number (4) | number for the answer (4) | token (8) | nonce (8) | code (16)
+//! answer: 6 0 0 0 | number (4) | nonce (8) | code (16)
+//! ```
+//!
+//! Number and token find the peer and turn others away before anything is computed; the code is HMAC-SHA-256 over all
+//! before it, cut to 16 bytes, by the key of whoever is knocked at.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::wire::{array, put};
+
+/// Length of a knock.
+pub(super) const KNOCK_LEN: usize = 44;
+/// Length of an answer.
+pub(super) const ANSWER_LEN: usize = 32;
+const CODE_LEN: usize = 16;
+const KNOCK: u32 = 5;
+const ANSWER: u32 = 6;
+
+/// The key of knocks at one gateway by one peer.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KnockKey([u8; 16]);
+
+impl fmt::Debug for KnockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KnockKey(..)")
+    }
+}
+
+/// What a gateway gives a peer to knock with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Knocker {
+    /// What the peer is called in knocks at the gateway.
+    pub number: u32,
+    /// The key.
+    pub key: KnockKey,
+}
+
+impl KnockKey {
+    /// The key for one peer of a gateway that has this secret.
+    pub(super) fn of(secret: &[u8; 32], peer: &[u8; 16]) -> Self {
+        Self(cut(hmac(secret, &[b"knock key", peer])))
+    }
+
+    /// What shows that a knock may be worth checking.
+    pub(super) fn token(self) -> u64 {
+        u64::from_le_bytes(cut(hmac(&self.0, &[b"token"])))
+    }
+
+    fn code(self, message: &[u8]) -> [u8; CODE_LEN] {
+        cut(hmac(&self.0, &[message]))
+    }
+}
+
+/// Either of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    Knock {
+        number: u32,
+        /// What the answer is to be sent to.
+        back: u32,
+        token: u64,
+        nonce: u64,
+    },
+    Answer {
+        number: u32,
+        nonce: u64,
+    },
+}
+
+/// Reads a datagram; its code is still to be [checked](is_good).
+pub(super) fn parse(datagram: &[u8]) -> Option<Heard> {
+    let word = |at| array(datagram, at).map(u32::from_le_bytes);
+    let long = |at| array(datagram, at).map(u64::from_le_bytes);
+    match (word(0)?, datagram.len()) {
+        (KNOCK, KNOCK_LEN) => Some(Heard::Knock {
+            number: word(4)?,
+            back: word(8)?,
+            token: long(12)?,
+            nonce: long(20)?,
+        }),
+        (ANSWER, ANSWER_LEN) => Some(Heard::Answer { number: word(4)?, nonce: long(8)? }),
+        _ => None,
+    }
+}
+
+/// Whether the code under a datagram is by this key.
+pub(super) fn is_good(datagram: &[u8], key: KnockKey) -> bool {
+    let Some((message, code)) = datagram.split_last_chunk::<CODE_LEN>() else { return false };
+    // All bytes are looked at, whichever differ.
+    let differs = key.code(message).iter().zip(code).fold(0, |sum, (a, b)| sum | (a ^ b));
+    differs == 0
+}
+
+/// A knock at whoever gave `at`, to be answered to the number `back`.
+pub(super) fn knock(at: &Knocker, back: u32, nonce: u64) -> [u8; KNOCK_LEN] {
+    let mut bytes = [0; KNOCK_LEN];
+    put(&mut bytes, 0, &KNOCK.to_le_bytes());
+    put(&mut bytes, 4, &at.number.to_le_bytes());
+    put(&mut bytes, 8, &back.to_le_bytes());
+    put(&mut bytes, 12, &at.key.token().to_le_bytes());
+    put(&mut bytes, 20, &nonce.to_le_bytes());
+    seal(&mut bytes, at.key);
+    bytes
+}
+
+/// The answer to a knock that was found good by `key`.
+pub(super) fn answer(key: KnockKey, back: u32, nonce: u64) -> [u8; ANSWER_LEN] {
+    let mut bytes = [0; ANSWER_LEN];
+    put(&mut bytes, 0, &ANSWER.to_le_bytes());
+    put(&mut bytes, 4, &back.to_le_bytes());
+    put(&mut bytes, 8, &nonce.to_le_bytes());
+    seal(&mut bytes, key);
+    bytes
+}
+
+fn seal(bytes: &mut [u8], key: KnockKey) {
+    if let Some((message, code)) = bytes.split_last_chunk_mut::<CODE_LEN>() {
+        *code = key.code(message);
+    }
+}
+
+fn cut<const N: usize>(digest: [u8; 32]) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.iter_mut().zip(digest).for_each(|(byte, from)| *byte = from);
+    bytes
+}
+
+/// HMAC-SHA-256 (RFC 2104) with a key of no more than a block.
+fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+    let pad = |with: u8| {
+        let mut block = [with; 64];
+        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let mut inner = Sha256::new_with_prefix(pad(0x36));
+    parts.iter().for_each(|part| inner.update(part));
+    Sha256::new_with_prefix(pad(0x5c)).chain_update(inner.finalize()).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_code_is_what_rfc_4231_says() {
+        // Test cases 1 and 2.
+        let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
+        assert_eq!(
+            hex(hmac(&[0x0b; 20], &[b"Hi ", b"There"])),
+            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
+        );
+        assert_eq!(
+            hex(hmac(b"Jefe", &[b"what do ya want ", b"for nothing?"])),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+    }
+
+    #[test]
+    fn every_bit_counts() {
+        let key = KnockKey::of(&[1; 32], &[2; 16]);
+        let knocker = Knocker { number: 0x0102_0304, key };
+        let knock = knock(&knocker, 0x0506_0708, u64::MAX - 1);
+        let heard = Heard::Knock {
+            number: knocker.number,
+            back: 0x0506_0708,
+            token: key.token(),
+            nonce: u64::MAX - 1,
+        };
+        assert_eq!(parse(&knock), Some(heard));
+        let answer = answer(key, 0x0506_0708, 9);
+        assert_eq!(parse(&answer), Some(Heard::Answer { number: 0x0506_0708, nonce: 9 }));
+        for good in [&knock[..], &answer] {
+            assert!(is_good(good, key));
+            assert!(!is_good(good, KnockKey::of(&[1; 32], &[3; 16])), "another peer's key");
+            for bit in 0..good.len() * 8 {
+                let mut changed = good.to_vec();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert!(!is_good(&changed, key), "bit {bit}");
+            }
+            for len in 0..good.len() {
+                assert_eq!(parse(&good[..len]), None, "{len} bytes");
+            }
+        }
+        assert_eq!(format!("{key:?}"), "KnockKey(..)");
+    }
+
+    proptest! {
+        #[test]
+        fn anything_at_all_is_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let key = KnockKey::of(&[1; 32], &[2; 16]);
+            prop_assert!(!is_good(&bytes, key));
+            let _ = parse(&bytes);
+        }
+    }
+}

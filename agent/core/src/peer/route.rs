@@ -1,0 +1,317 @@
+//! By which way packets go to one peer: straight through the underlay, or through a relay until a direct path is
+//! proved.
+//!
+//! While no relay reaches the peer there is nothing to choose: packets go where it was last heard, as WireGuard has
+//! it. With a relay at hand,
+//!
+//! - a direct path counts once a handshake went over it, both ways. The session that it makes carries packets from
+//!   then on, so those still on their way through the relay belong to another one: none is too late for its window,
+//!   however long the relay's way is. A handshake is tried as soon as a [knock](super::knock) was answered.
+//! - it counts no more when several knocks in a row stay unanswered, which takes about a second. While packets flow
+//!   it is knocked every quarter of a second; with the first packet after a pause at once.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::v1::telemetry::PathReason;
+
+use super::knock::{KnockKey, Knocker};
+use crate::target::{RelayId, RelayPath, Target, Through};
+
+/// Most relays of one peer that are kept.
+const MAX_RELAYS: usize = 4;
+/// Between two knocks on the direct path while packets flow on it, or while one is unanswered.
+const BUSY: Duration = Duration::from_millis(250);
+/// Between two knocks on it otherwise: as often as gateways ask each other how they are.
+const IDLE: Duration = Duration::from_secs(2);
+/// Knocks in a row that stay unanswered when a path counts as dead. Counting them, and not time alone, keeps a machine
+/// that stood still for a moment from taking its own silence for the path's.
+const UNANSWERED: u32 = 4;
+/// How long answers must have been missing at least and at most, whatever the round trip.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(1000), Duration::from_millis(1250));
+/// Rounds of knocks at all addresses while packets take a relay: so many at the first pace, then at the second.
+const EAGER_ROUNDS: u32 = 15;
+const ROUND: Duration = Duration::from_secs(1);
+const LATE_ROUND: Duration = Duration::from_secs(5);
+/// Least time between two handshakes for the sake of a direct path.
+const SHAKE_EVERY: Duration = Duration::from_secs(1);
+/// How fresh the direct path's last answer is when a handshake through a relay doesn't count against it.
+const FRESH: Duration = Duration::from_secs(1);
+/// After so long without a sign of the peer through one relay, the next one is tried.
+const TRY_NEXT_AFTER: Duration = Duration::from_secs(3);
+/// Knocks whose answers are still taken.
+const IN_FLIGHT: usize = 32;
+
+#[derive(Debug, Clone, Copy)]
+struct Knock {
+    nonce: u64,
+    to: SocketAddr,
+    at: Instant,
+}
+
+/// The way to one peer.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// Relays that reach the peer now, nearest first.
+    relays: Vec<RelayPath>,
+    /// The relay that packets take.
+    via: Option<RelayId>,
+    why: PathReason,
+    /// When that came to be.
+    since: Instant,
+    /// What the peer gave to knock with.
+    pub(super) theirs: Option<Knocker>,
+    /// The key that the peer was given, and its token.
+    pub(super) ours: Option<(KnockKey, u64)>,
+    next: Instant,
+    knocks: VecDeque<Knock>,
+    /// Since when no knock on the direct path was answered, and how many weren't.
+    silent: Option<(Instant, u32)>,
+    /// When the direct path last showed that it works.
+    proved: Option<Instant>,
+    used: Option<Instant>,
+    rounds: u32,
+    /// When a handshake was last tried for the sake of a direct path.
+    shaken: Option<Instant>,
+    /// Highest nonce of the peer's knocks in its run.
+    newest: u64,
+    /// Where the peer knocked from.
+    hint: Option<SocketAddr>,
+}
+
+impl Route {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            relays: Vec::new(),
+            via: None,
+            why: PathReason::NoRelay,
+            since: now,
+            theirs: None,
+            ours: None,
+            next: now,
+            knocks: VecDeque::new(),
+            silent: None,
+            proved: None,
+            used: None,
+            rounds: 0,
+            shaken: None,
+            newest: 0,
+            hint: None,
+        }
+    }
+
+    /// The relay that packets take, if they take one.
+    pub(super) const fn via(&self) -> Option<RelayId> {
+        self.via
+    }
+
+    /// Why packets go as they do.
+    pub(super) const fn why(&self) -> PathReason {
+        self.why
+    }
+
+    /// Whether a relay reaches the peer.
+    pub(super) fn has_relay(&self) -> bool {
+        !self.relays.is_empty()
+    }
+
+    /// The best relay.
+    pub(super) fn nearest(&self) -> Option<RelayId> {
+        self.relays.first().map(|path| path.relay)
+    }
+
+    /// Whether this relay reaches the peer.
+    pub(super) fn knows(&self, relay: RelayId) -> bool {
+        self.relays.iter().any(|path| path.relay == relay)
+    }
+
+    /// The longest sealed datagram that the relay in use takes.
+    pub(super) fn room(&self) -> Option<u16> {
+        let via = self.via?;
+        self.relays.iter().find(|path| path.relay == via).map(|path| path.room)
+    }
+
+    /// Where packets go. `direct` is the address that they take without a relay.
+    pub(super) fn target(&self, peer: GatewayId, direct: Option<SocketAddr>) -> Option<Target> {
+        match self.via {
+            Some(relay) => Some(Target::Relay(Through { relay, peer })),
+            None => direct.map(Target::Udp),
+        }
+    }
+
+    /// Takes over which relays reach the peer, nearest first.
+    pub(super) fn set_relays(&mut self, relays: &[RelayPath], now: Instant) {
+        let before = self.has_relay();
+        self.relays = relays.iter().take(MAX_RELAYS).copied().collect();
+        if before != self.has_relay() {
+            self.begin(now);
+            if self.via.is_none() {
+                let live = self.proved.is_some();
+                self.why = match (self.has_relay(), live) {
+                    (false, _) => PathReason::NoRelay,
+                    (true, true) => PathReason::Proved,
+                    (true, false) => PathReason::Untried,
+                };
+            }
+        }
+    }
+
+    /// Packets go another way from now on.
+    pub(super) fn turn(&mut self, via: Option<RelayId>, why: PathReason, now: Instant) {
+        self.via = via;
+        self.why = why;
+        self.since = now;
+        self.proved = if why == PathReason::Proved { Some(now) } else { None };
+        self.begin(now);
+    }
+
+    /// Knocks begin anew.
+    fn begin(&mut self, now: Instant) {
+        self.silent = None;
+        self.rounds = 0;
+        self.next = now;
+    }
+
+    /// The direct path showed that it works, both ways.
+    pub(super) const fn note_proof(&mut self, now: Instant) {
+        self.proved = Some(now);
+        self.silent = None;
+    }
+
+    /// Whether the direct path showed a moment ago that it works.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        self.proved.is_some_and(|at| now.saturating_duration_since(at) <= FRESH)
+    }
+
+    /// Packets are sent. Says whether a knock is due earlier than was thought.
+    pub(super) fn note_use(&mut self, now: Instant) -> bool {
+        if self.relays.is_empty() || self.via.is_some() {
+            return false;
+        }
+        self.used = Some(now);
+        let last = self.knocks.back().map(|knock| knock.at + BUSY);
+        let due = last.map_or(now, |at| at.max(now));
+        let sooner = due < self.next && self.theirs.is_some();
+        if sooner {
+            self.next = due;
+        }
+        sooner
+    }
+
+    /// When it is to be looked at again, given that there is a session.
+    pub(super) fn due(&self) -> Option<Instant> {
+        (self.has_relay() && self.theirs.is_some()).then_some(self.next)
+    }
+
+    /// Whether the direct path has died. `round_trip` is the usual one.
+    pub(super) fn has_died(&self, round_trip: Option<Duration>, now: Instant) -> bool {
+        let usual = round_trip.map_or(PATIENCE.0, |time| time * 3);
+        let patience = usual.clamp(PATIENCE.0, PATIENCE.1);
+        self.via.is_none()
+            && self.has_relay()
+            && self.silent.is_some_and(|(since, count)| {
+                count >= UNANSWERED && now.saturating_duration_since(since) >= patience
+            })
+    }
+
+    /// Whether it is time to knock; finds out when it is again.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        if self.due().is_none_or(|at| at > now) {
+            return false;
+        }
+        let recent = |at: Instant| now.saturating_duration_since(at) <= BUSY * 4;
+        let pause = match self.via {
+            Some(_) if self.rounds < EAGER_ROUNDS => ROUND,
+            Some(_) => LATE_ROUND,
+            None if self.silent.is_some() || self.used.is_some_and(recent) => BUSY,
+            None => IDLE,
+        };
+        self.rounds = self.rounds.saturating_add(1);
+        self.next = now + pause;
+        true
+    }
+
+    /// A knock is sent to `to`.
+    pub(super) fn note_knock(&mut self, nonce: u64, to: SocketAddr, now: Instant) {
+        if self.knocks.len() >= IN_FLIGHT {
+            self.knocks.pop_front();
+        }
+        self.knocks.push_back(Knock { nonce, to, at: now });
+        if self.via.is_none() {
+            let (since, count) = self.silent.unwrap_or((now, 0));
+            self.silent = Some((since, count.saturating_add(1)));
+            // Unanswered so far: the next comes soon, unless an answer does.
+            self.next = self.next.min(now + BUSY);
+        }
+    }
+
+    /// Whether the answer to this knock is still taken.
+    pub(super) fn awaits(&self, nonce: u64) -> bool {
+        self.knocks.iter().any(|knock| knock.nonce == nonce)
+    }
+
+    /// Takes a knock out that was answered: where it was sent to, and when.
+    pub(super) fn take_knock(&mut self, nonce: u64) -> Option<(SocketAddr, Instant)> {
+        let place = self.knocks.iter().position(|knock| knock.nonce == nonce)?;
+        self.knocks.remove(place).map(|knock| (knock.to, knock.at))
+    }
+
+    /// A knock on the direct path was answered.
+    pub(super) fn note_answer(&mut self, now: Instant) {
+        self.note_proof(now);
+        if self.via.is_none() {
+            let recent = |at: Instant| now.saturating_duration_since(at) <= BUSY * 4;
+            let pause = if self.used.is_some_and(recent) { BUSY } else { IDLE };
+            self.next = now + pause;
+            self.why = if self.has_relay() { PathReason::Proved } else { PathReason::NoRelay };
+        }
+    }
+
+    /// Whether a handshake may be tried for the sake of a direct path.
+    pub(super) fn may_shake(&mut self, now: Instant) -> bool {
+        let recent = |at: Instant| now.saturating_duration_since(at) < SHAKE_EVERY;
+        if self.via.is_none() || self.shaken.is_some_and(recent) {
+            return false;
+        }
+        self.shaken = Some(now);
+        true
+    }
+
+    /// The peer knocked from `from`. Says whether that is news, so that it is worth knocking there at once.
+    pub(super) fn note_knocked(&mut self, nonce: u64, from: SocketAddr, now: Instant) -> bool {
+        // An old one, played back by somebody elsewhere, says nothing of where the peer is.
+        if nonce <= self.newest {
+            return false;
+        }
+        self.newest = nonce;
+        let news = self.hint.replace(from) != Some(from);
+        if news && self.via.is_some() {
+            self.next = self.next.min(now);
+        }
+        news
+    }
+
+    /// Another run of the peer: it counts anew, and gives another key.
+    pub(super) fn note_restart(&mut self) {
+        self.newest = 0;
+    }
+
+    /// Where the peer knocked from last.
+    pub(super) const fn hint(&self) -> Option<SocketAddr> {
+        self.hint
+    }
+
+    /// The relay to be tried in place of the one in use, through which nothing was heard since `heard`.
+    pub(super) fn next_relay(&self, heard: Option<Instant>, now: Instant) -> Option<RelayId> {
+        let via = self.via?;
+        let sign = heard.map_or(self.since, |at| at.max(self.since));
+        if now.saturating_duration_since(sign) < TRY_NEXT_AFTER {
+            return None;
+        }
+        let place = self.relays.iter().position(|path| path.relay == via);
+        let next = place.map_or(0, |place| (place + 1) % self.relays.len().max(1));
+        self.relays.get(next).map(|path| path.relay).filter(|relay| *relay != via)
+    }
+}

@@ -1,0 +1,244 @@
+//! Which way packets go to each peer: see [`crate::peer::route`].
+
+use std::time::Instant;
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::v1::telemetry::PathReason;
+use anteroom_proto::verdict::DropReason;
+
+use super::{CONTROL, MAX_PEERS, OWNER_SHIFT, Peers, write};
+use crate::peer::PeerSlot;
+use crate::peer::front;
+use crate::peer::knock::{self, Heard, KnockKey, Knocker};
+use crate::sink::Sink;
+use crate::target::{RelayId, RelayPath, Target, Through};
+
+/// What the knocks' numbers leave below, as the receiver indices of tunnels do.
+const BELOW: u32 = 8;
+
+impl Peers {
+    /// Says which relays reach a gateway now, nearest first; none of one that isn't a peer is used before it is.
+    pub fn set_relays(
+        &mut self,
+        gateway: GatewayId,
+        relays: &[RelayPath],
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        if relays.is_empty() {
+            self.relayed.remove(&gateway);
+        } else if self.relayed.len() < MAX_PEERS || self.relayed.contains_key(&gateway) {
+            self.relayed.insert(gateway, relays.to_vec());
+        }
+        if let Some(index) = self.by_gateway.get(&gateway).copied() {
+            let had = self.peers.get(index).is_some_and(|peer| peer.route.has_relay());
+            self.take_relays(index, now);
+            self.settle_path(index, now, out);
+            if let Some(peer) = self.peers.get(index).filter(|peer| peer.sending.is_none() && !had)
+            {
+                for number in &peer.tunnels {
+                    self.tunnels.get_mut(*number).into_iter().for_each(|tunnel| tunnel.hurry(now));
+                }
+            }
+            self.wake(index, now);
+        }
+    }
+
+    /// Tells a peer's route which relays reach it.
+    pub(super) fn take_relays(&mut self, index: u32, now: Instant) {
+        let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else { return };
+        let relays = self.relayed.get(&peer.gateway).map(Vec::as_slice).unwrap_or_default();
+        let room = peer.route.room();
+        peer.route.set_relays(relays, now);
+        if peer.route.room() != room {
+            self.fit(index, false, now);
+        }
+    }
+
+    /// Whether packets for a peer take a relay.
+    #[must_use]
+    pub fn is_relayed(&self, slot: PeerSlot) -> bool {
+        self.get(slot).is_some_and(|peer| peer.route.via().is_some())
+    }
+
+    /// Leaves a way that there is no more, and one that has died.
+    fn settle_path(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+        let Some(peer) = self.peers.get(index) else { return };
+        let (route, nearest) = (&peer.route, peer.route.nearest());
+        let other = match route.via() {
+            Some(via) if !route.knows(via) => {
+                let why = if nearest.is_some() { route.why() } else { PathReason::NoRelay };
+                Some((nearest, why))
+            }
+            Some(_) => route.next_relay(peer.heard(), now).map(|relay| (Some(relay), route.why())),
+            None if nearest.is_none() => None,
+            None if route.has_died(peer.round_trip(), now) => Some((nearest, PathReason::Died)),
+            // It has a session, which may be worth something through a relay.
+            None if peer.sending.is_some() && !peer.is_live(now) => {
+                Some((nearest, PathReason::Died))
+            }
+            None => None,
+        };
+        if let Some((via, why)) = other {
+            self.turn(index, via, why, now);
+            self.probe(index, now, out);
+        }
+    }
+
+    /// Has packets go another way.
+    fn turn(&mut self, index: u32, via: Option<RelayId>, why: PathReason, now: Instant) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        peer.route.turn(via, why, now);
+        peer.forget_round_trip();
+        tracing::debug!(gateway = %peer.gateway, ?via, %why, "another path");
+        self.fit(index, true, now);
+        self.review(index);
+        self.wake(index, now);
+    }
+
+    /// A session was confirmed that came to be over `via`, none meaning directly; no newer one is known of its tunnel.
+    pub(super) fn session_agreed(
+        &mut self,
+        (index, tunnel): (u32, u32),
+        via: Option<RelayId>,
+        now: Instant,
+    ) {
+        let peer = self.peers.get_mut(index).filter(|peer| peer.sending == Some(tunnel));
+        let Some(peer) = peer else { return };
+        match (peer.route.via(), via) {
+            (None, None) => peer.route.note_proof(now),
+            (Some(_), None) => self.turn(index, None, PathReason::Proved, now),
+            // The peer has no direct path to here, or it wouldn't have gone by a relay.
+            (None, Some(relay)) if peer.route.knows(relay) && !peer.route.is_fresh(now) => {
+                let died = peer.route.why() == PathReason::Proved;
+                let why = if died { PathReason::Died } else { PathReason::Untried };
+                self.turn(index, Some(relay), why, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Does what is due for the sake of a peer's path.
+    pub(super) fn tend_path(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+        if self.peers.get(index).is_none_or(|peer| !peer.route.has_relay() || peer.client) {
+            return;
+        }
+        self.settle_path(index, now, out);
+        let Some(peer) = self.peers.get_mut(index).filter(|peer| peer.sending.is_some()) else {
+            return;
+        };
+        let Some(theirs) = peer.route.theirs else { return };
+        if !peer.route.is_due(now) {
+            return;
+        }
+        let places = match peer.route.via() {
+            None => peer.endpoint().into_iter().collect(),
+            Some(_) => peer.places(),
+        };
+        let back = self.knock_number(index);
+        for to in places {
+            self.knocked += 1;
+            let nonce = self.knocked;
+            let Some(peer) = self.peers.get_mut(index) else { return };
+            peer.route.note_knock(nonce, to, now);
+            write(out, to.into(), CONTROL, &knock::knock(&theirs, back, nonce));
+        }
+    }
+
+    /// What a peer is given to knock with.
+    pub(super) fn knocker_for(&mut self, index: u32) -> Option<Knocker> {
+        let number = self.knock_number(index);
+        let secret = &self.knock_secret;
+        let peer = self.peers.get_mut(index).filter(|peer| !peer.client)?;
+        let (key, _) = *peer.route.ours.get_or_insert_with(|| {
+            let key = KnockKey::of(secret, peer.gateway.as_bytes());
+            (key, key.token())
+        });
+        Some(Knocker { number, key })
+    }
+
+    fn knock_number(&self, index: u32) -> u32 {
+        (u32::from(self.config.owner & 0x0f) << OWNER_SHIFT | index) << BELOW
+    }
+
+    /// Takes a datagram that is nothing of WireGuard's: perhaps a knock, or the answer to one.
+    pub(super) fn hear_knock(
+        &mut self,
+        from: Target,
+        datagram: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<(), DropReason> {
+        let unknown = DropReason::PeerUnknown;
+        let (Some(heard), Target::Udp(from)) = (knock::parse(datagram), from) else {
+            return Err(unknown);
+        };
+        let (Heard::Knock { number, .. } | Heard::Answer { number, .. }) = heard;
+        let index = (number >> BELOW) & ((1 << OWNER_SHIFT) - 1);
+        if self.knock_number(index) != number {
+            return Err(unknown);
+        }
+        let peer = self.peers.get(index).filter(|peer| !peer.client).ok_or(unknown)?;
+        match heard {
+            Heard::Knock { back, token, nonce, .. } => {
+                let (key, good) = peer.route.ours.ok_or(unknown)?;
+                if token != good || !knock::is_good(datagram, key) {
+                    return Err(DropReason::PeerUnauthenticated);
+                }
+                write(out, from.into(), CONTROL, &knock::answer(key, back, nonce));
+                let peer = self.peers.get_mut(index).ok_or(unknown)?;
+                if peer.route.note_knocked(nonce, from, now) {
+                    self.wake(index, now);
+                }
+            }
+            Heard::Answer { nonce, .. } => {
+                let theirs = peer.route.theirs.ok_or(unknown)?;
+                if !peer.route.awaits(nonce) {
+                    return Err(unknown);
+                }
+                if !knock::is_good(datagram, theirs.key) {
+                    return Err(DropReason::PeerUnauthenticated);
+                }
+                self.answered(index, nonce, now, out);
+            }
+        }
+        Ok(())
+    }
+
+    /// A knock was answered: the path to where it went works, both ways.
+    fn answered(&mut self, index: u32, nonce: u64, now: Instant, out: &mut impl Sink) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let Some((to, sent)) = peer.route.take_knock(nonce) else { return };
+        if peer.route.via().is_none() {
+            // It may have moved since.
+            if peer.endpoint() == Some(to) {
+                peer.route.note_answer(now);
+                peer.note_round_trip(now.saturating_duration_since(sent));
+            }
+            self.wake(index, now);
+            return;
+        }
+        if !peer.route.may_shake(now) {
+            return;
+        }
+        if let Some(tunnel) = peer.sending.and_then(|number| self.tunnels.get_mut(number)) {
+            let len = front::INITIATION_LEN;
+            out.datagram(to, CONTROL, len, |buffer| tunnel.initiate(buffer));
+        }
+    }
+
+    /// Where a handshake with a peer is tried, and whether another way is to be tried soon: as packets go, and in turns
+    /// the other way while there is no session.
+    pub(super) fn way_to_shake(&self, index: u32, attempt: u32) -> (Option<Target>, bool) {
+        let Some(peer) = self.peers.get(index) else { return (None, false) };
+        let through = |relay| Target::Relay(Through { relay, peer: peer.gateway });
+        let relay = peer.route.via().or(peer.route.nearest()).map(through);
+        let (Some(relay), None) = (relay, peer.sending) else {
+            return (peer.route.target(peer.gateway, peer.target(attempt)), false);
+        };
+        let direct = peer.target(attempt / 2).map(Target::Udp);
+        let relay_first = peer.route.via().is_some() || direct.is_none();
+        let first = attempt.is_multiple_of(2);
+        (if first == relay_first { Some(relay) } else { direct }, first)
+    }
+}

@@ -1,0 +1,77 @@
+//! Where a sealed datagram goes, or came from: straight through the underlay, or through a relay.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use anteroom_proto::id::GatewayId;
+
+use crate::sink::Sink;
+
+/// A relay, as the shell numbers those that it is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RelayId(pub u16);
+
+/// Through a relay, to a peer or from one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Through {
+    /// Which relay.
+    pub relay: RelayId,
+    /// Which peer. Where a datagram came from, that is the relay's word and no more.
+    pub peer: GatewayId,
+}
+
+/// Where a sealed datagram goes, or came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// An address on the underlay.
+    Udp(SocketAddr),
+    /// A peer, through a relay.
+    Relay(Through),
+}
+
+impl Target {
+    /// The relay, if it is one.
+    #[must_use]
+    pub const fn relay(self) -> Option<RelayId> {
+        match self {
+            Self::Udp(_) => None,
+            Self::Relay(through) => Some(through.relay),
+        }
+    }
+
+    /// Who is charged for handshakes that come from there: an address, or a name that stands for one.
+    pub(crate) fn charged(self) -> IpAddr {
+        match self {
+            Self::Udp(address) => address.ip(),
+            Self::Relay(through) => Ipv6Addr::from(*through.peer.as_bytes()).into(),
+        }
+    }
+
+    /// Has `write` write a datagram that goes there: see [`Sink::datagram`].
+    pub(crate) fn put(
+        self,
+        out: &mut impl Sink,
+        dscp_ecn: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        match self {
+            Self::Udp(to) => out.datagram(to, dscp_ecn, capacity, write),
+            Self::Relay(to) => out.relayed(to, dscp_ecn, capacity, write),
+        }
+    }
+}
+
+impl From<SocketAddr> for Target {
+    fn from(address: SocketAddr) -> Self {
+        Self::Udp(address)
+    }
+}
+
+/// A relay through which a peer is reached now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RelayPath {
+    /// Which relay.
+    pub relay: RelayId,
+    /// The longest sealed datagram that gets through, in bytes.
+    pub room: u16,
+}

@@ -1,0 +1,106 @@
+//! Relays, and gateways that datagrams don't get between directly.
+
+use std::collections::BTreeSet;
+use std::hash::Hash;
+use std::time::Duration;
+
+use anteroom_agent_core::target::{RelayId, RelayPath, Through};
+
+use super::{Event, Out, World};
+
+/// Longest sealed datagram that a relay takes.
+const ROOM: u16 = 1_160;
+
+/// A relay.
+#[derive(Debug)]
+struct Relay {
+    /// How long a datagram takes through it.
+    latency: Duration,
+    up: bool,
+}
+
+/// All relays, which all gateways know.
+#[derive(Debug, Default)]
+pub struct Relays {
+    relays: Vec<Relay>,
+    /// From whom to whom nothing gets through directly.
+    blocked: BTreeSet<(usize, usize)>,
+    /// Datagrams carried.
+    pub carried: u64,
+}
+
+impl Relays {
+    pub(super) fn is_blocked(&self, from: usize, to: Option<usize>) -> bool {
+        to.is_some_and(|to| self.blocked.contains(&(from, to)))
+    }
+}
+
+impl World {
+    /// Adds a relay through which a datagram takes so long. Each gateway is connected to it.
+    pub fn relay(&mut self, latency: Duration) -> RelayId {
+        self.relays.relays.push(Relay { latency, up: true });
+        self.tell_relays();
+        RelayId(u16::try_from(self.relays.relays.len() - 1).unwrap_or(u16::MAX))
+    }
+
+    /// A relay goes away, or is back.
+    pub fn set_relay(&mut self, relay: RelayId, up: bool) {
+        self.relays.relays[usize::from(relay.0)].up = up;
+        self.tell_relays();
+    }
+
+    /// Whether datagrams get through between two gateways directly.
+    pub fn set_direct(&mut self, a: usize, b: usize, open: bool) {
+        for pair in [(a, b), (b, a)] {
+            if open {
+                self.relays.blocked.remove(&pair);
+            } else {
+                self.relays.blocked.insert(pair);
+            }
+        }
+    }
+
+    /// Tells all gateways that run which relays there are, nearest first.
+    pub fn tell_relays(&mut self) {
+        let mut up: Vec<(Duration, RelayPath)> = (0..)
+            .zip(&self.relays.relays)
+            .filter(|(_, relay)| relay.up)
+            .map(|(at, relay)| (relay.latency, RelayPath { relay: RelayId(at), room: ROOM }))
+            .collect();
+        up.sort_by_key(|(latency, path)| (*latency, path.relay));
+        let paths: Vec<RelayPath> = up.into_iter().map(|(_, path)| path).collect();
+        for at in 0..self.gateways.len() {
+            for other in (0..self.gateways.len()).filter(|other| *other != at) {
+                let (id, now) = (self.plan.gateways[other].id, self.now);
+                let Some(engine) = self.gateways[at].engine.as_mut() else { continue };
+                let mut out = Out::default();
+                engine.set_relays(id, &paths, now, &mut out);
+                self.send(at, out);
+            }
+        }
+    }
+
+    pub(super) fn give_to_relays(&mut self, from: usize, datagrams: Vec<(Through, Vec<u8>)>) {
+        for (to, bytes) in datagrams {
+            let Some(relay) = self.relays.relays.get(usize::from(to.relay.0)) else { continue };
+            let at = self.plan.gateways.iter().position(|gateway| gateway.id == to.peer);
+            let Some(at) = at.filter(|_| relay.up && bytes.len() <= usize::from(ROOM)) else {
+                continue;
+            };
+            let (latency, from) = (relay.latency, self.plan.gateways[from].id);
+            self.relays.carried += 1;
+            let from = Through { relay: to.relay, peer: from };
+            self.push(latency, Event::Relayed { to: at, from, bytes });
+        }
+    }
+
+    pub(super) fn relay_brings(&mut self, to: usize, from: Through, bytes: &[u8]) {
+        (self.now - self.start, to, from.relay.0, bytes.len()).hash(&mut self.trace);
+        let now = self.now;
+        let Some(engine) = self.gateways[to].engine.as_mut() else { return };
+        let mut out = Out::default();
+        engine.handle_relayed([(from, bytes)], now, &mut out);
+        self.merged += out.merged;
+        self.send(to, out);
+    }
+}
