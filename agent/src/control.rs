@@ -29,8 +29,8 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::plane::{Plane, PlaneError};
+use crate::relay::Known;
 use crate::state::{Enrolled, Enrolment, TunnelKey};
-use backoff::Backoff;
 use clock::Clock;
 use dial::{Candidates, DialError};
 pub(crate) use keep::Disk;
@@ -42,6 +42,7 @@ use session::End;
 mod tests;
 
 pub use alarm::Alarm;
+pub(crate) use backoff::Backoff;
 pub(crate) use clock::system_time;
 pub(crate) use session::{newer_authority, plain};
 pub(crate) use take::applied_of;
@@ -99,6 +100,8 @@ pub(crate) struct Client<P> {
     reach: watch::Receiver<Reach>,
     status: watch::Sender<ControlStatus>,
     stop: watch::Receiver<bool>,
+    /// Who connects to relays, if anybody does.
+    relays: Option<watch::Sender<Known>>,
 }
 
 impl<P: Plane> Client<P> {
@@ -139,7 +142,22 @@ impl<P: Plane> Client<P> {
             reach,
             status,
             stop,
+            relays: None,
         }
+    }
+
+    /// Asks controllers for passes for relays from now on, and tells them there, with the authority chain.
+    pub(crate) fn with_relays(mut self, relays: watch::Sender<Known>) -> Self {
+        self.relays = Some(relays);
+        self.tell_relays();
+        self
+    }
+
+    /// Tells whoever connects to relays which there are.
+    fn tell_relays(&self) {
+        let Some(relays) = &self.relays else { return };
+        let chain = self.chain.clone().map(Arc::new);
+        relays.send_modify(|known| known.chain = chain);
     }
 
     /// How it stands, as it changes.

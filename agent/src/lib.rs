@@ -9,6 +9,7 @@ pub mod enroll;
 pub mod local;
 pub mod net;
 pub mod plane;
+pub mod relay;
 pub mod run;
 pub mod slice;
 pub mod state;

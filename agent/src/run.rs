@@ -27,6 +27,7 @@ use crate::local::protocol::Identity;
 use crate::local::server::Socket;
 use crate::net;
 use crate::plane::Plane;
+use crate::relay::{self, Known, Who};
 use crate::state::{Enrolled, Held, StateDir};
 use answers::Answers;
 use gate::{Gate, Opener};
@@ -152,9 +153,19 @@ impl Run {
             gateway: enrolled.enrolment.gateway,
             fingerprint: enrolled.identity.public().fingerprint().to_string(),
         });
+        let (known, pass) = watch::channel(Known { chain: None, pass: upkeep::held_pass(&state) });
+        let relayed = enrolled.as_ref().map(|enrolled| Who {
+            organisation: enrolled.enrolment.organisation,
+            identity: enrolled.identity.clone(),
+        });
         let client = enrolled.map(|enrolled: Enrolled| {
             Client::new(state.clone(), gate.clone(), enrolled, boot, reach, stop.clone())
+                .with_relays(known)
         });
+        let (relays_sender, relays) = watch::channel(Vec::new());
+        let relaying = relayed
+            .map(|who| tokio::spawn(use_relays(who, pass.clone(), gate.clone(), relays_sender)));
+        let keeping_pass = tokio::spawn(upkeep::keep_pass(pass, state.clone()));
         let control: Option<watch::Receiver<ControlStatus>> = client.as_ref().map(Client::status);
         let answers = Arc::new(Answers {
             plane: gate.clone(),
@@ -164,6 +175,7 @@ impl Run {
             control,
             problems: problems.iter().map(ToString::to_string).collect(),
             orders,
+            relays,
         });
         upkeep::notify(&[NotifyState::Ready]);
         let mut stop = stop.clone();
@@ -196,9 +208,28 @@ impl Run {
             }
         };
         saving.abort();
+        keeping_pass.abort();
+        relaying.into_iter().for_each(|relaying| relaying.abort());
         upkeep::save_now(&gate, &state).await;
         gate.shutdown().await;
         next
+    }
+}
+
+/// Connects to relays as soon as there is a data plane to carry packets for.
+async fn use_relays(
+    who: Who,
+    known: watch::Receiver<Known>,
+    gate: Gate,
+    status: watch::Sender<Vec<relay::RelayStatus>>,
+) {
+    let mut opened = gate.opened();
+    let handle = match opened.wait_for(Option::is_some).await {
+        Ok(open) => open.as_ref().map(|open| open.handle.clone()),
+        Err(_) => None,
+    };
+    if let Some(handle) = handle {
+        relay::run(who, known, handle, status).await;
     }
 }
 

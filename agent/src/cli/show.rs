@@ -13,6 +13,7 @@ use crate::control::{Alarm, ControlStatus, system_time};
 use crate::dataplane;
 use crate::enroll::Enrolled;
 use crate::local::protocol::AgentStatus;
+use crate::relay::RelayStatus;
 use crate::state::{Enrolment, Sealing};
 
 /// Lines of "name: value", the values under each other.
@@ -165,6 +166,9 @@ pub(super) fn status(status: &AgentStatus) -> String {
     if let Some(data_plane) = &status.data_plane {
         add_data_plane(&mut text, data_plane);
     }
+    let headers =
+        ["relay", "addresses", "state", "round trip", "peers there", "dropped", "last error"];
+    push_table(&mut text, &table(&headers, relays(&status.relays)));
     text
 }
 
@@ -244,7 +248,8 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     });
     let headers = ["device", "port", "mac", "addresses", "mode", "flows", "drops", "heard"];
     push_table(text, &table(&headers, devices));
-    let headers = ["peer", "tunnel", "lanes", "round trip", "path mtu", "revision", "address"];
+    let headers =
+        ["peer", "tunnel", "lanes", "round trip", "path", "path mtu", "revision", "address"];
     push_table(
         text,
         &table(
@@ -386,10 +391,37 @@ fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>) -> Vec<String> {
         tunnel
             .round_trip
             .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
+        path(tunnel),
         or_dash(tunnel.path_mtu),
         or_dash(tunnel.revision),
         or_dash(tunnel.endpoint),
     ]
+}
+
+/// Which way packets for a peer go, and why, where there is a choice.
+fn path(tunnel: &TunnelState) -> String {
+    let way = tunnel.relay.map_or_else(|| "direct".into(), |relay| format!("relay {relay}"));
+    match tunnel.path {
+        Some(why) => format!("{way}: {why}"),
+        None => way,
+    }
+}
+
+/// The relays, and how it stands with them.
+fn relays(relays: &[RelayStatus]) -> impl Iterator<Item = Vec<String>> {
+    relays.iter().map(|relay| {
+        vec![
+            relay.number.to_string(),
+            relay.addresses.join(", "),
+            if relay.connected { "connected" } else { "away" }.into(),
+            relay
+                .round_trip
+                .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
+            relay.peers.to_string(),
+            relay.dropped.to_string(),
+            relay.last_error.clone().unwrap_or_else(|| "-".into()),
+        ]
+    })
 }
 
 fn protocol(number: u8) -> String {

@@ -12,13 +12,13 @@ pub(super) const LONGEST_UNWANTED: Duration = Duration::from_secs(300);
 /// Doubles from [`FIRST`] to [`LONGEST`]; each wait is drawn from its upper half, so that a fleet that lost its
 /// controller doesn't come back as one.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
     /// The wait after one more failure. `random` is any number that differs between gateways.
-    pub(super) fn next(&mut self, random: u32) -> Duration {
+    pub(crate) fn next(&mut self, random: u32) -> Duration {
         self.wait(LONGEST, random)
     }
 
@@ -35,7 +35,7 @@ impl Backoff {
     }
 
     /// Begins anew: it worked.
-    pub(super) const fn reset(&mut self) {
+    pub(crate) const fn reset(&mut self) {
         self.failures = 0;
     }
 }

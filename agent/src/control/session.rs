@@ -7,6 +7,8 @@ use std::time::Duration;
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::relay;
+use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
@@ -234,7 +236,7 @@ impl<P: Plane> Client<P> {
             gateway: self.enrolment.gateway,
             boot: self.boot,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: Vec::new(),
+            capabilities: self.relays.iter().map(|_| relay::CAPABILITY.to_owned()).collect(),
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
             applied: self.applied.clone().map(|applied| self.with_alarms(applied)),
             reachable: self.reachable(),
@@ -298,7 +300,28 @@ impl<P: Plane> Client<P> {
             ));
         }
         self.plane.set_authority(number).await?;
+        self.tell_relays();
         Ok(true)
+    }
+
+    /// Takes over a pass for relays, unless it is none, or older than the one that is held.
+    fn take_pass(&self, signed: Signed<RelayPass>) {
+        let (Some(relays), Some(chain)) = (&self.relays, &self.chain) else { return };
+        let identity = self.identity.public();
+        let pass = match RelayPass::verify(&signed, chain.newest(), identity) {
+            Ok(pass) if pass.gateway == self.enrolment.gateway => pass,
+            Ok(_) => return self.alarm("the controller sent another gateway's pass for relays"),
+            Err(error) => return self.alarm(&format!("pass for relays refused: {error}")),
+        };
+        let held = relays.borrow().pass.clone();
+        let held = held.and_then(|held| {
+            RelayPass::verify(&held, chain.newest(), identity).ok().map(|held| held.number)
+        });
+        if held.is_some_and(|held| held >= pass.number) {
+            return;
+        }
+        debug!(number = %pass.number, peers = pass.peers.len(), "a pass for relays");
+        relays.send_modify(|known| known.pass = Some(signed));
     }
 
     /// Asks a controller with an unknown key which authority document names it, and follows the chain there. Nothing
@@ -344,6 +367,7 @@ impl<P: Plane> Client<P> {
                 self.count_reports();
             }
             ToAgent::Refused(refusal) => return Err(End::Refused(refusal.into())),
+            ToAgent::Pass(pass) if self.relays.is_some() => self.take_pass(*pass),
             ToAgent::Welcome(_) | ToAgent::Enrolled { .. } | ToAgent::Pass(_) => {
                 return Err(End::Lost("the controller speaks out of turn".into()));
             }

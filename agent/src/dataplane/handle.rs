@@ -9,6 +9,8 @@ use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::engine::{Prepared, Retired};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_agent_core::target::{RelayId, RelayPath};
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 use nix::sys::eventfd::EventFd;
@@ -16,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::dataplane::relayed::{Inlet, Queues};
 use crate::dataplane::status::{Offloads, Status};
 use crate::net::defence::Defence;
 use crate::net::packet::PacketSocket;
@@ -59,6 +62,9 @@ pub(super) enum Command {
     Learned(oneshot::Sender<Learned>),
     PortOpened(PortId, Box<PacketSocket>),
     Offloads(PortId, Offloads),
+    SetRelays(GatewayId, Vec<RelayPath>),
+    OpenRelay(RelayId, Queues),
+    CloseRelay(RelayId),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -111,6 +117,7 @@ impl Commander {
 #[derive(Clone)]
 pub struct Handle {
     pub(super) commander: Commander,
+    pub(super) inlet: Inlet,
     pub(super) heartbeat: Arc<Heartbeat>,
     /// The lane threads'.
     pub(super) lane_heartbeats: Arc<[Arc<Heartbeat>]>,
@@ -230,6 +237,40 @@ impl Handle {
         self.ask(Command::Learned).await
     }
 
+    /// Tells by which relays a gateway is reached now, nearest first.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn set_relays(
+        &self,
+        gateway: GatewayId,
+        relays: Vec<RelayPath>,
+    ) -> Result<(), Stopped> {
+        self.commander.send(Command::SetRelays(gateway, relays)).await
+    }
+
+    /// Gives queues for packets that go through a relay.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn open_relay(&self, relay: RelayId, queues: Queues) -> Result<(), Stopped> {
+        self.commander.send(Command::OpenRelay(relay, queues)).await
+    }
+
+    /// Takes the queues for a relay away.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn close_relay(&self, relay: RelayId) -> Result<(), Stopped> {
+        self.commander.send(Command::CloseRelay(relay)).await
+    }
+
+    /// Where packets that relays brought go.
+    #[must_use]
+    pub fn inlet(&self) -> Inlet {
+        self.inlet.clone()
+    }
+
     /// Where peers can send to: what the configuration advertises, or else the underlay interface's addresses with
     /// the tunnels' port. Changes as those addresses do.
     #[must_use]
@@ -270,10 +311,74 @@ impl Handle {
     }
 }
 
+/// A data plane that does nothing, for tests of those who speak with one.
 #[cfg(test)]
-mod tests {
+pub(crate) mod fake {
     use std::path::Path;
 
+    use super::*;
+    use crate::dataplane::relayed::Brought;
+
+    /// What was told of relays.
+    #[derive(Debug)]
+    pub(crate) enum Told {
+        Relays(GatewayId, Vec<RelayPath>),
+        Opened(RelayId, Queues),
+        Closed(RelayId),
+    }
+
+    /// The worker's side.
+    pub(crate) struct FakeWorker {
+        commands: mpsc::Receiver<Command>,
+        brought: mpsc::Receiver<Brought>,
+    }
+
+    impl FakeWorker {
+        /// A worker and its handle.
+        pub(crate) fn new() -> (Self, Handle) {
+            let text = "[uplink]\ninterface = \"up0\"\n[underlay]\nlisten = \"0.0.0.0:51820\"\n\
+                        [[port]]\nname = \"port1\"\ninterface = \"p1\"\n";
+            let (commands, receiver) = mpsc::channel(COMMANDS);
+            let wake = Arc::new(EventFd::new().unwrap());
+            let (inlet, brought) = Inlet::new(wake.clone());
+            let handle = Handle {
+                inlet,
+                commander: Commander { commands, wake },
+                heartbeat: Arc::new(Heartbeat::new()),
+                lane_heartbeats: Arc::default(),
+                endpoints: watch::channel(Vec::new()).1,
+                open: watch::channel(Vec::new()).1,
+                sentry: Sentry::unanswering(),
+                defence: Defence::none(),
+                keeps: watch::channel(()).1,
+                config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
+                seed: [7; 32],
+            };
+            (Self { commands: receiver, brought }, handle)
+        }
+
+        /// The next thing that is told of relays.
+        pub(crate) async fn told(&mut self) -> Told {
+            loop {
+                match self.commands.recv().await.expect("somebody has the handle") {
+                    Command::SetRelays(gateway, relays) => return Told::Relays(gateway, relays),
+                    Command::OpenRelay(relay, queues) => return Told::Opened(relay, queues),
+                    Command::CloseRelay(relay) => return Told::Closed(relay),
+                    _ => {}
+                }
+            }
+        }
+
+        /// The next packet that a relay brought.
+        pub(crate) async fn brought(&mut self) -> (anteroom_agent_core::target::Through, Vec<u8>) {
+            let packet = self.brought.recv().await.expect("somebody has the handle");
+            (packet.from, packet.bytes)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
     use anteroom_proto::mode::Mode;
 
     use super::*;
@@ -281,21 +386,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_view_is_in_force_though_the_packet_filter_is_kept_busy() {
-        let text = "[uplink]\ninterface = \"up0\"\n[underlay]\nlisten = \"0.0.0.0:51820\"\n\
-                    [[port]]\nname = \"port1\"\ninterface = \"p1\"\n";
         let (commands, mut receiver) = mpsc::channel(COMMANDS);
-        let handle = Handle {
-            commander: Commander { commands, wake: Arc::new(EventFd::new().unwrap()) },
-            heartbeat: Arc::new(Heartbeat::new()),
-            lane_heartbeats: Arc::default(),
-            endpoints: watch::channel(Vec::new()).1,
-            open: watch::channel(Vec::new()).1,
-            sentry: Sentry::unanswering(),
-            defence: Defence::none(),
-            keeps: watch::channel(()).1,
-            config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
-            seed: [7; 32],
-        };
+        let wake = Arc::new(EventFd::new().unwrap());
+        let (_, handle) = fake::FakeWorker::new();
+        let handle = Handle { commander: Commander { commands, wake }, ..handle };
         let organisation = Organisation::new(&[]);
         let view = Arc::new(organisation.verified(&organisation.view(1, 1, Mode::Observe)));
         let worker = tokio::spawn(async move {

@@ -13,6 +13,7 @@ mod keepalive;
 mod keeper;
 mod lanes;
 mod outbox;
+pub mod relayed;
 mod setup;
 mod status;
 mod timer;
@@ -35,6 +36,8 @@ use keeper::Keeper;
 use outbox::Outbox;
 use worker::{Start, Worker};
 
+#[cfg(test)]
+pub(crate) use handle::fake;
 pub use handle::{Handle, Stopped};
 pub use setup::{Setup, SetupError};
 pub use status::{
@@ -63,6 +66,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     let wake = Arc::new(wake);
     let heartbeat = Arc::new(Heartbeat::new());
     let (commands, receiver) = mpsc::channel(COMMANDS);
+    let (inlet, brought) = relayed::Inlet::new(wake.clone());
     let commander = Commander { commands, wake: wake.clone() };
     let Setup {
         config,
@@ -117,6 +121,8 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         outbox,
         steering: underlay.steering,
         commands: receiver,
+        brought,
+        inlet: inlet.clone(),
         wake,
         heartbeat: heartbeat.clone(),
         keepalive: Keepalive::new(beat, pulse),
@@ -165,6 +171,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     let defence = Defence::start(shared.underlay.interface.clone(), defended, peers);
     Ok(Handle {
         commander,
+        inlet,
         heartbeat,
         lane_heartbeats,
         endpoints: endpoints_receiver,

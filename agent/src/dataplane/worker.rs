@@ -1,6 +1,7 @@
 //! The worker thread: the engine and all sockets, driven by epoll. Nobody else touches them.
 
 mod lanes;
+mod relays;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -18,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::dataplane::handle::{Command, Heartbeat};
 use crate::dataplane::keepalive::Keepalive;
 use crate::dataplane::outbox::Outbox;
+use crate::dataplane::relayed::{Brought, Inlet};
 use crate::dataplane::status::{InterfaceStatus, Offloads, Status, UnderlayStatus};
 use crate::dataplane::timer::Timer;
 use crate::net::offload::Offload;
@@ -57,6 +59,9 @@ pub(super) struct Start {
     /// Whether the kernel gives lanes' datagrams to their own socket.
     pub(super) steering: Offload,
     pub(super) commands: mpsc::Receiver<Command>,
+    /// What relays brought.
+    pub(super) brought: mpsc::Receiver<Brought>,
+    pub(super) inlet: Inlet,
     pub(super) wake: Arc<EventFd>,
     pub(super) heartbeat: Arc<Heartbeat>,
     pub(super) keepalive: Keepalive,
@@ -86,6 +91,8 @@ pub(super) struct Worker {
     interfaces: Vec<(String, String)>,
     offloads: Vec<Offloads>,
     commands: mpsc::Receiver<Command>,
+    brought: mpsc::Receiver<Brought>,
+    inlet: Inlet,
     wake: Arc<EventFd>,
     heartbeat: Arc<Heartbeat>,
     keepalive: Keepalive,
@@ -126,6 +133,8 @@ impl Worker {
             interfaces: start.interfaces,
             outbox: start.outbox,
             commands: start.commands,
+            brought: start.brought,
+            inlet: start.inlet,
             wake: start.wake,
             heartbeat: start.heartbeat,
             keepalive: start.keepalive,
@@ -196,7 +205,10 @@ impl Worker {
             }
             for event in &events[..count] {
                 match event.data() {
-                    WAKE => self.carry_out(),
+                    WAKE => {
+                        self.carry_out();
+                        self.receive_relayed();
+                    }
                     UNDERLAY => {
                         self.receive_datagrams();
                     }
@@ -386,6 +398,11 @@ impl Worker {
                     *known = offloads;
                 }
             }
+            Command::SetRelays(gateway, relays) => {
+                self.engine.set_relays(gateway, &relays, now, &mut self.outbox);
+            }
+            Command::OpenRelay(relay, queues) => self.outbox.relays.open(relay, queues),
+            Command::CloseRelay(relay) => self.outbox.relays.close(relay),
             Command::Shutdown(answer) => self.ended = Some(answer),
         }
         self.flush();
@@ -511,7 +528,7 @@ impl Worker {
         let mut total = Failures {
             queue_full: underlay.queue_full,
             egress_failed: underlay.egress_failed + underlay.too_big + underlay.unreachable,
-            overflow: underlay.missed + underlay.truncated,
+            overflow: underlay.missed + underlay.truncated + self.inlet.turned_away(),
         };
         for queue in &self.outbox.ports {
             let counters = queue.counters;

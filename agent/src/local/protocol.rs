@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::bypass::Followed;
 use crate::control::ControlStatus;
 use crate::dataplane;
+use crate::relay::RelayStatus;
 
 /// Longest request in bytes, its line feed included.
 pub const MAX_REQUEST: usize = 4096;
@@ -79,6 +80,9 @@ pub struct AgentStatus {
     pub data_plane: Option<dataplane::Status>,
     /// What was wrong with the state on disk at start.
     pub problems: Vec<String>,
+    /// The relays, and how it stands with them.
+    #[serde(default)]
+    pub relays: Vec<RelayStatus>,
 }
 
 /// Who a gateway is.

@@ -13,6 +13,7 @@ use crate::local::protocol::{
 };
 use crate::local::server::Answer;
 use crate::plane::{Plane, PlaneError};
+use crate::relay::RelayStatus;
 
 /// Answers for one run of the data plane.
 pub(super) struct Answers<P> {
@@ -23,6 +24,7 @@ pub(super) struct Answers<P> {
     pub(super) control: Option<watch::Receiver<ControlStatus>>,
     pub(super) problems: Vec<String>,
     pub(super) orders: Orders,
+    pub(super) relays: watch::Receiver<Vec<RelayStatus>>,
 }
 
 impl<P: Plane> Answers<P> {
@@ -53,6 +55,7 @@ impl<P: Plane> Answers<P> {
             control,
             data_plane,
             problems,
+            relays: self.relays.borrow().clone(),
         })
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_agent_core::report::Learned;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::PortInfo;
 use tokio::sync::watch;
@@ -13,6 +15,7 @@ use tracing::{error, warn};
 use super::gate::{Gate, Open};
 use crate::control::Reach;
 use crate::plane::Plane;
+use crate::relay::Known;
 use crate::state::StateDir;
 
 /// How often what was learnt is looked at. Claims on addresses that changed are saved at once:
@@ -83,6 +86,31 @@ pub(super) async fn save_learned(gate: Gate, state: Arc<StateDir>, mut saved: Le
         if urgent || (look == LOOKS && lasting(&learned) != lasting(&saved)) {
             write_learned(&state, learned.clone()).await;
             saved = learned;
+        }
+    }
+}
+
+/// The pass for relays that is on disk.
+pub(super) fn held_pass(state: &StateDir) -> Option<Signed<RelayPass>> {
+    state.relay_pass().unwrap_or_else(|error| {
+        warn!("{error}");
+        None
+    })
+}
+
+/// Writes each newer pass for relays down for as long as it is polled: a start without a controller needs it.
+pub(super) async fn keep_pass(mut known: watch::Receiver<Known>, state: Arc<StateDir>) {
+    let mut kept = known.borrow_and_update().pass.clone();
+    while known.changed().await.is_ok() {
+        let pass = known.borrow_and_update().pass.clone();
+        let Some(pass) = pass.filter(|pass| kept.as_ref() != Some(pass)) else { continue };
+        kept = Some(pass.clone());
+        let state = state.clone();
+        // What a full disk refuses the next pass may find room for.
+        match tokio::task::spawn_blocking(move || state.write_relay_pass(&pass)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => error!("the pass for relays isn't kept over a restart: {error}"),
+            Err(error) => error!("the pass for relays isn't kept over a restart: {error}"),
         }
     }
 }

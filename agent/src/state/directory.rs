@@ -9,6 +9,7 @@ use anteroom_agent_core::report::Learned;
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::key::IdentityKey;
+use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::{Floor, KnownKeys, SignedView};
 use nix::fcntl::{Flock, FlockArg};
@@ -228,6 +229,22 @@ impl StateDir {
     /// When it can't be written.
     pub(crate) fn write_bypasses(&self, kept: &[Kept]) -> Result<(), StateError> {
         records::BYPASSES.write(&self.path, &kept)
+    }
+
+    /// The pass for relays, unverified.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn relay_pass(&self) -> Result<Option<Signed<RelayPass>>, StateError> {
+        records::RELAY_PASS.read(&self.path)
+    }
+
+    /// Records the pass for relays.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_relay_pass(&self, pass: &Signed<RelayPass>) -> Result<(), StateError> {
+        records::RELAY_PASS.write(&self.path, pass)
     }
 
     /// Records a view that was verified.

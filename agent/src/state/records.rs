@@ -10,6 +10,7 @@ use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::{Document, Signed};
 use anteroom_proto::id::{GatewayId, InviteId, OrganisationId};
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
+use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::SignedView;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,12 @@ pub(super) const KNOWN_KEYS: Kind = Kind {
     format: 1,
     max: 4 * 1024 * 1024,
     loss: "The agent goes by the tunnel keys in the view that it holds.",
+};
+pub(super) const RELAY_PASS: Kind = Kind {
+    name: "relay-pass",
+    format: 1,
+    max: RelayPass::MAX_LEN + 512,
+    loss: "The controller signs another; until one is in sight no relay carries this gateway's packets.",
 };
 pub(super) const BYPASSES: Kind = Kind {
     name: "bypasses",

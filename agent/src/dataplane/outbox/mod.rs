@@ -9,11 +9,13 @@ use anteroom_agent_core::batch::VlanTag;
 use anteroom_agent_core::lane::{Job, Taken};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
+use anteroom_agent_core::target::Through;
 use anteroom_agent_core::vnet::VnetHeader;
 
 pub(super) use self::datagrams::Datagrams;
 use self::frames::Frames;
 use crate::dataplane::lanes::Threads;
+use crate::dataplane::relayed::{Put, Relays};
 use crate::dataplane::status::{InterfaceCounters, UnderlayCounters};
 use crate::net::packet::PacketSocket;
 use crate::net::udp::UdpSocket;
@@ -32,6 +34,8 @@ pub(super) struct Outbox {
     /// How many of them there are, and why.
     pub(super) threads_chosen: String,
     pub(super) underlay_counters: UnderlayCounters,
+    /// The queues of relays' connections.
+    pub(super) relays: Relays,
     frames: Frames,
     datagrams: Datagrams,
     bulk: Datagrams,
@@ -67,6 +71,7 @@ impl Outbox {
             threads: None,
             threads_chosen: String::new(),
             underlay_counters: UnderlayCounters::default(),
+            relays: Relays::default(),
             frames: Frames::default(),
             datagrams: Datagrams::default(),
             bulk: Datagrams::default(),
@@ -112,6 +117,20 @@ impl Sink for Outbox {
     ) {
         let way = (&mut self.underlay, &mut self.underlay_counters);
         self.datagrams.put(way, to, dscp_ecn, capacity, write);
+    }
+
+    fn relayed(
+        &mut self,
+        to: Through,
+        dscp_ecn: u8,
+        capacity: usize,
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        match self.relays.put(to, dscp_ecn, capacity, write) {
+            Put::Waits | Put::Nothing => {}
+            Put::Full => self.underlay_counters.queue_full += 1,
+            Put::TooBig => self.underlay_counters.egress_failed += 1,
+        }
     }
 
     fn lane_datagram(

@@ -1,0 +1,142 @@
+//! Connections to relays, for packets whose peers can't be reached directly yet, or no longer.
+//!
+//! The newest authority document names the relays: those that stand alone, and every controller. Each is connected to
+//! as soon as there is a pass, and stays so while direct paths work too: when one dies, a relay must take over at once.
+//! Which peers are at which relay, and how far each relay is, the data plane is told; what goes where, it decides.
+//!
+//! Nothing here needs a controller: chain and pass are on disk, and a pass doesn't expire by any clock.
+
+mod link;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anteroom_agent_core::target::RelayId;
+use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::cose::Signed;
+use anteroom_proto::id::OrganisationId;
+use anteroom_proto::key::{IdentityKey, PublicKey};
+use anteroom_proto::relay::pass::RelayPass;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::dataplane::Handle;
+use link::Link;
+use table::Table;
+
+/// Most relays that a gateway connects to.
+const MOST: usize = 16;
+
+/// What connecting to relays takes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known {
+    /// The authority chain: it names relays, and they follow it.
+    pub(crate) chain: Option<Arc<AuthorityChain>>,
+    /// With whom this gateway shares a view, as a controller signed it.
+    pub(crate) pass: Option<Signed<RelayPass>>,
+}
+
+/// A relay, and how it stands with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// What the data plane calls it.
+    pub number: u16,
+    /// Where it is, as the authority document has it.
+    pub addresses: Vec<String>,
+    /// The fingerprint of its key.
+    pub fingerprint: String,
+    /// Whether it has said welcome.
+    pub connected: bool,
+    /// Round trip to it, in microseconds.
+    pub round_trip: Option<u32>,
+    /// How many peers can be reached through it now.
+    pub peers: usize,
+    /// Packets that it couldn't take or that are for nobody there.
+    pub dropped: u64,
+    /// What went wrong last, if nothing has gone right since.
+    pub last_error: Option<String>,
+}
+
+/// A relay as the authority document names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    key: PublicKey,
+    addresses: Vec<String>,
+}
+
+/// All that may relay.
+fn places(authority: &Authority) -> Vec<Place> {
+    let relays = authority.relays.iter().map(|relay| (relay.key, &relay.addresses));
+    let controllers = authority.controllers.iter().map(|one| (one.key, &one.addresses));
+    let all = relays.chain(controllers);
+    all.map(|(key, addresses)| Place { key, addresses: addresses.clone() }).take(MOST).collect()
+}
+
+/// Who this gateway is to relays.
+#[derive(Debug, Clone)]
+pub(crate) struct Who {
+    pub(crate) organisation: OrganisationId,
+    pub(crate) identity: IdentityKey,
+}
+
+/// Stays connected to all relays for as long as it is polled.
+pub(crate) async fn run(
+    who: Who,
+    mut known: watch::Receiver<Known>,
+    handle: Handle,
+    status: watch::Sender<Vec<RelayStatus>>,
+) {
+    let table = Arc::new(Table::new(handle, status));
+    let mut links: BTreeMap<u16, (Place, Task)> = BTreeMap::new();
+    let mut next = 0_u16;
+    let telling = tokio::spawn({
+        let table = table.clone();
+        async move { table.keep_telling().await }
+    });
+    let _telling = Task(telling);
+    loop {
+        let chain = known.borrow_and_update().chain.clone();
+        let wanted = chain.map(|chain| places(chain.newest())).unwrap_or_default();
+        let gone: Vec<u16> = links
+            .iter()
+            .filter(|(_, (place, _))| !wanted.contains(place))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in gone {
+            links.remove(&number);
+            table.forget(RelayId(number)).await;
+        }
+        for place in wanted {
+            if links.values().any(|(known, _)| *known == place) {
+                continue;
+            }
+            let number = next;
+            next = next.wrapping_add(1);
+            table.add(RelayId(number), &place);
+            let link = Link {
+                id: RelayId(number),
+                place: place.clone(),
+                who: who.clone(),
+                known: known.clone(),
+                table: table.clone(),
+            };
+            links.insert(number, (place, Task(tokio::spawn(link.run()))));
+        }
+        if known.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Ends its task when it is dropped.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,290 @@
+//! Connections to relays over real QUIC, with relays and a data plane that do as the tests say.
+
+use std::time::Duration;
+
+use anteroom_agent_core::target::{RelayPath, Through};
+use anteroom_proto::authority::Relay;
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::relay::packet::{self, Datagram, PeerNumber};
+use anteroom_proto::relay::pass::PassNumber;
+use anteroom_proto::relay::{
+    FromRelay, Hello, MAX_TO_RELAY, PeerState, Refusal, RefusalCode, ToRelay, Welcome,
+};
+use anteroom_proto::time::UnixMillis;
+use anteroom_transport::endpoint;
+use anteroom_transport::message::{MessageReader, MessageWriter};
+use anteroom_transport::tls::Protocol;
+use tokio::time::timeout;
+
+use super::*;
+use crate::dataplane::fake::{FakeWorker, Told};
+use crate::testkit::{GATEWAY, ORGANISATION, Organisation, nowhere};
+
+/// How long anything may take before a test fails.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("waited for {what} in vain"))
+}
+
+fn peer(n: u8) -> GatewayId {
+    GatewayId::from_bytes([n; 16])
+}
+
+fn number(n: u16) -> PeerNumber {
+    PeerNumber::new(n).unwrap()
+}
+
+fn identity() -> IdentityKey {
+    IdentityKey::from_seed(&[3; 32])
+}
+
+fn sealed(mark: u8) -> Vec<u8> {
+    let mut bytes = vec![mark; 120];
+    bytes[..4].copy_from_slice(&[4, 0, 0, 0]);
+    bytes
+}
+
+/// A relay as a gateway meets it.
+struct FakeRelay {
+    endpoint: quinn::Endpoint,
+    key: PublicKey,
+}
+
+/// One gateway's connection there.
+struct Guest {
+    connection: quinn::Connection,
+    reader: MessageReader<ToRelay>,
+    writer: MessageWriter<FromRelay>,
+    hello: Hello,
+}
+
+impl FakeRelay {
+    fn new(seed: u8) -> Self {
+        let identity = IdentityKey::from_seed(&[seed; 32]);
+        let address = "127.0.0.1:0".parse().unwrap();
+        let endpoint = endpoint::listen_for(address, &identity, &[Protocol::Relay]).unwrap();
+        Self { endpoint, key: identity.public() }
+    }
+
+    fn named(&self) -> Relay {
+        let address = self.endpoint.local_addr().unwrap();
+        Relay { key: self.key, addresses: vec![nowhere().to_string(), address.to_string()] }
+    }
+
+    /// The next gateway, once it has said hello.
+    async fn greet(&self) -> Guest {
+        soon("a gateway", async {
+            let connection = self.endpoint.accept().await.unwrap().await.unwrap();
+            let (send, receive) = connection.accept_bi().await.unwrap();
+            let mut reader = MessageReader::<ToRelay>::new(receive, MAX_TO_RELAY);
+            match reader.next().await.unwrap() {
+                Some(ToRelay::Hello(hello)) => {
+                    Guest { connection, reader, writer: MessageWriter::new(send), hello: *hello }
+                }
+                other => panic!("no hello but {other:?}"),
+            }
+        })
+        .await
+    }
+}
+
+impl Guest {
+    async fn say(&mut self, message: FromRelay) {
+        soon("a message to be taken", self.writer.send(&message)).await.unwrap();
+    }
+
+    async fn welcome(&mut self) {
+        let observed = self.connection.remote_address();
+        let welcome = Welcome { version: 1, authority: 2, observed, rate: None };
+        self.say(FromRelay::Welcome(welcome)).await;
+    }
+
+    async fn tell(&mut self, states: &[(u8, u16, Option<u16>)]) {
+        let state = |(n, called, room): &(u8, u16, Option<u16>)| PeerState {
+            gateway: peer(*n),
+            number: number(*called),
+            room: *room,
+        };
+        self.say(FromRelay::Peers(states.iter().map(state).collect())).await;
+    }
+}
+
+/// A gateway that knows one relay beside its controller, which nobody answers for.
+struct Bed {
+    relay: FakeRelay,
+    worker: FakeWorker,
+    organisation: Organisation,
+    known: watch::Sender<Known>,
+    status: watch::Receiver<Vec<RelayStatus>>,
+    _running: Task,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let relay = FakeRelay::new(40);
+        let mut organisation = Organisation::new(&[nowhere()]);
+        organisation.extend(|next| next.relays = vec![relay.named()]);
+        let (worker, handle) = FakeWorker::new();
+        let (known, receiver) = watch::channel(Known::default());
+        let (status_sender, status) = watch::channel(Vec::new());
+        let who = Who { organisation: ORGANISATION, identity: identity() };
+        let running = Task(tokio::spawn(run(who, receiver, handle, status_sender)));
+        let chain = Some(Arc::new(organisation.followed()));
+        known.send_modify(|known| known.chain = chain);
+        Self { relay, worker, organisation, known, status, _running: running }
+    }
+
+    fn pass(&self, sequence: u64) -> Signed<RelayPass> {
+        let pass = RelayPass {
+            organisation: ORGANISATION,
+            gateway: GATEWAY,
+            identity: identity().public(),
+            number: PassNumber { incarnation: 0, sequence },
+            peers: vec![peer(5), peer(6)],
+            issued_at: UnixMillis(1),
+            lifetime: 3_600,
+        };
+        Signed::sign(&pass, &self.organisation.controller)
+    }
+
+    fn give_pass(&self, sequence: u64) {
+        let pass = self.pass(sequence);
+        self.known.send_modify(|known| known.pass = Some(pass));
+    }
+
+    /// Waits until the data plane was told that these relays reach a peer.
+    async fn told(&mut self, n: u8, rooms: &[u16]) -> Vec<RelayPath> {
+        soon("word of a peer", async {
+            loop {
+                if let Told::Relays(gateway, paths) = self.worker.told().await
+                    && gateway == peer(n)
+                    && paths.iter().map(|path| path.room).eq(rooms.iter().copied())
+                {
+                    return paths;
+                }
+            }
+        })
+        .await
+    }
+
+    async fn until(&mut self, what: &str, so: impl Fn(&RelayStatus) -> bool) {
+        let key = self.relay.key.fingerprint().to_string();
+        let so = |all: &Vec<RelayStatus>| all.iter().any(|one| one.fingerprint == key && so(one));
+        let waited = timeout(DEADLINE, self.status.wait_for(so)).await.is_ok();
+        assert!(waited, "never {what}: {:?}", *self.status.borrow());
+    }
+}
+
+#[tokio::test]
+async fn packets_go_through_a_relay_both_ways_and_it_is_said_who_is_there() {
+    let mut bed = Bed::new();
+    bed.give_pass(1);
+    let mut guest = bed.relay.greet().await;
+    assert_eq!((guest.hello.authority, &*guest.hello.pass), (2, &bed.pass(1)));
+    // A relay that knows less is told the rest of the chain.
+    guest.say(FromRelay::AuthorityWanted { after: 1 }).await;
+    match soon("documents", guest.reader.next()).await.unwrap() {
+        Some(ToRelay::Authority(documents)) => {
+            assert_eq!(documents, bed.organisation.chain[1..]);
+        }
+        other => panic!("no documents but {other:?}"),
+    }
+    guest.welcome().await;
+    let (opened, queues) = soon("queues", async {
+        loop {
+            if let Told::Opened(relay, queues) = bed.worker.told().await {
+                return (relay, queues);
+            }
+        }
+    })
+    .await;
+    guest.tell(&[(5, 0, Some(900)), (6, 1, None)]).await;
+    let paths = bed.told(5, &[900]).await;
+    bed.until("connected, with one peer", |relay| relay.connected && relay.peers == 1).await;
+
+    queues.put(peer(5), &sealed(9));
+    queues.put(peer(77), &sealed(8));
+    let datagram = soon("a packet", guest.connection.read_datagram()).await.unwrap();
+    let wanted = Datagram::Packet { peer: number(0), bulk: false, sealed: &sealed(9) };
+    assert_eq!(packet::parse(&datagram), Some(wanted));
+    bed.until("what is for nobody is counted", |relay| relay.dropped >= 1).await;
+
+    for (from, mark) in [(0, 1), (3, 2), (1, 3)] {
+        let bytes = [packet::header(number(from), false).as_slice(), &sealed(mark)].concat();
+        guest.connection.send_datagram(bytes.into()).unwrap();
+    }
+    let relay = paths[0].relay;
+    assert_eq!(relay, opened);
+    let first = soon("a packet", bed.worker.brought()).await;
+    assert_eq!(first, (Through { relay, peer: peer(5) }, sealed(1)));
+    let second = soon("a packet", bed.worker.brought()).await;
+    assert_eq!(second, (Through { relay, peer: peer(6) }, sealed(3)), "3 is nobody's number");
+
+    // A newer pass is shown at once, and who left is left.
+    bed.give_pass(2);
+    match soon("a pass", guest.reader.next()).await.unwrap() {
+        Some(ToRelay::Pass(pass)) => assert_eq!(*pass, bed.pass(2)),
+        other => panic!("no pass but {other:?}"),
+    }
+    guest.tell(&[(5, 0, None)]).await;
+    bed.told(5, &[]).await;
+}
+
+#[tokio::test]
+async fn without_a_pass_nobody_connects_and_a_lost_connection_is_made_again() {
+    let mut bed = Bed::new();
+    // The controller is looked for, as a relay, as little as the other.
+    let early = timeout(Duration::from_millis(300), bed.relay.endpoint.accept()).await;
+    assert!(early.is_err(), "nobody comes without a pass");
+    bed.give_pass(1);
+    let mut guest = bed.relay.greet().await;
+    guest.welcome().await;
+    guest.tell(&[(5, 0, Some(1_000))]).await;
+    bed.told(5, &[1_000]).await;
+    guest.connection.close(1_u32.into(), b"the relay stops");
+    bed.told(5, &[]).await;
+    let mut guest = bed.relay.greet().await;
+    let said = |relay: &RelayStatus| {
+        relay.last_error.as_ref().is_some_and(|error| error.contains("the relay stops"))
+    };
+    bed.until("told why", said).await;
+    guest.say(FromRelay::Refused(Refusal::new(RefusalCode::Pass, "not this one"))).await;
+    let mut guest = bed.relay.greet().await;
+    let said = |relay: &RelayStatus| {
+        relay.last_error.as_ref().is_some_and(|error| error.contains("not this one"))
+    };
+    bed.until("told why", said).await;
+    guest.welcome().await;
+    bed.until("connected again", |relay| relay.connected && relay.last_error.is_none()).await;
+    guest.tell(&[(5, 4, Some(1_000))]).await;
+    bed.told(5, &[1_000]).await;
+}
+
+#[tokio::test]
+async fn a_relay_that_the_authority_names_no_more_is_left() {
+    let mut bed = Bed::new();
+    bed.give_pass(1);
+    let mut guest = bed.relay.greet().await;
+    guest.welcome().await;
+    guest.tell(&[(5, 0, Some(1_000))]).await;
+    let relay = bed.told(5, &[1_000]).await[0].relay;
+    bed.organisation.extend(|next| next.relays.clear());
+    let chain = Some(Arc::new(bed.organisation.followed()));
+    bed.known.send_modify(|known| known.chain = chain);
+    soon("the data plane to be told", async {
+        let (mut closed, mut left) = (false, false);
+        while !(closed && left) {
+            match bed.worker.told().await {
+                Told::Closed(one) => closed |= one == relay,
+                Told::Relays(gateway, paths) => left |= gateway == peer(5) && paths.is_empty(),
+                Told::Opened(..) => {}
+            }
+        }
+    })
+    .await;
+    soon("the end of the connection", guest.connection.closed()).await;
+    let key = bed.relay.key.fingerprint().to_string();
+    let gone = |all: &Vec<RelayStatus>| all.iter().all(|one| one.fingerprint != key);
+    soon("the relay's leaving the status", bed.status.wait_for(gone)).await.unwrap();
+}
