@@ -144,11 +144,11 @@ impl Inlet {
 
     /// Hands a packet to the worker; where too many wait it is counted and let go.
     pub fn bring(&self, from: Through, sealed: &[u8]) {
-        let first = self.queue.capacity() == self.queue.max_capacity();
         if self.queue.try_send(Brought { from, bytes: sealed.to_vec() }).is_err() {
             self.turned_away.fetch_add(1, Ordering::Relaxed);
-        } else if first {
-            // A full counter (EAGAIN) wakes the worker just as well.
+        } else {
+            // Each time: whether the worker has just emptied the queue, nobody but it knows. A full counter (EAGAIN)
+            // wakes it just as well.
             let _ = self.wake.write(1);
         }
     }
@@ -205,7 +205,7 @@ mod tests {
             inlet.bring(TO, &[1; 50]);
         }
         assert_eq!(inlet.turned_away(), 5);
-        assert_eq!(wake.read(), Ok(1));
+        assert_eq!(wake.read(), Ok(INCOMING as u64));
         let first = brought.try_recv().expect("the first");
         assert_eq!((first.from, first.bytes.len()), (TO, 50));
     }

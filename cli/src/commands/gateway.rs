@@ -6,6 +6,7 @@ use anteroom_controller_core::names::Names;
 use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::Unlisted;
+use anteroom_proto::v1::telemetry::PathReason;
 use anteroom_proto::verdict::DropReason;
 use serde::Serialize;
 
@@ -49,6 +50,10 @@ pub(super) struct Tunnel {
     pub(super) peer: String,
     pub(super) live: bool,
     round_trip_us: Option<u32>,
+    /// The gateway's number of the relay that packets take; none where they go directly.
+    relay: Option<u16>,
+    /// Why they go this way, where there is a choice.
+    path: Option<PathReason>,
     path_mtu: Option<u16>,
     revision: Option<u64>,
     endpoint: Option<String>,
@@ -147,6 +152,8 @@ pub(super) fn rows(
                         peer: names.gateway(tunnel.gateway),
                         live: tunnel.live,
                         round_trip_us: tunnel.round_trip,
+                        relay: tunnel.relay,
+                        path: tunnel.path,
                         path_mtu: tunnel.path_mtu,
                         revision: tunnel.revision,
                         endpoint: tunnel.endpoint.map(|address| address.to_string()),
@@ -292,17 +299,19 @@ fn render_one(row: &GatewayRow) -> String {
     }
     if !row.tunnels.is_empty() {
         let lines = row.tunnels.iter().map(|tunnel| {
+            let way = if tunnel.relay.is_some() { "through a relay" } else { "direct" };
             vec![
                 tunnel.peer.clone(),
                 if tunnel.live { "live".into() } else { "DOWN".into() },
                 tunnel.round_trip_us.map_or_else(|| "-".into(), |us| format!("{us} us")),
+                tunnel.path.map_or_else(|| way.into(), |why| format!("{way}: {why}")),
                 tunnel.path_mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string()),
                 tunnel.endpoint.clone().unwrap_or_else(|| "-".into()),
             ]
         });
         text = format!(
             "{text}\n{}\n",
-            table(&["TUNNEL TO", "STATE", "ROUND TRIP", "PATH MTU", "ENDPOINT"], lines)
+            table(&["TUNNEL TO", "STATE", "ROUND TRIP", "WAY", "PATH MTU", "ENDPOINT"], lines)
         );
     }
     if !row.drops.is_empty() {
