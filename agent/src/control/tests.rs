@@ -28,6 +28,7 @@ use crate::testkit::{GATEWAY, ORGANISATION, Organisation, check_binding};
 
 mod attacks;
 mod keep;
+mod passes;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const BOOT: BootId = BootId::from_bytes([8; 16]);
@@ -194,6 +195,8 @@ struct World {
     reach: watch::Sender<Reach>,
     stop: watch::Sender<bool>,
     status: watch::Receiver<ControlStatus>,
+    /// What whoever connects to relays is told.
+    relays: watch::Receiver<Known>,
     agent: JoinHandle<Result<(), PlaneError>>,
 }
 
@@ -233,6 +236,7 @@ impl World {
             ports: Vec::new(),
         });
         let (stop, stop_receiver) = watch::channel(false);
+        let (known, relays) = watch::channel(Known::default());
         let client = Client::new(
             disk(state.clone()),
             plane.clone(),
@@ -240,10 +244,22 @@ impl World {
             BOOT,
             reach_receiver,
             stop_receiver,
-        );
+        )
+        .with_relays(known);
         let status = client.status();
         let agent = tokio::spawn(client.run());
-        Self { _parent: parent, state, plane, organisation, endpoint, reach, stop, status, agent }
+        Self {
+            _parent: parent,
+            state,
+            plane,
+            organisation,
+            endpoint,
+            reach,
+            stop,
+            status,
+            relays,
+            agent,
+        }
     }
 
     async fn session(&self) -> Session {
