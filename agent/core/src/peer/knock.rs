@@ -48,9 +48,9 @@ pub struct Knocker {
 }
 
 impl KnockKey {
-    /// The key for one peer of a gateway that has this secret.
-    pub(super) fn of(secret: &[u8; 32], peer: &[u8; 16]) -> Self {
-        Self(cut(hmac(secret, &[b"knock key", peer])))
+    /// The key for one run of one peer of a gateway that has this secret.
+    pub(super) fn of(secret: &[u8; 32], peer: &[u8; 16], run: u32) -> Self {
+        Self(cut(hmac(secret, &[b"knock key", peer, &run.to_le_bytes()])))
     }
 
     /// What shows that a knock may be worth checking.
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn every_bit_counts() {
-        let key = KnockKey::of(&[1; 32], &[2; 16]);
+        let key = KnockKey::of(&[1; 32], &[2; 16], 0);
         let knocker = Knocker { number: 0x0102_0304, key };
         let knock = knock(&knocker, 0x0506_0708, u64::MAX - 1);
         let heard = Heard::Knock {
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(parse(&answer), Some(Heard::Answer { number: 0x0506_0708, nonce: 9 }));
         for good in [&knock[..], &answer] {
             assert!(is_good(good, key));
-            assert!(!is_good(good, KnockKey::of(&[1; 32], &[3; 16])), "another peer's key");
+            assert!(!is_good(good, KnockKey::of(&[1; 32], &[3; 16], 0)), "another peer's key");
             for bit in 0..good.len() * 8 {
                 let mut changed = good.to_vec();
                 changed[bit / 8] ^= 1 << (bit % 8);
@@ -201,7 +201,7 @@ mod tests {
     proptest! {
         #[test]
         fn anything_at_all_is_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let key = KnockKey::of(&[1; 32], &[2; 16]);
+            let key = KnockKey::of(&[1; 32], &[2; 16], 0);
             prop_assert!(!is_good(&bytes, key));
             let _ = parse(&bytes);
         }

@@ -230,7 +230,7 @@ mod tests {
             nonce: u64::MAX,
             knocker: Some(Knocker {
                 number: u32::MAX,
-                key: KnockKey::of(&[0xff; 32], &[0xff; 16]),
+                key: KnockKey::of(&[0xff; 32], &[0xff; 16], 0),
             }),
         }
     }

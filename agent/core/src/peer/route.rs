@@ -77,6 +77,10 @@ pub(super) struct Route {
     shaken: Option<Instant>,
     /// Highest nonce of the peer's knocks in its run.
     newest: u64,
+    /// Which of the 64 up to that have come.
+    seen: u64,
+    /// How many runs of the peer came before: each is given a key of its own.
+    runs: u32,
     /// Where the peer knocked from.
     hint: Option<SocketAddr>,
 }
@@ -98,6 +102,8 @@ impl Route {
             rounds: 0,
             shaken: None,
             newest: 0,
+            seen: 0,
+            runs: 0,
             hint: None,
         }
     }
@@ -279,13 +285,27 @@ impl Route {
         true
     }
 
-    /// The peer knocked from `from`. Says whether that is news, so that it is worth knocking there at once.
+    /// Whether a knock comes for the first time. One that is played back gets no answer.
+    pub(super) fn is_first(&mut self, nonce: u64) -> bool {
+        if nonce > self.newest {
+            let ahead = u32::try_from(nonce - self.newest).unwrap_or(u32::MAX);
+            self.seen = self.seen.checked_shl(ahead).unwrap_or(0) | 1;
+            self.newest = nonce;
+            return true;
+        }
+        let bit = u32::try_from(self.newest - nonce).ok().and_then(|back| 1_u64.checked_shl(back));
+        let Some(bit) = bit.filter(|bit| self.seen & bit == 0) else { return false };
+        self.seen |= bit;
+        true
+    }
+
+    /// The peer knocked from `from`, for the [first](Self::is_first) time. Says whether that is news, so that it is worth
+    /// knocking there at once.
     pub(super) fn note_knocked(&mut self, nonce: u64, from: SocketAddr, now: Instant) -> bool {
-        // An old one, played back by somebody elsewhere, says nothing of where the peer is.
-        if nonce <= self.newest {
+        // One that was held up says nothing of where the peer is now.
+        if nonce < self.newest {
             return false;
         }
-        self.newest = nonce;
         let news = self.hint.replace(from) != Some(from);
         if news && self.via.is_some() {
             self.next = self.next.min(now);
@@ -295,7 +315,14 @@ impl Route {
 
     /// Another run of the peer: it counts anew, and gives another key.
     pub(super) fn note_restart(&mut self) {
-        self.newest = 0;
+        (self.newest, self.seen) = (0, 0);
+        self.runs = self.runs.wrapping_add(1);
+        self.ours = None;
+    }
+
+    /// How many runs of the peer came before this one.
+    pub(super) const fn runs(&self) -> u32 {
+        self.runs
     }
 
     /// Where the peer knocked from last.

@@ -385,7 +385,7 @@ impl Peer {
     /// whether there is something to tell.
     pub(super) fn note_said(&mut self, hello: Hello, want_time: bool, now: Instant) -> bool {
         let known = self.said.as_ref().filter(|said| said.boot == hello.boot);
-        if known.is_none() {
+        if known.is_none() && self.said.is_some() {
             self.route.note_restart();
         }
         if known.is_some_and(|said| said.sequence >= hello.sequence) {

@@ -150,8 +150,9 @@ impl Peers {
         let number = self.knock_number(index);
         let secret = &self.knock_secret;
         let peer = self.peers.get_mut(index).filter(|peer| !peer.client)?;
+        let runs = peer.route.runs();
         let (key, _) = *peer.route.ours.get_or_insert_with(|| {
-            let key = KnockKey::of(secret, peer.gateway.as_bytes());
+            let key = KnockKey::of(secret, peer.gateway.as_bytes(), runs);
             (key, key.token())
         });
         Some(Knocker { number, key })
@@ -185,8 +186,11 @@ impl Peers {
                 if token != good || !knock::is_good(datagram, key) {
                     return Err(DropReason::PeerUnauthenticated);
                 }
-                write(out, from.into(), CONTROL, &knock::answer(key, back, nonce));
                 let peer = self.peers.get_mut(index).ok_or(unknown)?;
+                if !peer.route.is_first(nonce) {
+                    return Err(DropReason::PeerUnauthenticated);
+                }
+                write(out, from.into(), CONTROL, &knock::answer(key, back, nonce));
                 if peer.route.note_knocked(nonce, from, now) {
                     self.wake(index, now);
                 }

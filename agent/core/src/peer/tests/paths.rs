@@ -315,6 +315,7 @@ fn knocks_are_answered_to_peers_alone_and_old_ones_lead_nowhere() {
     assert_eq!(world.sides[1].sent.datagrams[0].2.len(), ANSWER_LEN, "no longer than the knock");
     let peer = world.sides[0].gateway;
     assert_eq!(world.sides[1].peer(peer).route.hint(), Some(elsewhere), "it may be there");
+    assert_eq!(answers(&mut world, &knock), 0, "a copy is not answered");
     let other = SocketAddr::from(([203, 0, 113, 8], 9));
     world.sides[1].deliver(other, &knock, now);
     assert_eq!(world.sides[1].peer(peer).route.hint(), Some(elsewhere), "a copy says nothing");
