@@ -209,9 +209,10 @@ impl Run {
         };
         saving.abort();
         keeping_pass.abort();
-        relaying.into_iter().for_each(|relaying| relaying.abort());
         upkeep::save_now(&gate, &state).await;
         gate.shutdown().await;
+        // Relays carry the data plane's last packets, too.
+        relaying.into_iter().for_each(|relaying| relaying.abort());
         next
     }
 }
