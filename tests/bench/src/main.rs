@@ -220,12 +220,13 @@ fn outside(cli: &Cli) -> Result<ExitCode> {
             if *install {
                 subjects.iter().try_for_each(|kind| tools.install(kind))?;
             }
-            rows.is_none()
-                && subjects.iter().any(|kind| matches!(kind, Kind::Anteroom | Kind::Lanes(..)))
+            let ours = |kind: &Kind| matches!(kind, Kind::Anteroom | Kind::Relay | Kind::Lanes(..));
+            rows.is_none() && subjects.iter().any(ours)
         }
     };
     if builds {
-        tools.build(profile())?;
+        let relay = cli.action.is_none() && cli.options.subjects.contains(&Kind::Relay);
+        tools.build(profile(), relay)?;
     }
     let mut again = Command::new(std::env::current_exe()?);
     again.args(std::env::args_os().skip(1)).stdin(Stdio::null());

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use anteroom_agent::state::{Enrolment, StateDir};
-use anteroom_proto::authority::{Authority, AuthorityChain, Controller, Operator};
+use anteroom_proto::authority::{Authority, AuthorityChain, Controller, Operator, Relay};
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cbor::{self, Blob};
 use anteroom_proto::cose::Signed;
@@ -21,6 +21,7 @@ use anteroom_proto::merkle::{Tree, leaf_hash};
 use anteroom_proto::mode::Mode;
 use anteroom_proto::operation::{Operation, PeerOperation, ViewNumber};
 use anteroom_proto::overlay::{gateway_address, member_address};
+use anteroom_proto::relay::pass::{PassNumber, RelayPass};
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::{Peer, SignedView, View};
@@ -84,6 +85,8 @@ pub struct Organisation {
     pub openings: Vec<Opening>,
     /// So many further rules between the first devices of the first opening, that fit none of the traffic.
     pub idle_rules: usize,
+    /// Whether gateways know no address of each other.
+    pub apart: bool,
 }
 
 /// The id with this number.
@@ -125,7 +128,30 @@ impl Organisation {
             devices: Vec::new(),
             openings: Vec::new(),
             idle_rules: 0,
+            apart: false,
         })
+    }
+
+    /// What a relay pins: the hash of the first authority document.
+    ///
+    /// # Errors
+    /// If there is none, which would be a defect.
+    pub fn pin(&self) -> Result<Hash> {
+        Ok(self.chain.to_signed().first().context("the chain begins somewhere")?.hash())
+    }
+
+    /// Has the next authority document name a relay. To be done before gateways are enrolled.
+    ///
+    /// # Errors
+    /// If what is signed doesn't hold, which would be a defect.
+    pub fn name_relay(&mut self, key: PublicKey, addresses: Vec<String>) -> Result<()> {
+        let mut signed = self.chain.to_signed();
+        let newest = signed.last().context("the chain begins somewhere")?;
+        let mut next = self.chain.newest().next(newest);
+        next.relays = vec![Relay { key, addresses }];
+        signed.push(Signed::sign(&next, &self.operator));
+        self.chain = AuthorityChain::follow(self.pin()?, &signed)?;
+        Ok(())
     }
 
     /// Enrols a real gateway, whose keys are made in `state`.
@@ -136,14 +162,13 @@ impl Organisation {
         let id = gateway_id(self.gateways.len());
         let directory = StateDir::open(&state)?;
         let identity = directory.identity_or_new()?;
-        let signed = self.chain.to_signed();
         let enrolment = Enrolment {
             organisation: ORGANISATION,
             gateway: id,
             invite: InviteId::from_bytes([4; 16]),
             controller: self.controller.public(),
             addresses: vec![CONTROLLER.into()],
-            pin: signed.first().context("the chain begins somewhere")?.hash(),
+            pin: self.pin()?,
         };
         directory.write_enrolment(&enrolment)?;
         directory.write_authority(&self.chain)?;
@@ -214,7 +239,7 @@ impl Organisation {
         let tree = Tree::new(leaves.iter().map(|leaf| leaf_hash(&leaf.0)).collect());
         let root = IntentRoot {
             organisation: ORGANISATION,
-            authority: 1,
+            authority: self.chain.newest().number,
             incarnation: 0,
             number: 1,
             previous: Hash::ZERO,
@@ -231,8 +256,25 @@ impl Organisation {
             let directory = StateDir::open(state)?;
             directory.mark_enforced()?;
             directory.write_view(&view)?;
+            if !self.chain.newest().relays.is_empty() {
+                directory.write_relay_pass(&self.pass(*place, intent))?;
+            }
         }
         Ok(())
+    }
+
+    /// What a relay is to know of a gateway.
+    fn pass(&self, place: usize, intent: &Intent) -> Signed<RelayPass> {
+        let pass = RelayPass {
+            organisation: ORGANISATION,
+            gateway: self.gateways[place].id,
+            identity: self.gateways[place].identity,
+            number: PassNumber { incarnation: 0, sequence: 1 },
+            peers: intent.peers.iter().map(|peer| peer.gateway).collect(),
+            issued_at: SIGNED_AT,
+            lifetime: 24 * 3600,
+        };
+        Signed::sign(&pass, &self.controller)
     }
 
     /// The first who may open anything, and to whom.
@@ -346,7 +388,7 @@ impl Organisation {
             peers: peers
                 .map(|gateway| PeerOperation {
                     gateway: gateway.id,
-                    endpoints: vec![gateway.endpoint],
+                    endpoints: if self.apart { Vec::new() } else { vec![gateway.endpoint] },
                     keys: vec![gateway.key.clone()],
                 })
                 .collect(),

@@ -16,6 +16,8 @@ const BORINGTUN: &str = "0.7.1";
 pub struct Tools {
     /// This workspace's agent.
     pub agent: PathBuf,
+    /// This workspace's controller, which relays, too.
+    pub controller: PathBuf,
     /// Where `cargo install` puts things.
     root: PathBuf,
 }
@@ -25,7 +27,8 @@ impl Tools {
     #[must_use]
     pub fn of(profile: Profile) -> Self {
         let root = programs::target_directory().join(programs::BENCH_TOOLS);
-        Self { agent: Programs::of(profile).agent, root }
+        let Programs { agent, controller, .. } = Programs::of(profile);
+        Self { agent, controller, root }
     }
 
     /// boringtun-cli.
@@ -77,6 +80,7 @@ impl Tools {
         match kind {
             Kind::Routing | Kind::Aead => Ok(()),
             Kind::Anteroom | Kind::Lanes(..) => exists(&self.agent),
+            Kind::Relay => exists(&self.agent).and_then(|()| exists(&self.controller)),
             Kind::Other(_, path) => exists(path),
             Kind::BoringtunOne | Kind::Boringtun => self.boringtun().map(drop),
             Kind::WireguardGo => self.wireguard_go().map(drop),
@@ -103,16 +107,19 @@ impl Tools {
         Ok(())
     }
 
-    /// Builds this workspace's agent, where cargo started this program.
+    /// Builds this workspace's agent, and the controller where it is to relay, where cargo started this program.
     ///
     /// # Errors
     /// What cargo said.
-    pub fn build(&self, profile: Profile) -> Result<()> {
+    pub fn build(&self, profile: Profile, relay: bool) -> Result<()> {
         if programs::through_sudo() || std::env::var_os("CARGO").is_none() {
             return exists(&self.agent);
         }
         let mut command = programs::cargo();
         command.args(["build", "--package", "anteroom-agent", "--bins"]);
+        if relay {
+            command.args(["--package", "anteroom-controller"]);
+        }
         if profile == Profile::Release {
             command.arg("--release");
         }
@@ -126,7 +133,7 @@ impl Tools {
 #[must_use]
 pub fn version(kind: &Kind, tools: &Tools) -> Option<String> {
     let (program, argument) = match kind {
-        Kind::Anteroom | Kind::Lanes(..) => (tools.agent.clone(), "--version"),
+        Kind::Anteroom | Kind::Relay | Kind::Lanes(..) => (tools.agent.clone(), "--version"),
         Kind::Other(_, path) => (path.clone(), "--version"),
         Kind::BoringtunOne | Kind::Boringtun => (tools.boringtun().ok()?, "--version"),
         Kind::WireguardGo => (tools.wireguard_go().ok()?, "--version"),

@@ -85,7 +85,7 @@ fn tests_give_figures_of_the_agent_and_of_plain_routing() {
     // The search for the highest rate takes a dozen trials; the rest show that it could be made.
     let tests: Vec<Test> = Test::ALL.into_iter().filter(|test| *test != Test::Udp128).collect();
     let plan = Plan {
-        subjects: vec![Kind::Anteroom, Kind::Routing, Kind::Aead],
+        subjects: vec![Kind::Anteroom, Kind::Relay, Kind::Routing, Kind::Aead],
         tests: tests.clone(),
         cards: vec![Card::Virtual],
         rounds: 2,
@@ -101,6 +101,7 @@ fn tests_give_figures_of_the_agent_and_of_plain_routing() {
             rows.iter().filter(|r| r.subject == subject && r.test.starts_with(&prefix)).count()
         };
         assert!(of("anteroom") > 0, "{}: nothing in {rows:#?}", test.name());
+        assert!(of("relay") > 0, "{}: nothing in {rows:#?}", test.name());
         if test != Test::Idle {
             assert!(of("routing") > 0, "{}: nothing in {rows:#?}", test.name());
         }

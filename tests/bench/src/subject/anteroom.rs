@@ -18,7 +18,25 @@ pub(super) fn prepare(
     directory: &Path,
     lane_threads: Option<[u8; 2]>,
 ) -> Result<Vec<PathBuf>> {
-    let mut organisation = Organisation::new()?;
+    let configs = enrol(world, directory, Organisation::new()?)?;
+    if let Some(threads) = lane_threads {
+        for (path, threads) in configs.iter().zip(threads) {
+            let text = std::fs::read_to_string(path)?;
+            std::fs::write(
+                path,
+                format!("{text}[offloads]\nlanes = true\n[cores]\nlane_threads = {threads}\n"),
+            )?;
+        }
+    }
+    Ok(configs)
+}
+
+/// Enrols both gateways in an organisation, with all devices, and writes their configurations.
+pub(super) fn enrol(
+    world: &World,
+    directory: &Path,
+    mut organisation: Organisation,
+) -> Result<Vec<PathBuf>> {
     for (gateway, address) in UNDERLAY.into_iter().enumerate() {
         let state = directory.join(format!("state-{gateway}"));
         organisation.enrol(state, SocketAddr::from((address, TUNNEL_PORT)))?;
@@ -35,18 +53,7 @@ pub(super) fn prepare(
         organisation.openings.push(Opening { from: vec![from as usize], to: vec![to as usize] });
     }
     organisation.sign()?;
-    let configs = (0..UNDERLAY.len()).map(|gateway| config(directory, gateway));
-    let configs = configs.collect::<Result<Vec<_>>>()?;
-    if let Some(threads) = lane_threads {
-        for (path, threads) in configs.iter().zip(threads) {
-            let text = std::fs::read_to_string(path)?;
-            std::fs::write(
-                path,
-                format!("{text}[offloads]\nlanes = true\n[cores]\nlane_threads = {threads}\n"),
-            )?;
-        }
-    }
-    Ok(configs)
+    (0..UNDERLAY.len()).map(|gateway| config(directory, gateway)).collect()
 }
 
 /// Writes one gateway's configuration.

@@ -2,12 +2,14 @@
 
 pub(crate) mod anteroom;
 mod nebula;
+mod relay;
 mod wireguard;
 
 use std::path::{Path, PathBuf};
 
 use anteroom_agent::config::MAX_LANE_THREADS;
 use anteroom_lab::process::Process;
+use anteroom_lab::topology::Host;
 use anyhow::{Result, bail};
 
 use crate::load::echo;
@@ -24,6 +26,8 @@ pub enum Kind {
     Routing,
     /// This workspace's agent.
     Anteroom,
+    /// The same with a relay between the gateways: all goes through it.
+    Relay,
     /// Another build of the agent: `NAME=PATH`.
     Other(String, PathBuf),
     /// This workspace's agent with so many lane threads at both ends, `lanes-2`, or at the one and the other, `lanes-0-2`.
@@ -42,9 +46,10 @@ pub enum Kind {
 
 impl Kind {
     /// All that have a name of their own.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Routing,
         Self::Anteroom,
+        Self::Relay,
         Self::BoringtunOne,
         Self::Boringtun,
         Self::WireguardGo,
@@ -58,6 +63,7 @@ impl Kind {
         match self {
             Self::Routing => "routing",
             Self::Anteroom => "anteroom",
+            Self::Relay => "relay",
             Self::Other(name, _) | Self::Lanes(name, _) => name,
             Self::BoringtunOne => "boringtun-1",
             Self::Boringtun => "boringtun",
@@ -112,6 +118,8 @@ pub struct Subject {
     /// Its hosts. None for what carries no packets.
     pub world: Option<World>,
     processes: Vec<Process>,
+    /// Where the relay runs, if there is one.
+    _between: Option<Host>,
     _state: Option<tempfile::TempDir>,
 }
 
@@ -122,10 +130,11 @@ impl Subject {
     /// If something can't be started, or carries nothing.
     pub fn start(kind: &Kind, card: Card, tools: &Tools, logs: &Path) -> Result<Self> {
         let name = kind.name().to_owned();
-        let mut subject = Self { name, world: None, processes: Vec::new(), _state: None };
+        let mut subject =
+            Self { name, world: None, processes: Vec::new(), _between: None, _state: None };
         let addressing = match kind {
             Kind::Aead => return Ok(subject),
-            Kind::Anteroom | Kind::Lanes(..) | Kind::Other(..) => Addressing::Flat,
+            Kind::Anteroom | Kind::Relay | Kind::Lanes(..) | Kind::Other(..) => Addressing::Flat,
             _ => Addressing::Routed,
         };
         let prefix = match card {
@@ -134,7 +143,7 @@ impl Subject {
         };
         let world = World::lay(&prefix, addressing, card)?;
         let spawn = |gateway: usize, mut command: std::process::Command| {
-            let log = logs.join(format!("{prefix}-{}.log", ["a", "b"][gateway]));
+            let log = logs.join(format!("{prefix}-{}.log", ["a", "b", "between"][gateway]));
             Process::spawn(&prefix, &mut command, &log)
         };
         match kind {
@@ -147,7 +156,7 @@ impl Subject {
                         .ip(&format!("route add {network}/{length} via {via}"))?;
                 }
             }
-            Kind::Anteroom | Kind::Lanes(..) | Kind::Other(..) => {
+            Kind::Anteroom | Kind::Relay | Kind::Lanes(..) | Kind::Other(..) => {
                 let agent = match kind {
                     Kind::Other(_, path) => path.as_path(),
                     _ => &tools.agent,
@@ -157,7 +166,14 @@ impl Subject {
                     Kind::Lanes(_, threads) => Some(*threads),
                     _ => None,
                 };
-                let configs = anteroom::prepare(&world, state.path(), threads)?;
+                let configs = if *kind == Kind::Relay {
+                    let between = relay::prepare(&world, &prefix, &tools.controller, state.path())?;
+                    subject._between = Some(between.host);
+                    subject.processes.push(spawn(2, between.relay)?);
+                    between.configs
+                } else {
+                    anteroom::prepare(&world, state.path(), threads)?
+                };
                 subject._state = Some(state);
                 for (gateway, config) in configs.iter().enumerate() {
                     let host = &world.gateways[gateway];
@@ -207,7 +223,7 @@ impl Subject {
         Ok(subject)
     }
 
-    /// The processes of both gateways; none where the kernel does the work.
+    /// The processes of both gateways, and of the relay between them; none where the kernel does the work.
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
         self.processes.iter().map(Process::id).collect()
