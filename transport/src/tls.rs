@@ -29,6 +29,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    #[cfg(feature = "quic")]
     const ALL: [Self; 2] = [Self::Control, Self::Relay];
 
     const fn name(self) -> &'static [u8] {
@@ -38,6 +39,7 @@ impl Protocol {
         }
     }
 
+    #[cfg(feature = "quic")]
     pub(crate) fn of_name(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|protocol| protocol.name() == name)
     }
@@ -69,8 +71,8 @@ fn certified(identity: &IdentityKey) -> Result<Arc<CertifiedKey>, Error> {
     Ok(Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], key)))
 }
 
-/// TLS for whoever listens as `identity` and speaks `protocols`. Every client must prove some Ed25519 key; who may say what with it
-/// is decided after the handshake.
+/// TLS for whoever listens as `identity` and speaks `protocols`. Every client must prove some Ed25519 key; who may say
+/// what with it is decided after the handshake.
 ///
 /// # Errors
 /// When the TLS library doesn't take the key.

@@ -59,8 +59,9 @@ fn measure(group: &'static dyn rustls::crypto::SupportedKxGroup) -> Duration {
     let provider = Arc::new(provider);
     let (one, other) = (IdentityKey::from_seed(&[1; 32]), IdentityKey::from_seed(&[2; 32]));
     let pin = ServerPin::new(vec![one.public()]);
-    let server = Arc::new(server_config_with(provider.clone(), &one).unwrap());
-    let client = Arc::new(client_config_with(provider, &other, &pin).unwrap());
+    let server =
+        Arc::new(server_config_with(provider.clone(), &one, &[Protocol::Control]).unwrap());
+    let client = Arc::new(client_config_with(provider, &other, &pin, Protocol::Control).unwrap());
     let (there, back, _) = shake(&client, &server);
     let (begin, start) = (worked(), Instant::now());
     let serving: Duration = (0..ROUNDS).map(|_| shake(&client, &server).2).sum();
