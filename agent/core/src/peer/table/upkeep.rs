@@ -121,9 +121,8 @@ impl Peers {
         let index = slot.index;
         let peer = self.peers.get(index).filter(|peer| peer.generation == slot.generation);
         // One that a relay reaches is found by knocks.
-        let settled = |peer: &Peer| {
-            peer.client || peer.route.via().is_some() || peer.endpoint() == Some(to)
-        };
+        let settled =
+            |peer: &Peer| peer.client || peer.route.via().is_some() || peer.endpoint() == Some(to);
         if peer.is_none_or(settled) {
             return;
         }
