@@ -65,6 +65,22 @@ impl Process {
             .with_context(|| format!("no VmRSS of {}", self.name))
     }
 
+    /// Processor time that it has used, in the kernel too.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        // The name, in brackets, may have blanks in it; times are the 14th and 15th field, in hundredths of a second.
+        let behind = stat.rsplit(')').next().unwrap_or_default();
+        let mut times = behind.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        match (times.next(), times.next()) {
+            (Some(Ok(user)), Some(Ok(kernel))) => Ok(Duration::from_millis(10 * (user + kernel))),
+            _ => bail!("no times of {} in {stat:?}", self.name),
+        }
+    }
+
     /// What it has printed so far.
     #[must_use]
     pub fn output(&self) -> String {

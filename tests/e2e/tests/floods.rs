@@ -5,14 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use anteroom_agent::state::{Held, StateDir};
 use anteroom_e2e::attack::{self, Mac};
-use anteroom_e2e::{Fixture, Stage, fixture};
+use anteroom_e2e::{Fixture, Stage, fixture, fixture_with, talk};
+use anteroom_lab::anteroom::Gateway;
 use anteroom_lab::hospital::{Hospital, address};
 use anteroom_lab::packet::PacketSocket;
 use anteroom_lab::ping::{Pinging, Series};
+use anteroom_lab::programs::Programs;
 use anteroom_lab::story::{POLICY, open_tcp};
 use anteroom_lab::topology::Host;
 use anteroom_lab::wait;
+use boringtun::noise::{Tunn, TunnResult};
+use boringtun::x25519::{PublicKey, StaticSecret};
 use serde_json::Value;
 
 const BEAT: Duration = Duration::from_millis(5);
@@ -332,4 +337,128 @@ fn floods_of_flows_and_of_ethernet_addresses_cost_a_neighbour_nothing() {
 fn a_million_flows_and_a_million_ethernet_addresses_cost_a_neighbour_nothing() {
     let test = "a_million_flows_and_a_million_ethernet_addresses_cost_a_neighbour_nothing";
     floods(test, 1_000_000);
+}
+
+/// Sends frames at a rate, over and over, until it is dropped.
+struct Paced {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<(u64, Duration)>>,
+}
+
+impl Paced {
+    fn start(host: &Host, at: &str, frames: Arc<Vec<Vec<u8>>>, per_second: u64) -> Self {
+        let mouth = host.enter(|| PacketSocket::open_on(at, 0)).unwrap().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let ended = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let (begun, mut sent) = (Instant::now(), 0);
+            while !ended.load(Relaxed) {
+                let due = (begun.elapsed().as_secs_f64() * per_second as f64) as u64;
+                while sent < due {
+                    let at = sent as usize % frames.len();
+                    let burst = &frames[at..frames.len().min(at + 64)];
+                    sent += mouth.send_many(burst).unwrap() as u64;
+                }
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            (sent, begun.elapsed())
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Frames a second.
+    fn stop(mut self) -> f64 {
+        self.stop.store(true, Relaxed);
+        let (sent, took) = self.thread.take().unwrap().join().unwrap();
+        sent as f64 / took.as_secs_f64()
+    }
+}
+
+/// Initiations at the gateway `name` from as many sources as there are frames.
+fn initiations(hospital: &Hospital, name: &str, datagram: &[u8]) -> Vec<Vec<u8>> {
+    let to = hospital.gateways[name].host.mac("uplink").unwrap();
+    let from = hospital.router.mac(name).unwrap();
+    (0..32_768_u32)
+        .map(|number| {
+            let [_, a, b, c] = number.wrapping_mul(2_654_435_761).to_be_bytes();
+            let source =
+                (Ipv4Addr::new(198, 18 + (a & 1), b, c), 1_024 + u16::from_be_bytes([b, c]) / 2);
+            let target = (address(name, 2), 51_820);
+            attack::frame(to, from, 0x0800, &attack::plain_udp((source, target), datagram))
+        })
+        .collect()
+}
+
+/// An initiation by nobody whom the gateway knows, made by whoever knows its public key.
+fn initiation(gateway: &Gateway) -> Vec<u8> {
+    let held = Held::load(&StateDir::open(&gateway.state).unwrap()).unwrap();
+    let public = held.enrolled.unwrap().tunnel.secret.public();
+    let secret = StaticSecret::from([7; 32]);
+    let public = PublicKey::from(*public.as_bytes());
+    let mut tunnel = Tunn::new(secret, public, None, None, 0, None);
+    let mut buffer = [0; 256];
+    match tunnel.format_handshake_initiation(&mut buffer, true) {
+        TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a flood of initiations costs: `cargo test -p anteroom-e2e --test floods -- --ignored --nocapture initiations`.
+/// `ANTEROOM_AGENT` names another build of the agent. Processor time is what counts, for everything shares this machine.
+#[test]
+#[ignore = "measures"]
+fn what_a_hundred_thousand_initiations_a_second_cost() {
+    let test = "what_a_hundred_thousand_initiations_a_second_cost";
+    let Some(mut fixture) = fixture_with(test, Stage::Enforced, |programs, _| {
+        let agent = std::env::var_os("ANTEROOM_AGENT").map(Into::into);
+        Programs { agent: agent.unwrap_or(programs.agent.clone()), ..programs }
+    }) else {
+        return;
+    };
+    let hospital = &mut fixture.hospital;
+    talk::allow(hospital);
+    hospital.router.ip("route add blackhole 198.18.0.0/15").unwrap();
+    let known = initiation(&hospital.gateways["imaging"]);
+    let mut strange = known.clone();
+    strange[116..].fill(0x5a);
+    let kinds = [
+        ("none", None),
+        ("without the gateway's key", Some(strange)),
+        ("with the gateway's key", Some(known)),
+    ];
+    let kinds = kinds.map(|(what, datagram)| {
+        (what, datagram.map(|datagram| Arc::new(initiations(hospital, "imaging", &datagram))))
+    });
+    let campus = hospital.campus.clone();
+    for round in 0..3 {
+        for (what, frames) in &kinds {
+            let (ct, pacs) = (hospital.machine("ct-1").clone(), hospital.machine("pacs-1").clone());
+            let overruns = overrun(&hospital.gateways["imaging"].host).unwrap();
+            let flood =
+                frames.clone().map(|frames| Paced::start(&campus, "u-imaging", frames, 100_000));
+            let used = |hospital: &mut Hospital| {
+                hospital.gateway("imaging").process().unwrap().processor_time().unwrap()
+            };
+            let (before, begun) = (used(hospital), Instant::now());
+            let pings = anteroom_lab::ping::ping(&ct.host, pacs.address(), 250, 4 * BEAT).unwrap();
+            let idle = (used(hospital) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+            let before = used(hospital);
+            let took = talk::transfer(&ct, &pacs, 256 << 20);
+            let busy = used(hospital) - before;
+            let rate = flood.map_or(0.0, Paced::stop);
+            let lost = overrun(&hospital.gateways["imaging"].host).unwrap() - overruns;
+            println!(
+                "{round} {what}: {rate:.0} initiations a second; idle: {} of {} pings lost, p99 {:?} us, {:.1} % of a \
+                 core; a transfer: {:.0} Mbit/s, {:.2} s of processor time a GB, {:.1} % of a core; {lost} datagrams \
+                 found the socket full",
+                pings.lost(),
+                pings.sent,
+                pings.percentile(0.99),
+                idle * 100.0,
+                (256 << 20) as f64 * 8e-6 / took.as_secs_f64(),
+                busy.as_secs_f64() / (256 << 20) as f64 * 1e9,
+                busy.as_secs_f64() / took.as_secs_f64() * 100.0,
+            );
+        }
+    }
 }
