@@ -270,6 +270,9 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Ports { action, common } => {
             let config = Config::load(&common.config)?;
+            if config.host.is_some() {
+                bail!("{}: a host has no ports to isolate or release", common.config.display());
+            }
             let warnings = match action {
                 PortsAction::Isolate => {
                     net::ports::isolate(&config, &wiring_on_disk(&config)).await?

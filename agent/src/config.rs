@@ -42,8 +42,11 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 mod cores;
+mod host;
 #[cfg(test)]
 mod tests;
+
+pub use host::Host;
 
 pub use cores::{Cores, LaneThreads, MAX_LANE_THREADS};
 
@@ -60,7 +63,9 @@ pub struct Config {
     pub state: PathBuf,
     /// Directory of what lives as long as the agent runs: its local socket.
     pub run: PathBuf,
-    /// Towards the network: the devices' clear traffic.
+    /// Whether this machine is a host: a member itself, by a TUN device, with no devices behind it.
+    pub host: Option<Host>,
+    /// Towards the network: the devices' clear traffic. A host has none: the TUN device stands here.
     pub uplink: Uplink,
     /// The gateway's own traffic.
     pub underlay: Underlay,
@@ -300,8 +305,9 @@ struct RawConfig {
     state: Spanned<PathBuf>,
     #[serde(default = "default_run")]
     run: Spanned<PathBuf>,
-    uplink: RawUplink,
-    underlay: RawUnderlay,
+    host: Option<Spanned<host::RawHost>>,
+    uplink: Option<Spanned<RawUplink>>,
+    underlay: Option<RawUnderlay>,
     #[serde(default)]
     port: Vec<RawPort>,
     #[serde(default)]
@@ -360,40 +366,27 @@ const MAX_LIST: usize = 16;
 
 impl RawConfig {
     fn check(self, place: &Place<'_>) -> Result<Config, ConfigError> {
-        let Self { state, run, uplink, underlay, port, offloads, flows, cores } = self;
-        for path in [&state, &run] {
+        for path in [&self.state, &self.run] {
             if !path.get_ref().is_absolute() {
                 return Err(place.error(Some(path.span()), "must be an absolute path"));
             }
         }
+        if self.host.is_some() {
+            return self.host(place);
+        }
+        let Self { state, run, uplink, underlay, port, offloads, flows, cores, .. } = self;
+        let missing = |table: &str| {
+            let problem = format!(
+                "missing key `{table}`: a gateway has an uplink, an underlay and ports, and a host has [host]"
+            );
+            place.error(None, &problem)
+        };
+        let uplink = uplink.ok_or_else(|| missing("uplink"))?.into_inner();
+        let underlay = underlay.ok_or_else(|| missing("underlay"))?;
+        underlay.check(place)?;
         let underlay_interface = underlay.interface.unwrap_or_else(|| uplink.interface.clone());
         let listen = *underlay.listen.get_ref();
-        if listen.port() == 0 {
-            return Err(place.error(
-                Some(underlay.listen.span()),
-                "needs a fixed UDP port, as in \"0.0.0.0:51820\": peers and firewalls are told it",
-            ));
-        }
-        if listen.ip().is_multicast() {
-            return Err(place.error(Some(underlay.listen.span()), "is a multicast address"));
-        }
-        for address in &underlay.advertise {
-            if address.get_ref().port() == 0 || !reachable(address.get_ref().ip()) {
-                return Err(place.error(
-                    Some(address.span()),
-                    "peers can't send there: write an address and port, as in \"10.20.1.2:51820\"",
-                ));
-            }
-        }
-        place.bounded(&underlay.advertise)?;
-        place.bounded(&underlay.management)?;
-        if !offloads.lanes && matches!(cores.lane_threads, LaneThreads::Count(1..)) {
-            return Err(place.error(
-                None,
-                "[cores] lane_threads are for lanes, which are off: set lanes = true under [offloads], or leave \
-                 lane_threads out",
-            ));
-        }
+        check_lanes(offloads, cores, place)?;
         if port.is_empty() {
             return Err(place.error(None, "no device port: add a [[port]] with name and interface"));
         }
@@ -447,6 +440,7 @@ impl RawConfig {
         Ok(Config {
             state: state.into_inner(),
             run: run.into_inner(),
+            host: None,
             uplink: Uplink {
                 interface: uplink.interface.into_inner(),
                 follow_port: follow_port.is_some(),
@@ -470,6 +464,42 @@ impl RawConfig {
             cores,
         })
     }
+}
+
+impl RawUnderlay {
+    fn check(&self, place: &Place<'_>) -> Result<(), ConfigError> {
+        let listen = *self.listen.get_ref();
+        if listen.port() == 0 {
+            return Err(place.error(
+                Some(self.listen.span()),
+                "needs a fixed UDP port, as in \"0.0.0.0:51820\": peers and firewalls are told it",
+            ));
+        }
+        if listen.ip().is_multicast() {
+            return Err(place.error(Some(self.listen.span()), "is a multicast address"));
+        }
+        for address in &self.advertise {
+            if address.get_ref().port() == 0 || !reachable(address.get_ref().ip()) {
+                return Err(place.error(
+                    Some(address.span()),
+                    "peers can't send there: write an address and port, as in \"10.20.1.2:51820\"",
+                ));
+            }
+        }
+        place.bounded(&self.advertise)?;
+        place.bounded(&self.management)
+    }
+}
+
+fn check_lanes(offloads: Offloads, cores: Cores, place: &Place<'_>) -> Result<(), ConfigError> {
+    if !offloads.lanes && matches!(cores.lane_threads, LaneThreads::Count(1..)) {
+        return Err(place.error(
+            None,
+            "[cores] lane_threads are for lanes, which are off: set lanes = true under [offloads], or leave \
+             lane_threads out",
+        ));
+    }
+    Ok(())
 }
 
 impl RawFlows {

@@ -112,8 +112,10 @@ impl Run {
         let orders = Orders::load(state, enrolment);
         gate.set_bypasses(orders.loaded(&Machine::look())).await?;
         if held.closed {
-            for warning in net::ports::shut(config).await? {
-                warn!("{warning}");
+            if config.host.is_none() {
+                for warning in net::ports::shut(config).await? {
+                    warn!("{warning}");
+                }
             }
             error!(
                 "the ports stay closed: a device here was enforced ({} says so) and the view for it is lost; they open with the next view",
@@ -132,6 +134,7 @@ impl Run {
                     milliseconds = started.elapsed().as_millis(),
                     "the view on disk is in force"
                 ),
+                None if config.host.is_some() => info!("no view: the host reaches no member"),
                 None => info!("no view: the gateway is a wire"),
             }
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::id::GatewayId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A 48-bit Ethernet address (IEEE 802).
@@ -12,6 +13,14 @@ pub struct MacAddr(pub [u8; 6]);
 impl MacAddr {
     /// All ones.
     pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// The address that a host has as a member: a TUN device has none, and members are told apart by them. Locally
+    /// assigned, and its own alone, since it follows from the host's id.
+    #[must_use]
+    pub const fn of_host(host: GatewayId) -> Self {
+        let [a, b, c, d, e, ..] = *host.as_bytes();
+        Self([0x06, a, b, c, d, e])
+    }
 
     /// Whether the address names a group: broadcast or multicast.
     #[must_use]

@@ -208,6 +208,45 @@ fn a_missing_or_binary_file_is_an_error_with_its_name() {
     assert!(message.contains("agent.toml: can't be read"), "{message}");
 }
 
+#[test]
+fn a_host_needs_one_line_and_has_no_ports() {
+    let config = parse("[host]\n").unwrap();
+    let host = config.host.as_ref().unwrap();
+    assert_eq!((host.interface.as_str(), &host.underlay), ("anteroom0", &None));
+    assert_eq!(config.underlay.listen, "0.0.0.0:51820".parse().unwrap());
+    assert_eq!((config.ports.len(), config.ports[0].name.as_str()), (1, "host"));
+    let text = "[host]\ninterface = 'tun7'\n[underlay]\nlisten = '[::]:4000'\ninterface = 'eth0'\n";
+    let config = parse(text).unwrap();
+    let host = config.host.as_ref().unwrap();
+    assert_eq!(host.underlay.as_ref().map(InterfaceName::as_str), Some("eth0"));
+    assert_eq!((host.interface.as_str(), config.underlay.listen.port()), ("tun7", 4000));
+    for (text, expected) in [
+        ("[host]\n[uplink]\ninterface = 'eth0'\n", "agent.toml:2: uplink: a host has neither"),
+        (
+            "[host]\n[[port]]\nname = 'p'\ninterface = 'e'\n",
+            "agent.toml:3: port[0].name: a host has",
+        ),
+        ("[host]\nmtu = 7\n", "agent.toml:2: host.mtu: unknown key"),
+        ("[host]\ninterface = 'a/b'\n", "agent.toml:2: host.interface: \"a/b\" can't be"),
+        (
+            "[host]\n[underlay]\nlisten = '0.0.0.0:1'\ninterface = 'anteroom0'\n",
+            "agent.toml:4: underlay.interface: is the TUN device",
+        ),
+        (
+            "[host]\n[underlay]\nlisten = '0.0.0.0:1'\nmanagement = ['tcp/22']\n",
+            "agent.toml:4: underlay.management[0]: is for gateways",
+        ),
+        (
+            "[host]\n[underlay]\nlisten = '0.0.0.0:0'\n",
+            "agent.toml:3: underlay.listen: needs a fixed",
+        ),
+        ("state = '/s'\n", "agent.toml:1: missing key `uplink`"),
+    ] {
+        let message = parse(text).expect_err(text);
+        assert!(message.starts_with(expected), "for {text:?}\n  got {message}\n  not {expected}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "[\\[\\]a-z.=\"0-9\n ]{0,200}") {

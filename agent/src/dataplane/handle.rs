@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::dataplane::relayed::{Inlet, Queues};
 use crate::dataplane::status::{Offloads, Status};
 use crate::net::defence::Defence;
+use crate::net::host::Network;
 use crate::net::packet::PacketSocket;
 use crate::net::sentry::Sentry;
 use crate::net::wiring::Wiring;
@@ -123,8 +124,11 @@ pub struct Handle {
     pub(super) lane_heartbeats: Arc<[Arc<Heartbeat>]>,
     pub(super) endpoints: watch::Receiver<Vec<SocketAddr>>,
     pub(super) open: watch::Receiver<Vec<bool>>,
-    pub(super) sentry: Sentry,
-    pub(super) defence: Defence,
+    /// None on a host, as the next.
+    pub(super) sentry: Option<Sentry>,
+    pub(super) defence: Option<Defence>,
+    /// A host's TUN device.
+    pub(super) network: Option<Arc<Network>>,
     /// Ends with the keeper.
     pub(super) keeps: watch::Receiver<()>,
     pub(super) config: Arc<Config>,
@@ -160,17 +164,27 @@ impl Handle {
         let ports: Vec<_> = self.config.ports.iter().map(|port| port.name.clone()).collect();
         let seed = self.seed;
         // No packet waits for what takes long with many rules.
-        let preparing = move || Box::new(Prepared::new(&view, &ports, &seed));
+        let shared = view.clone();
+        let preparing = move || Box::new(Prepared::new(&shared, &ports, &seed));
         let prepared = tokio::task::spawn_blocking(preparing).await.map_err(|_| Stopped)?;
         // The engine first: what closes doesn't wait for the packet filter.
         self.ask(|answer| Command::Apply(prepared, answer)).await?;
-        let wired = timeout(WIRING, self.sentry.wire(wiring)).await;
+        let Some(sentry) = &self.sentry else { return Ok(self.route(&view).await) };
+        let wired = timeout(WIRING, sentry.wire(wiring)).await;
         Ok(wired
             .unwrap_or_else(|_| Err("the packet filter is busy; it goes on trying".into()))
             .err()
             .map(|error| format!("on_failure isn't in force yet: {error}"))
             .into_iter()
             .collect())
+    }
+
+    /// Gives a host's TUN device the address and the routes that `view` asks for. Says what the kernel refuses.
+    pub(crate) async fn route(&self, view: &View) -> Vec<String> {
+        match &self.network {
+            Some(network) => network.follow(view).await,
+            None => Vec::new(),
+        }
     }
 
     /// Tells the wall clock. `confirmed`: a controller or peer said so since this start.
@@ -290,7 +304,8 @@ impl Handle {
     #[must_use]
     pub fn alive(&self) -> bool {
         let mut threads = std::iter::once(&self.heartbeat).chain(&*self.lane_heartbeats);
-        threads.all(|heartbeat| heartbeat.silence() < HUNG) && self.sentry.alive()
+        threads.all(|heartbeat| heartbeat.silence() < HUNG)
+            && self.sentry.as_ref().is_none_or(Sentry::alive)
     }
 
     /// Ends the worker. Ports that are a wire are the kernel's from then on, the others closed; all stay isolated. An
@@ -300,13 +315,17 @@ impl Handle {
     /// Where it has ended already.
     pub async fn shutdown(&self) -> Result<(), Stopped> {
         let ended = self.ask(Command::Shutdown).await;
-        self.defence.end().await;
+        if let Some(defence) = &self.defence {
+            defence.end().await;
+        }
         let mut keeps = self.keeps.clone();
         let kept = async { while keeps.changed().await.is_ok() {} };
         if timeout(KEPT, kept).await.is_err() {
             tracing::warn!("the interfaces are left as they are: the kernel doesn't answer");
         }
-        self.sentry.end().await;
+        if let Some(sentry) = &self.sentry {
+            sentry.end().await;
+        }
         ended
     }
 }
@@ -348,8 +367,9 @@ pub(crate) mod fake {
                 lane_heartbeats: Arc::default(),
                 endpoints: watch::channel(Vec::new()).1,
                 open: watch::channel(Vec::new()).1,
-                sentry: Sentry::unanswering(),
-                defence: Defence::none(),
+                sentry: Some(Sentry::unanswering()),
+                defence: None,
+                network: None,
                 keeps: watch::channel(()).1,
                 config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
                 seed: [7; 32],

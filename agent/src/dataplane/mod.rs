@@ -9,6 +9,7 @@
 
 mod carrier;
 mod handle;
+mod host;
 mod keepalive;
 mod keeper;
 mod lanes;
@@ -31,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use crate::net::defence::Defence;
 use carrier::Cables;
 use handle::{COMMANDS, Commander, Heartbeat};
+use host::HostKeeper;
 use keepalive::Keepalive;
 use keeper::Keeper;
 use outbox::Outbox;
@@ -79,6 +81,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         threads_chosen,
         addresses,
         sentry,
+        host,
         uplink_index,
         pulse,
         beat,
@@ -97,7 +100,9 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         .filter(|(_, socket)| socket.is_none())
         .filter_map(|(index, _)| Some(PortId::device(u16::try_from(index.checked_sub(1)?).ok()?)))
         .collect();
-    let names = std::iter::once("uplink").chain(config.ports.iter().map(|port| port.name.as_str()));
+    // What stands in the uplink's place on a host is nothing.
+    let uplink = if host.is_some() { "" } else { "uplink" };
+    let names = std::iter::once(uplink).chain(config.ports.iter().map(|port| port.name.as_str()));
     let interfaces = names
         .zip(setup::interfaces(&config))
         .map(|(name, interface)| (name.to_owned(), interface.to_string()))
@@ -146,29 +151,53 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     let defended = links.clone();
     let follows = config.uplink.follow_port;
     let (kept, keeps) = watch::channel(());
-    let keeper = Keeper {
-        config,
-        links,
-        changes,
-        commander: commander.clone(),
-        lost: lost_receiver,
-        wants_gro: gro_receiver,
-        addresses,
-        endpoints,
-        missing,
-        cables: Cables::new(follows, tokio::time::Instant::now()),
-        sentry: sentry.clone(),
-        uplink_index,
-        kept,
-    };
-    tokio::spawn(keeper.run());
+    let (mut defence, mut network) = (None, None);
+    match (sentry.clone(), host) {
+        (Some(sentry), _) => {
+            let keeper = Keeper {
+                config,
+                links,
+                changes,
+                commander: commander.clone(),
+                lost: lost_receiver,
+                wants_gro: gro_receiver,
+                addresses,
+                endpoints,
+                missing,
+                cables: Cables::new(follows, tokio::time::Instant::now()),
+                sentry,
+                uplink_index,
+                kept,
+            };
+            tokio::spawn(keeper.run());
+            let asked = commander.clone();
+            let peers = move || {
+                let commander = asked.clone();
+                async move { commander.peers().await.unwrap_or_default() }
+            };
+            let interface = shared.underlay.interface.clone();
+            defence = Some(Defence::start(interface, defended, peers));
+        }
+        (None, Some(own)) => {
+            network = Some(own.network.clone());
+            let keeper = HostKeeper {
+                config: shared.clone(),
+                host: own.host,
+                frames: own.frames,
+                links,
+                network: own.network,
+                changes,
+                commander: commander.clone(),
+                lost: lost_receiver,
+                addresses,
+                endpoints,
+                kept,
+            };
+            tokio::spawn(keeper.run());
+        }
+        (None, None) => {}
+    }
     tokio::spawn(handle::bury(buried));
-    let asked = commander.clone();
-    let peers = move || {
-        let commander = asked.clone();
-        async move { commander.peers().await.unwrap_or_default() }
-    };
-    let defence = Defence::start(shared.underlay.interface.clone(), defended, peers);
     Ok(Handle {
         commander,
         inlet,
@@ -178,6 +207,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         open: open_receiver,
         sentry,
         defence,
+        network,
         keeps,
         config: shared,
         seed,

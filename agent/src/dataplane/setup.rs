@@ -6,19 +6,23 @@ use std::sync::Arc;
 
 use anteroom_agent_core as core;
 use anteroom_agent_core::engine::Runner;
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::mac::MacAddr;
 
-use crate::config::{Config, InterfaceName};
+use crate::config::{Config, Host, InterfaceName};
+use crate::dataplane::host::{self, open as open_host};
 use crate::dataplane::lanes::Threads;
 use crate::dataplane::status::Offloads;
 use crate::net::beat::Beat;
+use crate::net::host::Network;
 use crate::net::link::{Changes, Link, LinkError, Links};
 use crate::net::offload;
 use crate::net::offload::Offload;
 use crate::net::packet::{PacketOptions, PacketSocket};
 use crate::net::ports::{self, PortsError};
 use crate::net::sentry::{Pulse, Sentry};
+use crate::net::tun::TunFrames;
 use crate::net::udp::{Group, UdpSocket};
 use crate::net::wiring::Wiring;
 
@@ -40,12 +44,22 @@ pub struct Setup {
     /// How many there are, and why.
     pub(super) threads_chosen: String,
     pub(super) addresses: Addresses,
-    pub(super) sentry: Sentry,
+    /// The packet filter's keeper, which a host has none of.
+    pub(super) sentry: Option<Sentry>,
+    /// A host's TUN device.
+    pub(super) host: Option<OwnNetwork>,
     pub(super) uplink_index: u32,
     pub(super) pulse: Arc<Pulse>,
     pub(super) beat: Beat,
     engine: core::config::Config,
     warnings: Vec<String>,
+}
+
+/// A host's own network.
+pub(super) struct OwnNetwork {
+    pub(super) host: Host,
+    pub(super) network: Arc<Network>,
+    pub(super) frames: TunFrames,
 }
 
 /// Why the data plane can't start.
@@ -189,11 +203,7 @@ impl Setup {
                 })
                 .collect(),
             uplink_mac: uplink.mac,
-            limits: core::limits::Limits {
-                flows: config.flows.most as usize,
-                flows_per_device: config.flows.per_device as usize,
-                ..core::limits::Limits::default()
-            },
+            limits: limits(config),
         };
         Ok(Self {
             links,
@@ -205,15 +215,67 @@ impl Setup {
             lane_threads,
             threads_chosen,
             addresses,
-            sentry,
+            sentry: Some(sentry),
+            host: None,
             uplink_index: uplink.index,
             pulse,
-            beat: Beat::open().map_err(|source| SetupError::System {
-                what: "opening lo (needs CAP_NET_RAW and CAP_NET_ADMIN)".into(),
-                source,
-            })?,
+            beat: open_beat()?,
             engine,
             warnings,
+            config: config.clone(),
+        })
+    }
+
+    /// Makes a host's TUN device and opens the underlay's socket. The machine's own network stays as it is: no packet
+    /// filter, no address and no route, but for those of the device. Runs inside a tokio runtime.
+    ///
+    /// # Errors
+    /// Where the device or the socket can't be had.
+    pub async fn prepare_host(
+        config: &Config,
+        host: &Host,
+        gateway: GatewayId,
+    ) -> Result<Self, SetupError> {
+        let links = Links::new()?;
+        let changes = Changes::new()?;
+        let network = Arc::new(Network::new(links.clone(), host.interface.clone()));
+        let frames = TunFrames::of(gateway);
+        let device = open_host(config, host, &network, frames).await?;
+        let addresses = host::addresses(config, host, &links, &network).await?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (lane_threads, threads_chosen) =
+            config.cores.lane_threads.choose(config.offloads.lanes, cores);
+        // The device is the member: nothing on the way to it is the gateway's own.
+        let ports = config.ports.iter().map(|port| core::config::PortConfig {
+            name: port.name.clone(),
+            mac: MacAddr([0; 6]),
+            unlisted: port.unlisted,
+        });
+        let engine = core::config::Config {
+            gateway_macs: Vec::new(),
+            own_addresses: Vec::new(),
+            ports: ports.collect(),
+            uplink_mac: MacAddr([0; 6]),
+            limits: limits(config),
+        };
+        Ok(Self {
+            links,
+            changes,
+            // No uplink: what would go there in the clear goes nowhere.
+            sockets: vec![None, Some(device)],
+            offloads: vec![Offloads::default(); 2],
+            underlay: open_underlay(config, lane_threads)?,
+            threads: None,
+            lane_threads,
+            threads_chosen,
+            addresses,
+            sentry: None,
+            host: Some(OwnNetwork { host: host.clone(), network, frames }),
+            uplink_index: 0,
+            pulse: Arc::new(Pulse::new(&Wiring::closed(config))),
+            beat: open_beat()?,
+            engine,
+            warnings: Vec::new(),
             config: config.clone(),
         })
     }
@@ -246,6 +308,21 @@ impl Setup {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
+}
+
+fn limits(config: &Config) -> core::limits::Limits {
+    core::limits::Limits {
+        flows: config.flows.most as usize,
+        flows_per_device: config.flows.per_device as usize,
+        ..core::limits::Limits::default()
+    }
+}
+
+fn open_beat() -> Result<Beat, SetupError> {
+    Beat::open().map_err(|source| SetupError::System {
+        what: "opening lo (needs CAP_NET_RAW and CAP_NET_ADMIN)".into(),
+        source,
+    })
 }
 
 /// The socket of lane 0, and one for bulk where that has lanes, or one for each thread that runs them.

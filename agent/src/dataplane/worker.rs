@@ -504,7 +504,7 @@ fn port(token: u64) -> Option<PortId> {
 
 /// Whether a socket's interface is down or gone.
 fn gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO))
+    matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ENODEV | libc::ENXIO | libc::EBADFD))
 }
 
 /// The kernel waits in milliseconds; rounded up, so that what is due is due when it wakes.

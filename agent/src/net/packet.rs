@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::net::appetite::Appetite;
 use crate::net::sys::{self, Buffer, Control, Sent};
+use crate::net::tun::{self, TunFrames};
 
 /// The mark on the agent's own frames (`SO_MARK`), by which the packet filter tells them from the kernel's.
 pub const MARK: u32 = 0x616e_7465;
@@ -39,13 +40,15 @@ const SOCKET_BUFFER: libc::c_int = 7 << 20;
 const ETH_P_ALL: u16 = 0x0003;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 
-/// A packet socket on the uplink or a device port.
+/// A packet socket on the uplink or a device port, or a host's TUN device in the place of a port's.
 #[derive(Debug)]
 pub struct PacketSocket {
     fd: OwnedFd,
     vnet: bool,
     skip: Option<MacAddr>,
     appetite: Appetite,
+    /// It is a host's TUN device, dressed up as a port.
+    tun: Option<TunFrames>,
 }
 
 /// How a packet socket is to be opened.
@@ -99,7 +102,13 @@ impl PacketSocket {
             mr_address: [0; 8],
         };
         sys::set_option(&fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, promiscuous)?;
-        Ok(Self { fd, vnet, skip: options.skip, appetite: Appetite::default() })
+        Ok(Self { fd, vnet, skip: options.skip, appetite: Appetite::default(), tun: None })
+    }
+
+    /// A host's TUN device in a port's place: packets have an Ethernet header on this side, and none on the other.
+    #[must_use]
+    pub(crate) fn of_tun(fd: OwnedFd, frames: TunFrames) -> Self {
+        Self { fd, vnet: true, skip: None, appetite: Appetite::default(), tun: Some(frames) }
     }
 
     /// Hears nothing from now on. What was heard before can still be fetched.
@@ -107,6 +116,9 @@ impl PacketSocket {
     /// # Errors
     /// What the system says.
     pub(crate) fn deafen(&self) -> io::Result<()> {
+        if self.tun.is_some() {
+            return Ok(());
+        }
         attach(&self.fd, &mut [NOTHING])
     }
 
@@ -116,6 +128,7 @@ impl PacketSocket {
     /// What the system says.
     pub(crate) fn hear(&self) -> io::Result<()> {
         match self.skip {
+            _ if self.tun.is_some() => Ok(()),
             Some(mac) => attach_skip(&self.fd, mac),
             None => {
                 match sys::set_option(&self.fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0_i32) {
@@ -136,6 +149,10 @@ impl PacketSocket {
     /// Frames that the kernel dropped since the last call because they weren't fetched in time.
     #[must_use]
     pub fn take_missed(&self) -> u64 {
+        if self.tun.is_some() {
+            // What it had no room for the kernel counts with the interface.
+            return 0;
+        }
         let statistics: io::Result<[u32; 2]> =
             sys::get_option(&self.fd, libc::SOL_PACKET, libc::PACKET_STATISTICS);
         statistics.map_or(0, |[_, dropped]| dropped.into())
@@ -144,6 +161,9 @@ impl PacketSocket {
     /// Sends one frame from where its parts are, at most [`MAX_PARTS`] of them. Never waits. For a socket with
     /// [`PacketSocket::super_frames`].
     pub(crate) fn send_parts(&self, vnet: &VnetHeader, parts: &[&[u8]], outcome: &mut Sent) {
+        if self.tun.is_some() {
+            return tun::send(&self.fd, vnet, parts, outcome);
+        }
         let mut vectors =
             [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_PARTS + 1];
         let pieces = std::iter::once(vnet.as_bytes()).chain(parts.iter().copied());
@@ -164,6 +184,9 @@ impl PacketSocket {
     /// Sends frames, each behind a [`VnetHeader`] where [`PacketSocket::super_frames`] says so. Never waits.
     pub(crate) fn send<'a>(&self, frames: impl Iterator<Item = &'a [u8]>, outcome: &mut Sent) {
         let mut vectors = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BATCH];
+        if self.tun.is_some() {
+            return frames.for_each(|frame| tun::send_headed(&self.fd, frame, outcome));
+        }
         let mut frames = frames.peekable();
         while frames.peek().is_some() {
             let mut count = 0;
@@ -280,7 +303,12 @@ impl FrameRing {
     pub fn fetch(&mut self, socket: &PacketSocket, unfit: &mut Unfit) -> io::Result<usize> {
         self.headed = socket.vnet;
         self.count = 0;
-        match self.fill(socket, socket.appetite.ask(BATCH)) {
+        let ask = socket.appetite.ask(BATCH);
+        let filled = match &socket.tun {
+            Some(frames) => self.fill_from_tun(socket, frames, ask),
+            None => self.fill(socket, ask),
+        };
+        match filled {
             Ok(count) => {
                 self.count = count;
                 let bytes: usize = self.received[..count].iter().map(|slot| slot.length).sum();
@@ -339,6 +367,34 @@ impl FrameRing {
     pub fn shrink(&mut self) {
         self.count = 0;
         sys::give_back(self.slots.get_mut(KEPT * SLOT..).unwrap_or_default());
+    }
+
+    /// As [`FrameRing::fill`], packet by packet: a TUN device knows no batches.
+    fn fill_from_tun(
+        &mut self,
+        socket: &PacketSocket,
+        frames: &TunFrames,
+        ask: usize,
+    ) -> io::Result<usize> {
+        let mut count = 0;
+        for _ in 0..ask {
+            let room = self.slots.chunks_exact_mut(SLOT).nth(count);
+            let Some(room) = room.and_then(|slot| slot.get_mut(START - VnetHeader::LEN..)) else {
+                break;
+            };
+            match tun::receive(&socket.fd, frames, room) {
+                Ok(Some(length)) => {
+                    self.received[count] = Slot { length, control: 0, truncated: false };
+                    count += 1;
+                }
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // What came before it is handled first; it comes again with the next fetch, unless it is over.
+                Err(_) if count > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(count)
     }
 
     fn fill(&mut self, socket: &PacketSocket, ask: usize) -> io::Result<usize> {

@@ -108,9 +108,12 @@ impl Gate {
                 None => Ok(Vec::new()),
             };
         }
-        let wiring = Wiring::of(&self.opener.config, view.as_deref());
-        let mut setup = Setup::prepare(&self.opener.config, wiring).await?;
-        let warnings = setup.warnings().to_vec();
+        let (config, gateway) = (&self.opener.config, self.opener.identity.gateway);
+        let mut setup = match &config.host {
+            Some(host) => Setup::prepare_host(config, host, gateway).await?,
+            None => Setup::prepare(config, Wiring::of(config, view.as_deref())).await?,
+        };
+        let mut warnings = setup.warnings().to_vec();
         let config = setup.engine_config();
         let ports = config.ports.clone();
         let mut engine = Engine::new(config, self.opener.identity.clone(), Instant::now());
@@ -126,10 +129,13 @@ impl Gate {
         engine.set_authority(self.authority.load(Ordering::Relaxed), Instant::now());
         let bypasses = self.bypasses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         engine.set_bypasses(bypasses, Instant::now());
-        if let Some(view) = view {
-            engine.apply(view, Instant::now());
+        if let Some(view) = &view {
+            engine.apply(view.clone(), Instant::now());
         }
         let handle = dataplane::spawn(setup, engine)?;
+        if let Some(view) = &view {
+            warnings.extend(handle.route(view).await);
+        }
         self.open.send_replace(Some(Open { handle, ports }));
         Ok(warnings)
     }

@@ -7,7 +7,7 @@ use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::name::Name;
 use clap::{Args, Subcommand};
 
-use super::{ChangeArgs, Label, parse_label};
+use super::{ChangeArgs, GatewayInvite, Label, parse_label};
 
 /// What to do with clients.
 #[derive(Debug, Subcommand)]
@@ -25,6 +25,18 @@ pub enum ClientCommand {
         --key 'xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg='"
     )]
     Add(ClientAdd),
+    /// Make an invite for a machine that runs anteroom-agent in host mode: its keys and paths stay current by themselves
+    #[command(
+        after_help = "On the machine, /etc/anteroom/agent.toml needs one line, [host], and `anteroom-agent enroll CODE` takes the\n\
+        invite. Then: anteroom client approve NAME --address IP\n\n\
+        Example:\n  anteroom client invite reading-1 --site north"
+    )]
+    Invite(GatewayInvite),
+    /// Make a machine that used its invite a client, after comparing the fingerprint that it shows
+    #[command(
+        after_help = "Example:\n  anteroom client approve reading-1 --address 10.20.9.8 --label class=reading"
+    )]
+    Approve(ClientApprove),
     /// List clients
     List,
     /// Show everything about one client, and the peers that its configuration must have now
@@ -43,6 +55,25 @@ pub enum ClientCommand {
         #[command(flatten)]
         change: ChangeArgs,
     },
+}
+
+/// Arguments of `client approve`.
+#[derive(Debug, Args)]
+pub struct ClientApprove {
+    /// Its name, from its invite
+    pub name: String,
+    /// An IPv4 address of its own, by which devices know it: one that nobody at the site has
+    #[arg(long, value_name = "IP")]
+    pub address: Ipv4Addr,
+    /// The fingerprint that the machine shows (`anteroom-agent identity`); another one is refused
+    #[arg(long, value_name = "FP")]
+    pub fingerprint: Option<String>,
+    /// Labels such as class=reading; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    pub labels: Vec<Label>,
+    /// What every change takes.
+    #[command(flatten)]
+    pub change: ChangeArgs,
 }
 
 /// Arguments of `client add`.

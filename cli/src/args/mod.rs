@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::output::time::parse_duration;
 
-pub use client::{ClientAdd, ClientCommand};
+pub use client::{ClientAdd, ClientApprove, ClientCommand};
 pub use device::{DeviceBind, DeviceCommand, DeviceConfirm, DeviceMode, FailureChoice};
 pub use gateway::{
     GatewayBypass, GatewayCommand, GatewayInvite, GatewayReplace, OfflineArgs, SwitchKind,

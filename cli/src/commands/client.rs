@@ -11,10 +11,12 @@ use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::name::Name;
 use anteroom_proto::overlay;
-use serde::Serialize;
+use serde::ser::SerializeSeq as _;
+use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use self::config::{PeerRow, bare, interface, newest_keys, peers, peers_by, peers_text};
+use super::host::{self, HostRow};
 use super::login::draw;
 use crate::args::{ChangeArgs, ClientAdd};
 use crate::change::{self, ChangeError, Confirm, Request};
@@ -119,6 +121,25 @@ struct ClientRow {
     config: String,
 }
 
+/// All clients: in JSON one list, in which those with an agent say so.
+struct Rows {
+    clients: Vec<ClientRow>,
+    hosts: Vec<HostRow>,
+}
+
+impl Serialize for Rows {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(Some(self.clients.len() + self.hosts.len()))?;
+        for client in &self.clients {
+            list.serialize_element(client)?;
+        }
+        for host in &self.hosts {
+            list.serialize_element(host)?;
+        }
+        list.end()
+    }
+}
+
 impl ClientRow {
     fn new(model: &Model, id: MemberId, client: &Client, peers: Vec<PeerRow>) -> Self {
         Self {
@@ -152,8 +173,11 @@ pub(super) fn list(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit,
     };
     let mut rows: Vec<_> = model.clients.iter().map(row).collect();
     rows.sort_by(|a, b| a.name.cmp(&b.name));
-    output.data(&rows, |rows| {
-        if rows.is_empty() {
+    let hosts = HostRow::all(&resolved, &statuses);
+    let rows = Rows { clients: rows, hosts };
+    output.data(&rows, |all| {
+        let rows = &all.clients;
+        if rows.is_empty() && all.hosts.is_empty() {
             return "No clients. `anteroom client add NAME --site SITE --address IP` adds one."
                 .into();
         }
@@ -168,6 +192,11 @@ pub(super) fn list(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit,
                 row.labels(),
             ]
         });
+        let hosts = all.hosts.iter().map(|row| {
+            let (name, site, address) = (row.name.clone(), row.site.clone(), row.address.clone());
+            vec![name, site, address, row.state().into(), join(&row.devices), row.labels()]
+        });
+        let lines = lines.chain(hosts);
         table(&["CLIENT", "SITE", "ADDRESS", "STATE", "DEVICES", "LABELS"], lines)
     })?;
     Ok(Exit::Ok)
@@ -180,6 +209,13 @@ pub(super) fn show(
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
     let model = change::fetch(remote)?.model;
+    if let Some((id, device)) = model.host_named(name) {
+        let resolved = Resolved::new(&model).map_err(ChangeError::from)?;
+        if let Some(row) = HostRow::new(&resolved, &remote.gateways()?, id, device) {
+            output.data(&row, host::render)?;
+            return Ok(Exit::Ok);
+        }
+    }
     let (id, client) = model.find_client(name).map_err(ChangeError::from)?;
     let peers = peers(remote, &model, id)?;
     let row = ClientRow::new(&model, id, client, peers);
@@ -228,7 +264,12 @@ pub(super) fn revoke(
     let mut request = Request::new("client revoke", name, args);
     request.reason_needed = true;
     request.confirm = Confirm::Names(vec![name.to_owned()]);
-    change::make(remote, output, request, &|model, _| model.revoke_client(name).map(drop))
+    change::make(remote, output, request, &|model, _| {
+        if model.host_named(name).is_some() {
+            return model.revoke_host(name).map(drop);
+        }
+        model.revoke_client(name).map(drop)
+    })
 }
 
 /// What telemetry calls a client where it has a place for a gateway.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use anteroom_controller_core::model::Gateway;
+use anteroom_controller_core::model::{Gateway, Model};
 use anteroom_proto::api::{NewInvite, PendingGateway};
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::{Signed, Verified};
-use anteroom_proto::id::{GatewayId, InviteId};
+use anteroom_proto::id::{GatewayId, InviteId, MemberId};
 use anteroom_proto::invite::{IdentityClaim, Invite, InviteCode};
-use anteroom_proto::v1::PortInfo;
+use anteroom_proto::v1::{HOST_PORT, PortInfo};
 use serde::Serialize;
 
 use super::login::{draw, draw_key};
@@ -34,9 +34,29 @@ struct MadeInvite {
     file: Option<String>,
 }
 
-/// `anteroom gateway invite`.
+/// What a machine is invited as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A gateway.
+    Gateway,
+    /// A client with an agent of its own.
+    Host,
+}
+
+impl Kind {
+    /// What it is called, and what approves it.
+    fn words(self, name: &str) -> (&'static str, String) {
+        match self {
+            Self::Gateway => ("gateway", format!("anteroom gateway approve {name}")),
+            Self::Host => ("client", format!("anteroom client approve {name} --address IP")),
+        }
+    }
+}
+
+/// `anteroom gateway invite` and `anteroom client invite`.
 pub(super) fn invite(
     args: &GatewayInvite,
+    kind: Kind,
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
@@ -44,6 +64,14 @@ pub(super) fn invite(
     if model.gateway_named(args.name.as_str()).is_some() {
         return Err(Error::Other(format!(
             "there is a gateway {} already: choose another name, or revoke that one first",
+            args.name
+        )));
+    }
+    if kind == Kind::Host
+        && model.member_named(args.name.as_str()).is_some_and(|id| is_there(&model, id))
+    {
+        return Err(Error::Other(format!(
+            "there is a device or a client {} already: choose another name, or revoke that one first",
             args.name
         )));
     }
@@ -95,14 +123,20 @@ pub(super) fn invite(
         file,
     };
     output.data(&made, |made| {
-        let head = format!("Invite for gateway {} at site {}, good once, until {}.", made.name, made.site, made.not_after);
+        let (noun, then) = kind.words(&made.name);
+        let head = format!("Invite for {noun} {} at site {}, good once, until {}.", made.name, made.site, made.not_after);
         let way = match (&made.invite, &made.file) {
-            (Some(code), _) => format!("On the gateway, type:\n\n  anteroom-agent enroll {code}\n\nWhoever has this text can introduce a gateway in this one's name: pass it on as you would a password."),
-            (None, file) => format!("It is in {}. On the gateway, type: anteroom-agent enroll \"$(cat FILE)\"", file.as_deref().unwrap_or("the file")),
+            (Some(code), _) => format!("On the {noun}, type:\n\n  anteroom-agent enroll {code}\n\nWhoever has this text can introduce a {noun} in this one's name: pass it on as you would a password."),
+            (None, file) => format!("It is in {}. On the {noun}, type: anteroom-agent enroll \"$(cat FILE)\"", file.as_deref().unwrap_or("the file")),
         };
-        format!("{head}\n{way}\nThen: anteroom gateway approve {}", made.name)
+        format!("{head}\n{way}\nThen: {then}")
     })?;
     Ok(Exit::Ok)
+}
+
+/// Whether a member can be reached: its gateway wasn't revoked.
+fn is_there(model: &Model, id: MemberId) -> bool {
+    model.devices.get(&id).is_none_or(|device| model.is_attached(device))
 }
 
 /// A pending gateway whose papers are in order.
@@ -114,6 +148,13 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
+    /// Whether it says that it is a host; None where it hasn't said anything yet.
+    pub(super) fn says_host(&self) -> Option<bool> {
+        let mut ports = self.ports.iter().peekable();
+        ports.peek()?;
+        Some(ports.all(|port| port.name.as_str() == HOST_PORT))
+    }
+
     /// The gateway that it becomes when it is approved.
     pub(super) fn gateway(&self) -> Gateway {
         Gateway {
@@ -211,6 +252,11 @@ pub(super) fn approve(
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
     let candidate = candidate(name, fingerprint, remote, output)?;
+    if candidate.says_host() == Some(true) {
+        return Err(Error::Other(format!(
+            "{name} runs in host mode: make it a client, `anteroom client approve {name} --address IP`. Nothing was changed"
+        )));
+    }
     let (id, gateway) = (candidate.invite.gateway, candidate.gateway());
     let request = Request::new("gateway approve", gateway.name.as_str(), args);
     change::make(remote, output, request, &|model, _| model.approve_gateway(id, gateway.clone()))

@@ -12,6 +12,7 @@ mod enrol;
 mod flows;
 mod gateway;
 mod holdings;
+mod host;
 mod login;
 mod operator;
 mod policy;
@@ -21,6 +22,7 @@ mod replace;
 mod status;
 mod why;
 
+use self::enrol::Kind;
 use crate::args::{
     ClientCommand, Command, ControllerCommand, DeviceCommand, GatewayCommand, OperatorCommand,
 };
@@ -39,7 +41,9 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
         Command::Why(args) => why::why(&args, &mut open(home, output)?, output),
         Command::Flows(args) => flows::flows(&args, &mut open(home, output)?, output),
         Command::Gateway(command) => match command {
-            GatewayCommand::Invite(args) => enrol::invite(&args, &mut open(home, output)?, output),
+            GatewayCommand::Invite(args) => {
+                enrol::invite(&args, Kind::Gateway, &mut open(home, output)?, output)
+            }
             GatewayCommand::Pending => enrol::pending(&mut open(home, output)?, output),
             GatewayCommand::Approve { name, fingerprint, change } => enrol::approve(
                 &name,
@@ -87,6 +91,10 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
         },
         Command::Client(command) => match command {
             ClientCommand::Add(args) => client::add(args, &mut open(home, output)?, output),
+            ClientCommand::Invite(args) => {
+                enrol::invite(&args, Kind::Host, &mut open(home, output)?, output)
+            }
+            ClientCommand::Approve(args) => host::approve(args, &mut open(home, output)?, output),
             ClientCommand::List => client::list(&mut open(home, output)?, output),
             ClientCommand::Show { name } => client::show(&name, &mut open(home, output)?, output),
             ClientCommand::Revoke { name, change } => {

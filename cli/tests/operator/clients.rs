@@ -303,3 +303,79 @@ fn a_client_of_a_gateway_that_nobody_can_find_isnt_added() {
     ]);
     assert!(bad.fails(64).contains("Laptop 7"), "{bad:#?}");
 }
+
+#[test]
+fn a_machine_with_an_agent_of_its_own_is_invited_approved_shown_and_revoked() {
+    let (controller, ana) = hospital();
+    let invite = ["--json", "client", "invite", "reading-1", "--site", "north"];
+    let made = ana.run(&invite).ok().json();
+    let ports = std::mem::replace(&mut controller.state().ports, vec!["host"]);
+    controller.enrol(made["invite"].as_str().unwrap(), 90);
+    // Another that runs as a gateway does, by an invite for a client: each is sent to the other command.
+    controller.state().ports = ports;
+    let other = ana.run(&["--json", "client", "invite", "spare-1", "--site", "north"]).ok().json();
+    controller.enrol(other["invite"].as_str().unwrap(), 92);
+    let ran = ana.run(&["client", "approve", "spare-1", "--address", "10.20.9.9", "--yes"]);
+    assert!(ran.fails(1).contains("`anteroom gateway approve spare-1`"), "{ran:#?}");
+    let ran = ana.run(&["gateway", "approve", "reading-1", "--yes"]);
+    assert!(ran.fails(1).contains("`anteroom client approve reading-1"), "{ran:#?}");
+    controller.state().ports = vec!["host"];
+    let pending = ana.run(&["gateway", "pending"]).ok().out;
+    assert!(pending.contains("reading-1"), "{pending}");
+    let approve = |address: &str| {
+        ana.run(&[
+            "client",
+            "approve",
+            "reading-1",
+            "--address",
+            address,
+            "--label",
+            "class=reading",
+            "--yes",
+        ])
+    };
+    let ran = approve("10.20.1.10");
+    assert!(ran.fails(1).contains("10.20.1.10 is taken by \"ct-1\""), "{ran:#?}");
+    let ran = ana.run(&[
+        "client",
+        "approve",
+        "reading-1",
+        "--address",
+        "10.20.9.8",
+        "--fingerprint",
+        "aaaa",
+        "--yes",
+    ]);
+    assert!(ran.fails(1).contains("has the fingerprint"), "{ran:#?}");
+    approve("10.20.9.8").ok();
+    let model = controller.state().model();
+    let (_, host) = model.host_named("reading-1").unwrap();
+    assert_eq!(host.labels.values().next().map(String::as_str), Some("reading"));
+
+    let rule = "[rule.reading]\nfrom = \"reading-1\"\nto = \"ct-1\"\nservices = [\"dicom\"]\n";
+    let file = ana.write("policy.toml", &format!("{POLICY}{rule}"));
+    let ran = ana.run(&["policy", "apply", &file, "--yes", "--reason", "x"]).ok();
+    assert!(ran.out.contains("anteroom device mode ct-1 protect"), "ct-1 is observed: {}", ran.out);
+    ana.run(&ADD).ok();
+    let list = ana.run(&["client", "list"]).ok().out;
+    assert!(
+        list.contains("reading-1") && list.contains("ct-1") && list.contains("laptop-7"),
+        "{list}"
+    );
+    let list = ana.run(&["--json", "client", "list"]).ok().json();
+    assert_eq!((&list[0]["name"], &list[1]["kind"]), (&"laptop-7".into(), &"agent".into()));
+    let shown = ana.run(&["client", "show", "reading-1"]).ok().out;
+    assert!(shown.contains("with an agent of its own") && shown.contains("10.20.9.8"), "{shown}");
+    let ran = ana.run(&["device", "mode", "reading-1", "observe", "--yes"]);
+    assert!(ran.fails(1).contains("speaks through tunnels only"), "{ran:#?}");
+    assert!(ana.run(&invite).fails(1).contains("already"));
+
+    let revoke = ["client", "revoke", "reading-1", "--reason", "stolen", "--confirm", "reading-1"];
+    ana.run(&revoke).ok();
+    let model = controller.state().model();
+    assert!(model.host_named("reading-1").is_none() && model.gateway_named("reading-1").is_none());
+    assert_eq!(ana.run(&["client", "show", "reading-1"]).code, 1);
+    let made = ana.run(&invite).ok().json();
+    controller.enrol(made["invite"].as_str().unwrap(), 91);
+    approve("10.20.9.8").ok();
+}

@@ -13,10 +13,12 @@ use crate::problem::{Problems, did_you_mean};
 use crate::resolve::Resolved;
 
 mod client;
+mod host;
 mod swap;
 #[cfg(test)]
 mod tests;
 
+pub use host::NewHost;
 pub use swap::Move;
 
 /// Most labels of one thing.
@@ -267,6 +269,12 @@ impl Model {
             return Err(EditError::Invalid {
                 what: format!("the mode of device {name}"),
                 problem: "choose observe, protect or enforce".into(),
+            });
+        }
+        if mode != Mode::Enforce && self.devices.get(&id).is_some_and(Self::is_host) {
+            return Err(EditError::Invalid {
+                what: format!("the mode of {name}"),
+                problem: "it is a host, which speaks through tunnels only: enforce is the one mode that it has".into(),
             });
         }
         if let Some(device) = self.devices.get_mut(&id)

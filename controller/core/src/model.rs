@@ -14,6 +14,7 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::HOST_PORT;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
@@ -184,6 +185,20 @@ impl Model {
     #[must_use]
     pub fn client_named(&self, name: &str) -> Option<(MemberId, &Client)> {
         self.clients.iter().find(|(_, client)| client.name.as_str() == name).map(|(id, c)| (*id, c))
+    }
+
+    /// Whether a device is a host: a machine whose own agent stands in for its gateway.
+    #[must_use]
+    pub fn is_host(device: &Device) -> bool {
+        let Attachment { gateway, port, mac, .. } = &device.attachment;
+        port.as_str() == HOST_PORT && *mac == MacAddr::of_host(*gateway)
+    }
+
+    /// The host that a gateway is, if it is one.
+    #[must_use]
+    pub fn host_of(&self, gateway: GatewayId) -> Option<(MemberId, &Device)> {
+        let own = |device: &Device| device.attachment.gateway == gateway && Self::is_host(device);
+        self.devices.iter().find(|(_, device)| own(device)).map(|(id, device)| (*id, device))
     }
 
     /// What operators call a member: a device or a client.

@@ -128,6 +128,9 @@ pub struct Reachable {
     pub ports: Vec<PortInfo>,
 }
 
+/// What a host calls its TUN device where gateways have ports: its attachment's port.
+pub const HOST_PORT: &str = "host";
+
 /// A device port of a gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -212,3 +212,131 @@ fn keys_change_under_traffic_and_nothing_is_lost() {
     let last = laptop.handshakes().unwrap();
     assert!(first.iter().zip(&last).all(|(first, last)| last > first), "{first:?} {last:?}");
 }
+
+/// A host: a machine of the management network that runs the agent itself. Rules name it `laptop-7`, as the others.
+fn host(fixture: &mut Fixture) -> Ipv4Addr {
+    let own = address("imaging", 77);
+    let hospital = &mut fixture.hospital;
+    hospital.add_spare("laptop-7", "mgmt", 77).unwrap();
+    let site = hospital.operator.json(&["gateway", "show", "imaging"]).unwrap()["site"].clone();
+    let config = hospital.gateway("laptop-7").config.clone();
+    let text = std::fs::read_to_string(&config).unwrap();
+    let kept: String = text
+        .lines()
+        .take_while(|line| !line.starts_with('['))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    std::fs::write(&config, format!("{kept}[host]\n")).unwrap();
+    let site = site.as_str().unwrap();
+    let invite = ["client", "invite", "laptop-7", "--site", site];
+    let invite = hospital.operator.json(&invite).unwrap()["invite"].as_str().unwrap().to_owned();
+    let machine = hospital.gateway("laptop-7");
+    machine.enroll(&invite).unwrap();
+    machine.start().unwrap();
+    machine.wait_running().unwrap();
+    let fingerprint = machine.fingerprint().unwrap();
+    let operator = &hospital.operator;
+    let ip = own.to_string();
+    let approve =
+        ["client", "approve", "laptop-7", "--address", &ip, "--fingerprint", &fingerprint];
+    wait::until_ok(SOON, "the host to be approved", || {
+        operator.ok(&[&approve[..], &["--yes"]].concat())
+    })
+    .unwrap();
+    let policy = operator.write_policy("hosts.toml", &format!("{POLICY}{RULES}")).unwrap();
+    operator.apply(&policy, "service").unwrap();
+    own
+}
+
+/// What of a machine's network isn't the TUN device's: addresses, routes, rules and packet filter.
+fn own_network(host: &Host) -> String {
+    let all = ["-4 address show", "-4 route show table all", "rule show"].map(|what| {
+        let text = host.ip(what).unwrap();
+        let own =
+            text.lines().filter(|line| !line.contains("anteroom0") && !line.contains("valid_lft"));
+        own.map(str::trim_end).collect::<Vec<_>>().join("\n")
+    });
+    all.join("\n")
+}
+
+#[test]
+fn a_host_is_a_member_by_an_agent_of_its_own() {
+    let name = "a_host_is_a_member_by_an_agent_of_its_own";
+    let Some(mut fixture) = fixture(name, Stage::Enforced) else { return };
+    let own = host(&mut fixture);
+    let hospital = &mut fixture.hospital;
+    let machine = hospital.gateway("laptop-7").host.clone();
+    let (ct, ct_at) = (hospital.machine("ct-1").host.clone(), hospital.machine("ct-1").address());
+    let monitor =
+        (hospital.machine("monitor-1").host.clone(), hospital.machine("monitor-1").address());
+    let pacs = hospital.machine("pacs-1").address();
+
+    // What rules open, either way, from its own address.
+    let mut there = Pair::open(&machine, (&ct, ct_at, 5900), SOON).unwrap();
+    there.exchange(3_000_000).unwrap();
+    let mut ward = Pair::open(&machine, (&monitor.0, monitor.1, 5900), SOON).unwrap();
+    ward.exchange(300_000).unwrap();
+    for pair in [&there, &ward] {
+        assert_eq!(pair.answered.peer_addr().unwrap().ip(), own, "as the device sees it");
+    }
+    let mut back = Pair::open(&ct, (&machine, own, 7000), SOON).unwrap();
+    back.exchange(300_000).unwrap();
+
+    // What none opens: another port, another direction, another member, which has no route either.
+    refused(&machine, (ct_at, 104), "a port that isn't the host's");
+    refused(&ct, (own, 9), "a port that isn't the CT's");
+    refused(&monitor.0, (own, 7000), "the monitor, which may not open");
+    let routes = machine.ip("route show dev anteroom0").unwrap();
+    assert!(routes.contains(&ct_at.to_string()) && !routes.contains(&pacs.to_string()), "{routes}");
+    machine.ip(&format!("route add {pacs}/32 dev anteroom0 src {own}")).unwrap();
+    refused(&machine, (pacs, 104), "a member with which it shares no rule");
+    machine.ip("address add 10.20.1.99/32 dev lo").unwrap();
+    machine.ip(&format!("route replace {ct_at}/32 dev anteroom0 src 10.20.1.99")).unwrap();
+    refused(&machine, (ct_at, 5900), "another's address");
+    machine.ip(&format!("route del {ct_at}/32 dev anteroom0")).unwrap();
+    machine.ip("address del 10.20.1.99/32 dev lo").unwrap();
+    // Somebody took a route away: it is put back.
+    wait::until(SOON, "the route to be put back", || {
+        let routes = machine.ip("route show dev anteroom0").ok()?;
+        routes.contains(&format!("{ct_at} proto")).then_some(())
+    })
+    .unwrap();
+    there.exchange(10_000).unwrap();
+
+    // Killed, it leaves its machine's network as it was; it comes back with what it had on disk, without a controller.
+    hospital.controller.kill().unwrap();
+    hospital.gateway("laptop-7").kill().unwrap();
+    wait::until(SOON, "the device to go", || {
+        machine.ip("link show anteroom0").is_err().then_some(())
+    })
+    .unwrap();
+    let bare = own_network(&machine);
+    assert!(!bare.contains(&own.to_string()) && !bare.contains(&ct_at.to_string()), "{bare}");
+    hospital.gateway("laptop-7").start().unwrap();
+    hospital.gateway("laptop-7").wait_running().unwrap();
+    assert_eq!(own_network(&machine), bare, "the rest of the machine's network");
+    there.exchange(10_000).unwrap();
+    Pair::open(&machine, (&ct, ct_at, 5900), SOON).unwrap().exchange(1000).unwrap();
+    Pair::open(&ct, (&machine, own, 7000), SOON).unwrap().exchange(1000).unwrap();
+    let status = hospital.gateway("laptop-7").status().unwrap();
+    assert_eq!(status["data_plane"]["interfaces"][0]["name"], "host", "{status}");
+
+    // Its device is taken away under it: the agent makes another.
+    machine.ip("link del anteroom0").unwrap();
+    wait::until(SOON, "the route to be back", || {
+        let routes = machine.ip("route show dev anteroom0").ok()?;
+        routes.contains(&ct_at.to_string()).then_some(())
+    })
+    .unwrap();
+    Pair::open(&machine, (&ct, ct_at, 5900), SOON).unwrap().exchange(1000).unwrap();
+
+    // Revoked, it is cut off at once.
+    hospital.controller.start().unwrap();
+    let mut there = Pair::open(&machine, (&ct, ct_at, 5900), SOON).unwrap();
+    let revoke = ["client", "revoke", "laptop-7", "--reason", "stolen", "--confirm", "laptop-7"];
+    wait::until_ok(SOON, "the host to be revoked", || hospital.operator.ok(&revoke)).unwrap();
+    there.answered.set_read_timeout(Some(NEVER)).unwrap();
+    laptop_cut(&mut there);
+    refused(&machine, (ct_at, 5900), "a revoked host");
+    refused(&ct, (own, 7000), "towards a revoked host");
+}

@@ -83,6 +83,7 @@ impl Worker {
             .iter()
             .zip(&self.outbox.ports)
             .zip(&self.offloads)
+            .filter(|(((name, _), _), _)| !name.is_empty())
             .map(|(((name, interface), queue), offloads)| InterfaceStatus {
                 name: name.clone(),
                 interface: interface.clone(),

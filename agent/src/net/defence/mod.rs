@@ -50,12 +50,6 @@ impl Defence {
         Self { end }
     }
 
-    /// One that defends nothing.
-    #[cfg(test)]
-    pub(crate) fn none() -> Self {
-        Self { end: mpsc::channel(1).0 }
-    }
-
     /// Ends it: the kernel finds its neighbours by itself again.
     pub(crate) async fn end(&self) {
         let (sender, done) = oneshot::channel();

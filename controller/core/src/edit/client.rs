@@ -72,7 +72,7 @@ impl Model {
         self.name_is_free(name)
     }
 
-    fn site_is_there(&self, site: &Name) -> Result<(), EditError> {
+    pub(super) fn site_is_there(&self, site: &Name) -> Result<(), EditError> {
         let sites = || self.gateways.values().map(|gateway| gateway.site.as_str());
         if sites().any(|known| known == site.as_str()) {
             return Ok(());
@@ -80,7 +80,11 @@ impl Model {
         Err(unknown("site", site.as_str(), sites()))
     }
 
-    fn client_address_is_free(&self, site: &Name, address: Ipv4Addr) -> Result<(), EditError> {
+    pub(super) fn client_address_is_free(
+        &self,
+        site: &Name,
+        address: Ipv4Addr,
+    ) -> Result<(), EditError> {
         if let Some(problem) = address_problem(address.into()) {
             let what = "the client's address".to_owned();
             return Err(EditError::Invalid { what, problem: format!("{address} {problem}") });

@@ -9,7 +9,7 @@ use anteroom_proto::time::UnixMillis;
 
 use super::policy::{mode, moment};
 use super::{Evidence, Findings, Severity};
-use crate::model::Device;
+use crate::model::{Device, Model};
 use crate::parties::{member_label, some_of};
 use crate::resolve::{Resolved, ResolvedRule, Side};
 
@@ -28,6 +28,8 @@ pub(super) fn check(
         .devices
         .iter()
         .filter(|(_, device)| device.mode == Mode::Enforce && resolved.model.is_attached(device))
+        // A host was never anything else, and has no other traffic that it could lose.
+        .filter(|(_, device)| !Model::is_host(device))
         .map(|(id, device)| (*id, device))
         .collect();
     for (_, device) in &enforced {
@@ -140,6 +142,38 @@ fn kinds(
     }
 }
 
+/// Hosts that a rule would have speak with observed devices. Nothing opens by it, and back to observe must always be
+/// possible: so it is a warning, as with clients.
+fn hosts(
+    resolved: &Resolved,
+    (near, observed): (&Side, &[String]),
+    subject: &str,
+    findings: &mut Findings,
+) {
+    let is_host = |id: &MemberId| resolved.model.devices.get(id).is_some_and(Model::is_host);
+    let hosts: Vec<String> = near
+        .members
+        .iter()
+        .filter(|id| is_host(id))
+        .map(|id| member_label(resolved, *id))
+        .collect();
+    if hosts.is_empty() || observed.is_empty() {
+        return;
+    }
+    findings.add(
+        Severity::Warning,
+        "host-of-observed",
+        subject,
+        format!(
+            "Nothing passes between {} and {}, because what is in observe uses no tunnel: `anteroom device mode {} \
+             protect`.",
+            some_of(&hosts, 4),
+            some_of(observed, 4),
+            observed[..observed.len().min(MAX_NAMED)].join(" ")
+        ),
+    );
+}
+
 /// Enforced devices that a rule would have speak in the clear, though it doesn't say so.
 fn unasked(
     resolved: &Resolved,
@@ -152,12 +186,16 @@ fn unasked(
         let members = side.members.iter().filter(|id| mode(resolved, **id) == Some(wanted));
         members.map(|id| member_label(resolved, *id)).collect()
     };
-    let enforced = with(near, Mode::Enforce);
+    let is_host = |id: &MemberId| resolved.model.devices.get(id).is_some_and(Model::is_host);
+    let subject = format!("rule.{}", rule.name);
+    let observed = with(far, Mode::Observe);
+    hosts(resolved, (near, &observed), &subject, findings);
+    let enforced = near.members.iter().filter(|id| !is_host(id));
+    let enforced = enforced.filter(|id| mode(resolved, **id) == Some(Mode::Enforce));
+    let enforced: Vec<String> = enforced.map(|id| member_label(resolved, *id)).collect();
     if enforced.is_empty() {
         return;
     }
-    let subject = format!("rule.{}", rule.name);
-    let observed = with(far, Mode::Observe);
     let externals: Vec<String> = far.externals.iter().map(ToString::to_string).collect();
     for device in enforced {
         if !observed.is_empty() {

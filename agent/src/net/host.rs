@@ -1,0 +1,205 @@
+//! A host's address and routes on its TUN device: what its view says, and nothing else of the machine's network.
+//!
+//! Nothing stays when the agent ends, however it ends: the kernel takes addresses and routes away with the device.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anteroom_proto::view::View;
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::LinkAttribute;
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use tokio::sync::Mutex;
+
+use crate::config::InterfaceName;
+use crate::net::link::{LinkError, Links, io_error};
+use crate::net::tun::MTU;
+
+/// Marks the routes that the agent made.
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(0xa7);
+
+/// What is to stand on the TUN device.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Wanted {
+    /// The host's address, by which members know it.
+    own: Option<Ipv4Addr>,
+    /// The members that rules open, either way.
+    to: BTreeSet<Ipv4Addr>,
+}
+
+impl Wanted {
+    /// What `view` says. A member of another site has an address that means somebody else here, and one whose address is
+    /// dynamic has none that a route could name: neither is reached.
+    pub(crate) fn of(view: &View) -> Self {
+        let intent = &view.intent;
+        let fixed = |nets: &[Ipv4Net]| -> Vec<Ipv4Addr> {
+            nets.iter().filter(|net| net.prefix_len() == 32).map(Ipv4Net::addr).collect()
+        };
+        let own =
+            intent.devices.first().and_then(|own| fixed(&own.member.addresses).first().copied());
+        let here = intent.members.iter().filter(|member| member.site == intent.site);
+        let clients = intent.clients.iter().filter(|client| client.site == intent.site);
+        let mut to: BTreeSet<Ipv4Addr> = here.flat_map(|member| fixed(&member.addresses)).collect();
+        to.extend(clients.map(|client| client.address));
+        to.retain(|address| Some(*address) != own);
+        if own.is_none() {
+            to.clear();
+        }
+        Self { own, to }
+    }
+}
+
+/// Keeps address and routes of the TUN device.
+#[derive(Debug)]
+pub(crate) struct Network {
+    links: Links,
+    interface: InterfaceName,
+    wanted: Mutex<Wanted>,
+}
+
+impl Network {
+    /// Of the device with this name. Nothing is wanted yet.
+    pub(crate) fn new(links: Links, interface: InterfaceName) -> Self {
+        Self { links, interface, wanted: Mutex::default() }
+    }
+
+    /// Has the kernel go by `view`. Says what it refuses.
+    pub(crate) async fn follow(&self, view: &View) -> Vec<String> {
+        let mut wanted = self.wanted.lock().await;
+        *wanted = Wanted::of(view);
+        self.keep_to(&wanted).await
+    }
+
+    /// Puts back what somebody changed. Says what the kernel refuses.
+    pub(crate) async fn keep(&self) -> Vec<String> {
+        self.keep_to(&*self.wanted.lock().await).await
+    }
+
+    /// The device's number, while it is there.
+    pub(crate) fn index(&self) -> Option<u32> {
+        nix::net::if_::if_nametoindex(self.interface.as_str()).ok()
+    }
+
+    /// Switches the device on.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) async fn switch_on(&self) -> Result<(), LinkError> {
+        let Some(index) = self.index() else {
+            let source = io::Error::from_raw_os_error(libc::ENODEV);
+            return Err(LinkError { what: format!("interface {}", self.interface), source });
+        };
+        let mtu = LinkMessageBuilder::<LinkUnspec>::default()
+            .index(index)
+            .append_extra_attribute(LinkAttribute::Mtu(MTU));
+        let set = self.links.handle().link().change(mtu.build()).execute().await;
+        let what = || format!("setting the MTU of {}", self.interface);
+        set.map_err(|error| LinkError { what: what(), source: io_error(error) })?;
+        self.links.switch_on(&self.interface, index).await
+    }
+
+    async fn keep_to(&self, wanted: &Wanted) -> Vec<String> {
+        // Without the device there is nothing to keep; whoever makes it anew calls again.
+        let Some(index) = self.index() else { return Vec::new() };
+        let mut problems = Vec::new();
+        let interface = &self.interface;
+        if let Err(error) = self.address(index, wanted.own).await {
+            let own = wanted.own.map_or_else(|| "no address".to_owned(), |own| own.to_string());
+            problems.push(format!("{interface} can't be given {own}: {error}"));
+        }
+        let found = match self.routes(index).await {
+            Ok(found) => found,
+            Err(error) => {
+                problems.push(format!("the routes through {interface} can't be read: {error}"));
+                return problems;
+            }
+        };
+        let stands: BTreeSet<Ipv4Addr> = found.iter().map(|(to, _)| *to).collect();
+        for (to, route) in found.into_iter().filter(|(to, _)| !wanted.to.contains(to)) {
+            if let Err(error) = self.links.handle().route().del(route).execute().await {
+                let error = io_error(error);
+                problems.push(format!("the route to {to} can't be taken away: {error}"));
+            }
+        }
+        let Some(own) = wanted.own else { return problems };
+        for to in wanted.to.difference(&stands) {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(*to, 32)
+                .output_interface(index)
+                .pref_source(own)
+                .scope(RouteScope::Link)
+                .protocol(PROTOCOL)
+                .build();
+            if let Err(error) = self.links.handle().route().add(route).execute().await {
+                let error = match io_error(error) {
+                    error if error.raw_os_error() == Some(libc::EEXIST) => {
+                        "this machine has one of its own".to_owned()
+                    }
+                    error => error.to_string(),
+                };
+                problems.push(format!("{to} can't be routed through {interface}: {error}"));
+            }
+        }
+        problems
+    }
+
+    /// Gives the device this address and no other.
+    async fn address(&self, index: u32, own: Option<Ipv4Addr>) -> io::Result<()> {
+        let request = self.links.handle().address().get().set_link_index_filter(index).execute();
+        let mut answers = std::pin::pin!(request);
+        let mut found = Vec::new();
+        while let Some(message) = answers.try_next().await.map_err(io_error)? {
+            found.push(message);
+        }
+        let is_own = |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Local(IpAddr::V4(ip)) if Some(*ip) == own);
+        let mut stands = false;
+        for message in found {
+            if message.header.family == AddressFamily::Inet6 {
+                continue;
+            }
+            if message.header.prefix_len == 32 && message.attributes.iter().any(is_own) {
+                stands = true;
+            } else {
+                self.links.handle().address().del(message).execute().await.map_err(io_error)?;
+            }
+        }
+        match own {
+            Some(own) if !stands => {
+                let add = self.links.handle().address().add(index, own.into(), 32);
+                add.execute().await.map_err(io_error)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The agent's routes through the device.
+    async fn routes(&self, index: u32) -> io::Result<Vec<(Ipv4Addr, RouteMessage)>> {
+        let mut asked = RouteMessage::default();
+        asked.header.address_family = AddressFamily::Inet;
+        let mut answers = std::pin::pin!(self.links.handle().route().get(asked).execute());
+        let mut found = Vec::new();
+        while let Some(route) = answers.try_next().await.map_err(io_error)? {
+            let through = route.attributes.contains(&RouteAttribute::Oif(index));
+            let header = &route.header;
+            if !through || header.protocol != PROTOCOL || header.table != RouteHeader::RT_TABLE_MAIN
+            {
+                continue;
+            }
+            let to = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(*ip),
+                _ => None,
+            });
+            if let Some(to) = to {
+                found.push((to, route));
+            }
+        }
+        Ok(found)
+    }
+}

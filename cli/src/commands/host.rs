@@ -1,0 +1,142 @@
+//! `client approve`, and what clients with an agent of their own look like in `client list|show`.
+
+use std::collections::BTreeMap;
+
+use anteroom_controller_core::edit::NewHost;
+use anteroom_controller_core::model::{Device, Model};
+use anteroom_controller_core::reach::reach;
+use anteroom_controller_core::resolve::Resolved;
+use anteroom_proto::api::GatewayStatus;
+use anteroom_proto::id::MemberId;
+use anteroom_proto::overlay;
+use serde::Serialize;
+
+use super::enrol;
+use super::login::draw;
+use crate::args::ClientApprove;
+use crate::change::{self, Request};
+use crate::error::{Error, Exit};
+use crate::output::Output;
+use crate::output::table::{facts, join};
+use crate::output::time::{Moment, ago, now};
+use crate::remote::Remote;
+
+/// `anteroom client approve`.
+pub(super) fn approve(
+    args: ClientApprove,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let name = args.name.as_str();
+    let candidate = enrol::candidate(name, args.fingerprint.as_deref(), remote, output)?;
+    if candidate.says_host() == Some(false) {
+        return Err(Error::Other(format!(
+            "{name} has device ports, so it is a gateway: `anteroom gateway approve {name}`. For a client, its agent.toml has \
+             [host], and neither uplink nor ports. Nothing was changed"
+        )));
+    }
+    let (id, gateway) = (candidate.invite.gateway, candidate.gateway());
+    let labels = args.labels.iter();
+    let host = NewHost {
+        member: MemberId::from_bytes(draw()?),
+        address: args.address,
+        labels: labels.filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect(),
+        approved_at: now(),
+    };
+    let request = Request::new("client approve", gateway.name.as_str(), args.change);
+    change::make(remote, output, request, &|model, number| {
+        model.approve_host(id, gateway.clone(), host.clone(), number)
+    })
+}
+
+/// A client with an agent of its own.
+#[derive(Debug, Serialize)]
+pub(super) struct HostRow {
+    pub(super) name: String,
+    /// `agent`, where others have a WireGuard key.
+    kind: &'static str,
+    id: String,
+    gateway: String,
+    pub(super) site: String,
+    pub(super) address: String,
+    overlay: String,
+    fingerprint: String,
+    labels: BTreeMap<String, String>,
+    added_at: Moment,
+    /// Whether it is connected to the controller.
+    pub(super) live: bool,
+    revision: Option<u64>,
+    /// The devices that rules open between the two.
+    pub(super) devices: Vec<String>,
+}
+
+impl HostRow {
+    /// All of them, by name.
+    pub(super) fn all(resolved: &Resolved, statuses: &[GatewayStatus]) -> Vec<Self> {
+        let hosts = resolved.model.devices.iter().filter(|(_, device)| Model::is_host(device));
+        let mut rows: Vec<Self> =
+            hosts.filter_map(|(id, device)| Self::new(resolved, statuses, *id, device)).collect();
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows
+    }
+
+    /// None where its agent was revoked.
+    pub(super) fn new(
+        resolved: &Resolved,
+        statuses: &[GatewayStatus],
+        id: MemberId,
+        device: &Device,
+    ) -> Option<Self> {
+        let model = &resolved.model;
+        let own = device.attachment.gateway;
+        let gateway = model.gateways.get(&own)?;
+        let status = statuses.iter().find(|status| status.gateway == own);
+        let partners = reach(resolved, id, now());
+        let partners =
+            partners.iter().flat_map(|reach| &reach.devices).filter(|other| **other != id);
+        Some(Self {
+            name: device.name.to_string(),
+            kind: "agent",
+            id: id.to_string(),
+            gateway: own.to_string(),
+            site: gateway.site.to_string(),
+            address: join(device.addresses.iter().map(|net| net.addr())),
+            overlay: overlay::member_address(model.organisation, id).to_string(),
+            fingerprint: gateway.identity.fingerprint().to_string(),
+            labels: device.labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
+            added_at: Moment(device.confirmed_at),
+            live: status.is_some_and(|status| status.online),
+            revision: status.and_then(|status| status.revision),
+            devices: partners
+                .filter_map(|id| model.member_name(*id))
+                .map(ToString::to_string)
+                .collect(),
+        })
+    }
+
+    pub(super) fn labels(&self) -> String {
+        join(self.labels.iter().map(|(key, value)| format!("{key}={value}")))
+    }
+
+    pub(super) const fn state(&self) -> &'static str {
+        if self.live { "online" } else { "away" }
+    }
+}
+
+/// What `client show` says of it.
+pub(super) fn render(row: &HostRow) -> String {
+    let revision = row.revision.map_or_else(|| "none yet".into(), |number| number.to_string());
+    facts(&[
+        ("Client", format!("{}, with an agent of its own", row.name)),
+        ("Site", row.site.clone()),
+        ("Address", row.address.clone()),
+        ("Overlay", row.overlay.clone()),
+        ("Id", row.id.clone()),
+        ("Fingerprint", row.fingerprint.clone()),
+        ("Labels", row.labels()),
+        ("Approved", ago(row.added_at.0, now())),
+        ("State", row.state().into()),
+        ("Revision", revision),
+        ("Devices", join(&row.devices)),
+    ])
+}
