@@ -217,7 +217,7 @@ async fn execute(command: Command) -> anyhow::Result<ExitCode> {
                     "fingerprint": enrolled.fingerprint.to_string(),
                 }))?;
             } else {
-                print(&show::enrolled(&enrolled))?;
+                print(&show::enrolled(&enrolled, config.host.is_some()))?;
             }
         }
         Command::Run { common } => crate::run::run(&Config::load(&common.config)?).await?,

@@ -73,14 +73,24 @@ fn span(millis: u64) -> String {
     }
 }
 
-pub(super) fn enrolled(enrolled: &Enrolled) -> String {
+/// How often something happened.
+fn times(count: u64) -> String {
+    if count == 1 { "once".into() } else { format!("{count} times") }
+}
+
+pub(super) fn enrolled(enrolled: &Enrolled, host: bool) -> String {
     let mut facts = Facts::default();
     facts
         .add("gateway", enrolled.gateway)
         .add("organisation", enrolled.organisation)
         .add("fingerprint", enrolled.fingerprint);
+    let (unit, approve, until) = if host {
+        ("anteroom-host", "client approve NAME --address IP", "it reaches no member")
+    } else {
+        ("anteroom-agent", "gateway approve NAME", "it is a wire")
+    };
     format!(
-        "This machine is enrolled.\n\n{}\nNext: start the agent here (`systemctl enable --now anteroom-agent`). An operator sees it under\n`anteroom gateway pending`, compares the fingerprint, and runs\n`anteroom gateway approve NAME --fingerprint {}`. Until then it is a wire.\n",
+        "This machine is enrolled.\n\n{}\nNext: start the agent here (`systemctl enable --now {unit}`). An operator sees it under\n`anteroom gateway pending`, compares the fingerprint, and runs\n`anteroom {approve} --fingerprint {}`. Until then {until}.\n",
         facts.text(),
         enrolled.fingerprint
     )
@@ -182,7 +192,7 @@ fn add_control(facts: &mut Facts, control: &ControlStatus) {
     }
     for Alarm { what, first, last, count } in &control.alarms {
         let spread = Duration::from_millis(last.0.saturating_sub(first.0)).as_secs();
-        facts.add("ALARM", format!("{what} ({count} times within {spread} s)"));
+        facts.add("ALARM", format!("{what} ({} within {spread} s)", times(*count)));
     }
     if control.approved == Some(false) {
         facts.add("approval", "waiting for an operator: `anteroom gateway pending`");
@@ -260,8 +270,8 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     if engine.lanes_turned_away > 0 {
         let _ = writeln!(
             text,
-            "{} times a lane, or a peer's key for lanes, was turned away; bulk takes lane 0 meanwhile.",
-            engine.lanes_turned_away
+            "A lane, or a peer's key for lanes, was turned away {}; bulk takes lane 0 meanwhile.",
+            times(engine.lanes_turned_away)
         );
     }
     let drops = engine.drops.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]);

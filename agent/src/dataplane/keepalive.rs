@@ -148,10 +148,14 @@ impl Keepalive {
     /// Whether the beat went out.
     fn send(&mut self, now: Instant) -> bool {
         self.tried = Some(now);
-        match self.beat.beat() {
+        let before = self.pulse.beat(now);
+        let beaten = self.beat.beat();
+        if beaten.is_err() {
+            self.pulse.missed(&before);
+        }
+        match beaten {
             Ok(()) => {
                 self.last = Some(now);
-                self.pulse.beat(now);
                 self.failing = false;
             }
             Err(error) if !self.failing => {

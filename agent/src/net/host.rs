@@ -203,3 +203,6 @@ impl Network {
         Ok(found)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,10 +87,16 @@ impl Pulse {
         self.unguarded.swap(false, Ordering::Relaxed)
     }
 
-    /// Notes a beat.
-    pub(crate) fn beat(&self, at: Instant) {
+    /// Notes a beat, before it goes out: one that goes out noted late might be lost to a table that is written in between.
+    /// Gives what was noted before, for [`Pulse::missed`].
+    pub(crate) fn beat(&self, at: Instant) -> Noted {
         let millis = at.saturating_duration_since(self.start).as_millis();
-        self.last.store(u64::try_from(millis).unwrap_or(u64::MAX - 1), Ordering::Relaxed);
+        Noted(self.last.swap(u64::try_from(millis).unwrap_or(u64::MAX - 1), Ordering::SeqCst))
+    }
+
+    /// Notes that the last beat that was noted didn't go out.
+    pub(crate) fn missed(&self, before: &Noted) {
+        self.last.store(before.0, Ordering::SeqCst);
     }
 
     /// Notes that the agent forwards no more.
@@ -111,6 +117,11 @@ impl Pulse {
         self.wires.load(Ordering::Relaxed)
     }
 }
+
+/// What was noted before a beat.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Noted(u64);
 
 /// The wiring that is wanted, and whether the packet filter has it.
 #[derive(Debug)]
@@ -310,8 +321,7 @@ impl Post {
         // Not before then is it put back again.
         let mut next = Instant::now();
         loop {
-            let left = next.saturating_duration_since(Instant::now());
-            let pause = if amiss.is_some() { left.max(Duration::from_millis(1)) } else { LOOK };
+            let pause = pause(amiss.map(|_| next), looked, Instant::now());
             let mut fds = [
                 PollFd::new(self.notices.as_fd(), PollFlags::POLLIN),
                 PollFd::new(wake.as_fd(), PollFlags::POLLIN),
@@ -398,7 +408,9 @@ impl Post {
 
     fn build(&mut self) -> Result<(), String> {
         let ports = self.ports();
-        let built = wire::build(&self.session, &self.wanted(&ports), self.wires.pulse.beating());
+        let wanted = self.wanted(&ports);
+        let write = |beating| wire::build(&self.session, &wanted, beating);
+        let built = write_beating(|| self.wires.pulse.beating(), write);
         self.written(built)
     }
 
@@ -423,6 +435,23 @@ impl Post {
         self.wires.written();
         Ok(())
     }
+}
+
+/// How long to wait for something to do: until what is amiss may be put right, or until the next look.
+fn pause(amiss: Option<Instant>, looked: Instant, now: Instant) -> Duration {
+    let due = amiss.unwrap_or(looked + LOOK);
+    due.saturating_duration_since(now).max(Duration::from_millis(1))
+}
+
+/// Has `write` make a table anew for a worker that beats or doesn't. A beat that went to the table before it, after that
+/// was asked, is given to the new one: until the next the kernel would forward what the worker does, too.
+fn write_beating<T, E>(
+    beating: impl Fn() -> bool,
+    mut write: impl FnMut(bool) -> Result<T, E>,
+) -> Result<T, E> {
+    let before = beating();
+    let written = write(before)?;
+    if !before && beating() { write(true) } else { Ok(written) }
 }
 
 /// Says what the kernel can't do.
@@ -462,6 +491,46 @@ mod tests {
     }
 
     #[test]
+    fn looks_are_as_far_apart_as_is_said_whatever_happens_in_between() {
+        let looked = Instant::now();
+        let late = looked + LOOK - Duration::from_millis(100);
+        assert_eq!(pause(None, looked, looked), LOOK);
+        assert_eq!(pause(None, looked, late), Duration::from_millis(100), "an order came late");
+        assert_eq!(pause(None, looked, looked + LOOK * 2), Duration::from_millis(1));
+        assert_eq!(pause(Some(looked + AGAIN), looked, looked), AGAIN);
+        assert_eq!(pause(Some(looked), looked, late), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn a_beat_that_falls_while_a_table_is_written_counts_in_it() {
+        let pulse = Pulse::new(&wiring([true, false]));
+        let mut written = Vec::new();
+        let wrote = write_beating(
+            || pulse.beating(),
+            |beating| {
+                written.push(beating);
+                let _ = pulse.beat(Instant::now());
+                Ok::<_, ()>(written.len())
+            },
+        );
+        assert_eq!((wrote, written), (Ok(2), vec![false, true]));
+        let mut written = Vec::new();
+        let mut write = |beating| {
+            written.push(beating);
+            Ok::<_, ()>(())
+        };
+        write_beating(|| true, &mut write).unwrap();
+        write_beating(|| false, &mut write).unwrap();
+        assert_eq!(written, [true, false], "once is enough");
+        // One that didn't go out was none.
+        let silent = Pulse::new(&wiring([true, false]));
+        let before = silent.beat(Instant::now());
+        assert!(silent.beating());
+        silent.missed(&before);
+        assert!(!silent.beating());
+    }
+
+    #[test]
     fn only_what_others_changed_is_laid_at_their_door() {
         assert!(Amiss::Changed.mended().contains("somebody else"));
         for text in [Amiss::NotWritten.mended(), Amiss::NotWritten.lasting()] {
@@ -483,13 +552,13 @@ mod tests {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap();
         let wake = Arc::new(wake);
         pulse.follow(wake.clone());
-        pulse.beat(Instant::now());
+        let _ = pulse.beat(Instant::now());
         let is_woken = || {
             let (worker, own) = (pulse.clone(), wake.clone());
             let beats = std::thread::spawn(move || {
                 // Ends once it is woken.
                 let woken = own.read().unwrap();
-                worker.beat(Instant::now() + Duration::from_millis(5));
+                let _ = worker.beat(Instant::now() + Duration::from_millis(5));
                 woken
             });
             pulse.prepare();

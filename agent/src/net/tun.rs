@@ -51,7 +51,7 @@ pub(crate) fn open(name: &InterfaceName, super_frames: bool) -> io::Result<Owned
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays zero: an interface's name has 15 at most.
     for (to, from) in request.ifr_name.iter_mut().take(15).zip(name.as_str().bytes()) {
-        *to = from.cast_signed().into();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     let kind = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_TUN_EXCL;
     request.ifr_ifru.ifru_flags = (kind as u16).cast_signed();

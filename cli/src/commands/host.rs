@@ -9,6 +9,7 @@ use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::overlay;
+use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use super::enrol;
@@ -100,7 +101,7 @@ impl HostRow {
             id: id.to_string(),
             gateway: own.to_string(),
             site: gateway.site.to_string(),
-            address: join(device.addresses.iter().map(|net| net.addr())),
+            address: join(device.addresses.iter().map(Ipv4Net::addr)),
             overlay: overlay::member_address(model.organisation, id).to_string(),
             fingerprint: gateway.identity.fingerprint().to_string(),
             labels: device.labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),

@@ -346,7 +346,7 @@ fn a_machine_with_an_agent_of_its_own_is_invited_approved_shown_and_revoked() {
         "aaaa",
         "--yes",
     ]);
-    assert!(ran.fails(1).contains("has the fingerprint"), "{ran:#?}");
+    assert!(ran.fails(4).contains("has the fingerprint"), "{ran:#?}");
     approve("10.20.9.8").ok();
     let model = controller.state().model();
     let (_, host) = model.host_named("reading-1").unwrap();

@@ -1,6 +1,7 @@
 //! The command line against the real controller, with a gateway that enrols and confirms over QUIC.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anteroom_controller::directory::Directory;
@@ -145,13 +146,14 @@ impl Gateway {
     }
 }
 
-pub(crate) fn free_port(tcp: bool) -> SocketAddr {
-    let any = (Ipv4Addr::LOCALHOST, 0);
-    if tcp {
-        TcpListener::bind(any).unwrap().local_addr().unwrap()
-    } else {
-        UdpSocket::bind(any).unwrap().local_addr().unwrap()
-    }
+/// Where a controller of this test's own may listen. Nobody else has the address, whatever runs beside this test, and the
+/// port is none that the kernel gives away.
+pub(crate) fn own_address() -> SocketAddr {
+    static TAKEN: AtomicU8 = AtomicU8::new(0);
+    let process = std::process::id() % 62_500;
+    let [high, low] = [process / 250, process % 250].map(|part| u8::try_from(part).unwrap());
+    let last = TAKEN.fetch_add(1, Ordering::Relaxed).checked_add(1).expect("fewer controllers");
+    SocketAddr::from((Ipv4Addr::new(127, high + 1, low, last), 17_443))
 }
 
 /// Repeats a command until `done` likes what it printed.
@@ -173,11 +175,9 @@ fn from_an_invite_to_a_rollback_with_the_real_controller() {
     let runtime = Runtime::new().unwrap();
     let ana = Person::new();
     let directory = Directory::new(&ana.path("controller"));
-    let options = InitOptions {
-        quic: free_port(false),
-        https: free_port(true),
-        advertise: vec!["127.0.0.1".into()],
-    };
+    let address = own_address();
+    let options =
+        InitOptions { quic: address, https: address, advertise: vec![address.ip().to_string()] };
     let code: SetupCode = runtime.block_on(init(&directory, &options)).unwrap();
     let running = runtime.block_on(run::start(directory, false)).unwrap();
     let recovery = ana.path("recovery.key").display().to_string();
@@ -236,7 +236,8 @@ fn from_an_invite_to_a_rollback_with_the_real_controller() {
     });
     let ran = ana.run(&["status"]);
     assert!(
-        ran.fails(1).starts_with("error: can't reach the controller at https://127.0.0.1:"),
+        ran.fails(1)
+            .starts_with(&format!("error: can't reach the controller at https://{address}")),
         "{ran:#?}"
     );
 }

@@ -10,7 +10,7 @@ use anteroom_proto::setup::SetupCode;
 use tokio::runtime::Runtime;
 
 use crate::person::{Person, Ran};
-use crate::real::{Gateway, free_port};
+use crate::real::{Gateway, own_address};
 
 /// A real controller, and its first operator.
 struct Hospital {
@@ -26,9 +26,8 @@ impl Hospital {
         let runtime = Runtime::new().unwrap();
         let ana = Person::new();
         let directory = Directory::new(&ana.path("controller"));
-        let https = free_port(true);
-        let options =
-            InitOptions { quic: free_port(false), https, advertise: vec!["127.0.0.1".into()] };
+        let https = own_address();
+        let options = InitOptions { quic: https, https, advertise: vec![https.ip().to_string()] };
         let code: SetupCode = runtime.block_on(init(&directory, &options)).unwrap();
         let mut hospital = Self { runtime, running: None, place: "controller", https, ana };
         hospital.start();

@@ -28,6 +28,7 @@ mod edges;
 mod floods;
 mod hits;
 mod hops;
+mod hosts;
 mod lanes;
 mod loops;
 mod malformed;

@@ -1,0 +1,134 @@
+use anteroom_lab::namespace::in_private_network;
+use anteroom_lab::topology;
+use anteroom_proto::id::{MemberId, SiteId};
+use anteroom_proto::intent::Client;
+use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::overlay::member_address;
+
+use super::*;
+use crate::net::tun;
+use crate::testkit::{ORGANISATION, Organisation};
+
+/// The view of a host at 10.20.9.8, which shares rules with members at these addresses, the last of another site, and
+/// with a client.
+fn view(members: &[&[&str]]) -> View {
+    let organisation = Organisation::new(&[]);
+    let mut view = organisation.verified(&organisation.view(1, 1, Mode::Enforce));
+    let own = &mut view.intent.devices[0].member;
+    own.addresses = vec!["10.20.9.8/32".parse().unwrap()];
+    let template = own.clone();
+    let last = members.len();
+    view.intent.members = (1_u8..)
+        .zip(members)
+        .map(|(number, addresses)| {
+            let mut member = template.clone();
+            member.id = MemberId::from_bytes([100 + number; 16]);
+            member.addresses = addresses.iter().map(|net| net.parse().unwrap()).collect();
+            if usize::from(number) == last {
+                member.site = SiteId::of("elsewhere");
+            }
+            member
+        })
+        .collect();
+    let id = MemberId::from_bytes([90; 16]);
+    view.intent.clients.push(Client {
+        id,
+        key: TunnelSecret::from_bytes([9; 32]).public(),
+        overlay: member_address(ORGANISATION, id),
+        site: view.intent.site,
+        address: Ipv4Addr::new(10, 20, 9, 70),
+    });
+    view
+}
+
+const SOME: [&[&str]; 4] = [
+    &["10.20.1.10/32"],
+    &["10.20.1.0/24"],
+    &["10.20.1.11/32", "10.20.7.0/24", "10.20.9.8/32"],
+    &["10.20.1.12/32"],
+];
+
+fn addresses(last: &[[u8; 4]]) -> BTreeSet<Ipv4Addr> {
+    last.iter().copied().map(Ipv4Addr::from).collect()
+}
+
+#[test]
+fn the_fixed_addresses_of_its_own_site_are_routed_and_nothing_wider() {
+    let wanted = Wanted::of(&view(&SOME));
+    assert_eq!(wanted.own, Some(Ipv4Addr::new(10, 20, 9, 8)));
+    assert_eq!(wanted.to, addresses(&[[10, 20, 1, 10], [10, 20, 1, 11], [10, 20, 9, 70]]));
+    let mut nobody = view(&SOME);
+    nobody.intent.devices.clear();
+    assert_eq!(Wanted::of(&nobody), Wanted::default());
+    nobody = view(&SOME);
+    nobody.intent.devices[0].member.addresses = vec!["10.20.9.0/24".parse().unwrap()];
+    assert_eq!(Wanted::of(&nobody), Wanted::default());
+}
+
+#[test]
+fn address_and_routes_follow_the_view_and_what_is_the_machines_own_stays() {
+    let name =
+        "net::host::tests::address_and_routes_follow_the_view_and_what_is_the_machines_own_stays";
+    if !in_private_network(name) {
+        return;
+    }
+    for step in [
+        "link add own0 type veth peer name far0",
+        "address add 192.0.2.1/24 dev own0",
+        "link set own0 up",
+        "link set far0 up",
+        "route add 10.20.1.11/32 dev own0",
+        "route add default via 192.0.2.254",
+    ] {
+        topology::ip(step).unwrap();
+    }
+    let routes = || topology::ip("route show").unwrap();
+    let before = routes();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let interface: InterfaceName = "anteroom0".parse().unwrap();
+        let network = Network::new(Links::new().unwrap(), interface.clone());
+        assert!(network.follow(&view(&SOME)).await.is_empty(), "there is no device yet");
+        assert_eq!(routes(), before);
+        let device = tun::open(&interface, true).unwrap();
+        network.switch_on().await.unwrap();
+        let problems = network.keep().await;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].contains("10.20.1.11") && problems[0].contains("its own"),
+            "{problems:?}"
+        );
+        let through = || topology::ip("route show dev anteroom0").unwrap();
+        let now = through();
+        assert_eq!(now.lines().count(), 2, "{now}");
+        for to in ["10.20.1.10", "10.20.9.70"] {
+            assert!(now.contains(&format!("{to} ")) && now.contains("src 10.20.9.8"), "{now}");
+        }
+        let shown = topology::ip("-4 address show dev anteroom0").unwrap();
+        assert!(shown.contains("inet 10.20.9.8/32") && shown.contains("mtu 1420"), "{shown}");
+        // Doing it again changes nothing.
+        assert_eq!((network.keep().await, through()), (problems, now));
+
+        // Another view, in which the host itself has moved, too.
+        let mut other = view(&[&["10.20.1.13/32"], &["10.9.9.9/32"]]);
+        other.intent.devices[0].member.addresses = vec!["10.20.9.9/32".parse().unwrap()];
+        assert_eq!(network.follow(&other).await, [""; 0]);
+        let now = through();
+        assert!(now.contains("10.20.1.13 ") && now.contains("src 10.20.9.9"), "{now}");
+        assert!(!now.contains("10.20.1.10") && !now.contains("src 10.20.9.8"), "{now}");
+        // Somebody takes things away.
+        topology::ip("route del 10.20.1.13/32 dev anteroom0").unwrap();
+        topology::ip("address del 10.20.9.9/32 dev anteroom0").unwrap();
+        assert_eq!(network.keep().await, [""; 0]);
+        assert_eq!(through(), now);
+        // It is nobody any more.
+        other.intent.devices.clear();
+        assert_eq!(network.follow(&other).await, [""; 0]);
+        assert_eq!(through(), "");
+        assert_eq!(topology::ip("-4 address show dev anteroom0").unwrap(), "");
+        assert_eq!(routes(), before);
+        drop(device);
+    });
+    assert_eq!(routes(), before);
+}
