@@ -307,7 +307,9 @@ mod tests {
         assert_eq!(find(libc::IPPROTO_IP, libc::IP_TOS), Some(&tos[..]));
         assert_eq!(find(libc::SOL_UDP, libc::UDP_SEGMENT), Some(&segment[..]));
         assert_eq!(find(libc::IPPROTO_IPV6, libc::IP_TOS), None);
-        assert_eq!(control.clone().put(used, 1, 1, &[1]), used, "there is no room for a third");
+        let full = control.clone().put(used, libc::IPPROTO_IP, libc::IP_TTL, &tos);
+        assert!(full > used, "three are what a datagram needs");
+        assert_eq!(control.clone().put(full, 1, 1, &[1]), full, "there is no room for a fourth");
         assert_eq!(control.find(0, libc::IPPROTO_IP, libc::IP_TOS), None);
         assert_eq!(control.find(1000, libc::IPPROTO_IP, libc::IP_TOS), None);
     }
