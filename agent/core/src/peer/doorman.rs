@@ -46,7 +46,8 @@ impl Checks {
         Self { calm, loaded: RateLimiter::new(&public, 0) }
     }
 
-    fn are_met(&self, datagram: &[u8]) -> bool {
+    /// Whether an initiation was made for the key.
+    pub(super) fn are_met(&self, datagram: &[u8]) -> bool {
         let mut reply = [0; COOKIE_LEN];
         self.calm.verify_packet(None, datagram, &mut reply).is_ok()
     }

@@ -1,7 +1,6 @@
 //! What happens to a datagram before it costs anything: kind and length, and a limit on handshakes.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::key::TunnelPublicKey;
@@ -129,15 +128,8 @@ impl Gate {
 /// again with a cookie, and no more. Responses have an allowance of their own, or initiations of others would keep
 /// away the answers to ours.
 ///
-/// Load is counted here, by the engine's clock: of boringtun's limiter, which counts by its own, only the checks are
+/// The allowances hold whichever keys the messages are for. Load is counted here, by the engine's clock: of boringtun's limiter, which counts by its own, only the checks are
 /// used, one that never finds itself under load and one that always does.
-pub(super) struct Front {
-    calm: Arc<RateLimiter>,
-    loaded: RateLimiter,
-    gates: Gates,
-}
-
-/// The allowances, whichever keys the messages are for.
 pub(super) struct Gates {
     initiations: Gate,
     responses: Gate,
@@ -179,26 +171,6 @@ impl Gates {
             Err(_) => return Admission::Refused(DropReason::PeerUnauthenticated),
         };
         if gate.pass(from, now) { Admission::Admitted } else { Admission::Cookie(reply) }
-    }
-}
-
-impl Front {
-    pub(super) fn new(public: &PublicKey, random: &mut Random, now: Instant) -> Self {
-        Self {
-            calm: Arc::new(RateLimiter::new(public, u64::MAX)),
-            loaded: RateLimiter::new(public, 0),
-            gates: Gates::new(random, now),
-        }
-    }
-
-    /// The limiter for a tunnel, which sees what was admitted here and counts nothing again.
-    pub(super) fn limiter(&self) -> Arc<RateLimiter> {
-        Arc::clone(&self.calm)
-    }
-
-    /// Looks at an initiation or a response.
-    pub(super) fn admit(&mut self, from: IpAddr, datagram: &[u8], now: Instant) -> Admission {
-        self.gates.admit(&self.loaded, from, datagram, now)
     }
 }
 

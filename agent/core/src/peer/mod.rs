@@ -12,6 +12,7 @@ mod front;
 mod knock;
 pub(crate) mod lanes;
 pub mod message;
+mod own;
 mod queue;
 mod random;
 mod route;
@@ -32,6 +33,7 @@ use anteroom_proto::verdict::DropReason;
 
 pub use knock::{KnockKey, Knocker};
 pub use lanes::LanesConfig;
+pub use own::{KeyUse, MAX_OWN_KEYS, OwnKey};
 pub use state::Peer;
 pub use table::{Peers, Way};
 pub use tunnel::MAX_PACKET_LEN;
@@ -65,7 +67,7 @@ pub const fn inner_mtu(underlay_mtu: u16, endpoint: &SocketAddr) -> u16 {
 /// What a [`Peers`] table is made from.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// This gateway's tunnel key.
+    /// This gateway's tunnel key. [`Peers::set_own_keys`] names others later.
     pub secret: TunnelSecret,
     /// This run of the agent, as peers are told.
     pub boot: BootId,

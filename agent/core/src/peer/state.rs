@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::{BootId, GatewayId};
+use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::TunnelState;
 
@@ -43,6 +44,8 @@ pub struct Peer {
     pub(super) overlay: Ipv6Addr,
     /// The digest of what this gateway holds in common with it.
     pub(super) relation: u64,
+    /// Its keys, best first.
+    pub(super) keys: Vec<TunnelPublicKey>,
     /// Numbers of its tunnels, best first.
     pub(super) tunnels: Vec<u32>,
     /// The tunnel that packets take: the best with a session.
@@ -111,6 +114,7 @@ impl Peer {
             recalls: if config.client && !config.endpoints.is_empty() { RECALLS } else { 0 },
             overlay: config.overlay,
             relation: config.relation,
+            keys: Vec::new(),
             tunnels: Vec::new(),
             sending: None,
             queue: Queue::default(),

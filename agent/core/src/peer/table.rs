@@ -1,5 +1,6 @@
 //! The table of peers: what comes in, what goes out, and what the engine asks.
 
+mod keys;
 mod paths;
 mod roster;
 mod said;
@@ -12,13 +13,13 @@ use std::time::Instant;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::verdict::DropReason;
-use boringtun::x25519::{PublicKey, StaticSecret};
 use hashbrown::HashMap;
 use sha2::{Digest, Sha256};
 
 use super::agenda::Agenda;
-use super::front::{self, Admission, Front, Kind};
+use super::front::{self, Admission, Kind};
 use super::message;
+use super::own::Owns;
 use super::random::Random;
 use super::slots::Slots;
 use super::tunnel::{MAX_PACKET_LEN, Received, Tunnel, sealed_room};
@@ -53,16 +54,14 @@ enum Proof {
 
 /// All peers of one engine instance.
 pub struct Peers {
-    secret: StaticSecret,
-    public: PublicKey,
-    own_key: TunnelPublicKey,
+    own: Owns,
     pub(super) config: Config,
     random: Random,
-    front: Front,
     peers: Slots<Peer>,
     by_gateway: HashMap<GatewayId, u32, foldhash::fast::RandomState>,
     tunnels: Slots<Tunnel>,
-    by_key: HashMap<TunnelPublicKey, u32, foldhash::fast::RandomState>,
+    /// By the number of the own key and the peer's key.
+    by_key: HashMap<(u32, TunnelPublicKey), u32, foldhash::fast::RandomState>,
     local: Option<Local>,
     sequence: u64,
     next_generation: u32,
@@ -98,7 +97,7 @@ pub struct Peers {
 impl std::fmt::Debug for Peers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peers")
-            .field("own_key", &self.own_key)
+            .field("own_key", &self.own.newest())
             .field("local", &self.local)
             .field("peers", &self.peers)
             .finish_non_exhaustive()
@@ -109,8 +108,6 @@ impl Peers {
     /// A table without peers.
     #[must_use]
     pub fn new(mut config: Config, now: Instant) -> Self {
-        let secret = StaticSecret::from(*config.secret.as_bytes());
-        let public = PublicKey::from(&secret);
         let mut random = Random::new(&config.seed);
         config.capabilities.retain(|one| one.len() <= message::MAX_CAPABILITY_LEN);
         config.capabilities.truncate(message::MAX_CAPABILITIES);
@@ -119,10 +116,7 @@ impl Peers {
         let knock_secret = Sha256::new_with_prefix(b"knocks").chain_update(config.seed).finalize();
         let knock_secret = knock_secret.into();
         Self {
-            own_key: config.secret.public(),
-            front: Front::new(&public, &mut random, now),
-            secret,
-            public,
+            own: Owns::new(&config.secret, &mut random, now),
             config,
             random,
             peers: Slots::new(MAX_PEERS),
@@ -391,7 +385,8 @@ impl Peers {
             }
         };
         if matches!(kind, Kind::Initiation | Kind::Response { .. }) {
-            match self.front.admit(from.charged(), datagram, now) {
+            let of = receiver.and_then(|number| self.tunnels.get(number)).map(|tunnel| tunnel.own);
+            match self.own.admit(of, from.charged(), datagram, now) {
                 Admission::Admitted => {}
                 Admission::Refused(reason) => return Err(reason),
                 Admission::Cookie(cookie) => {
@@ -403,8 +398,8 @@ impl Peers {
         let number = match receiver {
             Some(number) => number,
             None => {
-                let key = front::initiator(&self.secret, &self.public, datagram)?;
-                *self.by_key.get(&key).ok_or(DropReason::PeerUnknown)?
+                let pair = self.own.initiator(datagram)?;
+                *self.by_key.get(&pair).ok_or(DropReason::PeerUnknown)?
             }
         };
         if let Target::Relay(through) = from {
@@ -462,16 +457,6 @@ impl Peers {
             self.begin(number, now, out);
         }
         self.look(index, now);
-    }
-
-    /// Makes the best tunnel with a session the one that packets take.
-    fn choose_sending(&mut self, index: u32) {
-        let Some(peer) = self.peers.get_mut(index) else { return };
-        let ready = |number: &&u32| self.tunnels.get(**number).is_some_and(Tunnel::has_session);
-        let sending = peer.tunnels.iter().find(ready).copied();
-        if std::mem::replace(&mut peer.sending, sending) != sending {
-            self.review(index);
-        }
     }
 
     fn wake(&mut self, index: u32, at: Instant) {

@@ -14,6 +14,7 @@ mod hostile;
 mod life;
 mod many;
 mod paths;
+mod rotation;
 mod sizes;
 
 /// Keeps what it gets.

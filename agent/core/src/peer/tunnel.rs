@@ -37,6 +37,10 @@ const QUICK_RETRY: (Duration, Duration) = (Duration::from_millis(900), Duration:
 const OTHER_WAY: Duration = Duration::from_millis(250);
 /// Later ones. boringtun itself would retry after five seconds, without jitter.
 const SLOW_RETRY: (Duration, Duration) = (Duration::from_millis(4500), Duration::from_millis(4950));
+/// Those of a better tunnel, while packets take a worse one: the peer comes by itself once it has heard of the keys.
+const PATIENT_RETRY: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(30));
+/// So many are made before that.
+const PATIENT_AFTER: u32 = 3;
 /// Age at which the end that began a session renews it; boringtun itself would at 120 s.
 const RENEW: (Duration, Duration) = (Duration::from_secs(108), Duration::from_secs(118));
 /// Age at which the other end does, if the first didn't manage to. Sessions end at 180 s.
@@ -110,6 +114,8 @@ pub(super) struct Tunnel {
     making: Making,
     /// Number of the peer that it leads to.
     pub(super) peer: u32,
+    /// Number of the own key.
+    pub(super) own: u32,
     /// The peer's key.
     pub(super) key: TunnelPublicKey,
     /// Whether it leads to a client: handshakes are begun when there is something to send, and nowhere but there.
@@ -118,6 +124,8 @@ pub(super) struct Tunnel {
     session: bool,
     /// Whether there ever was a handshake.
     begun: bool,
+    /// Whether the peer ever showed that it has the keys of a session here.
+    proved: bool,
     /// When the newest handshake ended, and when it is to be renewed.
     since: Instant,
     renew_at: Instant,
@@ -145,10 +153,12 @@ impl Tunnel {
             tunn: None,
             making: Making { secret: secret.clone(), index, limiter },
             peer,
+            own: 0,
             key,
             on_demand,
             session: false,
             begun: false,
+            proved: false,
             since: now,
             renew_at: now,
             heard: now,
@@ -158,6 +168,12 @@ impl Tunnel {
             unconfirmed: [None; SESSIONS],
             handshakes: 0,
         }
+    }
+
+    /// The same, of the own key with this number.
+    pub(super) const fn of(mut self, own: u32) -> Self {
+        self.own = own;
+        self
     }
 
     fn tunn(&mut self) -> &mut Tunn {
@@ -178,6 +194,16 @@ impl Tunnel {
     /// Whether a handshake ever ended here.
     pub(super) const fn is_begun(&self) -> bool {
         self.begun
+    }
+
+    /// Whether the peer ever showed that it has the keys of a session here.
+    pub(super) const fn is_proved(&self) -> bool {
+        self.proved
+    }
+
+    /// When something authentic last came through it, or a handshake ended. Before any, when it was made.
+    pub(super) fn last_heard(&self) -> Instant {
+        self.heard.max(self.since)
     }
 
     pub(super) const fn has_session(&self) -> bool {
@@ -219,6 +245,7 @@ impl Tunnel {
     /// an initiation doesn't. Says whether that made the first session, or one after a break.
     pub(super) fn note_heard(&mut self, confirms: bool, now: Instant) -> bool {
         self.heard = now;
+        self.proved |= confirms;
         if self.session || !confirms {
             return false;
         }
@@ -340,7 +367,7 @@ impl Tunnel {
     /// Whether a handshake is to be begun or tried again now. `watch` is given for the tunnel that packets take:
     /// whether the peer answers there. One that is silent or doesn't is perhaps another run, or elsewhere.
     pub(super) fn due(&mut self, watch: Option<bool>, now: Instant) -> bool {
-        let heard = self.heard.max(self.since);
+        let heard = self.last_heard();
         let silent = watch
             .is_some_and(|answers| !answers || now.saturating_duration_since(heard) > LIVE_FOR);
         if self.session && !silent && now < self.renew_at {
@@ -381,6 +408,24 @@ impl Tunnel {
         attempt.count = count.saturating_add(1);
         attempt.next = now + random.between(low, high);
         count
+    }
+
+    /// The next attempt has time: packets have another way.
+    pub(super) fn be_patient(&mut self, random: &mut Random, now: Instant) {
+        if let Some(attempt) = &mut self.attempt
+            && attempt.count >= PATIENT_AFTER
+        {
+            attempt.next = now + random.between(PATIENT_RETRY.0, PATIENT_RETRY.1);
+        }
+    }
+
+    /// Packets have no other way any more.
+    pub(super) fn lose_patience(&mut self, now: Instant) {
+        if let Some(attempt) = &mut self.attempt
+            && attempt.next > now + SLOW_RETRY.1
+        {
+            attempt.next = now;
+        }
     }
 
     /// When this wants to be looked at again.

@@ -7,7 +7,7 @@ use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::verdict::DropReason;
 use hashbrown::HashMap;
 
-use super::{MAX_PEERS, OWNER_SHIFT, Peer, Peers, Tunnel};
+use super::{MAX_PEERS, Peer, Peers};
 use crate::peer::{MAX_KEYS, PeerConfig};
 
 /// New peers are initiated to this far apart.
@@ -46,8 +46,10 @@ impl Peers {
                 self.tunnels.get(**tunnel).is_none_or(|tunnel| !kept.contains(&tunnel.key))
             };
             let gone: Vec<u32> = peer.tunnels.iter().filter(gone).copied().collect();
+            peer.keys.retain(|key| kept.contains(key));
             if !gone.is_empty() {
                 self.remove_tunnels(number, &gone);
+                self.choose_sending(number);
             }
             if config.is_none() {
                 self.remove_peer(number);
@@ -59,7 +61,9 @@ impl Peers {
     pub fn admit(&mut self, config: &PeerConfig, now: Instant) {
         let Some(number) = self.place(config, now) else { return };
         let first_attempt = self.next_first_attempt.max(now);
-        if self.give_keys(number, config, (now, first_attempt)) {
+        self.give_keys(number, config);
+        let called = (!config.client || !config.endpoints.is_empty()).then_some(first_attempt);
+        if self.pair(number, called, now) {
             self.next_first_attempt = first_attempt + STAGGER;
         }
         self.choose_sending(number);
@@ -87,63 +91,6 @@ impl Peers {
         self.take_relays(number, now);
         self.fit(number, false, now);
         Some(number)
-    }
-
-    /// Makes tunnels for new keys and puts all in order. Says whether it made one.
-    fn give_keys(
-        &mut self,
-        index: u32,
-        config: &PeerConfig,
-        (now, first_attempt): (Instant, Instant),
-    ) -> bool {
-        let (mut order, mut made) = (Vec::new(), false);
-        for key in config.keys.iter().take(MAX_KEYS) {
-            let number = match self.by_key.get(key) {
-                Some(number) => {
-                    if self.tunnels.get(*number).is_none_or(|tunnel| tunnel.peer != index) {
-                        tracing::warn!(gateway = %config.gateway, %key, "another peer has this key");
-                        continue;
-                    }
-                    *number
-                }
-                None if *key == self.own_key => continue,
-                None => {
-                    let owner = u32::from(self.config.owner & 0x0f) << OWNER_SHIFT;
-                    let (secret, limiter) = (&self.secret, self.front.limiter());
-                    let made_one = self.tunnels.insert(|number| {
-                        let who = (index, *key, config.client);
-                        // Where a client was before this start it is called, too.
-                        let called = !config.client || !config.endpoints.is_empty();
-                        let times = (now, called.then_some(first_attempt));
-                        Tunnel::new(secret, who, owner | number, limiter, times)
-                    });
-                    let Some(number) = made_one else { continue };
-                    self.by_key.insert(*key, number);
-                    made = true;
-                    number
-                }
-            };
-            if !order.contains(&number) {
-                order.push(number);
-            }
-        }
-        if let Some(peer) = self.peers.get_mut(index) {
-            peer.tunnels = order;
-        }
-        made
-    }
-
-    fn remove_tunnels(&mut self, index: u32, gone: &[u32]) {
-        for number in gone {
-            if let Some(tunnel) = self.tunnels.remove(*number) {
-                self.by_key.remove(&tunnel.key);
-            }
-        }
-        if let Some(peer) = self.peers.get_mut(index) {
-            peer.tunnels.retain(|number| !gone.contains(number));
-        }
-        self.choose_sending(index);
-        self.review(index);
     }
 
     fn remove_peer(&mut self, index: u32) {

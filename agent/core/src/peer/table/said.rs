@@ -22,24 +22,16 @@ impl Peers {
         self.config.boot
     }
 
-    /// This gateway's main key.
-    #[must_use]
-    pub const fn own_key(&self) -> &TunnelPublicKey {
-        &self.own_key
-    }
-
-    /// Whether a key is the main key of this gateway or of any peer.
+    /// Whether a key is a main key of this gateway or of any peer.
     #[must_use]
     pub fn knows_key(&self, key: &TunnelPublicKey) -> bool {
-        *key == self.own_key || self.by_key.contains_key(key)
+        self.own.has(key) || self.holder(key).is_some()
     }
 
     /// Whether a peer has this main key.
     #[must_use]
     pub fn has_key(&self, slot: PeerSlot, key: &TunnelPublicKey) -> bool {
-        let number = self.by_key.get(key);
-        let peer = self.get(slot);
-        number.zip(peer).is_some_and(|(number, peer)| peer.tunnels.contains(number))
+        self.get(slot).is_some_and(|peer| peer.keys.contains(key))
     }
 
     /// The peer's key whose tunnel packets for it take now.

@@ -203,6 +203,9 @@ impl Peers {
         let index = tunnel.peer;
         let Some(peer) = self.peers.get_mut(index) else { return };
         let attempt = tunnel.note_attempt(&mut self.random, now);
+        if peer.sending.is_some_and(|sending| sending != number) {
+            tunnel.be_patient(&mut self.random, now);
+        }
         peer.note_called();
         let (way, other) = self.way_to_shake(index, attempt);
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
@@ -233,9 +236,14 @@ impl Peers {
         let on_demand = peer.client.then(|| peer.is_wanted());
         for number in needed {
             let watch = (Some(number) == sending).then_some(hears_us);
-            let due = |tunnel: &mut Tunnel| match on_demand {
-                Some(wanted) => tunnel.due_on_demand(wanted, now),
-                None => tunnel.due(watch, now),
+            let due = |tunnel: &mut Tunnel| {
+                if sending.is_none() {
+                    tunnel.lose_patience(now);
+                }
+                match on_demand {
+                    Some(wanted) => tunnel.due_on_demand(wanted, now),
+                    None => tunnel.due(watch, now),
+                }
             };
             if self.tunnels.get_mut(number).is_some_and(due) {
                 self.initiate(number, now, out);
