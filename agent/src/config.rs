@@ -25,6 +25,8 @@
 //! # per-device = 16384                   # of one device, so that none takes the others' room
 //! # [cores]
 //! # lane_threads = 2                     # threads that seal and open bulk, beside the packet thread; 0 to 15, or "auto": as many as pay
+//! # [keys]
+//! # rotate = "24h"                       # how old a tunnel key gets, from "1m" to "90d"
 //! ```
 
 use std::collections::HashMap;
@@ -43,12 +45,14 @@ use toml::de::{DeTable, DeValue};
 
 mod cores;
 mod host;
+mod keys;
 #[cfg(test)]
 mod tests;
 
 pub use host::Host;
 
 pub use cores::{Cores, LaneThreads, MAX_LANE_THREADS};
+pub use keys::{Keys, Rotate};
 
 /// Where the file is unless the command line names another.
 pub const DEFAULT_PATH: &str = "/etc/anteroom/agent.toml";
@@ -77,6 +81,8 @@ pub struct Config {
     pub flows: Flows,
     /// How the work is spread over the machine's cores.
     pub cores: Cores,
+    /// How long a tunnel key lasts.
+    pub keys: Keys,
 }
 
 /// How many flows are remembered at once. Memory is taken as they come.
@@ -316,6 +322,8 @@ struct RawConfig {
     flows: RawFlows,
     #[serde(default)]
     cores: Cores,
+    #[serde(default)]
+    keys: Keys,
 }
 
 #[derive(Default, Deserialize)]
@@ -374,7 +382,7 @@ impl RawConfig {
         if self.host.is_some() {
             return self.host(place);
         }
-        let Self { state, run, uplink, underlay, port, offloads, flows, cores, .. } = self;
+        let Self { state, run, uplink, underlay, port, offloads, flows, cores, keys, .. } = self;
         let missing = |table: &str| {
             let problem = format!(
                 "missing key `{table}`: a gateway has an uplink, an underlay and ports, and a host has [host]"
@@ -462,6 +470,7 @@ impl RawConfig {
             offloads,
             flows: flows.check(place)?,
             cores,
+            keys,
         })
     }
 }

@@ -8,12 +8,13 @@ mod clock;
 pub(crate) mod dial;
 mod keep;
 mod outbox;
+mod rotate;
 mod session;
 mod take;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::binding::TunnelKeyBinding;
@@ -21,16 +22,19 @@ use anteroom_proto::cose::Signed;
 use anteroom_proto::id::BootId;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::{Applied, PortInfo, Reachable};
+use anteroom_proto::v1::{Applied, PortInfo, Reachable, Rotate};
 use anteroom_proto::view::{Floor, KnownKeys};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use crate::config::Rotate as Rotating;
+use crate::keys::{KeyStatus, Ring};
 use crate::plane::{Plane, PlaneError};
 use crate::relay::Known;
-use crate::state::{Enrolled, Enrolment, TunnelKey};
+use crate::state::{Enrolled, Enrolment, StateError};
 use clock::Clock;
 use dial::{Candidates, DialError};
 pub(crate) use keep::Disk;
@@ -77,6 +81,9 @@ pub struct ControlStatus {
     pub unstored_reports: usize,
     /// What went wrong last, if nothing has gone right since.
     pub last_error: Option<String>,
+    /// This gateway's tunnel keys, newest first, once that was looked at.
+    #[serde(default)]
+    pub keys: Vec<KeyStatus>,
     /// What was refused since the agent started, though a controller or whoever passes for one wanted it.
     pub alarms: Vec<Alarm>,
 }
@@ -87,8 +94,19 @@ pub(crate) struct Client<P> {
     plane: P,
     enrolment: Enrolment,
     identity: IdentityKey,
-    tunnel: TunnelKey,
-    binding: Signed<TunnelKeyBinding>,
+    ring: Ring,
+    /// As the keys are offered now.
+    bindings: Vec<Signed<TunnelKeyBinding>>,
+    /// What the controller asked for and isn't done yet.
+    asked_to_rotate: Option<Rotate>,
+    /// Keys that are being written down.
+    writing: Option<(Ring, JoinHandle<Result<(), StateError>>)>,
+    /// Until when no keys are written down, since that failed.
+    keys_rest: Option<Instant>,
+    /// How old a tunnel key gets, and this run's share of how much earlier it is replaced.
+    rotate_every: Duration,
+    jitter: u32,
+    disk: Arc<dyn Disk>,
     keys: KnownKeys,
     chain: Option<AuthorityChain>,
     floor: Floor,
@@ -113,7 +131,7 @@ impl<P: Plane> Client<P> {
         reach: watch::Receiver<Reach>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let Enrolled { enrolment, identity, tunnel, chain, view, floor, keys } = held;
+        let Enrolled { enrolment, identity, ring, chain, view, floor, keys } = held;
         let applied = view.as_deref().map(|view| applied_of(view, &plane));
         for problem in applied.iter().flat_map(|applied| &applied.problems) {
             warn!("the view on disk: {problem}");
@@ -126,8 +144,14 @@ impl<P: Plane> Client<P> {
             ..ControlStatus::default()
         });
         Self {
-            binding: tunnel.bind(&enrolment, &identity),
-            tunnel,
+            bindings: ring.bindings(&enrolment, &identity),
+            ring,
+            asked_to_rotate: None,
+            writing: None,
+            keys_rest: None,
+            rotate_every: Rotating::default().every(),
+            jitter: random(),
+            disk: disk.clone(),
             keys,
             outbox: Outbox::new(boot),
             keeping: Keeping::new(disk, floor),
@@ -158,6 +182,13 @@ impl<P: Plane> Client<P> {
         let Some(relays) = &self.relays else { return };
         let chain = self.chain.clone().map(Arc::new);
         relays.send_modify(|known| known.chain = chain);
+    }
+
+    /// The same, with tunnel keys that get this old.
+    #[must_use]
+    pub(crate) const fn rotating(mut self, every: Duration) -> Self {
+        self.rotate_every = every;
+        self
     }
 
     /// How it stands, as it changes.
@@ -285,11 +316,7 @@ impl<P: Plane> Client<P> {
 
     fn reachable(&mut self) -> Reachable {
         let reach = self.reach.borrow_and_update().clone();
-        Reachable {
-            endpoints: reach.endpoints,
-            keys: vec![self.binding.clone()],
-            ports: reach.ports,
-        }
+        Reachable { endpoints: reach.endpoints, keys: self.bindings.clone(), ports: reach.ports }
     }
 }
 

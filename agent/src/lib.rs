@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod enroll;
+pub mod keys;
 pub mod local;
 pub mod net;
 pub mod plane;

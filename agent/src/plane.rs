@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anteroom_agent_core::bypass::LoadedBypass;
+use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
@@ -39,6 +40,13 @@ pub trait Plane: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Tells the number of the newest authority document held, which peers are told.
     fn set_authority(&self, number: u64) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    /// Has these tunnel keys used, newest first, and no others; returns once they are.
+    fn set_own_keys(
+        &self,
+        keys: Vec<OwnKey>,
+    ) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    /// Who still needs which tunnel key.
+    fn key_use(&self) -> impl Future<Output = Result<Vec<KeyUse>, PlaneError>> + Send;
     /// Tells the bypass orders that were loaded from files, all of them; returns once they are followed.
     fn set_bypasses(
         &self,

@@ -8,7 +8,7 @@ mod gate;
 mod upkeep;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anteroom_agent_core::config::TunnelIdentity;
 use anteroom_proto::id::{BootId, GatewayId};
@@ -67,6 +67,8 @@ struct Run {
     gate: Gate,
     held: Held,
     orders: Orders,
+    /// How old a tunnel key gets.
+    rotate: Duration,
 }
 
 impl Run {
@@ -90,7 +92,7 @@ impl Run {
                 let fingerprint = enrolled.identity.public().fingerprint();
                 let gateway = enrolled.enrolment.gateway;
                 info!(%gateway, %fingerprint, "this machine is a gateway");
-                (gateway, enrolled.tunnel.secret.clone(), enrolled.identity.clone())
+                (gateway, enrolled.ring.newest().secret.clone(), enrolled.identity.clone())
             }
             None => {
                 warn!("this machine isn't enrolled: it has no view and no controller");
@@ -107,6 +109,9 @@ impl Run {
             lanes: TunnelSecret::from_bytes(random()?),
             learned: held.learned.clone(),
         });
+        if let Some(enrolled) = &held.enrolled {
+            gate.set_own_keys(enrolled.ring.own()).await?;
+        }
         gate.set_time(control::system_time().max(floor.time), false).await?;
         let enrolment = held.enrolled.as_ref().map(|enrolled| enrolled.enrolment.clone());
         let orders = Orders::load(state, enrolment);
@@ -138,12 +143,13 @@ impl Run {
                 None => info!("no view: the gateway is a wire"),
             }
         }
-        Ok(Self { state: state.clone(), boot, started, gate, held, orders })
+        let rotate = config.keys.rotate.every();
+        Ok(Self { state: state.clone(), boot, started, gate, held, orders, rotate })
     }
 
     /// Runs until the agent is to stop, or the machine has become a gateway.
     async fn until(self, stop: &watch::Receiver<bool>, socket: &Socket) -> anyhow::Result<Next> {
-        let Self { state, boot, started, gate, held, orders } = self;
+        let Self { state, boot, started, gate, held, orders, rotate } = self;
         let Held { enrolled, learned, problems, .. } = held;
         let opened = gate.opened().borrow().clone();
         let reach = match opened {
@@ -163,6 +169,7 @@ impl Run {
         });
         let client = enrolled.map(|enrolled: Enrolled| {
             Client::new(state.clone(), gate.clone(), enrolled, boot, reach, stop.clone())
+                .rotating(rotate)
                 .with_relays(known)
         });
         let (relays_sender, relays) = watch::channel(Vec::new());

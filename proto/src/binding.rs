@@ -20,10 +20,33 @@ pub struct TunnelKeyBinding {
     pub x25519: TunnelPublicKey,
     /// An ML-KEM-768 encapsulation key for pre-shared keys, where the gateway has one.
     pub ml_kem_768: Option<Blob>,
-    /// Counts the gateway's tunnel keys upwards.
+    /// Counts the gateway's tunnel keys upwards: seconds since 1970, by the gateway's clock when it made the key, or more
+    /// where that isn't above the one before. [`FOR_CLIENTS`](Self::FOR_CLIENTS) stands outside the count.
     pub serial: u64,
     /// From when peers may use the key. The epoch means at once.
     pub not_before: UnixMillis,
+}
+
+impl TunnelKeyBinding {
+    /// The serial of the lasting key that a gateway keeps for its clients, where that isn't the newest one. No gateway
+    /// is spoken to with it. `not_before` then says when it was made, which tells an older one from a newer.
+    pub const FOR_CLIENTS: u64 = 0;
+
+    /// Whether this is a key for clients alone.
+    #[must_use]
+    pub const fn is_for_clients(&self) -> bool {
+        self.serial == Self::FOR_CLIENTS
+    }
+
+    /// When the gateway made it, by its clock.
+    #[must_use]
+    pub const fn made(&self) -> UnixMillis {
+        if self.is_for_clients() {
+            self.not_before
+        } else {
+            UnixMillis(self.serial.saturating_mul(1000))
+        }
+    }
 }
 
 impl Document for TunnelKeyBinding {

@@ -23,4 +23,10 @@ impl UnixMillis {
     pub const fn saturating_add(self, millis: u64) -> Self {
         Self(self.0.saturating_add(millis))
     }
+
+    /// How long ago `earlier` was; nothing where that is later.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
 }

@@ -4,6 +4,7 @@ use anteroom_agent_core::batch::VlanTag;
 use anteroom_agent_core::config::{Config, TunnelIdentity};
 use anteroom_agent_core::engine::Engine;
 use anteroom_agent_core::limits::Limits;
+use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_agent_core::sink::Sink;
@@ -101,6 +102,14 @@ impl Plane for BarePlane {
 
     async fn set_authority(&self, _: u64) -> Result<(), PlaneError> {
         Ok(())
+    }
+
+    async fn set_own_keys(&self, _: Vec<OwnKey>) -> Result<(), PlaneError> {
+        Ok(())
+    }
+
+    async fn key_use(&self) -> Result<Vec<KeyUse>, PlaneError> {
+        Ok(Vec::new())
     }
 
     async fn set_bypasses(&self, loaded: Vec<LoadedBypass>) -> Result<(), PlaneError> {

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{error, info};
 
 use super::clock::Clock;
+use crate::keys::Ring;
 use crate::state::{StateDir, StateError};
 
 /// How long after a failure it is tried again.
@@ -42,6 +43,8 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn keep_view(&self, view: &SignedView, marks: bool) -> Result<(), StateError>;
     /// Writes down what no view may be below.
     fn keep_floor(&self, floor: &Floor) -> Result<(), StateError>;
+    /// Writes this gateway's tunnel keys down.
+    fn keep_ring(&self, ring: &Ring) -> Result<(), StateError>;
     /// Writes down the tunnel keys that were seen of peers.
     fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError>;
 }
@@ -60,6 +63,10 @@ impl Disk for StateDir {
 
     fn keep_floor(&self, floor: &Floor) -> Result<(), StateError> {
         self.write_floor(floor)
+    }
+
+    fn keep_ring(&self, ring: &Ring) -> Result<(), StateError> {
+        self.write_tunnel_keys(ring)
     }
 
     fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError> {

@@ -12,7 +12,7 @@ use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
-    Applied, Hello, Refusal, RefusalCode, ToAgent, ToController, VERSIONS, Welcome,
+    Applied, Hello, ROTATES, Refusal, RefusalCode, ToAgent, ToController, VERSIONS, Welcome,
 };
 use anteroom_transport::endpoint::{Link, connect, peer_key};
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::debug;
 
-use super::{Client, alarm, stopped};
+use super::{Client, alarm, rotate, stopped};
 use crate::plane::{Plane, PlaneError};
 
 /// How long the greeting may take.
@@ -94,7 +94,7 @@ pub(crate) fn plain(text: &str) -> String {
 }
 
 /// Messages on their way out. A controller that doesn't read must not keep this end from reading.
-struct Out {
+pub(super) struct Out {
     queue: mpsc::Sender<ToController>,
     writer: JoinHandle<()>,
 }
@@ -113,7 +113,7 @@ impl Out {
         Self { queue, writer }
     }
 
-    fn send(&self, message: ToController) -> Result<(), End> {
+    pub(super) fn send(&self, message: ToController) -> Result<(), End> {
         self.queue
             .try_send(message)
             .map_err(|_| End::Lost("the controller doesn't take what is sent to it".into()))
@@ -176,9 +176,9 @@ impl<P: Plane> Client<P> {
             Ok(message) => greeting(message?)?,
             Err(_) => return Err(End::Lost("the controller says nothing".into())),
         };
-        let named = self.tunnel.serial;
+        let named = self.ring.newest().serial;
         self.welcome(&welcome, link).await?;
-        if self.tunnel.serial != named {
+        if self.ring.newest().serial != named {
             out.send(ToController::Reachable(self.reachable()))?;
         }
         *greeted = true;
@@ -186,6 +186,8 @@ impl<P: Plane> Client<P> {
 
         let every = Duration::from_millis(welcome.report_every.into()).clamp(REPORTS.0, REPORTS.1);
         let mut reports = interval(every);
+        let mut key_looks = interval(rotate::LOOK);
+        key_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut resend = Instant::now() + RESEND;
         reach.mark_unchanged();
@@ -214,6 +216,7 @@ impl<P: Plane> Client<P> {
                         out.send(ToController::Applied(self.with_alarms(applied)))?;
                     }
                 }
+                _ = key_looks.tick() => self.tend_keys(&out).await?,
                 () = sleep_until(resend), if self.outbox.waiting().next().is_some() => {
                     self.tell_again(&out)?;
                     resend = Instant::now() + RESEND;
@@ -236,7 +239,10 @@ impl<P: Plane> Client<P> {
             gateway: self.enrolment.gateway,
             boot: self.boot,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            capabilities: self.relays.iter().map(|_| relay::CAPABILITY.to_owned()).collect(),
+            capabilities: {
+                let relays = self.relays.iter().map(|_| relay::CAPABILITY);
+                relays.chain([ROTATES]).map(str::to_owned).collect()
+            },
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
             applied: self.applied.clone().map(|applied| self.with_alarms(applied)),
             reachable: self.reachable(),
@@ -365,6 +371,10 @@ impl<P: Plane> Client<P> {
             ToAgent::Reported { boot, sequence } => {
                 self.outbox.stored(boot, sequence);
                 self.count_reports();
+            }
+            ToAgent::Rotate(rotate) => {
+                self.hear_rotate(rotate);
+                self.tend_keys(out).await?;
             }
             ToAgent::Refused(refusal) => return Err(End::Refused(refusal.into())),
             ToAgent::Pass(pass) if self.relays.is_some() => self.take_pass(*pass),

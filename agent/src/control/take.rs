@@ -161,10 +161,8 @@ impl<P: Plane> Client<P> {
     ) -> Result<(), PlaneError> {
         let now = self.clock.set(time, self.floor.time);
         self.keeping.time(self.clock);
-        if self.tunnel.unsure && self.tunnel.serial < now.0 / 1000 {
-            // Whatever serials the lost keys had, they were no higher than the time then.
-            (self.tunnel.serial, self.tunnel.unsure) = (now.0 / 1000, false);
-            self.binding = self.tunnel.bind(&self.enrolment, &self.identity);
+        if self.ring.settle(now) {
+            self.bindings = self.ring.bindings(&self.enrolment, &self.identity);
         }
         self.plane.set_time(now, true).await
     }

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anteroom_agent_core::bypass::LoadedBypass;
+use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::id::BootId;
 use anteroom_proto::key::IdentityKey;
@@ -28,6 +29,7 @@ use crate::testkit::{GATEWAY, ORGANISATION, Organisation, check_binding};
 
 mod attacks;
 mod keep;
+mod keys;
 mod passes;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -42,6 +44,8 @@ struct Told {
     views: Vec<Arc<View>>,
     times: Vec<(UnixMillis, bool)>,
     authorities: Vec<u64>,
+    own_keys: Vec<Vec<OwnKey>>,
+    key_use: Vec<KeyUse>,
     tunnels: Vec<TunnelState>,
     reports: u64,
     stopped: bool,
@@ -83,6 +87,15 @@ impl Plane for FakePlane {
     async fn set_authority(&self, number: u64) -> Result<(), PlaneError> {
         self.told(|told| told.authorities.push(number));
         Ok(())
+    }
+
+    async fn set_own_keys(&self, keys: Vec<OwnKey>) -> Result<(), PlaneError> {
+        self.told(|told| told.own_keys.push(keys));
+        Ok(())
+    }
+
+    async fn key_use(&self) -> Result<Vec<KeyUse>, PlaneError> {
+        Ok(self.told(|told| told.key_use.clone()))
     }
 
     async fn set_bypasses(&self, _loaded: Vec<LoadedBypass>) -> Result<(), PlaneError> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::engine::{Prepared, Retired};
+use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_agent_core::target::{RelayId, RelayPath};
@@ -53,6 +54,8 @@ pub(super) enum Command {
     SetTime(UnixMillis, bool),
     SetBypasses(Vec<LoadedBypass>, oneshot::Sender<()>),
     SetAuthority(u64),
+    SetOwnKeys(Vec<OwnKey>, oneshot::Sender<()>),
+    KeyUse(oneshot::Sender<Vec<KeyUse>>),
     SetOwnAddresses(Vec<IpAddr>),
     SetUnderlayMtu(u16),
     Report(oneshot::Sender<EngineReport>),
@@ -201,6 +204,22 @@ impl Handle {
     /// As [`Handle::apply`].
     pub async fn set_authority(&self, number: u64) -> Result<(), Stopped> {
         self.commander.send(Command::SetAuthority(number)).await
+    }
+
+    /// Has these tunnel keys used, newest first, and no others; returns once they are.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn set_own_keys(&self, keys: Vec<OwnKey>) -> Result<(), Stopped> {
+        self.ask(|answer| Command::SetOwnKeys(keys, answer)).await
+    }
+
+    /// Who still needs which tunnel key.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn key_use(&self) -> Result<Vec<KeyUse>, Stopped> {
+        self.ask(Command::KeyUse).await
     }
 
     /// Tells the bypass orders that were loaded from files, all of them; returns once they are followed.

@@ -362,6 +362,13 @@ impl Worker {
                 self.engine.set_bypasses(loaded, now);
                 let _ = answer.send(());
             }
+            Command::SetOwnKeys(keys, answer) => {
+                self.engine.set_own_keys(&keys, now);
+                let _ = answer.send(());
+            }
+            Command::KeyUse(answer) => {
+                let _ = answer.send(self.engine.key_use(now));
+            }
             Command::SetOwnAddresses(addresses) => self.engine.set_own_addresses(addresses),
             Command::SetUnderlayMtu(mtu) => self.engine.set_underlay_mtu(mtu, now),
             Command::Report(answer) => {

@@ -71,11 +71,11 @@ async fn a_machine_becomes_a_gateway_and_stays_it_when_repeated() {
     let held = held.enrolled.unwrap();
     assert_eq!(held.enrolment, organisation.enrolment());
     assert_eq!(held.chain.unwrap(), organisation.followed());
-    let tunnel = held.tunnel;
+    let tunnel = held.ring;
 
     assert_eq!(enrol(&state, &code).await.unwrap(), first);
     assert_eq!(claims.recv().await.unwrap().0, key);
-    assert_eq!(Held::load(&state).unwrap().enrolled.unwrap().tunnel, tunnel);
+    assert_eq!(Held::load(&state).unwrap().enrolled.unwrap().ring, tunnel);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::config::{PortConfig, TunnelIdentity};
 use anteroom_agent_core::engine::Engine;
 use anteroom_agent_core::lane;
+use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::time::UnixMillis;
@@ -49,6 +50,8 @@ pub(super) struct Gate {
     time: Arc<Mutex<Option<Time>>>,
     /// Bypass orders from files, for an engine that starts later.
     bypasses: Arc<Mutex<Vec<LoadedBypass>>>,
+    /// The tunnel keys, for an engine that starts later.
+    own_keys: Arc<Mutex<Vec<OwnKey>>>,
     /// Number of the newest authority document, for an engine that starts later.
     authority: Arc<AtomicU64>,
 }
@@ -82,6 +85,7 @@ impl Gate {
             time: Arc::default(),
             authority: Arc::default(),
             bypasses: Arc::default(),
+            own_keys: Arc::default(),
         }
     }
 
@@ -127,6 +131,10 @@ impl Gate {
             engine.set_time(time.wall, time.confirmed, time.at);
         }
         engine.set_authority(self.authority.load(Ordering::Relaxed), Instant::now());
+        let own_keys = self.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !own_keys.is_empty() {
+            engine.set_own_keys(&own_keys, Instant::now());
+        }
         let bypasses = self.bypasses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         engine.set_bypasses(bypasses, Instant::now());
         if let Some(view) = &view {
@@ -179,6 +187,19 @@ impl Plane for Gate {
             Ok(handle) => Ok(handle.set_authority(number).await?),
             Err(_) => Ok(()),
         }
+    }
+
+    async fn set_own_keys(&self, keys: Vec<OwnKey>) -> Result<(), PlaneError> {
+        let _alone = self.opening.lock().await;
+        self.own_keys.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&keys);
+        match self.get() {
+            Ok(handle) => Ok(handle.set_own_keys(keys).await?),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn key_use(&self) -> Result<Vec<KeyUse>, PlaneError> {
+        Ok(self.get()?.key_use().await?)
     }
 
     async fn set_bypasses(&self, loaded: Vec<LoadedBypass>) -> Result<(), PlaneError> {

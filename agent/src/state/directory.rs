@@ -20,6 +20,7 @@ use super::records::{self, Enrolment, Marker, TunnelKey};
 use super::seal::{Credentials, Secrets};
 use super::{StateError, records::Seed};
 use crate::bypass::Kept;
+use crate::keys::Ring;
 
 /// The state directory, its permissions checked.
 #[derive(Debug, Clone)]
@@ -151,6 +152,14 @@ impl StateDir {
         floor_serial: u64,
     ) -> Result<TunnelKey, StateError> {
         records::TunnelKey::add(&self.secrets, before, floor_serial, false)
+    }
+
+    /// Records the tunnel keys.
+    ///
+    /// # Errors
+    /// When they can't be written. What was there is as before then.
+    pub fn write_tunnel_keys(&self, ring: &Ring) -> Result<(), StateError> {
+        records::TunnelKey::write_all(&self.secrets, ring.all())
     }
 
     /// Makes a key for tunnels in the place of those that were lost. Their serials are unknown; seconds that somebody

@@ -9,9 +9,10 @@ use anteroom_proto::mode::Mode;
 use anteroom_proto::view::{Floor, KnownKeys, SignedView, View};
 
 use crate::config::Config;
+use crate::keys::Ring;
 use crate::net::wiring::Wiring;
 
-use super::{Enrolment, StateDir, StateError, TunnelKey, records};
+use super::{Enrolment, StateDir, StateError, records};
 
 /// What was found on disk and holds.
 #[derive(Debug)]
@@ -34,8 +35,8 @@ pub struct Enrolled {
     pub enrolment: Enrolment,
     /// Its identity key.
     pub identity: IdentityKey,
-    /// Its newest tunnel key.
-    pub tunnel: TunnelKey,
+    /// Its tunnel keys.
+    pub ring: Ring,
     /// The authority chain, from the pinned document. None where it was lost.
     pub chain: Option<AuthorityChain>,
     /// The view to put in force.
@@ -145,12 +146,13 @@ impl Enrolled {
         let floor = note(records::FLOOR.read::<Floor>(state.path()), problems)?.flatten();
         let floor = floor.unwrap_or_default();
         let known = note(state.known_keys(), problems)?.unwrap_or_default();
-        let tunnel = match keys.first() {
+        let newest = match keys.first() {
             Some(key) => key.clone(),
             None => state.replace_lost_tunnel_keys(floor.time)?,
         };
+        let ring = Ring::new(keys, newest);
         let (chain, view) = signed(state, &enrolment, &floor, problems)?;
-        let mut held = Self { enrolment, identity, tunnel, chain, view: None, floor, keys: known };
+        let mut held = Self { enrolment, identity, ring, chain, view: None, floor, keys: known };
         if let Some(mut view) = view {
             held.floor = view.floor(&held.floor);
             held.keys.hold(&mut view);

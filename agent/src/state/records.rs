@@ -159,11 +159,18 @@ pub struct TunnelKey {
     pub secret: TunnelSecret,
     /// Whether keys before it were lost, so that its serial may be below theirs: peers take it once it has another.
     pub unsure: bool,
+    /// Whether clients are spoken to with it: the gateway's first key, for good.
+    pub clients: bool,
+    /// Whether other gateways aren't any more.
+    pub retired: bool,
+    /// Whether it was made in an emergency: the one before it goes whoever still needs it.
+    pub urgent: bool,
 }
 
 impl PartialEq for TunnelKey {
     fn eq(&self, other: &Self) -> bool {
-        self.serial == other.serial && self.secret.public() == other.secret.public()
+        let kind = |key: &Self| (key.serial, key.unsure, key.clients, key.retired, key.urgent);
+        kind(self) == kind(other) && self.secret.public() == other.secret.public()
     }
 }
 
@@ -176,6 +183,12 @@ pub(super) struct StoredTunnelKey {
     secret: Seed,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unsure: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    clients: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    retired: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    urgent: bool,
 }
 
 impl TunnelKey {
@@ -186,7 +199,8 @@ impl TunnelKey {
             .map(|key| {
                 let bytes = key.secret.bytes(&TUNNEL_KEYS, secrets.directory())?;
                 let secret = TunnelSecret::from_bytes(*bytes);
-                Ok(Self { serial: key.serial, secret, unsure: key.unsure })
+                let StoredTunnelKey { serial, unsure, clients, retired, urgent, .. } = *key;
+                Ok(Self { serial, secret, unsure, clients, retired, urgent })
             })
             .collect::<Result<Vec<_>, StateError>>()?;
         keys.sort_by_key(|key| std::cmp::Reverse(key.serial));
@@ -203,30 +217,63 @@ impl TunnelKey {
         // Keys that were lost had serials too. Seconds keep above them without a counter that survives.
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let serial = newest.max(floor).saturating_add(1).max(clock);
-        let key = Self { serial, secret: TunnelSecret::from_bytes(*random()?), unsure };
-        let stored: Vec<_> = std::iter::once(&key)
-            .chain(before)
-            .take(MAX_TUNNEL_KEYS)
-            .map(|key| StoredTunnelKey {
-                serial: key.serial,
-                secret: Seed::new(key.secret.as_bytes()),
-                unsure: key.unsure,
-            })
-            .collect();
-        secrets.write(&TUNNEL_KEYS, &stored)?;
+        let secret = TunnelSecret::from_bytes(*random()?);
+        let (clients, retired, urgent) = (false, false, false);
+        let key = Self { serial, secret, unsure, clients, retired, urgent };
+        Self::write_all(secrets, std::iter::once(&key).chain(before))?;
         Ok(key)
+    }
+
+    pub(super) fn write_all<'a>(
+        secrets: &Secrets,
+        keys: impl Iterator<Item = &'a Self>,
+    ) -> Result<(), StateError> {
+        let stored = keys.take(MAX_TUNNEL_KEYS).map(|key| StoredTunnelKey {
+            serial: key.serial,
+            secret: Seed::new(key.secret.as_bytes()),
+            unsure: key.unsure,
+            clients: key.clients,
+            retired: key.retired,
+            urgent: key.urgent,
+        });
+        secrets.write(&TUNNEL_KEYS, &stored.collect::<Vec<_>>())
+    }
+
+    /// When it was made, by the clock of then.
+    #[must_use]
+    pub const fn made(&self) -> UnixMillis {
+        UnixMillis(self.serial.saturating_mul(1000))
     }
 
     /// The public half, signed by the gateway's identity key.
     #[must_use]
     pub fn bind(&self, enrolment: &Enrolment, identity: &IdentityKey) -> Signed<TunnelKeyBinding> {
+        self.bind_as((self.serial, UnixMillis(0)), enrolment, identity)
+    }
+
+    /// The same, for clients alone.
+    #[must_use]
+    pub fn bind_for_clients(
+        &self,
+        enrolment: &Enrolment,
+        identity: &IdentityKey,
+    ) -> Signed<TunnelKeyBinding> {
+        self.bind_as((TunnelKeyBinding::FOR_CLIENTS, self.made()), enrolment, identity)
+    }
+
+    fn bind_as(
+        &self,
+        (serial, not_before): (u64, UnixMillis),
+        enrolment: &Enrolment,
+        identity: &IdentityKey,
+    ) -> Signed<TunnelKeyBinding> {
         let binding = TunnelKeyBinding {
             organisation: enrolment.organisation,
             gateway: enrolment.gateway,
             x25519: self.secret.public(),
             ml_kem_768: None,
-            serial: self.serial,
-            not_before: UnixMillis(0),
+            serial,
+            not_before,
         };
         Signed::sign(&binding, identity)
     }

@@ -68,7 +68,7 @@ fn what_was_written_is_held_again() {
     let enrolled = held.enrolled.unwrap();
     assert_eq!(enrolled.enrolment, organisation.enrolment());
     assert_eq!(enrolled.identity.public(), identity);
-    assert_eq!(enrolled.tunnel, tunnel);
+    assert_eq!(enrolled.ring.newest().secret.public(), tunnel.secret.public());
     assert_eq!(enrolled.chain.unwrap(), organisation.followed());
     assert_eq!(enrolled.view.unwrap().revision, 4);
     assert_eq!(enrolled.floor.view, ViewNumber { incarnation: 0, sequence: 7 });

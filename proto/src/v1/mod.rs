@@ -74,6 +74,8 @@ pub enum ToAgent {
     /// A newer pass to show to relays. Only for agents whose greeting had the capability
     /// [`crate::relay::CAPABILITY`].
     Pass(Box<Signed<RelayPass>>),
+    /// Tunnel keys to replace. Only for a gateway whose greeting says [`ROTATES`].
+    Rotate(Rotate),
     /// Reports up to this sequence number are stored.
     Reported {
         /// The agent's boot that the number belongs to.
@@ -82,6 +84,19 @@ pub enum ToAgent {
         sequence: u64,
     },
 }
+
+/// What a gateway is asked to do with its tunnel keys. It may come again; a gateway that has a newer key has done it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Its keys with serials up to this one are to be replaced.
+    pub up_to: u64,
+    /// Whether they are to go whoever still needs them: their private halves may be in other hands.
+    pub now: bool,
+}
+
+/// What a gateway's greeting says it can do where it takes [`ToAgent::Rotate`].
+pub const ROTATES: &str = "rotate";
 
 /// First words of a gateway with an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -387,6 +387,10 @@ impl Peer {
         for signed in known.map(|known| known.keys.as_slice()).unwrap_or_default() {
             match signed.verify(organisation, &[gateway.identity]) {
                 Ok(binding) if binding.gateway == gateway.gateway => {
+                    // What a controller hands on that doesn't know such keys.
+                    if binding.is_for_clients() {
+                        continue;
+                    }
                     keys.push(binding.into_document());
                 }
                 Ok(binding) => left_out.push(format!(

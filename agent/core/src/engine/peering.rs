@@ -7,7 +7,7 @@ use anteroom_proto::id::{GatewayId, MemberId};
 
 use super::Engine;
 use super::prepared::Peers;
-use crate::peer::{self, PeerEvent};
+use crate::peer::{self, KeyUse, OwnKey, PeerEvent};
 use crate::policy::{Past, PeerState, Policy};
 use crate::report::LearnedClient;
 
@@ -147,6 +147,24 @@ impl Engine {
             }
             self.settling |= state.past.as_ref().is_some_and(|past| now < past.settled());
         }
+    }
+
+    /// Makes `keys` this gateway's tunnel keys, newest first. What peers and clients have with those that stay goes on.
+    pub fn set_own_keys(&mut self, keys: &[OwnKey], now: Instant) {
+        self.peers.set_own_keys(keys, now);
+    }
+
+    /// This gateway's tunnel keys for other gateways, and who still needs each. What waits to be admitted counts.
+    #[must_use]
+    pub fn key_use(&self, now: Instant) -> Vec<KeyUse> {
+        let mut uses = self.peers.key_use(now);
+        let strange =
+            |peer: &&peer::PeerConfig| !peer.client && self.peers.slot(peer.gateway).is_none();
+        let joining = self.joining.as_slice().iter().filter(strange).count();
+        for found in &mut uses {
+            found.away += joining;
+        }
+        uses
     }
 
     pub(super) fn tell_peers(&mut self, now: Instant) {

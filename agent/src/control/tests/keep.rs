@@ -6,17 +6,18 @@ use anteroom_proto::authority::{AuthorityChain, Operator};
 use anteroom_proto::view::{Floor, KnownKeys};
 
 use super::*;
+use crate::keys::Ring;
 use crate::state::StateError;
 
 /// A state directory on a disk that does as it is told.
-struct Disc {
+pub(super) struct Disc {
     state: Arc<StateDir>,
     mood: Mutex<Mood>,
     changed: Condvar,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mood {
+pub(super) enum Mood {
     Well,
     Stuck,
     Full,
@@ -72,12 +73,17 @@ impl Disk for Disc {
         self.state.keep_floor(floor)
     }
 
+    fn keep_ring(&self, ring: &Ring) -> Result<(), StateError> {
+        self.wait()?;
+        self.state.keep_ring(ring)
+    }
+
     fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError> {
         self.state.keep_keys(keys)
     }
 }
 
-fn world(mood: Mood) -> (World, Arc<Disc>) {
+pub(super) fn world(mood: Mood) -> (World, Arc<Disc>) {
     let mut disc = None;
     let world = World::on(&key(11), |state| disc.insert(Disc::new(state, mood)).clone(), |_, _| {});
     (world, disc.unwrap())

@@ -22,7 +22,7 @@ fn pass(world: &World, sequence: u64) -> RelayPass {
 async fn a_pass_is_taken_unless_it_is_older_forged_or_of_another() {
     let world = World::new();
     let mut session = world.session().await;
-    assert_eq!(session.hello.capabilities, [CAPABILITY]);
+    assert!(session.hello.capabilities.iter().any(|one| one == CAPABILITY));
     session.welcome(60_000, 5).await;
     let mut relays = world.relays.clone();
     let number = relays.borrow().chain.as_ref().map(|chain| chain.newest().number);

@@ -47,8 +47,10 @@ fn an_earlier_agents_view_and_keys_are_in_force_at_once() {
         ["10.0.0.2".parse::<std::net::Ipv4Addr>().unwrap()]
     );
     assert!(view.intent.clients.is_empty() && view.intent.infrastructure.routers.is_empty());
-    assert!(!enrolled.tunnel.unsure);
-    assert_eq!(state.tunnel_keys().unwrap(), [enrolled.tunnel], "no new one was made");
+    assert!(!enrolled.ring.newest().unsure);
+    let keys = state.tunnel_keys().unwrap();
+    let publics: Vec<_> = keys.iter().map(|key| key.secret.public()).collect();
+    assert_eq!(publics, [enrolled.ring.newest().secret.public()], "no new one was made");
 }
 
 #[test]

@@ -1,0 +1,132 @@
+//! Changing this gateway's tunnel keys: by age, and when the controller asks for it.
+
+use std::time::{Duration, Instant};
+
+use anteroom_agent_core::peer::KeyUse;
+use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::v1::{Rotate, ToController};
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use super::Client;
+use super::session::{End, Out};
+use crate::keys::Ring;
+use crate::plane::{Plane, PlaneError};
+
+/// How often it is looked at.
+pub(super) const LOOK: Duration = Duration::from_millis(500);
+/// How long after a failure to write keys down it is tried again.
+const AGAIN: Duration = Duration::from_secs(30);
+/// Least time between two new keys, whoever asks for them: each costs all peers a handshake.
+const LEAST: Duration = Duration::from_secs(10);
+
+impl<P: Plane> Client<P> {
+    /// Makes a new key where the newest is old enough, and gives up old ones that nobody needs.
+    pub(super) async fn tend_keys(&mut self, out: &Out) -> Result<(), End> {
+        if !self.take_over_written(out).await? {
+            // Views don't wait for the disk, and neither does this.
+            return Ok(());
+        }
+        let now = self.clock.now();
+        let approved = self.status.borrow().approved == Some(true);
+        // The age differs a little from gateway to gateway, or all that were started together would change together.
+        let share = f64::from(self.jitter) / f64::from(u32::MAX);
+        let every = self.rotate_every.mul_f64(0.9 + 0.1 * share);
+        let told = self.asked_to_rotate;
+        if told.is_some_and(|told| self.ring.newest().serial > told.up_to) {
+            // What was asked for is done, but for the old keys that may be waiting for peers.
+            self.asked_to_rotate = None;
+            if let Some(ring) = self.ring.hurried().filter(|_| told.is_some_and(|told| told.now)) {
+                self.write(ring);
+                return Ok(());
+            }
+        }
+        let asked = self.asked_to_rotate;
+        let urgent = asked.is_some_and(|asked| asked.now);
+        let late = approved && self.ring.is_due(every, now);
+        let soon = now.0 / 1000 < self.ring.newest().serial.saturating_add(LEAST.as_secs());
+        let rests = self.keys_rest.is_some_and(|until| until > Instant::now());
+        let room = urgent || !self.ring.is_full();
+        if (asked.is_some() || late) && room && !soon && !rests {
+            return self.rotate(urgent);
+        }
+        let uses = if self.ring.is_changing() { self.key_use().await? } else { Vec::new() };
+        self.show_keys(&uses);
+        if let Some(ring) = self.ring.without_unneeded(&uses, now).filter(|_| !rests) {
+            self.write(ring);
+        }
+        Ok(())
+    }
+
+    /// Notes that keys up to some serial are to be replaced.
+    pub(super) fn hear_rotate(&mut self, rotate: Rotate) {
+        let now = rotate.now || self.asked_to_rotate.is_some_and(|before| before.now);
+        let before = self.asked_to_rotate.map_or(0, |before| before.up_to);
+        self.asked_to_rotate = Some(Rotate { up_to: rotate.up_to.max(before), now });
+    }
+
+    fn rotate(&mut self, urgent: bool) -> Result<(), End> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        if let Err(error) = getrandom::fill(bytes.as_mut_slice()) {
+            self.alarm(&format!("no new tunnel key: the system gives no random bytes: {error}"));
+            return Ok(());
+        }
+        let ring = self.ring.with_new(TunnelSecret::from_bytes(*bytes), urgent, self.clock.now());
+        self.write(ring);
+        Ok(())
+    }
+
+    /// Has other keys written down, and then used. They are on the disk first, in the engine next, and offered last.
+    fn write(&mut self, ring: Ring) {
+        let (disk, kept) = (self.disk.clone(), ring.clone());
+        self.writing = Some((ring, tokio::task::spawn_blocking(move || disk.keep_ring(&kept))));
+    }
+
+    /// Uses and offers keys that are written by now. Says whether nothing is being written any more.
+    async fn take_over_written(&mut self, out: &Out) -> Result<bool, End> {
+        if self.writing.as_ref().is_some_and(|(_, writing)| !writing.is_finished()) {
+            return Ok(false);
+        }
+        let Some((ring, writing)) = self.writing.take() else { return Ok(true) };
+        let problem = match writing.await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(problem) = problem {
+            warn!("the tunnel keys stay as they are: {problem}");
+            self.alarm(&format!("the tunnel keys can't be changed: {problem}"));
+            self.keys_rest = Some(Instant::now() + AGAIN);
+            return Ok(true);
+        }
+        if ring.newest().serial == self.ring.newest().serial {
+            info!(
+                left = ring.all().count(),
+                "old tunnel keys: some are given up, or no longer wait"
+            );
+        } else {
+            info!(serial = ring.newest().serial, urgent = ring.newest().urgent, "a new tunnel key");
+        }
+        self.ring = ring;
+        self.bindings = self.ring.bindings(&self.enrolment, &self.identity);
+        self.plane.set_own_keys(self.ring.own()).await?;
+        out.send(ToController::Reachable(self.reachable()))?;
+        Ok(true)
+    }
+
+    async fn key_use(&self) -> Result<Vec<KeyUse>, PlaneError> {
+        match self.plane.key_use().await {
+            Err(PlaneError::Closed) => Ok(Vec::new()),
+            uses => uses,
+        }
+    }
+
+    fn show_keys(&self, uses: &[KeyUse]) {
+        let keys = self.ring.status(uses);
+        self.status.send_if_modified(|status| {
+            let changed = status.keys != keys;
+            status.keys = keys;
+            changed
+        });
+    }
+}

@@ -1,0 +1,143 @@
+//! Tunnel keys that are changed: what is written, used and offered, and in which order.
+
+use std::sync::LazyLock;
+
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
+use anteroom_proto::mode::Mode;
+use anteroom_proto::v1::Rotate;
+
+use super::keep::{Mood, world};
+use super::*;
+use crate::control::clock::system_time;
+use crate::keys::Ring;
+use crate::state::TunnelKey;
+
+/// Made once: a test asks for it again and again, and seconds pass.
+static MADE: LazyLock<u64> = LazyLock::new(|| system_time().0 / 1000 - 60);
+
+/// A key that was made a minute ago.
+fn held() -> TunnelKey {
+    TunnelKey {
+        serial: *MADE,
+        secret: TunnelSecret::from_bytes([77; 32]),
+        unsure: false,
+        clients: false,
+        retired: false,
+        urgent: false,
+    }
+}
+
+fn with_key(state: &StateDir) {
+    state.write_tunnel_keys(&Ring::new(vec![held()], held())).unwrap();
+}
+
+impl Session {
+    /// The next keys that the agent offers, newest first.
+    async fn hear_keys(&mut self) -> Vec<TunnelKeyBinding> {
+        loop {
+            if let ToController::Reachable(reachable) = self.hear().await {
+                let keys = reachable.keys.iter();
+                return keys.map(|key| key.verify_self_named().unwrap().into_document()).collect();
+            }
+        }
+    }
+}
+
+fn publics(keys: &[TunnelKeyBinding]) -> Vec<TunnelPublicKey> {
+    keys.iter().map(|key| key.x25519).collect()
+}
+
+#[tokio::test]
+async fn a_new_key_is_written_used_and_offered_beside_the_old_one_until_nobody_needs_that() {
+    let world = World::with(|state, _| with_key(state));
+    let old = held().secret.public();
+    world.plane.told(|told| {
+        told.key_use = vec![KeyUse { key: old, live: 1, away: 0 }];
+    });
+    let mut session = world.session().await;
+    let serial = held().serial;
+    session.welcome(60_000, system_time().0).await;
+    session.send(ToAgent::Rotate(Rotate { up_to: serial, now: false })).await;
+    let offered = session.hear_keys().await;
+    let [new, before, clients] = offered.as_slice() else { panic!("{offered:?}") };
+    assert!(new.serial > serial && new.x25519 != old, "{offered:?}");
+    assert_eq!((before.x25519, before.is_for_clients()), (old, false));
+    assert_eq!((clients.x25519, clients.is_for_clients()), (old, true));
+    let on_disk: Vec<_> =
+        world.state.tunnel_keys().unwrap().iter().map(|key| key.secret.public()).collect();
+    assert_eq!(on_disk, [new.x25519, old]);
+    let used = world.plane.told(|told| told.own_keys.last().cloned()).unwrap();
+    assert_eq!(used.iter().map(|own| own.secret.public()).collect::<Vec<_>>(), on_disk);
+    world.until("shown", |status| status.keys.len() == 2).await;
+    assert_eq!(world.status.borrow().keys[1].needed_by, Some(1));
+
+    // It says so again, as after a lost connection: that is done already.
+    session.send(ToAgent::Rotate(Rotate { up_to: serial, now: false })).await;
+    world.plane.told(|told| told.key_use = vec![KeyUse { key: old, live: 0, away: 0 }]);
+    let offered = session.hear_keys().await;
+    assert_eq!(publics(&offered), [new.x25519, old]);
+    assert_eq!((offered[0].serial, offered[1].is_for_clients()), (new.serial, true));
+    let used = world.plane.told(|told| told.own_keys.last().cloned()).unwrap();
+    let kinds: Vec<_> = used.iter().map(|own| (own.gateways, own.clients)).collect();
+    assert_eq!(kinds, [(true, false), (false, true)]);
+    // What a restart finds is the same.
+    let ring = Held::load(&world.state).unwrap().enrolled.unwrap().ring;
+    assert_eq!(ring.newest().secret.public(), new.x25519);
+    assert!(!ring.is_changing());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_key_is_changed_by_age_once_the_gateway_is_approved() {
+    let world = World::with(|state, _| with_key(state));
+    let mut session = world.session().await;
+    let in_two_days = system_time().0 + 2 * 86_400_000;
+    session.welcome(60_000, in_two_days).await;
+    session.send(view_message(world.organisation.view(1, 1, Mode::Observe))).await;
+    let offered = session.hear_keys().await;
+    assert!(offered[0].serial >= in_two_days / 1000, "{offered:?}");
+    assert_eq!(offered[1].x25519, held().secret.public());
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn in_an_emergency_old_keys_that_wait_for_somebody_are_hurried() {
+    let world = World::with(|state, _| {
+        let ring = Ring::new(vec![held()], held());
+        let long_ago = UnixMillis((*MADE + 10) * 1000);
+        let ring = ring.with_new(TunnelSecret::from_bytes([78; 32]), false, long_ago);
+        state.write_tunnel_keys(&ring).unwrap();
+    });
+    let old = held().secret.public();
+    world.plane.told(|told| told.key_use = vec![KeyUse { key: old, live: 3, away: 3 }]);
+    let mut session = world.session().await;
+    assert_eq!(session.hello.reachable.keys.len(), 3);
+    session.welcome(60_000, system_time().0).await;
+    // The gateway has changed its key by itself meanwhile.
+    session.send(ToAgent::Rotate(Rotate { up_to: held().serial, now: true })).await;
+    loop {
+        let offered = session.hear_keys().await;
+        if offered.len() == 2 {
+            assert!(offered[1].is_for_clients(), "{offered:?}");
+            break;
+        }
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_key_that_cannot_be_written_is_neither_used_nor_offered() {
+    let (world, disc) = world(Mood::Full);
+    let mut session = world.session().await;
+    session.welcome(50, system_time().0 + 60_000).await;
+    session.send(ToAgent::Rotate(Rotate { up_to: u64::MAX, now: true })).await;
+    world
+        .until("alarmed", |status| {
+            status.alarms.iter().any(|alarm| alarm.what.contains("tunnel keys can't be changed"))
+        })
+        .await;
+    assert!(world.plane.told(|told| told.own_keys.is_empty()));
+    drop(disc);
+    world.finish().await;
+}

@@ -1,0 +1,302 @@
+//! This gateway's tunnel keys: when a new one is made, who is offered which, and when an old one goes.
+//!
+//! A key is on the disk before the engine uses it, and in the engine before anybody hears of it: whoever shakes hands
+//! with it finds it, whatever is restarted meanwhile. An old one goes from the disk first, and the last mention of it
+//! with the next greeting. The first key that a gateway ever had stays for its clients, whose configuration names it.
+
+use std::time::Duration;
+
+use anteroom_agent_core::peer::{KeyUse, OwnKey};
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cose::Signed;
+use anteroom_proto::key::{IdentityKey, TunnelSecret};
+use anteroom_proto::time::UnixMillis;
+use serde::{Deserialize, Serialize};
+
+use crate::state::{Enrolment, TunnelKey};
+
+/// Most keys for other gateways at once: a new one isn't made while peers hold on to so many.
+pub const MOST: usize = 3;
+/// How long an old key waits for peers that aren't there. They catch up by way of the controller when they are back.
+pub const FOR_AWAY: Duration = Duration::from_secs(24 * 3600);
+/// How long an old key has in an emergency, whoever still needs it.
+pub const IN_EMERGENCY: Duration = Duration::from_secs(30);
+/// A key that was made so much later than it is now was made by a clock that went wrong.
+const AHEAD: Duration = Duration::from_secs(3600);
+
+/// A tunnel key as `status` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyStatus {
+    /// Its public half, as WireGuard writes keys.
+    pub key: String,
+    /// Its serial number.
+    pub serial: u64,
+    /// When it was made, by the clock of then.
+    pub made: UnixMillis,
+    /// What it is for: `gateways`, `clients`, or both.
+    pub serves: String,
+    /// Live peers that still need it, though there is a newer one.
+    pub needed_by: Option<usize>,
+    /// Absent peers that know no newer one.
+    pub awaited: Option<usize>,
+}
+
+/// The tunnel keys of this gateway, newest first. There is always one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ring {
+    newest: TunnelKey,
+    older: Vec<TunnelKey>,
+}
+
+impl Ring {
+    /// What was on the disk, newest first; `newest` where nothing was.
+    #[must_use]
+    pub fn new(keys: Vec<TunnelKey>, newest: TunnelKey) -> Self {
+        let mut keys = keys.into_iter();
+        let newest = keys.next().unwrap_or(newest);
+        let mut ring = Self { newest, older: keys.collect() };
+        if !ring.all().any(|key| key.clients) {
+            let first = ring.older.last_mut().unwrap_or(&mut ring.newest);
+            first.clients = true;
+        }
+        ring
+    }
+
+    /// The key that peers are to use.
+    #[must_use]
+    pub const fn newest(&self) -> &TunnelKey {
+        &self.newest
+    }
+
+    /// All of them, newest first.
+    pub fn all(&self) -> impl Iterator<Item = &TunnelKey> {
+        std::iter::once(&self.newest).chain(&self.older)
+    }
+
+    fn for_gateways(&self) -> impl Iterator<Item = &TunnelKey> {
+        self.all().filter(|key| !key.retired)
+    }
+
+    /// Whether an old key is still there for other gateways.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        self.for_gateways().count() > 1
+    }
+
+    /// As the engine uses them.
+    #[must_use]
+    pub fn own(&self) -> Vec<OwnKey> {
+        let own = |key: &TunnelKey| OwnKey {
+            secret: key.secret.clone(),
+            gateways: !key.retired,
+            clients: key.clients,
+        };
+        self.all().map(own).collect()
+    }
+
+    /// As they are offered: those for other gateways, and the one for clients where that is another than the newest.
+    #[must_use]
+    pub fn bindings(
+        &self,
+        enrolment: &Enrolment,
+        identity: &IdentityKey,
+    ) -> Vec<Signed<TunnelKeyBinding>> {
+        let mut bindings: Vec<_> =
+            self.for_gateways().map(|key| key.bind(enrolment, identity)).collect();
+        let clients = self.older.iter().filter(|key| key.clients);
+        bindings.extend(clients.map(|key| key.bind_for_clients(enrolment, identity)));
+        bindings
+    }
+
+    /// Whether the newest key is as old as a key gets.
+    #[must_use]
+    pub fn is_due(&self, every: Duration, now: UnixMillis) -> bool {
+        let made = self.newest.made();
+        let ahead = u64::try_from(AHEAD.as_millis()).unwrap_or(u64::MAX);
+        now.since(made) >= every || made > now.saturating_add(ahead)
+    }
+
+    /// Whether peers hold on to so many keys that another one has to wait.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.for_gateways().count() >= MOST
+    }
+
+    /// The same with a new key, made now. In an emergency what is too much goes at once.
+    #[must_use]
+    pub fn with_new(&self, secret: TunnelSecret, urgent: bool, now: UnixMillis) -> Self {
+        let serial = self.newest.serial.saturating_add(1).max(now.0 / 1000);
+        let newest =
+            TunnelKey { serial, secret, unsure: false, clients: false, retired: false, urgent };
+        let mut older: Vec<TunnelKey> = self.all().cloned().collect();
+        let surplus = older.iter().filter(|key| !key.retired).count().saturating_sub(MOST - 1);
+        for key in older.iter_mut().rev().filter(|key| !key.retired).take(surplus) {
+            key.retired = true;
+        }
+        older.retain(|key| key.clients || !key.retired);
+        Self { newest, older }
+    }
+
+    /// The same without what nobody needs any more; `None` where that is nothing.
+    #[must_use]
+    pub fn without_unneeded(&self, uses: &[KeyUse], now: UnixMillis) -> Option<Self> {
+        let since = now.since(self.newest.made());
+        let mut ring = self.clone();
+        for key in ring.older.iter_mut().filter(|key| !key.retired) {
+            let public = key.secret.public();
+            let Some(found) = uses.iter().find(|found| found.key == public) else { continue };
+            let over = found.live == 0 && (found.away == 0 || since >= FOR_AWAY);
+            key.retired = over || (self.newest.urgent && since >= IN_EMERGENCY);
+        }
+        ring.older.retain(|key| key.clients || !key.retired);
+        (ring != *self).then_some(ring)
+    }
+
+    /// The same with old keys that wait for nobody; `None` where there are none, or they don't already.
+    #[must_use]
+    pub fn hurried(&self) -> Option<Self> {
+        let mut ring = self.clone();
+        ring.newest.urgent = true;
+        (self.is_changing() && ring != *self).then_some(ring)
+    }
+
+    /// Takes over a confirmed time: whatever serials lost keys had, they were no higher than the time then. Says whether
+    /// that changed anything.
+    pub fn settle(&mut self, now: UnixMillis) -> bool {
+        let changes = self.newest.unsure && self.newest.serial < now.0 / 1000;
+        if changes {
+            (self.newest.serial, self.newest.unsure) = (now.0 / 1000, false);
+        }
+        changes
+    }
+
+    /// For `status`.
+    #[must_use]
+    pub fn status(&self, uses: &[KeyUse]) -> Vec<KeyStatus> {
+        let show = |key: &TunnelKey| {
+            let public = key.secret.public();
+            let old = key.serial != self.newest.serial && !key.retired;
+            let found = uses.iter().find(|found| old && found.key == public);
+            KeyStatus {
+                key: public.to_wireguard(),
+                serial: key.serial,
+                made: key.made(),
+                serves: match (key.retired, key.clients) {
+                    (true, _) => "clients",
+                    (false, true) => "gateways, clients",
+                    (false, false) => "gateways",
+                }
+                .into(),
+                needed_by: found.map(|found| found.live),
+                awaited: found.map(|found| found.away),
+            }
+        };
+        self.all().map(show).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_proto::key::TunnelPublicKey;
+
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
+
+    fn secret(number: u8) -> TunnelSecret {
+        TunnelSecret::from_bytes([number; 32])
+    }
+
+    fn key(number: u8, serial: u64) -> TunnelKey {
+        let secret = secret(number);
+        TunnelKey { serial, secret, unsure: false, clients: false, retired: false, urgent: false }
+    }
+
+    fn ring() -> Ring {
+        Ring::new(vec![key(1, NOW.0 / 1000)], key(9, 1))
+    }
+
+    fn uses(found: &[(u8, usize, usize)]) -> Vec<KeyUse> {
+        let one = |(number, live, away): &(u8, usize, usize)| KeyUse {
+            key: secret(*number).public(),
+            live: *live,
+            away: *away,
+        };
+        found.iter().map(one).collect()
+    }
+
+    fn publics<'a>(keys: impl Iterator<Item = &'a OwnKey>) -> Vec<TunnelPublicKey> {
+        keys.map(|own| own.secret.public()).collect()
+    }
+
+    fn after(time: Duration) -> UnixMillis {
+        NOW.saturating_add(u64::try_from(time.as_millis()).unwrap())
+    }
+
+    #[test]
+    fn a_new_key_is_due_by_age_and_where_the_clock_was_wrong() {
+        let day = Duration::from_secs(86_400);
+        assert!(!ring().is_due(day, NOW));
+        assert!(!ring().is_due(day, after(day - Duration::from_secs(1))));
+        assert!(ring().is_due(day, after(day)));
+        assert!(!ring().is_due(day, UnixMillis(NOW.0 - 1_800_000)), "half an hour ahead");
+        assert!(ring().is_due(day, UnixMillis(NOW.0 - 7_200_000)), "made by a wrong clock");
+    }
+
+    #[test]
+    fn an_old_key_goes_when_nobody_needs_it_and_the_first_stays_for_clients() {
+        let two = ring().with_new(secret(2), false, after(Duration::from_secs(5)));
+        assert_eq!(two.newest().serial, NOW.0 / 1000 + 5);
+        let soon = after(Duration::from_secs(60));
+        assert_eq!(two.without_unneeded(&uses(&[(2, 0, 0), (1, 1, 0)]), soon), None);
+        assert_eq!(two.without_unneeded(&uses(&[(2, 0, 0), (1, 0, 1)]), soon), None);
+        assert_eq!(two.without_unneeded(&[], soon), None, "the engine says nothing of it yet");
+        let late = after(FOR_AWAY + Duration::from_secs(5));
+        assert!(two.without_unneeded(&uses(&[(1, 1, 0)]), late).is_none(), "a live one is needed");
+        assert!(two.without_unneeded(&uses(&[(1, 0, 7)]), late).is_some(), "nobody waits for ever");
+        let one = two.without_unneeded(&uses(&[(2, 0, 0), (1, 0, 0)]), soon).unwrap();
+        let own = one.own();
+        let gateways = publics(own.iter().filter(|own| own.gateways));
+        let clients = publics(own.iter().filter(|own| own.clients));
+        assert_eq!(gateways, [secret(2).public()]);
+        assert_eq!(clients, [secret(1).public()]);
+        // The next one leaves nothing of the second.
+        let three = one.with_new(secret(3), false, soon);
+        let three = three.without_unneeded(&uses(&[(3, 0, 0), (2, 0, 0)]), soon).unwrap();
+        assert_eq!(publics(three.own().iter()), [secret(3).public(), secret(1).public()]);
+        assert!(!three.is_changing());
+    }
+
+    #[test]
+    fn in_an_emergency_nobody_is_waited_for() {
+        // Its serial is a second above the one before it.
+        let two = ring().with_new(secret(2), true, NOW);
+        let needed = uses(&[(1, 5, 5)]);
+        assert_eq!(two.without_unneeded(&needed, after(IN_EMERGENCY)), None);
+        let later = after(IN_EMERGENCY + Duration::from_secs(1));
+        assert!(two.without_unneeded(&needed, later).is_some());
+    }
+
+    #[test]
+    fn there_are_never_more_than_a_few() {
+        let mut ring = ring();
+        for number in 2..9 {
+            ring = ring.with_new(secret(number), true, NOW);
+            let own = ring.own();
+            assert!(own.iter().filter(|own| own.gateways).count() <= MOST);
+            assert!(own.len() <= anteroom_agent_core::peer::MAX_OWN_KEYS);
+            assert!(own.iter().any(|own| own.clients));
+        }
+        assert!(ring.is_full());
+        let serials: Vec<u64> = ring.all().map(|key| key.serial).collect();
+        assert!(serials.is_sorted_by(|a, b| a > b), "{serials:?}");
+    }
+
+    #[test]
+    fn what_was_stored_before_there_was_any_change_is_read_as_a_key_for_all() {
+        let ring = ring();
+        assert!(ring.newest().clients && !ring.is_changing());
+        let two = Ring::new(vec![key(2, 20), key(1, 10)], key(9, 1));
+        assert_eq!((two.newest().clients, two.older[0].clients), (false, true));
+    }
+}
