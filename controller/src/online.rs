@@ -50,6 +50,8 @@ pub(crate) struct Link {
     pub(crate) outgoing: mpsc::Sender<Outgoing>,
     pub(crate) identity: PublicKey,
     pub(crate) observed: SocketAddr,
+    /// Whether it can be asked to replace its tunnel keys.
+    pub(crate) rotates: bool,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +110,12 @@ impl Online {
     #[must_use]
     pub fn observed(&self, gateway: GatewayId) -> Option<SocketAddr> {
         self.lock().links.get(&gateway).map(|(_, link)| link.observed)
+    }
+
+    /// Whether the gateway is connected and can be asked to replace its tunnel keys.
+    #[must_use]
+    pub fn rotates(&self, gateway: GatewayId) -> bool {
+        self.lock().links.get(&gateway).is_some_and(|(_, link)| link.rotates)
     }
 
     /// The key that the gateway's connection proved.

@@ -46,6 +46,8 @@ pub mod paths {
     pub const INVITES: &str = "/v1/invites";
     /// POST [`super::OfflineBypass`]: the audit log learns of an order that was made without a controller. 204.
     pub const BYPASSES: &str = "/v1/bypasses";
+    /// POST [`super::RotateRequest`]: gateways replace their tunnel keys. [`super::RotateAnswer`].
+    pub const ROTATIONS: &str = "/v1/rotations";
     /// GET: `Vec<super::PendingGateway>`.
     pub const PENDING: &str = "/v1/pending";
     /// GET: `Vec<super::GatewayStatus>`, one for each gateway of the newest model.
@@ -203,6 +205,29 @@ pub struct NewInvite {
 pub struct OfflineBypass {
     /// As it was carried to the gateways.
     pub order: Signed<BypassOrder>,
+}
+
+/// Gateways that are to replace the tunnel keys that they have now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateRequest {
+    /// Which ones.
+    pub gateways: Vec<GatewayId>,
+    /// Whether the old keys are void at once, whoever still needs them.
+    pub now: bool,
+    /// Why, for the audit log.
+    pub reason: Option<String>,
+}
+
+/// How gateways heard of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RotateAnswer {
+    /// Those that were asked just now.
+    pub asked: Vec<GatewayId>,
+    /// Those that will be once they are back.
+    pub offline: Vec<GatewayId>,
+    /// Those whose agents are too old to be asked.
+    pub unable: Vec<GatewayId>,
 }
 
 /// An invite as the controller keeps it.

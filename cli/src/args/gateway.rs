@@ -76,6 +76,12 @@ pub enum GatewayCommand {
             Example:\n  anteroom gateway replace imaging imaging-b --fingerprint abcd-efgh-ijkl-mnop-qrst --confirm imaging --reason \"power supply burnt\""
     )]
     Replace(GatewayReplace),
+    /// Have gateways make new tunnel keys now; they do so by themselves every day
+    #[command(
+        after_help = "No packet is lost: the old key stays until every live peer has moved to the new one, and a day for those\nthat are offline. With --now it goes within half a minute, whoever still needs it: for a key that may have\nbeen stolen. Gateways that are offline are asked when they are back. Stock WireGuard clients keep the key that\ntheir configuration names.\n\n\
+            Examples:\n  anteroom gateway rotate imaging\n  anteroom gateway rotate --all --now --yes --reason \"a backup of gateway disks was stolen\""
+    )]
+    Rotate(GatewayRotate),
     /// Cut a gateway off for good: its key is never taken again, its devices lose the tunnel
     #[command(
         after_help = "Example:\n  anteroom gateway revoke imaging --reason \"stolen\" --confirm imaging"
@@ -106,6 +112,29 @@ pub struct GatewayInvite {
     /// Why, for the audit log
     #[arg(long, value_name = "TEXT")]
     pub reason: Option<String>,
+}
+
+/// Arguments of `gateway rotate`.
+#[derive(Debug, Args)]
+pub struct GatewayRotate {
+    /// The gateway
+    #[arg(required_unless_present = "all")]
+    pub name: Option<String>,
+    /// All gateways
+    #[arg(long, conflicts_with = "name")]
+    pub all: bool,
+    /// Void the old keys at once
+    #[arg(long)]
+    pub now: bool,
+    /// Why, for the audit log
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Don't ask whether to go on
+    #[arg(long)]
+    pub yes: bool,
+    /// How long to wait for the new keys
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    pub timeout: Duration,
 }
 
 /// Whose configuration is printed.

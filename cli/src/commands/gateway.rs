@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use anteroom_controller_core::names::Names;
 use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
 use anteroom_proto::v1::telemetry::PathReason;
 use anteroom_proto::verdict::DropReason;
 use serde::Serialize;
 
 use super::cables::{AlarmRow, alarms};
+use super::rotate::TunnelKeys;
 use crate::args::{ChangeArgs, Label};
 use crate::change::{self, ChangeError, Confirm, Current, Request};
 use crate::error::{Error, Exit};
@@ -90,6 +92,7 @@ pub(super) struct GatewayRow {
     pub(super) refused: Option<String>,
     pub(super) problems: Vec<String>,
     agent_version: Option<String>,
+    tunnel_key: Option<TunnelKeys>,
     observed: Option<String>,
     ports: Vec<Port>,
     pub(super) tunnels: Vec<Tunnel>,
@@ -132,6 +135,7 @@ pub(super) fn rows(
                 behind_since: status.and_then(|s| s.behind_since).map(Moment),
                 refused: status.and_then(|s| s.refused.clone()),
                 problems: status.map(|s| s.problems.clone()).unwrap_or_default(),
+                tunnel_key: status.and_then(|status| TunnelKeys::of(model, status)),
                 agent_version: status.and_then(|s| s.agent_version.clone()),
                 observed: status.and_then(|s| s.observed).map(|address| address.to_string()),
                 ports: status
@@ -254,6 +258,15 @@ pub(super) fn show(
     Ok(Exit::Ok)
 }
 
+fn tunnel_key(key: &TunnelKeys, now: UnixMillis) -> String {
+    let old = match key.older {
+        0 => String::new(),
+        1 => "; an older one until all peers have moved".into(),
+        more => format!("; {more} older ones until all peers have moved"),
+    };
+    format!("serial {}, made {}{old}", key.serial, ago(key.made.0, now))
+}
+
 fn render_one(row: &GatewayRow) -> String {
     let now = now();
     let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -277,6 +290,7 @@ fn render_one(row: &GatewayRow) -> String {
         ),
         ("From", maybe(&row.observed)),
         ("Agent", maybe(&row.agent_version)),
+        ("Tunnel key", row.tunnel_key.as_ref().map(|key| tunnel_key(key, now)).unwrap_or_default()),
         ("BYPASSED until", row.bypassed_until.map(|at| at.to_string()).unwrap_or_default()),
         ("Revision", revision),
         ("Refused", maybe(&row.refused)),

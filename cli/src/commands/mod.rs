@@ -19,6 +19,7 @@ mod policy;
 mod policy_change;
 mod ports;
 mod replace;
+mod rotate;
 mod status;
 mod why;
 
@@ -64,6 +65,7 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             GatewayCommand::Replace(args) => {
                 replace::replace(args, &mut open(home, output)?, output)
             }
+            GatewayCommand::Rotate(args) => rotate::rotate(args, &mut open(home, output)?, output),
             GatewayCommand::Revoke { name, change } => {
                 gateway::revoke(&name, change, &mut open(home, output)?, output)
             }

@@ -16,6 +16,9 @@ struct SeenKey {
     identity: PublicKey,
     serial: u64,
     key: TunnelPublicKey,
+    /// Whether the gateway keeps it for its clients while its others change.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    lasting: bool,
 }
 
 /// The newest key that was seen of each gateway.
@@ -41,17 +44,22 @@ impl SeenKeys {
         shown: impl Iterator<Item = TunnelKeyBinding>,
     ) -> Option<NewestKey> {
         let shown = shown.filter(|binding| binding.gateway == gateway);
-        let newest = shown.max_by_key(|binding| binding.serial);
+        // The one that it keeps for clients, where it says so; it is the newest itself before its first change.
+        let newest = shown.max_by_key(|binding| (binding.is_for_clients(), binding.made()));
+        let newest =
+            newest.map(|binding| (binding.is_for_clients(), binding.made().0 / 1000, binding));
         let seen = self.0.iter_mut().find(|seen| seen.gateway == gateway);
         match (newest, seen) {
             (shown, Some(seen))
                 if seen.identity == identity
-                    && shown.as_ref().is_none_or(|shown| shown.serial < seen.serial) =>
+                    && shown.as_ref().is_none_or(|(lasting, serial, _)| {
+                        (*lasting, *serial) < (seen.lasting, seen.serial)
+                    }) =>
             {
                 Some(NewestKey { key: seen.key, remembered: true })
             }
-            (Some(TunnelKeyBinding { serial, x25519: key, .. }), seen) => {
-                let newer = SeenKey { gateway, identity, serial, key };
+            (Some((lasting, serial, TunnelKeyBinding { x25519: key, .. })), seen) => {
+                let newer = SeenKey { gateway, identity, serial, key, lasting };
                 match seen {
                     Some(seen) => *seen = newer,
                     None => self.0.push(newer),

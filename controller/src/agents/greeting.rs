@@ -51,7 +51,8 @@ pub(super) async fn claim_keys(
     gateway: GatewayId,
     ends: &TunnelEnds,
 ) -> Result<(), Refusal> {
-    let Err(taken) = controller.tunnel_keys.claim(gateway, &ends.keys) else { return Ok(()) };
+    let keys: Vec<_> = ends.keys.iter().chain(&ends.for_clients).cloned().collect();
+    let Err(taken) = controller.tunnel_keys.claim(gateway, &keys) else { return Ok(()) };
     tracing::warn!(%gateway, %taken, "a gateway claims a key that isn't its own");
     if taken.news {
         let audit = NewAudit {

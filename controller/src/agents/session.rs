@@ -7,7 +7,9 @@ use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::CAPABILITY;
 use anteroom_proto::v1::telemetry::Report;
-use anteroom_proto::v1::{Applied, Hello, Reachable, Refusal, RefusalCode, ToAgent, ToController};
+use anteroom_proto::v1::{
+    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, ToAgent, ToController,
+};
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use quinn::Connection;
 use tokio::sync::mpsc;
@@ -33,6 +35,8 @@ pub(super) struct Session {
     greeted: Greeted,
     /// Whether it wants passes for relays.
     relayed: bool,
+    /// Whether it can be asked to replace its tunnel keys.
+    rotates: bool,
 }
 
 /// What a session works with while it runs.
@@ -50,8 +54,9 @@ fn facts(applied: &Applied) -> AppliedFacts {
 
 impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
-        let relayed = hello.capabilities.iter().any(|capability| capability == CAPABILITY);
-        Self { gateway: hello.gateway, greeted, relayed }
+        let can = |what| hello.capabilities.iter().any(|capability| capability == what);
+        let (relayed, rotates) = (can(CAPABILITY), can(ROTATES));
+        Self { gateway: hello.gateway, greeted, relayed, rotates }
     }
 
     pub(super) async fn run(
@@ -61,7 +66,7 @@ impl Session {
         reader: MessageReader<ToController>,
         writer: MessageWriter<ToAgent>,
     ) {
-        let Self { gateway, greeted, relayed } = self;
+        let Self { gateway, greeted, relayed, rotates } = self;
         let Greeted { approved, authority, ends, welcome, facts: hello } = greeted;
         let observed = hello.observed;
         if let Err(error) = controller.store.record_hello(gateway, &hello).await {
@@ -78,6 +83,7 @@ impl Session {
             outgoing: outgoing.clone(),
             identity: peer.key,
             observed,
+            rotates,
         };
         let serial = controller.online.insert(gateway, link);
         tracing::info!(%gateway, from = %observed, approved, "connected");

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anteroom_proto::api::{
     Edge, EdgeQuery, GatewayStatus, InviteInfo, NewInvite, OfflineBypass, PendingGateway,
-    SightingRecord,
+    RotateAnswer, RotateRequest, SightingRecord,
 };
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::Reachable;
@@ -38,6 +38,14 @@ pub(super) async fn offline_bypass(
 ) -> Result<StatusCode, Failure> {
     change::note_bypass(&api.controller, &caller.chain, &told).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn rotate(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Body(request): Body<RotateRequest>,
+) -> Result<Json<RotateAnswer>, Failure> {
+    Ok(Json(change::rotate(&api.controller, &caller.operator, &request).await?))
 }
 
 pub(super) async fn invites(State(api): State<Api>) -> Result<Json<Vec<InviteInfo>>, Failure> {

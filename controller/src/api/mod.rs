@@ -68,6 +68,7 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .route(paths::RESTORED, get(authority::restored))
         .route(paths::INVITES, get(gateways::invites).post(gateways::new_invite))
         .route(paths::BYPASSES, post(gateways::offline_bypass))
+        .route(paths::ROTATIONS, post(gateways::rotate))
         .route(paths::PENDING, get(gateways::pending))
         .route(paths::GATEWAYS, get(gateways::gateways))
         .route(paths::SIGHTINGS, get(gateways::sightings))

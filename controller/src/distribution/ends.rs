@@ -20,8 +20,12 @@ const MAX_PORTS: usize = 256;
 pub struct TunnelEnds {
     /// Where its WireGuard socket may be reached, best first.
     pub endpoints: Vec<SocketAddr>,
-    /// Its tunnel keys, signed by its identity key.
+    /// Its tunnel keys for other gateways, signed by its identity key.
     pub keys: Vec<Signed<TunnelKeyBinding>>,
+    /// Their serials.
+    pub serials: Vec<u64>,
+    /// Its keys for clients, of which peers aren't told.
+    pub for_clients: Vec<Signed<TunnelKeyBinding>>,
 }
 
 /// Why what a gateway says of its reachability isn't taken.
@@ -89,12 +93,22 @@ impl TunnelEnds {
                 return Err(EndsError::Foreign { found });
             }
         }
-        Ok(Self { endpoints: endpoints.clone(), keys: keys.clone() })
+        Ok(Self::from_stored(reachable.clone()))
     }
 
     /// What was checked before it was stored.
     #[must_use]
     pub fn from_stored(reachable: Reachable) -> Self {
-        Self { endpoints: reachable.endpoints, keys: reachable.keys }
+        let mut ends = Self { endpoints: reachable.endpoints, ..Self::default() };
+        for key in reachable.keys {
+            let Ok(binding) = key.verify_self_named() else { continue };
+            if binding.is_for_clients() {
+                ends.for_clients.push(key);
+            } else {
+                ends.serials.push(binding.serial);
+                ends.keys.push(key);
+            }
+        }
+        ends
     }
 }

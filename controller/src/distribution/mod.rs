@@ -5,6 +5,7 @@
 
 mod ends;
 mod passes;
+mod rotations;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::Hash;
 use anteroom_proto::merkle::Proof;
 use anteroom_proto::operation::{Operation, PeerOperation, ViewNumber};
-use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent};
+use anteroom_proto::v1::{Refusal, RefusalCode, Rotate, ToAgent};
 use anteroom_proto::view::SignedView;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -61,6 +62,13 @@ pub enum Event {
         /// Whether it wants passes for relays.
         relayed: bool,
     },
+    /// Operators want a gateway's tunnel keys replaced.
+    Rotate {
+        /// Which gateway's.
+        gateway: GatewayId,
+        /// Which keys, and how.
+        rotate: Rotate,
+    },
     /// A gateway's tunnel ends changed.
     Ends {
         /// Which.
@@ -88,6 +96,8 @@ struct Known {
     /// Whether the newest view went out over the connection of now.
     sent: bool,
     pass: PassState,
+    /// Which of its tunnel keys operators want replaced.
+    rotate: Option<Rotate>,
 }
 
 /// Takes events and sends views.
@@ -112,6 +122,7 @@ impl Distribution {
     /// # Errors
     /// [`StoreError`] when that can't be read.
     pub async fn load(controller: Arc<Controller>) -> Result<Self, StoreError> {
+        let rotations = controller.store.rotations().await?;
         let known = controller
             .store
             .gateways()
@@ -126,6 +137,7 @@ impl Distribution {
                     authority: 0,
                     sent: false,
                     pass: PassState::default(),
+                    rotate: rotations.get(&gateway).copied(),
                 };
                 (gateway, known)
             })
@@ -190,8 +202,10 @@ impl Distribution {
                 known.pass = PassState::new(relayed);
                 self.dirty.insert(gateway);
                 self.set_ends(gateway, ends);
+                self.ask_to_rotate(gateway);
                 self.cut_off_if_unwanted(gateway, approved);
             }
+            Event::Rotate { gateway, rotate } => self.want_rotation(gateway, rotate),
             Event::Ends { gateway, ends } => self.set_ends(gateway, ends),
             Event::Applied { gateway, applied } => {
                 self.known.entry(gateway).or_default().applied = Some(applied);

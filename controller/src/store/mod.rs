@@ -19,7 +19,7 @@ use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::Report;
-use anteroom_proto::v1::{Applied, Reachable};
+use anteroom_proto::v1::{Applied, Reachable, Rotate};
 use async_trait::async_trait;
 
 pub use record::{
@@ -164,6 +164,14 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         reachable: &Reachable,
         at: UnixMillis,
     ) -> Result<(), StoreError>;
+    /// Notes which tunnel keys of which gateways are to be replaced, on top of what was noted before.
+    async fn want_rotations(
+        &self,
+        wanted: &BTreeMap<GatewayId, Rotate>,
+        audit: &NewAudit,
+    ) -> Result<(), StoreError>;
+    /// Which tunnel keys of which gateways are to be replaced.
+    async fn rotations(&self) -> Result<BTreeMap<GatewayId, Rotate>, StoreError>;
     /// Records what a gateway has in force, or why it refused a view.
     async fn record_applied(
         &self,

@@ -9,4 +9,5 @@ mod lifetime;
 mod model;
 mod relay;
 mod restore;
+mod rotation;
 mod support;

@@ -6,7 +6,7 @@ use anteroom_proto::cbor;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::{Applied, Reachable};
+use anteroom_proto::v1::{Applied, Reachable, Rotate};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, SqlitePool};
 
@@ -215,6 +215,44 @@ pub(super) async fn all(
         if let Some(known) = all.get_mut(&gateway) {
             known.drops.insert(columns.text("reason")?, columns.uint("count")?);
         }
+    }
+    Ok(all)
+}
+
+/// Notes which keys are to be replaced. What is wanted at once stays so.
+pub(super) async fn want_rotation(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    rotate: Rotate,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO rotations (gateway, up_to, now) SELECT gateway, ?2, ?3 FROM gateways \
+         WHERE gateway = ?1 ON CONFLICT (gateway) DO UPDATE SET \
+         now = CASE WHEN excluded.up_to > up_to THEN excluded.now ELSE MAX(now, excluded.now) END, \
+         up_to = MAX(up_to, excluded.up_to)",
+    )
+    .bind(gateway.as_bytes().as_slice())
+    .bind(int(rotate.up_to))
+    .bind(rotate.now)
+    .execute(change)
+    .await
+    .map_err(failed("note a rotation"))?;
+    Ok(())
+}
+
+pub(super) async fn rotations(
+    readers: &SqlitePool,
+) -> Result<BTreeMap<GatewayId, Rotate>, StoreError> {
+    let rows = sqlx::query("SELECT gateway, up_to, now FROM rotations")
+        .fetch_all(readers)
+        .await
+        .map_err(failed("read the rotations"))?;
+    let mut all = BTreeMap::new();
+    for row in &rows {
+        let columns = Columns::new(row, WHAT);
+        let gateway = GatewayId::from_bytes(columns.array("gateway")?);
+        let rotate = Rotate { up_to: columns.uint("up_to")?, now: columns.uint("now")? != 0 };
+        all.insert(gateway, rotate);
     }
     Ok(all)
 }

@@ -28,7 +28,7 @@ use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::Report;
-use anteroom_proto::v1::{Applied, Reachable};
+use anteroom_proto::v1::{Applied, Reachable, Rotate};
 use async_trait::async_trait;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
@@ -285,6 +285,23 @@ impl Store for SqliteStore {
         let mut change = self.begin().await?;
         gateway::reachable(&mut change, gateway, reachable, at).await?;
         commit(change).await
+    }
+
+    async fn want_rotations(
+        &self,
+        wanted: &BTreeMap<GatewayId, Rotate>,
+        audit: &NewAudit,
+    ) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        for (gateway, rotate) in wanted {
+            gateway::want_rotation(&mut change, *gateway, *rotate).await?;
+        }
+        audit::append(&mut change, audit).await?;
+        commit(change).await
+    }
+
+    async fn rotations(&self) -> Result<BTreeMap<GatewayId, Rotate>, StoreError> {
+        gateway::rotations(&self.readers).await
     }
 
     async fn record_applied(
