@@ -63,7 +63,7 @@ impl Stolen {
         let mut seed = [0; 32];
         seed[..16].copy_from_slice(&now.elapsed().as_nanos().to_be_bytes());
         let config = Config {
-            secret: enrolled.tunnel.secret.clone(),
+            secret: enrolled.ring.newest().secret.clone(),
             boot: BootId::from_bytes([0x66; 16]),
             seed,
             owner: 0,

@@ -137,6 +137,16 @@ fn a_stock_client_works(fixture: &Fixture, stock: Vec<String>) {
     there.exchange(100_000).unwrap();
     back.exchange(100_000).unwrap();
 
+    // The gateways change their tunnel keys; its configuration names the one that stays, for its next handshake too.
+    let before = hospital.operator.json(&["client", "show", "laptop-7"]).unwrap()["config"].clone();
+    hospital.operator.ok(&["gateway", "rotate", "--all", "--timeout", "60s"]).unwrap();
+    there.exchange(100_000).unwrap();
+    laptop.start(&honest).unwrap();
+    there.exchange(100_000).unwrap();
+    back.exchange(100_000).unwrap();
+    let after = hospital.operator.json(&["client", "show", "laptop-7"]).unwrap()["config"].clone();
+    assert_eq!(before, after, "a client's configuration stays as it is");
+
     // It moves, address and port, with connections open; who speaks first is the laptop.
     laptop.move_to(78).unwrap();
     laptop.set(&["listen-port", "40123"]).unwrap();

@@ -147,7 +147,7 @@ fn neither_payloads_nor_others_private_keys_are_stored_anywhere() {
         ));
         keys.push((
             format!("{name}'s tunnel"),
-            enrolled.tunnel.secret.as_bytes().to_vec(),
+            enrolled.ring.newest().secret.as_bytes().to_vec(),
             gateway.state.clone(),
         ));
         let invite = root.join(format!("operator/{name}.invite"));

@@ -352,6 +352,60 @@ fn replayed_and_altered_packets_of_tunnels_and_control_do_nothing() {
     );
 }
 
+/// Serial of a gateway's newest tunnel key, and how many it has for other gateways.
+fn tunnel_keys(hospital: &Hospital, gateway: &str) -> anyhow::Result<(u64, usize)> {
+    let status = hospital.gateways[gateway].status()?;
+    let keys = status["control"]["keys"].as_array().cloned().unwrap_or_default();
+    let for_gateways =
+        keys.iter().filter(|key| key["serves"].as_str().is_some_and(|s| s.contains("gateways")));
+    let newest = keys.first().and_then(|key| key["serial"].as_u64());
+    Ok((newest.unwrap_or_default(), for_gateways.count()))
+}
+
+#[test]
+fn tunnel_keys_are_replaced_and_no_ping_is_lost() {
+    const PATIENCE: Duration = Duration::from_secs(90);
+    const MANY: u64 = 1_000_000;
+    let test = "tunnel_keys_are_replaced_and_no_ping_is_lost";
+    let Some(fixture) = fixture(test, Stage::Enforced) else { return };
+    let hospital = &fixture.hospital;
+    let names = ["imaging", "servers"];
+    let keys = || names.map(|name| tunnel_keys(hospital, name).unwrap());
+    wait::until(PATIENCE, "keys", || keys().iter().all(|key| key.0 > 0).then_some(())).unwrap();
+    let before = keys();
+    let pinging = Pinging::start(&hospital.machine("ct-1").host, at("pacs-1"), MANY, BEAT).unwrap();
+    let flowing = |more: u64| {
+        let before = pinging.received();
+        wait::until(PATIENCE, "pings", || (pinging.received() > before + more).then_some(()))
+    };
+    flowing(100).unwrap();
+    for now in [false, true] {
+        // A thief who has had a look at a disk: at once.
+        let mut rotate =
+            vec!["gateway", "rotate", "--all", "--timeout", "60s", "--reason", "drill"];
+        if now {
+            rotate.extend(["--now", "--yes"]);
+        }
+        hospital.operator.ok(&rotate).unwrap();
+        wait::until_ok(PATIENCE, "the old keys to be given up", || {
+            let keys = keys();
+            anyhow::ensure!(keys.iter().all(|key| key.1 == 1), "{keys:?}");
+            Ok(())
+        })
+        .unwrap();
+        flowing(300).unwrap();
+    }
+    let after = keys();
+    assert!(before.iter().zip(&after).all(|(old, new)| old.0 < new.0), "{before:?} {after:?}");
+    let shown = hospital.operator.json(&["gateway", "show", "imaging"]).unwrap();
+    assert_eq!(shown["tunnel_key"]["serial"], after[0].0, "{shown}");
+    let audit = hospital.operator.json(&["audit", "list"]).unwrap().to_string();
+    assert!(audit.contains("gateway rotate") && audit.contains("void at once"), "{audit}");
+    let series = pinging.stop().unwrap();
+    assert_eq!(series.lost(), 0, "{series:?}");
+    eprintln!("{} pings, none lost", series.sent);
+}
+
 #[test]
 fn floods_of_handshakes_stop_neither_traffic_nor_a_gateway_that_starts() {
     let test = "floods_of_handshakes_stop_neither_traffic_nor_a_gateway_that_starts";
