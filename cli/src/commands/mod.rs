@@ -65,7 +65,7 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             GatewayCommand::Replace(args) => {
                 replace::replace(args, &mut open(home, output)?, output)
             }
-            GatewayCommand::Rotate(args) => rotate::rotate(args, &mut open(home, output)?, output),
+            GatewayCommand::Rotate(args) => rotate::rotate(&args, &mut open(home, output)?, output),
             GatewayCommand::Revoke { name, change } => {
                 gateway::revoke(&name, change, &mut open(home, output)?, output)
             }

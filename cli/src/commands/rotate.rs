@@ -61,7 +61,7 @@ struct Row {
 
 /// `anteroom gateway rotate`.
 pub(super) fn rotate(
-    args: GatewayRotate,
+    args: &GatewayRotate,
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
