@@ -413,7 +413,7 @@ impl Tunnel {
     /// The next attempt has time: packets have another way.
     pub(super) fn be_patient(&mut self, random: &mut Random, now: Instant) {
         if let Some(attempt) = &mut self.attempt
-            && attempt.count >= PATIENT_AFTER
+            && attempt.count > PATIENT_AFTER
         {
             attempt.next = now + random.between(PATIENT_RETRY.0, PATIENT_RETRY.1);
         }
@@ -422,6 +422,7 @@ impl Tunnel {
     /// Packets have no other way any more.
     pub(super) fn lose_patience(&mut self, now: Instant) {
         if let Some(attempt) = &mut self.attempt
+            && attempt.count > PATIENT_AFTER
             && attempt.next > now + SLOW_RETRY.1
         {
             attempt.next = now;
