@@ -392,7 +392,7 @@ fn initiations(hospital: &Hospital, name: &str, datagram: &[u8]) -> Vec<Vec<u8>>
 /// An initiation by nobody whom the gateway knows, made by whoever knows its public key.
 fn initiation(gateway: &Gateway) -> Vec<u8> {
     let held = Held::load(&StateDir::open(&gateway.state).unwrap()).unwrap();
-    let public = held.enrolled.unwrap().tunnel.secret.public();
+    let public = held.enrolled.unwrap().ring.newest().secret.public();
     let secret = StaticSecret::from([7; 32]);
     let public = PublicKey::from(*public.as_bytes());
     let mut tunnel = Tunn::new(secret, public, None, None, 0, None);
