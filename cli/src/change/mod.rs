@@ -462,6 +462,10 @@ fn finish(
             let Taken { remote, accepted, before, model, shown_once } = taken;
             clients = reconfigured(before, &model);
             once = shown_once.map(|shown_once| shown_once(remote, &model));
+            // Before anything else can go wrong, or somebody tires of waiting: it is nowhere else.
+            if let Some(text) = once.take_if(|_| !output.is_json()) {
+                output.note(text.as_str())?;
+            }
             let followed = if waited {
                 wait::wait(remote, output, &accepted, &plan, &model, request)
             } else {
@@ -509,9 +513,6 @@ fn whole_text(outcome: &Outcome) -> String {
         text.push_str(&format!(
             "\nClient {client} needs other peers in its configuration: anteroom client show {client}"
         ));
-    }
-    if let Some(once) = &outcome.config {
-        text.push_str(&format!("\n\n{}", once.as_str()));
     }
     text
 }

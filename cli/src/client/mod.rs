@@ -44,7 +44,7 @@ pub enum ClientError {
     },
     /// The controller has no post-quantum key exchange.
     #[error(
-        "{address}: no handshake: {}. Where that can't be, --allow-classic takes it all the same. Nothing was sent",
+        "{address}: no handshake: {}. Somebody on the way can feign that: only if you know that this controller is older, --allow-classic takes it all the same. Nothing was sent",
         exchange::NOT_THERE
     )]
     Classic {

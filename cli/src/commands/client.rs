@@ -27,6 +27,9 @@ use crate::output::table::{facts, join, table};
 use crate::output::time::{Moment, ago, now};
 use crate::remote::Remote;
 
+/// Columns that every terminal has.
+const USUAL_WIDTH: usize = 80;
+
 /// `anteroom client add`.
 pub(super) fn add(
     args: ClientAdd,
@@ -78,28 +81,45 @@ pub(super) fn add(
     }
     let mut with_it = change::fetch(remote)?.model;
     with_it.add_client(id, client.clone()).map_err(ChangeError::from)?;
-    check_endpoints(&peers(remote, &with_it, id)?, &args.name)?;
+    check_peers(&peers(remote, &with_it, id)?, &args.name)?;
     let exit = change::make_and(remote, output, request, &configuration, &|model, _| {
         model.add_client(id, client.clone())
     })?;
     let shown = shown.into_inner();
-    if secret.is_some() && !args.no_qr && !shown.is_empty() && !output.qr_code(&bare(&shown))? {
-        output.note("It is too long for a QR code: import the text above.")?;
+    if secret.is_some() && !args.no_qr && !shown.is_empty() {
+        draw_qr(&bare(&shown), output)?;
     }
     Ok(exit)
 }
 
+/// Draws a configuration for an app's camera. One without peers leads nowhere, and an app takes no peers afterwards.
+fn draw_qr(config: &str, output: &mut Output<'_>) -> Result<(), Error> {
+    if !config.contains("[Peer]") {
+        return output.note(
+            "No QR code: there is no peer in it yet. Where rules are to come, revoke the client, apply them, and add it again; \
+             or keep the text above and add the peers that `anteroom client show` will tell.",
+        );
+    }
+    match output.qr_code(config)? {
+        None => output.note("It is too long for a QR code: import the text above."),
+        Some(columns) if columns > USUAL_WIDTH => output.note(format_args!(
+            "The code is {columns} columns wide: where its lines are broken, no camera reads it."
+        )),
+        Some(_) => Ok(()),
+    }
+}
+
 /// Refuses where a gateway that the client needs can't be called: a client is never called first.
-fn check_endpoints(peers: &[PeerRow], name: &Name) -> Result<(), Error> {
+fn check_peers(peers: &[PeerRow], name: &Name) -> Result<(), Error> {
     let lost: Vec<&str> =
-        peers.iter().filter(|peer| peer.is_nowhere()).map(|peer| peer.gateway.as_str()).collect();
+        peers.iter().filter(|peer| peer.is_lost()).map(|peer| peer.gateway.as_str()).collect();
     if lost.is_empty() {
         return Ok(());
     }
-    let gateways = lost.join(", ");
     Err(Error::Other(format!(
-        "no address is known of {gateways}, whose devices rules open to {name}: it has never spoken to the controller, and a \
-         client couldn't find it. `anteroom gateway show {}` says more; once it is online, add the client. Nothing was changed",
+        "no address or no WireGuard key is known of {}, whose devices rules open to {name}, and a client couldn't find them. \
+         Gateways tell both to the controller when they are online: `anteroom gateway show {}` says more. Nothing was changed",
+        lost.join(", "),
         lost[0]
     )))
 }

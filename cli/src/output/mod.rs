@@ -118,17 +118,19 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    /// Draws `text` as a QR code for people; JSON has none. Says whether it was short enough.
+    /// Draws `text` as a QR code for people; JSON has none. Says how many columns it took, or that it is too long for any.
     ///
     /// # Errors
     /// When the output can't be written.
-    pub fn qr_code(&mut self, text: &str) -> Result<bool, Error> {
+    pub fn qr_code(&mut self, text: &str) -> Result<Option<usize>, Error> {
         if self.json {
-            return Ok(true);
+            return Ok(Some(0));
         }
-        let Some(drawn) = qr::draw(text, self.terminal.coloured) else { return Ok(false) };
+        let Some((drawn, columns)) = qr::draw(text, self.terminal.coloured) else {
+            return Ok(None);
+        };
         line(self.terminal.out, &drawn)?;
-        Ok(true)
+        Ok(Some(columns))
     }
 
     /// Asks for a line of text.

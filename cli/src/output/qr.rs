@@ -10,12 +10,12 @@ const MARGIN: usize = 4;
 const PAPER: &str = "\x1b[30;107m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Draws `text`, without a newline at the end. `None` where it is too long for any QR code: beyond 2,953 bytes.
+/// Draws `text`, without a newline at the end, and says how many columns that takes. `None` where it is too long for any QR code: beyond 2,953 bytes.
 ///
 /// With colours it is black on white wherever it is shown. Without them the dark modules are those that are inked,
 /// as on paper.
 #[must_use]
-pub fn draw(text: &str, coloured: bool) -> Option<Zeroizing<String>> {
+pub fn draw(text: &str, coloured: bool) -> Option<(Zeroizing<String>, usize)> {
     let code = QrCode::with_error_correction_level(text, EcLevel::L).ok()?;
     let width = code.width();
     let whole = width + 2 * MARGIN;
@@ -23,7 +23,7 @@ pub fn draw(text: &str, coloured: bool) -> Option<Zeroizing<String>> {
         let inside = |at: usize| (MARGIN..MARGIN + width).contains(&at);
         inside(x) && inside(y) && code[(x - MARGIN, y - MARGIN)] == Color::Dark
     };
-    // As long as it gets, so that it never moves and leaves a copy behind.
+    // As long as it gets, so that it doesn't move while it grows.
     let mut drawn = Zeroizing::new(String::with_capacity((whole * 3 + 16) * whole.div_ceil(2)));
     for y in (0..whole).step_by(2) {
         if y > 0 {
@@ -42,7 +42,7 @@ pub fn draw(text: &str, coloured: bool) -> Option<Zeroizing<String>> {
             drawn.push_str(PLAIN);
         }
     }
-    Some(drawn)
+    Some((drawn, whole))
 }
 
 #[cfg(test)]
@@ -81,7 +81,16 @@ mod tests {
         let long = "0123456789abcdef".repeat(80);
         for text in ["x", "[Interface]\nAddress = 10.20.9.7/32\n", &long] {
             for coloured in [false, true] {
-                let drawn = draw(text, coloured).unwrap();
+                let (drawn, columns) = draw(text, coloured).unwrap();
+                assert_eq!(
+                    columns,
+                    drawn
+                        .lines()
+                        .last()
+                        .unwrap()
+                        .matches(['\u{2588}', '\u{2580}', '\u{2584}', ' '])
+                        .count()
+                );
                 assert_eq!(read(&drawn), text);
                 assert_eq!(drawn.contains('\x1b'), coloured);
                 assert_eq!(drawn.contains("107m") && drawn.ends_with(PLAIN), coloured);
@@ -91,7 +100,7 @@ mod tests {
 
     #[test]
     fn there_is_light_all_around() {
-        let drawn = draw("x", false).unwrap();
+        let (drawn, _) = draw("x", false).unwrap();
         let blank = |line: &str| line.chars().all(|c| c == ' ');
         let lines: Vec<&str> = drawn.lines().collect();
         assert!(blank(lines[0]) && blank(lines[1]) && !blank(lines[2]), "{}", *drawn);

@@ -46,9 +46,9 @@ pub(super) struct PeerRow {
 }
 
 impl PeerRow {
-    /// Whether nobody knows where the gateway is, though the client needs it.
-    pub(super) const fn is_nowhere(&self) -> bool {
-        self.endpoint.is_none() && !self.allowed_ips.is_empty()
+    /// Whether nobody knows where the gateway is, or by which key it is called, though the client needs it.
+    pub(super) const fn is_lost(&self) -> bool {
+        (self.endpoint.is_none() || self.key.is_none()) && !self.allowed_ips.is_empty()
     }
 }
 
