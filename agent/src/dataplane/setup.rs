@@ -10,7 +10,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::mac::MacAddr;
 
-use crate::config::{Config, Host, InterfaceName};
+use crate::config::{Config, Host, InterfaceName, LaneThreads};
 use crate::dataplane::host::{self, open as open_host};
 use crate::dataplane::lanes::Threads;
 use crate::dataplane::status::Offloads;
@@ -187,8 +187,16 @@ impl Setup {
         }
         let addresses = Addresses::read(config, &links).await?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (lane_threads, threads_chosen) =
+        let (mut lane_threads, mut threads_chosen) =
             config.cores.lane_threads.choose(config.offloads.lanes, cores);
+        let underlay = open_underlay(config, lane_threads)?;
+        // Everything would come to the packet thread's socket, and go round by it.
+        if lane_threads > 0
+            && config.cores.lane_threads == LaneThreads::Auto
+            && matches!(underlay.steering, Offload::Off(_))
+        {
+            (lane_threads, threads_chosen) = (0, "none: the kernel doesn't steer".into());
+        }
         let engine = core::config::Config {
             gateway_macs,
             own_addresses: addresses.own.clone(),
@@ -210,7 +218,7 @@ impl Setup {
             changes,
             sockets,
             offloads,
-            underlay: open_underlay(config, lane_threads)?,
+            underlay,
             threads: None,
             lane_threads,
             threads_chosen,
@@ -243,8 +251,16 @@ impl Setup {
         let device = open_host(config, host, &network, frames).await?;
         let addresses = host::addresses(config, host, &links, &network).await?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (lane_threads, threads_chosen) =
+        let (mut lane_threads, mut threads_chosen) =
             config.cores.lane_threads.choose(config.offloads.lanes, cores);
+        let underlay = open_underlay(config, lane_threads)?;
+        // Everything would come to the packet thread's socket, and go round by it.
+        if lane_threads > 0
+            && config.cores.lane_threads == LaneThreads::Auto
+            && matches!(underlay.steering, Offload::Off(_))
+        {
+            (lane_threads, threads_chosen) = (0, "none: the kernel doesn't steer".into());
+        }
         // The device is the member: nothing on the way to it is the gateway's own.
         let ports = config.ports.iter().map(|port| core::config::PortConfig {
             name: port.name.clone(),
@@ -264,7 +280,7 @@ impl Setup {
             // No uplink: what would go there in the clear goes nowhere.
             sockets: vec![None, Some(device)],
             offloads: vec![Offloads::default(); 2],
-            underlay: open_underlay(config, lane_threads)?,
+            underlay,
             threads: None,
             lane_threads,
             threads_chosen,

@@ -131,8 +131,8 @@ impl Engine {
         now: Instant,
     ) -> u8 {
         let Some(bulk) = &mut self.bulk else { return 0 };
-        // First of all: with a peer that has none, bulk is to cost what it costs without lanes.
-        if !self.peers.get(peer).is_some_and(Peer::can_use_lanes) {
+        // First of all: with a peer that has none, bulk is to cost what it costs without lanes. They lead where a peer is directly.
+        if !self.peers.get(peer).is_some_and(Peer::can_use_lanes) || self.peers.is_relayed(peer) {
             return 0;
         }
         let Some(flow) = self.flows.get_mut(at) else { return 0 };

@@ -33,6 +33,8 @@ const MOST_OF_DEVICE: u16 = 64;
 /// being twice as long. After half a minute it has left the lanes, since nothing answers there.
 const NOTICES: u32 = 6;
 const NOTICE_PAUSE: Duration = Duration::from_millis(500);
+/// How often that pause is doubled where a peer is asked until it answers: up to eight seconds.
+const MOST_RENEWAL_PAUSES: u32 = 4;
 /// Most peers that went with lanes open and are told so when they are peers again: as many as there can be peers.
 const MAX_PARTED: usize = 1 << 16;
 /// How long one that went may still send through lanes, at most: it finds out by itself after twenty seconds of silence.
@@ -68,6 +70,8 @@ struct Entry {
     keys: (Instant, u32),
     /// Set while it is to be told that its key isn't held here any more.
     owes: Option<Notice>,
+    /// Set while it is asked for its key again through the tunnel that is used now.
+    renews: Option<Notice>,
 }
 
 impl Entry {
@@ -150,8 +154,8 @@ impl Book {
     }
 
     /// The lane that a flow of a device may take which is bulk: by its hash, so always the same while the peers agree on as
-    /// many lanes. 0 while there is none that can be used; what has to be done for one is done then, unless too many
-    /// were opened for this device.
+    /// many lanes. 0 while that one can't be used; what has to be done for it is done then, unless too many were opened for
+    /// this device, which takes any other then.
     pub(crate) fn want(
         &mut self,
         (peer, device): (PeerSlot, StationId),
@@ -174,17 +178,23 @@ impl Book {
         }
         let at = usize::from(lane);
         let Some(entry) = self.entries.get_mut(&peer.number()) else { return 0 };
+        // Whomever a device sends to, its bulk can leave lane 0: only further lanes to the same peer are a matter of shares.
+        let others = entry.payers.iter().any(Option::is_some);
         let (Some(next), Some(payer)) = (entry.next_open.get_mut(at), entry.payers.get_mut(at))
         else {
             return 0;
         };
         let open = next.is_none_or(|next| next <= now);
+        if !open && payer.is_none() && others {
+            return any_of(entry.ready);
+        }
         if open {
             release(&mut self.shares, payer.take());
             let share = self.shares.entry(device).or_insert(0);
-            if *share >= MOST_OF_DEVICE {
+            if *share >= MOST_OF_DEVICE && others {
                 self.turned_away += 1;
-                return 0;
+                *next = Some(now + ASK_AGAIN);
+                return any_of(entry.ready);
             }
             *share += 1;
             *payer = Some(device);
@@ -412,12 +422,14 @@ impl Book {
             return;
         }
         self.next_notice = None;
-        let owed = self.entries.values().filter(|entry| entry.owes.is_some());
-        for slot in owed.map(|entry| entry.peer).collect::<Vec<_>>() {
+        let told = |entry: &&Entry| entry.owes.is_some() || entry.renews.is_some();
+        for slot in self.entries.values().filter(told).map(|entry| entry.peer).collect::<Vec<_>>() {
             self.settle(slot, peers, now);
+            self.renew(slot, peers, now);
         }
         // Those whose turn hasn't come. One to which nothing can be told is looked at when that changes.
-        let nexts = self.entries.values().filter_map(|entry| entry.owes?.next);
+        let notices = self.entries.values().flat_map(|entry| [entry.owes, entry.renews]);
+        let nexts = notices.filter_map(|notice| notice?.next);
         self.next_notice = nexts.filter(|next| *next > now).min();
     }
 
@@ -442,14 +454,36 @@ impl Book {
             return self.settle(slot, peers, now);
         }
         let to = peer.endpoint();
-        if let Some(to) = to.filter(|to| entry.to != Some(*to)) {
-            entry.to = Some(to);
-            self.orders.push_back(Order::Move { peer: slot, to });
+        match (entry.to, to) {
+            (Some(known), Some(to)) if known != to => {
+                entry.to = Some(to);
+                self.orders.push_back(Order::Move { peer: slot, to });
+            }
+            // Nobody runs lanes yet to one that was nowhere.
+            (None, Some(_)) => self.know(slot, to),
+            _ => {}
         }
-        // What came through another tunnel is worth as much as that one's key. It is going to be withdrawn, perhaps.
-        if peers.sending_key(slot).is_some_and(|key| key != via) {
-            self.offer(slot, true, false);
+        self.renew(slot, peers, now);
+    }
+
+    /// Asks a peer for its key through the tunnel that is used now, until it has answered there: what came through another
+    /// is worth as much as that one's key, which is going to be withdrawn, perhaps.
+    fn renew(&mut self, slot: PeerSlot, peers: &Peers, now: Instant) {
+        let entry = self.entries.get_mut(&slot.number()).filter(|entry| entry.peer == slot);
+        let Some(entry) = entry else { return };
+        let via = entry.theirs.map(|(.., via)| via);
+        if via.is_none() || peers.sending_key(slot).is_none_or(|key| Some(key) == via) {
+            entry.renews = None;
+            return;
         }
+        let notice = entry.renews.unwrap_or(Notice::NEW);
+        if notice.next.is_some_and(|next| next > now) {
+            return;
+        }
+        let next = now + NOTICE_PAUSE * (1 << notice.told.min(MOST_RENEWAL_PAUSES));
+        entry.renews = Some(Notice { next: Some(next), told: notice.told.saturating_add(1) });
+        self.next_notice = Some(self.next_notice.map_or(next, |other| other.min(next)));
+        self.offer(slot, true, false);
     }
 
     /// Takes what whoever runs the lanes has to tell.
@@ -547,9 +581,15 @@ impl Book {
                 said: (self.boot, 0),
                 keys: (now, 0),
                 owes: None,
+                renews: None,
             }
         })
     }
+}
+
+/// The lowest of these lanes, by their bits. 0 where there is none.
+const fn any_of(ready: u16) -> u8 {
+    if ready == 0 { 0 } else { ready.trailing_zeros() as u8 }
 }
 
 /// Gives back a device's share of a lane, if it was opened for one.

@@ -312,8 +312,11 @@ fn a_device_has_a_part_of_all_lanes() {
         orders(book).into_iter().filter(open).collect::<Vec<_>>()
     };
     let greedy = opened(&mut book, DEVICE, now);
-    assert_eq!(greedy.len(), usize::from(MOST_OF_DEVICE));
-    assert_eq!(opened(&mut book, other, now).len(), 80 - greedy.len(), "those that are left");
+    // Both lanes to each of so many peers, and the first one to each of the others.
+    let part = usize::from(MOST_OF_DEVICE) + terms.len() - usize::from(MOST_OF_DEVICE) / 2;
+    assert_eq!(greedy.len(), part);
+    now += ASK_AGAIN;
+    assert_eq!(opened(&mut book, other, now).len(), 80 - part, "those that are left");
     // What is closed, and what found no room, counts for nobody.
     for (number, (slot, term)) in terms.iter().enumerate() {
         for lane in [1, 2] {
@@ -325,11 +328,79 @@ fn a_device_has_a_part_of_all_lanes() {
     }
     assert!(book.shares.is_empty(), "{:?}", book.shares);
     now += OPEN_AGAIN;
-    assert_eq!(opened(&mut book, other, now).len(), usize::from(MOST_OF_DEVICE));
+    assert_eq!(opened(&mut book, other, now).len(), part);
     for (slot, _) in &terms {
         book.drop_key(*slot);
     }
     assert!(book.shares.is_empty(), "{:?}", book.shares);
+}
+
+#[test]
+fn a_device_beyond_its_part_takes_any_lane_that_can_be_used() {
+    let (mut book, mut peers, [slot, ..], mut now) = book();
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    let term = term(&orders(&mut book));
+    book.shares.insert(DEVICE, MOST_OF_DEVICE);
+    assert_eq!(book.want((slot, DEVICE), 0, &mut peers, now), 0);
+    let [Order::Open(at)] = orders(&mut book)[..] else { panic!("nobody's bulk stays in lane 0") };
+    book.note(Event::Ready { at, term }, now);
+    let turned_away = book.turned_away();
+    for _ in 0..10 {
+        assert_eq!(book.want((slot, DEVICE), 1 << 32, &mut peers, now), at.lane, "not its own");
+    }
+    assert_eq!(book.turned_away(), turned_away + 1, "counted for the lane, not for each packet");
+    now += ASK_AGAIN;
+    book.want((slot, DEVICE), 1 << 32, &mut peers, now);
+    assert_eq!(book.turned_away(), turned_away + 2);
+    assert_eq!(orders(&mut book), []);
+}
+
+#[test]
+fn a_peer_is_asked_until_it_has_answered_through_the_tunnel_that_is_used() {
+    let (mut book, mut peers, [slot, ..], mut now) = book();
+    book.hear(slot, main_key(0), &offer(10, Some(OWN), false), &mut peers, now);
+    let newer = PeerConfig { keys: vec![main_key(0), key(0x77)], ..peer(0) };
+    peers.set_peers(std::slice::from_ref(&newer), now);
+    peers.send_by_for_tests(slot, &key(0x77));
+    while let Some(number) = peers.poll_review() {
+        book.review(number, &peers, now);
+    }
+    for asked in 0..20 {
+        let (_, offer) = book.poll_offer().unwrap_or_else(|| panic!("asked {asked} times only"));
+        assert!(offer.ask && offer.holds.is_some(), "{offer:?}");
+        assert_eq!(book.poll_offer(), None);
+        let next = book.poll_timeout().unwrap();
+        assert!(next > now && next <= now + Duration::from_secs(8), "{:?}", next - now);
+        now = next;
+        book.handle_timeout(&peers, now);
+    }
+    book.poll_offer();
+    book.hear(slot, key(0x77), &offer(10, Some(OWN), false), &mut peers, now);
+    book.handle_timeout(&peers, now + Duration::from_secs(60));
+    assert_eq!((book.poll_offer(), book.poll_timeout()), (None, None));
+    // So the older key may go.
+    peers.set_peers(&[PeerConfig { keys: vec![key(0x77)], ..newer }], now);
+    while let Some(number) = peers.poll_review() {
+        book.review(number, &peers, now);
+    }
+    assert_eq!(book.standing(slot).agreed, 2);
+}
+
+#[test]
+fn lanes_are_made_known_once_a_peer_is_somewhere() {
+    let (mut book, mut peers, _, now) = book();
+    let nowhere = PeerConfig { endpoints: Vec::new(), ..peer(9) };
+    peers.set_peers(std::slice::from_ref(&nowhere), now);
+    let slot = peers.slot(nowhere.gateway).unwrap();
+    peers.said_for_tests(slot, BOOT, now);
+    book.hear(slot, main_key(9), &offer_from(9, 10, Some(OWN), false), &mut peers, now);
+    assert!(!orders(&mut book).iter().any(|order| matches!(order, Order::Know { .. })));
+    peers.set_peers(&[peer(9)], now);
+    while let Some(number) = peers.poll_review() {
+        book.review(number, &peers, now);
+    }
+    let told = orders(&mut book);
+    assert!(matches!(told[..], [Order::Know { .. }]), "{told:?}");
 }
 
 #[test]

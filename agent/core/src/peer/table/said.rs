@@ -89,6 +89,17 @@ impl Peers {
         self.review(slot.index);
     }
 
+    /// Has packets for a peer take the tunnel with this key of its.
+    #[cfg(test)]
+    pub(crate) fn send_by_for_tests(&mut self, slot: PeerSlot, key: &TunnelPublicKey) {
+        let number =
+            self.tunnels.iter().find(|(_, tunnel)| tunnel.key == *key).map(|found| found.0);
+        if let Some(peer) = self.peers.get_mut(slot.index) {
+            peer.sending = number;
+        }
+        self.review(slot.index);
+    }
+
     /// Lists a watched peer for a look.
     pub(super) fn review(&mut self, index: u32) {
         let watched = self.peers.get_mut(index).and_then(|peer| peer.watched.as_mut());
