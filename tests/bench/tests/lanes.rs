@@ -15,7 +15,7 @@ use anteroom_lab::programs::{Profile, Programs};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Datagrams of the numbered flow, and their length. Bulk by far.
-const NUMBERED: (u32, usize) = (8_000, 1200);
+const NUMBERED: (u32, usize) = (4_000, 1200);
 
 fn udp(world: &World, device: Device, port: u16) -> UdpSocket {
     let bind = || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
@@ -62,7 +62,7 @@ fn numbered(world: &World, (from, to): (Device, Device), port: u16) -> Vec<u32> 
 
 /// Sends the same bytes there and back.
 fn exchange(world: &World, (from, to): (Device, Device), port: u16) {
-    const LEN: usize = 8 << 20;
+    const LEN: usize = 3 << 20;
     let bytes: Vec<u8> = (0..LEN).map(|i| (i ^ i >> 8 ^ i >> 16) as u8).collect();
     let listen = || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
     let listener = world.device(to).enter(listen).unwrap();
