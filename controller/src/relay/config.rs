@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anteroom_controller_core::relay::{Limits, Rate};
 use anteroom_proto::key::Hash;
@@ -47,6 +48,8 @@ pub struct RelayLimits {
     pub megabits: u32,
     /// Mebibytes of packets that may wait in all.
     pub waiting_mib: usize,
+    /// Milliseconds that a packet may wait before it is thrown away.
+    pub patience_ms: u32,
 }
 
 impl Default for RelayLimits {
@@ -57,6 +60,7 @@ impl Default for RelayLimits {
             unknown: ConnectionLimits::default().unknown,
             megabits: 0,
             waiting_mib: core.waiting / (1024 * 1024),
+            patience_ms: u32::try_from(core.patience.as_millis()).unwrap_or(u32::MAX),
         }
     }
 }
@@ -71,6 +75,7 @@ impl RelayLimits {
         Limits {
             gateways: self.gateways,
             waiting: self.waiting_mib.saturating_mul(1024 * 1024),
+            patience: Duration::from_millis(self.patience_ms.into()),
             rate: (self.megabits > 0).then_some(Rate { bytes_per_second, burst }),
             ..Limits::default()
         }
@@ -118,11 +123,12 @@ impl RelayConfig {
         if let Some(bad) = advertise.iter().find(|address| !is_host_port(address)) {
             return Some(("relay.advertise", format!("{bad:?} isn't host:port")));
         }
-        let RelayLimits { gateways, unknown, waiting_mib, .. } = self.limits;
+        let RelayLimits { gateways, unknown, waiting_mib, patience_ms, .. } = self.limits;
         for (key, limit) in [
             ("limits.gateways", gateways),
             ("limits.unknown", unknown),
             ("limits.waiting_mib", waiting_mib),
+            ("limits.patience_ms", patience_ms as usize),
         ] {
             if limit == 0 {
                 return Some((key, "must be at least 1".into()));
@@ -143,14 +149,16 @@ impl RelayConfig {
             "\n[relay]\nlisten = \"{}\" # UDP\nadvertise = [{}]\nauthority = \"{}\"\n\n[limits]\n\
              # gateways = {}\n# unknown = {} # connections that haven't said who they are\n\
              # megabits = {} # a second that each gateway may send; 0: what the others leave\n\
-             # waiting_mib = {} # packets that may wait, in all\n",
+             # waiting_mib = {} # packets that may wait, in all\n\
+             # patience_ms = {} # that a packet may wait\n",
             place.listen,
             advertise.join(", "),
             place.authority,
             limits.gateways,
             limits.unknown,
             limits.megabits,
-            limits.waiting_mib
+            limits.waiting_mib,
+            limits.patience_ms
         );
         text
     }
@@ -189,6 +197,7 @@ mod tests {
             ("authority = \"", "authority = \"zz", 6, ""),
             ("# unknown = 256", "unknown = 0", 10, "limits.unknown"),
             ("# waiting_mib = 256", "waiting_mib = 0", 12, "limits.waiting_mib"),
+            ("# patience_ms = 250", "patience_ms = 0", 13, "limits.patience_ms"),
         ] {
             let text = good.replacen(from, to, 1);
             assert_ne!(text, good, "{from} isn't in the text");

@@ -82,7 +82,8 @@ impl Bed {
         bed
     }
 
-    /// A relay that was made, but that nobody has named or started.
+    /// A relay that was made, but that nobody has named or started. It lets packets wait for as long as the tests do,
+    /// unless `limits` say otherwise: a machine that stands still for a moment costs none.
     pub(crate) fn made(limits: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let first = Authority {
@@ -108,7 +109,8 @@ impl Bed {
         let key = standalone::init(&home, &place).unwrap();
         let file = directory.path().join("r/relay.toml");
         let text = std::fs::read_to_string(&file).unwrap();
-        let text = text.replace("[limits]\n", &format!("[limits]\n{limits}\n"));
+        let patience = if limits.contains("patience_ms") { "" } else { "patience_ms = 60000\n" };
+        let text = text.replace("[limits]\n", &format!("[limits]\n{patience}{limits}\n"));
         std::fs::write(&file, text).unwrap();
         Self { directory, relay: None, address: listen, key, chain: vec![first] }
     }
@@ -180,51 +182,60 @@ impl Gateway {
         }
     }
 
-    /// Whoever holds the key of `who`, with `pass` and `chain`.
+    /// Whoever holds the key of `who`, with `pass` and `chain`. A connection that ends before the relay has said yes or
+    /// no, as one does that took too long on a busy machine, is made again.
     pub(crate) async fn greet(
         bed: &Bed,
         who: u16,
         pass: Signed<RelayPass>,
         chain: &[Signed<Authority>],
     ) -> Result<Self, Refusal> {
-        let link = soon("a connection", async {
+        let (identity, servers) = (key(who), [bed.key]);
+        soon("a yes or a no", async {
             loop {
-                let identity = key(who);
-                let servers = [bed.key];
-                match endpoint::connect_for(bed.address, &identity, &servers, Protocol::Relay).await
+                let link =
+                    endpoint::connect_for(bed.address, &identity, &servers, Protocol::Relay).await;
+                if let Ok(link) = link
+                    && let Some(answer) = Self::say_hello(link, &pass, chain).await
                 {
-                    Ok(link) => return link,
-                    // Turned away for the moment.
-                    Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                    return answer;
                 }
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         })
-        .await;
-        let (send, receive) = link.connection().open_bi().await.unwrap();
+        .await
+    }
+
+    /// None: the connection ended first.
+    async fn say_hello(
+        link: Link,
+        pass: &Signed<RelayPass>,
+        chain: &[Signed<Authority>],
+    ) -> Option<Result<Self, Refusal>> {
+        let (send, receive) = link.connection().open_bi().await.ok()?;
         let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
         let mut writer = MessageWriter::<ToRelay>::new(send);
         let hello = Hello {
             versions: VERSIONS,
             organisation: ORGANISATION,
             authority: chain.len() as u64,
-            pass: Box::new(pass),
+            pass: Box::new(pass.clone()),
         };
-        writer.send(&ToRelay::Hello(Box::new(hello))).await.unwrap();
+        writer.send(&ToRelay::Hello(Box::new(hello))).await.ok()?;
         let mut asked = false;
         loop {
-            let answer = soon("an answer to the hello", reader.next()).await;
-            match answer.unwrap_or_else(|error| panic!("{error}: {:?}", link.connection())) {
-                Some(FromRelay::AuthorityWanted { after }) => {
+            match reader.next().await.ok()?? {
+                FromRelay::AuthorityWanted { after } => {
                     asked = true;
                     let after = usize::try_from(after).unwrap();
                     let documents = ToRelay::Authority(chain[after..].to_vec());
-                    writer.send(&documents).await.unwrap();
+                    writer.send(&documents).await.ok()?;
                 }
-                Some(FromRelay::Welcome(welcome)) => {
+                FromRelay::Welcome(welcome) => {
                     let peers = HashMap::new();
-                    return Ok(Self { link, reader, writer, welcome, peers, asked });
+                    return Some(Ok(Self { link, reader, writer, welcome, peers, asked }));
                 }
-                Some(FromRelay::Refused(refusal)) => return Err(refusal),
+                FromRelay::Refused(refusal) => return Some(Err(refusal)),
                 other => panic!("{other:?}"),
             }
         }
@@ -270,6 +281,35 @@ impl Gateway {
     pub(crate) fn send(&self, to: PeerNumber, mark: u32, len: usize) {
         // Where the buffer is full the oldest goes, as from a real gateway.
         let _ = self.link.connection().send_datagram(sealed(to, mark, len).into());
+    }
+
+    /// Sends a packet until it arrives, as QUIC doesn't send datagrams again. Gives from whom it came and its length.
+    pub(crate) async fn deliver(
+        &self,
+        to: PeerNumber,
+        mark: u32,
+        len: usize,
+        receiver: &Self,
+    ) -> (PeerNumber, usize) {
+        let receiving = async {
+            loop {
+                // Copies of the one before may still come.
+                let (from, came, len) = receiver.receive().await;
+                if came == mark {
+                    return (from, len);
+                }
+            }
+        };
+        let sending = async {
+            loop {
+                self.send(to, mark, len);
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        };
+        tokio::select! {
+            came = receiving => came,
+            () = sending => unreachable!("it sends for ever"),
+        }
     }
 
     /// The next packet: from whom, its mark, its length.
