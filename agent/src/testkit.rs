@@ -199,5 +199,8 @@ pub(crate) fn check_binding(
 /// An address that nobody listens on.
 pub(crate) fn nowhere() -> SocketAddr {
     let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket.local_addr().unwrap()
+    let address = socket.local_addr().unwrap();
+    // Kept for as long as the tests run: nobody else is given the port.
+    std::mem::forget(socket);
+    address
 }

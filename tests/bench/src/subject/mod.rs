@@ -17,7 +17,7 @@ use crate::tools::Tools;
 use crate::world::{Addressing, Card, Device, World, scratch};
 
 /// How long a tunnel may take to come up.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A way to carry packets, by its name on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
