@@ -9,13 +9,16 @@ mod tests;
 
 /// IP and TCP headers without options, which the announced size doesn't count (RFC 6691).
 const HEADERS: u16 = 40;
+/// What applies without the option (RFC 9293): no path makes TCP ends take less, which they would for as long as the
+/// connection lasts. Packets that are too long all the same go in parts.
+const LEAST: u16 = 536;
 /// Kind of the option.
 const MSS: u8 = 2;
 /// Where the checksum stands in a TCP header.
 const CHECKSUM_AT: usize = 16;
 
 /// Lowers the MSS option of a SYN or SYN-ACK, an IPv4 packet from its IP header on, to what fits `mtu` bytes of
-/// IP. Leaves everything else alone; without the option, 536 applies and always fits.
+/// IP, and to 536 at least. Leaves everything else alone; without the option, 536 applies.
 ///
 /// `partial` says that the TCP checksum holds the pseudo-header's sum only
 /// ([`VnetHeader::FLAG_NEEDS_CSUM`](crate::vnet::VnetHeader::FLAG_NEEDS_CSUM)), which doesn't cover the option.
@@ -33,7 +36,7 @@ pub fn clamp(packet: &mut [u8], mtu: u16, partial: bool) -> Option<u16> {
         header.options().find(|(kind, _, value)| *kind == MSS && value.len() == 2)?;
     let at = tcp::MIN_HEADER_LEN + offset;
     let transport = packet.get_mut(ip_header..)?;
-    let (announced, fits) = (be16(transport, at)?, mtu.saturating_sub(HEADERS));
+    let (announced, fits) = (be16(transport, at)?, mtu.saturating_sub(HEADERS).max(LEAST));
     if announced <= fits {
         return None;
     }

@@ -89,3 +89,16 @@ proptest! {
         clamp(&mut noise.clone(), mtu, false);
     }
 }
+
+#[test]
+fn no_path_however_narrow_makes_it_less_than_what_applies_without() {
+    for mtu in [0, 1, 40, 41, 500, 575, 576] {
+        let mut packet = syn(0x02, &[2, 4, 5, 0xb4]);
+        assert_eq!(clamp(&mut packet, mtu, false), Some(1460), "{mtu}");
+        assert_eq!(be16(&packet, 42), Some(LEAST), "{mtu}");
+        assert_eq!(sum(&packet), 0, "{mtu}");
+        assert_eq!(clamp(&mut packet, mtu, false), None, "{mtu}");
+    }
+    let mut packet = syn(0x02, &[2, 4, 1, 0]);
+    assert_eq!(clamp(&mut packet, 0, false), None, "what a device asks for itself");
+}

@@ -7,7 +7,9 @@
 //! - a direct path counts once a handshake went over it, both ways. The session that it makes carries packets from
 //!   then on, so those still on their way through the relay belong to another one: none is too late for its window,
 //!   however long the relay's way is. A handshake is tried as soon as a [knock](super::knock) was answered.
-//! - it counts no more when several knocks in a row stay unanswered, which takes about a second. While packets flow
+//! - it counts no more when several knocks in a row stay unanswered, which takes about a second, and nothing else of the
+//!   peer keeps coming directly: there are firewalls that let through nothing but WireGuard, and full queues that
+//!   lose knocks among much else. While packets flow
 //!   it is knocked every quarter of a second; with the first packet after a pause at once.
 
 use std::collections::VecDeque;
@@ -39,8 +41,16 @@ const LATE_ROUND: Duration = Duration::from_secs(5);
 const SHAKE_EVERY: Duration = Duration::from_secs(1);
 /// How fresh the direct path's last answer is when a handshake through a relay doesn't count against it.
 const FRESH: Duration = Duration::from_secs(1);
-/// After so long without a sign of the peer through one relay, the next one is tried.
+/// After so long without a sign of the peer while packets take a relay, the next one is tried.
 const TRY_NEXT_AFTER: Duration = Duration::from_secs(3);
+/// And after so long without a sign that it hears this gateway: three of its answers, which it may send another way.
+const TRY_NEXT_UNHEARD: Duration = Duration::from_secs(7);
+/// How long a direct packet shows that the peer still finds the direct path good: longer than between two hellos.
+const LATELY: Duration = Duration::from_millis(2_500);
+/// Least time that a datagram may have been under way.
+const UNDER_WAY: Duration = Duration::from_millis(250);
+/// Least room that counts: an honest relay's connections carry more, since QUIC demands 1,200 bytes of every path.
+pub(super) const LEAST_ROOM: u16 = 1_100;
 /// Knocks whose answers are still taken.
 const IN_FLIGHT: usize = 32;
 
@@ -71,6 +81,10 @@ pub(super) struct Route {
     silent: Option<(Instant, u32)>,
     /// When the direct path last showed that it works.
     proved: Option<Instant>,
+    /// When something authentic came directly; none once something came through a relay.
+    direct: Option<Instant>,
+    /// Whether a knock was ever answered on the direct path since packets take it.
+    echoes: bool,
     used: Option<Instant>,
     rounds: u32,
     /// When a handshake was last tried for the sake of a direct path.
@@ -98,6 +112,8 @@ impl Route {
             knocks: VecDeque::new(),
             silent: None,
             proved: None,
+            direct: None,
+            echoes: false,
             used: None,
             rounds: 0,
             shaken: None,
@@ -121,6 +137,12 @@ impl Route {
     /// Whether a relay reaches the peer.
     pub(super) fn has_relay(&self) -> bool {
         !self.relays.is_empty()
+    }
+
+    /// The relay for an attempt at a handshake: the one in use, or else each in turn.
+    pub(super) fn relay_for(&self, attempt: u32) -> Option<RelayId> {
+        let place = (attempt as usize).checked_rem(self.relays.len())?;
+        self.via.or_else(|| self.relays.get(place).map(|path| path.relay))
     }
 
     /// The best relay.
@@ -169,6 +191,7 @@ impl Route {
         self.via = via;
         self.why = why;
         self.since = now;
+        self.echoes = false;
         self.proved = if why == PathReason::Proved { Some(now) } else { None };
         self.begin(now);
     }
@@ -184,6 +207,21 @@ impl Route {
     pub(super) const fn note_proof(&mut self, now: Instant) {
         self.proved = Some(now);
         self.silent = None;
+    }
+
+    /// Something authentic came, directly or through a relay.
+    pub(super) fn note_heard(&mut self, directly: bool, now: Instant) {
+        self.direct = directly.then_some(now);
+    }
+
+    /// Whether the peer's packets kept coming directly after `since`, those that were under way then aside. Where no knock
+    /// was ever answered, that none is says nothing, and the last that came directly counts whenever it was.
+    fn comes_directly(&self, since: Instant, round_trip: Option<Duration>, now: Instant) -> bool {
+        let under_way = (round_trip.unwrap_or_default() * 2).max(UNDER_WAY);
+        self.direct.is_some_and(|at| {
+            (!self.echoes || at.saturating_duration_since(since) > under_way)
+                && now.saturating_duration_since(at) <= LATELY
+        })
     }
 
     /// Whether the direct path showed a moment ago that it works.
@@ -218,7 +256,9 @@ impl Route {
         self.via.is_none()
             && self.has_relay()
             && self.silent.is_some_and(|(since, count)| {
-                count >= UNANSWERED && now.saturating_duration_since(since) >= patience
+                count >= UNANSWERED
+                    && now.saturating_duration_since(since) >= patience
+                    && !self.comes_directly(since, round_trip, now)
             })
     }
 
@@ -268,6 +308,7 @@ impl Route {
     pub(super) fn note_answer(&mut self, now: Instant) {
         self.note_proof(now);
         if self.via.is_none() {
+            self.echoes = true;
             let recent = |at: Instant| now.saturating_duration_since(at) <= BUSY * 4;
             let pause = if self.used.is_some_and(recent) { BUSY } else { IDLE };
             self.next = now + pause;
@@ -330,11 +371,20 @@ impl Route {
         self.hint
     }
 
-    /// The relay to be tried in place of the one in use, through which nothing was heard since `heard`.
-    pub(super) fn next_relay(&self, heard: Option<Instant>, now: Instant) -> Option<RelayId> {
+    /// The relay to be tried in place of the one in use: nothing was heard of the peer since `heard`, or no sign since
+    /// `answered` that it hears this gateway. The peer's own packets may come by another relay, so they prove nothing of
+    /// the one in use.
+    pub(super) fn next_relay(
+        &self,
+        heard: Option<Instant>,
+        answered: Option<Instant>,
+        now: Instant,
+    ) -> Option<RelayId> {
         let via = self.via?;
-        let sign = heard.map_or(self.since, |at| at.max(self.since));
-        if now.saturating_duration_since(sign) < TRY_NEXT_AFTER {
+        let silence = |sign: Option<Instant>| {
+            now.saturating_duration_since(sign.map_or(self.since, |at| at.max(self.since)))
+        };
+        if silence(heard) < TRY_NEXT_AFTER && silence(answered) < TRY_NEXT_UNHEARD {
             return None;
         }
         let place = self.relays.iter().position(|path| path.relay == via);

@@ -257,6 +257,11 @@ impl Peer {
         self.heard
     }
 
+    /// When it last showed that it hears this gateway.
+    pub(super) const fn answered(&self) -> Option<Instant> {
+        self.answered
+    }
+
     /// It is reached another way: the round trip is to be measured anew.
     pub(super) fn forget_round_trip(&mut self) {
         self.round_trip = None;

@@ -443,6 +443,9 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(index) else { return };
         // A copy of an initiation proves nothing about where a client is.
         let moved = (!peer.client || proof != Proof::Alive) && peer.note_heard(from, now);
+        if proof != Proof::Alive {
+            peer.route.note_heard(from.relay().is_none(), now);
+        }
         if fresh {
             peer.note_session(now);
         }

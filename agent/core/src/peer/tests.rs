@@ -164,6 +164,8 @@ struct World {
 struct Relays {
     /// Those that swallow what they get.
     dead: Vec<RelayId>,
+    /// Those that swallow what one side gives them.
+    half_dead: Vec<(usize, RelayId)>,
     /// Whether all is kept back, and what is: from which side to which, and how.
     holds: bool,
     held: Vec<(usize, usize, RelayId, Vec<u8>)>,
@@ -269,7 +271,9 @@ impl World {
     /// Has relays hand over what they kept back.
     fn release(&mut self) {
         for (here, there, relay, datagram) in std::mem::take(&mut self.relays.held) {
-            if !self.relays.dead.contains(&relay) {
+            let swallowed =
+                self.relays.dead.contains(&relay) || self.relays.half_dead.contains(&(here, relay));
+            if !swallowed {
                 self.relays.carried += 1;
                 let from = Target::Relay(Through { relay, peer: self.sides[here].gateway });
                 self.sides[there].deliver(from, &datagram, self.now);

@@ -10,6 +10,7 @@ use super::{CONTROL, MAX_PEERS, OWNER_SHIFT, Peers, write};
 use crate::peer::PeerSlot;
 use crate::peer::front;
 use crate::peer::knock::{self, Heard, KnockKey, Knocker};
+use crate::peer::route::LEAST_ROOM;
 use crate::sink::Sink;
 use crate::target::{RelayId, RelayPath, Target, Through};
 
@@ -17,7 +18,8 @@ use crate::target::{RelayId, RelayPath, Target, Through};
 const BELOW: u32 = 8;
 
 impl Peers {
-    /// Says which relays reach a gateway now, nearest first; none of one that isn't a peer is used before it is.
+    /// Says which relays reach a gateway now, nearest first; none of one that isn't a peer is used before it is. One that
+    /// claims to take less than every honest one does isn't used at all.
     pub fn set_relays(
         &mut self,
         gateway: GatewayId,
@@ -25,10 +27,12 @@ impl Peers {
         now: Instant,
         out: &mut impl Sink,
     ) {
+        let relays: Vec<RelayPath> =
+            relays.iter().filter(|path| path.room >= LEAST_ROOM).copied().collect();
         if relays.is_empty() {
             self.relayed.remove(&gateway);
         } else if self.relayed.len() < MAX_PEERS || self.relayed.contains_key(&gateway) {
-            self.relayed.insert(gateway, relays.to_vec());
+            self.relayed.insert(gateway, relays);
         }
         if let Some(index) = self.by_gateway.get(&gateway).copied() {
             let had = self.peers.get(index).is_some_and(|peer| peer.route.has_relay());
@@ -70,7 +74,10 @@ impl Peers {
                 let why = if nearest.is_some() { route.why() } else { PathReason::NoRelay };
                 Some((nearest, why))
             }
-            Some(_) => route.next_relay(peer.heard(), now).map(|relay| (Some(relay), route.why())),
+            Some(_) => {
+                let next = route.next_relay(peer.heard(), peer.answered(), now);
+                next.map(|relay| (Some(relay), route.why()))
+            }
             None if nearest.is_none() => None,
             None if route.has_died(peer.round_trip(), now) => Some((nearest, PathReason::Died)),
             // It has a session, which may be worth something through a relay.
@@ -108,6 +115,11 @@ impl Peers {
         match (peer.route.via(), via) {
             (None, None) => peer.route.note_proof(now),
             (Some(_), None) => self.turn(index, None, PathReason::Proved, now),
+            // It works both ways, which nothing may say of the other one.
+            (Some(one), Some(other)) if one != other && peer.route.knows(other) => {
+                let why = peer.route.why();
+                self.turn(index, Some(other), why, now);
+            }
             // The peer has no direct path to here, or it wouldn't have gone by a relay.
             (None, Some(relay)) if peer.route.knows(relay) && !peer.route.is_fresh(now) => {
                 let died = peer.route.why() == PathReason::Proved;
@@ -236,7 +248,7 @@ impl Peers {
     pub(super) fn way_to_shake(&self, index: u32, attempt: u32) -> (Option<Target>, bool) {
         let Some(peer) = self.peers.get(index) else { return (None, false) };
         let through = |relay| Target::Relay(Through { relay, peer: peer.gateway });
-        let relay = peer.route.via().or(peer.route.nearest()).map(through);
+        let relay = peer.route.relay_for(attempt / 2).map(through);
         let (Some(relay), None) = (relay, peer.sending) else {
             return (peer.route.target(peer.gateway, peer.target(attempt)), false);
         };

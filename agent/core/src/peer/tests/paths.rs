@@ -241,6 +241,66 @@ fn a_relay_that_swallows_packets_is_left_for_the_next() {
 }
 
 #[test]
+fn a_relay_that_swallows_what_one_end_sends_is_left_though_the_other_is_heard_by_another() {
+    let mut world = apart();
+    world.offer(&[NEAR, FAR]);
+    // The second side moves, the first stays: each its own.
+    let gateway = world.sides[0].gateway;
+    let (now, side) = (world.now, &mut world.sides[1]);
+    side.peers.set_relays(gateway, &[path(FAR)], now, &mut side.sent);
+    assert_eq!((world.path(0).0, world.path(1).0), (Some(NEAR), Some(FAR)));
+    assert_eq!(world.talk(Duration::from_secs(5)), [Duration::ZERO; 2]);
+    world.relays.half_dead.push((0, NEAR));
+    let silence = world.talk(Duration::from_secs(20));
+    assert_eq!(world.path(0).0, Some(FAR), "{silence:?}");
+    assert!(silence[1] < Duration::from_secs(10), "{silence:?}");
+    assert_eq!(world.talk(Duration::from_secs(20)), [Duration::ZERO; 2]);
+}
+
+#[test]
+fn without_a_session_all_relays_are_tried() {
+    let mut world = World::pair();
+    world.direct(false, false);
+    world.relays.dead.push(NEAR);
+    world.offer(&[NEAR, FAR]);
+    world.run(Duration::from_secs(20));
+    assert_eq!((world.path(0).0, world.path(1).0), (Some(FAR), Some(FAR)));
+}
+
+#[test]
+fn a_relay_that_says_it_takes_next_to_nothing_isnt_used() {
+    let mut world = apart();
+    let (gateway, now) = (world.sides[1].gateway, world.now);
+    let side = &mut world.sides[0];
+    let liar = |room| RelayPath { relay: NEAR, room };
+    for room in [0, 33, 1_099] {
+        side.peers.set_relays(gateway, &[liar(room), path(FAR)], now, &mut side.sent);
+        let peer = side.peer(gateway);
+        assert_eq!(peer.route.via(), Some(FAR), "{room}");
+    }
+    side.peers.set_relays(gateway, &[liar(0)], now, &mut side.sent);
+    assert!(!side.peer(gateway).route.has_relay());
+}
+
+#[test]
+fn a_direct_path_that_carries_wireguard_and_no_knocks_is_kept() {
+    let mut world = World::live_pair();
+    world.offer(&[NEAR]);
+    world.fate = Box::new(|_, _, bytes| usize::from(!matches!(bytes[0], 5 | 6)));
+    // While packets flow, while they flow one way, and while nothing does.
+    assert_eq!(world.talk(Duration::from_secs(60)), [Duration::ZERO; 2]);
+    world.run(Duration::from_secs(600));
+    assert_eq!(world.talk(Duration::from_secs(60)), [Duration::ZERO; 2]);
+    assert_eq!(world.relays.carried, 0, "nothing needed the relay");
+    assert_eq!((world.path(0).0, world.path(1).0), (None, None));
+    // What dies for WireGuard as well is left none the less.
+    world.direct(false, false);
+    let silence = world.talk(Duration::from_secs(10));
+    assert!(silence.iter().all(|time| *time < Duration::from_secs(4)), "{silence:?}");
+    assert_eq!((world.path(0).0, world.path(1).0), (Some(NEAR), Some(NEAR)));
+}
+
+#[test]
 fn a_relay_that_is_gone_is_left_at_once() {
     let mut world = apart();
     world.offer(&[FAR, NEAR]);
