@@ -186,17 +186,7 @@ impl Setup {
             offloads.push(set_offloads(interface, false));
         }
         let addresses = Addresses::read(config, &links).await?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (mut lane_threads, mut threads_chosen) =
-            config.cores.lane_threads.choose(config.offloads.lanes, cores);
-        let underlay = open_underlay(config, lane_threads)?;
-        // Everything would come to the packet thread's socket, and go round by it.
-        if lane_threads > 0
-            && config.cores.lane_threads == LaneThreads::Auto
-            && matches!(underlay.steering, Offload::Off(_))
-        {
-            (lane_threads, threads_chosen) = (0, "none: the kernel doesn't steer".into());
-        }
+        let (underlay, lane_threads, threads_chosen) = choose_lanes(config)?;
         let engine = core::config::Config {
             gateway_macs,
             own_addresses: addresses.own.clone(),
@@ -250,17 +240,7 @@ impl Setup {
         let frames = TunFrames::of(gateway);
         let device = open_host(config, host, &network, frames).await?;
         let addresses = host::addresses(config, host, &links, &network).await?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (mut lane_threads, mut threads_chosen) =
-            config.cores.lane_threads.choose(config.offloads.lanes, cores);
-        let underlay = open_underlay(config, lane_threads)?;
-        // Everything would come to the packet thread's socket, and go round by it.
-        if lane_threads > 0
-            && config.cores.lane_threads == LaneThreads::Auto
-            && matches!(underlay.steering, Offload::Off(_))
-        {
-            (lane_threads, threads_chosen) = (0, "none: the kernel doesn't steer".into());
-        }
+        let (underlay, lane_threads, threads_chosen) = choose_lanes(config)?;
         // The device is the member: nothing on the way to it is the gateway's own.
         let ports = config.ports.iter().map(|port| core::config::PortConfig {
             name: port.name.clone(),
@@ -339,6 +319,19 @@ fn open_beat() -> Result<Beat, SetupError> {
         what: "opening lo (needs CAP_NET_RAW and CAP_NET_ADMIN)".into(),
         source,
     })
+}
+
+/// The underlay's sockets, how many threads run lanes, and why so many.
+fn choose_lanes(config: &Config) -> Result<(Group, u8, String), SetupError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let (threads, chosen) = config.cores.lane_threads.choose(config.offloads.lanes, cores);
+    let underlay = open_underlay(config, threads)?;
+    // Everything would come to the packet thread's socket, and go round by it.
+    let steered = !matches!(underlay.steering, Offload::Off(_));
+    if threads > 0 && config.cores.lane_threads == LaneThreads::Auto && !steered {
+        return Ok((underlay, 0, "none: the kernel doesn't steer".into()));
+    }
+    Ok((underlay, threads, chosen))
 }
 
 /// The socket of lane 0, and one for bulk where that has lanes, or one for each thread that runs them.
