@@ -9,10 +9,13 @@ use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
+use self::entry::{Entry, Notice};
 use super::{Event, LaneId, MAX, Order, secret_for};
 use crate::peer::message::{LaneKey, LaneOffer};
 use crate::peer::{PeerSlot, Peers};
 use crate::station::StationId;
+
+mod entry;
 
 /// How often a peer is asked at most that doesn't answer, and how often a lane is ordered that doesn't open.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -24,9 +27,6 @@ const TOLD_FOR: Duration = Duration::from_secs(10);
 const EXPECT_AGAIN: Duration = Duration::from_secs(5);
 /// How soon after it went a lane that is wanted is ordered again.
 const REOPEN: Duration = Duration::from_secs(1);
-/// Most keys of one peer that are looked at within [`KEYS_IN`]: that takes some 50 µs each.
-const MAX_KEYS: u32 = 8;
-const KEYS_IN: Duration = Duration::from_secs(10);
 /// Most lanes at once that are opened for one device, whomever it sends to: a quarter of all. Its other bulk takes lane 0.
 const MOST_OF_DEVICE: u16 = 64;
 /// How often a peer is told that its key isn't held here any more, unless it answers: the first pause, each of the others
@@ -39,68 +39,6 @@ const MOST_RENEWAL_PAUSES: u32 = 4;
 const MAX_PARTED: usize = 1 << 16;
 /// How long one that went may still send through lanes, at most: it finds out by itself after twenty seconds of silence.
 const PARTED_FOR: Duration = Duration::from_secs(60);
-
-/// A peer that wanted a lane, or to which one was wanted.
-#[derive(Debug)]
-struct Entry {
-    peer: PeerSlot,
-    gateway: GatewayId,
-    /// This gateway's key for it.
-    own: TunnelPublicKey,
-    /// Its key, its run, and the main key whose tunnel both came through last.
-    theirs: Option<(TunnelPublicKey, BootId, TunnelPublicKey)>,
-    /// Which agreement with it this is. An event that speaks of another one comes late.
-    term: u32,
-    /// How many lanes there are with it.
-    lanes: u8,
-    /// Whether it says that it knows whose this gateway's key is.
-    holds_ours: bool,
-    to: Option<SocketAddr>,
-    next_ask: Instant,
-    /// When it may say again that it opens lanes.
-    next_expect: Instant,
-    /// Lanes that can be used, by their bits.
-    ready: u16,
-    /// When each may be ordered next.
-    next_open: [Option<Instant>; MAX as usize + 1],
-    /// For which device each was ordered.
-    payers: [Option<StationId>; MAX as usize + 1],
-    /// The newest that it said in a run.
-    said: (BootId, u64),
-    keys: (Instant, u32),
-    /// Set while it is to be told that its key isn't held here any more.
-    owes: Option<Notice>,
-    /// Set while it is asked for its key again through the tunnel that is used now.
-    renews: Option<Notice>,
-}
-
-impl Entry {
-    /// Takes one from what may be looked at of this peer.
-    fn charge(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.keys.0) >= KEYS_IN {
-            self.keys = (now, 0);
-        }
-        self.keys.1 = self.keys.1.saturating_add(1);
-        self.keys.1 <= MAX_KEYS
-    }
-
-    const fn is_agreed(&self) -> bool {
-        self.theirs.is_some() && self.holds_ours && self.lanes > 0
-    }
-}
-
-/// Something that a peer is told until it answers, or for so long that it has found out by itself.
-#[derive(Debug, Clone, Copy)]
-struct Notice {
-    /// When it is told next. None before anything can be told to it.
-    next: Option<Instant>,
-    /// How often it was told.
-    told: u32,
-}
-
-impl Notice {
-    const NEW: Self = Self { next: None, told: 0 };
-}
 
 /// The lanes of a gateway, as its engine sees them.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::TunnelSecret;
 use proptest::prelude::*;
 
+use super::entry::{KEYS_IN, MAX_KEYS};
 use super::*;
 use crate::peer::{Config, PeerConfig};
 
