@@ -89,7 +89,7 @@ fn a_path_that_loses_delays_doubles_and_reorders_carries_all_that_is_allowed_and
         (
             "that does all of it, and is narrow",
             good.clone()
-                .losing(0.01)
+                .losing(0.03)
                 .delayed(far / 4, Duration::from_millis(5))
                 .reordering(0.05, late)
                 .duplicating(0.05)
