@@ -112,15 +112,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Wrong`], with file, line and key.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self = read_toml(file, text)?;
-        match config.fault() {
-            None => Ok(config),
-            Some((key, problem)) => Err(ConfigError::Wrong {
-                file: file.into(),
-                line: line_of_key(text, key),
-                problem: format!("{key}: {problem}"),
-            }),
-        }
+        read_checked(file, text, Self::fault)
     }
 
     fn fault(&self) -> Option<(&'static str, String)> {
@@ -191,8 +183,26 @@ impl Config {
     }
 }
 
+/// Reads `text`, which came from `file`, and looks whether its values make sense: `fault` names the key of one that doesn't, and
+/// says why.
+pub(crate) fn read_checked<T: DeserializeOwned>(
+    file: &Path,
+    text: &str,
+    fault: impl FnOnce(&T) -> Option<(&'static str, String)>,
+) -> Result<T, ConfigError> {
+    let config: T = read_toml(file, text)?;
+    match fault(&config) {
+        None => Ok(config),
+        Some((key, problem)) => Err(ConfigError::Wrong {
+            file: file.into(),
+            line: line_of_key(text, key),
+            problem: format!("{key}: {problem}"),
+        }),
+    }
+}
+
 /// Reads TOML; what is wrong is named with its line.
-pub(crate) fn read_toml<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
+fn read_toml<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         ConfigError::Wrong {
@@ -229,7 +239,7 @@ fn line_of(text: &str, at: usize) -> usize {
 }
 
 /// The line on which the key's table, and in it the key, is set; 1 where it isn't.
-pub(crate) fn line_of_key(text: &str, key: &str) -> usize {
+fn line_of_key(text: &str, key: &str) -> usize {
     let (table, name) = key.split_once('.').unwrap_or(("", key));
     let mut inside = false;
     for (index, line) in text.lines().enumerate() {

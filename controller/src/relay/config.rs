@@ -9,9 +9,7 @@ use anteroom_controller_core::relay::{Limits, Rate};
 use anteroom_proto::key::Hash;
 use serde::Deserialize;
 
-use crate::config::{
-    ConfigError, ConnectionLimits, MAX_ADVERTISED, is_host_port, line_of_key, read_toml,
-};
+use crate::config::{ConfigError, ConnectionLimits, MAX_ADVERTISED, is_host_port, read_checked};
 
 /// The configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -104,15 +102,7 @@ impl RelayConfig {
     /// # Errors
     /// [`ConfigError::Wrong`], with file, line and key.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self = read_toml(file, text)?;
-        match config.fault() {
-            None => Ok(config),
-            Some((key, problem)) => Err(ConfigError::Wrong {
-                file: file.into(),
-                line: line_of_key(text, key),
-                problem: format!("{key}: {problem}"),
-            }),
-        }
+        read_checked(file, text, Self::fault)
     }
 
     fn fault(&self) -> Option<(&'static str, String)> {
