@@ -33,7 +33,7 @@ use tracing::{debug, info, warn};
 use crate::config::Rotate as Rotating;
 use crate::keys::{KeyStatus, Ring};
 use crate::plane::{Plane, PlaneError};
-use crate::relay::Known;
+use crate::relay::{Known, RelayStatus};
 use crate::state::{Enrolled, Enrolment, StateError};
 use clock::Clock;
 use dial::{Candidates, DialError};
@@ -120,6 +120,8 @@ pub(crate) struct Client<P> {
     stop: watch::Receiver<bool>,
     /// Who connects to relays, if anybody does.
     relays: Option<watch::Sender<Known>>,
+    /// How they stand.
+    relay_status: watch::Receiver<Vec<RelayStatus>>,
 }
 
 impl<P: Plane> Client<P> {
@@ -167,12 +169,19 @@ impl<P: Plane> Client<P> {
             status,
             stop,
             relays: None,
+            relay_status: watch::channel(Vec::new()).1,
         }
     }
 
-    /// Asks controllers for passes for relays from now on, and tells them there, with the authority chain.
-    pub(crate) fn with_relays(mut self, relays: watch::Sender<Known>) -> Self {
+    /// Asks controllers for passes for relays from now on, and tells them there, with the authority chain. Controllers are
+    /// told which relays are connected, by `status`.
+    pub(crate) fn with_relays(
+        mut self,
+        relays: watch::Sender<Known>,
+        status: watch::Receiver<Vec<RelayStatus>>,
+    ) -> Self {
         self.relays = Some(relays);
+        self.relay_status = status;
         self.tell_relays();
         self
     }

@@ -167,12 +167,12 @@ impl Run {
             organisation: enrolled.enrolment.organisation,
             identity: enrolled.identity.clone(),
         });
+        let (relays_sender, relays) = watch::channel(Vec::new());
         let client = enrolled.map(|enrolled: Enrolled| {
             Client::new(state.clone(), gate.clone(), enrolled, boot, reach, stop.clone())
                 .rotating(rotate)
-                .with_relays(known)
+                .with_relays(known, relays.clone())
         });
-        let (relays_sender, relays) = watch::channel(Vec::new());
         let relaying = relayed
             .map(|who| tokio::spawn(use_relays(who, pass.clone(), gate.clone(), relays_sender)));
         let keeping_pass = tokio::spawn(upkeep::keep_pass(pass, state.clone()));

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use anteroom_proto::address::is_host_port;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -211,27 +212,6 @@ fn read_toml<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, ConfigEr
             problem: error.message().trim_end().replace('\n', "; "),
         }
     })
-}
-
-/// Whether `text` is a host name or address, and a port.
-pub(crate) fn is_host_port(text: &str) -> bool {
-    if text.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
-        return true;
-    }
-    text.rsplit_once(':').is_some_and(|(host, port)| {
-        is_host_name(host) && port.parse::<u16>().is_ok_and(|port| port != 0)
-    })
-}
-
-/// Whether `text` is a host name (RFC 1123).
-pub(crate) fn is_host_name(text: &str) -> bool {
-    (1..=253).contains(&text.len())
-        && text.split('.').all(|label| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-        })
 }
 
 fn line_of(text: &str, at: usize) -> usize {

@@ -10,10 +10,11 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P2
 use zeroize::Zeroizing;
 
 use crate::clock::{self, RandomError};
-use crate::config::{Config, ConfigError, Listener, is_host_name};
+use crate::config::{Config, ConfigError, Listener};
 use crate::directory::{Directory, DirectoryError, secret_text};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Limits, Store, StoreError};
+use anteroom_proto::address::is_host_name;
 
 /// Why there is no new controller. What was made before the failure is gone again.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,7 @@ use anteroom_controller::relay::standalone;
 use anteroom_controller::restore;
 use anteroom_controller::run::{self, Running};
 use anteroom_proto::key::Hash;
+use anteroom_proto::relay::code::RelayCode;
 use anteroom_proto::setup::{ControllerCode, SetupCode};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -99,6 +100,12 @@ enum Command {
         #[arg(long)]
         authority: Hash,
     },
+    /// Print what operators name a relay by, for `anteroom relay add`.
+    RelayCode {
+        /// Where the relay lives.
+        #[arg(long)]
+        dir: PathBuf,
+    },
     /// Relay sealed packets between gateways that have no better way to each other. A controller does so as well.
     Relay {
         /// Where the relay lives.
@@ -177,11 +184,9 @@ async fn command(command: Command) -> anyhow::Result<()> {
             let key = standalone::init(&Directory::new(&dir), &place)?;
             println!("A new relay is in {}. Start it:\n", dir.display());
             println!("  anteroom-controller relay --dir {}\n", dir.display());
-            println!("It relays nothing until the authority document names it:\n");
-            println!("Relay key    {key}");
-            println!("fingerprint  {}", key.fingerprint());
-            println!("QUIC         {}", place.advertise.join(" "));
+            print_relay(&RelayCode { key, addresses: place.advertise });
         }
+        Command::RelayCode { dir } => print_relay(&standalone::code(&Directory::new(&dir))?),
         Command::Relay { dir } => relay(&Directory::new(&dir)).await?,
         Command::Run { dir, despite_audit } => {
             // Signals that come while starting must not be lost.
@@ -206,6 +211,9 @@ async fn relay(directory: &Directory) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let running = standalone::start(directory.clone())?;
+    if !running.is_named() {
+        print_relay(&standalone::code(directory)?);
+    }
     notify(&[NotifyState::Ready]);
     let limit = sd_notify::watchdog_enabled();
     let step = limit.map_or(CHECK, |limit| CHECK.min(limit / 3)).max(Duration::from_millis(100));
@@ -262,6 +270,14 @@ fn print_controller(code: &ControllerCode) {
     println!("HTTPS           {}", code.https.join(" "));
     println!("  fingerprint   {}", code.certificate);
     println!("QUIC            {}", code.quic.join(" "));
+}
+
+fn print_relay(code: &RelayCode) {
+    println!("It relays nothing until an operator has named it. On their machine:\n");
+    println!("  anteroom relay add NAME --code {code}\n");
+    println!("Relay key    {}", code.key);
+    println!("fingerprint  {}", code.key.fingerprint());
+    println!("addresses    {}", code.addresses.join(" "));
 }
 
 fn print_code(code: &SetupCode) {

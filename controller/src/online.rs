@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::v1::telemetry::RelayUse;
 use anteroom_proto::v1::{Refusal, ToAgent};
 use quinn::{Connection, VarInt};
 use tokio::sync::mpsc;
@@ -52,6 +53,8 @@ pub(crate) struct Link {
     pub(crate) observed: SocketAddr,
     /// Whether it can be asked to replace its tunnel keys.
     pub(crate) rotates: bool,
+    /// Relays that it said it is connected to.
+    pub(crate) relays: Vec<RelayUse>,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +113,21 @@ impl Online {
     #[must_use]
     pub fn observed(&self, gateway: GatewayId) -> Option<SocketAddr> {
         self.lock().links.get(&gateway).map(|(_, link)| link.observed)
+    }
+
+    /// Keeps to which relays the gateway says that it is connected, for as long as this connection lasts.
+    pub(crate) fn set_relays(&self, gateway: GatewayId, serial: u64, relays: Vec<RelayUse>) {
+        if let Some((held, link)) = self.lock().links.get_mut(&gateway)
+            && *held == serial
+        {
+            link.relays = relays;
+        }
+    }
+
+    /// To which relays the gateway says that it is connected.
+    #[must_use]
+    pub fn relays(&self, gateway: GatewayId) -> Vec<RelayUse> {
+        self.lock().links.get(&gateway).map(|(_, link)| link.relays.clone()).unwrap_or_default()
     }
 
     /// Whether the gateway is connected and can be asked to replace its tunnel keys.

@@ -22,7 +22,7 @@ use crate::mac::MacAddr;
 use crate::name::Name;
 use crate::time::UnixMillis;
 use crate::v1::PortInfo;
-use crate::v1::telemetry::{FileBypass, Sighting, TunnelState};
+use crate::v1::telemetry::{FileBypass, RelayUse, Sighting, TunnelState};
 use crate::verdict::Verdict;
 
 /// Paths of the API.
@@ -289,6 +289,9 @@ pub struct GatewayStatus {
     pub tunnels: Vec<TunnelState>,
     /// Where it was seen to come from.
     pub observed: Option<SocketAddr>,
+    /// Relays that it is connected to, controllers included, as it said over the connection that it has now.
+    #[serde(default)]
+    pub relays: Vec<RelayUse>,
     /// Drops by reason since the controller first heard of the gateway.
     pub drops: std::collections::BTreeMap<String, u64>,
     /// Alarms that stand there, as far as its newest report goes.

@@ -3,6 +3,8 @@
 //! Numbered and hash-chained. The first is pinned by its hash; each further one is signed by an operator of
 //! the one before it, or by the recovery key that the one before it names.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cose::{Document, SignatureError, Signed, Verified};
@@ -87,6 +89,8 @@ pub struct Controller {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Relay {
+    /// What operators call it.
+    pub name: Name,
     /// Its identity key, for TLS.
     pub key: PublicKey,
     /// Where gateways reach it, over QUIC and over TCP, as `host:port` or `[v6]:port`.
@@ -141,12 +145,6 @@ impl Authority {
     }
 
     fn fault(&self) -> Option<&'static str> {
-        let repeats = |keys: Vec<PublicKey>| {
-            let mut sorted = keys.clone();
-            sorted.sort_unstable();
-            sorted.dedup();
-            sorted.len() != keys.len()
-        };
         if self.threshold != 1 {
             Some("its threshold isn't 1, which is all that this version understands")
         } else if self.operators.is_empty() || self.operators.len() > MAX_ENTRIES {
@@ -155,8 +153,12 @@ impl Authority {
             Some("it names no controller, or too many")
         } else if self.relays.len() > MAX_ENTRIES {
             Some("it names too many relays")
-        } else if repeats(self.operator_keys()) || repeats(self.relay_keys()) {
+        } else if repeat(self.operator_keys()) || repeat(self.relay_keys()) {
             Some("it names a key twice")
+        } else if self.relays.iter().any(|relay| relay.addresses.is_empty()) {
+            Some("it names a relay without an address")
+        } else if repeat(self.relays.iter().map(|relay| &relay.name)) {
+            Some("it names two relays alike")
         } else {
             None
         }
@@ -347,6 +349,12 @@ impl AuthorityChain {
     }
 }
 
+/// Whether anything comes twice.
+fn repeat<T: Ord>(all: impl IntoIterator<Item = T>) -> bool {
+    let mut known = BTreeSet::new();
+    !all.into_iter().all(|one| known.insert(one))
+}
+
 /// Whether `next` names an older root than `before`, or another in the same place. A new incarnation may: what a
 /// lost controller held may be lost for good.
 fn goes_back(before: &Authority, next: &Authority) -> bool {
@@ -417,7 +425,12 @@ mod tests {
 
     #[test]
     fn relays_are_named_beside_the_controllers_and_no_key_is_both() {
-        let relay = |seed| Relay { key: key(seed).public(), addresses: vec!["r:443".into()] };
+        let name = |seed: u8| format!("relay-{seed}").parse().unwrap();
+        let relay = |seed| Relay {
+            name: name(seed),
+            key: key(seed).public(),
+            addresses: vec!["r:443".into()],
+        };
         let with = |relays| Signed::sign(&Authority { relays, ..first() }, &key(1));
         let plain = with(vec![]);
         assert!(!plain.as_bytes().windows(6).any(|six| six == b"relays"), "read by those before");

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod alarm;
 pub mod api;
 pub mod authority;

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use anteroom_agent_core::report::EngineReport;
 use anteroom_proto::id::BootId;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{MAX_BYPASSES, MAX_EDGES, MAX_SIGHTINGS, Report};
+use anteroom_proto::v1::telemetry::{
+    MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, RelayUse, Report,
+};
 
 /// With so many reports unacknowledged no more are taken in.
 const FULL: usize = 8;
@@ -35,6 +37,7 @@ impl Outbox {
     pub(super) fn push(
         &mut self,
         report: EngineReport,
+        relays: &[RelayUse],
         at: UnixMillis,
     ) -> impl Iterator<Item = &Report> {
         let before = self.waiting.len();
@@ -56,6 +59,7 @@ impl Outbox {
                 tunnels: tunnels.clone(),
                 alarms: alarms.clone(),
                 bypasses: bypasses.iter().copied().take(MAX_BYPASSES).collect(),
+                relays: relays.iter().copied().take(MAX_RELAYS).collect(),
             });
         }
         self.waiting.iter().skip(before)
@@ -161,7 +165,8 @@ pub(super) mod tests {
             alarms: Vec::new(),
             bypasses: Vec::new(),
         };
-        let reports: Vec<Report> = outbox.push(report.clone(), UnixMillis(1)).cloned().collect();
+        let reports: Vec<Report> =
+            outbox.push(report.clone(), &[], UnixMillis(1)).cloned().collect();
         assert_eq!(reports.iter().map(|report| report.sequence).collect::<Vec<_>>(), [1, 2, 3]);
         for report in &reports {
             let len = cbor::encode(report).len();
@@ -181,7 +186,7 @@ pub(super) mod tests {
         let boot = BootId::from_bytes([1; 16]);
         let mut outbox = Outbox::new(boot);
         while outbox.has_room() {
-            let _ = outbox.push(EngineReport::default(), UnixMillis(1));
+            let _ = outbox.push(EngineReport::default(), &[], UnixMillis(1));
         }
         let sequences =
             |outbox: &Outbox| outbox.waiting().map(|report| report.sequence).collect::<Vec<_>>();
@@ -192,7 +197,7 @@ pub(super) mod tests {
         assert_eq!(sequences(&outbox), (7..=FULL as u64).collect::<Vec<_>>());
         outbox.stored(boot, u64::MAX);
         assert_eq!(sequences(&outbox), [0; 0]);
-        assert_eq!(outbox.push(EngineReport::default(), UnixMillis(1)).count(), 1);
+        assert_eq!(outbox.push(EngineReport::default(), &[], UnixMillis(1)).count(), 1);
         assert_eq!(sequences(&outbox), [FULL as u64 + 1]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::relay;
+use anteroom_proto::relay as wire;
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::telemetry::TunnelState;
@@ -23,6 +23,7 @@ use tracing::debug;
 
 use super::{Client, alarm, rotate, stopped};
 use crate::plane::{Plane, PlaneError};
+use crate::relay;
 
 /// How long the greeting may take.
 const GREETING: Duration = Duration::from_secs(10);
@@ -240,7 +241,7 @@ impl<P: Plane> Client<P> {
             boot: self.boot,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: {
-                let relays = self.relays.iter().map(|_| relay::CAPABILITY);
+                let relays = self.relays.iter().map(|_| wire::CAPABILITY);
                 relays.chain([ROTATES]).map(str::to_owned).collect()
             },
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
@@ -394,7 +395,8 @@ impl<P: Plane> Client<P> {
         };
         self.look_for_newer_authority(&report.tunnels);
         let at = self.clock.now();
-        for report in self.outbox.push(report, at) {
+        let relays = relay::in_use(&self.relay_status.borrow(), &report.tunnels);
+        for report in self.outbox.push(report, &relays, at) {
             out.send(ToController::Report(Box::new(report.clone())))?;
         }
         self.count_reports();

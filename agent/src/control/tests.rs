@@ -259,7 +259,7 @@ impl World {
             reach_receiver,
             stop_receiver,
         )
-        .with_relays(known);
+        .with_relays(known, watch::channel(Vec::new()).1);
         let status = client.status();
         let agent = tokio::spawn(client.run());
         Self {

@@ -20,6 +20,7 @@ use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_proto::relay::pass::RelayPass;
+use anteroom_proto::v1::telemetry::{RelayUse, TunnelState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -47,7 +48,9 @@ pub struct RelayStatus {
     pub number: u16,
     /// Where it is, as the authority document has it.
     pub addresses: Vec<String>,
-    /// The fingerprint of its key.
+    /// Its key.
+    pub key: PublicKey,
+    /// The fingerprint of that.
     pub fingerprint: String,
     /// Whether it has said welcome.
     pub connected: bool,
@@ -59,6 +62,20 @@ pub struct RelayStatus {
     pub dropped: u64,
     /// What went wrong last, if nothing has gone right since.
     pub last_error: Option<String>,
+}
+
+/// The relays that are connected, and how many peers packets for `tunnels` take them to.
+pub(crate) fn in_use(relays: &[RelayStatus], tunnels: &[TunnelState]) -> Vec<RelayUse> {
+    let carries = |number| {
+        let through = tunnels.iter().filter(|tunnel| tunnel.relay == Some(number)).count();
+        u32::try_from(through).unwrap_or(u32::MAX)
+    };
+    let connected = relays.iter().filter(|relay| relay.connected);
+    let told = connected.map(|relay| {
+        let RelayStatus { number, key, round_trip, .. } = *relay;
+        RelayUse { key, round_trip, carries: carries(number) }
+    });
+    told.collect()
 }
 
 /// A relay as the authority document names it.

@@ -46,6 +46,7 @@ impl Table {
         let status = RelayStatus {
             number: id.0,
             addresses: place.addresses.clone(),
+            key: place.key,
             fingerprint: place.key.fingerprint().to_string(),
             connected: false,
             round_trip: None,

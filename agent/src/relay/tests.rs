@@ -69,7 +69,12 @@ impl FakeRelay {
 
     fn named(&self) -> Relay {
         let address = self.endpoint.local_addr().unwrap();
-        Relay { key: self.key, addresses: vec![nowhere().to_string(), address.to_string()] }
+        let addresses = vec![nowhere().to_string(), address.to_string()];
+        Relay {
+            name: format!("relay-{}", address.port()).parse().unwrap(),
+            key: self.key,
+            addresses,
+        }
     }
 
     /// The next gateway that says hello. One whose patience ends before this relay gets to it comes again.

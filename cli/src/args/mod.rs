@@ -4,6 +4,7 @@ mod client;
 mod device;
 mod gateway;
 mod policy;
+mod relay;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub use gateway::{
     SwitchKind,
 };
 pub use policy::PolicyCommand;
+pub use relay::{RelayCommand, RelayPlace};
 
 /// The command line as a whole.
 #[derive(Debug, Parser)]
@@ -98,6 +100,9 @@ pub enum Command {
     /// Operators: the people who may sign changes
     #[command(subcommand)]
     Operator(OperatorCommand),
+    /// Relays: machines that carry sealed packets between gateways that can't reach each other directly
+    #[command(subcommand)]
+    Relay(RelayCommand),
     /// The controller: after a restore from a backup, or with another key
     #[command(subcommand)]
     Controller(ControllerCommand),

@@ -84,7 +84,7 @@ pub(super) fn consent(
 }
 
 /// The newest revision, verified, as an authority document names it.
-fn newest_root(remote: &mut Remote) -> Result<Option<RootId>, Error> {
+pub(super) fn newest_root(remote: &mut Remote) -> Result<Option<RootId>, Error> {
     let current = change::fetch(remote)?;
     // What was fetched was seen.
     let seen = remote.home().seen()?;

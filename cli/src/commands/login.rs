@@ -37,6 +37,9 @@ struct Who {
     certificate: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     authority: Option<u64>,
+    /// Hash of the first authority document: what gateways and relays pin.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authority_hash: Option<String>,
     home: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     recovery_key: Option<String>,
@@ -57,11 +60,17 @@ impl Who {
             controller_fingerprint: config.controller_key.fingerprint().to_string(),
             certificate: config.certificate.to_string(),
             authority: None,
+            authority_hash: None,
             home: home.path().display().to_string(),
             recovery_key: None,
             request: None,
             logged_in: false,
         }
+    }
+
+    fn follow(&mut self, chain: &AuthorityChain) {
+        self.authority = Some(chain.newest().number);
+        self.authority_hash = Some(chain.pin().to_string());
     }
 
     fn facts(&self) -> String {
@@ -73,6 +82,7 @@ impl Who {
             ("Its key", self.controller_fingerprint.clone()),
             ("Its certificate", self.certificate.clone()),
             ("Authority", self.authority.map(|n| format!("document {n}")).unwrap_or_default()),
+            ("Its first one", self.authority_hash.clone().unwrap_or_default()),
             ("Kept in", self.home.clone()),
         ])
     }
@@ -158,7 +168,9 @@ fn claim(
     }
     log_in(home, &config, &key, &client)?;
     let mut who = Who::new(&config, &key, home);
-    who.authority = Some(1);
+    if let Some(trust) = home.trust()? {
+        who.follow(&trust.follow()?);
+    }
     who.logged_in = true;
     who.recovery_key = fresh.then(|| args.recovery_out.display().to_string());
     output.data(&who, |who| {
@@ -302,7 +314,7 @@ fn join(
     let mut who = Who::new(&config, &key, home);
     who.logged_in = match log_in(home, &config, &key, &client) {
         Ok(_) => {
-            who.authority = Some(Remote::open(home)?.chain().newest().number);
+            who.follow(Remote::open(home)?.chain());
             true
         }
         Err(Error::Client(crate::client::ClientError::Refused { .. })) => false,
@@ -339,8 +351,9 @@ pub(super) fn logout(home: &Home, output: &mut Output<'_>) -> Result<Exit, Error
 /// `anteroom whoami`.
 pub(super) fn whoami(home: &Home, output: &mut Output<'_>) -> Result<Exit, Error> {
     let mut who = Who::new(&home.config()?, &home.key()?, home);
-    who.authority =
-        home.trust()?.map(|trust| trust.follow()).transpose()?.map(|c| c.newest().number);
+    if let Some(trust) = home.trust()? {
+        who.follow(&trust.follow()?);
+    }
     let reached = Remote::open(home);
     who.logged_in = reached.is_ok();
     output.data(&who, Who::facts)?;

@@ -18,6 +18,7 @@ mod operator;
 mod policy;
 mod policy_change;
 mod ports;
+mod relay;
 mod replace;
 mod rotate;
 mod status;
@@ -26,6 +27,7 @@ mod why;
 use self::enrol::Kind;
 use crate::args::{
     ClientCommand, Command, ControllerCommand, DeviceCommand, GatewayCommand, OperatorCommand,
+    RelayCommand,
 };
 use crate::error::{Error, Exit};
 use crate::home::Home;
@@ -115,6 +117,14 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             }
             OperatorCommand::Recover { recovery_key, recovery_out, change } => {
                 authority::recover(&recovery_key, &recovery_out, change, home, output)
+            }
+        },
+        Command::Relay(command) => match command {
+            RelayCommand::List => relay::list(&mut open(home, output)?, output),
+            RelayCommand::Add(place) => relay::add(place, &mut open(home, output)?, output),
+            RelayCommand::Replace(place) => relay::replace(place, &mut open(home, output)?, output),
+            RelayCommand::Remove { name, change } => {
+                relay::remove(&name, change, &mut open(home, output)?, output)
             }
         },
         Command::Controller(command) => match command {

@@ -126,6 +126,7 @@ impl Gateway {
             tunnels: Vec::new(),
             alarms: Vec::new(),
             bypasses: Vec::new(),
+            relays: Vec::new(),
         };
         writer.send(&ToController::Report(Box::new(report))).await.unwrap();
         let mut reader = MessageReader::<ToAgent>::new(receive, frame::MAX_TO_AGENT);

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use anteroom_controller::directory::Directory;
 use anteroom_controller::init::{InitOptions, init};
 use anteroom_controller::{restore, run};
+use anteroom_proto::key::IdentityKey;
+use anteroom_proto::relay::code::RelayCode;
 use anteroom_proto::setup::SetupCode;
 use tokio::runtime::Runtime;
 
@@ -71,6 +73,10 @@ impl Hospital {
         self.runtime.block_on(gateway.enrol());
         self.ana.run(&["gateway", "approve", name, "--yes", "--no-wait"]).ok();
         gateway
+    }
+
+    fn controller_key(&self) -> String {
+        self.directory(self.place).load_identity().unwrap().public().to_string()
     }
 
     fn certificate(&self) -> String {
@@ -272,4 +278,90 @@ fn a_controller_with_another_key_is_signed_in_and_learnt_by_colleagues() {
     ben.run(&["gateway", "label", "ward", "floor=3", "--yes", "--no-wait"]).ok();
     ben.run(&["audit", "verify"]).ok();
     hospital.stop();
+}
+
+fn relay_code(seed: u8, address: &str) -> RelayCode {
+    let key = IdentityKey::from_seed(&[seed; 32]).public();
+    RelayCode { key, addresses: vec![address.to_owned()] }
+}
+
+#[test]
+fn relays_are_added_replaced_and_removed_each_in_one_signed_step() {
+    let hospital = Hospital::new();
+    let ana = &hospital.ana;
+    let mine = || relays(ana);
+    assert_eq!(mine(), Vec::<(String, String)>::new());
+    let (first, second) = (relay_code(50, "r1.example:443"), relay_code(51, "10.0.0.9:4433"));
+    let yes = ["--reason", "second building", "--yes"];
+    let code = first.to_string();
+    ana.run(&[&["relay", "add", "north", "--code", &code][..], &yes].concat()).ok();
+    let key = second.key.to_string();
+    let by_key = ["relay", "add", "south", "10.0.0.9:4433", "r2.example:443", "--key", &key];
+    ana.run(&[&by_key[..], &yes].concat()).ok();
+    let place = |code: &RelayCode, addresses: &str| (code.key.to_string(), addresses.to_owned());
+    let both =
+        vec![place(&first, "r1.example:443"), place(&second, "10.0.0.9:4433 r2.example:443")];
+    assert_eq!(mine(), both);
+    let text = ana.run(&["relay", "list"]).ok().out;
+    assert!(text.contains("north") && text.contains("(controller)"), "{text}");
+
+    // What can't be meant changes nothing.
+    let wrong = |words: &[&str], exit: u8, text: &str| {
+        fails_with(&ana.run(&[words, &yes].concat()), exit, text);
+        assert_eq!(mine(), both, "{words:?}");
+    };
+    let other = relay_code(52, "r3.example:443").to_string();
+    wrong(&["relay", "add", "north", "--code", &other], 1, "there is a relay north already");
+    wrong(&["relay", "add", "west", "--code", &code], 1, "this is the key of the relay north");
+    wrong(&["relay", "add", "west", "--code", &code[..40]], 64, "was not copied whole");
+    wrong(&["relay", "add", "west", "r3.example", "--key", &key], 64, "write host:port");
+    wrong(&["relay", "add", "west", "--key", &key], 64, "<ADDRESS>");
+    wrong(&["relay", "add", "west", "r3.example:443"], 64, "--code");
+    let own = hospital.controller_key();
+    wrong(&["relay", "add", "west", "r3.example:443", "--key", &own], 1, "a controller's key");
+    wrong(&["relay", "remove", "west"], 1, "there are: north, south");
+    wrong(&["relay", "replace", "west", "--code", &other], 1, "there are: north, south");
+    wrong(&["relay", "replace", "north", "--code", &code], 1, "already");
+    let unreasoned = ana.run(&["relay", "remove", "north", "--yes"]);
+    fails_with(&unreasoned, 64, "wants a reason");
+    let unconfirmed = ana.run(&["relay", "remove", "north", "--reason", "stolen"]);
+    fails_with(&unconfirmed, 64, "--yes");
+    assert_eq!(mine(), both);
+
+    // A stolen one is replaced: the document that names the new one doesn't name it any more.
+    let before = ana.run(&["--json", "operator", "list"]).ok().json()["authority"].as_u64();
+    let replace = ["relay", "replace", "north", "--code", &other];
+    ana.run(&[&replace[..], &["--reason", "stolen", "--yes"]].concat()).ok();
+    let after = ana.run(&["--json", "operator", "list"]).ok().json()["authority"].as_u64();
+    assert_eq!(after, before.map(|number| number + 1));
+    let third = relay_code(52, "r3.example:443");
+    assert_eq!(mine(), [place(&third, "r3.example:443"), both[1].clone()]);
+    ana.run(&[&["relay", "remove", "south"][..], &yes].concat()).ok();
+    assert_eq!(mine(), [place(&third, "r3.example:443")]);
+
+    // Who, when, why, and what it was before.
+    let log = ana.run(&["--json", "audit", "list"]).ok().json();
+    let entries: Vec<_> = log.as_array().unwrap().iter().collect();
+    let of = |action: &str| {
+        let found = entries.iter().find(|entry| entry["action"] == action);
+        (*found.unwrap_or_else(|| panic!("no {action} in {log}"))).clone()
+    };
+    let replaced = of("relay replace");
+    assert_eq!((&replaced["subject"], &replaced["reason"]), (&"north".into(), &"stolen".into()));
+    assert!(replaced["before"].to_string().contains("r1.example:443"), "{replaced}");
+    assert!(replaced["after"].to_string().contains("r3.example:443"), "{replaced}");
+    assert_eq!(of("relay remove")["subject"], "south");
+    ana.run(&["audit", "verify"]).ok();
+}
+
+/// Keys and addresses of the relays that stand alone.
+fn relays(person: &Person) -> Vec<(String, String)> {
+    let list = person.run(&["--json", "relay", "list"]).ok().json();
+    let rows = list.as_array().unwrap().iter().filter(|row| !row["name"].is_null());
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    rows.map(|row| {
+        let addresses = row["addresses"].as_array().unwrap().iter().map(text);
+        (text(&row["key"]), addresses.collect::<Vec<_>>().join(" "))
+    })
+    .collect()
 }

@@ -84,6 +84,7 @@ impl Session {
             identity: peer.key,
             observed,
             rotates,
+            relays: Vec::new(),
         };
         let serial = controller.online.insert(gateway, link);
         tracing::info!(%gateway, from = %observed, approved, "connected");
@@ -225,6 +226,7 @@ impl Running<'_> {
             .record_report(self.gateway, &report, clock::now())
             .await
             .map_err(|error| store_failed(&error))?;
+        self.controller.online.set_relays(self.gateway, self.serial, report.relays);
         let stored = Outgoing::Message(ToAgent::Reported { boot, sequence });
         // The writer has gone only when the connection has.
         let _ = self.outgoing.send(stored).await;

@@ -2,7 +2,9 @@
 
 use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::{Document, Signed};
-use anteroom_proto::v1::telemetry::{MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_SIGHTINGS, Report};
+use anteroom_proto::v1::telemetry::{
+    MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, Report,
+};
 use anteroom_proto::verdict::DropReason;
 
 /// Kinds of traffic that a sighting may name.
@@ -34,6 +36,9 @@ pub(super) fn bounded(mut report: Report) -> (Report, usize) {
     let before = report.bypasses.len();
     report.bypasses.truncate(MAX_BYPASSES);
     cut(before, report.bypasses.len());
+    let before = report.relays.len();
+    report.relays.truncate(MAX_RELAYS);
+    cut(before, report.relays.len());
     for sighting in &mut report.sightings {
         let before = sighting.addresses.len() + sighting.kinds.len();
         sighting.addresses.truncate(MAX_ADDRESSES);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use anteroom_controller_core::lint::moment;
 use anteroom_controller_core::model::{Client, Device, Gateway, Model};
-use anteroom_proto::authority::Authority;
+use anteroom_proto::authority::{Authority, Relay};
 use anteroom_proto::key::Hash;
 use anteroom_proto::name::Name;
 
@@ -41,6 +41,12 @@ fn authority_lines(authority: &Authority) -> BTreeMap<String, String> {
         let line =
             format!("controller {} at {}", key.fingerprint(), controller.addresses.join(" "));
         lines.insert(format!("controller {key}"), line);
+    }
+    for relay in &authority.relays {
+        let Relay { name, key, addresses } = relay;
+        let (fingerprint, addresses) = (key.fingerprint(), addresses.join(" "));
+        let line = format!("relay {name} ({fingerprint}) at {addresses}");
+        lines.insert(format!("relay {key}"), line);
     }
     let recovery = authority.recovery.fingerprint();
     lines.insert("recovery".into(), format!("recovery key {recovery}"));

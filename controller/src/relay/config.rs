@@ -6,10 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anteroom_controller_core::relay::{Limits, Rate};
+use anteroom_proto::address::is_host_port;
 use anteroom_proto::key::Hash;
 use serde::Deserialize;
 
-use crate::config::{ConfigError, ConnectionLimits, MAX_ADVERTISED, is_host_port, read_checked};
+use crate::config::{ConfigError, ConnectionLimits, MAX_ADVERTISED, read_checked};
 
 /// The configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -129,6 +129,13 @@ impl Service {
         self.chain.load().as_ref().map_or(0, |chain| chain.newest().number)
     }
 
+    /// Whether that document names this relay.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        let chain = self.chain.load();
+        chain.as_ref().is_some_and(|chain| chain.newest().relay_keys().contains(&self.own))
+    }
+
     /// How many bytes a second each gateway may send.
     fn rate(&self) -> Option<u64> {
         self.core().limits().rate.map(|rate| rate.bytes_per_second)

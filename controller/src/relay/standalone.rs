@@ -12,6 +12,7 @@ use anteroom_proto::authority::{Authority, AuthorityChain, AuthorityError, MAX_C
 use anteroom_proto::cbor::{self, CborError};
 use anteroom_proto::cose::{Document, Signed};
 use anteroom_proto::key::{IdentityKey, PublicKey};
+use anteroom_proto::relay::code::RelayCode;
 use anteroom_transport::endpoint::{self, TransportError};
 use anteroom_transport::tls::Protocol;
 use quinn::Endpoint;
@@ -92,6 +93,16 @@ pub fn init(directory: &Directory, place: &Place) -> Result<PublicKey, RelayErro
     Ok(identity.public())
 }
 
+/// What operators name the relay in `directory` by.
+///
+/// # Errors
+/// [`RelayError`], in particular where there is none.
+pub fn code(directory: &Directory) -> Result<RelayCode, RelayError> {
+    let config = RelayConfig::load(&config_file(directory))?;
+    let key = directory.load_identity()?.public();
+    Ok(RelayCode { key, addresses: config.relay.advertise })
+}
+
 /// A running relay.
 #[derive(Debug)]
 pub struct RunningRelay {
@@ -163,6 +174,12 @@ impl RunningRelay {
     /// When the socket is gone.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// Whether the newest authority document that it has seen names it.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.service.is_named()
     }
 
     /// What it does.

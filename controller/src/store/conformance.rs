@@ -208,6 +208,7 @@ fn report(boot: u8, sequence: u64) -> Report {
         tunnels: vec![],
         alarms: vec![],
         bypasses: vec![],
+        relays: Vec::new(),
     }
 }
 

@@ -33,6 +33,7 @@ async fn what_a_gigabyte_costs() {
     let (key, port) = (bed.key, 24433);
     bed.decree(|bed, next| {
         next.relays = vec![anteroom_proto::authority::Relay {
+            name: "relay".parse().unwrap(),
             key,
             addresses: vec![bed.address.to_string()],
         }];

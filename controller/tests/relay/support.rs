@@ -76,7 +76,8 @@ impl Bed {
     pub(crate) fn new(limits: &str) -> Self {
         let mut bed = Self::made(limits);
         bed.decree(|bed, next| {
-            next.relays = vec![Relay { key: bed.key, addresses: vec![bed.address.to_string()] }];
+            let (name, addresses) = ("relay".parse().unwrap(), vec![bed.address.to_string()]);
+            next.relays = vec![Relay { name, key: bed.key, addresses }];
         });
         bed.start();
         bed

@@ -5,6 +5,7 @@
 //! that the pass names, and again whenever that changes. Packets travel beside the stream, as QUIC datagrams
 //! ([`packet`]); where UDP doesn't get through, on a TCP connection between the messages ([`frame`]).
 
+pub mod code;
 pub mod frame;
 pub mod packet;
 pub mod pass;

@@ -10,6 +10,7 @@ use crate::alarm::Alarm;
 use crate::claim::AddressClaim;
 use crate::cose::Signed;
 use crate::id::{BootId, GatewayId, MemberId, RuleId};
+use crate::key::PublicKey;
 use crate::mac::MacAddr;
 use crate::name::Name;
 use crate::time::UnixMillis;
@@ -21,6 +22,8 @@ pub const MAX_SIGHTINGS: usize = 512;
 pub const MAX_EDGES: usize = 1024;
 /// Most bypasses in one report.
 pub const MAX_BYPASSES: usize = 256;
+/// Most relays in one report.
+pub const MAX_RELAYS: usize = 64;
 /// Most alarms that stand at one gateway.
 pub const MAX_ALARMS: usize = 520;
 
@@ -49,6 +52,21 @@ pub struct Report {
     pub alarms: Vec<Alarm>,
     /// Bypasses in force here that were loaded from files, at most [`MAX_BYPASSES`]: no revision knows of them.
     pub bypasses: Vec<FileBypass>,
+    /// Relays that the gateway is connected to, at most [`MAX_RELAYS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relays: Vec<RelayUse>,
+}
+
+/// A relay that a gateway is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RelayUse {
+    /// The relay's key.
+    pub key: PublicKey,
+    /// Round trip to it in microseconds, where it was measured.
+    pub round_trip: Option<u32>,
+    /// Peers that packets take it to now.
+    pub carries: u32,
 }
 
 /// A bypass that a gateway follows by a file that was loaded into it.

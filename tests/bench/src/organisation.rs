@@ -148,7 +148,7 @@ impl Organisation {
         let mut signed = self.chain.to_signed();
         let newest = signed.last().context("the chain begins somewhere")?;
         let mut next = self.chain.newest().next(newest);
-        next.relays = vec![Relay { key, addresses }];
+        next.relays = vec![Relay { name: "relay".parse()?, key, addresses }];
         signed.push(Signed::sign(&next, &self.operator));
         self.chain = AuthorityChain::follow(self.pin()?, &signed)?;
         Ok(())

@@ -1,11 +1,14 @@
-//! The real programs, with a network between two gateways that lets no tunnel through for a while: the controller relays.
+//! The real programs, with a network between two gateways that lets no tunnel through for a while: the controller
+//! relays, or relays that stand alone, which come and go.
 
 use std::time::Duration;
 
-use anteroom_e2e::{Stage, fixture};
+use anteroom_e2e::{Fixture, Stage, fixture};
 use anteroom_lab::hospital::Hospital;
 use anteroom_lab::ping::Pinging;
+use anteroom_lab::process::Process;
 use anteroom_lab::wait;
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 const BEAT: Duration = Duration::from_millis(5);
@@ -70,4 +73,156 @@ fn the_controller_relays_while_no_tunnel_gets_through_and_only_then() {
     // the way back, too. That nothing is lost there, and how soon, tests without a clock show.
     let gap = BEAT * u32::try_from(series.longest_gap).unwrap_or(u32::MAX);
     eprintln!("{gap:?} without an answer, {} pings sent, {} lost", series.sent, series.lost());
+}
+
+/// Relays of their own machines, and who uses them.
+struct Relays {
+    fixture: Fixture,
+    running: Vec<Process>,
+}
+
+impl Relays {
+    /// Makes a relay on a machine of the hospital and starts it. Gives the code that it printed.
+    fn start(&mut self, name: &str, machine: &str, port: u16) -> String {
+        let hospital = &self.fixture.hospital;
+        let machine = hospital.machine(machine);
+        let directory = self.fixture.directory().join(name);
+        let dir = directory.display().to_string();
+        let pin = hospital.operator.json(&["whoami"]).unwrap()["authority_hash"].clone();
+        let (listen, at) = (format!("0.0.0.0:{port}"), format!("{}:{port}", machine.address()));
+        let made = machine
+            .host
+            .command(&hospital.programs.controller)
+            .args(["relay-init", "--dir", &dir, "--listen", &listen, "--advertise", &at])
+            .args(["--authority", pin.as_str().unwrap()])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&made.stdout).into_owned();
+        assert!(made.status.success(), "{said}{}", String::from_utf8_lossy(&made.stderr));
+        let mut command = machine.host.command(&hospital.programs.controller);
+        command.args(["relay", "--dir", &dir]);
+        let log = hospital.logs.join(format!("{name}.log"));
+        let mut process = Process::spawn(name, &mut command, &log).unwrap();
+        // Nobody has named it: it prints its code at each start until somebody does.
+        let code = wait::until_ok(DEADLINE, "the relay's code", || {
+            process.must_run()?;
+            let text = std::fs::read_to_string(&log)?;
+            let code = text.split_whitespace().find(|word| word.starts_with("anteroom-relay-1."));
+            code.map(str::to_owned).with_context(|| text.clone())
+        })
+        .unwrap();
+        assert!(said.contains(&code), "init printed another code than {code}: {said}");
+        self.running.push(process);
+        code
+    }
+
+    /// Waits until both gateways are connected to the relays of these names and no others but the controller, as the
+    /// controller has heard.
+    fn wait_for_guests(&self, names: &[&str]) {
+        let hospital = &self.fixture.hospital;
+        wait::until_ok(DEADLINE, "gateways to be at the relays", || {
+            let list = hospital.operator.json(&["relay", "list"])?;
+            let rows = list.as_array().context("rows")?;
+            let relays: Vec<&str> = rows.iter().filter_map(|row| row["name"].as_str()).collect();
+            ensure!(relays == names, "{list}");
+            for row in rows {
+                let guests = row["gateways"].as_array().context("gateways")?;
+                let here = |name: &str| guests.iter().any(|guest| guest["gateway"] == name);
+                ensure!(here("imaging") && here("servers"), "{list}");
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    /// Key of the relay that a gateway's packets take now; none where they go directly.
+    fn in_use(&self, gateway: &str) -> anyhow::Result<Option<String>> {
+        let status = self.fixture.hospital.gateways[gateway].status()?;
+        let peers = status["data_plane"]["engine"]["peers"].as_array().cloned();
+        let number = peers.into_iter().flatten().find_map(|peer| peer["relay"].as_u64());
+        let relays = status["relays"].as_array().context("relays")?;
+        let relay = relays.iter().find(|relay| relay["number"].as_u64() == number);
+        Ok(number.and(relay).and_then(|relay| relay["key"].as_str()).map(str::to_owned))
+    }
+
+    /// Keys of the relays by name, as operators have them.
+    fn keys(&self) -> Vec<(String, String)> {
+        let list = self.fixture.hospital.operator.json(&["relay", "list"]).unwrap();
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let rows = list.as_array().cloned().unwrap_or_default();
+        rows.iter().filter_map(|row| Some((text(&row["name"])?, text(&row["key"])?))).collect()
+    }
+
+    fn signed(&self, words: &[&str]) {
+        let all = [words, &["--reason", "test", "--yes"]].concat();
+        self.fixture.hospital.operator.ok(&all).unwrap();
+    }
+
+    /// Waits until a gateway has nothing to do with a key any more, and its packets go on.
+    fn wait_left(&self, key: &str, pinging: &Pinging) {
+        for gateway in ["imaging", "servers"] {
+            wait::until_ok(DEADLINE, "gateways to leave the relay", || {
+                let status = self.fixture.hospital.gateways[gateway].status()?;
+                let relays = status["relays"].as_array().context("relays")?;
+                ensure!(relays.iter().all(|relay| relay["key"] != key), "{gateway}: {relays:?}");
+                ensure!(self.in_use(gateway)?.is_some(), "{gateway} has no relay: {status}");
+                Ok(())
+            })
+            .unwrap();
+        }
+        let before = pinging.received();
+        wait::until(DEADLINE, "pings by another relay", || {
+            (pinging.received() > before + 200).then_some(())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn gateways_leave_a_relay_that_is_removed_or_replaced_and_traffic_goes_on_by_another() {
+    let test = "gateways_leave_a_relay_that_is_removed_or_replaced_and_traffic_goes_on_by_another";
+    let Some(fixture) = fixture(test, Stage::Enforced) else { return };
+    let mut relays = Relays { fixture, running: Vec::new() };
+    let codes = [("east", "ws-1"), ("west", "hvac-1")].map(|(name, machine)| {
+        let code = relays.start(name, machine, 4_500);
+        relays.signed(&["relay", "add", name, "--code", &code]);
+        code
+    });
+    assert_ne!(codes[0], codes[1]);
+    relays.wait_for_guests(&["east", "west"]);
+
+    // No tunnel gets through, and there is no controller to relay: the two do, whichever is nearer.
+    relays.fixture.hospital.controller.kill().unwrap();
+    let hospital = &relays.fixture.hospital;
+    hospital.router.ip("rule add pref 10 ipproto udp dport 51820 blackhole").unwrap();
+    let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1").address());
+    let pinging = Pinging::start(&ct.host, pacs, MANY, BEAT).unwrap();
+    wait_for(hospital, "packets to take a relay", "died", true);
+    wait::until(DEADLINE, "pings", || (pinging.received() > 100).then_some(())).unwrap();
+    pinging.stop().unwrap();
+    let pinging = Pinging::start(&ct.host, pacs, MANY, BEAT).unwrap();
+
+    // The controller is back. The relay that packets take is removed under them.
+    relays.fixture.hospital.controller.start().unwrap();
+    relays.wait_for_guests(&["east", "west"]);
+    let used = relays.in_use("imaging").unwrap().expect("a relay is in use");
+    let keys = relays.keys();
+    let (stolen, _) = keys.iter().find(|(_, key)| *key == used).expect("it stands alone");
+    let (other, old) = keys.iter().find(|(_, key)| *key != used).expect("there is another");
+    relays.signed(&["relay", "remove", stolen]);
+    relays.wait_left(&used, &pinging);
+    relays.wait_for_guests(&[other]);
+
+    // The other one is stolen, and a new one takes its place in one step.
+    let code = relays.start("new", "ws-1", 4_501);
+    relays.signed(&["relay", "replace", other, "--code", &code]);
+    relays.wait_left(old, &pinging);
+    relays.wait_for_guests(&[other]);
+    let now = relays.keys();
+    assert!(now.len() == 1 && now[0].0 == *other && now[0].1 != *old, "{now:?}");
+
+    let series = pinging.stop().unwrap();
+    let gap = BEAT * u32::try_from(series.longest_gap).unwrap_or(u32::MAX);
+    assert!(gap < DEADLINE / 4, "{gap:?} without an answer, {} of {}", series.lost(), series.sent);
+    eprintln!("{gap:?} without an answer at most, {} of {} lost", series.lost(), series.sent);
 }

@@ -180,6 +180,7 @@ pub(crate) fn empty_report(boot: BootId, sequence: u64) -> anteroom_proto::v1::t
         tunnels: vec![],
         alarms: vec![],
         bypasses: vec![],
+        relays: Vec::new(),
     }
 }
 
