@@ -38,6 +38,31 @@ pub struct Listener {
     /// Whether handshakes without a post-quantum key exchange are taken. Of HTTPS only: gateways have one.
     #[serde(default)]
     pub allow_classic: bool,
+    /// Whether gateways whose networks pass no UDP are served over TCP, at the same address and port. Of QUIC only.
+    #[serde(default = "yes")]
+    pub tcp: bool,
+}
+
+/// For what is so unless the file says otherwise.
+pub(crate) const fn yes() -> bool {
+    true
+}
+
+impl Listener {
+    /// A listener at `listen` that nobody has been told of.
+    #[must_use]
+    pub const fn new(listen: SocketAddr) -> Self {
+        Self { listen, advertise: Vec::new(), allow_classic: false, tcp: true }
+    }
+
+    /// Whether what listens at `other` listens here too.
+    #[must_use]
+    pub fn is_at(&self, other: &Self) -> bool {
+        let (this, other) = (self.listen, other.listen);
+        let same = this.ip() == other.ip();
+        let any = this.ip().is_unspecified() || other.ip().is_unspecified();
+        this.port() != 0 && this.port() == other.port() && (same || any)
+    }
 }
 
 /// What gateways report.
@@ -133,6 +158,9 @@ impl Config {
             let problem = "every gateway speaks X25519MLKEM768: take the line out";
             return Some(("quic.allow_classic", problem.into()));
         }
+        if !self.https.tcp {
+            return Some(("https.tcp", "HTTPS is TCP: take the line out".into()));
+        }
         if !(200..=600_000).contains(&self.telemetry.report_every_ms) {
             return Some(("telemetry.report_every_ms", "choose 200 to 600000".into()));
         }
@@ -163,6 +191,14 @@ impl Config {
                 listener.listen,
                 advertise.join(", ")
             );
+            if name == "quic" {
+                let _ = writeln!(
+                    text,
+                    "{}tcp = {} # also over TCP, at the same address and port, for networks that pass no UDP",
+                    if listener.tcp { "# " } else { "" },
+                    listener.tcp
+                );
+            }
         }
         text.push_str(
             "# allow_classic = false # true: also programs without X25519MLKEM768, whose traffic may be read one day\n",
@@ -243,11 +279,13 @@ mod tests {
                 listen: "0.0.0.0:4433".parse().unwrap(),
                 advertise: vec!["10.20.0.10:4433".into(), "controller.example:4433".into()],
                 allow_classic: false,
+                tcp: true,
             },
             Listener {
                 listen: "[::]:8443".parse().unwrap(),
                 advertise: vec!["https://10.20.0.10:8443".into(), "https://[fd00::1]:8443".into()],
                 allow_classic: false,
+                tcp: true,
             },
         )
     }
@@ -270,11 +308,12 @@ mod tests {
             ("listen = \"0.0.0.0:4433\"", "lisen = \"0.0.0.0:4433\"", 4, "lisen"),
             ("0.0.0.0:4433", "0.0.0.0", 4, "address"),
             ("\"10.20.0.10:4433\"", "\"10.20.0.10\"", 5, "quic.advertise"),
-            ("[https]", "allow_classic = true\n[https]", 7, "quic.allow_classic"),
-            ("https://10.20.0.10:8443", "http://10.20.0.10:8443", 9, "https.advertise"),
-            ("# report_every_ms = 2000", "report_every_ms = 1", 13, "telemetry.report_every_ms"),
-            ("# operators = 512", "operators = 0", 19, "limits.operators"),
-            ("[limits]", "[limit]", 15, "limit"),
+            ("[https]", "allow_classic = true\n[https]", 8, "quic.allow_classic"),
+            ("https://10.20.0.10:8443", "http://10.20.0.10:8443", 10, "https.advertise"),
+            ("# report_every_ms = 2000", "report_every_ms = 1", 14, "telemetry.report_every_ms"),
+            ("# operators = 512", "operators = 0", 20, "limits.operators"),
+            ("[telemetry]", "tcp = false\n[telemetry]", 13, "https.tcp"),
+            ("[limits]", "[limit]", 16, "limit"),
         ] {
             let text = good.replacen(from, to, 1);
             assert_ne!(text, good, "{from} isn't in the text");

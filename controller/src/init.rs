@@ -121,8 +121,8 @@ pub async fn setup_code(directory: &Directory) -> Result<SetupCode, InitError> {
 }
 
 fn listeners(options: &InitOptions) -> Result<(Listener, Listener), InitError> {
-    let mut quic = Listener { listen: options.quic, advertise: Vec::new(), allow_classic: false };
-    let mut https = Listener { listen: options.https, advertise: Vec::new(), allow_classic: false };
+    let mut quic = Listener::new(options.quic);
+    let mut https = Listener::new(options.https);
     for host in &options.advertise {
         let host = match host.parse::<IpAddr>() {
             Ok(address) if address.is_unspecified() => {

@@ -180,7 +180,7 @@ async fn command(command: Command) -> anyhow::Result<()> {
         Command::Code { dir } => print_controller(&restore::code(&Directory::new(&dir))?),
         Command::SetupCode { dir } => print_code(&setup_code(&Directory::new(&dir)).await?),
         Command::RelayInit { dir, listen, advertise, authority } => {
-            let place = Place { listen, advertise, authority };
+            let place = Place { listen, tcp: true, advertise, authority };
             let key = standalone::init(&Directory::new(&dir), &place)?;
             println!("A new relay is in {}. Start it:\n", dir.display());
             println!("  anteroom-controller relay --dir {}\n", dir.display());

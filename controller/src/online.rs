@@ -8,7 +8,8 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::telemetry::RelayUse;
 use anteroom_proto::v1::{Refusal, ToAgent};
-use quinn::{Connection, VarInt};
+use anteroom_transport::link::Connection;
+use quinn::VarInt;
 use tokio::sync::mpsc;
 
 /// Messages that wait for one gateway. Views are whole: who falls behind connects again and gets the newest.

@@ -13,14 +13,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::agents::Agents;
+use crate::agents::{Agents, Doors, Key};
 use crate::api::{self, serve};
 use crate::audit::{self, AuditError};
 use crate::clock;
 use crate::config::{Config, ConfigError};
 use crate::directory::{Directory, DirectoryError};
 use crate::distribution::{self, Distribution};
-use crate::online::CloseCode;
 use crate::state::{Controller, StateError};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Limits, Store, StoreError};
@@ -69,6 +68,7 @@ pub enum RunError {
 pub struct Running {
     controller: Arc<Controller>,
     endpoint: Endpoint,
+    key: Key,
     https: SocketAddr,
     handle: Handle<SocketAddr>,
     server: JoinHandle<std::io::Result<()>>,
@@ -112,14 +112,25 @@ pub async fn start(directory: Directory, despite_audit: bool) -> Result<Running,
     )?;
     let handle = Handle::new();
     let router = api::router(controller.clone());
-    let server = serve::serve(listener, tls, config.limits.operators, router, handle.clone());
-    let agents = Agents::new(controller.clone(), endpoint.clone());
+    let protocols = [Protocol::Control, Protocol::Relay];
+    let (doors, key, newcomers) = Doors::new(endpoint.clone(), &controller.identity, &protocols)?;
+    let mut gateways = None;
+    match endpoint.local_addr() {
+        // What comes for them at the operators' port is told apart there.
+        _ if config.quic.tcp && config.quic.is_at(&config.https) => gateways = Some(newcomers),
+        Ok(address) if config.quic.tcp => doors.listen(address, newcomers),
+        _ => {}
+    }
+    let limit = config.limits.operators;
+    let server = serve::serve(listener, tls, limit, router, handle.clone(), gateways);
+    let agents = Agents::new(controller.clone());
     tracing::info!(quic = ?endpoint.local_addr().ok(), %https, "serving");
     Ok(Running {
         https,
         handle,
         server: tokio::spawn(server),
-        agents: tokio::spawn(agents.run()),
+        agents: tokio::spawn(agents.run(doors)),
+        key,
         distribution: tokio::spawn(distribution.run(queue)),
         presence: tokio::spawn(note_presence(controller.clone())),
         controller,
@@ -177,7 +188,7 @@ impl Running {
     pub async fn stop(self) {
         self.presence.abort();
         self.handle.graceful_shutdown(Some(GRACE));
-        self.endpoint.close(CloseCode::Shutdown.into(), b"the controller ends; connect again");
+        self.key.shut("the controller ends; connect again");
         if timeout(GRACE, self.endpoint.wait_idle()).await.is_err() {
             tracing::warn!("some agents weren't told that the controller ends");
         }

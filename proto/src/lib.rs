@@ -7,7 +7,8 @@
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
-//! - messages: [`v1`] between agent and controller (CBOR), [`relay`] between agent and relay, [`api`] between operators and controller (JSON).
+//! - messages: [`v1`] between agent and controller (CBOR), [`relay`] between agent and relay, [`api`] between operators and controller (JSON);
+//!   [`tcp`] is how they travel where UDP doesn't get through.
 
 #![forbid(unsafe_code)]
 
@@ -35,6 +36,7 @@ pub mod relay;
 pub mod request;
 pub mod service;
 pub mod setup;
+pub mod tcp;
 pub mod time;
 pub mod v1;
 pub mod verdict;

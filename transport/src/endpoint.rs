@@ -20,6 +20,8 @@ use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 
 use crate::exchange;
+use crate::link::Carrier;
+pub use crate::link::Link;
 use crate::tls::{self, Protocol, ServerPin};
 
 /// How often a quiet connection is kept warm.
@@ -38,10 +40,7 @@ const DATAGRAMS_OUT: usize = 64 * 1024;
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
 /// The server's name in TLS. It isn't sent and nothing hangs on it: ends are known by their keys.
-const NAME: &str = "anteroom";
-
-/// How long a closing word may take to leave.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+pub(crate) const NAME: &str = "anteroom";
 
 /// How the TLS library says that there is no key exchange in common. QUIC hands on its words only.
 const NOTHING_IN_COMMON: &str = "NoKxGroupsInCommon";
@@ -77,6 +76,25 @@ pub enum TransportError {
         /// What the QUIC library says.
         error: ConnectionError,
     },
+    /// Nobody answered over TCP, or whoever did doesn't speak the protocol.
+    #[error("{address}: TCP: {error}")]
+    Tcp {
+        /// Where.
+        address: SocketAddr,
+        /// What TLS or the system says.
+        error: io::Error,
+    },
+    /// Nobody answered in time.
+    #[error("{address}: {carrier}: no answer within {} s", crate::dial::ANSWER.as_secs())]
+    Silent {
+        /// Where.
+        address: SocketAddr,
+        /// Over what.
+        carrier: Carrier,
+    },
+    /// Neither QUIC nor TCP leads there.
+    #[error("{}; {}", .0[0], .0[1])]
+    Neither(Box<[TransportError; 2]>),
     /// Somebody else answered.
     #[error("{address}: the key there is {}, which isn't the one expected", key.fingerprint())]
     WrongKey {
@@ -220,27 +238,6 @@ fn client_config(
     Ok(config)
 }
 
-/// A connection to a controller.
-#[derive(Debug)]
-pub struct Link {
-    connection: Connection,
-    endpoint: Endpoint,
-}
-
-impl Link {
-    /// The connection: open its one stream with `open_bi`.
-    #[must_use]
-    pub const fn connection(&self) -> &Connection {
-        &self.connection
-    }
-
-    /// Says goodbye and waits, for half a second at most, until that is on its way.
-    pub async fn close(self, reason: &str) {
-        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
-    }
-}
-
 /// Connects to `address` as `identity`, if one of `servers` answers there. Takes up to [`IDLE_TIMEOUT`].
 ///
 /// # Errors
@@ -283,7 +280,7 @@ async fn connect_with(
         .connect_with(config, address, NAME)
         .map_err(|error| TransportError::Setup(error.to_string()))?;
     match connecting.await {
-        Ok(connection) => Ok(Link { connection, endpoint }),
+        Ok(connection) => Ok(Link::over_quic(connection, endpoint)),
         Err(error) => Err(match pin.refused() {
             Some(key) => TransportError::WrongKey { address, key },
             None if nothing_in_common(&error) => TransportError::KeyExchange { address },

@@ -1,12 +1,13 @@
-//! Messages over a QUIC stream: each behind its length, bounded, one type in each direction.
+//! Messages over a stream: each behind its length, bounded, one type in each direction.
 
 use std::marker::PhantomData;
 
 use anteroom_proto::cbor::CborError;
 use anteroom_proto::v1::frame;
-use quinn::{RecvStream, SendStream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::link::{RecvStream, SendStream, StreamError};
 
 /// How much room is made for a message before its bytes have come.
 const STEP: usize = 64 * 1024;
@@ -22,10 +23,7 @@ pub enum MessageError {
     CutShort,
     /// The stream or its connection is gone.
     #[error("{0}")]
-    Read(#[from] quinn::ReadError),
-    /// The stream or its connection is gone.
-    #[error("{0}")]
-    Write(#[from] quinn::WriteError),
+    Gone(#[from] StreamError),
 }
 
 /// Reads messages of type `T`.
@@ -40,8 +38,8 @@ pub struct MessageReader<T> {
 impl<T: DeserializeOwned> MessageReader<T> {
     /// Reads from `stream`, no message longer than `max` bytes.
     #[must_use]
-    pub const fn new(stream: RecvStream, max: usize) -> Self {
-        Self { stream, max, buffer: Vec::new(), kind: PhantomData }
+    pub fn new(stream: impl Into<RecvStream>, max: usize) -> Self {
+        Self { stream: stream.into(), max, buffer: Vec::new(), kind: PhantomData }
     }
 
     /// From now on takes messages of up to `max` bytes.
@@ -68,8 +66,8 @@ impl<T: DeserializeOwned> MessageReader<T> {
                 return Ok(Some(message));
             }
             let missing = (wanted - self.buffer.len()).min(STEP);
-            match self.stream.read_chunk(missing, true).await? {
-                Some(chunk) => self.buffer.extend_from_slice(&chunk.bytes),
+            match self.stream.read_chunk(missing).await? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk),
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(MessageError::CutShort),
             }
@@ -87,23 +85,21 @@ pub struct MessageWriter<T> {
 impl<T: Serialize> MessageWriter<T> {
     /// Writes to `stream`.
     #[must_use]
-    pub const fn new(stream: SendStream) -> Self {
-        Self { stream, kind: PhantomData }
+    pub fn new(stream: impl Into<SendStream>) -> Self {
+        Self { stream: stream.into(), kind: PhantomData }
     }
 
     /// Writes one message, as far as the other end lets go of what went before. A future that is dropped
     /// half-way leaves half a message: close the stream then.
     ///
     /// # Errors
-    /// [`MessageError::Write`] when the stream is gone.
+    /// [`MessageError::Gone`] when the stream is gone.
     pub async fn send(&mut self, message: &T) -> Result<(), MessageError> {
         Ok(self.stream.write_all(&frame::encode(message)).await?)
     }
 
     /// Says that no more messages follow, and waits until the other end has all of them or goes away.
     pub async fn finish(&mut self) {
-        if self.stream.finish().is_ok() {
-            let _ = self.stream.stopped().await;
-        }
+        self.stream.finish().await;
     }
 }

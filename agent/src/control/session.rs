@@ -14,7 +14,8 @@ use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
     Applied, Hello, ROTATES, Refusal, RefusalCode, ToAgent, ToController, VERSIONS, Welcome,
 };
-use anteroom_transport::endpoint::{Link, connect, peer_key};
+use anteroom_transport::endpoint::{Link, connect};
+use anteroom_transport::link::Closed;
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -156,7 +157,7 @@ impl<P: Plane> Client<P> {
         address: SocketAddr,
         greeted: &mut bool,
     ) -> Result<std::convert::Infallible, End> {
-        let lost = |error: quinn::ConnectionError| {
+        let lost = |error: Closed| {
             End::Lost(format!("the connection ended: {}", plain(&error.to_string())))
         };
         let (send, receive) = link.connection().open_bi().await.map_err(lost)?;
@@ -279,7 +280,7 @@ impl<P: Plane> Client<P> {
             return Ok(());
         }
         let keys = self.chain.as_ref().map(|chain| chain.newest().controller_keys());
-        match (keys, peer_key(link.connection())) {
+        match (keys, link.connection().peer_key()) {
             (Some(keys), Some(key)) if keys.contains(&key) => Ok(()),
             _ => Err(End::Lost("this controller isn't one of the organisation's any more".into())),
         }

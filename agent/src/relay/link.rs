@@ -14,9 +14,9 @@ use anteroom_proto::relay::{
     FromRelay, Hello, MAX_FROM_RELAY, PeerState, Refusal, RefusalCode, ToRelay, VERSIONS,
 };
 use anteroom_transport::endpoint::{self, Link as Connected};
+use anteroom_transport::link::{Connection, SendDatagramError};
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
-use quinn::{Connection, SendDatagramError};
 use tokio::sync::watch;
 use tokio::time::{interval, sleep, timeout};
 use tracing::{debug, info, warn};

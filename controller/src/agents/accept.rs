@@ -1,38 +1,166 @@
-//! Taking connections in, as far as there is room for them.
+//! Taking connections in, over QUIC and over TCP, as far as there is room for them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use anteroom_proto::key::IdentityKey;
+use anteroom_transport::endpoint::{TransportError, nothing_in_common};
+use anteroom_transport::exchange;
+use anteroom_transport::link::Connection;
+use anteroom_transport::tcp::{AcceptError, Acceptor, Tcp};
+use anteroom_transport::tls::Protocol;
 use quinn::{Endpoint, Incoming};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio_rustls::StartHandshake;
 
+use super::FIRST_MESSAGE;
 use super::admission::{Admission, Permit};
+use crate::online::CloseCode;
 
 /// How often it is logged that connections were turned away, at most.
 const NEWS: Duration = Duration::from_secs(60);
 /// How long connections may take to end at shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(3);
+/// Newcomers over TCP that wait to be looked at.
+const QUEUE: usize = 64;
+/// How long until it is tried again to listen where something else does.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How long to wait where the system has no room for another connection.
+const FULL: Duration = Duration::from_millis(100);
 
-/// Hands what comes to `endpoint` to `serve`, one task each, until the endpoint is closed; and then waits until every
-/// connection has ended, for a few seconds at most. Where many haven't said who they are, an address must first show
-/// that it can be reached.
-pub(crate) async fn accept_all<S, F>(endpoint: &Endpoint, admission: &Admission, serve: S)
+/// Somebody who came over TCP.
+pub(crate) enum Newcomer {
+    /// Who hasn't been listened to yet.
+    Fresh(TcpStream),
+    /// Whose first word in TLS was read elsewhere.
+    Started(Box<StartHandshake<TcpStream>>),
+}
+
+/// By which ways gateways come in.
+#[derive(Debug)]
+pub(crate) struct Doors {
+    endpoint: Endpoint,
+    newcomers: mpsc::Receiver<Newcomer>,
+    acceptor: Acceptor,
+    closing: watch::Receiver<Option<String>>,
+}
+
+/// Shuts the doors.
+#[derive(Debug)]
+pub(crate) struct Key {
+    endpoint: Endpoint,
+    closing: watch::Sender<Option<String>>,
+}
+
+impl Key {
+    /// Takes nobody in any more, and tells those who are here that it ends, and why.
+    pub(crate) fn shut(&self, reason: &str) {
+        self.closing.send_replace(Some(reason.to_owned()));
+        self.endpoint.close(CloseCode::Shutdown.into(), reason.as_bytes());
+    }
+}
+
+impl Doors {
+    /// Doors at `endpoint`, and for whoever is handed in as having come over TCP.
+    ///
+    /// # Errors
+    /// [`TransportError`] where the key isn't taken.
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        identity: &IdentityKey,
+        protocols: &[Protocol],
+    ) -> Result<(Self, Key, mpsc::Sender<Newcomer>), TransportError> {
+        let (sender, newcomers) = mpsc::channel(QUEUE);
+        let (closing, shut) = watch::channel(None);
+        let key = Key { endpoint: endpoint.clone(), closing };
+        let acceptor = Acceptor::new(identity, protocols)?;
+        Ok((Self { endpoint, newcomers, acceptor, closing: shut }, key, sender))
+    }
+
+    /// Listens for TCP at `address`, until the doors are shut. Where that can't be done, it is logged and tried again:
+    /// those who come over QUIC are served meanwhile.
+    pub(crate) fn listen(&self, address: SocketAddr, newcomers: mpsc::Sender<Newcomer>) {
+        let mut closing = self.closing.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = listen(address, newcomers) => {}
+                _ = closing.wait_for(Option::is_some) => {}
+            }
+        });
+    }
+}
+
+async fn listen(address: SocketAddr, newcomers: mpsc::Sender<Newcomer>) {
+    let mut said = false;
+    let listener = loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(
+                        "TCP {address}: {error}: gateways whose networks pass no UDP can't come in; trying again. Free the port, or set `tcp = false` beside `listen`"
+                    );
+                }
+                sleep(AGAIN).await;
+            }
+        }
+    };
+    tracing::info!(%address, "serving over TCP too");
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if newcomers.send(Newcomer::Fresh(stream)).await.is_err() {
+                    return;
+                }
+            }
+            // One that has gone already, or no room for another file.
+            Err(error) => {
+                tracing::debug!(%error, "nobody taken in over TCP");
+                sleep(FULL).await;
+            }
+        }
+    }
+}
+
+/// Hands what comes in by `doors` to `serve`, one task each, until they are shut; and then waits until every
+/// connection has ended, for a few seconds at most. What is handed over has until the given time for its first message.
+pub(crate) async fn accept_all<S, F>(doors: Doors, admission: &Admission, serve: S)
 where
-    S: Fn(Incoming, Permit) -> F,
+    S: Fn(Connection, Permit, Instant) -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Doors { endpoint, newcomers, acceptor, closing } = doors;
+    let news = async {
+        let mut news = interval(NEWS);
+        news.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            news.tick().await;
+            admission.log_news();
+        }
+    };
+    let serving = async {
+        tokio::join!(
+            accept_quic(&endpoint, admission, serve.clone()),
+            accept_tcp(newcomers, acceptor, closing, admission, serve),
+        )
+    };
+    tokio::select! {
+        ((), ()) = serving => {}
+        () = news => {}
+    }
+}
+
+/// Where many haven't said who they are, an address must first show that it can be reached.
+async fn accept_quic<S, F>(endpoint: &Endpoint, admission: &Admission, serve: S)
+where
+    S: Fn(Connection, Permit, Instant) -> F + Clone + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
     let mut connections = JoinSet::new();
-    let mut news = interval(NEWS);
-    news.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            _ = news.tick() => {
-                admission.log_news();
-                continue;
-            }
-        };
-        let Some(incoming) = incoming else { break };
+    while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}
         let address = incoming.remote_address();
         if admission.is_crowded() && !incoming.remote_address_validated() {
@@ -43,7 +171,20 @@ where
         }
         match admission.admit(address.ip()) {
             Ok(permit) => {
-                connections.spawn(serve(incoming, permit));
+                let serve = serve.clone();
+                connections.spawn(async move {
+                    let deadline = Instant::now() + FIRST_MESSAGE;
+                    match timeout_at(deadline, handshake(incoming)).await {
+                        Ok(Ok(connection)) => serve(connection.into(), permit, deadline).await,
+                        Ok(Err(error)) if nothing_in_common(&error) => {
+                            tracing::debug!(from = %address, "no handshake: {}", exchange::NOT_OFFERED);
+                        }
+                        Ok(Err(error)) => {
+                            tracing::debug!(from = %address, %error, "no handshake");
+                        }
+                        Err(_) => tracing::debug!(from = %address, "the handshake took too long"),
+                    }
+                });
             }
             Err(why) => {
                 tracing::debug!(%address, %why, "turned away");
@@ -51,15 +192,79 @@ where
             }
         }
     }
+    end(connections).await;
+}
+
+async fn handshake(incoming: Incoming) -> Result<quinn::Connection, quinn::ConnectionError> {
+    incoming.accept()?.await
+}
+
+async fn accept_tcp<S, F>(
+    mut newcomers: mpsc::Receiver<Newcomer>,
+    acceptor: Acceptor,
+    mut closing: watch::Receiver<Option<String>>,
+    admission: &Admission,
+    serve: S,
+) where
+    S: Fn(Connection, Permit, Instant) -> F + Clone + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    let shut = closing.clone();
+    loop {
+        let newcomer = tokio::select! {
+            Some(newcomer) = newcomers.recv() => newcomer,
+            _ = closing.wait_for(Option::is_some) => break,
+        };
+        while connections.try_join_next().is_some() {}
+        let address = match &newcomer {
+            Newcomer::Fresh(stream) => stream.peer_addr(),
+            Newcomer::Started(started) => started.io.peer_addr(),
+        };
+        // Without an address it has gone already.
+        let Ok(address) = address else { continue };
+        match admission.admit(address.ip()) {
+            Ok(permit) => {
+                let (acceptor, serve, mut shut) = (acceptor.clone(), serve.clone(), shut.clone());
+                connections.spawn(async move {
+                    let deadline = Instant::now() + FIRST_MESSAGE;
+                    let accepting = accept(&acceptor, newcomer);
+                    let connection = match timeout_at(deadline, accepting).await {
+                        Ok(Ok(connection)) => connection,
+                        Ok(Err(error)) => {
+                            return tracing::debug!(from = %address, %error, "no handshake over TCP");
+                        }
+                        Err(_) => {
+                            return tracing::debug!(from = %address, "the handshake over TCP took too long");
+                        }
+                    };
+                    let serving = serve(Connection::Tcp(connection.clone()), permit, deadline);
+                    let mut serving = std::pin::pin!(serving);
+                    let reason = tokio::select! {
+                        () = &mut serving => return,
+                        reason = shut.wait_for(Option::is_some) => reason.map(|why| why.clone()),
+                    };
+                    let reason = reason.ok().flatten().unwrap_or_default();
+                    connection.close(CloseCode::Shutdown as u32, reason.as_bytes());
+                    serving.await;
+                });
+            }
+            Err(why) => tracing::debug!(%address, %why, "turned away"),
+        }
+    }
+    end(connections).await;
+}
+
+async fn accept(acceptor: &Acceptor, newcomer: Newcomer) -> Result<Tcp, AcceptError> {
+    match newcomer {
+        Newcomer::Fresh(stream) => acceptor.accept(stream).await,
+        Newcomer::Started(started) => acceptor.go_on(*started).await,
+    }
+}
+
+async fn end(mut connections: JoinSet<()>) {
     let all = async { while connections.join_next().await.is_some() {} };
     if timeout(SHUTDOWN, all).await.is_err() {
         tracing::warn!("some gateways' connections didn't end in time");
     }
-}
-
-/// The handshake.
-pub(crate) async fn handshake(
-    incoming: Incoming,
-) -> Result<quinn::Connection, quinn::ConnectionError> {
-    incoming.accept()?.await
 }

@@ -1,4 +1,4 @@
-//! Gateways' connections: QUIC with raw public keys, one stream each, one task each. Those that want to be relayed
+//! Gateways' connections: QUIC, or TLS over TCP, with raw public keys, one stream each, one task each. Those that want to be relayed
 //! are handed on to [`crate::relay`].
 
 mod accept;
@@ -12,17 +12,15 @@ use std::time::{Duration, Instant};
 
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent, ToController, frame};
-use anteroom_transport::endpoint::{nothing_in_common, peer_key, protocol};
-use anteroom_transport::exchange;
+use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
-use quinn::{Connection, Endpoint, Incoming};
 use tokio::time::timeout;
 
 use crate::online::CloseCode;
 use crate::rate::Rate;
 use crate::state::Controller;
-pub(crate) use accept::{accept_all, handshake};
+pub(crate) use accept::{Doors, Key, Newcomer, accept_all};
 use admission::{Admission, Permit};
 use greeting::refusal;
 
@@ -35,43 +33,40 @@ pub(crate) const LAST_WORD: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Agents {
     controller: Arc<Controller>,
-    endpoint: Endpoint,
     admission: Admission,
     enrolments: Rate,
 }
 
 impl Agents {
-    /// Serves gateways at `endpoint`.
+    /// Serves gateways.
     #[must_use]
-    pub fn new(controller: Arc<Controller>, endpoint: Endpoint) -> Self {
+    pub(crate) fn new(controller: Arc<Controller>) -> Self {
         let admission = Admission::new(controller.config.limits);
         let enrolments = Rate::new(50, Duration::from_millis(200));
-        Self { controller, endpoint, admission, enrolments }
+        Self { controller, admission, enrolments }
     }
 
-    /// Serves until the endpoint is closed, and then until every connection has ended, for a few seconds at
-    /// most.
-    pub async fn run(self) {
+    /// Serves whoever comes in by `doors` until they are shut, and then until every connection has ended, for a few
+    /// seconds at most.
+    pub(crate) async fn run(self, doors: Doors) {
         let shared = Arc::new(self);
-        let serve = |incoming, permit| shared.clone().serve(incoming, permit);
-        accept_all(&shared.endpoint, &shared.admission, serve).await;
+        let admission = shared.admission.clone();
+        let serve =
+            move |connection, permit, deadline| shared.clone().serve(connection, permit, deadline);
+        accept_all(doors, &admission, serve).await;
     }
 
-    async fn serve(self: Arc<Self>, incoming: Incoming, mut permit: Permit) {
-        let from = incoming.remote_address();
-        let deadline = tokio::time::Instant::now() + FIRST_MESSAGE;
-        let connection = match tokio::time::timeout_at(deadline, handshake(incoming)).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) if nothing_in_common(&error) => {
-                return tracing::debug!(%from, "no handshake: {}", exchange::NOT_OFFERED);
-            }
-            Ok(Err(error)) => return tracing::debug!(%from, %error, "no handshake"),
-            Err(_) => return tracing::debug!(%from, "the handshake took too long"),
-        };
-        if protocol(&connection) == Some(Protocol::Relay) {
+    async fn serve(
+        self: Arc<Self>,
+        connection: Connection,
+        mut permit: Permit,
+        deadline: tokio::time::Instant,
+    ) {
+        let from = connection.remote_address();
+        if connection.protocol() == Some(Protocol::Relay) {
             return self.controller.relay.serve(connection, permit, deadline).await;
         }
-        let Some(key) = peer_key(&connection) else {
+        let Some(key) = connection.peer_key() else {
             return connection.close(CloseCode::Refused.into(), b"no identity key");
         };
         let first = async {

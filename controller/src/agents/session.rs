@@ -10,8 +10,8 @@ use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{
     Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, ToAgent, ToController,
 };
+use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
-use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
@@ -145,7 +145,7 @@ async fn write(
 
 impl Running<'_> {
     async fn read(&self, mut reader: MessageReader<ToController>) -> Result<(), Refusal> {
-        // A gateway that sends faster than this waits; QUIC's flow control tells it so.
+        // A gateway that sends faster than this waits; flow control tells it so.
         let burst = EVERY * BURST;
         let earliest = |now: Instant| now.checked_sub(burst).unwrap_or(now);
         let mut due = earliest(Instant::now());

@@ -9,6 +9,7 @@ mod login;
 mod model;
 pub mod serve;
 mod slots;
+mod sorting;
 mod whole;
 
 use std::sync::Arc;

@@ -8,17 +8,17 @@ use std::time::Duration;
 use anteroom_transport::exchange::KeyExchange;
 use axum::Router;
 use axum_server::Handle;
-use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use hyper_util::rt::TokioTimer;
 use rustls::ServerConfig;
 use rustls::version;
+use tokio::sync::mpsc;
 
 use super::handshakes::Handshakes;
 use super::slots::Slots;
+use super::sorting::Sorting;
+use crate::agents::Newcomer;
 use crate::directory::Https;
 
-/// How long a handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long a connection may be without a request.
 const IDLE: Duration = Duration::from_secs(30);
 
@@ -35,21 +35,19 @@ pub fn tls(https: Https, exchange: KeyExchange) -> Result<Arc<ServerConfig>, rus
     Ok(Arc::new(config))
 }
 
-/// Serves `router` on `listener` until `handle` says to stop.
+/// Serves `router` on `listener` until `handle` says to stop. Gateways that come there are handed to `gateways`.
 ///
 /// # Errors
 /// When the listener fails.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     connections: usize,
     router: Router,
     handle: Handle<SocketAddr>,
+    gateways: Option<mpsc::Sender<Newcomer>>,
 ) -> io::Result<()> {
-    let slots = Slots::new(connections);
-    let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(tls))
-        .handshake_timeout(HANDSHAKE)
-        .acceptor(slots);
+    let acceptor = Sorting::new(Slots::new(connections), tls, gateways);
     let mut server =
         axum_server::from_tcp(listener)?.acceptor(Handshakes::new(acceptor)).http1_only();
     server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(IDLE);

@@ -8,7 +8,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
-use axum_server::accept::Accept;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -67,18 +66,15 @@ impl Drop for Permit {
     }
 }
 
-impl<S> Accept<TcpStream, S> for Slots {
-    type Stream = Slot;
-    type Service = S;
-    type Future = std::future::Ready<io::Result<(Slot, S)>>;
-
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let admitted = stream.peer_addr().and_then(|peer| {
-            let permit = self.take(peer.ip().to_canonical())?;
-            stream.set_nodelay(true)?;
-            Ok((Slot { stream, _permit: permit }, service))
-        });
-        std::future::ready(admitted)
+impl Slots {
+    /// Gives a connection its place, if there is one.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub(super) fn place(&self, stream: TcpStream) -> io::Result<Slot> {
+        let permit = self.take(stream.peer_addr()?.ip().to_canonical())?;
+        stream.set_nodelay(true)?;
+        Ok(Slot { stream, _permit: permit })
     }
 }
 
@@ -87,6 +83,13 @@ impl<S> Accept<TcpStream, S> for Slots {
 pub(super) struct Slot {
     stream: TcpStream,
     _permit: Permit,
+}
+
+impl Slot {
+    /// The connection, which has no place any more.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
 }
 
 impl AsyncRead for Slot {

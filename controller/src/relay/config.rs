@@ -10,7 +10,7 @@ use anteroom_proto::address::is_host_port;
 use anteroom_proto::key::Hash;
 use serde::Deserialize;
 
-use crate::config::{ConfigError, ConnectionLimits, MAX_ADVERTISED, read_checked};
+use crate::config::{ConfigError, ConnectionLimits, MAX_ADVERTISED, read_checked, yes};
 
 /// The configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -27,8 +27,11 @@ pub struct RelayConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Place {
-    /// Address and port to listen on (UDP).
+    /// Address and port to listen on (UDP, and TCP unless `tcp` says otherwise).
     pub listen: SocketAddr,
+    /// Whether it listens over TCP too, for gateways whose networks pass no UDP.
+    #[serde(default = "yes")]
+    pub tcp: bool,
     /// How gateways reach it, as `host:port`, best first: for the authority document.
     pub advertise: Vec<String>,
     /// Hash of the organisation's first authority document, as `anteroom whoami` shows it.
@@ -137,12 +140,13 @@ impl RelayConfig {
         let limits = RelayLimits::default();
         let _ = write!(
             text,
-            "\n[relay]\nlisten = \"{}\" # UDP\nadvertise = [{}]\nauthority = \"{}\"\n\n[limits]\n\
+            "\n[relay]\nlisten = \"{}\" # UDP, and TCP for gateways whose networks pass no UDP\n{}advertise = [{}]\nauthority = \"{}\"\n\n[limits]\n\
              # gateways = {}\n# unknown = {} # connections that haven't said who they are\n\
              # megabits = {} # a second that each gateway may send; 0: what the others leave\n\
              # waiting_mib = {} # packets that may wait, in all\n\
              # patience_ms = {} # that a packet may wait\n",
             place.listen,
+            if place.tcp { "# tcp = true\n" } else { "tcp = false\n" },
             advertise.join(", "),
             place.authority,
             limits.gateways,
@@ -162,6 +166,7 @@ mod tests {
     fn place() -> Place {
         Place {
             listen: "0.0.0.0:4433".parse().unwrap(),
+            tcp: true,
             advertise: vec!["10.20.0.11:4433".into(), "relay.example:443".into()],
             authority: Hash::of("anteroom test", &[b"first"]),
         }
@@ -184,11 +189,11 @@ mod tests {
         let good = RelayConfig::render(&place());
         for (from, to, line, words) in [
             ("listen = \"0.0.0.0:4433\"", "lisen = \"0.0.0.0:4433\"", 4, "lisen"),
-            ("\"10.20.0.11:4433\"", "\"10.20.0.11\"", 5, "relay.advertise"),
-            ("authority = \"", "authority = \"zz", 6, ""),
-            ("# unknown = 256", "unknown = 0", 10, "limits.unknown"),
-            ("# waiting_mib = 256", "waiting_mib = 0", 12, "limits.waiting_mib"),
-            ("# patience_ms = 250", "patience_ms = 0", 13, "limits.patience_ms"),
+            ("\"10.20.0.11:4433\"", "\"10.20.0.11\"", 6, "relay.advertise"),
+            ("authority = \"", "authority = \"zz", 7, ""),
+            ("# unknown = 256", "unknown = 0", 11, "limits.unknown"),
+            ("# waiting_mib = 256", "waiting_mib = 0", 13, "limits.waiting_mib"),
+            ("# patience_ms = 250", "patience_ms = 0", 14, "limits.patience_ms"),
         ] {
             let text = good.replacen(from, to, 1);
             assert_ne!(text, good, "{from} isn't in the text");

@@ -22,10 +22,9 @@ use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{
     FromRelay, Hello, MAX_TO_RELAY, Refusal, RefusalCode, ToRelay, VERSIONS,
 };
-use anteroom_transport::endpoint::peer_key;
+use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use arc_swap::ArcSwapOption;
-use quinn::Connection;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{timeout, timeout_at};
 
@@ -185,7 +184,7 @@ impl Service {
         deadline: tokio::time::Instant,
     ) {
         let from = connection.remote_address();
-        let Some(key) = peer_key(&connection) else {
+        let Some(key) = connection.peer_key() else {
             return connection.close(CloseCode::Refused.into(), b"no identity key");
         };
         let opened = timeout_at(deadline, connection.accept_bi()).await;

@@ -14,8 +14,8 @@ use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, SEALED_LEN};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{FromRelay, MAX_STATES, Refusal, RefusalCode, ToRelay, Welcome};
+use anteroom_transport::link::{Connection, SendDatagramError};
 use anteroom_transport::message::MessageError;
-use quinn::{Connection, SendDatagramError};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep_until, timeout};
 

@@ -17,18 +17,17 @@ use anteroom_transport::endpoint::{self, TransportError};
 use anteroom_transport::tls::Protocol;
 use quinn::Endpoint;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::Service;
 use super::chain::Following;
 use super::config::{Place, RelayConfig};
 use crate::agents::admission::Admission;
-use crate::agents::{FIRST_MESSAGE, accept_all, handshake};
+use crate::agents::{Doors, Key, accept_all};
 use crate::clock::{self, RandomError};
 use crate::config::ConfigError;
 use crate::directory::{Directory, DirectoryError, secret_text};
-use crate::online::CloseCode;
 
 /// Longest chain that is read from disk, in bytes.
 const MAX_KEPT: usize = MAX_CHAIN * Authority::MAX_LEN;
@@ -108,6 +107,7 @@ pub fn code(directory: &Directory) -> Result<RelayCode, RelayError> {
 pub struct RunningRelay {
     service: Arc<Service>,
     endpoint: Endpoint,
+    key: Key,
     serving: JoinHandle<()>,
 }
 
@@ -128,25 +128,21 @@ pub fn start(directory: Directory) -> Result<RunningRelay, RelayError> {
         service.set_authority(Arc::new(chain));
     }
     let endpoint = endpoint::listen_for(config.relay.listen, &identity, &[Protocol::Relay])?;
-    let key = identity.public().fingerprint();
-    tracing::info!(quic = ?endpoint.local_addr().ok(), %key, authority = number, "relaying");
+    let fingerprint = identity.public().fingerprint();
+    tracing::info!(quic = ?endpoint.local_addr().ok(), key = %fingerprint, authority = number, "relaying");
+    let (doors, key, newcomers) = Doors::new(endpoint.clone(), &identity, &[Protocol::Relay])?;
+    if let (true, Ok(address)) = (config.relay.tcp, endpoint.local_addr()) {
+        doors.listen(address, newcomers);
+    }
     let admission = Admission::new(config.limits.connections());
-    let serving = tokio::spawn(serve(service.clone(), endpoint.clone(), admission));
-    Ok(RunningRelay { service, endpoint, serving })
+    let serving = tokio::spawn(serve(service.clone(), doors, admission));
+    Ok(RunningRelay { service, endpoint, key, serving })
 }
 
-async fn serve(service: Arc<Service>, endpoint: Endpoint, admission: Admission) {
-    accept_all(&endpoint, &admission, |incoming, permit| {
+async fn serve(service: Arc<Service>, doors: Doors, admission: Admission) {
+    accept_all(doors, &admission, move |connection, permit, deadline| {
         let service = service.clone();
-        async move {
-            let from = incoming.remote_address();
-            let deadline = Instant::now() + FIRST_MESSAGE;
-            match timeout_at(deadline, handshake(incoming)).await {
-                Ok(Ok(connection)) => service.serve(connection, permit, deadline).await,
-                Ok(Err(error)) => tracing::debug!(%from, %error, "no handshake"),
-                Err(_) => tracing::debug!(%from, "the handshake took too long"),
-            }
-        }
+        async move { service.serve(connection, permit, deadline).await }
     })
     .await;
 }
@@ -196,7 +192,7 @@ impl RunningRelay {
 
     /// Stops: everyone is told to go elsewhere.
     pub async fn stop(self) {
-        self.endpoint.close(CloseCode::Shutdown.into(), b"the relay ends; use another");
+        self.key.shut("the relay ends; use another");
         if timeout(GRACE, self.endpoint.wait_idle()).await.is_err() {
             tracing::warn!("some gateways weren't told that the relay ends");
         }

@@ -105,7 +105,7 @@ impl Bed {
         let first = Signed::sign(&first, &key(OPERATOR));
         let listen = "127.0.0.1:0".parse().unwrap();
         let advertise = vec!["127.0.0.1:4433".to_owned()];
-        let place = Place { listen, advertise, authority: first.hash() };
+        let place = Place { listen, tcp: true, advertise, authority: first.hash() };
         let home = Directory::new(&directory.path().join("r"));
         let key = standalone::init(&home, &place).unwrap();
         let file = directory.path().join("r/relay.toml");

@@ -126,16 +126,16 @@ async fn garbage_and_silence_are_cut_off() {
         let link = service.connect(&agent.identity).await;
         let (mut send, receive) = link.connection().open_bi().await.unwrap();
         send.write_all(&bytes).await.unwrap();
-        let _ = send.finish();
         let mut reader = MessageReader::<ToAgent>::new(receive, frame::MAX_TO_AGENT);
-        let answer = soon("a refusal", reader.next()).await.unwrap().unwrap();
+        let both = async { tokio::join!(reader.next(), send.finish()).0 };
+        let answer = soon("a refusal", both).await.unwrap().unwrap();
         assert_eq!(refusal(answer).code, RefusalCode::Protocol, "{bytes:?}");
     }
     // Who says nothing at all is cut off too.
     let link = service.connect(&agent.identity).await;
     let (_send, _receive) = link.connection().open_bi().await.unwrap();
     let reason = soon("the silent one to be cut off", link.connection().closed()).await;
-    assert!(matches!(reason, quinn::ConnectionError::ApplicationClosed(_)), "{reason}");
+    assert!(reason.is_by_peer(), "{reason}");
     // An agent that ends its stream after a good greeting has gone.
     let connected = agent.connect(&service).await;
     let link = connected.link;

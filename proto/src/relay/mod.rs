@@ -3,10 +3,9 @@
 //! The gateway opens the connection, proves its identity key in TLS, opens the one stream and says [`ToRelay::Hello`]
 //! with its [`pass::RelayPass`]. The relay answers with [`FromRelay::Welcome`], and then with the state of each peer
 //! that the pass names, and again whenever that changes. Packets travel beside the stream, as QUIC datagrams
-//! ([`packet`]); where UDP doesn't get through, on a TCP connection between the messages ([`frame`]).
+//! ([`packet`]); where UDP doesn't get through, on a TCP connection between the messages ([`crate::tcp`]).
 
 pub mod code;
-pub mod frame;
 pub mod packet;
 pub mod pass;
 

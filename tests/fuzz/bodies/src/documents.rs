@@ -25,6 +25,7 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::merkle::{Proof, leaf_hash};
 use anteroom_proto::operation::{Operation, ViewNumber};
 use anteroom_proto::setup::SetupCode;
+use anteroom_proto::tcp;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{ToAgent, ToController, frame};
 use anteroom_proto::view::{Floor, SignedView, View};
@@ -308,6 +309,18 @@ fn framing(bytes: &[u8]) {
         let whole = frame::encode(&message);
         let (prefix, body) = whole.split_first_chunk().expect("a prefix");
         assert_eq!(frame::body_len(*prefix, usize::MAX), Ok(body.len()));
+    }
+    over_tcp(bytes);
+}
+
+/// What comes over a TLS connection over TCP, frame by frame.
+fn over_tcp(mut bytes: &[u8]) {
+    while let Ok(Some((frame, taken))) = tcp::read(bytes) {
+        let (this, rest) = bytes.split_at(taken);
+        let mut again = Vec::new();
+        tcp::write(&frame, &mut again).expect("what was read can be written");
+        assert_eq!(again, this);
+        bytes = rest;
     }
 }
 

@@ -1,0 +1,70 @@
+//! Who comes to the operators' port: operators, and gateways too where both share it. The first word of TLS tells them
+//! apart, before anything is said to them.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anteroom_transport::tcp::offers_ours;
+use axum_server::accept::Accept;
+use rustls::ServerConfig;
+use rustls::server::Acceptor;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
+
+use super::slots::{Slot, Slots};
+use crate::agents::Newcomer;
+
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Sorting {
+    slots: Slots,
+    tls: Arc<ServerConfig>,
+    gateways: Option<mpsc::Sender<Newcomer>>,
+}
+
+impl Sorting {
+    pub(super) const fn new(
+        slots: Slots,
+        tls: Arc<ServerConfig>,
+        gateways: Option<mpsc::Sender<Newcomer>>,
+    ) -> Self {
+        Self { slots, tls, gateways }
+    }
+
+    async fn handshake(self, slot: Slot) -> io::Result<TlsStream<Slot>> {
+        let started = LazyConfigAcceptor::new(Acceptor::default(), slot).await?;
+        let Some(gateways) = self.gateways.filter(|_| offers_ours(&started.client_hello())) else {
+            return started.into_stream(self.tls).await;
+        };
+        let StartHandshake { accepted, io, .. } = started;
+        let started = StartHandshake::from_parts(accepted, io.into_stream());
+        let handed = gateways.try_send(Newcomer::Started(Box::new(started)));
+        Err(io::Error::other(match handed {
+            Ok(()) => "a gateway, served elsewhere",
+            Err(_) => "too many gateways come at once",
+        }))
+    }
+}
+
+impl<S: Send + 'static> Accept<TcpStream, S> for Sorting {
+    type Stream = TlsStream<Slot>;
+    type Service = S;
+    type Future = Pin<Box<dyn Future<Output = io::Result<(Self::Stream, S)>> + Send + 'static>>;
+
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        let slot = self.slots.place(stream);
+        let sorting = self.clone();
+        Box::pin(async move {
+            let handshake = timeout(HANDSHAKE, sorting.handshake(slot?)).await;
+            Ok((handshake.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??, service))
+        })
+    }
+}

@@ -1,0 +1,71 @@
+//! Connecting over TCP.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anteroom_proto::key::{IdentityKey, PublicKey};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::{carry, prepare};
+use crate::endpoint::{IDLE_TIMEOUT, NAME, TransportError};
+use crate::exchange;
+use crate::link::Link;
+use crate::tls::{self, Protocol, ServerPin};
+
+/// Connects to `address` as `identity` over TCP, to speak `protocol`, if one of `servers` answers there. Takes up to
+/// [`IDLE_TIMEOUT`].
+///
+/// # Errors
+/// [`TransportError`], which names the address and, where somebody else answered, their key.
+pub async fn connect(
+    address: SocketAddr,
+    identity: &IdentityKey,
+    servers: &[PublicKey],
+    protocol: Protocol,
+) -> Result<Link, TransportError> {
+    let pin = ServerPin::new(servers.to_vec());
+    let config = tls::client_config(identity, &pin, protocol)?;
+    connect_with(address, config, &pin, protocol).await
+}
+
+pub(super) async fn connect_with(
+    address: SocketAddr,
+    config: rustls::ClientConfig,
+    pin: &ServerPin,
+    protocol: Protocol,
+) -> Result<Link, TransportError> {
+    let failed = |error: io::Error| {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        match pin.refused() {
+            Some(key) => TransportError::WrongKey { address, key },
+            None if inner.is_some_and(exchange::refused_as_client) => {
+                TransportError::KeyExchange { address }
+            }
+            None => TransportError::Tcp { address, error },
+        }
+    };
+    let connecting = async {
+        let began = Instant::now();
+        let stream = TcpStream::connect(address).await?;
+        let round_trip = began.elapsed();
+        prepare(&stream);
+        let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        Ok((stream, round_trip))
+    };
+    let connected = timeout(IDLE_TIMEOUT, connecting).await;
+    let (stream, round_trip) =
+        connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(failed)?;
+    let tls = stream.get_ref().1;
+    let key = tls.peer_certificates().and_then(|keys| tls::key_of_spki(keys.first()?));
+    let agreed = tls.alpn_protocol().and_then(Protocol::of_name);
+    let (Some(key), true) = (key, agreed == Some(protocol)) else {
+        return Err(failed(io::Error::other("whoever answers doesn't speak this protocol")));
+    };
+    Ok(Link::over_tcp(carry(stream, (key, protocol), address, round_trip)))
+}
