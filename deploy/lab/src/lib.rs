@@ -18,6 +18,7 @@ pub mod process;
 pub mod programs;
 pub mod scan;
 pub mod session;
+pub mod soak;
 pub mod story;
 pub mod stream;
 pub mod topology;

@@ -5,12 +5,13 @@ mod interrupt;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, SystemTime};
 
 use anteroom_lab::namespace::{self, exit_code};
 use anteroom_lab::programs::{Profile, Programs, through_sudo};
 use anteroom_lab::session::{Places, Session, run_in_lab};
 use anteroom_lab::story::{Report, Story};
-use anteroom_lab::{figures, outages};
+use anteroom_lab::{figures, outages, soak};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
@@ -73,6 +74,15 @@ enum Action {
         /// How often to repeat each
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         rounds: u32,
+    },
+    /// Change paths, keys, programs and policy at random for a long time, while all that is allowed must go on
+    Soak {
+        /// For how many minutes
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        minutes: u32,
+        /// What happens, as an earlier run printed it; by chance if not given
+        #[arg(long)]
+        seed: Option<u64>,
     },
 }
 
@@ -173,6 +183,12 @@ fn inside(cli: &Cli, places: &Places) -> Result<ExitCode> {
         let report = outages::measure(programs, &places.work, &places.logs, report, *rounds)?;
         return Ok(if finish(&report, cli)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    if let Some(Action::Soak { minutes, seed }) = &cli.action {
+        let time = Duration::from_secs(u64::from(*minutes) * 60);
+        let seed = seed.unwrap_or_else(by_chance);
+        let report = soak::measure(programs, &places.work, &places.logs, report, time, seed)?;
+        return Ok(if finish(&report, cli)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     println!(
         "Raising a hospital: a controller, 3 gateways, 6 devices, an archive, an infected air-handling controller, an intruder."
     );
@@ -184,6 +200,12 @@ fn inside(cli: &Cli, places: &Places) -> Result<ExitCode> {
         stay(ok)?;
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A seed that nobody chose.
+fn by_chance() -> u64 {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    now.as_secs() ^ u64::from(now.subsec_nanos())
 }
 
 /// Shows and writes the report; whether every check was as expected.

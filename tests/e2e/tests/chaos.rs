@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anteroom_e2e::{Stage, chaos, fixture};
+use anteroom_e2e::{Stage, chaos, fixture, own_programs};
 use anteroom_lab::clinical::hl7::{self, Engine, Monitor};
 use anteroom_lab::hospital::SITE;
-use anteroom_lab::wait;
+use anteroom_lab::story::Report;
+use anteroom_lab::{namespace, soak, wait};
 
 /// The environment's word for the seed of the random moments, to have a run's again.
 const SEED: &str = "ANTEROOM_CHAOS_SEED";
@@ -48,6 +49,21 @@ fn programs_that_die_at_random_lose_nothing_that_was_saved() {
 fn ten_minutes_of_programs_that_die_at_random_lose_nothing_that_was_saved() {
     let test = "ten_minutes_of_programs_that_die_at_random_lose_nothing_that_was_saved";
     kill_for(test, Duration::from_secs(600));
+}
+
+#[test]
+fn a_short_soak_breaks_nothing_that_is_allowed_and_lets_nothing_else_through() {
+    let test = "a_short_soak_breaks_nothing_that_is_allowed_and_lets_nothing_else_through";
+    let Some(programs) = own_programs() else { return };
+    if !namespace::in_private_network(test) {
+        return;
+    }
+    let (directory, time) = (tempfile::tempdir().unwrap(), Duration::from_secs(10));
+    let logs = directory.path().join("logs");
+    let seed = seed();
+    let report =
+        soak::measure(programs, directory.path(), &logs, Report::new(true), time, seed).unwrap();
+    assert!(report.ok(), "{}", report.table());
 }
 
 /// Mounts a file system of this many KiB, or mounts it anew with other options.

@@ -1,0 +1,228 @@
+//! Who speaks without being allowed to, without end; and ears where nothing of it may be heard.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use memchr::memmem::Finder;
+
+use super::endless;
+use crate::hospital::{GATEWAYS, Hospital, address};
+use crate::packet::{PacketSocket, checksum};
+use crate::topology::Host;
+
+/// In all that comes from outside: no device may hear it.
+const OUTSIDE: &[u8; 24] = b"OUTSIDE^ANTEROOM^SOAK^01";
+/// In all that a device says against the rules: no other device may hear it, nor the campus.
+const INSIDE: &[u8; 24] = b"INSIDE^ANTEROOM^SOAK^001";
+/// Who says what comes from outside.
+const STRANGER: &str = "a stranger";
+/// In each message of the monitor.
+const MESSAGE: &[u8] = b"|MONITOR-1|";
+/// Between two rounds of each stranger.
+const EVERY: Duration = Duration::from_millis(50);
+/// Ports that some rule opens for somebody, and one that none does.
+const PORTS: [u16; 4] = [104, 11_112, 2_575, 9];
+
+/// What one listener must not hear.
+#[derive(Debug)]
+struct Ear {
+    place: String,
+    frames: Arc<AtomicU64>,
+    /// How often each of `words` was heard.
+    heard: Vec<(&'static str, Arc<AtomicU64>)>,
+    thread: JoinHandle<Result<std::io::Result<()>>>,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Strangers {
+    stop: Arc<AtomicBool>,
+    ears: Vec<Ear>,
+    /// Hears the strangers, to prove that they speak and that ears hear.
+    campus: Ear,
+    sent: Arc<AtomicU64>,
+    mouths: Vec<JoinHandle<Result<()>>>,
+}
+
+impl Strangers {
+    /// Starts them.
+    pub(super) fn start(hospital: &Hospital) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let sent = Arc::new(AtomicU64::new(0));
+        let mut ears = Vec::new();
+        for device in hospital.devices() {
+            let ear = device.host.enter(|| PacketSocket::open_on("eth0", 3))??;
+            let words: [(_, &'static [u8]); 2] =
+                [(STRANGER, OUTSIDE), ("a device that may not", INSIDE)];
+            ears.push(Ear::listen(device.plan.name, &device.host, ear, &words, &stop)?);
+        }
+        let ear = hospital.campus.enter(|| PacketSocket::open(0, 3))??;
+        let words: [(_, &'static [u8]); 4] = [
+            ("the endless connection", endless::MARK),
+            ("a message of the monitor", MESSAGE),
+            ("a device that may not", INSIDE),
+            (STRANGER, OUTSIDE),
+        ];
+        let campus = Ear::listen("the campus", &hospital.campus, ear, &words, &stop)?;
+        let mut mouths = Vec::new();
+        let devices: Vec<Ipv4Addr> = hospital.device_addresses();
+        for (name, word) in [("hvac-1", OUTSIDE), ("pump-1", INSIDE), ("mri-1", INSIDE)] {
+            let own = hospital.machine(name).address();
+            let to: Vec<Ipv4Addr> =
+                devices.iter().copied().filter(|address| *address != own).collect();
+            // The MRI may speak DICOM to the PACS, by TCP; this is UDP.
+            let host = &hospital.machine(name).host;
+            let (ended, count) = (stop.clone(), sent.clone());
+            mouths.push(host.thread(move || speak(&to, word, &ended, &count))?);
+        }
+        for subnet in GATEWAYS {
+            let intruder = &hospital.machine("intruder").host;
+            let own = intruder.mac(subnet)?;
+            let mut frames = vec![[&[0xff; 6][..], &own, &[0x88, 0xb5], OUTSIDE].concat()];
+            let pacs = hospital.machine("pacs-1");
+            for device in hospital.devices().filter(|device| device.plan.subnet == subnet) {
+                let mac = device.host.mac("eth0")?;
+                for from in [address(subnet, 66), pacs.address()] {
+                    for port in PORTS {
+                        frames.push(forged((own, from), (mac, device.address()), port));
+                    }
+                }
+            }
+            let socket = intruder.enter(|| PacketSocket::open_on(subnet, 0))??;
+            let (ended, count) = (stop.clone(), sent.clone());
+            mouths.push(intruder.thread(move || {
+                while !ended.load(Relaxed) {
+                    // What can't be sent now comes again.
+                    let sent = frames.iter().filter(|frame| socket.send(frame).is_ok()).count();
+                    count.fetch_add(sent as u64, Relaxed);
+                    std::thread::sleep(EVERY);
+                }
+            })?);
+        }
+        Ok(Self { stop, ears, campus, sent, mouths })
+    }
+
+    /// An error if anything was heard that must not be.
+    pub(super) fn found_nothing(&self) -> Result<()> {
+        for ear in &self.ears {
+            for (who, count) in &ear.heard {
+                let count = count.load(Relaxed);
+                ensure!(count == 0, "{} heard {who}, {count} times", ear.place);
+            }
+        }
+        for (who, count) in self.campus.heard.iter().filter(|(who, _)| *who != STRANGER) {
+            let count = count.load(Relaxed);
+            ensure!(count == 0, "{who} can be read on the campus: {count} frames");
+        }
+        Ok(())
+    }
+
+    /// Ends all, and says what was tried in vain.
+    pub(super) fn end(mut self) -> Result<String> {
+        self.stop.store(true, Relaxed);
+        for mouth in std::mem::take(&mut self.mouths) {
+            mouth.join().map_err(|_| anyhow::anyhow!("a stranger's thread panicked"))??;
+        }
+        self.found_nothing()?;
+        let of_strangers = self.campus.heard.iter().find(|(who, _)| *who == STRANGER);
+        if of_strangers.is_none_or(|(_, count)| count.load(Relaxed) == 0) {
+            bail!("the campus didn't hear the strangers either: that nobody did proves nothing");
+        }
+        let mut frames = 0;
+        for ear in self.ears.into_iter().chain([self.campus]) {
+            frames += ear.frames.load(Relaxed);
+            let ended = ear.thread.join();
+            ended.map_err(|_| anyhow::anyhow!("an ear's thread panicked"))??.context(ear.place)?;
+        }
+        let sent = self.sent.load(Relaxed);
+        Ok(format!("0 of {sent} packets of strangers arrived; {frames} frames looked at"))
+    }
+}
+
+impl Ear {
+    fn listen(
+        place: &str,
+        host: &Host,
+        socket: PacketSocket,
+        words: &[(&'static str, &'static [u8])],
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let heard: Vec<(&str, Arc<AtomicU64>)> =
+            words.iter().map(|(who, _)| (*who, Arc::new(AtomicU64::new(0)))).collect();
+        let frames = Arc::new(AtomicU64::new(0));
+        let finders: Vec<(Finder<'_>, Arc<AtomicU64>)> = words
+            .iter()
+            .zip(&heard)
+            .map(|((_, word), (_, count))| (Finder::new(*word), count.clone()))
+            .collect();
+        let (counting, ended) = (frames.clone(), stop.clone());
+        let thread = host.thread(move || {
+            let mut buffer = vec![0; 70_000];
+            while !ended.load(Relaxed) {
+                let length = match socket.receive(&mut buffer, Duration::from_millis(50)) {
+                    // A dead cable has nothing to say.
+                    Err(error) if error.raw_os_error() == Some(nix::libc::ENETDOWN) => None,
+                    other => other?,
+                };
+                let Some(frame) = length.and_then(|length| buffer.get(..length)) else { continue };
+                counting.fetch_add(1, Relaxed);
+                for (finder, count) in &finders {
+                    if finder.find(frame).is_some() {
+                        count.fetch_add(1, Relaxed);
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        Ok(Self { place: place.into(), frames, heard, thread })
+    }
+}
+
+/// Sends the word to everyone, by UDP, for ever.
+fn speak(to: &[Ipv4Addr], word: &[u8], ended: &AtomicBool, count: &AtomicU64) {
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let Ok(socket) = UdpSocket::bind(any) else { return };
+    while !ended.load(Relaxed) {
+        for address in to {
+            for port in PORTS {
+                // Refusals are what is expected.
+                let sent = socket.send_to(word, (*address, port));
+                count.fetch_add(u64::from(sent.is_ok()), Relaxed);
+            }
+        }
+        std::thread::sleep(EVERY);
+    }
+}
+
+/// A UDP packet whose sender may be anybody.
+fn forged(from: ([u8; 6], Ipv4Addr), to: ([u8; 6], Ipv4Addr), port: u16) -> Vec<u8> {
+    let length = u16::try_from(20 + 8 + OUTSIDE.len()).unwrap_or(0);
+    let mut header =
+        [&[0x45, 0][..], &length.to_be_bytes(), &[0, 0, 0x40, 0, 64, 17, 0, 0]].concat();
+    header.extend(from.1.octets());
+    header.extend(to.1.octets());
+    let sum = checksum(&header).to_be_bytes();
+    header[10..12].copy_from_slice(&sum);
+    // A sum of 0 is none.
+    let udp =
+        [port.to_be_bytes(), port.to_be_bytes(), (length - 20).to_be_bytes(), [0, 0]].concat();
+    [&to.0[..], &from.0, &[0x08, 0x00], &header, &udp, OUTSIDE].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forged_packet_is_whole() {
+        let ends = (([2; 6], Ipv4Addr::new(10, 0, 0, 1)), ([4; 6], Ipv4Addr::new(10, 0, 0, 2)));
+        let frame = forged(ends.0, ends.1, 104);
+        assert_eq!(frame.len(), 14 + 20 + 8 + OUTSIDE.len());
+        assert_eq!(checksum(&frame[14..34]), 0, "the header's sum holds");
+        assert!(frame.ends_with(OUTSIDE) && frame.starts_with(&[4; 6]));
+    }
+}
