@@ -94,6 +94,11 @@ impl Change {
         }
     }
 
+    /// Whether an operator makes it, by a command that waits for gateways.
+    pub(super) const fn is_by_operator(self) -> bool {
+        matches!(self, Self::Rotate | Self::RotateNow(_) | Self::Revision | Self::Label(_))
+    }
+
     /// Its kind, in words.
     pub(super) const fn name(self) -> &'static str {
         match self {

@@ -195,6 +195,10 @@ impl Soak {
     }
 
     fn make(&mut self, change: Change) -> Result<()> {
+        if change.is_by_operator() {
+            // What was away for the change before has come back, or the command would be right to complain.
+            self.hospital.operator.ok(&["status", "--wait", "60"])?;
+        }
         match change {
             Change::Revision => {
                 let open = !self.side;
