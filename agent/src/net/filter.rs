@@ -4,7 +4,8 @@
 //!
 //! `inet anteroom_guard` makes the gateway itself silent on the underlay and the uplink. Answers to what it asked come
 //! in, and so do tunnels, DHCP replies, IPv6 neighbour discovery (IPv6's ARP) and the services that the configuration
-//! names. Tunnel packets are left out of connection tracking: a flood of them fills no table.
+//! names. Tunnel packets are left out of connection tracking: a flood of them fills no table. Of handshakes that strangers
+//! begin so many a second come in and no more: see [`doorstep`].
 //!
 //! Without connection tracking in the kernel the guard can't tell answers from questions. Then it lets in what could
 //! be an answer, and keeps the kernel from betraying itself with resets and "port unreachable".
@@ -14,6 +15,7 @@ use crate::net::netlink::Session;
 use crate::net::nft::{Batch, Expression, Family, Header, Hook, Meta, NftError, Policy};
 use anteroom_proto::service::Protocol;
 
+mod doorstep;
 pub(crate) mod wire;
 
 /// The table of the ports.
@@ -44,20 +46,36 @@ pub(crate) enum Guarding {
     Untracked,
 }
 
-/// Replaces the guard's table.
+/// Replaces the guard's table, with as much in it as the kernel is built for.
 pub(crate) fn guard(session: &Session, guard: &Guard<'_>) -> Result<Guarding, NftError> {
-    match guard.batch(Guarding::Tracked).commit_on(session) {
-        Ok(()) => Ok(Guarding::Tracked),
-        Err(error)
-            if matches!(
-                error.source.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::Unsupported
-            ) =>
-        {
-            guard.batch(Guarding::Untracked).commit_on(session).map(|()| Guarding::Untracked)
+    let attempts = [
+        (Guarding::Tracked, true),
+        (Guarding::Tracked, false),
+        (Guarding::Untracked, true),
+        (Guarding::Untracked, false),
+    ];
+    let mut last = None;
+    for (guarding, bounds) in attempts {
+        match guard.batch(guarding, bounds).commit_on(session) {
+            Ok(()) if bounds => return Ok(guarding),
+            Ok(()) => {
+                tracing::warn!(
+                    "this kernel's packet filter has no limits, so that a flood of handshakes is \
+                     bounded by the agent alone"
+                );
+                return Ok(guarding);
+            }
+            Err(error) if is_missing(&error) => last = Some(error),
+            Err(error) => return Err(error),
         }
-        Err(error) => Err(error),
     }
+    // There is one: no attempt came back.
+    last.map_or(Ok(Guarding::Untracked), Err)
+}
+
+/// Whether the kernel lacks something that was asked for.
+fn is_missing(error: &NftError) -> bool {
+    matches!(error.source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::Unsupported)
 }
 
 /// Whether the guard's table stands.
@@ -91,7 +109,7 @@ const IPV6: u8 = 10;
 const FIRST_CLIENT_PORT: u16 = 32_768;
 
 impl Guard<'_> {
-    fn batch(&self, guarding: Guarding) -> Batch {
+    fn batch(&self, guarding: Guarding, bounds: bool) -> Batch {
         let mut batch = Batch::default();
         batch.remove_table(Family::Inet, GUARD);
         batch.table(Family::Inet, GUARD);
@@ -117,6 +135,9 @@ impl Guard<'_> {
         match guarding {
             Guarding::Tracked => self.leave_tunnels_untracked(&mut batch),
             Guarding::Untracked => self.silence_the_kernel(&mut batch),
+        }
+        if bounds {
+            doorstep::add(&mut batch, self);
         }
         batch
     }

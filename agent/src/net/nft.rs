@@ -26,6 +26,11 @@ const SET_TIMES_OUT: u32 = 0x10;
 /// A set that rules put elements into.
 const SET_DYNAMIC: u32 = 0x20;
 
+/// A limit that counts packets.
+const LIMIT_PACKETS: u32 = 0;
+/// A limit that is met by what is above it.
+const LIMIT_ABOVE: u32 = 1;
+
 /// Elements of a set in one message: its list has a length of 16 bits.
 const ELEMENTS_A_MESSAGE: usize = 1000;
 
@@ -87,6 +92,7 @@ pub(crate) enum Meta {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Header {
     Link = 0,
+    Network = 1,
     Transport = 2,
 }
 
@@ -95,6 +101,8 @@ pub(crate) enum Header {
 pub(crate) enum Key {
     Ethernet,
     Mark,
+    Ipv4,
+    Ipv6,
 }
 
 impl Key {
@@ -103,6 +111,8 @@ impl Key {
         match self {
             Self::Ethernet => (9, 6),
             Self::Mark => (19, 4),
+            Self::Ipv4 => (7, 4),
+            Self::Ipv6 => (8, 16),
         }
     }
 }
@@ -138,6 +148,13 @@ pub(crate) enum Expression {
     NotEqual(Vec<u8>),
     /// Ends the rule unless the register, in network order, is at least this.
     AtLeast(Vec<u8>),
+    /// Ends the rule unless there were more packets here than so many a second, and than so many at once.
+    Above {
+        /// Packets a second.
+        rate: u64,
+        /// Packets at once.
+        burst: u32,
+    },
     /// Leaves the packet out of connection tracking.
     NoTrack,
     /// Counts the packet.
@@ -428,6 +445,10 @@ impl Expression {
             Self::Equal(value) => put("cmp", &|m| compare(0, value, m)),
             Self::NotEqual(value) => put("cmp", &|m| compare(1, value, m)),
             Self::AtLeast(value) => put("cmp", &|m| compare(5, value, m)),
+            Self::Above { rate, burst } => put("limit", &|m| {
+                m.put(1, &rate.to_be_bytes()).put(2, &1_u64.to_be_bytes());
+                m.put_u32(3, *burst).put_u32(4, LIMIT_PACKETS).put_u32(5, LIMIT_ABOVE);
+            }),
             Self::NoTrack => {
                 element.put_text(1, "notrack");
             }

@@ -51,7 +51,7 @@ fn without_connection_tracking_the_gateway_is_silent_and_can_ask() {
     let (gateway, stranger) = pair();
     let management = ["tcp/22".parse().unwrap()];
     let guard = Guard { interfaces: vec!["port0"], tunnel_port: 51820, management: &management };
-    gateway.enter(|| guard.batch(Guarding::Untracked).commit()).unwrap().unwrap();
+    gateway.enter(|| guard.batch(Guarding::Untracked, true).commit()).unwrap().unwrap();
 
     for port in [80, 40_000] {
         let connected = stranger
@@ -139,6 +139,7 @@ fn the_nft_tool_reads_what_we_wrote() {
             "type filter hook prerouting priority raw; policy accept;",
             "iifname \"port0\" udp dport 51820 notrack",
             "oifname \"port0\" udp sport 51820 notrack",
+            "type filter hook prerouting priority raw - 10; policy accept;",
         ],
     );
     gateway.enter(release).unwrap().unwrap();
