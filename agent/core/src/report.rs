@@ -18,6 +18,8 @@ use anteroom_proto::v1::telemetry::{EdgeDelta, FileBypass, Sighting, TunnelState
 use anteroom_proto::verdict::{DropReason, Verdict};
 use serde::{Deserialize, Serialize};
 
+use crate::peer::outside::Outside;
+
 pub use crate::bypass::BypassStatus;
 pub use crate::lane::book::Standing;
 
@@ -67,6 +69,12 @@ pub struct EngineStatus {
     /// How often a peer's lane key, or one lane more, was turned away since the start.
     #[serde(default)]
     pub lanes_turned_away: u64,
+    /// How the tunnels look from outside, as relays say.
+    #[serde(default)]
+    pub outside: Outside,
+    /// Peers on a relay whose NAT lets no direct path come to be together with this gateway's.
+    #[serde(default)]
+    pub shut_off: Vec<GatewayId>,
     /// Bypasses in force: what rules open to these gateways' devices goes in the clear.
     pub bypasses: Vec<BypassStatus>,
     /// Alarms that stand.

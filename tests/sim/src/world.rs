@@ -1,6 +1,7 @@
 //! Gateways, their devices, and a campus with one router, in virtual time.
 
 mod campus;
+mod nats;
 mod relays;
 
 use std::cmp::Reverse;
@@ -139,12 +140,16 @@ pub struct World {
     pub campus: Vec<OnCampus>,
     /// Relays, and gateways between which nothing gets through directly.
     pub relays: relays::Relays,
+    /// Routers that translate in front of gateways.
+    pub nats: nats::Nats,
     /// What datagrams suffer.
     pub weather: Weather,
     /// Largest packet of IP, in bytes, that the underlay carries. What is larger is lost without a word.
     pub carries: usize,
     /// Datagrams carried.
     pub datagrams: u64,
+    /// How many gateways have sent to each address of the underlay.
+    pub sent_to: BTreeMap<SocketAddr, u64>,
     /// Super-frames that gateways made of what came out of their tunnels.
     pub merged: usize,
     random: Random,
@@ -240,9 +245,11 @@ impl World {
             router_waits: Vec::new(),
             campus: Vec::new(),
             relays: relays::Relays::default(),
+            nats: nats::Nats::default(),
             weather: Weather::default(),
             carries: usize::MAX,
             datagrams: 0,
+            sent_to: BTreeMap::new(),
             merged: 0,
             random: Random::new(seed),
             trace: DefaultHasher::new(),
@@ -487,7 +494,10 @@ impl World {
             Event::Relayed { to, from, bytes } => self.relay_brings(to, from, &bytes),
             Event::Datagram { to, from, mut bytes } => {
                 (self.now - self.start, to, from, bytes.len()).hash(&mut self.trace);
-                let at = self.gateway_at(to);
+                if self.mirror_takes(to, from, &bytes) {
+                    return;
+                }
+                let at = self.arrives_at(to, from);
                 let Some(at) = at.filter(|at| self.gateways[*at].engine.is_some()) else { return };
                 let now = self.now;
                 let mut others = self.datagrams_beside(to);
@@ -517,6 +527,7 @@ impl World {
             && at == self.now
             && let Some(Event::Datagram { to, .. }) = self.queue.get(&number)
             && *to == endpoint
+            && self.gateway_at(endpoint).is_some()
         {
             self.events.pop();
             if let Some(Event::Datagram { to, from, bytes }) = self.queue.remove(&number) {
@@ -551,10 +562,11 @@ impl World {
                 self.push(HOP, Event::Frame(To::Host(host), bytes.clone()));
             }
         }
-        let from = self.plan.gateways[gateway].endpoint;
         self.give_to_relays(gateway, out.relayed);
         for (to, bytes) in out.datagrams {
             self.datagrams += 1;
+            *self.sent_to.entry(to).or_default() += 1;
+            let Some(from) = self.leaves_as(gateway, to) else { continue };
             let blocked = self.relays.is_blocked(gateway, self.gateway_at(to));
             if blocked || bytes.len() + 28 > self.carries || self.random.chance(self.weather.loss) {
                 continue;

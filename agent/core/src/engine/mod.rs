@@ -432,6 +432,11 @@ impl Engine {
         self.epoch += 1;
     }
 
+    /// The machine's addresses changed, so that it may look different from outside: relays are asked anew.
+    pub fn note_moved(&mut self, now: Instant) {
+        self.peers.note_moved(now);
+    }
+
     /// Tells the number of the newest authority document held, which peers are told.
     pub fn set_authority(&mut self, number: u64, now: Instant) {
         self.authority = number;

@@ -1,12 +1,13 @@
 //! Datagrams that came through a relay, and what the shell tells of relays.
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anteroom_proto::id::GatewayId;
 
 use super::Engine;
 use crate::sink::Sink;
-use crate::target::{RelayPath, Target, Through};
+use crate::target::{RelayId, RelayPath, Target, Through};
 
 impl Engine {
     /// Tells which relays reach a gateway now, nearest first; none at all where none does. Packets for it take one until a
@@ -21,6 +22,12 @@ impl Engine {
         self.peers.set_relays(gateway, relays, now, out);
         self.take_events(now);
         self.tend_lanes(now, out);
+    }
+
+    /// Tells where a relay may be asked how this gateway's tunnels look from outside; `None` where it no longer can be.
+    /// Peers are told what it answers, and knock there while no direct path is proved.
+    pub fn set_mirror(&mut self, relay: RelayId, at: Option<SocketAddr>, now: Instant) {
+        self.peers.set_mirror(relay, at, now);
     }
 
     /// Takes datagrams that relays brought, each with where it came from as the relay says.

@@ -88,6 +88,8 @@ impl Engine {
             peers: self.tunnels(now),
             lanes: self.lanes(),
             lanes_turned_away: self.lanes_turned_away(),
+            outside: self.peers.outside(),
+            shut_off: self.peers.shut_off(),
             bypasses: self.bypasses.in_force.clone(),
             alarms: self.alarms(now),
             drops: self.recorder.all_drops(),

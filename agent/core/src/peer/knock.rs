@@ -125,6 +125,11 @@ pub(super) fn answer(key: KnockKey, back: u32, nonce: u64) -> [u8; ANSWER_LEN] {
     bytes
 }
 
+/// The number of a question that nobody can tell who doesn't have the secret.
+pub(super) fn unguessable(secret: &[u8; 32], question: u64) -> u64 {
+    u64::from_le_bytes(cut(hmac(secret, &[b"question", &question.to_le_bytes()])))
+}
+
 fn seal(bytes: &mut [u8], key: KnockKey) {
     if let Some((message, code)) = bytes.split_last_chunk_mut::<CODE_LEN>() {
         *code = key.code(message);

@@ -13,6 +13,7 @@ use anteroom_proto::verdict::DropReason;
 use serde::{Deserialize, Serialize};
 
 use super::knock::Knocker;
+use super::outside::Outside;
 use crate::checksum::Sum;
 use crate::wire::{ipv4, ipv6, put, udp};
 
@@ -119,6 +120,9 @@ pub struct Hello {
     /// What the other end may find out with whether datagrams get through to the sender directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub knocker: Option<Knocker>,
+    /// How the sender looks from outside, where relays said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<Outside>,
 }
 
 impl Message {
@@ -211,7 +215,10 @@ mod tests {
     use anteroom_proto::key::IdentityKey;
     use proptest::prelude::*;
 
+    use std::net::SocketAddr;
+
     use super::super::knock::KnockKey;
+    use super::super::outside::MAX_PLACES;
     use super::*;
 
     const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 1);
@@ -231,6 +238,10 @@ mod tests {
             knocker: Some(Knocker {
                 number: u32::MAX,
                 key: KnockKey::of(&[0xff; 32], &[0xff; 16], 0),
+            }),
+            outside: Some(Outside {
+                places: vec![SocketAddr::from((Ipv6Addr::from([0xff; 16]), u16::MAX)); MAX_PLACES],
+                varies: Some(true),
             }),
         }
     }

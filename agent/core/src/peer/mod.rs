@@ -12,6 +12,7 @@ mod front;
 mod knock;
 pub(crate) mod lanes;
 pub mod message;
+pub mod outside;
 mod own;
 mod queue;
 mod random;

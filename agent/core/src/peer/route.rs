@@ -37,6 +37,12 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(1000), Duration::f
 const EAGER_ROUNDS: u32 = 15;
 const ROUND: Duration = Duration::from_secs(1);
 const LATE_ROUND: Duration = Duration::from_secs(5);
+/// Least time between two knocks where the peer was just heard to knock from. A new address with each of its knocks brings
+/// no more of them.
+const HINT_EVERY: Duration = Duration::from_millis(250);
+/// Knocks of one peer that are answered at once, and gained each second: more than honest ones send.
+const ANSWERS: u32 = 32;
+const ANSWERS_PER_SECOND: u32 = 16;
 /// Least time between two handshakes for the sake of a direct path.
 const SHAKE_EVERY: Duration = Duration::from_secs(1);
 /// How fresh the direct path's last answer is when a handshake through a relay doesn't count against it.
@@ -97,6 +103,22 @@ pub(super) struct Route {
     runs: u32,
     /// Where the peer knocked from.
     hint: Option<SocketAddr>,
+    /// When it is to be knocked there, if it wasn't yet, and when it last was.
+    hint_due: Option<Instant>,
+    hint_knocked: Option<Instant>,
+    /// How many of its knocks may be answered still, and as of when.
+    answers: (u32, Instant),
+}
+
+/// Where it is time to knock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Nowhere.
+    Nowhere,
+    /// Where the peer was just heard to knock from.
+    Hint(SocketAddr),
+    /// At every address, or at the one in use.
+    All,
 }
 
 impl Route {
@@ -121,6 +143,9 @@ impl Route {
             seen: 0,
             runs: 0,
             hint: None,
+            hint_due: None,
+            hint_knocked: None,
+            answers: (ANSWERS, now),
         }
     }
 
@@ -246,7 +271,8 @@ impl Route {
 
     /// When it is to be looked at again, given that there is a session.
     pub(super) fn due(&self) -> Option<Instant> {
-        (self.has_relay() && self.theirs.is_some()).then_some(self.next)
+        let next = self.hint_due.map_or(self.next, |hint| hint.min(self.next));
+        (self.has_relay() && self.theirs.is_some()).then_some(next)
     }
 
     /// Whether the direct path has died. `round_trip` is the usual one.
@@ -263,9 +289,18 @@ impl Route {
     }
 
     /// Whether it is time to knock; finds out when it is again.
-    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+    pub(super) fn take_due(&mut self, now: Instant) -> Due {
         if self.due().is_none_or(|at| at > now) {
-            return false;
+            return Due::Nowhere;
+        }
+        if self.hint_due.take_if(|at| *at <= now).is_some() {
+            self.hint_knocked = Some(now);
+            if let Some(hint) = self.hint.filter(|_| self.next > now && self.via.is_some()) {
+                return Due::Hint(hint);
+            }
+        }
+        if self.next > now {
+            return Due::Nowhere;
         }
         let recent = |at: Instant| now.saturating_duration_since(at) <= BUSY * 4;
         let pause = match self.via {
@@ -276,7 +311,7 @@ impl Route {
         };
         self.rounds = self.rounds.saturating_add(1);
         self.next = now + pause;
-        true
+        Due::All
     }
 
     /// A knock is sent to `to`.
@@ -340,8 +375,31 @@ impl Route {
         true
     }
 
+    /// Whether one more of the peer's knocks is answered: whoever knocks much, in others' names, has them answered little.
+    pub(super) fn may_answer(&mut self, now: Instant) -> bool {
+        let (left, since) = &mut self.answers;
+        let seconds = now.saturating_duration_since(*since).as_secs();
+        if seconds > 0 {
+            let gained = u32::try_from(seconds).unwrap_or(u32::MAX);
+            *left = left.saturating_add(gained.saturating_mul(ANSWERS_PER_SECOND)).min(ANSWERS);
+            *since = now;
+        }
+        let passes = *left > 0;
+        *left = left.saturating_sub(1);
+        passes
+    }
+
+    /// The peer looks different from outside: all its addresses are knocked at soon, as at first.
+    pub(super) fn note_places(&mut self, now: Instant) {
+        if self.via.is_some() {
+            self.rounds = 0;
+            let last = self.knocks.back().map(|knock| knock.at + ROUND);
+            self.next = self.next.min(last.map_or(now, |at| at.max(now)));
+        }
+    }
+
     /// The peer knocked from `from`, for the [first](Self::is_first) time. Says whether that is news, so that it is worth
-    /// knocking there at once.
+    /// knocking there soon.
     pub(super) fn note_knocked(&mut self, nonce: u64, from: SocketAddr, now: Instant) -> bool {
         // One that was held up says nothing of where the peer is now.
         if nonce < self.newest {
@@ -349,7 +407,8 @@ impl Route {
         }
         let news = self.hint.replace(from) != Some(from);
         if news && self.via.is_some() {
-            self.next = self.next.min(now);
+            let pause = self.hint_knocked.map_or(now, |at| now.max(at + HINT_EVERY));
+            self.hint_due = Some(pause);
         }
         news
     }

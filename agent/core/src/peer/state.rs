@@ -9,6 +9,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::TunnelState;
 
 use super::message::Hello;
+use super::outside::{MAX_PLACES, Outside};
 use super::queue::Queue;
 use super::random::Random;
 use super::route::Route;
@@ -31,6 +32,8 @@ pub(super) const NEVER: Duration = Duration::from_secs(3600);
 const RECALLS: u8 = 3;
 /// Most addresses of one peer that are tried.
 const MAX_ENDPOINTS: usize = 8;
+/// Most that are knocked at in one round: with where it was heard and knocked from, and how it looks from outside.
+const MAX_KNOCKED: usize = MAX_ENDPOINTS + 2 + MAX_PLACES;
 
 /// One peer.
 #[derive(Debug)]
@@ -66,6 +69,8 @@ pub struct Peer {
     probes: Vec<(u64, Instant)>,
     round_trip: Option<Duration>,
     said: Option<Hello>,
+    /// How it looks from outside, as it says.
+    outside: Outside,
     /// Whether it says that it can use lanes: asked for every packet of bulk.
     lanes: bool,
     live: bool,
@@ -129,6 +134,7 @@ impl Peer {
             probes: Vec::new(),
             round_trip: None,
             said: None,
+            outside: Outside::default(),
             lanes: false,
             live: false,
             told: Told::default(),
@@ -240,12 +246,18 @@ impl Peer {
         self.route.target(self.gateway, self.endpoint())
     }
 
+    /// How it looks from outside, as it says.
+    pub(super) const fn outside(&self) -> &Outside {
+        &self.outside
+    }
+
     /// All addresses where it may be reached directly.
     pub(super) fn places(&self) -> Vec<SocketAddr> {
-        let mut places: Vec<SocketAddr> = Vec::with_capacity(MAX_ENDPOINTS);
-        let known = self.endpoint.iter().chain(self.candidates.iter()).copied();
+        let mut places: Vec<SocketAddr> = Vec::with_capacity(MAX_KNOCKED);
+        let outside = self.outside.places.iter();
+        let known = outside.chain(&self.endpoint).chain(&self.candidates).copied();
         for place in self.route.hint().into_iter().chain(known) {
-            if !places.contains(&place) && places.len() < MAX_ENDPOINTS {
+            if !places.contains(&place) && places.len() < MAX_KNOCKED {
                 places.push(place);
             }
         }
@@ -408,6 +420,11 @@ impl Peer {
         self.told.time = hello.time.filter(|_| want_time).or(self.told.time);
         self.lanes = hello.capabilities.iter().any(|one| one == CAPABILITY);
         self.route.theirs = hello.knocker;
+        let outside = hello.outside.clone().unwrap_or_default().believed();
+        if outside.places != self.outside.places {
+            self.route.note_places(now);
+        }
+        self.outside = outside;
         self.said = Some(hello);
         self.told.time.is_some() || self.told.holds != Some(holds)
     }

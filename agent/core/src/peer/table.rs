@@ -1,6 +1,7 @@
 //! The table of peers: what comes in, what goes out, and what the engine asks.
 
 mod keys;
+mod outside;
 mod paths;
 mod roster;
 mod said;
@@ -19,6 +20,7 @@ use sha2::{Digest, Sha256};
 use super::agenda::Agenda;
 use super::front::{self, Admission, Kind};
 use super::message;
+use super::outside::Mirrors;
 use super::own::Owns;
 use super::random::Random;
 use super::slots::Slots;
@@ -92,6 +94,8 @@ pub struct Peers {
     knock_secret: [u8; 32],
     /// Nonce of the last knock.
     knocked: u64,
+    /// Relays that say how this gateway looks from outside.
+    mirrors: Mirrors,
 }
 
 impl std::fmt::Debug for Peers {
@@ -114,7 +118,7 @@ impl Peers {
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits of it will do")]
         let part_id = random.next() as u32;
         let knock_secret = Sha256::new_with_prefix(b"knocks").chain_update(config.seed).finalize();
-        let knock_secret = knock_secret.into();
+        let knock_secret: [u8; 32] = knock_secret.into();
         Self {
             own: Owns::new(&config.secret, &mut random, now),
             config,
@@ -141,6 +145,7 @@ impl Peers {
             part_id,
             part: Vec::new(),
             relayed: HashMap::default(),
+            mirrors: Mirrors::new(knock_secret),
             knock_secret,
             knocked: 0,
         }
@@ -306,6 +311,7 @@ impl Peers {
     /// Does what is due: handshakes, probes, expiry. Where that is much, some of it; the rest is due then.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Sink) {
         self.expire_parts(now);
+        self.ask_mirrors(now, out);
         for number in self.agenda.due(now, TENDED_AT_ONCE) {
             if self.peers.get(number).is_some_and(|peer| peer.wake_at <= now) {
                 #[cfg(test)]
@@ -324,7 +330,8 @@ impl Peers {
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let parts = self.joiner.poll_timeout().map(|at| (at, "parts of packets"));
         let tunnels = self.agenda.next().map(|at| (at, "tunnels"));
-        [tunnels, parts].into_iter().flatten().min_by_key(|(at, _)| *at)
+        let mirrors = self.mirrors.due().map(|at| (at, "how this gateway looks"));
+        [tunnels, parts, mirrors].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// The next thing that happened. What happened twice to one peer is told once, as it is now.
@@ -368,7 +375,11 @@ impl Peers {
         let kind = match front::classify(datagram) {
             Ok(kind) => kind,
             Err(DropReason::PeerUnknown) => {
-                return self.hear_knock(from, datagram, now, out).map(|()| None);
+                let heard = match self.hear_mirror(from, datagram, now) {
+                    Some(heard) => heard,
+                    None => self.hear_knock(from, datagram, now, out),
+                };
+                return heard.map(|()| None);
             }
             Err(reason) => return Err(reason),
         };

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::hash::Hash;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, RelayPath, Through};
+use anteroom_proto::relay::mirror as question;
 
 use super::{Event, Out, World};
 
@@ -27,6 +29,16 @@ pub struct Relays {
     blocked: BTreeSet<(usize, usize)>,
     /// Datagrams carried.
     pub carried: u64,
+    /// How often one was asked how a gateway looks from outside.
+    pub asked: u64,
+    /// What all of them answer in place of the truth.
+    pub lie: Option<SocketAddr>,
+}
+
+/// Where a relay is asked how a gateway looks from outside.
+fn mirror(relay: u16) -> SocketAddr {
+    let [high, low] = relay.to_be_bytes();
+    SocketAddr::from(([198, 51, 100 + high, 1 + low], 4_433))
 }
 
 impl Relays {
@@ -77,7 +89,27 @@ impl World {
                 engine.set_relays(id, &paths, now, &mut out);
                 self.send(at, out);
             }
+            let (nats, now) = (&self.nats, self.now);
+            let Some(engine) = self.gateways[at].engine.as_mut() else { continue };
+            for (relay, known) in (0..).zip(&self.relays.relays) {
+                let asked = known.up && nats.are_there();
+                engine.set_mirror(RelayId(relay), asked.then(|| mirror(relay)), now);
+            }
         }
+    }
+
+    /// What a relay says to a datagram that comes to where it may be asked; whether this was one.
+    pub(super) fn mirror_takes(&mut self, to: SocketAddr, from: SocketAddr, bytes: &[u8]) -> bool {
+        let place = (0..).zip(&self.relays.relays).find(|(relay, _)| mirror(*relay) == to);
+        let Some((_, relay)) = place else { return false };
+        if let Some(nonce) = question::parse_question(bytes).filter(|_| relay.up) {
+            self.relays.asked += 1;
+            let seen = self.relays.lie.unwrap_or(from);
+            let bytes = question::answer(nonce, seen).to_vec();
+            let latency = relay.latency;
+            self.push(latency, Event::Datagram { to: from, from: to, bytes });
+        }
+        true
     }
 
     pub(super) fn give_to_relays(&mut self, from: usize, datagrams: Vec<(Through, Vec<u8>)>) {

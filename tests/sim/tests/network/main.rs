@@ -10,6 +10,7 @@ mod lanes;
 mod leases;
 mod merging;
 mod moves;
+mod nats;
 mod paths;
 mod random;
 mod relays;

@@ -172,3 +172,46 @@ fn a_gateway_that_starts_anew_behind_a_relay_is_back_at_once() {
     expect(&mut world, CT, PACS, DICOM, Way::Tunnel);
     assert!(paths(&mut world).iter().all(|path| path.0 == Some(relay.0)));
 }
+
+#[test]
+fn a_gateway_that_gets_another_address_is_found_within_two_seconds() {
+    for (relayed, told, spoken_to) in
+        [(true, true, false), (true, false, false), (true, false, true), (false, true, true)]
+    {
+        let name = format!("a relay: {relayed}, told: {told}, only spoken to: {spoken_to}");
+        let (mut world, relay) = apart(11, Mode::Enforce, Duration::from_millis(30));
+        world.set_direct(IMAGING, SERVERS, true);
+        world.set_relay(relay, relayed);
+        world.run(Duration::from_secs(20));
+        let mut talk = Talk::new(world, [CT, PACS], 11);
+        let busy = [talk.open(PACS, CT, 4_006)];
+        talk.run(Duration::from_secs(5));
+        for round in 0..4 {
+            let gateway = if round % 2 == 0 { IMAGING } else { SERVERS };
+            let endpoint = &mut talk.world.plan.gateways[gateway].endpoint;
+            endpoint.set_ip([192, 0, 2, 100 + round].into());
+            let (ip, now) = (endpoint.ip(), talk.world.now);
+            if told {
+                talk.world.engine(gateway).set_own_addresses(vec![ip]);
+                talk.world.engine(gateway).note_moved(now);
+            }
+            while talk.world.now - now < Duration::from_millis(1_900) {
+                if !spoken_to {
+                    talk.chatter(&busy, 10);
+                }
+                talk.run(Duration::from_millis(20));
+            }
+            let from = talk.said();
+            for _ in 0..20 {
+                talk.chatter(&busy, 50);
+                talk.run(Duration::from_millis(300));
+            }
+            let later = |what: &String| {
+                let number = what.split(':').next().and_then(|number| number.parse().ok());
+                number.is_none_or(|number: usize| number >= from)
+            };
+            let lost: Vec<String> = talk.lost().into_iter().filter(later).collect();
+            assert_eq!(lost, [] as [String; 0], "{name}, round {round}");
+        }
+    }
+}

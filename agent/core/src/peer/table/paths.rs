@@ -10,7 +10,7 @@ use super::{CONTROL, MAX_PEERS, OWNER_SHIFT, Peers, write};
 use crate::peer::PeerSlot;
 use crate::peer::front;
 use crate::peer::knock::{self, Heard, KnockKey, Knocker};
-use crate::peer::route::LEAST_ROOM;
+use crate::peer::route::{Due, LEAST_ROOM};
 use crate::sink::Sink;
 use crate::target::{RelayId, RelayPath, Target, Through};
 
@@ -96,6 +96,11 @@ impl Peers {
     fn turn(&mut self, index: u32, via: Option<RelayId>, why: PathReason, now: Instant) {
         let Some(peer) = self.peers.get_mut(index) else { return };
         peer.route.turn(via, why, now);
+        match (via, why) {
+            (Some(_), PathReason::Died) => self.mirrors.hasten(now),
+            (Some(_), _) => self.mirrors.rely(now),
+            (None, _) => {}
+        }
         peer.forget_round_trip();
         tracing::debug!(gateway = %peer.gateway, ?via, %why, "another path");
         self.fit(index, true, now);
@@ -140,12 +145,11 @@ impl Peers {
             return;
         };
         let Some(theirs) = peer.route.theirs else { return };
-        if !peer.route.is_due(now) {
-            return;
-        }
-        let places = match peer.route.via() {
-            None => peer.endpoint().into_iter().collect(),
-            Some(_) => peer.places(),
+        let places = match (peer.route.take_due(now), peer.route.via()) {
+            (Due::Nowhere, _) => return,
+            (Due::Hint(hint), _) => vec![hint],
+            (Due::All, None) => peer.endpoint().into_iter().collect(),
+            (Due::All, Some(_)) => peer.places(),
         };
         let back = self.knock_number(index);
         for to in places {
@@ -201,6 +205,9 @@ impl Peers {
                 let peer = self.peers.get_mut(index).ok_or(unknown)?;
                 if !peer.route.is_first(nonce) {
                     return Err(DropReason::PeerUnauthenticated);
+                }
+                if !peer.route.may_answer(now) {
+                    return Err(DropReason::HandshakeLimit);
                 }
                 write(out, from.into(), CONTROL, &knock::answer(key, back, nonce));
                 if peer.route.note_knocked(nonce, from, now) {

@@ -82,6 +82,7 @@ impl Peers {
             time: None,
             nonce: 0,
             knocker: None,
+            outside: None,
         };
         if let Some(peer) = self.peers.get_mut(slot.index) {
             peer.note_said(hello, false, now);

@@ -171,6 +171,7 @@ impl Peers {
     ) {
         let Some(local) = self.local else { return };
         let knocker = self.knocker_for(index);
+        let outside = Some(self.outside()).filter(|outside| !outside.places.is_empty());
         let Some(peer) = self.peers.get(index) else { return };
         let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
         let to = to.map(Target::Udp).or_else(|| peer.way());
@@ -191,6 +192,7 @@ impl Peers {
             time: time.filter(|time| *time != UnixMillis::default()),
             nonce: 0,
             knocker,
+            outside,
         };
         let packet = message::pack(local.overlay, peer.overlay, &message(hello));
         let room = sealed_room(packet.len());

@@ -349,6 +349,7 @@ fn what_a_peer_may_not_say_inside_is_dropped() {
         time: None,
         nonce: 0,
         knocker: None,
+        outside: None,
     };
     let hello = message::Message::Hello(hello);
     for (packet, expected) in [
@@ -417,6 +418,7 @@ fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
             time: None,
             nonce: 0,
             knocker: None,
+            outside: None,
         };
         peer.note_said(hello, false, now);
         while peer.next_event().is_some() {
@@ -438,6 +440,7 @@ fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
         time: None,
         nonce: 0,
         knocker: None,
+        outside: None,
     };
     assert!(peer.note_said(last, false, now));
     assert_eq!(peer.revision(), Some(9));

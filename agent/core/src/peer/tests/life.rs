@@ -232,6 +232,7 @@ fn revisions_are_told_at_once_and_never_go_back() {
         time: None,
         nonce: 0,
         knocker: None,
+        outside: None,
     };
     assert!(peer.note_said(hello(1, 5, 7), false, world.now));
     assert!(!peer.note_said(hello(1, 4, 6), false, world.now));

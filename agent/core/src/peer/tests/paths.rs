@@ -3,7 +3,7 @@
 use anteroom_proto::v1::telemetry::PathReason;
 
 use super::super::front::{KEEPALIVE_LEN, RESPONSE_LEN};
-use super::super::knock::{ANSWER_LEN, KNOCK_LEN};
+use super::super::knock::{self, ANSWER_LEN, KNOCK_LEN};
 use super::*;
 use crate::target::RelayPath;
 
@@ -383,4 +383,75 @@ fn knocks_are_answered_to_peers_alone_and_old_ones_lead_nowhere() {
     assert!(![KEEPALIVE_LEN, RESPONSE_LEN].contains(&KNOCK_LEN));
     let via = world.path(1).0;
     assert_eq!(via, Some(NEAR), "a knock alone moves nothing");
+}
+
+#[test]
+fn a_peer_that_knocks_in_others_names_makes_nobody_send_them_more_than_it_sends() {
+    let mut world = apart();
+    world.run(Duration::from_secs(20));
+    let now = world.now;
+    let stolen = world.sides[0].peer(world.sides[1].gateway).route.theirs.expect("it may knock");
+    let side = &mut world.sides[1];
+    side.sent.datagrams.clear();
+    let mut sent = 0;
+    // Every millisecond another victim, and time for whatever follows from each.
+    for millis in 0..10_000_u32 {
+        let now = now + Duration::from_millis(millis.into());
+        let [_, _, high, low] = millis.to_be_bytes();
+        let victim = SocketAddr::from(([198, 18, high, low], 53));
+        let knock = knock::knock(&stolen, 0, u64::from(millis) + 1_000);
+        sent += knock.len();
+        side.deliver(victim, &knock, now);
+        side.peers.handle_timeout(now, &mut side.sent);
+    }
+    let to_victims = |sent: &&(SocketAddr, u8, Vec<u8>)| sent.0.port() == 53;
+    let lens: Vec<usize> =
+        side.sent.datagrams.iter().filter(to_victims).map(|sent| sent.2.len()).collect();
+    let bytes: usize = lens.iter().sum();
+    // An answer for each of so many a second, and a knock four times a second.
+    assert!(lens.len() < 10 * (16 + 5) + 40, "{} datagrams to {bytes} bytes", lens.len());
+    assert!(bytes * 40 < sent, "{bytes} bytes to victims for {sent}");
+    assert!(side.drops.contains(&DropReason::HandshakeLimit));
+    let all = side.sent.datagrams.len();
+    assert!(all < 10 * (16 + 5 + 12) + 40, "{all} datagrams in all");
+    // And it goes on with an honest knock.
+    let later = now + Duration::from_secs(12);
+    let honest = knock::knock(&stolen, 0, 1_000_000);
+    let at = world.sides[0].at;
+    assert_eq!(world.sides[1].deliver(at, &honest, later), None);
+}
+
+#[test]
+fn a_gateway_tells_its_peers_how_it_looks_from_outside_and_they_knock_there() {
+    let mut world = apart();
+    let mirror = SocketAddr::from(([203, 0, 113, 1], 4_433));
+    let outside = SocketAddr::from(([198, 51, 100, 7], 40_000));
+    let now = world.now;
+    let side = &mut world.sides[0];
+    side.peers.set_mirror(NEAR, Some(mirror), now);
+    side.sent.datagrams.clear();
+    side.peers.handle_timeout(now, &mut side.sent);
+    let question = side.sent.datagrams.iter().find(|sent| sent.0 == mirror);
+    let question = question.expect("the relay is asked at once").2.clone();
+    let nonce = anteroom_proto::relay::mirror::parse_question(&question).expect("a question");
+    let answer = |nonce, place| anteroom_proto::relay::mirror::answer(nonce, place);
+    for (from, bytes) in [(outside, answer(nonce, outside)), (mirror, answer(nonce ^ 1, outside))] {
+        let refused = side.deliver(from, &bytes, now);
+        assert_eq!(refused, Some(DropReason::PeerUnauthenticated), "a stranger's word");
+    }
+    let through = Target::Relay(Through { relay: NEAR, peer: GatewayId::from_bytes([9; 16]) });
+    assert!(side.deliver(through, &answer(nonce, outside), now).is_some(), "not through a relay");
+    assert_eq!(side.peers.outside().places, []);
+    assert_eq!(side.deliver(mirror, &answer(nonce, outside), now), None);
+    assert_eq!(side.peers.outside().places, [outside]);
+    world.run(Duration::from_secs(2));
+    let gateway = world.sides[0].gateway;
+    assert_eq!(world.sides[1].peer(gateway).outside().places, [outside]);
+    assert!(world.sides[1].peer(gateway).places().contains(&outside));
+    // Whoever moves asks anew, and says nothing of where it was.
+    let (now, side) = (world.now, &mut world.sides[0]);
+    side.peers.note_moved(now);
+    assert_eq!(side.peers.outside().places, []);
+    world.run(Duration::from_secs(3));
+    assert_eq!(world.sides[1].peer(gateway).outside().places, []);
 }

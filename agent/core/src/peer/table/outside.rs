@@ -1,0 +1,98 @@
+//! How this gateway and its peers look from outside: see [`crate::peer::outside`].
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::relay::mirror;
+use anteroom_proto::verdict::DropReason;
+
+use super::{CONTROL, Peers, write};
+use crate::peer::outside::Outside;
+use crate::sink::Sink;
+use crate::target::{RelayId, Target};
+
+impl Peers {
+    /// Says where a relay may be asked how this gateway looks from outside; `None` where it no longer can be.
+    pub fn set_mirror(&mut self, relay: RelayId, at: Option<SocketAddr>, now: Instant) {
+        self.mirrors.set(relay, at, now);
+    }
+
+    /// This gateway has other addresses than before: whatever relays said of it is asked for anew, and peers hear from it
+    /// at once where it is.
+    pub fn note_moved(&mut self, now: Instant) {
+        self.mirrors.forget(now);
+        for number in self.peers.numbers() {
+            if let Some(peer) = self.peers.get_mut(number) {
+                peer.next_probe = now;
+            }
+            self.wake(number, now);
+        }
+    }
+
+    /// How this gateway looks from outside, as far as relays said.
+    #[must_use]
+    pub fn outside(&self) -> Outside {
+        self.mirrors.outside()
+    }
+
+    /// Peers that packets reach by a relay, and whose NAT is known to let no direct path come to be together with this
+    /// gateway's: each gives every destination another port, so that neither knows where to knock.
+    #[must_use]
+    pub fn shut_off(&self) -> Vec<GatewayId> {
+        if self.outside().varies != Some(true) {
+            return Vec::new();
+        }
+        let all = self.peers.iter().map(|(_, peer)| peer);
+        all.filter(|peer| peer.route.via().is_some() && peer.outside().varies == Some(true))
+            .map(|peer| peer.gateway)
+            .collect()
+    }
+
+    /// Whether packets for any peer take a relay.
+    fn relies_on_relays(&self) -> bool {
+        self.peers.iter().any(|(_, peer)| peer.route.via().is_some())
+    }
+
+    /// Asks relays how this gateway looks, where that is due.
+    pub(super) fn ask_mirrors(&mut self, now: Instant, out: &mut impl Sink) {
+        if self.mirrors.due().is_none_or(|due| due > now) {
+            return;
+        }
+        let relied = self.relies_on_relays();
+        for (to, question) in self.mirrors.ask(relied, now) {
+            write(out, to.into(), CONTROL, &question);
+        }
+    }
+
+    /// Takes a datagram that says how this gateway looks from outside. None: it is something else.
+    pub(super) fn hear_mirror(
+        &mut self,
+        from: Target,
+        datagram: &[u8],
+        now: Instant,
+    ) -> Option<Result<(), DropReason>> {
+        let (nonce, place) = mirror::parse_answer(datagram)?;
+        let Target::Udp(from) = from else { return Some(Err(DropReason::PeerUnknown)) };
+        let relied = self.relies_on_relays();
+        let Some(news) = self.mirrors.hear(from, nonce, place, relied, now) else {
+            return Some(Err(DropReason::PeerUnauthenticated));
+        };
+        if news {
+            tracing::debug!(%from, %place, "how the tunnels look from outside");
+            self.tell_places(now);
+        }
+        Some(Ok(()))
+    }
+
+    /// Has peers that packets reach by a relay told at once how this gateway looks. The others are within two seconds.
+    fn tell_places(&mut self, now: Instant) {
+        for number in self.peers.numbers() {
+            let peer = self.peers.get_mut(number);
+            if let Some(peer) = peer.filter(|peer| peer.route.via().is_some()) {
+                peer.next_probe = now;
+                self.wake(number, now);
+            }
+        }
+    }
+}
