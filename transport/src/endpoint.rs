@@ -12,7 +12,7 @@ use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TokioRuntime,
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, TokioRuntime,
     TransportConfig, TransportErrorCode, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
@@ -22,6 +22,7 @@ use rustls::pki_types::CertificateDer;
 use crate::exchange;
 use crate::link::Carrier;
 pub use crate::link::Link;
+use crate::mirror::Mirror;
 use crate::tls::{self, Protocol, ServerPin};
 
 /// How often a quiet connection is kept warm.
@@ -191,7 +192,12 @@ fn endpoint(
     if protocols.contains(&Protocol::Relay) {
         enlarge_buffers(&socket);
     }
-    Endpoint::new(config, server, socket, Arc::new(TokioRuntime)).map_err(failed)
+    let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+    // A relay's gateways ask it how they look from outside.
+    let asked = server.is_some() && protocols.contains(&Protocol::Relay);
+    let socket = if asked { Arc::new(Mirror::new(socket)) } else { socket };
+    Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
+        .map_err(failed)
 }
 
 /// A controller's endpoint at `address`. Each client proves an Ed25519 key: see [`peer_key`]. The client

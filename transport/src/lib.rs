@@ -7,6 +7,7 @@
 //! - `tcp`: the same over TCP;
 //! - `dial`: whichever of the two gets through;
 //! - `link`: a connection, whichever of the two it took;
+//! - `mirror`: a relay's socket, which tells gateways how theirs looks from outside;
 //! - `message`: typed, bounded messages over a stream.
 //!
 //! All but the first two come with the feature `quic`; whoever speaks HTTPS only needs the first.
@@ -22,6 +23,8 @@ pub mod exchange;
 pub mod link;
 #[cfg(feature = "quic")]
 pub mod message;
+#[cfg(feature = "quic")]
+mod mirror;
 #[cfg(feature = "quic")]
 pub mod tcp;
 pub mod tls;

@@ -260,13 +260,19 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     push_table(text, &table(&headers, devices));
     let headers =
         ["peer", "tunnel", "lanes", "round trip", "path", "path mtu", "revision", "address"];
-    push_table(
-        text,
-        &table(
-            &headers,
-            engine.peers.iter().map(|peer| tunnel(peer, engine.lanes.get(&peer.gateway))),
-        ),
-    );
+    let peers = engine.peers.iter().map(|peer| {
+        let shut_off = engine.shut_off.contains(&peer.gateway);
+        tunnel(peer, engine.lanes.get(&peer.gateway), shut_off)
+    });
+    push_table(text, &table(&headers, peers));
+    if !engine.outside.places.is_empty() {
+        let places = list(&engine.outside.places);
+        let varies = match engine.outside.varies {
+            Some(true) => ", another port for each destination",
+            _ => "",
+        };
+        let _ = writeln!(text, "Tunnels look from outside as if they came from {places}{varies}.");
+    }
     if engine.lanes_turned_away > 0 {
         let _ = writeln!(
             text,
@@ -393,7 +399,7 @@ fn push_table(text: &mut String, table: &str) {
 }
 
 /// Lanes are told as those that are in use of those that both ends agreed on.
-fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>) -> Vec<String> {
+fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>, shut_off: bool) -> Vec<String> {
     vec![
         tunnel.gateway.to_string(),
         if tunnel.live { "live" } else { "down" }.into(),
@@ -401,7 +407,7 @@ fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>) -> Vec<String> {
         tunnel
             .round_trip
             .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
-        path(tunnel),
+        path(tunnel, shut_off),
         or_dash(tunnel.path_mtu),
         or_dash(tunnel.revision),
         or_dash(tunnel.endpoint),
@@ -409,9 +415,14 @@ fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>) -> Vec<String> {
 }
 
 /// Which way packets for a peer go, and why, where there is a choice.
-fn path(tunnel: &TunnelState) -> String {
+fn path(tunnel: &TunnelState, shut_off: bool) -> String {
     let way = tunnel.relay.map_or_else(|| "direct".into(), |relay| format!("relay {relay}"));
     match tunnel.path {
+        Some(_) if shut_off && tunnel.relay.is_some() => {
+            format!(
+                "{way}: no direct path: both behind NATs that give each destination another port"
+            )
+        }
         Some(why) => format!("{way}: {why}"),
         None => way,
     }
@@ -509,7 +520,7 @@ pub(super) fn why(why: &Explanation) -> String {
         facts.add("rule", rule);
     }
     if let Some(state) = &why.tunnel {
-        facts.add("tunnel", tunnel(state, None).join(", "));
+        facts.add("tunnel", tunnel(state, None, false).join(", "));
     }
     if let Some(flow) = &why.flow {
         let idle = span(flow.idle_ms);

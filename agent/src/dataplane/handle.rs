@@ -69,6 +69,7 @@ pub(super) enum Command {
     SetRelays(GatewayId, Vec<RelayPath>),
     OpenRelay(RelayId, Queues),
     CloseRelay(RelayId),
+    SetMirror(RelayId, Option<SocketAddr>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -288,6 +289,14 @@ impl Handle {
     /// As [`Handle::apply`].
     pub async fn open_relay(&self, relay: RelayId, queues: Queues) -> Result<(), Stopped> {
         self.commander.send(Command::OpenRelay(relay, queues)).await
+    }
+
+    /// Tells where a relay may be asked how the tunnels look from outside, as long as it is open.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn set_mirror(&self, relay: RelayId, at: SocketAddr) -> Result<(), Stopped> {
+        self.commander.send(Command::SetMirror(relay, Some(at))).await
     }
 
     /// Takes the queues for a relay away.

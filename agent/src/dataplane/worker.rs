@@ -369,7 +369,10 @@ impl Worker {
             Command::KeyUse(answer) => {
                 let _ = answer.send(self.engine.key_use(now));
             }
-            Command::SetOwnAddresses(addresses) => self.engine.set_own_addresses(addresses),
+            Command::SetOwnAddresses(addresses) => {
+                self.engine.set_own_addresses(addresses);
+                self.engine.note_moved(now);
+            }
             Command::SetUnderlayMtu(mtu) => self.engine.set_underlay_mtu(mtu, now),
             Command::Report(answer) => {
                 self.reports.push(answer);
@@ -402,7 +405,11 @@ impl Worker {
                 self.engine.set_relays(gateway, &relays, now, &mut self.outbox);
             }
             Command::OpenRelay(relay, queues) => self.outbox.relays.open(relay, queues),
-            Command::CloseRelay(relay) => self.outbox.relays.close(relay),
+            Command::CloseRelay(relay) => {
+                self.outbox.relays.close(relay);
+                self.engine.set_mirror(relay, None, now);
+            }
+            Command::SetMirror(relay, at) => self.engine.set_mirror(relay, at, now),
             Command::Shutdown(answer) => self.ended = Some(answer),
         }
         self.flush();

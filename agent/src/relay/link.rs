@@ -225,6 +225,7 @@ impl Link {
         let Some((outgoing, inlet)) = self.table.opened(self.id).await else {
             return Some("the data plane has stopped".into());
         };
+        self.table.asks(self.id, link.connection().remote_address()).await;
         let shared = Shared {
             connection: link.connection().clone(),
             peers: Mutex::default(),

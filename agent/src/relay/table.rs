@@ -1,6 +1,7 @@
 //! Which peers are at which relay, as the connections learn it and the data plane is told it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -84,6 +85,12 @@ impl Table {
             entry.status.last_error = None;
         });
         Some((outgoing, self.handle.inlet()))
+    }
+
+    /// The relay may be asked at `at` how the tunnels look from outside, until its connection ends.
+    pub(super) async fn asks(&self, id: RelayId, at: SocketAddr) {
+        // Where the data plane has ended nobody asks.
+        let _ = self.handle.set_mirror(id, at).await;
     }
 
     /// The connection ended.

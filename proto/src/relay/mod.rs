@@ -6,7 +6,6 @@
 //! ([`packet`]); where UDP doesn't get through, on a TCP connection between the messages ([`crate::tcp`]).
 
 pub mod code;
-pub mod frame;
 pub mod mirror;
 pub mod packet;
 pub mod pass;

@@ -187,6 +187,77 @@ fn a_gateway_that_gets_another_address_keeps_what_is_allowed() {
     hospital.operator.ok(&["status", "--wait", "60"]).unwrap();
 }
 
+/// What a gateway says of the way to the other one: why packets go so, and whether they take a relay.
+fn way(hospital: &Hospital, here: &str, there: &str) -> anyhow::Result<(String, bool)> {
+    let id = hospital.gateways[there].status()?["data_plane"]["engine"]["gateway"].clone();
+    let status = hospital.gateways[here].status()?;
+    let peers = status["data_plane"]["engine"]["peers"].as_array().cloned().unwrap_or_default();
+    let peer = peers.iter().find(|peer| peer["gateway"] == id);
+    let Some(peer) = peer else { anyhow::bail!("{here} knows no {there}: {status}") };
+    Ok((peer["path"].as_str().unwrap_or_default().to_owned(), !peer["relay"].is_null()))
+}
+
+#[test]
+fn gateways_behind_nats_at_both_ends_find_a_direct_path_where_there_can_be_one() {
+    let test = "gateways_behind_nats_at_both_ends_find_a_direct_path_where_there_can_be_one";
+    let Some(fixture) = hospital(test) else { return };
+    let hospital = &fixture.hospital;
+    let (ct, pacs) = ends(hospital);
+    let routers = [("imaging", 1_u8), ("servers", 2)].map(|(network, number)| {
+        hospital.router.ip(&format!("link delete {network}")).unwrap();
+        let outside = |last| Ipv4Addr::new(100, 64, number, last);
+        let bridge = format!("br-{network}");
+        let nat = NatRouter::set_up(
+            &format!("nat-{number}"),
+            (
+                Attach::Switch(&hospital.campus, &bridge),
+                Place { address: address(network, 1), prefix: 24 },
+            ),
+            (Attach::Host(&hospital.router, network), Place { address: outside(2), prefix: 24 }),
+            Some(outside(1)),
+            Kind::port_restricted_cone(),
+            number.into(),
+        );
+        hospital.router.address(network, outside(1), 24).unwrap();
+        nat.unwrap()
+    });
+    let random = |kind| Kind { ports: Ports::Random, ..kind };
+    let narrow = Kind::port_restricted_cone;
+    for (name, here, there, direct) in [
+        ("full cones", Kind::full_cone(), Kind::full_cone(), true),
+        ("restricted cones", Kind::restricted_cone(), Kind::restricted_cone(), true),
+        ("port-restricted cones", narrow(), narrow(), true),
+        ("a symmetric one and a restricted cone", Kind::symmetric(), Kind::restricted_cone(), true),
+        ("symmetric ones", Kind::symmetric(), Kind::symmetric(), false),
+    ] {
+        let begun = Instant::now();
+        for (router, kind) in routers.iter().zip([here, there]) {
+            router.set_kind(random(kind));
+        }
+        for (here, there) in [("imaging", "servers"), ("servers", "imaging")] {
+            wait::until_ok(PATIENCE, &format!("the way behind {name}"), || {
+                let now = way(hospital, here, there)?;
+                // From the one before a path may be left for a moment that can't be any more.
+                let mapped = begun.elapsed() > Duration::from_secs(3);
+                let wanted = if direct { now == ("proved".into(), false) } else { now.1 };
+                anyhow::ensure!(wanted && mapped, "{here}: {now:?}, {:?}", routers[0].counters());
+                Ok(())
+            })
+            .unwrap();
+        }
+        let took = begun.elapsed();
+        let lost = [(ct, pacs), (pacs, ct)].map(|(from, to)| {
+            reaches(&from.host, to.address(), &format!("behind {name}"));
+            ping::ping(&from.host, to.address(), 50, BEAT).unwrap().lost()
+        });
+        println!("behind {name}: direct {direct} after {took:?}, {lost:?} of 50 pings lost");
+    }
+    nothing_else_passes(hospital, "behind NATs at both ends");
+    let status = hospital.gateways["imaging"].status().unwrap();
+    let places = status["data_plane"]["engine"]["outside"]["places"].to_string();
+    assert!(places.contains("100.64.1.2"), "the status says how it looks from outside: {places}");
+}
+
 #[test]
 fn a_router_that_forgets_what_it_translated_ends_no_flow() {
     let test = "a_router_that_forgets_what_it_translated_ends_no_flow";

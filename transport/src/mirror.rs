@@ -1,0 +1,177 @@
+//! A listener's socket that also tells gateways how theirs looks from outside.
+//!
+//! Questions ([`anteroom_proto::relay::mirror`]) share the port with QUIC. They are answered here and nothing of them
+//! gets further; all else goes on to QUIC, which drops what isn't its own.
+//!
+//! Anybody may ask, since nothing is kept of it and an answer is as long as its question: whoever asks in somebody else's
+//! name has them sent no more than they could send themselves, and one address gets few answers a second.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use anteroom_proto::relay::mirror::{self, QUIC_BIT};
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+
+/// Answers that one network (an IPv4 address, an IPv6 /64) may have at once, and gains every second: a thousand gateways
+/// behind one address ask some 70 times a second.
+const BURST: u32 = 256;
+const PER_SECOND: u32 = 128;
+/// Answers to everybody within a second.
+const IN_ALL: u32 = 8_192;
+/// Places for networks; those that meet in one share its allowance.
+const PLACES: usize = 4_096;
+
+/// The socket.
+pub(crate) struct Mirror {
+    socket: Arc<dyn AsyncUdpSocket>,
+    allowances: Mutex<Allowances>,
+}
+
+/// How much may still be answered.
+struct Allowances {
+    hasher: RandomState,
+    second: Option<Instant>,
+    answered: u32,
+    /// What was used of each, and as of when.
+    used: Vec<(u32, Option<Instant>)>,
+}
+
+impl Allowances {
+    fn new() -> Self {
+        let used = vec![(0, None); PLACES];
+        Self { hasher: RandomState::new(), second: None, answered: 0, used }
+    }
+
+    /// Takes one answer to `to` from what is left.
+    fn take(&mut self, to: IpAddr, now: Instant) -> bool {
+        let passed = |since: Instant| now.saturating_duration_since(since);
+        if self.second.is_none_or(|since| passed(since) >= Duration::from_secs(1)) {
+            (self.second, self.answered) = (Some(now), 0);
+        }
+        let network = match to.to_canonical() {
+            IpAddr::V4(ip) => u64::from(u32::from(ip)),
+            IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
+        };
+        let place = self.hasher.hash_one(network) as usize % PLACES;
+        let Some((used, since)) = self.used.get_mut(place) else { return false };
+        let seconds = since.map_or(0, |since| passed(since).as_secs());
+        if seconds > 0 || since.is_none() {
+            let gained = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(PER_SECOND);
+            *used = used.saturating_sub(gained);
+            *since = Some(now);
+        }
+        if *used >= BURST || self.answered >= IN_ALL {
+            return false;
+        }
+        *used += 1;
+        self.answered += 1;
+        true
+    }
+}
+
+impl Mirror {
+    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
+        Self { socket, allowances: Mutex::new(Allowances::new()) }
+    }
+
+    /// Answers what questions there are among received datagrams, and takes them out.
+    fn reflect(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
+        let len = meta.len.min(buffer.len());
+        let Some(received) = buffer.get(..len) else { return };
+        let stride = meta.stride.max(1);
+        // Merged datagrams are of one sender and one length, whatever is in them.
+        let is_quic = |datagram: &[u8]| datagram.first().is_some_and(|first| first & QUIC_BIT != 0);
+        if received.chunks(stride).all(is_quic) {
+            return;
+        }
+        let mut kept = 0;
+        for start in (0..len).step_by(stride) {
+            let end = (start + stride).min(len);
+            let Some(datagram) = buffer.get(start..end) else { return };
+            match mirror::parse_question(datagram) {
+                Some(nonce) => self.answer(nonce, meta),
+                None => {
+                    buffer.copy_within(start..end, kept);
+                    kept += end - start;
+                }
+            }
+        }
+        meta.len = kept;
+    }
+
+    /// An answer that can't be sent at once isn't sent: the question comes again.
+    fn answer(&self, nonce: u64, meta: &RecvMeta) {
+        let mut allowances = self.allowances.lock().unwrap_or_else(PoisonError::into_inner);
+        if !allowances.take(meta.addr.ip(), Instant::now()) {
+            return;
+        }
+        drop(allowances);
+        let canonical = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+        let answer = mirror::answer(nonce, canonical);
+        let transmit = Transmit {
+            destination: meta.addr,
+            ecn: None,
+            contents: &answer,
+            segment_size: None,
+            src_ip: meta.dst_ip,
+        };
+        let _ = self.socket.try_send(&transmit);
+    }
+}
+
+impl fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Mirror").field(&self.socket).finish()
+    }
+}
+
+impl AsyncUdpSocket for Mirror {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.socket).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.socket.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let received = self.socket.poll_recv(cx, bufs, meta);
+        if let Poll::Ready(Ok(count)) = &received {
+            for (buffer, meta) in bufs.iter_mut().zip(meta).take(*count) {
+                self.reflect(buffer, meta);
+            }
+        }
+        received
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.socket.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.socket.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.socket.may_fragment()
+    }
+}
+
+#[cfg(test)]
+mod tests;
