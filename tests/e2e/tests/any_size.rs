@@ -296,7 +296,7 @@ fn no_flow_ends_when_the_underlay_shrinks_or_grows() {
     let said = underlay.counter("Icmp:", "OutMsgs");
     underlay.is_built_for(1600);
     underlay.wait_until_found(1560, PATIENCE);
-    let talk = Talk::start(hospital.machine("ct-1"), hospital.machine("pacs-1"));
+    let mut talk = Talk::start(hospital.machine("ct-1"), hospital.machine("pacs-1"));
     talk.goes_on(MEBIBYTE as u64, "at 1,600");
     underlay.carries(1280);
     talk.goes_on(MEBIBYTE as u64, "at 1,280");
@@ -312,4 +312,5 @@ fn no_flow_ends_when_the_underlay_shrinks_or_grows() {
     talk.goes_on(MEBIBYTE as u64, "at 1,400, which the gateways' own interfaces say");
     underlay.wait_until_found(1400, PATIENCE);
     assert_eq!(underlay.counter("Icmp:", "OutMsgs"), said, "the router was to say nothing");
+    talk.stop();
 }
