@@ -17,8 +17,8 @@ use super::{
 use crate::net::nft::Key;
 
 /// Initiations of strangers a second, and at once: some thousand gateways that come back together are heard in seconds.
-const RATE: u64 = 2_048;
-const BURST: u32 = 1_024;
+const RATE: u64 = 512;
+const BURST: u32 = 2_048;
 /// How long an address stays familiar: a live tunnel shakes hands every two minutes.
 const FAMILIAR: Duration = Duration::from_secs(15 * 60);
 /// Addresses that are familiar at most, of each family.

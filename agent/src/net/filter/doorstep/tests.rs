@@ -91,7 +91,7 @@ fn strangers_begin_so_many_handshakes_and_peers_as_many_as_they_like() {
 
     for addresses in [v4.map(IpAddr::from), v6.map(IpAddr::from)] {
         let ends = Ends::open(&hosts, addresses);
-        let many = 4 * BURST as usize;
+        let many = 2 * BURST as usize;
         let begun = Instant::now();
         let came = ends.knock(many);
         let most = f64::from(BURST) + 1.0 + begun.elapsed().as_secs_f64() * RATE as f64;
