@@ -24,12 +24,14 @@ use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{Applied, PortInfo, Reachable, Rotate};
 use anteroom_proto::view::{Floor, KnownKeys};
+use anteroom_transport::link::Carrier;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use crate::again::Again;
 use crate::config::Rotate as Rotating;
 use crate::keys::{KeyStatus, Ring};
 use crate::plane::{Plane, PlaneError};
@@ -69,6 +71,9 @@ pub(crate) struct Reach {
 pub struct ControlStatus {
     /// The controller that the agent is connected to.
     pub connected: Option<SocketAddr>,
+    /// Whether that takes TCP, since UDP doesn't get through.
+    #[serde(default)]
+    pub over_tcp: bool,
     /// Since when it is connected, or isn't. By this gateway's clock.
     pub since: UnixMillis,
     /// Whether an operator has approved the gateway. None until a controller has said.
@@ -120,6 +125,8 @@ pub(crate) struct Client<P> {
     stop: watch::Receiver<bool>,
     /// Who connects to relays, if anybody does.
     relays: Option<watch::Sender<Known>>,
+    /// QUIC or TCP.
+    again: Again,
     /// How they stand.
     relay_status: watch::Receiver<Vec<RelayStatus>>,
 }
@@ -169,6 +176,7 @@ impl<P: Plane> Client<P> {
             status,
             stop,
             relays: None,
+            again: Again::default(),
             relay_status: watch::channel(Vec::new()).1,
         }
     }
@@ -221,11 +229,15 @@ impl<P: Plane> Client<P> {
         self.plane.set_authority(authority).await?;
         let mut backoff = Backoff::default();
         let mut stop = self.stop.clone();
+        let mut better = None;
         loop {
             let candidates = Candidates::of(&self.enrolment, self.chain.as_ref());
-            let dialled = tokio::select! {
-                dialled = dial::dial(&candidates, &self.identity) => dialled,
-                () = stopped(&mut stop) => return Ok(()),
+            let dialled = match better.take() {
+                Some(found) => Ok(found),
+                None => tokio::select! {
+                    dialled = dial::dial(&candidates, &self.identity, self.again.first()) => dialled,
+                    () = stopped(&mut stop) => return Ok(()),
+                },
             };
             let wait = match dialled {
                 Err(error) => {
@@ -249,6 +261,11 @@ impl<P: Plane> Client<P> {
                     match end.why {
                         End::Stopped => return Ok(()),
                         End::Plane(error) => return Err(error),
+                        End::Better(link, address) => {
+                            self.again.tried();
+                            better = Some((*link, address));
+                            continue;
+                        }
                         End::Lost(problem) => {
                             self.failed(&problem);
                             backoff.next(random())
@@ -309,14 +326,16 @@ impl<P: Plane> Client<P> {
         });
     }
 
-    fn connected(&self, address: SocketAddr, approved: bool) {
+    fn connected(&mut self, address: SocketAddr, carrier: Carrier, approved: bool) {
+        self.again.worked(carrier);
         let now = self.clock.now();
         info!(
-            "connected to the controller at {address}{}",
+            "connected to the controller at {address} over {carrier}{}",
             if approved { "" } else { "; waiting for an operator's approval" }
         );
         self.status.send_modify(|status| {
             status.connected = Some(address);
+            status.over_tcp = carrier == Carrier::Tcp;
             status.since = now;
             status.approved = Some(approved);
             status.last_error = None;

@@ -12,6 +12,7 @@ use anteroom_proto::key::{Fingerprint, IdentityKey};
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::{Enrol, RefusalCode, ToAgent, ToController};
 use anteroom_transport::endpoint::Link;
+use anteroom_transport::link::Carrier;
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use tokio::time::timeout;
 
@@ -48,7 +49,7 @@ pub enum EnrolError {
     },
     /// Nobody answers.
     #[error(
-        "{0}. Check cable, addresses and firewalls (UDP), then repeat the command: the invite stays good"
+        "{0}. Check cable, addresses and firewalls (UDP, or TCP at the same port), then repeat the command: the invite stays good"
     )]
     Unreachable(String),
     /// Somebody else answers.
@@ -127,10 +128,11 @@ pub async fn enrol(state: &StateDir, code: &str) -> Result<Enrolled, EnrolError>
         state.new_tunnel_key(&keys, 0)?;
     }
     let candidates = Candidates::new(&code.addresses, vec![code.controller]);
-    let (link, address) = dial(&candidates, &identity).await.map_err(|error| match error {
-        DialError::WrongKey { .. } => EnrolError::WrongController(error.to_string()),
-        DialError::Unreachable { .. } => EnrolError::Unreachable(error.to_string()),
-    })?;
+    let (link, address) =
+        dial(&candidates, &identity, Carrier::Quic).await.map_err(|error| match error {
+            DialError::WrongKey { .. } => EnrolError::WrongController(error.to_string()),
+            DialError::Unreachable { .. } => EnrolError::Unreachable(error.to_string()),
+        })?;
     let address = address.to_string();
     let answer = ask(&link, &code, &identity, &address).await;
     link.close("").await;

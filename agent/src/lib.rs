@@ -1,5 +1,6 @@
 //! The gateway appliance of Anteroom: the I/O shell around the packet engine.
 
+mod again;
 pub mod bypass;
 pub mod cli;
 pub mod config;

@@ -8,7 +8,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::telemetry::RelayUse;
 use anteroom_proto::v1::{Refusal, ToAgent};
-use anteroom_transport::link::Connection;
+use anteroom_transport::link::{Carrier, Connection};
 use quinn::VarInt;
 use tokio::sync::mpsc;
 
@@ -123,6 +123,14 @@ impl Online {
         {
             link.relays = relays;
         }
+    }
+
+    /// Whether the gateway's connection takes TCP.
+    #[must_use]
+    pub fn over_tcp(&self, gateway: GatewayId) -> bool {
+        let links = self.lock();
+        let link = links.links.get(&gateway);
+        link.is_some_and(|(_, link)| link.connection.carrier() == Carrier::Tcp)
     }
 
     /// To which relays the gateway says that it is connected.

@@ -289,6 +289,9 @@ pub struct GatewayStatus {
     pub tunnels: Vec<TunnelState>,
     /// Where it was seen to come from.
     pub observed: Option<SocketAddr>,
+    /// Whether its connection takes TCP, since UDP doesn't get through.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub over_tcp: bool,
     /// Relays that it is connected to, controllers included, as it said over the connection that it has now.
     #[serde(default)]
     pub relays: Vec<RelayUse>,

@@ -184,6 +184,10 @@ pub(super) fn status(status: &AgentStatus) -> String {
 
 fn add_control(facts: &mut Facts, control: &ControlStatus) {
     match control.connected {
+        Some(address) if control.over_tcp => facts.add(
+            "controller",
+            format!("connected to {address} over TCP (slower): UDP doesn't get through"),
+        ),
         Some(address) => facts.add("controller", format!("connected to {address}")),
         None => facts.add("controller", "not connected; what is in force stays in force"),
     };
@@ -434,7 +438,12 @@ fn relays(relays: &[RelayStatus]) -> impl Iterator<Item = Vec<String>> {
         vec![
             relay.number.to_string(),
             relay.addresses.join(", "),
-            if relay.connected { "connected" } else { "away" }.into(),
+            match (relay.connected, relay.over_tcp) {
+                (true, true) => "connected over TCP (slower): UDP doesn't get through",
+                (true, false) => "connected",
+                (false, _) => "away",
+            }
+            .into(),
             relay
                 .round_trip
                 .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::key::{Fingerprint, IdentityKey, PublicKey};
-use anteroom_transport::endpoint::{self, Link, TransportError};
+use anteroom_transport::dial;
+use anteroom_transport::endpoint::{Link, TransportError};
+use anteroom_transport::link::Carrier;
+use anteroom_transport::tls::Protocol;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -15,8 +18,6 @@ use crate::state::Enrolment;
 const APART: Duration = Duration::from_millis(250);
 /// How long a name may take to become addresses.
 const RESOLVE: Duration = Duration::from_secs(3);
-/// How long one address may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
 /// Most addresses that are tried in one round.
 const MOST: usize = 32;
 
@@ -73,10 +74,11 @@ fn list(fingerprints: &[Fingerprint]) -> String {
     fingerprints.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
 }
 
-/// A connection and where it leads.
+/// A connection and where it leads. At each address `first` is tried first, and the other way where it has no answer.
 pub(crate) async fn dial(
     candidates: &Candidates,
     identity: &IdentityKey,
+    first: Carrier,
 ) -> Result<(Link, SocketAddr), DialError> {
     let mut attempts = JoinSet::new();
     for (place, address) in (0..).zip(&candidates.addresses) {
@@ -84,7 +86,7 @@ pub(crate) async fn dial(
             (address.clone(), identity.clone(), candidates.keys.clone());
         attempts.spawn(async move {
             sleep(APART * place).await;
-            attempt(&address, &identity, &keys).await
+            attempt(&address, &identity, &keys, first).await
         });
     }
     let mut failures = Vec::new();
@@ -126,6 +128,7 @@ async fn attempt(
     address: &str,
     identity: &IdentityKey,
     keys: &[PublicKey],
+    first: Carrier,
 ) -> Result<(Link, SocketAddr), Failed> {
     let resolved = match timeout(RESOLVE, tokio::net::lookup_host(address)).await {
         Ok(Ok(resolved)) => resolved.take(8).collect::<Vec<_>>(),
@@ -134,16 +137,15 @@ async fn attempt(
     };
     let mut failed = Failed::from(format!("{address}: it has no address"));
     for resolved in resolved {
-        failed = match timeout(ANSWER, endpoint::connect(resolved, identity, keys)).await {
-            Ok(Ok(link)) => return Ok((link, resolved)),
-            Ok(Err(error)) => Failed {
+        failed = match dial::either(first, resolved, identity, keys, Protocol::Control).await {
+            Ok(link) => return Ok((link, resolved)),
+            Err(error) => Failed {
                 wrong: match error {
                     TransportError::WrongKey { address, key } => Some((address, key)),
                     _ => None,
                 },
                 text: name(address, resolved, &error.to_string()),
             },
-            Err(_) => name(address, resolved, &format!("{resolved}: no answer within 5 s")).into(),
         };
     }
     Err(failed)
@@ -156,6 +158,8 @@ fn name(address: &str, resolved: SocketAddr, text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use anteroom_transport::endpoint;
+
     use super::*;
     use crate::testkit::{Organisation, nowhere};
 
@@ -182,7 +186,7 @@ mod tests {
         let (_controller, right) = listener(2).await;
         let addresses = [nowhere().to_string(), "no.such.host.invalid:1".into(), strange, right];
         let candidates = Candidates::new(&addresses, vec![key(2).public()]);
-        let (_link, found) = dial(&candidates, &key(3)).await.unwrap();
+        let (_link, found) = dial(&candidates, &key(3), Carrier::Quic).await.unwrap();
         assert_eq!(found.to_string(), addresses[3]);
     }
 
@@ -190,7 +194,7 @@ mod tests {
     async fn a_stranger_is_named_by_fingerprint() {
         let (_stranger, strange) = listener(1).await;
         let candidates = Candidates::new(std::slice::from_ref(&strange), vec![key(2).public()]);
-        let error = dial(&candidates, &key(3)).await.unwrap_err().to_string();
+        let error = dial(&candidates, &key(3), Carrier::Quic).await.unwrap_err().to_string();
         for part in [
             strange,
             key(1).public().fingerprint().to_string(),
@@ -204,7 +208,7 @@ mod tests {
     async fn every_address_that_was_tried_is_named() {
         let addresses = [nowhere().to_string(), "nonsense".to_owned(), nowhere().to_string()];
         let candidates = Candidates::new(&addresses, vec![key(2).public()]);
-        let error = dial(&candidates, &key(3)).await.unwrap_err().to_string();
+        let error = dial(&candidates, &key(3), Carrier::Quic).await.unwrap_err().to_string();
         for address in addresses {
             assert!(error.contains(&address), "{error}");
         }

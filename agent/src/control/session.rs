@@ -14,10 +14,12 @@ use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
     Applied, Hello, ROTATES, Refusal, RefusalCode, ToAgent, ToController, VERSIONS, Welcome,
 };
-use anteroom_transport::endpoint::{Link, connect};
+use anteroom_transport::dial;
+use anteroom_transport::endpoint::Link;
 use anteroom_transport::link::Closed;
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
-use tokio::sync::mpsc;
+use anteroom_transport::tls::Protocol;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::debug;
@@ -52,6 +54,8 @@ pub(super) enum End {
     Plane(PlaneError),
     /// The controller won't have it.
     Refused(Refused),
+    /// There is a better connection.
+    Better(Box<Link>, SocketAddr),
     /// Anything else.
     Lost(String),
 }
@@ -143,6 +147,14 @@ impl<P: Plane> Client<P> {
             }
             (why, _) => why,
         };
+        if matches!(why, End::Better(..)) {
+            // The controller closes it for the newer one, so that it never takes the gateway to be away.
+            tokio::spawn(async move {
+                let _ = timeout(GREETING, link.connection().closed()).await;
+                link.close("").await;
+            });
+            return Ended { why, greeted };
+        }
         let reason = match &why {
             End::Stopped => "the gateway's agent stops",
             _ => "",
@@ -184,7 +196,20 @@ impl<P: Plane> Client<P> {
             out.send(ToController::Reachable(self.reachable()))?;
         }
         *greeted = true;
-        self.connected(address, welcome.approved);
+        self.connected(address, link.connection().carrier(), welcome.approved);
+        let identity = self.identity.clone();
+        let mut again = self.again;
+        let mut moves = self.reach.clone();
+        moves.mark_unchanged();
+        let moves = Mutex::new(moves);
+        let moved = || async {
+            // Whoever would say so is gone: that ends the session anyway.
+            if moves.lock().await.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let better = again.quic(link.connection(), &identity, Protocol::Control, moved);
+        let mut better = std::pin::pin!(better);
 
         let every = Duration::from_millis(welcome.report_every.into()).clamp(REPORTS.0, REPORTS.1);
         let mut reports = interval(every);
@@ -228,6 +253,9 @@ impl<P: Plane> Client<P> {
                         return Err(End::Stopped);
                     }
                     out.send(ToController::Reachable(self.reachable()))?;
+                }
+                (better, address) = &mut better => {
+                    return Err(End::Better(Box::new(better), address));
                 }
                 () = stopped(&mut stop) => return Err(End::Stopped),
             }
@@ -344,7 +372,10 @@ impl<P: Plane> Client<P> {
             gateway: self.enrolment.gateway,
         };
         let asking = async {
-            let link = connect(address, &self.identity, &[key]).await.ok()?;
+            let (first, servers) = (self.again.first(), [key]);
+            let connecting =
+                dial::either(first, address, &self.identity, &servers, Protocol::Control);
+            let link = connecting.await.ok()?;
             let (send, receive) = link.connection().open_bi().await.ok()?;
             MessageWriter::new(send).send(&question).await.ok()?;
             let mut reader = MessageReader::<ToAgent>::new(receive, MAX_TO_AGENT);

@@ -1,6 +1,7 @@
 //! The connection to one relay: made, kept, made again.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,27 +9,36 @@ use std::time::Duration;
 use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
-use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PeerNumber, SEALED_LEN};
+use anteroom_proto::relay::packet::{
+    self, Datagram, HEADER_LEN, PROBE_LEN, PeerNumber, SEALED_LEN,
+};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{
     FromRelay, Hello, MAX_FROM_RELAY, PeerState, Refusal, RefusalCode, ToRelay, VERSIONS,
 };
-use anteroom_transport::endpoint::{self, Link as Connected};
+use anteroom_transport::dial;
+use anteroom_transport::endpoint::Link as Connected;
 use anteroom_transport::link::{Connection, SendDatagramError};
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
-use tokio::sync::watch;
-use tokio::time::{interval, sleep, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::table::Table;
 use super::{Known, Place, Who};
+use crate::again::Again;
 use crate::control::{Backoff, plain};
 use crate::dataplane::relayed::{Inlet, Outgoing};
 
-/// How long a name may take to become addresses, and one address to answer.
+/// How long a name may take to become addresses.
 const RESOLVE: Duration = Duration::from_secs(3);
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long what was sent may take to arrive before a better connection is taken, and what is under way to this end
+/// after that.
+const BARRIER: Duration = Duration::from_millis(500);
+const DRAIN: Duration = Duration::from_secs(2);
+/// What is sent behind all that has to arrive first, and comes back.
+const MARK: [u8; PROBE_LEN] = *b"all sent";
 /// How long the relay may take to say welcome.
 const GREETING: Duration = Duration::from_secs(10);
 /// How often round trip and room are looked at.
@@ -45,6 +55,8 @@ pub(super) struct Link {
     pub(super) who: Who,
     pub(super) known: watch::Receiver<Known>,
     pub(super) table: Arc<Table>,
+    /// QUIC or TCP.
+    pub(super) again: Again,
 }
 
 /// What a relay says of peers.
@@ -78,10 +90,35 @@ impl Peers {
 struct Shared {
     connection: Connection,
     peers: Mutex<Peers>,
+    /// The relay has said how it stands with peers.
+    heard: Notify,
+    /// What was sent before [`MARK`] has arrived.
+    arrived: Notify,
     dropped: AtomicU64,
 }
 
 impl Shared {
+    fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            peers: Mutex::default(),
+            heard: Notify::new(),
+            arrived: Notify::new(),
+            dropped: AtomicU64::new(0),
+        }
+    }
+
+    /// Waits until the relay has all that was sent, for a moment at most.
+    async fn all_sent(&self) {
+        let sent = async {
+            let mark = packet::probe(MARK).into();
+            if self.connection.send_datagram_wait(mark).await.is_ok() {
+                self.arrived.notified().await;
+            }
+        };
+        let _ = timeout(BARRIER, sent).await;
+    }
+
     fn peers(&self) -> std::sync::MutexGuard<'_, Peers> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,6 +132,14 @@ impl Shared {
         let longest = self.connection.max_datagram_size().unwrap_or(0).saturating_sub(HEADER_LEN);
         u16::try_from(longest.min(*SEALED_LEN.end())).unwrap_or(u16::MAX)
     }
+}
+
+/// A connection that was greeted.
+struct Greeting {
+    /// The pass that the relay has seen.
+    shown: Signed<RelayPass>,
+    reader: MessageReader<FromRelay>,
+    writer: MessageWriter<ToRelay>,
 }
 
 impl Link {
@@ -136,19 +181,66 @@ impl Link {
 
     /// Connects, and says how that ended.
     async fn session(&mut self, greeted: &mut bool) -> String {
-        let link = match self.dial().await {
+        let mut link = match self.dial().await {
             Ok(link) => link,
             Err(problem) => return problem,
         };
-        let problem = self.talk(&link, greeted).await;
+        let mut greeting = match self.greet(&link).await {
+            Ok(greeting) => greeting,
+            Err(problem) => return self.over(link, problem).await,
+        };
+        *greeted = true;
+        let carrier = link.connection().carrier();
+        self.again.worked(carrier);
+        info!("connected to the relay at {} over {carrier}", self.name());
+        let Some((mut outgoing, inlet)) = self.table.opened(self.id, carrier).await else {
+            return self.over(link, Some("the data plane has stopped".into())).await;
+        };
+        loop {
+            let shared = Arc::new(Shared::new(link.connection().clone()));
+            let better = match self.carry(&shared, greeting, &mut outgoing, &inlet).await {
+                Ok(better) => better,
+                Err(problem) => return self.over(link, problem).await,
+            };
+            // What comes by the connection so far is taken until the relay closes it for the newer one. What goes
+            // out waits for that one.
+            self.again.tried();
+            let id = self.id;
+            let bringing = async {
+                bring_packets(&shared, id, &inlet).await;
+                std::future::pending::<std::convert::Infallible>().await
+            };
+            greeting = tokio::select! {
+                biased;
+                greeting = self.greet(&better) => match greeting {
+                    Ok(greeting) => greeting,
+                    Err(problem) => {
+                        better.close("").await;
+                        return self.over(link, problem).await;
+                    }
+                },
+                never = bringing => match never {},
+            };
+            let before = std::mem::replace(&mut link, better);
+            let (id, inlet) = (self.id, inlet.clone());
+            tokio::spawn(async move {
+                let _ = timeout(DRAIN, bring_packets(&shared, id, &inlet)).await;
+                before.close("").await;
+            });
+            let carrier = link.connection().carrier();
+            self.again.worked(carrier);
+            self.table.carried(self.id, carrier);
+            info!("connected to the relay at {} over {carrier} again", self.name());
+        }
+    }
+
+    /// Leaves a connection, and says why: what the connection knows where there is no `problem`.
+    async fn over(&self, link: Connected, problem: Option<String>) -> String {
         let reason = link.connection().close_reason().map(|reason| reason.to_string());
         link.close("").await;
-        match (problem, reason) {
-            (Some(problem), _) => problem,
-            (None, reason) => {
-                format!("the connection ended: {}", reason.unwrap_or_else(|| "no word why".into()))
-            }
-        }
+        problem.unwrap_or_else(|| {
+            format!("the connection ended: {}", reason.unwrap_or_else(|| "no word why".into()))
+        })
     }
 
     async fn dial(&self) -> Result<Connected, String> {
@@ -167,26 +259,24 @@ impl Link {
             };
             for place in resolved {
                 let keys = [self.place.key];
-                let connecting =
-                    endpoint::connect_for(place, &self.who.identity, &keys, Protocol::Relay);
-                match timeout(ANSWER, connecting).await {
-                    Ok(Ok(link)) => return Ok(link),
-                    Ok(Err(error)) => problem = format!("{address}: {error}"),
-                    Err(_) => problem = format!("{address}: {place}: no answer within 5 s"),
+                let (first, identity) = (self.again.first(), &self.who.identity);
+                match dial::either(first, place, identity, &keys, Protocol::Relay).await {
+                    Ok(link) => return Ok(link),
+                    Err(error) => problem = format!("{address}: {error}"),
                 }
             }
         }
         Err(problem)
     }
 
-    /// Says hello and carries packets until it ends. None: the connection knows why.
-    async fn talk(&mut self, link: &Connected, greeted: &mut bool) -> Option<String> {
-        let (send, receive) = link.connection().open_bi().await.ok()?;
+    /// Says hello until the relay says welcome, or gives what is in the way. None: the connection knows.
+    async fn greet(&mut self, link: &Connected) -> Result<Greeting, Option<String>> {
+        let (send, receive) = link.connection().open_bi().await.map_err(|_| None)?;
         let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
         let mut writer = MessageWriter::<ToRelay>::new(send);
         let known = self.known.borrow_and_update().clone();
         let (Some(chain), Some(pass)) = (known.chain, known.pass) else {
-            return Some("there is no pass for relays yet".into());
+            return Err(Some("there is no pass for relays yet".into()));
         };
         let hello = Hello {
             versions: VERSIONS,
@@ -194,7 +284,7 @@ impl Link {
             authority: chain.newest().number,
             pass: Box::new(pass.clone()),
         };
-        writer.send(&ToRelay::Hello(Box::new(hello))).await.ok()?;
+        writer.send(&ToRelay::Hello(Box::new(hello))).await.map_err(|_| None)?;
         let documents = chain.to_signed();
         let greeting = async {
             loop {
@@ -214,43 +304,52 @@ impl Link {
         match timeout(GREETING, greeting).await {
             Ok(Some(Ok(welcome))) if (VERSIONS.0..=VERSIONS.1).contains(&welcome.version) => {}
             Ok(Some(Ok(welcome))) => {
-                return Some(format!("the relay speaks version {}, unasked", welcome.version));
+                return Err(Some(format!("the relay speaks version {}, unasked", welcome.version)));
             }
-            Ok(Some(Err(problem))) => return Some(problem),
-            Ok(None) => return None,
-            Err(_) => return Some("the relay says nothing".into()),
+            Ok(Some(Err(problem))) => return Err(Some(problem)),
+            Ok(None) => return Err(None),
+            Err(_) => return Err(Some("the relay says nothing".into())),
         }
-        *greeted = true;
-        info!("connected to the relay at {}", self.name());
-        let Some((outgoing, inlet)) = self.table.opened(self.id).await else {
-            return Some("the data plane has stopped".into());
+        Ok(Greeting { shown: pass, reader, writer })
+    }
+
+    /// Carries packets until the connection ends, or there is a better one: all that was sent has arrived then. None:
+    /// the connection knows why it ended.
+    async fn carry(
+        &mut self,
+        shared: &Shared,
+        greeting: Greeting,
+        outgoing: &mut Outgoing,
+        inlet: &Inlet,
+    ) -> Result<Connected, Option<String>> {
+        let (id, identity, mut again) = (self.id, self.who.identity.clone(), self.again);
+        // Where this gateway's address has changed, the connection ends by itself.
+        let better = async {
+            let moved = std::future::pending::<()>;
+            again.quic(&shared.connection, &identity, Protocol::Relay, moved).await.0
         };
-        self.table.asks(self.id, link.connection().remote_address()).await;
-        let shared = Shared {
-            connection: link.connection().clone(),
-            peers: Mutex::default(),
-            dropped: AtomicU64::new(0),
-        };
-        let id = self.id;
+        self.table.asks(self.id, shared.connection.remote_address()).await;
         tokio::select! {
-            problem = self.messages(&shared, pass, reader, writer) => problem,
-            () = take_packets(&shared, outgoing) => None,
-            () = bring_packets(&shared, id, &inlet) => None,
+            problem = self.messages(shared, greeting) => Err(problem),
+            better = take_packets(shared, outgoing, better) => better.ok_or(None),
+            () = bring_packets(shared, id, inlet) => Err(None),
         }
     }
 
     async fn messages(
         &mut self,
         shared: &Shared,
-        mut shown: Signed<RelayPass>,
-        mut reader: MessageReader<FromRelay>,
-        mut writer: MessageWriter<ToRelay>,
+        Greeting { mut shown, mut reader, mut writer }: Greeting,
     ) -> Option<String> {
         let mut look = interval(LOOK);
+        let begun = Instant::now();
         loop {
             tokio::select! {
                 message = reader.next() => match message.ok()?? {
-                    FromRelay::Peers(states) => shared.peers().hear(states),
+                    FromRelay::Peers(states) => {
+                        shared.peers().hear(states);
+                        shared.heard.notify_one();
+                    }
                     FromRelay::PassTaken(number) => debug!(%number, "the relay took the pass"),
                     FromRelay::PassRefused(refusal) => {
                         let problem = refused(&refusal);
@@ -274,6 +373,10 @@ impl Link {
                 }
                 _ = look.tick() => {}
             }
+            // What was known by an earlier connection stands until this one has said something.
+            if shared.peers().numbers.is_empty() && begun.elapsed() < LOOK {
+                continue;
+            }
             let rooms = shared.peers().rooms(shared.room());
             let dropped = shared.dropped.load(Ordering::Relaxed);
             self.table.found(self.id, rooms, shared.connection.rtt(), dropped);
@@ -289,9 +392,25 @@ fn refused(refusal: &Refusal) -> String {
     format!("{what} ({:?}): {}", refusal.code, plain(&refusal.message))
 }
 
-/// Takes what the data plane has for the relay, until the connection ends.
-async fn take_packets(shared: &Shared, mut outgoing: Outgoing) {
-    while let Some(mut packet) = outgoing.next().await {
+/// Takes what the data plane has for the relay, until the connection ends, or there is a better one.
+async fn take_packets(
+    shared: &Shared,
+    outgoing: &mut Outgoing,
+    better: impl Future<Output = Connected>,
+) -> Option<Connected> {
+    let mut better = pin!(better);
+    // Until the relay has said what peers are called, nothing can be sent. What was taken before would be lost.
+    let _ = timeout(LOOK, shared.heard.notified()).await;
+    loop {
+        let next = tokio::select! {
+            biased;
+            better = &mut better => {
+                shared.all_sent().await;
+                return Some(better);
+            }
+            next = outgoing.next() => next,
+        };
+        let Some(mut packet) = next else { break };
         let number = shared.peers().numbers.get(&packet.to).map(|state| state.number);
         let (Some(number), Some(head)) = (number, packet.bytes.get_mut(..HEADER_LEN)) else {
             shared.drop_one();
@@ -301,10 +420,11 @@ async fn take_packets(shared: &Shared, mut outgoing: Outgoing) {
         match shared.connection.send_datagram_wait(packet.bytes.into()).await {
             Ok(()) => {}
             Err(SendDatagramError::TooLarge) => shared.drop_one(),
-            Err(_) => break,
+            Err(SendDatagramError::Gone) => break,
         }
     }
     shared.connection.closed().await;
+    None
 }
 
 /// Brings the data plane what the relay has for it, until the connection ends.
@@ -318,7 +438,8 @@ async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet) {
                     None => shared.drop_one(),
                 }
             }
-            // QUIC measures the round trip by itself.
+            Some(Datagram::Answer(MARK)) => shared.arrived.notify_one(),
+            // The connection measures the round trip by itself.
             Some(Datagram::Probe(_) | Datagram::Answer(_)) => {}
             None => shared.drop_one(),
         }

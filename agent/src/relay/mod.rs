@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::again::Again;
 use crate::dataplane::Handle;
 use link::Link;
 use table::Table;
@@ -54,6 +55,9 @@ pub struct RelayStatus {
     pub fingerprint: String,
     /// Whether it has said welcome.
     pub connected: bool,
+    /// Whether the connection takes TCP, since UDP doesn't get through.
+    #[serde(default)]
+    pub over_tcp: bool,
     /// Round trip to it, in microseconds.
     pub round_trip: Option<u32>,
     /// How many peers can be reached through it now.
@@ -73,7 +77,7 @@ pub(crate) fn in_use(relays: &[RelayStatus], tunnels: &[TunnelState]) -> Vec<Rel
     let connected = relays.iter().filter(|relay| relay.connected);
     let told = connected.map(|relay| {
         let RelayStatus { number, key, round_trip, .. } = *relay;
-        RelayUse { key, round_trip, carries: carries(number) }
+        RelayUse { key, round_trip, carries: carries(number), over_tcp: relay.over_tcp }
     });
     told.collect()
 }
@@ -140,6 +144,7 @@ pub(crate) async fn run(
                 who: who.clone(),
                 known: known.clone(),
                 table: table.clone(),
+                again: Again::default(),
             };
             links.insert(number, (place, Task(tokio::spawn(link.run()))));
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, RelayPath};
 use anteroom_proto::id::GatewayId;
+use anteroom_transport::link::Carrier;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
@@ -50,6 +51,7 @@ impl Table {
             key: place.key,
             fingerprint: place.key.fingerprint().to_string(),
             connected: false,
+            over_tcp: false,
             round_trip: None,
             peers: 0,
             dropped: 0,
@@ -77,11 +79,12 @@ impl Table {
     }
 
     /// A relay said welcome: from now on the data plane has queues for it. None where that has ended.
-    pub(super) async fn opened(&self, id: RelayId) -> Option<(Outgoing, Inlet)> {
+    pub(super) async fn opened(&self, id: RelayId, carrier: Carrier) -> Option<(Outgoing, Inlet)> {
         let (into, outgoing) = queues();
         self.handle.open_relay(id, into).await.ok()?;
         self.with(id, |entry| {
             entry.status.connected = true;
+            entry.status.over_tcp = carrier == Carrier::Tcp;
             entry.status.last_error = None;
         });
         Some((outgoing, self.handle.inlet()))
@@ -91,6 +94,11 @@ impl Table {
     pub(super) async fn asks(&self, id: RelayId, at: SocketAddr) {
         // Where the data plane has ended nobody asks.
         let _ = self.handle.set_mirror(id, at).await;
+    }
+
+    /// A relay said welcome on another connection, which has the place of the one before.
+    pub(super) fn carried(&self, id: RelayId, carrier: Carrier) {
+        self.with(id, |entry| entry.status.over_tcp = carrier == Carrier::Tcp);
     }
 
     /// The connection ended.

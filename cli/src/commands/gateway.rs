@@ -71,6 +71,9 @@ struct Port {
     unlisted: Unlisted,
 }
 
+/// What there is to know of a connection that isn't QUIC.
+const OVER_TCP: &str = "over TCP (slower): UDP doesn't get through";
+
 /// A gateway of the model, with what the controller says of it.
 #[derive(Debug, Serialize)]
 pub(super) struct GatewayRow {
@@ -94,6 +97,10 @@ pub(super) struct GatewayRow {
     agent_version: Option<String>,
     tunnel_key: Option<TunnelKeys>,
     observed: Option<String>,
+    /// Whether its connection to the controller takes TCP, since UDP doesn't get through.
+    pub(super) over_tcp: bool,
+    /// To how many relays it has such a connection.
+    relays_over_tcp: usize,
     ports: Vec<Port>,
     pub(super) tunnels: Vec<Tunnel>,
     pub(super) alarms: Vec<AlarmRow>,
@@ -137,6 +144,13 @@ pub(super) fn rows(
                 problems: status.map(|s| s.problems.clone()).unwrap_or_default(),
                 tunnel_key: status.and_then(|status| TunnelKeys::of(model, status)),
                 agent_version: status.and_then(|s| s.agent_version.clone()),
+                over_tcp: status.is_some_and(|s| s.over_tcp),
+                relays_over_tcp: status
+                    .map(|s| s.relays.as_slice())
+                    .unwrap_or_default()
+                    .iter()
+                    .filter(|relay| relay.over_tcp)
+                    .count(),
                 observed: status.and_then(|s| s.observed).map(|address| address.to_string()),
                 ports: status
                     .map(|s| s.ports.as_slice())
@@ -204,9 +218,14 @@ pub(super) fn render(rows: &[GatewayRow]) -> String {
         vec![
             row.name.clone(),
             row.site.clone(),
-            match row.bypassed_until {
-                Some(_) => format!("{} BYPASSED", row.state.as_str()),
-                None => row.state.as_str().into(),
+            {
+                let tcp = row.over_tcp || row.relays_over_tcp > 0;
+                let bypassed = row.bypassed_until.map_or("", |_| " BYPASSED");
+                format!(
+                    "{}{bypassed}{}",
+                    row.state.as_str(),
+                    if tcp { " over TCP (slower)" } else { "" }
+                )
             },
             row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
             number(row.revision),
@@ -289,6 +308,14 @@ fn render_one(row: &GatewayRow) -> String {
             row.last_seen.map_or_else(|| "never".into(), |at| format!("{} ({at})", ago(at.0, now))),
         ),
         ("From", maybe(&row.observed)),
+        ("Controller", if row.over_tcp { OVER_TCP.into() } else { String::new() }),
+        (
+            "Relays",
+            match row.relays_over_tcp {
+                0 => String::new(),
+                count => format!("{count} {OVER_TCP}"),
+            },
+        ),
         ("Agent", maybe(&row.agent_version)),
         ("Tunnel key", row.tunnel_key.as_ref().map(|key| tunnel_key(key, now)).unwrap_or_default()),
         ("BYPASSED until", row.bypassed_until.map(|at| at.to_string()).unwrap_or_default()),

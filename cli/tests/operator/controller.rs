@@ -442,6 +442,7 @@ impl State {
                     tunnel_keys: self.tunnel_keys.get(gateway).cloned().unwrap_or_default(),
                     tunnels: Vec::new(),
                     observed: None,
+                    over_tcp: false,
                     relays: Vec::new(),
                     drops: BTreeMap::from([("no-rule".into(), 3)]),
                     bypasses: self.file_bypasses.clone(),

@@ -129,6 +129,7 @@ fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
         tunnel_keys: reachable.keys,
         tunnels: facts.tunnels,
         observed: online.or(facts.observed),
+        over_tcp: api.controller.online.over_tcp(gateway),
         relays: api.controller.online.relays(gateway),
         drops: facts.drops,
         alarms: facts.alarms,

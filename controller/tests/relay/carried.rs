@@ -9,6 +9,7 @@ use anteroom_controller_core::relay::Dropped;
 use anteroom_proto::key::Hash;
 use anteroom_proto::relay::packet::{self, Datagram};
 use anteroom_proto::relay::{FromRelay, RefusalCode, ToRelay};
+use anteroom_transport::link::Carrier;
 use tokio::net::UdpSocket;
 
 use crate::support::{Bed, CONTROLLER, Gateway, code, key, pass, signed, soon, until};
@@ -54,6 +55,29 @@ async fn packets_and_probes_travel_and_ends_are_told() {
     a.hear_of(2, |room| room.is_none()).await;
     let counts = bed.relay().service().counts();
     assert!(counts.packets >= 4 && counts.dropped_in_all() == 0, "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_over_tcp_is_one_like_the_others() {
+    let mut bed = Bed::new("");
+    let mut a = Gateway::connect(&bed, 1, 1, &[2, 3]).await;
+    bed.carrier = Carrier::Tcp;
+    let mut b = Gateway::connect(&bed, 2, 2, &[1, 3]).await;
+    let mut c = Gateway::connect(&bed, 3, 3, &[1, 2]).await;
+    let (to_b, to_a) = (a.meet(2).await, b.meet(1).await);
+    let (to_c, from_b) = (b.meet(3).await, c.meet(2).await);
+    for len in [32, 148, 1100] {
+        assert_eq!(a.deliver(to_b, 7, len, &b).await, (to_a, len));
+        assert_eq!(b.deliver(to_a, 8, len, &a).await, (to_b, len));
+        assert_eq!(b.deliver(to_c, 9, len, &c).await, (from_b, len));
+    }
+    // A newer connection, over QUIC, takes the older one's place.
+    bed.carrier = Carrier::Quic;
+    let mut newer = Gateway::connect(&bed, 2, 2, &[1, 3]).await;
+    let closed = soon("the older one to end", b.link.connection().closed()).await;
+    assert!(closed.is_by_peer(), "{closed}");
+    let (to_b, to_a) = (a.meet(2).await, newer.meet(1).await);
+    assert_eq!(a.deliver(to_b, 10, 148, &newer).await, (to_a, 148));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,9 @@ use anteroom_proto::relay::{
     FromRelay, Hello, MAX_FROM_RELAY, PeerState, Refusal, RefusalCode, ToRelay, VERSIONS, Welcome,
 };
 use anteroom_proto::time::UnixMillis;
-use anteroom_transport::endpoint::{self, Link};
+use anteroom_transport::dial;
+use anteroom_transport::endpoint::Link;
+use anteroom_transport::link::Carrier;
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
 
@@ -69,6 +71,8 @@ pub(crate) struct Bed {
     pub(crate) key: PublicKey,
     /// The authority chain as every gateway holds it.
     pub(crate) chain: Vec<Signed<Authority>>,
+    /// How gateways connect.
+    pub(crate) carrier: Carrier,
 }
 
 impl Bed {
@@ -113,7 +117,8 @@ impl Bed {
         let patience = if limits.contains("patience_ms") { "" } else { "patience_ms = 60000\n" };
         let text = text.replace("[limits]\n", &format!("[limits]\n{patience}{limits}\n"));
         std::fs::write(&file, text).unwrap();
-        Self { directory, relay: None, address: listen, key, chain: vec![first] }
+        let carrier = Carrier::Quic;
+        Self { directory, relay: None, address: listen, key, chain: vec![first], carrier }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -195,7 +200,8 @@ impl Gateway {
         soon("a yes or a no", async {
             loop {
                 let link =
-                    endpoint::connect_for(bed.address, &identity, &servers, Protocol::Relay).await;
+                    dial::over(bed.carrier, bed.address, &identity, &servers, Protocol::Relay)
+                        .await;
                 if let Ok(link) = link
                     && let Some(answer) = Self::say_hello(link, &pass, chain).await
                 {

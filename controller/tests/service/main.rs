@@ -11,3 +11,4 @@ mod relay;
 mod restore;
 mod rotation;
 mod support;
+mod tcp;

@@ -31,7 +31,10 @@ use anteroom_proto::v1::{
 };
 use anteroom_proto::view::{Floor, SignedView, View};
 use anteroom_transport::endpoint::{self, Link};
+use anteroom_transport::link::Carrier;
 use anteroom_transport::message::{MessageReader, MessageWriter};
+use anteroom_transport::tcp;
+use anteroom_transport::tls::Protocol;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -69,6 +72,8 @@ pub(crate) struct Service {
     place: String,
     pub(crate) code: SetupCode,
     pub(crate) running: Option<Running>,
+    /// How gateways connect.
+    pub(crate) carrier: Carrier,
 }
 
 impl Service {
@@ -86,7 +91,8 @@ impl Service {
             advertise: vec!["127.0.0.1".into()],
         };
         let code = init(&Directory::new(&directory.path().join("c")), &options).await.unwrap();
-        let mut service = Self { directory, place: "c".into(), code, running: None };
+        let carrier = Carrier::Quic;
+        let mut service = Self { directory, place: "c".into(), code, running: None, carrier };
         // Ports that are free, whatever else runs here.
         let file = service.directory().config();
         let text = std::fs::read_to_string(&file).unwrap();
@@ -146,7 +152,21 @@ impl Service {
 
     pub(crate) async fn connect(&self, identity: &IdentityKey) -> Link {
         let address = self.running().quic().unwrap();
-        endpoint::connect(address, identity, &[self.code.controller]).await.unwrap()
+        let servers = [self.code.controller];
+        if self.carrier == Carrier::Quic {
+            return endpoint::connect(address, identity, &servers).await.unwrap();
+        }
+        // Something else may have the port over TCP for a while.
+        soon("a connection over TCP", async {
+            loop {
+                let link = tcp::connect(address, identity, &servers, Protocol::Control).await;
+                if let Ok(link) = link {
+                    return link;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await
     }
 }
 

@@ -67,6 +67,9 @@ pub struct RelayUse {
     pub round_trip: Option<u32>,
     /// Peers that packets take it to now.
     pub carries: u32,
+    /// Whether the connection takes TCP, since UDP doesn't get through.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub over_tcp: bool,
 }
 
 /// A bypass that a gateway follows by a file that was loaded into it.
