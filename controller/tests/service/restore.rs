@@ -1,5 +1,6 @@
 //! A controller that comes back from an old backup: nobody who was taken out since then comes back with it.
 
+use anteroom_controller::directory::Directory;
 use anteroom_controller::restore;
 use anteroom_proto::api::{
     AuditEntry, AuthorityUpdate, ModelRevision, ModelRevisionBody, Restored, paths,
@@ -9,6 +10,8 @@ use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::v1::{RefusalCode, ToAgent, ToController};
 use anteroom_proto::view::{View, ViewError};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 
 use crate::support::{Agent, Desk, Service, first_words, refusal, root_id};
 
@@ -218,4 +221,103 @@ async fn a_damaged_backup_is_refused_and_leaves_nothing() {
     .unwrap();
     let error = restore::restore(&backup, &target, false).await.unwrap_err();
     assert!(!error.to_string().is_empty() && !target.identity().exists(), "{error}");
+}
+
+/// A row for a table, whatever its columns are: each value is of its column's type.
+async fn fill(database: &mut SqliteConnection, table: &str) {
+    let columns =
+        sqlx::query(AssertSqlSafe(format!("SELECT name, type FROM pragma_table_info('{table}')")))
+            .fetch_all(&mut *database)
+            .await
+            .unwrap();
+    let value = |(at, row): (usize, &SqliteRow)| match row.get::<String, _>("type").as_str() {
+        // Tables of one row check that it is the first.
+        "INTEGER" => "1".to_owned(),
+        "BLOB" => format!("X'{:02X}{}'", at, "5A".repeat(15)),
+        "TEXT" => format!("'{table} {at}'"),
+        other => panic!("{table}: a column of type {other}"),
+    };
+    let values: Vec<String> = columns.iter().enumerate().map(value).collect();
+    let insert = format!("INSERT INTO {table} VALUES ({})", values.join(", "));
+    sqlx::query(AssertSqlSafe(insert.clone()))
+        .execute(database)
+        .await
+        .unwrap_or_else(|error| panic!("{insert}: {error}"));
+}
+
+/// All rows of a table, as text.
+async fn rows(database: &mut SqliteConnection, table: &str) -> Vec<String> {
+    let columns =
+        sqlx::query(AssertSqlSafe(format!("SELECT name FROM pragma_table_info('{table}')")))
+            .fetch_all(&mut *database)
+            .await
+            .unwrap();
+    let quoted: Vec<String> =
+        columns.iter().map(|row| format!("quote(\"{}\")", row.get::<String, _>("name"))).collect();
+    let select = format!("SELECT {} AS text FROM {table} ORDER BY 1", quoted.join(" || ',' || "));
+    let found = sqlx::query(AssertSqlSafe(select)).fetch_all(database).await.unwrap();
+    found.iter().map(|row| row.get("text")).collect()
+}
+
+async fn open(directory: &Directory) -> SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(directory.database()).foreign_keys(false);
+    options.connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn whatever_the_database_holds_is_in_a_backup_and_comes_back() {
+    let mut service = Service::new().await;
+    let _desk = service.claimed().await;
+    service.stop().await;
+    let mut source = open(&service.directory()).await;
+    let tables: Vec<String> = sqlx::query(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name",
+    )
+    .fetch_all(&mut source)
+    .await
+    .unwrap()
+    .iter()
+    .map(|row| row.get("name"))
+    .collect();
+    assert!(tables.len() > 15 && tables.iter().any(|table| table == "rotations"), "{tables:?}");
+    for table in &tables {
+        // That it waits for an operator, a controller that was restored says by itself.
+        if table != "restored" && rows(&mut source, table).await.is_empty() {
+            fill(&mut source, table).await;
+        }
+    }
+    let mut held = Vec::new();
+    for table in &tables {
+        held.push(rows(&mut source, table).await);
+    }
+    source.close().await.unwrap();
+
+    let (backup, target) = (service.beside("backup"), service.beside("target"));
+    restore::backup(&service.directory(), &backup).await.unwrap();
+    restore::restore(&backup, &target, false).await.unwrap();
+    let (mut copy, mut restored) = (open(&backup).await, open(&target).await);
+    for (table, held) in tables.iter().zip(&held) {
+        assert_eq!(rows(&mut copy, table).await, *held, "{table} in the backup");
+        let back = rows(&mut restored, table).await;
+        match table.as_str() {
+            "restored" => assert_eq!(back.len(), 1, "{back:?}"),
+            "audit" => {
+                assert!(back.len() == held.len() + 1, "that it was restored: {back:#?}");
+                assert!(held.iter().all(|row| back.contains(row)), "{held:#?}: {back:#?}");
+            }
+            _ => assert_eq!(back, *held, "{table}, restored"),
+        }
+    }
+    // And every file beside the database.
+    for file in std::fs::read_dir(service.path()).unwrap() {
+        let (file, name) = file.map(|file| (file.path(), file.file_name())).unwrap();
+        if name.to_string_lossy().contains(".db") {
+            continue;
+        }
+        let content = std::fs::read(&file).unwrap();
+        for directory in [&backup, &target] {
+            let copied = std::fs::read(directory.path().join(&name));
+            assert_eq!(copied.ok().as_ref(), Some(&content), "{name:?} in {directory:?}");
+        }
+    }
 }

@@ -1,15 +1,16 @@
 //! A controller out of an old backup, with another key, and in a thief's hands, before real gateways: they follow what
 //! operators signed, and traffic never stops (statements 5, 6 and 10).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anteroom_e2e::{Fixture, Stage, fixture};
 use anteroom_lab::anteroom::Outcome;
 use anteroom_lab::clinical::hl7::{self, Engine};
-use anteroom_lab::hospital::Hospital;
+use anteroom_lab::hospital::{Hospital, address};
 use anteroom_lab::ping::{self, Pinging};
 use anteroom_lab::story::{open_tcp, refused, revoke};
+use anteroom_lab::topology::{self, Host};
 use anteroom_lab::wait;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
@@ -232,4 +233,121 @@ fn gateways_follow_a_restored_controller_and_another_key_and_traffic_never_stops
     let status = stand.hospital().operator.command(&["status"]).unwrap();
     assert!(status.stdout.to_lowercase().contains("alarm"), "{status}");
     println!("{} pings, none lost", series.sent);
+}
+
+/// Words of a controller's configuration, changed while it doesn't run.
+fn reconfigure(home: &Path, change: impl Fn(&str) -> String) {
+    let file = home.join("controller.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let changed = change(&text);
+    assert_ne!(changed, text, "nothing to change");
+    std::fs::write(&file, changed).unwrap();
+}
+
+/// The code in what a controller printed.
+fn controller_code(outcome: &Outcome) -> String {
+    let word = outcome.stdout.split_whitespace().find(|word| word.starts_with(CODE));
+    word.unwrap_or_else(|| panic!("no code: {outcome}")).to_owned()
+}
+
+const CODE: &str = "anteroom-controller-1.";
+
+#[test]
+fn a_new_machine_takes_over_from_an_old_backup_and_traffic_never_stops() {
+    let test = "a_new_machine_takes_over_from_an_old_backup_and_traffic_never_stops";
+    let Some(fixture) = fixture(test, Stage::Enforced) else { return };
+    let mut stand = Stand { fixture, changes: 0 };
+    let home = stand.hospital().controller.directory.clone();
+    let (dir, backup) = (home.display().to_string(), stand.directory("backup"));
+    let backup = backup.display().to_string();
+
+    // Gateways look for their controller by its name, too: so it can be found elsewhere one day.
+    stand.hospital().controller.kill().unwrap();
+    reconfigure(&home, |text| {
+        text.replace("\"10.20.0.10:4433\"", "\"10.20.0.10:4433\", \"controller:4433\"")
+    });
+    let code = controller_code(&stand.controller(&["new-key", "--dir", &dir]));
+    stand.hospital().controller.start().unwrap();
+    let replace = |code: &str| {
+        ["controller", "replace", code, "--reason", "moved", "--yes"].map(str::to_owned)
+    };
+    let run = |stand: &mut Stand, words: &[String]| {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        stand.hospital().operator.ok(&words).unwrap();
+    };
+    run(&mut stand, &replace(&code));
+    stand.followed("gateways to follow the key");
+    let (ct, pacs) = {
+        let hospital = stand.hospital();
+        (hospital.machine("ct-1").host.clone(), hospital.machine("pacs-1").address())
+    };
+    let pinging = Pinging::start(&ct, pacs, 10_000_000, BEAT).unwrap();
+
+    // The backup is taken while keys are being changed: the ward's gateway is away, and still has to.
+    stand.hospital().gateway("ward").stop().unwrap();
+    let asked = stand.hospital().operator.command(&["gateway", "rotate", "--all"]).unwrap();
+    assert_eq!(asked.code, 3, "the ward is away: {asked}");
+    stand.controller(&["backup", "--dir", &dir, "--to", &backup]);
+    // And what it doesn't know: newer keys, and a policy.
+    stand.hospital().operator.ok(&["gateway", "rotate", "servers"]).unwrap();
+    let incarnation = number(stand.hospital(), "imaging").unwrap().0;
+    stand.change(incarnation);
+
+    // The machine is gone. A new one, at another address, gets the backup, keys of its own, and the name.
+    stand.hospital().controller.kill().unwrap();
+    stand.hospital().controller.host.ip("link set eth0 down").unwrap();
+    let host = Host::create("controller-2").unwrap();
+    let hospital = stand.hospital();
+    topology::plug(&host, "eth0", None, &hospital.campus, "br-mgmt", "p-controller-2").unwrap();
+    let new = address("mgmt", 11);
+    host.address("eth0", new, 24).unwrap();
+    host.default_route(address("mgmt", 1)).unwrap();
+    hospital.controller.host = host;
+    hospital.controller.address = new;
+    let moved = stand.directory("moved");
+    stand.hospital().controller.directory.clone_from(&moved);
+    let to = moved.display().to_string();
+    stand.controller(&["restore", "--from", &backup, "--dir", &to, "--new-key"]);
+    reconfigure(&moved, |text| text.replace("10.20.0.10", "10.20.0.11"));
+    let code = controller_code(&stand.controller(&["code", "--dir", &to]));
+    stand.hospital().controller.start().unwrap();
+    topology::names(&[("controller".into(), new)]).unwrap();
+    run(&mut stand, &replace(&code));
+    stand.followed("gateways to find the new machine");
+    stand.change(incarnation + 1);
+
+    // Keys go on from where they are, not from where the backup was; the ward does what it was asked before.
+    stand.hospital().gateway("ward").start().unwrap();
+    stand.hospital().gateway("ward").wait_running().unwrap();
+    let online = || {
+        let list = stand.fixture.hospital.operator.json(&["gateway", "list"])?;
+        let rows = list.as_array().context("a list")?;
+        ensure!(rows.len() == 3 && rows.iter().all(|row| row["online"] == true), "{list}");
+        Ok(())
+    };
+    wait::until_ok(SOON, "the ward's gateway to be back", online).unwrap();
+    let words = ["gateway", "rotate", "--all", "--timeout", "60s"];
+    stand.fixture.hospital.operator.ok(&words).unwrap();
+    for gateway in ["imaging", "servers", "ward"] {
+        let alarms = stand.alarms(gateway);
+        assert!(!alarms.contains("tunnel key"), "{gateway}: {alarms}");
+    }
+    let series = pinging.stop().unwrap();
+    assert!(series.sent > 500 && series.lost() == 0, "{} of {}", series.lost(), series.sent);
+    println!("{} pings, none lost", series.sent);
+
+    // And it relays: its passes are taken though the backup counted less of them.
+    let hospital = stand.hospital();
+    hospital.router.ip("rule add pref 10 ipproto udp dport 51820 blackhole").unwrap();
+    wait::until_ok(SOON, "pings by the new controller's relay", || {
+        let series = ping::ping(&ct, pacs, 20, BEAT)?;
+        ensure!(
+            series.lost() == 0,
+            "{series:?}, {}",
+            hospital.gateways["imaging"].status()?["relays"]
+        );
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(stand.hospital().operator.command(&["audit", "verify"]).unwrap().code, 0);
 }

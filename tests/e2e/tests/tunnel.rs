@@ -1,6 +1,9 @@
 //! Attacks on tunnels and on the control channel: a stolen gateway (statements 3, 4 and 10), replays, altered packets, and
 //! floods.
 
+#[path = "tunnel/stolen.rs"]
+mod stolen;
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
