@@ -3,11 +3,13 @@
 //! A binding is signed by the gateway whose key it is, and stays validly signed for ever. A controller that still has
 //! one for a key that was replaced, because its private half got into other hands, could show it again.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::View;
+use super::{Peer, View};
 use crate::binding::TunnelKeyBinding;
-use crate::key::PublicKey;
+use crate::key::{PublicKey, TunnelPublicKey};
 
 /// What is known of one gateway's tunnel keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,18 +32,28 @@ impl KnownKeys {
     /// Most peers that are remembered. Those that aren't peers any more make room first.
     pub const MAX: usize = 4096;
 
-    /// Leaves out of `view` the tunnel keys that were replaced, and remembers the others. Where a peer has nothing
-    /// but replaced ones there, the newest that was seen stays in use. Gives what was left out, one sentence each.
+    /// Whether a newer key was seen of this peer than those that it has in a view.
+    fn is_behind(&self, peer: &Peer) -> bool {
+        let newest = peer.keys.iter().map(|key| key.serial).max();
+        let known = self.0.iter().find(|known| known.identity == peer.gateway.identity);
+        known.is_some_and(|known| newest < Some(known.newest.serial))
+    }
+
+    /// Leaves out of `view` the tunnel keys that were replaced, and remembers the others. Where it doesn't name the newest
+    /// that was seen of a peer, nor a newer one, that one stays in use beside what it names: a controller that came
+    /// from a backup knows less than peers do until the gateway has told it. Who is to be cut off is suspended. Gives
+    /// what was left out, one sentence each.
     ///
     /// While a gateway names several keys at once, as when it changes from one to the next, all of them count.
     pub fn hold(&mut self, view: &mut View) -> Vec<String> {
         let mut left_out = Vec::new();
+        // Looking who has which key costs a signature each, and is rarely needed.
+        let taken = view.peers.iter().any(|peer| self.is_behind(peer)).then(|| Taken::of(view));
         for peer in &mut view.peers {
             let identity = peer.gateway.identity;
             let at = self.0.iter().position(|known| known.identity == identity);
             let known = at.and_then(|at| self.0.get_mut(at));
             if let Some(known) = &known {
-                let before = peer.keys.len();
                 for old in peer.keys.iter().filter(|key| key.serial < known.lowest) {
                     left_out.push(format!(
                         "a tunnel key of {} with serial {}: it was replaced by one with serial {}",
@@ -49,8 +61,11 @@ impl KnownKeys {
                     ));
                 }
                 peer.keys.retain(|key| key.serial >= known.lowest);
-                if peer.keys.is_empty() && before > 0 {
-                    peer.keys.push(known.newest.clone());
+                let newest = peer.keys.first().map(|key| key.serial);
+                if newest < Some(known.newest.serial)
+                    && taken.as_ref().is_some_and(|taken| !taken.contains(&known.newest))
+                {
+                    peer.keys.insert(0, known.newest.clone());
                 }
             }
             let (Some(newest), Some(oldest)) = (peer.keys.first(), peer.keys.last()) else {
@@ -82,5 +97,22 @@ impl KnownKeys {
         }
         view.left_out.extend(left_out.iter().cloned());
         left_out
+    }
+}
+
+/// The tunnel keys that a view gives to somebody, or that were left out of it though it names them.
+struct Taken(BTreeSet<TunnelPublicKey>);
+
+impl Taken {
+    fn of(view: &View) -> Self {
+        let offered = view.operation.peers.iter().flat_map(|peer| &peer.keys);
+        let offered = offered.filter_map(|key| key.verify_self_named().ok());
+        let peers = view.peers.iter().flat_map(|peer| &peer.keys).map(|key| key.x25519);
+        let clients = view.intent.clients.iter().map(|client| client.key);
+        Self(offered.map(|key| key.x25519).chain(peers).chain(clients).collect())
+    }
+
+    fn contains(&self, key: &TunnelKeyBinding) -> bool {
+        self.0.contains(&key.x25519)
     }
 }

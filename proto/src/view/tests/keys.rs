@@ -33,9 +33,8 @@ fn a_key_that_was_replaced_never_comes_back() {
     assert_eq!(offer(&mut known, &[8, 7]), (vec![9], 2));
     assert_eq!(offer(&mut known, &[12, 5]), (vec![12], 1), "nor beside another");
     assert_eq!(offer(&mut known, &[9]), (vec![12], 1));
-    // A controller may cut a peer off.
-    assert_eq!(offer(&mut known, &[]), (vec![], 0));
-    assert_eq!(offer(&mut known, &[5]), (vec![12], 1), "which makes nobody forget");
+    assert_eq!(offer(&mut known, &[]), (vec![12], 0), "one that knows none cuts nobody off");
+    assert_eq!(offer(&mut known, &[5]), (vec![12], 1), "and makes nobody forget");
     let read: KnownKeys = cbor::decode(&cbor::encode(&known), 1 << 16).unwrap();
     assert_eq!(read, known);
 }
@@ -49,6 +48,38 @@ fn keys_that_a_gateway_names_together_all_count_until_it_drops_one() {
     }
     assert_eq!(offer(&mut known, &[6]), (vec![6], 0));
     assert_eq!(offer(&mut known, &[6, 5]), (vec![6], 1));
+}
+
+#[test]
+fn the_newest_key_stays_in_use_where_a_controller_from_a_backup_knows_older_ones_only() {
+    let mut known = KnownKeys::default();
+    assert_eq!(offer(&mut known, &[5]), (vec![5], 0));
+    assert_eq!(offer(&mut known, &[6, 5]), (vec![6, 5], 0));
+    // The old one isn't given up yet, so both are in use.
+    assert_eq!(offer(&mut known, &[5]), (vec![6, 5], 0));
+    assert_eq!(offer(&mut known, &[6]), (vec![6], 0), "the gateway has told it");
+    assert_eq!(offer(&mut known, &[5]), (vec![6], 1));
+}
+
+#[test]
+fn a_key_that_was_left_out_or_that_somebody_else_has_isnt_brought_back() {
+    let mut known = KnownKeys::default();
+    assert_eq!(offer(&mut known, &[6, 5]), (vec![6, 5], 0));
+    // Named by the controller, and left out when the view was verified: two claim it.
+    let mut view = Parts::default().verify().unwrap();
+    let ends = view.operation.peers.iter_mut().find(|peer| peer.gateway == PEER).unwrap();
+    ends.keys = vec![Signed::sign(&binding(6), &stranger())];
+    view.peers[0].keys = vec![binding(5)];
+    known.hold(&mut view);
+    assert_eq!(view.peers[0].keys, [binding(5)]);
+    // Another peer's by now.
+    let mut view = Parts::default().verify().unwrap();
+    let mut other = view.peers[0].clone();
+    other.gateway.identity = stranger().public();
+    (other.keys, view.peers[0].keys) = (vec![binding(6)], vec![binding(5)]);
+    view.peers.push(other);
+    known.hold(&mut view);
+    assert_eq!(view.peers[0].keys, [binding(5)]);
 }
 
 #[test]

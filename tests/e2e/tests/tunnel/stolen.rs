@@ -58,7 +58,8 @@ fn ask_relay(gateway: &Gateway, at: SocketAddr) -> FromRelay {
     let talk = async {
         let link = endpoint::connect_for(at, &enrolled.identity, &keys, Protocol::Relay).await?;
         let (send, receive) = link.connection().open_bi().await?;
-        MessageWriter::new(send).send(&ToRelay::Hello(Box::new(hello))).await?;
+        let mut writer = MessageWriter::new(send);
+        writer.send(&ToRelay::Hello(Box::new(hello))).await?;
         let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
         reader.next().await?.context("the relay says nothing")
     };
