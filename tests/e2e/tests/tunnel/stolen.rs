@@ -97,8 +97,12 @@ fn every_peer_drops_a_revoked_gateway_at_once_and_its_keys_are_useless() {
     assert!(matches!(relay, FromRelay::Welcome(_)), "so it can be told apart: {relay:?}");
 
     // The controller can't reach the ward's gateway for a while.
-    let cut = format!("from {}/32 ipproto udp dport 4433 blackhole", address("ward", 2));
-    hospital.router.ip(&format!("rule add pref 11 {cut}")).unwrap();
+    let away = address("ward", 2);
+    let cuts = [format!("from {away}/32 dport 4433"), format!("to {away}/32 sport 4433")]
+        .map(|ends| format!("ipproto udp {ends} blackhole"));
+    for cut in &cuts {
+        hospital.router.ip(&format!("rule add pref 11 {cut}")).unwrap();
+    }
 
     // Packets that a rule opens, all the time, while an operator types the command.
     let mut end = End::open(&hospital.machine("ct-1").host, "eth0").unwrap();
@@ -147,7 +151,9 @@ fn every_peer_drops_a_revoked_gateway_at_once_and_its_keys_are_useless() {
 
     // The ward's gateway follows as soon as the controller reaches it.
     assert_eq!(peers(hospital, "ward").unwrap(), 1, "it was told by somebody: {outcome}");
-    hospital.router.ip(&format!("rule del {cut}")).unwrap();
+    for cut in &cuts {
+        hospital.router.ip(&format!("rule del {cut}")).unwrap();
+    }
     wait_dropped(hospital, "ward");
 
     // Its keys open nothing anywhere: no tunnel, not at the relay, not at the controller.
