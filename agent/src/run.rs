@@ -28,7 +28,7 @@ use crate::local::server::Socket;
 use crate::net;
 use crate::plane::Plane;
 use crate::relay::{self, Known, Who};
-use crate::state::{Enrolled, Held, StateDir};
+use crate::state::{Enrolled, Enrolment, Held, StateDir};
 use answers::Answers;
 use gate::{Gate, Opener};
 
@@ -95,7 +95,13 @@ impl Run {
                 (gateway, enrolled.ring.newest().secret.clone(), enrolled.identity.clone())
             }
             None => {
-                warn!("this machine isn't enrolled: it has no view and no controller");
+                match &held.locked {
+                    Some(Enrolment { gateway, .. }) => warn!(
+                        %gateway,
+                        "this machine is a gateway, but its private keys are sealed and can't be opened: no tunnel and no controller until they can; nothing is made anew in their place"
+                    ),
+                    None => warn!("this machine isn't enrolled: it has no view and no controller"),
+                }
                 // Nobody knows these keys, so nobody can speak to it, or believes it.
                 let secret = TunnelSecret::from_bytes(random()?);
                 (GatewayId::from_bytes([0; 16]), secret, IdentityKey::from_seed(&random()?))
@@ -122,10 +128,17 @@ impl Run {
                     warn!("{warning}");
                 }
             }
-            error!(
-                "the ports stay closed: a device here was enforced ({} says so) and the view for it is lost; they open with the next view",
-                state.marker_file().display()
-            );
+            let marker = state.marker_file();
+            let marker = marker.display();
+            if held.locked.is_some() {
+                error!(
+                    "the ports stay closed: a device here is enforced ({marker} says so); they open as soon as the private keys can be opened"
+                );
+            } else {
+                error!(
+                    "the ports stay closed: a device here was enforced ({marker} says so) and the view for it is lost; they open with the next view"
+                );
+            }
         } else {
             let view = held.enrolled.as_ref().and_then(|enrolled| enrolled.view.clone());
             let revision = view.as_ref().map(|view| view.revision);
@@ -150,7 +163,7 @@ impl Run {
     /// Runs until the agent is to stop, or the machine has become a gateway.
     async fn until(self, stop: &watch::Receiver<bool>, socket: &Socket) -> anyhow::Result<Next> {
         let Self { state, boot, started, gate, held, orders, rotate } = self;
-        let Held { enrolled, learned, problems, .. } = held;
+        let Held { enrolled, locked, learned, problems, .. } = held;
         let opened = gate.opened().borrow().clone();
         let reach = match opened {
             Some(open) => upkeep::reach(&open),
@@ -182,6 +195,7 @@ impl Run {
             boot,
             started,
             identity,
+            locked: locked.map(|enrolment| enrolment.gateway),
             control,
             problems: problems.iter().map(ToString::to_string).collect(),
             orders,

@@ -152,6 +152,9 @@ pub(super) fn status(status: &AgentStatus) -> String {
     if let Some(identity) = &status.identity {
         facts.add("gateway", identity.gateway).add("fingerprint", &identity.fingerprint);
     }
+    if let Some(gateway) = status.locked {
+        facts.add("gateway", gateway);
+    }
     if let Some(control) = &status.control {
         add_control(&mut facts, control);
     }

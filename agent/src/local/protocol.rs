@@ -74,6 +74,9 @@ pub struct AgentStatus {
     pub situation: Situation,
     /// Who it is. None: not enrolled.
     pub identity: Option<Identity>,
+    /// The gateway that this machine is, where its private keys can't be opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locked: Option<GatewayId>,
     /// How it stands with the controller. None: not enrolled.
     pub control: Option<ControlStatus>,
     /// Engine, interfaces and underlay. None while the ports are closed.
@@ -108,6 +111,10 @@ pub enum Situation {
     InForce,
     /// An enforced device was here and its view is lost: nothing passes.
     Closed,
+    /// Enrolled, and the private keys are sealed and can't be opened: a wire.
+    Locked,
+    /// The same where an enforced device was: nothing passes.
+    LockedClosed,
 }
 
 impl Situation {
@@ -120,6 +127,12 @@ impl Situation {
             Self::InForce => "a view is in force",
             Self::Closed => {
                 "closed: an enforced device was here and its view is lost; opens with the next view"
+            }
+            Self::Locked => {
+                "enrolled, but its private keys are sealed and can't be opened: a wire until they can"
+            }
+            Self::LockedClosed => {
+                "closed: a device here is enforced, and this gateway's private keys are sealed and can't be opened; opens as soon as they can"
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anteroom_agent_core::report::Question;
-use anteroom_proto::id::BootId;
+use anteroom_proto::id::{BootId, GatewayId};
 use tokio::sync::watch;
 
 use crate::bypass::{Machine, Orders};
@@ -21,6 +21,8 @@ pub(super) struct Answers<P> {
     pub(super) boot: BootId,
     pub(super) started: Instant,
     pub(super) identity: Option<Identity>,
+    /// The gateway that this machine is, where its private keys can't be opened.
+    pub(super) locked: Option<GatewayId>,
     pub(super) control: Option<watch::Receiver<ControlStatus>>,
     pub(super) problems: Vec<String>,
     pub(super) orders: Orders,
@@ -34,12 +36,8 @@ impl<P: Plane> Answers<P> {
             Err(PlaneError::Closed) => None,
             Err(error) => return Err(error),
         };
-        let situation = match &data_plane {
-            None => Situation::Closed,
-            Some(_) if self.identity.is_none() => Situation::NotEnrolled,
-            Some(status) if status.engine.view.is_some() => Situation::InForce,
-            Some(_) => Situation::Wire,
-        };
+        let view = data_plane.as_ref().map(|status| status.engine.view.is_some());
+        let situation = situation(self.identity.is_some(), self.locked.is_some(), view);
         let control = self.control.as_ref().map(|control| control.borrow().clone());
         let mut problems = self.problems.clone();
         if let (Some(control), Some(status)) = (&control, &data_plane) {
@@ -52,11 +50,24 @@ impl<P: Plane> Answers<P> {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             situation,
             identity: self.identity.clone(),
+            locked: self.locked,
             control,
             data_plane,
             problems,
             relays: self.relays.borrow().clone(),
         })
+    }
+}
+
+/// What the gateway is doing. `view`: whether one is in force; none while the ports are closed.
+const fn situation(enrolled: bool, locked: bool, view: Option<bool>) -> Situation {
+    match view {
+        None if locked => Situation::LockedClosed,
+        Some(_) if locked => Situation::Locked,
+        None => Situation::Closed,
+        Some(_) if !enrolled => Situation::NotEnrolled,
+        Some(true) => Situation::InForce,
+        Some(false) => Situation::Wire,
     }
 }
 
@@ -90,5 +101,27 @@ impl<P: Plane> Answer for Answers<P> {
             },
         };
         answered.unwrap_or_else(|error| Response::Error(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_whose_keys_cant_be_opened_isnt_told_to_enrol() {
+        assert_eq!(situation(false, true, Some(false)), Situation::Locked);
+        assert_eq!(situation(false, true, None), Situation::LockedClosed);
+        for locked in [Situation::Locked, Situation::LockedClosed] {
+            let text = locked.explanation();
+            assert!(
+                text.contains("sealed") && !text.contains("agent enroll") && !text.contains("lost"),
+                "{text}"
+            );
+        }
+        assert_eq!(situation(false, false, Some(false)), Situation::NotEnrolled);
+        assert_eq!(situation(true, false, Some(false)), Situation::Wire);
+        assert_eq!(situation(true, false, Some(true)), Situation::InForce);
+        assert_eq!(situation(true, false, None), Situation::Closed);
     }
 }

@@ -19,6 +19,8 @@ use super::{Enrolment, StateDir, StateError, records};
 pub struct Held {
     /// Who this gateway is. None: not enrolled, or no longer able to show it.
     pub enrolled: Option<Enrolled>,
+    /// Whose gateway this is, where the keys that show it are sealed and can't be opened yet.
+    pub locked: Option<Enrolment>,
     /// What the engine learnt.
     pub learned: Learned,
     /// Whether the ports must stay shut until there is a view: an enforced device was here, and the view that
@@ -60,8 +62,14 @@ impl Held {
         let learned = note(records::LEARNED.read(state.path()), &mut problems)?.flatten();
         let enrolled = Enrolled::load(state, &mut problems)?;
         let no_view = enrolled.as_ref().is_none_or(|enrolled| enrolled.view.is_none());
+        let sealed = |problem: &StateError| matches!(problem, StateError::Sealed { .. });
+        let locked = match &enrolled {
+            None if problems.iter().any(sealed) => state.enrolment()?,
+            _ => None,
+        };
         Ok(Self {
             enrolled,
+            locked,
             learned: learned.unwrap_or_default(),
             closed: no_view && state.ever_enforced(),
             problems,

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::net::wiring::Wiring;
 use crate::state::tests::fill;
 use crate::state::{Held, StateDir, wiring_on_disk};
-use crate::testkit::{Organisation, nowhere};
+use crate::testkit::{GATEWAY, Organisation, nowhere};
 
 /// A program that a test needs and that not every machine has.
 fn program(name: &str) -> Option<PathBuf> {
@@ -200,6 +200,7 @@ fn a_copied_disk_opens_nowhere_else_and_loses_nothing_by_trying() {
     let state = machine.state(None);
     let held = Held::load(&state).unwrap();
     assert!(held.enrolled.is_none() && held.closed, "an enforced gateway opens");
+    assert_eq!(held.locked.map(|enrolment| enrolment.gateway), Some(GATEWAY), "it is a gateway");
     let problems: Vec<String> = held.problems.iter().map(ToString::to_string).collect();
     assert_eq!(problems.len(), 1, "{problems:?}");
     for part in ["sealed with host", "credential.secret", "gateway invite"] {
@@ -224,6 +225,7 @@ fn a_copied_disk_opens_nowhere_else_and_loses_nothing_by_trying() {
     }
     let held = Held::load(&machine.state(None)).unwrap();
     assert!(held.enrolled.is_some() && !held.closed, "{:?}", held.problems);
+    assert!(held.locked.is_none());
     assert_eq!(keys(&machine.state(None)), before);
 }
 
