@@ -9,6 +9,7 @@
 //! [underlay]
 //! listen = "0.0.0.0:51820"               # the gateway's own encrypted traffic
 //! # interface = "eth2"                   # default: the uplink's interface
+//! # backup = "eth3"                      # used while the other is dead; with an address and routes of its own
 //! # advertise = ["10.20.1.2:51820"]      # default: the interface's addresses
 //! # management = ["tcp/22"]              # what else the gateway answers on these interfaces
 //! [[port]]
@@ -139,6 +140,8 @@ pub struct Uplink {
 pub struct Underlay {
     /// The interface whose addresses are the gateway's own. Often the uplink's.
     pub interface: InterfaceName,
+    /// A second one, which is used while the first is dead.
+    pub backup: Option<InterfaceName>,
     /// Address and UDP port for tunnels.
     pub listen: SocketAddr,
     /// What peers are told to send to. Empty: the addresses of `interface` with the port of `listen`.
@@ -346,6 +349,7 @@ struct RawUplink {
 #[serde(deny_unknown_fields, expecting = "a table [underlay]")]
 struct RawUnderlay {
     interface: Option<Spanned<InterfaceName>>,
+    backup: Option<Spanned<InterfaceName>>,
     listen: Spanned<SocketAddr>,
     #[serde(default)]
     advertise: Vec<Spanned<SocketAddr>>,
@@ -409,6 +413,16 @@ impl RawConfig {
             (uplink.interface.get_ref().clone(), place.line(uplink.interface.span())),
             (underlay_interface.get_ref().clone(), place.line(underlay_interface.span())),
         ]);
+        if let Some(backup) = &underlay.backup {
+            if backup.get_ref() == underlay_interface.get_ref() {
+                return Err(place.error(
+                    Some(backup.span()),
+                    "is the first underlay itself: name an interface that leads another way",
+                ));
+            }
+            let line = place.line(backup.span());
+            interfaces.entry(backup.get_ref().clone()).or_insert(line);
+        }
         for RawPort { name, interface, .. } in &port {
             if let Some(line) = names.insert(name.get_ref(), place.line(name.span())) {
                 return Err(place.error(
@@ -455,6 +469,7 @@ impl RawConfig {
             },
             underlay: Underlay {
                 interface: underlay_interface.into_inner(),
+                backup: underlay.backup.map(Spanned::into_inner),
                 listen,
                 advertise: underlay.advertise.into_iter().map(Spanned::into_inner).collect(),
                 management: underlay.management.into_iter().map(Spanned::into_inner).collect(),

@@ -19,6 +19,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 
+use crate::egress;
 use crate::exchange;
 use crate::link::Carrier;
 pub use crate::link::Link;
@@ -189,15 +190,24 @@ fn endpoint(
 ) -> Result<Endpoint, TransportError> {
     let failed = |error| TransportError::Socket { address, error };
     let socket = UdpSocket::bind(address).map_err(failed)?;
+    let endpoint = over(socket, config, server, protocols);
+    endpoint.map_err(failed)
+}
+
+fn over(
+    socket: UdpSocket,
+    config: EndpointConfig,
+    server: Option<quinn::ServerConfig>,
+    protocols: &[Protocol],
+) -> io::Result<Endpoint> {
     if protocols.contains(&Protocol::Relay) {
         enlarge_buffers(&socket);
     }
-    let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+    let socket = TokioRuntime.wrap_udp_socket(socket)?;
     // A relay's gateways ask it how they look from outside.
     let asked = server.is_some() && protocols.contains(&Protocol::Relay);
     let socket = if asked { Arc::new(Mirror::new(socket)) } else { socket };
     Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
-        .map_err(failed)
 }
 
 /// A controller's endpoint at `address`. Each client proves an Ed25519 key: see [`peer_key`]. The client
@@ -281,12 +291,15 @@ async fn connect_with(
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    let endpoint = endpoint(any, endpoint_config(None), None, &[protocol])?;
+    let failed = |error| TransportError::Socket { address: any, error };
+    let socket = UdpSocket::bind(any).map_err(failed)?;
+    let follows = egress::follow(&socket).map_err(failed)?;
+    let endpoint = over(socket, endpoint_config(None), None, &[protocol]).map_err(failed)?;
     let connecting = endpoint
         .connect_with(config, address, NAME)
         .map_err(|error| TransportError::Setup(error.to_string()))?;
     match connecting.await {
-        Ok(connection) => Ok(Link::over_quic(connection, endpoint)),
+        Ok(connection) => Ok(Link::over_quic(connection, endpoint, follows)),
         Err(error) => Err(match pin.refused() {
             Some(key) => TransportError::WrongKey { address, key },
             None if nothing_in_common(&error) => TransportError::KeyExchange { address },

@@ -6,6 +6,7 @@
 //! - `endpoint`: QUIC: one `listen` for the controller, one `connect` for the agent;
 //! - `tcp`: the same over TCP;
 //! - `dial`: whichever of the two gets through;
+//! - `egress`: by which way connections leave a machine that has two;
 //! - `link`: a connection, whichever of the two it took;
 //! - `mirror`: a relay's socket, which tells gateways how theirs looks from outside;
 //! - `message`: typed, bounded messages over a stream.
@@ -16,6 +17,8 @@
 
 #[cfg(feature = "quic")]
 pub mod dial;
+#[cfg(feature = "quic")]
+pub mod egress;
 #[cfg(feature = "quic")]
 pub mod endpoint;
 pub mod exchange;

@@ -4,7 +4,8 @@
 //! over them needn't know which it is; people want to.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_proto::key::PublicKey;
@@ -349,15 +350,21 @@ pub struct Link {
     connection: Connection,
     /// What it was made by, over QUIC.
     endpoint: Option<Endpoint>,
+    /// What has its socket leave by the way that is good.
+    _follows: Option<Arc<UdpSocket>>,
 }
 
 impl Link {
-    pub(crate) fn over_quic(connection: quinn::Connection, endpoint: Endpoint) -> Self {
-        Self { connection: connection.into(), endpoint: Some(endpoint) }
+    pub(crate) fn over_quic(
+        connection: quinn::Connection,
+        endpoint: Endpoint,
+        follows: Arc<UdpSocket>,
+    ) -> Self {
+        Self { connection: connection.into(), endpoint: Some(endpoint), _follows: Some(follows) }
     }
 
     pub(crate) const fn over_tcp(connection: Tcp) -> Self {
-        Self { connection: Connection::Tcp(connection), endpoint: None }
+        Self { connection: Connection::Tcp(connection), endpoint: None, _follows: None }
     }
 
     /// The connection: open its one stream with `open_bi`.

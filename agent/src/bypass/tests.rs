@@ -132,6 +132,7 @@ impl Plane for BarePlane {
         Ok(Status {
             engine: self.engine(|engine, now| engine.status(now)),
             interfaces: Vec::new(),
+            underlays: None,
             underlay: UnderlayStatus {
                 listen: String::new(),
                 receive_buffer: 0,

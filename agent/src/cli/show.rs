@@ -272,6 +272,18 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
         tunnel(peer, engine.lanes.get(&peer.gateway), shut_off)
     });
     push_table(text, &table(&headers, peers));
+    if let Some(underlays) = &status.underlays {
+        let _ = writeln!(
+            text,
+            "The underlay is {}, for {}: {}.",
+            underlays.using,
+            span(underlays.for_ms),
+            underlays.why
+        );
+        for one in underlays.interfaces.iter().filter(|one| !one.usable) {
+            let _ = writeln!(text, "Underlay {} has no carrier or no address.", one.interface);
+        }
+    }
     if !engine.outside.places.is_empty() {
         let places = list(&engine.outside.places);
         let varies = match engine.outside.varies {

@@ -59,6 +59,7 @@ impl RawConfig {
         let mut found = None;
         let mut own = Underlay {
             interface: interface.clone(),
+            backup: None,
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
             advertise: Vec::new(),
             management: Vec::new(),
@@ -68,6 +69,10 @@ impl RawConfig {
             if let Some(first) = underlay.management.first() {
                 let problem = "is for gateways: a host's own services are left as they are";
                 return Err(place.error(Some(first.span()), problem));
+            }
+            if let Some(backup) = &underlay.backup {
+                let problem = "is for gateways: a host's packets go as its routes say";
+                return Err(place.error(Some(backup.span()), problem));
             }
             if let Some(named) = &underlay.interface {
                 if *named.get_ref() == interface {

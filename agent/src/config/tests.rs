@@ -281,3 +281,22 @@ fn an_uplink_follows_a_port_only_where_nothing_else_depends_on_it() {
     );
     assert!(parse(&single.replace("true", "1")).unwrap_err().contains("follow-port"));
 }
+
+#[test]
+fn a_second_underlay_is_an_interface_of_its_own_and_a_gateways() {
+    let with = |backup: &str| {
+        let line = format!("[underlay]\nbackup = \"{backup}\"");
+        parse(&GOOD.replace("[underlay]", &line))
+    };
+    assert_eq!(parse(GOOD).unwrap().underlay.backup, None);
+    let second = with("eth9").unwrap().underlay.backup;
+    assert_eq!(second.as_ref().map(InterfaceName::as_str), Some("eth9"));
+    let first = parse(GOOD).unwrap();
+    let error = with(first.underlay.interface.as_str()).unwrap_err();
+    assert!(error.contains("underlay.backup: is the first underlay itself"), "{error}");
+    let error = with(first.ports[0].interface.as_str()).unwrap_err();
+    assert!(error.contains("is already in use"), "{error}");
+    let host = "[host]\n[underlay]\nlisten = \"0.0.0.0:51820\"\nbackup = \"eth9\"\n";
+    let error = parse(host).unwrap_err();
+    assert!(error.contains("underlay.backup: is for gateways"), "{error}");
+}

@@ -1,13 +1,13 @@
 //! The handle through which the rest of the agent speaks with the worker.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::engine::{Prepared, Retired};
-use anteroom_agent_core::peer::{KeyUse, OwnKey};
+use anteroom_agent_core::peer::{KeyUse, OwnKey, Silence};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_agent_core::target::{RelayId, RelayPath};
@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::dataplane::relayed::{Inlet, Queues};
 use crate::dataplane::status::{Offloads, Status};
+use crate::dataplane::underlays::{Mirrors, Told};
 use crate::net::defence::Defence;
 use crate::net::host::Network;
 use crate::net::packet::PacketSocket;
@@ -70,6 +71,8 @@ pub(super) enum Command {
     OpenRelay(RelayId, Queues),
     CloseRelay(RelayId),
     SetMirror(RelayId, Option<SocketAddr>),
+    Silence(oneshot::Sender<Silence>),
+    Moved,
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -135,6 +138,10 @@ pub struct Handle {
     pub(super) network: Option<Arc<Network>>,
     /// Ends with the keeper.
     pub(super) keeps: watch::Receiver<()>,
+    /// Relays that may be asked how this machine looks.
+    pub(super) mirrors: Mirrors,
+    /// Which of two underlays is used.
+    pub(super) underlays: watch::Receiver<Option<Told>>,
     pub(super) config: Arc<Config>,
     /// What the seeds of views' tables grow from.
     pub(super) seed: [u8; 32],
@@ -244,7 +251,9 @@ impl Handle {
     /// # Errors
     /// As [`Handle::apply`].
     pub async fn status(&self) -> Result<Status, Stopped> {
-        self.ask(Command::Status).await
+        let status = self.ask(Command::Status).await?;
+        let underlays = self.underlays.borrow().as_ref().map(Told::status);
+        Ok(Status { underlays, ..status })
     }
 
     /// At most `limit` flows, the most recently used first.
@@ -296,6 +305,7 @@ impl Handle {
     /// # Errors
     /// As [`Handle::apply`].
     pub async fn set_mirror(&self, relay: RelayId, at: SocketAddr) -> Result<(), Stopped> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner).insert(relay, at);
         self.commander.send(Command::SetMirror(relay, Some(at))).await
     }
 
@@ -304,6 +314,7 @@ impl Handle {
     /// # Errors
     /// As [`Handle::apply`].
     pub async fn close_relay(&self, relay: RelayId) -> Result<(), Stopped> {
+        self.mirrors.lock().unwrap_or_else(PoisonError::into_inner).remove(&relay);
         self.commander.send(Command::CloseRelay(relay)).await
     }
 
@@ -398,6 +409,8 @@ pub(crate) mod fake {
                 sentry: Some(Sentry::unanswering()),
                 defence: None,
                 network: None,
+                mirrors: Mirrors::default(),
+                underlays: watch::channel(None).1,
                 keeps: watch::channel(()).1,
                 config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
                 seed: [7; 32],

@@ -163,6 +163,7 @@ impl HostKeeper {
                 if let Some(mtu) = mtu {
                     self.commander.send(Command::SetUnderlayMtu(mtu)).await?;
                 }
+                self.commander.send(Command::Moved).await?;
                 self.endpoints.send_replace(addresses.endpoints.clone());
                 self.addresses = addresses;
             }

@@ -124,8 +124,13 @@ impl Keeper {
             None => None,
         };
         let live = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.up && link.carrier);
+        let backup = match &self.config.underlay.backup {
+            // With it tunnels go on, and a device that sees a dead cable would have nothing of that.
+            Some(backup) => self.links.find(backup).await.unwrap_or_default(),
+            None => None,
+        };
         let seen = Seen {
-            uplink: live(&uplink),
+            uplink: live(&uplink) || live(&backup),
             uplink_on: uplink.as_ref().is_some_and(|link| link.up),
             port: live(&port),
         };

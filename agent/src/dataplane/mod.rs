@@ -18,6 +18,7 @@ pub mod relayed;
 mod setup;
 mod status;
 mod timer;
+mod underlays;
 mod worker;
 
 use std::io;
@@ -36,6 +37,7 @@ use host::HostKeeper;
 use keepalive::Keepalive;
 use keeper::Keeper;
 use outbox::Outbox;
+use underlays::{Mirrors, Underlays};
 use worker::{Start, Worker};
 
 #[cfg(test)]
@@ -46,6 +48,7 @@ pub use status::{
     InterfaceCounters, InterfaceStatus, LaneThreadStatus, Offloads, Status, ThreadsStatus,
     UnderlayCounters, UnderlayStatus,
 };
+pub use underlays::{UnderlayLink, UnderlaysStatus};
 
 /// Most views' leavings that wait to be dropped.
 const RETIRED: usize = 8;
@@ -85,6 +88,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         uplink_index,
         pulse,
         beat,
+        exits,
         ..
     } = setup;
     if let Some(mtu) = addresses.underlay_mtu {
@@ -148,6 +152,13 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         })
         .map_err(failed("starting the worker thread"))?;
     let shared = Arc::new(config.clone());
+    let mirrors = Mirrors::default();
+    let (told, underlays) = watch::channel(None);
+    let second =
+        Underlays::new(&config, links.clone(), commander.clone(), exits, mirrors.clone(), told)?;
+    if let Some(second) = second {
+        tokio::spawn(second.run());
+    }
     let defended = links.clone();
     let follows = config.uplink.follow_port;
     let (kept, keeps) = watch::channel(());
@@ -209,6 +220,8 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         defence,
         network,
         keeps,
+        mirrors,
+        underlays,
         config: shared,
         seed,
     })

@@ -15,6 +15,7 @@ use crate::dataplane::host::{self, open as open_host};
 use crate::dataplane::lanes::Threads;
 use crate::dataplane::status::Offloads;
 use crate::net::beat::Beat;
+use crate::net::exit::Exits;
 use crate::net::host::Network;
 use crate::net::link::{Changes, Link, LinkError, Links};
 use crate::net::offload;
@@ -40,6 +41,8 @@ pub struct Setup {
     pub(super) underlay: Group,
     /// The threads that run lanes, once they were started.
     pub(super) threads: Option<Threads>,
+    /// By which interface they leave.
+    pub(super) exits: Exits,
     lane_threads: u8,
     /// How many there are, and why.
     pub(super) threads_chosen: String,
@@ -106,14 +109,17 @@ impl Addresses {
         let all = links.addresses().await?;
         let link = links.find(&config.underlay.interface).await?;
         let underlay_mtu = link.as_ref().map(|link| u16::try_from(link.mtu).unwrap_or(u16::MAX));
-        let underlay = link.map(|link| link.index);
+        let mut underlays: Vec<u32> = link.iter().map(|link| link.index).collect();
+        if let Some(backup) = &config.underlay.backup {
+            underlays.extend(links.find(backup).await?.map(|link| link.index));
+        }
         let listen = config.underlay.listen;
         let mut endpoints = config.underlay.advertise.clone();
         if endpoints.is_empty() {
             endpoints = all
                 .iter()
                 .filter(|(index, ip)| {
-                    Some(*index) == underlay
+                    underlays.contains(index)
                         && (listen.ip().is_unspecified() || listen.ip() == *ip)
                         && (ip.is_ipv4() || listen.is_ipv6())
                         && !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local())
@@ -177,6 +183,14 @@ impl Setup {
             port_macs.push(link.map(|link| link.mac));
         }
         let mut gateway_macs = vec![uplink.mac, underlay.mac];
+        if let Some(backup) = &config.underlay.backup {
+            match links.find(backup).await? {
+                Some(link) => gateway_macs.push(link.mac),
+                None => warnings.push(format!(
+                    "underlay.backup: there is no interface {backup}; it is used once it is there"
+                )),
+            }
+        }
         gateway_macs.extend(port_macs.iter().flatten());
         gateway_macs.sort_unstable();
         gateway_macs.dedup();
@@ -208,6 +222,7 @@ impl Setup {
             changes,
             sockets,
             offloads,
+            exits: exits(&underlay)?,
             underlay,
             threads: None,
             lane_threads,
@@ -260,6 +275,7 @@ impl Setup {
             // No uplink: what would go there in the clear goes nowhere.
             sockets: vec![None, Some(device)],
             offloads: vec![Offloads::default(); 2],
+            exits: Exits::default(),
             underlay,
             threads: None,
             lane_threads,
@@ -312,6 +328,12 @@ fn limits(config: &Config) -> core::limits::Limits {
         flows_per_device: config.flows.per_device as usize,
         ..core::limits::Limits::default()
     }
+}
+
+fn exits(underlay: &Group) -> Result<Exits, SetupError> {
+    let what = "following the underlay's sockets";
+    Exits::of(underlay.sockets.iter())
+        .map_err(|source| SetupError::System { what: what.into(), source })
 }
 
 fn open_beat() -> Result<Beat, SetupError> {

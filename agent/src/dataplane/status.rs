@@ -3,6 +3,7 @@
 use anteroom_agent_core::report::EngineStatus;
 use serde::{Deserialize, Serialize};
 
+use crate::dataplane::underlays::UnderlaysStatus;
 use crate::net::offload::Offload;
 
 /// Engine, interfaces and underlay at a glance.
@@ -14,6 +15,9 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The gateway's own traffic.
     pub underlay: UnderlayStatus,
+    /// Which of two underlays is used; none where there is one.
+    #[serde(default)]
+    pub underlays: Option<UnderlaysStatus>,
     /// The threads that carry traffic.
     #[serde(default)]
     pub threads: ThreadsStatus,

@@ -409,6 +409,10 @@ impl Worker {
                 self.outbox.relays.close(relay);
                 self.engine.set_mirror(relay, None, now);
             }
+            Command::Silence(answer) => {
+                let _ = answer.send(self.engine.silence(now));
+            }
+            Command::Moved => self.engine.note_moved(now),
             Command::SetMirror(relay, at) => self.engine.set_mirror(relay, at, now),
             Command::Shutdown(answer) => self.ended = Some(answer),
         }

@@ -3,6 +3,7 @@
 pub(crate) mod appetite;
 pub(crate) mod beat;
 pub(crate) mod defence;
+pub(crate) mod exit;
 mod filter;
 pub(crate) mod host;
 pub mod link;

@@ -90,6 +90,11 @@ pub(crate) fn guard(session: &Session, config: &Config) -> Result<Vec<String>, P
     if !config.shares_uplink() {
         interfaces.push(config.uplink.interface.as_str());
     }
+    if let Some(backup) = &config.underlay.backup
+        && !interfaces.contains(&backup.as_str())
+    {
+        interfaces.push(backup.as_str());
+    }
     let guard = Guard {
         interfaces,
         tunnel_port: config.underlay.listen.port(),

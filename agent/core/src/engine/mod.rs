@@ -53,7 +53,7 @@ use crate::device::Device;
 use crate::echo::Echoes;
 use crate::flow::{FlowTable, Origin};
 use crate::holding::Holdings;
-use crate::peer::{self, PeerConfig};
+use crate::peer::{self, PeerConfig, Silence};
 use crate::policy::Policy;
 use crate::port::PortId;
 use crate::security::Guarded;
@@ -430,6 +430,11 @@ impl Engine {
     pub fn set_own_addresses(&mut self, addresses: Vec<IpAddr>) {
         self.config.own_addresses = addresses;
         self.epoch += 1;
+    }
+
+    /// For how long nothing has come back from any peer or relay.
+    pub fn silence(&mut self, now: Instant) -> Silence {
+        self.peers.silence(now)
     }
 
     /// The machine's addresses changed, so that it may look different from outside: relays are asked anew.

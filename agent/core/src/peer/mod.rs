@@ -9,6 +9,7 @@
 mod agenda;
 pub(crate) mod doorman;
 mod front;
+mod hearing;
 mod knock;
 pub(crate) mod lanes;
 pub mod message;
@@ -32,6 +33,7 @@ use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 
+pub use hearing::Silence;
 pub use knock::{KnockKey, Knocker};
 pub use lanes::LanesConfig;
 pub use own::{KeyUse, MAX_OWN_KEYS, OwnKey};

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::agenda::Agenda;
 use super::front::{self, Admission, Kind};
+use super::hearing::Hearing;
 use super::message;
 use super::outside::Mirrors;
 use super::own::Owns;
@@ -96,6 +97,7 @@ pub struct Peers {
     knocked: u64,
     /// Relays that say how this gateway looks from outside.
     mirrors: Mirrors,
+    hearing: Hearing,
 }
 
 impl std::fmt::Debug for Peers {
@@ -146,6 +148,7 @@ impl Peers {
             part: Vec::new(),
             relayed: HashMap::default(),
             mirrors: Mirrors::new(knock_secret),
+            hearing: Hearing::default(),
             knock_secret,
             knocked: 0,
         }
@@ -437,6 +440,7 @@ impl Peers {
         now: Instant,
         out: &mut impl Sink,
     ) {
+        self.hearing.note_heard(now);
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
         let fresh = tunnel.note_heard(proof != Proof::Alive, now) || proof == Proof::Established;
         let index = tunnel.peer;

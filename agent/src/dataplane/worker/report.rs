@@ -99,6 +99,7 @@ impl Worker {
         Status {
             engine: self.engine.status(now),
             interfaces,
+            underlays: None,
             underlay: UnderlayStatus {
                 listen: underlay.local_address().map_or_else(|_| String::new(), |a| a.to_string()),
                 receive_buffer: underlay.receive_buffer(),

@@ -1,16 +1,20 @@
 //! How this gateway and its peers look from outside: see [`crate::peer::outside`].
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::relay::mirror;
 use anteroom_proto::verdict::DropReason;
 
 use super::{CONTROL, Peers, write};
+use crate::peer::Silence;
 use crate::peer::outside::Outside;
 use crate::sink::Sink;
 use crate::target::{RelayId, Target};
+
+/// How long nothing comes back until relays are asked, too.
+const DOUBT: Duration = Duration::from_millis(300);
 
 impl Peers {
     /// Says where a relay may be asked how this gateway looks from outside; `None` where it no longer can be.
@@ -28,6 +32,16 @@ impl Peers {
             }
             self.wake(number, now);
         }
+    }
+
+    /// For how long nothing has come back, from whomever. Where that is so for a moment, relays are asked, too: peers may
+    /// all be gone, and the underlay none the less be there.
+    pub fn silence(&mut self, now: Instant) -> Silence {
+        let silence = self.hearing.silence(now);
+        if silence.lasts >= DOUBT {
+            self.mirrors.hasten(now);
+        }
+        silence
     }
 
     /// How this gateway looks from outside, as far as relays said.
@@ -61,6 +75,7 @@ impl Peers {
         }
         let relied = self.relies_on_relays();
         for (to, question) in self.mirrors.ask(relied, now) {
+            self.hearing.note_asked(now);
             write(out, to.into(), CONTROL, &question);
         }
     }
@@ -78,6 +93,7 @@ impl Peers {
         let Some(news) = self.mirrors.hear(from, nonce, place, relied, now) else {
             return Some(Err(DropReason::PeerUnauthenticated));
         };
+        self.hearing.note_heard(now);
         if news {
             tracing::debug!(%from, %place, "how the tunnels look from outside");
             self.tell_places(now);

@@ -157,6 +157,7 @@ impl Peers {
             let nonce = self.knocked;
             let Some(peer) = self.peers.get_mut(index) else { return };
             peer.route.note_knock(nonce, to, now);
+            self.hearing.note_asked(now);
             write(out, to.into(), CONTROL, &knock::knock(&theirs, back, nonce));
         }
     }
@@ -232,6 +233,7 @@ impl Peers {
     fn answered(&mut self, index: u32, nonce: u64, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let Some((to, sent)) = peer.route.take_knock(nonce) else { return };
+        self.hearing.note_heard(now);
         if peer.route.via().is_none() {
             // It may have moved since.
             if peer.endpoint() == Some(to) {

@@ -112,6 +112,7 @@ impl Peers {
     pub(super) fn probe(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else { return };
         let nonce = peer.probe(&mut self.random, now);
+        self.hearing.note_asked(now);
         self.say(index, now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
     }
 
@@ -209,6 +210,7 @@ impl Peers {
             tunnel.be_patient(&mut self.random, now);
         }
         peer.note_called();
+        self.hearing.note_asked(now);
         let (way, other) = self.way_to_shake(index, attempt);
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
         if other {

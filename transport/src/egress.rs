@@ -1,0 +1,74 @@
+//! By which way this process's connections leave the machine, where it has more than one.
+//!
+//! One process, one way: whoever knows which one is good [says so](steer), and each socket that was opened to connect
+//! somewhere follows, those that are open included. QUIC goes on from the other address by itself.
+
+use std::io;
+use std::net::UdpSocket;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Has a socket leave by the way that is good now.
+pub type Steer = dyn Fn(&UdpSocket) + Send + Sync;
+
+struct Egress {
+    steer: Option<Arc<Steer>>,
+    sockets: Vec<Weak<UdpSocket>>,
+}
+
+static EGRESS: Mutex<Egress> = Mutex::new(Egress { steer: None, sockets: Vec::new() });
+
+/// Has every socket of a connection go by `how` from now on: those that there are, and those to come.
+pub fn steer(how: Arc<Steer>) {
+    let mut egress = EGRESS.lock().unwrap_or_else(PoisonError::into_inner);
+    for socket in egress.sockets.iter().filter_map(Weak::upgrade) {
+        how(&socket);
+    }
+    egress.steer = Some(how);
+}
+
+/// Has a socket follow for as long as what this gives is kept.
+pub(crate) fn follow(socket: &UdpSocket) -> io::Result<Arc<UdpSocket>> {
+    let socket = Arc::new(socket.try_clone()?);
+    let mut egress = EGRESS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(how) = &egress.steer {
+        how(&socket);
+    }
+    egress.sockets.retain(|socket| socket.strong_count() > 0);
+    egress.sockets.push(Arc::downgrade(&socket));
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+
+    #[test]
+    fn sockets_follow_from_their_beginning_to_their_end_and_no_longer() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let own = socket.local_addr().unwrap();
+        let counting = || {
+            let count = Arc::new(AtomicUsize::new(0));
+            let counter = count.clone();
+            // Other tests' sockets come and go.
+            let how = move |socket: &UdpSocket| {
+                let same = socket.local_addr().is_ok_and(|address| address == own);
+                counter.fetch_add(usize::from(same), Relaxed);
+            };
+            (count, Arc::new(how) as Arc<Steer>)
+        };
+        let (before, how) = counting();
+        let kept = follow(&socket).unwrap();
+        steer(how);
+        assert_eq!(before.load(Relaxed), 1, "one that was there");
+        let other = follow(&socket).unwrap();
+        assert_eq!(before.load(Relaxed), 2, "one that came later");
+        drop(kept);
+        let (after, how) = counting();
+        steer(how);
+        assert_eq!((before.load(Relaxed), after.load(Relaxed)), (2, 1), "one that is gone");
+        drop(other);
+        steer(Arc::new(|_: &UdpSocket| {}));
+    }
+}
