@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
+use anteroom_e2e::talk::{self, Talk};
 use anteroom_e2e::{Fixture, Stage, fixture};
+use anteroom_lab::clinical::hl7::{self, Engine, Monitor};
+use anteroom_lab::figures;
 use anteroom_lab::hospital::Hospital;
 use anteroom_lab::ping::Pinging;
 use anteroom_lab::process::Process;
-use anteroom_lab::wait;
+use anteroom_lab::{story, wait};
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
@@ -73,6 +76,77 @@ fn the_controller_relays_while_no_tunnel_gets_through_and_only_then() {
     // the way back, too. That nothing is lost there, and how soon, tests without a clock show.
     let gap = BEAT * u32::try_from(series.longest_gap).unwrap_or(u32::MAX);
     eprintln!("{gap:?} without an answer, {} pings sent, {} lost", series.sent, series.lost());
+}
+
+/// Whether all connections of a gateway to controller and relays take TCP, as the gateway says and the operator hears; or
+/// none does.
+fn wait_for_carrier(hospital: &Hospital, over_tcp: bool) {
+    for gateway in ["imaging", "servers"] {
+        wait::until_ok(DEADLINE * 2, "connections to take what gets through", || {
+            let status = hospital.gateways[gateway].status()?;
+            let (control, relays) = (&status["control"], status["relays"].as_array());
+            let relays = relays.filter(|relays| !relays.is_empty()).context("no relays")?;
+            let so = |at: &Value| at["over_tcp"] == over_tcp && !at["connected"].is_null();
+            let all = so(control) && relays.iter().all(|at| so(at) && at["connected"] == true);
+            ensure!(all, "{gateway}: {control}, {relays:?}");
+            let shown = hospital.operator.ok(&["gateway", "show", gateway])?;
+            let said = shown.stdout.matches("over TCP (slower): UDP doesn't get through").count();
+            ensure!(said == if over_tcp { 2 } else { 0 }, "{}", shown.stdout);
+            Ok(())
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn where_nothing_but_tcp_gets_through_all_works_over_that_and_quic_is_taken_again() {
+    let test = "where_nothing_but_tcp_gets_through_all_works_over_that_and_quic_is_taken_again";
+    let Some(mut fixture) = fixture(test, Stage::Built) else { return };
+    let rule = "pref 10 ipproto udp blackhole";
+    fixture.hospital.router.ip(&format!("rule add {rule}")).unwrap();
+    fixture.hospital.start_anteroom().unwrap();
+    let hospital = &fixture.hospital;
+    for device in hospital.devices() {
+        device.announce().unwrap();
+    }
+    story::approve_all(hospital).unwrap();
+    story::wait_for_inventory(hospital).unwrap();
+    story::confirm_all(hospital).unwrap();
+    figures::enforce(hospital).unwrap();
+    talk::allow(hospital);
+    wait_for_carrier(hospital, true);
+
+    let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1"));
+    let took = talk::transfer(ct, pacs, 4 << 20);
+    let series = Pinging::start(&ct.host, pacs.address(), 200, BEAT * 2).unwrap();
+    wait::until(DEADLINE, "pings", || (series.received() > 100).then_some(())).unwrap();
+    let series = series.stop().unwrap();
+    let median = series.times.get(series.times.len() / 2);
+    println!("over TCP: 4 MiB took {took:?}; {} pings lost, {median:?} us", series.lost());
+    let (sender, receiver) = (hospital.machine("monitor-1"), hospital.machine("hl7-1"));
+    let engine = Engine::start(&receiver.host, hl7::PORT).unwrap();
+    let monitor = Monitor::start(&sender.host, receiver.at(hl7::PORT), BEAT * 20).unwrap();
+    let alarms = |more: u64, when: &str| {
+        let before = monitor.count().acknowledged;
+        wait::until(DEADLINE, &format!("HL7 {when}"), || {
+            (monitor.count().acknowledged >= before + more).then_some(())
+        })
+        .unwrap();
+    };
+    alarms(10, "over TCP");
+
+    // The network lets UDP through again: QUIC is taken, and then the direct path.
+    let mut talk = Talk::start(ct, pacs);
+    talk.goes_on(64 << 10, "over TCP");
+    hospital.router.ip(&format!("rule del {rule}")).unwrap();
+    wait_for_carrier(hospital, false);
+    talk.goes_on(64 << 10, "over QUIC");
+    wait_for(hospital, "packets to go directly", "proved", false);
+    talk.goes_on(64 << 10, "directly");
+    talk.stop();
+    alarms(10, "directly");
+    let count = monitor.finish(&engine, DEADLINE);
+    assert_eq!((count.lost, count.reconnects), (0, 0), "{count:?}");
 }
 
 /// Relays of their own machines, and who uses them.
