@@ -4,6 +4,7 @@
 
 mod alarm;
 mod backoff;
+mod classic;
 mod clock;
 pub(crate) mod dial;
 mod keep;
@@ -49,6 +50,7 @@ mod tests;
 
 pub use alarm::Alarm;
 pub(crate) use backoff::Backoff;
+pub(crate) use classic::without_psk;
 pub(crate) use clock::system_time;
 pub(crate) use session::{newer_authority, plain};
 pub(crate) use take::applied_of;
@@ -111,6 +113,8 @@ pub(crate) struct Client<P> {
     /// How old a tunnel key gets, and this run's share of how much earlier it is replaced.
     rotate_every: Duration,
     jitter: u32,
+    /// Peers that should have a pre-shared key and have none.
+    classic: classic::Classic,
     disk: Arc<dyn Disk>,
     keys: KnownKeys,
     chain: Option<AuthorityChain>,
@@ -160,6 +164,7 @@ impl<P: Plane> Client<P> {
             keys_rest: None,
             rotate_every: Rotating::default().every(),
             jitter: random(),
+            classic: classic::Classic::default(),
             disk: disk.clone(),
             keys,
             outbox: Outbox::new(boot),

@@ -4,15 +4,18 @@
 //! with it finds it, whatever is restarted meanwhile. An old one goes from the disk first, and the last mention of it
 //! with the next greeting. The first key that a gateway ever had stays for its clients, whose configuration names it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anteroom_agent_core::peer::{KeyUse, OwnKey};
+use anteroom_agent_core::peer::{KeyUse, OwnKem, OwnKey};
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cose::Signed;
+use anteroom_proto::id::{GatewayId, OrganisationId};
 use anteroom_proto::key::{IdentityKey, TunnelSecret};
 use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
+use crate::kem::KemKey;
 use crate::state::{Enrolment, TunnelKey};
 
 /// Most keys for other gateways at once: a new one isn't made while peers hold on to so many.
@@ -21,6 +24,8 @@ pub const MOST: usize = 3;
 pub const FOR_AWAY: Duration = Duration::from_secs(24 * 3600);
 /// How long an old key has in an emergency, whoever still needs it.
 pub const IN_EMERGENCY: Duration = Duration::from_secs(30);
+/// A key without means to agree on pre-shared keys is replaced that soon.
+const WITHOUT_KEM: Duration = Duration::from_secs(60);
 /// A key that was made so much later than it is now was made by a clock that went wrong.
 const AHEAD: Duration = Duration::from_secs(3600);
 
@@ -35,6 +40,9 @@ pub struct KeyStatus {
     pub made: UnixMillis,
     /// What it is for: `gateways`, `clients`, or both.
     pub serves: String,
+    /// Whether pre-shared keys are agreed on with it, by ML-KEM-768.
+    #[serde(default)]
+    pub post_quantum: bool,
     /// Live peers that still need it, though there is a newer one.
     pub needed_by: Option<usize>,
     /// Absent peers that know no newer one.
@@ -69,7 +77,7 @@ impl Ring {
     }
 
     /// All of them, newest first.
-    pub fn all(&self) -> impl Iterator<Item = &TunnelKey> {
+    pub fn all(&self) -> impl Iterator<Item = &TunnelKey> + Clone {
         std::iter::once(&self.newest).chain(&self.older)
     }
 
@@ -85,11 +93,15 @@ impl Ring {
 
     /// As the engine uses them.
     #[must_use]
-    pub fn own(&self) -> Vec<OwnKey> {
+    pub fn own(&self, who: (OrganisationId, GatewayId)) -> Vec<OwnKey> {
         let own = |key: &TunnelKey| OwnKey {
             secret: key.secret.clone(),
             gateways: !key.retired,
             clients: key.clients,
+            kem: key.kem.as_ref().map(|kem| OwnKem {
+                binding: key.binding(who).digest(),
+                kem: Arc::<KemKey>::clone(kem),
+            }),
         };
         self.all().map(own).collect()
     }
@@ -108,12 +120,13 @@ impl Ring {
         bindings
     }
 
-    /// Whether the newest key is as old as a key gets.
+    /// Whether the newest key is as old as a key gets, or of a version that knew no pre-shared keys.
     #[must_use]
     pub fn is_due(&self, every: Duration, now: UnixMillis) -> bool {
         let made = self.newest.made();
         let ahead = u64::try_from(AHEAD.as_millis()).unwrap_or(u64::MAX);
-        now.since(made) >= every || made > now.saturating_add(ahead)
+        let lacks = self.newest.kem.is_none() && now.since(made) >= WITHOUT_KEM;
+        lacks || now.since(made) >= every || made > now.saturating_add(ahead)
     }
 
     /// Whether peers hold on to so many keys that another one has to wait.
@@ -124,10 +137,15 @@ impl Ring {
 
     /// The same with a new key, made now. In an emergency what is too much goes at once.
     #[must_use]
-    pub fn with_new(&self, secret: TunnelSecret, urgent: bool, now: UnixMillis) -> Self {
+    pub fn with_new(
+        &self,
+        (secret, kem): (TunnelSecret, Option<Arc<KemKey>>),
+        urgent: bool,
+        now: UnixMillis,
+    ) -> Self {
         let serial = self.newest.serial.saturating_add(1).max(now.0 / 1000);
-        let newest =
-            TunnelKey { serial, secret, unsure: false, clients: false, retired: false, urgent };
+        let (unsure, clients, retired) = (false, false, false);
+        let newest = TunnelKey { serial, secret, kem, unsure, clients, retired, urgent };
         let mut older: Vec<TunnelKey> = self.all().cloned().collect();
         let surplus = older.iter().filter(|key| !key.retired).count().saturating_sub(MOST - 1);
         for key in older.iter_mut().rev().filter(|key| !key.retired).take(surplus) {
@@ -187,6 +205,7 @@ impl Ring {
                     (false, false) => "gateways",
                 }
                 .into(),
+                post_quantum: key.kem.is_some() && !key.retired,
                 needed_by: found.map(|found| found.live),
                 awaited: found.map(|found| found.away),
             }
@@ -199,8 +218,13 @@ impl Ring {
 mod tests {
     use anteroom_proto::key::TunnelPublicKey;
 
+    use std::sync::LazyLock;
+
     use super::*;
 
+    const WHO: (OrganisationId, GatewayId) =
+        (OrganisationId::from_bytes([1; 16]), GatewayId::from_bytes([2; 16]));
+    static KEM: LazyLock<Option<Arc<KemKey>>> = LazyLock::new(KemKey::generate);
     const NOW: UnixMillis = UnixMillis(1_800_000_000_000);
 
     fn secret(number: u8) -> TunnelSecret {
@@ -209,7 +233,15 @@ mod tests {
 
     fn key(number: u8, serial: u64) -> TunnelKey {
         let secret = secret(number);
-        TunnelKey { serial, secret, unsure: false, clients: false, retired: false, urgent: false }
+        TunnelKey {
+            serial,
+            secret,
+            kem: KEM.clone(),
+            unsure: false,
+            clients: false,
+            retired: false,
+            urgent: false,
+        }
     }
 
     fn ring() -> Ring {
@@ -241,11 +273,13 @@ mod tests {
         assert!(ring().is_due(day, after(day)));
         assert!(!ring().is_due(day, UnixMillis(NOW.0 - 1_800_000)), "half an hour ahead");
         assert!(ring().is_due(day, UnixMillis(NOW.0 - 7_200_000)), "made by a wrong clock");
+        let old = Ring::new(vec![TunnelKey { kem: None, ..key(1, NOW.0 / 1000) }], key(9, 1));
+        assert!(!old.is_due(day, after(WITHOUT_KEM / 2)) && old.is_due(day, after(WITHOUT_KEM)));
     }
 
     #[test]
     fn an_old_key_goes_when_nobody_needs_it_and_the_first_stays_for_clients() {
-        let two = ring().with_new(secret(2), false, after(Duration::from_secs(5)));
+        let two = ring().with_new((secret(2), KEM.clone()), false, after(Duration::from_secs(5)));
         assert_eq!(two.newest().serial, NOW.0 / 1000 + 5);
         let soon = after(Duration::from_secs(60));
         assert_eq!(two.without_unneeded(&uses(&[(2, 0, 0), (1, 1, 0)]), soon), None);
@@ -255,22 +289,22 @@ mod tests {
         assert!(two.without_unneeded(&uses(&[(1, 1, 0)]), late).is_none(), "a live one is needed");
         assert!(two.without_unneeded(&uses(&[(1, 0, 7)]), late).is_some(), "nobody waits for ever");
         let one = two.without_unneeded(&uses(&[(2, 0, 0), (1, 0, 0)]), soon).unwrap();
-        let own = one.own();
+        let own = one.own(WHO);
         let gateways = publics(own.iter().filter(|own| own.gateways));
         let clients = publics(own.iter().filter(|own| own.clients));
         assert_eq!(gateways, [secret(2).public()]);
         assert_eq!(clients, [secret(1).public()]);
         // The next one leaves nothing of the second.
-        let three = one.with_new(secret(3), false, soon);
+        let three = one.with_new((secret(3), KEM.clone()), false, soon);
         let three = three.without_unneeded(&uses(&[(3, 0, 0), (2, 0, 0)]), soon).unwrap();
-        assert_eq!(publics(three.own().iter()), [secret(3).public(), secret(1).public()]);
+        assert_eq!(publics(three.own(WHO).iter()), [secret(3).public(), secret(1).public()]);
         assert!(!three.is_changing());
     }
 
     #[test]
     fn in_an_emergency_nobody_is_waited_for() {
         // Its serial is a second above the one before it.
-        let two = ring().with_new(secret(2), true, NOW);
+        let two = ring().with_new((secret(2), KEM.clone()), true, NOW);
         let needed = uses(&[(1, 5, 5)]);
         assert_eq!(two.without_unneeded(&needed, after(IN_EMERGENCY)), None);
         let later = after(IN_EMERGENCY + Duration::from_secs(1));
@@ -281,8 +315,8 @@ mod tests {
     fn there_are_never_more_than_a_few() {
         let mut ring = ring();
         for number in 2..9 {
-            ring = ring.with_new(secret(number), true, NOW);
-            let own = ring.own();
+            ring = ring.with_new((secret(number), KEM.clone()), true, NOW);
+            let own = ring.own(WHO);
             assert!(own.iter().filter(|own| own.gateways).count() <= MOST);
             assert!(own.len() <= anteroom_agent_core::peer::MAX_OWN_KEYS);
             assert!(own.iter().any(|own| own.clients));

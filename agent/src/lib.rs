@@ -7,6 +7,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod enroll;
+pub mod kem;
 pub mod keys;
 pub mod local;
 pub mod net;

@@ -116,7 +116,8 @@ impl Run {
             learned: held.learned.clone(),
         });
         if let Some(enrolled) = &held.enrolled {
-            gate.set_own_keys(enrolled.ring.own()).await?;
+            let who = (enrolled.enrolment.organisation, enrolled.enrolment.gateway);
+            gate.set_own_keys(enrolled.ring.own(who)).await?;
         }
         gate.set_time(control::system_time().max(floor.time), false).await?;
         let enrolment = held.enrolled.as_ref().map(|enrolled| enrolled.enrolment.clone());

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::cbor::Blob;
 use crate::cose::Document;
 use crate::id::{GatewayId, OrganisationId};
-use crate::key::TunnelPublicKey;
+use crate::key::{Hash, TunnelPublicKey};
 use crate::time::UnixMillis;
 
 /// One tunnel key of one gateway, signed by the gateway's identity key.
@@ -36,6 +36,14 @@ impl TunnelKeyBinding {
     #[must_use]
     pub const fn is_for_clients(&self) -> bool {
         self.serial == Self::FOR_CLIENTS
+    }
+
+    /// What an agreement on pre-shared keys by this binding names it by: both keys, and whose they are.
+    #[must_use]
+    pub fn digest(&self) -> Hash {
+        let kem = self.ml_kem_768.as_ref().map(|key| key.0.as_slice()).unwrap_or_default();
+        let whose = [self.organisation.as_bytes().as_slice(), self.gateway.as_bytes()];
+        Hash::of("anteroom tunnel key binding", &[whose[0], whose[1], self.x25519.as_bytes(), kem])
     }
 
     /// When the gateway made it, by its clock.

@@ -201,6 +201,12 @@ fn add_control(facts: &mut Facts, control: &ControlStatus) {
         let spread = Duration::from_millis(last.0.saturating_sub(first.0)).as_secs();
         facts.add("ALARM", format!("{what} ({} within {spread} s)", times(*count)));
     }
+    if let Some(key) = control.keys.iter().find(|key| key.serves.contains("gateways")) {
+        let age = span(system_time().0.saturating_sub(key.made.0));
+        let psk = if key.post_quantum { "with" } else { "without" };
+        let said = format!("serial {}, {age} old, {psk} an ML-KEM-768 key", key.serial);
+        facts.add("tunnel key", said);
+    }
     if control.approved == Some(false) {
         facts.add("approval", "waiting for an operator: `anteroom gateway pending`");
     }
@@ -266,7 +272,7 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     let headers = ["device", "port", "mac", "addresses", "mode", "flows", "drops", "heard"];
     push_table(text, &table(&headers, devices));
     let headers =
-        ["peer", "tunnel", "lanes", "round trip", "path", "path mtu", "revision", "address"];
+        ["peer", "tunnel", "psk", "lanes", "round trip", "path", "path mtu", "revision", "address"];
     let peers = engine.peers.iter().map(|peer| {
         let shut_off = engine.shut_off.contains(&peer.gateway);
         tunnel(peer, engine.lanes.get(&peer.gateway), shut_off)
@@ -422,6 +428,7 @@ fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>, shut_off: bool) -> Vec
     vec![
         tunnel.gateway.to_string(),
         if tunnel.live { "live" } else { "down" }.into(),
+        or_dash(tunnel.secrecy),
         lanes.map_or_else(|| "-".into(), |lanes| format!("{}/{}", lanes.ready, lanes.agreed)),
         tunnel
             .round_trip

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::Client;
 use super::session::{End, Out};
+use crate::kem::KemKey;
 use crate::keys::Ring;
 use crate::plane::{Plane, PlaneError};
 
@@ -71,7 +72,8 @@ impl<P: Plane> Client<P> {
             self.alarm(&format!("no new tunnel key: the system gives no random bytes: {error}"));
             return Ok(());
         }
-        let ring = self.ring.with_new(TunnelSecret::from_bytes(*bytes), urgent, self.clock.now());
+        let keys = (TunnelSecret::from_bytes(*bytes), KemKey::generate());
+        let ring = self.ring.with_new(keys, urgent, self.clock.now());
         self.write(ring);
         Ok(())
     }
@@ -109,7 +111,8 @@ impl<P: Plane> Client<P> {
         }
         self.ring = ring;
         self.bindings = self.ring.bindings(&self.enrolment, &self.identity);
-        self.plane.set_own_keys(self.ring.own()).await?;
+        let who = (self.enrolment.organisation, self.enrolment.gateway);
+        self.plane.set_own_keys(self.ring.own(who)).await?;
         out.send(ToController::Reachable(self.reachable()))?;
         Ok(true)
     }

@@ -426,6 +426,9 @@ impl<P: Plane> Client<P> {
             Err(error) => return Err(error.into()),
         };
         self.look_for_newer_authority(&report.tunnels);
+        for problem in self.classic.look(&report.tunnels, std::time::Instant::now()) {
+            self.alarm(&problem);
+        }
         let at = self.clock.now();
         let relays = relay::in_use(&self.relay_status.borrow(), &report.tunnels);
         for report in self.outbox.push(report, &relays, at) {

@@ -7,7 +7,7 @@ use anteroom_proto::id::{BootId, GatewayId};
 use tokio::sync::watch;
 
 use crate::bypass::{Machine, Orders};
-use crate::control::{ControlStatus, newer_authority};
+use crate::control::{ControlStatus, newer_authority, without_psk};
 use crate::local::protocol::{
     AgentStatus, DEFAULT_FLOWS, Identity, MAX_FLOWS, Request, Response, Situation,
 };
@@ -43,6 +43,7 @@ impl<P: Plane> Answers<P> {
         if let (Some(control), Some(status)) = (&control, &data_plane) {
             // Also with no controller in sight, when nothing is reported.
             problems.extend(newer_authority(control.authority, &status.engine.peers));
+            problems.extend(without_psk(&status.engine.peers));
         }
         Ok(AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),

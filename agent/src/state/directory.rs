@@ -173,6 +173,7 @@ impl StateDir {
     ) -> Result<TunnelKey, StateError> {
         // They may lie there sealed with something that is lost.
         self.secrets.remove(&records::TUNNEL_KEYS)?;
+        self.secrets.remove(&records::KEM_KEYS)?;
         records::TunnelKey::add(&self.secrets, &[], floor.0 / 1000, true)
     }
 

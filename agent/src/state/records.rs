@@ -1,6 +1,7 @@
 //! What the files hold.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anteroom_proto::authority::{Authority, MAX_CHAIN};
@@ -9,7 +10,7 @@ use anteroom_proto::bypass::BypassOrder;
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::{Document, Signed};
 use anteroom_proto::id::{GatewayId, InviteId, OrganisationId};
-use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelPublicKey, TunnelSecret};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::SignedView;
@@ -20,6 +21,7 @@ use super::StateError;
 use super::file::Kind;
 use super::seal::Secrets;
 use crate::bypass::MAX_ORDERS;
+use crate::kem::KemKey;
 
 /// Most tunnel keys that are kept.
 const MAX_TUNNEL_KEYS: usize = 8;
@@ -35,6 +37,12 @@ pub(super) const TUNNEL_KEYS: Kind = Kind {
     format: 1,
     max: 4096,
     loss: "The agent makes a new tunnel key; peers take it once the controller has passed it on.",
+};
+pub(super) const KEM_KEYS: Kind = Kind {
+    name: "kem-keys",
+    format: 1,
+    max: 32 * 1024,
+    loss: "The agent makes a new tunnel key; until peers have it, their tunnels go on as they are, or without pre-shared keys.",
 };
 pub(super) const SEAL: Kind = Kind {
     name: "seal",
@@ -69,7 +77,7 @@ pub(super) const FLOOR: Kind = Kind {
 pub(super) const KNOWN_KEYS: Kind = Kind {
     name: "known-keys",
     format: 1,
-    max: 4 * 1024 * 1024,
+    max: 16 * 1024 * 1024,
     loss: "The agent goes by the tunnel keys in the view that it holds.",
 };
 pub(super) const RELAY_PASS: Kind = Kind {
@@ -157,6 +165,8 @@ pub struct TunnelKey {
     pub serial: u64,
     /// The private half.
     pub secret: TunnelSecret,
+    /// What pre-shared keys with other gateways are agreed on with. A key that an earlier version made has none.
+    pub kem: Option<Arc<KemKey>>,
     /// Whether keys before it were lost, so that its serial may be below theirs: peers take it once it has another.
     pub unsure: bool,
     /// Whether clients are spoken to with it: the gateway's first key, for good.
@@ -170,7 +180,9 @@ pub struct TunnelKey {
 impl PartialEq for TunnelKey {
     fn eq(&self, other: &Self) -> bool {
         let kind = |key: &Self| (key.serial, key.unsure, key.clients, key.retired, key.urgent);
-        kind(self) == kind(other) && self.secret.public() == other.secret.public()
+        kind(self) == kind(other)
+            && self.secret.public() == other.secret.public()
+            && self.kem == other.kem
     }
 }
 
@@ -191,8 +203,34 @@ pub(super) struct StoredTunnelKey {
     urgent: bool,
 }
 
+/// What stands beside a tunnel key in a file of its own: an earlier version of the agent, put back, passes over that.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StoredKemKey {
+    /// Which tunnel key it belongs to.
+    of: TunnelPublicKey,
+    key: Blob,
+}
+
+impl Drop for StoredKemKey {
+    fn drop(&mut self) {
+        self.key.0.zeroize();
+    }
+}
+
 impl TunnelKey {
     pub(super) fn read_all(secrets: &Secrets) -> Result<Vec<Self>, StateError> {
+        let kems = match secrets.read::<Vec<StoredKemKey>>(&KEM_KEYS) {
+            Err(error @ StateError::Damaged { .. }) => {
+                tracing::warn!("{error}");
+                Vec::new()
+            }
+            kems => kems?.unwrap_or_default(),
+        };
+        let kem_of = |secret: &TunnelSecret| {
+            let found = kems.iter().find(|kem| kem.of == secret.public())?;
+            KemKey::from_bytes(&found.key.0)
+        };
         let stored = secrets.read::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)?.unwrap_or_default();
         let mut keys = stored
             .iter()
@@ -200,7 +238,8 @@ impl TunnelKey {
                 let bytes = key.secret.bytes(&TUNNEL_KEYS, secrets.directory())?;
                 let secret = TunnelSecret::from_bytes(*bytes);
                 let StoredTunnelKey { serial, unsure, clients, retired, urgent, .. } = *key;
-                Ok(Self { serial, secret, unsure, clients, retired, urgent })
+                let kem = kem_of(&secret);
+                Ok(Self { serial, secret, kem, unsure, clients, retired, urgent })
             })
             .collect::<Result<Vec<_>, StateError>>()?;
         keys.sort_by_key(|key| std::cmp::Reverse(key.serial));
@@ -219,15 +258,23 @@ impl TunnelKey {
         let serial = newest.max(floor).saturating_add(1).max(clock);
         let secret = TunnelSecret::from_bytes(*random()?);
         let (clients, retired, urgent) = (false, false, false);
-        let key = Self { serial, secret, unsure, clients, retired, urgent };
+        let kem = KemKey::generate();
+        let key = Self { serial, secret, kem, unsure, clients, retired, urgent };
         Self::write_all(secrets, std::iter::once(&key).chain(before))?;
         Ok(key)
     }
 
     pub(super) fn write_all<'a>(
         secrets: &Secrets,
-        keys: impl Iterator<Item = &'a Self>,
+        keys: impl Iterator<Item = &'a Self> + Clone,
     ) -> Result<(), StateError> {
+        // First, so that there is no tunnel key that may have been offered together with what is lost.
+        let kems = keys.clone().take(MAX_TUNNEL_KEYS).filter(|key| !key.retired);
+        let kems = kems.filter_map(|key| {
+            let of = key.secret.public();
+            Some(StoredKemKey { of, key: Blob(key.kem.as_ref()?.bytes().to_vec()) })
+        });
+        secrets.write(&KEM_KEYS, &kems.collect::<Vec<_>>())?;
         let stored = keys.take(MAX_TUNNEL_KEYS).map(|key| StoredTunnelKey {
             serial: key.serial,
             secret: Seed::new(key.secret.as_bytes()),
@@ -248,7 +295,7 @@ impl TunnelKey {
     /// The public half, signed by the gateway's identity key.
     #[must_use]
     pub fn bind(&self, enrolment: &Enrolment, identity: &IdentityKey) -> Signed<TunnelKeyBinding> {
-        self.bind_as((self.serial, UnixMillis(0)), enrolment, identity)
+        Signed::sign(&self.binding((enrolment.organisation, enrolment.gateway)), identity)
     }
 
     /// The same, for clients alone.
@@ -258,24 +305,27 @@ impl TunnelKey {
         enrolment: &Enrolment,
         identity: &IdentityKey,
     ) -> Signed<TunnelKeyBinding> {
-        self.bind_as((TunnelKeyBinding::FOR_CLIENTS, self.made()), enrolment, identity)
+        let who = (enrolment.organisation, enrolment.gateway);
+        let (serial, not_before) = (TunnelKeyBinding::FOR_CLIENTS, self.made());
+        let binding = self.binding(who);
+        let binding = TunnelKeyBinding { serial, not_before, ml_kem_768: None, ..binding };
+        Signed::sign(&binding, identity)
     }
 
-    fn bind_as(
+    /// What binds it to whoever has it, for other gateways; not signed.
+    #[must_use]
+    pub fn binding(
         &self,
-        (serial, not_before): (u64, UnixMillis),
-        enrolment: &Enrolment,
-        identity: &IdentityKey,
-    ) -> Signed<TunnelKeyBinding> {
-        let binding = TunnelKeyBinding {
-            organisation: enrolment.organisation,
-            gateway: enrolment.gateway,
+        (organisation, gateway): (OrganisationId, GatewayId),
+    ) -> TunnelKeyBinding {
+        TunnelKeyBinding {
+            organisation,
+            gateway,
             x25519: self.secret.public(),
-            ml_kem_768: None,
-            serial,
-            not_before,
-        };
-        Signed::sign(&binding, identity)
+            ml_kem_768: self.kem.as_ref().map(|kem| Blob(kem.public().to_vec())),
+            serial: self.serial,
+            not_before: UnixMillis(0),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
-use anteroom_proto::v1::telemetry::PathReason;
+use anteroom_proto::v1::telemetry::{PathReason, Secrecy};
 use anteroom_proto::verdict::DropReason;
 use serde::Serialize;
 
@@ -57,8 +57,17 @@ pub(super) struct Tunnel {
     /// Why they go this way, where there is a choice.
     path: Option<PathReason>,
     path_mtu: Option<u16>,
+    /// What closes it, beside X25519, to a quantum computer.
+    psk: Option<Secrecy>,
     revision: Option<u64>,
     endpoint: Option<String>,
+}
+
+impl Tunnel {
+    /// Whether what is recorded of it today stays closed to a quantum computer.
+    fn is_post_quantum(&self) -> bool {
+        self.psk.is_some_and(Secrecy::is_post_quantum)
+    }
 }
 
 /// A device port.
@@ -173,6 +182,7 @@ pub(super) fn rows(
                         relay: tunnel.relay,
                         path: tunnel.path,
                         path_mtu: tunnel.path_mtu,
+                        psk: tunnel.secrecy,
                         revision: tunnel.revision,
                         endpoint: tunnel.endpoint.map(|address| address.to_string()),
                     })
@@ -231,11 +241,31 @@ pub(super) fn render(rows: &[GatewayRow]) -> String {
             number(row.revision),
             number(row.wanted),
             format!("{live}/{}", row.tunnels.len()),
+            format!(
+                "{}/{}",
+                row.tunnels.iter().filter(|tunnel| tunnel.is_post_quantum()).count(),
+                row.tunnels.len()
+            ),
+            row.tunnel_key.as_ref().map_or_else(
+                || "-".into(),
+                |key| format!("{} ({})", ago(key.made.0, now), key.serial),
+            ),
             join(&row.devices),
         ]
     });
     table(
-        &["GATEWAY", "SITE", "STATE", "LAST SEEN", "REVISION", "WANTED", "TUNNELS", "DEVICES"],
+        &[
+            "GATEWAY",
+            "SITE",
+            "STATE",
+            "LAST SEEN",
+            "REVISION",
+            "WANTED",
+            "TUNNELS",
+            "ML-KEM",
+            "TUNNEL KEY",
+            "DEVICES",
+        ],
         lines,
     )
 }
@@ -283,7 +313,9 @@ fn tunnel_key(key: &TunnelKeys, now: UnixMillis) -> String {
         1 => "; an older one until all peers have moved".into(),
         more => format!("; {more} older ones until all peers have moved"),
     };
-    format!("serial {}, made {}{old}", key.serial, ago(key.made.0, now))
+    let psk = if key.post_quantum { "with" } else { "WITHOUT" };
+    let made = ago(key.made.0, now);
+    format!("serial {}, made {made}, {psk} an ML-KEM-768 key{old}", key.serial)
 }
 
 fn render_one(row: &GatewayRow) -> String {
@@ -346,13 +378,17 @@ fn render_one(row: &GatewayRow) -> String {
                 if tunnel.live { "live".into() } else { "DOWN".into() },
                 tunnel.round_trip_us.map_or_else(|| "-".into(), |us| format!("{us} us")),
                 tunnel.path.map_or_else(|| way.into(), |why| format!("{way}: {why}")),
+                tunnel.psk.map_or_else(|| "-".into(), |psk| psk.to_string()),
                 tunnel.path_mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string()),
                 tunnel.endpoint.clone().unwrap_or_else(|| "-".into()),
             ]
         });
         text = format!(
             "{text}\n{}\n",
-            table(&["TUNNEL TO", "STATE", "ROUND TRIP", "WAY", "PATH MTU", "ENDPOINT"], lines)
+            table(
+                &["TUNNEL TO", "STATE", "ROUND TRIP", "WAY", "PSK", "PATH MTU", "ENDPOINT"],
+                lines
+            )
         );
     }
     if !row.drops.is_empty() {

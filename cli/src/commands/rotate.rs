@@ -29,6 +29,8 @@ pub(super) struct TunnelKeys {
     pub(super) made: Moment,
     /// How many older ones are still good.
     pub(super) older: usize,
+    /// Whether other gateways agree with it on pre-shared keys by ML-KEM-768.
+    pub(super) post_quantum: bool,
 }
 
 impl TunnelKeys {
@@ -43,7 +45,12 @@ impl TunnelKeys {
             .collect();
         keys.sort_by_key(|key| std::cmp::Reverse(key.serial));
         let newest = keys.first()?;
-        Some(Self { serial: newest.serial, made: Moment(newest.made()), older: keys.len() - 1 })
+        Some(Self {
+            serial: newest.serial,
+            made: Moment(newest.made()),
+            older: keys.len() - 1,
+            post_quantum: newest.ml_kem_768.is_some(),
+        })
     }
 }
 

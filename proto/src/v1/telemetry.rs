@@ -185,6 +185,50 @@ pub struct TunnelState {
     /// Why they go this way, where a relay is at hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathReason>,
+    /// What closes the tunnel to whoever has a quantum computer one day; none of a client, and without a session.
+    #[serde(default, rename = "psk", skip_serializing_if = "Option::is_none")]
+    pub secrecy: Option<Secrecy>,
+}
+
+/// What closes a tunnel between gateways, beside X25519, to whoever records it today and has a quantum computer one day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Secrecy {
+    /// A pre-shared key that was agreed on by ML-KEM-768.
+    #[serde(rename = "ml-kem-768")]
+    MlKem768,
+    /// Nothing yet: the two are about to agree on a pre-shared key, and packets wait for that.
+    Awaited,
+    /// Nothing: no tunnel key of this gateway has an ML-KEM-768 key.
+    #[default]
+    OwnKeyLacks,
+    /// Nothing: no tunnel key of the peer has an ML-KEM-768 key.
+    PeerKeyLacks,
+    /// Nothing: the peer says that it can't.
+    PeerCannot,
+    /// Nothing: both could, and didn't agree on a pre-shared key in time. They go on trying.
+    Unanswered,
+}
+
+impl Secrecy {
+    /// Whether what is recorded today stays closed.
+    #[must_use]
+    pub const fn is_post_quantum(self) -> bool {
+        matches!(self, Self::MlKem768)
+    }
+}
+
+impl fmt::Display for Secrecy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MlKem768 => "ml-kem-768",
+            Self::Awaited => "being agreed on",
+            Self::OwnKeyLacks => "classic: no ML-KEM key here yet",
+            Self::PeerKeyLacks => "classic: the peer has no ML-KEM key",
+            Self::PeerCannot => "classic: the peer says that it can't",
+            Self::Unanswered => "classic: no pre-shared key was agreed on in time",
+        })
+    }
 }
 
 /// Why packets for a peer go directly, or through a relay.

@@ -86,6 +86,7 @@ impl Stolen {
                 keys: peer.keys.iter().map(|key| key.x25519).collect(),
                 endpoints: peer.endpoints.clone(),
                 relation: 0,
+                kems: Vec::new(),
                 client: false,
             })
             .collect();

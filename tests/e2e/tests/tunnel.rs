@@ -365,6 +365,14 @@ fn tunnel_keys(hospital: &Hospital, gateway: &str) -> anyhow::Result<(u64, usize
     Ok((newest.unwrap_or_default(), for_gateways.count()))
 }
 
+/// What a gateway says of the pre-shared keys with its live peers.
+fn psks(hospital: &Hospital, gateway: &str) -> anyhow::Result<Vec<String>> {
+    let status = hospital.gateways[gateway].status()?;
+    let peers = status["data_plane"]["engine"]["peers"].as_array().cloned().unwrap_or_default();
+    let live = peers.iter().filter(|peer| peer["live"] == true);
+    Ok(live.map(|peer| peer["psk"].as_str().unwrap_or("none").to_owned()).collect())
+}
+
 #[test]
 fn tunnel_keys_are_replaced_and_no_ping_is_lost() {
     const PATIENCE: Duration = Duration::from_secs(90);
@@ -376,6 +384,15 @@ fn tunnel_keys_are_replaced_and_no_ping_is_lost() {
     let keys = || names.map(|name| tunnel_keys(hospital, name).unwrap());
     wait::until(PATIENCE, "keys", || keys().iter().all(|key| key.0 > 0).then_some(())).unwrap();
     let before = keys();
+    let post_quantum = || {
+        let told = |name: &str| psks(hospital, name).unwrap();
+        let told = names.map(told);
+        let all =
+            |psks: &Vec<String>| !psks.is_empty() && psks.iter().all(|one| one == "ml-kem-768");
+        anyhow::ensure!(told.iter().all(all), "{told:?}");
+        Ok(())
+    };
+    wait::until_ok(PATIENCE, "pre-shared keys by ML-KEM-768", post_quantum).unwrap();
     let pinging = Pinging::start(&hospital.machine("ct-1").host, at("pacs-1"), MANY, BEAT).unwrap();
     let flowing = |more: u64| {
         let before = pinging.received();
@@ -397,11 +414,20 @@ fn tunnel_keys_are_replaced_and_no_ping_is_lost() {
         })
         .unwrap();
         flowing(300).unwrap();
+        wait::until_ok(PATIENCE, "pre-shared keys for the new ones", post_quantum).unwrap();
     }
     let after = keys();
     assert!(before.iter().zip(&after).all(|(old, new)| old.0 < new.0), "{before:?} {after:?}");
     let shown = hospital.operator.json(&["gateway", "show", "imaging"]).unwrap();
     assert_eq!(shown["tunnel_key"]["serial"], after[0].0, "{shown}");
+    assert_eq!(shown["tunnel_key"]["post_quantum"], true, "{shown}");
+    // What the controller was told last may be a few seconds old.
+    wait::until_ok(PATIENCE, "the controller to know", || {
+        let shown = hospital.operator.json(&["gateway", "show", "imaging"])?;
+        anyhow::ensure!(shown["tunnels"][0]["psk"] == "ml-kem-768", "{shown}");
+        Ok(())
+    })
+    .unwrap();
     let audit = hospital.operator.json(&["audit", "list"]).unwrap().to_string();
     assert!(audit.contains("gateway rotate") && audit.contains("void at once"), "{audit}");
     let series = pinging.stop().unwrap();

@@ -280,7 +280,11 @@ impl Engine {
                         holdings.answered(at, (gateway, boot), answer)
                     });
                 }
-                Message::Hello(_) | Message::HelloReply(_) | Message::Lanes(_) => {}
+                Message::Hello(_)
+                | Message::HelloReply(_)
+                | Message::Lanes(_)
+                | Message::SecretPart(_)
+                | Message::SecretHeld(_) => {}
             }
         }
     }

@@ -4,12 +4,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::intent::{Device, Endpoint, Intent, Member};
 use anteroom_proto::name::Name;
 use anteroom_proto::view::View;
 
-use crate::peer::PeerConfig;
+use crate::peer::{PeerConfig, PeerKem};
 use crate::policy::Policy;
 use crate::table::Seeds;
 
@@ -77,6 +78,7 @@ impl Peers {
                     gateway: peer.gateway.gateway,
                     overlay: peer.gateway.overlay,
                     keys: peer.keys.iter().map(|key| key.x25519).collect(),
+                    kems: peer.keys.iter().filter_map(kem).collect(),
                     endpoints: peer.endpoints.clone(),
                     relation: relation(peer.gateway.gateway),
                     client: false,
@@ -91,6 +93,7 @@ impl Peers {
                 gateway: client.id.into(),
                 overlay: client.overlay,
                 keys: vec![client.key],
+                kems: Vec::new(),
                 endpoints: Vec::new(),
                 relation: 0,
                 client: true,
@@ -107,6 +110,12 @@ impl Peers {
     pub(super) fn get(&self, gateway: GatewayId) -> Option<&PeerConfig> {
         self.list.get(*self.by_gateway.get(&gateway)?)
     }
+}
+
+/// What a peer's tunnel key agrees on pre-shared keys with.
+fn kem(binding: &TunnelKeyBinding) -> Option<PeerKem> {
+    let encapsulation = binding.ml_kem_768.as_ref()?.0.as_slice().into();
+    Some(PeerKem { key: binding.x25519, binding: binding.digest(), encapsulation })
 }
 
 /// The gateways in front of members that essential rules name.

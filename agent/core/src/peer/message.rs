@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use anteroom_proto::cbor;
+use anteroom_proto::cbor::{self, Blob};
 use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{BootId, MemberId};
@@ -40,6 +40,32 @@ pub enum Message {
     ClaimAnswer(ClaimAnswer),
     /// The key of the sender's lanes. Sent only to whom says that it can use lanes.
     Lanes(LaneOffer),
+    /// A part of a ciphertext that a pre-shared key follows from. Sent only to whom says that it agrees on such keys.
+    SecretPart(SecretPart),
+    /// The answer to a whole one.
+    SecretHeld(SecretHeld),
+}
+
+/// A part of a ciphertext: of a length that passes any path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretPart {
+    /// For which pair of tunnel keys: the beginnings of the digests of both bindings, the sender's first.
+    pub pair: Blob,
+    /// The beginning of the ciphertext's digest.
+    pub of: Blob,
+    /// Which part it is, from 0 on.
+    pub number: u8,
+    /// The part.
+    pub bytes: Blob,
+}
+
+/// What became of a ciphertext.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretHeld {
+    /// For which pair of tunnel keys, as it came.
+    pub pair: Blob,
+    /// What only somebody with the same pre-shared key knows.
+    pub proof: Blob,
 }
 
 /// What a gateway says about its lanes.

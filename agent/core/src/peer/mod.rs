@@ -18,6 +18,7 @@ mod own;
 mod queue;
 mod random;
 mod route;
+mod secret;
 mod slots;
 mod state;
 mod table;
@@ -37,6 +38,7 @@ pub use hearing::Silence;
 pub use knock::{KnockKey, Knocker};
 pub use lanes::LanesConfig;
 pub use own::{KeyUse, MAX_OWN_KEYS, OwnKey};
+pub use secret::{CIPHERTEXT_LEN, Kem, OwnKem, PeerKem};
 pub use state::Peer;
 pub use table::{Peers, Way};
 pub use tunnel::MAX_PACKET_LEN;
@@ -91,6 +93,8 @@ pub struct PeerConfig {
     pub overlay: Ipv6Addr,
     /// Its tunnel keys, best first. The first with a session is used; at most [`MAX_KEYS`] are.
     pub keys: Vec<TunnelPublicKey>,
+    /// What pre-shared keys are agreed with, of those keys that have that.
+    pub kems: Vec<PeerKem>,
     /// Where it may be reached, best first. Of a client, where it was when this gateway's agent last ran: it is called
     /// there, so that it needn't find out by itself that its session is gone.
     pub endpoints: Vec<SocketAddr>,

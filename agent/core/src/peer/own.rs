@@ -12,6 +12,7 @@ use boringtun::x25519::{PublicKey, StaticSecret};
 use super::doorman::Checks;
 use super::front::{Admission, Gates, initiator};
 use super::random::Random;
+use super::secret::OwnKem;
 
 /// Most own keys that are in use at once; more are left out.
 pub const MAX_OWN_KEYS: usize = 4;
@@ -27,13 +28,15 @@ pub struct OwnKey {
     pub gateways: bool,
     /// Whether clients are, whose configuration names one key for good.
     pub clients: bool,
+    /// What pre-shared keys with other gateways are agreed with, where it has that.
+    pub kem: Option<OwnKem>,
 }
 
 impl OwnKey {
     /// A key for everybody.
     #[must_use]
     pub const fn for_all(secret: TunnelSecret) -> Self {
-        Self { secret, gateways: true, clients: true }
+        Self { secret, gateways: true, clients: true, kem: None }
     }
 }
 
@@ -58,6 +61,7 @@ pub(super) struct Own {
     checks: Checks,
     pub(super) gateways: bool,
     pub(super) clients: bool,
+    pub(super) kem: Option<OwnKem>,
 }
 
 impl Own {
@@ -71,7 +75,13 @@ impl Own {
             checks: Checks::new(key.secret.public()),
             gateways: key.gateways,
             clients: key.clients,
+            kem: key.kem.clone(),
         }
+    }
+
+    /// What it agrees on pre-shared keys with, as long as it is for other gateways.
+    pub(super) fn kem(&self) -> Option<&OwnKem> {
+        self.kem.as_ref().filter(|_| self.gateways)
     }
 
     /// The limiter for a tunnel, which sees what was admitted here and counts nothing again.
@@ -116,6 +126,7 @@ impl Owns {
                 }
             };
             (own.gateways, own.clients) = (key.gateways, key.clients);
+            own.kem.clone_from(&key.kem);
             self.keys.push(own);
         }
         before.into_iter().map(|own| own.number).collect()
@@ -124,6 +135,11 @@ impl Owns {
     /// All of them, newest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Own> {
         self.keys.iter()
+    }
+
+    /// Whether pre-shared keys can be agreed on with any of them.
+    pub(super) fn has_kem(&self) -> bool {
+        self.keys.iter().any(|own| own.kem().is_some())
     }
 
     /// The newest for other gateways.

@@ -13,6 +13,7 @@ use super::outside::{MAX_PLACES, Outside};
 use super::queue::Queue;
 use super::random::Random;
 use super::route::Route;
+use super::secret::{self, Secrecy};
 use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent, inner_mtu};
 use crate::lane::CAPABILITY;
 use crate::size::path::{Bounds, PathMtu};
@@ -54,6 +55,8 @@ pub struct Peer {
     /// The tunnel that packets take: the best with a session.
     pub(super) sending: Option<u32>,
     pub(super) queue: Queue,
+    /// Its pre-shared keys, and whether packets go without one.
+    pub(super) secrecy: Secrecy,
     /// What gets through to it in one piece.
     pub(super) path: PathMtu,
     /// Which way packets go.
@@ -123,6 +126,7 @@ impl Peer {
             tunnels: Vec::new(),
             sending: None,
             queue: Queue::default(),
+            secrecy: Secrecy::default(),
             path: PathMtu::new(Bounds::default(), now),
             route: Route::new(now),
             next_probe: now,
@@ -220,7 +224,8 @@ impl Peer {
     /// Whether it says that it can use lanes.
     #[must_use]
     pub const fn can_use_lanes(&self) -> bool {
-        self.lanes
+        // Lanes are as secret as the tunnel in which their keys are told.
+        self.lanes && !self.secrecy.is_awaited
     }
 
     /// This run of the peer's agent.
@@ -306,6 +311,7 @@ impl Peer {
             path_mtu: self.path_mtu(),
             relay: self.route.via().map(|relay| relay.0),
             path: self.route.has_relay().then(|| self.route.why()),
+            secrecy: (!self.client && self.sending.is_some()).then_some(self.secrecy.state),
         }
     }
 
@@ -419,6 +425,7 @@ impl Peer {
         }
         self.told.time = hello.time.filter(|_| want_time).or(self.told.time);
         self.lanes = hello.capabilities.iter().any(|one| one == CAPABILITY);
+        self.secrecy.can = Some(hello.capabilities.iter().any(|one| one == secret::CAPABILITY));
         self.route.theirs = hello.knocker;
         let outside = hello.outside.clone().unwrap_or_default().believed();
         if outside.places != self.outside.places {

@@ -5,6 +5,7 @@ mod outside;
 mod paths;
 mod roster;
 mod said;
+mod secrets;
 mod sizes;
 mod upkeep;
 
@@ -33,9 +34,12 @@ use crate::target::{RelayPath, Target};
 use crate::wire::array;
 use sizes::Sizes;
 
-/// Most tunnels: 20 of the 24 bits that boringtun leaves of a receiver index. The other four name the owner.
-const MAX_TUNNELS: usize = 1 << OWNER_SHIFT;
+/// Most tunnels: 19 of the 24 bits that boringtun leaves of a receiver index. Four others name the owner.
+const MAX_TUNNELS: usize = PSK_BIT as usize;
 pub(super) const OWNER_SHIFT: u32 = 20;
+/// The bit of a receiver index that says that the tunnel has a pre-shared key. Whoever answers an initiation must know
+/// that before it is answered, and nothing else in there says so.
+const PSK_BIT: u32 = 1 << (OWNER_SHIFT - 1);
 /// Most peers.
 const MAX_PEERS: usize = 1 << 16;
 /// DSCP of what keeps the tunnels up: network control (CS6).
@@ -63,8 +67,8 @@ pub struct Peers {
     peers: Slots<Peer>,
     by_gateway: HashMap<GatewayId, u32, foldhash::fast::RandomState>,
     tunnels: Slots<Tunnel>,
-    /// By the number of the own key and the peer's key.
-    by_key: HashMap<(u32, TunnelPublicKey), u32, foldhash::fast::RandomState>,
+    /// By the number of the own key, the peer's key, and whether there is a pre-shared key.
+    by_key: HashMap<(u32, TunnelPublicKey, bool), u32, foldhash::fast::RandomState>,
     local: Option<Local>,
     sequence: u64,
     next_generation: u32,
@@ -202,6 +206,9 @@ impl Peers {
     /// The way to a peer, while it is open: found once for packets that follow each other at once.
     pub fn way(&mut self, slot: PeerSlot) -> Option<Way<'_>> {
         let peer = self.peers.get(slot.index).filter(|peer| peer.generation == slot.generation)?;
+        if peer.secrecy.withholds {
+            return None;
+        }
         let tunnel = self.tunnels.get_mut(peer.sending?)?;
         Some(Way { tunnel, to: peer.way()? })
     }
@@ -390,7 +397,7 @@ impl Peers {
             Kind::Initiation => None,
             Kind::Response { receiver } | Kind::Cookie { receiver } | Kind::Data { receiver } => {
                 let index = receiver >> 8;
-                let number = index & ((1 << OWNER_SHIFT) - 1);
+                let number = index & (PSK_BIT - 1);
                 let ours = index >> OWNER_SHIFT == u32::from(self.config.owner & 0x0f);
                 if !ours || self.tunnels.get(number).is_none() {
                     return Err(DropReason::PeerUnknown);
@@ -412,8 +419,18 @@ impl Peers {
         let number = match receiver {
             Some(number) => number,
             None => {
-                let pair = self.own.initiator(datagram)?;
-                *self.by_key.get(&pair).ok_or(DropReason::PeerUnknown)?
+                let (own, key) = self.own.initiator(datagram)?;
+                let psk = array(datagram, 4).map(u32::from_le_bytes);
+                let psk = psk.is_some_and(|sender| (sender >> 8) & PSK_BIT != 0);
+                match self.by_key.get(&(own, key, psk)) {
+                    Some(number) => *number,
+                    None => {
+                        if psk {
+                            self.miss_psk((own, key), now, out);
+                        }
+                        return Err(DropReason::PeerUnknown);
+                    }
+                }
             }
         };
         if let Target::Relay(through) = from {
@@ -454,6 +471,7 @@ impl Peers {
         };
         if fresh {
             self.choose_sending(index);
+            self.judge(index, now);
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
         // A copy of an initiation proves nothing about where a client is.

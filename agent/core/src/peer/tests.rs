@@ -15,6 +15,7 @@ mod life;
 mod many;
 mod paths;
 mod rotation;
+mod secrets;
 mod sizes;
 
 /// Keeps what it gets.
@@ -110,6 +111,7 @@ impl Side {
             keys: vec![self.secret.public()],
             endpoints: vec![self.at],
             relation: 0,
+            kems: Vec::new(),
             client: false,
         }
     }

@@ -13,6 +13,7 @@ use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use std::sync::Arc;
+use zeroize::Zeroizing;
 
 use super::front::{INITIATION_LEN, MAX_DATAGRAM_LEN};
 use super::random::Random;
@@ -104,6 +105,7 @@ struct Agreed {
 /// What a [`Tunn`] is made of.
 struct Making {
     secret: StaticSecret,
+    psk: Option<Zeroizing<[u8; 32]>>,
     index: u32,
     limiter: Arc<RateLimiter>,
 }
@@ -151,7 +153,7 @@ impl Tunnel {
     ) -> Self {
         Self {
             tunn: None,
-            making: Making { secret: secret.clone(), index, limiter },
+            making: Making { secret: secret.clone(), psk: None, index, limiter },
             peer,
             own: 0,
             key,
@@ -176,12 +178,29 @@ impl Tunnel {
         self
     }
 
+    /// The same, with a pre-shared key in its handshakes.
+    pub(super) fn under(mut self, psk: Zeroizing<[u8; 32]>) -> Self {
+        self.making.psk = Some(psk);
+        self
+    }
+
+    /// Whether its handshakes have a pre-shared key in them.
+    pub(super) const fn has_psk(&self) -> bool {
+        self.making.psk.is_some()
+    }
+
+    /// How many initiations in a row weren't answered.
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempt.map_or(0, |attempt| attempt.count)
+    }
+
     fn tunn(&mut self) -> &mut Tunn {
         let (making, key) = (&self.making, &self.key);
         self.tunn.get_or_insert_with(|| {
             let (secret, public) = (making.secret.clone(), PublicKey::from(*key.as_bytes()));
             let limiter = Some(Arc::clone(&making.limiter));
-            Box::new(Tunn::new(secret, public, None, None, making.index, limiter))
+            let psk = making.psk.as_ref().map(|psk| **psk);
+            Box::new(Tunn::new(secret, public, psk, None, making.index, limiter))
         })
     }
 

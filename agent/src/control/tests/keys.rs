@@ -1,6 +1,6 @@
 //! Tunnel keys that are changed: what is written, used and offered, and in which order.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
@@ -10,10 +10,12 @@ use anteroom_proto::v1::Rotate;
 use super::keep::{Mood, world};
 use super::*;
 use crate::control::clock::system_time;
+use crate::kem::KemKey;
 use crate::keys::Ring;
 use crate::state::TunnelKey;
 
 /// Made once: a test asks for it again and again, and seconds pass.
+static KEM: LazyLock<Option<Arc<KemKey>>> = LazyLock::new(KemKey::generate);
 static MADE: LazyLock<u64> = LazyLock::new(|| system_time().0 / 1000 - 60);
 
 /// A key that was made a minute ago.
@@ -21,6 +23,7 @@ fn held() -> TunnelKey {
     TunnelKey {
         serial: *MADE,
         secret: TunnelSecret::from_bytes([77; 32]),
+        kem: KEM.clone(),
         unsure: false,
         clients: false,
         retired: false,
@@ -106,7 +109,8 @@ async fn in_an_emergency_old_keys_that_wait_for_somebody_are_hurried() {
     let world = World::with(|state, _| {
         let ring = Ring::new(vec![held()], held());
         let long_ago = UnixMillis((*MADE + 10) * 1000);
-        let ring = ring.with_new(TunnelSecret::from_bytes([78; 32]), false, long_ago);
+        let ring =
+            ring.with_new((TunnelSecret::from_bytes([78; 32]), KEM.clone()), false, long_ago);
         state.write_tunnel_keys(&ring).unwrap();
     });
     let old = held().secret.public();

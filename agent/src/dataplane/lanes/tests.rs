@@ -40,6 +40,7 @@ pub(super) fn slots(count: u8) -> Vec<PeerSlot> {
         keys: Vec::new(),
         endpoints: Vec::new(),
         relation: 0,
+        kems: Vec::new(),
         client: false,
     });
     peers.set_peers(&configs.collect::<Vec<_>>(), now);

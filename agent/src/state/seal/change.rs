@@ -6,7 +6,9 @@ use zeroize::Zeroizing;
 
 use super::{Kept, Opener, SEAL, SealError, SealedOpener, Sealing, Secrets};
 use crate::state::file::Kind;
-use crate::state::records::{IDENTITY, Seed, StoredTunnelKey, TUNNEL_KEYS, random};
+use crate::state::records::{
+    IDENTITY, KEM_KEYS, Seed, StoredKemKey, StoredTunnelKey, TUNNEL_KEYS, random,
+};
 use crate::state::{StateDir, StateError};
 
 impl StateDir {
@@ -55,6 +57,7 @@ impl Secrets {
         // All that must be read can be, before anything is written.
         self.check::<Seed>(&IDENTITY)?;
         self.check::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)?;
+        self.check::<Vec<StoredKemKey>>(&KEM_KEYS)?;
         let wanted = match sealing {
             // Says that what is written from now on isn't sealed, until the file goes.
             Sealing::None => SealedOpener {
@@ -69,7 +72,8 @@ impl Secrets {
             }
         };
         // Each file stays readable until it has been written anew, however often changes before were cut short.
-        let used = [self.opener_of(&IDENTITY)?, self.opener_of(&TUNNEL_KEYS)?];
+        let used = [&IDENTITY, &TUNNEL_KEYS, &KEM_KEYS].map(|kind| self.opener_of(kind));
+        let used = used.into_iter().collect::<Result<Vec<_>, _>>()?;
         let used = |opener: &SealedOpener| used.contains(&Kept::With(opener.id));
         let mut openers = vec![wanted];
         openers.extend(self.openers()?.into_iter().filter(used));
@@ -82,19 +86,26 @@ impl Secrets {
         let Some(wanted) = self.openers()?.into_iter().next() else { return Ok(()) };
         self.rewrite::<Seed>(&IDENTITY, &wanted)?;
         self.rewrite::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS, &wanted)?;
+        self.rewrite::<Vec<StoredKemKey>>(&KEM_KEYS, &wanted)?;
         match wanted.sealing {
             Sealing::None => self.remove(&SEAL)?,
             _ => SEAL.write(self.directory(), &vec![wanted])?,
         }
         self.check::<Seed>(&IDENTITY)?;
-        self.check::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)
+        self.check::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)?;
+        self.check::<Vec<StoredKemKey>>(&KEM_KEYS)
     }
 
     fn is_finished(&self) -> Result<bool, StateError> {
         let openers = self.openers()?;
         let [wanted] = openers.as_slice() else { return Ok(openers.is_empty()) };
-        let kept = [self.opener_of(&IDENTITY)?, self.opener_of(&TUNNEL_KEYS)?];
-        Ok(wanted.sealing != Sealing::None && kept.into_iter().all(|kept| kept.is(wanted)))
+        let mut all = wanted.sealing != Sealing::None;
+        for kind in [&IDENTITY, &TUNNEL_KEYS, &KEM_KEYS] {
+            // An earlier version left no file with keys of this kind.
+            let kept = self.opener_of(kind)?;
+            all &= kept.is(wanted) || (kept == Kept::Nowhere && *kind.name == *KEM_KEYS.name);
+        }
+        Ok(all)
     }
 
     /// A new opener, and the same sealed, after it has been opened again.

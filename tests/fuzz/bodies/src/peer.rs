@@ -109,6 +109,7 @@ impl Wire {
                 keys: vec![TunnelSecret::from_bytes([other; 32]).public()],
                 endpoints: vec![at(other)],
                 relation: 0,
+                kems: Vec::new(),
                 client: false,
             };
             sides[at_side].peers.set_peers(&[config], now);

@@ -61,6 +61,7 @@ fn peer(at: u8) -> PeerConfig {
         keys: vec![main_key(at)],
         endpoints: vec![SocketAddr::from(([192, 0, 2, at], 51_820))],
         relation: 0,
+        kems: Vec::new(),
         client: false,
     }
 }

@@ -38,10 +38,17 @@ impl Peers {
             if self.pair(index, (!client).then_some(first_attempt + wait), now) {
                 first_attempt += STAGGER;
             }
+            self.drop_stale_agreements(index);
             self.choose_sending(index);
+            self.judge(index, now);
             self.review(index);
             self.wake(index, now);
         }
+    }
+
+    /// What receiver indices of this table begin with.
+    pub(super) fn owner_bits(&self) -> u32 {
+        u32::from(self.config.owner & 0x0f) << OWNER_SHIFT
     }
 
     /// This gateway's keys for other gateways, and who still needs each.
@@ -86,7 +93,7 @@ impl Peers {
 
     /// The peer that has a key.
     pub(super) fn holder(&self, key: &TunnelPublicKey) -> Option<u32> {
-        let number = self.own.iter().find_map(|own| self.by_key.get(&(own.number, *key)))?;
+        let number = self.own.iter().find_map(|own| self.by_key.get(&(own.number, *key, false)))?;
         self.tunnels.get(*number).map(|tunnel| tunnel.peer)
     }
 
@@ -101,6 +108,8 @@ impl Peers {
             }
         }
         if let Some(peer) = self.peers.get_mut(index) {
+            let kems = config.kems.iter().filter(|kem| keys.contains(&kem.key));
+            peer.secrecy.set_kems(kems.cloned());
             peer.keys = keys;
         }
     }
@@ -115,11 +124,11 @@ impl Peers {
     ) -> bool {
         let Some(peer) = self.peers.get(index) else { return false };
         let (keys, client) = (peer.keys.clone(), peer.client);
-        let owner = u32::from(self.config.owner & 0x0f) << OWNER_SHIFT;
+        let owner = self.owner_bits();
         let (mut order, mut made) = (Vec::new(), false);
         for (rank, own) in self.own.iter().filter(|own| own.is_for(client)).enumerate() {
             for (place, key) in keys.iter().enumerate() {
-                let pair = (own.number, *key);
+                let pair = (own.number, *key, false);
                 let number = match self.by_key.get(&pair) {
                     Some(number) => *number,
                     None => {
@@ -136,8 +145,13 @@ impl Peers {
                         number
                     }
                 };
-                // The better of both ends' keys decides last: a pair of which one is old is old.
-                order.push((rank.max(place), rank + place, rank, number));
+                // The better of both ends' keys decides last: a pair of which one is old is old. None without a pre-shared
+                // key is as good as any that has one.
+                let place = (rank.max(place), rank + place, rank);
+                order.push((true, place, number));
+                if let Some(number) = self.by_key.get(&(own.number, *key, true)) {
+                    order.push((false, place, *number));
+                }
             }
         }
         order.sort_unstable();
@@ -150,7 +164,7 @@ impl Peers {
     pub(super) fn remove_tunnels(&mut self, index: u32, gone: &[u32]) {
         for number in gone {
             if let Some(tunnel) = self.tunnels.remove(*number) {
-                self.by_key.remove(&(tunnel.own, tunnel.key));
+                self.by_key.remove(&(tunnel.own, tunnel.key, tunnel.has_psk()));
             }
         }
         if let Some(peer) = self.peers.get_mut(index) {

@@ -66,7 +66,9 @@ impl Peers {
         if self.pair(number, called, now) {
             self.next_first_attempt = first_attempt + STAGGER;
         }
+        self.drop_stale_agreements(number);
         self.choose_sending(number);
+        self.judge(number, now);
         self.review(number);
         self.wake(number, now);
     }

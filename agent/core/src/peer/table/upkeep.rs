@@ -11,7 +11,7 @@ use super::{CONTROL, Peer, Peers, Tunnel, seal, write};
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::state::NEVER;
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
-use crate::peer::{PeerSlot, front};
+use crate::peer::{PeerSlot, front, secret};
 use crate::sink::Sink;
 use crate::size;
 use crate::target::Target;
@@ -22,6 +22,8 @@ const MAX_DRAIN: usize = 300;
 const MAX_INBOX: usize = 64;
 /// Least time between two looks at one peer.
 const TICK: Duration = Duration::from_millis(1);
+/// So many initiations with a pre-shared key that nobody answers let it be tried without.
+const IN_VAIN: u32 = 2;
 
 impl Peers {
     /// A session came up: sends what waited for it, and says hello.
@@ -37,13 +39,23 @@ impl Peers {
             }
             write(out, to, CONTROL, &self.scratch[..len]);
         }
+        self.flush(index, now, out);
+        self.probe(index, now, out);
+        self.wake(index, now);
+    }
+
+    /// Sends what waited for a session, once it may go.
+    fn flush(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+        let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.secrecy.withholds) else {
+            return;
+        };
+        let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
+        let (Some(tunnel), Some(to)) = (tunnel, peer.way()) else { return };
         let late = peer.queue.expire(now);
         while let Some(packet) = peer.queue.pop() {
             seal(tunnel, to, &packet, out);
         }
         self.count(DropReason::TunnelDown, late);
-        self.probe(index, now, out);
-        self.wake(index, now);
     }
 
     /// Deals with an IPv6 packet out of a tunnel.
@@ -66,6 +78,7 @@ impl Peers {
         }
         let want_time = local.confirmed_time.is_none();
         let boot = peer.boot();
+        let psk = self.tunnels.get(number).is_some_and(Tunnel::has_psk);
         let (news, answer) = match message::unpack(packet, peer.overlay, local.overlay)? {
             Message::Hello(hello) => {
                 let nonce = hello.nonce;
@@ -92,10 +105,22 @@ impl Peers {
                 self.offers.push_back((slot, key, offer));
                 return Ok(None);
             }
+            Message::SecretPart(part) => {
+                return self.hear_part((index, number), &part, now, out).map(|()| None);
+            }
+            Message::SecretHeld(held) => {
+                self.hear_held(index, &held, now);
+                return Ok(None);
+            }
         };
-        if self.peers.get(index).is_some_and(|peer| peer.boot() != boot) {
+        let anew = self.peers.get(index).is_some_and(|peer| peer.boot() != boot);
+        if !psk && ((anew && boot.is_some()) || self.is_silent_under_psk(index, now)) {
+            self.forget_agreements(index, now);
+        }
+        if anew {
             self.review(index);
         }
+        self.judge(index, now);
         if news {
             self.list(index);
         }
@@ -103,7 +128,12 @@ impl Peers {
         self.wake_for_probes(index);
         self.look(index, now);
         if let Some(nonce) = answer {
-            self.say(index, now, out, |hello| Message::HelloReply(Hello { nonce, ..hello }));
+            // Who speaks without a pre-shared key may have none: what goes under one wouldn't be heard.
+            let by = (!psk)
+                .then_some(number)
+                .filter(|number| self.tunnels.get(*number).is_some_and(Tunnel::has_session));
+            let reply = |hello| Message::HelloReply(Hello { nonce, ..hello });
+            self.say_at(index, (None, by), now, out, reply);
         }
         Ok(None)
     }
@@ -129,7 +159,9 @@ impl Peers {
         }
         // Beside the probes, and not one of them: whoever sends copies from elsewhere has none of those forgotten.
         let nonce = self.random.next();
-        self.say_at(index, Some(to), now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
+        self.say_at(index, (Some(to), None), now, out, |hello| {
+            Message::Hello(Hello { nonce, ..hello })
+        });
     }
 
     /// The next message of a peer that isn't about its tunnel. Whoever hands datagrams in fetches them all before
@@ -158,14 +190,14 @@ impl Peers {
         out: &mut impl Sink,
         message: impl FnOnce(Hello) -> Message,
     ) {
-        self.say_at(index, None, now, out, message);
+        self.say_at(index, (None, None), now, out, message);
     }
 
-    /// Says something to a peer somewhere, or where it is.
+    /// Says something to a peer somewhere, or where it is, by one of its tunnels, or the one that packets take.
     fn say_at(
         &mut self,
         index: u32,
-        to: Option<SocketAddr>,
+        (to, by): (Option<SocketAddr>, Option<u32>),
         now: Instant,
         out: &mut impl Sink,
         message: impl FnOnce(Hello) -> Message,
@@ -174,7 +206,7 @@ impl Peers {
         let knocker = self.knocker_for(index);
         let outside = Some(self.outside()).filter(|outside| !outside.places.is_empty());
         let Some(peer) = self.peers.get(index) else { return };
-        let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
+        let tunnel = by.or(peer.sending).and_then(|number| self.tunnels.get_mut(number));
         let to = to.map(Target::Udp).or_else(|| peer.way());
         let (Some(tunnel), Some(to)) = (tunnel, to) else { return };
         self.sequence += 1;
@@ -182,9 +214,13 @@ impl Peers {
             let passed = now.saturating_duration_since(at).as_millis();
             time.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
         });
+        let mut capabilities = self.config.capabilities.clone();
+        if self.own.has_kem() && capabilities.len() < message::MAX_CAPABILITIES {
+            capabilities.push(secret::CAPABILITY.to_owned());
+        }
         let hello = Hello {
             versions: (message::VERSION, message::VERSION),
-            capabilities: self.config.capabilities.clone(),
+            capabilities,
             boot: self.config.boot,
             sequence: self.sequence,
             revision: local.revision,
@@ -230,16 +266,18 @@ impl Peers {
             self.update(number, now, out);
         }
         self.choose_sending(index);
+        self.judge(index, now);
+        let secrets = self.tend_secrets(index, now, out);
+        let wanted = self.wanted(index);
         let Some(peer) = self.peers.get(index) else { return };
         let (sending, hears_us) = (peer.sending, peer.hears_us(now));
-        // Worse tunnels than the one in use need no session.
-        let wanted = peer.tunnels.iter().position(|number| Some(*number) == sending);
-        let wanted = wanted.map_or(peer.tunnels.len(), |place| place + 1);
         let needed = peer.tunnels[..wanted].to_vec();
         // Where a client is isn't known before it was heard, and it isn't disturbed without need.
         let on_demand = peer.client.then(|| peer.is_wanted());
-        for number in needed {
-            let watch = (Some(number) == sending).then_some(hears_us);
+        let place = needed.iter().position(|number| Some(*number) == sending);
+        for (at, number) in needed.into_iter().enumerate() {
+            // What is worse than the one in use is needed where that one isn't answered: its session says nothing.
+            let watch = place.is_some_and(|place| at >= place).then_some(hears_us);
             let due = |tunnel: &mut Tunnel| {
                 if sending.is_none() {
                     tunnel.lose_patience(now);
@@ -255,9 +293,13 @@ impl Peers {
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
         let late = peer.queue.expire(now);
+        let waits = peer.waiting() > 0;
         let probe = !peer.client && peer.sending.is_some() && peer.next_probe <= now;
         self.count(DropReason::TunnelDown, late);
         self.look(index, now);
+        if waits {
+            self.flush(index, now, out);
+        }
         if probe {
             self.probe(index, now, out);
         }
@@ -269,12 +311,36 @@ impl Peers {
         let probe = peer.sending.filter(|_| !peer.client).and(self.local).map(|_| peer.next_probe);
         let size = peer.sending.and_then(|_| peer.path.poll_timeout());
         let path = peer.sending.and_then(|_| peer.route.due());
-        let others = [peer.silent_at(), peer.queue.due(), probe, size, path];
+        let secrecy = peer.secrecy.due();
+        let others = [peer.silent_at(), peer.queue.due(), probe, size, path, secrecy, secrets];
         let next = tunnels.chain(others.into_iter().flatten()).min();
         // A peer without tunnels has nothing to come again for.
         let wake_at = next.unwrap_or(now + NEVER).max(now + TICK);
         peer.wake_at = wake_at;
         self.agenda.note(index, wake_at);
+    }
+
+    /// How many of a peer's tunnels, the best ones, need a session: none that is worse than the one in use, unless the peer
+    /// doesn't answer there any more. It may have lost its pre-shared keys, so those without are tried as well then.
+    fn wanted(&self, index: u32) -> usize {
+        let Some(peer) = self.peers.get(index) else { return 0 };
+        let get = |number: &u32| self.tunnels.get(*number);
+        let all = peer.tunnels.len();
+        let with_psk = peer.tunnels.iter().filter_map(get).take_while(|tunnel| tunnel.has_psk());
+        let with_psk = with_psk.count();
+        let in_vain = |tunnel: &Tunnel| tunnel.attempts() >= IN_VAIN;
+        match peer.sending {
+            Some(number) if get(&number).is_some_and(|one| one.has_psk() && in_vain(one)) => all,
+            Some(number) => {
+                let place = peer.tunnels.iter().position(|other| *other == number);
+                place.map_or(all, |place| place + 1)
+            }
+            None => {
+                let psks = peer.tunnels[..with_psk].iter().filter_map(get);
+                let hope = psks.filter(|tunnel| tunnel.is_proved()).any(|tunnel| !in_vain(tunnel));
+                if hope { with_psk } else { all }
+            }
+        }
     }
 
     /// Lets boringtun keep its time, and sends what it writes.

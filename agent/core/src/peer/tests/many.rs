@@ -19,6 +19,7 @@ fn configs() -> Vec<PeerConfig> {
             keys: vec![TunnelSecret::from_bytes(bytes).public()],
             endpoints: vec![SocketAddr::from(([198, 18, a, b], 51_820))],
             relation: 0,
+            kems: Vec::new(),
             client: false,
         }
     };

@@ -1,64 +1,81 @@
 //! Tunnel keys are changed while packets flow: make before break.
 
+use super::secrets::Kems;
 use super::*;
 use crate::peer::{KeyUse, OwnKey};
 
 const STEP: Duration = Duration::from_millis(10);
 
-fn secret(number: u8) -> TunnelSecret {
+pub(super) fn secret(number: u8) -> TunnelSecret {
     TunnelSecret::from_bytes([number; 32])
 }
 
 fn for_gateways(secret: &TunnelSecret) -> OwnKey {
-    OwnKey { secret: secret.clone(), gateways: true, clients: false }
+    OwnKey { secret: secret.clone(), gateways: true, clients: false, kem: None }
 }
 
 /// What an agent and its controller do, beside the engines.
-struct Rotation {
-    world: World,
+pub(super) struct Rotation {
+    pub(super) world: World,
     /// Each side's keys, newest first.
-    keys: [Vec<TunnelSecret>; 2],
-    pings: [u32; 2],
+    pub(super) keys: [Vec<TunnelSecret>; 2],
+    /// What each side's keys agree on pre-shared keys with.
+    pub(super) kems: [Kems; 2],
+    pub(super) pings: [u32; 2],
     next: u8,
 }
 
 impl Rotation {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             world: World::live_pair(),
             keys: [vec![secret(1)], vec![secret(2)]],
+            kems: [Kems::None; 2],
             pings: [0; 2],
             next: 100,
         }
     }
 
-    fn use_keys(&mut self, side: usize) {
-        let keys: Vec<OwnKey> = self.keys[side].iter().map(for_gateways).collect();
+    /// Two that have just begun, and may agree on pre-shared keys.
+    pub(super) fn with_kems(kems: [Kems; 2]) -> Self {
+        let mut test = Self { kems, world: World::new(2), ..Self::new() };
+        for side in [0, 1] {
+            test.use_keys(side);
+            test.tell(side);
+        }
+        test
+    }
+
+    pub(super) fn use_keys(&mut self, side: usize) {
+        let kem = |secret: &TunnelSecret| self.kems[side].own(secret);
+        let own = |secret| OwnKey { kem: kem(secret), ..for_gateways(secret) };
+        let keys: Vec<OwnKey> = self.keys[side].iter().map(own).collect();
         let now = self.world.now;
         self.world.sides[side].peers.set_own_keys(&keys, now);
     }
 
     /// A side makes a new key. Nobody hears of it yet.
-    fn make(&mut self, side: usize) {
+    pub(super) fn make(&mut self, side: usize) {
         self.next += 1;
         self.keys[side].insert(0, secret(self.next));
         self.use_keys(side);
     }
 
     /// The other side is told which keys there are now.
-    fn tell(&mut self, side: usize) {
+    pub(super) fn tell(&mut self, side: usize) {
         let keys = self.keys[side].iter().map(TunnelSecret::public).collect();
-        let config = PeerConfig { keys, ..self.world.sides[side].as_peer() };
+        let kems = self.keys[side].iter().filter_map(|key| self.kems[side].theirs(key)).collect();
+        let config = PeerConfig { keys, kems, ..self.world.sides[side].as_peer() };
         let now = self.world.now;
         self.world.sides[1 - side].peers.set_peers(&[config], now);
     }
 
-    fn key_use(&self, side: usize) -> Vec<KeyUse> {
+    pub(super) fn key_use(&self, side: usize) -> Vec<KeyUse> {
         self.world.sides[side].peers.key_use(self.world.now)
     }
 
     /// Gives up the oldest key, if nobody needs it.
-    fn retire(&mut self, side: usize) -> bool {
+    pub(super) fn retire(&mut self, side: usize) -> bool {
         let oldest = self.key_use(side).pop().unwrap();
         assert_eq!(oldest.key, self.keys[side].last().unwrap().public());
         let goes = self.keys[side].len() > 1 && oldest.live == 0 && oldest.away == 0;
@@ -70,7 +87,7 @@ impl Rotation {
     }
 
     /// One ping each way, and a little time.
-    fn ping(&mut self) {
+    pub(super) fn ping(&mut self) {
         for from in 0..2 {
             self.pings[from] += 1;
             let number = self.pings[from];
@@ -79,13 +96,13 @@ impl Rotation {
         self.world.run(STEP);
     }
 
-    fn ping_for(&mut self, time: Duration) {
+    pub(super) fn ping_for(&mut self, time: Duration) {
         for _ in 0..time.as_millis() / STEP.as_millis() {
             self.ping();
         }
     }
 
-    fn assert_none_lost(&self) {
+    pub(super) fn assert_none_lost(&self) {
         for from in 0..2 {
             let arrived = &self.world.sides[1 - from].packets;
             let expected: Vec<Vec<u8>> = (1..=self.pings[from]).map(|n| packet(n, 4)).collect();
@@ -95,7 +112,7 @@ impl Rotation {
     }
 
     /// Loses the next `count` handshake messages.
-    fn lose_handshakes(&mut self, count: usize) {
+    pub(super) fn lose_handshakes(&mut self, count: usize) {
         let mut left = count;
         self.world.fate = Box::new(move |_, _, datagram| {
             let handshake = matches!(datagram.first(), Some(1 | 2));
@@ -110,7 +127,11 @@ impl Rotation {
 
 #[test]
 fn of_ten_thousand_pings_none_is_lost_while_both_ends_change_their_keys_again_and_again() {
-    let mut test = Rotation::new();
+    change_again_and_again(Rotation::new());
+}
+
+/// Has both ends change their keys while packets flow: all arrive, in order.
+pub(super) fn change_again_and_again(mut test: Rotation) -> Rotation {
     let mut retired = 0;
     for round in 0..5 {
         test.lose_handshakes(round * 2);
@@ -146,6 +167,7 @@ fn of_ten_thousand_pings_none_is_lost_while_both_ends_change_their_keys_again_an
         peers.sending_key(peers.slot(other).unwrap()).unwrap()
     });
     assert_eq!([a, b], [test.keys[1][0].public(), test.keys[0][0].public()], "the newest");
+    test
 }
 
 #[test]
@@ -253,7 +275,7 @@ fn a_stock_client_keeps_its_key_while_the_gateways_change_theirs() {
     world.run(Duration::from_secs(1));
     assert!(world.live(0, 1));
     for round in 0..3u8 {
-        let lasting = OwnKey { secret: secret(1), gateways: false, clients: true };
+        let lasting = OwnKey { secret: secret(1), gateways: false, clients: true, kem: None };
         let keys = [for_gateways(&secret(50 + round)), lasting];
         let now = world.now;
         world.sides[0].peers.set_own_keys(&keys, now);

@@ -1,0 +1,345 @@
+//! Agreeing on pre-shared keys with peers: see [`crate::peer::secret`].
+
+use std::time::{Duration, Instant};
+
+use anteroom_proto::cbor::Blob;
+use anteroom_proto::key::{Hash, TunnelPublicKey};
+use anteroom_proto::verdict::DropReason;
+use zeroize::Zeroizing;
+
+use super::{CONTROL, PSK_BIT, Peers, Tunnel};
+use crate::peer::message::{self, Message, SecretHeld, SecretPart};
+use crate::peer::secret::{Agreement, REST, SHORT};
+use crate::peer::tunnel::sealed_room;
+use crate::sink::Sink;
+
+/// Pairs of keys that are agreed on at once, the best first, beside that of the tunnel that packets take.
+const AT_ONCE: usize = 2;
+/// How long two that hold the same key have to speak by it, until it is offered once more.
+const TO_SPEAK: Duration = Duration::from_secs(4);
+/// How often it is, until there is another one.
+const ROUNDS: u32 = 2;
+/// A tunnel through which something came so lately is one that the peer still has.
+const FRESH: Duration = Duration::from_secs(2);
+/// Two that have a pre-shared key say something by it more often than that.
+const SILENT: Duration = Duration::from_millis(2500);
+/// How long the one that encapsulated has to shake hands first.
+const FOR_OTHER: Duration = Duration::from_secs(2);
+
+impl Peers {
+    /// Finds out whether packets for a peer may go.
+    pub(super) fn judge(&mut self, index: u32, now: Instant) {
+        let own_kem = self.own.has_kem();
+        let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else { return };
+        let sending = peer.sending.and_then(|number| self.tunnels.get(number));
+        let awaited = peer.secrecy.is_awaited;
+        if peer.secrecy.judge(sending.map(Tunnel::has_psk), own_kem, now) || !awaited {
+            // What waits goes, or what it waits for is begun.
+            if peer.secrecy.is_awaited || peer.waiting() > 0 {
+                self.wake(index, now);
+            }
+        }
+    }
+
+    /// Offers pre-shared keys where that is this end's part, and says when to come again.
+    pub(super) fn tend_secrets(
+        &mut self,
+        index: u32,
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Option<Instant> {
+        let local = self.local?;
+        let peer = self.peers.get_mut(index).filter(|peer| !peer.client)?;
+        if local.overlay >= peer.overlay || peer.secrecy.can != Some(true) {
+            return None;
+        }
+        let number = peer.sending?;
+        let tunnel = self.tunnels.get(number)?;
+        let (own, key, psk) = (tunnel.own, tunnel.key, tunnel.has_psk());
+        if psk && let Some(agreement) = peer.secrecy.agreement(own, &key) {
+            agreement.rounds = 0;
+        }
+        if let Some(rests) = peer.secrecy.rests.filter(|rests| *rests > now) {
+            return Some(rests);
+        }
+        let better = self.pairs_with_kems(index);
+        let end = better.iter().position(|pair| psk && *pair == (own, key));
+        let better = &better[..end.unwrap_or(better.len())];
+        let used = better.iter().skip(AT_ONCE).find(|pair| **pair == (own, key));
+        let wanted: Vec<_> = better.iter().take(AT_ONCE).chain(used).copied().collect();
+        wanted
+            .into_iter()
+            .filter_map(|pair| self.offer_secret((index, number), pair, now, out))
+            .min()
+    }
+
+    /// Pairs of keys that may have a pre-shared one, best first.
+    fn pairs_with_kems(&self, index: u32) -> Vec<(u32, TunnelPublicKey)> {
+        let Some(peer) = self.peers.get(index) else { return Vec::new() };
+        let mut pairs = Vec::new();
+        for (rank, own) in self.own.iter().filter(|own| own.is_for(false)).enumerate() {
+            for (place, key) in peer.keys.iter().enumerate() {
+                let theirs = peer.secrecy.kems.iter().any(|kem| kem.key == *key);
+                if own.kem().is_some() && theirs {
+                    pairs.push(((rank.max(place), rank + place, rank), (own.number, *key)));
+                }
+            }
+        }
+        pairs.sort_unstable_by_key(|(order, _)| *order);
+        pairs.into_iter().map(|(_, pair)| pair).collect()
+    }
+
+    /// Has a peer hold a pre-shared key for a pair of keys.
+    fn offer_secret(
+        &mut self,
+        (index, number): (u32, u32),
+        (own, key): (u32, TunnelPublicKey),
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Option<Instant> {
+        let peer = self.peers.get_mut(index)?;
+        if peer.secrecy.agreement(own, &key).is_none() {
+            let theirs = peer.secrecy.kems.iter().find(|kem| kem.key == key)?;
+            let ours = self.own.iter().find(|one| one.number == own)?.kem()?;
+            let Some((ciphertext, secret)) = ours.kem.encapsulate(&theirs.encapsulation) else {
+                tracing::warn!(gateway = %peer.gateway, %key, "nothing can be encapsulated to this key");
+                peer.secrecy.rests = Some(now + REST);
+                return peer.secrecy.rests;
+            };
+            let bindings = (&ours.binding, &theirs.binding);
+            let made = Agreement::new((own, key), bindings, &ciphertext, &secret, now);
+            peer.secrecy.agreements.push(made.with_ciphertext(ciphertext));
+        }
+        let agreement = peer.secrecy.agreement(own, &key)?;
+        if let Some(held) = agreement.held {
+            if now < held + TO_SPEAK {
+                return Some(held + TO_SPEAK);
+            }
+            if agreement.rounds >= ROUNDS {
+                self.give_up(index, (own, key), now);
+                return Some(now + REST);
+            }
+            agreement.renew(now);
+        }
+        if agreement.next <= now {
+            let parts = agreement.offer(now);
+            let next = agreement.next;
+            for part in parts {
+                self.tell_by(number, &Message::SecretPart(part), out);
+            }
+            return Some(next);
+        }
+        Some(agreement.next)
+    }
+
+    /// A peer sent a part of a ciphertext.
+    pub(super) fn hear_part(
+        &mut self,
+        (index, number): (u32, u32),
+        part: &SecretPart,
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Result<(), DropReason> {
+        let malformed = DropReason::Malformed;
+        let local = self.local.ok_or(DropReason::PeerDestination)?;
+        let peer = self.peers.get_mut(index).ok_or(DropReason::PeerUnknown)?;
+        let of: [u8; SHORT] = part.of.0.as_slice().try_into().map_err(|_| malformed)?;
+        if part.pair.0.len() != 2 * SHORT || local.overlay <= peer.overlay {
+            return Err(malformed);
+        }
+        let (theirs, ours) = part.pair.0.split_at(SHORT);
+        let theirs = peer.secrecy.kem_of(theirs).map(|kem| (kem.key, kem.binding));
+        let ours = self
+            .own
+            .iter()
+            .find(|own| own.kem().is_some_and(|kem| kem.binding.as_bytes().starts_with(ours)));
+        let (Some((key, binding)), Some(ours)) = (theirs, ours) else {
+            // One of the two keys is gone, or isn't known yet: the view that names it may be under way.
+            return Ok(());
+        };
+        let own = ours.number;
+        if let Some(held) = peer.secrecy.agreement(own, &key).filter(|held| held.of == of) {
+            let proof = held.proof;
+            self.answer_held((index, number), (own, &key), (part, proof), now, out);
+            return Ok(());
+        }
+        let live = self.by_key.get(&(own, key, true)).is_some_and(|psk| {
+            let heard = self.tunnels.get(*psk).map(Tunnel::last_heard);
+            let fresh = |heard| now.saturating_duration_since(heard) < FRESH;
+            *psk == number
+                || (self.tunnels.get(*psk).is_some_and(Tunnel::has_session)
+                    && heard.is_some_and(fresh))
+        });
+        if live {
+            return Ok(());
+        }
+        let Some(whole) = peer.secrecy.join(of, (part.number, &part.bytes.0), now) else {
+            return Ok(());
+        };
+        let Some(kem) = ours.kem() else { return Ok(()) };
+        let secret = kem.kem.decapsulate(&whole).ok_or(malformed)?;
+        let bindings: (&Hash, &Hash) = (&binding, &kem.binding);
+        let made = Agreement::new((own, key), bindings, &whole, &secret, now).held(now);
+        let (psk, proof) = (made.psk.clone(), made.proof);
+        peer.secrecy.forget(own, &key);
+        peer.secrecy.agreements.push(made);
+        self.install(index, (own, key), psk, now + FOR_OTHER, now);
+        self.answer_held((index, number), (own, &key), (part, proof), now, out);
+        Ok(())
+    }
+
+    /// Tells a peer that a ciphertext was opened, by the tunnel that it came through: it may know no better one.
+    fn answer_held(
+        &mut self,
+        (index, number): (u32, u32),
+        (own, key): (u32, &TunnelPublicKey),
+        (part, proof): (&SecretPart, [u8; SHORT]),
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let psk = self.peers.get_mut(index).and_then(|peer| {
+            let agreement = peer.secrecy.agreement(own, key)?;
+            Some(agreement.psk.clone())
+        });
+        if let Some(psk) = psk.filter(|_| !self.by_key.contains_key(&(own, *key, true))) {
+            self.install(index, (own, *key), psk, now + FOR_OTHER, now);
+        }
+        let held = SecretHeld { pair: part.pair.clone(), proof: Blob(proof.to_vec()) };
+        self.tell_by(number, &Message::SecretHeld(held), out);
+    }
+
+    /// A peer says that it holds a pre-shared key.
+    pub(super) fn hear_held(&mut self, index: u32, held: &SecretHeld, now: Instant) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let open = |one: &&mut Agreement| one.held.is_none() && one.pair.as_slice() == held.pair.0;
+        let Some(agreement) = peer.secrecy.agreements.iter_mut().find(open) else { return };
+        let pair = (agreement.own, agreement.key);
+        if agreement.proof.as_slice() != held.proof.0 {
+            tracing::warn!(gateway = %peer.gateway, "two ends made different pre-shared keys");
+            return self.give_up(index, pair, now);
+        }
+        agreement.held = Some(now);
+        let psk = agreement.psk.clone();
+        self.install(index, pair, psk, now, now);
+    }
+
+    /// What was agreed on for a pair of keys leads nowhere: another try, later.
+    fn give_up(&mut self, index: u32, (own, key): (u32, TunnelPublicKey), now: Instant) {
+        if let Some(number) = self.by_key.get(&(own, key, true)).copied() {
+            self.remove_tunnels(index, &[number]);
+            self.choose_sending(index);
+        }
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.secrecy.forget(own, &key);
+            peer.secrecy.rests = Some(now + REST);
+        }
+        self.judge(index, now);
+    }
+
+    /// Makes a tunnel with a pre-shared key, in the place of any before it.
+    fn install(
+        &mut self,
+        index: u32,
+        (own, key): (u32, TunnelPublicKey),
+        psk: Zeroizing<[u8; 32]>,
+        first_attempt: Instant,
+        now: Instant,
+    ) {
+        if let Some(number) = self.by_key.get(&(own, key, true)).copied() {
+            self.remove_tunnels(index, &[number]);
+        }
+        let bits = self.owner_bits() | PSK_BIT;
+        let Some(ours) = self.own.iter().find(|one| one.number == own) else { return };
+        let made = self.tunnels.insert(|number| {
+            let times = (now, Some(first_attempt));
+            let who = (index, key, false);
+            let tunnel = Tunnel::new(&ours.secret, who, bits | number, ours.limiter(), times);
+            tunnel.of(own).under(psk)
+        });
+        if let Some(number) = made {
+            self.by_key.insert((own, key, true), number);
+        }
+        self.pair(index, None, now);
+        self.choose_sending(index);
+        self.judge(index, now);
+        self.wake(index, now);
+    }
+
+    /// An initiation came for a tunnel with a pre-shared key that isn't here, from somebody who may be the peer with that key:
+    /// this end runs anew, or has lost it. It is shaken hands with without.
+    pub(super) fn miss_psk(
+        &mut self,
+        (own, key): (u32, TunnelPublicKey),
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let Some(number) = self.by_key.get(&(own, key, false)).copied() else { return };
+        if self.tunnels.get_mut(number).is_some_and(|tunnel| tunnel.may_heal(now)) {
+            self.initiate(number, now, out);
+        }
+    }
+
+    /// Whether packets for a peer take a tunnel with a pre-shared key, and nothing came through that for longer than a peer
+    /// that has it is ever silent.
+    pub(super) fn is_silent_under_psk(&self, index: u32, now: Instant) -> bool {
+        let number = self.peers.get(index).and_then(|peer| peer.sending);
+        let tunnel = number.and_then(|number| self.tunnels.get(number));
+        tunnel.is_some_and(|tunnel| {
+            tunnel.has_psk() && now.saturating_duration_since(tunnel.last_heard()) > SILENT
+        })
+    }
+
+    /// A peer runs anew, or has forgotten this one meanwhile: it has no pre-shared key any more.
+    pub(super) fn forget_agreements(&mut self, index: u32, now: Instant) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        peer.secrecy.forget_all();
+        let with_psk = |number: &&u32| self.tunnels.get(**number).is_some_and(Tunnel::has_psk);
+        let gone: Vec<u32> = peer.tunnels.iter().filter(with_psk).copied().collect();
+        if !gone.is_empty() {
+            self.remove_tunnels(index, &gone);
+            self.choose_sending(index);
+        }
+        self.judge(index, now);
+    }
+
+    /// Forgets what was agreed on for keys that are no more.
+    pub(super) fn drop_stale_agreements(&mut self, index: u32) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let keys = &peer.keys;
+        let own = &self.own;
+        peer.secrecy
+            .agreements
+            .retain(|one| keys.contains(&one.key) && own.rank(one.own).is_some());
+    }
+
+    /// Tells a peer something by one of its tunnels.
+    fn tell_by(&mut self, number: u32, message: &Message, out: &mut impl Sink) {
+        let Some(local) = self.local else { return };
+        let Some(tunnel) = self.tunnels.get_mut(number) else { return };
+        let Some(peer) = self.peers.get(tunnel.peer) else { return };
+        let Some(to) = peer.way() else { return };
+        let packet = message::pack(local.overlay, peer.overlay, message);
+        to.put(out, CONTROL, sealed_room(packet.len()), |buffer| tunnel.seal(&packet, buffer));
+    }
+
+    /// Has all pre-shared keys forgotten here.
+    #[cfg(test)]
+    pub(crate) fn forget_agreements_for_tests(&mut self, now: Instant) {
+        for index in self.peers.numbers() {
+            self.forget_agreements(index, now);
+        }
+    }
+
+    /// An initiation of the tunnel with a pre-shared key that leads to a gateway.
+    #[cfg(test)]
+    pub(crate) fn initiation_for_tests(&mut self, to: anteroom_proto::id::GatewayId) -> Vec<u8> {
+        let peer = self.by_gateway.get(&to).and_then(|index| self.peers.get(*index));
+        let mut tunnels = peer.map(|peer| peer.tunnels.clone()).unwrap_or_default().into_iter();
+        let number = tunnels.find(|one| self.tunnels.get(*one).is_some_and(Tunnel::has_psk));
+        let mut datagram = vec![0; 148];
+        let tunnel = number.and_then(|number| self.tunnels.get_mut(number));
+        let len = tunnel.map_or(0, |tunnel| tunnel.initiate(&mut datagram));
+        datagram.truncate(len);
+        datagram
+    }
+}
