@@ -115,6 +115,8 @@ pub(crate) struct Client<P> {
     jitter: u32,
     /// Peers that should have a pre-shared key and have none.
     classic: classic::Classic,
+    /// Whether the controller reads in reports about pre-shared keys.
+    tells_psk: bool,
     disk: Arc<dyn Disk>,
     keys: KnownKeys,
     chain: Option<AuthorityChain>,
@@ -165,6 +167,7 @@ impl<P: Plane> Client<P> {
             rotate_every: Rotating::default().every(),
             jitter: random(),
             classic: classic::Classic::default(),
+            tells_psk: false,
             disk: disk.clone(),
             keys,
             outbox: Outbox::new(boot),

@@ -24,8 +24,6 @@ pub const MOST: usize = 3;
 pub const FOR_AWAY: Duration = Duration::from_secs(24 * 3600);
 /// How long an old key has in an emergency, whoever still needs it.
 pub const IN_EMERGENCY: Duration = Duration::from_secs(30);
-/// A key without means to agree on pre-shared keys is replaced that soon.
-const WITHOUT_KEM: Duration = Duration::from_secs(60);
 /// A key that was made so much later than it is now was made by a clock that went wrong.
 const AHEAD: Duration = Duration::from_secs(3600);
 
@@ -125,8 +123,7 @@ impl Ring {
     pub fn is_due(&self, every: Duration, now: UnixMillis) -> bool {
         let made = self.newest.made();
         let ahead = u64::try_from(AHEAD.as_millis()).unwrap_or(u64::MAX);
-        let lacks = self.newest.kem.is_none() && now.since(made) >= WITHOUT_KEM;
-        lacks || now.since(made) >= every || made > now.saturating_add(ahead)
+        self.newest.kem.is_none() || now.since(made) >= every || made > now.saturating_add(ahead)
     }
 
     /// Whether peers hold on to so many keys that another one has to wait.
@@ -274,7 +271,7 @@ mod tests {
         assert!(!ring().is_due(day, UnixMillis(NOW.0 - 1_800_000)), "half an hour ahead");
         assert!(ring().is_due(day, UnixMillis(NOW.0 - 7_200_000)), "made by a wrong clock");
         let old = Ring::new(vec![TunnelKey { kem: None, ..key(1, NOW.0 / 1000) }], key(9, 1));
-        assert!(!old.is_due(day, after(WITHOUT_KEM / 2)) && old.is_due(day, after(WITHOUT_KEM)));
+        assert!(old.is_due(day, NOW), "it can have no pre-shared keys");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::CAPABILITY;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, ToAgent, ToController,
+    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, TELLS_PSK, ToAgent, ToController,
 };
 use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
@@ -37,6 +37,8 @@ pub(super) struct Session {
     relayed: bool,
     /// Whether it can be asked to replace its tunnel keys.
     rotates: bool,
+    /// Whether its reports tell of pre-shared keys.
+    tells_psk: bool,
 }
 
 /// What a session works with while it runs.
@@ -55,8 +57,8 @@ fn facts(applied: &Applied) -> AppliedFacts {
 impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
         let can = |what| hello.capabilities.iter().any(|capability| capability == what);
-        let (relayed, rotates) = (can(CAPABILITY), can(ROTATES));
-        Self { gateway: hello.gateway, greeted, relayed, rotates }
+        let (relayed, rotates, tells_psk) = (can(CAPABILITY), can(ROTATES), can(TELLS_PSK));
+        Self { gateway: hello.gateway, greeted, relayed, rotates, tells_psk }
     }
 
     pub(super) async fn run(
@@ -66,7 +68,7 @@ impl Session {
         reader: MessageReader<ToController>,
         writer: MessageWriter<ToAgent>,
     ) {
-        let Self { gateway, greeted, relayed, rotates } = self;
+        let Self { gateway, greeted, relayed, rotates, tells_psk } = self;
         let Greeted { approved, authority, ends, welcome, facts: hello } = greeted;
         let observed = hello.observed;
         if let Err(error) = controller.store.record_hello(gateway, &hello).await {
@@ -76,6 +78,10 @@ impl Session {
         let (outgoing, queue) = mpsc::channel(QUEUE);
         // The welcome is first in the queue, before anyone else can reach it.
         let _ = outgoing.try_send(Outgoing::Message(ToAgent::Welcome(Box::new(welcome))));
+        if tells_psk {
+            let reads = ToAgent::Reads(vec![TELLS_PSK.to_owned()]);
+            let _ = outgoing.try_send(Outgoing::Message(reads));
+        }
         let connection = peer.connection.clone();
         let writing = tokio::spawn(write(connection.clone(), writer, queue));
         let link = Link {

@@ -76,6 +76,9 @@ pub enum ToAgent {
     Pass(Box<Signed<RelayPass>>),
     /// Tunnel keys to replace. Only for a gateway whose greeting says [`ROTATES`].
     Rotate(Rotate),
+    /// What the controller reads in reports beyond version 1's basics, such as [`TELLS_PSK`]. Right behind the welcome, and
+    /// only for agents whose greeting has one of those capabilities.
+    Reads(Vec<String>),
     /// Reports up to this sequence number are stored.
     Reported {
         /// The agent's boot that the number belongs to.
@@ -97,6 +100,9 @@ pub struct Rotate {
 
 /// What a gateway's greeting says it can do where it takes [`ToAgent::Rotate`].
 pub const ROTATES: &str = "rotate";
+
+/// What a gateway's greeting says where its reports tell of pre-shared keys, to a controller that reads that.
+pub const TELLS_PSK: &str = "psk";
 
 /// First words of a gateway with an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -305,6 +305,19 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_ciphertext_fits_where_relays_carry_least() {
+        let pair = Blob(vec![0xff; 16]);
+        let (of, bytes) = (Blob(vec![0xff; 8]), Blob(vec![0xff; 272]));
+        let part = SecretPart { pair: pair.clone(), of: of.clone(), number: u8::MAX, bytes };
+        let held = SecretHeld { pair, proof: of };
+        for message in [Message::SecretPart(part), Message::SecretHeld(held)] {
+            let packet = pack(A, B, &message);
+            assert_eq!(unpack(&packet, A, B), Ok(message));
+            assert!(packet.len() <= 450, "{} bytes", packet.len());
+        }
+    }
+
+    #[test]
     fn the_longest_claim_and_its_answer_fit_everywhere() {
         let claim = AddressClaim {
             organisation: OrganisationId::from_bytes([0xff; 16]),

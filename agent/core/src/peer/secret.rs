@@ -203,6 +203,9 @@ pub(super) struct Secrecy {
     since: Option<Instant>,
     /// Whether there could be such a key, and packets go without, or wait.
     pub(super) is_awaited: bool,
+    /// Whether this gateway could have such keys, and has none with this peer: it tells it no keys of lanes either, which are
+    /// as secret as the tunnel in which they are told, and last for as long as it runs.
+    pub(super) hides_lanes: bool,
     /// Whether packets wait.
     pub(super) withholds: bool,
     pub(super) state: State,
@@ -239,6 +242,9 @@ impl Secrecy {
             _ => None,
         };
         (self.is_awaited, self.withholds) = (false, false);
+        if let Some(psk) = sending {
+            self.hides_lanes = own_kem && !psk;
+        }
         match (sending, lacks) {
             (None, _) => (self.since, self.state) = (None, State::Awaited),
             (Some(true), _) => {

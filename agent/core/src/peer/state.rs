@@ -224,8 +224,7 @@ impl Peer {
     /// Whether it says that it can use lanes.
     #[must_use]
     pub const fn can_use_lanes(&self) -> bool {
-        // Lanes are as secret as the tunnel in which their keys are told.
-        self.lanes && !self.secrecy.is_awaited
+        self.lanes && !self.secrecy.hides_lanes
     }
 
     /// This run of the peer's agent.

@@ -59,6 +59,9 @@ impl Peers {
         if psk && let Some(agreement) = peer.secrecy.agreement(own, &key) {
             agreement.rounds = 0;
         }
+        if psk && peer.keys.first() == Some(&key) && self.own.rank(own) == Some(0) {
+            return None;
+        }
         if let Some(rests) = peer.secrecy.rests.filter(|rests| *rests > now) {
             return Some(rests);
         }
