@@ -17,7 +17,7 @@ use anteroom_proto::view::Floor;
 use anyhow::Context;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::{error, info, warn};
 
 use crate::bypass::{Machine, Orders};
@@ -28,6 +28,7 @@ use crate::local::server::Socket;
 use crate::net;
 use crate::plane::Plane;
 use crate::relay::{self, Known, Who};
+use crate::slice;
 use crate::state::{Enrolled, Enrolment, Held, StateDir};
 use answers::Answers;
 use gate::{Gate, Opener};
@@ -254,8 +255,32 @@ async fn use_relays(
         Ok(open) => open.as_ref().map(|open| open.handle.clone()),
         Err(_) => None,
     };
-    if let Some(handle) = handle {
-        relay::run(who, known, handle, status).await;
+    let Some(handle) = handle else { return };
+    // On one thread of their own: what carries a packet shares the core's caches with what has sealed it, and nothing
+    // that control does stands in its way.
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (ended, end) = oneshot::channel::<()>();
+    let relaying = move || {
+        let _ended = ended;
+        // A refusal costs nothing but time.
+        let _ = slice::ask();
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(async {
+                tokio::select! {
+                    () = relay::run(who, known, handle, status) => {}
+                    _ = stopped => {}
+                }
+            }),
+            Err(error) => error!("relays can't be used: {error}"),
+        }
+    };
+    match std::thread::Builder::new().name("relays".into()).spawn(relaying) {
+        Ok(_) => {
+            // Neither is ever sent: each end is told by the other's going.
+            let _ = end.await;
+            drop(stop);
+        }
+        Err(error) => error!("relays can't be used: {error}"),
     }
 }
 

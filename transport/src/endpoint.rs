@@ -12,7 +12,7 @@ use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime as _, TokioRuntime,
+    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime, TokioRuntime,
     TransportConfig, TransportErrorCode, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
@@ -21,6 +21,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::egress;
 use crate::exchange;
+use crate::gather::Gathering;
 use crate::link::Carrier;
 pub use crate::link::Link;
 use crate::mirror::Mirror;
@@ -200,14 +201,17 @@ fn over(
     server: Option<quinn::ServerConfig>,
     protocols: &[Protocol],
 ) -> io::Result<Endpoint> {
-    if protocols.contains(&Protocol::Relay) {
+    let carries_packets = protocols.contains(&Protocol::Relay);
+    if carries_packets {
         enlarge_buffers(&socket);
     }
-    let socket = TokioRuntime.wrap_udp_socket(socket)?;
+    let runtime: Arc<dyn Runtime> =
+        if carries_packets { Arc::new(Gathering) } else { Arc::new(TokioRuntime) };
+    let socket = runtime.wrap_udp_socket(socket)?;
     // A relay's gateways ask it how they look from outside.
-    let asked = server.is_some() && protocols.contains(&Protocol::Relay);
+    let asked = server.is_some() && carries_packets;
     let socket = if asked { Arc::new(Mirror::new(socket)) } else { socket };
-    Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
+    Endpoint::new_with_abstract_socket(config, server, socket, runtime)
 }
 
 /// A controller's endpoint at `address`. Each client proves an Ed25519 key: see [`peer_key`]. The client

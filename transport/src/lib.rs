@@ -8,6 +8,7 @@
 //! - `dial`: whichever of the two gets through;
 //! - `egress`: by which way connections leave a machine that has two;
 //! - `link`: a connection, whichever of the two it took;
+//! - `datagrams`: what a connection carries beside messages, many at once;
 //! - `mirror`: a relay's socket, which tells gateways how theirs looks from outside;
 //! - `message`: typed, bounded messages over a stream.
 //!
@@ -16,12 +17,16 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "quic")]
+pub mod datagrams;
+#[cfg(feature = "quic")]
 pub mod dial;
 #[cfg(feature = "quic")]
 pub mod egress;
 #[cfg(feature = "quic")]
 pub mod endpoint;
 pub mod exchange;
+#[cfg(feature = "quic")]
+mod gather;
 #[cfg(feature = "quic")]
 pub mod link;
 #[cfg(feature = "quic")]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use crate::batch::VlanTag;
 use crate::lane::{Job, Taken};
 use crate::port::PortId;
-use crate::target::Through;
+use crate::target::{Through, Whose};
 use crate::vnet::VnetHeader;
 
 /// Takes frames and datagrams. The shell's sink fills send rings; tests and the simulation keep what they get.
@@ -29,15 +29,16 @@ pub trait Sink {
     );
 
     /// As [`Self::datagram`], for a datagram that a relay carries. Asked only of a shell that told of relays
-    /// ([`crate::engine::Engine::set_relays`]); any other has nowhere to send it.
+    /// ([`crate::engine::Engine::set_relays`]); any other has nowhere to send it. `whose` says who is to share a queue with
+    /// whom.
     fn relayed(
         &mut self,
         to: Through,
-        dscp_ecn: u8,
+        whose: Whose,
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {
-        let _ = (to, dscp_ecn, capacity, write);
+        let _ = (to, whose, capacity, write);
     }
 
     /// As [`Self::datagram`], for a datagram of a lane ([`crate::lane`]): `owner` is who runs the lane. Where it goes

@@ -1,6 +1,6 @@
 //! Where a sealed datagram goes, or came from: straight through the underlay, or through a relay.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anteroom_proto::id::GatewayId;
 
@@ -56,7 +56,21 @@ impl Target {
     ) {
         match self {
             Self::Udp(to) => out.datagram(to, dscp_ecn, capacity, write),
-            Self::Relay(to) => out.relayed(to, dscp_ecn, capacity, write),
+            Self::Relay(to) => out.relayed(to, Whose::Gateways, capacity, write),
+        }
+    }
+
+    /// As [`Self::put`], for what `packet` becomes when it is sealed: a device's, whatever it says of its own urgency.
+    pub(crate) fn put_sealed(
+        self,
+        out: &mut impl Sink,
+        dscp_ecn: u8,
+        (packet, capacity): (&[u8], usize),
+        write: impl FnOnce(&mut [u8]) -> usize,
+    ) {
+        match self {
+            Self::Udp(to) => out.datagram(to, dscp_ecn, capacity, write),
+            Self::Relay(to) => out.relayed(to, Whose::of(packet), capacity, write),
         }
     }
 }
@@ -64,6 +78,27 @@ impl Target {
 impl From<SocketAddr> for Target {
     fn from(address: SocketAddr) -> Self {
         Self::Udp(address)
+    }
+}
+
+/// Whose a packet is that a relay is to carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// Gateways' own: it keeps tunnels up, and goes first.
+    Gateways,
+    /// A device's, by the address that it sends from.
+    Device(IpAddr),
+}
+
+impl Whose {
+    /// Of an IP packet. What is none counts for one device, which there isn't.
+    fn of(packet: &[u8]) -> Self {
+        let version = packet.first().map_or(0, |first| first >> 4);
+        let source: Option<IpAddr> = match version {
+            6 => packet.get(8..).and_then(<[u8]>::first_chunk::<16>).map(|at| (*at).into()),
+            _ => packet.get(12..).and_then(<[u8]>::first_chunk::<4>).map(|at| (*at).into()),
+        };
+        Self::Device(source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
     }
 }
 

@@ -375,7 +375,7 @@ pub(crate) mod fake {
     use std::path::Path;
 
     use super::*;
-    use crate::dataplane::relayed::Brought;
+    use crate::dataplane::relayed::Delivery;
 
     /// What was told of relays.
     #[derive(Debug)]
@@ -388,7 +388,7 @@ pub(crate) mod fake {
     /// The worker's side.
     pub(crate) struct FakeWorker {
         commands: mpsc::Receiver<Command>,
-        brought: mpsc::Receiver<Brought>,
+        brought: Delivery,
     }
 
     impl FakeWorker {
@@ -432,8 +432,13 @@ pub(crate) mod fake {
 
         /// The next packet that a relay brought.
         pub(crate) async fn brought(&mut self) -> (anteroom_agent_core::target::Through, Vec<u8>) {
-            let packet = self.brought.recv().await.expect("somebody has the handle");
-            (packet.from, packet.bytes)
+            let mut one = Vec::new();
+            while one.is_empty() {
+                self.brought.take(1, &mut one);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let packet = one.remove(0);
+            (packet.from, packet.bytes.to_vec())
         }
     }
 }

@@ -16,6 +16,7 @@ mod lanes;
 mod outbox;
 pub mod relayed;
 mod setup;
+mod shares;
 mod status;
 mod timer;
 mod underlays;

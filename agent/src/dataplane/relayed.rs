@@ -1,22 +1,28 @@
-//! Sealed packets between the worker and the connections to relays, by queues that never make either wait.
+//! Sealed packets between the worker and the connections to relays, by queues that never make either wait, and in which no
+//! device and no peer takes another's place.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anteroom_agent_core::target::{RelayId, Through};
+use anteroom_agent_core::target::{RelayId, Through, Whose};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::relay::packet::{HEADER_LEN, SEALED_LEN};
+use bytes::{Bytes, BytesMut};
 use nix::sys::eventfd::EventFd;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
-/// Packets that wait for one relay's connection: of those that keep tunnels up, and of all others.
+use super::shares::Shares;
+
+/// Packets that wait for one relay's connection: of those that keep tunnels up, and of all devices.
 const URGENT: usize = 64;
-const WAITING: usize = 512;
+const WAITING: usize = 1_024;
 /// Packets of all relays that wait for the worker.
-const INCOMING: usize = 2_048;
-/// DSCP of what keeps tunnels up (CS6). It goes first.
-const CONTROL: u8 = 0xc0;
+const INCOMING: usize = 4_096;
+/// Packets that are handed over at once.
+const AT_ONCE: usize = 64;
+/// Bytes of packets that share a piece of memory. It lives for as long as one of them waits.
+const PIECE: usize = 16 * 1024;
 
 /// A sealed packet on its way to a relay.
 #[derive(Debug)]
@@ -24,47 +30,139 @@ pub struct Packet {
     /// For whom it is.
     pub to: GatewayId,
     /// The packet, behind as many bytes of room as what stands in front of it takes.
-    pub bytes: Vec<u8>,
+    pub bytes: BytesMut,
+}
+
+/// What waits for one relay's connection.
+#[derive(Debug)]
+struct Waiting {
+    urgent: VecDeque<Packet>,
+    rest: Shares<Whose, Packet>,
+    /// Whether the worker has no more.
+    ended: bool,
+}
+
+impl Waiting {
+    /// False where there is no room.
+    fn push(&mut self, whose: Whose, packet: Packet) -> bool {
+        let len = packet.bytes.len();
+        match whose {
+            Whose::Gateways if self.urgent.len() >= URGENT => false,
+            Whose::Gateways => {
+                self.urgent.push_back(packet);
+                true
+            }
+            Whose::Device(_) => self.rest.push(whose, packet, len),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Packet> {
+        self.urgent.pop_front().or_else(|| self.rest.pop())
+    }
+}
+
+#[derive(Debug)]
+struct Line {
+    waiting: Mutex<Waiting>,
+    news: Notify,
+}
+
+impl Line {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What the worker has for one relay.
 #[derive(Debug)]
 pub struct Outgoing {
-    urgent: mpsc::Receiver<Packet>,
-    rest: mpsc::Receiver<Packet>,
+    line: Arc<Line>,
 }
 
 impl Outgoing {
+    /// Waits for packets, and puts into `batch` as many as make up to `bytes`, one at least: what the connection takes in
+    /// now, for the rest waits better here. False once the worker has no more. Dropping the future loses nothing.
+    pub async fn take(&mut self, bytes: usize, batch: &mut Vec<Packet>) -> bool {
+        loop {
+            {
+                let mut waiting = self.line.waiting();
+                let mut taken = 0;
+                while batch.len() < AT_ONCE
+                    && (batch.is_empty() || taken < bytes)
+                    && let Some(packet) = waiting.pop()
+                {
+                    taken += packet.bytes.len();
+                    batch.push(packet);
+                }
+                if !batch.is_empty() {
+                    return true;
+                }
+                if waiting.ended {
+                    return false;
+                }
+            }
+            self.line.news.notified().await;
+        }
+    }
+
     /// The next packet; none once the worker has no more. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<Packet> {
-        tokio::select! {
-            biased;
-            Some(packet) = self.urgent.recv() => Some(packet),
-            packet = self.rest.recv() => packet,
-        }
+        let mut one = Vec::with_capacity(1);
+        self.take(0, &mut one).await;
+        one.pop()
     }
 }
 
 /// The worker's side of [`Outgoing`].
 #[derive(Debug)]
 pub struct Queues {
-    urgent: mpsc::Sender<Packet>,
-    rest: mpsc::Sender<Packet>,
+    line: Arc<Line>,
+    /// What is handed over next.
+    filled: Vec<(Whose, Packet)>,
+}
+
+impl Queues {
+    /// Hands over what was put here. Gives how many packets found no room.
+    fn flush(&mut self) -> u64 {
+        if self.filled.is_empty() {
+            return 0;
+        }
+        let mut turned_away = 0;
+        {
+            let mut waiting = self.line.waiting();
+            for (whose, packet) in self.filled.drain(..) {
+                turned_away += u64::from(!waiting.push(whose, packet));
+            }
+        }
+        self.line.news.notify_one();
+        turned_away
+    }
+}
+
+impl Drop for Queues {
+    fn drop(&mut self) {
+        self.flush();
+        self.line.waiting().ended = true;
+        self.line.news.notify_one();
+    }
 }
 
 /// Queues for one relay.
 #[must_use]
 pub(crate) fn queues() -> (Queues, Outgoing) {
-    let ((urgent, urgent_out), (rest, rest_out)) = (mpsc::channel(URGENT), mpsc::channel(WAITING));
-    (Queues { urgent, rest }, Outgoing { urgent: urgent_out, rest: rest_out })
+    let waiting = Waiting { urgent: VecDeque::new(), rest: Shares::new(WAITING), ended: false };
+    let line = Arc::new(Line { waiting: Mutex::new(waiting), news: Notify::new() });
+    (Queues { line: line.clone(), filled: Vec::with_capacity(AT_ONCE) }, Outgoing { line })
 }
 
 #[cfg(test)]
 impl Queues {
     /// Has a packet wait, as the worker does.
     pub(crate) fn put(&self, to: GatewayId, sealed: &[u8]) {
-        let bytes = [&[0; HEADER_LEN], sealed].concat();
-        self.rest.try_send(Packet { to, bytes }).expect("there is room");
+        let bytes = BytesMut::from(&[&[0; HEADER_LEN], sealed].concat()[..]);
+        let device = Whose::Device(std::net::Ipv4Addr::LOCALHOST.into());
+        assert!(self.line.waiting().push(device, Packet { to, bytes }), "there is room");
+        self.line.news.notify_one();
     }
 }
 
@@ -72,14 +170,20 @@ impl Queues {
 #[derive(Debug, Default)]
 pub(super) struct Relays {
     queues: HashMap<RelayId, Queues>,
+    piece: BytesMut,
+    /// Packets that aren't handed over yet.
+    filled: usize,
+    /// Packets that found no room, as far as that wasn't told.
+    turned_away: u64,
 }
 
 /// What became of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Put {
+    /// It waits for the next flush.
     Waits,
-    /// The queue was full, or there is no such relay any more.
-    Full,
+    /// There is no such relay any more.
+    Gone,
     TooBig,
     /// Nothing was written.
     Nothing,
@@ -87,10 +191,12 @@ pub(super) enum Put {
 
 impl Relays {
     pub(super) fn open(&mut self, relay: RelayId, queues: Queues) {
+        self.close(relay);
         self.queues.insert(relay, queues);
     }
 
     pub(super) fn close(&mut self, relay: RelayId) {
+        self.turned_away += self.flush();
         self.queues.remove(&relay);
     }
 
@@ -98,25 +204,40 @@ impl Relays {
     pub(super) fn put(
         &mut self,
         to: Through,
-        dscp_ecn: u8,
+        whose: Whose,
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) -> Put {
-        let mut bytes = vec![0; HEADER_LEN + capacity];
-        let len = write(&mut bytes[HEADER_LEN..]).min(capacity);
+        let room = HEADER_LEN + capacity;
+        if self.piece.capacity() < room {
+            self.piece = BytesMut::with_capacity(PIECE.max(room));
+        }
+        self.piece.resize(room, 0);
+        let len = write(&mut self.piece[HEADER_LEN..]).min(capacity);
+        let Some(queues) = self.queues.get_mut(&to.relay) else { return Put::Gone };
         if len == 0 {
             return Put::Nothing;
         }
         if len > *SEALED_LEN.end() {
             return Put::TooBig;
         }
-        bytes.truncate(HEADER_LEN + len);
-        let Some(queues) = self.queues.get(&to.relay) else { return Put::Full };
-        let queue = if dscp_ecn & 0xfc == CONTROL { &queues.urgent } else { &queues.rest };
-        match queue.try_send(Packet { to: to.peer, bytes }) {
-            Ok(()) => Put::Waits,
-            Err(_) => Put::Full,
+        self.piece.truncate(HEADER_LEN + len);
+        let bytes = self.piece.split();
+        queues.filled.push((whose, Packet { to: to.peer, bytes }));
+        self.filled += 1;
+        if queues.filled.len() >= AT_ONCE {
+            self.turned_away += queues.flush();
         }
+        Put::Waits
+    }
+
+    /// Hands everything to the connections. Gives how many packets found no room since the last time.
+    pub(super) fn flush(&mut self) -> u64 {
+        if self.filled > 0 {
+            self.filled = 0;
+            self.turned_away += self.queues.values_mut().map(Queues::flush).sum::<u64>();
+        }
+        std::mem::take(&mut self.turned_away)
     }
 }
 
@@ -124,31 +245,80 @@ impl Relays {
 #[derive(Debug)]
 pub(super) struct Brought {
     pub(super) from: Through,
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Bytes,
 }
+
+type Incoming = Shares<Through, Brought>;
 
 /// Takes packets from relays to the worker. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Inlet {
-    queue: mpsc::Sender<Brought>,
+    incoming: Arc<Mutex<Incoming>>,
     wake: Arc<EventFd>,
-    /// Packets that found the queue full.
+    /// Packets that found no room.
     turned_away: Arc<AtomicU64>,
 }
 
+/// The worker's side of [`Inlet`].
+#[derive(Debug)]
+pub(super) struct Delivery {
+    incoming: Arc<Mutex<Incoming>>,
+}
+
+fn lock(incoming: &Mutex<Incoming>) -> MutexGuard<'_, Incoming> {
+    incoming.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Delivery {
+    /// Puts up to `most` packets into `batch`, and says whether there are more.
+    pub(super) fn take(&self, most: usize, batch: &mut Vec<Brought>) -> bool {
+        let mut incoming = lock(&self.incoming);
+        while batch.len() < most
+            && let Some(packet) = incoming.pop()
+        {
+            batch.push(packet);
+        }
+        !incoming.is_empty()
+    }
+}
+
 impl Inlet {
-    pub(super) fn new(wake: Arc<EventFd>) -> (Self, mpsc::Receiver<Brought>) {
-        let (queue, brought) = mpsc::channel(INCOMING);
-        (Self { queue, wake, turned_away: Arc::default() }, brought)
+    pub(super) fn new(wake: Arc<EventFd>) -> (Self, Delivery) {
+        let incoming = Arc::new(Mutex::new(Shares::new(INCOMING)));
+        let delivery = Delivery { incoming: incoming.clone() };
+        (Self { incoming, wake, turned_away: Arc::default() }, delivery)
     }
 
-    /// Hands a packet to the worker; where too many wait it is counted and let go.
-    pub fn bring(&self, from: Through, sealed: &[u8]) {
-        if self.queue.try_send(Brought { from, bytes: sealed.to_vec() }).is_err() {
-            self.turned_away.fetch_add(1, Ordering::Relaxed);
-        } else {
-            // Each time: whether the worker has just emptied the queue, nobody but it knows. A full counter (EAGAIN)
-            // wakes it just as well.
+    /// Hands packets to the worker; those of a peer, at a relay, that has too many waiting are counted and let go.
+    pub fn bring<'a>(&self, packets: impl IntoIterator<Item = (Through, &'a [u8])>) {
+        let mut piece = BytesMut::new();
+        let packets: Vec<Brought> = packets
+            .into_iter()
+            .map(|(from, sealed)| {
+                // Copied: what waits must not hold on to the whole of what the socket gave.
+                if piece.capacity() < sealed.len() {
+                    piece = BytesMut::with_capacity(PIECE.max(sealed.len()));
+                }
+                piece.extend_from_slice(sealed);
+                Brought { from, bytes: piece.split().freeze() }
+            })
+            .collect();
+        if packets.is_empty() {
+            return;
+        }
+        let mut turned_away = 0;
+        let mut incoming = lock(&self.incoming);
+        let was_empty = incoming.is_empty();
+        for packet in packets {
+            let len = packet.bytes.len();
+            turned_away += u64::from(!incoming.push(packet.from, packet, len));
+        }
+        drop(incoming);
+        if turned_away > 0 {
+            self.turned_away.fetch_add(turned_away, Ordering::Relaxed);
+        }
+        if was_empty {
+            // Where some are waiting the worker knows of them. A full counter (EAGAIN) wakes it just as well.
             let _ = self.wake.write(1);
         }
     }
@@ -161,52 +331,4 @@ impl Inlet {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TO: Through = Through { relay: RelayId(3), peer: GatewayId::from_bytes([9; 16]) };
-
-    fn fill(len: usize) -> impl FnOnce(&mut [u8]) -> usize {
-        move |buffer| {
-            buffer[..len].fill(4);
-            len
-        }
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_turns_packets_away_and_keeps_what_is_urgent_apart() {
-        let mut relays = Relays::default();
-        assert_eq!(relays.put(TO, 0, 100, fill(100)), Put::Full, "no such relay");
-        let (queues, mut outgoing) = queues();
-        relays.open(TO.relay, queues);
-        for _ in 0..WAITING {
-            assert_eq!(relays.put(TO, 0, 100, fill(90)), Put::Waits);
-        }
-        assert_eq!(relays.put(TO, 0, 100, fill(90)), Put::Full);
-        assert_eq!(relays.put(TO, CONTROL, 100, fill(40)), Put::Waits);
-        assert_eq!(relays.put(TO, CONTROL, 100, fill(0)), Put::Nothing);
-        let long = *SEALED_LEN.end() + 1;
-        assert_eq!(relays.put(TO, CONTROL, long, fill(long)), Put::TooBig);
-        let first = outgoing.next().await.expect("what is urgent");
-        assert_eq!((first.to, first.bytes.len()), (TO.peer, HEADER_LEN + 40));
-        for _ in 0..WAITING {
-            assert_eq!(outgoing.next().await.expect("the rest").bytes.len(), HEADER_LEN + 90);
-        }
-        relays.close(TO.relay);
-        assert!(outgoing.next().await.is_none());
-    }
-
-    #[test]
-    fn the_worker_is_woken_and_what_is_too_much_is_counted() {
-        let wake =
-            Arc::new(EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK).unwrap());
-        let (inlet, mut brought) = Inlet::new(wake.clone());
-        for _ in 0..INCOMING + 5 {
-            inlet.bring(TO, &[1; 50]);
-        }
-        assert_eq!(inlet.turned_away(), 5);
-        assert_eq!(wake.read(), Ok(INCOMING as u64));
-        let first = brought.try_recv().expect("the first");
-        assert_eq!((first.from, first.bytes.len()), (TO, 50));
-    }
-}
+mod tests;

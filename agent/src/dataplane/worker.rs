@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::dataplane::handle::{Command, Heartbeat};
 use crate::dataplane::keepalive::Keepalive;
 use crate::dataplane::outbox::Outbox;
-use crate::dataplane::relayed::{Brought, Inlet};
+use crate::dataplane::relayed::{Delivery, Inlet};
 use crate::dataplane::status::Offloads;
 use crate::dataplane::timer::Timer;
 use crate::net::offload::Offload;
@@ -61,7 +61,7 @@ pub(super) struct Start {
     pub(super) steering: Offload,
     pub(super) commands: mpsc::Receiver<Command>,
     /// What relays brought.
-    pub(super) brought: mpsc::Receiver<Brought>,
+    pub(super) brought: Delivery,
     pub(super) inlet: Inlet,
     pub(super) wake: Arc<EventFd>,
     pub(super) heartbeat: Arc<Heartbeat>,
@@ -92,7 +92,7 @@ pub(super) struct Worker {
     interfaces: Vec<(String, String)>,
     offloads: Vec<Offloads>,
     commands: mpsc::Receiver<Command>,
-    brought: mpsc::Receiver<Brought>,
+    brought: Delivery,
     inlet: Inlet,
     wake: Arc<EventFd>,
     heartbeat: Arc<Heartbeat>,

@@ -16,6 +16,7 @@ use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{
     FromRelay, Hello, MAX_FROM_RELAY, PeerState, Refusal, RefusalCode, ToRelay, VERSIONS,
 };
+use anteroom_transport::datagrams;
 use anteroom_transport::dial;
 use anteroom_transport::endpoint::Link as Connected;
 use anteroom_transport::link::{Connection, SendDatagramError};
@@ -29,7 +30,7 @@ use super::table::Table;
 use super::{Known, Place, Who};
 use crate::again::Again;
 use crate::control::{Backoff, plain};
-use crate::dataplane::relayed::{Inlet, Outgoing};
+use crate::dataplane::relayed::{Inlet, Outgoing, Packet};
 
 /// How long a name may take to become addresses.
 const RESOLVE: Duration = Duration::from_secs(3);
@@ -45,6 +46,8 @@ const GREETING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(1);
 /// Authority documents in one message.
 const DOCUMENTS: usize = 16;
+/// Packets of a relay that are handed to the worker at once.
+const BATCH: usize = 64;
 /// Most peers that one relay may tell of.
 const MOST_PEERS: usize = PeerNumber::COUNT as usize;
 
@@ -121,6 +124,20 @@ impl Shared {
 
     fn peers(&self) -> std::sync::MutexGuard<'_, Peers> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes in front of packets for whom they are; those for nobody who is here are dropped.
+    fn address(&self, batch: &mut Vec<Packet>) {
+        let peers = self.peers();
+        batch.retain_mut(|packet| {
+            let number = peers.numbers.get(&packet.to).map(|state| state.number);
+            let (Some(number), Some(head)) = (number, packet.bytes.get_mut(..HEADER_LEN)) else {
+                self.drop_one();
+                return false;
+            };
+            head.copy_from_slice(&packet::header(number, false));
+            true
+        });
     }
 
     fn drop_one(&self) {
@@ -399,28 +416,29 @@ async fn take_packets(
     better: impl Future<Output = Connected>,
 ) -> Option<Connected> {
     let mut better = pin!(better);
+    let mut batch = Vec::new();
     // Until the relay has said what peers are called, nothing can be sent. What was taken before would be lost.
     let _ = timeout(LOOK, shared.heard.notified()).await;
-    loop {
-        let next = tokio::select! {
+    'connection: loop {
+        let space = shared.connection.datagram_send_buffer_space();
+        let more = tokio::select! {
             biased;
             better = &mut better => {
                 shared.all_sent().await;
                 return Some(better);
             }
-            next = outgoing.next() => next,
+            more = outgoing.take(space, &mut batch) => more,
         };
-        let Some(mut packet) = next else { break };
-        let number = shared.peers().numbers.get(&packet.to).map(|state| state.number);
-        let (Some(number), Some(head)) = (number, packet.bytes.get_mut(..HEADER_LEN)) else {
-            shared.drop_one();
-            continue;
-        };
-        head.copy_from_slice(&packet::header(number, false));
-        match shared.connection.send_datagram_wait(packet.bytes.into()).await {
-            Ok(()) => {}
-            Err(SendDatagramError::TooLarge) => shared.drop_one(),
-            Err(SendDatagramError::Gone) => break,
+        if !more {
+            break;
+        }
+        shared.address(&mut batch);
+        for packet in batch.drain(..) {
+            match shared.connection.send_datagram_wait(packet.bytes.freeze()).await {
+                Ok(()) => {}
+                Err(SendDatagramError::TooLarge) => shared.drop_one(),
+                Err(SendDatagramError::Gone) => break 'connection,
+            }
         }
     }
     shared.connection.closed().await;
@@ -429,20 +447,30 @@ async fn take_packets(
 
 /// Brings the data plane what the relay has for it, until the connection ends.
 async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet) {
-    while let Ok(datagram) = shared.connection.read_datagram().await {
-        match packet::parse(&datagram) {
+    let mut batch = Vec::new();
+    while datagrams::read(&shared.connection, BATCH, &mut batch).await.is_ok() {
+        let peers = shared.peers();
+        inlet.bring(batch.iter().filter_map(|datagram| match packet::parse(datagram) {
             Some(Datagram::Packet { peer, sealed, .. }) => {
-                let from = shared.peers().names.get(&peer).copied();
-                match from {
-                    Some(peer) => inlet.bring(Through { relay, peer }, sealed),
-                    None => shared.drop_one(),
+                let peer = peers.names.get(&peer).copied();
+                if peer.is_none() {
+                    shared.drop_one();
                 }
+                Some((Through { relay, peer: peer? }, sealed))
             }
-            Some(Datagram::Answer(MARK)) => shared.arrived.notify_one(),
+            Some(Datagram::Answer(MARK)) => {
+                shared.arrived.notify_one();
+                None
+            }
             // The connection measures the round trip by itself.
-            Some(Datagram::Probe(_) | Datagram::Answer(_)) => {}
-            None => shared.drop_one(),
-        }
+            Some(Datagram::Probe(_) | Datagram::Answer(_)) => None,
+            None => {
+                shared.drop_one();
+                None
+            }
+        }));
+        drop(peers);
+        batch.clear();
     }
 }
 

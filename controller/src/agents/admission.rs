@@ -45,12 +45,14 @@ pub struct TurnedAway {
 struct Here {
     all: usize,
     unknown: usize,
+    relayed: usize,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     total: usize,
     unknown: usize,
+    relayed: usize,
     per_address: HashMap<IpAddr, Here>,
     turned: TurnedAway,
     told: TurnedAway,
@@ -67,8 +69,20 @@ pub struct Admission {
 #[derive(Debug)]
 pub struct Permit {
     counts: Arc<Mutex<Counts>>,
+    limits: ConnectionLimits,
     address: IpAddr,
-    unknown: bool,
+    kind: Kind,
+}
+
+/// What a connection is counted as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// It hasn't said who it is.
+    Unknown,
+    /// A gateway's.
+    Known,
+    /// A gateway's that is relayed: it has another one for control, so these are counted by themselves.
+    Relayed,
 }
 
 fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
@@ -109,8 +123,8 @@ impl Admission {
             let here = counts.per_address.entry(address).or_default();
             here.all += 1;
             here.unknown += 1;
-            let counts = self.counts.clone();
-            return Ok(Permit { counts, address, unknown: true });
+            let (counts, limits) = (self.counts.clone(), self.limits);
+            return Ok(Permit { counts, limits, address, kind: Kind::Unknown });
         };
         Err(turned)
     }
@@ -148,7 +162,8 @@ impl Admission {
 impl Permit {
     /// The connection has said who it is.
     pub fn known(&mut self) {
-        if std::mem::take(&mut self.unknown) {
+        if self.kind == Kind::Unknown {
+            self.kind = Kind::Known;
             let mut counts = lock(&self.counts);
             counts.unknown -= 1;
             if let Some(here) = counts.per_address.get_mut(&self.address) {
@@ -156,19 +171,48 @@ impl Permit {
             }
         }
     }
+
+    /// The connection has said who it is, and wants to be relayed. There may be as many of these as of all others.
+    ///
+    /// # Errors
+    /// [`Turned`] where there are as many already, in all or from this address; it is counted.
+    pub fn relayed(&mut self) -> Result<(), Turned> {
+        self.known();
+        if self.kind == Kind::Relayed {
+            return Ok(());
+        }
+        let mut guard = lock(&self.counts);
+        let counts = &mut *guard;
+        let Some(here) = counts.per_address.get_mut(&self.address) else { return Ok(()) };
+        if counts.relayed >= self.limits.gateways {
+            counts.turned.total += 1;
+            return Err(Turned::Total);
+        }
+        if here.relayed >= self.limits.gateways_per_address {
+            counts.turned.address += 1;
+            return Err(Turned::Address);
+        }
+        counts.total -= 1;
+        counts.relayed += 1;
+        here.all -= 1;
+        here.relayed += 1;
+        self.kind = Kind::Relayed;
+        Ok(())
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut counts = lock(&self.counts);
-        counts.total -= 1;
-        if self.unknown {
-            counts.unknown -= 1;
-        }
+        let (unknown, relayed) = (self.kind == Kind::Unknown, self.kind == Kind::Relayed);
+        counts.total -= usize::from(!relayed);
+        counts.relayed -= usize::from(relayed);
+        counts.unknown -= usize::from(unknown);
         if let Some(here) = counts.per_address.get_mut(&self.address) {
-            here.all -= 1;
-            here.unknown -= usize::from(self.unknown);
-            if here.all == 0 {
+            here.all -= usize::from(!relayed);
+            here.relayed -= usize::from(relayed);
+            here.unknown -= usize::from(unknown);
+            if here.all + here.relayed == 0 {
                 counts.per_address.remove(&self.address);
             }
         }
@@ -215,12 +259,40 @@ mod tests {
     }
 
     #[test]
+    fn relayed_connections_are_counted_by_themselves_for_as_long_as_they_last() {
+        let limits = ConnectionLimits {
+            gateways: 5,
+            gateways_per_address: 3,
+            unknown: 80,
+            ..ConnectionLimits::default()
+        };
+        let admission = Admission::new(limits);
+        let from = |last| admission.admit(IpAddr::from([10, 0, 0, last]));
+        let relayed = |last| {
+            let mut permit = from(last).unwrap();
+            permit.relayed().map(|()| permit)
+        };
+        let mut held: Vec<_> = (0..3).map(|_| relayed(1).unwrap()).collect();
+        assert_eq!(relayed(1).unwrap_err(), Turned::Address);
+        // None of control's places are theirs.
+        let _control: Vec<_> = (0..3).map(|_| from(1).unwrap()).collect();
+        held.extend((0..2).map(|_| relayed(2).unwrap()));
+        assert_eq!(relayed(3).unwrap_err(), Turned::Total);
+        held.pop();
+        assert!(relayed(3).is_ok());
+    }
+
+    #[test]
     fn nothing_is_left_when_all_have_gone() {
         let admission = Admission::new(ConnectionLimits::default());
-        let permits: Vec<_> =
-            (0..10).map(|n| admission.admit(IpAddr::from([10, 0, 0, n])).unwrap()).collect();
+        let mut permits: Vec<_> =
+            (0..10).map(|n| admission.admit(IpAddr::from([10, 0, 0, n / 2])).unwrap()).collect();
+        permits[0].known();
+        permits[1].relayed().unwrap();
+        permits[2].relayed().unwrap();
         drop(permits);
         let counts = lock(&admission.counts);
-        assert_eq!((counts.total, counts.unknown, counts.per_address.len()), (0, 0, 0));
+        let left = (counts.total, counts.unknown, counts.relayed, counts.per_address.len());
+        assert_eq!(left, (0, 0, 0, 0));
     }
 }

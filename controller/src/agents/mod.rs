@@ -66,6 +66,8 @@ impl Agents {
         if connection.protocol() == Some(Protocol::Relay) {
             return self.controller.relay.serve(connection, permit, deadline).await;
         }
+        // Such a connection carries none. Those that nobody reads would hold on to memory. It ends with the connection.
+        tokio::spawn(refuse_datagrams(connection.clone()));
         let Some(key) = connection.peer_key() else {
             return connection.close(CloseCode::Refused.into(), b"no identity key");
         };
@@ -130,6 +132,14 @@ impl Agents {
             }
             None => Err(malformed("the stream ended before its first message".into())),
         }
+    }
+}
+
+/// Ends a connection that sends datagrams where none are taken.
+pub(crate) async fn refuse_datagrams(connection: Connection) {
+    if connection.read_datagram().await.is_ok() {
+        tracing::info!(from = %connection.remote_address(), "it sends datagrams unasked");
+        connection.close(CloseCode::Refused.into(), b"no datagrams are taken here");
     }
 }
 

@@ -28,8 +28,8 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{timeout, timeout_at};
 
-use crate::agents::LAST_WORD;
 use crate::agents::admission::Permit;
+use crate::agents::{LAST_WORD, refuse_datagrams};
 use crate::online::CloseCode;
 use chain::Following;
 use session::Live;
@@ -176,11 +176,11 @@ impl Service {
         }
     }
 
-    /// Serves one connection to its end. `permit` is let go of once the gateway has shown its pass.
+    /// Serves one connection to its end.
     pub(crate) async fn serve(
         self: &Arc<Self>,
         connection: Connection,
-        permit: Permit,
+        mut permit: Permit,
         deadline: tokio::time::Instant,
     ) {
         let from = connection.remote_address();
@@ -195,7 +195,11 @@ impl Service {
         };
         let mut reader = Reader::new(receive, MAX_TO_RELAY);
         let mut writer = Writer::new(send);
-        let greeted = timeout_at(deadline, self.greet(key, &mut reader, &mut writer)).await;
+        let greeted = tokio::select! {
+            greeted = timeout_at(deadline, self.greet(key, &mut reader, &mut writer)) => greeted,
+            // Before the welcome nobody reads any: they would hold on to memory.
+            () = refuse_datagrams(connection.clone()) => return,
+        };
         let (pass, version) = match greeted {
             Ok(Ok(greeted)) => greeted,
             Ok(Err(refusal)) => {
@@ -208,9 +212,14 @@ impl Service {
                 return connection.close(CloseCode::Refused.into(), reason);
             }
         };
-        // The relay's own limit counts it from now on, and lets each gateway in once.
-        drop(permit);
+        // For as long as the connection lasts: one that was replaced takes a moment to end.
+        if let Err(why) = permit.relayed() {
+            tracing::debug!(%from, %why, "turned away");
+            let refusal = Refusal::new(RefusalCode::Busy, why.to_string());
+            return say_last(&connection, writer, refusal).await;
+        }
         session::run(self, connection, key, &pass, version, reader, writer).await;
+        drop(permit);
         self.log_news();
     }
 
@@ -276,12 +285,17 @@ impl Service {
     }
 }
 
-/// Sends the last message and closes, once it has arrived or a moment has passed.
-async fn say_last(connection: &Connection, mut writer: Writer, refusal: Refusal) {
-    let code = match refusal.code {
+/// What a connection is closed with.
+const fn close_code(refusal: &Refusal) -> CloseCode {
+    match refusal.code {
         RefusalCode::Replaced => CloseCode::Replaced,
         _ => CloseCode::Refused,
-    };
+    }
+}
+
+/// Sends the last message and closes, once it has arrived or a moment has passed.
+async fn say_last(connection: &Connection, mut writer: Writer, refusal: Refusal) {
+    let code = close_code(&refusal);
     let said = async {
         if writer.send(&FromRelay::Refused(refusal)).await.is_ok() {
             writer.finish().await;

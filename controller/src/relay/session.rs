@@ -3,9 +3,7 @@
 //! Three tasks: one reads, one writes packets, one writes messages. So a gateway that doesn't read its messages, or
 //! whose path takes no packets, holds up neither the other nor anybody else.
 
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anteroom_controller_core::relay::SessionId;
@@ -14,12 +12,13 @@ use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, SEALED_LEN};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{FromRelay, MAX_STATES, Refusal, RefusalCode, ToRelay, Welcome};
+use anteroom_transport::datagrams;
 use anteroom_transport::link::{Connection, SendDatagramError};
 use anteroom_transport::message::MessageError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep_until, timeout};
 
-use super::{Reader, Service, Writer, protocol, say_last};
+use super::{Reader, Service, Writer, close_code, protocol, say_last};
 use crate::online::CloseCode;
 
 /// Packets that are taken in one go.
@@ -46,22 +45,39 @@ pub(super) struct Live {
     pub(super) packets: Notify,
     /// There may be something to tell.
     pub(super) news: Notify,
+    /// It is to end.
+    ends: Notify,
     last: Mutex<Option<Refusal>>,
 }
 
 impl Live {
     fn new() -> Self {
-        Self { packets: Notify::new(), news: Notify::new(), last: Mutex::default() }
+        Self {
+            packets: Notify::new(),
+            news: Notify::new(),
+            ends: Notify::new(),
+            last: Mutex::default(),
+        }
     }
 
     /// Ends the connection with a word of why.
     pub(super) fn end(&self, why: Refusal) {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
-        self.news.notify_one();
+        self.ends.notify_one();
     }
 
     fn last(&self) -> Option<Refusal> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Waits until the connection is to end, and says why.
+    async fn ended(&self) -> Refusal {
+        loop {
+            if let Some(last) = self.last() {
+                return last;
+            }
+            self.ends.notified().await;
+        }
     }
 }
 
@@ -149,8 +165,15 @@ pub(super) async fn run(
         rate: service.rate(),
     });
     let (answers, queue) = mpsc::channel(QUEUE);
-    let welcomed = timeout(WRITE, writer.send(&welcome)).await;
-    if matches!(welcomed, Ok(Ok(()))) {
+    // Whoever is slow to take it in must not stay for longer than others let it.
+    let welcomed = tokio::select! {
+        welcomed = timeout(WRITE, writer.send(&welcome)) => matches!(welcomed, Ok(Ok(()))),
+        last = live.ended() => {
+            connection.close(close_code(&last).into(), b"");
+            false
+        }
+    };
+    if welcomed {
         let packets = tokio::spawn(hand_out(service.clone(), live.clone(), connection.clone(), id));
         let messages =
             Messages { service: service.clone(), live, connection: connection.clone(), id };
@@ -216,6 +239,7 @@ impl Messages {
         loop {
             let pause = if looks < ROOM_EARLY.0 { ROOM_EARLY.1 } else { ROOM_LATE };
             let answer = tokio::select! {
+                last = self.live.ended() => return say_last(&self.connection, writer, last).await,
                 () = self.live.news.notified() => None,
                 Some(answer) = queue.recv() => Some(answer),
                 () = tokio::time::sleep(pause) => {
@@ -224,9 +248,6 @@ impl Messages {
                 }
                 _ = self.connection.closed() => return,
             };
-            if let Some(last) = self.live.last() {
-                return say_last(&self.connection, writer, last).await;
-            }
             self.service.core().set_room(self.id, room(&self.connection));
             self.service.wake();
             let mut next = answer;
@@ -238,7 +259,14 @@ impl Messages {
                         news => FromRelay::Peers(news),
                     },
                 };
-                match timeout(WRITE, writer.send(&message)).await {
+                let sent = tokio::select! {
+                    sent = timeout(WRITE, writer.send(&message)) => sent,
+                    // Half a message stands before whatever could still be said.
+                    last = self.live.ended() => {
+                        return self.connection.close(close_code(&last).into(), b"");
+                    }
+                };
+                match sent {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return,
                     Err(_) => {
@@ -260,31 +288,33 @@ struct Reading<'a> {
     answers: mpsc::Sender<FromRelay>,
 }
 
-/// What a future has now, if it has it.
-fn now_or_never<F: Future>(future: F) -> Option<F::Output> {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => Some(output),
-        Poll::Pending => None,
-    }
-}
-
 impl Reading<'_> {
     async fn run(self, mut reader: Reader) -> Result<(), Refusal> {
         let mut passes = Pace::new(BURST, EVERY);
         let mut probes = Pace::new(PROBE_BURST, PROBE_EVERY);
         let mut batch = Vec::with_capacity(BATCH);
+        // A pass whose time hasn't come, and room for the answer to it. Packets go on meanwhile: those that nobody read
+        // would hold on to memory.
+        let mut shown: Option<(Box<Signed<RelayPass>>, tokio::time::Instant)> = None;
+        let mut room = None;
         loop {
+            let due = shown.as_ref().map_or_else(tokio::time::Instant::now, |(_, due)| *due);
             tokio::select! {
-                message = reader.next() => match message {
+                free = self.answers.reserve(), if room.is_none() => match free {
+                    Ok(free) => room = Some(free),
+                    // The writer has gone only when the connection has.
+                    Err(_) => return Ok(()),
+                },
+                () = sleep_until(due), if shown.is_some() && room.is_some() => {
+                    if let (Some((pass, _)), Some(room)) = (shown.take(), room.take()) {
+                        room.send(self.renew(&pass));
+                    }
+                }
+                message = reader.next(), if shown.is_none() => match message {
                     Ok(Some(ToRelay::Pass(pass))) => {
-                        // Whoever shows more than this waits, and its packets with it.
+                        // Whoever shows more than this waits.
                         let pause = passes.next(Instant::now());
-                        if !pause.is_zero() {
-                            sleep_until(tokio::time::Instant::now() + pause).await;
-                        }
-                        let answer = self.renew(&pass);
-                        // The writer has gone only when the connection has.
-                        let _ = self.answers.send(answer).await;
+                        shown = Some((pass, tokio::time::Instant::now() + pause));
                     }
                     Ok(Some(_)) => return Err(protocol("that was not asked for")),
                     Err(MessageError::Malformed(error)) => return Err(protocol(error.to_string())),
@@ -293,12 +323,7 @@ impl Reading<'_> {
                 datagram = self.connection.read_datagram() => {
                     let Ok(datagram) = datagram else { return Ok(()) };
                     batch.push(datagram);
-                    while batch.len() < BATCH {
-                        match now_or_never(self.connection.read_datagram()) {
-                            Some(Ok(datagram)) => batch.push(datagram),
-                            _ => break,
-                        }
-                    }
+                    datagrams::read_more(self.connection, BATCH, &mut batch);
                     self.take(&mut batch, &mut probes);
                 }
             }

@@ -19,7 +19,7 @@ use anteroom_agent_core::lane;
 use anteroom_agent_core::limits::Limits;
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
-use anteroom_agent_core::target::Through;
+use anteroom_agent_core::target::{Through, Whose};
 use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_agent_core::wire::arp::{self, Operation};
 use anteroom_agent_core::wire::{ethernet, parse_ethernet, parse_ipv4};
@@ -210,7 +210,7 @@ impl Sink for Out {
     fn relayed(
         &mut self,
         to: Through,
-        _: u8,
+        _: Whose,
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {

@@ -544,7 +544,8 @@ pub(super) fn dscp(packet: &[u8]) -> u8 {
 
 /// Seals a packet for `to`.
 fn seal(tunnel: &mut Tunnel, to: Target, packet: &[u8], out: &mut impl Sink) {
-    to.put(out, dscp(packet), sealed_room(packet.len()), |buffer| tunnel.seal(packet, buffer));
+    let what = (packet, sealed_room(packet.len()));
+    to.put_sealed(out, dscp(packet), what, |buffer| tunnel.seal(packet, buffer));
 }
 
 /// Sends a message that is written already.

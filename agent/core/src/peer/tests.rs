@@ -6,7 +6,7 @@ use super::*;
 use crate::batch::VlanTag;
 use crate::port::PortId;
 use crate::sink::Sink;
-use crate::target::{RelayId, Target, Through};
+use crate::target::{RelayId, Target, Through, Whose};
 use crate::vnet::VnetHeader;
 use crate::wire::ipv4::Header;
 
@@ -49,7 +49,7 @@ impl Sink for Kept {
     fn relayed(
         &mut self,
         to: Through,
-        _: u8,
+        _: Whose,
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {

@@ -9,7 +9,7 @@ use anteroom_agent_core::batch::VlanTag;
 use anteroom_agent_core::lane::{Job, Taken};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
-use anteroom_agent_core::target::Through;
+use anteroom_agent_core::target::{Through, Whose};
 use anteroom_agent_core::vnet::VnetHeader;
 
 pub(super) use self::datagrams::Datagrams;
@@ -89,6 +89,7 @@ impl Outbox {
         if let Some(threads) = &mut self.threads {
             threads.send();
         }
+        self.underlay_counters.queue_full += self.relays.flush();
     }
 
     /// Gives back the memory that a load made it touch. Everything was flushed before.
@@ -122,13 +123,13 @@ impl Sink for Outbox {
     fn relayed(
         &mut self,
         to: Through,
-        dscp_ecn: u8,
+        whose: Whose,
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {
-        match self.relays.put(to, dscp_ecn, capacity, write) {
+        match self.relays.put(to, whose, capacity, write) {
             Put::Waits | Put::Nothing => {}
-            Put::Full => self.underlay_counters.queue_full += 1,
+            Put::Gone => self.underlay_counters.queue_full += 1,
             Put::TooBig => self.underlay_counters.egress_failed += 1,
         }
     }

@@ -11,18 +11,13 @@ impl Worker {
     /// Handles what relays brought, some of it at a time.
     pub(super) fn receive_relayed(&mut self) {
         let mut packets = Vec::new();
-        while packets.len() < A_TURN
-            && let Ok(packet) = self.brought.try_recv()
-        {
-            packets.push(packet);
+        if self.brought.take(A_TURN, &mut packets) {
+            let _ = self.wake.write(1);
         }
         if packets.is_empty() {
             return;
         }
-        if !self.brought.is_empty() {
-            let _ = self.wake.write(1);
-        }
-        let packets = packets.iter().map(|packet| (packet.from, packet.bytes.as_slice()));
+        let packets = packets.iter().map(|packet| (packet.from, &packet.bytes[..]));
         self.engine.handle_relayed(packets, Instant::now(), &mut self.outbox);
     }
 }
