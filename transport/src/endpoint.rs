@@ -39,8 +39,10 @@ const DATAGRAMS_IN: usize = 256 * 1024;
 const DATAGRAMS_OUT: usize = 64 * 1024;
 
 /// The socket's own buffers where packets are carried, in each direction. The system's default holds some hundred
-/// packets: less than what a few gateways send in the time that a busy machine takes to come back to a socket.
+/// packets: less than what a few gateways send in the time that a busy machine takes to come back to a socket. Whoever
+/// connects has one for each connection, which carries one gateway's packets.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+const SOCKET_BUFFER_OF_ONE: usize = 1024 * 1024;
 
 /// The server's name in TLS. It isn't sent and nothing hangs on it: ends are known by their keys.
 pub(crate) const NAME: &str = "anteroom";
@@ -174,11 +176,11 @@ fn endpoint_config(listener: Option<&IdentityKey>) -> EndpointConfig {
 }
 
 /// Makes the socket's buffers larger: beyond what the system allows everyone, where this process may do that.
-fn enlarge_buffers(socket: &UdpSocket) {
-    let receive = setsockopt(socket, RcvBufForce, &SOCKET_BUFFER)
-        .or_else(|_| setsockopt(socket, RcvBuf, &SOCKET_BUFFER));
-    let send = setsockopt(socket, SndBufForce, &SOCKET_BUFFER)
-        .or_else(|_| setsockopt(socket, SndBuf, &SOCKET_BUFFER));
+fn enlarge_buffers(socket: &UdpSocket, bytes: usize) {
+    let receive =
+        setsockopt(socket, RcvBufForce, &bytes).or_else(|_| setsockopt(socket, RcvBuf, &bytes));
+    let send =
+        setsockopt(socket, SndBufForce, &bytes).or_else(|_| setsockopt(socket, SndBuf, &bytes));
     // Smaller ones work too.
     let _ = (receive, send);
 }
@@ -203,7 +205,8 @@ fn over(
 ) -> io::Result<Endpoint> {
     let carries_packets = protocols.contains(&Protocol::Relay);
     if carries_packets {
-        enlarge_buffers(&socket);
+        let one = server.is_none();
+        enlarge_buffers(&socket, if one { SOCKET_BUFFER_OF_ONE } else { SOCKET_BUFFER });
     }
     let runtime: Arc<dyn Runtime> =
         if carries_packets { Arc::new(Gathering) } else { Arc::new(TokioRuntime) };

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, Through};
+use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::relay::packet::{
@@ -14,7 +15,8 @@ use anteroom_proto::relay::packet::{
 };
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{
-    FromRelay, Hello, MAX_FROM_RELAY, PeerState, Refusal, RefusalCode, ToRelay, VERSIONS,
+    FromRelay, Hello, MAX_FROM_RELAY, MAX_TO_RELAY, PeerState, Refusal, RefusalCode, ToRelay,
+    VERSIONS,
 };
 use anteroom_transport::datagrams;
 use anteroom_transport::dial;
@@ -44,8 +46,9 @@ const MARK: [u8; PROBE_LEN] = *b"all sent";
 const GREETING: Duration = Duration::from_secs(10);
 /// How often round trip and room are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// Authority documents in one message.
+/// Authority documents in one message, and their bytes: it has some of its own.
 const DOCUMENTS: usize = 16;
+const DOCUMENT_BYTES: usize = MAX_TO_RELAY - 4 * 1024;
 /// Packets of a relay that are handed to the worker at once.
 const BATCH: usize = 64;
 /// Most peers that one relay may tell of.
@@ -309,7 +312,7 @@ impl Link {
                     FromRelay::AuthorityWanted { after } => {
                         let after = usize::try_from(after).unwrap_or(usize::MAX);
                         let missing = documents.get(after..).unwrap_or_default();
-                        let missing = missing.get(..DOCUMENTS).unwrap_or(missing).to_vec();
+                        let missing = as_many_as_fit(missing).to_vec();
                         writer.send(&ToRelay::Authority(missing)).await.ok()?;
                     }
                     FromRelay::Welcome(welcome) => return Some(Ok(welcome)),
@@ -401,6 +404,17 @@ impl Link {
     }
 }
 
+/// The documents that go into one message: the first in any case.
+fn as_many_as_fit(documents: &[Signed<Authority>]) -> &[Signed<Authority>] {
+    let mut bytes = 0;
+    let fits = documents.iter().take(DOCUMENTS).take_while(|document| {
+        bytes += document.as_bytes().len();
+        bytes <= DOCUMENT_BYTES
+    });
+    let fits = fits.count().max(1);
+    documents.get(..fits).unwrap_or(documents)
+}
+
 fn refused(refusal: &Refusal) -> String {
     let what = match refusal.code {
         RefusalCode::Replaced => "another connection of this gateway took its place",
@@ -477,6 +491,16 @@ async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn documents_fill_a_message_and_no_more() {
+        let document = |len| Signed::<Authority>::from_bytes(vec![0; len]);
+        let many = |count, len| vec![document(len); count];
+        assert_eq!(as_many_as_fit(&many(40, 100)).len(), DOCUMENTS);
+        assert_eq!(as_many_as_fit(&many(40, 65_000)).len(), 8);
+        assert_eq!(as_many_as_fit(&many(3, MAX_TO_RELAY)).len(), 1);
+        assert!(as_many_as_fit(&[]).is_empty());
+    }
 
     #[test]
     fn what_a_relay_says_of_peers_is_kept_by_name_and_number() {

@@ -93,7 +93,9 @@ struct Place {
 fn places(authority: &Authority) -> Vec<Place> {
     let relays = authority.relays.iter().map(|relay| (relay.key, &relay.addresses));
     let controllers = authority.controllers.iter().map(|one| (one.key, &one.addresses));
-    let all = relays.chain(controllers);
+    // However many relays there are, some controllers are among them.
+    let room = MOST - authority.controllers.len().min(MOST / 2);
+    let all = relays.take(room).chain(controllers);
     all.map(|(key, addresses)| Place { key, addresses: addresses.clone() }).take(MOST).collect()
 }
 

@@ -86,7 +86,9 @@ impl RelayLimits {
     /// As those who take connections in take them.
     #[must_use]
     pub fn connections(&self) -> ConnectionLimits {
-        ConnectionLimits { unknown: self.unknown, ..ConnectionLimits::default() }
+        // Each gateway's, and the one before it, which takes a moment to end.
+        let gateways = self.gateways.saturating_mul(2);
+        ConnectionLimits { gateways, unknown: self.unknown, ..ConnectionLimits::default() }
     }
 }
 

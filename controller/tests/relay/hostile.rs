@@ -254,3 +254,51 @@ async fn strangers_and_churn_dont_disturb_those_who_are_here() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_before_the_welcome_end_the_connection() {
+    let bed = Bed::new("");
+    let link = soon("a connection", async {
+        loop {
+            let (identity, servers) = (key(1), [bed.key]);
+            let link = endpoint::connect_for(bed.address, &identity, &servers, Protocol::Relay);
+            if let Ok(link) = link.await {
+                return link;
+            }
+        }
+    })
+    .await;
+    let sending = async {
+        loop {
+            let _ = link.connection().send_datagram(vec![4; 40].into());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let closed = tokio::select! {
+        closed = soon("the end", link.connection().closed()) => closed,
+        () = sending => unreachable!("it sends for ever"),
+    };
+    // A machine that stands still for 5 s ends it for another reason.
+    let why = closed.to_string();
+    assert!(closed.is_by_peer() && (why.contains("datagrams") || why.contains("say who")), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packets_go_on_while_passes_wait_for_their_time() {
+    let bed = Bed::new("");
+    let mut a = Gateway::connect(&bed, 1, 1, &[2]).await;
+    let mut b = Gateway::connect(&bed, 2, 2, &[1]).await;
+    let to = a.meet(2).await;
+    b.meet(1).await;
+    // Each good, and far more than are looked at in the time that the packet takes.
+    for sequence in 10..60 {
+        a.writer.send(&ToRelay::Pass(Box::new(signed(&pass(1, sequence, &[2]))))).await.unwrap();
+    }
+    a.deliver(to, 7, 300, &b).await;
+    for _ in 10..60 {
+        match a.hear().await {
+            Some(FromRelay::PassTaken(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}

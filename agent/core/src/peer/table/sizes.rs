@@ -234,9 +234,10 @@ impl Peers {
         let Sizes { underlay, largest } = self.sizes;
         let Some(peer) = self.peers.get_mut(index) else { return };
         if let Some(room) = peer.route.room() {
-            // The relay says what it takes.
+            // The relay says what it takes. It carries that or is left: what is lost of it, where a relay is busy, says
+            // nothing of sizes.
             let room = room.saturating_sub(OVERHEAD as u16).min(largest);
-            let bounds = Bounds { floor: room.min(FLOOR), base: room, usual: room, ceiling: room };
+            let bounds = Bounds { floor: room, base: room, usual: room, ceiling: room };
             peer.path.set_bounds(bounds, moved, now);
             return self.wake_for_probes(index);
         }
