@@ -155,6 +155,18 @@ pub(crate) enum Expression {
         /// Packets at once.
         burst: u32,
     },
+    /// Ends the rule unless there were more packets with what is loaded than so many a second, and than so many at once.
+    /// The set keeps count of each for so long.
+    EachAbove {
+        /// The set.
+        set: &'static str,
+        /// How long it remembers.
+        lifetime: Duration,
+        /// Packets a second.
+        rate: u64,
+        /// Packets at once.
+        burst: u32,
+    },
     /// Leaves the packet out of connection tracking.
     NoTrack,
     /// Counts the packet.
@@ -445,9 +457,13 @@ impl Expression {
             Self::Equal(value) => put("cmp", &|m| compare(0, value, m)),
             Self::NotEqual(value) => put("cmp", &|m| compare(1, value, m)),
             Self::AtLeast(value) => put("cmp", &|m| compare(5, value, m)),
-            Self::Above { rate, burst } => put("limit", &|m| {
-                m.put(1, &rate.to_be_bytes()).put(2, &1_u64.to_be_bytes());
-                m.put_u32(3, *burst).put_u32(4, LIMIT_PACKETS).put_u32(5, LIMIT_ABOVE);
+            Self::Above { rate, burst } => put("limit", &|m| limit(m, *rate, *burst)),
+            Self::EachAbove { set, lifetime, rate, burst } => put("dynset", &|m| {
+                m.put_text(1, set).put_u32(3, 0).put_u32(4, REGISTER).put(6, &millis(*lifetime));
+                m.nest(7, |expression| {
+                    expression.put_text(1, "limit");
+                    expression.nest(2, |data| limit(data, *rate, *burst));
+                });
             }),
             Self::NoTrack => {
                 element.put_text(1, "notrack");
@@ -458,6 +474,12 @@ impl Expression {
             Self::Jump(chain) => put("immediate", &|m| verdict(-3, Some(chain.as_str()), m)),
         }
     }
+}
+
+/// What is met by packets above a rate.
+fn limit(message: &mut Message, rate: u64, burst: u32) {
+    message.put(1, &rate.to_be_bytes()).put(2, &1_u64.to_be_bytes());
+    message.put_u32(3, burst).put_u32(4, LIMIT_PACKETS).put_u32(5, LIMIT_ABOVE);
 }
 
 /// A time as nftables has it.
