@@ -85,7 +85,7 @@ pub async fn start(directory: Directory, despite_audit: bool) -> Result<Running,
     let config = Config::load(&directory.config())?;
     let identity = directory.load_identity()?;
     let exchange = KeyExchange::allowing_classic(config.https.allow_classic);
-    let tls = serve::tls(directory.load_https()?, exchange)?;
+    let tls = serve::Tls::new(&directory.load_https()?, exchange)?;
     let secret = directory.load_claim_secret()?;
     let limits = Limits::default();
     let store: Arc<dyn Store> =

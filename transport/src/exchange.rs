@@ -22,7 +22,8 @@ pub enum KeyExchange {
     /// X25519MLKEM768 and nothing else.
     #[default]
     Hybrid,
-    /// Classic ones too, where the other end has nothing better.
+    /// Classic ones too, where the other end has nothing better: as long as whoever listens looks at what it offers,
+    /// since TLS goes by the order of whoever connects.
     ClassicToo,
 }
 
@@ -33,7 +34,8 @@ impl KeyExchange {
         if allow_classic { Self::ClassicToo } else { Self::Hybrid }
     }
 
-    /// Cryptography for TLS with these key exchanges, the hybrid one first.
+    /// Cryptography for TLS with these key exchanges, the hybrid one first: that is what whoever connects prefers. Whoever
+    /// listens goes by the other end's order.
     #[must_use]
     pub fn provider(self) -> Arc<CryptoProvider> {
         let mut provider = aws_lc_rs::default_provider();

@@ -3,12 +3,10 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_transport::tcp::offers_ours;
 use axum_server::accept::Accept;
-use rustls::ServerConfig;
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -16,6 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
+use super::serve::Tls;
 use super::slots::{Slot, Slots};
 use crate::agents::Newcomer;
 
@@ -26,14 +25,14 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(super) struct Sorting {
     slots: Slots,
-    tls: Arc<ServerConfig>,
+    tls: Tls,
     gateways: Option<mpsc::Sender<Newcomer>>,
 }
 
 impl Sorting {
     pub(super) const fn new(
         slots: Slots,
-        tls: Arc<ServerConfig>,
+        tls: Tls,
         gateways: Option<mpsc::Sender<Newcomer>>,
     ) -> Self {
         Self { slots, tls, gateways }
@@ -42,7 +41,8 @@ impl Sorting {
     async fn handshake(self, slot: Slot) -> io::Result<TlsStream<Slot>> {
         let started = LazyConfigAcceptor::new(Acceptor::default(), slot).await?;
         let Some(gateways) = self.gateways.filter(|_| offers_ours(&started.client_hello())) else {
-            return started.into_stream(self.tls).await;
+            let config = self.tls.fitting(&started.client_hello());
+            return started.into_stream(config).await;
         };
         let StartHandshake { accepted, io, .. } = started;
         let started = StartHandshake::from_parts(accepted, io.into_stream());
