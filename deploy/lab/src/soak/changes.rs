@@ -60,7 +60,7 @@ pub(super) enum Change {
     /// A rule opens or closes.
     Revision,
     /// A revision that changes nothing for any flow.
-    Label(u64),
+    Label,
 }
 
 impl Change {
@@ -90,13 +90,31 @@ impl Change {
             13 => Self::Rotate,
             14 => Self::RotateNow(gateway),
             15 => Self::Revision,
-            _ => Self::Label(chance.number() % 1_000),
+            _ => Self::Label,
         }
     }
 
     /// Whether an operator makes it, by a command that waits for gateways.
     pub(super) const fn is_by_operator(self) -> bool {
-        matches!(self, Self::Rotate | Self::RotateNow(_) | Self::Revision | Self::Label(_))
+        matches!(self, Self::Rotate | Self::RotateNow(_) | Self::Revision | Self::Label)
+    }
+
+    /// Whether it lasts for a while in which another change may come.
+    pub(super) const fn lasts(self) -> bool {
+        matches!(self, Self::Cut(_) | Self::Unplug(..) | Self::Controller(_))
+    }
+
+    /// Whether it must cost no packet on a path that is good before and after.
+    pub(super) const fn is_lossless(self) -> bool {
+        matches!(
+            self,
+            Self::Controller(_)
+                | Self::Rotate
+                | Self::RotateNow(_)
+                | Self::Revision
+                | Self::Label
+                | Self::Heal
+        )
     }
 
     /// Its kind, in words.
@@ -114,7 +132,7 @@ impl Change {
             Self::Rotate => "all tunnel keys rotated",
             Self::RotateNow(_) => "a tunnel key rotated, old one void",
             Self::Revision => "a rule opens or closes",
-            Self::Label(_) => "a label changes",
+            Self::Label => "a label changes",
         }
     }
 }
@@ -158,13 +176,12 @@ impl Underlay {
         host.enter(|| std::fs::write(promote, "1"))?.context("promote_secondaries")
     }
 
-    /// Makes a change.
-    pub(super) fn suffer(&mut self, hospital: &mut Hospital, change: Change) -> Result<()> {
+    /// Makes a change, or begins one that [lasts](Change::lasts).
+    pub(super) fn begin(&mut self, hospital: &mut Hospital, change: Change) -> Result<()> {
         match change {
-            Change::Cut(time) => {
+            Change::Cut(_) => {
                 self.link.set_both(&Conditions::down());
-                std::thread::sleep(time);
-                self.heal(hospital)
+                Ok(())
             }
             Change::Block if self.blocked => Ok(()),
             Change::Block => {
@@ -182,11 +199,8 @@ impl Underlay {
                 let (new, router) = (address(FAR, self.last), address(FAR, 1));
                 hospital.gateway(FAR).host.readdress("uplink", new, 24, Some(router))
             }
-            Change::Unplug(gateway, time) => {
-                let socket = format!("u-{gateway}");
-                hospital.campus.ip(&format!("link set {socket} down"))?;
-                std::thread::sleep(time);
-                hospital.campus.ip(&format!("link set {socket} up")).map(drop)
+            Change::Unplug(gateway, _) => {
+                hospital.campus.ip(&format!("link set u-{gateway} down")).map(drop)
             }
             Change::Restart(gateway) => {
                 let gateway = hospital.gateway(gateway);
@@ -201,19 +215,27 @@ impl Underlay {
                 gateway.start()?;
                 gateway.wait_running()
             }
+            Change::Controller(_) => hospital.controller.kill(),
+            Change::Rotate | Change::RotateNow(_) | Change::Revision | Change::Label => Ok(()),
+        }
+    }
+
+    /// Ends a change that [lasts](Change::lasts).
+    pub(super) fn end(&mut self, hospital: &mut Hospital, change: Change) -> Result<()> {
+        match change {
+            Change::Cut(time) => {
+                std::thread::sleep(time);
+                self.heal(hospital)
+            }
+            Change::Unplug(gateway, time) => {
+                std::thread::sleep(time);
+                hospital.campus.ip(&format!("link set u-{gateway} up")).map(drop)
+            }
             Change::Controller(time) => {
-                hospital.controller.kill()?;
                 std::thread::sleep(time);
                 hospital.controller.start()
             }
-            Change::Rotate => rotate(hospital, &["--all"]),
-            Change::RotateNow(gateway) => rotate(hospital, &[gateway, "--now"]),
-            Change::Label(number) => {
-                let label = format!("round={number}");
-                let word = ["device", "label", "ct-1", &label, "--reason", "soak", "--yes"];
-                hospital.operator.ok(&word).map(drop)
-            }
-            Change::Revision => Ok(()),
+            _ => Ok(()),
         }
     }
 
@@ -225,13 +247,6 @@ impl Underlay {
         }
         Ok(())
     }
-}
-
-fn rotate(hospital: &Hospital, whom: &[&str]) -> Result<()> {
-    let mut words = vec!["gateway", "rotate"];
-    words.extend(whom);
-    words.extend(["--reason", "soak", "--yes"]);
-    hospital.operator.ok(&words).map(drop)
 }
 
 fn conditions(how: Bad) -> Conditions {

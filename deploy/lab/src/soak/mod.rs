@@ -49,6 +49,8 @@ services = ["side"]
 const BEAT: Duration = Duration::from_millis(10);
 /// How long anything may take to go on after a change, on a machine with a lot else to do.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// The exit code of a command that some gateways haven't followed yet.
+const LAGS: i32 = 3;
 /// What the endless connection carries at least, each way, before it counts as going on.
 const PROGRESS: u64 = 32 << 10;
 
@@ -104,6 +106,8 @@ struct Soak {
     strangers: Strangers,
     /// Whether the side rule is in the policy that was applied last.
     side: bool,
+    /// How many labels were given.
+    labels: u64,
     chance: Chance,
     tally: Tally,
 }
@@ -134,8 +138,14 @@ pub fn measure(
         while changes == 0 || Instant::now() < end {
             changes += 1;
             let change = Change::draw(&mut soak.chance);
-            soak.suffer(change).map_err(|error| {
-                error.context(format!("change {changes}, {change}\n{}", soak.state()))
+            // Troubles seldom come alone.
+            let within = (change.lasts() && soak.chance.happens(0.5))
+                .then(|| Change::draw(&mut soak.chance))
+                .filter(|within| !within.lasts());
+            soak.suffer(change, within).map_err(|error| {
+                let within =
+                    within.map(|within| format!(", within it {within}")).unwrap_or_default();
+                error.context(format!("change {changes}, {change}{within}\n{}", soak.state()))
             })?;
         }
         Ok(format!("{changes} changes"))
@@ -163,6 +173,7 @@ impl Soak {
             allowed,
             strangers,
             side: false,
+            labels: 0,
             chance: Chance::new(seed),
             tally: Tally::default(),
         };
@@ -170,8 +181,8 @@ impl Soak {
         Ok(soak)
     }
 
-    /// Makes a change, waits until all goes on, and notes what it cost.
-    fn suffer(&mut self, change: Change) -> Result<()> {
+    /// Makes a change, another one within it perhaps, waits until all goes on, and notes what it cost.
+    fn suffer(&mut self, change: Change, within: Option<Change>) -> Result<()> {
         let company = self.underlay.is();
         let ct = self.hospital.machine("ct-1").host.clone();
         let pacs = self.hospital.machine("pacs-1").address();
@@ -182,7 +193,9 @@ impl Soak {
                 (pinging.received() >= before + 20).then_some(())
             })
         };
-        let made = some(&pinging, "before it").map_err(Into::into).and_then(|()| self.make(change));
+        let made = some(&pinging, "before it")
+            .map_err(Into::into)
+            .and_then(|()| self.make(change, within));
         let after = made.and_then(|()| {
             some(&pinging, "after it")?;
             self.allowed.go_on()?;
@@ -190,24 +203,70 @@ impl Soak {
             self.strangers.found_nothing()
         });
         let series = pinging.stop()?;
-        self.tally.note(format!("{}{company}", change.name()), &series, BEAT);
-        after
+        let kind = within.map_or_else(
+            || change.name().to_owned(),
+            |within| format!("{}: {}", change.name(), within.name()),
+        );
+        self.tally.note(format!("{kind}{company}"), &series, BEAT);
+        after?;
+        let alone = within.is_none() && company.is_empty();
+        ensure!(
+            series.lost() == 0 || !alone || !change.is_lossless(),
+            "{} of {} pings were lost, {} in a row",
+            series.lost(),
+            series.sent,
+            series.longest_gap
+        );
+        Ok(())
     }
 
-    fn make(&mut self, change: Change) -> Result<()> {
+    fn make(&mut self, change: Change, within: Option<Change>) -> Result<()> {
         if change.is_by_operator() {
             // What was away for the change before has come back, or the command would be right to complain.
             self.hospital.operator.ok(&["status", "--wait", "60"])?;
+            return self.operate(change, true);
         }
-        match change {
-            Change::Revision => {
-                let open = !self.side;
-                let text = format!("{POLICY}{}", if open { SIDE_RULE } else { "" });
-                let file = self.hospital.operator.write_policy("soak.toml", &text)?;
-                self.side = open;
-                self.hospital.operator.apply(&file, "soak").map(drop)
+        self.underlay.begin(&mut self.hospital, change)?;
+        match within {
+            // Nobody is there who could take it.
+            Some(within) if within.is_by_operator() && matches!(change, Change::Controller(_)) => {}
+            Some(within) if within.is_by_operator() => self.operate(within, false)?,
+            Some(within) => self.underlay.begin(&mut self.hospital, within)?,
+            None => {}
+        }
+        self.underlay.end(&mut self.hospital, change)
+    }
+
+    /// An operator's command; `all_there` says whether every gateway is.
+    fn operate(&mut self, change: Change, all_there: bool) -> Result<()> {
+        let operator = &self.hospital.operator;
+        let reason = ["--reason", "soak", "--yes"];
+        let outcome = match change {
+            Change::Rotate => {
+                operator.command(&[&["gateway", "rotate", "--all"], &reason[..]].concat())
             }
-            other => self.underlay.suffer(&mut self.hospital, other),
+            Change::RotateNow(gateway) => {
+                operator.command(&[&["gateway", "rotate", gateway, "--now"], &reason[..]].concat())
+            }
+            Change::Label => {
+                self.labels += 1;
+                let label = format!("round={}", self.labels);
+                operator.command(&[&["device", "label", "ct-1", &label], &reason[..]].concat())
+            }
+            Change::Revision => {
+                self.side = !self.side;
+                let text = format!("{POLICY}{}", if self.side { SIDE_RULE } else { "" });
+                let file = operator.write_policy("soak.toml", &text)?;
+                let plan = format!("{file}.plan");
+                operator.ok(&["policy", "plan", &file, "--out", &plan])?;
+                operator.command(&[&["policy", "apply", &plan], &reason[..]].concat())
+            }
+            _ => return Ok(()),
+        }?;
+        match outcome.code {
+            // Some gateways lag, as they must.
+            LAGS if !all_there => Ok(()),
+            _ => outcome.ok().map(drop),
         }
     }
 
@@ -223,7 +282,8 @@ impl Soak {
             let taken = self.allowed.side.accept();
             ensure!(taken.is_ok(), "the connection wasn't accepted: {taken:?}");
         } else {
-            // The command waited for acknowledgements, so this is so at once.
+            // Closing goes at once wherever the revision has come.
+            self.hospital.operator.ok(&["status", "--wait", "60"])?;
             ensure!(open().is_err(), "a connection opened that no rule names");
         }
         Ok(())

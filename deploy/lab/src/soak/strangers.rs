@@ -34,7 +34,8 @@ struct Ear {
     frames: Arc<AtomicU64>,
     /// How often each of `words` was heard.
     heard: Vec<(&'static str, Arc<AtomicU64>)>,
-    thread: JoinHandle<Result<std::io::Result<()>>>,
+    /// Says in the end how many frames came too fast to be looked at.
+    thread: JoinHandle<Result<std::io::Result<u32>>>,
 }
 
 /// All of them.
@@ -44,15 +45,21 @@ pub(super) struct Strangers {
     ears: Vec<Ear>,
     /// Hears the strangers, to prove that they speak and that ears hear.
     campus: Ear,
+    mouths: Vec<Mouth>,
+}
+
+/// Who speaks, and how often so far.
+#[derive(Debug)]
+struct Mouth {
+    name: String,
     sent: Arc<AtomicU64>,
-    mouths: Vec<JoinHandle<Result<()>>>,
+    thread: JoinHandle<Result<std::io::Result<()>>>,
 }
 
 impl Strangers {
     /// Starts them.
     pub(super) fn start(hospital: &Hospital) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let sent = Arc::new(AtomicU64::new(0));
         let mut ears = Vec::new();
         for device in hospital.devices() {
             let ear = device.host.enter(|| PacketSocket::open_on("eth0", 3))??;
@@ -76,8 +83,10 @@ impl Strangers {
                 devices.iter().copied().filter(|address| *address != own).collect();
             // The MRI may speak DICOM to the PACS, by TCP; this is UDP.
             let host = &hospital.machine(name).host;
+            let sent = Arc::new(AtomicU64::new(0));
             let (ended, count) = (stop.clone(), sent.clone());
-            mouths.push(host.thread(move || speak(&to, word, &ended, &count))?);
+            let thread = host.thread(move || speak(&to, word, &ended, &count))?;
+            mouths.push(Mouth { name: name.into(), sent, thread });
         }
         for subnet in GATEWAYS {
             let intruder = &hospital.machine("intruder").host;
@@ -93,17 +102,20 @@ impl Strangers {
                 }
             }
             let socket = intruder.enter(|| PacketSocket::open_on(subnet, 0))??;
+            let sent = Arc::new(AtomicU64::new(0));
             let (ended, count) = (stop.clone(), sent.clone());
-            mouths.push(intruder.thread(move || {
+            let thread = intruder.thread(move || {
                 while !ended.load(Relaxed) {
                     // What can't be sent now comes again.
                     let sent = frames.iter().filter(|frame| socket.send(frame).is_ok()).count();
                     count.fetch_add(sent as u64, Relaxed);
                     std::thread::sleep(EVERY);
                 }
-            })?);
+                Ok(())
+            })?;
+            mouths.push(Mouth { name: format!("the intruder in {subnet}"), sent, thread });
         }
-        Ok(Self { stop, ears, campus, sent, mouths })
+        Ok(Self { stop, ears, campus, mouths })
     }
 
     /// An error if anything was heard that must not be.
@@ -124,22 +136,31 @@ impl Strangers {
     /// Ends all, and says what was tried in vain.
     pub(super) fn end(mut self) -> Result<String> {
         self.stop.store(true, Relaxed);
-        for mouth in std::mem::take(&mut self.mouths) {
-            mouth.join().map_err(|_| anyhow::anyhow!("a stranger's thread panicked"))??;
+        let mut sent = 0;
+        for Mouth { name, sent: of_one, thread } in std::mem::take(&mut self.mouths) {
+            let ended = thread.join();
+            ended
+                .map_err(|_| anyhow::anyhow!("{name}'s thread panicked"))??
+                .context(name.clone())?;
+            let of_one = of_one.load(Relaxed);
+            ensure!(of_one > 0, "{name} sent nothing, so that nobody heard it proves nothing");
+            sent += of_one;
         }
         self.found_nothing()?;
         let of_strangers = self.campus.heard.iter().find(|(who, _)| *who == STRANGER);
         if of_strangers.is_none_or(|(_, count)| count.load(Relaxed) == 0) {
             bail!("the campus didn't hear the strangers either: that nobody did proves nothing");
         }
-        let mut frames = 0;
+        let (mut frames, mut missed) = (0, 0);
         for ear in self.ears.into_iter().chain([self.campus]) {
             frames += ear.frames.load(Relaxed);
-            let ended = ear.thread.join();
-            ended.map_err(|_| anyhow::anyhow!("an ear's thread panicked"))??.context(ear.place)?;
+            let ended =
+                ear.thread.join().map_err(|_| anyhow::anyhow!("an ear's thread panicked"))?;
+            missed += u64::from(ended?.context(ear.place)?);
         }
-        let sent = self.sent.load(Relaxed);
-        Ok(format!("0 of {sent} packets of strangers arrived; {frames} frames looked at"))
+        Ok(format!(
+            "0 of {sent} packets of strangers arrived; {frames} frames looked at, {missed} missed"
+        ))
     }
 }
 
@@ -176,16 +197,21 @@ impl Ear {
                     }
                 }
             }
-            Ok(())
+            socket.missed()
         })?;
         Ok(Self { place: place.into(), frames, heard, thread })
     }
 }
 
 /// Sends the word to everyone, by UDP, for ever.
-fn speak(to: &[Ipv4Addr], word: &[u8], ended: &AtomicBool, count: &AtomicU64) {
+fn speak(
+    to: &[Ipv4Addr],
+    word: &[u8],
+    ended: &AtomicBool,
+    count: &AtomicU64,
+) -> std::io::Result<()> {
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let Ok(socket) = UdpSocket::bind(any) else { return };
+    let socket = UdpSocket::bind(any)?;
     while !ended.load(Relaxed) {
         for address in to {
             for port in PORTS {
@@ -196,6 +222,7 @@ fn speak(to: &[Ipv4Addr], word: &[u8], ended: &AtomicBool, count: &AtomicU64) {
         }
         std::thread::sleep(EVERY);
     }
+    Ok(())
 }
 
 /// A UDP packet whose sender may be anybody.
