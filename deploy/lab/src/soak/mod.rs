@@ -1,7 +1,7 @@
 //! The soak: a hospital in enforce whose network, keys, programs and policy change at random for as long as one likes.
 //!
 //! What must hold all the time: connections that are allowed go on, the same ones from beginning to end; what
-//! [strangers](strangers) send arrives nowhere; nothing of the devices can be read on the campus; a rule that closes cuts, and one
+//! strangers send arrives nowhere; nothing of the devices can be read on the campus; a rule that closes cuts, and one
 //! that opens opens. Which changes come in which order follows from a seed.
 
 mod changes;
