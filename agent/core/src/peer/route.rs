@@ -89,7 +89,7 @@ pub(super) struct Route {
     proved: Option<Instant>,
     /// When something authentic came directly; none once something came through a relay.
     direct: Option<Instant>,
-    /// Whether a knock was ever answered on the direct path since packets take it.
+    /// Whether a knock was ever answered on the direct path, since packets take it or before they did.
     echoes: bool,
     used: Option<Instant>,
     rounds: u32,
@@ -216,7 +216,8 @@ impl Route {
         self.via = via;
         self.why = why;
         self.since = now;
-        self.echoes = false;
+        // Where the answer to a knock led to a direct path, knocks are answered there.
+        self.echoes &= via.is_none();
         self.proved = if why == PathReason::Proved { Some(now) } else { None };
         self.begin(now);
     }
@@ -337,6 +338,11 @@ impl Route {
     pub(super) fn take_knock(&mut self, nonce: u64) -> Option<(SocketAddr, Instant)> {
         let place = self.knocks.iter().position(|knock| knock.nonce == nonce)?;
         self.knocks.remove(place).map(|knock| (knock.to, knock.at))
+    }
+
+    /// A knock was answered while packets take a relay.
+    pub(super) const fn note_echo(&mut self) {
+        self.echoes = true;
     }
 
     /// A knock on the direct path was answered.

@@ -243,6 +243,7 @@ impl Peers {
             self.wake(index, now);
             return;
         }
+        peer.route.note_echo();
         if !peer.route.may_shake(now) {
             return;
         }

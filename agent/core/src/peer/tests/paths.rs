@@ -136,6 +136,24 @@ fn a_dead_direct_path_is_left_within_two_seconds() {
 }
 
 #[test]
+fn a_direct_path_that_dies_the_moment_it_is_taken_is_left_as_soon_as_any_other() {
+    let mut world = apart();
+    world.talk(Duration::from_secs(1));
+    world.direct(true, true);
+    for _ in 0..200 {
+        world.talk(Duration::from_millis(50));
+        if [0, 1].iter().all(|here| world.path(*here) == (None, PathReason::Proved)) {
+            break;
+        }
+    }
+    assert_eq!([0, 1].map(|here| world.path(here).0), [None; 2], "a direct path is taken");
+    world.direct(false, false);
+    let silence = world.talk(Duration::from_secs(10));
+    assert!(silence.iter().all(|time| *time < Duration::from_secs(2)), "{silence:?}");
+    assert_eq!([0, 1].map(|here| world.path(here).0), [Some(NEAR); 2]);
+}
+
+#[test]
 fn a_path_that_dies_while_nothing_is_sent_costs_no_peer_its_life() {
     let mut world = World::live_pair();
     world.offer(&[NEAR]);
