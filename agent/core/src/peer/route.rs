@@ -82,7 +82,10 @@ pub(super) struct Route {
     /// The key that the peer was given, and its token.
     pub(super) ours: Option<(KnockKey, u64)>,
     next: Instant,
+    /// Knocks that weren't answered yet.
     knocks: VecDeque<Knock>,
+    /// When the last was sent, answered or not.
+    knocked: Option<Instant>,
     /// Since when no knock on the direct path was answered, and how many weren't.
     silent: Option<(Instant, u32)>,
     /// When the direct path last showed that it works.
@@ -132,6 +135,7 @@ impl Route {
             ours: None,
             next: now,
             knocks: VecDeque::new(),
+            knocked: None,
             silent: None,
             proved: None,
             direct: None,
@@ -261,8 +265,7 @@ impl Route {
             return false;
         }
         self.used = Some(now);
-        let last = self.knocks.back().map(|knock| knock.at + BUSY);
-        let due = last.map_or(now, |at| at.max(now));
+        let due = self.knocked.map_or(now, |at| now.max(at + BUSY));
         let sooner = due < self.next && self.theirs.is_some();
         if sooner {
             self.next = due;
@@ -321,6 +324,7 @@ impl Route {
             self.knocks.pop_front();
         }
         self.knocks.push_back(Knock { nonce, to, at: now });
+        self.knocked = Some(now);
         if self.via.is_none() {
             let (since, count) = self.silent.unwrap_or((now, 0));
             self.silent = Some((since, count.saturating_add(1)));
@@ -399,8 +403,8 @@ impl Route {
     pub(super) fn note_places(&mut self, now: Instant) {
         if self.via.is_some() {
             self.rounds = 0;
-            let last = self.knocks.back().map(|knock| knock.at + ROUND);
-            self.next = self.next.min(last.map_or(now, |at| at.max(now)));
+            let due = self.knocked.map_or(now, |at| now.max(at + ROUND));
+            self.next = self.next.min(due);
         }
     }
 

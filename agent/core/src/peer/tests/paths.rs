@@ -136,6 +136,21 @@ fn a_dead_direct_path_is_left_within_two_seconds() {
 }
 
 #[test]
+fn a_busy_path_is_knocked_four_times_a_second_and_not_with_each_packet() {
+    let mut world = World::live_pair();
+    world.offer(&[NEAR]);
+    world.talk(Duration::from_secs(5));
+    let knocks = |world: &World| {
+        let knock = |(_, _, bytes): &&(usize, SocketAddr, Vec<u8>)| bytes[0] == 5;
+        world.delivered.iter().filter(knock).count()
+    };
+    let before = knocks(&world);
+    world.talk(Duration::from_secs(10));
+    let more = knocks(&world) - before;
+    assert!((60..=84).contains(&more), "{more} knocks of two ends in ten seconds");
+}
+
+#[test]
 fn a_direct_path_that_dies_the_moment_it_is_taken_is_left_as_soon_as_any_other() {
     let mut world = apart();
     world.talk(Duration::from_secs(1));
