@@ -11,6 +11,7 @@
 //! # interface = "eth2"                   # default: the uplink's interface
 //! # backup = "eth3"                      # used while the other is dead; with an address and routes of its own
 //! # advertise = ["10.20.1.2:51820"]      # default: the interface's addresses
+//! # quic = 443                           # peers' QUIC is taken here too, for networks that block the tunnels' UDP
 //! # management = ["tcp/22"]              # what else the gateway answers on these interfaces
 //! [[port]]
 //! name = "port1"
@@ -146,6 +147,8 @@ pub struct Underlay {
     pub listen: SocketAddr,
     /// What peers are told to send to. Empty: the addresses of `interface` with the port of `listen`.
     pub advertise: Vec<SocketAddr>,
+    /// UDP port at which peers may connect by QUIC, where the tunnels' own UDP doesn't get through. None: they can't.
+    pub quic: Option<u16>,
     /// Services of this machine that stay reachable from the underlay and the uplink.
     pub management: Vec<LocalService>,
 }
@@ -353,6 +356,7 @@ struct RawUnderlay {
     listen: Spanned<SocketAddr>,
     #[serde(default)]
     advertise: Vec<Spanned<SocketAddr>>,
+    quic: Option<Spanned<u16>>,
     #[serde(default)]
     management: Vec<Spanned<LocalService>>,
 }
@@ -472,6 +476,7 @@ impl RawConfig {
                 backup: underlay.backup.map(Spanned::into_inner),
                 listen,
                 advertise: underlay.advertise.into_iter().map(Spanned::into_inner).collect(),
+                quic: underlay.quic.map(Spanned::into_inner),
                 management: underlay.management.into_iter().map(Spanned::into_inner).collect(),
             },
             ports: port
@@ -508,6 +513,18 @@ impl RawUnderlay {
                     Some(address.span()),
                     "peers can't send there: write an address and port, as in \"10.20.1.2:51820\"",
                 ));
+            }
+        }
+        if let Some(quic) = &self.quic {
+            let problem = match *quic.get_ref() {
+                0 => "needs a fixed UDP port, as in 443: peers and firewalls are told it",
+                port if port == listen.port() => {
+                    "is the tunnels' own port: take another, as in 443"
+                }
+                _ => "",
+            };
+            if !problem.is_empty() {
+                return Err(place.error(Some(quic.span()), problem));
             }
         }
         place.bounded(&self.advertise)?;

@@ -135,6 +135,8 @@ pub(crate) struct Client<P> {
     again: Again,
     /// How they stand.
     relay_status: watch::Receiver<Vec<RelayStatus>>,
+    /// The UDP port where peers' QUIC connections are taken, if they are.
+    quic: Option<u16>,
 }
 
 impl<P: Plane> Client<P> {
@@ -186,7 +188,15 @@ impl<P: Plane> Client<P> {
             relays: None,
             again: Again::default(),
             relay_status: watch::channel(Vec::new()).1,
+            quic: None,
         }
+    }
+
+    /// Has peers told where their QUIC connections are taken.
+    #[must_use]
+    pub(crate) const fn with_quic(mut self, port: Option<u16>) -> Self {
+        self.quic = port;
+        self
     }
 
     /// Asks controllers for passes for relays from now on, and tells them there, with the authority chain. Controllers are
@@ -352,7 +362,12 @@ impl<P: Plane> Client<P> {
 
     fn reachable(&mut self) -> Reachable {
         let reach = self.reach.borrow_and_update().clone();
-        Reachable { endpoints: reach.endpoints, keys: self.bindings.clone(), ports: reach.ports }
+        Reachable {
+            endpoints: reach.endpoints,
+            keys: self.bindings.clone(),
+            ports: reach.ports,
+            quic: None,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod direct;
 pub mod enroll;
 pub mod kem;
 pub mod keys;

@@ -7,6 +7,7 @@ mod answers;
 mod gate;
 mod upkeep;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ use tracing::{error, info, warn};
 use crate::bypass::{Machine, Orders};
 use crate::config::Config;
 use crate::control::{self, Client, ControlStatus, Reach};
+use crate::dataplane::Handle;
+use crate::direct::{self, DirectStatus};
 use crate::local::protocol::Identity;
 use crate::local::server::Socket;
 use crate::net;
@@ -70,6 +73,9 @@ struct Run {
     orders: Orders,
     /// How old a tunnel key gets.
     rotate: Duration,
+    /// Where QUIC connections with peers come and go: the address that they are bound to, and the port where they are
+    /// taken.
+    quic: (IpAddr, Option<u16>),
 }
 
 impl Run {
@@ -159,12 +165,13 @@ impl Run {
             }
         }
         let rotate = config.keys.rotate.every();
-        Ok(Self { state: state.clone(), boot, started, gate, held, orders, rotate })
+        let quic = (config.underlay.listen.ip(), config.underlay.quic);
+        Ok(Self { state: state.clone(), boot, started, gate, held, orders, rotate, quic })
     }
 
     /// Runs until the agent is to stop, or the machine has become a gateway.
     async fn until(self, stop: &watch::Receiver<bool>, socket: &Socket) -> anyhow::Result<Next> {
-        let Self { state, boot, started, gate, held, orders, rotate } = self;
+        let Self { state, boot, started, gate, held, orders, rotate, quic } = self;
         let Held { enrolled, locked, learned, problems, .. } = held;
         let opened = gate.opened().borrow().clone();
         let reach = match opened {
@@ -178,6 +185,12 @@ impl Run {
             fingerprint: enrolled.identity.public().fingerprint().to_string(),
         });
         let (known, pass) = watch::channel(Known { chain: None, pass: upkeep::held_pass(&state) });
+        let own = enrolled.as_ref().map(|enrolled| direct::Who {
+            gateway: enrolled.enrolment.gateway,
+            identity: enrolled.identity.clone(),
+            bind: quic.0,
+            port: quic.1,
+        });
         let relayed = enrolled.as_ref().map(|enrolled| Who {
             organisation: enrolled.enrolment.organisation,
             identity: enrolled.identity.clone(),
@@ -186,10 +199,14 @@ impl Run {
         let client = enrolled.map(|enrolled: Enrolled| {
             Client::new(state.clone(), gate.clone(), enrolled, boot, reach, stop.clone())
                 .rotating(rotate)
+                .with_quic(quic.1)
                 .with_relays(known, relays.clone())
         });
-        let relaying = relayed
-            .map(|who| tokio::spawn(use_relays(who, pass.clone(), gate.clone(), relays_sender)));
+        let (direct_sender, direct) = watch::channel(DirectStatus::default());
+        let relaying = relayed.map(|who| {
+            let table = |handle| Arc::new(relay::Table::new(handle, relays_sender));
+            tokio::spawn(use_relays(who, own, pass.clone(), gate.clone(), table, direct_sender))
+        });
         let keeping_pass = tokio::spawn(upkeep::keep_pass(pass, state.clone()));
         let control: Option<watch::Receiver<ControlStatus>> = client.as_ref().map(Client::status);
         let answers = Arc::new(Answers {
@@ -202,6 +219,7 @@ impl Run {
             problems: problems.iter().map(ToString::to_string).collect(),
             orders,
             relays,
+            direct,
         });
         upkeep::notify(&[NotifyState::Ready]);
         let mut stop = stop.clone();
@@ -243,19 +261,22 @@ impl Run {
     }
 }
 
-/// Connects to relays as soon as there is a data plane to carry packets for.
+/// Connects to relays, and to peers by QUIC, as soon as there is a data plane to carry packets for.
 async fn use_relays(
     who: Who,
+    own: Option<direct::Who>,
     known: watch::Receiver<Known>,
     gate: Gate,
-    status: watch::Sender<Vec<relay::RelayStatus>>,
+    table: impl FnOnce(Handle) -> Arc<relay::Table>,
+    status: watch::Sender<DirectStatus>,
 ) {
     let mut opened = gate.opened();
     let handle = match opened.wait_for(Option::is_some).await {
         Ok(open) => open.as_ref().map(|open| open.handle.clone()),
         Err(_) => None,
     };
-    let Some(handle) = handle else { return };
+    let (Some(handle), Some(own)) = (handle, own) else { return };
+    let (table, views) = (table(handle.clone()), gate.views());
     // On one thread of their own: what carries a packet shares the core's caches with what has sealed it, and nothing
     // that control does stands in its way.
     let (stop, stopped) = oneshot::channel::<()>();
@@ -267,7 +288,12 @@ async fn use_relays(
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(async {
                 tokio::select! {
-                    () = relay::run(who, known, handle, status) => {}
+                    ((), ()) = async {
+                        tokio::join!(
+                            relay::run(who, known, table.clone()),
+                            direct::run(own, views, handle, table, status),
+                        )
+                    } => {}
                     _ = stopped => {}
                 }
             }),

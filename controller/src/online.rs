@@ -56,6 +56,8 @@ pub(crate) struct Link {
     pub(crate) rotates: bool,
     /// Relays that it said it is connected to.
     pub(crate) relays: Vec<RelayUse>,
+    /// Whether views may tell it peers' QUIC ports.
+    pub(crate) takes_quic: bool,
 }
 
 #[derive(Debug, Default)]
@@ -143,6 +145,12 @@ impl Online {
     #[must_use]
     pub fn rotates(&self, gateway: GatewayId) -> bool {
         self.lock().links.get(&gateway).is_some_and(|(_, link)| link.rotates)
+    }
+
+    /// Whether the gateway is connected and its view may tell peers' QUIC ports.
+    #[must_use]
+    pub fn takes_quic(&self, gateway: GatewayId) -> bool {
+        self.lock().links.get(&gateway).is_some_and(|(_, link)| link.takes_quic)
     }
 
     /// The key that the gateway's connection proved.

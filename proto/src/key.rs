@@ -215,6 +215,20 @@ impl IdentityKey {
         }
     }
 
+    /// What this key and `other` agree on under `domain`, and nobody else can find out: the same for both. None where
+    /// `other` is no key with which there is anything to agree on.
+    #[must_use]
+    pub fn agree(&self, domain: &'static str, other: &PublicKey) -> Option<Zeroizing<[u8; 32]>> {
+        let point = VerifyingKey::from_bytes(&other.0).ok().filter(|key| !key.is_weak())?;
+        let scalar = Zeroizing::new(self.0.to_scalar_bytes());
+        let shared =
+            Zeroizing::new(x25519_dalek::x25519(*scalar, point.to_montgomery().to_bytes()));
+        let (own, other) = (self.public(), *other);
+        let (low, high) = (own.min(other), own.max(other));
+        let agreed = Hash::of(domain, &[shared.as_slice(), low.as_bytes(), high.as_bytes()]);
+        (*shared != [0; 32]).then(|| Zeroizing::new(*agreed.as_bytes()))
+    }
+
     pub(crate) fn sign(&self, message: &[u8]) -> Vec<u8> {
         self.0.sign(message).to_bytes().to_vec()
     }
@@ -345,6 +359,28 @@ mod tests {
         }
         let zero = TunnelPublicKey::from_wireguard(&BASE64.encode(&[0; 32]));
         assert!(matches!(zero, Err(KeyError::LowOrder { .. })), "{zero:?}");
+    }
+
+    #[test]
+    fn two_identities_agree_on_what_no_third_finds_out() {
+        let [a, b, c] = [1, 2, 3].map(|seed| IdentityKey::from_seed(&[seed; 32]));
+        let agreed = a.agree("test", &b.public()).unwrap();
+        assert_eq!(b.agree("test", &a.public()), Some(agreed.clone()));
+        for other in [
+            a.agree("another", &b.public()),
+            a.agree("test", &c.public()),
+            c.agree("test", &b.public()),
+        ] {
+            assert_ne!(other, Some(agreed.clone()));
+        }
+        // The neutral element, as compressed; and bytes that are no point at all.
+        let mut neutral = [0; 32];
+        neutral[0] = 1;
+        let mut none = [0; 32];
+        none[0] = 2;
+        for bad in [neutral, [0; 32], none] {
+            assert_eq!(a.agree("test", &PublicKey::try_from(bad).unwrap()), None, "{bad:?}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub mod cbor;
 pub mod claim;
 mod code;
 pub mod cose;
+pub mod direct;
 pub mod id;
 pub mod intent;
 pub mod invite;

@@ -68,4 +68,8 @@ pub struct PeerOperation {
     pub endpoints: Vec<SocketAddr>,
     /// Its tunnel keys, each signed by its identity key.
     pub keys: Vec<Signed<TunnelKeyBinding>>,
+    /// The UDP port where it takes peers' QUIC connections, at the same addresses. Only for agents whose greeting had
+    /// the capability [`crate::direct::CAPABILITY`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<u16>,
 }

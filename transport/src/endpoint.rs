@@ -42,7 +42,7 @@ const DATAGRAMS_OUT: usize = 64 * 1024;
 /// packets: less than what a few gateways send in the time that a busy machine takes to come back to a socket. Whoever
 /// connects has one for each connection, which carries one gateway's packets.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
-const SOCKET_BUFFER_OF_ONE: usize = 1024 * 1024;
+pub(crate) const SOCKET_BUFFER_OF_ONE: usize = 1024 * 1024;
 
 /// The server's name in TLS. It isn't sent and nothing hangs on it: ends are known by their keys.
 pub(crate) const NAME: &str = "anteroom";
@@ -137,8 +137,12 @@ fn transport_config(end: End, protocols: &[Protocol]) -> Result<TransportConfig,
             .stream_receive_window(VarInt::from_u32(4 * 1024 * 1024))
             .receive_window(VarInt::from_u32(8 * 1024 * 1024)),
     };
-    if protocols.contains(&Protocol::Relay) {
+    if protocols.contains(&Protocol::Relay) || protocols.contains(&Protocol::Direct) {
         carry_packets(&mut config);
+    }
+    if protocols == [Protocol::Direct] {
+        // Nothing is said there.
+        config.max_concurrent_bidi_streams(VarInt::from_u32(0));
     }
     Ok(config)
 }
@@ -176,7 +180,7 @@ fn endpoint_config(listener: Option<&IdentityKey>) -> EndpointConfig {
 }
 
 /// Makes the socket's buffers larger: beyond what the system allows everyone, where this process may do that.
-fn enlarge_buffers(socket: &UdpSocket, bytes: usize) {
+pub(crate) fn enlarge_buffers(socket: &UdpSocket, bytes: usize) {
     let receive =
         setsockopt(socket, RcvBufForce, &bytes).or_else(|_| setsockopt(socket, RcvBuf, &bytes));
     let send =
@@ -239,7 +243,7 @@ pub fn listen_for(
     endpoint(address, endpoint_config(Some(identity)), Some(server), protocols)
 }
 
-fn server_config(
+pub(crate) fn server_config(
     tls: rustls::ServerConfig,
     protocols: &[Protocol],
 ) -> Result<quinn::ServerConfig, TransportError> {
@@ -250,7 +254,7 @@ fn server_config(
     Ok(config)
 }
 
-fn client_config(
+pub(crate) fn client_config(
     tls: rustls::ClientConfig,
     protocol: Protocol,
 ) -> Result<quinn::ClientConfig, TransportError> {
@@ -307,11 +311,20 @@ async fn connect_with(
         .map_err(|error| TransportError::Setup(error.to_string()))?;
     match connecting.await {
         Ok(connection) => Ok(Link::over_quic(connection, endpoint, follows)),
-        Err(error) => Err(match pin.refused() {
-            Some(key) => TransportError::WrongKey { address, key },
-            None if nothing_in_common(&error) => TransportError::KeyExchange { address },
-            None => TransportError::Connect { address, error },
-        }),
+        Err(error) => Err(failure(pin, address, error)),
+    }
+}
+
+/// Why a handshake with `address` failed.
+pub(crate) fn failure(
+    pin: &ServerPin,
+    address: SocketAddr,
+    error: ConnectionError,
+) -> TransportError {
+    match pin.refused() {
+        Some(key) => TransportError::WrongKey { address, key },
+        None if nothing_in_common(&error) => TransportError::KeyExchange { address },
+        None => TransportError::Connect { address, error },
     }
 }
 

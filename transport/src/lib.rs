@@ -4,6 +4,7 @@
 //! - [`exchange`]: which key exchanges TLS may use, and what to say of a handshake that failed for them;
 //! - [`tls`]: who is at the other end, by Ed25519 key;
 //! - `endpoint`: QUIC: one `listen` for the controller, one `connect` for the agent;
+//! - `direct`: QUIC between two gateways, silent to strangers;
 //! - `tcp`: the same over TCP;
 //! - `dial`: whichever of the two gets through;
 //! - `egress`: by which way connections leave a machine that has two;
@@ -20,6 +21,8 @@
 pub mod datagrams;
 #[cfg(feature = "quic")]
 pub mod dial;
+#[cfg(feature = "quic")]
+pub mod direct;
 #[cfg(feature = "quic")]
 pub mod egress;
 #[cfg(feature = "quic")]

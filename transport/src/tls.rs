@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use anteroom_proto::key::{IdentityKey, PublicKey};
-use anteroom_proto::{relay, v1};
+use anteroom_proto::{direct, relay, v1};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
@@ -26,16 +26,19 @@ pub enum Protocol {
     Control,
     /// Between agent and relay: [`anteroom_proto::relay`].
     Relay,
+    /// Between two gateways: [`anteroom_proto::direct`].
+    Direct,
 }
 
 impl Protocol {
     #[cfg(feature = "quic")]
-    const ALL: [Self; 2] = [Self::Control, Self::Relay];
+    const ALL: [Self; 3] = [Self::Control, Self::Relay, Self::Direct];
 
     const fn name(self) -> &'static [u8] {
         match self {
             Self::Control => v1::ALPN,
             Self::Relay => relay::ALPN,
+            Self::Direct => direct::ALPN,
         }
     }
 

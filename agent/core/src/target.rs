@@ -3,12 +3,22 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::v1::telemetry::FIRST_DIRECT;
 
 use crate::sink::Sink;
 
 /// A relay, as the shell numbers those that it is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RelayId(pub u16);
+
+impl RelayId {
+    /// Whether it is no relay but a QUIC connection to the one peer that is reached through it. Their numbers begin
+    /// with [`FIRST_DIRECT`]. It is taken in preference to relays.
+    #[must_use]
+    pub const fn is_direct(self) -> bool {
+        self.0 >= FIRST_DIRECT
+    }
+}
 
 /// Through a relay, to a peer or from one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anteroom_agent_core::report::{Explanation, FlowInfo, Party, Standing};
 use anteroom_proto::v1::Unlisted;
-use anteroom_proto::v1::telemetry::TunnelState;
+use anteroom_proto::v1::telemetry::{PathKind, TunnelState};
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::bypass::Followed;
 use crate::control::{Alarm, ControlStatus, system_time};
 use crate::dataplane;
+use crate::direct::PeerLink;
 use crate::enroll::Enrolled;
 use crate::local::protocol::AgentStatus;
 use crate::relay::RelayStatus;
@@ -175,6 +176,12 @@ pub(super) fn status(status: &AgentStatus) -> String {
     for problem in &status.problems {
         facts.add("problem", problem);
     }
+    if let Some(address) = status.direct.listening {
+        facts.add("QUIC", format!("peers may connect at {address}; nobody else is answered"));
+    }
+    if let Some(problem) = &status.direct.problem {
+        facts.add("QUIC", problem);
+    }
     let mut text = facts.text();
     if let Some(data_plane) = &status.data_plane {
         add_data_plane(&mut text, data_plane);
@@ -182,6 +189,8 @@ pub(super) fn status(status: &AgentStatus) -> String {
     let headers =
         ["relay", "addresses", "state", "round trip", "peers there", "dropped", "last error"];
     push_table(&mut text, &table(&headers, relays(&status.relays)));
+    let headers = ["peer by QUIC", "address", "connected by", "round trip", "last error"];
+    push_table(&mut text, &table(&headers, links(&status.direct.peers)));
     text
 }
 
@@ -442,15 +451,20 @@ fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>, shut_off: bool) -> Vec
 
 /// Which way packets for a peer go, and why, where there is a choice.
 fn path(tunnel: &TunnelState, shut_off: bool) -> String {
-    let way = tunnel.relay.map_or_else(|| "direct".into(), |relay| format!("relay {relay}"));
-    match tunnel.path {
-        Some(_) if shut_off && tunnel.relay.is_some() => {
+    let kind = PathKind::of(tunnel.relay);
+    let way = match kind {
+        PathKind::Direct => "direct".into(),
+        PathKind::Quic => "quic".into(),
+        PathKind::Relay(relay) => format!("relay {relay}"),
+    };
+    match (kind, tunnel.path) {
+        (PathKind::Relay(_), Some(_)) if shut_off => {
             format!(
                 "{way}: no direct path: both behind NATs that give each destination another port"
             )
         }
-        Some(why) => format!("{way}: {why}"),
-        None => way,
+        (_, Some(why)) => format!("{way}: {}", kind.because(why)),
+        (_, None) => way,
     }
 }
 
@@ -472,6 +486,24 @@ fn relays(relays: &[RelayStatus]) -> impl Iterator<Item = Vec<String>> {
             relay.peers.to_string(),
             relay.dropped.to_string(),
             relay.last_error.clone().unwrap_or_else(|| "-".into()),
+        ]
+    })
+}
+
+/// QUIC to peers themselves, and how it stands with it.
+fn links(links: &[PeerLink]) -> impl Iterator<Item = Vec<String>> {
+    links.iter().map(|link| {
+        vec![
+            link.gateway.to_string(),
+            or_dash(link.address),
+            match (link.address, link.dialled) {
+                (None, _) => "-".into(),
+                (Some(_), true) => "this end".into(),
+                (Some(_), false) => "the peer".into(),
+            },
+            link.round_trip
+                .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
+            or_dash(link.last_error.as_ref()),
         ]
     })
 }

@@ -62,6 +62,7 @@ impl RawConfig {
             backup: None,
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)),
             advertise: Vec::new(),
+            quic: None,
             management: Vec::new(),
         };
         if let Some(underlay) = underlay {
@@ -83,6 +84,7 @@ impl RawConfig {
                 found = Some(named.get_ref().clone());
                 own.interface = named.get_ref().clone();
             }
+            own.quic = underlay.quic.map(toml::Spanned::into_inner);
             own.listen = underlay.listen.into_inner();
             own.advertise = underlay.advertise.into_iter().map(Spanned::into_inner).collect();
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
+use anteroom_proto::direct;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay as wire;
 use anteroom_proto::relay::pass::RelayPass;
@@ -273,11 +274,12 @@ impl<P: Plane> Client<P> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: {
                 let relays = self.relays.iter().map(|_| wire::CAPABILITY);
-                relays.chain([ROTATES, TELLS_PSK]).map(str::to_owned).collect()
+                relays.chain([ROTATES, TELLS_PSK, direct::CAPABILITY]).map(str::to_owned).collect()
             },
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
             applied: self.applied.clone().map(|applied| self.with_alarms(applied)),
             reachable: self.reachable(),
+            quic: self.quic,
         }
     }
 

@@ -73,6 +73,7 @@ pub(super) enum Command {
     SetMirror(RelayId, Option<SocketAddr>),
     Silence(oneshot::Sender<Silence>),
     Moved,
+    Indirect(oneshot::Sender<Vec<GatewayId>>),
     Shutdown(oneshot::Sender<()>),
 }
 
@@ -318,6 +319,14 @@ impl Handle {
         self.commander.send(Command::CloseRelay(relay)).await
     }
 
+    /// The gateways whose packets don't go directly, as WireGuard has it.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn indirect(&self) -> Result<Vec<GatewayId>, Stopped> {
+        self.ask(Command::Indirect).await
+    }
+
     /// Where packets that relays brought go.
     #[must_use]
     pub fn inlet(&self) -> Inlet {
@@ -389,6 +398,8 @@ pub(crate) mod fake {
     pub(crate) struct FakeWorker {
         commands: mpsc::Receiver<Command>,
         brought: Delivery,
+        /// Whose packets it says go no direct way.
+        pub(crate) indirect: Arc<std::sync::Mutex<Vec<GatewayId>>>,
     }
 
     impl FakeWorker {
@@ -415,30 +426,55 @@ pub(crate) mod fake {
                 config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
                 seed: [7; 32],
             };
-            (Self { commands: receiver, brought }, handle)
+            (Self { commands: receiver, brought, indirect: Arc::default() }, handle)
         }
 
         /// The next thing that is told of relays.
         pub(crate) async fn told(&mut self) -> Told {
-            loop {
-                match self.commands.recv().await.expect("somebody has the handle") {
-                    Command::SetRelays(gateway, relays) => return Told::Relays(gateway, relays),
-                    Command::OpenRelay(relay, queues) => return Told::Opened(relay, queues),
-                    Command::CloseRelay(relay) => return Told::Closed(relay),
-                    _ => {}
+            self.split().0.await
+        }
+
+        /// The next thing that is told of relays, and the next packet that one brought.
+        pub(crate) fn split(
+            &mut self,
+        ) -> (
+            impl Future<Output = Told>,
+            impl Future<Output = (anteroom_agent_core::target::Through, Vec<u8>)>,
+        ) {
+            let Self { commands, brought, indirect } = self;
+            let told = async {
+                loop {
+                    match commands.recv().await.expect("somebody has the handle") {
+                        Command::SetRelays(gateway, relays) => {
+                            return Told::Relays(gateway, relays);
+                        }
+                        Command::OpenRelay(relay, queues) => return Told::Opened(relay, queues),
+                        Command::CloseRelay(relay) => return Told::Closed(relay),
+                        Command::Indirect(answer) => {
+                            let indirect = indirect.lock().unwrap().clone();
+                            let _ = answer.send(indirect);
+                        }
+                        _ => {}
+                    }
                 }
-            }
+            };
+            let brought = async {
+                let mut one = Vec::new();
+                loop {
+                    // With no pause behind it: whoever drops the future loses nothing.
+                    brought.take(1, &mut one);
+                    if let Some(packet) = one.pop() {
+                        return (packet.from, packet.bytes.to_vec());
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            (told, brought)
         }
 
         /// The next packet that a relay brought.
         pub(crate) async fn brought(&mut self) -> (anteroom_agent_core::target::Through, Vec<u8>) {
-            let mut one = Vec::new();
-            while one.is_empty() {
-                self.brought.take(1, &mut one);
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            let packet = one.remove(0);
-            (packet.from, packet.bytes.to_vec())
+            self.split().1.await
         }
     }
 }

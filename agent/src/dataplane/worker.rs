@@ -414,6 +414,9 @@ impl Worker {
             }
             Command::Moved => self.engine.note_moved(now),
             Command::SetMirror(relay, at) => self.engine.set_mirror(relay, at, now),
+            Command::Indirect(answer) => {
+                let _ = answer.send(self.engine.indirect(now));
+            }
             Command::Shutdown(answer) => self.ended = Some(answer),
         }
         self.flush();

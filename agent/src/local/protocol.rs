@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::bypass::Followed;
 use crate::control::ControlStatus;
 use crate::dataplane;
+use crate::direct::DirectStatus;
 use crate::relay::RelayStatus;
 
 /// Longest request in bytes, its line feed included.
@@ -86,6 +87,9 @@ pub struct AgentStatus {
     /// The relays, and how it stands with them.
     #[serde(default)]
     pub relays: Vec<RelayStatus>,
+    /// QUIC to peers themselves.
+    #[serde(default)]
+    pub direct: DirectStatus,
 }
 
 /// Who a gateway is.

@@ -3,7 +3,7 @@
 //! `netdev anteroom` keeps kernel and devices apart, and is the wire while no agent runs: see [`wire`].
 //!
 //! `inet anteroom_guard` makes the gateway itself silent on the underlay and the uplink. Answers to what it asked come
-//! in, and so do tunnels, DHCP replies, IPv6 neighbour discovery (IPv6's ARP) and the services that the configuration
+//! in, and so do tunnels, peers' QUIC where it is taken, DHCP replies, IPv6 neighbour discovery (IPv6's ARP) and the services that the configuration
 //! names. Tunnel packets are left out of connection tracking: a flood of them fills no table. Of handshakes that strangers
 //! begin so many a second come in and no more: see [`doorstep`].
 //!
@@ -33,6 +33,8 @@ pub(crate) struct Guard<'a> {
     pub(crate) interfaces: Vec<&'a str>,
     /// UDP port of the tunnels.
     pub(crate) tunnel_port: u16,
+    /// UDP port of peers' QUIC connections.
+    pub(crate) quic_port: Option<u16>,
     /// Services that stay reachable.
     pub(crate) management: &'a [LocalService],
 }
@@ -149,6 +151,7 @@ impl Guard<'_> {
             [family(IPV4), transport(UDP), from_port(67), to_port(68)].concat(),
             [family(IPV6), transport(UDP), from_port(547), to_port(546)].concat(),
         ];
+        rules.extend(self.quic_port.map(|port| [transport(UDP), to_port(port)].concat()));
         // Router advertisement, neighbour solicitation and advertisement.
         rules.extend([134, 135, 136].map(|kind| [transport(ICMPV6), icmp_type(kind)].concat()));
         for service in self.management {
@@ -202,12 +205,17 @@ impl Guard<'_> {
         // Before connection tracking, which comes at -200.
         base(batch, "prerouting", Hook::Prerouting, -300);
         base(batch, "output", Hook::Output, -300);
-        for interface in &self.interfaces {
+        let ports = [Some(self.tunnel_port), self.quic_port];
+        for (interface, port) in self
+            .interfaces
+            .iter()
+            .flat_map(|interface| ports.iter().flatten().map(move |port| (interface, *port)))
+        {
             let inward = [named(Meta::InputName, interface), transport(UDP)].concat();
-            let inward = [inward, to_port(self.tunnel_port), vec![Expression::NoTrack]].concat();
+            let inward = [inward, to_port(port), vec![Expression::NoTrack]].concat();
             batch.rule(Family::Inet, GUARD, "prerouting", &inward);
             let outward = [named(Meta::OutputName, interface), transport(UDP)].concat();
-            let outward = [outward, from_port(self.tunnel_port), vec![Expression::NoTrack]];
+            let outward = [outward, from_port(port), vec![Expression::NoTrack]];
             batch.rule(Family::Inet, GUARD, "output", &outward.concat());
         }
     }

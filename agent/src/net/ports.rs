@@ -98,6 +98,7 @@ pub(crate) fn guard(session: &Session, config: &Config) -> Result<Vec<String>, P
     let guard = Guard {
         interfaces,
         tunnel_port: config.underlay.listen.port(),
+        quic_port: config.underlay.quic,
         management: &config.underlay.management,
     };
     Ok(match filter::guard(session, &guard)? {

@@ -20,15 +20,14 @@ use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_proto::relay::pass::RelayPass;
-use anteroom_proto::v1::telemetry::{RelayUse, TunnelState};
+use anteroom_proto::v1::telemetry::{FIRST_DIRECT, RelayUse, TunnelState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::again::Again;
-use crate::dataplane::Handle;
 use link::Link;
-use table::Table;
+pub(crate) use table::Table;
 
 /// Most relays that a gateway connects to.
 const MOST: usize = 16;
@@ -107,13 +106,7 @@ pub(crate) struct Who {
 }
 
 /// Stays connected to all relays for as long as it is polled.
-pub(crate) async fn run(
-    who: Who,
-    mut known: watch::Receiver<Known>,
-    handle: Handle,
-    status: watch::Sender<Vec<RelayStatus>>,
-) {
-    let table = Arc::new(Table::new(handle, status));
+pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<Table>) {
     let mut links: BTreeMap<u16, (Place, Task)> = BTreeMap::new();
     let mut next = 0_u16;
     let telling = tokio::spawn({
@@ -138,7 +131,7 @@ pub(crate) async fn run(
                 continue;
             }
             let number = next;
-            next = next.wrapping_add(1);
+            next = next.wrapping_add(1) % FIRST_DIRECT;
             table.add(RelayId(number), &place);
             let link = Link {
                 id: RelayId(number),

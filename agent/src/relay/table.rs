@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, RelayPath};
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::PublicKey;
 use anteroom_transport::link::Carrier;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -28,7 +29,7 @@ struct Entry {
 }
 
 /// All relays.
-pub(super) struct Table {
+pub(crate) struct Table {
     handle: Handle,
     entries: Mutex<BTreeMap<RelayId, Entry>>,
     changed: Notify,
@@ -36,7 +37,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(handle: Handle, status: watch::Sender<Vec<RelayStatus>>) -> Self {
+    pub(crate) fn new(handle: Handle, status: watch::Sender<Vec<RelayStatus>>) -> Self {
         Self { handle, entries: Mutex::default(), changed: Notify::new(), status }
     }
 
@@ -62,7 +63,25 @@ impl Table {
         self.changed.notify_one();
     }
 
-    pub(super) async fn forget(&self, id: RelayId) {
+    /// Takes in a QUIC connection to a peer itself. The status of relays says nothing of it.
+    pub(crate) fn add_direct(&self, id: RelayId, key: PublicKey) {
+        let status = RelayStatus {
+            number: id.0,
+            addresses: Vec::new(),
+            key,
+            fingerprint: key.fingerprint().to_string(),
+            connected: false,
+            over_tcp: false,
+            round_trip: None,
+            peers: 0,
+            dropped: 0,
+            last_error: None,
+        };
+        let entry = Entry { status, rooms: HashMap::new(), round_trip: Duration::MAX };
+        self.entries().insert(id, entry);
+    }
+
+    pub(crate) async fn forget(&self, id: RelayId) {
         self.entries().remove(&id);
         self.changed.notify_one();
         // Where the data plane has ended there is nothing left to close.
@@ -79,7 +98,7 @@ impl Table {
     }
 
     /// A relay said welcome: from now on the data plane has queues for it. None where that has ended.
-    pub(super) async fn opened(&self, id: RelayId, carrier: Carrier) -> Option<(Outgoing, Inlet)> {
+    pub(crate) async fn opened(&self, id: RelayId, carrier: Carrier) -> Option<(Outgoing, Inlet)> {
         let (into, outgoing) = queues();
         self.handle.open_relay(id, into).await.ok()?;
         self.with(id, |entry| {
@@ -102,7 +121,7 @@ impl Table {
     }
 
     /// The connection ended.
-    pub(super) async fn lost(&self, id: RelayId, problem: &str) {
+    pub(crate) async fn lost(&self, id: RelayId, problem: &str) {
         self.with(id, |entry| {
             entry.rooms.clear();
             entry.status.connected = false;
@@ -113,7 +132,7 @@ impl Table {
     }
 
     /// What a connection found out: who is there, and how far it is.
-    pub(super) fn found(
+    pub(crate) fn found(
         &self,
         id: RelayId,
         rooms: HashMap<GatewayId, u16>,
@@ -129,18 +148,19 @@ impl Table {
     }
 
     /// A relay doesn't take something; the connection goes on.
-    pub(super) fn problem(&self, id: RelayId, problem: String) {
+    pub(crate) fn problem(&self, id: RelayId, problem: String) {
         self.with(id, |entry| entry.status.last_error = Some(problem));
     }
 
     /// Tells the data plane whatever changes, for as long as it is polled and that one is there.
-    pub(super) async fn keep_telling(&self) {
+    pub(crate) async fn keep_telling(&self) {
         let mut told: HashMap<GatewayId, Vec<RelayPath>> = HashMap::new();
         loop {
             self.changed.notified().await;
             let wanted = {
                 let entries = self.entries();
-                let status = entries.values().map(|entry| entry.status.clone()).collect();
+                let relays = entries.iter().filter(|(id, _)| !id.is_direct());
+                let status = relays.map(|(_, entry)| entry.status.clone()).collect();
                 self.status.send_if_modified(|before: &mut Vec<RelayStatus>| {
                     let changed = *before != status;
                     *before = status;
@@ -170,12 +190,12 @@ impl Table {
     }
 }
 
-/// By which relays each gateway is reached, nearest first.
+/// By which relays each gateway is reached, nearest first, behind QUIC to the gateway itself.
 fn paths<'a>(
     relays: impl Iterator<Item = (RelayId, Duration, &'a HashMap<GatewayId, u16>)>,
 ) -> HashMap<GatewayId, Vec<RelayPath>> {
     let mut relays: Vec<_> = relays.collect();
-    relays.sort_by_key(|(relay, round_trip, _)| (*round_trip, *relay));
+    relays.sort_by_key(|(relay, round_trip, _)| (!relay.is_direct(), *round_trip, *relay));
     let mut paths: HashMap<GatewayId, Vec<RelayPath>> = HashMap::new();
     for (relay, _, rooms) in relays {
         for (gateway, room) in rooms {
@@ -201,5 +221,17 @@ mod tests {
         assert_eq!(paths[&gateway(1)], [path(1, 1_100), path(0, 1_300)]);
         assert_eq!(paths[&gateway(2)], [path(0, 1_300)]);
         assert_eq!(paths.len(), 2);
+    }
+
+    #[test]
+    fn quic_to_a_peer_itself_comes_before_the_nearest_relay() {
+        let gateway = GatewayId::from_bytes([1; 16]);
+        let rooms = HashMap::from([(gateway, 1_150)]);
+        let direct = RelayId(0x8000);
+        let far = Duration::from_millis(90);
+        let ways = [(RelayId(0), Duration::ZERO, &rooms), (direct, far, &rooms)];
+        let paths = paths(ways.into_iter());
+        let order: Vec<RelayId> = paths[&gateway].iter().map(|path| path.relay).collect();
+        assert_eq!(order, [direct, RelayId(0)]);
     }
 }

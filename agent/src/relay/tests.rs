@@ -143,7 +143,8 @@ impl Bed {
         let (known, receiver) = watch::channel(Known::default());
         let (status_sender, status) = watch::channel(Vec::new());
         let who = Who { organisation: ORGANISATION, identity: identity() };
-        let running = Task(tokio::spawn(run(who, receiver, handle, status_sender)));
+        let running =
+            Task(tokio::spawn(run(who, receiver, Arc::new(Table::new(handle, status_sender)))));
         let chain = Some(Arc::new(organisation.followed()));
         known.send_modify(|known| known.chain = chain);
         Self { relay, worker, organisation, known, status, _running: running }

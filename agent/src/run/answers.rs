@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::bypass::{Machine, Orders};
 use crate::control::{ControlStatus, newer_authority, without_psk};
+use crate::direct::DirectStatus;
 use crate::local::protocol::{
     AgentStatus, DEFAULT_FLOWS, Identity, MAX_FLOWS, Request, Response, Situation,
 };
@@ -27,6 +28,7 @@ pub(super) struct Answers<P> {
     pub(super) problems: Vec<String>,
     pub(super) orders: Orders,
     pub(super) relays: watch::Receiver<Vec<RelayStatus>>,
+    pub(super) direct: watch::Receiver<DirectStatus>,
 }
 
 impl<P: Plane> Answers<P> {
@@ -56,6 +58,7 @@ impl<P: Plane> Answers<P> {
             data_plane,
             problems,
             relays: self.relays.borrow().clone(),
+            direct: self.direct.borrow().clone(),
         })
     }
 }

@@ -54,6 +54,8 @@ pub(super) struct Gate {
     own_keys: Arc<Mutex<Vec<OwnKey>>>,
     /// Number of the newest authority document, for an engine that starts later.
     authority: Arc<AtomicU64>,
+    /// The view in force, or about to be.
+    view: Arc<watch::Sender<Option<Arc<View>>>>,
 }
 
 /// What was last said about the time, for an engine that starts later.
@@ -86,7 +88,13 @@ impl Gate {
             authority: Arc::default(),
             bypasses: Arc::default(),
             own_keys: Arc::default(),
+            view: Arc::new(watch::channel(None).0),
         }
+    }
+
+    /// The view in force, or about to be, as it changes.
+    pub(super) fn views(&self) -> watch::Receiver<Option<Arc<View>>> {
+        self.view.subscribe()
     }
 
     /// The data plane, as it opens.
@@ -106,6 +114,9 @@ impl Gate {
     /// Opens the gate. The engine has `view` before it sees its first frame. Says what this machine can't do.
     pub(super) async fn open(&self, view: Option<Arc<View>>) -> Result<Vec<String>, PlaneError> {
         let _alone = self.opening.lock().await;
+        if view.is_some() {
+            self.view.send_replace(view.clone());
+        }
         if let Ok(handle) = self.get() {
             return match view {
                 Some(view) => Ok(handle.apply(view).await?),
@@ -161,7 +172,11 @@ impl Gate {
 impl Plane for Gate {
     async fn apply(&self, view: Arc<View>) -> Result<Vec<String>, PlaneError> {
         match self.get() {
-            Ok(handle) => Ok(handle.apply(view).await?),
+            Ok(handle) => {
+                // Before the packet filter is waited for: who is cut off is cut off at once.
+                self.view.send_replace(Some(view.clone()));
+                Ok(handle.apply(view).await?)
+            }
             Err(_) => self.open(Some(view)).await,
         }
     }

@@ -7,7 +7,7 @@ use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
-use anteroom_proto::v1::telemetry::{PathReason, Secrecy};
+use anteroom_proto::v1::telemetry::{PathKind, PathReason, Secrecy};
 use anteroom_proto::verdict::DropReason;
 use serde::Serialize;
 
@@ -372,12 +372,19 @@ fn render_one(row: &GatewayRow) -> String {
     }
     if !row.tunnels.is_empty() {
         let lines = row.tunnels.iter().map(|tunnel| {
-            let way = if tunnel.relay.is_some() { "through a relay" } else { "direct" };
+            let kind = PathKind::of(tunnel.relay);
+            let way = match kind {
+                PathKind::Direct => "direct",
+                PathKind::Quic => "quic",
+                PathKind::Relay(_) => "through a relay",
+            };
             vec![
                 tunnel.peer.clone(),
                 if tunnel.live { "live".into() } else { "DOWN".into() },
                 tunnel.round_trip_us.map_or_else(|| "-".into(), |us| format!("{us} us")),
-                tunnel.path.map_or_else(|| way.into(), |why| format!("{way}: {why}")),
+                tunnel
+                    .path
+                    .map_or_else(|| way.into(), |why| format!("{way}: {}", kind.because(why))),
                 tunnel.psk.map_or_else(|| "-".into(), |psk| psk.to_string()),
                 tunnel.path_mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string()),
                 tunnel.endpoint.clone().unwrap_or_else(|| "-".into()),

@@ -69,7 +69,13 @@ impl Gateway {
             capabilities: Vec::new(),
             authority: 1,
             applied,
-            reachable: Reachable { endpoints: Vec::new(), keys: Vec::new(), ports: Vec::new() },
+            reachable: Reachable {
+                endpoints: Vec::new(),
+                keys: Vec::new(),
+                ports: Vec::new(),
+                quic: None,
+            },
+            quic: None,
         }
     }
 

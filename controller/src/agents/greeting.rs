@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use anteroom_proto::id::{GatewayId, OrganisationId};
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::v1::{Applied, Enrol, Hello, Refusal, RefusalCode, ToAgent, VERSIONS, Welcome};
+use anteroom_proto::v1::{
+    Applied, Enrol, Hello, Reachable, Refusal, RefusalCode, ToAgent, VERSIONS, Welcome,
+};
 
 use crate::clock;
 use crate::distribution::{TunnelEnds, revoked};
@@ -263,7 +265,8 @@ pub(super) async fn hello(
     if !approved && store.was_approved(gateway).await.map_err(|error| store_failed(&error))? {
         return Err(revoked());
     }
-    let ends = TunnelEnds::check(organisation, gateway, key, &hello.reachable)
+    let reachable = Reachable { quic: hello.quic, ..hello.reachable.clone() };
+    let ends = TunnelEnds::check(organisation, gateway, key, &reachable)
         .map_err(|error| refusal(RefusalCode::Protocol, error.to_string()))?;
     claim_keys(controller, gateway, &ends).await?;
     let now = clock::now();
@@ -284,7 +287,7 @@ pub(super) async fn hello(
             at: now,
             agent_version: clean(&hello.agent_version).chars().take(64).collect(),
             observed: from,
-            reachable: hello.reachable.clone(),
+            reachable,
             applied: hello.applied.as_ref().map(clean_applied),
         },
     })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anteroom_proto::direct;
 use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::CAPABILITY;
@@ -39,6 +40,9 @@ pub(super) struct Session {
     rotates: bool,
     /// Whether its reports tell of pre-shared keys.
     tells_psk: bool,
+    /// Whether views may tell it peers' QUIC ports, and its own.
+    takes_quic: bool,
+    quic: Option<u16>,
 }
 
 /// What a session works with while it runs.
@@ -48,6 +52,7 @@ struct Running<'a> {
     key: PublicKey,
     serial: u64,
     outgoing: mpsc::Sender<Outgoing>,
+    quic: Option<u16>,
 }
 
 fn facts(applied: &Applied) -> AppliedFacts {
@@ -58,7 +63,8 @@ impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
         let can = |what| hello.capabilities.iter().any(|capability| capability == what);
         let (relayed, rotates, tells_psk) = (can(CAPABILITY), can(ROTATES), can(TELLS_PSK));
-        Self { gateway: hello.gateway, greeted, relayed, rotates, tells_psk }
+        let (takes_quic, quic) = (can(direct::CAPABILITY), hello.quic);
+        Self { gateway: hello.gateway, greeted, relayed, rotates, tells_psk, takes_quic, quic }
     }
 
     pub(super) async fn run(
@@ -68,7 +74,7 @@ impl Session {
         reader: MessageReader<ToController>,
         writer: MessageWriter<ToAgent>,
     ) {
-        let Self { gateway, greeted, relayed, rotates, tells_psk } = self;
+        let Self { gateway, greeted, relayed, rotates, tells_psk, takes_quic, quic } = self;
         let Greeted { approved, authority, ends, welcome, facts: hello } = greeted;
         let observed = hello.observed;
         if let Err(error) = controller.store.record_hello(gateway, &hello).await {
@@ -91,6 +97,7 @@ impl Session {
             observed,
             rotates,
             relays: Vec::new(),
+            takes_quic,
         };
         let serial = controller.online.insert(gateway, link);
         tracing::info!(%gateway, from = %observed, approved, "connected");
@@ -98,7 +105,7 @@ impl Session {
         controller
             .tell(Event::Connected { gateway, approved, authority, applied, ends, relayed })
             .await;
-        let running = Running { controller, gateway, key: peer.key, serial, outgoing };
+        let running = Running { controller, gateway, key: peer.key, serial, outgoing, quic };
         if let Err(refusal) = running.read(reader).await {
             tracing::info!(%gateway, message = %refusal.message, "refused");
             let _ = running.outgoing.send(Outgoing::Refuse(refusal)).await;
@@ -179,7 +186,10 @@ impl Running<'_> {
                 ToController::Applied(applied) => {
                     self.applied(&applied).await.map_err(|error| store_failed(&error))?;
                 }
-                ToController::Reachable(reachable) => self.reachable(&reachable).await?,
+                ToController::Reachable(reachable) => {
+                    let reachable = Reachable { quic: self.quic, ..reachable };
+                    self.reachable(&reachable).await?;
+                }
                 ToController::Report(report) => self.report(*report).await?,
                 ToController::Enrol(_)
                 | ToController::Hello(_)

@@ -113,6 +113,7 @@ fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
         endpoints: Vec::new(),
         keys: Vec::new(),
         ports: Vec::new(),
+        quic: None,
     });
     GatewayStatus {
         gateway,

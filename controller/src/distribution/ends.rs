@@ -24,6 +24,8 @@ pub struct TunnelEnds {
     pub keys: Vec<Signed<TunnelKeyBinding>>,
     /// Their serials.
     pub serials: Vec<u64>,
+    /// The UDP port where it takes peers' QUIC connections.
+    pub quic: Option<u16>,
     /// Its keys for clients, of which peers aren't told.
     pub for_clients: Vec<Signed<TunnelKeyBinding>>,
 }
@@ -56,6 +58,9 @@ pub enum EndsError {
         /// The address.
         address: SocketAddr,
     },
+    /// A port for QUIC that no peer could send to.
+    #[error("0 is no port for QUIC")]
+    Port,
 }
 
 impl TunnelEnds {
@@ -69,7 +74,7 @@ impl TunnelEnds {
         identity: PublicKey,
         reachable: &Reachable,
     ) -> Result<Self, EndsError> {
-        let Reachable { endpoints, keys, ports } = reachable;
+        let Reachable { endpoints, keys, ports, quic } = reachable;
         for (what, found, max) in [
             ("addresses", endpoints.len(), MAX_ENDPOINTS),
             ("tunnel keys", keys.len(), MAX_KEYS),
@@ -87,6 +92,9 @@ impl TunnelEnds {
         if let Some(address) = endpoints.iter().find(unusable) {
             return Err(EndsError::Address { address: *address });
         }
+        if *quic == Some(0) {
+            return Err(EndsError::Port);
+        }
         for key in keys {
             let found = key.verify(organisation, &[identity])?.gateway;
             if found != gateway {
@@ -99,7 +107,8 @@ impl TunnelEnds {
     /// What was checked before it was stored.
     #[must_use]
     pub fn from_stored(reachable: Reachable) -> Self {
-        let mut ends = Self { endpoints: reachable.endpoints, ..Self::default() };
+        let mut ends =
+            Self { endpoints: reachable.endpoints, quic: reachable.quic, ..Self::default() };
         for key in reachable.keys {
             let Ok(binding) = key.verify_self_named() else { continue };
             if binding.is_for_clients() {

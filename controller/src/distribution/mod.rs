@@ -323,6 +323,7 @@ impl Distribution {
             return None;
         }
         let leaf = current.compiled.leaves.get(&gateway)?;
+        let takes_quic = self.controller.online.takes_quic(gateway);
         let peers: Vec<PeerOperation> = leaf
             .intent
             .peers
@@ -337,6 +338,7 @@ impl Distribution {
                     gateway: peer.gateway,
                     endpoints: ends.endpoints.clone(),
                     keys: ends.keys.clone(),
+                    quic: ends.quic.filter(|_| takes_quic),
                 })
             })
             .collect();

@@ -302,7 +302,7 @@ async fn progress_is_what_gateways_have_in_force(store: &dyn Store) {
         at: UnixMillis(2000),
         agent_version: "0.1.0".into(),
         observed: "10.0.0.1:1".parse().unwrap(),
-        reachable: Reachable { endpoints: vec![], keys: vec![], ports: vec![] },
+        reachable: Reachable { endpoints: vec![], keys: vec![], ports: vec![], quic: None },
         applied: None,
     };
     store.record_hello(gateway(1), &hello).await.unwrap();

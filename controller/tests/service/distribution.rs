@@ -287,3 +287,30 @@ async fn a_change_reaches_gateways_at_once() {
     connected.is_quiet(&agents[2], 1).await;
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_port_for_quic_is_told_to_peers_that_know_what_it_is() {
+    let mut service = Service::new().await;
+    let (desk, mut agents) = hospital(&service).await;
+    agents[0].capabilities.push(anteroom_proto::direct::CAPABILITY.into());
+    agents[0].quic = Some(8443);
+    agents[1].quic = Some(443);
+    let mut first = in_force(&service, &desk, &mut agents[0]).await;
+    let mut second = agents[1].connect(&service).await;
+    let view = second.view().await;
+    let view = agents[1].take(&mut second, &desk.authority(), &view).await;
+    assert_eq!(view.peers[0].quic, None, "an older agent would refuse the view");
+    let view = first.view().await;
+    let view = agents[0].take(&mut first, &desk.authority(), &view).await;
+    assert_eq!(view.peers[0].quic, Some(443));
+
+    // What is said later of addresses and keys says nothing of it.
+    let moved: std::net::SocketAddr = "10.20.9.9:51820".parse().unwrap();
+    agents[1].endpoints = vec![moved];
+    let reachable = ToController::Reachable(agents[1].reachable());
+    second.writer.send(&reachable).await.unwrap();
+    let view = first.view().await;
+    let view = agents[0].take(&mut first, &desk.authority(), &view).await;
+    assert_eq!((view.peers[0].endpoints.clone(), view.peers[0].quic), (vec![moved], Some(443)));
+    service.stop().await;
+}

@@ -37,6 +37,8 @@ pub struct PeerNumber(u16);
 impl PeerNumber {
     /// How many numbers a connection has. The few above are kept for probes and what is yet to come.
     pub const COUNT: u16 = 0x7f00;
+    /// The first.
+    pub const FIRST: Self = Self(0);
 
     /// The number, if it is one.
     #[must_use]

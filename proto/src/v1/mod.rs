@@ -135,6 +135,9 @@ pub struct Hello {
     pub applied: Option<Applied>,
     /// Its tunnel keys and addresses.
     pub reachable: Reachable,
+    /// The UDP port where it takes peers' QUIC connections, if it does: see [`crate::direct`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<u16>,
 }
 
 /// Where and how a gateway can be reached.
@@ -147,6 +150,10 @@ pub struct Reachable {
     pub keys: Vec<Signed<TunnelKeyBinding>>,
     /// Its ports, as its configuration has them.
     pub ports: Vec<PortInfo>,
+    /// The UDP port where it takes peers' QUIC connections. An agent leaves it out, since older controllers don't know
+    /// it: the controller fills it in from [`Hello::quic`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<u16>,
 }
 
 /// What a host calls its TUN device where gateways have ports: its attachment's port.

@@ -179,7 +179,8 @@ pub struct TunnelState {
     /// Largest packet of IP, in bytes, that gets through the underlay to the peer; once that was found out.
     #[serde(default)]
     pub path_mtu: Option<u16>,
-    /// The relay that packets for the peer take, as the gateway numbers its relays; none where they go directly.
+    /// The relay that packets for the peer take, as the gateway numbers its relays; none where they go directly. From
+    /// [`FIRST_DIRECT`] on it is no relay but QUIC to the peer itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<u16>,
     /// Why they go this way, where a relay is at hand.
@@ -228,6 +229,42 @@ impl fmt::Display for Secrecy {
             Self::PeerCannot => "classic: the peer says that it can't",
             Self::Unanswered => "classic: no pre-shared key was agreed on in time",
         })
+    }
+}
+
+/// The lowest number of a direct QUIC connection, where relays are numbered.
+pub const FIRST_DIRECT: u16 = 0x8000;
+
+/// Which way packets for a peer go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathKind {
+    /// As WireGuard has it.
+    Direct,
+    /// By QUIC, to the peer itself.
+    Quic,
+    /// Through the relay of this number.
+    Relay(u16),
+}
+
+impl PathKind {
+    /// The way that a [`TunnelState::relay`] stands for.
+    #[must_use]
+    pub const fn of(relay: Option<u16>) -> Self {
+        match relay {
+            None => Self::Direct,
+            Some(number) if number >= FIRST_DIRECT => Self::Quic,
+            Some(number) => Self::Relay(number),
+        }
+    }
+
+    /// Why packets go this way, for people.
+    #[must_use]
+    pub fn because(self, why: PathReason) -> String {
+        match (self, why) {
+            (Self::Quic, PathReason::Died) => "WireGuard's own path stopped answering".into(),
+            (Self::Quic, _) => "WireGuard's own path isn't proved yet".into(),
+            (_, why) => why.to_string(),
+        }
     }
 }
 

@@ -168,6 +168,8 @@ pub struct Peer {
     pub endpoints: Vec<SocketAddr>,
     /// Its tunnel keys, signatures checked, highest serial first.
     pub keys: Vec<TunnelKeyBinding>,
+    /// The UDP port where it takes QUIC connections of its peers, if it does.
+    pub quic: Option<u16>,
 }
 
 impl View {
@@ -404,7 +406,8 @@ impl Peer {
         }
         keys.sort_by_key(|key| std::cmp::Reverse(key.serial));
         let endpoints = known.map(|known| known.endpoints.clone()).unwrap_or_default();
-        Self { gateway: gateway.clone(), endpoints, keys }
+        let quic = known.and_then(|known| known.quic).filter(|port| *port != 0);
+        Self { gateway: gateway.clone(), endpoints, keys, quic }
     }
 }
 

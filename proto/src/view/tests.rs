@@ -60,6 +60,7 @@ struct Parts {
     binding_signer: IdentityKey,
     suspended: Vec<GatewayId>,
     clients: Vec<Client>,
+    quic: Option<u16>,
 }
 
 impl Default for Parts {
@@ -80,6 +81,7 @@ impl Default for Parts {
             binding_signer: peer(),
             suspended: vec![],
             clients: vec![],
+            quic: None,
         }
     }
 }
@@ -141,6 +143,7 @@ impl Parts {
                 gateway: PEER,
                 endpoints: vec!["10.0.0.1:51820".parse().unwrap()],
                 keys: vec![Signed::sign(&binding, &self.binding_signer)],
+                quic: self.quic,
             }],
             quarantined: vec![],
             suspended: self.suspended.clone(),
@@ -232,6 +235,23 @@ fn a_stolen_controller_bypasses_nothing() {
     view.root = Signed::sign(&root, &controller());
     let error = View::verify(&view, US, &authority(), &Floor::default()).unwrap_err();
     assert!(matches!(error, ViewError::Signature(_)), "{error}");
+}
+
+#[test]
+fn a_port_for_quic_is_told_where_there_is_one() {
+    let port = |quic| Parts { quic, ..Parts::default() }.verify().unwrap().peers[0].quic;
+    assert_eq!((port(None), port(Some(443)), port(Some(0))), (None, Some(443), None));
+    // Whoever doesn't know of it reads what has none as before.
+    let encoded = |quic| {
+        cbor::encode(&crate::operation::PeerOperation {
+            gateway: PEER,
+            endpoints: vec![],
+            keys: vec![],
+            quic,
+        })
+    };
+    let has = |bytes: &[u8]| bytes.windows(4).any(|four| four == b"quic");
+    assert!(!has(&encoded(None)) && has(&encoded(Some(443))));
 }
 
 #[test]
@@ -453,6 +473,7 @@ fn a_tunnel_key_that_two_peers_claim_is_nobodys() {
         gateway: thief,
         endpoints: vec!["10.0.0.66:51820".parse().unwrap()],
         keys,
+        quic: None,
     });
     let view = SignedView {
         intent: Blob(leaf),

@@ -211,7 +211,12 @@ impl Organisation {
                 .iter()
                 .map(|key| Ok(key.verify(ORGANISATION, &[gateway.identity])?.into_document()));
             let keys = keys.collect::<Result<_>>()?;
-            Ok(Peer { gateway: gateway.clone(), endpoints: known.endpoints.clone(), keys })
+            Ok(Peer {
+                gateway: gateway.clone(),
+                endpoints: known.endpoints.clone(),
+                keys,
+                quic: None,
+            })
         });
         Ok(View {
             peers: peers.collect::<Result<_>>()?,
@@ -390,6 +395,7 @@ impl Organisation {
                     gateway: gateway.id,
                     endpoints: if self.apart { Vec::new() } else { vec![gateway.endpoint] },
                     keys: vec![gateway.key.clone()],
+                    quic: None,
                 })
                 .collect(),
             quarantined: Vec::new(),

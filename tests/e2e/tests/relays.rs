@@ -1,16 +1,22 @@
 //! The real programs, with a network between two gateways that lets no tunnel through for a while: the controller
-//! relays, or relays that stand alone, which come and go.
+//! relays, or relays that stand alone, which come and go; and where the two take QUIC of each other, nobody has to.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anteroom_e2e::talk::{self, Talk};
 use anteroom_e2e::{Fixture, Stage, fixture};
 use anteroom_lab::clinical::hl7::{self, Engine, Monitor};
 use anteroom_lab::figures;
-use anteroom_lab::hospital::Hospital;
+use anteroom_lab::hospital::{self, Hospital};
 use anteroom_lab::ping::Pinging;
 use anteroom_lab::process::Process;
+use anteroom_lab::topology::Host;
 use anteroom_lab::{story, wait};
+use anteroom_proto::key::IdentityKey;
+use anteroom_proto::v1::telemetry::FIRST_DIRECT;
+use anteroom_transport::endpoint;
+use anteroom_transport::tls::Protocol;
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
@@ -30,15 +36,18 @@ fn ways(hospital: &Hospital, gateway: &str) -> anyhow::Result<Vec<(Value, Value)
 
 /// Waits until packets to all peers of both gateways go so.
 fn wait_for(hospital: &Hospital, what: &str, path: &str, relayed: bool) {
+    wait_until(hospital, what, |why, relay| why == path && relay.is_null() != relayed);
+}
+
+fn wait_until(hospital: &Hospital, what: &str, so: impl Fn(&Value, &Value) -> bool) {
     for gateway in ["imaging", "servers"] {
         wait::until_ok(DEADLINE, what, || {
             let ways = ways(hospital, gateway)?;
-            let so = |(why, relay): &(Value, Value)| *why == path && relay.is_null() != relayed;
-            if !ways.is_empty() && ways.iter().all(so) {
+            if !ways.is_empty() && ways.iter().all(|(why, relay)| so(why, relay)) {
                 return Ok(());
             }
             let status = hospital.gateways[gateway].status()?;
-            anyhow::bail!("{gateway}: {ways:?}, {}", status["relays"])
+            anyhow::bail!("{gateway}: {ways:?}, {}, {}", status["relays"], status["direct"])
         })
         .unwrap();
     }
@@ -299,4 +308,98 @@ fn gateways_leave_a_relay_that_is_removed_or_replaced_and_traffic_goes_on_by_ano
     let gap = BEAT * u32::try_from(series.longest_gap).unwrap_or(u32::MAX);
     assert!(gap < DEADLINE / 4, "{gap:?} without an answer, {} of {}", series.lost(), series.sent);
     eprintln!("{gap:?} without an answer at most, {} of {} lost", series.lost(), series.sent);
+}
+
+/// Has the agent of a gateway start anew with peers' QUIC taken at this port.
+fn take_quic(hospital: &mut Hospital, gateway: &str, port: u16) {
+    let gateway = hospital.gateway(gateway);
+    let text = std::fs::read_to_string(&gateway.config).unwrap();
+    let key = "listen = \"0.0.0.0:51820\"\n";
+    assert!(text.contains(key), "{text}");
+    std::fs::write(&gateway.config, text.replace(key, &format!("{key}quic = {port}\n"))).unwrap();
+    gateway.stop().unwrap();
+    gateway.start().unwrap();
+    gateway.wait_running().unwrap();
+}
+
+/// A stranger looks for QUIC there, in all ways that a server would have to answer.
+fn nobody_answers(stranger: &Host, to: SocketAddr) {
+    stranger
+        .enter(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            // Of a version that nobody speaks, which asks for those that are spoken; and of a connection that was.
+            let mut unknown = vec![0_u8; 1_200];
+            unknown[..7].copy_from_slice(&[0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8, 1]);
+            let mut old = vec![7_u8; 1_200];
+            old[0] = 0x40;
+            for probe in [unknown, old] {
+                socket.send_to(&probe, to).unwrap();
+                let heard = socket.recv_from(&mut [0; 2_048]);
+                assert!(heard.is_err(), "{to} answers: {heard:?}");
+            }
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                for protocol in [Protocol::Direct, Protocol::Relay] {
+                    let [own, theirs] = [1, 2].map(|seed| IdentityKey::from_seed(&[seed; 32]));
+                    let keys = [theirs.public()];
+                    let asking = endpoint::connect_for(to, &own, &keys, protocol);
+                    // Any word at all ends the wait: also a refusal.
+                    let heard = tokio::time::timeout(Duration::from_secs(2), asking).await;
+                    assert!(heard.is_err(), "{to} answers: {heard:?}");
+                }
+            });
+        })
+        .unwrap();
+}
+
+#[test]
+fn gateways_that_take_quic_of_each_other_need_no_relay_where_no_tunnel_gets_through() {
+    let test = "gateways_that_take_quic_of_each_other_need_no_relay_where_no_tunnel_gets_through";
+    let Some(mut fixture) = fixture(test, Stage::Enforced) else { return };
+    let hospital = &mut fixture.hospital;
+    for gateway in ["imaging", "servers"] {
+        take_quic(hospital, gateway, 443);
+    }
+    wait_for(hospital, "direct paths with a relay behind them", "proved", false);
+    let (ct, pacs) = (hospital.machine("ct-1").host.clone(), hospital.machine("pacs-1").address());
+    let pinging = Pinging::start(&ct, pacs, MANY, BEAT).unwrap();
+    let more = |what: &str| {
+        let before = pinging.received();
+        wait::until(DEADLINE, what, || (pinging.received() > before + 400).then_some(())).unwrap();
+    };
+    more("pings");
+
+    let rule = "pref 10 ipproto udp dport 51820 blackhole";
+    hospital.router.ip(&format!("rule add {rule}")).unwrap();
+    wait_until(hospital, "packets to go by QUIC", |why, relay| {
+        why == "died" && relay.as_u64().is_some_and(|number| number >= FIRST_DIRECT.into())
+    });
+    more("pings by QUIC");
+    for gateway in ["imaging", "servers"] {
+        let text = hospital.gateways[gateway].command(&["status"]).unwrap().stdout;
+        assert!(text.contains("quic: WireGuard's own path stopped answering"), "{text}");
+        let at = SocketAddr::from((hospital::address(gateway, 2), 443));
+        nobody_answers(&hospital.machine("intruder").host, at);
+    }
+    // With no relay left at all.
+    hospital.controller.kill().unwrap();
+    for gateway in ["imaging", "servers"] {
+        wait::until_ok(DEADLINE, "the relay to be gone", || {
+            let status = hospital.gateways[gateway].status()?;
+            let relays = status["relays"].as_array().cloned().unwrap_or_default();
+            let gone = relays.iter().all(|relay| relay["connected"] == false);
+            if gone { Ok(()) } else { anyhow::bail!("{gateway}: {relays:?}") }
+        })
+        .unwrap();
+    }
+    more("pings by QUIC with no relay");
+
+    hospital.router.ip(&format!("rule del {rule}")).unwrap();
+    wait_for(hospital, "packets to go directly", "proved", false);
+    more("pings beside QUIC");
+    let series = pinging.stop().unwrap();
+    let gap = BEAT * u32::try_from(series.longest_gap).unwrap_or(u32::MAX);
+    eprintln!("{gap:?} without an answer, {} pings sent, {} lost", series.sent, series.lost());
 }

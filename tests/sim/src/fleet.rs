@@ -118,7 +118,7 @@ fn view(intent: &Intent, known: &BTreeMap<GatewayId, (SocketAddr, TunnelSecret)>
             serial: 1,
             not_before: UnixMillis(0),
         };
-        Some(Peer { gateway: peer.clone(), endpoints: vec![*at], keys: vec![key] })
+        Some(Peer { gateway: peer.clone(), endpoints: vec![*at], keys: vec![key], quic: None })
     });
     let operation = Operation {
         organisation: intent.organisation,

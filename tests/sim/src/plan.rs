@@ -323,6 +323,7 @@ impl Plan {
                     gateway: peer.clone(),
                     endpoints: vec![known.endpoint],
                     keys: vec![key],
+                    quic: None,
                 })
             })
             .collect();

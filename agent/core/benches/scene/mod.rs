@@ -235,6 +235,7 @@ pub(crate) fn view(own: u16, shape: &Shape) -> Arc<View> {
         gateway: peer(number),
         endpoints: vec![endpoint(*number)],
         keys: vec![key(number)],
+        quic: None,
     });
     Arc::new(View {
         revision: 1,

@@ -30,6 +30,13 @@ impl Engine {
         self.peers.set_mirror(relay, at, now);
     }
 
+    /// The gateways whose packets don't go directly, as WireGuard has it, or may not arrive: those that QUIC to the peer
+    /// itself could help.
+    #[must_use]
+    pub fn indirect(&self, now: Instant) -> Vec<GatewayId> {
+        self.peers.indirect(now)
+    }
+
     /// Takes datagrams that relays brought, each with where it came from as the relay says.
     pub fn handle_relayed<'a>(
         &mut self,

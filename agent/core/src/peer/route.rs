@@ -45,6 +45,8 @@ const ANSWERS: u32 = 32;
 const ANSWERS_PER_SECOND: u32 = 16;
 /// Least time between two handshakes for the sake of a direct path.
 const SHAKE_EVERY: Duration = Duration::from_secs(1);
+/// Least time between two handshakes for the sake of QUIC to the peer itself.
+const TRY_LINK_EVERY: Duration = Duration::from_secs(3);
 /// How fresh the direct path's last answer is when a handshake through a relay doesn't count against it.
 const FRESH: Duration = Duration::from_secs(1);
 /// After so long without a sign of the peer while packets take a relay, the next one is tried.
@@ -98,6 +100,8 @@ pub(super) struct Route {
     rounds: u32,
     /// When a handshake was last tried for the sake of a direct path.
     shaken: Option<Instant>,
+    /// When QUIC to the peer itself was last tried in a relay's place.
+    tried: Option<Instant>,
     /// Highest nonce of the peer's knocks in its run.
     newest: u64,
     /// Which of the 64 up to that have come.
@@ -143,6 +147,7 @@ impl Route {
             used: None,
             rounds: 0,
             shaken: None,
+            tried: None,
             newest: 0,
             seen: 0,
             runs: 0,
@@ -201,7 +206,11 @@ impl Route {
     /// Takes over which relays reach the peer, nearest first.
     pub(super) fn set_relays(&mut self, relays: &[RelayPath], now: Instant) {
         let before = self.has_relay();
+        let link = self.link();
         self.relays = relays.iter().take(MAX_RELAYS).copied().collect();
+        if self.link().is_some() && self.link() != link {
+            (self.tried, self.next) = (None, now);
+        }
         if before != self.has_relay() {
             self.begin(now);
             if self.via.is_none() {
@@ -213,6 +222,22 @@ impl Route {
                 };
             }
         }
+    }
+
+    /// QUIC to the peer itself, if it is connected.
+    fn link(&self) -> Option<RelayId> {
+        self.nearest().filter(|nearest| nearest.is_direct())
+    }
+
+    /// QUIC to the peer itself, if packets take a relay all the same and it is time to try.
+    pub(super) fn better(&mut self, now: Instant) -> Option<RelayId> {
+        let link = self.link().filter(|_| self.via.is_some_and(|via| !via.is_direct()))?;
+        let recent = |at: Instant| now.saturating_duration_since(at) < TRY_LINK_EVERY;
+        if self.tried.is_some_and(recent) {
+            return None;
+        }
+        self.tried = Some(now);
+        Some(link)
     }
 
     /// Packets go another way from now on.

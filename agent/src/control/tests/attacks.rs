@@ -415,7 +415,7 @@ fn with_keys(
     let mut friends = intent(GATEWAY, Mode::Enforce);
     with_peer(&mut friends);
     let view = organisation.view_of(&friends, 3, sequence);
-    let peer = PeerOperation { gateway: REVOKED, endpoints: Vec::new(), keys };
+    let peer = PeerOperation { gateway: REVOKED, endpoints: Vec::new(), keys, quic: None };
     let forgery = Forgery::of(organisation, view).operation(|operation| {
         operation.number.sequence = sequence;
         operation.peers = vec![peer];

@@ -50,7 +50,12 @@ fn without_connection_tracking_the_gateway_is_silent_and_can_ask() {
     }
     let (gateway, stranger) = pair();
     let management = ["tcp/22".parse().unwrap()];
-    let guard = Guard { interfaces: vec!["port0"], tunnel_port: 51820, management: &management };
+    let guard = Guard {
+        interfaces: vec!["port0"],
+        tunnel_port: 51820,
+        quic_port: None,
+        management: &management,
+    };
     gateway.enter(|| guard.batch(Guarding::Untracked, true).commit()).unwrap().unwrap();
 
     for port in [80, 40_000] {
@@ -100,7 +105,12 @@ fn the_nft_tool_reads_what_we_wrote() {
     };
     let (gateway, _stranger) = pair();
     let management = ["tcp/22".parse().unwrap(), "icmp/echo".parse().unwrap()];
-    let wanted = Guard { interfaces: vec!["port0"], tunnel_port: 51820, management: &management };
+    let wanted = Guard {
+        interfaces: vec!["port0"],
+        tunnel_port: 51820,
+        quic_port: None,
+        management: &management,
+    };
     let list = || {
         let listed = gateway.run(&nft, &["list", "ruleset"]).unwrap();
         listed.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect()

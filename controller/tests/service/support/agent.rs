@@ -12,6 +12,7 @@ pub(crate) struct Agent {
     pub(crate) floor: Floor,
     pub(crate) endpoints: Vec<std::net::SocketAddr>,
     pub(crate) capabilities: Vec<String>,
+    pub(crate) quic: Option<u16>,
 }
 
 /// Its connection, once it was welcomed.
@@ -33,6 +34,7 @@ impl Agent {
             floor: Floor::default(),
             endpoints: vec![std::net::SocketAddr::from(([10, 20, n, 2], 51820))],
             capabilities: vec![],
+            quic: None,
         }
     }
 
@@ -90,6 +92,7 @@ impl Agent {
                 up: true,
                 unlisted: Unlisted::Hold,
             }],
+            quic: None,
         }
     }
 
@@ -104,6 +107,7 @@ impl Agent {
             authority: 1,
             applied: self.applied.clone(),
             reachable: self.reachable(),
+            quic: self.quic,
         }
     }
 

@@ -50,7 +50,7 @@ fn other_view() -> Arc<View> {
         x25519: TunnelSecret::from_bytes([9; 32]).public(),
         ..view.peers[0].keys[0].clone()
     };
-    view.peers = vec![Peer { gateway: peer, endpoints: vec![at(0)], keys: vec![key] }];
+    view.peers = vec![Peer { gateway: peer, endpoints: vec![at(0)], keys: vec![key], quic: None }];
     Arc::new(view)
 }
 

@@ -201,7 +201,7 @@ fn view(modes: [Mode; 2], services: &[&str]) -> Arc<View> {
             suspended: Vec::new(),
             issued_at: UnixMillis(1),
         },
-        peers: vec![Peer { gateway: peer, endpoints: vec![endpoint], keys: vec![key] }],
+        peers: vec![Peer { gateway: peer, endpoints: vec![endpoint], keys: vec![key], quic: None }],
         left_out: Vec::new(),
     })
 }

@@ -47,6 +47,7 @@ fn crowded(revision: u64, peers: u16) -> Arc<View> {
                 serial: 1,
                 not_before: UnixMillis(0),
             }],
+            quic: None,
         });
     }
     Arc::new(view)

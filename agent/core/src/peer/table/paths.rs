@@ -7,10 +7,10 @@ use anteroom_proto::v1::telemetry::PathReason;
 use anteroom_proto::verdict::DropReason;
 
 use super::{CONTROL, MAX_PEERS, OWNER_SHIFT, Peers, write};
-use crate::peer::PeerSlot;
 use crate::peer::front;
 use crate::peer::knock::{self, Heard, KnockKey, Knocker};
 use crate::peer::route::{Due, LEAST_ROOM};
+use crate::peer::{Peer, PeerSlot};
 use crate::sink::Sink;
 use crate::target::{RelayId, RelayPath, Target, Through};
 
@@ -63,6 +63,15 @@ impl Peers {
     #[must_use]
     pub fn is_relayed(&self, slot: PeerSlot) -> bool {
         self.get(slot).is_some_and(|peer| peer.route.via().is_some())
+    }
+
+    /// The gateways whose packets don't go directly, as WireGuard has it, or may not arrive.
+    #[must_use]
+    pub fn indirect(&self, now: Instant) -> Vec<GatewayId> {
+        let direct =
+            |peer: &Peer| peer.route.via().is_none() && peer.sending.is_some() && peer.is_live(now);
+        let peers = self.iter().map(|(_, peer)| peer);
+        peers.filter(|peer| !peer.client && !direct(peer)).map(|peer| peer.gateway).collect()
     }
 
     /// Leaves a way that there is no more, and one that has died.
@@ -144,6 +153,15 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(index).filter(|peer| peer.sending.is_some()) else {
             return;
         };
+        // As with a direct path: the session that is made there carries what comes after it, and nothing of the older
+        // one is too late.
+        if let Some(relay) = peer.route.better(now) {
+            let to = Target::Relay(Through { relay, peer: peer.gateway });
+            if let Some(tunnel) = peer.sending.and_then(|number| self.tunnels.get_mut(number)) {
+                to.put(out, CONTROL, front::INITIATION_LEN, |buffer| tunnel.initiate(buffer));
+            }
+        }
+        let Some(peer) = self.peers.get_mut(index) else { return };
         let Some(theirs) = peer.route.theirs else { return };
         let places = match (peer.route.take_due(now), peer.route.via()) {
             (Due::Nowhere, _) => return,

@@ -100,7 +100,8 @@ fn a_strangers_handshakes_are_bounded_and_a_peers_have_a_bound_of_their_own() {
         host.enter(|| std::fs::write(off, "0")).unwrap().unwrap();
         host.ip(&format!("address add fd00::{last}/64 dev {interface} nodad")).unwrap();
     }
-    let wanted = Guard { interfaces: vec!["port0"], tunnel_port: PORT, management: &[] };
+    let wanted =
+        Guard { interfaces: vec!["port0"], tunnel_port: PORT, quic_port: None, management: &[] };
     let session = gateway.enter(|| Session::open(NETLINK_NETFILTER)).unwrap().unwrap();
     assert_eq!(guard(&session, &wanted).unwrap(), Guarding::Tracked);
 

@@ -1,0 +1,91 @@
+//! Sealed packets over one QUIC connection to a peer.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anteroom_agent_core::target::{RelayId, Through};
+use anteroom_proto::direct::PEER;
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, SEALED_LEN};
+use anteroom_transport::link::Carrier;
+use quinn::{Connection, SendDatagramError};
+use tokio::time::interval;
+
+use crate::dataplane::relayed::{Inlet, Outgoing};
+use crate::relay::Table;
+
+/// How often round trip and room are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// One connection, while it is the way to a peer.
+pub(super) struct Link {
+    pub(super) id: RelayId,
+    pub(super) peer: GatewayId,
+    pub(super) connection: Connection,
+    pub(super) dropped: AtomicU64,
+}
+
+impl Link {
+    /// Carries packets until the connection ends, and says why it did.
+    pub(super) async fn run(self, table: &Table) -> String {
+        let Some((outgoing, inlet)) = table.opened(self.id, Carrier::Quic).await else {
+            return "the data plane has stopped".into();
+        };
+        tokio::select! {
+            () = self.look(table) => {}
+            () = self.take_packets(outgoing) => {}
+            () = self.bring_packets(&inlet) => {}
+        }
+        self.connection.closed().await.to_string()
+    }
+
+    /// The longest sealed packet that gets through now.
+    fn room(&self) -> u16 {
+        let longest = self.connection.max_datagram_size().unwrap_or(0).saturating_sub(HEADER_LEN);
+        u16::try_from(longest.min(*SEALED_LEN.end())).unwrap_or(u16::MAX)
+    }
+
+    fn drop_one(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn look(&self, table: &Table) {
+        let mut look = interval(LOOK);
+        loop {
+            look.tick().await;
+            let rooms = HashMap::from([(self.peer, self.room())]);
+            let dropped = self.dropped.load(Ordering::Relaxed);
+            table.found(self.id, rooms, self.connection.rtt(), dropped);
+        }
+    }
+
+    /// Takes what the data plane has for the peer, until the connection ends.
+    async fn take_packets(&self, mut outgoing: Outgoing) {
+        while let Some(mut packet) = outgoing.next().await {
+            let Some(head) = packet.bytes.get_mut(..HEADER_LEN).filter(|_| packet.to == self.peer)
+            else {
+                self.drop_one();
+                continue;
+            };
+            head.copy_from_slice(&packet::header(PEER, false));
+            match self.connection.send_datagram_wait(packet.bytes.freeze()).await {
+                Ok(()) => {}
+                Err(SendDatagramError::TooLarge) => self.drop_one(),
+                Err(_) => break,
+            }
+        }
+        self.connection.closed().await;
+    }
+
+    /// Brings the data plane what the peer has for it, until the connection ends.
+    async fn bring_packets(&self, inlet: &Inlet) {
+        let from = Through { relay: self.id, peer: self.peer };
+        while let Ok(datagram) = self.connection.read_datagram().await {
+            match packet::parse(&datagram) {
+                Some(Datagram::Packet { peer: PEER, sealed, .. }) => inlet.bring([(from, sealed)]),
+                _ => self.drop_one(),
+            }
+        }
+    }
+}

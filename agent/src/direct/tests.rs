@@ -1,0 +1,258 @@
+//! Gateways over real QUIC on loopback, with data planes that do as the tests say.
+
+use std::net::Ipv4Addr;
+use std::sync::Mutex;
+
+use anteroom_agent_core::target::Through;
+use anteroom_proto::intent::PeerGateway;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::overlay::gateway_address;
+
+use super::*;
+use crate::dataplane::fake::{FakeWorker, Told};
+use crate::dataplane::relayed::Queues;
+use crate::testkit::{GATEWAY, ORGANISATION, Organisation};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("waited for {what} in vain"))
+}
+
+/// An address of this process's own.
+fn address(end: u8) -> Ipv4Addr {
+    let [_, a, b, c] = (std::process::id() << 2 | u32::from(end)).to_be_bytes();
+    Ipv4Addr::new(127, a, b, c)
+}
+
+fn gateway(end: u8) -> GatewayId {
+    GatewayId::from_bytes([end; 16])
+}
+
+fn identity(end: u8) -> IdentityKey {
+    IdentityKey::from_seed(&[end; 32])
+}
+
+/// A peer that is said to take connections at this port.
+fn peer(end: u8, quic: Option<u16>) -> Peer {
+    Peer {
+        gateway: PeerGateway {
+            gateway: gateway(end),
+            identity: identity(end).public(),
+            overlay: gateway_address(ORGANISATION, gateway(end)),
+        },
+        endpoints: vec![SocketAddr::from((address(end), 51_820))],
+        keys: Vec::new(),
+        quic,
+    }
+}
+
+fn view(peers: Vec<Peer>) -> Option<Arc<View>> {
+    let organisation = Organisation::new(&[]);
+    let mut view = organisation.verified(&organisation.view(1, 1, Mode::Observe));
+    assert_eq!(view.intent.gateway, GATEWAY);
+    view.peers = peers;
+    Some(Arc::new(view))
+}
+
+enum Saw {
+    Told(Told),
+    Brought(Through, Vec<u8>),
+}
+
+/// One gateway.
+struct End {
+    saw: mpsc::UnboundedReceiver<Saw>,
+    indirect: Arc<Mutex<Vec<GatewayId>>>,
+    views: watch::Sender<Option<Arc<View>>>,
+    status: watch::Receiver<DirectStatus>,
+    _tasks: Vec<Task>,
+}
+
+impl End {
+    fn new(end: u8, port: Option<u16>, peers: Vec<Peer>) -> Self {
+        let (mut worker, handle) = FakeWorker::new();
+        let indirect = worker.indirect.clone();
+        let (sees, saw) = mpsc::unbounded_channel();
+        let pump = tokio::spawn(async move {
+            loop {
+                let (told, brought) = worker.split();
+                let seen = tokio::select! {
+                    told = told => Saw::Told(told),
+                    (from, bytes) = brought => Saw::Brought(from, bytes),
+                };
+                if sees.send(seen).is_err() {
+                    return;
+                }
+            }
+        });
+        let (status_sender, status) = watch::channel(DirectStatus::default());
+        let (views, seen) = watch::channel(view(peers));
+        let table = Arc::new(Table::new(handle.clone(), watch::channel(Vec::new()).0));
+        let telling = tokio::spawn({
+            let table = table.clone();
+            async move { table.keep_telling().await }
+        });
+        let who =
+            Who { gateway: gateway(end), identity: identity(end), bind: address(end).into(), port };
+        let running = tokio::spawn(run(who, seen, handle, table, status_sender));
+        let _tasks = [pump, telling, running].map(Task).into();
+        Self { saw, indirect, views, status, _tasks }
+    }
+
+    /// Waits until the data plane was told of a way to a peer, and has queues for it.
+    async fn way(&mut self, end: u8) -> (RelayId, Queues) {
+        soon("a way", async {
+            let mut opened: HashMap<RelayId, Queues> = HashMap::new();
+            loop {
+                match self.saw.recv().await.unwrap() {
+                    Saw::Told(Told::Opened(relay, queues)) => {
+                        opened.insert(relay, queues);
+                    }
+                    Saw::Told(Told::Relays(to, paths)) if to == gateway(end) => {
+                        let Some(path) = paths.first() else { continue };
+                        assert!(path.relay.is_direct() && path.room >= 1_100, "{path:?}");
+                        if let Some(queues) = opened.remove(&path.relay) {
+                            return (path.relay, queues);
+                        }
+                    }
+                    Saw::Told(Told::Closed(relay)) => {
+                        opened.remove(&relay);
+                    }
+                    _ => {}
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until the data plane was told that there is no way to a peer.
+    async fn no_way(&mut self, end: u8) {
+        soon("the way's end", async {
+            loop {
+                if let Saw::Told(Told::Relays(to, paths)) = self.saw.recv().await.unwrap()
+                    && to == gateway(end)
+                    && paths.is_empty()
+                {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+
+    async fn brought(&mut self) -> (Through, Vec<u8>) {
+        soon("a packet", async {
+            loop {
+                if let Saw::Brought(from, bytes) = self.saw.recv().await.unwrap() {
+                    return (from, bytes);
+                }
+            }
+        })
+        .await
+    }
+
+    async fn until(&mut self, what: &str, so: impl FnMut(&DirectStatus) -> bool) {
+        let waited = timeout(DEADLINE, self.status.wait_for(so)).await.is_ok();
+        assert!(waited, "never {what}: {:?}", *self.status.borrow());
+    }
+}
+
+fn sealed(mark: u8) -> Vec<u8> {
+    let mut bytes = vec![mark; 120];
+    bytes[..4].copy_from_slice(&[4, 0, 0, 0]);
+    bytes
+}
+
+#[tokio::test]
+async fn two_that_have_no_direct_path_connect_once_and_carry_packets_until_one_is_no_peer() {
+    const PORT: u16 = 4433;
+    let mut low = End::new(1, Some(PORT), vec![peer(2, Some(PORT))]);
+    // It is told later where the other takes connections: so there is one for certain.
+    let mut high = End::new(2, Some(PORT), vec![peer(1, None)]);
+    for end in [&mut low, &mut high] {
+        end.until("listening", |status| status.listening.is_some()).await;
+    }
+    // While WireGuard's own packets get through, nobody connects.
+    tokio::time::sleep(plan::PATIENCE + LOOK * 2).await;
+    assert_eq!(low.status.borrow().peers, []);
+    low.indirect.lock().unwrap().push(gateway(2));
+    high.indirect.lock().unwrap().push(gateway(1));
+    let (near, to_high) = low.way(2).await;
+    let (far, to_low) = high.way(1).await;
+    low.until("connected by itself", |status| {
+        status.peers.iter().any(|link| link.dialled && link.address.is_some())
+    })
+    .await;
+    high.until("connected by the other", |status| {
+        status.peers.iter().any(|link| !link.dialled && link.address.is_some())
+    })
+    .await;
+
+    to_high.put(gateway(2), &sealed(1));
+    to_low.put(gateway(1), &sealed(2));
+    // Whoever isn't at the other end gets nothing.
+    to_high.put(gateway(9), &sealed(3));
+    to_high.put(gateway(2), &sealed(4));
+    assert_eq!(high.brought().await, (Through { relay: far, peer: gateway(1) }, sealed(1)));
+    assert_eq!(high.brought().await, (Through { relay: far, peer: gateway(1) }, sealed(4)));
+    assert_eq!(low.brought().await, (Through { relay: near, peer: gateway(2) }, sealed(2)));
+
+    high.views.send_replace(view(vec![peer(1, Some(PORT))]));
+
+    // One is revoked: the other lets go and answers no more.
+    low.views.send_replace(view(Vec::new()));
+    low.no_way(2).await;
+    high.no_way(1).await;
+    high.until("told why", |status| {
+        status.peers.iter().any(|link| link.address.is_none() && link.last_error.is_some())
+    })
+    .await;
+    let before = low.status.borrow().turned_away;
+    low.until("knocked in vain", |status| status.turned_away > before).await;
+    assert_eq!(low.status.borrow().peers, []);
+    // It is a peer again.
+    low.views.send_replace(view(vec![peer(2, Some(PORT))]));
+    low.way(2).await;
+}
+
+#[tokio::test]
+async fn one_that_takes_no_connections_makes_them() {
+    const PORT: u16 = 4434;
+    let mut taker = End::new(1, Some(PORT), vec![peer(2, None)]);
+    let mut maker = End::new(2, None, vec![peer(1, Some(PORT))]);
+    maker.indirect.lock().unwrap().push(gateway(1));
+    let (_, to_taker) = maker.way(1).await;
+    let (from, to_maker) = taker.way(2).await;
+    to_taker.put(gateway(1), &sealed(1));
+    to_maker.put(gateway(2), &sealed(2));
+    assert_eq!(taker.brought().await, (Through { relay: from, peer: gateway(2) }, sealed(1)));
+    assert_eq!(maker.brought().await.1, sealed(2));
+    assert_eq!(maker.status.borrow().listening, None);
+    // The taker is replaced by one with another identity key under the same id: it isn't that one any more.
+    let mut other = peer(1, Some(PORT));
+    other.gateway.identity = identity(7).public();
+    maker.views.send_replace(view(vec![other]));
+    maker.no_way(1).await;
+    taker.no_way(2).await;
+    maker
+        .until("told that nobody answers", |status| {
+            status.peers.iter().any(|link| {
+                link.last_error.as_ref().is_some_and(|error| error.contains("no answer"))
+            })
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_said_and_had_later() {
+    const PORT: u16 = 4435;
+    let taken = UdpSocket::bind((address(3), PORT)).unwrap();
+    let mut end = End::new(3, Some(PORT), Vec::new());
+    end.until("told of the taken port", |status| {
+        status.problem.as_ref().is_some_and(|problem| problem.contains("underlay.quic"))
+    })
+    .await;
+    drop(taken);
+    end.until("listening", |status| status.listening.is_some() && status.problem.is_none()).await;
+}
