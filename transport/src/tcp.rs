@@ -1,6 +1,6 @@
 //! TLS over TCP: the same keys, protocols and messages as over QUIC, for networks where UDP doesn't get through.
 //!
-//! [`connect`] and [`Acceptor`] make a [`Tcp`]; two tasks then carry it ([`carry`]), one for each direction, with what
+//! [`connect()`] and [`Acceptor`] make a [`Tcp`]; two tasks then carry it (`carry`), one for each direction, with what
 //! [`anteroom_proto::tcp`] says on the wire. All that waits is bounded, and nothing waits long: signs of life go first,
 //! then messages, then datagrams, of which the kernel is given no more than it can send soon.
 

@@ -1,6 +1,6 @@
 //! QUIC between two gateways: see [`anteroom_proto::direct`].
 //!
-//! One socket serves both ways: connections that this gateway makes and those that it takes. [`guard`] stands between
+//! One socket serves both ways: connections that this gateway makes and those that it takes. `guard` stands between
 //! it and QUIC, so that nobody but peers is ever answered.
 
 mod guard;
