@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 pub(super) const MAX_PACKETS: usize = 64;
 /// Most bytes that wait for one peer.
 pub(super) const MAX_BYTES: usize = 96 * 1024;
-/// What waited longer is of no use: its sender has sent it again.
-pub(super) const MAX_AGE: Duration = Duration::from_secs(3);
+/// What waited longer is of no use: its sender has sent it again. Longer than packets wait for a pre-shared key, or what waited from
+/// the beginning would be thrown away the moment it may go.
+pub(super) const MAX_AGE: Duration = Duration::from_secs(4);
 
 /// A bounded queue that pushes out its oldest.
 #[derive(Debug, Default)]
