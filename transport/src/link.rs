@@ -381,7 +381,7 @@ impl Link {
                 Some(endpoint) => endpoint.wait_idle().await,
                 None => {
                     if let Connection::Tcp(connection) = &self.connection {
-                        connection.gone().await;
+                        connection.said().await;
                     }
                 }
             }

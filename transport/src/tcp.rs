@@ -28,7 +28,7 @@ use crate::tls::Protocol;
 pub use accept::{AcceptError, Acceptor, offers_ours};
 pub(crate) use carry::carry;
 pub use connect::connect;
-use state::{Shared, lock};
+use state::{Left, Shared, lock};
 
 /// How long the system may try to bring what was sent last to an end that is gone. That such an end is gone is noticed
 /// sooner, by its silence.
@@ -55,7 +55,7 @@ pub enum Ended {
     /// The other end went without a word.
     #[error("reset by peer")]
     Reset,
-    /// Nothing was heard of the other end for [`IDLE_TIMEOUT`].
+    /// Nothing was heard of the other end for [`IDLE_TIMEOUT`], or it took and answered nothing for longer.
     #[error("timed out")]
     TimedOut,
     /// What came can't be.
@@ -156,9 +156,19 @@ impl Tcp {
     }
 
     /// Waits until the last word is on its way.
-    pub(crate) async fn gone(&self) {
-        let mut gone = self.0.shared.gone.subscribe();
-        let _ = gone.wait_for(|gone| *gone).await;
+    pub(crate) async fn said(&self) {
+        self.left(Left::Said).await;
+    }
+
+    /// Waits until nothing is left of it but these handles: no task, no buffer, no socket. A connection that has ended
+    /// comes to that within a few seconds, whatever the other end does.
+    pub async fn gone(&self) {
+        self.left(Left::Gone).await;
+    }
+
+    async fn left(&self, far: Left) {
+        let mut left = self.0.shared.left.subscribe();
+        let _ = left.wait_for(|left| *left >= far).await;
     }
 
     /// Round trip through all that waits on the way; that of TCP itself until there is one.

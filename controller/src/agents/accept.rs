@@ -127,10 +127,11 @@ async fn listen(address: SocketAddr, newcomers: mpsc::Sender<Newcomer>) {
 
 /// Hands what comes in by `doors` to `serve`, one task each, until they are shut; and then waits until every
 /// connection has ended, for a few seconds at most. What is handed over has until the given time for its first message.
+/// What `serve` gives back of a permit is held until nothing is left of the connection.
 pub(crate) async fn accept_all<S, F>(doors: Doors, admission: &Admission, serve: S)
 where
     S: Fn(Connection, Permit, Instant) -> F + Clone + Send + 'static,
-    F: Future<Output = ()> + Send + 'static,
+    F: Future<Output = Permit> + Send + 'static,
 {
     let Doors { endpoint, newcomers, acceptor, closing } = doors;
     let news = async {
@@ -157,7 +158,7 @@ where
 async fn accept_quic<S, F>(endpoint: &Endpoint, admission: &Admission, serve: S)
 where
     S: Fn(Connection, Permit, Instant) -> F + Clone + Send + 'static,
-    F: Future<Output = ()> + Send + 'static,
+    F: Future<Output = Permit> + Send + 'static,
 {
     let mut connections = JoinSet::new();
     while let Some(incoming) = endpoint.accept().await {
@@ -175,7 +176,9 @@ where
                 connections.spawn(async move {
                     let deadline = Instant::now() + FIRST_MESSAGE;
                     match timeout_at(deadline, handshake(incoming)).await {
-                        Ok(Ok(connection)) => serve(connection.into(), permit, deadline).await,
+                        Ok(Ok(connection)) => {
+                            drop(serve(connection.into(), permit, deadline).await);
+                        }
                         Ok(Err(error)) if nothing_in_common(&error) => {
                             tracing::debug!(from = %address, "no handshake: {}", exchange::NOT_OFFERED);
                         }
@@ -207,7 +210,7 @@ async fn accept_tcp<S, F>(
     serve: S,
 ) where
     S: Fn(Connection, Permit, Instant) -> F + Clone + Send + 'static,
-    F: Future<Output = ()> + Send + 'static,
+    F: Future<Output = Permit> + Send + 'static,
 {
     let mut connections = JoinSet::new();
     let shut = closing.clone();
@@ -240,13 +243,22 @@ async fn accept_tcp<S, F>(
                     };
                     let serving = serve(Connection::Tcp(connection.clone()), permit, deadline);
                     let mut serving = std::pin::pin!(serving);
-                    let reason = tokio::select! {
-                        () = &mut serving => return,
-                        reason = shut.wait_for(Option::is_some) => reason.map(|why| why.clone()),
+                    let over = tokio::select! {
+                        permit = &mut serving => Ok(permit),
+                        reason = shut.wait_for(Option::is_some) => Err(reason.map(|why| why.clone())),
                     };
-                    let reason = reason.ok().flatten().unwrap_or_default();
-                    connection.close(CloseCode::Shutdown as u32, reason.as_bytes());
-                    serving.await;
+                    let permit = match over {
+                        Ok(permit) => permit,
+                        Err(reason) => {
+                            let reason = reason.ok().flatten().unwrap_or_default();
+                            connection.close(CloseCode::Shutdown as u32, reason.as_bytes());
+                            serving.await
+                        }
+                    };
+                    // Whoever doesn't read holds its socket for a while yet, and its place with it.
+                    connection.close(0, b"");
+                    connection.gone().await;
+                    drop(permit);
                 });
             }
             Err(why) => tracing::debug!(%address, %why, "turned away"),

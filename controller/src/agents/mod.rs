@@ -51,15 +51,20 @@ impl Agents {
     pub(crate) async fn run(self, doors: Doors) {
         let shared = Arc::new(self);
         let admission = shared.admission.clone();
-        let serve =
-            move |connection, permit, deadline| shared.clone().serve(connection, permit, deadline);
+        let serve = move |connection, mut permit, deadline| {
+            let shared = shared.clone();
+            async move {
+                shared.serve(connection, &mut permit, deadline).await;
+                permit
+            }
+        };
         accept_all(doors, &admission, serve).await;
     }
 
     async fn serve(
-        self: Arc<Self>,
+        &self,
         connection: Connection,
-        mut permit: Permit,
+        permit: &mut Permit,
         deadline: tokio::time::Instant,
     ) {
         let from = connection.remote_address();
@@ -89,7 +94,7 @@ impl Agents {
         };
         reader.set_max(frame::MAX_TO_CONTROLLER);
         let peer = Peer { connection, key };
-        match self.first_words(&peer, &mut permit, first).await {
+        match self.first_words(&peer, permit, first).await {
             Ok(First::Answer(answer)) => peer.say_last(writer, answer, CloseCode::Done).await,
             Ok(First::Gateway(session)) => {
                 session.run(&self.controller, peer, reader, writer).await;

@@ -180,7 +180,7 @@ impl Service {
     pub(crate) async fn serve(
         self: &Arc<Self>,
         connection: Connection,
-        mut permit: Permit,
+        permit: &mut Permit,
         deadline: tokio::time::Instant,
     ) {
         let from = connection.remote_address();
@@ -219,7 +219,6 @@ impl Service {
             return say_last(&connection, writer, refusal).await;
         }
         session::run(self, connection, key, &pass, version, reader, writer).await;
-        drop(permit);
         self.log_news();
     }
 

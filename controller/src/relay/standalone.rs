@@ -140,9 +140,12 @@ pub fn start(directory: Directory) -> Result<RunningRelay, RelayError> {
 }
 
 async fn serve(service: Arc<Service>, doors: Doors, admission: Admission) {
-    accept_all(doors, &admission, move |connection, permit, deadline| {
+    accept_all(doors, &admission, move |connection, mut permit, deadline| {
         let service = service.clone();
-        async move { service.serve(connection, permit, deadline).await }
+        async move {
+            service.serve(connection, &mut permit, deadline).await;
+            permit
+        }
     })
     .await;
 }

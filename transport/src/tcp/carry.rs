@@ -8,12 +8,15 @@ use std::time::Duration;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::tcp::{Frame, read, write};
 use bytes::{Buf as _, Bytes, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsStream;
 
-use super::state::{Inner, Shared, lock};
-use super::{Ended, Handle, In, Out, Tcp};
+use super::state::{Inner, Left, Shared, lock};
+use super::{Ended, Handle, In, LINGER, Out, Tcp};
 use crate::endpoint::{IDLE_TIMEOUT, KEEP_ALIVE};
 use crate::tls::Protocol;
 
@@ -24,32 +27,55 @@ const ROOM_PACKETS: usize = 32 * 1024;
 const ROOM_MESSAGES: usize = 4 * 1024;
 /// How long the last word may take to leave, and the other end to go.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long all of that may take, from when the connection has ended. Then its socket is closed.
+const LEAVE: Duration = Duration::from_secs(2);
 /// What a connection is closed with that broke the protocol.
 const BROKEN: u32 = 3;
 
 /// Carries a connection over `stream`, with the other end as TLS has proved it.
-pub(crate) fn carry<S>(
-    stream: S,
+pub(crate) fn carry(
+    stream: impl Into<TlsStream<TcpStream>>,
     who: (PublicKey, Protocol),
     remote: SocketAddr,
     round_trip: Duration,
-) -> Tcp
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
+) -> Tcp {
     let (shared, inner) = Shared::new(who, remote, round_trip);
     let shared = Arc::new(shared);
-    tokio::spawn(run(shared.clone(), stream, inner));
+    tokio::spawn(run(shared.clone(), stream.into(), inner));
     Tcp(Arc::new(Handle { shared }))
 }
 
-async fn run<S>(shared: Arc<Shared>, stream: S, (out, brought): Inner)
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
-    let (from, to) = tokio::io::split(stream);
-    let mut reading = std::pin::pin!(read_frames(&shared, from, brought));
-    let mut writing = std::pin::pin!(write_frames(&shared, to, out));
+async fn run(shared: Arc<Shared>, stream: TlsStream<TcpStream>, inner: Inner) {
+    let (mut from, mut to) = tokio::io::split(stream);
+    let overdue = async {
+        shared.ended().await;
+        sleep(LEAVE).await;
+    };
+    // Whoever is at the other end has no say in how long this takes: neither by reading nothing, nor by going on
+    // talking.
+    let in_order = tokio::select! {
+        in_order = both(&shared, &mut from, &mut to, inner) => in_order,
+        () = overdue => false,
+    };
+    let stream = from.unsplit(to);
+    if !in_order {
+        // What the other end hasn't taken goes with the socket.
+        let _ = SockRef::from(stream.get_ref().0).set_linger(Some(Duration::ZERO));
+    }
+    drop(stream);
+    shared.left.send_replace(Left::Gone);
+    shared.arrived.notify_one();
+}
+
+/// Reads and writes until the connection has ended. Gives whether its last word is with the system.
+async fn both(
+    shared: &Shared,
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    (out, brought): Inner,
+) -> bool {
+    let mut reading = std::pin::pin!(read_frames(shared, from, brought));
+    let mut writing = std::pin::pin!(write_frames(shared, to, out));
     tokio::select! {
         why = &mut reading => {
             if let Ended::Broken(error) = &why {
@@ -58,18 +84,18 @@ where
             }
             shared.end(why);
             shared.write.notify_one();
-            let _ = timeout(GRACE, writing).await;
+            matches!(timeout(GRACE, writing).await, Ok(Ok(())))
         }
         written = &mut writing => {
-            shared.gone.send_replace(true);
+            shared.left.send_replace(Left::Said);
+            let said = written.is_ok();
             // The other end reads the last word and goes. Where it has gone already, its own last word may still be
             // on the way. A connection that is closed before all is read could take both with it.
             let read = timeout(GRACE, reading).await;
             shared.end(read.unwrap_or(written.err().unwrap_or(Ended::Reset)));
+            said
         }
     }
-    shared.gone.send_replace(true);
-    shared.arrived.notify_one();
 }
 
 fn failed(error: &io::Error) -> Ended {
@@ -86,7 +112,7 @@ fn failed(error: &io::Error) -> Ended {
 /// Reads until there is no more, and says why.
 async fn read_frames(
     shared: &Shared,
-    mut from: impl AsyncRead + Unpin,
+    from: &mut (impl AsyncRead + Unpin),
     brought: mpsc::Sender<In>,
 ) -> Ended {
     let packets = shared.protocol == Protocol::Relay;
@@ -125,6 +151,7 @@ async fn read_frames(
             if let Some(item) = bring {
                 let last = matches!(item, In::Finish);
                 // Whoever doesn't read holds the other end up, as far as TCP goes.
+                let since = std::time::Instant::now();
                 let held = match &brought {
                     None => false,
                     Some(brought) => tokio::select! {
@@ -132,10 +159,15 @@ async fn read_frames(
                         _ = shared.ended() => false,
                     },
                 };
+                // What came meanwhile wasn't looked at: that is no silence of the other end.
+                lock(&shared.state).looked_away(since, std::time::Instant::now());
                 if last || !held {
                     brought = None;
                 }
             }
+        }
+        if lock(&shared.state).unanswered(std::time::Instant::now()) > LINGER {
+            return Ended::TimedOut;
         }
         buffer.reserve(room);
         match timeout(IDLE_TIMEOUT, from.read_buf(&mut buffer)).await {
@@ -172,9 +204,13 @@ impl Batch {
         }
     }
 
+    /// Within the time that the system would wait for an end that takes nothing at all.
     async fn send(&mut self, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-        to.write_all(&self.bytes).await?;
-        to.flush().await?;
+        let written = async {
+            to.write_all(&self.bytes).await?;
+            to.flush().await
+        };
+        timeout(LINGER, written).await.map_err(|_| io::ErrorKind::TimedOut)??;
         self.bytes.clear();
         if let Some(told) = self.told.take() {
             let _ = told.send(());
@@ -186,7 +222,7 @@ impl Batch {
 /// Writes until the connection has ended, and then its last word.
 async fn write_frames(
     shared: &Shared,
-    mut to: impl AsyncWrite + Unpin,
+    to: &mut (impl AsyncWrite + Unpin),
     mut out: mpsc::Receiver<Out>,
 ) -> Result<(), Ended> {
     let mut batch = Batch::default();
@@ -199,7 +235,7 @@ async fn write_frames(
             if let Some((code, reason)) = leaving {
                 batch.add(&Frame::Close { code, reason: &reason });
             }
-            batch.send(&mut to).await.map_err(|error| failed(&error))?;
+            batch.send(to).await.map_err(|error| failed(&error))?;
             return to.shutdown().await.map_err(|error| failed(&error));
         }
         let pong = lock(&shared.state).pong.take();
@@ -238,6 +274,6 @@ async fn write_frames(
             }
             continue;
         }
-        batch.send(&mut to).await.map_err(|error| failed(&error))?;
+        batch.send(to).await.map_err(|error| failed(&error))?;
     }
 }

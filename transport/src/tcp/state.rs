@@ -36,8 +36,19 @@ pub(crate) struct Shared {
     pub(super) arrived: Notify,
     /// Why it ended.
     pub(super) ended: watch::Sender<Option<Ended>>,
-    /// Whether its last word is with the system.
-    pub(super) gone: watch::Sender<bool>,
+    /// How far its end has come.
+    pub(super) left: watch::Sender<Left>,
+}
+
+/// How far a connection's end has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Left {
+    /// It goes on, or has its last word to say.
+    Here,
+    /// Its last word is with the system, or never will be.
+    Said,
+    /// Its socket is closed.
+    Gone,
 }
 
 /// What changes.
@@ -86,6 +97,18 @@ impl State {
     /// The next datagram to write.
     pub(super) fn pop_out(&mut self) -> Option<Bytes> {
         pop(&mut self.out, &mut self.out_bytes)
+    }
+
+    /// How long the oldest sign of life has waited for its answer.
+    pub(super) fn unanswered(&self, now: Instant) -> Duration {
+        self.ping.map_or(Duration::ZERO, |(_, sent)| now.saturating_duration_since(sent))
+    }
+
+    /// Nothing was read between these two: whoever reads the stream had enough.
+    pub(super) fn looked_away(&mut self, since: Instant, until: Instant) {
+        if let Some((_, sent)) = &mut self.ping {
+            *sent = (*sent + until.saturating_duration_since(since)).min(until);
+        }
     }
 
     /// A sign of life came back.
@@ -147,7 +170,7 @@ impl Shared {
             room: Notify::new(),
             arrived: Notify::new(),
             ended: watch::Sender::new(None),
-            gone: watch::Sender::new(false),
+            left: watch::Sender::new(Left::Here),
         };
         (shared, (out, brought))
     }

@@ -1,13 +1,13 @@
 use std::net::Ipv4Addr;
 
 use anteroom_proto::key::IdentityKey;
-use anteroom_proto::tcp::{Frame, FrameError, Kind};
+use anteroom_proto::tcp::{Frame, FrameError, Kind, write};
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent};
 use quinn::VarInt;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -244,9 +244,53 @@ async fn who_never_reads_gets_no_more_than_the_bounds_hold_and_messages_go_first
     };
     soon("the datagrams behind it", rest).await;
     assert!(u64::try_from(before).unwrap() < sent, "{before} of {sent}");
-    // Closing doesn't wait for who doesn't read.
+}
+
+/// Writes `frame` every 200 ms for as long as it can.
+async fn go_on_saying(mut to: impl AsyncWrite + Unpin, frame: Frame<'_>) {
+    let mut bytes = Vec::new();
+    write(&frame, &mut bytes).unwrap();
+    while to.write_all(&bytes).await.is_ok() && to.flush().await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_closed_connection_is_soon_gone_whatever_the_other_end_does() {
+    let server = Server::new().await;
+    let (connection, bare) = server.bare().await;
+    // It talks and never reads: the writer stands still, and it is never silent.
+    let (unread, to) = tokio::io::split(bare);
+    let talking = tokio::spawn(async move { go_on_saying(to, Frame::Ping([7; 8])).await });
+    while connection.dropped() < 1000 {
+        connection.send_datagram(Bytes::from(vec![0; 1400])).unwrap();
+        tokio::task::yield_now().await;
+    }
+    let closed = Instant::now();
     connection.close(0, b"");
     soon("the end", connection.gone()).await;
+    let took = closed.elapsed();
+    assert!(took < IDLE_TIMEOUT / 2, "its socket stayed for {took:?}");
+    // The other end hears that there is nobody any more.
+    soon("the other end", talking).await.unwrap();
+    drop(unread);
+}
+
+#[tokio::test]
+async fn who_answers_no_sign_of_life_counts_as_gone_however_much_it_talks() {
+    let server = Server::new().await;
+    let (connection, bare) = server.bare().await;
+    let (mut from, to) = tokio::io::split(bare);
+    let reading =
+        tokio::spawn(async move { tokio::io::copy(&mut from, &mut tokio::io::sink()).await });
+    let talking = tokio::spawn(async move { go_on_saying(to, Frame::Ping([7; 8])).await });
+    let began = Instant::now();
+    let ended = soon("the end", connection.closed()).await;
+    let took = began.elapsed();
+    assert_eq!(ended, Ended::TimedOut, "after {took:?}");
+    assert!(took >= LINGER - Duration::from_millis(100), "{took:?}");
+    soon("the other end", talking).await.unwrap();
+    let _ = soon("the other end", reading).await.unwrap();
 }
 
 #[tokio::test]
@@ -322,14 +366,15 @@ async fn who_doesnt_read_messages_holds_the_writer_up() {
     let (send, _unread) = link.connection().open_bi().await.unwrap();
     let (_send, receive) = connection.accept_bi().await.unwrap();
     let mut writer = MessageWriter::new(send);
-    let long = refusal(&"x".repeat(1_000_000));
+    let long = refusal(&"x".repeat(50_000));
     let mut sent = 0_u32;
     // The kernel's buffers hold some; then it stands still.
     while timeout(Duration::from_secs(2), writer.send(&long)).await.is_ok() {
         sent += 1;
-        assert!(sent < 200, "{sent} messages went where nobody reads");
+        assert!(sent < 4_000, "{sent} messages went where nobody reads");
     }
     assert_eq!(connection.close_reason(), None, "that alone is no reason to end it");
+    assert!(sent > 0, "not one message was taken before it stood still");
     let mut reader = MessageReader::<ToAgent>::new(receive, MAX_TO_AGENT);
     for _ in 0..sent {
         assert_eq!(soon("a message", reader.next()).await.unwrap(), Some(long.clone()));
