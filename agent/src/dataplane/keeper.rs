@@ -189,7 +189,9 @@ impl Keeper {
                     ?mtu,
                     "the gateway's addresses, or its underlay's MTU, changed"
                 );
-                self.commander.send(Command::SetOwnAddresses(own.clone())).await?;
+                if addresses.moved_from(&self.addresses) {
+                    self.commander.send(Command::SetOwnAddresses(own.clone())).await?;
+                }
                 if let Some(mtu) = mtu {
                     self.commander.send(Command::SetUnderlayMtu(mtu)).await?;
                 }

@@ -1,5 +1,6 @@
 //! What must stand before the engine can run: isolated ports, open sockets, known addresses.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -104,6 +105,14 @@ pub(super) struct Addresses {
 }
 
 impl Addresses {
+    /// Whether the gateway is elsewhere than `before`. Another MTU or order isn't another place.
+    pub(super) fn moved_from(&self, before: &Self) -> bool {
+        fn set<T: Ord>(all: &[T]) -> BTreeSet<&T> {
+            all.iter().collect()
+        }
+        set(&self.own) != set(&before.own) || set(&self.endpoints) != set(&before.endpoints)
+    }
+
     /// Reads them from the kernel.
     pub(super) async fn read(config: &Config, links: &Links) -> Result<Self, LinkError> {
         let all = links.addresses().await?;
@@ -439,5 +448,30 @@ pub(super) fn set_offloads(interface: &InterfaceName, gro: bool) -> Offloads {
         super_frames: false,
         gro: offload::gro(interface).ok(),
         lro: offload::lro(interface).ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_mtu_or_another_order_is_no_move_and_another_address_is() {
+        let ips: [IpAddr; 2] = [[192, 0, 2, 1].into(), [10, 0, 0, 1].into()];
+        let before = Addresses {
+            own: ips.to_vec(),
+            endpoints: ips.map(|ip| SocketAddr::new(ip, 51_820)).to_vec(),
+            underlay_mtu: Some(1_500),
+        };
+        let mut same = Addresses { underlay_mtu: Some(1_400), ..before.clone() };
+        same.own.reverse();
+        same.endpoints.reverse();
+        assert_ne!(same, before);
+        assert!(!same.moved_from(&before));
+        assert!(!Addresses { underlay_mtu: None, ..before.clone() }.moved_from(&before));
+        let fewer = Addresses { own: ips[..1].to_vec(), ..before.clone() };
+        assert!(fewer.moved_from(&before) && before.moved_from(&fewer));
+        let elsewhere = Addresses { endpoints: before.endpoints[..1].to_vec(), ..before.clone() };
+        assert!(elsewhere.moved_from(&before) && before.moved_from(&elsewhere));
     }
 }

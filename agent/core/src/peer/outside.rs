@@ -6,7 +6,7 @@
 //! unasked. Nothing hangs on an answer but where knocks go, and of those there are few.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,8 @@ const UNANSWERED: u32 = 4;
 pub struct Outside {
     /// Addresses of its tunnel socket as relays see it: those that most of them see first.
     pub places: Vec<SocketAddr>,
-    /// Whether relays at different addresses see different ones. None where no two answered.
+    /// Whether relays at different addresses see this gateway at one address with different ports, so that nobody else
+    /// knows which to knock at. None where no two saw it at the same address, or those of one family leave it open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub varies: Option<bool>,
 }
@@ -103,7 +104,8 @@ impl Mirrors {
     /// The gateway is elsewhere: what was seen says nothing any more.
     pub(super) fn forget(&mut self, now: Instant) {
         for mirror in self.mirrors.values_mut() {
-            (mirror.seen, mirror.unanswered) = (None, 0);
+            // What is answered still tells of where the gateway was.
+            (mirror.seen, mirror.asked, mirror.unanswered) = (None, None, 0);
         }
         self.hasten(now);
     }
@@ -178,22 +180,46 @@ impl Mirrors {
     /// What peers are told.
     pub(super) fn outside(&self) -> Outside {
         let mut votes: BTreeMap<SocketAddr, usize> = BTreeMap::new();
-        let mut seen = BTreeMap::new();
-        let mut varies = None;
+        let mut seen = Seen::new();
         for (by, place) in self.mirrors.values().filter_map(|one| Some((one.at.ip(), one.seen?))) {
             *votes.entry(place).or_default() += 1;
-            let others = seen.iter().filter(|(other, _)| **other != by);
-            for (_, other) in others {
-                let differs = *other != place;
-                varies = Some(varies.unwrap_or(false) | differs);
-            }
-            seen.insert(by, place);
+            let ports = seen.entry(place.ip()).or_default();
+            ports.entry(place.port()).or_default().insert(by);
         }
+        let varies = varies(&seen);
         let mut places: Vec<SocketAddr> = votes.keys().copied().collect();
         places.sort_by_key(|place| Reverse(votes.get(place).copied()));
         places.truncate(MAX_PLACES);
         Outside { places, varies }
     }
+}
+
+/// By outside address and port, the addresses of relays that see them.
+type Seen = BTreeMap<IpAddr, BTreeMap<u16, BTreeSet<IpAddr>>>;
+
+/// Whether ports differ for each destination: see [`Outside::varies`]. Of each family of addresses one knows: a gateway may
+/// be behind a NAT for one and not for the other, and one place that holds for everybody is enough.
+fn varies(seen: &Seen) -> Option<bool> {
+    let of = |v4: bool| seen.iter().filter(move |(ip, _)| ip.is_ipv4() == v4);
+    let families = [true, false].into_iter().filter(|v4| of(*v4).next().is_some());
+    let verdicts: Vec<Option<bool>> = families
+        .map(|v4| {
+            let said = of(v4).filter_map(|(_, ports)| differ(ports));
+            // One address with a port for all is enough.
+            said.reduce(|all, differs| all && differs)
+        })
+        .collect();
+    if verdicts.contains(&Some(false)) {
+        return Some(false);
+    }
+    (!verdicts.is_empty() && verdicts.iter().all(Option::is_some)).then_some(true)
+}
+
+/// Whether relays at different addresses see different ports of one address, as far as most of them agree.
+fn differ(ports: &BTreeMap<u16, BTreeSet<IpAddr>>) -> Option<bool> {
+    let all: BTreeSet<&IpAddr> = ports.values().flatten().collect();
+    let most = ports.values().map(BTreeSet::len).max()?;
+    (all.len() > 1).then_some(most * 2 <= all.len())
 }
 
 #[cfg(test)]
@@ -333,6 +359,65 @@ mod tests {
             mirrors.set(RelayId(100 + more), Some(at(4, 1 + more)), now);
         }
         assert_eq!(mirrors.mirrors.len(), MAX_MIRRORS);
+    }
+
+    /// What is told where relays at these addresses see these places.
+    fn told(seen: &[(&str, &str)]) -> Outside {
+        let (mut mirrors, now) = start();
+        mirrors.set(A, None, now);
+        for (relay, (by, _)) in (0..).zip(seen) {
+            mirrors.set(RelayId(relay), Some(by.parse().unwrap()), now);
+        }
+        for (to, question) in mirrors.ask(true, now) {
+            let (_, place) = seen.iter().find(|(by, _)| by.parse() == Ok(to)).unwrap();
+            mirrors.hear(to, nonce(&question), place.parse().unwrap(), true, now);
+        }
+        mirrors.outside()
+    }
+
+    #[test]
+    fn ports_vary_only_where_most_relays_see_the_same_address_with_others() {
+        let lan = [("10.20.1.9:4433", "10.20.1.2:51820"), ("198.51.100.1:4433", "203.0.113.1:7")];
+        let v6 = [("[2001:db8::1]:4433", "[2001:db8:1::2]:51820")];
+        let symmetric =
+            [("198.51.100.1:4433", "203.0.113.1:7"), ("198.51.100.2:4433", "203.0.113.1:8")];
+        let honest = |count: u8| -> Vec<(String, String)> {
+            (1..=count).map(|n| (format!("198.51.100.{n}:4433"), "203.0.113.1:7".into())).collect()
+        };
+        for (name, seen, varies) in [
+            ("one by IPv4 and one by IPv6", [&lan[1..], &v6].concat(), None),
+            ("one in the LAN and one beyond", lan.to_vec(), None),
+            ("two uplinks", vec![symmetric[0], ("198.51.100.2:4433", "192.0.2.9:7")], None),
+            ("a symmetric NAT", symmetric.to_vec(), Some(true)),
+            ("a controller in the LAN beside it", [&lan[..1], &symmetric].concat(), Some(true)),
+            ("IPv6 beside it, of which one relay knows", [&symmetric[..], &v6].concat(), None),
+            (
+                "IPv6 beside it without a NAT",
+                [&symmetric[..], &v6, &[("[2001:db8::2]:4433", "[2001:db8:1::2]:51820")]].concat(),
+                Some(false),
+            ),
+        ] {
+            assert_eq!(told(&seen).varies, varies, "{name}");
+        }
+        for (count, lie) in [(2, "203.0.113.1:9"), (9, "203.0.113.1:9"), (9, "192.0.2.1:7")] {
+            let honest = honest(count);
+            let mut seen: Vec<_> = honest.iter().map(|(by, at)| (&**by, &**at)).collect();
+            seen.push(("198.51.100.99:4433", lie));
+            let told = told(&seen);
+            assert_eq!(told.varies, Some(false), "{count} against one that says {lie}");
+            assert_eq!(told.places.first(), Some(&"203.0.113.1:7".parse().unwrap()));
+        }
+    }
+
+    #[test]
+    fn an_answer_to_a_question_from_before_a_move_says_nothing() {
+        let (mut mirrors, now) = start();
+        let old = nonce(&mirrors.ask(true, now)[0].1);
+        let moved = now + Duration::from_millis(10);
+        mirrors.forget(moved);
+        let due = mirrors.due();
+        assert_eq!(mirrors.hear(at(1, 4433), old, at(9, 9), true, moved), None);
+        assert_eq!((mirrors.outside(), mirrors.due()), (Outside::default(), due));
     }
 
     fn mirrors_seen(mirrors: &Mirrors, by: SocketAddr) -> Option<SocketAddr> {

@@ -37,6 +37,8 @@ const PATIENCE: (Duration, Duration) = (Duration::from_millis(1000), Duration::f
 const EAGER_ROUNDS: u32 = 15;
 const ROUND: Duration = Duration::from_secs(1);
 const LATE_ROUND: Duration = Duration::from_secs(5);
+/// Least time until new addresses of a peer have knocks begin anew once more: relays may tell it another with each answer.
+const BEGIN_EVERY: Duration = Duration::from_secs(60);
 /// Least time between two knocks where the peer was just heard to knock from. A new address with each of its knocks brings
 /// no more of them.
 const HINT_EVERY: Duration = Duration::from_millis(250);
@@ -98,6 +100,8 @@ pub(super) struct Route {
     echoes: bool,
     used: Option<Instant>,
     rounds: u32,
+    /// When they last began anew for the sake of new addresses.
+    anew: Option<Instant>,
     /// When a handshake was last tried for the sake of a direct path.
     shaken: Option<Instant>,
     /// When QUIC to the peer itself was last tried in a relay's place.
@@ -146,6 +150,7 @@ impl Route {
             echoes: false,
             used: None,
             rounds: 0,
+            anew: None,
             shaken: None,
             tried: None,
             newest: 0,
@@ -424,9 +429,12 @@ impl Route {
         passes
     }
 
-    /// The peer looks different from outside: all its addresses are knocked at soon, as at first.
+    /// The peer is told to be where it wasn't before: all its addresses are knocked at soon, as at first, unless they just
+    /// were for that.
     pub(super) fn note_places(&mut self, now: Instant) {
-        if self.via.is_some() {
+        let recent = |at: Instant| now.saturating_duration_since(at) < BEGIN_EVERY;
+        if self.via.is_some() && !self.anew.is_some_and(recent) {
+            self.anew = Some(now);
             self.rounds = 0;
             let due = self.knocked.map_or(now, |at| now.max(at + ROUND));
             self.next = self.next.min(due);

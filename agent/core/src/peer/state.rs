@@ -427,7 +427,7 @@ impl Peer {
         self.secrecy.can = Some(hello.capabilities.iter().any(|one| one == secret::CAPABILITY));
         self.route.theirs = hello.knocker;
         let outside = hello.outside.clone().unwrap_or_default().believed();
-        if outside.places != self.outside.places {
+        if outside.places.iter().any(|place| !self.outside.places.contains(place)) {
             self.route.note_places(now);
         }
         self.outside = outside;

@@ -95,6 +95,8 @@ pub struct Peers {
     part: Vec<u8>,
     /// Which relays reach whom, peers or not.
     relayed: HashMap<GatewayId, Vec<RelayPath>, foldhash::fast::RandomState>,
+    /// How many peers packets reach by a relay: whoever answers a question has nobody count them.
+    on_relays: usize,
     /// What the keys of knocks grow from.
     knock_secret: [u8; 32],
     /// Nonce of the last knock.
@@ -151,6 +153,7 @@ impl Peers {
             part_id,
             part: Vec::new(),
             relayed: HashMap::default(),
+            on_relays: 0,
             mirrors: Mirrors::new(knock_secret),
             hearing: Hearing::default(),
             knock_secret,

@@ -223,6 +223,9 @@ impl World {
 
     /// Carries datagrams until nobody has anything to say.
     fn settle(&mut self) {
+        for side in &self.sides {
+            side.peers.assert_counted();
+        }
         for _ in 0..10_000 {
             let mut quiet = true;
             for here in 0..self.sides.len() {

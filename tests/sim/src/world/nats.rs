@@ -14,12 +14,6 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Whether there is any.
-    #[must_use]
-    pub fn are_there(&self) -> bool {
-        !self.nats.is_empty()
-    }
-
     /// The router in front of a gateway.
     ///
     /// # Panics

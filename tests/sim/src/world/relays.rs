@@ -33,6 +33,8 @@ pub struct Relays {
     pub asked: u64,
     /// What all of them answer in place of the truth.
     pub lie: Option<SocketAddr>,
+    /// Whether each of these answers names another port there.
+    pub restless: bool,
 }
 
 /// Where a relay is asked how a gateway looks from outside.
@@ -89,11 +91,10 @@ impl World {
                 engine.set_relays(id, &paths, now, &mut out);
                 self.send(at, out);
             }
-            let (nats, now) = (&self.nats, self.now);
+            let now = self.now;
             let Some(engine) = self.gateways[at].engine.as_mut() else { continue };
             for (relay, known) in (0..).zip(&self.relays.relays) {
-                let asked = known.up && nats.are_there();
-                engine.set_mirror(RelayId(relay), asked.then(|| mirror(relay)), now);
+                engine.set_mirror(RelayId(relay), known.up.then(|| mirror(relay)), now);
             }
         }
     }
@@ -104,7 +105,10 @@ impl World {
         let Some((_, relay)) = place else { return false };
         if let Some(nonce) = question::parse_question(bytes).filter(|_| relay.up) {
             self.relays.asked += 1;
-            let seen = self.relays.lie.unwrap_or(from);
+            let mut seen = self.relays.lie.unwrap_or(from);
+            if self.relays.lie.is_some() && self.relays.restless {
+                seen.set_port(1_024 + u16::try_from(self.relays.asked % 60_000).unwrap_or(0));
+            }
             let bytes = question::answer(nonce, seen).to_vec();
             let latency = relay.latency;
             self.push(latency, Event::Datagram { to: from, from: to, bytes });

@@ -201,3 +201,29 @@ fn relays_that_lie_have_gateways_knock_at_few_strangers_and_cost_no_packet() {
     world.run(Duration::from_secs(30));
     assert!(is_direct(&mut world), "{:?}", paths(&mut world));
 }
+
+#[test]
+fn a_relay_that_lies_anew_each_time_has_gateways_knock_little_more() {
+    let cone = kind(Dependence::Independent, Dependence::AddressAndPort);
+    let victim = SocketAddr::from(([198, 18, 0, 1], 53));
+    let mut world = hospital(8);
+    world.relays.lie = Some(victim);
+    world.relays.restless = true;
+    world.set_nat(IMAGING, cone.clone());
+    world.set_nat(SERVERS, cone);
+    world.relay(Duration::from_millis(20));
+    world.apply_all();
+    for step in [Mode::Protect, Mode::Enforce] {
+        all(&mut world, step);
+    }
+    world.run(Duration::from_secs(60));
+    world.sent_to.clear();
+    world.run(Duration::from_secs(600));
+    let sent = world.sent_to.iter().filter(|(to, _)| to.ip() == victim.ip());
+    let to_victim: u64 = sent.map(|(_, count)| count).sum();
+    // Two gateways, and of each minute a quarter at the first pace, the rest at the second.
+    assert!((1..=10 * 2 * (15 + 9 + 3)).contains(&to_victim), "{to_victim} in ten minutes");
+    world.relays.lie = None;
+    world.run(Duration::from_secs(60));
+    assert!(is_direct(&mut world), "{:?}", paths(&mut world));
+}

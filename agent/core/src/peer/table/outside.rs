@@ -15,6 +15,9 @@ use crate::target::{RelayId, Target};
 
 /// How long nothing comes back until relays are asked, too.
 const DOUBT: Duration = Duration::from_millis(300);
+/// How far apart peers hear of a move, and within what all of them do: so many words at once would be a burst.
+const APART: Duration = Duration::from_millis(1);
+const SPREAD: Duration = Duration::from_millis(500);
 
 impl Peers {
     /// Says where a relay may be asked how this gateway looks from outside; `None` where it no longer can be.
@@ -26,11 +29,16 @@ impl Peers {
     /// at once where it is.
     pub fn note_moved(&mut self, now: Instant) {
         self.mirrors.forget(now);
-        for number in self.peers.numbers() {
+        let numbers = self.peers.numbers();
+        let count = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+        let apart = SPREAD.checked_div(count).unwrap_or_default().min(APART);
+        let mut at = now;
+        for number in numbers {
             if let Some(peer) = self.peers.get_mut(number) {
-                peer.next_probe = now;
+                peer.next_probe = at;
             }
-            self.wake(number, now);
+            self.wake(number, at);
+            at += apart;
         }
     }
 
@@ -64,8 +72,15 @@ impl Peers {
     }
 
     /// Whether packets for any peer take a relay.
-    fn relies_on_relays(&self) -> bool {
-        self.peers.iter().any(|(_, peer)| peer.route.via().is_some())
+    const fn relies_on_relays(&self) -> bool {
+        self.on_relays > 0
+    }
+
+    /// Counts by hand.
+    #[cfg(test)]
+    pub(in crate::peer) fn assert_counted(&self) {
+        let all = self.peers.iter().filter(|(_, peer)| peer.route.via().is_some());
+        assert_eq!(self.on_relays, all.count(), "peers that a relay reaches");
     }
 
     /// Asks relays how this gateway looks, where that is due.

@@ -104,7 +104,13 @@ impl Peers {
     /// Has packets go another way.
     fn turn(&mut self, index: u32, via: Option<RelayId>, why: PathReason, now: Instant) {
         let Some(peer) = self.peers.get_mut(index) else { return };
+        let before = peer.route.via();
         peer.route.turn(via, why, now);
+        match (before, via) {
+            (None, Some(_)) => self.on_relays += 1,
+            (Some(_), None) => self.on_relays = self.on_relays.saturating_sub(1),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
         match (via, why) {
             (Some(_), PathReason::Died) => self.mirrors.hasten(now),
             (Some(_), _) => self.mirrors.rely(now),

@@ -99,6 +99,9 @@ impl Peers {
         // Before it is gone.
         self.review(index);
         let Some(peer) = self.peers.remove(index) else { return };
+        if peer.route.via().is_some() {
+            self.on_relays = self.on_relays.saturating_sub(1);
+        }
         self.joiner.remove(index);
         self.by_gateway.remove(&peer.gateway);
         self.events.retain(|listed| *listed != index);

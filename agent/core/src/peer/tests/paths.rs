@@ -489,6 +489,22 @@ fn a_gateway_tells_its_peers_how_it_looks_from_outside_and_they_knock_there() {
     assert_eq!(world.sides[1].peer(gateway).outside().places, []);
 }
 
+#[test]
+fn peers_on_relays_are_counted_as_paths_change_and_peers_go() {
+    let mut world = apart();
+    world.offer(&[NEAR]);
+    world.talk(Duration::from_secs(5));
+    assert!(world.path(0).0.is_some(), "{:?}", world.path(0));
+    let (now, again) = (world.now, world.sides[1].as_peer());
+    world.sides[0].peers.set_peers(&[], now);
+    world.sides[0].peers.assert_counted();
+    world.sides[0].peers.set_peers(&[again], now);
+    world.direct(true, true);
+    world.talk(Duration::from_secs(20));
+    assert_eq!(world.path(0).0, None);
+    world.sides[0].peers.assert_counted();
+}
+
 /// QUIC to the peer itself.
 const LINK: RelayId = RelayId(0x8000);
 
