@@ -100,7 +100,22 @@ struct Shared {
     heard: Notify,
     /// What was sent before [`MARK`] has arrived.
     arrived: Notify,
+    /// How far the change to a better connection has come.
+    change: watch::Sender<Change>,
     dropped: AtomicU64,
+}
+
+/// How far the change to a better connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// There is none. Packets go by the connection so far.
+    None,
+    /// There is one to be greeted, once the relay has all that was sent.
+    Asked,
+    /// The relay has all that was sent. More waits.
+    Ready,
+    /// The relay takes its time. Packets go by the connection so far again.
+    Slow,
 }
 
 impl Shared {
@@ -110,8 +125,15 @@ impl Shared {
             peers: Mutex::default(),
             heard: Notify::new(),
             arrived: Notify::new(),
+            change: watch::Sender::new(Change::None),
             dropped: AtomicU64::new(0),
         }
+    }
+
+    /// Waits until the change to a better connection has come so far.
+    async fn reach(&self, far: impl Fn(Change) -> bool) {
+        // It is told from here, so that there is always somebody who tells.
+        let _ = self.change.subscribe().wait_for(|change| far(*change)).await;
     }
 
     /// Waits until the relay has all that was sent, for a moment at most.
@@ -218,29 +240,15 @@ impl Link {
         };
         loop {
             let shared = Arc::new(Shared::new(link.connection().clone()));
-            let better = match self.carry(&shared, greeting, &mut outgoing, &inlet).await {
-                Ok(better) => better,
+            let mut again = self.again;
+            let carried = self.carry(&shared, greeting, &mut again, &mut outgoing, &inlet).await;
+            self.again = again;
+            let better;
+            (better, greeting) = match carried {
+                Ok(changed) => changed,
                 Err(problem) => return self.over(link, problem).await,
             };
-            // What comes by the connection so far is taken until the relay closes it for the newer one. What goes
-            // out waits for that one.
-            self.again.tried();
-            let id = self.id;
-            let bringing = async {
-                bring_packets(&shared, id, &inlet).await;
-                std::future::pending::<std::convert::Infallible>().await
-            };
-            greeting = tokio::select! {
-                biased;
-                greeting = self.greet(&better) => match greeting {
-                    Ok(greeting) => greeting,
-                    Err(problem) => {
-                        better.close("").await;
-                        return self.over(link, problem).await;
-                    }
-                },
-                never = bringing => match never {},
-            };
+            // What comes by the connection so far is taken until the relay closes it for the newer one.
             let before = std::mem::replace(&mut link, better);
             let (id, inlet) = (self.id, inlet.clone());
             tokio::spawn(async move {
@@ -290,11 +298,11 @@ impl Link {
     }
 
     /// Says hello until the relay says welcome, or gives what is in the way. None: the connection knows.
-    async fn greet(&mut self, link: &Connected) -> Result<Greeting, Option<String>> {
+    async fn greet(&self, link: &Connected) -> Result<Greeting, Option<String>> {
         let (send, receive) = link.connection().open_bi().await.map_err(|_| None)?;
         let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
         let mut writer = MessageWriter::<ToRelay>::new(send);
-        let known = self.known.borrow_and_update().clone();
+        let known = self.known.borrow().clone();
         let (Some(chain), Some(pass)) = (known.chain, known.pass) else {
             return Err(Some("there is no pass for relays yet".into()));
         };
@@ -333,36 +341,78 @@ impl Link {
         Ok(Greeting { shown: pass, reader, writer })
     }
 
-    /// Carries packets until the connection ends, or there is a better one: all that was sent has arrived then. None:
-    /// the connection knows why it ended.
+    /// Carries packets until the connection ends, or the relay has taken a better one in its place. None: the
+    /// connection knows why it ended.
     async fn carry(
-        &mut self,
+        &self,
         shared: &Shared,
         greeting: Greeting,
+        again: &mut Again,
         outgoing: &mut Outgoing,
         inlet: &Inlet,
-    ) -> Result<Connected, Option<String>> {
-        let (id, identity, mut again) = (self.id, self.who.identity.clone(), self.again);
-        // Where this gateway's address has changed, the connection ends by itself.
-        let better = async {
-            let moved = std::future::pending::<()>;
-            again.quic(&shared.connection, &identity, Protocol::Relay, moved).await.0
+    ) -> Result<(Connected, Greeting), Option<String>> {
+        let id = self.id;
+        let changed = self.change(shared, again);
+        self.table.asks(id, shared.connection.remote_address()).await;
+        let ended = async {
+            let problem = tokio::select! {
+                problem = self.messages(shared, greeting) => problem,
+                () = take_packets(shared, outgoing) => None,
+                () = bring_packets(shared, id, inlet) => None,
+            };
+            // A relay that takes the better one ends this one before its welcome is here.
+            shared.reach(|change| change == Change::None).await;
+            problem
         };
-        self.table.asks(self.id, shared.connection.remote_address()).await;
         tokio::select! {
-            problem = self.messages(shared, greeting) => Err(problem),
-            better = take_packets(shared, outgoing, better) => better.ok_or(None),
-            () = bring_packets(shared, id, inlet) => Err(None),
+            biased;
+            changed = changed => Ok(changed),
+            problem = ended => Err(problem),
+        }
+    }
+
+    /// A connection over QUIC that the relay has greeted in place of one over TCP, as soon as one can be had. Where it
+    /// isn't greeted, packets go on as before.
+    async fn change(&self, shared: &Shared, again: &mut Again) -> (Connected, Greeting) {
+        let mut tries = *again;
+        loop {
+            // Where this gateway's address has changed, the connection ends by itself.
+            let moved = std::future::pending::<()>;
+            let (identity, protocol) = (&self.who.identity, Protocol::Relay);
+            let (better, _) = tries.quic(&shared.connection, identity, protocol, moved).await;
+            shared.change.send_replace(Change::Asked);
+            let _ = timeout(2 * BARRIER, shared.reach(|change| change == Change::Ready)).await;
+            let greeted = {
+                let mut greeting = pin!(self.greet(&better));
+                match timeout(BARRIER, &mut greeting).await {
+                    Ok(greeted) => greeted,
+                    Err(_) => {
+                        shared.change.send_replace(Change::Slow);
+                        greeting.await
+                    }
+                }
+            };
+            again.tried();
+            match greeted {
+                Ok(greeting) => return (better, greeting),
+                Err(problem) => {
+                    shared.change.send_replace(Change::None);
+                    let problem = problem.unwrap_or_else(|| "the connection ended".into());
+                    debug!("relay {}: no change to QUIC: {}", self.name(), plain(&problem));
+                    better.close("").await;
+                }
+            }
         }
     }
 
     async fn messages(
-        &mut self,
+        &self,
         shared: &Shared,
         Greeting { mut shown, mut reader, mut writer }: Greeting,
     ) -> Option<String> {
         let mut look = interval(LOOK);
         let begun = Instant::now();
+        let mut known = self.known.clone();
         loop {
             tokio::select! {
                 message = reader.next() => match message.ok()?? {
@@ -382,9 +432,9 @@ impl Link {
                         return Some("the relay speaks out of turn".into());
                     }
                 },
-                changed = self.known.changed() => {
+                changed = known.changed() => {
                     changed.ok()?;
-                    let pass = self.known.borrow_and_update().pass.clone();
+                    let pass = known.borrow_and_update().pass.clone();
                     if let Some(pass) = pass.filter(|pass| *pass != shown) {
                         shown = pass.clone();
                         writer.send(&ToRelay::Pass(Box::new(pass))).await.ok()?;
@@ -423,13 +473,9 @@ fn refused(refusal: &Refusal) -> String {
     format!("{what} ({:?}): {}", refusal.code, plain(&refusal.message))
 }
 
-/// Takes what the data plane has for the relay, until the connection ends, or there is a better one.
-async fn take_packets(
-    shared: &Shared,
-    outgoing: &mut Outgoing,
-    better: impl Future<Output = Connected>,
-) -> Option<Connected> {
-    let mut better = pin!(better);
+/// Takes what the data plane has for the relay, until the connection ends. While the relay is asked to take a better one,
+/// packets wait for that, for a moment: those sent by this one behind the question would be lost.
+async fn take_packets(shared: &Shared, outgoing: &mut Outgoing) {
     let mut batch = Vec::new();
     // Until the relay has said what peers are called, nothing can be sent. What was taken before would be lost.
     let _ = timeout(LOOK, shared.heard.notified()).await;
@@ -437,9 +483,17 @@ async fn take_packets(
         let space = shared.connection.datagram_send_buffer_space();
         let more = tokio::select! {
             biased;
-            better = &mut better => {
+            () = shared.reach(|change| change == Change::Asked) => {
                 shared.all_sent().await;
-                return Some(better);
+                shared.change.send_if_modified(|change| {
+                    let asked = *change == Change::Asked;
+                    if asked {
+                        *change = Change::Ready;
+                    }
+                    asked
+                });
+                shared.reach(|change| matches!(change, Change::None | Change::Slow)).await;
+                continue;
             }
             more = outgoing.take(space, &mut batch) => more,
         };
@@ -456,7 +510,6 @@ async fn take_packets(
         }
     }
     shared.connection.closed().await;
-    None
 }
 
 /// Brings the data plane what the relay has for it, until the connection ends.

@@ -12,7 +12,9 @@ use anteroom_proto::relay::{
 };
 use anteroom_proto::time::UnixMillis;
 use anteroom_transport::endpoint;
+use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
+use anteroom_transport::tcp::Acceptor;
 use anteroom_transport::tls::Protocol;
 use tokio::time::timeout;
 
@@ -53,7 +55,7 @@ struct FakeRelay {
 
 /// One gateway's connection there.
 struct Guest {
-    connection: quinn::Connection,
+    connection: Connection,
     reader: MessageReader<ToRelay>,
     writer: MessageWriter<FromRelay>,
     hello: Hello,
@@ -91,7 +93,10 @@ impl FakeRelay {
     }
 
     async fn hello(incoming: quinn::Incoming) -> Option<Guest> {
-        let connection = incoming.await.ok()?;
+        Self::hear(incoming.await.ok()?.into()).await
+    }
+
+    async fn hear(connection: Connection) -> Option<Guest> {
         let (send, receive) = connection.accept_bi().await.ok()?;
         let mut reader = MessageReader::<ToRelay>::new(receive, MAX_TO_RELAY);
         match reader.next().await.ok()?? {
@@ -303,4 +308,81 @@ async fn a_relay_that_the_authority_names_no_more_is_left() {
     let key = bed.relay.key.fingerprint().to_string();
     let gone = |all: &Vec<RelayStatus>| all.iter().all(|one| one.fingerprint != key);
     soon("the relay's leaving the status", bed.status.wait_for(gone)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_try_for_quic_that_comes_to_nothing_leaves_the_connection_over_tcp_as_it_is() {
+    let mut bed = Bed::new();
+    let address = bed.relay.endpoint.local_addr().unwrap();
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let acceptor = Acceptor::new(&IdentityKey::from_seed(&[40; 32]), &[Protocol::Relay]).unwrap();
+    bed.give_pass(1);
+    // Handshakes over QUIC are refused, so the gateway comes over TCP.
+    let mut guest = soon("a gateway over TCP", async {
+        loop {
+            tokio::select! {
+                incoming = bed.relay.endpoint.accept() => incoming.unwrap().refuse(),
+                accepted = listener.accept() => {
+                    let connection = acceptor.accept(accepted.unwrap().0).await.unwrap();
+                    if let Some(guest) = FakeRelay::hear(Connection::Tcp(connection)).await {
+                        return guest;
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    guest.welcome().await;
+    let queues = soon("queues", async {
+        loop {
+            if let Told::Opened(_, queues) = bed.worker.told().await {
+                return queues;
+            }
+        }
+    })
+    .await;
+    guest.tell(&[(5, 0, Some(900))]).await;
+    bed.told(5, &[900]).await;
+    bed.until("over TCP", |relay| relay.connected && relay.over_tcp).await;
+    // A handshake gets through, and nothing behind it.
+    let quic = soon("a try for QUIC", bed.relay.endpoint.accept()).await.unwrap().await.unwrap();
+    let mut arrived = 0_u8;
+    let trying = async {
+        loop {
+            arrived += 1;
+            queues.put(peer(5), &sealed(arrived));
+            let arriving = async {
+                loop {
+                    let datagram = guest.connection.read_datagram().await.unwrap();
+                    if let Some(Datagram::Packet { sealed, .. }) = packet::parse(&datagram) {
+                        return sealed.to_vec();
+                    }
+                }
+            };
+            let arriving = timeout(Duration::from_secs(5), arriving).await;
+            let got = arriving.unwrap_or_else(|_| panic!("packet {arrived} is held up"));
+            assert_eq!(got, sealed(arrived));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if quic.close_reason().is_some() && arrived > 60 {
+                return;
+            }
+        }
+    };
+    soon("the end of the try", trying).await;
+    assert_eq!(guest.connection.close_reason().map(|why| why.to_string()), None);
+    bed.until("over TCP as before", |relay| relay.connected && relay.over_tcp).await;
+
+    // The next is greeted. The relay ends the connection over TCP for it, before it says so by the new one.
+    let again = soon("another try", bed.relay.endpoint.accept()).await.unwrap();
+    let mut better = soon("a hello", FakeRelay::hello(again)).await.unwrap();
+    guest.say(FromRelay::Refused(Refusal::new(RefusalCode::Replaced, "by a newer one"))).await;
+    guest.connection.close(1_u32.into(), b"replaced");
+    queues.put(peer(5), &sealed(200));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    better.welcome().await;
+    better.tell(&[(5, 3, Some(900))]).await;
+    bed.until("over QUIC", |relay| relay.connected && !relay.over_tcp).await;
+    let datagram = soon("what waited", better.connection.read_datagram()).await.unwrap();
+    let wanted = Datagram::Packet { peer: number(3), bulk: false, sealed: &sealed(200) };
+    assert_eq!(packet::parse(&datagram), Some(wanted), "the first by the new one");
 }
