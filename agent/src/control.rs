@@ -7,6 +7,7 @@ mod backoff;
 mod classic;
 mod clock;
 pub(crate) mod dial;
+mod fitted;
 mod keep;
 mod outbox;
 mod rotate;
@@ -115,8 +116,8 @@ pub(crate) struct Client<P> {
     jitter: u32,
     /// Peers that should have a pre-shared key and have none.
     classic: classic::Classic,
-    /// Whether the controller reads in reports about pre-shared keys.
-    tells_psk: bool,
+    /// What the controller reads in reports beyond the basics.
+    reads: fitted::Reads,
     disk: Arc<dyn Disk>,
     keys: KnownKeys,
     chain: Option<AuthorityChain>,
@@ -169,7 +170,7 @@ impl<P: Plane> Client<P> {
             rotate_every: Rotating::default().every(),
             jitter: random(),
             classic: classic::Classic::default(),
-            tells_psk: false,
+            reads: fitted::Reads::default(),
             disk: disk.clone(),
             keys,
             outbox: Outbox::new(boot),

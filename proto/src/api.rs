@@ -529,4 +529,17 @@ mod tests {
         );
         assert_ne!(AuditEntry { previous: hash, ..entry }.compute_hash(), hash);
     }
+
+    #[test]
+    fn what_a_later_release_says_of_gateways_tunnels_and_relays_is_passed_over() {
+        let id = crate::id::GatewayId::from_bytes([1; 16]);
+        let key = crate::key::IdentityKey::from_seed(&[2; 32]).public();
+        let tunnel =
+            serde_json::json!({ "gateway": id, "live": true, "of_a_later_release": { "a": [1] } });
+        let tunnel: TunnelState = serde_json::from_value(tunnel).unwrap();
+        assert_eq!((tunnel.gateway, tunnel.live), (id, true));
+        let relay = serde_json::json!({ "key": key, "carries": 3, "of_a_later_release": true });
+        let relay: RelayUse = serde_json::from_value(relay).unwrap();
+        assert_eq!((relay.key, relay.carries), (key, 3));
+    }
 }

@@ -11,10 +11,10 @@ use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay as wire;
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
-use anteroom_proto::v1::telemetry::{Report, TunnelState};
+use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS_PSK, ToAgent, ToController, VERSIONS,
-    Welcome,
+    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS_PSK, TELLS_TCP, ToAgent, ToController,
+    VERSIONS, Welcome,
 };
 use anteroom_transport::dial;
 use anteroom_transport::endpoint::Link;
@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::debug;
 
+use super::fitted::Reads;
 use super::{Client, alarm, rotate, stopped};
 use crate::plane::{Plane, PlaneError};
 use crate::relay;
@@ -184,7 +185,7 @@ impl<P: Plane> Client<P> {
             self.applied = Some(applied);
         }
         out.send(ToController::Hello(Box::new(self.hello())))?;
-        self.tells_psk = false;
+        self.reads = Reads::default();
         let welcome = tokio::select! {
             welcome = timeout(GREETING, reader.next()) => welcome,
             () = stopped(&mut stop) => return Err(End::Stopped),
@@ -274,7 +275,8 @@ impl<P: Plane> Client<P> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: {
                 let relays = self.relays.iter().map(|_| wire::CAPABILITY);
-                relays.chain([ROTATES, TELLS_PSK, direct::CAPABILITY]).map(str::to_owned).collect()
+                let ours = [ROTATES, TELLS_PSK, TELLS_TCP, direct::CAPABILITY];
+                relays.chain(ours).map(str::to_owned).collect()
             },
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
             applied: self.applied.clone().map(|applied| self.with_alarms(applied)),
@@ -414,7 +416,7 @@ impl<P: Plane> Client<P> {
                 self.tend_keys(out).await?;
             }
             ToAgent::Refused(refusal) => return Err(End::Refused(refusal.into())),
-            ToAgent::Reads(what) => self.tells_psk = what.iter().any(|one| one == TELLS_PSK),
+            ToAgent::Reads(what) => self.reads = Reads::of(&what),
             ToAgent::Pass(pass) if self.relays.is_some() => self.take_pass(*pass),
             ToAgent::Welcome(_) | ToAgent::Enrolled { .. } | ToAgent::Pass(_) => {
                 return Err(End::Lost("the controller speaks out of turn".into()));
@@ -436,9 +438,9 @@ impl<P: Plane> Client<P> {
         }
         let at = self.clock.now();
         let relays = relay::in_use(&self.relay_status.borrow(), &report.tunnels);
-        let tells_psk = self.tells_psk;
+        let reads = self.reads;
         for report in self.outbox.push(report, &relays, at) {
-            out.send(fitted(report, tells_psk))?;
+            out.send(reads.fitted(report))?;
         }
         self.count_reports();
         Ok(())
@@ -455,7 +457,7 @@ impl<P: Plane> Client<P> {
 
     fn tell_again(&self, out: &Out) -> Result<(), End> {
         for report in self.outbox.waiting() {
-            out.send(fitted(report, self.tells_psk))?;
+            out.send(self.reads.fitted(report))?;
         }
         Ok(())
     }
@@ -466,15 +468,6 @@ impl<P: Plane> Client<P> {
             std::mem::replace(&mut status.unstored_reports, unstored) != unstored
         });
     }
-}
-
-/// A report as the controller reads it: an earlier one takes none with fields that it doesn't know.
-fn fitted(report: &Report, tells_psk: bool) -> ToController {
-    let mut report = report.clone();
-    if !tells_psk {
-        report.tunnels.iter_mut().for_each(|tunnel| tunnel.secrecy = None);
-    }
-    ToController::Report(Box::new(report))
 }
 
 /// What is wrong where a peer holds a newer authority document than the one that is `held` here.

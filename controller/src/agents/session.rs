@@ -9,7 +9,8 @@ use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::CAPABILITY;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, TELLS_PSK, ToAgent, ToController,
+    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, TELLS_PSK, TELLS_TCP, ToAgent,
+    ToController,
 };
 use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
@@ -38,8 +39,8 @@ pub(super) struct Session {
     relayed: bool,
     /// Whether it can be asked to replace its tunnel keys.
     rotates: bool,
-    /// Whether its reports tell of pre-shared keys.
-    tells_psk: bool,
+    /// What its reports tell beyond the basics, to a controller that reads it.
+    tells: Vec<String>,
     /// Whether views may tell it peers' QUIC ports, and its own.
     takes_quic: bool,
     quic: Option<u16>,
@@ -62,9 +63,11 @@ fn facts(applied: &Applied) -> AppliedFacts {
 impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
         let can = |what| hello.capabilities.iter().any(|capability| capability == what);
-        let (relayed, rotates, tells_psk) = (can(CAPABILITY), can(ROTATES), can(TELLS_PSK));
+        let (relayed, rotates) = (can(CAPABILITY), can(ROTATES));
+        let tells = [TELLS_PSK, TELLS_TCP].into_iter().filter(|what| can(what));
+        let tells = tells.map(str::to_owned).collect();
         let (takes_quic, quic) = (can(direct::CAPABILITY), hello.quic);
-        Self { gateway: hello.gateway, greeted, relayed, rotates, tells_psk, takes_quic, quic }
+        Self { gateway: hello.gateway, greeted, relayed, rotates, tells, takes_quic, quic }
     }
 
     pub(super) async fn run(
@@ -74,7 +77,7 @@ impl Session {
         reader: MessageReader<ToController>,
         writer: MessageWriter<ToAgent>,
     ) {
-        let Self { gateway, greeted, relayed, rotates, tells_psk, takes_quic, quic } = self;
+        let Self { gateway, greeted, relayed, rotates, tells, takes_quic, quic } = self;
         let Greeted { approved, authority, ends, welcome, facts: hello } = greeted;
         let observed = hello.observed;
         if let Err(error) = controller.store.record_hello(gateway, &hello).await {
@@ -84,9 +87,8 @@ impl Session {
         let (outgoing, queue) = mpsc::channel(QUEUE);
         // The welcome is first in the queue, before anyone else can reach it.
         let _ = outgoing.try_send(Outgoing::Message(ToAgent::Welcome(Box::new(welcome))));
-        if tells_psk {
-            let reads = ToAgent::Reads(vec![TELLS_PSK.to_owned()]);
-            let _ = outgoing.try_send(Outgoing::Message(reads));
+        if !tells.is_empty() {
+            let _ = outgoing.try_send(Outgoing::Message(ToAgent::Reads(tells)));
         }
         let connection = peer.connection.clone();
         let writing = tokio::spawn(write(connection.clone(), writer, queue));

@@ -104,6 +104,9 @@ pub const ROTATES: &str = "rotate";
 /// What a gateway's greeting says where its reports tell of pre-shared keys, to a controller that reads that.
 pub const TELLS_PSK: &str = "psk";
 
+/// What a gateway's greeting says where its reports tell of relays over TCP, to a controller that reads that.
+pub const TELLS_TCP: &str = "relays-over-tcp";
+
 /// First words of a gateway with an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -57,9 +57,8 @@ pub struct Report {
     pub relays: Vec<RelayUse>,
 }
 
-/// A relay that a gateway is connected to.
+/// A relay that a gateway is connected to. What a later release adds is passed over: operators' programs read it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RelayUse {
     /// The relay's key.
     pub key: PublicKey,
@@ -157,9 +156,8 @@ pub struct EdgeDelta {
     pub last: UnixMillis,
 }
 
-/// State of the tunnel to one peer.
+/// State of the tunnel to one peer. What a later release adds is passed over: operators' programs read it too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct TunnelState {
     /// The peer; where it is a client, its member id in a gateway's place.
     pub gateway: GatewayId,

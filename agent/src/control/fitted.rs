@@ -1,0 +1,88 @@
+//! Reports as a controller reads them: one of another release takes none with fields that it doesn't know.
+
+use anteroom_proto::v1::telemetry::Report;
+use anteroom_proto::v1::{TELLS_PSK, TELLS_TCP, ToController};
+
+/// What the controller reads in reports beyond version 1's basics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Reads {
+    psk: bool,
+    tcp: bool,
+}
+
+impl Reads {
+    /// As a controller says it.
+    pub(super) fn of(what: &[String]) -> Self {
+        let reads = |wanted| what.iter().any(|one| one == wanted);
+        Self { psk: reads(TELLS_PSK), tcp: reads(TELLS_TCP) }
+    }
+
+    /// `report`, with nothing in it that isn't read.
+    pub(super) fn fitted(self, report: &Report) -> ToController {
+        let mut report = report.clone();
+        if !self.psk {
+            report.tunnels.iter_mut().for_each(|tunnel| tunnel.secrecy = None);
+        }
+        if !self.tcp {
+            report.relays.iter_mut().for_each(|relay| relay.over_tcp = false);
+        }
+        ToController::Report(Box::new(report))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use anteroom_proto::id::{BootId, GatewayId};
+    use anteroom_proto::key::IdentityKey;
+    use anteroom_proto::time::UnixMillis;
+    use anteroom_proto::v1::telemetry::{RelayUse, Secrecy, TunnelState};
+
+    use super::*;
+
+    fn report() -> Report {
+        let tunnel = TunnelState {
+            gateway: GatewayId::from_bytes([1; 16]),
+            client: false,
+            live: true,
+            round_trip: None,
+            revision: None,
+            authority: None,
+            endpoint: None,
+            path_mtu: None,
+            relay: None,
+            path: None,
+            secrecy: Some(Secrecy::MlKem768),
+        };
+        let key = IdentityKey::from_seed(&[2; 32]).public();
+        Report {
+            boot: BootId::from_bytes([3; 16]),
+            sequence: 1,
+            at: UnixMillis(1),
+            sightings: Vec::new(),
+            edges: Vec::new(),
+            drops: BTreeMap::new(),
+            overflow: 0,
+            tunnels: vec![tunnel],
+            alarms: Vec::new(),
+            bypasses: Vec::new(),
+            relays: vec![RelayUse { key, round_trip: None, carries: 1, over_tcp: true }],
+        }
+    }
+
+    #[test]
+    fn a_controller_is_told_what_it_says_it_reads_and_no_more() {
+        let said = |what: &[&str]| {
+            let what: Vec<String> = what.iter().map(|one| (*one).to_owned()).collect();
+            let message = Reads::of(&what).fitted(&report());
+            let cbor = anteroom_proto::cbor::encode(&message);
+            let holds = |word: &str| cbor.windows(word.len()).any(|bytes| bytes == word.as_bytes());
+            (holds("psk"), holds("over_tcp"))
+        };
+        assert_eq!(said(&[]), (false, false), "an earlier controller's fields");
+        assert_eq!(said(&[TELLS_PSK]), (true, false));
+        assert_eq!(said(&[TELLS_TCP, "of a later release"]), (false, true));
+        assert_eq!(said(&[TELLS_PSK, TELLS_TCP]), (true, true));
+    }
+}
