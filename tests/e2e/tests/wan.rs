@@ -237,7 +237,8 @@ fn gateways_behind_nats_at_both_ends_find_a_direct_path_where_there_can_be_one()
             router.set_kind(random(kind));
         }
         for (here, there) in [("imaging", "servers"), ("servers", "imaging")] {
-            wait::until_ok(PATIENCE, &format!("the way behind {name}"), || {
+            // Relays may have to be connected to anew, through other ports.
+            wait::until_ok(2 * PATIENCE, &format!("the way behind {name}"), || {
                 let now = way(hospital, here, there)?;
                 // From the one before a path may be left for a moment that can't be any more.
                 let mapped = begun.elapsed() > Duration::from_secs(3);
@@ -255,9 +256,13 @@ fn gateways_behind_nats_at_both_ends_find_a_direct_path_where_there_can_be_one()
         println!("behind {name}: direct {direct} after {took:?}, {lost:?} of 50 pings lost");
     }
     nothing_else_passes(hospital, "behind NATs at both ends");
-    let status = hospital.gateways["imaging"].status().unwrap();
-    let places = status["data_plane"]["engine"]["outside"]["places"].to_string();
-    assert!(places.contains("100.64.1.2"), "the status says how it looks from outside: {places}");
+    wait::until_ok(PATIENCE, "the status to say how imaging looks from outside", || {
+        let status = hospital.gateways["imaging"].status()?;
+        let places = &status["data_plane"]["engine"]["outside"]["places"];
+        anyhow::ensure!(places.to_string().contains("100.64.1.2"), "{places}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// Which underlay a gateway says that it uses, and why.
