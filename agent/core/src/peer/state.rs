@@ -23,6 +23,8 @@ use crate::target::Target;
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
 /// Probes whose answers are waited for.
 const PROBES_IN_FLIGHT: usize = 4;
+/// Time between two probes while packets wait for a pre-shared key.
+const HASTY_PROBE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(300));
 /// Most changes of what a peer says it holds that are taken within [`CHANGES_IN`]. More are looked at afterwards, when
 /// it says so again.
 const MAX_CHANGES: u32 = 16;
@@ -395,7 +397,9 @@ impl Peer {
             self.probes.remove(0);
         }
         self.probes.push((nonce, now));
-        self.next_probe = now + random.between(PROBE.0, PROBE.1);
+        // Packets wait for the answer.
+        let (least, most) = if self.secrecy.withholds { HASTY_PROBE } else { PROBE };
+        self.next_probe = now + random.between(least, most);
         nonce
     }
 

@@ -23,8 +23,8 @@ const ROUNDS: u32 = 2;
 const FRESH: Duration = Duration::from_secs(2);
 /// Two that have a pre-shared key say something by it more often than that.
 const SILENT: Duration = Duration::from_millis(2500);
-/// How long the one that encapsulated has to shake hands first.
-const FOR_OTHER: Duration = Duration::from_secs(2);
+/// How long the one that encapsulated has to shake hands first: two that do so at once only do more than they need.
+const FOR_OTHER: Duration = Duration::from_millis(300);
 
 impl Peers {
     /// Finds out whether packets for a peer may go.
