@@ -3,19 +3,18 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use anteroom_agent_core::report::{Explanation, FlowInfo, Party, Standing};
+use anteroom_agent_core::report::{Explanation, FlowInfo, Party};
 use anteroom_proto::v1::Unlisted;
-use anteroom_proto::v1::telemetry::{PathKind, TunnelState};
 use comfy_table::{ContentArrangement, Table, presets};
 
 use crate::bypass::Followed;
 use crate::control::{Alarm, ControlStatus, system_time};
 use crate::dataplane;
-use crate::direct::PeerLink;
 use crate::enroll::Enrolled;
 use crate::local::protocol::AgentStatus;
-use crate::relay::RelayStatus;
 use crate::state::{Enrolment, Sealing};
+
+mod ways;
 
 /// Lines of "name: value", the values under each other.
 #[derive(Default)]
@@ -188,9 +187,9 @@ pub(super) fn status(status: &AgentStatus) -> String {
     }
     let headers =
         ["relay", "addresses", "state", "round trip", "peers there", "dropped", "last error"];
-    push_table(&mut text, &table(&headers, relays(&status.relays)));
+    push_table(&mut text, &table(&headers, ways::relays(&status.relays)));
     let headers = ["peer by QUIC", "address", "connected by", "round trip", "last error"];
-    push_table(&mut text, &table(&headers, links(&status.direct.peers)));
+    push_table(&mut text, &table(&headers, ways::links(&status.direct.peers)));
     text
 }
 
@@ -284,7 +283,7 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
         ["peer", "tunnel", "psk", "lanes", "round trip", "path", "path mtu", "revision", "address"];
     let peers = engine.peers.iter().map(|peer| {
         let shut_off = engine.shut_off.contains(&peer.gateway);
-        tunnel(peer, engine.lanes.get(&peer.gateway), shut_off)
+        ways::tunnel(peer, engine.lanes.get(&peer.gateway), shut_off)
     });
     push_table(text, &table(&headers, peers));
     if let Some(underlays) = &status.underlays {
@@ -432,82 +431,6 @@ fn push_table(text: &mut String, table: &str) {
     }
 }
 
-/// Lanes are told as those that are in use of those that both ends agreed on.
-fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>, shut_off: bool) -> Vec<String> {
-    vec![
-        tunnel.gateway.to_string(),
-        if tunnel.live { "live" } else { "down" }.into(),
-        or_dash(tunnel.secrecy),
-        lanes.map_or_else(|| "-".into(), |lanes| format!("{}/{}", lanes.ready, lanes.agreed)),
-        tunnel
-            .round_trip
-            .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
-        path(tunnel, shut_off),
-        or_dash(tunnel.path_mtu),
-        or_dash(tunnel.revision),
-        or_dash(tunnel.endpoint),
-    ]
-}
-
-/// Which way packets for a peer go, and why, where there is a choice.
-fn path(tunnel: &TunnelState, shut_off: bool) -> String {
-    let kind = PathKind::of(tunnel.relay);
-    let way = match kind {
-        PathKind::Direct => "direct".into(),
-        PathKind::Quic => "quic".into(),
-        PathKind::Relay(relay) => format!("relay {relay}"),
-    };
-    match (kind, tunnel.path) {
-        (PathKind::Relay(_), Some(_)) if shut_off => {
-            format!(
-                "{way}: no direct path: both behind NATs that give each destination another port"
-            )
-        }
-        (_, Some(why)) => format!("{way}: {}", kind.because(why)),
-        (_, None) => way,
-    }
-}
-
-/// The relays, and how it stands with them.
-fn relays(relays: &[RelayStatus]) -> impl Iterator<Item = Vec<String>> {
-    relays.iter().map(|relay| {
-        vec![
-            relay.number.to_string(),
-            relay.addresses.join(", "),
-            match (relay.connected, relay.over_tcp) {
-                (true, true) => "connected over TCP (slower): UDP doesn't get through",
-                (true, false) => "connected",
-                (false, _) => "away",
-            }
-            .into(),
-            relay
-                .round_trip
-                .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
-            relay.peers.to_string(),
-            relay.dropped.to_string(),
-            relay.last_error.clone().unwrap_or_else(|| "-".into()),
-        ]
-    })
-}
-
-/// QUIC to peers themselves, and how it stands with it.
-fn links(links: &[PeerLink]) -> impl Iterator<Item = Vec<String>> {
-    links.iter().map(|link| {
-        vec![
-            link.gateway.to_string(),
-            or_dash(link.address),
-            match (link.address, link.dialled) {
-                (None, _) => "-".into(),
-                (Some(_), true) => "this end".into(),
-                (Some(_), false) => "the peer".into(),
-            },
-            link.round_trip
-                .map_or_else(|| "-".into(), |us| format!("{}.{:03} ms", us / 1000, us % 1000)),
-            or_dash(link.last_error.as_ref()),
-        ]
-    })
-}
-
 fn protocol(number: u8) -> String {
     match number {
         1 => "icmp".into(),
@@ -583,7 +506,7 @@ pub(super) fn why(why: &Explanation) -> String {
         facts.add("rule", rule);
     }
     if let Some(state) = &why.tunnel {
-        facts.add("tunnel", tunnel(state, None, false).join(", "));
+        facts.add("tunnel", ways::tunnel(state, None, false).join(", "));
     }
     if let Some(flow) = &why.flow {
         let idle = span(flow.idle_ms);
