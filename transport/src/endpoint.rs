@@ -12,8 +12,8 @@ use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
-    Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime, TokioRuntime,
-    TransportConfig, TransportErrorCode, VarInt,
+    AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime,
+    TokioRuntime, TransportConfig, TransportErrorCode, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::AlertDescription;
@@ -25,6 +25,7 @@ use crate::gather::Gathering;
 use crate::link::Carrier;
 pub use crate::link::Link;
 use crate::mirror::Mirror;
+use crate::sifted::Sifted;
 use crate::tls::{self, Protocol, ServerPin};
 
 /// How often a quiet connection is kept warm.
@@ -217,7 +218,12 @@ fn over(
     let socket = runtime.wrap_udp_socket(socket)?;
     // A relay's gateways ask it how they look from outside.
     let asked = server.is_some() && carries_packets;
-    let socket = if asked { Arc::new(Mirror::new(socket)) } else { socket };
+    let socket: Arc<dyn AsyncUdpSocket> = if asked {
+        let mirror = Arc::new(Mirror::new(Arc::clone(&socket)));
+        Arc::new(Sifted::new(socket, mirror))
+    } else {
+        socket
+    };
     Endpoint::new_with_abstract_socket(config, server, socket, runtime)
 }
 

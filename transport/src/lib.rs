@@ -11,6 +11,7 @@
 //! - `link`: a connection, whichever of the two it took;
 //! - `datagrams`: what a connection carries beside messages, many at once;
 //! - `mirror`: a relay's socket, which tells gateways how theirs looks from outside;
+//! - `sifted`: a socket that something looks at before QUIC does;
 //! - `message`: typed, bounded messages over a stream.
 //!
 //! All but the first two come with the feature `quic`; whoever speaks HTTPS only needs the first.
@@ -36,6 +37,8 @@ pub mod link;
 pub mod message;
 #[cfg(feature = "quic")]
 mod mirror;
+#[cfg(feature = "quic")]
+mod sifted;
 #[cfg(feature = "quic")]
 pub mod tcp;
 pub mod tls;

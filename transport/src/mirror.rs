@@ -6,18 +6,16 @@
 //! Anybody may ask, since nothing is kept of it and an answer is as long as its question: whoever asks in somebody else's
 //! name has them sent no more than they could send themselves, and one address gets few answers a second.
 
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anteroom_proto::relay::mirror::{self, QUIC_BIT};
+use quinn::AsyncUdpSocket;
 use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, UdpPoller};
+
+use crate::sifted::Sift;
 
 /// Answers that one network (an IPv4 address, an IPv6 /64) may have at once, and gains every second: a thousand gateways
 /// behind one address ask some 70 times a second.
@@ -28,7 +26,7 @@ const IN_ALL: u32 = 8_192;
 /// Places for networks; those that meet in one share its allowance.
 const PLACES: usize = 4_096;
 
-/// The socket.
+/// Answers through the listener's socket.
 pub(crate) struct Mirror {
     socket: Arc<dyn AsyncUdpSocket>,
     allowances: Mutex<Allowances>,
@@ -126,50 +124,9 @@ impl Mirror {
     }
 }
 
-impl fmt::Debug for Mirror {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Mirror").field(&self.socket).finish()
-    }
-}
-
-impl AsyncUdpSocket for Mirror {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let received = self.socket.poll_recv(cx, bufs, meta);
-        if let Poll::Ready(Ok(count)) = &received {
-            for (buffer, meta) in bufs.iter_mut().zip(meta).take(*count) {
-                self.reflect(buffer, meta);
-            }
-        }
-        received
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+impl Sift for Mirror {
+    fn sift(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
+        self.reflect(buffer, meta);
     }
 }
 

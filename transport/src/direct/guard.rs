@@ -5,21 +5,18 @@
 //! nobody can make up: it carries a code. Versions other than QUIC's first aren't negotiated, which would be an answer.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::fmt;
-use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anteroom_proto::direct::{HINT_LEN, KNOCK_LEN, Knock, digest};
 use anteroom_proto::key::PublicKey;
 use aws_lc_rs::rand;
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, UdpPoller};
+use quinn::udp::RecvMeta;
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
+
+use crate::sifted::Sift;
 
 /// Length of the connection ids that this end makes, and of the random part.
 pub(super) const ID_LEN: usize = 12;
@@ -189,8 +186,9 @@ impl Guard {
         let begins = first & KIND == 0 && datagram.len() >= FIRST_LEN;
         begins && peers.iter_mut().any(|peer| peer.takes(knock, from))
     }
+}
 
-    /// Takes out of what was received in one go what isn't for QUIC.
+impl Sift for Guard {
     fn sift(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
         let len = meta.len.min(buffer.len());
         // Merged datagrams are of one sender and one length, whatever is in them.
@@ -221,65 +219,6 @@ impl State {
         }
         self.known.insert(from);
         true
-    }
-}
-
-/// A socket with the guard in front.
-pub(super) struct Guarded {
-    socket: Arc<dyn AsyncUdpSocket>,
-    guard: Arc<Guard>,
-}
-
-impl Guarded {
-    pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>, guard: Arc<Guard>) -> Self {
-        Self { socket, guard }
-    }
-}
-
-impl fmt::Debug for Guarded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Guarded").field(&self.socket).finish()
-    }
-}
-
-impl AsyncUdpSocket for Guarded {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        let received = self.socket.poll_recv(cx, bufs, meta);
-        if let Poll::Ready(Ok(count)) = &received {
-            for (buffer, meta) in bufs.iter_mut().zip(meta).take(*count) {
-                self.guard.sift(buffer, meta);
-            }
-        }
-        received
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
     }
 }
 

@@ -18,8 +18,9 @@ use quinn::{Connection, Endpoint, EndpointConfig, Incoming, Runtime, TokioRuntim
 use quinn_proto::ConnectionId;
 
 use crate::endpoint::{self, NAME, TransportError};
+use crate::sifted::Sifted;
 use crate::tls::{self, Protocol, ServerPin};
-use guard::{Guard, Guarded, Ids};
+use guard::{Guard, Ids};
 
 /// Where a gateway's direct connections come and go.
 pub struct Direct {
@@ -62,7 +63,7 @@ impl Direct {
             None
         };
         let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
-        let socket = Arc::new(Guarded::new(socket, guard.clone()));
+        let socket = Arc::new(Sifted::new(socket, guard.clone()));
         let runtime = Arc::new(TokioRuntime);
         let endpoint = Endpoint::new_with_abstract_socket(config, server, socket, runtime);
         Ok(Self { endpoint: endpoint.map_err(failed)?, guard, identity: identity.clone() })

@@ -1,4 +1,9 @@
+use std::io::{self, IoSliceMut};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use anteroom_proto::key::IdentityKey;
+use quinn::UdpPoller;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
