@@ -1,4 +1,4 @@
-//! Coming back to QUIC where a connection had to take TCP.
+//! Coming back to QUIC where a connection had to take TCP, and leaving it where it begins well and doesn't last.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,6 +12,11 @@ use tokio::time::sleep;
 /// First and longest time between two tries.
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(300);
+/// Longest, where connections over QUIC were greeted and then died: each such try costs what was on its way.
+const RAREST: Duration = Duration::from_secs(3_600);
+/// How long a connection has to have lasted for the network to be trusted with the next like it. Some let a handshake through,
+/// or a few packets, and then nothing.
+const LASTS: Duration = Duration::from_secs(60);
 
 /// What worked last, and how often something better was tried since.
 #[derive(Debug, Clone, Copy)]
@@ -33,11 +38,23 @@ impl Again {
     }
 
     /// A connection over this one was greeted.
-    pub(crate) fn worked(&mut self, carrier: Carrier) {
-        if carrier == Carrier::Quic {
-            *self = Self::default();
-        } else {
-            self.first = carrier;
+    pub(crate) const fn greeted(&mut self, carrier: Carrier) {
+        self.first = carrier;
+    }
+
+    /// One over this one has ended, so long after it was greeted, if it was. `silent` where nothing was heard of the other end any
+    /// more, as opposed to its having said something.
+    pub(crate) fn ended(&mut self, carrier: Carrier, lasted: Option<Duration>, silent: bool) {
+        let quic = carrier == Carrier::Quic;
+        if lasted.is_some_and(|lasted| lasted >= LASTS) {
+            if quic {
+                *self = Self::default();
+            }
+        } else if silent {
+            self.first = carrier.other();
+            if quic && lasted.is_some() {
+                self.wait = (self.wait * 4).min(RAREST);
+            }
         }
     }
 
@@ -46,10 +63,10 @@ impl Again {
         self.next();
     }
 
-    /// The time until the next try. It grows, whatever becomes of that, until a connection over QUIC is greeted.
+    /// The time until the next try. It grows, whatever becomes of that, until a connection over QUIC has lasted.
     fn next(&mut self) -> Duration {
         let wait = self.wait;
-        self.wait = (wait * 2).min(LONGEST);
+        self.wait = (wait * 2).min(LONGEST).max(wait);
         wait
     }
 
@@ -87,14 +104,41 @@ mod tests {
     fn what_worked_is_first_and_tries_become_rare() {
         let mut again = Again::default();
         assert_eq!(again.first(), Carrier::Quic);
-        again.worked(Carrier::Tcp);
+        again.greeted(Carrier::Tcp);
         assert_eq!(again.first(), Carrier::Tcp);
         let waits: Vec<Duration> = (0..10).map(|_| again.next()).collect();
         assert_eq!((waits[0], waits[9]), (FIRST, LONGEST));
         assert!(waits.windows(2).all(|two| two[0] <= two[1]), "{waits:?}");
-        again.worked(Carrier::Tcp);
+        again.greeted(Carrier::Tcp);
         assert_eq!(again.next(), LONGEST, "another connection over TCP is no reason to hurry");
-        again.worked(Carrier::Quic);
+        again.greeted(Carrier::Quic);
+        assert_eq!((again.first(), again.next()), (Carrier::Quic, LONGEST), "it may not last");
+        again.ended(Carrier::Quic, Some(LASTS), true);
         assert_eq!((again.first(), again.next()), (Carrier::Quic, FIRST));
+    }
+
+    #[test]
+    fn what_begins_well_and_doesnt_last_isnt_first_the_next_time() {
+        let mut again = Again::default();
+        again.ended(Carrier::Quic, None, false);
+        assert_eq!(again.first(), Carrier::Quic, "whoever refuses was heard");
+        again.ended(Carrier::Quic, None, true);
+        assert_eq!(again.first(), Carrier::Tcp);
+        again.ended(Carrier::Tcp, None, true);
+        assert_eq!(again.first(), Carrier::Quic, "each in turn");
+        let mut waits = Vec::new();
+        for _ in 0..10 {
+            waits.push(again.next());
+            again.greeted(Carrier::Quic);
+            again.ended(Carrier::Quic, Some(Duration::from_secs(2)), true);
+            assert_eq!(again.first(), Carrier::Tcp);
+            again.greeted(Carrier::Tcp);
+            again.ended(Carrier::Tcp, Some(LASTS), true);
+            assert_eq!(again.first(), Carrier::Tcp, "TCP that lasts says nothing of QUIC");
+        }
+        assert_eq!((waits[0], waits[9]), (FIRST, RAREST), "what costs something is done seldom");
+        assert!(waits.windows(2).all(|two| two[0] <= two[1]), "{waits:?}");
+        again.ended(Carrier::Quic, Some(Duration::from_secs(2)), false);
+        assert_eq!(again.first(), Carrier::Tcp, "a controller that stops says so");
     }
 }

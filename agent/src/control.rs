@@ -8,6 +8,7 @@ mod classic;
 mod clock;
 pub(crate) mod dial;
 mod fitted;
+mod greet;
 mod keep;
 mod outbox;
 mod rotate;
@@ -41,6 +42,7 @@ use crate::relay::{Known, RelayStatus};
 use crate::state::{Enrolled, Enrolment, StateError};
 use clock::Clock;
 use dial::{Candidates, DialError};
+use greet::{Greeted, SAYS_NOTHING};
 pub(crate) use keep::Disk;
 use keep::Keeping;
 use outbox::Outbox;
@@ -248,17 +250,23 @@ impl<P: Plane> Client<P> {
         self.plane.set_authority(authority).await?;
         let mut backoff = Backoff::default();
         let mut stop = self.stop.clone();
-        let mut better = None;
+        let mut better: Option<Box<Greeted>> = None;
         loop {
-            let candidates = Candidates::of(&self.enrolment, self.chain.as_ref());
-            let dialled = match better.take() {
-                Some(found) => Ok(found),
-                None => tokio::select! {
-                    dialled = dial::dial(&candidates, &self.identity, self.again.first()) => dialled,
-                    () = stopped(&mut stop) => return Ok(()),
-                },
+            let ended = match better.take() {
+                Some(greeted) => Ok(self.go_on(*greeted).await),
+                None => {
+                    let candidates = Candidates::of(&self.enrolment, self.chain.as_ref());
+                    let dialled = tokio::select! {
+                        dialled = dial::dial(&candidates, &self.identity, self.again.first()) => dialled,
+                        () = stopped(&mut stop) => return Ok(()),
+                    };
+                    match dialled {
+                        Ok((link, address)) => Ok(self.session(link, address).await),
+                        Err(error) => Err(error),
+                    }
+                }
             };
-            let wait = match dialled {
+            let wait = match ended {
                 Err(error) => {
                     if let DialError::WrongKey { address, key, .. } = error
                         && self.ask_authority(address, key).await?
@@ -272,18 +280,21 @@ impl<P: Plane> Client<P> {
                     self.failed(&error.to_string());
                     backoff.next(random())
                 }
-                Ok((link, address)) => {
-                    let end = self.session(link, address).await;
+                Ok(end) => {
                     if end.greeted {
                         backoff.reset();
                     }
                     match end.why {
                         End::Stopped => return Ok(()),
                         End::Plane(error) => return Err(error),
-                        End::Better(link, address) => {
+                        End::Better(greeted) => {
                             self.again.tried();
-                            better = Some((*link, address));
+                            better = Some(greeted);
                             continue;
+                        }
+                        End::Silent => {
+                            self.failed(SAYS_NOTHING);
+                            backoff.next(random())
                         }
                         End::Lost(problem) => {
                             self.failed(&problem);
@@ -346,7 +357,7 @@ impl<P: Plane> Client<P> {
     }
 
     fn connected(&mut self, address: SocketAddr, carrier: Carrier, approved: bool) {
-        self.again.worked(carrier);
+        self.again.greeted(carrier);
         let now = self.clock.now();
         info!(
             "connected to the controller at {address} over {carrier}{}",

@@ -128,15 +128,14 @@ pub async fn enrol(state: &StateDir, code: &str) -> Result<Enrolled, EnrolError>
         state.new_tunnel_key(&keys, 0)?;
     }
     let candidates = Candidates::new(&code.addresses, vec![code.controller]);
-    let (link, address) =
-        dial(&candidates, &identity, Carrier::Quic).await.map_err(|error| match error {
-            DialError::WrongKey { .. } => EnrolError::WrongController(error.to_string()),
-            DialError::Unreachable { .. } => EnrolError::Unreachable(error.to_string()),
-        })?;
-    let address = address.to_string();
-    let answer = ask(&link, &code, &identity, &address).await;
-    link.close("").await;
-    let chain = answer?;
+    let chain = match dial_and_ask(&candidates, &code, &identity, Carrier::Quic).await {
+        // Some networks let QUIC shake hands, and nothing behind that.
+        Err((EnrolError::Broken { .. }, true)) => {
+            dial_and_ask(&candidates, &code, &identity, Carrier::Tcp).await
+        }
+        answer => answer,
+    };
+    let chain = chain.map_err(|(error, _)| error)?;
     // A chain that grew since an earlier try replaces the one from then; a fork doesn't.
     if let Some(enrolled) = crate::state::Held::load(state)?.enrolled
         && let Some(held) = enrolled.chain
@@ -158,6 +157,24 @@ pub async fn enrol(state: &StateDir, code: &str) -> Result<Enrolled, EnrolError>
         organisation: code.organisation,
         fingerprint: identity.public().fingerprint(),
     })
+}
+
+/// Asks the controller, where `first` is tried first. Says with an error whether a connection was there, and nothing was heard.
+async fn dial_and_ask(
+    candidates: &Candidates,
+    code: &InviteCode,
+    identity: &IdentityKey,
+    first: Carrier,
+) -> Result<AuthorityChain, (EnrolError, bool)> {
+    let dialled = dial(candidates, identity, first).await;
+    let (link, address) = dialled.map_err(|error| match error {
+        DialError::WrongKey { .. } => (EnrolError::WrongController(error.to_string()), false),
+        DialError::Unreachable { .. } => (EnrolError::Unreachable(error.to_string()), false),
+    })?;
+    let answer = ask(&link, code, identity, &address.to_string()).await;
+    let silent = link.connection().close_reason().is_none_or(|reason| reason.is_silence());
+    link.close("").await;
+    answer.map_err(|error| (error, silent))
 }
 
 async fn ask(

@@ -1,6 +1,10 @@
 //! An organisation of the tests' own: keys, an authority chain, and signed views for one gateway.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anteroom_proto::authority::{Authority, AuthorityChain, Controller, Operator};
 use anteroom_proto::binding::TunnelKeyBinding;
@@ -203,4 +207,82 @@ pub(crate) fn nowhere() -> SocketAddr {
     // Kept for as long as the tests run: nobody else is given the port.
     std::mem::forget(socket);
     address
+}
+
+/// What stands in front of a controller or relay, at one port of both: UDP passes until it is cut, TCP is the test's.
+pub(crate) struct Front {
+    pub(crate) address: SocketAddr,
+    pub(crate) listener: tokio::net::TcpListener,
+    cut: Arc<AtomicBool>,
+    passing: tokio::task::JoinHandle<()>,
+}
+
+impl Front {
+    /// In front of whoever has UDP at `to`.
+    pub(crate) fn new(to: SocketAddr) -> Self {
+        let (listener, socket) = loop {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            // Another may have the same port for UDP.
+            if let Ok(socket) = std::net::UdpSocket::bind(listener.local_addr().unwrap()) {
+                break (listener, socket);
+            }
+        };
+        listener.set_nonblocking(true).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let cut = Arc::new(AtomicBool::new(false));
+        let socket = Arc::new(tokio::net::UdpSocket::from_std(socket).unwrap());
+        let passing = tokio::spawn(pass(socket, to, cut.clone()));
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        Self { address, listener, cut, passing }
+    }
+
+    /// Lets no datagram pass any more.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, Relaxed);
+    }
+}
+
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.passing.abort();
+    }
+}
+
+async fn pass(front: Arc<tokio::net::UdpSocket>, to: SocketAddr, cut: Arc<AtomicBool>) {
+    let mut flows = HashMap::<SocketAddr, Arc<tokio::net::UdpSocket>>::new();
+    let mut back = tokio::task::JoinSet::new();
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok((len, from)) = front.recv_from(&mut buffer).await else { continue };
+        if cut.load(Relaxed) {
+            continue;
+        }
+        let behind = match flows.entry(from) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let behind = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+                behind.connect(to).await.unwrap();
+                let behind = new.insert(Arc::new(behind));
+                back.spawn(pass_back(behind.clone(), front.clone(), from, cut.clone()));
+                behind
+            }
+        };
+        let _ = behind.send(&buffer[..len]).await;
+    }
+}
+
+async fn pass_back(
+    behind: Arc<tokio::net::UdpSocket>,
+    front: Arc<tokio::net::UdpSocket>,
+    to: SocketAddr,
+    cut: Arc<AtomicBool>,
+) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok(len) = behind.recv(&mut buffer).await else { continue };
+        if !cut.load(Relaxed) {
+            let _ = front.send_to(&buffer[..len], to).await;
+        }
+    }
 }

@@ -69,6 +69,12 @@ impl Closed {
                 | Self::Tcp(tcp::Ended::ByPeer { .. })
         )
     }
+
+    /// Whether nothing was heard of the other end any more.
+    #[must_use]
+    pub const fn is_silence(&self) -> bool {
+        matches!(self, Self::Quic(ConnectionError::TimedOut) | Self::Tcp(tcp::Ended::TimedOut))
+    }
 }
 
 /// Why a datagram wasn't taken.

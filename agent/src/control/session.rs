@@ -1,5 +1,6 @@
 //! One connection, from hello to goodbye.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,18 +22,19 @@ use anteroom_transport::endpoint::Link;
 use anteroom_transport::link::Closed;
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::debug;
 
 use super::fitted::Reads;
+use super::greet::{Greeted, Greeting, Welcomed, Words, greet, greet_better, of};
 use super::{Client, alarm, rotate, stopped};
 use crate::plane::{Plane, PlaneError};
 use crate::relay;
 
 /// How long the greeting may take.
-const GREETING: Duration = Duration::from_secs(10);
+pub(super) const GREETING: Duration = Duration::from_secs(10);
 /// Messages to the controller that may wait.
 const QUEUE: usize = 64;
 /// Shortest and longest time between reports, whatever the controller asks for.
@@ -57,8 +59,10 @@ pub(super) enum End {
     Plane(PlaneError),
     /// The controller won't have it.
     Refused(Refused),
-    /// There is a better connection.
-    Better(Box<Link>, SocketAddr),
+    /// There is a better connection, which the controller has greeted.
+    Better(Box<Greeted>),
+    /// The controller says nothing.
+    Silent,
     /// Anything else.
     Lost(String),
 }
@@ -109,7 +113,7 @@ pub(super) struct Out {
 }
 
 impl Out {
-    fn new(mut writer: MessageWriter<ToController>) -> Self {
+    pub(super) fn new(mut writer: MessageWriter<ToController>) -> Self {
         let (queue, mut messages) = mpsc::channel(QUEUE);
         let writer = tokio::spawn(async move {
             while let Some(message) = messages.recv().await {
@@ -136,20 +140,54 @@ impl Drop for Out {
 }
 
 impl<P: Plane> Client<P> {
-    /// Talks over `link` until it ends.
+    /// Says hello over `link` and talks until it ends.
     pub(super) async fn session(&mut self, link: Link, address: SocketAddr) -> Ended {
-        let mut greeted = false;
-        let why = match self.talk(&link, address, &mut greeted).await {
-            Ok(never) => match never {},
-            Err(end) => end,
+        let mut stop = self.stop.clone();
+        let words = self.first_words();
+        let greeted = tokio::select! {
+            greeted = greet(&link, &words.hello) => greeted,
+            () = stopped(&mut stop) => Err(End::Stopped),
         };
-        let why = match (why, link.connection().close_reason()) {
+        match greeted {
+            Ok(welcomed) => self.go_on(Greeted { link, address, welcomed, words }).await,
+            Err(why) => self.leave(link, why, None).await,
+        }
+    }
+
+    /// Talks over a connection that was greeted until it ends.
+    pub(super) async fn go_on(&mut self, mut greeted: Greeted) -> Ended {
+        let (mut since, mut better) = (None, None);
+        let Err(mut why) = self.talk(&mut greeted, &mut since, &mut better).await;
+        if let (End::Lost(_), Some(greeting)) = (&why, better) {
+            // A controller that takes the better one ends this one before its welcome is here.
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                greeted = greeting => if let Ok(greeted) = greeted {
+                    why = End::Better(Box::new(greeted));
+                },
+                () = stopped(&mut stop) => why = End::Stopped,
+            }
+        }
+        self.leave(greeted.link, why, since).await
+    }
+
+    /// Leaves a connection that was greeted at a time, if it was.
+    async fn leave(&mut self, link: Link, why: End, since: Option<Instant>) -> Ended {
+        let (carrier, reason) = (link.connection().carrier(), link.connection().close_reason());
+        let silent = match &why {
+            End::Silent => true,
+            End::Lost(_) => reason.as_ref().is_some_and(Closed::is_silence),
+            _ => false,
+        };
+        self.again.ended(carrier, since.map(|since| since.elapsed()), silent);
+        let why = match (why, reason) {
             // What the stream says of it is just that it is gone.
             (End::Lost(_), Some(reason)) => {
                 End::Lost(format!("the connection ended: {}", plain(&reason.to_string())))
             }
             (why, _) => why,
         };
+        let greeted = since.is_some();
         if matches!(why, End::Better(..)) {
             // The controller closes it for the newer one, so that it never takes the gateway to be away.
             tokio::spawn(async move {
@@ -168,39 +206,21 @@ impl<P: Plane> Client<P> {
 
     async fn talk(
         &mut self,
-        link: &Link,
-        address: SocketAddr,
-        greeted: &mut bool,
-    ) -> Result<std::convert::Infallible, End> {
-        let lost = |error: Closed| {
-            End::Lost(format!("the connection ended: {}", plain(&error.to_string())))
-        };
-        let (send, receive) = link.connection().open_bi().await.map_err(lost)?;
-        let mut reader = MessageReader::<ToAgent>::new(receive, MAX_TO_AGENT);
-        let out = Out::new(MessageWriter::new(send));
+        greeted: &mut Greeted,
+        since: &mut Option<Instant>,
+        better: &mut Option<Greeting>,
+    ) -> Result<Infallible, End> {
+        let Greeted { link, address, welcomed: Welcomed { reader, out, welcome }, words } = greeted;
+        let link = &*link;
         let mut stop = self.stop.clone();
-        let mut reach = self.reach.clone();
-        let mut kept = self.keeping.kept.clone();
-        if let Some(applied) = kept.borrow_and_update().clone() {
-            self.applied = Some(applied);
-        }
-        out.send(ToController::Hello(Box::new(self.hello())))?;
         self.reads = Reads::default();
-        let welcome = tokio::select! {
-            welcome = timeout(GREETING, reader.next()) => welcome,
-            () = stopped(&mut stop) => return Err(End::Stopped),
-        };
-        let welcome = match welcome {
-            Ok(message) => greeting(message?)?,
-            Err(_) => return Err(End::Lost("the controller says nothing".into())),
-        };
-        let named = self.ring.newest().serial;
-        self.welcome(&welcome, link).await?;
-        if self.ring.newest().serial != named {
+        self.welcome(welcome, link).await?;
+        if self.bindings != words.hello.reachable.keys {
             out.send(ToController::Reachable(self.reachable()))?;
         }
-        *greeted = true;
-        self.connected(address, link.connection().carrier(), welcome.approved);
+        let Words { kept, reach, .. } = words;
+        *since = Some(Instant::now());
+        self.connected(*address, link.connection().carrier(), welcome.approved);
         let identity = self.identity.clone();
         let mut again = self.again;
         let mut moves = self.reach.clone();
@@ -212,8 +232,19 @@ impl<P: Plane> Client<P> {
                 std::future::pending::<()>().await;
             }
         };
-        let better = again.quic(link.connection(), &identity, Protocol::Control, moved);
-        let mut better = std::pin::pin!(better);
+        let (found, mut finds) = mpsc::channel(1);
+        let came_to_nothing = Notify::new();
+        let looking = async {
+            loop {
+                let protocol = Protocol::Control;
+                let better = again.quic(link.connection(), &identity, protocol, &moved).await;
+                if found.send(better).await.is_err() {
+                    return End::Stopped;
+                }
+                came_to_nothing.notified().await;
+            }
+        };
+        let mut looking = std::pin::pin!(looking);
 
         let every = Duration::from_millis(welcome.report_every.into()).clamp(REPORTS.0, REPORTS.1);
         let mut reports = interval(every);
@@ -221,8 +252,7 @@ impl<P: Plane> Client<P> {
         key_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut resend = Instant::now() + RESEND;
-        reach.mark_unchanged();
-        self.tell_again(&out)?;
+        self.tell_again(out)?;
         loop {
             tokio::select! {
                 message = reader.next() => match message? {
@@ -230,7 +260,7 @@ impl<P: Plane> Client<P> {
                         if matches!(message, ToAgent::Reported { .. }) {
                             resend = Instant::now() + RESEND;
                         }
-                        self.hear(message, &out, link).await?;
+                        self.hear(message, out, link).await?;
                     }
                     None => return Err(End::Lost("the controller closed the connection".into())),
                 },
@@ -238,7 +268,7 @@ impl<P: Plane> Client<P> {
                     if self.outbox.waiting().next().is_none() {
                         resend = Instant::now() + RESEND;
                     }
-                    self.tell(&out).await?;
+                    self.tell(out).await?;
                 }
                 Ok(()) = kept.changed() => {
                     let applied = kept.borrow_and_update().clone();
@@ -247,9 +277,9 @@ impl<P: Plane> Client<P> {
                         out.send(ToController::Applied(self.with_alarms(applied)))?;
                     }
                 }
-                _ = key_looks.tick() => self.tend_keys(&out).await?,
+                _ = key_looks.tick() => self.tend_keys(out).await?,
                 () = sleep_until(resend), if self.outbox.waiting().next().is_some() => {
-                    self.tell_again(&out)?;
+                    self.tell_again(out)?;
                     resend = Instant::now() + RESEND;
                 }
                 changed = reach.changed() => {
@@ -258,12 +288,33 @@ impl<P: Plane> Client<P> {
                     }
                     out.send(ToController::Reachable(self.reachable()))?;
                 }
-                (better, address) = &mut better => {
-                    return Err(End::Better(Box::new(better), address));
+                end = &mut looking => return Err(end),
+                Some((link, address)) = finds.recv() => {
+                    let words = self.first_words();
+                    *better = Some(Box::pin(greet_better(link, address, words)));
+                }
+                greeted = of(better) => {
+                    *better = None;
+                    match greeted {
+                        Ok(greeted) => return Err(End::Better(Box::new(greeted))),
+                        Err(problem) => debug!("no change to QUIC: {problem}"),
+                    }
+                    self.again.tried();
+                    came_to_nothing.notify_one();
                 }
                 () = stopped(&mut stop) => return Err(End::Stopped),
             }
         }
+    }
+
+    /// The hello, as it is now.
+    fn first_words(&mut self) -> Words {
+        let mut kept = self.keeping.kept.clone();
+        if let Some(applied) = kept.borrow_and_update().clone() {
+            self.applied = Some(applied);
+        }
+        let hello = Box::new(self.hello());
+        Words { hello, kept, reach: self.reach.clone() }
     }
 
     fn hello(&mut self) -> Hello {
@@ -477,13 +528,4 @@ pub(crate) fn newer_authority(held: u64, tunnels: &[TunnelState]) -> Option<Stri
     Some(format!(
         "{gateway} says that it holds authority document {number}, and this gateway was given {held}: its controller holds newer ones back"
     ))
-}
-
-fn greeting(message: Option<ToAgent>) -> Result<Box<Welcome>, End> {
-    match message {
-        Some(ToAgent::Welcome(welcome)) => Ok(welcome),
-        Some(ToAgent::Refused(refusal)) => Err(End::Refused(refusal.into())),
-        Some(_) => Err(End::Lost("the controller speaks before it says welcome".into())),
-        None => Err(End::Lost("the controller closed the connection".into())),
-    }
 }

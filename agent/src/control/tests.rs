@@ -15,7 +15,8 @@ use anteroom_proto::v1::frame::MAX_TO_CONTROLLER;
 use anteroom_proto::v1::telemetry::{Report, TunnelState};
 use anteroom_proto::v1::{Hello, Refusal, RefusalCode, ToAgent, ToController, Welcome};
 use anteroom_proto::view::{SignedView, View};
-use anteroom_transport::endpoint::{listen, peer_key};
+use anteroom_transport::endpoint::listen;
+use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -29,6 +30,7 @@ use crate::testkit::{GATEWAY, ORGANISATION, Organisation, check_binding};
 
 mod attacks;
 mod authority;
+mod carriers;
 mod keep;
 mod keys;
 mod passes;
@@ -135,7 +137,7 @@ impl Plane for FakePlane {
 
 /// A controller's end of one connection.
 struct Session {
-    connection: quinn::Connection,
+    connection: Connection,
     reader: MessageReader<ToController>,
     writer: MessageWriter<ToAgent>,
     hello: Hello,
@@ -148,14 +150,19 @@ impl Session {
             loop {
                 let incoming = endpoint.accept().await.expect("the endpoint is open");
                 let Ok(connection) = incoming.await else { continue };
-                let Ok((send, receive)) = connection.accept_bi().await else { continue };
-                let mut reader = MessageReader::new(receive, MAX_TO_CONTROLLER);
-                let Ok(Some(ToController::Hello(hello))) = reader.next().await else { continue };
-                let writer = MessageWriter::new(send);
-                return Self { connection, reader, writer, hello: *hello };
+                if let Some(session) = Self::hello(connection.into()).await {
+                    return session;
+                }
             }
         };
         timeout(DEADLINE, accepting).await.expect("an agent that says hello")
+    }
+
+    async fn hello(connection: Connection) -> Option<Self> {
+        let (send, receive) = connection.accept_bi().await.ok()?;
+        let mut reader = MessageReader::new(receive, MAX_TO_CONTROLLER);
+        let Ok(Some(ToController::Hello(hello))) = reader.next().await else { return None };
+        Some(Self { connection, reader, writer: MessageWriter::new(send), hello: *hello })
     }
 
     async fn send(&mut self, message: ToAgent) {
@@ -235,9 +242,20 @@ impl World {
         disk: impl FnOnce(Arc<StateDir>) -> Arc<dyn Disk>,
         prepare: impl FnOnce(&StateDir, &Organisation),
     ) -> Self {
-        let (parent, state) = state();
         let endpoint = listen("127.0.0.1:0".parse().unwrap(), controller).unwrap();
-        let organisation = Organisation::new(&[endpoint.local_addr().unwrap()]);
+        let address = endpoint.local_addr().unwrap();
+        Self::of(endpoint, address, disk, prepare)
+    }
+
+    /// A world in which the controller that has this endpoint is looked for at `address`.
+    fn of(
+        endpoint: quinn::Endpoint,
+        address: SocketAddr,
+        disk: impl FnOnce(Arc<StateDir>) -> Arc<dyn Disk>,
+        prepare: impl FnOnce(&StateDir, &Organisation),
+    ) -> Self {
+        let (parent, state) = state();
+        let organisation = Organisation::new(&[address]);
         state.identity_or_new().unwrap();
         state.write_enrolment(&organisation.enrolment()).unwrap();
         state.write_authority(&organisation.followed()).unwrap();
@@ -304,7 +322,7 @@ async fn an_agent_says_who_it_is_and_takes_the_time() {
     let mut session = world.session().await;
     let hello = session.hello.clone();
     let identity = world.state.identity().unwrap().unwrap().public();
-    assert_eq!(peer_key(&session.connection), Some(identity));
+    assert_eq!(session.connection.peer_key(), Some(identity));
     assert_eq!((hello.organisation, hello.gateway, hello.boot), (ORGANISATION, GATEWAY, BOOT));
     assert_eq!((hello.authority, &hello.applied), (1, &None));
     assert_eq!(hello.reachable.endpoints, ["192.0.2.1:51820".parse().unwrap()]);

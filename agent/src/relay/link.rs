@@ -1,6 +1,6 @@
 //! The connection to one relay: made, kept, made again.
 
-use std::collections::HashMap;
+use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,25 +9,22 @@ use std::time::Duration;
 use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
-use anteroom_proto::id::GatewayId;
-use anteroom_proto::relay::packet::{
-    self, Datagram, HEADER_LEN, PROBE_LEN, PeerNumber, SEALED_LEN,
-};
+use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PROBE_LEN, SEALED_LEN};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{
-    FromRelay, Hello, MAX_FROM_RELAY, MAX_TO_RELAY, PeerState, Refusal, RefusalCode, ToRelay,
-    VERSIONS,
+    FromRelay, Hello, MAX_FROM_RELAY, MAX_TO_RELAY, Refusal, RefusalCode, ToRelay, VERSIONS,
 };
 use anteroom_transport::datagrams;
 use anteroom_transport::dial;
 use anteroom_transport::endpoint::Link as Connected;
-use anteroom_transport::link::{Connection, SendDatagramError};
+use anteroom_transport::link::{Closed, Connection, SendDatagramError};
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::peers::Peers;
 use super::table::Table;
 use super::{Known, Place, Who};
 use crate::again::Again;
@@ -51,8 +48,6 @@ const DOCUMENTS: usize = 16;
 const DOCUMENT_BYTES: usize = MAX_TO_RELAY - 4 * 1024;
 /// Packets of a relay that are handed to the worker at once.
 const BATCH: usize = 64;
-/// Most peers that one relay may tell of.
-const MOST_PEERS: usize = PeerNumber::COUNT as usize;
 
 /// One relay to stay connected to.
 pub(super) struct Link {
@@ -63,33 +58,6 @@ pub(super) struct Link {
     pub(super) table: Arc<Table>,
     /// QUIC or TCP.
     pub(super) again: Again,
-}
-
-/// What a relay says of peers.
-#[derive(Debug, Default)]
-struct Peers {
-    numbers: HashMap<GatewayId, PeerState>,
-    names: HashMap<PeerNumber, GatewayId>,
-}
-
-impl Peers {
-    fn hear(&mut self, states: Vec<PeerState>) {
-        for state in states {
-            if self.numbers.len() >= MOST_PEERS && !self.numbers.contains_key(&state.gateway) {
-                continue;
-            }
-            if let Some(before) = self.numbers.insert(state.gateway, state) {
-                self.names.remove(&before.number);
-            }
-            self.names.insert(state.number, state.gateway);
-        }
-    }
-
-    /// Whom it can hand packets to, no longer than `own`.
-    fn rooms(&self, own: u16) -> HashMap<GatewayId, u16> {
-        let here = self.numbers.values().filter_map(|state| Some((state.gateway, state.room?)));
-        here.map(|(gateway, room)| (gateway, room.min(own))).collect()
-    }
 }
 
 /// What the tasks of one connection share.
@@ -176,6 +144,26 @@ impl Shared {
     }
 }
 
+/// Why a connection is left.
+enum Problem {
+    /// It has ended, and knows why.
+    Ended,
+    /// It is there, and nothing is heard.
+    Silent,
+    /// What was said, or is missing.
+    Said(String),
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ended => "the connection ended",
+            Self::Silent => "the relay says nothing",
+            Self::Said(problem) => problem,
+        })
+    }
+}
+
 /// A connection that was greeted.
 struct Greeting {
     /// The pass that the relay has seen.
@@ -229,14 +217,16 @@ impl Link {
         };
         let mut greeting = match self.greet(&link).await {
             Ok(greeting) => greeting,
-            Err(problem) => return self.over(link, problem).await,
+            Err(problem) => return self.over(link, problem, None).await,
         };
         *greeted = true;
+        let mut since = Instant::now();
         let carrier = link.connection().carrier();
-        self.again.worked(carrier);
+        self.again.greeted(carrier);
         info!("connected to the relay at {} over {carrier}", self.name());
         let Some((mut outgoing, inlet)) = self.table.opened(self.id, carrier).await else {
-            return self.over(link, Some("the data plane has stopped".into())).await;
+            let problem = Problem::Said("the data plane has stopped".into());
+            return self.over(link, problem, Some(since)).await;
         };
         loop {
             let shared = Arc::new(Shared::new(link.connection().clone()));
@@ -246,8 +236,9 @@ impl Link {
             let better;
             (better, greeting) = match carried {
                 Ok(changed) => changed,
-                Err(problem) => return self.over(link, problem).await,
+                Err(problem) => return self.over(link, problem, Some(since)).await,
             };
+            since = Instant::now();
             // What comes by the connection so far is taken until the relay closes it for the newer one.
             let before = std::mem::replace(&mut link, better);
             let (id, inlet) = (self.id, inlet.clone());
@@ -256,19 +247,27 @@ impl Link {
                 before.close("").await;
             });
             let carrier = link.connection().carrier();
-            self.again.worked(carrier);
+            self.again.greeted(carrier);
             self.table.carried(self.id, carrier);
             info!("connected to the relay at {} over {carrier} again", self.name());
         }
     }
 
-    /// Leaves a connection, and says why: what the connection knows where there is no `problem`.
-    async fn over(&self, link: Connected, problem: Option<String>) -> String {
-        let reason = link.connection().close_reason().map(|reason| reason.to_string());
+    /// Leaves a connection that was greeted at a time, if it was, and says why.
+    async fn over(&mut self, link: Connected, problem: Problem, since: Option<Instant>) -> String {
+        let (reason, carrier) = (link.connection().close_reason(), link.connection().carrier());
+        let silent = match problem {
+            Problem::Ended => reason.as_ref().is_some_and(Closed::is_silence),
+            Problem::Silent => true,
+            Problem::Said(_) => false,
+        };
+        self.again.ended(carrier, since.map(|since| since.elapsed()), silent);
         link.close("").await;
-        problem.unwrap_or_else(|| {
-            format!("the connection ended: {}", reason.unwrap_or_else(|| "no word why".into()))
-        })
+        match (problem, reason) {
+            (Problem::Ended, Some(reason)) => format!("the connection ended: {reason}"),
+            (Problem::Ended, None) => "the connection ended: no word why".into(),
+            (problem, _) => problem.to_string(),
+        }
     }
 
     async fn dial(&self) -> Result<Connected, String> {
@@ -297,14 +296,14 @@ impl Link {
         Err(problem)
     }
 
-    /// Says hello until the relay says welcome, or gives what is in the way. None: the connection knows.
-    async fn greet(&self, link: &Connected) -> Result<Greeting, Option<String>> {
-        let (send, receive) = link.connection().open_bi().await.map_err(|_| None)?;
+    /// Says hello until the relay says welcome, or gives what is in the way.
+    async fn greet(&self, link: &Connected) -> Result<Greeting, Problem> {
+        let (send, receive) = link.connection().open_bi().await.map_err(|_| Problem::Ended)?;
         let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
         let mut writer = MessageWriter::<ToRelay>::new(send);
         let known = self.known.borrow().clone();
         let (Some(chain), Some(pass)) = (known.chain, known.pass) else {
-            return Err(Some("there is no pass for relays yet".into()));
+            return Err(Problem::Said("there is no pass for relays yet".into()));
         };
         let hello = Hello {
             versions: VERSIONS,
@@ -312,7 +311,7 @@ impl Link {
             authority: chain.newest().number,
             pass: Box::new(pass.clone()),
         };
-        writer.send(&ToRelay::Hello(Box::new(hello))).await.map_err(|_| None)?;
+        writer.send(&ToRelay::Hello(Box::new(hello))).await.map_err(|_| Problem::Ended)?;
         let documents = chain.to_signed();
         let greeting = async {
             loop {
@@ -332,17 +331,17 @@ impl Link {
         match timeout(GREETING, greeting).await {
             Ok(Some(Ok(welcome))) if (VERSIONS.0..=VERSIONS.1).contains(&welcome.version) => {}
             Ok(Some(Ok(welcome))) => {
-                return Err(Some(format!("the relay speaks version {}, unasked", welcome.version)));
+                let problem = format!("the relay speaks version {}, unasked", welcome.version);
+                return Err(Problem::Said(problem));
             }
-            Ok(Some(Err(problem))) => return Err(Some(problem)),
-            Ok(None) => return Err(None),
-            Err(_) => return Err(Some("the relay says nothing".into())),
+            Ok(Some(Err(problem))) => return Err(Problem::Said(problem)),
+            Ok(None) => return Err(Problem::Ended),
+            Err(_) => return Err(Problem::Silent),
         }
         Ok(Greeting { shown: pass, reader, writer })
     }
 
-    /// Carries packets until the connection ends, or the relay has taken a better one in its place. None: the
-    /// connection knows why it ended.
+    /// Carries packets until the connection ends, or the relay has taken a better one in its place.
     async fn carry(
         &self,
         shared: &Shared,
@@ -350,7 +349,7 @@ impl Link {
         again: &mut Again,
         outgoing: &mut Outgoing,
         inlet: &Inlet,
-    ) -> Result<(Connected, Greeting), Option<String>> {
+    ) -> Result<(Connected, Greeting), Problem> {
         let id = self.id;
         let changed = self.change(shared, again);
         self.table.asks(id, shared.connection.remote_address()).await;
@@ -367,7 +366,7 @@ impl Link {
         tokio::select! {
             biased;
             changed = changed => Ok(changed),
-            problem = ended => Err(problem),
+            problem = ended => Err(problem.map_or(Problem::Ended, Problem::Said)),
         }
     }
 
@@ -397,8 +396,8 @@ impl Link {
                 Ok(greeting) => return (better, greeting),
                 Err(problem) => {
                     shared.change.send_replace(Change::None);
-                    let problem = problem.unwrap_or_else(|| "the connection ended".into());
-                    debug!("relay {}: no change to QUIC: {}", self.name(), plain(&problem));
+                    let problem = plain(&problem.to_string());
+                    debug!("relay {}: no change to QUIC: {problem}", self.name());
                     better.close("").await;
                 }
             }
@@ -553,22 +552,5 @@ mod tests {
         assert_eq!(as_many_as_fit(&many(40, 65_000)).len(), 8);
         assert_eq!(as_many_as_fit(&many(3, MAX_TO_RELAY)).len(), 1);
         assert!(as_many_as_fit(&[]).is_empty());
-    }
-
-    #[test]
-    fn what_a_relay_says_of_peers_is_kept_by_name_and_number() {
-        let gateway = |n| GatewayId::from_bytes([n; 16]);
-        let number = |n| PeerNumber::new(n).unwrap();
-        let state =
-            |n, called, room| PeerState { gateway: gateway(n), number: number(called), room };
-        let mut peers = Peers::default();
-        peers.hear(vec![state(1, 0, Some(1_200)), state(2, 1, None)]);
-        assert_eq!(peers.rooms(1_160), HashMap::from([(gateway(1), 1_160)]));
-        peers.hear(vec![state(2, 1, Some(900))]);
-        assert_eq!(peers.rooms(1_160).get(&gateway(2)), Some(&900));
-        // One that calls a peer otherwise all at once is believed, and the old name is nobody's.
-        peers.hear(vec![state(2, 7, Some(900))]);
-        assert_eq!(peers.names.get(&number(1)), None);
-        assert_eq!(peers.names.get(&number(7)), Some(&gateway(2)));
     }
 }

@@ -7,6 +7,7 @@
 //! Nothing here needs a controller: chain and pass are on disk, and a pass doesn't expire by any clock.
 
 mod link;
+mod peers;
 mod table;
 #[cfg(test)]
 mod tests;

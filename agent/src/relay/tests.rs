@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::dataplane::fake::{FakeWorker, Told};
-use crate::testkit::{GATEWAY, ORGANISATION, Organisation, nowhere};
+use crate::testkit::{Front, GATEWAY, ORGANISATION, Organisation, nowhere};
 
 /// How long anything may take before a test fails.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -142,8 +142,14 @@ struct Bed {
 impl Bed {
     fn new() -> Self {
         let relay = FakeRelay::new(40);
+        let named = relay.named();
+        Self::with(relay, named)
+    }
+
+    /// One whose relay the authority names like this.
+    fn with(relay: FakeRelay, named: Relay) -> Self {
         let mut organisation = Organisation::new(&[nowhere()]);
-        organisation.extend(|next| next.relays = vec![relay.named()]);
+        organisation.extend(|next| next.relays = vec![named]);
         let (worker, handle) = FakeWorker::new();
         let (known, receiver) = watch::channel(Known::default());
         let (status_sender, status) = watch::channel(Vec::new());
@@ -385,4 +391,34 @@ async fn a_try_for_quic_that_comes_to_nothing_leaves_the_connection_over_tcp_as_
     let datagram = soon("what waited", better.connection.read_datagram()).await.unwrap();
     let wanted = Datagram::Packet { peer: number(3), bulk: false, sealed: &sealed(200) };
     assert_eq!(packet::parse(&datagram), Some(wanted), "the first by the new one");
+}
+
+#[tokio::test]
+async fn where_quic_is_greeted_and_then_dies_the_relay_is_reached_over_tcp() {
+    let relay = FakeRelay::new(40);
+    let front = Front::new(relay.endpoint.local_addr().unwrap());
+    let named = Relay { addresses: vec![front.address.to_string()], ..relay.named() };
+    let mut bed = Bed::with(relay, named);
+    let acceptor = Acceptor::new(&IdentityKey::from_seed(&[40; 32]), &[Protocol::Relay]).unwrap();
+    bed.give_pass(1);
+    let mut guest = bed.relay.greet().await;
+    guest.welcome().await;
+    guest.tell(&[(5, 0, Some(900))]).await;
+    bed.told(5, &[900]).await;
+    bed.until("over QUIC", |relay| relay.connected && !relay.over_tcp).await;
+    front.cut();
+    let mut guest = soon("a gateway over TCP", async {
+        loop {
+            let (stream, _) = front.listener.accept().await.unwrap();
+            let Ok(connection) = acceptor.accept(stream).await else { continue };
+            if let Some(guest) = FakeRelay::hear(Connection::Tcp(connection)).await {
+                return guest;
+            }
+        }
+    })
+    .await;
+    guest.welcome().await;
+    guest.tell(&[(5, 0, Some(900))]).await;
+    bed.told(5, &[900]).await;
+    bed.until("over TCP", |relay| relay.connected && relay.over_tcp).await;
 }

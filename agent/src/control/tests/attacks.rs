@@ -338,7 +338,12 @@ async fn answer(endpoint: &quinn::Endpoint, chain: &[Signed<Authority>]) -> (Ses
                     connection.closed().await;
                 }
                 Ok(Some(ToController::Hello(hello))) => {
-                    return Session { connection, reader, writer, hello: *hello };
+                    return Session {
+                        connection: connection.into(),
+                        reader,
+                        writer,
+                        hello: *hello,
+                    };
                 }
                 _ => {}
             }
