@@ -16,6 +16,9 @@ use super::{Place, RelayStatus};
 use crate::dataplane::Handle;
 use crate::dataplane::relayed::{Inlet, Outgoing, queues};
 
+/// By how much a round trip differs at the least, an eighth of itself aside, before anybody is told. It never stands still, and
+/// each change is told to the data plane, to whoever asks, and to the controller.
+const NOTABLE: Duration = Duration::from_millis(1);
 /// Least time between two looks at what changed: many peers come and go together.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -139,12 +142,20 @@ impl Table {
         round_trip: Duration,
         dropped: u64,
     ) {
-        self.with(id, |entry| {
-            entry.rooms = rooms;
-            entry.round_trip = round_trip;
-            entry.status.dropped = dropped;
-            entry.status.round_trip = u32::try_from(round_trip.as_micros()).ok();
+        let is_news = self.entries().get(&id).is_some_and(|entry| {
+            entry.rooms != rooms
+                || entry.status.dropped != dropped
+                || entry.status.round_trip.is_none()
+                || differs(entry.round_trip, round_trip)
         });
+        if is_news {
+            self.with(id, |entry| {
+                entry.rooms = rooms;
+                entry.round_trip = round_trip;
+                entry.status.dropped = dropped;
+                entry.status.round_trip = u32::try_from(round_trip.as_micros()).ok();
+            });
+        }
     }
 
     /// A relay doesn't take something; the connection goes on.
@@ -190,6 +201,11 @@ impl Table {
     }
 }
 
+/// Whether a round trip is another one than before, and not just a moment's.
+fn differs(before: Duration, now: Duration) -> bool {
+    now.abs_diff(before) > NOTABLE.max(before / 8)
+}
+
 /// By which relays each gateway is reached, nearest first, behind QUIC to the gateway itself.
 fn paths<'a>(
     relays: impl Iterator<Item = (RelayId, Duration, &'a HashMap<GatewayId, u16>)>,
@@ -208,6 +224,15 @@ fn paths<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_round_trip_is_news_once_it_is_another_one() {
+        let micros = Duration::from_micros;
+        assert!(!differs(micros(300), micros(1_200)));
+        assert!(differs(micros(300), micros(1_400)));
+        assert!(!differs(micros(80_000), micros(71_000)));
+        assert!(differs(micros(80_000), micros(69_000)) && differs(micros(69_000), micros(80_000)));
+    }
 
     #[test]
     fn the_nearest_relay_where_a_peer_is_comes_first() {
