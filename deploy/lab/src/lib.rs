@@ -7,6 +7,7 @@
 pub mod anteroom;
 pub mod capture;
 pub mod clinical;
+pub mod clocks;
 pub mod figures;
 pub mod hospital;
 pub mod namespace;
@@ -16,6 +17,7 @@ pub mod packet;
 pub mod ping;
 pub mod process;
 pub mod programs;
+pub mod relay;
 pub mod scan;
 pub mod session;
 pub mod soak;

@@ -186,7 +186,8 @@ fn inside(cli: &Cli, places: &Places) -> Result<ExitCode> {
     if let Some(Action::Soak { minutes, seed }) = &cli.action {
         let time = Duration::from_secs(u64::from(*minutes) * 60);
         let seed = seed.unwrap_or_else(by_chance);
-        let report = soak::measure(programs, &places.work, &places.logs, report, time, seed)?;
+        let course = soak::Course::Chance(time);
+        let report = soak::measure(programs, &places.work, &places.logs, report, course, seed)?;
         return Ok(if finish(&report, cli)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     println!(

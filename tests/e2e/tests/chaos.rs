@@ -58,12 +58,10 @@ fn a_short_soak_breaks_nothing_that_is_allowed_and_lets_nothing_else_through() {
     if !namespace::in_private_network(test) {
         return;
     }
-    let (directory, time) = (tempfile::tempdir().unwrap(), Duration::from_secs(10));
+    let directory = tempfile::tempdir().unwrap();
     let logs = directory.path().join("logs");
-    // A change of keys, of the path and of a program each: chance is for `cargo lab soak`.
-    let seed = 1;
-    let report =
-        soak::measure(programs, directory.path(), &logs, Report::new(true), time, seed).unwrap();
+    let (report, course) = (Report::new(true), soak::Course::Short);
+    let report = soak::measure(programs, directory.path(), &logs, report, course, 1).unwrap();
     assert!(report.ok(), "{}", report.table());
 }
 

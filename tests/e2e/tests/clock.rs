@@ -1,44 +1,33 @@
 //! Clocks that jump by years in both directions, under the real programs. Needs libfaketime (Debian's package of that name).
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anteroom_e2e::{Stage, fixture_with};
+use anteroom_e2e::{Fixture, Stage, fixture_with};
+use anteroom_lab::clocks::Clocks;
 use anteroom_lab::hospital::Hospital;
 use anteroom_lab::ping;
-use anteroom_lab::programs::Programs;
 use anteroom_lab::wait;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-/// What lies about the time to the programs that load it.
-fn liar() -> Option<PathBuf> {
-    ["x86_64", "aarch64"]
-        .map(|machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketime.so.1"))
-        .into_iter()
-        .map(PathBuf::from)
-        .find(|file| file.is_file())
-}
-
-/// Programs that take the time of the machine that they run on from a file that bears its name.
-fn lied_to(liar: &Path, programs: Programs, directory: &Path) -> Programs {
-    let wrap = |program: &Path| {
-        let name = program.file_name().unwrap();
-        let wrapper = directory.join("clocks").join(name);
-        std::fs::create_dir_all(wrapper.parent().unwrap()).unwrap();
-        let text = format!(
-            "#!/bin/sh\noffset=$(cat {0}/clocks/$(uname -n) 2>/dev/null || echo +0)\nLD_PRELOAD={1} DONT_FAKE_MONOTONIC=1 \
-             FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME=$offset exec {2} \"$@\"\n",
-            directory.display(),
-            liar.display(),
-            program.display()
-        );
-        std::fs::write(&wrapper, text).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&wrapper, mode).unwrap();
-        wrapper
-    };
-    Programs { agent: wrap(&programs.agent), controller: wrap(&programs.controller), ..programs }
+/// A hospital in enforce in which clocks can be wrong, by so many days on these machines. None where nothing lies about the
+/// time, which is said.
+fn fixture(test: &str, wrong: &[(&str, i64)]) -> Option<(Fixture, Clocks)> {
+    if !Clocks::can_be_wrong() {
+        eprintln!("skipped {test}: libfaketime isn't installed");
+        return None;
+    }
+    let mut clocks = None;
+    let fixture = fixture_with(test, Stage::Enforced, |programs, directory| {
+        let lied_to = Clocks::lie_to(programs, &directory.join("clocks")).unwrap();
+        let (made, programs) = lied_to.unwrap();
+        for (machine, days) in wrong {
+            made.set(machine, *days).unwrap();
+        }
+        clocks = Some(made);
+        programs
+    })?;
+    Some((fixture, clocks?))
 }
 
 /// The year now, this many days from here.
@@ -66,21 +55,9 @@ fn all_is_well(hospital: &Hospital, when: &str) {
 #[test]
 fn gateways_whose_clocks_are_wrong_by_years_enrol_and_carry_what_is_allowed() {
     let test = "gateways_whose_clocks_are_wrong_by_years_enrol_and_carry_what_is_allowed";
-    let Some(liar) = liar() else {
-        eprintln!("skipped {test}: libfaketime isn't installed");
-        return;
-    };
     // A clock without a battery begins at about 1970.
     let wrong = [("gw-imaging", -20_400), ("gw-servers", 4_000)];
-    let Some(fixture) = fixture_with(test, Stage::Enforced, |programs, directory| {
-        let programs = lied_to(&liar, programs, directory);
-        for (machine, days) in wrong {
-            std::fs::write(directory.join("clocks").join(machine), format!("{days:+}d")).unwrap();
-        }
-        programs
-    }) else {
-        return;
-    };
+    let Some((fixture, _clocks)) = fixture(test, &wrong) else { return };
     let hospital = &fixture.hospital;
     for (machine, days) in wrong {
         // What the agent itself says about the time.
@@ -98,27 +75,18 @@ fn gateways_whose_clocks_are_wrong_by_years_enrol_and_carry_what_is_allowed() {
 #[test]
 fn clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved() {
     let test = "clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved";
-    let Some(liar) = liar() else {
-        eprintln!("skipped {test}: libfaketime isn't installed");
-        return;
-    };
-    let Some(mut fixture) = fixture_with(test, Stage::Enforced, |programs, directory| {
-        lied_to(&liar, programs, directory)
-    }) else {
-        return;
-    };
-    let clocks = fixture.directory().join("clocks");
+    let Some((mut fixture, clocks)) = fixture(test, &[]) else { return };
     let hospital = &mut fixture.hospital;
     for (round, days) in [4_000, -9_000, 0].into_iter().enumerate() {
         let offset = &format!("{days:+}d");
         // A gateway alone, then the controller as well.
-        std::fs::write(clocks.join("gw-imaging"), offset).unwrap();
+        clocks.set("gw-imaging", days).unwrap();
         let gateway = hospital.gateway("imaging");
         gateway.kill().unwrap();
         gateway.start().unwrap();
         gateway.wait_running().unwrap();
         all_is_well(hospital, &format!("with a gateway at {offset}"));
-        std::fs::write(clocks.join("controller"), offset).unwrap();
+        clocks.set("controller", days).unwrap();
         hospital.controller.kill().unwrap();
         hospital.controller.start().unwrap();
         hospital.operator.ok(&["audit", "verify"]).unwrap();

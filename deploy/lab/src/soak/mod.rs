@@ -6,113 +6,85 @@
 
 mod changes;
 mod endless;
+mod flood;
+mod flows;
+mod orders;
+mod paths;
+mod relays;
+mod stall;
 mod strangers;
 mod tally;
+mod world;
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
-use crate::clinical::hl7::{self, Count, Engine, Monitor};
+use crate::clocks::Clocks;
 use crate::figures::enforced_hospital;
-use crate::hospital::{GATEWAYS, Hospital, address};
-use crate::ping::Pinging;
+use crate::hospital::Hospital;
+use crate::ping::{Pinging, Series};
 use crate::programs::Programs;
-use crate::story::{POLICY, Report};
+use crate::story::Report;
 use crate::wait;
-use crate::wan::Attach;
 use crate::wan::chance::Chance;
-use crate::wan::conditions::Conditions;
-use crate::wan::link::Link;
 
-use changes::{Change, Underlay};
-use endless::Endless;
+use changes::{Burst, Change};
+use flows::Flows;
+use orders::Orders;
+use stall::Stalls;
 use strangers::Strangers;
-use tally::Tally;
+use tally::{Cost, Tally};
+use world::World;
 
-/// Where the endless connection goes: a port of the DICOM service, which the lab's policy opens.
-const ENDLESS: u16 = 11_112;
-/// The port that revisions open and close, from the PACS to the CT.
-const SIDE: u16 = 5_001;
-/// The policy's words for it.
-const SIDE_RULE: &str = r#"
-[service.side]
-ports = ["tcp/5001"]
-[rule.side]
-from = "pacs-1"
-to = "ct-1"
-services = ["side"]
-"#;
 /// Between two pings.
 const BEAT: Duration = Duration::from_millis(10);
 /// How long anything may take to go on after a change, on a machine with a lot else to do.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// The exit code of a command that some gateways haven't followed yet.
-const LAGS: i32 = 3;
-/// What the endless connection carries at least, each way, before it counts as going on.
-const PROGRESS: u64 = 32 << 10;
 
-/// Who must go on talking all the time.
-struct Allowed {
-    endless: Endless,
-    engine: Engine,
-    monitor: Monitor,
-    /// Listens on the port that revisions open and close, on the CT.
-    side: TcpListener,
+/// What happens, and how strictly it is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// By chance for so long, one burst of changes at least. What must cost nothing may lose no ping, and nothing may keep
+    /// what is allowed from going on for longer than people would bear.
+    Chance(Duration),
+    /// A change of keys, of the path and of a program each, always the same. Nothing is judged by the clock.
+    Short,
 }
 
-impl Allowed {
-    fn start(hospital: &Hospital) -> Result<Self> {
-        let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1"));
-        let endless = Endless::open(&ct.host, &pacs.host, pacs.at(ENDLESS))?;
-        let (sender, receiver) = (hospital.machine("monitor-1"), hospital.machine("hl7-1"));
-        let engine = Engine::start(&receiver.host, hl7::PORT)?;
-        let monitor =
-            Monitor::start(&sender.host, receiver.at(hl7::PORT), Duration::from_millis(100))?;
-        let side = ct.host.enter(|| TcpListener::bind(ct.at(SIDE)))?.context("the side port")?;
-        Ok(Self { endless, engine, monitor, side })
-    }
-
-    /// Waits until all of it has gone on.
-    fn go_on(&self) -> Result<()> {
-        let (before, heard) = (self.endless.carried()?, self.monitor.count().acknowledged);
-        wait::until_ok(PATIENCE, "what is allowed to go on", || {
-            let now = self.endless.carried()?;
-            let more = [now[0] - before[0], now[1] - before[1]];
-            ensure!(
-                more.iter().all(|more| *more > PROGRESS),
-                "the connection carried {more:?} bytes"
-            );
-            let messages = self.monitor.count().acknowledged - heard;
-            ensure!(messages > 1, "{messages} messages of the monitor were acknowledged");
-            Ok(())
-        })
-    }
-
-    fn end(self) -> Result<(u64, Count)> {
-        let carried = self.endless.end()?;
-        let count = self.monitor.finish(&self.engine, Duration::from_secs(30));
-        Ok((carried, count))
+impl Course {
+    /// What comes next, if anything does.
+    fn next(self, done: usize, begun: Instant, chance: &mut Chance) -> Option<Burst> {
+        match self {
+            Self::Chance(time) if done > 0 && begun.elapsed() >= time => None,
+            Self::Chance(_) => Some(Burst::draw(chance)),
+            Self::Short => {
+                let soon = Duration::from_millis(300);
+                let all = [
+                    Burst::of(Change::Rotate),
+                    Burst(vec![(Duration::ZERO, Change::Block), (soon, Change::Revision)]),
+                    Burst::of(Change::Kill("imaging")),
+                    Burst::of(Change::Heal),
+                ];
+                all.get(done).cloned()
+            }
+        }
     }
 }
 
 /// Everything under way.
 struct Soak {
-    hospital: Hospital,
-    underlay: Underlay,
-    allowed: Allowed,
+    world: World,
+    flows: Flows,
     strangers: Strangers,
-    /// Whether the side rule is in the policy that was applied last.
-    side: bool,
-    /// How many labels were given.
-    labels: u64,
-    chance: Chance,
+    orders: Orders,
+    stalls: Stalls,
     tally: Tally,
+    strict: bool,
 }
 
-/// Soaks for `time`; `seed` says what happens. One change at least is made.
+/// Soaks; `seed` says what happens by chance.
 ///
 /// # Errors
 /// If the hospital can't be raised. What didn't hold is in the report as a check that failed.
@@ -121,226 +93,248 @@ pub fn measure(
     directory: &Path,
     logs: &Path,
     mut report: Report,
-    time: Duration,
+    course: Course,
     seed: u64,
 ) -> Result<Report> {
     report.begin(1, "Soak");
     report.line(&format!("Again with these changes: cargo lab soak --seed {seed}"));
     let mut soak = None;
     report.check("raise", "a hospital in enforce, its flows and strangers at work", || {
-        soak = Some(Soak::start(enforced_hospital(programs, directory, logs)?, seed)?);
-        Ok("up".into())
+        let (clocks, programs) = match Clocks::lie_to(programs.clone(), &directory.join("clocks"))?
+        {
+            Some((clocks, programs)) => (Some(clocks), programs),
+            None => (None, programs),
+        };
+        let seen = match clocks {
+            Some(_) => "up",
+            None => "up; without libfaketime clocks stay right: agents are killed only",
+        };
+        let hospital = enforced_hospital(programs, directory, logs)?;
+        soak = Some(Soak::start(hospital, clocks, seed, course != Course::Short)?);
+        Ok(seen.into())
     });
     let Some(mut soak) = soak else { return Ok(report) };
-    let end = Instant::now() + time;
-    let mut changes = 0_u64;
+    let (begun, mut chance, mut bursts) = (Instant::now(), Chance::new(seed), 0);
     let went_on = report.check("changes", "after each change all that is allowed goes on", || {
-        while changes == 0 || Instant::now() < end {
-            changes += 1;
-            let change = Change::draw(&mut soak.chance);
-            // Troubles seldom come alone.
-            let within = (change.lasts() && soak.chance.happens(0.5))
-                .then(|| Change::draw(&mut soak.chance))
-                .filter(|within| !within.lasts());
-            soak.suffer(change, within).map_err(|error| {
-                let within =
-                    within.map(|within| format!(", within it {within}")).unwrap_or_default();
-                error.context(format!("change {changes}, {change}{within}\n{}", soak.state()))
+        while let Some(burst) = course.next(bursts, begun, &mut chance) {
+            bursts += 1;
+            soak.suffer(&burst).map_err(|error| {
+                error.context(format!("after {bursts}: {burst}\n{}", soak.world.state()))
             })?;
         }
-        Ok(format!("{changes} changes"))
+        Ok(format!("{} changes, {bursts} times", soak.tally.changes()))
     });
-    let table = soak.tally.table();
-    soak.finish(&mut report, went_on.is_some());
-    report.end("");
-    report.line(&table);
     report.figure("soak_seed", seed);
-    report.figure("soak_changes", changes);
+    report.figure("soak_changes", soak.tally.changes() as u64);
+    let table = soak.tally.table();
+    let summary = soak.finish(&mut report, went_on.is_some(), begun.elapsed());
+    report.end("");
+    report.line(&format!("{table}\n\n{summary}\n"));
     Ok(report)
 }
 
 impl Soak {
-    fn start(hospital: Hospital, seed: u64) -> Result<Self> {
-        let link = lay_link(&hospital, seed)?;
-        let underlay = Underlay::new(link);
-        underlay.settle(&hospital)?;
-        // The policy without the side rule is there already.
-        let allowed = Allowed::start(&hospital)?;
-        let strangers = Strangers::start(&hospital)?;
-        let soak = Self {
-            hospital,
-            underlay,
-            allowed,
-            strangers,
-            side: false,
-            labels: 0,
-            chance: Chance::new(seed),
-            tally: Tally::default(),
-        };
-        soak.allowed.go_on()?;
+    fn start(hospital: Hospital, clocks: Option<Clocks>, seed: u64, strict: bool) -> Result<Self> {
+        let world = World::prepare(hospital, clocks, seed)?;
+        let orders = Orders::begin(&world.hospital)?;
+        let flows = Flows::start(&world.hospital)?;
+        let strangers = Strangers::start(&world.hospital)?;
+        let stalls = Stalls::watch()?;
+        let soak =
+            Self { world, flows, strangers, orders, stalls, tally: Tally::default(), strict };
+        soak.flows.go_on()?;
         Ok(soak)
     }
 
-    /// Makes a change, another one within it perhaps, waits until all goes on, and notes what it cost.
-    fn suffer(&mut self, change: Change, within: Option<Change>) -> Result<()> {
-        let company = self.underlay.is();
-        let ct = self.hospital.machine("ct-1").host.clone();
-        let pacs = self.hospital.machine("pacs-1").address();
-        let pinging = Pinging::start(&ct, pacs, u64::MAX, BEAT)?;
-        let some = |pinging: &Pinging, when: &str| {
-            let before = pinging.received();
+    /// Makes changes, waits until all goes on, and notes what they cost.
+    fn suffer(&mut self, burst: &Burst) -> Result<()> {
+        let (good, over_tcp) = (self.world.is_good(), self.world.is_over_tcp());
+        if good {
+            self.world.all_is_direct(PATIENCE)?;
+        }
+        if burst.alone().is_some_and(Change::is_by_operator) {
+            // What was away for the change before has come back, or the command would be right to complain.
+            self.world.settle()?;
+        }
+        self.stalls.worst();
+        let hospital = &self.world.hospital;
+        let pairs = [("ct-1", "pacs-1"), ("monitor-1", "hl7-1")];
+        let mut pinging = Vec::new();
+        for (from, to) in pairs {
+            let (from, to) = (&hospital.machine(from).host, hospital.machine(to).address());
+            pinging.push(Pinging::start(from, to, u64::MAX, BEAT)?);
+        }
+        let some = |when: &str| {
+            let before: Vec<u64> = pinging.iter().map(Pinging::received).collect();
             wait::until(PATIENCE, &format!("pings {when}"), || {
-                (pinging.received() >= before + 20).then_some(())
+                let more = |(now, before): (&Pinging, &u64)| now.received() >= before + 20;
+                pinging.iter().zip(&before).all(more).then_some(())
             })
+            .map_err(anyhow::Error::from)
         };
-        let made = some(&pinging, "before it")
-            .map_err(Into::into)
-            .and_then(|()| self.make(change, within));
-        let after = made.and_then(|()| {
-            some(&pinging, "after it")?;
-            self.allowed.go_on()?;
-            self.side_is_as_signed()?;
+        let after = some("before it").and_then(|()| self.happen(burst)).and_then(|()| {
+            some("after it")?;
+            self.flows.go_on()?;
+            if !self.orders.open() {
+                // Closing goes at once wherever the revision has come.
+                self.world.settle()?;
+            }
+            self.flows.side_is(&self.world.hospital, self.orders.open())?;
             self.strangers.found_nothing()
         });
-        let series = pinging.stop()?;
-        let kind = within.map_or_else(
-            || change.name().to_owned(),
-            |within| format!("{}: {}", change.name(), within.name()),
-        );
-        self.tally.note(format!("{kind}{company}"), &series, BEAT);
+        let series: Vec<Series> = pinging.into_iter().map(Pinging::stop).collect::<Result<_>>()?;
+        let cost = Cost::of(&series, BEAT, self.stalls.worst());
+        self.tally.note(burst, good, cost);
         after?;
-        let alone = within.is_none() && company.is_empty();
-        ensure!(
-            series.lost() == 0 || !alone || !change.is_lossless(),
-            "{} of {} pings were lost, {} in a row",
-            series.lost(),
-            series.sent,
-            series.longest_gap
-        );
-        Ok(())
-    }
-
-    fn make(&mut self, change: Change, within: Option<Change>) -> Result<()> {
-        if change.is_by_operator() {
-            // What was away for the change before has come back, or the command would be right to complain.
-            self.hospital.operator.ok(&["status", "--wait", "60"])?;
-            return self.operate(change, true);
-        }
-        self.underlay.begin(&mut self.hospital, change)?;
-        match within {
-            // Nobody is there who could take it.
-            Some(within) if within.is_by_operator() && matches!(change, Change::Controller(_)) => {}
-            Some(within) if within.is_by_operator() => self.operate(within, false)?,
-            Some(within) => self.underlay.begin(&mut self.hospital, within)?,
-            None => {}
-        }
-        self.underlay.end(&mut self.hospital, change)
-    }
-
-    /// An operator's command; `all_there` says whether every gateway is.
-    fn operate(&mut self, change: Change, all_there: bool) -> Result<()> {
-        let operator = &self.hospital.operator;
-        let reason = ["--reason", "soak", "--yes"];
-        let outcome = match change {
-            Change::Rotate => {
-                operator.command(&[&["gateway", "rotate", "--all"], &reason[..]].concat())
-            }
-            Change::RotateNow(gateway) => {
-                operator.command(&[&["gateway", "rotate", gateway, "--now"], &reason[..]].concat())
-            }
-            Change::Label => {
-                self.labels += 1;
-                let label = format!("round={}", self.labels);
-                operator.command(&[&["device", "label", "ct-1", &label], &reason[..]].concat())
-            }
-            Change::Revision => {
-                self.side = !self.side;
-                let text = format!("{POLICY}{}", if self.side { SIDE_RULE } else { "" });
-                let file = operator.write_policy("soak.toml", &text)?;
-                let plan = format!("{file}.plan");
-                operator.ok(&["policy", "plan", &file, "--out", &plan])?;
-                operator.command(&[&["policy", "apply", &plan], &reason[..]].concat())
-            }
-            _ => return Ok(()),
-        }?;
-        match outcome.code {
-            // Some gateways lag, as they must.
-            LAGS if !all_there => Ok(()),
-            _ => outcome.ok().map(drop),
-        }
-    }
-
-    /// The side port can be reached just while the policy says so.
-    fn side_is_as_signed(&self) -> Result<()> {
-        let (ct, pacs) = (self.hospital.machine("ct-1"), self.hospital.machine("pacs-1"));
-        let open =
-            || crate::story::open_tcp(&pacs.host, (ct.address(), SIDE), Duration::from_secs(2));
-        if self.side {
-            wait::until_ok(PATIENCE, "a new connection by the rule that opened", || {
-                open().map(drop)
-            })?;
-            let taken = self.allowed.side.accept();
-            ensure!(taken.is_ok(), "the connection wasn't accepted: {taken:?}");
-        } else {
-            // Closing goes at once wherever the revision has come.
-            self.hospital.operator.ok(&["status", "--wait", "60"])?;
-            ensure!(open().is_err(), "a connection opened that no rule names");
+        if self.strict {
+            judge(burst, good, over_tcp, cost)?;
         }
         Ok(())
     }
 
-    /// What explains a failure.
-    fn state(&self) -> String {
-        let mut text = String::new();
-        for name in GATEWAYS {
-            let status = self.hospital.gateways[name].status();
-            text += &match status {
-                Ok(status) => format!("{name}: {status}\n"),
-                Err(error) => format!("{name}: {error:#}\n"),
-            };
+    /// Has all of a burst begin and end when it is to.
+    fn happen(&mut self, burst: &Burst) -> Result<()> {
+        let mut order = None;
+        let mut ends: Vec<(Instant, Change)> = Vec::new();
+        let mut next = Instant::now();
+        for (pause, change) in &burst.0 {
+            next = next.max(Instant::now()) + *pause;
+            self.end_until(&mut ends, Some(next))?;
+            sleep_until(next);
+            if change.is_by_operator() {
+                order = Some(self.orders.give(&mut self.world, *change)?);
+            } else {
+                self.world.begin(*change)?;
+            }
+            if let Some(time) = change.lasts() {
+                ends.push((Instant::now() + time, *change));
+            }
         }
-        text
+        self.end_until(&mut ends, None)?;
+        match order {
+            Some(order) => self.orders.follow(&mut self.world, order, burst),
+            None => Ok(()),
+        }
     }
 
-    /// The end: what came of it all.
-    fn finish(self, report: &mut Report, sound: bool) {
-        let Self { hospital, allowed, strangers, tally, .. } = self;
+    /// Ends what ends before this time, when it does; all of it, if none is given.
+    fn end_until(
+        &mut self,
+        ends: &mut Vec<(Instant, Change)>,
+        until: Option<Instant>,
+    ) -> Result<()> {
+        ends.sort_by_key(|(at, _)| *at);
+        while let Some((at, change)) = ends.first().copied() {
+            if until.is_some_and(|until| at > until) {
+                break;
+            }
+            sleep_until(at);
+            ends.remove(0);
+            self.world.end(change)?;
+        }
+        Ok(())
+    }
+
+    /// The end: what came of it all, and that in few words.
+    fn finish(self, report: &mut Report, sound: bool, time: Duration) -> String {
+        let Self { world, flows, strangers, tally, .. } = self;
+        let mut lines = vec![format!(
+            "{:.1} minutes, {} changes; no thread of this machine's was kept waiting for longer than {:?}",
+            time.as_secs_f64() / 60.0,
+            tally.changes(),
+            tally.stall()
+        )];
         if sound {
-            report.check("flows", "the connection of the beginning lives; no message is lost", || {
-                let (carried, count) = allowed.end()?;
-                if count.lost > 0 {
-                    bail!("{count:?}");
-                }
-                Ok(format!(
-                    "{} MiB over one connection; {} messages, 0 lost, {} reconnects, slowest {} ms",
-                    carried >> 20,
-                    count.acknowledged,
-                    count.reconnects,
-                    count.slowest_ms
-                ))
-            });
+            let seen = report.check(
+                "flows",
+                "the connection of the beginning lives; no message is lost",
+                || {
+                    let (carried, count) = flows.end()?;
+                    if count.lost > 0 {
+                        bail!("{count:?}");
+                    }
+                    Ok(format!(
+                        "1 of 1 connection lives, {} MiB over it; {} messages sent, {} acknowledged, 0 lost, {} reconnects, slowest {} ms",
+                        carried >> 20,
+                        count.sent,
+                        count.acknowledged,
+                        count.reconnects,
+                        count.slowest_ms
+                    ))
+                },
+            );
+            lines.push(seen.unwrap_or_else(|| "NOT all that is allowed went on".into()));
         }
-        report.check(
+        let floods = world.flooder.sent();
+        let seen = report.check(
             "strangers",
             "nothing of strangers arrives, nothing of devices is readable",
-            || strangers.end(),
+            || Ok(format!("{}; {floods} initiations in floods", strangers.end()?)),
         );
+        lines.push(seen.unwrap_or_else(|| "NOT all that is forbidden was kept out".into()));
         report.check("audit", "the audit log verifies, all gateways are in step", || {
-            hospital.operator.ok(&["status", "--wait", "60"])?;
-            hospital.operator.ok(&["audit", "verify"]).map(|outcome| outcome.stdout.trim().into())
+            world.settle()?;
+            let verified = world.hospital.operator.ok(&["audit", "verify"])?;
+            Ok(verified.stdout.trim().into())
         });
         report.figure("soak", tally.json());
+        lines.join("\n")
     }
 }
 
-/// Puts a link that can misbehave between the router and the network of the CT's gateway.
-fn lay_link(hospital: &Hospital, seed: u64) -> Result<Link> {
-    let mac = hospital.router.mac("imaging")?.map(|byte| format!("{byte:02x}")).join(":");
-    hospital.router.ip("link delete imaging")?;
-    let campus = Attach::Switch(&hospital.campus, "br-imaging");
-    let link = Link::lay("wan", Attach::Host(&hospital.router, "imaging"), campus, seed)?;
-    hospital.router.ip(&format!("link set imaging address {mac}"))?;
-    hospital.router.address("imaging", address("imaging", 1), 24)?;
-    link.set_both(&Conditions::default());
-    Ok(link)
+/// An error if changes cost more than they may.
+fn judge(burst: &Burst, good: bool, over_tcp: bool, cost: Cost) -> Result<()> {
+    let lossless = good && burst.alone().is_some_and(Change::is_lossless);
+    ensure!(
+        cost.lost == 0 || !lossless,
+        "{} of {} pings were lost, none answered for {:?}; this machine kept a thread waiting for {:?}",
+        cost.lost,
+        cost.sent,
+        cost.gap,
+        cost.stall
+    );
+    let bound = burst.bound(over_tcp) + 2 * cost.stall;
+    ensure!(
+        cost.gap <= bound,
+        "no ping was answered for {:?}, and {bound:?} is the most that may be; this machine kept a thread waiting for {:?}",
+        cost.gap,
+        cost.stall
+    );
+    Ok(())
+}
+
+fn sleep_until(time: Instant) {
+    std::thread::sleep(time.saturating_duration_since(Instant::now()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_must_cost_nothing_may_lose_no_ping_on_good_paths_and_nothing_may_last() {
+        let secs = Duration::from_secs;
+        let cost = |lost, gap| Cost { gap, lost, sent: 1_000, stall: Duration::ZERO };
+        let (rotation, kill) = (Burst::of(Change::Rotate), Burst::of(Change::Kill("ward")));
+        assert!(judge(&rotation, true, false, cost(0, secs(0))).is_ok());
+        assert!(judge(&rotation, true, false, cost(1, secs(0))).is_err());
+        assert!(judge(&rotation, false, false, cost(1, secs(0))).is_ok());
+        assert!(judge(&kill, true, false, cost(99, secs(9))).is_ok());
+        assert!(judge(&kill, true, false, cost(99, secs(11))).is_err());
+        let stalled = Cost { stall: secs(1), ..cost(99, secs(11)) };
+        assert!(judge(&kill, true, false, stalled).is_ok());
+        assert!(judge(&kill, true, true, cost(99, secs(11))).is_ok());
+        let cut = Burst(vec![(secs(0), Change::Cut(secs(4))), (secs(1), Change::Rotate)]);
+        assert!(judge(&cut, true, false, cost(99, secs(14))).is_ok());
+    }
+
+    #[test]
+    fn a_short_course_ends_and_one_by_chance_goes_on_for_its_time() {
+        let (begun, mut chance) = (Instant::now(), Chance::new(1));
+        let mut next = |course: Course, done| course.next(done, begun, &mut chance);
+        assert_eq!((0..9).filter_map(|done| next(Course::Short, done)).count(), 4);
+        assert!(next(Course::Chance(Duration::ZERO), 0).is_some());
+        assert!(next(Course::Chance(Duration::ZERO), 1).is_none());
+        assert!(next(Course::Chance(Duration::from_secs(3_600)), 9).is_some());
+    }
 }

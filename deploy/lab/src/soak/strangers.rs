@@ -1,5 +1,6 @@
 //! Who speaks without being allowed to, without end; and ears where nothing of it may be heard.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -10,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use memchr::memmem::Finder;
 
 use super::endless;
-use crate::hospital::{GATEWAYS, Hospital, address};
+use crate::hospital::{GATEWAYS, Hospital, Socket, address};
 use crate::packet::{PacketSocket, checksum};
 use crate::topology::Host;
 
@@ -22,6 +23,8 @@ const INSIDE: &[u8; 24] = b"INSIDE^ANTEROOM^SOAK^001";
 const STRANGER: &str = "a stranger";
 /// In each message of the monitor.
 const MESSAGE: &[u8] = b"|MONITOR-1|";
+/// How long a stranger may take to say something, on a machine with a lot else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two rounds of each stranger.
 const EVERY: Duration = Duration::from_millis(50);
 /// Ports that some rule opens for somebody, and one that none does.
@@ -38,6 +41,26 @@ struct Ear {
     thread: JoinHandle<Result<std::io::Result<u32>>>,
 }
 
+/// What was tried, and arrived nowhere.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Vain {
+    /// Packets that were sent.
+    pub(super) sent: u64,
+    /// Frames that were looked at where none of these may come, and that came too fast for that.
+    frames: u64,
+    missed: u64,
+}
+
+impl fmt::Display for Vain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sent, frames, missed } = self;
+        write!(
+            f,
+            "0 of {sent} forbidden packets arrived; {frames} frames looked at, {missed} missed"
+        )
+    }
+}
+
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Strangers {
@@ -52,6 +75,9 @@ pub(super) struct Strangers {
 #[derive(Debug)]
 struct Mouth {
     name: String,
+    word: &'static [u8],
+    /// Where what they say comes in: a host's interface.
+    at: (Host, String),
     sent: Arc<AtomicU64>,
     thread: JoinHandle<Result<std::io::Result<()>>>,
 }
@@ -79,6 +105,12 @@ impl Strangers {
         let devices: Vec<Ipv4Addr> = hospital.device_addresses();
         for (name, word) in [("hvac-1", OUTSIDE), ("pump-1", INSIDE), ("mri-1", INSIDE)] {
             let own = hospital.machine(name).address();
+            let at = match hospital.machine(name).plan.socket {
+                Socket::Gateway(gateway, port) => {
+                    (hospital.gateways[gateway].host.clone(), port.to_owned())
+                }
+                Socket::Campus => (hospital.campus.clone(), format!("p-{name}")),
+            };
             let to: Vec<Ipv4Addr> =
                 devices.iter().copied().filter(|address| *address != own).collect();
             // The MRI may speak DICOM to the PACS, by TCP; this is UDP.
@@ -86,7 +118,7 @@ impl Strangers {
             let sent = Arc::new(AtomicU64::new(0));
             let (ended, count) = (stop.clone(), sent.clone());
             let thread = host.thread(move || speak(&to, word, &ended, &count))?;
-            mouths.push(Mouth { name: name.into(), sent, thread });
+            mouths.push(Mouth { name: name.into(), word, at, sent, thread });
         }
         for subnet in GATEWAYS {
             let intruder = &hospital.machine("intruder").host;
@@ -97,7 +129,8 @@ impl Strangers {
                 let mac = device.host.mac("eth0")?;
                 for from in [address(subnet, 66), pacs.address()] {
                     for port in PORTS {
-                        frames.push(forged((own, from), (mac, device.address()), port));
+                        let to = (device.address(), port);
+                        frames.push(forged((own, (from, port)), (mac, to), OUTSIDE));
                     }
                 }
             }
@@ -113,9 +146,29 @@ impl Strangers {
                 }
                 Ok(())
             })?;
-            mouths.push(Mouth { name: format!("the intruder in {subnet}"), sent, thread });
+            let name = format!("the intruder in {subnet}");
+            let at = (hospital.campus.clone(), format!("x-{subnet}"));
+            mouths.push(Mouth { name, word: OUTSIDE, at, sent, thread });
         }
-        Ok(Self { stop, ears, campus, mouths })
+        let strangers = Self { stop, ears, campus, mouths };
+        strangers.all_speak()?;
+        Ok(strangers)
+    }
+
+    /// Waits until each has said something that left their machine: that nobody heard it would prove nothing otherwise.
+    fn all_speak(&self) -> Result<()> {
+        let mut buffer = vec![0; 70_000];
+        for Mouth { name, word, at: (host, interface), .. } in &self.mouths {
+            let socket = host.enter(|| PacketSocket::open_on(interface, 3))??;
+            let finder = Finder::new(*word);
+            crate::wait::until_ok(PATIENCE, &format!("{name} to speak"), || {
+                let length = socket.receive(&mut buffer, Duration::from_millis(50))?;
+                let frame = length.and_then(|length| buffer.get(..length)).unwrap_or_default();
+                ensure!(finder.find(frame).is_some(), "nothing of them came in at {interface}");
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// An error if anything was heard that must not be.
@@ -134,10 +187,11 @@ impl Strangers {
     }
 
     /// Ends all, and says what was tried in vain.
-    pub(super) fn end(mut self) -> Result<String> {
+    pub(super) fn end(mut self) -> Result<Vain> {
+        self.all_speak()?;
         self.stop.store(true, Relaxed);
         let mut sent = 0;
-        for Mouth { name, sent: of_one, thread } in std::mem::take(&mut self.mouths) {
+        for Mouth { name, sent: of_one, thread, .. } in std::mem::take(&mut self.mouths) {
             let ended = thread.join();
             ended
                 .map_err(|_| anyhow::anyhow!("{name}'s thread panicked"))??
@@ -158,9 +212,7 @@ impl Strangers {
                 ear.thread.join().map_err(|_| anyhow::anyhow!("an ear's thread panicked"))?;
             missed += u64::from(ended?.context(ear.place)?);
         }
-        Ok(format!(
-            "0 of {sent} packets of strangers arrived; {frames} frames looked at, {missed} missed"
-        ))
+        Ok(Vain { sent, frames, missed })
     }
 }
 
@@ -226,18 +278,22 @@ fn speak(
 }
 
 /// A UDP packet whose sender may be anybody.
-fn forged(from: ([u8; 6], Ipv4Addr), to: ([u8; 6], Ipv4Addr), port: u16) -> Vec<u8> {
-    let length = u16::try_from(20 + 8 + OUTSIDE.len()).unwrap_or(0);
+pub(super) fn forged(
+    from: ([u8; 6], (Ipv4Addr, u16)),
+    to: ([u8; 6], (Ipv4Addr, u16)),
+    payload: &[u8],
+) -> Vec<u8> {
+    let ((from, (source, near)), (to, (target, far))) = (from, to);
+    let length = u16::try_from(20 + 8 + payload.len()).unwrap_or(0);
     let mut header =
         [&[0x45, 0][..], &length.to_be_bytes(), &[0, 0, 0x40, 0, 64, 17, 0, 0]].concat();
-    header.extend(from.1.octets());
-    header.extend(to.1.octets());
+    header.extend(source.octets());
+    header.extend(target.octets());
     let sum = checksum(&header).to_be_bytes();
     header[10..12].copy_from_slice(&sum);
     // A sum of 0 is none.
-    let udp =
-        [port.to_be_bytes(), port.to_be_bytes(), (length - 20).to_be_bytes(), [0, 0]].concat();
-    [&to.0[..], &from.0, &[0x08, 0x00], &header, &udp, OUTSIDE].concat()
+    let udp = [near.to_be_bytes(), far.to_be_bytes(), (length - 20).to_be_bytes(), [0, 0]].concat();
+    [&to[..], &from, &[0x08, 0x00], &header, &udp, payload].concat()
 }
 
 #[cfg(test)]
@@ -246,10 +302,11 @@ mod tests {
 
     #[test]
     fn a_forged_packet_is_whole() {
-        let ends = (([2; 6], Ipv4Addr::new(10, 0, 0, 1)), ([4; 6], Ipv4Addr::new(10, 0, 0, 2)));
-        let frame = forged(ends.0, ends.1, 104);
+        let ends = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+        let frame = forged(([2; 6], (ends.0, 7)), ([4; 6], (ends.1, 104)), OUTSIDE);
         assert_eq!(frame.len(), 14 + 20 + 8 + OUTSIDE.len());
         assert_eq!(checksum(&frame[14..34]), 0, "the header's sum holds");
         assert!(frame.ends_with(OUTSIDE) && frame.starts_with(&[4; 6]));
+        assert_eq!(frame[34..40], [0, 7, 0, 104, 0, 32]);
     }
 }

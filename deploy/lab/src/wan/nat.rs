@@ -140,6 +140,12 @@ impl Kind {
         }
     }
 
+    /// A router that neither translates nor filters.
+    #[must_use]
+    pub fn router() -> Self {
+        Self { translates: false, ..Self::full_cone() }
+    }
+
     /// A firewall that lets answers in and translates nothing.
     #[must_use]
     pub fn firewall() -> Self {
@@ -321,6 +327,9 @@ impl Nat {
         if !self.kind.egress.allows(protocol, remote) {
             return Err(Refused::Egress);
         }
+        if !self.kind.translates && self.kind.filtering == Dependence::Independent {
+            return Ok(outside);
+        }
         let lifetime = self.kind.lifetime_of(protocol);
         let mapping = self
             .mappings
@@ -486,6 +495,16 @@ mod tests {
         assert_eq!(nat.inbound(UDP, place, remote(1, 1), now), Err(Refused::Unmapped));
         let place = nat.outbound(UDP, INSIDE, remote(1, 1), now).unwrap();
         assert_eq!(place.ip(), &Ipv4Addr::new(203, 0, 113, 2));
+    }
+
+    #[test]
+    fn a_mere_router_lets_everybody_in_and_out() {
+        let now = Instant::now();
+        let mut nat = Nat::new(Kind::router(), US, 1);
+        assert_eq!(nat.inbound(UDP, INSIDE, remote(9, 9), now), Ok(INSIDE));
+        assert_eq!(nat.outbound(UDP, INSIDE, remote(1, 1), now), Ok(INSIDE));
+        nat.set_egress(Egress::NoUdp);
+        assert_eq!(nat.inbound(UDP, INSIDE, remote(9, 9), now), Err(Refused::Egress));
     }
 
     #[test]

@@ -322,6 +322,16 @@ impl NatRouter {
         self.mover.with(|running| running.router.nat.set_kind(kind));
     }
 
+    /// Treats what passes in another way from now on, and forgets mappings only where it treats addresses otherwise: what
+    /// may leave at all is no matter of them.
+    pub fn treat(&self, kind: Kind) {
+        self.mover.with(|running| {
+            let nat = &mut running.router.nat;
+            let same = Kind { egress: kind.egress.clone(), ..nat.kind().clone() } == kind;
+            if same { nat.set_egress(kind.egress) } else { nat.set_kind(kind) }
+        });
+    }
+
     /// What may leave from now on.
     pub fn set_egress(&self, egress: Egress) {
         self.mover.with(|running| running.router.nat.set_egress(egress));
