@@ -147,10 +147,19 @@ pub struct Underlay {
     pub listen: SocketAddr,
     /// What peers are told to send to. Empty: the addresses of `interface` with the port of `listen`.
     pub advertise: Vec<SocketAddr>,
-    /// UDP port at which peers may connect by QUIC, where the tunnels' own UDP doesn't get through. None: they can't.
+    /// UDP port at which peers may connect by QUIC, where the tunnels' own UDP doesn't get through. None: they can't. It may
+    /// be the tunnels' own.
     pub quic: Option<u16>,
     /// Services of this machine that stay reachable from the underlay and the uplink.
     pub management: Vec<LocalService>,
+}
+
+impl Underlay {
+    /// Whether peers' QUIC is taken at the tunnels' own port.
+    #[must_use]
+    pub fn shares_port(&self) -> bool {
+        self.quic == Some(self.listen.port())
+    }
 }
 
 /// A device port.
@@ -518,9 +527,6 @@ impl RawUnderlay {
         if let Some(quic) = &self.quic {
             let problem = match *quic.get_ref() {
                 0 => "needs a fixed UDP port, as in 443: peers and firewalls are told it",
-                port if port == listen.port() => {
-                    "is the tunnels' own port: take another, as in 443"
-                }
                 _ => "",
             };
             if !problem.is_empty() {

@@ -19,6 +19,7 @@ use anyhow::Context;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::bypass::{Machine, Orders};
@@ -58,6 +59,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How long peers and relays may take to hear that it's over.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 enum Next {
     Stop,
     Again,
@@ -73,9 +77,9 @@ struct Run {
     orders: Orders,
     /// How old a tunnel key gets.
     rotate: Duration,
-    /// Where QUIC connections with peers come and go: the address that they are bound to, and the port where they are
-    /// taken.
-    quic: (IpAddr, Option<u16>),
+    /// Where QUIC connections with peers come and go: the address that they are bound to, the port where they are taken,
+    /// and whether that is the tunnels' own.
+    quic: (IpAddr, Option<u16>, bool),
 }
 
 impl Run {
@@ -165,7 +169,8 @@ impl Run {
             }
         }
         let rotate = config.keys.rotate.every();
-        let quic = (config.underlay.listen.ip(), config.underlay.quic);
+        let underlay = &config.underlay;
+        let quic = (underlay.listen.ip(), underlay.quic, underlay.shares_port());
         Ok(Self { state: state.clone(), boot, started, gate, held, orders, rotate, quic })
     }
 
@@ -190,6 +195,7 @@ impl Run {
             identity: enrolled.identity.clone(),
             bind: quic.0,
             port: quic.1,
+            shared: quic.2,
         });
         let relayed = enrolled.as_ref().map(|enrolled| Who {
             organisation: enrolled.enrolment.organisation,
@@ -203,9 +209,11 @@ impl Run {
                 .with_relays(known, relays.clone())
         });
         let (direct_sender, direct) = watch::channel(DirectStatus::default());
+        let (leave, leaving) = watch::channel(());
         let relaying = relayed.map(|who| {
             let table = |handle| Arc::new(relay::Table::new(handle, relays_sender));
-            tokio::spawn(use_relays(who, own, pass.clone(), gate.clone(), table, direct_sender))
+            let known = pass.clone();
+            tokio::spawn(use_relays(who, own, known, gate.clone(), table, direct_sender, leaving))
         });
         let keeping_pass = tokio::spawn(upkeep::keep_pass(pass, state.clone()));
         let control: Option<watch::Receiver<ControlStatus>> = client.as_ref().map(Client::status);
@@ -255,8 +263,13 @@ impl Run {
         keeping_pass.abort();
         upkeep::save_now(&gate, &state).await;
         gate.shutdown().await;
-        // Relays carry the data plane's last packets, too.
-        relaying.into_iter().for_each(|relaying| relaying.abort());
+        // Relays carry the data plane's last packets, too. Peers are told that it's over.
+        drop(leave);
+        if let Some(mut relaying) = relaying
+            && timeout(FAREWELL, &mut relaying).await.is_err()
+        {
+            relaying.abort();
+        }
         next
     }
 }
@@ -269,17 +282,20 @@ async fn use_relays(
     gate: Gate,
     table: impl FnOnce(Handle) -> Arc<relay::Table>,
     status: watch::Sender<DirectStatus>,
+    mut leaving: watch::Receiver<()>,
 ) {
     let mut opened = gate.opened();
-    let handle = match opened.wait_for(Option::is_some).await {
-        Ok(open) => open.as_ref().map(|open| open.handle.clone()),
-        Err(_) => None,
+    let handle = tokio::select! {
+        open = opened.wait_for(Option::is_some) => match open {
+            Ok(open) => open.as_ref().map(|open| open.handle.clone()),
+            Err(_) => None,
+        },
+        _ = leaving.changed() => None,
     };
     let (Some(handle), Some(own)) = (handle, own) else { return };
     let (table, views) = (table(handle.clone()), gate.views());
     // On one thread of their own: what carries a packet shares the core's caches with what has sealed it, and nothing
     // that control does stands in its way.
-    let (stop, stopped) = oneshot::channel::<()>();
     let (ended, end) = oneshot::channel::<()>();
     let relaying = move || {
         let _ended = ended;
@@ -287,24 +303,23 @@ async fn use_relays(
         let _ = slice::ask();
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(async {
-                tokio::select! {
-                    ((), ()) = async {
-                        tokio::join!(
-                            relay::run(who, known, table.clone()),
-                            direct::run(own, views, handle, table, status),
-                        )
-                    } => {}
-                    _ = stopped => {}
-                }
+                let stop = leaving.clone();
+                let relays = async {
+                    tokio::select! {
+                        () = relay::run(who, known, table.clone()) => {}
+                        _ = leaving.changed() => {}
+                    }
+                };
+                let directly = direct::run(own, views, handle, table.clone(), status, stop);
+                tokio::join!(relays, directly);
             }),
             Err(error) => error!("relays can't be used: {error}"),
         }
     };
     match std::thread::Builder::new().name("relays".into()).spawn(relaying) {
         Ok(_) => {
-            // Neither is ever sent: each end is told by the other's going.
+            // It is never sent: this end is told by the other's going.
             let _ = end.await;
-            drop(stop);
         }
         Err(error) => error!("relays can't be used: {error}"),
     }

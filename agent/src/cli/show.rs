@@ -181,6 +181,11 @@ pub(super) fn status(status: &AgentStatus) -> String {
     if let Some(problem) = &status.direct.problem {
         facts.add("QUIC", problem);
     }
+    if let Some((passed, lost)) = status.direct.strays {
+        let lost = if lost > 0 { format!(", {lost} found no room") } else { String::new() };
+        let port = "shares the tunnels' UDP port";
+        facts.add("QUIC", format!("{port}: {passed} datagrams were handed over{lost}"));
+    }
     let mut text = facts.text();
     if let Some(data_plane) = &status.data_plane {
         add_data_plane(&mut text, data_plane);

@@ -40,6 +40,20 @@ fn a_full_file_is_read_as_written() {
 }
 
 #[test]
+fn quic_has_a_port_of_its_own_or_the_tunnels() {
+    let quic = |port: u16| {
+        let listen = "listen = \"0.0.0.0:51820\"\n";
+        parse(&GOOD.replacen(listen, &format!("{listen}quic = {port}\n"), 1)).unwrap().underlay
+    };
+    let none = parse(GOOD).unwrap().underlay;
+    assert_eq!((none.quic, none.shares_port()), (None, false));
+    assert_eq!((quic(443).quic, quic(443).shares_port()), (Some(443), false));
+    assert_eq!((quic(51_820).quic, quic(51_820).shares_port()), (Some(51_820), true));
+    let host = parse("[host]\n[underlay]\nlisten = '0.0.0.0:4000'\nquic = 4000\n").unwrap();
+    assert!(host.underlay.shares_port());
+}
+
+#[test]
 fn offloads_are_used_unless_the_file_excludes_them() {
     assert_eq!(parse(GOOD).unwrap().offloads, Offloads::default());
     let text = format!("{GOOD}[offloads]\nudp_merging = false\n");
@@ -161,6 +175,11 @@ fn every_mistake_is_named_with_line_and_key() {
         ("0.0.0.0:51820", "0.0.0.0:0", "agent.toml:7: underlay.listen: needs a fixed UDP port"),
         ("0.0.0.0:51820", "0.0.0.0", "agent.toml:7: underlay.listen: invalid socket address"),
         ("10.20.1.2:51820", "0.0.0.0:51820", "agent.toml:8: underlay.advertise[0]: peers can't"),
+        (
+            "listen = \"0.0.0.0:51820\"\n",
+            "listen = \"0.0.0.0:51820\"\nquic = 0\n",
+            "agent.toml:8: underlay.quic: needs a fixed UDP port",
+        ),
         ("tcp/22", "tcp/0", "agent.toml:9: underlay.management: \"tcp/0\" has no port"),
         ("tcp/22", "ssh", "agent.toml:9: underlay.management: \"ssh\" isn't a service"),
         ("\"/run/", "\"run/", "agent.toml:3: run: must be an absolute path"),

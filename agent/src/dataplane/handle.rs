@@ -1,6 +1,7 @@
 //! The handle through which the rest of the agent speaks with the worker.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,11 +15,13 @@ use anteroom_agent_core::target::{RelayId, RelayPath};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
+use anteroom_transport::direct::shared::Shared;
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::dataplane::one_port::OnePort;
 use crate::dataplane::relayed::{Inlet, Queues};
 use crate::dataplane::status::{Offloads, Status};
 use crate::dataplane::underlays::{Mirrors, Told};
@@ -146,6 +149,8 @@ pub struct Handle {
     pub(super) config: Arc<Config>,
     /// What the seeds of views' tables grow from.
     pub(super) seed: [u8; 32],
+    /// Where peers' QUIC shares the tunnels' port, and the kernel tells them apart.
+    pub(super) one_port: Option<Arc<OnePort>>,
 }
 
 /// Waits for what views made void and drops it, so that the worker needn't.
@@ -327,6 +332,14 @@ impl Handle {
         self.ask(Command::Indirect).await
     }
 
+    /// The socket for peers' QUIC on the tunnels' own port, and what is handed over between the two. None where that isn't
+    /// configured, or the kernel can't tell the two apart.
+    #[must_use]
+    pub fn quic_socket(&self) -> Option<io::Result<(UdpSocket, Arc<Shared>)>> {
+        let port = self.one_port.as_ref()?;
+        Some(port.socket()?.map(|socket| (socket, port.shared.clone())))
+    }
+
     /// Where packets that relays brought go.
     #[must_use]
     pub fn inlet(&self) -> Inlet {
@@ -363,6 +376,9 @@ impl Handle {
     /// Where it has ended already.
     pub async fn shutdown(&self) -> Result<(), Stopped> {
         let ended = self.ask(Command::Shutdown).await;
+        if let Some(port) = &self.one_port {
+            port.close();
+        }
         if let Some(defence) = &self.defence {
             defence.end().await;
         }
@@ -425,6 +441,7 @@ pub(crate) mod fake {
                 keeps: watch::channel(()).1,
                 config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
                 seed: [7; 32],
+                one_port: None,
             };
             (Self { commands: receiver, brought, indirect: Arc::default() }, handle)
         }

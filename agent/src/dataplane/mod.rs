@@ -13,6 +13,7 @@ mod host;
 mod keepalive;
 mod keeper;
 mod lanes;
+mod one_port;
 mod outbox;
 pub mod relayed;
 mod setup;
@@ -37,6 +38,7 @@ use handle::{COMMANDS, Commander, Heartbeat};
 use host::HostKeeper;
 use keepalive::Keepalive;
 use keeper::Keeper;
+use one_port::OnePort;
 use outbox::Outbox;
 use underlays::{Mirrors, Underlays};
 use worker::{Start, Worker};
@@ -115,6 +117,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     pulse.follow(wake.clone());
     let seed = engine.seed();
     let (retired, buried) = mpsc::channel(RETIRED);
+    let one_port = underlay.quic.map(|socket| Arc::new(OnePort::new(socket, wake.clone())));
     let mut own = underlay.sockets.into_iter();
     let first = own.next().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
     let first = first.map_err(failed("opening the underlay's socket"))?;
@@ -130,6 +133,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         offloads,
         outbox,
         steering: underlay.steering,
+        one_port: one_port.as_ref().map(|port| port.shared.clone()),
         commands: receiver,
         brought,
         inlet: inlet.clone(),
@@ -225,6 +229,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         underlays,
         config: shared,
         seed,
+        one_port,
     })
 }
 

@@ -374,7 +374,8 @@ fn open_underlay(config: &Config, lane_threads: u8) -> Result<Group, SetupError>
     };
     let lanes = usize::from(lane_threads.max(1));
     let count = if config.offloads.lanes { 1 + lanes } else { 1 };
-    let mut group = UdpSocket::bind_group(listen, count).map_err(failed("binding"))?;
+    let mut group = UdpSocket::bind_group(listen, count, config.underlay.shares_port())
+        .map_err(failed("binding"))?;
     if !config.offloads.lanes {
         group.steering = Offload::Off(SWITCHED_OFF.into());
     }

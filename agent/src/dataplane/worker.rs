@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use anteroom_agent_core::engine::{Engine, Retired};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::EngineReport;
+use anteroom_transport::direct::shared::Shared;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::dataplane::handle::{Command, Heartbeat};
 use crate::dataplane::keepalive::Keepalive;
+use crate::dataplane::one_port;
 use crate::dataplane::outbox::Outbox;
 use crate::dataplane::relayed::{Delivery, Inlet};
 use crate::dataplane::status::Offloads;
@@ -59,6 +61,8 @@ pub(super) struct Start {
     pub(super) outbox: Outbox,
     /// Whether the kernel gives lanes' datagrams to their own socket.
     pub(super) steering: Offload,
+    /// What is handed over to peers' QUIC, and comes from there, where that shares the port.
+    pub(super) one_port: Option<Arc<Shared>>,
     pub(super) commands: mpsc::Receiver<Command>,
     /// What relays brought.
     pub(super) brought: Delivery,
@@ -89,6 +93,7 @@ pub(super) struct Worker {
     /// Whether the kernel gives it short turns.
     short_turns: Option<Offload>,
     steering: Offload,
+    one_port: Option<Arc<Shared>>,
     interfaces: Vec<(String, String)>,
     offloads: Vec<Offloads>,
     commands: mpsc::Receiver<Command>,
@@ -122,6 +127,7 @@ impl Worker {
             thread: 0,
             short_turns: None,
             steering: start.steering,
+            one_port: start.one_port,
             offloads: start.offloads,
             interfaces: start.interfaces,
             outbox: start.outbox,
@@ -201,6 +207,7 @@ impl Worker {
                     WAKE => {
                         self.carry_out();
                         self.receive_relayed();
+                        self.receive_strays();
                     }
                     UNDERLAY => {
                         self.receive_datagrams();
@@ -293,7 +300,8 @@ impl Worker {
         // ICMP errors may come back here; they concern one peer at most, whose silence the engine notices.
         let fetched = self.datagrams.fetch(&self.outbox.underlay);
         let some = note_fetched(&fetched);
-        take(&mut self.datagrams, &mut self.engine, &mut self.outbox);
+        let one_port = self.one_port.as_deref();
+        take(&mut self.datagrams, one_port, &mut self.engine, &mut self.outbox);
         some
     }
 
@@ -305,7 +313,8 @@ impl Worker {
             return;
         }
         self.empty_lane_0();
-        take(&mut self.bulk, &mut self.engine, &mut self.outbox);
+        let one_port = self.one_port.as_deref();
+        take(&mut self.bulk, one_port, &mut self.engine, &mut self.outbox);
     }
 
     /// Handles what lane 0's socket holds now, and as little more as may be.
@@ -508,9 +517,18 @@ fn note_fetched(fetched: &io::Result<usize>) -> bool {
 }
 
 /// Has the engine handle what was fetched.
-fn take(ring: &mut DatagramRing, engine: &mut Engine, outbox: &mut Outbox) {
+fn take(
+    ring: &mut DatagramRing,
+    one_port: Option<&Shared>,
+    engine: &mut Engine,
+    outbox: &mut Outbox,
+) {
     let mut truncated = 0;
     let received = ring.lend(&mut truncated, |datagrams| {
+        let datagrams = match one_port {
+            Some(shared) => one_port::sort(shared, datagrams),
+            None => datagrams,
+        };
         engine.handle_datagrams(datagrams, Instant::now(), outbox);
     });
     outbox.underlay_counters.received += received;

@@ -1,7 +1,8 @@
 //! Sealed packets over one QUIC connection to a peer.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, Through};
@@ -24,16 +25,18 @@ pub(super) struct Link {
     pub(super) peer: GatewayId,
     pub(super) connection: Connection,
     pub(super) dropped: AtomicU64,
+    /// Whether another has its place: what the peer sends is still taken.
+    pub(super) leaves: Arc<AtomicBool>,
 }
 
 impl Link {
-    /// Carries packets until the connection ends, and says why it did.
-    pub(super) async fn run(self, table: &Table) -> String {
+    /// Carries packets until the connection ends, and says why it did. `carries` is told once the data plane can know of it.
+    pub(super) async fn run(self, table: &Table, carries: impl AsyncFnOnce()) -> String {
         let Some((outgoing, inlet)) = table.opened(self.id, Carrier::Quic).await else {
             return "the data plane has stopped".into();
         };
         tokio::select! {
-            () = self.look(table) => {}
+            () = self.look(table, carries) => {}
             () = self.take_packets(outgoing) => {}
             () = self.bring_packets(&inlet) => {}
         }
@@ -50,13 +53,20 @@ impl Link {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 
-    async fn look(&self, table: &Table) {
+    async fn look(&self, table: &Table, carries: impl AsyncFnOnce()) {
         let mut look = interval(LOOK);
+        let mut carries = Some(carries);
         loop {
             look.tick().await;
-            let rooms = HashMap::from([(self.peer, self.room())]);
+            let mut rooms = HashMap::from([(self.peer, self.room())]);
+            if self.leaves.load(Ordering::Relaxed) {
+                rooms.clear();
+            }
             let dropped = self.dropped.load(Ordering::Relaxed);
             table.found(self.id, rooms, self.connection.rtt(), dropped);
+            if let Some(carries) = carries.take() {
+                carries().await;
+            }
         }
     }
 

@@ -6,13 +6,15 @@
 
 mod link;
 mod plan;
+mod socket;
+mod status;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anteroom_agent_core::target::RelayId;
@@ -20,34 +22,34 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_proto::v1::telemetry::FIRST_DIRECT;
 use anteroom_proto::view::{Peer, View};
-use anteroom_transport::direct::Direct;
-use anteroom_transport::endpoint::peer_key;
-use quinn::{Connection, Incoming, VarInt};
-use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, watch};
+use anteroom_transport::direct::shared::Shared;
+use anteroom_transport::direct::{Caller, Direct};
+use quinn::{Connection, VarInt};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::dataplane::Handle;
 use crate::relay::Table;
 use link::Link;
 use plan::Need;
+use socket::{connect, take_peers};
+pub use status::{DirectStatus, PeerLink};
 
 /// Most connections at once, and most that are being made.
 const MOST: usize = 256;
 const MOST_DIALLED: usize = 8;
-/// Most handshakes of peers at once.
-const MOST_GREETED: usize = 32;
-/// How long a handshake may take.
-const ANSWER: Duration = Duration::from_secs(3);
-const GREETING: Duration = Duration::from_secs(5);
 /// Addresses of one peer that are tried.
 const ADDRESSES: usize = 4;
 /// How often it is looked at which peers need a connection.
 const LOOK: Duration = Duration::from_secs(1);
 /// How often a port that couldn't be had is tried again.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How long what is on its way on a connection is taken after another has its place.
+const LEAVING: Duration = Duration::from_secs(2);
+/// How long the end of all connections may take.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// What waits for the one task that keeps all this.
 const EVENTS: usize = 64;
 
@@ -60,43 +62,21 @@ pub(crate) struct Who {
     pub(crate) bind: IpAddr,
     /// The port at which peers' connections are taken, if they are.
     pub(crate) port: Option<u16>,
-}
-
-/// How it stands with QUIC to peers themselves.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct DirectStatus {
-    /// Where peers' connections are taken, if they are.
-    pub listening: Option<SocketAddr>,
-    /// Why they aren't, though they should be.
-    pub problem: Option<String>,
-    /// Datagrams that got no answer, since they were no peer's.
-    pub turned_away: u64,
-    /// The connections, and what came of attempts.
-    pub peers: Vec<PeerLink>,
-}
-
-/// A connection to a peer, or what became of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerLink {
-    /// Which peer.
-    pub gateway: GatewayId,
-    /// Where it is connected to; none: it isn't.
-    pub address: Option<SocketAddr>,
-    /// Whether this end made it.
-    pub dialled: bool,
-    /// QUIC's round trip, in microseconds.
-    pub round_trip: Option<u32>,
-    /// What went wrong last, if nothing has gone right since.
-    pub last_error: Option<String>,
+    /// Whether that is the tunnels' own port.
+    pub(crate) shared: bool,
 }
 
 enum Event {
-    /// An attempt to connect to a peer ended.
-    Dialled(GatewayId, PublicKey, Result<Connection, String>),
-    /// A peer connected.
-    Came(Connection),
+    /// The attempt of this number to connect to a peer ended.
+    Dialled(GatewayId, u64, PublicKey, Result<Connection, String>),
+    /// The peer with this key connected.
+    Came(PublicKey, Connection),
+    /// A connection can carry packets.
+    Carries(GatewayId, RelayId),
     /// A connection ended.
     Ended(GatewayId, RelayId, String),
+    /// The socket failed.
+    Closed,
 }
 
 /// Ends its task when it is dropped.
@@ -112,7 +92,10 @@ struct Active {
     id: RelayId,
     identity: PublicKey,
     dialled: bool,
+    since: Instant,
     connection: Connection,
+    /// Set once another has its place.
+    leaves: Arc<AtomicBool>,
     _carrying: Task,
 }
 
@@ -127,28 +110,36 @@ struct Keeper {
     handle: Handle,
     table: Arc<Table>,
     socket: Option<Arc<Direct>>,
+    /// What is handed over between it and the tunnels' sockets, where they share the port.
+    strays: Option<Arc<Shared>>,
     /// When the socket is tried again.
     retry: Option<Instant>,
     taking: Option<Task>,
     naming: Option<Task>,
     view: Option<Arc<View>>,
     links: HashMap<GatewayId, Active>,
-    dialling: HashMap<GatewayId, Task>,
+    /// Connections in whose place others are, until when they are kept.
+    leaving: Vec<(Instant, GatewayId, Active)>,
+    dialling: HashMap<GatewayId, (u64, Task)>,
+    dialled: u64,
     needs: HashMap<GatewayId, Need>,
     errors: HashMap<GatewayId, String>,
     next: u16,
     events: mpsc::Sender<Event>,
     status: watch::Sender<DirectStatus>,
     problem: Option<String>,
+    /// Whether a peer was turned down since there are too many connections.
+    full: bool,
 }
 
-/// Keeps connections to peers for as long as it is polled and the data plane is there.
+/// Keeps connections to peers until the data plane ends, or `stop` does; then tells peers that they have ended.
 pub(crate) async fn run(
     who: Who,
     mut views: watch::Receiver<Option<Arc<View>>>,
     handle: Handle,
     table: Arc<Table>,
     status: watch::Sender<DirectStatus>,
+    mut stop: watch::Receiver<()>,
 ) {
     let (events, mut happened) = mpsc::channel(EVENTS);
     let mut keeper = Keeper {
@@ -156,18 +147,22 @@ pub(crate) async fn run(
         handle,
         table,
         socket: None,
+        strays: None,
         retry: None,
         taking: None,
         naming: None,
         view: None,
         links: HashMap::new(),
+        leaving: Vec::new(),
         dialling: HashMap::new(),
+        dialled: 0,
         needs: HashMap::new(),
         errors: HashMap::new(),
         next: FIRST_DIRECT,
         events,
         status,
         problem: None,
+        full: false,
     };
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -176,7 +171,7 @@ pub(crate) async fn run(
         tokio::select! {
             changed = views.changed() => {
                 if changed.is_err() {
-                    return;
+                    break;
                 }
                 let view = views.borrow_and_update().clone();
                 keeper.follow(view).await;
@@ -184,15 +179,24 @@ pub(crate) async fn run(
             Some(event) = happened.recv() => keeper.take(event).await,
             _ = look.tick(), if keeper.is_of_use() => {
                 if keeper.tend().await.is_none() {
-                    return;
+                    break;
                 }
             }
+            _ = stop.changed() => break,
         }
         keeper.tell();
     }
+    keeper.farewell().await;
 }
 
 impl Keeper {
+    /// Ends all connections, and has peers told.
+    async fn farewell(self) {
+        if let Some(socket) = &self.socket {
+            socket.close("the agent stops", FAREWELL).await;
+        }
+    }
+
     fn peers(&self) -> &[Peer] {
         self.view.as_ref().map(|view| view.peers.as_slice()).unwrap_or_default()
     }
@@ -201,6 +205,7 @@ impl Keeper {
     fn is_of_use(&self) -> bool {
         self.who.port.is_some()
             || !self.links.is_empty()
+            || !self.leaving.is_empty()
             || self.peers().iter().any(|peer| peer.quic.is_some())
     }
 
@@ -230,14 +235,18 @@ impl Keeper {
     /// Tells the socket who may connect.
     fn name_peers(&mut self) {
         let Some(socket) = self.socket.clone().filter(|_| self.who.port.is_some()) else { return };
-        let keys: Vec<PublicKey> = self.peers().iter().map(|peer| peer.gateway.identity).collect();
+        let caller = |peer: &Peer| Caller {
+            key: peer.gateway.identity,
+            addresses: peer.endpoints.iter().map(SocketAddr::ip).collect(),
+        };
+        let callers: Vec<Caller> = self.peers().iter().map(caller).collect();
         let before = self.naming.take();
         self.naming = Some(Task(tokio::spawn(async move {
             // One after the other, or an older view could have the last word.
             if let Some(mut before) = before {
                 let _ = (&mut before.0).await;
             }
-            let _ = tokio::task::spawn_blocking(move || socket.set_peers(&keys)).await;
+            let _ = tokio::task::spawn_blocking(move || socket.set_peers(&callers)).await;
         })));
     }
 
@@ -248,15 +257,15 @@ impl Keeper {
         }
         let port = self.who.port;
         let at = SocketAddr::new(self.who.bind, port.unwrap_or(0));
-        let opened = UdpSocket::bind(at)
-            .map_err(|error| format!("underlay.quic: no UDP socket at {at}: {error}"))
-            .and_then(|socket| {
-                Direct::open(socket, &self.who.identity, port.is_some())
-                    .map_err(|error| error.to_string())
-            });
+        let opened = self.bind(at).and_then(|(socket, strays)| {
+            Direct::open(socket, &self.who.identity, port.is_some(), strays.clone())
+                .map(|socket| (socket, strays))
+                .map_err(|error| error.to_string())
+        });
         match opened {
-            Ok(socket) => {
+            Ok((socket, strays)) => {
                 let socket = Arc::new(socket);
+                self.strays = strays;
                 if port.is_some() {
                     info!("peers' QUIC connections are taken at {at}");
                     let events = self.events.clone();
@@ -276,6 +285,20 @@ impl Keeper {
         }
     }
 
+    /// A socket there, and what is handed over where it shares its port with the tunnels.
+    fn bind(&self, at: SocketAddr) -> Result<(UdpSocket, Option<Arc<Shared>>), String> {
+        let failed = |error| format!("underlay.quic: no UDP socket at {at}: {error}");
+        if !self.who.shared {
+            return UdpSocket::bind(at).map(|socket| (socket, None)).map_err(failed);
+        }
+        match self.handle.quic_socket() {
+            Some(socket) => socket.map(|(socket, shared)| (socket, Some(shared))).map_err(failed),
+            None => Err("underlay.quic: this kernel doesn't tell QUIC from the tunnels on one \
+                         port: take another, as in 443"
+                .into()),
+        }
+    }
+
     /// Connects where that is needed, and lets go where it isn't. None once the data plane has ended.
     async fn tend(&mut self) -> Option<()> {
         let now = Instant::now();
@@ -286,12 +309,27 @@ impl Keeper {
         if listens || peers.iter().any(|peer| peer.quic.is_some()) {
             self.open(now);
         }
+        let gone = self.leaving.extract_if(.., |(until, _, _)| *until <= now);
+        let gone: Vec<Active> = gone.map(|(_, _, link)| link).collect();
+        for link in gone {
+            self.table.forget(link.id).await;
+        }
+        self.full &= self.links.len() >= MOST;
+        let mut due: Vec<(Option<Instant>, &Peer)> = Vec::new();
         for peer in peers {
             let gateway = peer.gateway.gateway;
             let need = self.needs.entry(gateway).or_default();
             need.note(!indirect.contains(&gateway), now);
+            let link = self.links.get(&gateway);
+            if link.is_some_and(|link| now.saturating_duration_since(link.since) >= plan::SETTLED) {
+                need.worked();
+            }
             let need = *need;
-            match self.links.get(&gateway) {
+            if need.is_direct() {
+                // What went wrong is of no interest any more.
+                self.errors.remove(&gateway);
+            }
+            match link {
                 Some(link) if link.dialled && need.lets_go(now) => {
                     info!(%gateway, "WireGuard's own path works: the QUIC connection is let go");
                     self.cut(gateway).await;
@@ -299,12 +337,21 @@ impl Keeper {
                 Some(_) => {}
                 None => {
                     let first = plan::is_first(self.who.gateway, gateway, listens);
-                    let room = self.dialling.len() < MOST_DIALLED && self.links.len() < MOST;
-                    if room && !self.dialling.contains_key(&gateway) && need.dials(first, now) {
-                        self.dial(peer);
+                    let can = peer.quic.is_some() && !self.dialling.contains_key(&gateway);
+                    if can && need.dials(first, now) {
+                        due.push((need.tried(), peer));
                     }
                 }
             }
+        }
+        // Those that have waited longest, or many that never answer would keep all places.
+        due.sort_by_key(|(tried, peer)| (*tried, peer.gateway.gateway));
+        for (_, peer) in due {
+            if self.dialling.len() >= MOST_DIALLED || self.links.len() >= MOST {
+                break;
+            }
+            self.needs.entry(peer.gateway.gateway).or_default().tries(now);
+            self.dial(peer);
         }
         Some(())
     }
@@ -320,36 +367,64 @@ impl Keeper {
         }
         let (gateway, key, events) =
             (peer.gateway.gateway, peer.gateway.identity, self.events.clone());
+        self.dialled += 1;
+        let number = self.dialled;
         let dialling = tokio::spawn(async move {
             let dialled = connect(&socket, &addresses, &key).await;
-            let _ = events.send(Event::Dialled(gateway, key, dialled)).await;
+            let _ = events.send(Event::Dialled(gateway, number, key, dialled)).await;
         });
-        self.dialling.insert(gateway, Task(dialling));
+        self.dialling.insert(gateway, (number, Task(dialling)));
     }
 
     async fn take(&mut self, event: Event) {
         match event {
-            Event::Dialled(gateway, key, dialled) => {
+            Event::Dialled(gateway, number, key, dialled) => {
+                // Of a peer that left, and may have come back since, it is of no interest.
+                if self.dialling.get(&gateway).is_none_or(|(last, _)| *last != number) {
+                    return;
+                }
                 self.dialling.remove(&gateway);
                 match dialled {
                     Ok(connection) => self.connected(gateway, key, connection, true).await,
                     Err(problem) => self.failed(gateway, problem),
                 }
             }
-            Event::Came(connection) => {
-                let key = peer_key(&connection);
-                let peer = self.peers().iter().find(|peer| Some(peer.gateway.identity) == key);
+            Event::Came(key, connection) => {
+                let peer = self.peers().iter().find(|peer| peer.gateway.identity == key);
                 match peer.map(|peer| (peer.gateway.gateway, peer.gateway.identity)) {
                     Some((gateway, key)) => self.connected(gateway, key, connection, false).await,
                     None => connection.close(VarInt::from_u32(0), b""),
                 }
             }
-            Event::Ended(gateway, id, why) => {
+            Event::Carries(gateway, id) => {
                 if self.links.get(&gateway).is_some_and(|link| link.id == id) {
-                    debug!(%gateway, "the QUIC connection ended: {why}");
-                    self.cut(gateway).await;
-                    self.errors.insert(gateway, format!("the connection ended: {why}"));
+                    // Packets go there from now on.
+                    for (_, _, link) in self.leaving.iter().filter(|(_, of, _)| *of == gateway) {
+                        link.leaves.store(true, Ordering::Relaxed);
+                        self.table.found(link.id, HashMap::new(), Duration::MAX, 0);
+                    }
                 }
+            }
+            Event::Ended(gateway, id, why) => {
+                let link = self.links.get(&gateway).filter(|link| link.id == id);
+                if let Some(link) = link {
+                    let lasted = link.since.elapsed() >= plan::SETTLED;
+                    let problem = format!("the connection ended: {why}");
+                    self.cut(gateway).await;
+                    if lasted {
+                        debug!(%gateway, "{problem}");
+                        self.errors.insert(gateway, problem);
+                    } else {
+                        // Or it would be made anew each second, where the other end doesn't want it.
+                        self.failed(gateway, problem);
+                    }
+                }
+            }
+            Event::Closed => {
+                warn!("the socket for peers' QUIC connections failed; it is opened anew");
+                (self.taking, self.socket, self.strays) = (None, None, None);
+                self.retry = Some(Instant::now() + AGAIN);
+                self.problem = Some("underlay.quic: the socket failed; it is opened anew".into());
             }
         }
     }
@@ -373,38 +448,62 @@ impl Keeper {
         let is_peer = peer.is_some_and(|peer| peer.gateway.identity == identity);
         let kept = match self.links.get(&gateway) {
             Some(before) => {
-                !plan::replaces(self.who.gateway, gateway, before.dialled, dialled)
+                let age = before.since.elapsed();
+                !plan::replaces(self.who.gateway, gateway, (before.dialled, age), dialled)
                     && before.connection.close_reason().is_none()
             }
-            None => self.links.len() >= MOST,
+            None => self.links.len() >= MOST && !self.make_room().await,
         };
         if !is_peer || kept {
+            self.full |= is_peer && self.links.len() >= MOST;
             connection.close(VarInt::from_u32(0), b"");
             return;
         }
-        self.needs.entry(gateway).or_default().worked();
         self.errors.remove(&gateway);
         let id = self.number();
         let address = connection.remote_address();
         info!(%gateway, %address, dialled, "connected by QUIC");
         self.table.add_direct(id, identity);
-        let link =
-            Link { id, peer: gateway, connection: connection.clone(), dropped: AtomicU64::new(0) };
+        let leaves = Arc::new(AtomicBool::new(false));
+        let link = Link {
+            id,
+            peer: gateway,
+            connection: connection.clone(),
+            dropped: AtomicU64::new(0),
+            leaves: leaves.clone(),
+        };
         let (table, events) = (self.table.clone(), self.events.clone());
         let carrying = Task(tokio::spawn(async move {
-            let why = link.run(&table).await;
+            let carries = async || {
+                let _ = events.send(Event::Carries(gateway, id)).await;
+            };
+            let why = link.run(&table, carries).await;
             let _ = events.send(Event::Ended(gateway, id, why)).await;
         }));
-        let active = Active { id, identity, dialled, connection, _carrying: carrying };
-        // What comes after is there before the one before goes.
+        let since = Instant::now();
+        let active =
+            Active { id, identity, dialled, since, connection, leaves, _carrying: carrying };
+        // Packets go by the one before until this one carries them, and what is under way then still arrives.
         if let Some(before) = self.links.insert(gateway, active) {
-            self.table.forget(before.id).await;
+            self.leaving.push((since + LEAVING, gateway, before));
         }
+    }
+
+    /// Lets go of the connection that has been of no use for longest. False where all are.
+    async fn make_room(&mut self) -> bool {
+        let unused = |gateway: &GatewayId| self.needs.get(gateway).and_then(Need::direct_since);
+        let unused = self.links.keys().filter_map(|gateway| Some((unused(gateway)?, *gateway)));
+        let Some((_, gateway)) = unused.min() else { return false };
+        self.cut(gateway).await;
+        true
     }
 
     /// Ends the connection with a peer.
     async fn cut(&mut self, gateway: GatewayId) {
-        if let Some(link) = self.links.remove(&gateway) {
+        let leaving = self.leaving.extract_if(.., |(_, of, _)| *of == gateway);
+        let mut gone: Vec<Active> = leaving.map(|(_, _, link)| link).collect();
+        gone.extend(self.links.remove(&gateway));
+        for link in gone {
             self.table.forget(link.id).await;
         }
     }
@@ -414,13 +513,25 @@ impl Keeper {
         loop {
             let number = RelayId(self.next);
             self.next = self.next.wrapping_add(1).max(FIRST_DIRECT);
-            if self.links.values().all(|link| link.id != number) {
+            let leaving = self.leaving.iter().map(|(_, _, link)| link);
+            if self.links.values().chain(leaving).all(|link| link.id != number) {
                 return number;
             }
         }
     }
 
     fn tell(&self) {
+        let leaving = self.leaving.iter().map(|(_, _, link)| link);
+        let live = self.links.values().chain(leaving);
+        if let Some(socket) = &self.socket {
+            socket.set_live(live.map(|link| link.connection.remote_address()));
+        }
+        let full =
+            || format!("there are {MOST} connections, which is the most: a peer was turned down");
+        let strays = self.strays.as_ref().map(|shared| {
+            let [quic, others] = [shared.quic.counts(), shared.others.counts()];
+            (quic.0 + others.0, quic.1 + others.1)
+        });
         let micros = |connection: &Connection| u32::try_from(connection.rtt().as_micros()).ok();
         let mut gateways: Vec<GatewayId> =
             self.links.keys().chain(self.errors.keys()).copied().collect();
@@ -441,8 +552,9 @@ impl Keeper {
             listening: socket
                 .filter(|_| self.who.port.is_some())
                 .and_then(|socket| socket.local_address().ok()),
-            problem: self.problem.clone(),
+            problem: self.problem.clone().or_else(|| self.full.then(full)),
             turned_away: socket.map_or(0, |socket| socket.turned_away()),
+            strays,
             peers: peers.collect(),
         };
         self.status.send_if_modified(|before| {
@@ -451,43 +563,4 @@ impl Keeper {
             changed
         });
     }
-}
-
-/// Connects to the first address that answers.
-async fn connect(
-    socket: &Direct,
-    addresses: &[SocketAddr],
-    key: &PublicKey,
-) -> Result<Connection, String> {
-    let mut problem = "no address of it is known".to_owned();
-    for address in addresses {
-        match timeout(ANSWER, socket.connect(*address, key)).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => problem = error.to_string(),
-            Err(_) => problem = format!("{address}: no answer within {} s", ANSWER.as_secs()),
-        }
-    }
-    Err(problem)
-}
-
-/// Takes peers' connections for as long as it is polled.
-async fn take_peers(socket: Arc<Direct>, events: mpsc::Sender<Event>) {
-    let room = Arc::new(Semaphore::new(MOST_GREETED));
-    while let Some(incoming) = socket.accept().await {
-        let Ok(permit) = room.clone().try_acquire_owned() else {
-            incoming.ignore();
-            continue;
-        };
-        let events = events.clone();
-        tokio::spawn(async move {
-            if let Some(connection) = greet(incoming).await {
-                let _ = events.send(Event::Came(connection)).await;
-            }
-            drop(permit);
-        });
-    }
-}
-
-async fn greet(incoming: Incoming) -> Option<Connection> {
-    timeout(GREETING, incoming).await.ok()?.ok()
 }

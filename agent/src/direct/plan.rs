@@ -12,6 +12,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) const LEFT_TO_THE_OTHER: Duration = Duration::from_secs(10);
 /// After a failure, it is tried again after so long, and after up to so long.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
+/// How long a connection must have lasted to have been worth it, and after which both ends have the same one for certain.
+pub(super) const SETTLED: Duration = Duration::from_secs(10);
 /// How long WireGuard's own path must have worked before a connection is let go.
 pub(super) const KEEP: Duration = Duration::from_secs(60);
 
@@ -25,6 +27,8 @@ pub(super) struct Need {
     failures: u32,
     /// Until when it isn't tried.
     rest: Option<Instant>,
+    /// When it was tried last.
+    tried: Option<Instant>,
 }
 
 impl Need {
@@ -43,7 +47,27 @@ impl Need {
         self.rest = Some(now + whole / 2 + (whole / 2).mul_f64(share));
     }
 
-    /// It is connected.
+    /// It is tried.
+    pub(super) const fn tries(&mut self, now: Instant) {
+        self.tried = Some(now);
+    }
+
+    /// When it was tried last.
+    pub(super) const fn tried(&self) -> Option<Instant> {
+        self.tried
+    }
+
+    /// Whether the peer's packets go directly, as WireGuard has it.
+    pub(super) const fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// Since when they do.
+    pub(super) const fn direct_since(&self) -> Option<Instant> {
+        self.direct
+    }
+
+    /// It has been connected for a while.
     pub(super) const fn worked(&mut self) {
         self.failures = 0;
         self.rest = None;
@@ -67,11 +91,17 @@ pub(super) fn is_first(own: GatewayId, peer: GatewayId, listens: bool) -> bool {
     !listens || own < peer
 }
 
-/// Whether a connection that has come to be takes the place of the one before. Both ends decide alike: the one that the
-/// lower id made is kept, or else the newer. `dialled`: by this end.
-pub(super) fn replaces(own: GatewayId, peer: GatewayId, before: bool, dialled: bool) -> bool {
+/// Whether a connection that has come to be takes the place of the one before, which is so old. Both ends decide alike: of
+/// two that were made at the same time the one that the lower id made is kept, or else the newer. Whoever makes one later
+/// has none: it was started anew, or lost the one before. `dialled`: by this end.
+pub(super) fn replaces(
+    own: GatewayId,
+    peer: GatewayId,
+    (before, age): (bool, Duration),
+    dialled: bool,
+) -> bool {
     let by_lower = |dialled: bool| dialled == (own < peer);
-    by_lower(dialled) || !by_lower(before)
+    age >= SETTLED || by_lower(dialled) || !by_lower(before)
 }
 
 #[cfg(test)]
@@ -132,13 +162,15 @@ mod tests {
         for low_first in [true, false] {
             let kept = |own: GatewayId, peer, low_dialled: bool| {
                 let dialled = |by_low: bool| by_low == (own < peer);
-                replaces(own, peer, dialled(low_dialled), dialled(!low_dialled)) != low_dialled
+                let before = (dialled(low_dialled), Duration::ZERO);
+                replaces(own, peer, before, dialled(!low_dialled)) != low_dialled
             };
             assert!(kept(LOW, HIGH, low_first) && kept(HIGH, LOW, low_first));
         }
         for (own, peer) in [(LOW, HIGH), (HIGH, LOW)] {
             for dialled in [true, false] {
-                assert!(replaces(own, peer, dialled, dialled), "the newer");
+                assert!(replaces(own, peer, (dialled, Duration::ZERO), dialled), "the newer");
+                assert!(replaces(own, peer, (dialled, SETTLED), !dialled), "one started anew");
             }
         }
     }

@@ -7,6 +7,7 @@ use anteroom_agent_core::target::Through;
 use anteroom_proto::intent::PeerGateway;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::overlay::gateway_address;
+use tokio::time::timeout;
 
 use super::*;
 use crate::dataplane::fake::{FakeWorker, Told};
@@ -66,6 +67,7 @@ struct End {
     indirect: Arc<Mutex<Vec<GatewayId>>>,
     views: watch::Sender<Option<Arc<View>>>,
     status: watch::Receiver<DirectStatus>,
+    _stop: watch::Sender<()>,
     _tasks: Vec<Task>,
 }
 
@@ -93,11 +95,17 @@ impl End {
             let table = table.clone();
             async move { table.keep_telling().await }
         });
-        let who =
-            Who { gateway: gateway(end), identity: identity(end), bind: address(end).into(), port };
-        let running = tokio::spawn(run(who, seen, handle, table, status_sender));
+        let who = Who {
+            gateway: gateway(end),
+            identity: identity(end),
+            bind: address(end).into(),
+            port,
+            shared: false,
+        };
+        let (_stop, stop) = watch::channel(());
+        let running = tokio::spawn(run(who, seen, handle, table, status_sender, stop));
         let _tasks = [pump, telling, running].map(Task).into();
-        Self { saw, indirect, views, status, _tasks }
+        Self { saw, indirect, views, status, _stop, _tasks }
     }
 
     /// Waits until the data plane was told of a way to a peer, and has queues for it.
@@ -255,4 +263,72 @@ async fn a_port_that_is_taken_is_said_and_had_later() {
     .await;
     drop(taken);
     end.until("listening", |status| status.listening.is_some() && status.problem.is_none()).await;
+}
+
+/// The other end, as a test has it.
+fn raw(end: u8, port: Option<u16>, peers: &[u8]) -> Arc<Direct> {
+    let socket = UdpSocket::bind((address(end), port.unwrap_or(0))).unwrap();
+    let direct = Direct::open(socket, &identity(end), port.is_some(), None).unwrap();
+    let caller = |end: &u8| Caller { key: identity(*end).public(), addresses: Vec::new() };
+    direct.set_peers(&peers.iter().map(caller).collect::<Vec<_>>());
+    Arc::new(direct)
+}
+
+#[tokio::test]
+async fn one_that_stops_tells_its_peers() {
+    const PORT: u16 = 4436;
+    let mut taker = End::new(1, Some(PORT), vec![peer(2, None)]);
+    let mut maker = End::new(2, None, vec![peer(1, Some(PORT))]);
+    maker.indirect.lock().unwrap().push(gateway(1));
+    maker.way(1).await;
+    taker.way(2).await;
+    drop(taker._stop);
+    maker.no_way(1).await;
+    maker
+        .until("told why", |status| {
+            let error = status.peers.first().and_then(|link| link.last_error.as_ref());
+            error.is_some_and(|error| error.contains("the agent stops"))
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_connection_is_left_when_the_next_carries_packets_and_not_before() {
+    const PORT: u16 = 4438;
+    let mut taker = End::new(1, Some(PORT), vec![peer(2, None)]);
+    taker.until("listening", |status| status.listening.is_some()).await;
+    let maker = raw(2, None, &[]);
+    let (at, key) = (SocketAddr::from((address(1), PORT)), identity(1).public());
+    let connect = || async {
+        soon("a connection", async {
+            loop {
+                if let Ok(connection) = maker.connect(at, &key).await {
+                    return connection;
+                }
+            }
+        })
+        .await
+    };
+    let before = connect().await;
+    let (first, _queues) = taker.way(2).await;
+    let after = connect().await;
+    let mut best = first;
+    soon("the first to go", async {
+        loop {
+            match taker.saw.recv().await.unwrap() {
+                Saw::Told(Told::Relays(to, paths)) if to == gateway(2) => {
+                    best = paths.first().expect("there is always a way").relay;
+                }
+                Saw::Told(Told::Closed(relay)) => {
+                    assert_eq!(relay, first);
+                    return;
+                }
+                _ => {}
+            }
+        }
+    })
+    .await;
+    assert_ne!(best, first, "the next was told of before");
+    soon("the end", before.closed()).await;
+    assert!(after.close_reason().is_none());
 }

@@ -5,7 +5,7 @@
 //! `inet anteroom_guard` makes the gateway itself silent on the underlay and the uplink. Answers to what it asked come
 //! in, and so do tunnels, peers' QUIC where it is taken, DHCP replies, IPv6 neighbour discovery (IPv6's ARP) and the services that the configuration
 //! names. Tunnel packets are left out of connection tracking: a flood of them fills no table. Of handshakes that strangers
-//! begin so many a second come in and no more: see [`doorstep`].
+//! begin, QUIC's too, so many a second come in and no more: see [`doorstep`].
 //!
 //! Without connection tracking in the kernel the guard can't tell answers from questions. Then it lets in what could
 //! be an answer, and keeps the kernel from betraying itself with resets and "port unreachable".
@@ -33,7 +33,7 @@ pub(crate) struct Guard<'a> {
     pub(crate) interfaces: Vec<&'a str>,
     /// UDP port of the tunnels.
     pub(crate) tunnel_port: u16,
-    /// UDP port of peers' QUIC connections.
+    /// UDP port of peers' QUIC connections: one of its own, or the tunnels'.
     pub(crate) quic_port: Option<u16>,
     /// Services that stay reachable.
     pub(crate) management: &'a [LocalService],
@@ -151,7 +151,8 @@ impl Guard<'_> {
             [family(IPV4), transport(UDP), from_port(67), to_port(68)].concat(),
             [family(IPV6), transport(UDP), from_port(547), to_port(546)].concat(),
         ];
-        rules.extend(self.quic_port.map(|port| [transport(UDP), to_port(port)].concat()));
+        let quic = self.quic_port.filter(|port| *port != self.tunnel_port);
+        rules.extend(quic.map(|port| [transport(UDP), to_port(port)].concat()));
         // Router advertisement, neighbour solicitation and advertisement.
         rules.extend([134, 135, 136].map(|kind| [transport(ICMPV6), icmp_type(kind)].concat()));
         for service in self.management {
@@ -205,7 +206,8 @@ impl Guard<'_> {
         // Before connection tracking, which comes at -200.
         base(batch, "prerouting", Hook::Prerouting, -300);
         base(batch, "output", Hook::Output, -300);
-        let ports = [Some(self.tunnel_port), self.quic_port];
+        let quic = self.quic_port.filter(|port| *port != self.tunnel_port);
+        let ports = [Some(self.tunnel_port), quic];
         for (interface, port) in self
             .interfaces
             .iter()

@@ -174,8 +174,13 @@ impl Plane for Gate {
         match self.get() {
             Ok(handle) => {
                 // Before the packet filter is waited for: who is cut off is cut off at once.
-                self.view.send_replace(Some(view.clone()));
-                Ok(handle.apply(view).await?)
+                let before = self.view.send_replace(Some(view.clone()));
+                let applied = handle.apply(view).await;
+                if applied.is_err() {
+                    // Nobody may connect by a view that isn't in force.
+                    self.view.send_replace(before);
+                }
+                Ok(applied?)
             }
             Err(_) => self.open(Some(view)).await,
         }

@@ -1,37 +1,56 @@
 //! QUIC between two gateways: see [`anteroom_proto::direct`].
 //!
 //! One socket serves both ways: connections that this gateway makes and those that it takes. `guard` stands between
-//! it and QUIC, so that nobody but peers is ever answered.
+//! it and QUIC, so that nobody but peers is ever answered. Where tunnels have the same port, `shared` takes theirs out
+//! before.
 
 mod guard;
+pub mod shared;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anteroom_proto::direct::Knock;
-use anteroom_proto::key::{IdentityKey, PublicKey};
-use aws_lc_rs::rand;
-use quinn::{Connection, Endpoint, EndpointConfig, Incoming, Runtime, TokioRuntime, VarInt};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
+use aws_lc_rs::{hmac, rand};
+use quinn::{
+    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, Incoming, Runtime, TokioRuntime, VarInt,
+};
 use quinn_proto::ConnectionId;
 
-use crate::endpoint::{self, NAME, TransportError};
+use crate::egress;
+use crate::endpoint::{self, NAME, TransportError, peer_key};
 use crate::sifted::Sifted;
 use crate::tls::{self, Protocol, ServerPin};
 use guard::{Guard, Ids};
+use shared::{OnePort, Shared};
+
+/// One that may connect.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Its identity key.
+    pub key: PublicKey,
+    /// Its addresses, as far as they are known beforehand. It may come from others.
+    pub addresses: Vec<IpAddr>,
+}
 
 /// Where a gateway's direct connections come and go.
 pub struct Direct {
     endpoint: Endpoint,
     guard: Arc<Guard>,
     identity: IdentityKey,
+    listens: bool,
+    /// Has the socket leave by the way that is good, for as long as it is kept.
+    _follows: Arc<UdpSocket>,
 }
 
 impl Direct {
     /// Takes a bound socket. `listens`: peers' connections are taken, too, as soon as [`Direct::set_peers`] named
-    /// them. Call from within a tokio runtime.
+    /// them. `shared`: others than QUIC have the same port, by sockets of their own. Call from within a tokio runtime.
     ///
     /// # Errors
     /// [`TransportError`] when the socket or the key isn't taken.
@@ -39,6 +58,7 @@ impl Direct {
         socket: UdpSocket,
         identity: &IdentityKey,
         listens: bool,
+        shared: Option<Arc<Shared>>,
     ) -> Result<Self, TransportError> {
         endpoint::enlarge_buffers(&socket, endpoint::SOCKET_BUFFER_OF_ONE);
         let bound = socket.local_addr();
@@ -46,33 +66,50 @@ impl Direct {
             address: bound.as_ref().copied().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
             error,
         };
-        let random = || {
-            let mut key = [0; 32];
-            rand::fill(&mut key).map(|()| key)
-        };
-        let no_random = |_| TransportError::Setup("the system gives no random bytes".into());
-        let ids = Ids::new(random().map_err(no_random)?);
+        let mut run = [0];
+        rand::fill(&mut run)
+            .map_err(|_| TransportError::Setup("the system gives no random bytes".into()))?;
+        // The same after a restart: peers then learn at their next word that their connection is gone.
+        let seed = identity.to_seed();
+        let derive = |domain| *Hash::of(domain, &[seed.as_slice()]).as_bytes();
+        let ids = Ids::new(derive("anteroom direct connection ids"), run[0]);
+        let reset = derive("anteroom direct stateless reset");
         let guard = Arc::new(Guard::new(ids.clone()));
-        let mut config = EndpointConfig::default();
+        let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)));
         // The fixed bit tells QUIC from WireGuard where both share a port.
         config.grease_quic_bit(false).cid_generator(move || Box::new(ids.clone()));
-        let server = if listens {
-            let tls = tls::server_config(identity, &[Protocol::Direct])?;
-            Some(endpoint::server_config(tls, &[Protocol::Direct])?)
-        } else {
-            None
-        };
-        let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+        let tls = tls::server_config(identity, &[Protocol::Direct])?;
+        let mut server = endpoint::server_config(tls, &[Protocol::Direct])?;
+        if !listens {
+            // Without a server QUIC would answer whoever begins a connection with a reset.
+            server.max_incoming(0);
+        }
+        let follows = egress::follow(&socket).map_err(failed)?;
+        let mut socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+        if let Some(shared) = shared {
+            let one_port: Arc<dyn AsyncUdpSocket> =
+                Arc::new(OnePort::new(socket, shared).map_err(failed)?);
+            socket = one_port;
+        }
         let socket = Arc::new(Sifted::new(socket, guard.clone()));
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new_with_abstract_socket(config, server, socket, runtime);
-        Ok(Self { endpoint: endpoint.map_err(failed)?, guard, identity: identity.clone() })
+        let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), socket, runtime);
+        let (endpoint, identity) = (endpoint.map_err(failed)?, identity.clone());
+        Ok(Self { endpoint, guard, identity, listens, _follows: follows })
     }
 
     /// Whose connections are taken from now on; nobody else gets an answer. Connections that are there stay. Takes a
     /// while for many that are new.
-    pub fn set_peers(&self, peers: &[PublicKey]) {
-        self.guard.set_peers(peers, |peer| Knock::from(&self.identity, peer));
+    pub fn set_peers(&self, peers: &[Caller]) {
+        if self.listens {
+            let knock = |peer: &PublicKey| Knock::from(&self.identity, peer);
+            self.guard.set_peers(peers, knock, Instant::now());
+        }
+    }
+
+    /// Says where the other ends of all connections are, as far as that has changed since they were made.
+    pub fn set_live(&self, addresses: impl Iterator<Item = SocketAddr>) {
+        self.guard.set_live(addresses);
     }
 
     /// Connects to `peer` at `address`. Takes up to [`endpoint::IDLE_TIMEOUT`].
@@ -95,6 +132,7 @@ impl Direct {
             let _ = rand::fill(&mut nonce);
             ConnectionId::new(&knock.with(nonce))
         }));
+        self.guard.calls(address, Instant::now());
         let connecting = self
             .endpoint
             .connect_with(config, address, NAME)
@@ -102,10 +140,19 @@ impl Direct {
         connecting.await.map_err(|error| endpoint::failure(&pin, address, error))
     }
 
-    /// The next connection of a peer; none once the socket is closed. Who it is, [`endpoint::peer_key`] says after the
-    /// handshake.
-    pub async fn accept(&self) -> Option<Incoming> {
-        self.endpoint.accept().await
+    /// The next that comes with a good knock of a peer; none once the socket is closed.
+    pub async fn accept(&self) -> Option<Guest> {
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            // The guard has let more through: handshakes go on by ids of this end's.
+            match self.guard.whose(&incoming.orig_dst_cid()) {
+                Some(peer) => return Some(Guest { peer, incoming }),
+                None => {
+                    self.guard.turn_away();
+                    incoming.ignore();
+                }
+            }
+        }
     }
 
     /// Where the socket is bound.
@@ -122,9 +169,41 @@ impl Direct {
         self.guard.turned_away()
     }
 
-    /// Ends all connections at once.
-    pub fn close(&self, reason: &str) {
+    /// Ends all connections, and waits until the other ends were told, for so long at most.
+    pub async fn close(&self, reason: &str, most: Duration) {
         self.endpoint.close(VarInt::from_u32(0), reason.as_bytes());
+        // Who doesn't hear of it finds out.
+        let _ = tokio::time::timeout(most, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// One that knocked as a peer does.
+#[derive(Debug)]
+pub struct Guest {
+    peer: PublicKey,
+    incoming: Incoming,
+}
+
+impl Guest {
+    /// Who it says that it is, by its knock.
+    #[must_use]
+    pub const fn peer(&self) -> PublicKey {
+        self.peer
+    }
+
+    /// Shakes hands. None where that fails, or whoever came isn't the one that knocked.
+    pub async fn greet(self) -> Option<Connection> {
+        let connection = self.incoming.await.ok()?;
+        if peer_key(&connection) != Some(self.peer) {
+            connection.close(VarInt::from_u32(0), b"");
+            return None;
+        }
+        Some(connection)
+    }
+
+    /// Leaves it without an answer.
+    pub fn ignore(self) {
+        self.incoming.ignore();
     }
 }
 

@@ -72,7 +72,7 @@ struct End {
 
 impl End {
     fn start(of: u8, run: u8, listen: SocketAddr) -> Self {
-        let group = UdpSocket::bind_group(listen, 1 + usize::from(THREADS)).unwrap();
+        let group = UdpSocket::bind_group(listen, 1 + usize::from(THREADS), false).unwrap();
         let mut sockets = group.sockets.into_iter();
         let (first, secret) = (sockets.next().unwrap(), TunnelSecret::from_bytes([of ^ run; 32]));
         Self {

@@ -323,7 +323,7 @@ fn a_dead_interface_is_noticed_and_costs_what_was_for_it() {
 #[test]
 fn lane_0_goes_first_whatever_fills_up() {
     let _in_order = OneCore::stay();
-    let group = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+    let group = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 2, false).unwrap();
     let mut sockets = group.sockets.into_iter();
     let underlay = sockets.next().unwrap();
     let mut outbox = Outbox::new(Vec::new(), underlay, sockets.next());

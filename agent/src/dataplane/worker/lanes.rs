@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::batch::RxDatagram;
+use anteroom_transport::direct::shared::is_quic;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::{LANE_THREADS, Worker};
@@ -67,8 +68,14 @@ impl Worker {
                 self.engine.note_too_big(to, now);
             }
             let (engine, outbox) = (&mut self.engine, &mut self.outbox);
+            let one_port = self.one_port.as_deref();
             haul.returned(|mut job| engine.take_back(&mut job, now, outbox));
             haul.strays(|from: SocketAddr, bytes| {
+                if let Some(shared) = one_port
+                    && is_quic(bytes)
+                {
+                    return shared.quic.put(from, bytes);
+                }
                 let segment = bytes.len();
                 engine.handle_datagrams(&mut [RxDatagram { from, segment, bytes }], now, outbox);
             });

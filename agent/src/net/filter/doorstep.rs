@@ -8,6 +8,9 @@
 //! - A stranger has so many for its address, so that a flood from few addresses takes nothing from other newcomers; and all
 //!   strangers together have so many, which is what bounds a flood from many forged ones.
 //!
+//! QUIC's packets of handshakes are bounded in the same way where peers' QUIC is taken, with as much for all strangers
+//! together again: on a port of its own or on the tunnels'. There, too, what leaves goes to peers alone.
+//!
 //! Merged datagrams count as one, by what the first of them is, so a single sender may bring up to 64 times as many. What comes in here is bounded again,
 //! by sender and by whether it carries a cookie, in `anteroom_agent_core`. Data, and whatever isn't WireGuard's, isn't
 //! bounded here: what doesn't open is dropped there, after a look at whom it is for.
@@ -84,6 +87,9 @@ const COMES: &str = "coming";
 const DOORSTEP: &str = "doorstep";
 const LEAVES: &str = "leaving";
 const SHAKES: &str = "shakes";
+/// The same for QUIC.
+const QUIC_DOORSTEP: &str = "quic_doorstep";
+const QUIC_SHAKES: &str = "quic_shakes";
 
 /// The first four bytes of WireGuard's messages, behind the UDP header.
 const INITIATION: [u8; 4] = [1, 0, 0, 0];
@@ -92,8 +98,20 @@ const DATA: [u8; 4] = [4, 0, 0, 0];
 /// Of these bits none is set in a message that belongs to a handshake: 1, 2 and 3, the cookie.
 const NO_HANDSHAKE: [u8; 4] = [0xfc, 0xff, 0xff, 0xff];
 
+/// Of QUIC's first byte, what is set in all of its packets, and what is in those of handshakes alone.
+const HANDSHAKE: u8 = 0xc0;
+
 fn kind() -> Expression {
     Expression::Payload(Header::Transport, 8, 4)
+}
+
+/// Goes on with packets of QUIC's handshakes alone.
+fn is_quics_handshake() -> Vec<Expression> {
+    vec![
+        Expression::Payload(Header::Transport, 8, 1),
+        Expression::Mask(vec![HANDSHAKE]),
+        Expression::Equal(vec![HANDSHAKE]),
+    ]
 }
 
 /// Adds sets and chains to the guard's table.
@@ -109,7 +127,25 @@ pub(super) fn add(batch: &mut Batch, guard: &Guard<'_>) {
     batch.chain(Family::Inet, GUARD, DOORSTEP);
     batch.chain(Family::Inet, GUARD, SHAKES);
     note_whom_we_shake_hands_with(batch);
-    bound_who_comes(batch);
+    bound_who_comes(batch, DOORSTEP);
+    if let Some(port) = guard.quic_port {
+        batch.chain(Family::Inet, GUARD, QUIC_DOORSTEP);
+        batch.chain(Family::Inet, GUARD, QUIC_SHAKES);
+        for of in &FAMILIES {
+            batch.rule(Family::Inet, GUARD, QUIC_SHAKES, &remember(of));
+        }
+        bound_who_comes(batch, QUIC_DOORSTEP);
+        for interface in &guard.interfaces {
+            let leaves = [named(Meta::OutputName, interface), transport(UDP), from_port(port)];
+            let shakes = vec![Expression::Jump(QUIC_SHAKES.into())];
+            let leaves = [leaves.concat(), is_quics_handshake(), shakes];
+            batch.rule(Family::Inet, GUARD, LEAVES, &leaves.concat());
+            let comes = [named(Meta::InputName, interface), transport(UDP), to_port(port)];
+            let doorstep = vec![Expression::Jump(QUIC_DOORSTEP.into())];
+            let comes = [comes.concat(), is_quics_handshake(), doorstep];
+            batch.rule(Family::Inet, GUARD, COMES, &comes.concat());
+        }
+    }
     for interface in &guard.interfaces {
         let leaves = [
             named(Meta::OutputName, interface),
@@ -136,20 +172,22 @@ pub(super) fn add(batch: &mut Batch, guard: &Guard<'_>) {
 fn note_whom_we_shake_hands_with(batch: &mut Batch) {
     for of in &FAMILIES {
         for shake in [INITIATION, RESPONSE] {
-            let rule = [
-                vec![kind(), Expression::Equal(shake.to_vec())],
-                family(of.family),
-                vec![
-                    Expression::Payload(Header::Network, of.receiver, of.length),
-                    Expression::Refresh(of.familiar, FAMILIAR),
-                ],
-            ];
+            let rule = [vec![kind(), Expression::Equal(shake.to_vec())], remember(of)];
             batch.rule(Family::Inet, GUARD, SHAKES, &rule.concat());
         }
     }
 }
 
-fn bound_who_comes(batch: &mut Batch) {
+/// Makes the receiver of what leaves familiar.
+fn remember(of: &Addresses) -> Vec<Expression> {
+    let receiver = vec![
+        Expression::Payload(Header::Network, of.receiver, of.length),
+        Expression::Refresh(of.familiar, FAMILIAR),
+    ];
+    [family(of.family), receiver].concat()
+}
+
+fn bound_who_comes(batch: &mut Batch, doorstep: &str) {
     let drop = || vec![Expression::Counter, Expression::Drop];
     for of in &FAMILIES {
         let sender = || {
@@ -164,9 +202,9 @@ fn bound_who_comes(batch: &mut Batch) {
             burst: BURST_OF_PEER,
         };
         let rule = [familiar(), vec![too_many], drop()].concat();
-        batch.rule(Family::Inet, GUARD, DOORSTEP, &rule);
+        batch.rule(Family::Inet, GUARD, doorstep, &rule);
         let rule = [familiar(), vec![Expression::Accept]].concat();
-        batch.rule(Family::Inet, GUARD, DOORSTEP, &rule);
+        batch.rule(Family::Inet, GUARD, doorstep, &rule);
         let too_many = Expression::EachAbove {
             set: of.strangers,
             lifetime: COUNTED,
@@ -174,10 +212,10 @@ fn bound_who_comes(batch: &mut Batch) {
             burst: BURST_OF_ONE,
         };
         let network = vec![Expression::Mask(of.mask.to_vec()), too_many];
-        batch.rule(Family::Inet, GUARD, DOORSTEP, &[sender(), network, drop()].concat());
+        batch.rule(Family::Inet, GUARD, doorstep, &[sender(), network, drop()].concat());
     }
     let above = vec![Expression::Above { rate: RATE, burst: BURST }];
-    batch.rule(Family::Inet, GUARD, DOORSTEP, &[above, drop()].concat());
+    batch.rule(Family::Inet, GUARD, doorstep, &[above, drop()].concat());
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ fn the_nft_tool_reads_what_we_wrote() {
     let wanted = Guard {
         interfaces: vec!["port0"],
         tunnel_port: 51820,
-        quic_port: None,
+        quic_port: Some(443),
         management: &management,
     };
     let list = || {
@@ -138,6 +138,9 @@ fn the_nft_tool_reads_what_we_wrote() {
             "type filter hook input priority filter - 10; policy accept;",
             "iifname \"port0\" jump guarded",
             "udp dport 51820 accept",
+            "udp dport 443 accept",
+            "iifname \"port0\" udp dport 443 @th,64,8 & 0xc0 == 0xc0 jump quic_doorstep",
+            "oifname \"port0\" udp sport 443 @th,64,8 & 0xc0 == 0xc0 jump quic_shakes",
             "meta nfproto ipv4 udp sport 67 udp dport 68 accept",
             "icmpv6 type nd-neighbor-solicit accept",
             "tcp dport 22 accept",

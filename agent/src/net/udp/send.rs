@@ -85,6 +85,19 @@ impl Hops {
         }
     }
 
+    /// Gives a socket that shares the port, and isn't any owner's, times to live that no owner's datagrams have. Where the
+    /// system refuses, more is merged that doesn't belong together.
+    pub(super) fn set_apart(self, socket: &impl AsFd) {
+        let apart = |usual: u8| libc::c_int::from(usual.checked_add(16).unwrap_or(usual - 16));
+        if let Some(usual) = self.v4 {
+            let _ = sys::set_option(socket, libc::IPPROTO_IP, libc::IP_TTL, apart(usual));
+        }
+        if let Some(usual) = self.v6 {
+            let hops = libc::IPV6_UNICAST_HOPS;
+            let _ = sys::set_option(socket, libc::IPPROTO_IPV6, hops, apart(usual));
+        }
+    }
+
     /// The control message for a run to this owner: level, kind and number. None where the usual one is right.
     fn of_run(self, run: &Run<'_>) -> Option<(libc::c_int, libc::c_int, i32)> {
         let owner = lane::owner_of(run.bytes).filter(|owner| *owner > 0)?;

@@ -57,7 +57,7 @@ fn runs(queue: &Datagrams) -> Vec<usize> {
 fn a_run_is_for_one_owner_at_the_far_end_whose_socket_gets_it() {
     let _in_order = OneCore::stay();
     let (mut way, mut queue) = (Way::new(), Datagrams::default());
-    let far = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 3).unwrap().sockets;
+    let far = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 3, false).unwrap().sockets;
     let to = far[0].local_address().unwrap();
     let mut sent = vec![Vec::new(); far.len()];
     for (number, owner) in [1, 1, 2, 2, 2, 1, 0, 0].into_iter().enumerate() {

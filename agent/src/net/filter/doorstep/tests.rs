@@ -12,6 +12,8 @@ use crate::net::netlink::Session;
 use crate::net::nft::NETLINK_NETFILTER;
 
 const PORT: u16 = 51_820;
+/// As an initial packet of QUIC begins.
+const FIRST_OF_QUIC: [u8; 4] = [0xc3, 0, 0, 0];
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Datagrams between two looks at what came: fewer than any queue on the way holds.
 const ROUND: u32 = 64;
@@ -100,8 +102,12 @@ fn a_strangers_handshakes_are_bounded_and_a_peers_have_a_bound_of_their_own() {
         host.enter(|| std::fs::write(off, "0")).unwrap().unwrap();
         host.ip(&format!("address add fd00::{last}/64 dev {interface} nodad")).unwrap();
     }
-    let wanted =
-        Guard { interfaces: vec!["port0"], tunnel_port: PORT, quic_port: None, management: &[] };
+    let wanted = Guard {
+        interfaces: vec!["port0"],
+        tunnel_port: PORT,
+        quic_port: Some(PORT),
+        management: &[],
+    };
     let session = gateway.enter(|| Session::open(NETLINK_NETFILTER)).unwrap().unwrap();
     assert_eq!(guard(&session, &wanted).unwrap(), Guarding::Tracked);
 
@@ -121,6 +127,26 @@ fn a_strangers_handshakes_are_bounded_and_a_peers_have_a_bound_of_their_own() {
         let came = door.knocked_at(INITIATION, &one, BURST_OF_PEER);
         assert_eq!(came, BURST_OF_PEER, "of a peer's");
         door.bounds(INITIATION, &one, BURST_OF_PEER, RATE_OF_PEER);
+    }
+
+    // QUIC's handshakes on the same port: strangers of their own, whom what the tunnels sent makes no peers.
+    for (at, from) in [(v4(2), v4(4)), (v6(2), v6(4))] {
+        let door = Door::open(&gateway, at);
+        let prefix = if at.is_ipv4() { "16 dev eth0" } else { "64 dev eth0 nodad" };
+        stranger.ip(&format!("address add {from}/{prefix}")).unwrap();
+        // Of IPv6 the network counts, which has asked a while ago: it gets its burst back.
+        let one = [bind(&stranger, SocketAddr::from((from, 40_000)))];
+        door.bounds(FIRST_OF_QUIC, &one, BURST_OF_ONE, RATE_OF_ONE);
+        let back = one[0].local_addr().unwrap();
+        // What isn't a handshake's says nothing.
+        door.socket.send_to(&[&[0x40, 0, 0, 0][..], &[0; 60]].concat(), back).unwrap();
+        door.bounds(FIRST_OF_QUIC, &one, BURST_OF_ONE, RATE_OF_ONE);
+        door.socket.send_to(&[&FIRST_OF_QUIC[..], &[0; 88]].concat(), back).unwrap();
+        let came = door.knocked_at(FIRST_OF_QUIC, &one, BURST_OF_PEER);
+        assert_eq!(came, BURST_OF_PEER, "of a peer's");
+        door.bounds(FIRST_OF_QUIC, &one, BURST_OF_PEER, RATE_OF_PEER);
+        // Later packets aren't bounded.
+        assert_eq!(door.knocked_at([0x40, 1, 2, 3], &one, 4_096), 4_096);
     }
 
     // Many together have so many, and a peer meanwhile as many as before.

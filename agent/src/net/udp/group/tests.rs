@@ -15,7 +15,7 @@ fn bind(listen: &str) -> UdpSocket {
 }
 
 fn group(listen: &str, count: usize) -> Group {
-    let group = UdpSocket::bind_group(listen.parse().unwrap(), count).unwrap();
+    let group = UdpSocket::bind_group(listen.parse().unwrap(), count, false).unwrap();
     assert_eq!(group.steering, Offload::On, "this kernel has it");
     assert!(group.sockets.iter().all(UdpSocket::hears));
     assert_eq!(group.sockets.len(), count);
@@ -153,9 +153,9 @@ fn sixteen_sockets_are_a_group_and_more_are_not_made() {
         assert_eq!(Group::place(lane as u8, MAX_SOCKETS), lane);
     }
     assert_eq!((Group::place(7, 1), Group::place(7, 0), Group::place(7, 2)), (0, 0, 1));
-    let many = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 99).unwrap();
+    let many = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 99, false).unwrap();
     assert_eq!(many.sockets.len(), MAX_SOCKETS);
-    let none = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 0).unwrap();
+    let none = UdpSocket::bind_group("127.0.0.1:0".parse().unwrap(), 0, false).unwrap();
     assert_eq!(none.sockets.len(), 1);
 }
 
@@ -190,7 +190,7 @@ fn a_port_that_is_taken_is_said_to_be() {
     for taken in [&alone, &shared.sockets[0]] {
         let listen = taken.local_address().unwrap();
         for count in [1, 2] {
-            let error = UdpSocket::bind_group(listen, count).unwrap_err();
+            let error = UdpSocket::bind_group(listen, count, false).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{count} sockets");
         }
         let everywhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port());
@@ -271,7 +271,7 @@ fn what_the_program_was_refused_for_leaves_nothing_bound_beside_the_first() {
     let first = bind("127.0.0.1:0");
     let to = first.local_address().unwrap();
     // As if the kernel had refused after some.
-    let shared = share(&first, 2).unwrap();
+    let (shared, _) = share(&first, 2, false).unwrap();
     assert_eq!(shared.len(), 1);
     drop(shared);
     let group = alone(first, 2, &io::Error::from_raw_os_error(libc::ENOMEM)).unwrap();
