@@ -407,3 +407,95 @@ fn gateways_that_take_quic_of_each_other_need_no_relay_where_no_tunnel_gets_thro
     let gap = BEAT * u32::try_from(series.longest_gap).unwrap_or(u32::MAX);
     eprintln!("{gap:?} without an answer, {} pings sent, {} lost", series.sent, series.lost());
 }
+
+/// That a gateway has nothing to do with another one: no tunnel, no connection of their own, no lane.
+fn is_without(hospital: &Hospital, gateway: &str, other: &Value) -> anyhow::Result<()> {
+    let status = hospital.gateways[gateway].status()?;
+    let engine = &status["data_plane"]["engine"];
+    let all = [&engine["peers"], &engine["lanes"], &status["direct"]["peers"]];
+    let id = other.as_str().context("an id")?;
+    for part in all {
+        ensure!(!part.to_string().contains(id), "{gateway} still has {id}: {part}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_gateway_that_is_revoked_loses_every_way_that_it_had_and_finds_no_new_one() {
+    let test = "a_gateway_that_is_revoked_loses_every_way_that_it_had_and_finds_no_new_one";
+    let Some(fixture) = fixture(test, Stage::Enforced) else { return };
+    talk::allow(&fixture.hospital);
+    let mut relays = Relays { fixture, running: Vec::new() };
+    let code = relays.start("east", "ws-1", 4_500);
+    relays.signed(&["relay", "add", "east", "--code", &code]);
+    let hospital = &mut relays.fixture.hospital;
+    for gateway in ["imaging", "servers"] {
+        take_quic(hospital, gateway, 443);
+    }
+    relays.wait_for_guests(&["east"]);
+    let hospital = &relays.fixture.hospital;
+    wait_for(hospital, "direct paths with a relay behind them", "proved", false);
+    let [ct, pacs] = ["ct-1", "pacs-1"].map(|name| hospital.machine(name).clone());
+    let stolen =
+        hospital.gateways["imaging"].status().unwrap()["data_plane"]["engine"]["gateway"].clone();
+
+    // It has lanes, and a connection of its own, which packets take.
+    wait::until_ok(DEADLINE, "lanes", || {
+        talk::transfer(&ct, &pacs, 4 << 20);
+        let status = hospital.gateways["servers"].status()?;
+        let lanes = &status["data_plane"]["engine"]["lanes"];
+        ensure!(lanes.to_string().contains(stolen.as_str().context("an id")?), "{lanes}");
+        Ok(())
+    })
+    .unwrap();
+    let rule = "pref 10 ipproto udp dport 51820 blackhole";
+    hospital.router.ip(&format!("rule add {rule}")).unwrap();
+    wait_until(hospital, "packets to go by QUIC", |_, relay| {
+        relay.as_u64().is_some_and(|number| number >= FIRST_DIRECT.into())
+    });
+    let pinging = Pinging::start(&ct.host, pacs.address(), MANY, BEAT).unwrap();
+    wait::until(DEADLINE, "pings by QUIC", || (pinging.received() > 100).then_some(())).unwrap();
+
+    story::revoke(hospital, "imaging").unwrap();
+    wait::until_ok(DEADLINE, "servers to be without it", || {
+        is_without(hospital, "servers", &stolen)
+    })
+    .unwrap();
+    // What was answered before that has come.
+    wait::until_ok(DEADLINE, "no more answers", || {
+        let before = pinging.received();
+        std::thread::sleep(Duration::from_secs(1));
+        ensure!(pinging.received() == before, "{} came", pinging.received() - before);
+        Ok(())
+    })
+    .unwrap();
+    let heard = pinging.received();
+
+    // Nobody tells it anything any more, and its agent begins anew with all that it had: the keys, the view, the pass. It
+    // is let in at the relay, for its pass is genuine. But the peer is nobody's there whose pass doesn't name it.
+    relays.fixture.hospital.controller.kill().unwrap();
+    let gateway = relays.fixture.hospital.gateway("imaging");
+    gateway.kill().unwrap();
+    gateway.start().unwrap();
+    gateway.wait_running().unwrap();
+    let hospital = &relays.fixture.hospital;
+    wait::until_ok(DEADLINE, "the relay to let it in with its old pass", || {
+        let status = hospital.gateways["imaging"].status()?;
+        let at = status["relays"].as_array().context("relays")?.iter();
+        let in_ = at.filter(|relay| relay["connected"] == true).count();
+        ensure!(in_ == 1, "{}", status["relays"]);
+        Ok(())
+    })
+    .unwrap();
+    let anew = Pinging::start(&ct.host, pacs.address(), 400, BEAT).unwrap();
+    // By WireGuard's own path as well, with lanes or without.
+    hospital.router.ip(&format!("rule del {rule}")).unwrap();
+    let anew = anew.finish().unwrap();
+    assert_eq!((anew.received, pinging.stop().unwrap().received), (0, heard), "{anew:?}");
+    let status = hospital.gateways["imaging"].status().unwrap();
+    let relays_ = status["relays"].as_array().unwrap();
+    assert!(relays_.iter().all(|relay| relay["peers"] == 0), "{relays_:?}");
+    is_without(hospital, "servers", &stolen).unwrap();
+    let peers = &status["data_plane"]["engine"]["peers"];
+    assert!(peers.as_array().unwrap().iter().all(|peer| peer["live"] == false), "{peers}");
+}
