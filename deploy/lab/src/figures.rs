@@ -193,7 +193,7 @@ fn apply_to_enforced(report: &mut Report, hospital: &Hospital, rounds: u32) {
 /// Kills and starts a gateway's agent with no controller.
 fn restarts(report: &mut Report, hospital: &mut Hospital, rounds: u32) {
     let mut times = Vec::new();
-    let expected = "agent start to first forwarded packet, with no controller: under 1 s";
+    let expected = "agent start to first forwarded packet, with no controller";
     report.check("agent-start", expected, || {
         hospital.controller.kill()?;
         for _ in 0..rounds.min(10) {
@@ -203,7 +203,8 @@ fn restarts(report: &mut Report, hospital: &mut Hospital, rounds: u32) {
         hospital.controller.start()?;
         hospital.operator.ok(&["status", "--wait", "20"])?;
         let worst = times.iter().max().copied().unwrap_or(0);
-        if worst >= 1000 { bail!("{times:?}") } else { Ok(format!("at most {worst} ms")) }
+        let seen = format!("at most {worst} ms, {times:?}");
+        if u128::from(worst) > story::BACK_WITHIN.as_millis() { bail!("{seen}") } else { Ok(seen) }
     });
     report.figure("agent_start_to_first_packet_ms", spread(times));
 }

@@ -64,6 +64,9 @@ pub struct SecretPart {
 pub struct SecretHeld {
     /// For which pair of tunnel keys, as it came.
     pub pair: Blob,
+    /// The beginning of the ciphertext's digest, as it came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<Blob>,
     /// What only somebody with the same pre-shared key knows.
     pub proof: Blob,
 }
@@ -309,7 +312,7 @@ mod tests {
         let pair = Blob(vec![0xff; 16]);
         let (of, bytes) = (Blob(vec![0xff; 8]), Blob(vec![0xff; 272]));
         let part = SecretPart { pair: pair.clone(), of: of.clone(), number: u8::MAX, bytes };
-        let held = SecretHeld { pair, proof: of };
+        let held = SecretHeld { pair, of: Some(of.clone()), proof: of };
         for message in [Message::SecretPart(part), Message::SecretHeld(held)] {
             let packet = pack(A, B, &message);
             assert_eq!(unpack(&packet, A, B), Ok(message));

@@ -31,12 +31,14 @@ const MOST_ARRIVING: usize = 3;
 /// How long packets wait for a pre-shared key, with a peer with which there was none yet in this run. What waits longer
 /// for a tunnel is of no use any more.
 pub(super) const GRACE: Duration = Duration::from_secs(3);
-/// How long a peer rests between two ciphertexts that don't lead to the same key at both ends.
-pub(super) const REST: Duration = Duration::from_secs(10);
+/// How long a peer rests between two ciphertexts that don't lead to the same key at both ends: the first time, and then.
+const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Least time between two ciphertexts of one peer that are opened.
 const OPEN_EVERY: Duration = Duration::from_millis(50);
 /// Ciphertexts that aren't answered are sent again: so soon at first, and so late at last.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(10));
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// For how long agreeing is urgent: what fails for longer isn't a matter of lost packets.
+const URGENT: Duration = Duration::from_secs(5);
 
 /// An ML-KEM-768 key pair of this gateway, and the means to encapsulate to others'.
 pub trait Kem: Send + Sync {
@@ -92,6 +94,8 @@ pub(super) struct Agreement {
     pub(super) pair: [u8; 2 * SHORT],
     /// The beginning of the ciphertext's digest.
     pub(super) of: [u8; SHORT],
+    /// When it was made.
+    pub(super) made: Instant,
     /// The ciphertext, where it was made here.
     ciphertext: Vec<u8>,
     /// Since when the peer is known to have it, too.
@@ -134,6 +138,7 @@ impl Agreement {
             proof: short(&derived[32..]),
             pair: pair(bindings.0, bindings.1),
             of: short(&digest),
+            made: now,
             ciphertext: Vec::new(),
             held: None,
             offers: 0,
@@ -193,6 +198,8 @@ pub(super) struct Secrecy {
     opened: Option<Instant>,
     /// Before when nothing new is agreed on.
     pub(super) rests: Option<Instant>,
+    /// Whether agreeing led nowhere since it last led to a key.
+    failed: bool,
     /// Whether it says that it agrees on such keys, once it has said something.
     pub(super) can: Option<bool>,
     /// Whether packets ever went under such a key.
@@ -224,6 +231,20 @@ impl Secrecy {
 
     pub(super) fn agreement(&mut self, own: u32, key: &TunnelPublicKey) -> Option<&mut Agreement> {
         self.agreements.iter_mut().find(|one| one.own == own && one.key == *key)
+    }
+
+    /// Packets go under the pre-shared key of a pair of keys. `best`: whether none is better.
+    pub(super) fn note_success(&mut self, own: u32, key: &TunnelPublicKey, best: bool) {
+        self.failed &= !best;
+        if let Some(agreement) = self.agreement(own, key) {
+            agreement.rounds = 0;
+        }
+    }
+
+    /// What was agreed on led nowhere. Says before when nothing is agreed on now.
+    pub(super) fn rest(&mut self, now: Instant) -> Instant {
+        let failed = std::mem::replace(&mut self.failed, true);
+        *self.rests.insert(now + if failed { REST.1 } else { REST.0 })
     }
 
     /// Forgets what was agreed on for a pair of keys.
@@ -261,6 +282,12 @@ impl Secrecy {
             }
         }
         withheld && !self.withholds
+    }
+
+    /// Whether packets wait, and what they wait for is begun again at once where it doesn't come.
+    pub(super) fn is_urgent(&self, now: Instant) -> bool {
+        let soon = |since| now.saturating_duration_since(since) < URGENT;
+        self.withholds && self.since.is_none_or(soon)
     }
 
     /// When [`Self::judge`] may find something else.
@@ -302,10 +329,9 @@ impl Secrecy {
         Some(whole)
     }
 
-    /// The peer runs anew, and has nothing of this any more.
-    pub(super) fn forget_all(&mut self) {
-        self.agreements.clear();
-        self.arriving.clear();
+    /// The peer runs anew, and has nothing any more of what was agreed on until `end`.
+    pub(super) fn forget_until(&mut self, end: Instant) {
+        self.agreements.retain(|one| one.made > end);
         self.rests = None;
     }
 }

@@ -23,7 +23,7 @@ use crate::target::Target;
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
 /// Probes whose answers are waited for.
 const PROBES_IN_FLIGHT: usize = 4;
-/// Time between two probes while packets wait for a pre-shared key.
+/// Time between two probes while packets wait for a pre-shared key, and haven't for long.
 const HASTY_PROBE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(300));
 /// Most changes of what a peer says it holds that are taken within [`CHANGES_IN`]. More are looked at afterwards, when
 /// it says so again.
@@ -398,7 +398,7 @@ impl Peer {
         }
         self.probes.push((nonce, now));
         // Packets wait for the answer.
-        let (least, most) = if self.secrecy.withholds { HASTY_PROBE } else { PROBE };
+        let (least, most) = if self.secrecy.is_urgent(now) { HASTY_PROBE } else { PROBE };
         self.next_probe = now + random.between(least, most);
         nonce
     }

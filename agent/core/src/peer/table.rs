@@ -265,9 +265,13 @@ impl Peers {
             Ok(None) => return Opened::Handled,
             Err(reason) => return Opened::Dropped(reason),
         };
+        let leads = self.leads(number);
         let Some(tunnel) = self.tunnels.get_mut(number) else {
             return Opened::Dropped(DropReason::PeerUnknown);
         };
+        if kind == Kind::Initiation && leads && tunnel.is_calling(now) {
+            return Opened::Dropped(DropReason::HandshakeLimit);
+        }
         let said = (kind, number);
         match (kind, tunnel.open(datagram, room)) {
             (_, Received::Refused(reason)) => return Opened::Dropped(reason),
@@ -287,6 +291,9 @@ impl Peers {
                 tunnel.note_handshake(initiator, &mut self.random, now);
                 if !initiator && let Some(index) = array(reply, 4).map(u32::from_le_bytes) {
                     tunnel.note_answered(index, from.relay());
+                    if !leads {
+                        tunnel.give_way(now);
+                    }
                 }
                 write(out, from, CONTROL, reply);
                 let proof = if initiator { Proof::Established } else { Proof::Alive };
@@ -444,6 +451,13 @@ impl Peers {
             }
         }
         Ok(Some((kind, number)))
+    }
+
+    /// Whether this end of a tunnel between gateways is the one whose initiation counts, of two that cross.
+    fn leads(&self, tunnel: u32) -> bool {
+        let peer = self.tunnels.get(tunnel).and_then(|tunnel| self.peers.get(tunnel.peer));
+        let (Some(local), Some(peer)) = (self.local, peer) else { return false };
+        !peer.client && local.overlay < peer.overlay
     }
 
     fn slot_of(&self, tunnel: u32) -> Option<PeerSlot> {

@@ -14,6 +14,7 @@ mod hostile;
 mod life;
 mod many;
 mod paths;
+mod restart;
 mod rotation;
 mod secrets;
 mod sizes;

@@ -30,12 +30,23 @@ const UPDATE_BUSY: Duration = Duration::from_millis(250);
 const UPDATE_IDLE: Duration = Duration::from_secs(1);
 /// The same for a client without a session. boringtun dates a handshake by its last look at the clock.
 const UPDATE_AWAY: Duration = Duration::from_secs(10);
-/// First retries follow each other quickly: a datagram was lost, or the peer is about to be there.
-const QUICK_RETRIES: u32 = 5;
-const QUICK_RETRY: (Duration, Duration) = (Duration::from_millis(900), Duration::from_millis(1100));
+/// First retries follow each other quickly, each after twice the time until that is a second: a datagram was lost, or the peer is
+/// about to be there. The answers to the last two initiations count, so that a path on which an answer takes longer than the
+/// first pauses is found, too.
+const QUICK_RETRIES: u32 = 6;
+const QUICK_RETRY: (Duration, Duration) = (Duration::from_millis(180), Duration::from_millis(220));
+const QUICK_RETRY_AT_LAST: (Duration, Duration) =
+    (Duration::from_millis(900), Duration::from_millis(1100));
 /// How long one of two ways to the peer is ahead of the other. Not both at once: boringtun forgets the older of two
 /// initiations when the peer's own crosses them.
 const OTHER_WAY: Duration = Duration::from_millis(250);
+/// How long an initiation is left alone by one of the peer's that crosses it, at the end that leads: boringtun forgets the older of
+/// two initiations when the peer's own crosses them, so two that begin at once, and again before an answer can be there, would go
+/// on so on a long path. Only the first ones are: perhaps nothing gets through from here.
+const LEFT_ALONE: Duration = Duration::from_millis(250);
+const LEFT_ALONE_ONES: u32 = 2;
+/// How much time the other end leaves the peer, whose initiation it answered, to show that it got that.
+const AFTER_ANSWER: Duration = Duration::from_millis(500);
 /// Later ones. boringtun itself would retry after five seconds, without jitter.
 const SLOW_RETRY: (Duration, Duration) = (Duration::from_millis(4500), Duration::from_millis(4950));
 /// Those of a better tunnel, while packets take a worse one: the peer comes by itself once it has heard of the keys.
@@ -87,6 +98,13 @@ pub(super) enum Update {
 struct Attempt {
     next: Instant,
     count: u32,
+    last: Option<Instant>,
+}
+
+impl Attempt {
+    const fn at(next: Instant) -> Self {
+        Self { next, count: 0, last: None }
+    }
 }
 
 /// Sessions that boringtun keeps for one tunnel.
@@ -164,7 +182,7 @@ impl Tunnel {
             since: now,
             renew_at: now,
             heard: now,
-            attempt: first_attempt.map(|next| Attempt { next, count: 0 }),
+            attempt: first_attempt.map(Attempt::at),
             healed: None,
             update_at: now,
             unconfirmed: [None; SESSIONS],
@@ -285,6 +303,21 @@ impl Tunnel {
         }
     }
 
+    /// Whether an initiation is under way, lately begun, whose answer one of the peer's might have forgotten.
+    pub(super) fn is_calling(&self, now: Instant) -> bool {
+        let fresh = |sent| now.saturating_duration_since(sent) < LEFT_ALONE;
+        self.attempt.is_some_and(|attempt| {
+            attempt.count <= LEFT_ALONE_ONES && attempt.last.is_some_and(fresh)
+        })
+    }
+
+    /// Leaves the peer time to show that it got the answer to its initiation.
+    pub(super) fn give_way(&mut self, now: Instant) {
+        if let Some(attempt) = &mut self.attempt {
+            attempt.next = attempt.next.max(now + AFTER_ANSWER);
+        }
+    }
+
     /// A handshake ended here that the peer began; it came over `via`, and so does the answer. The session has this
     /// index here.
     pub(super) fn note_answered(&mut self, index: u32, via: Option<RelayId>) {
@@ -393,7 +426,7 @@ impl Tunnel {
             self.attempt = None;
             return false;
         }
-        self.attempt.get_or_insert(Attempt { next: now, count: 0 }).next <= now
+        self.attempt.get_or_insert(Attempt::at(now)).next <= now
     }
 
     /// The same for a client, to which something waits to be sent or not.
@@ -402,14 +435,19 @@ impl Tunnel {
             self.attempt = None;
             return false;
         }
-        self.attempt.get_or_insert(Attempt { next: now, count: 0 }).next <= now
+        self.attempt.get_or_insert(Attempt::at(now)).next <= now
     }
 
-    /// The next attempt isn't put off any longer.
-    pub(super) fn hurry(&mut self, now: Instant) {
+    /// The next attempt isn't put off any longer than that.
+    pub(super) fn hurry(&mut self, at: Instant) {
         if let Some(attempt) = &mut self.attempt {
-            attempt.next = attempt.next.min(now);
+            attempt.next = attempt.next.min(at);
         }
+    }
+
+    /// When the newest handshake ended; when it was made, where there was none.
+    pub(super) const fn since(&self) -> Instant {
+        self.since
     }
 
     /// The other way is tried soon, too: an initiation went one of two.
@@ -421,10 +459,15 @@ impl Tunnel {
 
     /// An initiation was sent. Returns its place among the attempts, from 0.
     pub(super) fn note_attempt(&mut self, random: &mut Random, now: Instant) -> u32 {
-        let attempt = self.attempt.get_or_insert(Attempt { next: now, count: 0 });
+        let attempt = self.attempt.get_or_insert(Attempt::at(now));
         let count = attempt.count;
-        let (low, high) = if count < QUICK_RETRIES { QUICK_RETRY } else { SLOW_RETRY };
-        attempt.count = count.saturating_add(1);
+        let (low, high) = if count < QUICK_RETRIES {
+            let last = QUICK_RETRY_AT_LAST;
+            ((QUICK_RETRY.0 * (1 << count)).min(last.0), (QUICK_RETRY.1 * (1 << count)).min(last.1))
+        } else {
+            SLOW_RETRY
+        };
+        (attempt.count, attempt.last) = (count.saturating_add(1), Some(now));
         attempt.next = now + random.between(low, high);
         count
     }

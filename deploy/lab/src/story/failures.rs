@@ -12,6 +12,9 @@ use crate::wait;
 
 /// How often a device is pinged to see when it is back or gone.
 const BEAT: Duration = Duration::from_millis(2);
+/// When devices are back at the latest behind a gateway that runs anew, however busy the machine: what takes longer isn't slow, but
+/// something that two gateways don't agree on.
+pub const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Starts the agent of a gateway and measures until the first ping through it is answered.
 ///
@@ -115,11 +118,11 @@ impl Story {
         let mut measured = None;
         self.report.check(
             "gateway-restarted",
-            "a gateway is killed and restarted with no controller: its devices are back within a second or so",
+            "a gateway is killed and restarted with no controller: its devices are back by themselves",
             || {
                 let took = restart_gateway(hospital, "servers", "ct-1", "pacs-1")?;
                 measured = Some(took);
-                if took > Duration::from_secs(2) {
+                if took > BACK_WITHIN {
                     bail!("only after {} ms", took.as_millis());
                 }
                 let to = (hospital.machine("pacs-1").address(), dicom::STORE_PORT);

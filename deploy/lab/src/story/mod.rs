@@ -21,7 +21,7 @@ use crate::hospital::Hospital;
 use crate::programs::Programs;
 use crate::scan::Findings;
 
-pub use failures::{restart_gateway, revoke};
+pub use failures::{BACK_WITHIN, restart_gateway, revoke};
 pub use protect::{
     approve_all, confirm, confirm_all, device_names, only_ciphertext, wait_for_inventory,
 };

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::{CONTROL, PSK_BIT, Peers, Tunnel};
 use crate::peer::message::{self, Message, SecretHeld, SecretPart};
-use crate::peer::secret::{Agreement, REST, SHORT};
+use crate::peer::secret::{Agreement, SHORT};
 use crate::peer::tunnel::sealed_room;
 use crate::sink::Sink;
 
@@ -18,12 +18,13 @@ const AT_ONCE: usize = 2;
 /// How long two that hold the same key have to speak by it, until it is offered once more.
 const TO_SPEAK: Duration = Duration::from_secs(4);
 /// How often it is, until there is another one.
-const ROUNDS: u32 = 2;
+const ROUNDS: u32 = 3;
 /// A tunnel through which something came so lately is one that the peer still has.
 const FRESH: Duration = Duration::from_secs(2);
 /// Two that have a pre-shared key say something by it more often than that.
 const SILENT: Duration = Duration::from_millis(2500);
-/// How long the one that encapsulated has to shake hands first: two that do so at once only do more than they need.
+/// How long the one that opened a ciphertext has to shake hands first, as it does in the same breath with its answer: two that do
+/// so at once only do more than they need.
 const FOR_OTHER: Duration = Duration::from_millis(300);
 
 impl Peers {
@@ -50,17 +51,19 @@ impl Peers {
     ) -> Option<Instant> {
         let local = self.local?;
         let peer = self.peers.get_mut(index).filter(|peer| !peer.client)?;
-        if local.overlay >= peer.overlay || peer.secrecy.can != Some(true) {
+        // One that wasn't heard yet is offered what its binding says that it can do: the first word of a session has it along.
+        if local.overlay >= peer.overlay || peer.secrecy.can == Some(false) {
             return None;
         }
         let number = peer.sending?;
         let tunnel = self.tunnels.get(number)?;
         let (own, key, psk) = (tunnel.own, tunnel.key, tunnel.has_psk());
-        if psk && let Some(agreement) = peer.secrecy.agreement(own, &key) {
-            agreement.rounds = 0;
-        }
-        if psk && peer.keys.first() == Some(&key) && self.own.rank(own) == Some(0) {
-            return None;
+        if psk {
+            let best = peer.keys.first() == Some(&key) && self.own.rank(own) == Some(0);
+            peer.secrecy.note_success(own, &key, best);
+            if best {
+                return None;
+            }
         }
         if let Some(rests) = peer.secrecy.rests.filter(|rests| *rests > now) {
             return Some(rests);
@@ -106,21 +109,25 @@ impl Peers {
             let ours = self.own.iter().find(|one| one.number == own)?.kem()?;
             let Some((ciphertext, secret)) = ours.kem.encapsulate(&theirs.encapsulation) else {
                 tracing::warn!(gateway = %peer.gateway, %key, "nothing can be encapsulated to this key");
-                peer.secrecy.rests = Some(now + REST);
-                return peer.secrecy.rests;
+                return Some(peer.secrecy.rest(now));
             };
             let bindings = (&ours.binding, &theirs.binding);
             let made = Agreement::new((own, key), bindings, &ciphertext, &secret, now);
+            let psk = made.psk.clone();
             peer.secrecy.agreements.push(made.with_ciphertext(ciphertext));
+            // The peer shakes hands as soon as it has opened the ciphertext, whether its answer comes before that or not.
+            self.install(index, (own, key), psk, now + TO_SPEAK, now);
         }
+        let shaken = self.tunnels.get(number).filter(|by| !by.has_psk()).map(Tunnel::since);
+        let peer = self.peers.get_mut(index)?;
         let agreement = peer.secrecy.agreement(own, &key)?;
         if let Some(held) = agreement.held {
-            if now < held + TO_SPEAK {
+            // One that has shaken hands without it since then has it no more.
+            if now < held + TO_SPEAK && shaken.is_none_or(|shaken| shaken <= held) {
                 return Some(held + TO_SPEAK);
             }
             if agreement.rounds >= ROUNDS {
-                self.give_up(index, (own, key), now);
-                return Some(now + REST);
+                return self.give_up(index, (own, key), now);
             }
             agreement.renew(now);
         }
@@ -166,12 +173,15 @@ impl Peers {
             self.answer_held((index, number), (own, &key), (part, proof), now, out);
             return Ok(());
         }
+        // One that has shaken hands without since something last came under the key runs anew: its hello, which says so, may be
+        // lost or late.
+        let shaken = self.tunnels.get(number).map(Tunnel::since);
         let live = self.by_key.get(&(own, key, true)).is_some_and(|psk| {
-            let heard = self.tunnels.get(*psk).map(Tunnel::last_heard);
-            let fresh = |heard| now.saturating_duration_since(heard) < FRESH;
-            *psk == number
-                || (self.tunnels.get(*psk).is_some_and(Tunnel::has_session)
-                    && heard.is_some_and(fresh))
+            let tunnel = self.tunnels.get(*psk).filter(|tunnel| tunnel.has_session());
+            let fresh = |heard| {
+                now.saturating_duration_since(heard) < FRESH && shaken.is_none_or(|at| at <= heard)
+            };
+            *psk == number || tunnel.map(Tunnel::last_heard).is_some_and(fresh)
         });
         if live {
             return Ok(());
@@ -186,7 +196,7 @@ impl Peers {
         let (psk, proof) = (made.psk.clone(), made.proof);
         peer.secrecy.forget(own, &key);
         peer.secrecy.agreements.push(made);
-        self.install(index, (own, key), psk, now + FOR_OTHER, now);
+        self.install(index, (own, key), psk, now, now);
         self.answer_held((index, number), (own, &key), (part, proof), now, out);
         Ok(())
     }
@@ -205,38 +215,58 @@ impl Peers {
             Some(agreement.psk.clone())
         });
         if let Some(psk) = psk.filter(|_| !self.by_key.contains_key(&(own, *key, true))) {
-            self.install(index, (own, *key), psk, now + FOR_OTHER, now);
+            self.install(index, (own, *key), psk, now, now);
         }
-        let held = SecretHeld { pair: part.pair.clone(), proof: Blob(proof.to_vec()) };
+        let (pair, of) = (part.pair.clone(), Some(part.of.clone()));
+        let held = SecretHeld { pair, of, proof: Blob(proof.to_vec()) };
         self.tell_by(number, &Message::SecretHeld(held), out);
     }
 
     /// A peer says that it holds a pre-shared key.
     pub(super) fn hear_held(&mut self, index: u32, held: &SecretHeld, now: Instant) {
         let Some(peer) = self.peers.get_mut(index) else { return };
-        let open = |one: &&mut Agreement| one.held.is_none() && one.pair.as_slice() == held.pair.0;
+        // An answer to another ciphertext, which was late, says nothing of this one.
+        let same = |of: &[u8; SHORT]| held.of.as_ref().is_none_or(|said| said.0 == of);
+        let open = |one: &&mut Agreement| {
+            one.held.is_none() && one.pair.as_slice() == held.pair.0 && same(&one.of)
+        };
         let Some(agreement) = peer.secrecy.agreements.iter_mut().find(open) else { return };
         let pair = (agreement.own, agreement.key);
         if agreement.proof.as_slice() != held.proof.0 {
             tracing::warn!(gateway = %peer.gateway, "two ends made different pre-shared keys");
-            return self.give_up(index, pair, now);
+            self.give_up(index, pair, now);
+            return;
         }
         agreement.held = Some(now);
         let psk = agreement.psk.clone();
-        self.install(index, pair, psk, now, now);
+        let at = now + FOR_OTHER;
+        let tunnel = self.by_key.get(&(pair.0, pair.1, true)).copied();
+        match tunnel.and_then(|number| self.tunnels.get_mut(number)) {
+            Some(tunnel) => {
+                tunnel.hurry(at);
+                self.wake(index, at);
+            }
+            None => self.install(index, pair, psk, at, now),
+        }
     }
 
-    /// What was agreed on for a pair of keys leads nowhere: another try, later.
-    fn give_up(&mut self, index: u32, (own, key): (u32, TunnelPublicKey), now: Instant) {
+    /// What was agreed on for a pair of keys leads nowhere. Says when there is another try.
+    fn give_up(
+        &mut self,
+        index: u32,
+        (own, key): (u32, TunnelPublicKey),
+        now: Instant,
+    ) -> Option<Instant> {
         if let Some(number) = self.by_key.get(&(own, key, true)).copied() {
             self.remove_tunnels(index, &[number]);
             self.choose_sending(index);
         }
-        if let Some(peer) = self.peers.get_mut(index) {
+        let rests = self.peers.get_mut(index).map(|peer| {
             peer.secrecy.forget(own, &key);
-            peer.secrecy.rests = Some(now + REST);
-        }
+            peer.secrecy.rest(now)
+        });
         self.judge(index, now);
+        rests
     }
 
     /// Makes a tunnel with a pre-shared key, in the place of any before it.
@@ -292,12 +322,16 @@ impl Peers {
         })
     }
 
-    /// A peer runs anew, or has forgotten this one meanwhile: it has no pre-shared key any more.
-    pub(super) fn forget_agreements(&mut self, index: u32, now: Instant) {
+    /// A peer runs anew, or has forgotten this one meanwhile: it has no pre-shared key any more that was made until `end`.
+    pub(super) fn forget_agreements(&mut self, index: u32, end: Instant, now: Instant) {
         let Some(peer) = self.peers.get_mut(index) else { return };
-        peer.secrecy.forget_all();
-        let with_psk = |number: &&u32| self.tunnels.get(**number).is_some_and(Tunnel::has_psk);
-        let gone: Vec<u32> = peer.tunnels.iter().filter(with_psk).copied().collect();
+        peer.secrecy.forget_until(end);
+        let secrecy = &mut peer.secrecy;
+        let mut gone = |number: &&u32| {
+            let tunnel = self.tunnels.get(**number).filter(|tunnel| tunnel.has_psk());
+            tunnel.is_some_and(|tunnel| secrecy.agreement(tunnel.own, &tunnel.key).is_none())
+        };
+        let gone: Vec<u32> = peer.tunnels.iter().filter(&mut gone).copied().collect();
         if !gone.is_empty() {
             self.remove_tunnels(index, &gone);
             self.choose_sending(index);
@@ -329,7 +363,7 @@ impl Peers {
     #[cfg(test)]
     pub(crate) fn forget_agreements_for_tests(&mut self, now: Instant) {
         for index in self.peers.numbers() {
-            self.forget_agreements(index, now);
+            self.forget_agreements(index, now, now);
         }
     }
 

@@ -23,7 +23,7 @@ const MAX_INBOX: usize = 64;
 /// Least time between two looks at one peer.
 const TICK: Duration = Duration::from_millis(1);
 /// So many initiations with a pre-shared key that nobody answers let it be tried without.
-const IN_VAIN: u32 = 2;
+const IN_VAIN: u32 = 4;
 
 impl Peers {
     /// A session came up: sends what waited for it, and says hello.
@@ -114,8 +114,12 @@ impl Peers {
             }
         };
         let anew = self.peers.get(index).is_some_and(|peer| peer.boot() != boot);
-        if !psk && ((anew && boot.is_some()) || self.is_silent_under_psk(index, now)) {
-            self.forget_agreements(index, now);
+        if !psk && self.is_silent_under_psk(index, now) {
+            self.forget_agreements(index, now, now);
+        } else if !psk && anew && boot.is_some() {
+            // What was agreed on since it shook hands, it agreed on in this run.
+            let end = self.tunnels.get(number).map_or(now, Tunnel::since);
+            self.forget_agreements(index, end, now);
         }
         if anew {
             self.review(index);

@@ -95,7 +95,10 @@ fn a_changed_or_shortened_datagram_is_refused_wherever_it_is_changed() {
             for bytes in [&changed[..], &datagram[..place]] {
                 world.sides[there].packets.clear();
                 let dropped = world.sides[there].deliver(from, bytes, world.now);
-                assert!(dropped.is_some(), "type {}, byte {place}", datagram[0]);
+                // An initiation that was left alone, since it crossed another, is as good as new, and nobody looks at what proves
+                // its address while there is no load.
+                let unread = datagram[0] == 1 && place >= 132 && bytes.len() == datagram.len();
+                assert!(dropped.is_some() || unread, "type {}, byte {place}", datagram[0]);
             }
         }
     }

@@ -335,14 +335,21 @@ fn many_peers_are_initiated_to_one_after_another() {
     side.peers.handle_timeout(world.now, &mut side.sent);
     assert_eq!(side.sent.datagrams.len(), 1, "the first goes at once");
     let end = world.now + Duration::from_millis(600);
-    let mut burst = 0;
+    // By the index that the answer is to have, without the session's part. Nobody answers, so the first ones are tried again
+    // meanwhile.
+    let tunnel = |datagram: &[u8]| u32::from_le_bytes(datagram[4..8].try_into().unwrap()) >> 8;
+    let tunnels = |sent: &Kept| {
+        let all = sent.datagrams.iter().map(|(_, _, datagram)| tunnel(datagram));
+        all.collect::<std::collections::HashSet<u32>>().len()
+    };
+    let (mut count, mut burst) = (1, 0);
     while let Some((at, _)) = side.peers.poll_timeout().filter(|(at, _)| *at <= end) {
-        let before = side.sent.datagrams.len();
         side.peers.handle_timeout(at, &mut side.sent);
-        burst = burst.max(side.sent.datagrams.len() - before);
+        let before = std::mem::replace(&mut count, tunnels(&side.sent));
+        burst = burst.max(count - before);
     }
     // Keys 0 to 3 are one key.
-    assert_eq!((side.sent.datagrams.len(), burst), (197, 1));
+    assert_eq!((count, burst), (197, 1));
 }
 
 #[test]

@@ -419,7 +419,7 @@ fn nothing_that_a_peer_says_of_keys_cuts_what_lives() {
     let psk = test.psk(1);
     let held = |pair: &[u8], proof: &[u8]| {
         let (pair, proof) = (Blob(pair.to_vec()), Blob(proof.to_vec()));
-        Message::SecretHeld(SecretHeld { pair, proof })
+        Message::SecretHeld(SecretHeld { pair, of: None, proof })
     };
     let known = [of(1), of(2)];
     let mut messages = parts(known, 1);
