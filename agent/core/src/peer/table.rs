@@ -486,6 +486,9 @@ impl Peers {
             }
             _ => None,
         };
+        if let Some(via) = agreed {
+            tunnel.note_agreed(via, now);
+        }
         if fresh {
             self.choose_sending(index);
             self.judge(index, now);

@@ -158,6 +158,8 @@ pub(super) struct Tunnel {
     unconfirmed: [Option<Agreed>; SESSIONS],
     /// How many handshakes ended.
     handshakes: u64,
+    /// By which way the newest session went that the peer showed to have, and when it did.
+    agreed: Option<(Option<RelayId>, Instant)>,
 }
 
 impl Tunnel {
@@ -187,6 +189,7 @@ impl Tunnel {
             update_at: now,
             unconfirmed: [None; SESSIONS],
             handshakes: 0,
+            agreed: None,
         }
     }
 
@@ -332,6 +335,17 @@ impl Tunnel {
     pub(super) fn note_established(&mut self) {
         self.handshakes += 1;
         self.unconfirmed = [None; SESSIONS];
+    }
+
+    /// Notes by which way a session came to be that the peer has as well.
+    pub(super) const fn note_agreed(&mut self, via: Option<RelayId>, now: Instant) {
+        self.agreed = Some((via, now));
+    }
+
+    /// By which way the newest session came to be, if that was just now.
+    pub(super) fn lately_agreed(&self, now: Instant) -> Option<Option<RelayId>> {
+        let (via, at) = self.agreed?;
+        (now.saturating_duration_since(at) < LIVE_FOR).then_some(via)
     }
 
     /// Something authentic came through the session with this index. If that shows that the peer got the answer to the

@@ -259,7 +259,7 @@ impl Peers {
     ) -> Option<Instant> {
         if let Some(number) = self.by_key.get(&(own, key, true)).copied() {
             self.remove_tunnels(index, &[number]);
-            self.choose_sending(index);
+            self.choose_again(index, now);
         }
         let rests = self.peers.get_mut(index).map(|peer| {
             peer.secrecy.forget(own, &key);
@@ -293,7 +293,7 @@ impl Peers {
             self.by_key.insert((own, key, true), number);
         }
         self.pair(index, None, now);
-        self.choose_sending(index);
+        self.choose_again(index, now);
         self.judge(index, now);
         self.wake(index, now);
     }
@@ -334,9 +334,22 @@ impl Peers {
         let gone: Vec<u32> = peer.tunnels.iter().filter(&mut gone).copied().collect();
         if !gone.is_empty() {
             self.remove_tunnels(index, &gone);
-            self.choose_sending(index);
+            self.choose_again(index, now);
         }
         self.judge(index, now);
+    }
+
+    /// Finds the tunnel that packets take after one is gone. Where the peer has just shaken hands for that, and as long as packets took
+    /// another nothing was made of it, they go the way that it came.
+    fn choose_again(&mut self, index: u32, now: Instant) {
+        let sending = |peers: &Self| peers.peers.get(index).and_then(|peer| peer.sending);
+        let before = sending(self);
+        self.choose_sending(index);
+        let Some(number) = sending(self).filter(|number| Some(*number) != before) else { return };
+        let via = self.tunnels.get(number).and_then(|tunnel| tunnel.lately_agreed(now));
+        if let Some(via) = via {
+            self.session_agreed((index, number), via, now);
+        }
     }
 
     /// Forgets what was agreed on for keys that are no more.
