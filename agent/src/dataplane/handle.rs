@@ -332,6 +332,12 @@ impl Handle {
         self.ask(Command::Indirect).await
     }
 
+    /// How often another underlay was taken since the start.
+    #[must_use]
+    pub fn uplink_changes(&self) -> u64 {
+        self.underlays.borrow().as_ref().map_or(0, |told| told.status().changes)
+    }
+
     /// The socket for peers' QUIC on the tunnels' own port, and what is handed over between the two. None where that isn't
     /// configured, or the kernel can't tell the two apart.
     #[must_use]

@@ -8,16 +8,51 @@ use std::time::Duration;
 use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::direct::PEER;
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, SEALED_LEN};
 use anteroom_transport::link::Carrier;
-use quinn::{Connection, SendDatagramError};
-use tokio::time::interval;
+use quinn::{Connection, SendDatagramError, VarInt};
+use tokio::time::{Instant, interval};
 
+use super::Task;
 use crate::dataplane::relayed::{Inlet, Outgoing};
 use crate::relay::Table;
 
+/// A connection by which nothing came for so long is dead: QUIC of either end says something each 2 s.
+const SILENCE: Duration = Duration::from_secs(5);
 /// How often round trip and room are looked at.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// A connection, as the keeper knows it.
+pub(super) struct Active {
+    pub(super) id: RelayId,
+    pub(super) identity: PublicKey,
+    pub(super) dialled: bool,
+    pub(super) since: Instant,
+    pub(super) connection: Connection,
+    /// How many datagrams have come, and since when it is so many.
+    pub(super) heard: (u64, Instant),
+    /// Set once another has its place.
+    pub(super) leaves: Arc<AtomicBool>,
+    pub(super) _carrying: Task,
+}
+
+impl Active {
+    /// Whether nothing has come for long.
+    pub(super) fn is_silent(&mut self, now: Instant) -> bool {
+        let count = self.connection.stats().udp_rx.datagrams;
+        if count != self.heard.0 {
+            self.heard = (count, now);
+        }
+        now.saturating_duration_since(self.heard.1) >= SILENCE
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.connection.close(VarInt::from_u32(0), b"");
+    }
+}
 
 /// One connection, while it is the way to a peer.
 pub(super) struct Link {

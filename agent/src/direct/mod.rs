@@ -32,7 +32,7 @@ use tracing::{debug, info, warn};
 
 use crate::dataplane::Handle;
 use crate::relay::Table;
-use link::Link;
+use link::{Active, Link};
 use plan::Need;
 use socket::{connect, take_peers};
 pub use status::{DirectStatus, PeerLink};
@@ -88,23 +88,6 @@ impl Drop for Task {
     }
 }
 
-struct Active {
-    id: RelayId,
-    identity: PublicKey,
-    dialled: bool,
-    since: Instant,
-    connection: Connection,
-    /// Set once another has its place.
-    leaves: Arc<AtomicBool>,
-    _carrying: Task,
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.connection.close(VarInt::from_u32(0), b"");
-    }
-}
-
 struct Keeper {
     who: Who,
     handle: Handle,
@@ -122,6 +105,8 @@ struct Keeper {
     leaving: Vec<(Instant, GatewayId, Active)>,
     dialling: HashMap<GatewayId, (u64, Task)>,
     dialled: u64,
+    /// How often this gateway's uplink had changed when it was last looked.
+    moves: u64,
     needs: HashMap<GatewayId, Need>,
     errors: HashMap<GatewayId, String>,
     next: u16,
@@ -156,6 +141,7 @@ pub(crate) async fn run(
         leaving: Vec::new(),
         dialling: HashMap::new(),
         dialled: 0,
+        moves: 0,
         needs: HashMap::new(),
         errors: HashMap::new(),
         next: FIRST_DIRECT,
@@ -309,6 +295,7 @@ impl Keeper {
         if listens || peers.iter().any(|peer| peer.quic.is_some()) {
             self.open(now);
         }
+        self.end_the_dead(now).await;
         let gone = self.leaving.extract_if(.., |(until, _, _)| *until <= now);
         let gone: Vec<Active> = gone.map(|(_, _, link)| link).collect();
         for link in gone {
@@ -356,6 +343,39 @@ impl Keeper {
         Some(())
     }
 
+    /// Ends connections that have fallen silent, and those of peers that came to an uplink that isn't used any more: what they
+    /// are sent bears that one's address, and they take nothing from another.
+    async fn end_the_dead(&mut self, now: Instant) {
+        let moves = self.handle.uplink_changes();
+        let moved = std::mem::replace(&mut self.moves, moves) != moves;
+        let dead = self.links.iter_mut().filter_map(|(gateway, link)| {
+            let why = match (moved && !link.dialled, link.is_silent(now)) {
+                (true, _) => "this gateway's uplink changed",
+                (_, true) => "nothing came for 5 s",
+                _ => return None,
+            };
+            Some((*gateway, why))
+        });
+        for (gateway, why) in dead.collect::<Vec<_>>() {
+            self.ended(gateway, why).await;
+        }
+    }
+
+    /// A connection with a peer is no more.
+    async fn ended(&mut self, gateway: GatewayId, why: &str) {
+        let problem = format!("the connection ended: {why}");
+        let lasted =
+            self.links.get(&gateway).is_some_and(|link| link.since.elapsed() >= plan::SETTLED);
+        self.cut(gateway).await;
+        if lasted {
+            debug!(%gateway, "{problem}");
+            self.errors.insert(gateway, problem);
+        } else {
+            // Or it would be made anew each second, where the other end doesn't want it.
+            self.failed(gateway, problem);
+        }
+    }
+
     fn dial(&mut self, peer: &Peer) {
         let (Some(socket), Some(port)) = (self.socket.clone(), peer.quic) else { return };
         let mut addresses: Vec<SocketAddr> = Vec::new();
@@ -399,25 +419,18 @@ impl Keeper {
             Event::Carries(gateway, id) => {
                 if self.links.get(&gateway).is_some_and(|link| link.id == id) {
                     // Packets go there from now on.
-                    for (_, _, link) in self.leaving.iter().filter(|(_, of, _)| *of == gateway) {
+                    let now = Instant::now();
+                    let before = self.leaving.iter_mut().filter(|(_, of, _)| *of == gateway);
+                    for (until, _, link) in before {
+                        *until = (*until).min(now + LEAVING);
                         link.leaves.store(true, Ordering::Relaxed);
                         self.table.found(link.id, HashMap::new(), Duration::MAX, 0);
                     }
                 }
             }
             Event::Ended(gateway, id, why) => {
-                let link = self.links.get(&gateway).filter(|link| link.id == id);
-                if let Some(link) = link {
-                    let lasted = link.since.elapsed() >= plan::SETTLED;
-                    let problem = format!("the connection ended: {why}");
-                    self.cut(gateway).await;
-                    if lasted {
-                        debug!(%gateway, "{problem}");
-                        self.errors.insert(gateway, problem);
-                    } else {
-                        // Or it would be made anew each second, where the other end doesn't want it.
-                        self.failed(gateway, problem);
-                    }
+                if self.links.get(&gateway).is_some_and(|link| link.id == id) {
+                    self.ended(gateway, &why).await;
                 }
             }
             Event::Closed => {
@@ -481,11 +494,12 @@ impl Keeper {
             let _ = events.send(Event::Ended(gateway, id, why)).await;
         }));
         let since = Instant::now();
+        let heard = (0, since);
         let active =
-            Active { id, identity, dialled, since, connection, leaves, _carrying: carrying };
+            Active { id, identity, dialled, since, connection, heard, leaves, _carrying: carrying };
         // Packets go by the one before until this one carries them, and what is under way then still arrives.
         if let Some(before) = self.links.insert(gateway, active) {
-            self.leaving.push((since + LEAVING, gateway, before));
+            self.leaving.push((since + plan::SETTLED, gateway, before));
         }
     }
 

@@ -332,3 +332,50 @@ async fn a_connection_is_left_when_the_next_carries_packets_and_not_before() {
     soon("the end", before.closed()).await;
     assert!(after.close_reason().is_none());
 }
+
+/// Hands on both ways between whoever comes to `at` and `to`.
+async fn forward(at: SocketAddr, to: SocketAddr) -> Task {
+    let [front, back] = [at, SocketAddr::new(at.ip(), 0)].map(tokio::net::UdpSocket::bind);
+    let (front, back) = (front.await.unwrap(), back.await.unwrap());
+    Task(tokio::spawn(async move {
+        let (mut there, mut here, mut caller) = ([0; 2048], [0; 2048], None);
+        loop {
+            tokio::select! {
+                Ok((len, from)) = front.recv_from(&mut there) => {
+                    caller = Some(from);
+                    let _ = back.send_to(&there[..len], to).await;
+                }
+                Ok((len, _)) = back.recv_from(&mut here) => {
+                    if let Some(caller) = caller {
+                        let _ = front.send_to(&here[..len], caller).await;
+                    }
+                }
+            }
+        }
+    }))
+}
+
+#[tokio::test]
+async fn a_connection_by_which_nothing_comes_is_dead() {
+    const PORT: u16 = 4439;
+    let taker = raw(1, Some(PORT + 1), &[2]);
+    let at = |port| SocketAddr::from((address(1), port));
+    let forwarding = forward(at(PORT), at(PORT + 1)).await;
+    let _taking = Task(tokio::spawn(async move {
+        let mut taken = Vec::new();
+        while let Some(guest) = taker.accept().await {
+            taken.extend(guest.greet().await);
+        }
+    }));
+    let mut maker = End::new(2, None, vec![peer(1, Some(PORT))]);
+    maker.indirect.lock().unwrap().push(gateway(1));
+    maker.way(1).await;
+    drop(forwarding);
+    maker.no_way(1).await;
+    maker
+        .until("told why", |status| {
+            let error = status.peers.first().and_then(|link| link.last_error.as_ref());
+            error.is_some_and(|error| error.contains("nothing came") || error.contains("no answer"))
+        })
+        .await;
+}

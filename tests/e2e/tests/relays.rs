@@ -499,3 +499,72 @@ fn a_gateway_that_is_revoked_loses_every_way_that_it_had_and_finds_no_new_one() 
     let peers = &status["data_plane"]["engine"]["peers"];
     assert!(peers.as_array().unwrap().iter().all(|peer| peer["live"] == false), "{peers}");
 }
+
+#[test]
+fn where_one_udp_port_is_all_that_passes_quic_takes_over_on_it_when_tunnels_are_blocked_by_content()
+{
+    let test = "where_one_udp_port_is_all_that_passes_quic_takes_over_on_it_when_tunnels_are_blocked_by_content";
+    let Some(mut fixture) = fixture(test, Stage::Enforced) else { return };
+    let Some(nft) = anteroom_lab::programs::find("nft") else {
+        eprintln!("skipped: `nft` isn't installed");
+        return;
+    };
+    let hospital = &mut fixture.hospital;
+    for gateway in ["imaging", "servers"] {
+        take_quic(hospital, gateway, 51_820);
+    }
+    let ends = ["imaging", "servers"].map(|gateway| hospital::address(gateway, 2));
+    // Between the two nothing else passes, to the port or from it; what they are blocked by is put in front of that.
+    let nft = |script: &str| {
+        let arguments: Vec<&str> = script.split_whitespace().collect();
+        hospital.router.run(&nft, &arguments).unwrap();
+    };
+    nft("add table ip between");
+    nft("add chain ip between blocked { type filter hook forward priority 0 ; }");
+    nft("add chain ip between one { type filter hook forward priority 10 ; }");
+    for (from, to) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+        let both = format!("ip saddr {from} ip daddr {to}");
+        nft(&format!("add rule ip between one {both} udp sport 51820 udp dport 51820 accept"));
+        nft(&format!("add rule ip between one {both} drop"));
+    }
+    wait_for(hospital, "direct paths with a relay behind them", "proved", false);
+    let (ct, pacs) = (hospital.machine("ct-1").host.clone(), hospital.machine("pacs-1").address());
+    let pinging = Pinging::start(&ct, pacs, MANY, BEAT).unwrap();
+    let more = |what: &str| {
+        let before = pinging.received();
+        wait::until(DEADLINE, what, || (pinging.received() > before + 400).then_some(())).unwrap();
+    };
+    more("pings");
+    nft("add rule ip between blocked udp dport 51820 @th,64,8 < 0x40 drop");
+    wait_until(hospital, "packets to go by QUIC", |why, relay| {
+        why == "died" && relay.as_u64().is_some_and(|number| number >= FIRST_DIRECT.into())
+    });
+    more("pings by QUIC");
+    for gateway in ["imaging", "servers"] {
+        let status = hospital.gateways[gateway].status().unwrap();
+        let at = hospital::address(gateway, 2);
+        assert_eq!(
+            status["direct"]["listening"], "0.0.0.0:51820",
+            "{gateway}: {}",
+            status["direct"]
+        );
+        nobody_answers(&hospital.machine("intruder").host, SocketAddr::from((at, 51_820)));
+    }
+    hospital.controller.kill().unwrap();
+    more("pings by QUIC with no relay");
+    // One end is killed and started anew: the other hears of it, and they meet again on the one port.
+    let gateway = hospital.gateway("servers");
+    gateway.kill().unwrap();
+    gateway.start().unwrap();
+    gateway.wait_running().unwrap();
+    more("pings after a restart");
+
+    let hospital = &fixture.hospital;
+    let nft = anteroom_lab::programs::find("nft").unwrap();
+    hospital.router.run(&nft, &["flush", "chain", "ip", "between", "blocked"]).unwrap();
+    wait_for(hospital, "packets to go directly", "proved", false);
+    more("pings beside QUIC");
+    let series = pinging.stop().unwrap();
+    let gap = BEAT * u32::try_from(series.longest_gap).unwrap_or(u32::MAX);
+    eprintln!("{gap:?} without an answer, {} pings sent, {} lost", series.sent, series.lost());
+}

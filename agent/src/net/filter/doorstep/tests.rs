@@ -146,7 +146,7 @@ fn a_strangers_handshakes_are_bounded_and_a_peers_have_a_bound_of_their_own() {
         assert_eq!(came, BURST_OF_PEER, "of a peer's");
         door.bounds(FIRST_OF_QUIC, &one, BURST_OF_PEER, RATE_OF_PEER);
         // Later packets aren't bounded.
-        assert_eq!(door.knocked_at([0x40, 1, 2, 3], &one, 4_096), 4_096);
+        assert_eq!(door.knocked_at([0x40, 1, 2, 3], &one, 1_024), 1_024);
     }
 
     // Many together have so many, and a peer meanwhile as many as before.
