@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::timeout;
 
 use super::*;
@@ -38,6 +39,24 @@ async fn guest(direct: &Direct) -> Connection {
         }
     })
     .await
+}
+
+/// Has a listener take whoever comes, so that whatever it would answer is answered.
+fn taking(listener: Direct) -> (Arc<Direct>, UnboundedReceiver<Connection>) {
+    let (sender, came) = unbounded_channel();
+    let listener = Arc::new(listener);
+    let taker = listener.clone();
+    tokio::spawn(async move {
+        while let Some(guest) = taker.accept().await {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                if let Some(connection) = guest.greet().await {
+                    let _ = sender.send(connection);
+                }
+            });
+        }
+    });
+    (listener, came)
 }
 
 #[tokio::test]
@@ -81,7 +100,7 @@ async fn one_that_only_dials_is_taken_and_takes_nobody() {
 
 #[tokio::test]
 async fn whoever_is_no_peer_gets_no_answer() {
-    let listener = open(1, true);
+    let (listener, mut came) = taking(open(1, true));
     listener.set_peers(&callers(&[2]));
     let address = listener.local_address().unwrap();
     // A gateway of the same organisation that isn't a peer, a peer that is no more, and QUIC as anybody speaks it.
@@ -104,23 +123,24 @@ async fn whoever_is_no_peer_gets_no_answer() {
     // It is heard again as soon as it is a peer again.
     listener.set_peers(&callers(&[2]));
     let key = identity(1).public();
-    let (here, _there) = tokio::join!(peer.connect(address, &key), guest(&listener));
+    let (here, there) = tokio::join!(peer.connect(address, &key), came.recv());
     here.unwrap();
+    assert!(there.is_some());
 }
 
 /// Somebody on the way to `to`, who hands on both ways and gives whatever the dialler sends. Where it can be reached.
 async fn tap(
     to: SocketAddr,
-) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>, tokio::task::JoinHandle<()>) {
+) -> (SocketAddr, UnboundedReceiver<Vec<u8>>, tokio::task::JoinHandle<()>) {
     tap_that_turns(tokio::sync::watch::channel(to).1).await
 }
 
 async fn tap_that_turns(
     to: tokio::sync::watch::Receiver<SocketAddr>,
-) -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Vec<u8>>, tokio::task::JoinHandle<()>) {
+) -> (SocketAddr, UnboundedReceiver<Vec<u8>>, tokio::task::JoinHandle<()>) {
     let tap = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let tapped = tap.local_addr().unwrap();
-    let (recorded, records) = tokio::sync::mpsc::unbounded_channel();
+    let (recorded, records) = unbounded_channel();
     let recorder = tokio::spawn(async move {
         let (mut buffer, mut dialler) = ([0; 2048], None);
         while let Ok((len, from)) = tap.recv_from(&mut buffer).await {
@@ -154,13 +174,14 @@ async fn no_answer_to(datagrams: &[Vec<u8>], to: SocketAddr) {
 
 #[tokio::test]
 async fn what_was_recorded_gets_no_answer_when_it_is_played_back() {
-    let (listener, peer) = (open(1, true), open(2, false));
+    let (listener, mut came) = taking(open(1, true));
+    let peer = open(2, false);
     listener.set_peers(&callers(&[2]));
     let address = listener.local_address().unwrap();
     let (tapped, mut records, recorder) = tap(address).await;
     let key = identity(1).public();
-    let (here, there) = tokio::join!(peer.connect(tapped, &key), guest(&listener));
-    let here = here.unwrap();
+    let (here, there) = tokio::join!(peer.connect(tapped, &key), came.recv());
+    let (here, there) = (here.unwrap(), there.unwrap());
     here.send_datagram(vec![1; 100].into()).unwrap();
     soon("a datagram", there.read_datagram()).await.unwrap();
     recorder.abort();
@@ -191,13 +212,14 @@ fn impostor(id: Vec<u8>, shows: u8) -> quinn::ClientConfig {
 
 #[tokio::test]
 async fn an_id_of_the_listeners_begins_no_connection() {
-    let (listener, peer) = (open(1, true), open(2, false));
+    let (listener, mut came) = taking(open(1, true));
+    let peer = open(2, false);
     listener.set_peers(&callers(&[2]));
     let address = listener.local_address().unwrap();
     let (tapped, mut records, recorder) = tap(address).await;
     let key = identity(1).public();
-    let (here, there) = tokio::join!(peer.connect(tapped, &key), guest(&listener));
-    let here = here.unwrap();
+    let (here, there) = tokio::join!(peer.connect(tapped, &key), came.recv());
+    let (here, there) = (here.unwrap(), there.unwrap());
     here.send_datagram(vec![1; 100].into()).unwrap();
     soon("a datagram", there.read_datagram()).await.unwrap();
     // The id stands behind the first byte of short packets.
