@@ -118,6 +118,8 @@ pub(crate) struct Client<P> {
     jitter: u32,
     /// Peers that should have a pre-shared key and have none.
     classic: classic::Classic,
+    /// That a controller holds documents back.
+    accusations: alarm::Accusations,
     /// What the controller reads in reports beyond the basics.
     reads: fitted::Reads,
     disk: Arc<dyn Disk>,
@@ -172,6 +174,7 @@ impl<P: Plane> Client<P> {
             rotate_every: Rotating::default().every(),
             jitter: random(),
             classic: classic::Classic::default(),
+            accusations: alarm::Accusations::default(),
             reads: fitted::Reads::default(),
             disk: disk.clone(),
             keys,

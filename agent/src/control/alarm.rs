@@ -1,10 +1,14 @@
 //! What was refused though a controller, or whoever passes for one, wanted it: kept for people to find.
 
+use std::time::{Duration, Instant};
+
 use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 /// Different alarms that are kept; the one that was quiet longest makes room.
 const MOST: usize = 16;
+/// What comes within this time wasn't held back: a dead connection takes a quarter of it to be known, and made anew.
+const SOON: Duration = Duration::from_secs(60);
 /// For how long an alarm is told to the controller, in milliseconds.
 const TOLD: u64 = 24 * 60 * 60 * 1000;
 
@@ -37,6 +41,35 @@ pub(super) fn raise(alarms: &mut Vec<Alarm>, what: &str, now: UnixMillis) -> boo
     true
 }
 
+/// Accusations that what comes soon refutes: who is slow, or out of reach for a moment, holds nothing back.
+#[derive(Debug, Default)]
+pub(super) struct Accusations {
+    made: Vec<String>,
+    since: Option<Instant>,
+}
+
+impl Accusations {
+    /// One was made.
+    pub(super) fn note(&mut self, what: &str, now: Instant) {
+        self.since.get_or_insert(now);
+        if self.made.len() < MOST && !self.made.iter().any(|made| made == what) {
+            self.made.push(what.to_owned());
+        }
+    }
+
+    /// What they were about has come. Gives those to take back: none if it took too long.
+    pub(super) fn refuted(&mut self, now: Instant) -> Vec<String> {
+        let made = std::mem::take(&mut self.made);
+        let soon = self.since.take().is_some_and(|since| now.duration_since(since) < SOON);
+        if soon { made } else { Vec::new() }
+    }
+}
+
+/// Takes alarms back that were none.
+pub(super) fn withdraw(alarms: &mut Vec<Alarm>, these: &[String]) {
+    alarms.retain(|alarm| !these.contains(&alarm.what));
+}
+
 /// What a controller is told, for operators to see: the alarms of the last day.
 pub(super) fn told(alarms: &[Alarm], now: UnixMillis) -> impl Iterator<Item = String> {
     alarms.iter().filter(move |alarm| now.0.saturating_sub(alarm.last.0) < TOLD).map(move |alarm| {
@@ -48,6 +81,30 @@ pub(super) fn told(alarms: &[Alarm], now: UnixMillis) -> impl Iterator<Item = St
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_comes_soon_refutes_accusations_and_what_comes_late_does_not() {
+        let now = Instant::now();
+        let mut accusations = Accusations::default();
+        assert_eq!(accusations.refuted(now), Vec::<String>::new());
+        for what in ["held back", "held back", "by that one too"] {
+            accusations.note(what, now);
+        }
+        let these = accusations.refuted(now + SOON / 2);
+        assert_eq!(these, ["held back", "by that one too"]);
+        let mut alarms = Vec::new();
+        for what in ["held back", "an old view"] {
+            raise(&mut alarms, what, UnixMillis(1));
+        }
+        withdraw(&mut alarms, &these);
+        assert_eq!(
+            alarms.iter().map(|alarm| alarm.what.as_str()).collect::<Vec<_>>(),
+            ["an old view"]
+        );
+        accusations.note("held back", now);
+        accusations.note("held back", now + SOON);
+        assert_eq!(accusations.refuted(now + SOON), Vec::<String>::new());
+    }
 
     #[test]
     fn the_same_alarm_counts_and_many_make_room() {

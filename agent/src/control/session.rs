@@ -483,7 +483,11 @@ impl<P: Plane> Client<P> {
             Err(PlaneError::Closed) => anteroom_agent_core::report::EngineReport::default(),
             Err(error) => return Err(error.into()),
         };
-        self.look_for_newer_authority(&report.tunnels);
+        if self.look_for_newer_authority(&report.tunnels)
+            && let Some(applied) = self.applied.clone()
+        {
+            out.send(ToController::Applied(self.with_alarms(applied)))?;
+        }
         for problem in self.classic.look(&report.tunnels, std::time::Instant::now()) {
             self.alarm(&problem);
         }
@@ -498,12 +502,21 @@ impl<P: Plane> Client<P> {
     }
 
     /// A peer that holds a newer authority document than any controller has given this gateway: it is held back here,
-    /// or the peer makes it up.
-    fn look_for_newer_authority(&self, tunnels: &[TunnelState]) {
+    /// or the peer makes it up. Gives whether that was said before, and is taken back.
+    fn look_for_newer_authority(&mut self, tunnels: &[TunnelState]) -> bool {
         let held = self.chain.as_ref().map_or(0, |chain| chain.newest().number);
+        let now = std::time::Instant::now();
         if let Some(problem) = newer_authority(held, tunnels) {
             self.alarm(&problem);
+            self.accusations.note(&problem, now);
+            return false;
         }
+        let refuted = self.accusations.refuted(now);
+        self.status.send_if_modified(|status| {
+            let before = status.alarms.len();
+            alarm::withdraw(&mut status.alarms, &refuted);
+            status.alarms.len() < before
+        })
     }
 
     fn tell_again(&self, out: &Out) -> Result<(), End> {
