@@ -11,6 +11,8 @@ use crate::wan::nat::{Dependence, Kind, Ports};
 pub(super) const FAR: &str = "imaging";
 /// The gateway with two uplinks.
 pub(super) const TWICE: &str = "ward";
+/// Where gateways listen for tunnels.
+pub(super) const TUNNELS: u16 = 51_820;
 /// Between two changes that come together, at most.
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long a single change may keep what is allowed from going on: far beyond what any takes, and what people would
@@ -118,6 +120,8 @@ pub(super) enum Change {
     Kill(&'static str),
     /// An agent is killed and started with a clock that is wrong by so many days.
     Clock(&'static str, i64),
+    /// Two agents are restarted, and take QUIC of each other from then on at this port, if at any.
+    Quic(Option<u16>),
     /// The controller is killed, and started after a while.
     Controller(Duration),
     /// A relay that stands alone is killed, and started after a while.
@@ -138,7 +142,7 @@ pub(super) enum Change {
 
 impl Change {
     fn draw(chance: &mut Chance) -> Self {
-        let kind = chance.number() % 24;
+        let kind = chance.number() % 25;
         let gateway = GATEWAYS[below(GATEWAYS.len(), chance)];
         let relay = below(super::relays::COUNT, chance);
         let while_ = |most: u64, chance: &mut Chance| {
@@ -173,6 +177,7 @@ impl Change {
             20 => Self::Rotate,
             21 => Self::RotateNow(gateway),
             22 => Self::Revision,
+            23 => Self::Quic([None, Some(443), Some(TUNNELS)][below(3, chance)]),
             _ => Self::Label,
         }
     }
@@ -250,6 +255,9 @@ impl Change {
             Self::Restart(_) => "agent restarted",
             Self::Kill(_) => "agent killed and started",
             Self::Clock(..) => "agent killed, clock wrong by years",
+            Self::Quic(None) => "agents restarted without QUIC of their own",
+            Self::Quic(Some(TUNNELS)) => "agents restarted, QUIC and tunnels on one port",
+            Self::Quic(_) => "agents restarted, QUIC of their own at 443",
             Self::Controller(_) => "controller dead for up to 5.2 s",
             Self::Relay(..) => "relay dead for up to 5.2 s",
             Self::Flood(_) => "flood of handshakes for up to 5.2 s",
@@ -351,7 +359,7 @@ mod tests {
         let bursts = drawn(1);
         let names: BTreeSet<&str> =
             bursts.iter().flat_map(Burst::changes).map(Change::name).collect();
-        assert_eq!(names.len(), 27, "{names:?}");
+        assert_eq!(names.len(), 30, "{names:?}");
         let sizes: BTreeSet<usize> = bursts.iter().map(|burst| burst.0.len()).collect();
         assert_eq!(sizes, BTreeSet::from([1, 2, 3]));
         assert_eq!(drawn(2), drawn(2));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::changes::FAR;
+use super::changes::{FAR, TUNNELS as PORT};
 use super::paths::Paths;
 use super::strangers::forged;
 use crate::hospital::{Hospital, address};
@@ -17,8 +17,6 @@ use crate::topology::Host;
 
 /// A second. More would only keep other programs of this machine from running.
 const RATE: u64 = 2_000;
-/// Gateways listen here for tunnels.
-const PORT: u16 = 51_820;
 /// An initiation: its length, and how it begins.
 const LENGTH: usize = 148;
 const KIND: [u8; 4] = [1, 0, 0, 0];

@@ -16,7 +16,7 @@ use crate::wan::nat::{Egress, TCP, UDP};
 use crate::wan::router::{NatRouter, Place};
 
 /// The gateways behind routers of their own, and the networks outside these (100.64.x.0/24).
-const BEHIND: [(&str, u8); 2] = [(FAR, 1), ("servers", 2)];
+pub(super) const BEHIND: [(&str, u8); 2] = [(FAR, 1), ("servers", 2)];
 /// The controller's port for gateways.
 const CONTROLLER: u16 = 4_433;
 /// The second uplink's network (100.64.x.0/24).

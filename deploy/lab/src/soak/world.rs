@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::changes::{Change, TWICE};
 use super::flood::Flooder;
-use super::paths::{Passage, Paths};
+use super::paths::{BEHIND, Passage, Paths};
 use super::relays::Relays;
+use crate::anteroom::Gateway;
 use crate::clocks::Clocks;
 use crate::hospital::{GATEWAYS, Hospital};
 use crate::wait;
@@ -65,11 +66,13 @@ impl World {
             Change::Unplug(gateway, _) => plug(hospital, gateway, "down")?,
             Change::Silence(_) => self.paths.silence(hospital, true)?,
             Change::Second(_) => self.paths.kill_second(hospital, true)?,
-            Change::Restart(gateway) => {
-                let gateway = hospital.gateway(gateway);
-                gateway.stop()?;
-                gateway.start()?;
-                gateway.wait_running()?;
+            Change::Restart(gateway) => restart(hospital.gateway(gateway))?,
+            Change::Quic(port) => {
+                for name in BEHIND.map(|(name, _)| name) {
+                    let gateway = hospital.gateway(name);
+                    take_quic(gateway, port)?;
+                    restart(gateway)?;
+                }
             }
             Change::Kill(gateway) => kill(hospital, gateway)?,
             Change::Clock(gateway, days) => {
@@ -114,7 +117,7 @@ impl World {
 
     /// Waits until all gateways have what operators signed, and nothing is left to do.
     pub(super) fn settle(&self) -> Result<()> {
-        self.hospital.operator.ok(&["status", "--wait", "60"]).map(drop)
+        self.hospital.operator.ok(&["status", "--wait", "45"]).map(drop)
     }
 
     /// Waits until every tunnel takes the direct path, over the first of two uplinks: as it must where paths are good.
@@ -151,6 +154,24 @@ impl World {
 
 fn plug(hospital: &Hospital, gateway: &str, state: &str) -> Result<()> {
     hospital.campus.ip(&format!("link set u-{gateway} {state}")).map(drop)
+}
+
+fn restart(gateway: &mut Gateway) -> Result<()> {
+    gateway.stop()?;
+    gateway.start()?;
+    gateway.wait_running()
+}
+
+/// Has a gateway take QUIC of its peers at this port from its next start on.
+fn take_quic(gateway: &Gateway, port: Option<u16>) -> Result<()> {
+    let text = std::fs::read_to_string(&gateway.config)?;
+    let mut lines: Vec<String> =
+        text.lines().filter(|line| !line.starts_with("quic = ")).map(str::to_owned).collect();
+    let table = lines.iter().position(|line| line == "[underlay]").context("no [underlay]")?;
+    if let Some(port) = port {
+        lines.insert(table + 1, format!("quic = {port}"));
+    }
+    std::fs::write(&gateway.config, lines.join("\n") + "\n").context("writing agent.toml")
 }
 
 fn kill(hospital: &mut Hospital, gateway: &str) -> Result<()> {
