@@ -510,7 +510,13 @@ fn where_one_udp_port_is_all_that_passes_quic_takes_over_on_it_when_tunnels_are_
         return;
     };
     let hospital = &mut fixture.hospital;
+    talk::allow(hospital);
     for gateway in ["imaging", "servers"] {
+        // Lanes have sockets of their own on that port, whatever the machine.
+        let config = &hospital.gateway(gateway).config;
+        let text = std::fs::read_to_string(config).unwrap();
+        assert!(!text.contains("[cores]"), "{text}");
+        std::fs::write(config, format!("{text}\n[cores]\nlane_threads = 2\n")).unwrap();
         take_quic(hospital, gateway, 51_820);
     }
     let ends = ["imaging", "servers"].map(|gateway| hospital::address(gateway, 2));
@@ -535,11 +541,22 @@ fn where_one_udp_port_is_all_that_passes_quic_takes_over_on_it_when_tunnels_are_
         wait::until(DEADLINE, what, || (pinging.received() > before + 400).then_some(())).unwrap();
     };
     more("pings");
+    let [from, to] = ["ct-1", "pacs-1"].map(|name| hospital.machine(name).clone());
+    wait::until_ok(DEADLINE, "lanes", || {
+        talk::transfer(&from, &to, 4 << 20);
+        let status = hospital.gateways["servers"].status()?;
+        let lanes = &status["data_plane"]["engine"]["lanes"];
+        let ready = |lane: &Value| lane["ready"].as_u64().is_some_and(|ready| ready > 0);
+        ensure!(lanes.as_object().is_some_and(|lanes| lanes.values().any(ready)), "{lanes}");
+        Ok(())
+    })
+    .unwrap();
     nft("add rule ip between blocked udp dport 51820 @th,64,8 < 0x40 drop");
     wait_until(hospital, "packets to go by QUIC", |why, relay| {
         why == "died" && relay.as_u64().is_some_and(|number| number >= FIRST_DIRECT.into())
     });
     more("pings by QUIC");
+    talk::transfer(&from, &to, 256 << 10);
     for gateway in ["imaging", "servers"] {
         let status = hospital.gateways[gateway].status().unwrap();
         let at = hospital::address(gateway, 2);
@@ -548,6 +565,7 @@ fn where_one_udp_port_is_all_that_passes_quic_takes_over_on_it_when_tunnels_are_
             "{gateway}: {}",
             status["direct"]
         );
+        eprintln!("{gateway}: handed over, and without room: {}", status["direct"]["strays"]);
         nobody_answers(&hospital.machine("intruder").host, SocketAddr::from((at, 51_820)));
     }
     hospital.controller.kill().unwrap();
