@@ -303,7 +303,7 @@ pub struct DropRecord {
     pub last: UnixMillis,
 }
 
-/// What is worth keeping over a restart. Losing it costs a little learning, nothing else.
+/// What is worth keeping over a restart. Losing it costs a little learning, and what else is said below, but no packet.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Learned {
@@ -315,6 +315,9 @@ pub struct Learned {
     pub claims: Vec<Signed<AddressClaim>>,
     /// Where clients were last heard. No view says that.
     pub clients: Vec<LearnedClient>,
+    /// Gateways with which packets went under a pre-shared key. Without that, those that are kept from agreeing on one at the next start
+    /// go without after a few seconds, as those do that meet for the first time.
+    pub agreed: Vec<GatewayId>,
 }
 
 /// Where a client is.

@@ -33,7 +33,7 @@ fn is_classic(tunnel: &TunnelState) -> bool {
 
 fn sentence(gateway: GatewayId) -> String {
     format!(
-        "{gateway} and this gateway could have a pre-shared key by ML-KEM-768 and don't come to one: somebody on the path keeps large packets back, or one end is broken"
+        "{gateway} and this gateway could have a pre-shared key by ML-KEM-768 and don't come to one: somebody on the path keeps large packets back, no controller tells the other's key, or one end is broken"
     )
 }
 

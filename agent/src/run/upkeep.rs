@@ -20,7 +20,7 @@ use crate::state::StateDir;
 
 /// How often what was learnt is looked at. Claims on addresses that changed are saved at once:
 /// whoever holds a new one is cut off by a gateway that starts with the old one. Those change about once a second at
-/// most.
+/// most. So are peers with which there is a pre-shared key for the first time, which is seldom.
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks between two that save whatever else changed: a stranger with many addresses shall not keep the disk busy.
 const LOOKS: u32 = 5;
@@ -82,7 +82,7 @@ pub(super) async fn save_learned(gate: Gate, state: Arc<StateDir>, mut saved: Le
     for look in (1..=LOOKS).cycle() {
         sleep(LOOK).await;
         let Ok(learned) = gate.learned().await else { continue };
-        let urgent = learned.claims != saved.claims;
+        let urgent = learned.claims != saved.claims || learned.agreed != saved.agreed;
         if urgent || (look == LOOKS && lasting(&learned) != lasting(&saved)) {
             write_learned(&state, learned.clone()).await;
             saved = learned;

@@ -31,7 +31,8 @@ fn learned() -> Learned {
         address: "10.0.0.254".parse().unwrap(),
         mac: MacAddr([2, 0, 0, 0, 0, 0xfe]),
     }];
-    Learned { next_hops, ..Learned::default() }
+    let agreed = vec![GatewayId::from_bytes([5; 16])];
+    Learned { next_hops, agreed, ..Learned::default() }
 }
 
 /// All that an enrolled gateway with a view has on disk.

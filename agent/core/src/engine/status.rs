@@ -260,6 +260,7 @@ impl Engine {
         }
         learned.claims = self.holdings.claims();
         learned.clients = self.client_places();
+        learned.agreed = self.peers.agreed();
         learned
     }
 
@@ -277,6 +278,7 @@ impl Engine {
             self.restore_next_hop(&hop);
         }
         self.holdings.restore(learned.claims);
+        self.peers.restore_agreed(learned.agreed);
         let clients = learned.clients.into_iter();
         self.clients_were = clients.map(|client| (client.member, client.at)).collect();
         self.guard();

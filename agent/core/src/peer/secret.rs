@@ -13,7 +13,7 @@ use anteroom_proto::key::{Hash, TunnelPublicKey};
 use anteroom_proto::v1::telemetry::Secrecy as State;
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::message::SecretPart;
 
@@ -28,7 +28,7 @@ const PART_LEN: usize = CIPHERTEXT_LEN / PARTS;
 pub(super) const SHORT: usize = 8;
 /// Most ciphertexts of one peer that are put together at once.
 const MOST_ARRIVING: usize = 3;
-/// How long packets wait for a pre-shared key, with a peer with which there was none yet in this run. What waits longer
+/// How long packets wait for a pre-shared key, with a peer with which there never was one. What waits longer
 /// for a tunnel is of no use any more.
 pub(super) const GRACE: Duration = Duration::from_secs(3);
 /// How long a peer rests between two ciphertexts that don't lead to the same key at both ends: the first time, and then.
@@ -202,8 +202,8 @@ pub(super) struct Secrecy {
     failed: bool,
     /// Whether it says that it agrees on such keys, once it has said something.
     pub(super) can: Option<bool>,
-    /// Whether packets ever went under such a key.
-    reached: bool,
+    /// Whether packets ever went under such a key, in this run or, as far as is remembered, before it.
+    pub(super) reached: bool,
     /// Whether packets may go without.
     open: bool,
     /// Since when there is a session, and none with such a key.
@@ -258,6 +258,8 @@ impl Secrecy {
         let withheld = self.withholds;
         let lacks = match self.can {
             _ if !own_kem => Some(State::OwnKeyLacks),
+            // It says that it has such a key, and the view names none: whoever makes views keeps it back, or hasn't heard of it.
+            Some(true) if self.kems.is_empty() => Some(State::Unanswered),
             _ if self.kems.is_empty() => Some(State::PeerKeyLacks),
             Some(false) => Some(State::PeerCannot),
             _ => None,
@@ -271,7 +273,11 @@ impl Secrecy {
             (Some(true), _) => {
                 (self.since, self.reached, self.state) = (None, true, State::MlKem768);
             }
-            (Some(false), Some(why)) => (self.since, self.open, self.state) = (None, true, why),
+            (Some(false), Some(why)) => {
+                // It says so in its tunnel: an older version was put back there.
+                self.reached &= why != State::PeerCannot;
+                (self.since, self.open, self.state) = (None, true, why);
+            }
             (Some(false), None) => {
                 let since = *self.since.get_or_insert(now);
                 self.open |= now.saturating_duration_since(since) >= GRACE;
@@ -352,19 +358,23 @@ fn short<const N: usize>(bytes: &[u8]) -> [u8; N] {
 
 /// 64 bytes of HKDF-SHA256 (RFC 5869).
 fn hkdf(salt: &[u8], secret: &[u8], info: &[u8]) -> Zeroizing<[u8; 64]> {
-    let key = Zeroizing::new(mac(salt, &[secret]));
+    let mut key = Zeroizing::new([0; 32]);
+    mac(salt, &[secret], key.as_mut_slice());
     let mut bytes = Zeroizing::new([0; 64]);
     let (first, second) = bytes.split_at_mut(32);
-    first.copy_from_slice(&mac(key.as_slice(), &[info, &[1]]));
-    second.copy_from_slice(&mac(key.as_slice(), &[first, info, &[2]]));
+    mac(key.as_slice(), &[info, &[1]], first);
+    mac(key.as_slice(), &[first, info, &[2]], second);
     bytes
 }
 
-fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+/// Writes 32 bytes, and leaves no other copy of them.
+fn mac(key: &[u8], parts: &[&[u8]], into: &mut [u8]) {
     // HMAC takes keys of any length.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return };
     parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().into()
+    let mut bytes = mac.finalize().into_bytes();
+    into.iter_mut().zip(&bytes).for_each(|(into, byte)| *into = *byte);
+    bytes.as_mut_slice().zeroize();
 }
 
 #[cfg(test)]

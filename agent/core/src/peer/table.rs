@@ -15,7 +15,7 @@ use std::time::Instant;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::verdict::DropReason;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use sha2::{Digest, Sha256};
 
 use super::agenda::Agenda;
@@ -69,6 +69,8 @@ pub struct Peers {
     tunnels: Slots<Tunnel>,
     /// By the number of the own key, the peer's key, and whether there is a pre-shared key.
     by_key: HashMap<(u32, TunnelPublicKey, bool), u32, foldhash::fast::RandomState>,
+    /// With whom packets went under a pre-shared key, peers or not.
+    agreed: HashSet<GatewayId, foldhash::fast::RandomState>,
     local: Option<Local>,
     sequence: u64,
     next_generation: u32,
@@ -135,6 +137,7 @@ impl Peers {
             by_gateway: HashMap::default(),
             tunnels: Slots::new(MAX_TUNNELS),
             by_key: HashMap::default(),
+            agreed: HashSet::default(),
             local: None,
             sequence: 0,
             next_generation: 0,

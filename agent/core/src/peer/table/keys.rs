@@ -73,14 +73,17 @@ impl Peers {
         .collect()
     }
 
-    /// Whether a peer has moved from the own key of this rank to a newer one, and nothing is under way to the old one.
+    /// Whether a peer has moved from the own key of this rank to a newer one, and nothing is under way to the old one. Nor does one need
+    /// a key in the middle that holds on to a still older one: it may be kept from going further, or have no good in mind, and
+    /// the others' keys go all the same.
     fn has_left(&self, peer: &super::Peer, rank: usize, now: Instant) -> bool {
         let tunnels = || peer.tunnels.iter().filter_map(|number| self.tunnels.get(*number));
         let of = |tunnel: &Tunnel| self.own.rank(tunnel.own);
         let newer = |tunnel: &Tunnel| of(tunnel).is_some_and(|of| of < rank);
         let sending = peer.sending.and_then(|number| self.tunnels.get(number));
+        let older = |tunnel: &Tunnel| rank > 0 && of(tunnel).is_some_and(|of| of > rank);
         let moved = match sending {
-            Some(tunnel) => newer(tunnel),
+            Some(tunnel) => newer(tunnel) || older(tunnel),
             None => tunnels().any(|tunnel| newer(tunnel) && tunnel.is_proved()),
         };
         let quiet = |tunnel: &Tunnel| {

@@ -90,6 +90,10 @@ impl Peers {
             return None;
         };
         self.by_gateway.insert(config.gateway, number);
+        let agreed = self.agreed.contains(&config.gateway);
+        if let Some(peer) = self.peers.get_mut(number) {
+            peer.secrecy.reached = agreed;
+        }
         self.take_relays(number, now);
         self.fit(number, false, now);
         Some(number)

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anteroom_proto::cbor::Blob;
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{Hash, TunnelPublicKey};
 use anteroom_proto::verdict::DropReason;
 use zeroize::Zeroizing;
@@ -13,6 +14,8 @@ use crate::peer::secret::{Agreement, SHORT};
 use crate::peer::tunnel::sealed_room;
 use crate::sink::Sink;
 
+/// Most gateways of which is remembered that there was a pre-shared key. Those that aren't peers any more make room first.
+const MOST_REMEMBERED: usize = 4096;
 /// Pairs of keys that are agreed on at once, the best first, beside that of the tunnel that packets take.
 const AT_ONCE: usize = 2;
 /// How long two that hold the same key have to speak by it, until it is offered once more.
@@ -34,10 +37,49 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else { return };
         let sending = peer.sending.and_then(|number| self.tunnels.get(number));
         let awaited = peer.secrecy.is_awaited;
-        if peer.secrecy.judge(sending.map(Tunnel::has_psk), own_kem, now) || !awaited {
-            // What waits goes, or what it waits for is begun.
-            if peer.secrecy.is_awaited || peer.waiting() > 0 {
-                self.wake(index, now);
+        let reached = peer.secrecy.reached;
+        let wakes = peer.secrecy.judge(sending.map(Tunnel::has_psk), own_kem, now) || !awaited;
+        // What waits goes, or what it waits for is begun.
+        let wakes = wakes && (peer.secrecy.is_awaited || peer.waiting() > 0);
+        let (gateway, has_had) = (peer.gateway, peer.secrecy.reached);
+        if has_had != reached {
+            self.remember(gateway, has_had);
+        }
+        if wakes {
+            self.wake(index, now);
+        }
+    }
+
+    /// Notes whether packets went under a pre-shared key with a gateway, for when it is a peer again, and for the next run.
+    fn remember(&mut self, gateway: GatewayId, has_had: bool) {
+        if !has_had {
+            self.agreed.remove(&gateway);
+            return;
+        }
+        if self.agreed.len() >= MOST_REMEMBERED {
+            let peers = &self.by_gateway;
+            self.agreed.retain(|one| peers.contains_key(one));
+        }
+        if self.agreed.len() < MOST_REMEMBERED {
+            self.agreed.insert(gateway);
+        }
+    }
+
+    /// The gateways with which packets went under a pre-shared key, in this run or before it.
+    #[must_use]
+    pub fn agreed(&self) -> Vec<GatewayId> {
+        let mut agreed: Vec<GatewayId> = self.agreed.iter().copied().collect();
+        agreed.sort_unstable();
+        agreed
+    }
+
+    /// Takes back what an earlier run knew of these: with them packets don't go without.
+    pub fn restore_agreed(&mut self, gateways: Vec<GatewayId>) {
+        for gateway in gateways {
+            self.remember(gateway, true);
+            let index = self.by_gateway.get(&gateway).copied();
+            if let Some(peer) = index.and_then(|index| self.peers.get_mut(index)) {
+                peer.secrecy.reached = true;
             }
         }
     }

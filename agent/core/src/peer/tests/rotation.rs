@@ -190,6 +190,30 @@ fn an_old_key_stays_as_long_as_a_live_peer_has_heard_of_no_other() {
 }
 
 #[test]
+fn one_that_holds_on_to_an_old_key_keeps_that_one_alone() {
+    let mut test = Rotation::new();
+    for _ in 0..2 {
+        test.make(0);
+        test.ping_for(Duration::from_secs(20));
+    }
+    // It never hears of another than the first, and goes on with that.
+    let live: Vec<usize> = test.key_use(0).iter().map(|found| found.live).collect();
+    assert_eq!(live, [1, 0, 1], "newest first");
+    test.keys[0].remove(1);
+    test.use_keys(0);
+    test.ping_for(Duration::from_secs(5));
+    test.make(0);
+    test.ping_for(Duration::from_secs(20));
+    // Once it hears of what there is, it moves.
+    test.tell(0);
+    test.ping_for(Duration::from_secs(12));
+    assert_eq!(test.key_use(0)[2].live, 0, "{:?}", test.key_use(0));
+    assert!(test.retire(0));
+    test.ping_for(Duration::from_secs(2));
+    test.assert_none_lost();
+}
+
+#[test]
 fn a_peer_that_is_away_is_counted_until_it_has_moved() {
     let mut test = Rotation::new();
     test.world.fate = Box::new(|_, _, _| 0);

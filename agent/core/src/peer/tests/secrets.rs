@@ -1,7 +1,7 @@
 //! Pre-shared keys: agreed on with a stand-in for ML-KEM that has its shape, its randomness apart.
 
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::key::Hash;
@@ -39,8 +39,10 @@ struct Fake {
     garbage: bool,
 }
 
-/// Counts what was ever encapsulated, in place of randomness.
-static MADE: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// Counts what this test encapsulated, in place of randomness.
+    static MADE: Cell<u64> = const { Cell::new(0) };
+}
 
 fn shared(of: &[u8], ciphertext: &[u8]) -> Zeroizing<[u8; 32]> {
     Zeroizing::new(Sha256::new().chain_update(of).chain_update(ciphertext).finalize().into())
@@ -48,7 +50,7 @@ fn shared(of: &[u8], ciphertext: &[u8]) -> Zeroizing<[u8; 32]> {
 
 impl Kem for Fake {
     fn encapsulate(&self, to: &[u8]) -> Option<(Vec<u8>, Zeroizing<[u8; 32]>)> {
-        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let number = MADE.replace(MADE.get() + 1);
         let mut ciphertext = vec![number as u8; CIPHERTEXT_LEN];
         ciphertext[..8].copy_from_slice(&number.to_be_bytes());
         let of = if self.garbage { &[0; 32] } else { to };
@@ -123,8 +125,14 @@ impl Rotation {
         ([0, 1].map(|side| self.world.sides[side].packets.len()), with.len(), without.len())
     }
 
-    /// A side runs anew, with the keys that it has on disk.
+    /// A side runs anew, with the keys that it has on disk, and what it has learnt.
     fn restart(&mut self, side: usize, boot: u8) {
+        let agreed = self.world.sides[side].peers.agreed();
+        self.restart_without_memory(side, boot);
+        self.world.sides[side].peers.restore_agreed(agreed);
+    }
+
+    fn restart_without_memory(&mut self, side: usize, boot: u8) {
         let now = self.world.now;
         self.world.sides[side] = Side::new(side as u8 + 1, boot, now);
         self.use_keys(side);
@@ -266,7 +274,28 @@ fn with_an_old_version_at_one_end_packets_go_without_from_the_first_on_and_it_sa
         test.send_long(1);
         test.world.run(Duration::from_millis(100));
         assert_eq!((test.states(), test.long()), (states, ([1, 1], 0, 2)), "{kems:?}");
+        // One that doesn't know what a ciphertext is gets none, but for the first word where its binding says that it does.
+        test.long_for(Duration::from_secs(30));
+        let parts = test.world.delivered.iter().filter(|(_, _, datagram)| is_part(datagram));
+        let most = if kems.contains(&Kems::Unheld) { 4 } else { 0 };
+        let (parts, arrived) = (parts.count(), test.long().0);
+        assert!(parts <= most, "{parts}, {kems:?}");
+        assert_eq!(arrived, [301, 301], "{kems:?}");
     }
+}
+
+#[test]
+fn a_key_that_the_peer_has_and_no_view_names_is_told_apart_from_an_old_version() {
+    let mut test = Rotation::with_kems([Kems::Good; 2]);
+    let bare = PeerConfig { keys: vec![secret(2).public()], ..test.world.sides[1].as_peer() };
+    let now = test.world.now;
+    test.world.sides[0].peers.set_peers(&[bare], now);
+    test.send_long(0);
+    test.world.run(Duration::from_secs(1));
+    assert_eq!((test.states()[0], test.long().0), (State::Unanswered, [0, 1]));
+    test.tell(1);
+    test.world.run(Duration::from_secs(5));
+    test.assert_quantum();
 }
 
 #[test]
@@ -314,11 +343,11 @@ fn garbage_of_the_right_length_leaves_a_live_pair_alone_and_says_so() {
     test.send_long(1);
     test.world.run(Duration::from_secs(2));
     assert_eq!((test.states(), test.long()), ([State::Unanswered; 2], ([1, 1], 0, 2)));
-    let before = MADE.load(Ordering::Relaxed);
+    let before = MADE.get();
     test.long_for(Duration::from_secs(60));
     assert_eq!(test.long().0, [601, 601]);
-    // Other tests count along.
-    assert!(MADE.load(Ordering::Relaxed) - before < 500);
+    let made = MADE.get() - before;
+    assert!((1..=8).contains(&made), "{made} in a minute");
     // For the next pair of keys only: the old one goes on, under its key, and the old key isn't given up.
     let mut test = Rotation::with_kems([Kems::GarbageLater, Kems::Good]);
     test.world.run(Duration::from_secs(2));
@@ -357,6 +386,69 @@ fn who_swallows_every_ciphertext_keeps_the_first_words_waiting_and_never_takes_b
     test.world.fate = Box::new(|_, _, _| 1);
     test.world.run(Duration::from_secs(20));
     test.assert_quantum();
+}
+
+#[test]
+fn neither_a_restart_nor_a_view_without_the_peer_brings_a_pair_back_to_none_where_ciphertexts_are_swallowed()
+ {
+    for (end, restarts) in [(0, true), (1, true), (0, false), (1, false)] {
+        let mut test = Rotation::with_kems([Kems::Good; 2]);
+        test.long_for(Duration::from_secs(2));
+        test.assert_quantum();
+        let before = test.long().2;
+        test.world.fate = Box::new(|_, _, datagram| usize::from(!is_part(datagram)));
+        if restarts {
+            test.restart(end, 90);
+        } else {
+            // As a controller does that suspends it, and takes that back.
+            let now = test.world.now;
+            test.world.sides[end].peers.set_peers(&[], now);
+            test.world.run(Duration::from_secs(1));
+            test.tell(1 - end);
+        }
+        test.long_for(Duration::from_secs(30));
+        assert_eq!((test.states(), test.long().2), ([State::Awaited; 2], before), "end {end}");
+        assert_eq!(test.world.sides[end].peers.agreed().len(), 1);
+        test.world.fate = Box::new(|_, _, _| 1);
+        test.world.run(Duration::from_secs(20));
+        test.assert_quantum();
+        assert_eq!(test.long().2, before);
+    }
+    // One that lost its state, too, doesn't know better; its peer does.
+    let mut test = Rotation::with_kems([Kems::Good; 2]);
+    test.long_for(Duration::from_secs(2));
+    test.world.fate = Box::new(|_, _, datagram| usize::from(!is_part(datagram)));
+    test.restart_without_memory(0, 90);
+    test.world.run(Duration::from_secs(5));
+    assert_eq!(test.states(), [State::Unanswered, State::Awaited]);
+}
+
+#[test]
+fn what_is_remembered_of_pre_shared_keys_is_bounded_and_ends_with_the_peers_word() {
+    let mut test = Rotation::with_kems([Kems::Good; 2]);
+    let peers = &mut test.world.sides[0].peers;
+    let strangers = (0..9000_u32).map(|number| {
+        let mut id = [7; 16];
+        id[..4].copy_from_slice(&number.to_be_bytes());
+        GatewayId::from_bytes(id)
+    });
+    peers.restore_agreed(strangers.collect());
+    assert!(peers.agreed().len() <= 4096);
+    test.world.run(Duration::from_secs(1));
+    let other = test.world.sides[1].gateway;
+    let agreed = test.world.sides[0].peers.agreed();
+    assert!(agreed.contains(&other) && agreed.len() <= 4096, "the peer has its place");
+    // It was put back to an older version, and then brought up to date again.
+    test.kems[1] = Kems::Unheld;
+    test.restart(1, 90);
+    test.world.run(Duration::from_secs(5));
+    assert_eq!(test.states()[0], State::PeerCannot);
+    assert!(!test.world.sides[0].peers.agreed().contains(&other));
+    test.kems[1] = Kems::Good;
+    test.restart(1, 91);
+    test.world.run(Duration::from_secs(5));
+    test.assert_quantum();
+    assert!(test.world.sides[0].peers.agreed().contains(&other));
 }
 
 #[test]
