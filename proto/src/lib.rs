@@ -3,7 +3,7 @@
 //! Four layers, none of which does I/O or reads a clock:
 //!
 //! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`],
-//!   [`alarm`];
+//!   [`alarm`], [`rhythm`];
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
@@ -35,6 +35,7 @@ pub mod operation;
 pub mod overlay;
 pub mod relay;
 pub mod request;
+pub mod rhythm;
 pub mod service;
 pub mod setup;
 pub mod tcp;

@@ -80,6 +80,44 @@ pub fn blast_radius(resolved: &Resolved, member: MemberId, now: UnixMillis) -> B
     }
 }
 
+/// How far the members of a segment, or of the whole hospital, could reach if one of them were compromised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Spread {
+    /// How many members were looked at.
+    pub members: usize,
+    /// Pairs of a member and a service, added up over all of them.
+    pub pairs: usize,
+    /// Pairs of an external and a service, added up over all of them.
+    pub external_pairs: usize,
+    /// Members reached on any port, added up over all of them.
+    pub unguarded: usize,
+    /// The one that reaches furthest: most on any port, then by most pairs. Of equals the one with the lowest id.
+    pub worst: Option<(MemberId, BlastRadius)>,
+}
+
+/// The blast radii of `members` together, at `now`. For a segment these are its side's members; for a draft, resolve its text and ask again.
+#[must_use]
+pub fn spread(
+    resolved: &Resolved,
+    members: impl IntoIterator<Item = MemberId>,
+    now: UnixMillis,
+) -> Spread {
+    let reach = |found: &BlastRadius| (found.unguarded, found.pairs, found.external_pairs);
+    let mut spread = Spread::default();
+    let members: BTreeSet<MemberId> = members.into_iter().collect();
+    for member in members {
+        let found = blast_radius(resolved, member, now);
+        spread.members += 1;
+        spread.pairs = spread.pairs.saturating_add(found.pairs);
+        spread.external_pairs = spread.external_pairs.saturating_add(found.external_pairs);
+        spread.unguarded = spread.unguarded.saturating_add(found.unguarded);
+        if spread.worst.is_none_or(|(_, worst)| reach(&found) > reach(&worst)) {
+            spread.worst = Some((member, found));
+        }
+    }
+    spread
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,6 +151,24 @@ mod tests {
             BlastRadius::default()
         );
     }
+
+    #[test]
+    fn a_spread_adds_up_and_names_the_worst() {
+        let mut model = hospital();
+        set_modes(&mut model, Mode::Enforce, &["pacs-1", "hl7-1", "ct-1", "monitor-1"]);
+        let resolved = Resolved::new(&model).unwrap();
+        let all = spread(&resolved, model.devices.keys().copied(), NOW);
+        let each = model.devices.keys().map(|id| blast_radius(&resolved, *id, NOW));
+        assert_eq!(all.members, 6);
+        assert_eq!(all.pairs, each.clone().map(|found| found.pairs).sum::<usize>());
+        assert_eq!(all.unguarded, each.map(|found| found.unguarded).sum::<usize>());
+        assert_eq!(all.worst.map(|(id, _)| id), Some(member_id(2)), "observed: {all:?}");
+        let segment = resolved.side_named("ct").map(|id| resolved.side(id).members.clone());
+        let segment = spread(&resolved, segment.unwrap(), NOW);
+        assert_eq!((segment.members, segment.pairs, segment.unguarded), (1, 2, 0));
+        assert_eq!(spread(&resolved, [], NOW), Spread::default());
+    }
+
     #[test]
     fn a_client_reaches_what_rules_open_to_it_and_counts_for_whom_it_opens_to() {
         let mut model = hospital();

@@ -147,7 +147,7 @@ pub fn permits<'a>(
 }
 
 /// Calls `found` with each rule that matches both ends and the port, in no order, some more than once.
-fn candidates<'a>(
+pub(crate) fn candidates<'a>(
     resolved: &'a Resolved,
     flow: &Flow,
     found: &mut dyn FnMut(usize, &'a ResolvedRule),

@@ -5,15 +5,20 @@
 //! finds and what recorded traffic would break), and signs. The controller compiles the same model and must
 //! come to the same root. [`decide`] is the reference for what a model allows; [`why`], [`blast`] and the
 //! policy's own tests stand on it. [`mod@relay`] is what a relay decides: beside all that, and knowing none of it.
+//!
+//! What gateways saw becomes a [`history`]. From it [`mod@suggest`] learns a policy, [`mod@coverage`] says who was watched long
+//! enough to be enforced, [`mod@simulate`] what a policy would break, and [`mod@stale`] what nobody uses.
 
 #![forbid(unsafe_code)]
 
 pub mod blast;
 pub mod compile;
+pub mod coverage;
 pub mod decide;
 pub mod edit;
 #[cfg(test)]
 mod fixture;
+pub mod history;
 pub mod lint;
 pub mod model;
 pub mod names;
@@ -25,4 +30,7 @@ pub mod reach;
 pub mod relay;
 pub mod resolve;
 pub mod service_catalog;
+pub mod simulate;
+pub mod stale;
+pub mod suggest;
 pub mod why;

@@ -184,6 +184,11 @@ impl Resolved {
         self.sides.iter().enumerate().map(|(place, side)| (SideId(place), side))
     }
 
+    /// Whether the side in this place of [`Self::sides`] is the one with this id.
+    pub(crate) const fn is_side(&self, place: usize, id: SideId) -> bool {
+        place == id.0
+    }
+
     /// Whether a gateway's view holds this member of another gateway: they share a rule.
     #[must_use]
     pub fn sees(&self, gateway: GatewayId, member: MemberId) -> bool {

@@ -1,0 +1,161 @@
+//! What a policy would have done to the recorded traffic: each edge that it would break.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anteroom_proto::id::MemberId;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::service::PortMatch;
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::verdict::{DropReason, Verdict};
+
+use crate::decide::{Flow, Party, candidates, decide};
+use crate::history::{History, Way};
+use crate::parties::label;
+use crate::policy::POLICY_FILE;
+use crate::problem::Problems;
+use crate::resolve::Resolved;
+
+/// A recorded edge that a policy would break.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Broken {
+    /// The device that would notice: the one that opens, where it is one.
+    pub device: MemberId,
+    /// Who opened, by name.
+    pub from: String,
+    /// To whom, by name.
+    pub to: String,
+    /// The service.
+    pub service: PortMatch,
+    /// Why it would be dropped.
+    pub reason: DropReason,
+    /// Whether an essential rule carries it today.
+    pub essential: bool,
+    /// Flows recorded since the moment that was asked for, as far as the history tells them apart: all of the edge.
+    pub flows: u64,
+    /// Days with traffic, of the last 64.
+    pub days: u32,
+    /// Last seen.
+    pub last: UnixMillis,
+}
+
+/// What a policy would have done.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Simulation {
+    /// Edges looked at: those that passed and were answered, or UDP.
+    pub edges: usize,
+    /// Flows of these.
+    pub flows: u64,
+    /// What would break: essential first, then by device.
+    pub broken: Vec<Broken>,
+    /// Flows of these.
+    pub broken_flows: u64,
+}
+
+/// Judges every edge seen `since` then as if the devices `enforced` were in enforce, or all if none are named, under `text` in place of the
+/// policy of `today`.
+///
+/// # Errors
+/// Every problem of the policy and of its names.
+pub fn simulate(
+    today: &Resolved,
+    text: &str,
+    history: &History,
+    enforced: &BTreeSet<MemberId>,
+    since: UnixMillis,
+    now: UnixMillis,
+) -> Result<Simulation, Problems> {
+    let mut model = today.model.clone();
+    for (id, device) in &mut model.devices {
+        if enforced.is_empty() || enforced.contains(id) {
+            device.mode = Mode::Enforce;
+        }
+    }
+    let after = Resolved::from_text(&model, POLICY_FILE, text)?;
+    let mut simulation = Simulation::default();
+    let mut broken: BTreeMap<(Party, Party, PortMatch), Broken> = BTreeMap::new();
+    let edges = history.edges().filter(|edge| edge.way != Way::Dropped && edge.last >= since);
+    for edge in edges {
+        let udp = edge.protocol == anteroom_proto::service::Protocol::Udp && edge.port != 0;
+        if !(edge.answered() || udp) {
+            continue;
+        }
+        simulation.edges += 1;
+        simulation.flows = simulation.flows.saturating_add(edge.counts.flows);
+        let flow = Flow { from: edge.from, to: edge.to, protocol: edge.protocol, port: edge.port };
+        let Verdict::Drop(reason) = decide(&after, &flow, now).verdict else { continue };
+        let ((Party::Member(device), _) | (_, Party::Member(device))) = (edge.from, edge.to) else {
+            continue;
+        };
+        let mut essential = false;
+        candidates(today, &flow, &mut |_, rule| essential |= rule.essential && !rule.expired(now));
+        simulation.broken_flows = simulation.broken_flows.saturating_add(edge.counts.flows);
+        let service = PortMatch { protocol: edge.protocol, first: edge.port, last: edge.port };
+        let line = broken.entry((edge.from, edge.to, service)).or_insert_with(|| Broken {
+            device,
+            from: label(&after, edge.from),
+            to: label(&after, edge.to),
+            service,
+            reason,
+            essential,
+            flows: 0,
+            days: 0,
+            last: edge.last,
+        });
+        line.flows = line.flows.saturating_add(edge.counts.flows);
+        line.days = line.days.max(edge.rhythm.active_days());
+        line.last = line.last.max(edge.last);
+    }
+    simulation.broken = broken.into_values().collect();
+    simulation.broken.sort_by(|a, b| (!a.essential, a).cmp(&(!b.essential, b)));
+    Ok(simulation)
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_proto::service::Protocol;
+
+    use super::*;
+    use crate::decide::End;
+    use crate::fixture::{NOW, POLICY, hospital, member_id};
+    use crate::history::{Counts, Seen};
+
+    fn seen(from: u32, to: u32, port: u16, back: u64) -> Seen {
+        Seen {
+            from: Party::Member(member_id(from)),
+            to: Party::Member(member_id(to)),
+            protocol: Protocol::Tcp,
+            port,
+            way: Way::Clear,
+            at: End::From,
+            counts: Counts { flows: 3, packets: 9, packets_back: back, ..Counts::default() },
+            first: NOW,
+            last: NOW,
+        }
+    }
+
+    #[test]
+    fn what_would_break_is_named_with_the_essential_first() {
+        let today = Resolved::new(&hospital()).unwrap();
+        let mut history = History::new(100);
+        history.add(&seen(1, 5, 104, 1)); // scanner to archive: a rule
+        history.add(&seen(3, 5, 445, 1)); // pump to archive: none
+        history.add(&seen(4, 6, 2575, 1)); // alarms: an essential rule
+        history.add(&seen(2, 6, 22, 0)); // nobody answered
+        let run = |text: &str, only: &[u32], since| {
+            let only = only.iter().map(|number| member_id(*number)).collect();
+            simulate(&today, text, &history, &only, since, NOW).unwrap()
+        };
+        let found = run(POLICY, &[], NOW);
+        assert_eq!((found.edges, found.flows, found.broken_flows), (3, 9, 3));
+        assert_eq!(found.broken.len(), 1, "{found:?}");
+        let line = &found.broken[0];
+        assert_eq!((line.from.as_str(), line.to.as_str(), line.flows), ("pump-1", "pacs-1", 3));
+        assert_eq!((line.device, line.essential), (member_id(3), false));
+        let without = POLICY.replace("to = \"hl7-1\"", "to = \"pacs\"");
+        let found = run(&without, &[], NOW);
+        assert!(found.broken[0].essential && found.broken.len() == 2, "{found:?}");
+        assert_eq!(run(&without, &[1], NOW).broken, [], "the scanner alone is enforced");
+        assert_eq!(run(POLICY, &[], UnixMillis(NOW.0 + 1)).edges, 0);
+        assert!(simulate(&today, "format = 2", &history, &BTreeSet::new(), NOW, NOW).is_err());
+    }
+}

@@ -1,0 +1,605 @@
+//! From blocks to an ordinary policy file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use anteroom_proto::name::Name;
+use anteroom_proto::service::PortMatch;
+use anteroom_proto::time::UnixMillis;
+use toml_edit::{DocumentMut, Item, Value};
+
+use super::blocks::{At, Grant};
+use super::facts::{CLASS, Facts, Kind, LOCATION, Pair, Place, RUNGS, Servers, hull};
+use super::words::{array, cut, date, quote, quoted, word};
+use super::{Confidence, Doubt, Options, Question, SuggestedRule};
+use crate::decide::Party;
+use crate::policy::key;
+use crate::resolve::Resolved;
+use crate::service_catalog;
+
+/// Words in a class's name that say that alarms come from it.
+const ALARMING: [&str; 8] = [
+    "monitor",
+    "ventilator",
+    "pump",
+    "telemetry",
+    "alarm",
+    "nurse-call",
+    "anaesthesia",
+    "dialysis",
+];
+/// The label and its value by which operators say that a life hangs on a device.
+const LIFE_SUPPORT: (&str, &str) = ("criticality", "life-support");
+/// In how many hours of the day something must be seen to go on around the clock.
+const AROUND_THE_CLOCK: u8 = 20;
+/// How many of a class make it odd that one alone does something.
+const MANY: usize = 10;
+/// How long until an external is to be looked at again.
+const REVIEW: u64 = 365 * 86_400_000;
+
+/// What was written.
+pub(super) struct Written {
+    pub(super) text: String,
+    pub(super) rules: Vec<SuggestedRule>,
+}
+
+/// Who a rule's end is: a cell, or some parties by name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Cell(At),
+    Listed(Vec<u32>),
+}
+
+/// Grants that share both ends.
+struct Bundle<'a> {
+    from: End,
+    to: End,
+    essential: bool,
+    grants: Vec<&'a Grant>,
+}
+
+pub(super) fn write(
+    resolved: &Resolved,
+    facts: &Facts,
+    servers: &Servers,
+    grants: &[Grant],
+    questions: &[Question],
+    options: &Options,
+) -> Written {
+    let mut writer = Writer::new(resolved, facts);
+    writer.infrastructure(servers);
+    let rules: Vec<SuggestedRule> =
+        bundles(resolved, facts, grants).iter().map(|bundle| writer.rule(bundle)).collect();
+    let text = writer.finish(questions, options);
+    Written { text, rules }
+}
+
+/// Puts together what one rule can say: services between the same two ends, and devices that do the same towards one end.
+fn bundles<'a>(resolved: &Resolved, facts: &Facts, grants: &'a [Grant]) -> Vec<Bundle<'a>> {
+    type Ends = (bool, At, At);
+    let mut by_ends: BTreeMap<Ends, Vec<&Grant>> = BTreeMap::new();
+    for grant in grants {
+        let ends = (is_essential(resolved, facts, grant), grant.from, grant.to);
+        by_ends.entry(ends).or_default().push(grant);
+    }
+    let mut bundles = Vec::new();
+    let mut rest = by_ends;
+    // First those who open to the same end, then those to whom the same one opens.
+    for end in [0, 1] {
+        type Same = (bool, At, u32, Vec<u32>);
+        let mut alike: BTreeMap<Same, Vec<(Ends, Vec<&Grant>)>> = BTreeMap::new();
+        for (ends, grants) in std::mem::take(&mut rest) {
+            let (own, other) = if end == 0 { (ends.1, ends.2) } else { (ends.2, ends.1) };
+            if own.0 != 0 {
+                if end == 0 {
+                    rest.insert(ends, grants);
+                } else {
+                    bundles.push(bundle(ends, grants));
+                }
+                continue;
+            }
+            let class = facts.class[own.1 as usize];
+            let services = grants.iter().map(|grant| grant.service).collect();
+            alike.entry((ends.0, other, class, services)).or_default().push((ends, grants));
+        }
+        for ((essential, other, ..), list) in alike {
+            if list.len() == 1 {
+                for (ends, grants) in list {
+                    if end == 0 {
+                        rest.insert(ends, grants);
+                    } else {
+                        bundles.push(bundle(ends, grants));
+                    }
+                }
+                continue;
+            }
+            let own = |ends: &Ends| if end == 0 { ends.1.1 } else { ends.2.1 };
+            let mut parties: Vec<u32> = list.iter().map(|(ends, _)| own(ends)).collect();
+            parties.sort_unstable();
+            let listed = End::Listed(parties);
+            let (from, to) =
+                if end == 0 { (listed, End::Cell(other)) } else { (End::Cell(other), listed) };
+            let grants = list.into_iter().flat_map(|(_, grants)| grants).collect();
+            bundles.push(Bundle { from, to, essential, grants });
+        }
+    }
+    bundles.sort_by(|a, b| (&a.from, &a.to, a.essential).cmp(&(&b.from, &b.to, b.essential)));
+    bundles
+}
+
+fn bundle<'a>(ends: (bool, At, At), grants: Vec<&'a Grant>) -> Bundle<'a> {
+    Bundle { from: End::Cell(ends.1), to: End::Cell(ends.2), essential: ends.0, grants }
+}
+
+/// Whether care may hang on it: it comes from what watches patients or keeps them alive, goes to few, around the
+/// clock, weekends included, and on nearly every day on which its senders were seen. A monitor that prints now and then needn't in quarantine.
+fn is_essential(resolved: &Resolved, facts: &Facts, grant: &Grant) -> bool {
+    let Some((from, _)) = grant.seen.first().copied() else { return false };
+    let alarming = match &facts.kinds[facts.class[from as usize] as usize] {
+        Kind::Label(class) => {
+            let class = class.to_lowercase();
+            ALARMING.iter().any(|word| class.contains(word))
+        }
+        _ => false,
+    };
+    let life = match facts.parties[from as usize] {
+        Party::Member(id) => super::facts::labels(resolved, id)
+            .and_then(|labels| labels.get(LIFE_SUPPORT.0))
+            .is_some_and(|value| value == LIFE_SUPPORT.1),
+        Party::Address(_) => false,
+    };
+    let inside = |party: u32| matches!(facts.parties[party as usize], Party::Member(_));
+    let receivers: BTreeSet<u32> = grant.seen.iter().map(|(_, to)| *to).collect();
+    let senders: BTreeSet<u32> = grant.seen.iter().map(|(from, _)| *from).collect();
+    let watched = |from: u32| u64::from(facts.watched[from as usize].count_ones());
+    let days: u64 = grant.seen.iter().map(|(from, _)| watched(*from)).sum();
+    (alarming || life)
+        && grant.events * 5 >= days * 4
+        && receivers.iter().all(|to| inside(*to))
+        && receivers.len() <= senders.len().max(2)
+        && grant.sum.hours >= AROUND_THE_CLOCK
+        && grant.sum.weekend
+}
+
+struct Writer<'a> {
+    resolved: &'a Resolved,
+    facts: &'a Facts,
+    /// Names of segments, externals and members, and of rules.
+    taken: [BTreeSet<String>; 2],
+    ends: BTreeMap<End, String>,
+    services: BTreeMap<u32, String>,
+    head: String,
+    externals: String,
+    segments: String,
+    service_text: String,
+    rules: String,
+}
+
+impl<'a> Writer<'a> {
+    fn new(resolved: &'a Resolved, facts: &'a Facts) -> Self {
+        let policy = &resolved.policy;
+        let names = policy.segments.keys().chain(policy.externals.keys());
+        let members = resolved.model.devices.values().map(|device| &device.name);
+        let clients = resolved.model.clients.values().map(|client| &client.name);
+        let former = resolved.model.former_clients.values().map(|client| &client.name);
+        let names = names.chain(members).chain(clients).chain(former);
+        let mut head = resolved.model.policy.clone();
+        if !head.is_empty() && !head.ends_with('\n') {
+            head.push('\n');
+        }
+        Self {
+            resolved,
+            facts,
+            taken: [
+                names.map(ToString::to_string).collect(),
+                policy.rules.keys().map(ToString::to_string).collect(),
+            ],
+            ends: BTreeMap::new(),
+            services: BTreeMap::new(),
+            head,
+            externals: String::new(),
+            segments: String::new(),
+            service_text: String::new(),
+            rules: String::new(),
+        }
+    }
+
+    /// Adds servers to the site's infrastructure, in the table that is there or in a new one.
+    fn infrastructure(&mut self, servers: &Servers) {
+        let words = ["dhcp", "dns", "ntp"];
+        let Ok(mut document) = self.head.parse::<DocumentMut>() else { return };
+        let mut fresh: BTreeMap<&Name, String> = BTreeMap::new();
+        let mut changed = false;
+        for ((site, kind), addresses) in servers {
+            let word = words[usize::from(*kind).min(2)];
+            if self.resolved.policy.infrastructure.contains_key(site) {
+                let table = document
+                    .get_mut("infrastructure")
+                    .and_then(|item| item.get_mut(site.as_str()))
+                    .and_then(Item::as_table_like_mut);
+                let Some(table) = table else { continue };
+                let list =
+                    table.entry(word).or_insert(Item::Value(Value::Array(Default::default())));
+                if let Some(list) = list.as_array_mut() {
+                    let known: BTreeSet<String> =
+                        list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
+                    for address in addresses.iter().map(ToString::to_string) {
+                        if !known.contains(&address) {
+                            list.push(address);
+                            changed = true;
+                        }
+                    }
+                }
+            } else {
+                let list: Vec<String> = addresses.iter().map(|one| format!("\"{one}\"")).collect();
+                let text = fresh.entry(site).or_default();
+                let _ = writeln!(text, "{word} = [{}]", list.join(", "));
+            }
+        }
+        if changed {
+            self.head = document.to_string();
+        }
+        for (site, text) in fresh {
+            let _ = write!(
+                self.externals,
+                "\n# Servers without a gateway that devices of several classes use.\n[infrastructure.{}]\n{text}",
+                key(site)
+            );
+        }
+    }
+
+    fn rule(&mut self, bundle: &Bundle<'_>) -> SuggestedRule {
+        let mut services: Vec<u32> = bundle.grants.iter().map(|grant| grant.service).collect();
+        services.sort_unstable();
+        services.dedup();
+        let services: Vec<(u32, String)> =
+            services.into_iter().map(|service| (service, self.service(service))).collect();
+        let hint = services.first().map(|(_, name)| name.clone()).unwrap_or_default();
+        let to = self.end(&bundle.to, &hint, &bundle.from);
+        let from = self.end(&bundle.from, &hint, &bundle.to);
+        let name = self.name(1, &format!("{from}-to-{to}"));
+        let sizes = [self.size(&bundle.from), self.size(&bundle.to)];
+        let ports: usize = services.iter().map(|(service, _)| self.ports(*service)).sum();
+        let opens = sizes[0].saturating_mul(sizes[1]).saturating_mul(ports as u64);
+        let seen: u64 = bundle.grants.iter().map(|grant| grant.seen.len() as u64).sum();
+        let froms: BTreeSet<u32> = seen_at(bundle, |pair| pair.0);
+        let tos: BTreeSet<u32> = seen_at(bundle, |pair| pair.1);
+        let mut sum: Pair = bundle.grants[0].sum;
+        let mut flows = 0_u64;
+        for grant in &bundle.grants {
+            flows = flows.saturating_add(grant.sum.flows);
+            sum.days |= grant.sum.days;
+            sum.first = sum.first.min(grant.sum.first);
+            sum.last = sum.last.max(grant.sum.last);
+        }
+        let like = bundle.grants.iter().map(|grant| grant.like).max().unwrap_or(0);
+        let only = bundle.grants.iter().all(|grant| grant.callers == 1);
+        let alone = only && froms.first().is_some_and(|from| self.is_one_of_many(*from));
+        let confidence = match confidence(&sum, froms.len() as u64, tos.len() as u64, sizes) {
+            _ if alone => Confidence::Low,
+            found => found,
+        };
+        if seen == 0 {
+            let _ = write!(
+                self.rules,
+                "\n# Not seen here; it was in {like} other places, and in nine of ten where both are.\n# Confidence: low. It opens {opens} pairs.\n"
+            );
+        } else {
+            let _ = write!(
+                self.rules,
+                "\n# Seen: {} of {} who may open, {} of {} who answer; {flows} flows on {} days, {} to {}.\n# Confidence: {confidence}. {}\n",
+                froms.len(),
+                sizes[0],
+                tos.len(),
+                sizes[1],
+                sum.days.count_ones(),
+                date(sum.first),
+                date(sum.last),
+                match opens.saturating_sub(seen) {
+                    0 => "It opens nothing beyond what was seen.".to_owned(),
+                    more =>
+                        format!("It opens {opens} pairs, {more} beyond the {seen} that were seen."),
+                },
+            );
+        }
+        if alone {
+            self.rules.push_str(
+                "# It is the only one of its class that does so: is it set up wrongly?\n",
+            );
+        }
+        for (service, called) in &services {
+            if self.ports(*service) > 1 {
+                let port = self.facts.services[*service as usize];
+                let _ = writeln!(self.rules, "# Of \"{called}\" only {port} was seen.");
+            }
+        }
+        let outside = [&froms, &tos]
+            .into_iter()
+            .flatten()
+            .any(|party| matches!(self.facts.parties[*party as usize], Party::Address(_)));
+        let listed: Vec<String> = services.iter().map(|(_, name)| format!("\"{name}\"")).collect();
+        let _ = write!(
+            self.rules,
+            "[rule.{}]\nfrom = \"{from}\"\nto = \"{to}\"\nservices = [{}]\n",
+            quoted(&name),
+            listed.join(", ")
+        );
+        if outside {
+            self.rules.push_str("clear = true # an address without a gateway\n");
+        }
+        if bundle.essential {
+            self.rules.push_str(
+                "essential = true # around the clock, from devices that watch patients\n",
+            );
+        }
+        SuggestedRule { name, confidence, opens, seen, essential: bundle.essential }
+    }
+
+    /// Whether a device is one of many of its class, so that what it alone does is odd.
+    fn is_one_of_many(&self, party: u32) -> bool {
+        let class = self.facts.ladder[party as usize][RUNGS - 1];
+        self.facts.cells[RUNGS - 1][class as usize].parties.len() >= MANY
+    }
+
+    /// How many a rule's end stands for.
+    fn size(&self, end: &End) -> u64 {
+        match end {
+            End::Cell((rung, cell)) => self.facts.cells[usize::from(*rung)][*cell as usize].size,
+            End::Listed(parties) => parties.len() as u64,
+        }
+    }
+
+    /// How many ports the service of the policy opens for one that was seen.
+    fn ports(&self, service: u32) -> usize {
+        let name = self.services.get(&service).map(String::as_str).unwrap_or_default();
+        self.resolved.policy.ports(name).map_or(1, <[PortMatch]>::len)
+    }
+
+    /// The name of the service that holds this port: the policy's own, one that is built in, or a new one.
+    fn service(&mut self, service: u32) -> String {
+        if let Some(name) = self.services.get(&service) {
+            return name.clone();
+        }
+        let port = self.facts.services[service as usize];
+        let own = &self.resolved.policy.services;
+        let own =
+            own.iter().find(|(_, known)| known.ports == [port]).map(|(name, _)| name.to_string());
+        let built_in = || {
+            let mut fitting: Vec<_> =
+                service_catalog::all().iter().filter(|known| known.ports.contains(&port)).collect();
+            fitting.sort_by_key(|known| known.ports.len());
+            fitting.first().map(|known| known.name.to_owned())
+        };
+        let name = own.or_else(built_in).unwrap_or_else(|| {
+            let wanted = port.to_string().replace('/', "-");
+            let mut name = wanted.clone();
+            let mut number = 2;
+            while self.resolved.policy.ports(&name).is_some() {
+                name = format!("{wanted}-{number}");
+                number += 1;
+            }
+            let _ = write!(self.service_text, "\n[service.{name}]\nports = [\"{port}\"]\n");
+            name
+        });
+        self.services.insert(service, name.clone());
+        name
+    }
+
+    /// The name of a rule's end, written down where it has none yet.
+    fn end(&mut self, end: &End, service: &str, far: &End) -> String {
+        if let Some(name) = self.ends.get(end) {
+            return name.clone();
+        }
+        let parties = match end {
+            End::Cell((rung, cell)) => {
+                self.facts.cells[usize::from(*rung)][*cell as usize].parties.clone()
+            }
+            End::Listed(parties) => parties.clone(),
+        };
+        let rung = match end {
+            End::Cell((rung, _)) => usize::from(*rung),
+            End::Listed(_) => 0,
+        };
+        let name = match (&self.facts.parties[parties[0] as usize], parties.len()) {
+            (Party::Member(id), 1) => self.resolved.model.member_name(*id).map(ToString::to_string),
+            (Party::Member(_), _) => None,
+            (Party::Address(_), _) => Some(self.external(&parties, rung)),
+        };
+        let name = name.unwrap_or_else(|| self.segment(end, &parties, service, far));
+        self.ends.insert(end.clone(), name.clone());
+        name
+    }
+
+    fn external(&mut self, parties: &[u32], rung: usize) -> String {
+        let nets: BTreeSet<_> = if rung == 0 {
+            parties.iter().map(|party| hull(&self.facts.parties, &[*party])).collect()
+        } else {
+            BTreeSet::from([hull(&self.facts.parties, parties)])
+        };
+        let same = self
+            .resolved
+            .policy
+            .externals
+            .iter()
+            .find(|(_, known)| known.prefixes.iter().copied().collect::<BTreeSet<_>>() == nets);
+        if let Some((name, _)) = same {
+            return name.to_string();
+        }
+        let first = nets.first().map(ToString::to_string).unwrap_or_default();
+        let first = first.trim_end_matches("/32").replace(['.', '/'], "-");
+        let name = self.name(0, &format!("outside-{first}"));
+        let list: Vec<String> = nets.iter().map(|net| format!("\"{net}\"")).collect();
+        let review = UnixMillis(self.facts.until.0.saturating_add(REVIEW));
+        let _ = write!(
+            self.externals,
+            "\n[external.{name}]\nprefixes = {}\nreview = {}\n",
+            array(&list),
+            date(review)
+        );
+        name
+    }
+
+    fn segment(&mut self, end: &End, parties: &[u32], service: &str, far: &End) -> String {
+        let facts = self.facts;
+        let Kind::Label(class) = &facts.kinds[facts.class[parties[0] as usize] as usize] else {
+            // Cells of more than one device are those of a label.
+            return self.listed("devices", parties, "");
+        };
+        let base = word(class);
+        let (rung, cell) = match end {
+            End::Cell(at) => *at,
+            End::Listed(_) => {
+                let far = self.ends.get(far).cloned().unwrap_or_default();
+                let called = if far.is_empty() { service.to_owned() } else { far };
+                return self.listed(&format!("{base}-of-{called}"), parties, "");
+            }
+        };
+        let site = match facts.parties[parties[0] as usize] {
+            Party::Member(id) => self.resolved.site_of(id),
+            Party::Address(_) => None,
+        };
+        let label = |class: &str| format!("label.{CLASS} = {}", quote(class));
+        let (name, matches) = match (usize::from(rung), site) {
+            (rung, _) if rung == RUNGS - 1 => (base, label(class)),
+            (2, Some(site)) => {
+                (format!("{base}-{site}"), format!("site = \"{site}\", {}", label(class)))
+            }
+            (1, Some(site)) => match &facts.places[cell as usize] {
+                Place::Location(place) => (
+                    format!("{base}-{}", word(place)),
+                    format!(
+                        "site = \"{site}\", {}, label.{LOCATION} = {}",
+                        label(class),
+                        quote(place)
+                    ),
+                ),
+                Place::Subnet(net) => {
+                    let short = net.to_string().replace(['.', '/'], "-");
+                    return self.listed(&format!("{base}-{short}"), parties, &format!(" in {net}"));
+                }
+                Place::Nowhere => return self.listed(&base, parties, ""),
+            },
+            _ => return self.listed(&base, parties, ""),
+        };
+        let adopted: Vec<u32> =
+            parties.iter().copied().filter(|party| facts.adopted.contains(party)).collect();
+        if adopted.is_empty()
+            && let Some(same) = self.same_match(&matches)
+        {
+            return same;
+        }
+        let name = self.name(0, &name);
+        let members = self.members(&adopted);
+        if !adopted.is_empty() {
+            let _ = write!(
+                self.segments,
+                "\n# The devices by name have no label; their conversations are those of {class}. Confirm the label, and take them out here."
+            );
+        }
+        let _ = write!(self.segments, "\n[segment.{}]\n", quoted(&name));
+        if !adopted.is_empty() {
+            let _ = writeln!(self.segments, "members = {}", array(&members));
+        }
+        let _ = writeln!(self.segments, "match = {{ {matches} }}");
+        name
+    }
+
+    /// The policy's own segment that is just this match.
+    fn same_match(&self, matches: &str) -> Option<String> {
+        let text = format!("format = 1\n[segment.x]\nmatch = {{ {matches} }}\n");
+        let wanted =
+            crate::policy::parse("", &text).ok()?.unplaced().segments.into_values().next()?;
+        let known = self.resolved.policy.clone().unplaced().segments;
+        known.into_iter().find(|(_, segment)| *segment == wanted).map(|(name, _)| name.to_string())
+    }
+
+    fn listed(&mut self, name: &str, parties: &[u32], whence: &str) -> String {
+        let name = self.name(0, name);
+        let members = self.members(parties);
+        let _ = write!(
+            self.segments,
+            "\n# {} devices{whence}.\n[segment.{}]\nmembers = {}\n",
+            members.len(),
+            quoted(&name),
+            array(&members)
+        );
+        name
+    }
+
+    fn members(&self, parties: &[u32]) -> Vec<String> {
+        let mut names: Vec<String> = parties
+            .iter()
+            .filter_map(|party| match self.facts.parties[*party as usize] {
+                Party::Member(id) => self.resolved.model.member_name(id),
+                Party::Address(_) => None,
+            })
+            .map(|name| format!("\"{name}\""))
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// A name that nothing else has, as near to `wanted` as it gets.
+    fn name(&mut self, space: usize, wanted: &str) -> String {
+        let wanted = word(wanted);
+        let mut number = 1;
+        loop {
+            let suffix = if number == 1 { String::new() } else { format!("-{number}") };
+            let name = format!("{}{suffix}", cut(&wanted, Name::MAX_LEN - suffix.len()));
+            if self.taken[space].insert(name.clone()) {
+                return name;
+            }
+            number += 1;
+        }
+    }
+
+    fn finish(self, questions: &[Question], options: &Options) -> String {
+        let mut text = self.head;
+        let sections = [self.externals, self.segments, self.service_text, self.rules];
+        if sections.iter().any(|section| !section.is_empty()) {
+            text.push_str("\n# Suggested from what was seen until ");
+            text.push_str(&date(self.facts.until));
+            text.push_str(". Read it before you apply it.\n");
+        }
+        sections.iter().for_each(|section| text.push_str(section));
+        if questions.is_empty() {
+            return text;
+        }
+        let _ = write!(text, "\n# Seen, and in no rule: is any of it wanted?\n");
+        let label = |party| crate::parties::label(self.resolved, party);
+        for question in questions.iter().take(options.questions_in_file) {
+            let _ = writeln!(
+                text,
+                "# - {} to {}, {}: {} flows, last on {}; {}",
+                label(question.from),
+                label(question.to),
+                question.service,
+                question.flows,
+                date(question.last),
+                match question.doubt {
+                    Doubt::SeenOnce => "seen on one day",
+                    Doubt::Scanner => "from a device that looks as if it were scanning",
+                }
+            );
+        }
+        if let Some(more) = questions.len().checked_sub(options.questions_in_file)
+            && more > 0
+        {
+            let _ = writeln!(text, "# - and {more} more");
+        }
+        text
+    }
+}
+
+fn seen_at(bundle: &Bundle<'_>, end: fn(&(u32, u32)) -> u32) -> BTreeSet<u32> {
+    bundle.grants.iter().flat_map(|grant| grant.seen.iter().map(end)).collect()
+}
+
+fn confidence(sum: &Pair, froms: u64, tos: u64, sizes: [u64; 2]) -> Confidence {
+    let most = |seen: u64, size: u64| seen * 5 >= size * 4;
+    match sum.days.count_ones() {
+        14.. if most(froms, sizes[0]) && most(tos, sizes[1]) => Confidence::High,
+        7.. if froms * 5 >= sizes[0] || froms >= 3 => Confidence::Medium,
+        _ => Confidence::Low,
+    }
+}
