@@ -6,6 +6,7 @@
 //!
 //! - [`args`]: the words that may be typed; [`commands`]: what each of them does;
 //! - [`home`]: what stays on the operator's machine; [`client`] and [`remote`]: the way to the controller;
+//! - [`recorded`]: what gateways recorded of traffic, as the controller holds it;
 //! - [`change`]: how every change is fetched, checked, shown, signed and followed;
 //! - [`output`]: tables for people, JSON for programs.
 
@@ -18,6 +19,7 @@ pub mod commands;
 pub mod error;
 pub mod home;
 pub mod output;
+pub mod recorded;
 pub mod remote;
 
 use std::ffi::OsString;

@@ -20,6 +20,7 @@ use crate::invite::{IdentityClaim, Invite};
 use crate::key::{Hash, PublicKey};
 use crate::mac::MacAddr;
 use crate::name::Name;
+use crate::rhythm::Rhythm;
 use crate::time::UnixMillis;
 use crate::v1::PortInfo;
 use crate::v1::telemetry::{FileBypass, RelayUse, Sighting, TunnelState};
@@ -65,6 +66,8 @@ pub mod paths {
     pub const PROGRESS: &str = "/v1/progress/{number}";
     /// GET with [`super::EdgeQuery`]: `Vec<super::Edge>`, newest first.
     pub const EDGES: &str = "/v1/edges";
+    /// GET: [`super::HistoryPage`] for a [`super::HistoryQuery`].
+    pub const HISTORY: &str = "/v1/history";
     /// GET with [`super::AuditQuery`]: `Vec<super::AuditEntry>`, oldest first.
     pub const AUDIT: &str = "/v1/audit";
 }
@@ -450,6 +453,30 @@ pub struct Edge {
     pub first: UnixMillis,
     /// Last packet.
     pub last: UnixMillis,
+    /// In which hours of the week and on which days. Empty where the controller doesn't keep that yet.
+    #[serde(default)]
+    pub rhythm: Rhythm,
+}
+
+/// Which part of the flow history to read.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryQuery {
+    /// Where the page before ended: its [`HistoryPage::next`].
+    pub after: Option<u64>,
+    /// At most so many edges; 1,000 unless told, 10,000 at most.
+    pub limit: Option<u32>,
+}
+
+/// A page of the flow history: every edge that is kept, in an order that stays while others come and go.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HistoryPage {
+    /// The edges.
+    pub edges: Vec<Edge>,
+    /// Where to go on; none on the last page.
+    pub next: Option<u64>,
+    /// Edges that found no room so far, at gateways or at the controller. Told on the first page only.
+    pub turned_away: u64,
 }
 
 /// Which audit entries to list.

@@ -1,6 +1,7 @@
 //! When something happens: its hours of the week, and the days on which it did.
 
-use serde::{Deserialize, Serialize};
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::time::UnixMillis;
 
@@ -14,9 +15,9 @@ pub const REMEMBERED_DAYS: u32 = 64;
 /// The rhythm of an edge over the day, the week and the last 64 days. UTC, so that gateways agree; whoever shows it
 /// shifts it to local time.
 ///
-/// Of fixed size whatever was recorded, and the same in whatever order it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// Of fixed size whatever was recorded, and the same in whatever order it was. Serialised it is the hexadecimal digits of
+/// [`Rhythm::to_bytes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rhythm {
     /// A bit for each hour of the week, from Monday 00:00, lowest bit first.
     hours: [u8; 21],
@@ -27,6 +28,41 @@ pub struct Rhythm {
 }
 
 impl Rhythm {
+    /// Length of its bytes.
+    pub const LEN: usize = 33;
+
+    /// As bytes: the week's hours, the newest day and the days, big-endian.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        bytes[..21].copy_from_slice(&self.hours);
+        bytes[21..25].copy_from_slice(&self.newest.to_be_bytes());
+        bytes[25..].copy_from_slice(&self.days.to_be_bytes());
+        bytes
+    }
+
+    /// Out of [`Rhythm::to_bytes`]. Any bytes are some rhythm; without days there is no newest one.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        let (mut hours, mut newest, mut days) = ([0; 21], [0; 4], [0; 8]);
+        hours.copy_from_slice(&bytes[..21]);
+        newest.copy_from_slice(&bytes[21..25]);
+        days.copy_from_slice(&bytes[25..]);
+        let (newest, days) = (u32::from_be_bytes(newest), u64::from_be_bytes(days));
+        // The newest day is one with traffic, or days before it would be told wrongly once another is added.
+        let idle = days.trailing_zeros();
+        match days.checked_shr(idle) {
+            Some(days) => Self { hours, newest: newest.saturating_sub(idle), days },
+            None => Self { hours, newest: 0, days: 0 },
+        }
+    }
+
+    /// Whether nothing was recorded.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.days == 0 && self.hours == [0; 21]
+    }
+
     /// Records traffic from `first` to `last`. What lies further back than 64 days leaves only its hours.
     pub fn record(&mut self, first: UnixMillis, last: UnixMillis) {
         let (from, to) = (first.0.min(last.0) / HOUR, last.0 / HOUR);
@@ -111,6 +147,22 @@ impl Rhythm {
     }
 }
 
+impl Serialize for Rhythm {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&HEXLOWER.encode(&self.to_bytes()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Rhythm {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let bytes = HEXLOWER.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self::from_bytes).ok_or_else(|| {
+            de::Error::custom(format!("a rhythm is {} hexadecimal digits", 2 * Self::LEN))
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -136,6 +188,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_rhythm_is_refused() {
+        for text in ["\"\"", "\"00\"", "7", "\"zz\"", "{}"] {
+            assert!(serde_json::from_str::<Rhythm>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_span_of_any_length_is_bounded() {
         let mut rhythm = Rhythm::default();
         rhythm.record(UnixMillis(0), UnixMillis(u64::MAX));
@@ -143,6 +202,28 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn bytes_and_text_are_the_same_rhythm(spans in prop::collection::vec((0u64..400, 0u64..30), 0..6)) {
+            let mut rhythm = Rhythm::default();
+            for (day, hours) in spans {
+                rhythm.record(UnixMillis(day * DAY), UnixMillis(day * DAY + hours * HOUR));
+            }
+            prop_assert_eq!(Rhythm::from_bytes(rhythm.to_bytes()), rhythm);
+            let text = serde_json::to_string(&rhythm).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Rhythm>(&text).unwrap(), rhythm);
+        }
+
+        #[test]
+        fn any_bytes_are_a_rhythm_that_can_grow(bytes in prop::collection::vec(any::<u8>(), 33), day in any::<u32>()) {
+            let mut rhythm = Rhythm::from_bytes(bytes.try_into().unwrap());
+            prop_assert_eq!(Rhythm::from_bytes(rhythm.to_bytes()), rhythm);
+            let before = rhythm;
+            rhythm.merge(&before);
+            prop_assert_eq!(rhythm, before);
+            rhythm.record(UnixMillis(u64::from(day) * DAY), UnixMillis(u64::from(day) * DAY));
+            prop_assert!(rhythm.active_days() >= 1);
+        }
+
         #[test]
         fn order_does_not_matter(moments in prop::collection::vec(0u64..200, 1..12), cut in 0usize..12) {
             let record = |days: &[u64]| {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anteroom_proto::key::Hash;
 use anteroom_proto::name::Name;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::output::time::parse_duration;
 
@@ -85,6 +85,11 @@ pub enum Command {
         after_help = "Examples:\n  anteroom flows                 everything, newest first\n  anteroom flows ct-1 --dropped  what was dropped of this device\n  anteroom flows --would-drop    what enforce would drop\n  anteroom flows --clear         what still goes in the clear"
     )]
     Flows(Flows),
+    /// Draw who talks to whom: as text, for Graphviz, or as a picture
+    #[command(
+        after_help = "Examples:\n  anteroom map                       classes of devices, as text\n  anteroom map --each ct-1           one device and who it talks to\n  anteroom map --format svg -o hospital.svg"
+    )]
+    Map(MapArgs),
     /// Gateways: the small appliances in front of the devices
     #[command(subcommand)]
     Gateway(GatewayCommand),
@@ -176,6 +181,36 @@ pub struct Flows {
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
+}
+
+/// Arguments of `map`.
+#[derive(Debug, Args)]
+pub struct MapArgs {
+    /// Only what this device, or address, has to do with
+    pub name: Option<String>,
+    /// Draw devices by themselves, not classes of them
+    #[arg(long)]
+    pub each: bool,
+    /// As what to draw it
+    #[arg(long, value_enum, default_value_t = MapFormat::Text)]
+    pub format: MapFormat,
+    /// Write it to this new file instead of showing it
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Draw what was seen in the time up to now
+    #[arg(long, value_name = "TIME", default_value = "14d", value_parser = parse_duration)]
+    pub over: Duration,
+}
+
+/// As what a map is drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MapFormat {
+    /// Lines of text
+    Text,
+    /// The language of Graphviz
+    Dot,
+    /// A picture for browsers and documents
+    Svg,
 }
 
 /// What to do with operators.

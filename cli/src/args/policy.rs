@@ -1,10 +1,12 @@
 //! `anteroom policy …`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
 
 use super::ChangeArgs;
+use crate::output::time::parse_duration;
 
 /// What to do with the policy.
 #[derive(Debug, Subcommand)]
@@ -38,6 +40,46 @@ pub enum PolicyCommand {
         /// Write the plan to this file, to be applied as it is
         #[arg(long, value_name = "PLAN")]
         out: Option<PathBuf>,
+    },
+    /// Learn a policy from the recorded traffic: an ordinary file, with the evidence on each rule
+    #[command(
+        after_help = "What is in force, or in the extended file, stays line by line; what is new stands behind it. Read it before you apply it.\n\n\
+        Examples:\n  anteroom policy suggest -o policy.toml\n  anteroom policy suggest --extend policy.toml -o policy.toml\n  anteroom policy simulate policy.toml --over 14d"
+    )]
+    Suggest {
+        /// Write it to this file instead of showing it; only the extended file is replaced
+        #[arg(short, long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Extend this file instead of the policy in force
+        #[arg(long, value_name = "FILE")]
+        extend: Option<PathBuf>,
+    },
+    /// Show which recorded traffic a policy file would have dropped, were devices in enforce (exit status 4 if any)
+    #[command(
+        after_help = "Examples:\n  anteroom policy simulate policy.toml --over 14d\n  anteroom policy simulate policy.toml --device pump-1"
+    )]
+    Simulate {
+        /// The policy file
+        file: PathBuf,
+        /// Judge what was seen in the time up to now
+        #[arg(long, value_name = "TIME", default_value = "14d", value_parser = parse_duration)]
+        over: Duration,
+        /// Only this device in enforce, the others in their modes; may be repeated
+        #[arg(long = "device", value_name = "NAME")]
+        devices: Vec<String>,
+    },
+    /// Review what is stale: rules that no flow used, externals past their day of review, devices that weren't seen
+    #[command(
+        after_help = "Also says what is new and what is settled since the last review that was recorded.\n\n\
+        Example:\n  anteroom policy stale --over 90d --record"
+    )]
+    Stale {
+        /// Stale is what wasn't used or seen in the time up to now
+        #[arg(long, value_name = "TIME", default_value = "90d", value_parser = parse_duration)]
+        over: Duration,
+        /// Keep this review here, for the next one to be compared with
+        #[arg(long)]
+        record: bool,
     },
     /// Put a policy file, or a plan made of it, into force
     #[command(

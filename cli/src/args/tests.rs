@@ -170,7 +170,7 @@ fn every_command_that_a_refusal_names_can_be_typed() {
     };
     let sightings = vec![SightingRecord { gateway, sighting, first_seen: now }];
     let resolved = Resolved::new(&model).unwrap();
-    let found = lint(&resolved, &Evidence { edges: Vec::new(), sightings }, now);
+    let found = lint(&resolved, &Evidence { sightings, ..Evidence::default() }, now);
     for code in ["observed-too-briefly", "kinds-not-carried", "clear-unasked", "port-mixed-modes"] {
         let with_code: Vec<_> = found.iter().filter(|finding| finding.code == code).collect();
         assert!(!with_code.is_empty(), "{code} wasn't found: {found:#?}");

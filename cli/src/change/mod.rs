@@ -6,19 +6,19 @@
 mod away;
 mod base;
 mod confirm;
+mod evidence;
 mod show;
 mod wait;
 
 use anteroom_controller_core::compile::compile;
 use anteroom_controller_core::edit::EditError;
-use anteroom_controller_core::lint::Evidence;
 use anteroom_controller_core::model::Model;
 use anteroom_controller_core::plan::Plan;
 use anteroom_controller_core::problem::Problems;
 use anteroom_controller_core::reach::reach;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::{
-    EdgeQuery, ModelAccepted, ModelRevision, ModelRevisionBody, ModelUpdate, RevisionInfo, paths,
+    ModelAccepted, ModelRevision, ModelRevisionBody, ModelUpdate, RevisionInfo, paths,
 };
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::{SignatureError, Signed};
@@ -37,11 +37,9 @@ use crate::remote::Remote;
 
 pub use base::{Current, check_revision, fetch, fetch_revision};
 pub use confirm::Confirm;
+pub use evidence::evidence;
 pub use show::render_plan;
 use wait::GatewayOutcome;
-
-/// Most edges that a plan is judged by.
-const EVIDENCE_EDGES: u32 = 10_000;
 
 /// Why a change isn't made, or its base isn't believed.
 #[derive(Debug, thiserror::Error)]
@@ -308,7 +306,7 @@ pub fn renew(
 /// # Errors
 /// When `after` doesn't compile, or the evidence can't be fetched.
 pub fn plan(remote: &mut Remote, current: &Current, after: &Model) -> Result<Plan, Error> {
-    let evidence = evidence(remote)?;
+    let evidence = evidence::of_change(remote, &current.model, after)?;
     let plan = Plan::between(current.base, &current.model, after, &evidence, now());
     Ok(plan.map_err(ChangeError::from)?)
 }
@@ -321,15 +319,6 @@ pub fn plan_now(remote: &mut Remote, current: &Current, after: &Model) -> Result
     let mut plan = plan(remote, current, after)?;
     away::warn(remote, after, None, &mut plan)?;
     Ok(plan)
-}
-
-/// What was seen on the network.
-///
-/// # Errors
-/// When it can't be fetched.
-pub fn evidence(remote: &mut Remote) -> Result<Evidence, Error> {
-    let query = EdgeQuery { limit: Some(EVIDENCE_EDGES), ..EdgeQuery::default() };
-    Ok(Evidence { edges: remote.edges(&query)?, sightings: remote.sightings()? })
 }
 
 fn check_expected(remote: &mut Remote, request: &Request, plan: &Plan) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anteroom_controller_core::blast::{BlastRadius, blast_radius};
+use anteroom_controller_core::coverage::{Coverage, Demand, coverage};
 use anteroom_controller_core::model::{Device, Model};
 use anteroom_controller_core::names::Names;
 use anteroom_controller_core::resolve::Resolved;
@@ -19,6 +20,7 @@ use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{facts, join, table};
 use crate::output::time::{Moment, ago, now};
+use crate::recorded::{Reader, each};
 use crate::remote::Remote;
 
 /// How many of a device's flows `show` prints.
@@ -69,6 +71,46 @@ pub(super) struct DeviceRow {
     same_address_as: Vec<String>,
     /// Other confirmed devices on the same port, from which nothing keeps it.
     shares_port_with: Vec<String>,
+    /// How much was seen of what is expected of it; none where that isn't known.
+    coverage: Option<CoverageRow>,
+}
+
+/// How much was seen of what is expected of a device.
+#[derive(Debug, Serialize)]
+struct CoverageRow {
+    percent: u8,
+    /// Whether that is enough for enforce.
+    enough: bool,
+    watched_days: u32,
+    active_days: u32,
+    /// What wasn't seen.
+    missing: Vec<String>,
+}
+
+impl CoverageRow {
+    fn new(found: &Coverage) -> Self {
+        Self {
+            percent: found.percent(),
+            enough: found.enough,
+            watched_days: found.watched_days,
+            active_days: found.active_days,
+            missing: found.missing.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    fn short(&self) -> String {
+        format!("{} %{}", self.percent, if self.enough { "" } else { ", too little" })
+    }
+}
+
+/// The coverage of every device; nothing where the policy has problems or the controller is too old.
+fn coverages(model: &Model, remote: &mut Remote) -> Result<BTreeMap<MemberId, Coverage>, Error> {
+    let Ok(resolved) = Resolved::new(model) else { return Ok(BTreeMap::new()) };
+    let mut reader = Reader::new(&resolved);
+    if each(remote, &mut |edge| reader.take(&edge))?.is_none() {
+        return Ok(BTreeMap::new());
+    }
+    Ok(coverage(&resolved, &reader.history, &Demand::default(), now()))
 }
 
 /// Whether `record` is a sighting of `device` where it was confirmed.
@@ -152,6 +194,7 @@ fn confirmed_row(
         same_mac_as: Vec::new(),
         same_address_as: holdings.others_with_an_address_of(id),
         shares_port_with: neighbours(model, device),
+        coverage: None,
     }
 }
 
@@ -187,6 +230,7 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
             .collect(),
         same_address_as: Vec::new(),
         shares_port_with: Vec::new(),
+        coverage: None,
     }
 }
 
@@ -205,10 +249,11 @@ pub(super) fn list(new: bool, remote: &mut Remote, output: &mut Output<'_>) -> R
     let holdings = Holdings::new(&model, &sightings);
     if !new {
         let seen = (sightings.as_slice(), &holdings);
-        let confirmed = model
-            .devices
-            .iter()
-            .map(|(id, device)| confirmed_row(*id, device, &model, seen, &names));
+        let coverages = coverages(&model, remote)?;
+        let confirmed = model.devices.iter().map(|(id, device)| DeviceRow {
+            coverage: coverages.get(id).map(CoverageRow::new),
+            ..confirmed_row(*id, device, &model, seen, &names)
+        });
         rows.extend(confirmed);
     }
     rows.sort_by(|a, b| {
@@ -237,11 +282,23 @@ fn render(rows: &[DeviceRow], only_new: bool) -> String {
             shown_addresses(row),
             join(row.labels.iter().map(|(k, v)| format!("{k}={v}"))),
             row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
+            row.coverage.as_ref().map_or_else(|| "-".into(), CoverageRow::short),
             notes(row),
         ]
     });
     let mut text = table(
-        &["DEVICE", "MODE", "GATEWAY", "PORT", "MAC", "ADDRESSES", "LABELS", "LAST SEEN", "NOTES"],
+        &[
+            "DEVICE",
+            "MODE",
+            "GATEWAY",
+            "PORT",
+            "MAC",
+            "ADDRESSES",
+            "LABELS",
+            "LAST SEEN",
+            "COVERAGE",
+            "NOTES",
+        ],
         lines,
     );
     if rows.iter().any(|row| row.state == State::New) {
@@ -309,13 +366,27 @@ pub(super) fn show(
     let names = GatewayNames::load(&model, remote)?;
     let query = EdgeQuery { member: Some(id), limit: Some(FLOWS), ..EdgeQuery::default() };
     let edges = remote.edges(&query)?;
+    let coverage = coverages(&model, remote)?.get(&id).map(CoverageRow::new);
+    let row = confirmed_row(id, device, &model, (&sightings, &holdings), &names);
     let detail = DeviceDetail {
-        row: confirmed_row(id, device, &model, (&sightings, &holdings), &names),
+        row: DeviceRow { coverage, ..row },
         blast_radius: Resolved::new(&model).ok().map(|resolved| blast_radius(&resolved, id, now())),
         flows: edges.iter().map(|edge| FlowRow::new(edge, &model, &names.names)).collect(),
     };
     output.data(&detail, render_detail)?;
     Ok(Exit::Ok)
+}
+
+fn covered(row: &DeviceRow) -> String {
+    let Some(found) = &row.coverage else { return String::new() };
+    let mut text = format!("{} % of what is expected of it was seen", found.percent);
+    if !found.missing.is_empty() {
+        text.push_str(&format!(": {}", found.missing.join(", ")));
+    }
+    if !found.enough {
+        text.push_str(". Too little for enforce");
+    }
+    text
 }
 
 fn render_detail(detail: &DeviceDetail) -> String {
@@ -352,6 +423,7 @@ fn render_detail(detail: &DeviceDetail) -> String {
         ("Labels", join(row.labels.iter().map(|(k, v)| format!("{k}={v}")))),
         ("Confirmed", row.confirmed_at.map(|at| at.to_string()).unwrap_or_default()),
         ("Last seen", row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now))),
+        ("Coverage", covered(row)),
         ("Notes", notes(row)),
         ("If compromised, reaches", reach.unwrap_or_default()),
     ]);

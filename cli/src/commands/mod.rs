@@ -13,7 +13,9 @@ mod flows;
 mod gateway;
 mod holdings;
 mod host;
+mod learn;
 mod login;
+mod map;
 mod operator;
 mod policy;
 mod policy_change;
@@ -21,6 +23,7 @@ mod ports;
 mod relay;
 mod replace;
 mod rotate;
+mod stale;
 mod status;
 mod why;
 
@@ -43,6 +46,7 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
         Command::Status(args) => status::status(&args, &mut open(home, output)?, output),
         Command::Why(args) => why::why(&args, &mut open(home, output)?, output),
         Command::Flows(args) => flows::flows(&args, &mut open(home, output)?, output),
+        Command::Map(args) => map::map(&args, &mut open(home, output)?, output),
         Command::Gateway(command) => match command {
             GatewayCommand::Invite(args) => {
                 enrol::invite(&args, Kind::Gateway, &mut open(home, output)?, output)

@@ -12,7 +12,7 @@ use anteroom_proto::id::OrganisationId;
 use serde::Serialize;
 use similar::TextDiff;
 
-use super::policy_change;
+use super::{learn, policy_change, stale};
 use crate::args::PolicyCommand;
 use crate::change::{self, ChangeError, fetch_revision, signer_name};
 use crate::client::ClientError;
@@ -37,6 +37,15 @@ pub(super) fn run(
             let text = read(&file)?;
             policy_change::plan(&file, &text, out.as_deref(), &mut Remote::open(home)?, output)
         }
+        PolicyCommand::Suggest { out, extend } => {
+            learn::suggest(out.as_deref(), extend.as_deref(), &mut Remote::open(home)?, output)
+        }
+        PolicyCommand::Simulate { file, over, devices } => {
+            learn::simulate(&file, over, &devices, &mut Remote::open(home)?, output)
+        }
+        PolicyCommand::Stale { over, record } => {
+            stale::stale(over, record, &mut Remote::open(home)?, output)
+        }
         PolicyCommand::Apply { file, force, change } => {
             let text = read(&file)?;
             policy_change::apply(&file, &text, force, change, home, output)
@@ -51,7 +60,7 @@ pub(super) fn run(
 }
 
 /// The text of the file at `path`, which must be no longer than a plan can be.
-fn read(path: &Path) -> Result<String, Error> {
+pub(super) fn read(path: &Path) -> Result<String, Error> {
     // A plan holds the policy's text with JSON's escapes, and more beside.
     let max = 16 * MAX_POLICY_LEN as u64;
     let mut text = String::new();

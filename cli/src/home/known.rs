@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use anteroom_controller_core::model::Model;
+use anteroom_controller_core::stale::Stale;
 use anteroom_proto::bypass::BypassOrder;
 use anteroom_proto::cose::Signed;
-use anteroom_proto::id::GatewayId;
+use anteroom_proto::id::{GatewayId, OrganisationId};
 use anteroom_proto::name::Name;
+use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use super::{Home, HomeError};
@@ -65,7 +67,35 @@ impl Known {
     }
 }
 
+/// A review of the policy that was recorded here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Review {
+    /// Of whose policy.
+    pub organisation: OrganisationId,
+    /// When.
+    pub at: UnixMillis,
+    /// What was found.
+    pub found: Stale,
+}
+
 impl Home {
+    /// The last review that was recorded; none where none was.
+    ///
+    /// # Errors
+    /// When the file can't be read or is damaged.
+    pub fn review(&self) -> Result<Option<Review>, HomeError> {
+        self.read_json("review.json")
+    }
+
+    /// Records a review in place of the last one.
+    ///
+    /// # Errors
+    /// When it can't be written; what was there before then still is.
+    pub fn write_review(&self, review: &Review) -> Result<(), HomeError> {
+        self.write_json("review.json", review)
+    }
+
     /// What is remembered of gateways; nothing where no revision was seen yet.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 pub use files::write_new;
 pub use keys::{NewestKey, SeenKeys};
-pub use known::{Known, KnownGateway};
+pub use known::{Known, KnownGateway, Review};
 pub use trust::{AuditSeen, Seen, Trust};
 
 /// How a key file begins.

@@ -7,7 +7,7 @@ use anteroom_proto::mode::Mode;
 use crate::controller::Controller;
 use crate::person::Person;
 
-const MAC: &str = "02:00:00:00:01:0a";
+pub(crate) const MAC: &str = "02:00:00:00:01:0a";
 
 /// A controller with one gateway, and two devices behind it that were confirmed.
 pub(crate) fn hospital() -> (Controller, Person) {

@@ -58,6 +58,10 @@ pub(crate) struct State {
     pub(crate) audit: Vec<AuditEntry>,
     pub(crate) sightings: Vec<SightingRecord>,
     pub(crate) edges: Vec<Edge>,
+    /// Edges that found no room.
+    pub(crate) turned_away: u64,
+    /// Whether it is too old to give its flow history.
+    pub(crate) without_history: bool,
     /// Gateways that don't confirm anything.
     pub(crate) offline: Vec<GatewayId>,
     /// Whether no gateway has ever said where it is.
@@ -107,6 +111,8 @@ impl Controller {
             audit: Vec::new(),
             sightings: Vec::new(),
             edges: Vec::new(),
+            turned_away: 0,
+            without_history: false,
             offline: Vec::new(),
             unreachable: false,
             refusal: None,
@@ -346,6 +352,7 @@ impl State {
             ("GET", paths::GATEWAYS) => ok(&self.statuses()),
             ("GET", paths::SIGHTINGS) => ok(&self.sightings),
             ("GET", paths::EDGES) => ok(&self.edges),
+            ("GET", paths::HISTORY) => self.history(query),
             ("GET", paths::MODEL) => match self.revisions.last() {
                 Some((newest, _)) => ok(newest),
                 None => no(404, "not-found", "there is no revision yet"),
@@ -372,6 +379,19 @@ impl State {
             ("GET", _) => self.numbered(path),
             _ => no(404, "not-found", "no such path"),
         }
+    }
+
+    /// Pages of two edges, whatever is asked for.
+    fn history(&self, query: &str) -> (u16, Value) {
+        if self.without_history {
+            return no(404, "not-found", "no such path");
+        }
+        let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
+        let from = after.map_or(0, |after| after.parse::<usize>().unwrap());
+        let edges: Vec<Edge> = self.edges.iter().skip(from).take(2).cloned().collect();
+        let end = from + edges.len();
+        let next = (end < self.edges.len()).then_some(end as u64);
+        ok(&HistoryPage { edges, next, turned_away: if from == 0 { self.turned_away } else { 0 } })
     }
 
     fn numbered(&self, path: &str) -> (u16, Value) {

@@ -4,6 +4,7 @@ mod cables;
 mod changes;
 mod clients;
 mod controller;
+mod learn;
 mod lies;
 mod login;
 mod person;

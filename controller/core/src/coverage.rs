@@ -14,6 +14,7 @@ use anteroom_proto::time::UnixMillis;
 
 use crate::decide::Party;
 use crate::history::{History, Way};
+use crate::model::Model;
 use crate::parties::label;
 use crate::resolve::Resolved;
 
@@ -85,10 +86,10 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Days { watched, wanted } => {
-                write!(f, "watched for {watched} days of the {wanted} that are asked for")
+                write!(f, "watched for {} of the {wanted} that are asked for", days(*watched))
             }
             Self::Active { seen, wanted } => {
-                write!(f, "seen on {seen} days of the {wanted} that are asked for")
+                write!(f, "seen on {} of the {wanted} that are asked for", days(*seen))
             }
             Self::Weekend => f.write_str("no weekend was watched"),
             Self::MonthEnd => f.write_str("no end of a month was watched"),
@@ -103,6 +104,10 @@ impl fmt::Display for Missing {
             }
         }
     }
+}
+
+fn days(count: u32) -> String {
+    if count == 1 { "1 day".to_owned() } else { format!("{count} days") }
 }
 
 /// What was seen of a device.
@@ -123,6 +128,13 @@ pub struct Coverage {
 }
 
 impl Coverage {
+    /// [`Coverage::share`] in whole percent; 100 only where nothing is missing.
+    #[must_use]
+    pub fn percent(&self) -> u8 {
+        let most = if self.missing.is_empty() { 100.0 } else { 99.0 };
+        (self.share() * 100.0).floor().clamp(0.0, most) as u8
+    }
+
     /// The share of what is expected that was seen, from 0 to 1.
     #[must_use]
     pub fn share(&self) -> f64 {
@@ -139,14 +151,17 @@ impl Coverage {
 /// A kind of conversation: whether the device opens, the service, and the far end's class.
 type Kind = (bool, PortMatch, String);
 
-/// The coverage of every confirmed device.
+/// The coverage of every confirmed device at `now`, hosts aside.
 #[must_use]
 pub fn coverage(
     resolved: &Resolved,
     history: &History,
     demand: &Demand,
+    now: UnixMillis,
 ) -> BTreeMap<MemberId, Coverage> {
-    let (begin, until) = history.span().unwrap_or_default();
+    let (begin, until) = history.span().unwrap_or((now, now));
+    // What nobody watched after the last report isn't covered.
+    let until = until.min(now);
     let today = u32::try_from(until.0 / DAY).unwrap_or(u32::MAX);
     let class = |party: Party| match party {
         Party::Member(id) => {
@@ -158,15 +173,21 @@ pub fn coverage(
         Party::Address(address) => address.to_string(),
     };
     let mut days: BTreeMap<MemberId, u64> = BTreeMap::new();
+    let mut watched_since: BTreeMap<MemberId, UnixMillis> = BTreeMap::new();
     let mut kinds: BTreeMap<MemberId, BTreeSet<Kind>> = BTreeMap::new();
     // Who calls whom with DICOM, and who opens what to whom.
     let mut callers: BTreeMap<Party, BTreeSet<MemberId>> = BTreeMap::new();
     let mut opened: BTreeMap<Party, BTreeMap<PortMatch, BTreeSet<MemberId>>> = BTreeMap::new();
     for edge in history.edges().filter(|edge| edge.way != Way::Dropped) {
         let service = PortMatch { protocol: edge.protocol, first: edge.port, last: edge.port };
-        for (own, far, opens) in [(edge.from, edge.to, true), (edge.to, edge.from, false)] {
+        let ends = [(edge.from, edge.to, true), (edge.to, edge.from, false)];
+        for ((own, far, opens), told) in ends.into_iter().zip(edge.told) {
             let Party::Member(own) = own else { continue };
             *days.entry(own).or_default() |= edge.rhythm.days_before(today);
+            if told {
+                let since = watched_since.entry(own).or_insert(edge.first);
+                *since = edge.first.min(*since);
+            }
             if edge.answered() || edge.protocol == Protocol::Udp {
                 kinds.entry(own).or_default().insert((opens, service, class(far)));
             }
@@ -186,8 +207,12 @@ pub fn coverage(
     let usual = usual(resolved, &days, &kinds);
     let none = BTreeSet::new();
     let mut found = BTreeMap::new();
-    for (id, device) in &resolved.model.devices {
-        let from = begin.0.max(device.confirmed_at.0);
+    for (id, device) in resolved.model.devices.iter().filter(|(_, device)| !Model::is_host(device))
+    {
+        // Its gateway may have watched it long before somebody confirmed it. What others told of it is no watch.
+        let since =
+            watched_since.get(id).map_or(device.confirmed_at, |at| device.confirmed_at.min(*at));
+        let from = begin.0.max(since.0);
         let first = u32::try_from(from / DAY).unwrap_or(u32::MAX);
         let active_days = days.get(id).map_or(0, |days| days.count_ones());
         let watched_days = if active_days == 0 { 0 } else { (today + 1).saturating_sub(first) };
@@ -337,7 +362,7 @@ mod tests {
             }
         }
         daily(&mut history, 2, 5, 104, 27..30);
-        let found = coverage(&resolved, &history, &Demand::default());
+        let found = coverage(&resolved, &history, &Demand::default(), NOW);
         let of = |number| &found[&member_id(number)];
         assert!(of(1).enough && of(1).missing.len() < 3, "{:?}", of(1));
         assert!(!of(12).enough, "{:?}", of(12));
@@ -351,6 +376,18 @@ mod tests {
     }
 
     #[test]
+    fn the_watch_begins_with_what_its_own_gateway_saw() {
+        // Both were confirmed two days ago; only the scanner's gateway has been there for longer.
+        let resolved = Resolved::new(&hospital()).unwrap();
+        let mut history = History::new(100);
+        daily(&mut history, 1, 5, 104, 0..40);
+        let found = coverage(&resolved, &history, &Demand::default(), NOW);
+        assert_eq!((found[&member_id(1)].watched_days, found[&member_id(1)].enough), (40, true));
+        assert!(found[&member_id(5)].watched_days < 3, "{:?}", found[&member_id(5)]);
+        assert!(!found[&member_id(5)].enough);
+    }
+
+    #[test]
     fn a_watch_without_weekend_or_month_end_is_too_short() {
         let mut model = hospital();
         for device in model.devices.values_mut() {
@@ -361,10 +398,10 @@ mod tests {
         // NOW - 40 days is Tuesday, 2026-10-13; three days on is Friday.
         daily(&mut history, 1, 5, 104, 0..3);
         let demand = Demand { days: 3, ..Demand::default() };
-        let found = coverage(&resolved, &history, &demand);
+        let found = coverage(&resolved, &history, &demand, NOW);
         assert_eq!(found[&member_id(1)].missing, [Missing::Weekend, Missing::MonthEnd]);
         daily(&mut history, 1, 5, 104, 3..24);
-        let found = coverage(&resolved, &history, &demand);
+        let found = coverage(&resolved, &history, &demand, NOW);
         assert!(found[&member_id(1)].enough, "{:?}", found[&member_id(1)]);
     }
 }

@@ -20,6 +20,7 @@ pub mod edit;
 mod fixture;
 pub mod history;
 pub mod lint;
+pub mod map;
 pub mod model;
 pub mod names;
 mod parties;

@@ -11,7 +11,6 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 use crate::decide::{Flow, Party, candidates, decide};
 use crate::history::{History, Way};
 use crate::parties::label;
-use crate::policy::POLICY_FILE;
 use crate::problem::Problems;
 use crate::resolve::Resolved;
 
@@ -52,12 +51,13 @@ pub struct Simulation {
 }
 
 /// Judges every edge seen `since` then as if the devices `enforced` were in enforce, or all if none are named, under `text` in place of the
-/// policy of `today`.
+/// policy of `today`; `file` is what errors call it.
 ///
 /// # Errors
 /// Every problem of the policy and of its names.
 pub fn simulate(
     today: &Resolved,
+    file: &str,
     text: &str,
     history: &History,
     enforced: &BTreeSet<MemberId>,
@@ -70,7 +70,7 @@ pub fn simulate(
             device.mode = Mode::Enforce;
         }
     }
-    let after = Resolved::from_text(&model, POLICY_FILE, text)?;
+    let after = Resolved::from_text(&model, file, text)?;
     let mut simulation = Simulation::default();
     let mut broken: BTreeMap<(Party, Party, PortMatch), Broken> = BTreeMap::new();
     let edges = history.edges().filter(|edge| edge.way != Way::Dropped && edge.last >= since);
@@ -143,7 +143,7 @@ mod tests {
         history.add(&seen(2, 6, 22, 0)); // nobody answered
         let run = |text: &str, only: &[u32], since| {
             let only = only.iter().map(|number| member_id(*number)).collect();
-            simulate(&today, text, &history, &only, since, NOW).unwrap()
+            simulate(&today, "new", text, &history, &only, since, NOW).unwrap()
         };
         let found = run(POLICY, &[], NOW);
         assert_eq!((found.edges, found.flows, found.broken_flows), (3, 9, 3));
@@ -156,6 +156,8 @@ mod tests {
         assert!(found.broken[0].essential && found.broken.len() == 2, "{found:?}");
         assert_eq!(run(&without, &[1], NOW).broken, [], "the scanner alone is enforced");
         assert_eq!(run(POLICY, &[], UnixMillis(NOW.0 + 1)).edges, 0);
-        assert!(simulate(&today, "format = 2", &history, &BTreeSet::new(), NOW, NOW).is_err());
+        assert!(
+            simulate(&today, "new", "format = 2", &history, &BTreeSet::new(), NOW, NOW).is_err()
+        );
     }
 }

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use anteroom_proto::id::MemberId;
 use anteroom_proto::name::Name;
 use anteroom_proto::time::UnixMillis;
+use serde::{Deserialize, Serialize};
 
 use crate::decide::{Flow, Party, candidates};
 use crate::history::{History, Way};
 use crate::resolve::Resolved;
 
 /// What a review finds.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stale {
     /// Rules that no flow used since then, with when one last did.
     pub rules: BTreeMap<Name, Option<UnixMillis>>,
@@ -22,7 +23,7 @@ pub struct Stale {
 }
 
 /// What is new since another review, and what is settled, as lines for people: `rule.x`, `external.y`, `device.z`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Difference {
     /// Found now and not then.
     pub new: Vec<String>,

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use anteroom_proto::api::{
-    Edge, EdgeQuery, GatewayStatus, InviteInfo, NewInvite, OfflineBypass, PendingGateway,
-    RotateAnswer, RotateRequest, SightingRecord,
+    Edge, EdgeQuery, GatewayStatus, HistoryPage, HistoryQuery, InviteInfo, NewInvite,
+    OfflineBypass, PendingGateway, RotateAnswer, RotateRequest, SightingRecord,
 };
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::Reachable;
@@ -158,4 +158,17 @@ pub(super) async fn edges(
     }
     let limit = limit(query.limit)?;
     Ok(Json(api.controller.store.edges(&query, limit).await?))
+}
+
+pub(super) async fn history(
+    State(api): State<Api>,
+    Params(query): Params<HistoryQuery>,
+) -> Result<Json<HistoryPage>, Failure> {
+    let limit = limit(query.limit)?.max(1);
+    let store = &api.controller.store;
+    let turned_away = if query.after.is_none() { store.edges_away().await? } else { 0 };
+    let (edges, last) = store.history(query.after, limit).await?;
+    // A page that isn't full is the last one.
+    let next = last.filter(|_| u32::try_from(edges.len()).is_ok_and(|len| len >= limit));
+    Ok(Json(HistoryPage { edges, next, turned_away }))
 }

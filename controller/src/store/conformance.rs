@@ -32,6 +32,9 @@ pub(super) const LIMITS: Limits = Limits {
     sessions: 2,
 };
 
+mod history;
+use history::{an_edge_remembers_when, the_history_is_read_page_by_page};
+
 /// A store and what must outlive it.
 struct Fresh {
     store: Arc<dyn Store>,
@@ -83,11 +86,13 @@ conforms! {
     alarms_stand_as_the_newest_report_has_them
     counts_do_not_overflow
     edges_are_found_by_what_is_asked
+    the_history_is_read_page_by_page
+    an_edge_remembers_when
     the_audit_log_is_a_chain
     sessions_and_challenges_lapse
 }
 
-fn gateway(n: u8) -> GatewayId {
+pub(super) fn gateway(n: u8) -> GatewayId {
     GatewayId::from_bytes([n; 16])
 }
 
@@ -124,7 +129,7 @@ async fn enrol(store: &dyn Store, n: u8, key: u8) -> EnrolOutcome {
     store.enrol(&enrolment(n, key), &audit("enrol"), &audit("late")).await.unwrap()
 }
 
-async fn enrolled(store: &dyn Store, n: u8) {
+pub(super) async fn enrolled(store: &dyn Store, n: u8) {
     assert!(store.add_invite(&invite(n), UnixMillis(1), &audit("invite")).await.unwrap());
     assert_eq!(enrol(store, n, n).await, EnrolOutcome::First);
 }
@@ -174,7 +179,7 @@ fn sighting(last: u8) -> Sighting {
     }
 }
 
-fn edge(port: u16, verdict: Verdict) -> EdgeDelta {
+pub(super) fn edge(port: u16, verdict: Verdict) -> EdgeDelta {
     EdgeDelta {
         mac: MacAddr([2, 0, 0, 0, 0, 1]),
         member: Some(MemberId::from_bytes([1; 16])),
@@ -196,7 +201,7 @@ fn edge(port: u16, verdict: Verdict) -> EdgeDelta {
     }
 }
 
-fn report(boot: u8, sequence: u64) -> Report {
+pub(super) fn report(boot: u8, sequence: u64) -> Report {
     Report {
         boot: BootId::from_bytes([boot; 16]),
         sequence,

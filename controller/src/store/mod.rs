@@ -203,6 +203,15 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn sightings(&self, limit: u32) -> Result<Vec<SightingRecord>, StoreError>;
     /// Up to `limit` edges that `query` asks for, newest first.
     async fn edges(&self, query: &EdgeQuery, limit: u32) -> Result<Vec<Edge>, StoreError>;
+    /// Up to `limit` edges in a lasting order, from behind place `after` on (from the first one, where it is none), and the
+    /// place of the last of them.
+    async fn history(
+        &self,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<(Vec<Edge>, Option<u64>), StoreError>;
+    /// Edges that found no room, here and at all gateways.
+    async fn edges_away(&self) -> Result<u64, StoreError>;
 
     /// Appends an audit entry for what needs no other change.
     async fn append_audit(&self, audit: &NewAudit) -> Result<AuditEntry, StoreError>;

@@ -1,6 +1,8 @@
 //! Gateways: enrolment, greetings, reports, and what isn't let in.
 
-use anteroom_proto::api::{AuditEntry, Edge, GatewayStatus, PendingGateway, SightingRecord, paths};
+use anteroom_proto::api::{
+    AuditEntry, Edge, GatewayStatus, HistoryPage, PendingGateway, SightingRecord, paths,
+};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::IdentityKey;
@@ -233,6 +235,14 @@ async fn reports_of_an_unapproved_gateway_count_and_count_once() {
     let edges: Vec<Edge> = desk.client.get(paths::EDGES).await;
     assert_eq!(edges.len(), 1);
     assert_eq!((edges[0].flows, edges[0].bytes_in), (1, 5));
+    let page: HistoryPage = desk.client.get(paths::HISTORY).await;
+    assert_eq!((&page.edges, page.next), (&edges, None));
+    assert_eq!(edges[0].rhythm.days().collect::<Vec<_>>(), [0], "the first day of 1970");
+    // A full page tells where to go on, and there is nothing more there.
+    let page: HistoryPage = desk.client.get("/v1/history?limit=1").await;
+    let next = page.next.unwrap();
+    let page: HistoryPage = desk.client.get(&format!("/v1/history?limit=1&after={next}")).await;
+    assert_eq!((page.edges.len(), page.next), (0, None));
     let seen: Vec<SightingRecord> = desk.client.get(paths::SIGHTINGS).await;
     assert_eq!((seen.len(), seen[0].gateway), (1, agent.gateway));
     assert_eq!(seen[0].sighting.addresses.len(), 8);

@@ -14,7 +14,7 @@ use reqwest::tls::Version;
 
 use crate::support::{Desk, ORGANISATION, Service, soon};
 
-const CLOSED_GETS: [&str; 10] = [
+const CLOSED_GETS: [&str; 11] = [
     paths::AUTHORITY,
     paths::INVITES,
     paths::PENDING,
@@ -24,6 +24,7 @@ const CLOSED_GETS: [&str; 10] = [
     paths::REVISIONS,
     "/v1/progress/1",
     paths::EDGES,
+    paths::HISTORY,
     paths::AUDIT,
 ];
 
@@ -194,6 +195,9 @@ async fn malformed_requests_are_told_what_is_wrong_and_where() {
         ("/v1/edges?limit=10001", "10000"),
         ("/v1/edges?limit=many", "query: "),
         ("/v1/edges?colour=red", "colour"),
+        ("/v1/history?after=x", "query: "),
+        ("/v1/history?limit=10001", "10000"),
+        ("/v1/history?member=ct-1", "member"),
         ("/v1/audit?after=x", "query: "),
         ("/v1/audit?limit=4294967296", "query: "),
     ] {

@@ -77,7 +77,8 @@ pub fn history(world: &World, limit: usize) -> History {
 /// Devices that were watched too little to be enforced.
 #[must_use]
 pub fn uncovered(resolved: &Resolved, history: &History) -> HashSet<Party> {
-    let found = coverage(resolved, history, &Demand::default());
+    let found =
+        coverage(resolved, history, &Demand::default(), history.span().unwrap_or_default().1);
     found.iter().filter(|(_, found)| !found.enough).map(|(id, _)| Party::Member(*id)).collect()
 }
 

@@ -50,7 +50,9 @@ fn a_simulation_over_the_history_breaks_what_was_asked_about_and_nothing_regular
     let (resolved, history, found) = learn(&world);
     let (_, now) = history.span().unwrap();
     let none = std::collections::BTreeSet::new();
-    let run = |text: &str| simulate(&resolved, text, &history, &none, UnixMillis(0), now).unwrap();
+    let run = |text: &str| {
+        simulate(&resolved, "suggested", text, &history, &none, UnixMillis(0), now).unwrap()
+    };
     let simulation = run(&found.text);
     let scans = |device| {
         let mut scanned =

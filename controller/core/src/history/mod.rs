@@ -124,6 +124,8 @@ pub struct Edge {
     pub last: UnixMillis,
     /// When.
     pub rhythm: Rhythm,
+    /// Whether the gateway of the one who opened told of it, and that of the other.
+    pub told: [bool; 2],
 }
 
 impl Edge {
@@ -215,42 +217,56 @@ impl History {
             bytes: [delta.bytes_out, delta.bytes_in],
             span: (delta.first, delta.last),
         };
-        self.report(resolved, &report)
+        let mut rhythm = Rhythm::default();
+        rhythm.record(delta.first, delta.last);
+        self.report(resolved, &report, &rhythm)
     }
 
-    /// A history of edges as the controller's API gives them. They tell first and last, and of the rhythm nothing else.
+    /// A history of edges as the controller's API gives them.
     #[must_use]
-    pub fn of(resolved: &Resolved, edges: &[api::Edge], limit: usize) -> Self {
+    pub fn of(resolved: &Resolved, edges: &[api::Edge], limit: usize, now: UnixMillis) -> Self {
         let names = Names::of(&resolved.model);
         let mut history = Self::new(limit);
         for edge in edges {
-            let report = Report {
-                member: edge.member.or_else(|| names.member_of(edge.gateway, edge.mac)),
-                remote: edge.remote,
-                remote_member: edge.remote_member,
-                outbound: edge.outbound,
-                protocol: edge.protocol,
-                port: edge.port,
-                verdict: edge.verdict,
-                flows: edge.flows,
-                packets: [edge.packets_out, edge.packets_in],
-                bytes: [edge.bytes_out, edge.bytes_in],
-                span: (edge.last, edge.last),
-            };
-            history.report(resolved, &report);
-            let first = Report {
-                flows: 0,
-                packets: [0; 2],
-                bytes: [0; 2],
-                span: (edge.first, edge.first),
-                ..report
-            };
-            history.report(resolved, &first);
+            history.recorded(resolved, &names, edge, now);
         }
         history
     }
 
-    fn report(&mut self, resolved: &Resolved, report: &Report) -> Folded {
+    /// Adds an edge as the controller's API gives it: all that was ever reported of it. Gateways whose clock runs ahead say
+    /// nothing about what is later than `now`.
+    pub fn recorded(
+        &mut self,
+        resolved: &Resolved,
+        names: &Names,
+        edge: &api::Edge,
+        now: UnixMillis,
+    ) -> Folded {
+        let last = edge.last.min(now);
+        let first = edge.first.min(last);
+        let mut rhythm = edge.rhythm;
+        if rhythm.is_empty() {
+            // Of the time between nothing is known.
+            rhythm.record(first, first);
+            rhythm.record(last, last);
+        }
+        let report = Report {
+            member: edge.member.or_else(|| names.member_of(edge.gateway, edge.mac)),
+            remote: edge.remote,
+            remote_member: edge.remote_member,
+            outbound: edge.outbound,
+            protocol: edge.protocol,
+            port: edge.port,
+            verdict: edge.verdict,
+            flows: edge.flows,
+            packets: [edge.packets_out, edge.packets_in],
+            bytes: [edge.bytes_out, edge.bytes_in],
+            span: (first, last),
+        };
+        self.report(resolved, &report, &rhythm)
+    }
+
+    fn report(&mut self, resolved: &Resolved, report: &Report, rhythm: &Rhythm) -> Folded {
         let Some(member) = report.member.filter(|id| resolved.model.member_name(*id).is_some())
         else {
             return Folded::Stranger;
@@ -298,11 +314,17 @@ impl History {
             first: report.span.0,
             last: report.span.1,
         };
-        if self.add(&seen) { Folded::Added } else { Folded::TurnedAway }
+        if self.put(&seen, rhythm) { Folded::Added } else { Folded::TurnedAway }
     }
 
     /// Adds what was seen at one end. False where there was no room for it.
     pub fn add(&mut self, seen: &Seen) -> bool {
+        let mut rhythm = Rhythm::default();
+        rhythm.record(seen.first, seen.last);
+        self.put(seen, &rhythm)
+    }
+
+    fn put(&mut self, seen: &Seen, rhythm: &Rhythm) -> bool {
         let (Some(from), Some(to)) = (self.place(seen.from), self.place(seen.to)) else {
             self.turned_away = self.turned_away.saturating_add(1);
             return false;
@@ -315,7 +337,7 @@ impl History {
             tally.sides[side].add(&seen.counts);
             tally.first = tally.first.min(seen.first);
             tally.last = tally.last.max(seen.last);
-            tally.rhythm.record(seen.first, seen.last);
+            tally.rhythm.merge(rhythm);
             self.unanswered -= usize::from(!before && answers(tally));
             return true;
         }
@@ -328,10 +350,9 @@ impl History {
             sides: [Counts::default(); 2],
             first: seen.first,
             last: seen.last,
-            rhythm: Rhythm::default(),
+            rhythm: *rhythm,
         };
         tally.sides[side].add(&seen.counts);
-        tally.rhythm.record(seen.first, seen.last);
         self.unanswered += usize::from(unanswered);
         self.edges.insert(key, tally);
         true
@@ -388,6 +409,7 @@ impl History {
             first: tally.first,
             last: tally.last,
             rhythm: tally.rhythm,
+            told: tally.sides.map(|side| side != Counts::default()),
         })
     }
 

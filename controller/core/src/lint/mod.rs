@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anteroom_proto::api::{Edge, SightingRecord};
+use anteroom_proto::id::MemberId;
 use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
+use crate::coverage::Coverage;
 use crate::resolve::Resolved;
 
 mod addresses;
@@ -24,12 +26,14 @@ pub(crate) use policy::day;
 pub use policy::moment;
 
 /// What was seen on the network, for plans and lint to judge by.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Evidence {
     /// Recorded traffic.
     pub edges: Vec<Edge>,
     /// Devices as gateways see them.
     pub sightings: Vec<SightingRecord>,
+    /// How much was seen of devices that are to be enforced. Of one that isn't in it only how long it is known is looked at.
+    pub coverage: BTreeMap<MemberId, Coverage>,
 }
 
 /// How bad a finding is.

@@ -13,7 +13,7 @@ use crate::model::{Device, Model};
 use crate::parties::{member_label, some_of};
 use crate::resolve::{Resolved, ResolvedRule, Side};
 
-/// How long a device is watched before it may go to enforce, in milliseconds.
+/// How long a device must be known before it may go to enforce, in milliseconds, where nothing else is known of it.
 pub const OBSERVE_FOR: u64 = 24 * 60 * 60 * 1000;
 
 pub(super) fn check(
@@ -32,12 +32,51 @@ pub(super) fn check(
         .filter(|(_, device)| !Model::is_host(device))
         .map(|(id, device)| (*id, device))
         .collect();
-    for (_, device) in &enforced {
-        if now < device.confirmed_at.saturating_add(OBSERVE_FOR) {
-            findings.add(
+    watched(&enforced, evidence, now, findings);
+    kinds(resolved, &enforced, evidence, findings);
+    for rule in resolved.rules.iter().filter(|rule| !rule.clear && !rule.expired(now)) {
+        let (from, to) = (resolved.side(rule.from), resolved.side(rule.to));
+        unasked(resolved, rule, from, to, findings);
+        if rule.from != rule.to {
+            unasked(resolved, rule, to, from, findings);
+        }
+    }
+}
+
+/// Most things that one message says weren't seen.
+const MISSING: usize = 6;
+
+/// Devices of which too little was seen to know what enforce would cut off.
+fn watched(
+    enforced: &[(MemberId, &Device)],
+    evidence: &Evidence,
+    now: UnixMillis,
+    findings: &mut Findings,
+) {
+    for (id, device) in enforced {
+        let subject = format!("device {}", device.name);
+        match evidence.coverage.get(id) {
+            Some(found) if found.enough => {}
+            Some(found) => {
+                let missing: Vec<String> = found.missing.iter().map(ToString::to_string).collect();
+                findings.add(
+                    Severity::Refusal,
+                    "observed-too-briefly",
+                    subject,
+                    format!(
+                        "Of what is expected of it {} % was seen, and enforce may cut off the rest: {}. Until that was \
+                         watched `anteroom device mode {} protect` is as far as it goes; {}.",
+                        found.percent(),
+                        some_of(&missing, MISSING),
+                        device.name,
+                        overridden(&device.name)
+                    ),
+                );
+            }
+            None if now < device.confirmed_at.saturating_add(OBSERVE_FOR) => findings.add(
                 Severity::Refusal,
                 "observed-too-briefly",
-                format!("device {}", device.name),
+                subject,
                 format!(
                     "It has been watched since {} only: enforce wants 24 hours, so that what happens once a day \
                      has been seen. Until {} `anteroom device mode {} protect` is as far as it goes; {}.",
@@ -46,15 +85,8 @@ pub(super) fn check(
                     device.name,
                     overridden(&device.name)
                 ),
-            );
-        }
-    }
-    kinds(resolved, &enforced, evidence, findings);
-    for rule in resolved.rules.iter().filter(|rule| !rule.clear && !rule.expired(now)) {
-        let (from, to) = (resolved.side(rule.from), resolved.side(rule.to));
-        unasked(resolved, rule, from, to, findings);
-        if rule.from != rule.to {
-            unasked(resolved, rule, to, from, findings);
+            ),
+            None => {}
         }
     }
 }

@@ -1,12 +1,15 @@
 use anteroom_proto::mode::Mode;
+use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::v1::telemetry::Sighting;
 use insta::assert_snapshot;
 use ipnet::Ipv4Net;
 
 use super::*;
+use crate::coverage::{Demand, coverage};
 use crate::fixture::{
     HOUR, NOW, client, device, gateway, gateway_id, hospital, mac, member_id, name, set_modes,
 };
+use crate::history::History;
 use crate::model::Model;
 
 fn found(model: &Model, evidence: &Evidence) -> String {
@@ -217,6 +220,51 @@ fn enforce_wants_a_day_of_watching() {
 }
 
 #[test]
+fn enforce_wants_what_is_expected_to_have_been_seen() {
+    const DAY: u64 = 24 * HOUR;
+    let mut model = hospital();
+    let pump = model.devices.get_mut(&member_id(3)).unwrap();
+    pump.mode = Mode::Enforce;
+    pump.confirmed_at = UnixMillis(NOW.0 - 50 * DAY);
+    // One edge, each day of so many until now.
+    let judged = |days: u64| {
+        let mut rhythm = Rhythm::default();
+        (0..days).for_each(|back| {
+            rhythm.record(UnixMillis(NOW.0 - back * DAY), UnixMillis(NOW.0 - back * DAY));
+        });
+        let edges = (days > 0).then(|| Edge {
+            gateway: gateway_id(2),
+            mac: mac(3),
+            member: Some(member_id(3)),
+            local: [10, 20, 2, 10].into(),
+            remote: [10, 20, 4, 10].into(),
+            remote_member: None,
+            outbound: true,
+            protocol: 6,
+            port: 104,
+            verdict: anteroom_proto::verdict::Verdict::Clear,
+            rule: None,
+            flows: days,
+            packets_out: days,
+            packets_in: days,
+            bytes_out: days,
+            bytes_in: days,
+            first: UnixMillis(NOW.0 - days * DAY + DAY),
+            last: NOW,
+            rhythm,
+        });
+        let resolved = Resolved::new(&model).unwrap();
+        let edges: Vec<Edge> = edges.into_iter().collect();
+        let history = History::of(&resolved, &edges, 10, NOW);
+        let coverage = coverage(&resolved, &history, &Demand::default(), NOW);
+        found(&model, &Evidence { edges, coverage, ..Evidence::default() })
+    };
+    assert_snapshot!(judged(5), @"refusal [observed-too-briefly] device pump-1: Of what is expected of it 50 % was seen, and enforce may cut off the rest: watched for 5 days of the 14 that are asked for, no end of a month was watched. Until that was watched `anteroom device mode pump-1 protect` is as far as it goes; to go on all the same, `anteroom device mode pump-1 enforce --force --reason WHY`.");
+    assert!(judged(0).contains("seen on 0 days"), "{}", judged(0));
+    assert_eq!(judged(45), "");
+}
+
+#[test]
 fn enforce_wants_no_traffic_that_rules_cant_carry() {
     let sighting = |number: u32, kinds: &[&str]| SightingRecord {
         gateway: gateway_id(2),
@@ -237,8 +285,8 @@ fn enforce_wants_no_traffic_that_rules_cant_carry() {
         first_seen: NOW,
     };
     let evidence = Evidence {
-        edges: Vec::new(),
         sightings: vec![sighting(3, &["ipv6", "broadcast"]), sighting(4, &["tagged"])],
+        ..Evidence::default()
     };
     let mut model = hospital();
     assert_eq!(found(&model, &evidence), "");

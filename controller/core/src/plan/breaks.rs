@@ -11,7 +11,8 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::WouldBreak;
-use crate::decide::{End, Flow, Party, decide};
+use crate::decide::{End, Flow, Party, candidates, decide};
+use crate::lint::{Finding, Severity};
 use crate::names::Names;
 use crate::parties::label;
 use crate::resolve::Resolved;
@@ -34,6 +35,7 @@ pub(super) fn between(
             continue;
         };
         let service = new.service(edge.protocol, edge.port);
+        let essential = essential(before, edge, &old, now);
         let key = (from.clone(), to.clone(), service.clone());
         let line = found.entry(key).or_insert(WouldBreak {
             from,
@@ -42,13 +44,56 @@ pub(super) fn between(
             reason,
             flows: 0,
             last: edge.last,
+            essential: None,
         });
+        line.essential = line.essential.take().or(essential);
         line.flows = line.flows.max(edge.flows);
         line.last = line.last.max(edge.last);
     }
     let mut found: Vec<WouldBreak> = found.into_values().collect();
-    found.sort_by_key(|line| std::cmp::Reverse(line.flows));
+    found.sort_by_key(|line| (line.essential.is_none(), std::cmp::Reverse(line.flows)));
     found
+}
+
+/// What stops a plan that breaks this, where it is essential.
+pub(super) fn refusal(broken: &WouldBreak) -> Option<Finding> {
+    let rule = broken.essential.as_ref()?;
+    let WouldBreak { from, to, service, flows, reason, .. } = broken;
+    Some(Finding {
+        severity: Severity::Refusal,
+        code: "breaks-essential".to_owned(),
+        subject: format!("rule.{rule}"),
+        message: format!(
+            "It is essential, and {service} from {from} to {to}, of which {flows} flows were recorded, would be \
+             dropped. {reason} Keep a rule for it, or go on all the same with --force --reason WHY."
+        ),
+    })
+}
+
+/// The essential rule that carries an edge, where one does.
+fn essential(resolved: &Resolved, edge: &Edge, names: &Names, now: UnixMillis) -> Option<String> {
+    let flow = flow(resolved, edge, own(edge, names)?)?;
+    let mut found: Option<usize> = None;
+    candidates(resolved, &flow, &mut |place, rule| {
+        if rule.essential && !rule.expired(now) && found.is_none_or(|before| place < before) {
+            found = Some(place);
+        }
+    });
+    found.and_then(|place| resolved.rules.get(place)).map(|rule| rule.name.to_string())
+}
+
+/// What was opened, as a model knows its ends; none of what no rule can carry.
+fn flow(resolved: &Resolved, edge: &Edge, own: MemberId) -> Option<Flow> {
+    let protocol = match edge.protocol {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        1 => Protocol::IcmpEcho,
+        _ => return None,
+    };
+    let far = remote(resolved, edge, own)?;
+    let near = Party::Member(own);
+    let (from, to) = if edge.outbound { (near, far) } else { (far, near) };
+    Some(Flow { from, to, protocol, port: edge.port })
 }
 
 /// The device on the reporting gateway's side.
@@ -99,17 +144,10 @@ fn reason(
         let (from, to) = ordered(edge.remote.to_string());
         return Some((reason.explanation().to_owned(), from, to));
     }
-    let far = remote(resolved, edge, own)?;
-    let protocol = match edge.protocol {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        _ => Protocol::IcmpEcho,
-    };
-    let near = Party::Member(own);
-    let (from, to) = if edge.outbound { (near, far) } else { (far, near) };
-    let decision = decide(resolved, &Flow { from, to, protocol, port: edge.port }, now);
+    let flow = flow(resolved, edge, own)?;
+    let decision = decide(resolved, &flow, now);
     let Verdict::Drop(reason) = decision.verdict else { return None };
-    let (from, to) = (label(resolved, from), label(resolved, to));
+    let (from, to) = (label(resolved, flow.from), label(resolved, flow.to));
     let at = match decision.dropped_at {
         Some(End::To) => &to,
         _ => &from,

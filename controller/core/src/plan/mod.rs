@@ -9,7 +9,7 @@ use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::{Compiled, compile};
-use crate::lint::{Evidence, Finding, Severity, lint};
+use crate::lint::{Evidence, Finding, MAX_FINDINGS, Severity, lint};
 use crate::model::Model;
 use crate::problem::Problems;
 
@@ -50,7 +50,7 @@ pub struct Plan {
     pub closed: Vec<Permission>,
     /// Gateways for which something changes.
     pub affected: Vec<AffectedGateway>,
-    /// Recorded traffic that passes today and would be dropped, most flows first.
+    /// Recorded traffic that passes today and would be dropped: the essential first, then by flows.
     pub would_break: Vec<WouldBreak>,
     /// What is worth a look.
     pub warnings: Vec<Finding>,
@@ -134,12 +134,19 @@ pub struct WouldBreak {
     pub flows: u64,
     /// When it was last seen.
     pub last: UnixMillis,
+    /// The essential rule that carries it today, where one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub essential: Option<String>,
 }
 
 impl fmt::Display for WouldBreak {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, service, reason, flows, .. } = self;
-        write!(f, "{from} -> {to}: {service}, {flows} flows recorded. {reason}")
+        let Self { from, to, service, reason, flows, essential, .. } = self;
+        let essential = match essential {
+            Some(rule) => format!(" ESSENTIAL (rule.{rule})"),
+            None => String::new(),
+        };
+        write!(f, "{from} -> {to}: {service}, {flows} flows recorded.{essential} {reason}")
     }
 }
 
@@ -178,7 +185,11 @@ impl Plan {
             let name = gateway.map_or_else(|| id.to_string(), |gateway| gateway.name.to_string());
             AffectedGateway { id, name }
         });
-        let (warnings, refusals) = judged(before, after, evidence, now);
+        let (warnings, mut refusals) = judged(before, after, evidence, now);
+        let would_break = breaks::between(old, new, &evidence.edges, now);
+        if !only_closes(&old.model, &new.model) {
+            refusals.extend(would_break.iter().filter_map(breaks::refusal).take(MAX_FINDINGS));
+        }
         let mut plan = Self {
             id: Self::id(base, after.model_hash),
             base,
@@ -187,7 +198,7 @@ impl Plan {
             opened: permissions::opened(old, new, now),
             closed: permissions::opened(new, old, now),
             affected: affected.collect(),
-            would_break: breaks::between(old, new, &evidence.edges, now),
+            would_break,
             warnings,
             refusals,
             left_out: 0,

@@ -1,5 +1,6 @@
 use anteroom_proto::api::Edge;
 use anteroom_proto::mode::Mode;
+use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::verdict::{DropReason, Verdict};
 use insta::assert_snapshot;
 use proptest::prelude::*;
@@ -177,6 +178,7 @@ fn edge(
         bytes_in: 1,
         first: NOW,
         last: NOW,
+        rhythm: Rhythm::default(),
     }
 }
 
@@ -210,7 +212,7 @@ fn what_was_seen_and_would_be_dropped_is_listed() {
         dns,
         dhcp,
     ];
-    let evidence = Evidence { edges, sightings: Vec::new() };
+    let evidence = Evidence { edges, ..Evidence::default() };
     let mut after = hospital();
     set_modes(&mut after, Mode::Enforce, &["pump-1"]);
     let enforced = plan(&hospital(), &after, &evidence);
@@ -238,7 +240,7 @@ fn what_was_seen_and_would_be_dropped_is_listed() {
 fn dhcp_breaks_where_the_site_names_no_servers() {
     let mut dhcp = edge(2, 3, [0; 4], [255; 4], true, 67);
     dhcp.protocol = 17;
-    let evidence = Evidence { edges: vec![dhcp], sightings: Vec::new() };
+    let evidence = Evidence { edges: vec![dhcp], ..Evidence::default() };
     let broken = |servers: &str| {
         let mut before = hospital();
         before.policy = before.policy.replace("dhcp = [\"10.20.0.2\"]", servers);
@@ -423,4 +425,36 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_is_essential_is_not_broken_unless_forced() {
+    // Alarms from the monitor to the central station, as both gateways saw them.
+    let edges = vec![
+        edge(2, 4, [10, 20, 2, 11], [10, 20, 4, 11], true, 2575),
+        edge(3, 6, [10, 20, 4, 11], [10, 20, 2, 11], false, 2575),
+    ];
+    let evidence = Evidence { edges, ..Evidence::default() };
+    let mut before = hospital();
+    set_modes(&mut before, Mode::Protect, &["hl7-1"]);
+    set_modes(&mut before, Mode::Enforce, &["monitor-1"]);
+    let mut after = before.clone();
+    after.policy = after.policy.replace("to = \"hl7-1\"", "to = \"pacs\"");
+    let refused = plan(&before, &after, &evidence);
+    assert_eq!(refused.would_break.len(), 1, "{}", told(&refused));
+    assert_eq!(refused.would_break[0].essential.as_deref(), Some("alarms"));
+    let finding = refused.refusals.iter().find(|found| found.code == "breaks-essential");
+    assert!(finding.is_some_and(|found| found.subject == "rule.alarms"), "{}", told(&refused));
+    assert!(!refused.may_be_applied(false) && refused.may_be_applied(true));
+    // Another rule for the same keeps it.
+    let rule = "[rule.more]\nfrom = \"monitor-1\"\nto = \"hl7-1\"\nservices = [\"hl7\"]\n";
+    after.policy.push_str(rule);
+    let kept = plan(&before, &after, &evidence);
+    let breaks = kept.refusals.iter().any(|found| found.code == "breaks-essential");
+    assert!(kept.would_break.is_empty() && !breaks, "{}", told(&kept));
+    // What only cuts off is never stopped.
+    let mut revoked = before.clone();
+    revoked.revoke_gateway("ward").unwrap();
+    let revoked = plan(&before, &revoked, &evidence);
+    assert!(revoked.may_be_applied(false), "{}", told(&revoked));
 }

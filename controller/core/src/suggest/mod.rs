@@ -46,6 +46,7 @@ use crate::problem::Problems;
 use crate::resolve::Resolved;
 
 mod blocks;
+mod bundle;
 mod facts;
 mod kin;
 mod suspects;

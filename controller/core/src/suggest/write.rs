@@ -8,7 +8,8 @@ use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use toml_edit::{DocumentMut, Item, Value};
 
-use super::blocks::{At, Grant};
+use super::blocks::Grant;
+use super::bundle::{Bundle, End, bundles};
 use super::facts::{CLASS, Facts, Kind, LOCATION, Pair, Place, RUNGS, Servers, hull};
 use super::words::{array, cut, date, quote, quoted, word};
 use super::{Confidence, Doubt, Options, Question, SuggestedRule};
@@ -17,21 +18,6 @@ use crate::policy::key;
 use crate::resolve::Resolved;
 use crate::service_catalog;
 
-/// Words in a class's name that say that alarms come from it.
-const ALARMING: [&str; 8] = [
-    "monitor",
-    "ventilator",
-    "pump",
-    "telemetry",
-    "alarm",
-    "nurse-call",
-    "anaesthesia",
-    "dialysis",
-];
-/// The label and its value by which operators say that a life hangs on a device.
-const LIFE_SUPPORT: (&str, &str) = ("criticality", "life-support");
-/// In how many hours of the day something must be seen to go on around the clock.
-const AROUND_THE_CLOCK: u8 = 20;
 /// How many of a class make it odd that one alone does something.
 const MANY: usize = 10;
 /// How long until an external is to be looked at again.
@@ -41,21 +27,6 @@ const REVIEW: u64 = 365 * 86_400_000;
 pub(super) struct Written {
     pub(super) text: String,
     pub(super) rules: Vec<SuggestedRule>,
-}
-
-/// Who a rule's end is: a cell, or some parties by name.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum End {
-    Cell(At),
-    Listed(Vec<u32>),
-}
-
-/// Grants that share both ends.
-struct Bundle<'a> {
-    from: End,
-    to: End,
-    essential: bool,
-    grants: Vec<&'a Grant>,
 }
 
 pub(super) fn write(
@@ -72,93 +43,6 @@ pub(super) fn write(
         bundles(resolved, facts, grants).iter().map(|bundle| writer.rule(bundle)).collect();
     let text = writer.finish(questions, options);
     Written { text, rules }
-}
-
-/// Puts together what one rule can say: services between the same two ends, and devices that do the same towards one end.
-fn bundles<'a>(resolved: &Resolved, facts: &Facts, grants: &'a [Grant]) -> Vec<Bundle<'a>> {
-    type Ends = (bool, At, At);
-    let mut by_ends: BTreeMap<Ends, Vec<&Grant>> = BTreeMap::new();
-    for grant in grants {
-        let ends = (is_essential(resolved, facts, grant), grant.from, grant.to);
-        by_ends.entry(ends).or_default().push(grant);
-    }
-    let mut bundles = Vec::new();
-    let mut rest = by_ends;
-    // First those who open to the same end, then those to whom the same one opens.
-    for end in [0, 1] {
-        type Same = (bool, At, u32, Vec<u32>);
-        let mut alike: BTreeMap<Same, Vec<(Ends, Vec<&Grant>)>> = BTreeMap::new();
-        for (ends, grants) in std::mem::take(&mut rest) {
-            let (own, other) = if end == 0 { (ends.1, ends.2) } else { (ends.2, ends.1) };
-            if own.0 != 0 {
-                if end == 0 {
-                    rest.insert(ends, grants);
-                } else {
-                    bundles.push(bundle(ends, grants));
-                }
-                continue;
-            }
-            let class = facts.class[own.1 as usize];
-            let services = grants.iter().map(|grant| grant.service).collect();
-            alike.entry((ends.0, other, class, services)).or_default().push((ends, grants));
-        }
-        for ((essential, other, ..), list) in alike {
-            if list.len() == 1 {
-                for (ends, grants) in list {
-                    if end == 0 {
-                        rest.insert(ends, grants);
-                    } else {
-                        bundles.push(bundle(ends, grants));
-                    }
-                }
-                continue;
-            }
-            let own = |ends: &Ends| if end == 0 { ends.1.1 } else { ends.2.1 };
-            let mut parties: Vec<u32> = list.iter().map(|(ends, _)| own(ends)).collect();
-            parties.sort_unstable();
-            let listed = End::Listed(parties);
-            let (from, to) =
-                if end == 0 { (listed, End::Cell(other)) } else { (End::Cell(other), listed) };
-            let grants = list.into_iter().flat_map(|(_, grants)| grants).collect();
-            bundles.push(Bundle { from, to, essential, grants });
-        }
-    }
-    bundles.sort_by(|a, b| (&a.from, &a.to, a.essential).cmp(&(&b.from, &b.to, b.essential)));
-    bundles
-}
-
-fn bundle<'a>(ends: (bool, At, At), grants: Vec<&'a Grant>) -> Bundle<'a> {
-    Bundle { from: End::Cell(ends.1), to: End::Cell(ends.2), essential: ends.0, grants }
-}
-
-/// Whether care may hang on it: it comes from what watches patients or keeps them alive, goes to few, around the
-/// clock, weekends included, and on nearly every day on which its senders were seen. A monitor that prints now and then needn't in quarantine.
-fn is_essential(resolved: &Resolved, facts: &Facts, grant: &Grant) -> bool {
-    let Some((from, _)) = grant.seen.first().copied() else { return false };
-    let alarming = match &facts.kinds[facts.class[from as usize] as usize] {
-        Kind::Label(class) => {
-            let class = class.to_lowercase();
-            ALARMING.iter().any(|word| class.contains(word))
-        }
-        _ => false,
-    };
-    let life = match facts.parties[from as usize] {
-        Party::Member(id) => super::facts::labels(resolved, id)
-            .and_then(|labels| labels.get(LIFE_SUPPORT.0))
-            .is_some_and(|value| value == LIFE_SUPPORT.1),
-        Party::Address(_) => false,
-    };
-    let inside = |party: u32| matches!(facts.parties[party as usize], Party::Member(_));
-    let receivers: BTreeSet<u32> = grant.seen.iter().map(|(_, to)| *to).collect();
-    let senders: BTreeSet<u32> = grant.seen.iter().map(|(from, _)| *from).collect();
-    let watched = |from: u32| u64::from(facts.watched[from as usize].count_ones());
-    let days: u64 = grant.seen.iter().map(|(from, _)| watched(*from)).sum();
-    (alarming || life)
-        && grant.events * 5 >= days * 4
-        && receivers.iter().all(|to| inside(*to))
-        && receivers.len() <= senders.len().max(2)
-        && grant.sum.hours >= AROUND_THE_CLOCK
-        && grant.sum.weekend
 }
 
 struct Writer<'a> {
@@ -262,8 +146,8 @@ impl<'a> Writer<'a> {
         let ports: usize = services.iter().map(|(service, _)| self.ports(*service)).sum();
         let opens = sizes[0].saturating_mul(sizes[1]).saturating_mul(ports as u64);
         let seen: u64 = bundle.grants.iter().map(|grant| grant.seen.len() as u64).sum();
-        let froms: BTreeSet<u32> = seen_at(bundle, |pair| pair.0);
-        let tos: BTreeSet<u32> = seen_at(bundle, |pair| pair.1);
+        let froms: BTreeSet<u32> = bundle.seen_at(|pair| pair.0);
+        let tos: BTreeSet<u32> = bundle.seen_at(|pair| pair.1);
         let mut sum: Pair = bundle.grants[0].sum;
         let mut flows = 0_u64;
         for grant in &bundle.grants {
@@ -493,7 +377,8 @@ impl<'a> Writer<'a> {
         if !adopted.is_empty() {
             let _ = write!(
                 self.segments,
-                "\n# The devices by name have no label; their conversations are those of {class}. Confirm the label, and take them out here."
+                "\n# The devices by name have no label; their conversations are those of {}. Confirm the label, and take them out here.",
+                quote(class)
             );
         }
         let _ = write!(self.segments, "\n[segment.{}]\n", quoted(&name));
@@ -589,10 +474,6 @@ impl<'a> Writer<'a> {
         }
         text
     }
-}
-
-fn seen_at(bundle: &Bundle<'_>, end: fn(&(u32, u32)) -> u32) -> BTreeSet<u32> {
-    bundle.grants.iter().flat_map(|grant| grant.seen.iter().map(end)).collect()
 }
 
 fn confidence(sum: &Pair, froms: u64, tos: u64, sizes: [u64; 2]) -> Confidence {

@@ -1,4 +1,5 @@
 use anteroom_proto::mode::Mode;
+use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::verdict::DropReason;
 use insta::assert_snapshot;
 
@@ -214,6 +215,7 @@ fn the_last_drop_is_told_whichever_end_recorded_it() {
         bytes_in: 0,
         first: NOW,
         last: UnixMillis(last),
+        rhythm: Rhythm::default(),
     };
     let resolved = Resolved::new(&model).unwrap();
     let last = |edges: &[Edge]| {

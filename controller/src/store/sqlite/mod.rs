@@ -366,6 +366,18 @@ impl Store for SqliteStore {
         telemetry::edges(&self.readers, query, limit).await
     }
 
+    async fn history(
+        &self,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<(Vec<Edge>, Option<u64>), StoreError> {
+        telemetry::history(&self.readers, after, limit).await
+    }
+
+    async fn edges_away(&self) -> Result<u64, StoreError> {
+        telemetry::edges_away(&self.readers).await
+    }
+
     async fn append_audit(&self, audit: &NewAudit) -> Result<AuditEntry, StoreError> {
         let mut change = self.begin().await?;
         let entry = audit::append(&mut change, audit).await?;

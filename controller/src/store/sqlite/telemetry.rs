@@ -4,6 +4,7 @@ use anteroom_proto::api::{Edge, EdgeQuery, SightingRecord};
 use anteroom_proto::cbor;
 use anteroom_proto::id::{GatewayId, MemberId, RuleId};
 use anteroom_proto::mac::MacAddr;
+use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{EdgeDelta, Report, Sighting};
 use anteroom_proto::verdict::Verdict;
@@ -223,7 +224,7 @@ async fn add_edges(
     let mut held = count(change, query, gateway).await?;
     let mut away = 0;
     for edge in edges {
-        if grow_edge(change, gateway, edge).await? {
+        if grow_edge(change, gateway, edge, at).await? {
             continue;
         }
         if held >= u64::from(limits.edges) {
@@ -238,7 +239,7 @@ async fn add_edges(
         } else {
             held += 1;
         }
-        insert_edge(change, gateway, edge).await?;
+        insert_edge(change, gateway, edge, at).await?;
     }
     Ok(away)
 }
@@ -270,11 +271,20 @@ fn bind_edge<'q>(
         .bind(int(edge.last.0))
 }
 
+/// When an edge's traffic was. A gateway whose clock runs ahead says nothing about days to come.
+fn rhythm_of(edge: &EdgeDelta, at: UnixMillis) -> Rhythm {
+    let mut rhythm = Rhythm::default();
+    let last = edge.last.min(at);
+    rhythm.record(edge.first.min(last), last);
+    rhythm
+}
+
 /// Adds to an edge that is there. False where it isn't.
 async fn grow_edge(
     change: &mut SqliteConnection,
     gateway: GatewayId,
     edge: &EdgeDelta,
+    at: UnixMillis,
 ) -> Result<bool, StoreError> {
     let query = sqlx::query(
         "UPDATE edges SET \
@@ -286,14 +296,44 @@ async fn grow_edge(
          first = MIN(first, ?17), last = MAX(last, ?18) \
          WHERE gateway = ?1 AND mac = ?2 AND local = ?3 AND remote = ?4 AND outbound = ?5 \
          AND protocol = ?6 AND port = ?7 AND verdict = ?8 AND rule = ?9 AND member = ?10 \
-         AND remote_member = ?11",
+         AND remote_member = ?11 RETURNING rowid AS place, first, last, rhythm",
     );
+    let doing = "add to an edge";
     let grown = bind_edge(query, &gateway, edge)
         .bind(int(MAX_STEP))
-        .execute(change)
+        .fetch_optional(&mut *change)
         .await
-        .map_err(failed("add to an edge"))?;
-    Ok(grown.rows_affected() > 0)
+        .map_err(failed(doing))?;
+    let Some(row) = grown else { return Ok(false) };
+    let columns = Columns::new(&row, "edge");
+    let before = stored_rhythm(&columns)?;
+    let mut rhythm = before;
+    rhythm.merge(&rhythm_of(edge, at));
+    // Most reports come within an hour that is marked already.
+    if rhythm != before {
+        sqlx::query("UPDATE edges SET rhythm = ? WHERE rowid = ?")
+            .bind(rhythm.to_bytes().as_slice())
+            .bind(int(columns.uint("place")?))
+            .execute(change)
+            .await
+            .map_err(failed(doing))?;
+    }
+    Ok(true)
+}
+
+/// An edge's rhythm. Of one from before rhythms were kept, its first and last hour are all that is known.
+fn stored_rhythm(columns: &Columns<'_>) -> Result<Rhythm, StoreError> {
+    match columns.maybe_bytes("rhythm")? {
+        Some(_) => columns.array("rhythm").map(Rhythm::from_bytes),
+        None => {
+            let mut rhythm = Rhythm::default();
+            for moment in ["first", "last"] {
+                let moment = UnixMillis(columns.uint(moment)?);
+                rhythm.record(moment, moment);
+            }
+            Ok(rhythm)
+        }
+    }
 }
 
 /// Makes room by dropping, of the edges with packets from one side only, the one that was quiet longest. False
@@ -336,14 +376,16 @@ async fn insert_edge(
     change: &mut SqliteConnection,
     gateway: GatewayId,
     edge: &EdgeDelta,
+    at: UnixMillis,
 ) -> Result<(), StoreError> {
     let query = sqlx::query(
         "INSERT INTO edges (gateway, mac, local, remote, outbound, protocol, port, verdict, rule, \
          member, remote_member, flows, packets_out, packets_in, bytes_out, bytes_in, first, last, \
-         kind) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         kind, rhythm) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     );
     bind_edge(query, &gateway, edge)
         .bind(kind(edge.verdict))
+        .bind(rhythm_of(edge, at).to_bytes().to_vec())
         .execute(change)
         .await
         .map_err(failed("store an edge"))?;
@@ -393,6 +435,34 @@ pub(super) async fn edges(
     rows.iter().map(edge).collect()
 }
 
+pub(super) async fn history(
+    readers: &SqlitePool,
+    after: Option<u64>,
+    limit: u32,
+) -> Result<(Vec<Edge>, Option<u64>), StoreError> {
+    let rows =
+        sqlx::query("SELECT rowid AS place, * FROM edges WHERE rowid > ? ORDER BY rowid LIMIT ?")
+            .bind(after.map_or(-1, int))
+            .bind(limit)
+            .fetch_all(readers)
+            .await
+            .map_err(failed("read the flow history"))?;
+    let last = rows.last().map(|row| Columns::new(row, "edge").uint("place")).transpose()?;
+    Ok((rows.iter().map(edge).collect::<Result<_, _>>()?, last))
+}
+
+pub(super) async fn edges_away(readers: &SqlitePool) -> Result<u64, StoreError> {
+    let rows = sqlx::query("SELECT edges_away, overflow FROM gateways")
+        .fetch_all(readers)
+        .await
+        .map_err(failed("count the edges that found no room"))?;
+    rows.iter().try_fold(0_u64, |sum, row| {
+        let columns = Columns::new(row, "gateway");
+        let away = columns.uint("edges_away")?.saturating_add(columns.uint("overflow")?);
+        Ok(sum.saturating_add(away))
+    })
+}
+
 fn edge(row: &SqliteRow) -> Result<Edge, StoreError> {
     let columns = Columns::new(row, "edge");
     let small = |column| -> Result<u16, StoreError> {
@@ -422,5 +492,6 @@ fn edge(row: &SqliteRow) -> Result<Edge, StoreError> {
         bytes_in: columns.uint("bytes_in")?,
         first: UnixMillis(columns.uint("first")?),
         last: UnixMillis(columns.uint("last")?),
+        rhythm: stored_rhythm(&columns)?,
     })
 }

@@ -1,9 +1,14 @@
 //! What is SQLite's own: its files, and what is done to them behind the store's back.
 
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::{EdgeDelta, Report};
+
 use super::SqliteStore;
 use crate::audit;
 use crate::store::Store;
-use crate::store::conformance::{LIMITS, audit as entry};
+use crate::store::conformance::{self, LIMITS, audit as entry};
+
+const DAY: u64 = 86_400_000;
 
 /// Opening the same file again finds everything, and an entry that was altered behind the store's back.
 #[tokio::test]
@@ -51,4 +56,34 @@ async fn what_is_no_database_is_refused_and_left_alone() {
     let missing = directory.path().join("missing.db");
     assert!(SqliteStore::open(&missing, false, LIMITS).await.is_err());
     assert!(!missing.exists());
+}
+
+/// An edge from before rhythms were kept tells its first and last hour, and goes on from there.
+#[tokio::test]
+async fn an_edge_without_a_rhythm_begins_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("test.db");
+    let store = SqliteStore::open(&path, true, LIMITS).await.unwrap();
+    conformance::enrolled(&store, 1).await;
+    let edge = |at: u64| {
+        let edge = conformance::edge(104, anteroom_proto::verdict::Verdict::Tunnel);
+        EdgeDelta { first: UnixMillis(at), last: UnixMillis(at + 1), ..edge }
+    };
+    let record = async |sequence, edges| {
+        let report = Report { edges, ..conformance::report(1, sequence) };
+        let now = UnixMillis(100 * DAY);
+        store.record_report(conformance::gateway(1), &report, now).await.unwrap();
+        store.history(None, 10).await.unwrap().0.remove(0).rhythm.days().collect::<Vec<_>>()
+    };
+    assert_eq!(record(1, vec![edge(60 * DAY)]).await, [60]);
+    assert_eq!(record(2, vec![edge(70 * DAY)]).await, [70, 60]);
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let raw = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    sqlx::query("UPDATE edges SET rhythm = NULL").execute(&raw).await.unwrap();
+    assert_eq!(record(3, vec![edge(80 * DAY)]).await, [80, 60]);
+    sqlx::query("UPDATE edges SET rhythm = x'00'").execute(&raw).await.unwrap();
+    let error = store.history(None, 10).await.unwrap_err().to_string();
+    assert!(error.contains("rhythm has a wrong length"), "{error}");
+    raw.close().await;
+    store.close().await;
 }

@@ -205,7 +205,7 @@ fn a_spare_that_saw_kinds_of_traffic_as_a_wire_needs_no_force() {
         first_seen: NOW,
     };
     let evidence =
-        Evidence { edges: Vec::new(), sightings: vec![sighting(mac(1), &["broadcast"])] };
+        Evidence { sightings: vec![sighting(mac(1), &["broadcast"])], ..Evidence::default() };
     let before = model.clone();
     model.replace_gateway("imaging", "spare", 5).unwrap();
     let taken = plan(&before, &model, &evidence);
@@ -218,6 +218,6 @@ fn a_spare_that_saw_kinds_of_traffic_as_a_wire_needs_no_force() {
     let mut enforced = model.clone();
     enforced.set_mode("us-1", Mode::Enforce, 6).unwrap();
     let evidence =
-        Evidence { edges: Vec::new(), sightings: vec![sighting(mac(9), &["broadcast"])] };
+        Evidence { sightings: vec![sighting(mac(9), &["broadcast"])], ..Evidence::default() };
     assert!(!plan(&model, &enforced, &evidence).may_be_applied(false));
 }

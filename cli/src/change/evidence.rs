@@ -1,0 +1,71 @@
+//! What was seen on the network, for a plan to be judged by.
+
+use std::collections::BTreeSet;
+
+use anteroom_controller_core::coverage::{Demand, coverage};
+use anteroom_controller_core::lint::Evidence;
+use anteroom_controller_core::model::Model;
+use anteroom_controller_core::resolve::Resolved;
+use anteroom_proto::api::EdgeQuery;
+use anteroom_proto::id::MemberId;
+use anteroom_proto::mode::Mode;
+
+use crate::error::Error;
+use crate::output::time::now;
+use crate::recorded::{Reader, each};
+use crate::remote::Remote;
+
+/// The newest edges, by which a change is judged that touches no device and no policy.
+const NEWEST: u32 = 10_000;
+/// Most edges that a change is judged by one by one. How much was seen of a device is judged by all.
+const MOST: usize = 500_000;
+
+/// What was seen lately.
+///
+/// # Errors
+/// When it can't be fetched.
+pub fn evidence(remote: &mut Remote) -> Result<Evidence, Error> {
+    let query = EdgeQuery { limit: Some(NEWEST), ..EdgeQuery::default() };
+    let (edges, sightings) = (remote.edges(&query)?, remote.sightings()?);
+    Ok(Evidence { edges, sightings, ..Evidence::default() })
+}
+
+/// What was seen, for the change from `before` to `after`: all that was recorded where it may break something, and how much was seen
+/// of each device that is to be enforced.
+pub(super) fn of_change(
+    remote: &mut Remote,
+    before: &Model,
+    after: &Model,
+) -> Result<Evidence, Error> {
+    if before.policy == after.policy && before.devices == after.devices {
+        return evidence(remote);
+    }
+    // What doesn't resolve is told by the plan itself.
+    let Ok(resolved) = Resolved::new(after) else { return evidence(remote) };
+    let enforced: BTreeSet<MemberId> = after
+        .devices
+        .iter()
+        .filter(|(_, device)| device.mode == Mode::Enforce)
+        .filter(|(id, _)| before.devices.get(*id).is_none_or(|was| was.mode != Mode::Enforce))
+        .map(|(id, _)| *id)
+        .collect();
+    let mut found = Evidence::default();
+    let mut reader = Reader::new(&resolved);
+    let told = each(remote, &mut |edge| {
+        if !enforced.is_empty() {
+            reader.take(&edge);
+        }
+        if found.edges.len() < MOST {
+            found.edges.push(edge);
+        }
+    })?;
+    if told.is_none() {
+        return evidence(remote);
+    }
+    if !enforced.is_empty() {
+        found.coverage = coverage(&resolved, &reader.history, &Demand::default(), now());
+        found.coverage.retain(|id, _| enforced.contains(id));
+    }
+    found.sightings = remote.sightings()?;
+    Ok(found)
+}

@@ -1,0 +1,86 @@
+use insta::assert_snapshot;
+
+use super::*;
+use crate::decide::End;
+use crate::fixture::{NOW, hospital, member_id, name};
+use crate::history::{Counts, Seen};
+
+fn history() -> History {
+    let mut history = History::new(100);
+    let mut add = |from: Party, to: Party, port, way, back| {
+        history.add(&Seen {
+            from,
+            to,
+            protocol: Protocol::Tcp,
+            port,
+            way,
+            at: End::From,
+            counts: Counts { flows: 3, packets: 9, packets_back: back, ..Counts::default() },
+            first: NOW,
+            last: NOW,
+        });
+    };
+    let member = |number| Party::Member(member_id(number));
+    add(member(1), member(5), 104, Way::Clear, 1);
+    add(member(4), member(6), 2575, Way::Guarded, 1);
+    add(member(3), Party::Address([10, 20, 9, 9].into()), 4711, Way::Dropped, 0);
+    add(member(3), member(6), 445, Way::Clear, 0);
+    add(member(5), Party::Address([10, 20, 4, 20].into()), 443, Way::Clear, 1);
+    history
+}
+
+#[test]
+fn a_map_says_who_talks_to_whom_and_how() {
+    let resolved = Resolved::new(&hospital()).unwrap();
+    let found = map(&resolved, &history(), Grain::Each, NOW, &|_| true);
+    assert_eq!(found.unanswered, 1);
+    assert_snapshot!(found.text(), @r"
+    ct-1
+      -> pacs-1: dicom (clear, 3 flows, patient data in the clear)
+    monitor-1
+      -> hl7-1: hl7 (tunnel, 3 flows)
+    pacs-1
+      -> outside archive: https (clear, 3 flows)
+    pump-1
+      -> outside 10.20.9.9: tcp/4711 (dropped, 3 flows)
+    ");
+    let later = UnixMillis(NOW.0 + 1);
+    assert!(map(&resolved, &history(), Grain::Each, later, &|_| true).nodes.is_empty());
+    let only = Party::Member(member_id(4));
+    let one = map(&resolved, &history(), Grain::Each, NOW, &|edge| edge.from == only);
+    assert_eq!((one.nodes.len(), one.lines.len()), (2, 1));
+}
+
+#[test]
+fn classes_stand_for_their_devices() {
+    let mut model = hospital();
+    let monitors = [(name("class"), Some("monitor".to_owned()))];
+    model.label_device("pump-1", &monitors).unwrap();
+    let resolved = Resolved::new(&model).unwrap();
+    let found = map(&resolved, &history(), Grain::Class, NOW, &|_| true);
+    assert_snapshot!(found.text(), @r"
+    ct
+      -> pacs: dicom (clear, 3 flows, patient data in the clear)
+    monitor (2)
+      -> outside 10.20.9.0/24: tcp/4711 (dropped, 3 flows)
+      -> hl7: hl7 (tunnel, 3 flows)
+    pacs
+      -> outside archive: https (clear, 3 flows)
+    ");
+}
+
+#[test]
+fn pictures_are_well_formed_whatever_things_are_called() {
+    let mut model = hospital();
+    let odd = [(name("class"), Some("<\"&\\ct>".to_owned()))];
+    model.label_device("ct-1", &odd).unwrap();
+    let resolved = Resolved::new(&model).unwrap();
+    let found = map(&resolved, &history(), Grain::Class, NOW, &|_| true);
+    let dot = found.dot();
+    assert!(dot.contains(r#"[label = "<\"&\\ct>"]"#), "{dot}");
+    assert_eq!(dot.matches(" -> ").count(), found.lines.len(), "{dot}");
+    let svg = found.svg();
+    assert!(svg.contains("&lt;&quot;&amp;\\ct&gt;") && !svg.contains("<\"&"), "{svg}");
+    assert_eq!(svg.matches("<path ").count(), found.lines.len(), "{svg}");
+    assert_eq!(Map::default().svg().matches("<rect").count(), 1);
+}

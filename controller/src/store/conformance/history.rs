@@ -1,0 +1,67 @@
+//! The flow history: when traffic was, and reading all of it.
+
+use super::*;
+
+const DAY: u64 = 86_400_000;
+const HOUR: u64 = 3_600_000;
+
+fn at(port: u16, first: u64, last: u64) -> EdgeDelta {
+    EdgeDelta { first: UnixMillis(first), last: UnixMillis(last), ..edge(port, Verdict::Tunnel) }
+}
+
+pub(super) async fn an_edge_remembers_when(store: &dyn Store) {
+    enrolled(store, 1).await;
+    let now = UnixMillis(100 * DAY);
+    let record = async |boot, sequence, edges| {
+        let new = Report { edges, ..report(boot, sequence) };
+        store.record_report(gateway(1), &new, now).await.unwrap()
+    };
+    // Hours 0 and 5 of one day, and the next but one; one report comes twice, one after the agent began anew.
+    let second = vec![at(104, 92 * DAY, 92 * DAY)];
+    record(1, 1, vec![at(104, 90 * DAY, 90 * DAY + 1)]).await;
+    record(1, 2, second.clone()).await;
+    assert_eq!(record(1, 2, second).await, Recorded::Duplicate);
+    record(2, 1, vec![at(104, 90 * DAY + 5 * HOUR, 90 * DAY + 5 * HOUR)]).await;
+    let (edges, _) = store.history(None, 10).await.unwrap();
+    assert_eq!(edges.len(), 1, "{edges:?}");
+    assert_eq!((edges[0].flows, edges[0].packets_in), (3, 60), "nothing is lost or doubled");
+    let rhythm = edges[0].rhythm;
+    assert_eq!(rhythm.days().collect::<Vec<_>>(), [92, 90]);
+    assert_eq!(rhythm.hours_of_day(), 2, "{rhythm:?}");
+    assert_eq!(store.edges(&EdgeQuery::default(), 1).await.unwrap()[0].rhythm, rhythm);
+    // A clock that runs ahead marks today at most, and takes no earlier day away.
+    record(2, 2, vec![at(104, 900 * DAY, 901 * DAY)]).await;
+    let (edges, _) = store.history(None, 10).await.unwrap();
+    assert_eq!(edges[0].rhythm.days().collect::<Vec<_>>(), [100, 92, 90]);
+}
+
+pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
+    enrolled(store, 1).await;
+    enrolled(store, 2).await;
+    assert_eq!(store.history(None, 10).await.unwrap(), (vec![], None));
+    for (number, ports) in [(1, 1..4), (2, 1..3)] {
+        let edges = ports.map(|port| at(port, 100, 200)).collect();
+        let new = Report { edges, ..report(number, 1) };
+        store.record_report(gateway(number), &new, UnixMillis(500)).await.unwrap();
+    }
+    let (mut seen, mut after) = (Vec::new(), None);
+    for expected in [2, 2, 1, 0] {
+        let (edges, last) = store.history(after, 2).await.unwrap();
+        assert_eq!(edges.len(), expected);
+        seen.extend(edges.iter().map(|edge| (edge.gateway, edge.port)));
+        // What grows meanwhile stays where it is.
+        let more = Report { edges: vec![at(1, 100, 900)], ..report(7, seen.len() as u64 + 1) };
+        store.record_report(gateway(1), &more, UnixMillis(900)).await.unwrap();
+        after = last.or(after);
+    }
+    seen.sort_unstable();
+    let wanted: Vec<_> = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
+        .map(|(number, port)| (gateway(number), port))
+        .into();
+    assert_eq!(seen, wanted);
+    assert_eq!(store.edges_away().await.unwrap(), store_away(store).await);
+}
+
+async fn store_away(store: &dyn Store) -> u64 {
+    store.gateways().await.unwrap().values().map(|facts| facts.away.1 + facts.away.2).sum()
+}
