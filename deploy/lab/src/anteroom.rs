@@ -293,8 +293,8 @@ impl Operator {
         self.ok(&["policy", "apply", &plan, "--reason", reason, "--yes"])
     }
 
-    /// Sets the mode of devices and waits for the gateways. Enforce is confirmed by name, and forced: no lab observes for
-    /// 24 hours.
+    /// Sets the mode of devices and waits for the gateways. Enforce is confirmed by name, and forced: no lab watches for
+    /// weeks.
     ///
     /// # Errors
     /// What the command line said, also if a gateway lags.

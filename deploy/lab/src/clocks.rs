@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::programs::Programs;
 
-/// What agents and controllers take for the time, on each machine.
+/// What agents, controllers and command lines take for the time, on each machine.
 #[derive(Debug, Clone)]
 pub struct Clocks {
     directory: PathBuf,
@@ -29,7 +29,7 @@ impl Clocks {
         liar().is_some()
     }
 
-    /// Programs whose agent and controller take the time of the machine that they are started on, which is right until
+    /// Programs whose agent, controller and command line take the time of the machine that they are started on, which is right until
     /// it is [`set`](Self::set). What that needs lies in `directory`. `None` where libfaketime isn't installed.
     ///
     /// # Errors
@@ -40,7 +40,8 @@ impl Clocks {
         std::fs::create_dir_all(directory)?;
         let agent = clocks.wrap(&liar, &programs.agent)?;
         let controller = clocks.wrap(&liar, &programs.controller)?;
-        Ok(Some((clocks, Programs { agent, controller, ..programs })))
+        let cli = clocks.wrap(&liar, &programs.cli)?;
+        Ok(Some((clocks, Programs { agent, controller, cli, ..programs })))
     }
 
     fn wrap(&self, liar: &Path, program: &Path) -> Result<PathBuf> {

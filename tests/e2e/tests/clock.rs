@@ -1,24 +1,31 @@
 //! Clocks that jump by years in both directions, under the real programs. Needs libfaketime (Debian's package of that name).
 
+use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::time::Duration;
 
 use anteroom_e2e::{Fixture, Stage, fixture_with};
 use anteroom_lab::clocks::Clocks;
 use anteroom_lab::hospital::Hospital;
 use anteroom_lab::ping;
+use anteroom_lab::story::{approve_all, confirm_all, open_tcp, refused, wait_for_inventory};
 use anteroom_lab::wait;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 
-/// A hospital in enforce in which clocks can be wrong, by so many days on these machines. None where nothing lies about the
+/// How long anything may take on a machine that has a lot else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A hospital in which clocks can be wrong, by so many days on these machines. None where nothing lies about the
 /// time, which is said.
-fn fixture(test: &str, wrong: &[(&str, i64)]) -> Option<(Fixture, Clocks)> {
+fn fixture(test: &str, stage: Stage, wrong: &[(&str, i64)]) -> Option<(Fixture, Clocks)> {
     if !Clocks::can_be_wrong() {
         eprintln!("skipped {test}: libfaketime isn't installed");
         return None;
     }
     let mut clocks = None;
-    let fixture = fixture_with(test, Stage::Enforced, |programs, directory| {
+    let fixture = fixture_with(test, stage, |programs, directory| {
         let lied_to = Clocks::lie_to(programs, &directory.join("clocks")).unwrap();
         let (made, programs) = lied_to.unwrap();
         for (machine, days) in wrong {
@@ -57,7 +64,7 @@ fn gateways_whose_clocks_are_wrong_by_years_enrol_and_carry_what_is_allowed() {
     let test = "gateways_whose_clocks_are_wrong_by_years_enrol_and_carry_what_is_allowed";
     // A clock without a battery begins at about 1970.
     let wrong = [("gw-imaging", -20_400), ("gw-servers", 4_000)];
-    let Some((fixture, _clocks)) = fixture(test, &wrong) else { return };
+    let Some((fixture, _clocks)) = fixture(test, Stage::Enforced, &wrong) else { return };
     let hospital = &fixture.hospital;
     for (machine, days) in wrong {
         // What the agent itself says about the time.
@@ -75,7 +82,7 @@ fn gateways_whose_clocks_are_wrong_by_years_enrol_and_carry_what_is_allowed() {
 #[test]
 fn clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved() {
     let test = "clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved";
-    let Some((mut fixture, clocks)) = fixture(test, &[]) else { return };
+    let Some((mut fixture, clocks)) = fixture(test, Stage::Enforced, &[]) else { return };
     let hospital = &mut fixture.hospital;
     for (round, days) in [4_000, -9_000, 0].into_iter().enumerate() {
         let offset = &format!("{days:+}d");
@@ -105,4 +112,131 @@ fn clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved() {
         );
     }
     hospital.operator.ok(&["audit", "verify"]).unwrap();
+}
+
+/// Who opens what to whom in the weeks that are watched.
+const DAILY: [(&str, &str, u16); 3] =
+    [("ct-1", "pacs-1", 104), ("pacs-1", "ct-1", 4006), ("monitor-1", "hl7-1", 2575)];
+
+/// A connection that is answered.
+fn exchange(hospital: &Hospital, (from, to, port): (&str, &str, u16)) -> anyhow::Result<()> {
+    let (from, to) = (hospital.machine(from), hospital.machine(to));
+    let listener = to.host.enter(|| TcpListener::bind(to.at(port)))??;
+    let server = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut stream, _) = listener.accept()?;
+        stream.read_exact(&mut [0; 4])?;
+        stream.write_all(b"pong")
+    });
+    let mut stream = open_tcp(&from.host, (to.address(), port), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"ping")?;
+    stream.read_exact(&mut [0; 4])?;
+    server.join().map_err(|_| anyhow::anyhow!("the one who answers panicked"))??;
+    Ok(())
+}
+
+/// Waits until the gateways of both ends have told of at least `flows` flows of each.
+fn recorded(hospital: &Hospital, flows: u64) {
+    wait::until_ok(PATIENCE, "the traffic to be recorded", || {
+        let rows = hospital.operator.json(&["flows"])?;
+        for (from, to, port) in DAILY {
+            let of = |row: &&serde_json::Value| {
+                row["from"]["name"] == from && row["to"]["name"] == to && row["port"] == port
+            };
+            let mut gateways: BTreeMap<String, u64> = BTreeMap::new();
+            for row in rows.as_array().into_iter().flatten().filter(of) {
+                *gateways.entry(row["gateway"].to_string()).or_default() +=
+                    row["flows"].as_u64().unwrap_or_default();
+            }
+            let told = gateways.values().filter(|told| **told >= flows).count();
+            anyhow::ensure!(told == 2, "{from} to {to} at {port}: {gateways:?}");
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_was_watched_for_weeks_becomes_a_policy_that_is_simulated_and_enforced() {
+    let test = "what_was_watched_for_weeks_becomes_a_policy_that_is_simulated_and_enforced";
+    // They watch at three moments, weeks apart. Gateways go by the controller's clock, and never by one before what was signed.
+    let moments = [0, 20, 40];
+    let Some((mut fixture, clocks)) = fixture(test, Stage::Wires, &[]) else { return };
+    let hospital = &mut fixture.hospital;
+    for device in hospital.devices() {
+        device.announce().unwrap();
+    }
+    approve_all(hospital).unwrap();
+    wait_for_inventory(hospital).unwrap();
+    confirm_all(hospital).unwrap();
+    let watched = ["ct-1", "pacs-1", "monitor-1", "hl7-1"];
+    let joined = watched.join(",");
+    let enforce: Vec<&str> = ["device", "mode"]
+        .into_iter()
+        .chain(watched)
+        .chain(["enforce", "--confirm", joined.as_str(), "--reason", "go", "--yes"])
+        .collect();
+    for (round, days) in moments.into_iter().enumerate() {
+        if round > 0 {
+            clocks.set("operator", days).unwrap();
+            clocks.set("controller", days).unwrap();
+            hospital.controller.kill().unwrap();
+            hospital.controller.start().unwrap();
+            for name in ["imaging", "ward", "servers"] {
+                clocks.set(&format!("gw-{name}"), days).unwrap();
+                let gateway = hospital.gateway(name);
+                gateway.kill().unwrap();
+                gateway.start().unwrap();
+                gateway.wait_running().unwrap();
+            }
+        }
+        for one in DAILY {
+            wait::until_ok(PATIENCE, "what is watched to pass", || exchange(hospital, one))
+                .unwrap();
+        }
+        recorded(hospital, round as u64 + 1);
+        if round == 0 {
+            refused(&hospital.operator.command(&enforce).unwrap(), 4, &["of the 14"]).unwrap();
+        }
+    }
+    // Something that nobody does day by day.
+    exchange(hospital, ("ct-1", "hl7-1", 8080)).unwrap();
+    let operator = &hospital.operator;
+    let file = operator.write_policy("suggested.toml", "format = 1\n").unwrap();
+    let suggest = ["policy", "suggest", "--extend", &file, "--out", &file];
+    wait::until_ok(PATIENCE, "the odd one to be recorded", || {
+        let suggested = operator.json(&suggest)?;
+        let questions = suggested["questions"].as_array().into_iter().flatten();
+        let odd = questions.filter(|question| question["service"] == "tcp/8080").count();
+        anyhow::ensure!(odd == 1, "{suggested}");
+        Ok(())
+    })
+    .unwrap();
+    operator.ok(&["policy", "check", &file]).unwrap();
+    // Of all that was recorded it would break just that.
+    let simulated = operator.command(&["policy", "simulate", &file, "--over", "60d", "--json"]);
+    let simulated = simulated.unwrap();
+    assert_eq!(simulated.code, 4, "{simulated}");
+    let broken = simulated.json().unwrap()["broken"].clone();
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(broken.as_array().map(Vec::len), Some(1), "{broken} under {text}");
+    assert_eq!(broken[0]["to"], "hl7-1", "{broken}");
+    let drawn = operator.ok(&["map", "--each", "--over", "60d"]).unwrap().stdout;
+    assert!(drawn.contains("-> pacs-1: dicom (clear, "), "{drawn}");
+
+    operator.apply(&file, "learnt").unwrap();
+    operator.mode(&watched, "protect", "pilot").unwrap();
+    // Enough was seen by now: nothing is forced.
+    operator.ok(&enforce).unwrap();
+    let list = operator.json(&["device", "list"]).unwrap();
+    let list = list.as_array().unwrap();
+    let covered = list.iter().filter(|row| row["coverage"]["enough"] == true).count();
+    assert_eq!(covered, watched.len(), "{list:?}");
+    for one in DAILY {
+        wait::until_ok(PATIENCE, "what was learnt to pass", || exchange(hospital, one)).unwrap();
+    }
+    let (ct, hl7) = (hospital.machine("ct-1"), hospital.machine("hl7-1"));
+    let listener = hl7.host.enter(|| TcpListener::bind(hl7.at(8080))).unwrap().unwrap();
+    let odd = open_tcp(&ct.host, (hl7.address(), 8080), Duration::from_secs(3));
+    assert!(odd.is_err(), "what was seen once still passes: {listener:?}");
 }

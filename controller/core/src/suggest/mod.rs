@@ -32,7 +32,8 @@
 //! 7. **Writing it down** (`write`): cells become segments, addresses externals, name and time servers infrastructure. Rules with the same ends are one. What a life may hang on and
 //!    goes on around the clock and nearly every day, to few, is marked `essential`. Each rule's comment says what speaks for it and what it opens beyond what was seen.
 //!
-//! An existing policy keeps every line: what its rules open already is left out, and the rest is written behind it.
+//! An existing policy keeps every line, but for the questions of an earlier suggestion, which are asked anew: what its rules open already is
+//! left out, and the rest is written behind it.
 
 use std::fmt;
 

@@ -254,6 +254,25 @@ fn a_device_without_a_label_is_known_by_what_it_does() {
 }
 
 #[test]
+fn what_was_suggested_is_extended_without_asking_twice() {
+    let mut model = empty();
+    class(&mut model, "ct", 10, 3, 1);
+    class(&mut model, "pacs", 40, 1, 4);
+    let mut history = History::new(100);
+    calls(&mut history, member(10), member(40), 104, 0..40);
+    calls(&mut history, member(11), member(40), 8080, 5..6);
+    model.policy = learn(&model, &history).0.text;
+    assert_eq!(model.policy.matches("is any of it wanted?").count(), 1, "{}", model.policy);
+    assert_eq!(learn(&model, &history).0.text, model.policy);
+    calls(&mut history, member(12), member(40), 8081, 5..6);
+    model.policy.push_str("[external.ours]\nprefixes = [\"10.9.9.9/32\"]\n");
+    let text = learn(&model, &history).0.text;
+    assert_eq!(text.matches("is any of it wanted?").count(), 1, "{text}");
+    assert!(text.contains("tcp/8080") && text.contains("tcp/8081"), "{text}");
+    assert!(text.contains("[external.ours]\nprefixes"), "{text}");
+}
+
+#[test]
 fn an_existing_policy_keeps_every_line_and_is_not_said_again() {
     let mut model = hospital();
     model.policy.insert_str(0, "# Ours.\n");

@@ -20,6 +20,10 @@ use crate::service_catalog;
 
 /// How many of a class make it odd that one alone does something.
 const MANY: usize = 10;
+/// What stands before the questions.
+const QUESTIONS: &str = "# Seen, and in no rule: is any of it wanted?";
+/// How a question begins.
+const QUESTION: &str = "# - ";
 /// How long until an external is to be looked at again.
 const REVIEW: u64 = 365 * 86_400_000;
 
@@ -67,7 +71,7 @@ impl<'a> Writer<'a> {
         let clients = resolved.model.clients.values().map(|client| &client.name);
         let former = resolved.model.former_clients.values().map(|client| &client.name);
         let names = names.chain(members).chain(clients).chain(former);
-        let mut head = resolved.model.policy.clone();
+        let mut head = without_questions(&resolved.model.policy);
         if !head.is_empty() && !head.ends_with('\n') {
             head.push('\n');
         }
@@ -450,12 +454,12 @@ impl<'a> Writer<'a> {
         if questions.is_empty() {
             return text;
         }
-        let _ = write!(text, "\n# Seen, and in no rule: is any of it wanted?\n");
+        let _ = write!(text, "\n{QUESTIONS}\n");
         let label = |party| crate::parties::label(self.resolved, party);
         for question in questions.iter().take(options.questions_in_file) {
             let _ = writeln!(
                 text,
-                "# - {} to {}, {}: {} flows, last on {}; {}",
+                "{QUESTION}{} to {}, {}: {} flows, last on {}; {}",
                 label(question.from),
                 label(question.to),
                 question.service,
@@ -470,7 +474,7 @@ impl<'a> Writer<'a> {
         if let Some(more) = questions.len().checked_sub(options.questions_in_file)
             && more > 0
         {
-            let _ = writeln!(text, "# - and {more} more");
+            let _ = writeln!(text, "{QUESTION}and {more} more");
         }
         text
     }
@@ -483,4 +487,20 @@ fn confidence(sum: &Pair, froms: u64, tos: u64, sizes: [u64; 2]) -> Confidence {
         7.. if froms * 5 >= sizes[0] || froms >= 3 => Confidence::Medium,
         _ => Confidence::Low,
     }
+}
+
+/// A policy without the questions of an earlier suggestion, which are asked anew.
+fn without_questions(text: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut asked = false;
+    for line in text.lines() {
+        asked = line == QUESTIONS || (asked && line.starts_with(QUESTION));
+        if line == QUESTIONS && kept.last().is_some_and(|line| line.is_empty()) {
+            kept.pop();
+        }
+        if !asked {
+            kept.push(line);
+        }
+    }
+    kept.iter().flat_map(|line| [*line, "\n"]).collect()
 }

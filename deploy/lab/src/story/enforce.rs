@@ -24,13 +24,13 @@ impl Story {
         let names = device_names(hospital);
         self.report.check(
             "enforce-too-soon",
-            "enforce is refused after less than 24 hours of observing, with the reasons",
+            "enforce is refused while too little was watched, with the reasons",
             || {
                 let mut arguments = vec!["device", "mode"];
                 arguments.extend(&names);
                 let joined = names.join(",");
                 arguments.extend(["enforce", "--reason", "hurry", "--yes", "--confirm", &joined]);
-                refused(&hospital.operator.command(&arguments)?, 4, &["24"])
+                refused(&hospital.operator.command(&arguments)?, 4, &["of the 14"])
             },
         );
         self.report.check(
