@@ -136,7 +136,7 @@ pub fn measure(
 impl Soak {
     fn start(hospital: Hospital, clocks: Option<Clocks>, seed: u64, strict: bool) -> Result<Self> {
         let world = World::prepare(hospital, clocks, seed)?;
-        let orders = Orders::begin(&world.hospital)?;
+        let orders = Orders::begin(&world)?;
         let flows = Flows::start(&world.hospital)?;
         let strangers = Strangers::start(&world.hospital)?;
         let stalls = Stalls::watch()?;

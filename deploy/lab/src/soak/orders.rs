@@ -36,10 +36,10 @@ fn policy(side: bool) -> String {
 
 impl Orders {
     /// Applies the policy that the soak begins with.
-    pub(super) fn begin(hospital: &Hospital) -> Result<Self> {
-        let file = hospital.operator.write_policy("soak.toml", &policy(false))?;
-        hospital.operator.apply(&file, "soak")?;
-        Ok(Self { side: false, labels: 0 })
+    pub(super) fn begin(world: &World) -> Result<Self> {
+        let orders = Self { side: false, labels: 0 };
+        orders.see_to_it(world)?;
+        Ok(orders)
     }
 
     /// Whether the port that opens and closes is to be open.
@@ -85,20 +85,31 @@ impl Orders {
     pub(super) fn follow(&self, world: &mut World, order: Order, burst: &Burst) -> Result<()> {
         let Order { change, thread } = order;
         let outcome = thread.join().map_err(|_| anyhow::anyhow!("an operator panicked"))??;
-        let lags = outcome.code == LAGS && burst.alone().is_none();
         let deaf = burst.changes().any(|other| matches!(other, Change::Controller(_)));
-        if outcome.code != 0 && !lags && !deaf {
-            return outcome.ok().map(drop);
+        match outcome.code {
+            0 => {}
+            // They have followed by the time that all goes on.
+            LAGS => world.settle()?,
+            _ if deaf => {}
+            _ => return outcome.ok().map(drop),
         }
         match change {
             Change::ReplaceRelay(which) => world.relays.replaced(which),
-            Change::Revision if outcome.code != 0 => {
+            Change::Revision if ![0, LAGS].contains(&outcome.code) => {
                 world.settle()?;
-                let again = self.apply(&world.hospital)?;
-                carry_out(&world.hospital.operator, &again)?.ok().map(drop)
+                self.see_to_it(world)
             }
             _ => Ok(()),
         }
+    }
+
+    /// Puts the policy into force, and waits until it is.
+    fn see_to_it(&self, world: &World) -> Result<()> {
+        let outcome = carry_out(&world.hospital.operator, &self.apply(&world.hospital)?)?;
+        if outcome.code != LAGS {
+            outcome.ok()?;
+        }
+        world.settle()
     }
 }
 

@@ -117,7 +117,9 @@ impl World {
 
     /// Waits until all gateways have what operators signed, and nothing is left to do.
     pub(super) fn settle(&self) -> Result<()> {
-        self.hospital.operator.ok(&["status", "--wait", "45"]).map(drop)
+        wait::until_ok(Duration::from_secs(60), "gateways to be in step", || {
+            self.hospital.operator.ok(&["status", "--wait", "45"]).map(drop)
+        })
     }
 
     /// Waits until every tunnel takes the direct path, over the first of two uplinks: as it must where paths are good.
