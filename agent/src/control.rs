@@ -113,6 +113,8 @@ pub(crate) struct Client<P> {
     writing: Option<(Ring, JoinHandle<Result<(), StateError>>)>,
     /// Until when no keys are written down, since that failed.
     keys_rest: Option<Instant>,
+    /// The newest tunnel key when it was last said that peers hold on to an old one.
+    held_on: Option<u64>,
     /// How old a tunnel key gets, and this run's share of how much earlier it is replaced.
     rotate_every: Duration,
     jitter: u32,
@@ -171,6 +173,7 @@ impl<P: Plane> Client<P> {
             asked_to_rotate: None,
             writing: None,
             keys_rest: None,
+            held_on: None,
             rotate_every: Rotating::default().every(),
             jitter: random(),
             classic: classic::Classic::default(),

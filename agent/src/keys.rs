@@ -167,6 +167,18 @@ impl Ring {
         (ring != *self).then_some(ring)
     }
 
+    /// How many live peers hold on to an old key though the newest has been there for a day: they weren't told of it, or don't want to
+    /// move.
+    #[must_use]
+    pub fn held_on_by(&self, uses: &[KeyUse], now: UnixMillis) -> Option<usize> {
+        let old = |found: &&KeyUse| {
+            let mut older = self.older.iter().filter(|key| !key.retired);
+            older.any(|key| key.secret.public() == found.key)
+        };
+        let live = uses.iter().filter(old).map(|found| found.live).max()?;
+        (live > 0 && now.since(self.newest.made()) >= FOR_AWAY).then_some(live)
+    }
+
     /// The same with old keys that wait for nobody; `None` where there are none, or they don't already.
     #[must_use]
     pub fn hurried(&self) -> Option<Self> {
@@ -284,6 +296,13 @@ mod tests {
         assert_eq!(two.without_unneeded(&[], soon), None, "the engine says nothing of it yet");
         let late = after(FOR_AWAY + Duration::from_secs(5));
         assert!(two.without_unneeded(&uses(&[(1, 1, 0)]), late).is_none(), "a live one is needed");
+        assert_eq!(two.held_on_by(&uses(&[(2, 9, 0), (1, 1, 0)]), soon), None, "not for long");
+        assert_eq!(two.held_on_by(&uses(&[(2, 9, 0), (1, 2, 0)]), late), Some(2));
+        assert_eq!(
+            two.held_on_by(&uses(&[(2, 9, 0), (1, 0, 3)]), late),
+            None,
+            "nobody who is there"
+        );
         assert!(two.without_unneeded(&uses(&[(1, 0, 7)]), late).is_some(), "nobody waits for ever");
         let one = two.without_unneeded(&uses(&[(2, 0, 0), (1, 0, 0)]), soon).unwrap();
         let own = one.own(WHO);

@@ -53,6 +53,15 @@ impl<P: Plane> Client<P> {
         }
         let uses = if self.ring.is_changing() { self.key_use().await? } else { Vec::new() };
         self.show_keys(&uses);
+        let newest = self.ring.newest().serial;
+        if self.held_on != Some(newest)
+            && let Some(live) = self.ring.held_on_by(&uses, now)
+        {
+            self.held_on = Some(newest);
+            self.alarm(&format!(
+                "{live} peers that are there still use a tunnel key that was to be replaced a day ago: no controller told them of the new one, or they don't move; `anteroom gateway rotate NAME --now` ends it for them"
+            ));
+        }
         if let Some(ring) = self.ring.without_unneeded(&uses, now).filter(|_| !rests) {
             self.write(ring);
         }
