@@ -322,14 +322,22 @@ fn identity(common: &Common, output: &Output) -> anyhow::Result<()> {
     let state = StateDir::open(&config.state)?;
     let fingerprint = state.identity()?.map(|identity| identity.public().fingerprint().to_string());
     let enrolment = state.enrolment()?;
+    let offered: Vec<String> = state
+        .next_identities()?
+        .iter()
+        .rev()
+        .map(|next| next.key.public().fingerprint().to_string())
+        .filter(|offered| fingerprint.as_ref() != Some(offered))
+        .collect();
     if output.json {
         return print_json(&json!({
             "gateway": enrolment.as_ref().map(|enrolment| enrolment.gateway),
             "organisation": enrolment.as_ref().map(|enrolment| enrolment.organisation),
             "fingerprint": fingerprint,
+            "offered": offered,
         }));
     }
-    print(&show::identity(enrolment.as_ref(), fingerprint.as_deref()))
+    print(&show::identity(enrolment.as_ref(), fingerprint.as_deref(), &offered))
 }
 
 /// The code itself, out of a file, or from standard input.

@@ -11,6 +11,7 @@ mod fitted;
 mod greet;
 mod keep;
 mod outbox;
+mod rekey;
 mod rotate;
 mod session;
 mod take;
@@ -24,6 +25,7 @@ use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::BootId;
 use anteroom_proto::key::IdentityKey;
+use anteroom_proto::rekey::RekeyOrder;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{Applied, PortInfo, Reachable, Rotate};
 use anteroom_proto::view::{Floor, KnownKeys};
@@ -46,6 +48,7 @@ use greet::{Greeted, SAYS_NOTHING};
 pub(crate) use keep::Disk;
 use keep::Keeping;
 use outbox::Outbox;
+use rekey::Identities;
 use session::End;
 
 #[cfg(test)]
@@ -103,7 +106,9 @@ pub(crate) struct Client<P> {
     keeping: Keeping,
     plane: P,
     enrolment: Enrolment,
-    identity: IdentityKey,
+    identities: Identities,
+    /// An order to replace the identity key that has to wait.
+    rekey_later: Option<Signed<RekeyOrder>>,
     ring: Ring,
     /// As the keys are offered now.
     bindings: Vec<Signed<TunnelKeyBinding>>,
@@ -155,7 +160,7 @@ impl<P: Plane> Client<P> {
         reach: watch::Receiver<Reach>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let Enrolled { enrolment, identity, ring, chain, view, floor, keys } = held;
+        let Enrolled { enrolment, identity, nexts, ring, chain, view, floor, keys } = held;
         let applied = view.as_deref().map(|view| applied_of(view, &plane));
         for problem in applied.iter().flat_map(|applied| &applied.problems) {
             warn!("the view on disk: {problem}");
@@ -185,7 +190,8 @@ impl<P: Plane> Client<P> {
             keeping: Keeping::new(disk, floor),
             plane,
             enrolment,
-            identity,
+            identities: Identities::new(identity, nexts),
+            rekey_later: None,
             chain,
             floor,
             applied,
@@ -235,6 +241,11 @@ impl<P: Plane> Client<P> {
         self
     }
 
+    /// This gateway's identity key, as it changes.
+    pub(crate) fn identity(&self) -> watch::Receiver<IdentityKey> {
+        self.identities.own()
+    }
+
     /// How it stands, as it changes.
     pub(crate) fn status(&self) -> watch::Receiver<ControlStatus> {
         self.status.subscribe()
@@ -263,7 +274,7 @@ impl<P: Plane> Client<P> {
                 None => {
                     let candidates = Candidates::of(&self.enrolment, self.chain.as_ref());
                     let dialled = tokio::select! {
-                        dialled = dial::dial(&candidates, &self.identity, self.again.first()) => dialled,
+                        dialled = dial::dial(&candidates, self.identities.shown(), self.again.first()) => dialled,
                         () = stopped(&mut stop) => return Ok(()),
                     };
                     match dialled {
@@ -302,12 +313,16 @@ impl<P: Plane> Client<P> {
                             self.failed(SAYS_NOTHING);
                             backoff.next(random())
                         }
+                        End::Rekeyed => continue,
                         End::Lost(problem) => {
                             self.failed(&problem);
                             backoff.next(random())
                         }
                         End::Refused(refusal) => {
                             self.failed(&refusal.to_string());
+                            if refusal.unwanted && self.try_another_identity() {
+                                continue;
+                            }
                             match (refusal.fatal, refusal.unwanted) {
                                 (true, _) => AFTER_FATAL,
                                 (false, true) => backoff.unwanted(random()),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 
@@ -44,6 +45,11 @@ pub trait Plane: Clone + Send + Sync + 'static {
     fn set_own_keys(
         &self,
         keys: Vec<OwnKey>,
+    ) -> impl Future<Output = Result<(), PlaneError>> + Send;
+    /// Has claims signed with another identity key from now on; returns once they are.
+    fn set_identity(
+        &self,
+        identity: IdentityKey,
     ) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Who still needs which tunnel key.
     fn key_use(&self) -> impl Future<Output = Result<Vec<KeyUse>, PlaneError>> + Send;

@@ -98,6 +98,15 @@ impl Run {
         {
             warn!("private keys aren't all kept as they should be yet: {problem}");
         }
+        if let Some(enrolled) = &held.enrolled
+            && let Some(named) = enrolled.view.as_ref().and_then(|view| view.intent.identity)
+            && enrolled.identity.public() == named
+            && let Err(problem) = state.adopt_identity(named)
+        {
+            error!(
+                "the identity key that operators have approved isn't in its place yet: {problem}"
+            );
+        }
         let (gateway, secret, key) = match &held.enrolled {
             Some(enrolled) => {
                 let fingerprint = enrolled.identity.public().fingerprint();
@@ -190,17 +199,7 @@ impl Run {
             fingerprint: enrolled.identity.public().fingerprint().to_string(),
         });
         let (known, pass) = watch::channel(Known { chain: None, pass: upkeep::held_pass(&state) });
-        let own = enrolled.as_ref().map(|enrolled| direct::Who {
-            gateway: enrolled.enrolment.gateway,
-            identity: enrolled.identity.clone(),
-            bind: quic.0,
-            port: quic.1,
-            shared: quic.2,
-        });
-        let relayed = enrolled.as_ref().map(|enrolled| Who {
-            organisation: enrolled.enrolment.organisation,
-            identity: enrolled.identity.clone(),
-        });
+        let whose = enrolled.as_ref().map(|enrolled| enrolled.enrolment.clone());
         let (relays_sender, relays) = watch::channel(Vec::new());
         let client = enrolled.map(|enrolled: Enrolled| {
             Client::new(state.clone(), gate.clone(), enrolled, boot, reach, stop.clone())
@@ -208,6 +207,17 @@ impl Run {
                 .with_quic(quic.1)
                 .with_relays(known, relays.clone())
         });
+        let key = client.as_ref().map(Client::identity);
+        let whose = whose.zip(key.clone());
+        let own = whose.clone().map(|(enrolment, identity)| direct::Who {
+            gateway: enrolment.gateway,
+            identity,
+            bind: quic.0,
+            port: quic.1,
+            shared: quic.2,
+        });
+        let relayed = whose
+            .map(|(enrolment, identity)| Who { organisation: enrolment.organisation, identity });
         let (direct_sender, direct) = watch::channel(DirectStatus::default());
         let (leave, leaving) = watch::channel(());
         let relaying = relayed.map(|who| {
@@ -222,6 +232,7 @@ impl Run {
             boot,
             started,
             identity,
+            key,
             locked: locked.map(|enrolment| enrolment.gateway),
             control,
             problems: problems.iter().map(ToString::to_string).collect(),

@@ -7,6 +7,7 @@
 mod directory;
 mod file;
 mod held;
+mod identity;
 mod records;
 mod seal;
 
@@ -15,11 +16,13 @@ use std::path::PathBuf;
 
 use anteroom_proto::authority::AuthorityError;
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::Fingerprint;
 use anteroom_proto::view::ViewError;
 
 pub use directory::{Lock, StateDir};
 pub(crate) use held::enforces;
 pub use held::{Enrolled, Held, wiring_on_disk};
+pub use identity::{NextKey, Nexts};
 pub use records::{Enrolment, TunnelKey};
 pub use seal::{SealError, Sealing};
 
@@ -129,6 +132,17 @@ pub enum StateError {
         path: PathBuf,
         /// The gateway that this machine was.
         gateway: GatewayId,
+    },
+    /// Operators have approved an identity key for this gateway that isn't here.
+    #[error(
+        "{}: operators have approved the identity key {wanted} for this gateway, and it isn't here: ask for a new invite (`anteroom gateway invite`), move the directory away and enrol again",
+        path.display()
+    )]
+    IdentityUnknown {
+        /// The state directory.
+        path: PathBuf,
+        /// The key's fingerprint.
+        wanted: Fingerprint,
     },
     /// The system gives no random bytes.
     #[error("the system gives no random bytes for a key: {0}")]

@@ -159,6 +159,7 @@ pub(crate) fn intent(gateway: GatewayId, mode: Mode) -> Intent {
     let member = MemberId::from_bytes([7; 16]);
     let site = SiteId::of("north");
     Intent {
+        identity: None,
         organisation: ORGANISATION,
         gateway,
         overlay: gateway_address(ORGANISATION, gateway),

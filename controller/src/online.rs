@@ -54,6 +54,8 @@ pub(crate) struct Link {
     pub(crate) observed: SocketAddr,
     /// Whether it can be asked to replace its tunnel keys.
     pub(crate) rotates: bool,
+    /// Whether it can be asked for another identity key.
+    pub(crate) rekeys: bool,
     /// Relays that it said it is connected to.
     pub(crate) relays: Vec<RelayUse>,
     /// Whether views may tell it peers' QUIC ports.
@@ -145,6 +147,12 @@ impl Online {
     #[must_use]
     pub fn rotates(&self, gateway: GatewayId) -> bool {
         self.lock().links.get(&gateway).is_some_and(|(_, link)| link.rotates)
+    }
+
+    /// Whether the gateway is connected and can be asked for another identity key.
+    #[must_use]
+    pub fn rekeys(&self, gateway: GatewayId) -> bool {
+        self.lock().links.get(&gateway).is_some_and(|(_, link)| link.rekeys)
     }
 
     /// Whether the gateway is connected and its view may tell peers' QUIC ports.

@@ -102,7 +102,11 @@ impl Current {
     #[must_use]
     pub fn revokes(&self, gateway: GatewayId, identity: PublicKey) -> bool {
         self.model.revoked.contains_key(&gateway)
-            || self.model.revoked.values().any(|known| known.identity == identity)
+            || self
+                .model
+                .revoked
+                .values()
+                .any(|known| known.identity == identity || known.former.contains(&identity))
     }
 
     /// The signed root as carried.
@@ -216,6 +220,8 @@ impl Controller {
         }
         if let Some(current) = self.current() {
             self.relay.set_barred(current.model.revoked.keys().copied().collect());
+            let former = current.model.gateways.values().flat_map(|gateway| &gateway.former);
+            self.relay.set_former(former.copied().collect());
         }
         if let Some(chain) = self.authority() {
             self.relay.set_authority(chain);

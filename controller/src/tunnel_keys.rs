@@ -85,6 +85,18 @@ impl TunnelKeys {
         all.held.insert(gateway, wanted);
         Ok(())
     }
+
+    /// Whether all of the checked `keys` are the gateway's already.
+    #[must_use]
+    pub fn holds(&self, gateway: GatewayId, keys: &[Signed<TunnelKeyBinding>]) -> bool {
+        let wanted: Vec<TunnelPublicKey> = keys
+            .iter()
+            .filter_map(|key| key.verify_self_named().ok())
+            .map(|binding| binding.x25519)
+            .collect();
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        wanted.iter().all(|key| all.holders.get(key) == Some(&gateway))
+    }
 }
 
 #[cfg(test)]

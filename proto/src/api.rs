@@ -20,6 +20,7 @@ use crate::invite::{IdentityClaim, Invite};
 use crate::key::{Hash, PublicKey};
 use crate::mac::MacAddr;
 use crate::name::Name;
+use crate::rekey::{RekeyOffer, RekeyOrder};
 use crate::rhythm::Rhythm;
 use crate::time::UnixMillis;
 use crate::v1::PortInfo;
@@ -49,6 +50,9 @@ pub mod paths {
     pub const BYPASSES: &str = "/v1/bypasses";
     /// POST [`super::RotateRequest`]: gateways replace their tunnel keys. [`super::RotateAnswer`].
     pub const ROTATIONS: &str = "/v1/rotations";
+    /// POST [`super::RekeyRequest`]: a gateway offers another identity key, or forgets those that it offered.
+    /// [`super::RekeyAnswer`].
+    pub const REKEYS: &str = "/v1/rekeys";
     /// GET: `Vec<super::PendingGateway>`.
     pub const PENDING: &str = "/v1/pending";
     /// GET: `Vec<super::GatewayStatus>`, one for each gateway of the newest model.
@@ -233,6 +237,37 @@ pub struct RotateAnswer {
     pub unable: Vec<GatewayId>,
 }
 
+/// A gateway that is to offer another identity key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RekeyRequest {
+    /// The order, signed by the operator.
+    pub order: Signed<RekeyOrder>,
+    /// Why, for the audit log.
+    pub reason: Option<String>,
+}
+
+/// How the gateway heard of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RekeyAnswer {
+    /// It was asked just now.
+    Asked,
+    /// It will be once it is back.
+    Offline,
+    /// Its agent is too old to be asked. Nothing was noted.
+    Unable,
+}
+
+/// How far replacing a gateway's identity key has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RekeyState {
+    /// The newest order, as an operator signed it.
+    pub order: Signed<RekeyOrder>,
+    /// What the gateway offered upon that, unchecked.
+    pub offer: Option<RekeyOffer>,
+}
+
 /// An invite as the controller keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InviteInfo {
@@ -304,6 +339,12 @@ pub struct GatewayStatus {
     pub alarms: Vec<Alarm>,
     /// Bypasses in force there that were loaded from files.
     pub bypasses: Vec<FileBypass>,
+    /// The identity key that its connection of now has proved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PublicKey>,
+    /// How far replacing its identity key has come, where operators have asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rekey: Option<RekeyState>,
 }
 
 /// What a gateway saw, with its name.

@@ -85,6 +85,10 @@ pub struct Intent {
     /// Orders to bypass this gateway or a peer, the newest of each; those that ended stay, so that nothing older
     /// counts.
     pub bypasses: Vec<Bypass>,
+    /// Its identity key, where that isn't the one that it enrolled with: whoever holds this leaf needs the one before it
+    /// no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<PublicKey>,
 }
 
 /// An order about a gateway that is out of the wire, its cable patched through: what rules open to its devices

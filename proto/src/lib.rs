@@ -4,7 +4,7 @@
 //!
 //! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`],
 //!   [`alarm`], [`rhythm`];
-//! - signed documents: [`authority`], [`invite`], [`binding`], [`intent`], [`operation`], put together
+//! - signed documents: [`authority`], [`invite`], [`binding`], [`rekey`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
 //! - messages: [`v1`] between agent and controller (CBOR), [`relay`] between agent and relay, [`api`] between operators and controller (JSON);
@@ -33,6 +33,7 @@ pub mod mode;
 pub mod name;
 pub mod operation;
 pub mod overlay;
+pub mod rekey;
 pub mod relay;
 pub mod request;
 pub mod rhythm;

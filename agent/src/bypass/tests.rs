@@ -108,6 +108,10 @@ impl Plane for BarePlane {
         Ok(())
     }
 
+    async fn set_identity(&self, _: IdentityKey) -> Result<(), PlaneError> {
+        Ok(())
+    }
+
     async fn key_use(&self) -> Result<Vec<KeyUse>, PlaneError> {
         Ok(Vec::new())
     }

@@ -115,7 +115,11 @@ pub(super) fn keys(sealing: Sealing, finished: bool, identity: bool, tunnels: us
     format!("Kept {kept}, and can be opened: {identity}{tunnels} tunnel key{plural}.\n")
 }
 
-pub(super) fn identity(enrolment: Option<&Enrolment>, fingerprint: Option<&str>) -> String {
+pub(super) fn identity(
+    enrolment: Option<&Enrolment>,
+    fingerprint: Option<&str>,
+    offered: &[String],
+) -> String {
     let mut facts = Facts::default();
     match enrolment {
         Some(enrolment) => {
@@ -124,6 +128,9 @@ pub(super) fn identity(enrolment: Option<&Enrolment>, fingerprint: Option<&str>)
         None => facts.add("gateway", "not enrolled: run `anteroom-agent enroll INVITE`"),
     };
     facts.add("fingerprint", fingerprint.unwrap_or("no key yet: enrolling makes it"));
+    for offered in offered {
+        facts.add("offered instead", offered);
+    }
     facts.text()
 }
 

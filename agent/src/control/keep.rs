@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::Applied;
 use anteroom_proto::view::{Floor, KnownKeys, SignedView};
 use tokio::sync::watch;
@@ -24,7 +25,7 @@ use tracing::{error, info};
 
 use super::clock::Clock;
 use crate::keys::Ring;
-use crate::state::{StateDir, StateError};
+use crate::state::{Nexts, StateDir, StateError};
 
 /// How long after a failure it is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -47,6 +48,10 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn keep_ring(&self, ring: &Ring) -> Result<(), StateError>;
     /// Writes down the tunnel keys that were seen of peers.
     fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError>;
+    /// Writes down the identity keys that are offered.
+    fn keep_nexts(&self, nexts: &Nexts) -> Result<(), StateError>;
+    /// Puts the offered identity key with this public half in the place of the one before, which goes.
+    fn keep_identity(&self, identity: PublicKey) -> Result<(), StateError>;
 }
 
 impl Disk for StateDir {
@@ -72,6 +77,14 @@ impl Disk for StateDir {
     fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError> {
         self.write_known_keys(keys)
     }
+
+    fn keep_nexts(&self, nexts: &Nexts) -> Result<(), StateError> {
+        self.write_next_identities(nexts)
+    }
+
+    fn keep_identity(&self, identity: PublicKey) -> Result<(), StateError> {
+        self.adopt_identity(identity)
+    }
 }
 
 /// A view in force.
@@ -83,6 +96,8 @@ pub(super) struct Taken {
     pub(super) floor: Floor,
     /// The tunnel keys that were seen of peers by then.
     pub(super) keys: KnownKeys,
+    /// This gateway's identity key, where the view names it: the one before goes once the view is written.
+    pub(super) identity: Option<PublicKey>,
     /// What the controller is told once it is written.
     pub(super) applied: Applied,
 }
@@ -115,6 +130,7 @@ impl Keeping {
             kept,
             floor,
             keys: None,
+            identity: None,
             done: (0, 0),
             told: 0,
             failing: false,
@@ -159,6 +175,8 @@ struct Task {
     floor: Floor,
     /// The peers' tunnel keys on disk, once they were written.
     keys: Option<KnownKeys>,
+    /// The identity key on disk, once a view named it.
+    identity: Option<PublicKey>,
     /// Numbers of the chain and the view on disk.
     done: (u64, u64),
     /// Number of the newest view that the controller is told of.
@@ -214,7 +232,7 @@ impl Task {
     async fn view(&mut self, wanted: &Wanted) -> bool {
         let (number, Some(taken)) = wanted.view.clone() else { return true };
         if number == self.done.1 {
-            return true;
+            return self.identity(taken.identity).await;
         }
         let view = taken.clone();
         match self.on_disk(move |disk| disk.keep_view(&view.signed, view.marks)).await {
@@ -225,7 +243,7 @@ impl Task {
                 let floor = Floor { time: taken.floor.time.max(self.floor.time), ..taken.floor };
                 self.floor(floor).await;
                 self.keys(&taken.keys).await;
-                true
+                self.identity(taken.identity).await
             }
             Err(problem) => {
                 self.unkept(wanted, &problem);
@@ -278,6 +296,25 @@ impl Task {
             Ok(()) => self.keys = Some(keys.clone()),
             Err(problem) if !self.failing => error!("{problem}"),
             Err(_) => {}
+        }
+    }
+
+    /// Puts the identity key that the view on disk names in its place there.
+    async fn identity(&mut self, identity: Option<PublicKey>) -> bool {
+        let Some(wanted) = identity.filter(|_| identity != self.identity) else { return true };
+        match self.on_disk(move |disk| disk.keep_identity(wanted)).await {
+            Ok(()) => {
+                self.identity = identity;
+                true
+            }
+            Err(problem) => {
+                if !self.failing {
+                    error!(
+                        "the identity key that operators have approved isn't in its place yet: {problem}"
+                    );
+                }
+                false
+            }
         }
     }
 

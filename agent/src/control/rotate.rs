@@ -119,10 +119,11 @@ impl<P: Plane> Client<P> {
             info!(serial = ring.newest().serial, urgent = ring.newest().urgent, "a new tunnel key");
         }
         self.ring = ring;
-        self.bindings = self.ring.bindings(&self.enrolment, &self.identity);
+        self.bind();
         let who = (self.enrolment.organisation, self.enrolment.gateway);
         self.plane.set_own_keys(self.ring.own(who)).await?;
         out.send(ToController::Reachable(self.reachable()))?;
+        self.offer_again(out)?;
         Ok(true)
     }
 

@@ -9,6 +9,7 @@ use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::direct;
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::rekey;
 use anteroom_proto::relay as wire;
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
@@ -59,6 +60,8 @@ pub(super) enum End {
     Plane(PlaneError),
     /// The controller won't have it.
     Refused(Refused),
+    /// This gateway has another identity key from now on, and comes back with that.
+    Rekeyed,
     /// There is a better connection, which the controller has greeted.
     Better(Box<Greeted>),
     /// The controller says nothing.
@@ -214,6 +217,8 @@ impl<P: Plane> Client<P> {
         let link = &*link;
         let mut stop = self.stop.clone();
         self.reads = Reads::default();
+        self.identities.begin();
+        self.rekey_later = None;
         self.welcome(welcome, link).await?;
         if self.bindings != words.hello.reachable.keys {
             out.send(ToController::Reachable(self.reachable()))?;
@@ -221,7 +226,7 @@ impl<P: Plane> Client<P> {
         let Words { kept, reach, .. } = words;
         *since = Some(Instant::now());
         self.connected(*address, link.connection().carrier(), welcome.approved);
-        let identity = self.identity.clone();
+        let identity = self.identities.shown().clone();
         let mut again = self.again;
         let mut moves = self.reach.clone();
         moves.mark_unchanged();
@@ -277,7 +282,10 @@ impl<P: Plane> Client<P> {
                         out.send(ToController::Applied(self.with_alarms(applied)))?;
                     }
                 }
-                _ = key_looks.tick() => self.tend_keys(out).await?,
+                _ = key_looks.tick() => {
+                    self.tend_keys(out).await?;
+                    self.tend_identities(out).await?;
+                }
                 () = sleep_until(resend), if self.outbox.waiting().next().is_some() => {
                     self.tell_again(out)?;
                     resend = Instant::now() + RESEND;
@@ -326,7 +334,7 @@ impl<P: Plane> Client<P> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: {
                 let relays = self.relays.iter().map(|_| wire::CAPABILITY);
-                let ours = [ROTATES, TELLS_PSK, TELLS_TCP, direct::CAPABILITY];
+                let ours = [ROTATES, TELLS_PSK, TELLS_TCP, direct::CAPABILITY, rekey::CAPABILITY];
                 relays.chain(ours).map(str::to_owned).collect()
             },
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
@@ -400,7 +408,7 @@ impl<P: Plane> Client<P> {
     /// Takes over a pass for relays, unless it is none, or older than the one that is held.
     fn take_pass(&self, signed: Signed<RelayPass>) {
         let (Some(relays), Some(chain)) = (&self.relays, &self.chain) else { return };
-        let identity = self.identity.public();
+        let identity = self.identities.shown().public();
         let pass = match RelayPass::verify(&signed, chain.newest(), identity) {
             Ok(pass) if pass.gateway == self.enrolment.gateway => pass,
             Ok(_) => return self.alarm("the controller sent another gateway's pass for relays"),
@@ -431,7 +439,7 @@ impl<P: Plane> Client<P> {
         let asking = async {
             let (first, servers) = (self.again.first(), [key]);
             let connecting =
-                dial::either(first, address, &self.identity, &servers, Protocol::Control);
+                dial::either(first, address, self.identities.shown(), &servers, Protocol::Control);
             let link = connecting.await.ok()?;
             let (send, receive) = link.connection().open_bi().await.ok()?;
             MessageWriter::new(send).send(&question).await.ok()?;
@@ -456,6 +464,9 @@ impl<P: Plane> Client<P> {
                     }
                     out.send(ToController::Applied(self.with_alarms(answer)))?;
                 }
+                if self.identities.are_new() {
+                    return Err(End::Rekeyed);
+                }
             }
             ToAgent::Authority(documents) => self.hear_authority(&documents, link).await?,
             ToAgent::Reported { boot, sequence } => {
@@ -466,6 +477,7 @@ impl<P: Plane> Client<P> {
                 self.hear_rotate(rotate);
                 self.tend_keys(out).await?;
             }
+            ToAgent::Rekey(order) => self.hear_rekey(&order, out)?,
             ToAgent::Refused(refusal) => return Err(End::Refused(refusal.into())),
             ToAgent::Reads(what) => self.reads = Reads::of(&what),
             ToAgent::Pass(pass) if self.relays.is_some() => self.take_pass(*pass),

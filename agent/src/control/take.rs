@@ -112,6 +112,7 @@ impl<P: Plane> Client<P> {
         };
         let mut applied = applied_of(&view, &self.plane);
         applied.problems.extend(self.plane.apply(view.clone()).await?);
+        let identity = self.adopt(&view).await?;
         let issued = view.operation.issued_at;
         self.floor = view.floor(&self.floor);
         if issued > self.clock.now() {
@@ -132,7 +133,7 @@ impl<P: Plane> Client<P> {
         });
         let (marks, floor) = (enforces(&view), self.floor);
         let keys = self.keys.clone();
-        self.keeping.view(Taken { signed, marks, floor, keys, applied });
+        self.keeping.view(Taken { signed, marks, floor, keys, identity, applied });
         Ok(None)
     }
 
@@ -162,7 +163,7 @@ impl<P: Plane> Client<P> {
         let now = self.clock.set(time, self.floor.time);
         self.keeping.time(self.clock);
         if self.ring.settle(now) {
-            self.bindings = self.ring.bindings(&self.enrolment, &self.identity);
+            self.bind();
         }
         self.plane.set_time(now, true).await
     }

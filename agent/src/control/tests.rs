@@ -34,6 +34,7 @@ mod carriers;
 mod keep;
 mod keys;
 mod passes;
+mod rekey;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const BOOT: BootId = BootId::from_bytes([8; 16]);
@@ -48,6 +49,7 @@ struct Told {
     times: Vec<(UnixMillis, bool)>,
     authorities: Vec<u64>,
     own_keys: Vec<Vec<OwnKey>>,
+    identities: Vec<anteroom_proto::key::PublicKey>,
     key_use: Vec<KeyUse>,
     tunnels: Vec<TunnelState>,
     reports: u64,
@@ -94,6 +96,11 @@ impl Plane for FakePlane {
 
     async fn set_own_keys(&self, keys: Vec<OwnKey>) -> Result<(), PlaneError> {
         self.told(|told| told.own_keys.push(keys));
+        Ok(())
+    }
+
+    async fn set_identity(&self, identity: IdentityKey) -> Result<(), PlaneError> {
+        self.told(|told| told.identities.push(identity.public()));
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_agent_core::target::{RelayId, RelayPath};
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 use anteroom_transport::direct::shared::Shared;
@@ -59,6 +60,7 @@ pub(super) enum Command {
     SetBypasses(Vec<LoadedBypass>, oneshot::Sender<()>),
     SetAuthority(u64),
     SetOwnKeys(Vec<OwnKey>, oneshot::Sender<()>),
+    SetIdentity(Box<IdentityKey>, oneshot::Sender<()>),
     KeyUse(oneshot::Sender<Vec<KeyUse>>),
     SetOwnAddresses(Vec<IpAddr>),
     SetUnderlayMtu(u16),
@@ -226,6 +228,14 @@ impl Handle {
     /// As [`Handle::apply`].
     pub async fn set_own_keys(&self, keys: Vec<OwnKey>) -> Result<(), Stopped> {
         self.ask(|answer| Command::SetOwnKeys(keys, answer)).await
+    }
+
+    /// Has claims signed with another identity key from now on; returns once they are.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn set_identity(&self, identity: IdentityKey) -> Result<(), Stopped> {
+        self.ask(|answer| Command::SetIdentity(Box::new(identity), answer)).await
     }
 
     /// Who still needs which tunnel key.

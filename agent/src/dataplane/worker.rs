@@ -375,6 +375,10 @@ impl Worker {
                 self.engine.set_own_keys(&keys, now);
                 let _ = answer.send(());
             }
+            Command::SetIdentity(identity, answer) => {
+                self.engine.set_identity(*identity, now);
+                let _ = answer.send(());
+            }
             Command::KeyUse(answer) => {
                 let _ = answer.send(self.engine.key_use(now));
             }

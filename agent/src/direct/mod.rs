@@ -57,7 +57,8 @@ const EVENTS: usize = 64;
 #[derive(Debug, Clone)]
 pub(crate) struct Who {
     pub(crate) gateway: GatewayId,
-    pub(crate) identity: IdentityKey,
+    /// Its identity key, as it changes.
+    pub(crate) identity: watch::Receiver<IdentityKey>,
     /// The address that its sockets are bound to.
     pub(crate) bind: IpAddr,
     /// The port at which peers' connections are taken, if they are.
@@ -127,6 +128,7 @@ pub(crate) async fn run(
     mut stop: watch::Receiver<()>,
 ) {
     let (events, mut happened) = mpsc::channel(EVENTS);
+    let mut identity = who.identity.clone();
     let mut keeper = Keeper {
         who,
         handle,
@@ -162,6 +164,7 @@ pub(crate) async fn run(
                 let view = views.borrow_and_update().clone();
                 keeper.follow(view).await;
             }
+            Ok(()) = identity.changed() => keeper.begin_anew().await,
             Some(event) = happened.recv() => keeper.take(event).await,
             _ = look.tick(), if keeper.is_of_use() => {
                 if keeper.tend().await.is_none() {
@@ -218,6 +221,23 @@ impl Keeper {
         self.name_peers();
     }
 
+    /// This gateway has another identity key, by which peers know it from now on: its socket is made anew, and so are
+    /// connections. Packets go other ways meanwhile.
+    async fn begin_anew(&mut self) {
+        let linked: Vec<GatewayId> = self.links.keys().copied().collect();
+        for gateway in linked {
+            self.cut(gateway).await;
+        }
+        for (_, _, link) in std::mem::take(&mut self.leaving) {
+            self.table.forget(link.id).await;
+        }
+        self.dialling.clear();
+        self.strays = None;
+        (self.taking, self.naming, self.socket) = (None, None, None);
+        // Tasks that end let go of the port only then.
+        self.retry = Some(Instant::now() + LOOK);
+    }
+
     /// Tells the socket who may connect.
     fn name_peers(&mut self) {
         let Some(socket) = self.socket.clone().filter(|_| self.who.port.is_some()) else { return };
@@ -243,8 +263,9 @@ impl Keeper {
         }
         let port = self.who.port;
         let at = SocketAddr::new(self.who.bind, port.unwrap_or(0));
+        let identity = self.who.identity.borrow().clone();
         let opened = self.bind(at).and_then(|(socket, strays)| {
-            Direct::open(socket, &self.who.identity, port.is_some(), strays.clone())
+            Direct::open(socket, &identity, port.is_some(), strays.clone())
                 .map(|socket| (socket, strays))
                 .map_err(|error| error.to_string())
         });

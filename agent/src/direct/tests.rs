@@ -97,7 +97,7 @@ impl End {
         });
         let who = Who {
             gateway: gateway(end),
-            identity: identity(end),
+            identity: watch::channel(identity(end)).1,
             bind: address(end).into(),
             port,
             shared: false,

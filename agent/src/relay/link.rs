@@ -9,6 +9,7 @@ use std::time::Duration;
 use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
+use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PROBE_LEN, SEALED_LEN};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{
@@ -63,6 +64,8 @@ pub(super) struct Link {
 /// What the tasks of one connection share.
 struct Shared {
     connection: Connection,
+    /// This gateway's identity key that the relay knows it by.
+    identity: PublicKey,
     peers: Mutex<Peers>,
     /// The relay has said how it stands with peers.
     heard: Notify,
@@ -87,9 +90,10 @@ enum Change {
 }
 
 impl Shared {
-    fn new(connection: Connection) -> Self {
+    fn new(connection: Connection, identity: PublicKey) -> Self {
         Self {
             connection,
+            identity,
             peers: Mutex::default(),
             heard: Notify::new(),
             arrived: Notify::new(),
@@ -179,8 +183,11 @@ impl Link {
         let mut last = String::new();
         loop {
             // Without a pass no relay takes anybody in.
-            if self.known.wait_for(|known| known.pass.is_some()).await.is_err() {
-                return;
+            let identity = self.who.key().public();
+            let known = self.known.wait_for(|known| known.pass_for(identity).is_some());
+            tokio::select! {
+                known = known => if known.is_err() { return },
+                () = another(&mut self.who.identity) => continue,
             }
             let mut greeted = false;
             let problem = self.session(&mut greeted).await;
@@ -211,11 +218,12 @@ impl Link {
 
     /// Connects, and says how that ended.
     async fn session(&mut self, greeted: &mut bool) -> String {
-        let mut link = match self.dial().await {
+        let mut identity = self.who.key();
+        let mut link = match self.dial(&identity).await {
             Ok(link) => link,
             Err(problem) => return problem,
         };
-        let mut greeting = match self.greet(&link).await {
+        let mut greeting = match self.greet(&link, identity.public()).await {
             Ok(greeting) => greeting,
             Err(problem) => return self.over(link, problem, None).await,
         };
@@ -229,12 +237,12 @@ impl Link {
             return self.over(link, problem, Some(since)).await;
         };
         loop {
-            let shared = Arc::new(Shared::new(link.connection().clone()));
+            let shared = Arc::new(Shared::new(link.connection().clone(), identity.public()));
             let mut again = self.again;
             let carried = self.carry(&shared, greeting, &mut again, &mut outgoing, &inlet).await;
             self.again = again;
             let better;
-            (better, greeting) = match carried {
+            (better, identity, greeting) = match carried {
                 Ok(changed) => changed,
                 Err(problem) => return self.over(link, problem, Some(since)).await,
             };
@@ -270,7 +278,7 @@ impl Link {
         }
     }
 
-    async fn dial(&self) -> Result<Connected, String> {
+    async fn dial(&self, identity: &IdentityKey) -> Result<Connected, String> {
         let mut problem = "no address is known".to_owned();
         for address in &self.place.addresses {
             let resolved = match timeout(RESOLVE, tokio::net::lookup_host(address)).await {
@@ -286,7 +294,7 @@ impl Link {
             };
             for place in resolved {
                 let keys = [self.place.key];
-                let (first, identity) = (self.again.first(), &self.who.identity);
+                let first = self.again.first();
                 match dial::either(first, place, identity, &keys, Protocol::Relay).await {
                     Ok(link) => return Ok(link),
                     Err(error) => problem = format!("{address}: {error}"),
@@ -297,12 +305,13 @@ impl Link {
     }
 
     /// Says hello until the relay says welcome, or gives what is in the way.
-    async fn greet(&self, link: &Connected) -> Result<Greeting, Problem> {
+    async fn greet(&self, link: &Connected, identity: PublicKey) -> Result<Greeting, Problem> {
         let (send, receive) = link.connection().open_bi().await.map_err(|_| Problem::Ended)?;
         let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
         let mut writer = MessageWriter::<ToRelay>::new(send);
         let known = self.known.borrow().clone();
-        let (Some(chain), Some(pass)) = (known.chain, known.pass) else {
+        let pass = known.pass_for(identity).cloned();
+        let (Some(chain), Some(pass)) = (known.chain, pass) else {
             return Err(Problem::Said("there is no pass for relays yet".into()));
         };
         let hello = Hello {
@@ -349,7 +358,7 @@ impl Link {
         again: &mut Again,
         outgoing: &mut Outgoing,
         inlet: &Inlet,
-    ) -> Result<(Connected, Greeting), Problem> {
+    ) -> Result<(Connected, IdentityKey, Greeting), Problem> {
         let id = self.id;
         let changed = self.change(shared, again);
         self.table.asks(id, shared.connection.remote_address()).await;
@@ -370,19 +379,54 @@ impl Link {
         }
     }
 
-    /// A connection over QUIC that the relay has greeted in place of one over TCP, as soon as one can be had. Where it
-    /// isn't greeted, packets go on as before.
-    async fn change(&self, shared: &Shared, again: &mut Again) -> (Connected, Greeting) {
+    /// A connection by the identity key that this gateway has, once it has another one and a pass for that.
+    async fn renewed(&self, shared: &Shared) -> (Connected, IdentityKey) {
+        let (mut who, mut known) = (self.who.identity.clone(), self.known.clone());
+        loop {
+            let key = who.borrow_and_update().clone();
+            let passed = known.borrow_and_update().pass_for(key.public()).is_some();
+            if key.public() != shared.identity && passed {
+                match self.dial(&key).await {
+                    Ok(link) => return (link, key),
+                    Err(problem) => {
+                        debug!("relay {}: no connection by the new key: {problem}", self.name());
+                        sleep(LOOK).await;
+                        continue;
+                    }
+                }
+            }
+            let changed = tokio::select! {
+                changed = who.changed() => changed,
+                changed = known.changed() => changed,
+            };
+            if changed.is_err() {
+                // Whoever would say so is gone, and ends this, too.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// A connection that the relay has greeted in place of this one, as soon as one can be had: over QUIC where this one is
+    /// over TCP, and by another identity key where this gateway has got one. Where it isn't greeted, packets go on as
+    /// before.
+    async fn change(
+        &self,
+        shared: &Shared,
+        again: &mut Again,
+    ) -> (Connected, IdentityKey, Greeting) {
         let mut tries = *again;
         loop {
             // Where this gateway's address has changed, the connection ends by itself.
             let moved = std::future::pending::<()>;
-            let (identity, protocol) = (&self.who.identity, Protocol::Relay);
-            let (better, _) = tries.quic(&shared.connection, identity, protocol, moved).await;
+            let (key, protocol) = (self.who.key(), Protocol::Relay);
+            let (better, key) = tokio::select! {
+                renewed = self.renewed(shared) => renewed,
+                (better, _) = tries.quic(&shared.connection, &key, protocol, moved) => (better, key.clone()),
+            };
             shared.change.send_replace(Change::Asked);
             let _ = timeout(2 * BARRIER, shared.reach(|change| change == Change::Ready)).await;
             let greeted = {
-                let mut greeting = pin!(self.greet(&better));
+                let mut greeting = pin!(self.greet(&better, key.public()));
                 match timeout(BARRIER, &mut greeting).await {
                     Ok(greeted) => greeted,
                     Err(_) => {
@@ -393,11 +437,11 @@ impl Link {
             };
             again.tried();
             match greeted {
-                Ok(greeting) => return (better, greeting),
+                Ok(greeting) => return (better, key, greeting),
                 Err(problem) => {
                     shared.change.send_replace(Change::None);
                     let problem = plain(&problem.to_string());
-                    debug!("relay {}: no change to QUIC: {problem}", self.name());
+                    debug!("relay {}: no change to a better connection: {problem}", self.name());
                     better.close("").await;
                 }
             }
@@ -433,7 +477,7 @@ impl Link {
                 },
                 changed = known.changed() => {
                     changed.ok()?;
-                    let pass = known.borrow_and_update().pass.clone();
+                    let pass = known.borrow_and_update().pass_for(shared.identity).cloned();
                     if let Some(pass) = pass.filter(|pass| *pass != shown) {
                         shown = pass.clone();
                         writer.send(&ToRelay::Pass(Box::new(pass))).await.ok()?;
@@ -470,6 +514,13 @@ fn refused(refusal: &Refusal) -> String {
         _ => "refused",
     };
     format!("{what} ({:?}): {}", refusal.code, plain(&refusal.message))
+}
+
+/// Waits for another identity key: for ever, where nobody is left who would have one.
+async fn another(identity: &mut watch::Receiver<IdentityKey>) {
+    if identity.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Takes what the data plane has for the relay, until the connection ends. While the relay is asked to take a better one,

@@ -103,7 +103,25 @@ fn places(authority: &Authority) -> Vec<Place> {
 #[derive(Debug, Clone)]
 pub(crate) struct Who {
     pub(crate) organisation: OrganisationId,
-    pub(crate) identity: IdentityKey,
+    /// Its identity key, as it changes.
+    pub(crate) identity: watch::Receiver<IdentityKey>,
+}
+
+impl Who {
+    /// The identity key of now.
+    fn key(&self) -> IdentityKey {
+        self.identity.borrow().clone()
+    }
+}
+
+impl Known {
+    /// The pass, where it is for `identity`: one for a key that was replaced lets nobody in.
+    fn pass_for(&self, identity: PublicKey) -> Option<&Signed<RelayPass>> {
+        let fits = |pass: &&Signed<RelayPass>| {
+            pass.verify_self_named().is_ok_and(|pass| pass.identity == identity)
+        };
+        self.pass.as_ref().filter(fits)
+    }
 }
 
 /// Stays connected to all relays for as long as it is polled.

@@ -153,7 +153,7 @@ impl Bed {
         let (worker, handle) = FakeWorker::new();
         let (known, receiver) = watch::channel(Known::default());
         let (status_sender, status) = watch::channel(Vec::new());
-        let who = Who { organisation: ORGANISATION, identity: identity() };
+        let who = Who { organisation: ORGANISATION, identity: watch::channel(identity()).1 };
         let running =
             Task(tokio::spawn(run(who, receiver, Arc::new(Table::new(handle, status_sender)))));
         let chain = Some(Arc::new(organisation.followed()));

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anteroom_agent_core::report::Question;
 use anteroom_proto::id::{BootId, GatewayId};
+use anteroom_proto::key::IdentityKey;
 use tokio::sync::watch;
 
 use crate::bypass::{Machine, Orders};
@@ -22,6 +23,8 @@ pub(super) struct Answers<P> {
     pub(super) boot: BootId,
     pub(super) started: Instant,
     pub(super) identity: Option<Identity>,
+    /// Its identity key, as it changes.
+    pub(super) key: Option<watch::Receiver<IdentityKey>>,
     /// The gateway that this machine is, where its private keys can't be opened.
     pub(super) locked: Option<GatewayId>,
     pub(super) control: Option<watch::Receiver<ControlStatus>>,
@@ -32,6 +35,15 @@ pub(super) struct Answers<P> {
 }
 
 impl<P: Plane> Answers<P> {
+    /// Who this gateway is now.
+    fn identity(&self) -> Option<Identity> {
+        let mut identity = self.identity.clone()?;
+        if let Some(key) = &self.key {
+            identity.fingerprint = key.borrow().public().fingerprint().to_string();
+        }
+        Some(identity)
+    }
+
     async fn status(&self) -> Result<AgentStatus, PlaneError> {
         let data_plane = match self.plane.status().await {
             Ok(status) => Some(status),
@@ -52,7 +64,7 @@ impl<P: Plane> Answers<P> {
             boot: self.boot,
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             situation,
-            identity: self.identity.clone(),
+            identity: self.identity(),
             locked: self.locked,
             control,
             data_plane,

@@ -10,7 +10,7 @@ use anteroom_agent_core::engine::Engine;
 use anteroom_agent_core::lane;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
-use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::key::{IdentityKey, TunnelSecret};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 use tokio::sync::watch;
@@ -52,6 +52,8 @@ pub(super) struct Gate {
     bypasses: Arc<Mutex<Vec<LoadedBypass>>>,
     /// The tunnel keys, for an engine that starts later.
     own_keys: Arc<Mutex<Vec<OwnKey>>>,
+    /// The identity key, where it was replaced since the start, for an engine that starts later.
+    identity: Arc<Mutex<Option<IdentityKey>>>,
     /// Number of the newest authority document, for an engine that starts later.
     authority: Arc<AtomicU64>,
     /// The view in force, or about to be.
@@ -88,6 +90,7 @@ impl Gate {
             authority: Arc::default(),
             bypasses: Arc::default(),
             own_keys: Arc::default(),
+            identity: Arc::default(),
             view: Arc::new(watch::channel(None).0),
         }
     }
@@ -131,7 +134,11 @@ impl Gate {
         let mut warnings = setup.warnings().to_vec();
         let config = setup.engine_config();
         let ports = config.ports.clone();
-        let mut engine = Engine::new(config, self.opener.identity.clone(), Instant::now());
+        let mut identity = self.opener.identity.clone();
+        if let Some(newer) = self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            identity.identity = newer;
+        }
+        let mut engine = Engine::new(config, identity, Instant::now());
         if self.opener.config.offloads.lanes {
             let runner = setup.run_lanes(&self.opener.lanes)?;
             engine.use_lanes(&self.opener.lanes, lane::USUAL, runner, Instant::now());
@@ -218,6 +225,15 @@ impl Plane for Gate {
         }
     }
 
+    async fn set_identity(&self, identity: IdentityKey) -> Result<(), PlaneError> {
+        let _alone = self.opening.lock().await;
+        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = Some(identity.clone());
+        match self.get() {
+            Ok(handle) => Ok(handle.set_identity(identity).await?),
+            Err(_) => Ok(()),
+        }
+    }
+
     async fn key_use(&self) -> Result<Vec<KeyUse>, PlaneError> {
         Ok(self.get()?.key_use().await?)
     }
@@ -263,7 +279,6 @@ mod tests {
     use anteroom_lab::namespace::in_private_network;
     use anteroom_lab::topology;
     use anteroom_proto::id::GatewayId;
-    use anteroom_proto::key::IdentityKey;
     use anteroom_proto::mode::Mode;
 
     use super::*;

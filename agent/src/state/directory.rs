@@ -4,21 +4,21 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anteroom_agent_core::report::Learned;
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
-use anteroom_proto::key::IdentityKey;
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::{Floor, KnownKeys, SignedView};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
 
+use super::StateError;
 use super::file::Kind;
 use super::records::{self, Enrolment, Marker, TunnelKey};
 use super::seal::{Credentials, Secrets};
-use super::{StateError, records::Seed};
 use crate::bypass::Kept;
 use crate::keys::Ring;
 
@@ -28,6 +28,8 @@ pub struct StateDir {
     path: PathBuf,
     marker: PathBuf,
     pub(super) secrets: Secrets,
+    /// Held while identity keys are read and written in one go.
+    identity: Arc<Mutex<()>>,
 }
 
 /// Held as long as an agent runs on the directory.
@@ -61,7 +63,7 @@ impl StateDir {
         let mut marker = path.as_os_str().to_owned();
         marker.push("-marker");
         let secrets = Secrets::new(path.to_owned(), Credentials::default());
-        Self { path: path.to_owned(), marker: marker.into(), secrets }
+        Self { path: path.to_owned(), marker: marker.into(), secrets, identity: Arc::default() }
     }
 
     /// The directory.
@@ -106,32 +108,14 @@ impl StateDir {
         }
     }
 
+    /// Keeps others from changing identity keys meanwhile.
+    pub(super) fn changing_identity(&self) -> MutexGuard<'_, ()> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The file of this kind, for messages.
     pub(super) fn file(&self, kind: &Kind) -> PathBuf {
         kind.path(&self.path)
-    }
-
-    /// The identity key, if there is one.
-    ///
-    /// # Errors
-    /// When the file is damaged.
-    pub fn identity(&self) -> Result<Option<IdentityKey>, StateError> {
-        let Some(seed) = self.secrets.read::<Seed>(&records::IDENTITY)? else { return Ok(None) };
-        let seed = seed.bytes(&records::IDENTITY, &self.path)?;
-        Ok(Some(IdentityKey::from_seed(&seed)))
-    }
-
-    /// The identity key; a new one is made, and is on the disk before it is used, where there is none.
-    ///
-    /// # Errors
-    /// When the file is damaged or can't be written.
-    pub fn identity_or_new(&self) -> Result<IdentityKey, StateError> {
-        if let Some(identity) = self.identity()? {
-            return Ok(identity);
-        }
-        let seed = records::random()?;
-        self.secrets.write(&records::IDENTITY, &Seed::new(&seed))?;
-        Ok(IdentityKey::from_seed(&seed))
     }
 
     /// The tunnel keys, newest first.

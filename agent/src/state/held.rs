@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::keys::Ring;
 use crate::net::wiring::Wiring;
 
-use super::{Enrolment, StateDir, StateError, records};
+use super::{Enrolment, Nexts, StateDir, StateError, records};
 
 /// What was found on disk and holds.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub struct Enrolled {
     pub enrolment: Enrolment,
     /// Its identity key.
     pub identity: IdentityKey,
+    /// Identity keys that it offered in the place of that.
+    pub nexts: Nexts,
     /// Its tunnel keys.
     pub ring: Ring,
     /// The authority chain, from the pinned document. None where it was lost.
@@ -159,9 +161,22 @@ impl Enrolled {
             None => state.replace_lost_tunnel_keys(floor.time)?,
         };
         let ring = Ring::new(keys, newest);
+        let nexts = note(state.next_identities(), problems)?.unwrap_or_default();
         let (chain, view) = signed(state, &enrolment, &floor, problems)?;
-        let mut held = Self { enrolment, identity, ring, chain, view: None, floor, keys: known };
+        let mut held =
+            Self { enrolment, identity, nexts, ring, chain, view: None, floor, keys: known };
         if let Some(mut view) = view {
+            // Operators have signed another one, and the disk was too slow for it.
+            let named = view.intent.identity.filter(|named| *named != held.identity.public());
+            if let Some(wanted) = named {
+                match held.nexts.find(wanted) {
+                    Some(next) => held.identity = next.key.clone(),
+                    None => problems.push(StateError::IdentityUnknown {
+                        path: state.path().to_owned(),
+                        wanted: wanted.fingerprint(),
+                    }),
+                }
+            }
             held.floor = view.floor(&held.floor);
             held.keys.hold(&mut view);
             held.view = Some(Arc::new(view));

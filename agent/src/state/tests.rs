@@ -16,6 +16,7 @@ use crate::testkit::{Organisation, check_binding, nowhere};
 
 mod crash;
 mod earlier;
+mod identity;
 
 /// A state directory that goes away with its temporary parent.
 pub(crate) fn state() -> (TempDir, StateDir) {

@@ -82,6 +82,16 @@ pub enum GatewayCommand {
             Examples:\n  anteroom gateway rotate imaging\n  anteroom gateway rotate --all --now --yes --reason \"a backup of gateway disks was stolen\""
     )]
     Rotate(GatewayRotate),
+    /// Replace a gateway's identity key in its place: the gateway makes another one, you approve it
+    #[command(
+        after_help = "The gateway is asked for a new key and offers it, vouched for by the key that it has; you sign it in. Tunnels stay up.\n\
+            The old key is refused from then on, and wiped from the gateway once it holds what you signed. A gateway that is\n\
+            offline is asked when it is back: type the same again then. --fingerprint compares the new key with what the gateway\n\
+            itself shows (`anteroom-agent identity`): do so where somebody else may hold the old key.\n\n\
+            Examples:\n  anteroom gateway rekey imaging --reason \"its disk was copied\"\n  \
+            anteroom gateway rekey imaging --anew --reason \"copied again\" --yes\n  anteroom gateway rekey imaging --withdraw --reason \"not needed\""
+    )]
+    Rekey(GatewayRekey),
     /// Cut a gateway off for good: its key is never taken again, its devices lose the tunnel
     #[command(
         after_help = "Example:\n  anteroom gateway revoke imaging --reason \"stolen\" --confirm imaging"
@@ -135,6 +145,25 @@ pub struct GatewayRotate {
     /// How long to wait for the new keys
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     pub timeout: Duration,
+}
+
+/// Arguments of `gateway rekey`.
+#[derive(Debug, Args)]
+pub struct GatewayRekey {
+    /// The gateway
+    pub name: String,
+    /// Have another key made, though the gateway offers one already
+    #[arg(long)]
+    pub anew: bool,
+    /// Have the gateway forget keys that it offered and that nobody approved
+    #[arg(long, conflicts_with_all = ["anew", "fingerprint"])]
+    pub withdraw: bool,
+    /// The new key's fingerprint, as the gateway shows it (`anteroom-agent identity`); another one is refused
+    #[arg(long, value_name = "FP")]
+    pub fingerprint: Option<String>,
+    /// What every change takes.
+    #[command(flatten)]
+    pub change: ChangeArgs,
 }
 
 /// Whose configuration is printed.

@@ -18,8 +18,8 @@ use crate::output::time::parse_duration;
 pub use client::{ClientAdd, ClientApprove, ClientCommand};
 pub use device::{DeviceBind, DeviceCommand, DeviceConfirm, DeviceMode, FailureChoice};
 pub use gateway::{
-    GatewayBypass, GatewayCommand, GatewayInvite, GatewayReplace, GatewayRotate, OfflineArgs,
-    SwitchKind,
+    GatewayBypass, GatewayCommand, GatewayInvite, GatewayRekey, GatewayReplace, GatewayRotate,
+    OfflineArgs, SwitchKind,
 };
 pub use policy::PolicyCommand;
 pub use relay::{RelayCommand, RelayPlace};

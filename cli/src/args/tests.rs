@@ -123,6 +123,7 @@ fn every_command_that_a_refusal_names_can_be_typed() {
             name: "ward".parse().unwrap(),
             site: "north".parse().unwrap(),
             identity: [7; 32].try_into().unwrap(),
+            former: Vec::new(),
             labels: std::collections::BTreeMap::new(),
         },
     );

@@ -20,7 +20,7 @@ pub enum Confirm {
 pub(super) const ID_DIGITS: usize = 8;
 
 /// Makes sure that there is a reason where one is needed, by asking for it where a person can be asked.
-pub(super) fn reason(request: &mut Request, output: &mut Output<'_>) -> Result<(), Error> {
+pub(crate) fn reason(request: &mut Request, output: &mut Output<'_>) -> Result<(), Error> {
     let blank = request.args.reason.as_deref().is_some_and(|reason| reason.trim().is_empty());
     if blank || (request.args.reason.is_none() && request.reason_needed) {
         if blank || !output.is_interactive() {

@@ -37,6 +37,7 @@ use crate::remote::Remote;
 
 pub use base::{Current, check_revision, fetch, fetch_revision};
 pub use confirm::Confirm;
+pub(crate) use confirm::reason;
 pub use evidence::evidence;
 pub use show::render_plan;
 use wait::GatewayOutcome;

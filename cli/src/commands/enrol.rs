@@ -161,6 +161,7 @@ impl Candidate {
             name: self.invite.name.clone(),
             site: self.invite.site.clone(),
             identity: self.claim.identity,
+            former: Vec::new(),
             labels: BTreeMap::new(),
         }
     }
@@ -333,6 +334,6 @@ fn find(name: &str, remote: &mut Remote) -> Result<Candidate, Error> {
 }
 
 /// A fingerprint without what people put between its letters.
-fn plain(fingerprint: &str) -> String {
+pub(super) fn plain(fingerprint: &str) -> String {
     fingerprint.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
 }

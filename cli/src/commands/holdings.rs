@@ -108,6 +108,7 @@ mod tests {
             name: "ward".parse().unwrap(),
             site: "north".parse().unwrap(),
             identity: IdentityKey::from_seed(&[7; 32]).public(),
+            former: Vec::new(),
             labels: BTreeMap::new(),
         };
         model.gateways.insert(GATEWAY, gateway);

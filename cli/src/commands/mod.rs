@@ -20,6 +20,7 @@ mod operator;
 mod policy;
 mod policy_change;
 mod ports;
+mod rekey;
 mod relay;
 mod replace;
 mod rotate;
@@ -72,6 +73,7 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
                 replace::replace(args, &mut open(home, output)?, output)
             }
             GatewayCommand::Rotate(args) => rotate::rotate(&args, &mut open(home, output)?, output),
+            GatewayCommand::Rekey(args) => rekey::rekey(args, &mut open(home, output)?, output),
             GatewayCommand::Revoke { name, change } => {
                 gateway::revoke(&name, change, &mut open(home, output)?, output)
             }

@@ -444,6 +444,8 @@ impl State {
             .map(|gateway| {
                 let online = !self.offline.contains(gateway);
                 GatewayStatus {
+                    identity: None,
+                    rekey: None,
                     gateway: *gateway,
                     online,
                     last_seen: Some(UnixMillis(1_764_000_000_000)),

@@ -181,6 +181,7 @@ impl<'a> Shared<'a> {
         Intent {
             organisation: model.organisation,
             gateway: id,
+            identity: (!gateway.former.is_empty()).then_some(gateway.identity),
             overlay: overlay::gateway_address(model.organisation, id),
             site: SiteId::of(gateway.site.as_str()),
             devices: own.iter().filter_map(|id| self.device(*id)).collect(),

@@ -14,11 +14,13 @@ use crate::resolve::Resolved;
 
 mod client;
 mod host;
+mod rekey;
 mod swap;
 #[cfg(test)]
 mod tests;
 
 pub use host::NewHost;
+pub use rekey::MAX_FORMER;
 pub use swap::Move;
 
 /// Most labels of one thing.
@@ -114,10 +116,8 @@ impl Model {
             if *other == id {
                 return Err(taken("the id", &id, by()));
             }
-            if found.identity == gateway.identity {
-                return Err(taken("the identity key", &gateway.identity, by()));
-            }
         }
+        self.identity_is_free(gateway.identity)?;
         labels_fit(&format!("gateway {}", gateway.name), &gateway.labels)?;
         self.gateways.insert(id, gateway);
         Ok(())

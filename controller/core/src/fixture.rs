@@ -41,6 +41,7 @@ pub(crate) fn gateway(number: u32, called: &str, site: &str) -> (GatewayId, Gate
         name: name(called),
         site: name(site),
         identity: PublicKey::try_from(key).unwrap(),
+        former: Vec::new(),
         labels: BTreeMap::new(),
     };
     (gateway_id(number), gateway)

@@ -75,6 +75,9 @@ pub struct Gateway {
     pub site: Name,
     /// Its identity key.
     pub identity: PublicKey,
+    /// The identity keys that it had before, oldest first: they are never taken again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<PublicKey>,
     /// Labels that an operator set.
     pub labels: BTreeMap<Name, String>,
 }

@@ -9,7 +9,7 @@ use anteroom_proto::v1::{
 };
 
 use crate::clock;
-use crate::distribution::{TunnelEnds, revoked};
+use crate::distribution::{TunnelEnds, replaced, revoked};
 use crate::state::Controller;
 use crate::store::{EnrolOutcome, Enrolment, HelloFacts, NewAudit, StoreError};
 
@@ -123,6 +123,9 @@ pub(super) async fn enrol(
     if controller.current().is_some_and(|current| current.revokes(invite.gateway, key)) {
         return Err(Refusal { fatal: true, ..revoked() });
     }
+    if controller.current().is_some_and(|current| current.model.is_former_identity(key)) {
+        return Err(Refusal { fatal: true, ..replaced() });
+    }
     let now = clock::now();
     let answer = ToAgent::Enrolled { authority: chain.to_signed() };
     if stored.used_by == Some(key) {
@@ -195,14 +198,16 @@ pub(super) async fn authority(
 }
 
 /// Whether the gateway enrolled with this key, or operators have approved it so: what enrolled after the backup was
-/// taken that the controller came from is in the model alone.
+/// taken that the controller came from is in the model alone. Where operators have approved a key, no other one counts.
 async fn knows(
     controller: &Controller,
     gateway: GatewayId,
     key: PublicKey,
 ) -> Result<bool, Refusal> {
-    if controller.current().is_some_and(|current| current.approves(gateway, key)) {
-        return Ok(true);
+    if let Some(current) = controller.current()
+        && current.model.gateways.contains_key(&gateway)
+    {
+        return Ok(current.approves(gateway, key));
     }
     let enrolment =
         controller.store.enrolment(gateway).await.map_err(|error| store_failed(&error))?;
@@ -245,6 +250,9 @@ pub(super) async fn hello(
     let gateway = hello.gateway;
     let store = &controller.store;
     if !knows(controller, gateway, key).await? {
+        if controller.current().is_some_and(|current| current.model.is_former_identity(key)) {
+            return Err(replaced());
+        }
         let enrolled = store.enrolment(gateway).await.map_err(|error| store_failed(&error))?;
         return Err(unknown(match enrolled {
             Some(_) => "this gateway is enrolled with another identity key",

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anteroom_proto::direct;
 use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::rekey::{self, RekeyOffer};
 use anteroom_proto::relay::CAPABILITY;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{
@@ -20,7 +21,7 @@ use tokio::time::{Instant, timeout};
 use super::greeting::{Greeted, claim_keys, clean_applied, refusal, store_failed};
 use super::{LAST_WORD, Peer, telemetry};
 use crate::clock;
-use crate::distribution::{Event, TunnelEnds};
+use crate::distribution::{Event, TunnelEnds, check_offer};
 use crate::online::{CloseCode, Link, Outgoing, QUEUE};
 use crate::state::Controller;
 use crate::store::{AppliedFacts, StoreError};
@@ -39,6 +40,8 @@ pub(super) struct Session {
     relayed: bool,
     /// Whether it can be asked to replace its tunnel keys.
     rotates: bool,
+    /// Whether it can be asked for another identity key.
+    rekeys: bool,
     /// What its reports tell beyond the basics, to a controller that reads it.
     tells: Vec<String>,
     /// Whether views may tell it peers' QUIC ports, and its own.
@@ -63,11 +66,12 @@ fn facts(applied: &Applied) -> AppliedFacts {
 impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
         let can = |what| hello.capabilities.iter().any(|capability| capability == what);
-        let (relayed, rotates) = (can(CAPABILITY), can(ROTATES));
+        let (relayed, rotates, rekeys) = (can(CAPABILITY), can(ROTATES), can(rekey::CAPABILITY));
         let tells = [TELLS_PSK, TELLS_TCP].into_iter().filter(|what| can(what));
         let tells = tells.map(str::to_owned).collect();
         let (takes_quic, quic) = (can(direct::CAPABILITY), hello.quic);
-        Self { gateway: hello.gateway, greeted, relayed, rotates, tells, takes_quic, quic }
+        let gateway = hello.gateway;
+        Self { gateway, greeted, relayed, rotates, rekeys, tells, takes_quic, quic }
     }
 
     pub(super) async fn run(
@@ -77,10 +81,14 @@ impl Session {
         reader: MessageReader<ToController>,
         writer: MessageWriter<ToAgent>,
     ) {
-        let Self { gateway, greeted, relayed, rotates, tells, takes_quic, quic } = self;
+        let Self { gateway, greeted, relayed, rotates, rekeys, tells, takes_quic, quic } = self;
         let Greeted { approved, authority, ends, welcome, facts: hello } = greeted;
         let observed = hello.observed;
-        if let Err(error) = controller.store.record_hello(gateway, &hello).await {
+        let recorded = match controller.store.record_hello(gateway, &hello).await {
+            Ok(()) if approved && rekeys => end_rekey(controller, gateway, peer.key).await,
+            recorded => recorded,
+        };
+        if let Err(error) = recorded {
             let refused = ToAgent::Refused(store_failed(&error));
             return peer.say_last(writer, refused, CloseCode::Refused).await;
         }
@@ -98,6 +106,7 @@ impl Session {
             identity: peer.key,
             observed,
             rotates,
+            rekeys,
             relays: Vec::new(),
             takes_quic,
         };
@@ -122,6 +131,21 @@ impl Session {
         }
         tracing::info!(%gateway, reason = ?connection.close_reason(), "disconnected");
     }
+}
+
+/// Forgets what a gateway offered that has come with that key: its own greeting binds its tunnel keys now.
+async fn end_rekey(
+    controller: &Controller,
+    gateway: GatewayId,
+    key: PublicKey,
+) -> Result<(), StoreError> {
+    let Some(state) = controller.store.rekeys().await?.remove(&gateway) else { return Ok(()) };
+    let offered = state.offer.and_then(|offer| offer.by_new.verify_self_named().ok());
+    if offered.is_some_and(|offered| offered.new == key) {
+        tracing::info!(%gateway, "its new identity key is in use");
+        controller.store.end_rekey(gateway).await?;
+    }
+    Ok(())
 }
 
 /// Writes what is queued, until there is a last word, nobody is left to queue, or the gateway takes nothing.
@@ -193,6 +217,7 @@ impl Running<'_> {
                     self.reachable(&reachable).await?;
                 }
                 ToController::Report(report) => self.report(*report).await?,
+                ToController::Rekey(offer) => self.offer(*offer).await?,
                 ToController::Enrol(_)
                 | ToController::Hello(_)
                 | ToController::AskAuthority { .. } => {
@@ -230,6 +255,38 @@ impl Running<'_> {
             .await
             .map_err(|error| store_failed(&error))?;
         self.controller.tell(Event::Ends { gateway, ends }).await;
+        Ok(())
+    }
+
+    /// Takes note of another identity key that the gateway offers. One that doesn't fit costs it nothing: operators may
+    /// have ordered another one meanwhile.
+    async fn offer(&self, offer: RekeyOffer) -> Result<(), Refusal> {
+        let Some(chain) = self.controller.authority() else { return Ok(()) };
+        let gateway = self.gateway;
+        let store = &self.controller.store;
+        let wanted = store.rekeys().await.map_err(|error| store_failed(&error))?.remove(&gateway);
+        let Some(wanted) = wanted else {
+            tracing::warn!(%gateway, "a gateway offers another identity key unasked");
+            return Ok(());
+        };
+        let organisation = chain.newest().organisation;
+        let fits = check_offer(organisation, gateway, self.key, &wanted.order, &offer);
+        let fits = fits.and_then(|()| {
+            // Nobody gets hold of another's tunnel key by this way either.
+            let own = self.controller.tunnel_keys.holds(gateway, &offer.keys);
+            if own {
+                Ok(())
+            } else {
+                Err("it binds a tunnel key that the gateway hasn't named".into())
+            }
+        });
+        if let Err(problem) = fits {
+            tracing::warn!(%gateway, problem, "another identity key isn't taken note of");
+            return Ok(());
+        }
+        store.offer_rekey(gateway, &offer).await.map_err(|error| store_failed(&error))?;
+        tracing::info!(%gateway, "offers another identity key");
+        self.controller.tell(Event::Offer { gateway, offer: Box::new(offer) }).await;
         Ok(())
     }
 

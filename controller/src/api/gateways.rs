@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use anteroom_proto::api::{
     Edge, EdgeQuery, GatewayStatus, HistoryPage, HistoryQuery, InviteInfo, NewInvite,
-    OfflineBypass, PendingGateway, RotateAnswer, RotateRequest, SightingRecord,
+    OfflineBypass, PendingGateway, RekeyAnswer, RekeyRequest, RekeyState, RotateAnswer,
+    RotateRequest, SightingRecord,
 };
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::Reachable;
@@ -46,6 +47,14 @@ pub(super) async fn rotate(
     Body(request): Body<RotateRequest>,
 ) -> Result<Json<RotateAnswer>, Failure> {
     Ok(Json(change::rotate(&api.controller, &caller.operator, &request).await?))
+}
+
+pub(super) async fn rekey(
+    State(api): State<Api>,
+    Extension(caller): Extension<Caller>,
+    Body(request): Body<RekeyRequest>,
+) -> Result<Json<RekeyAnswer>, Failure> {
+    Ok(Json(change::rekey(&api.controller, &caller.chain, &caller.operator, &request).await?))
 }
 
 pub(super) async fn invites(State(api): State<Api>) -> Result<Json<Vec<InviteInfo>>, Failure> {
@@ -100,14 +109,20 @@ pub(super) async fn gateways(State(api): State<Api>) -> Result<Json<Vec<GatewayS
     let controller = &api.controller;
     let Some(current) = controller.current() else { return Ok(Json(Vec::new())) };
     let mut facts = controller.store.gateways().await?;
+    let mut rekeys = controller.store.rekeys().await?;
     let status = |gateway: &GatewayId| {
         let facts = facts.remove(gateway).unwrap_or_default();
-        status(&api, *gateway, facts)
+        status(&api, *gateway, facts, rekeys.remove(gateway))
     };
     Ok(Json(current.model.gateways.keys().map(status).collect()))
 }
 
-fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
+fn status(
+    api: &Api,
+    gateway: GatewayId,
+    facts: GatewayFacts,
+    rekey: Option<RekeyState>,
+) -> GatewayStatus {
     let online = api.controller.online.observed(gateway);
     let reachable = facts.reachable.unwrap_or_else(|| Reachable {
         endpoints: Vec::new(),
@@ -135,6 +150,8 @@ fn status(api: &Api, gateway: GatewayId, facts: GatewayFacts) -> GatewayStatus {
         drops: facts.drops,
         alarms: facts.alarms,
         bypasses: facts.bypasses,
+        identity: api.controller.online.identity(gateway),
+        rekey,
     }
 }
 

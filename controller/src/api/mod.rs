@@ -70,6 +70,7 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .route(paths::INVITES, get(gateways::invites).post(gateways::new_invite))
         .route(paths::BYPASSES, post(gateways::offline_bypass))
         .route(paths::ROTATIONS, post(gateways::rotate))
+        .route(paths::REKEYS, post(gateways::rekey))
         .route(paths::PENDING, get(gateways::pending))
         .route(paths::GATEWAYS, get(gateways::gateways))
         .route(paths::SIGHTINGS, get(gateways::sightings))

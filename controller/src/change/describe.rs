@@ -125,7 +125,7 @@ fn labels(labels: &BTreeMap<Name, String>) -> String {
 }
 
 fn gateway(gateway: &Gateway) -> String {
-    let Gateway { name, site, identity, labels: own } = gateway;
+    let Gateway { name, site, identity, former: _, labels: own } = gateway;
     format!("{name}: site {site}, identity {}, labels {}", identity.fingerprint(), labels(own))
 }
 
@@ -177,6 +177,7 @@ mod tests {
             name: name.parse().unwrap(),
             site: "north".parse().unwrap(),
             identity: IdentityKey::from_seed(&[1; 32]).public(),
+            former: Vec::new(),
             labels: BTreeMap::new(),
         };
         before.gateways.insert(GatewayId::from_bytes([1; 16]), gateway("imaging"));
@@ -204,6 +205,7 @@ mod tests {
                     name: format!("gateway-{n}").parse().unwrap(),
                     site: "north".parse().unwrap(),
                     identity: IdentityKey::from_seed(&[1; 32]).public(),
+                    former: Vec::new(),
                     labels: BTreeMap::new(),
                 },
             );

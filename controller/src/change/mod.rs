@@ -7,6 +7,7 @@ mod claim;
 mod describe;
 mod invite;
 mod model;
+mod rekey;
 mod rotate;
 
 use crate::state::Controller;
@@ -18,6 +19,7 @@ pub use claim::claim;
 pub use describe::{describe, describe_authority};
 pub use invite::invite;
 pub use model::update;
+pub use rekey::rekey;
 pub use rotate::rotate;
 
 /// Longest text of a change that is kept: an action, a subject, a reason.

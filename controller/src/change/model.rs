@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use anteroom_controller_core::compile;
-use anteroom_controller_core::model::Model;
-use anteroom_proto::api::{ModelAccepted, ModelUpdate, RevisionInfo};
+use anteroom_controller_core::model::{Gateway, Model};
+use anteroom_proto::api::{ModelAccepted, ModelUpdate, RekeyState, RevisionInfo};
 use anteroom_proto::authority::{AuthorityChain, Operator};
 use anteroom_proto::cose::Verified;
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::key::Hash;
 
 use super::{ChangeError, check_ready, check_text, describe, invalid};
 use crate::audit::actor;
 use crate::clock;
-use crate::distribution::Event;
+use crate::distribution::{Event, check_offer};
 use crate::state::{Controller, Current};
 use crate::store::{NewAudit, NewRevision};
 
@@ -162,11 +163,20 @@ async fn check_gateways(
     for (id, gateway) in &after.gateways {
         let place = format!("revision.model: gateway {}", gateway.name);
         if after.revoked.contains_key(id)
-            || after.revoked.values().any(|revoked| revoked.identity == gateway.identity)
+            || after.revoked.values().any(|revoked| {
+                revoked.identity == gateway.identity || revoked.former.contains(&gateway.identity)
+            })
         {
             return Err(invalid(format!("{place}: it was revoked; it can only enrol anew")));
         }
         if before.is_some_and(|before| before.approves(*id, gateway.identity)) {
+            continue;
+        }
+        if let Some(was) = before.and_then(|before| before.model.gateways.get(id)) {
+            check_rekey(controller, *id, was, gateway).await.map_err(|problem| match problem {
+                ChangeError::Invalid(problem) => invalid(format!("{place}: {problem}")),
+                other => other,
+            })?;
             continue;
         }
         match controller.store.enrolment(*id).await? {
@@ -186,6 +196,35 @@ async fn check_gateways(
         }
     }
     Ok(())
+}
+
+/// Checks that a gateway itself has offered the key that takes the place of the one that it has.
+async fn check_rekey(
+    controller: &Controller,
+    id: GatewayId,
+    was: &Gateway,
+    is: &Gateway,
+) -> Result<(), ChangeError> {
+    if is.former.last() != Some(&was.identity) {
+        return Err(invalid("its identity key is replaced, and the one before isn't kept as such"));
+    }
+    let state = controller.store.rekeys().await?.remove(&id);
+    let Some(RekeyState { order, offer: Some(offer) }) = state else {
+        return Err(ChangeError::Conflict(
+            "the gateway offers no other identity key by now: ask it for one first".into(),
+        ));
+    };
+    let organisation = match controller.authority() {
+        Some(chain) => chain.newest().organisation,
+        None => return Err(invalid("nobody has claimed this controller")),
+    };
+    check_offer(organisation, id, was.identity, &order, &offer).map_err(invalid)?;
+    match offer.by_new.verify_self_named() {
+        Ok(stated) if stated.new == is.identity => Ok(()),
+        _ => Err(ChangeError::Conflict(
+            "the gateway offers another identity key by now: look at that one".into(),
+        )),
+    }
 }
 
 /// Checks that a client that was revoked stays so.

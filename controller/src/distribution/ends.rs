@@ -26,6 +26,8 @@ pub struct TunnelEnds {
     pub serials: Vec<u64>,
     /// The UDP port where it takes peers' QUIC connections.
     pub quic: Option<u16>,
+    /// The identity key that signed them.
+    pub signer: Option<PublicKey>,
     /// Its keys for clients, of which peers aren't told.
     pub for_clients: Vec<Signed<TunnelKeyBinding>>,
 }
@@ -115,6 +117,7 @@ impl TunnelEnds {
                 ends.for_clients.push(key);
             } else {
                 ends.serials.push(binding.serial);
+                ends.signer = Some(binding.signer());
                 ends.keys.push(key);
             }
         }

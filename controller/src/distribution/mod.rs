@@ -5,6 +5,7 @@
 
 mod ends;
 mod passes;
+mod rekeys;
 mod rotations;
 
 use std::collections::{BTreeSet, HashMap};
@@ -18,6 +19,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::Hash;
 use anteroom_proto::merkle::Proof;
 use anteroom_proto::operation::{Operation, PeerOperation, ViewNumber};
+use anteroom_proto::rekey::{RekeyOffer, RekeyOrder};
 use anteroom_proto::v1::{Refusal, RefusalCode, Rotate, ToAgent};
 use anteroom_proto::view::SignedView;
 use tokio::sync::mpsc;
@@ -29,6 +31,8 @@ use crate::store::{AppliedFacts, IssueView, StoreError, ViewState};
 
 pub use ends::{EndsError, TunnelEnds};
 use passes::PassState;
+use rekeys::Rekey;
+pub use rekeys::check_offer;
 
 /// Events that wait.
 pub const QUEUE: usize = 1024;
@@ -69,6 +73,20 @@ pub enum Event {
         /// Which keys, and how.
         rotate: Rotate,
     },
+    /// Operators want a gateway's identity key replaced.
+    Rekey {
+        /// Which gateway's.
+        gateway: GatewayId,
+        /// The order, which was checked.
+        order: Signed<RekeyOrder>,
+    },
+    /// A gateway offers another identity key.
+    Offer {
+        /// Which.
+        gateway: GatewayId,
+        /// What it offers, which was checked.
+        offer: Box<RekeyOffer>,
+    },
     /// A gateway's tunnel ends changed.
     Ends {
         /// Which.
@@ -98,6 +116,8 @@ struct Known {
     pass: PassState,
     /// Which of its tunnel keys operators want replaced.
     rotate: Option<Rotate>,
+    /// The replacement of its identity key that isn't done.
+    rekey: Option<Rekey>,
 }
 
 /// Takes events and sends views.
@@ -123,6 +143,7 @@ impl Distribution {
     /// [`StoreError`] when that can't be read.
     pub async fn load(controller: Arc<Controller>) -> Result<Self, StoreError> {
         let rotations = controller.store.rotations().await?;
+        let mut rekeys = controller.store.rekeys().await?;
         let known = controller
             .store
             .gateways()
@@ -138,6 +159,7 @@ impl Distribution {
                     sent: false,
                     pass: PassState::default(),
                     rotate: rotations.get(&gateway).copied(),
+                    rekey: rekeys.remove(&gateway).map(Rekey::stored),
                 };
                 (gateway, known)
             })
@@ -203,9 +225,13 @@ impl Distribution {
                 self.dirty.insert(gateway);
                 self.set_ends(gateway, ends);
                 self.ask_to_rotate(gateway);
+                self.end_rekey(gateway);
+                self.ask_to_rekey(gateway);
                 self.cut_off_if_unwanted(gateway, approved);
             }
             Event::Rotate { gateway, rotate } => self.want_rotation(gateway, rotate),
+            Event::Rekey { gateway, order } => self.want_rekey(gateway, order),
+            Event::Offer { gateway, offer } => self.take_offer(gateway, &offer),
             Event::Ends { gateway, ends } => self.set_ends(gateway, ends),
             Event::Applied { gateway, applied } => {
                 self.known.entry(gateway).or_default().applied = Some(applied);
@@ -236,7 +262,10 @@ impl Distribution {
             return;
         };
         let gone = was_approved && !current.approves(gateway, identity);
-        if gone || current.revokes(gateway, identity) {
+        if gone && current.model.gateways.contains_key(&gateway) {
+            tracing::info!(%gateway, "a gateway is to come with its new identity key");
+            online.refuse(gateway, replaced());
+        } else if gone || current.revokes(gateway, identity) {
             tracing::info!(%gateway, "cutting off a gateway that is no longer approved");
             online.refuse(gateway, revoked());
         }
@@ -248,6 +277,11 @@ impl Distribution {
             return;
         }
         known.ends = ends;
+        self.touch_peers(gateway);
+    }
+
+    /// What peers are told of a gateway has changed.
+    fn touch_peers(&mut self, gateway: GatewayId) {
         if let Some(current) = self.controller.current() {
             for (other, leaf) in &current.compiled.leaves {
                 if leaf.intent.peers.iter().any(|peer| peer.gateway == gateway) {
@@ -330,14 +364,15 @@ impl Distribution {
             .iter()
             .filter_map(|peer| {
                 // A peer that was never heard of says nothing, before a restart as after it.
-                let ends = &self.known.get(&peer.gateway)?.ends;
+                let known = self.known.get(&peer.gateway)?;
+                let ends = &known.ends;
                 if *ends == TunnelEnds::default() {
                     return None;
                 }
                 Some(PeerOperation {
                     gateway: peer.gateway,
                     endpoints: ends.endpoints.clone(),
-                    keys: ends.keys.clone(),
+                    keys: known.keys_by(peer.identity).to_vec(),
                     quic: ends.quic.filter(|_| takes_quic),
                 })
             })
@@ -392,6 +427,19 @@ pub fn revoked() -> Refusal {
         code: RefusalCode::Revoked,
         message: "this gateway was revoked: an operator took it out of the organisation. To use \
                   the machine again, reset it and enrol it with a new invite"
+            .into(),
+        fatal: false,
+    }
+}
+
+/// What whoever has an identity key hears that operators replaced by another one.
+#[must_use]
+pub fn replaced() -> Refusal {
+    Refusal {
+        code: RefusalCode::Unknown,
+        message: "operators have approved another identity key for this gateway, and this one is \
+                  void. A gateway that holds the other one comes with it by itself; if it is lost, \
+                  enrol the machine anew"
             .into(),
         fatal: false,
     }

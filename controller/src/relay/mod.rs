@@ -36,6 +36,8 @@ use session::Live;
 
 /// How often it is logged what was carried and what wasn't, at most.
 const NEWS: Duration = Duration::from_secs(60);
+/// How long who came with an identity key that was replaced may stay, if no connection by the new one ends that.
+const LEAVE: Duration = Duration::from_secs(60);
 
 /// Serves gateways that want to be relayed.
 #[derive(Debug)]
@@ -108,6 +110,24 @@ impl Service {
             self.end(session, Refusal::new(RefusalCode::Revoked, message));
         }
         self.wake();
+    }
+
+    /// Keeps out whoever has one of these identity keys from now on. Those who are here with one have a minute: a gateway
+    /// comes with its new key within that, and no packet of it is lost meanwhile.
+    pub fn set_former(self: &Arc<Self>, former: BTreeSet<PublicKey>) {
+        let out = self.core().set_former(former);
+        if out.is_empty() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let service = self.clone();
+        runtime.spawn(async move {
+            tokio::time::sleep(LEAVE).await;
+            for session in out {
+                let message = "operators have replaced the identity key of this connection";
+                service.end(session, Refusal::new(RefusalCode::Pass, message));
+            }
+        });
     }
 
     /// What was counted since the start.

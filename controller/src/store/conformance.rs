@@ -22,6 +22,10 @@ use super::{
 };
 use crate::audit;
 
+mod rekeys;
+
+use rekeys::a_later_order_voids_what_was_offered_upon_an_earlier_one;
+
 pub(super) const LIMITS: Limits = Limits {
     sightings: 3,
     edges: 4,
@@ -79,6 +83,7 @@ conforms! {
     progress_is_what_gateways_have_in_force
     views_are_numbered_upwards
     no_pass_number_is_given_twice
+    a_later_order_voids_what_was_offered_upon_an_earlier_one
     nothing_counts_twice
     telemetry_is_bounded
     edges_never_answered_make_room

@@ -10,13 +10,14 @@ pub mod sqlite;
 
 use std::collections::BTreeMap;
 
-use anteroom_proto::api::{AuditEntry, Edge, EdgeQuery, RevisionInfo, SightingRecord};
+use anteroom_proto::api::{AuditEntry, Edge, EdgeQuery, RekeyState, RevisionInfo, SightingRecord};
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{GatewayId, InviteId};
 use anteroom_proto::invite::Invite;
 use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::rekey::{RekeyOffer, RekeyOrder};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{Applied, Reachable, Rotate};
@@ -172,6 +173,20 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ) -> Result<(), StoreError>;
     /// Which tunnel keys of which gateways are to be replaced.
     async fn rotations(&self) -> Result<BTreeMap<GatewayId, Rotate>, StoreError>;
+    /// Notes an order that a gateway's identity key is to be replaced, in the place of an earlier one and of what was
+    /// offered upon that.
+    async fn want_rekey(
+        &self,
+        gateway: GatewayId,
+        order: &Signed<RekeyOrder>,
+        audit: &NewAudit,
+    ) -> Result<(), StoreError>;
+    /// Notes which key a gateway offers, where there is an order.
+    async fn offer_rekey(&self, gateway: GatewayId, offer: &RekeyOffer) -> Result<(), StoreError>;
+    /// Forgets order and offer.
+    async fn end_rekey(&self, gateway: GatewayId) -> Result<(), StoreError>;
+    /// Which identity keys are to be replaced, and what gateways offered.
+    async fn rekeys(&self) -> Result<BTreeMap<GatewayId, RekeyState>, StoreError>;
     /// Records what a gateway has in force, or why it refused a view.
     async fn record_applied(
         &self,

@@ -279,7 +279,7 @@ async fn whatever_the_database_holds_is_in_a_backup_and_comes_back() {
     .iter()
     .map(|row| row.get("name"))
     .collect();
-    assert!(tables.len() > 15 && tables.iter().any(|table| table == "rotations"), "{tables:?}");
+    assert!(tables.len() > 15 && tables.iter().any(|table| table == "rekeys"), "{tables:?}");
     for table in &tables {
         // That it waits for an operator, a controller that was restored says by itself.
         if table != "restored" && rows(&mut source, table).await.is_empty() {

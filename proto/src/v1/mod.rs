@@ -20,6 +20,7 @@ use crate::key::Hash;
 use crate::mac::MacAddr;
 use crate::name::Name;
 use crate::operation::ViewNumber;
+use crate::rekey::{RekeyOffer, RekeyOrder};
 use crate::relay::pass::RelayPass;
 use crate::time::UnixMillis;
 use crate::view::SignedView;
@@ -52,6 +53,8 @@ pub enum ToController {
     Reachable(Reachable),
     /// What the gateway saw.
     Report(Box<Report>),
+    /// Another identity key, as [`ToAgent::Rekey`] asked for it. It comes again when its tunnel keys change.
+    Rekey(Box<RekeyOffer>),
 }
 
 /// From controller to agent.
@@ -76,6 +79,9 @@ pub enum ToAgent {
     Pass(Box<Signed<RelayPass>>),
     /// Tunnel keys to replace. Only for a gateway whose greeting says [`ROTATES`].
     Rotate(Rotate),
+    /// An operator's order to offer another identity key. Only for a gateway whose greeting says
+    /// [`crate::rekey::CAPABILITY`].
+    Rekey(Box<Signed<RekeyOrder>>),
     /// What the controller reads in reports beyond version 1's basics, such as [`TELLS_PSK`]. Right behind the welcome, and
     /// only for agents whose greeting has one of those capabilities.
     Reads(Vec<String>),

@@ -89,6 +89,7 @@ impl Default for Parts {
 impl Parts {
     fn intent(&self, gateway: GatewayId) -> Intent {
         Intent {
+            identity: None,
             organisation: self.leaf_organisation,
             gateway,
             overlay: overlay::gateway_address(ORG, gateway),

@@ -357,6 +357,7 @@ impl Organisation {
             })
         });
         Ok(Intent {
+            identity: None,
             organisation: ORGANISATION,
             gateway: self.gateways[gateway].id,
             overlay: gateway_address(ORGANISATION, self.gateways[gateway].id),

@@ -260,6 +260,7 @@ impl Plan {
         externals.sort_unstable();
         externals.dedup();
         let intent = Intent {
+            identity: None,
             organisation: ORGANISATION,
             gateway: self.gateways[gateway].id,
             overlay: overlay::gateway_address(ORGANISATION, self.gateways[gateway].id),

@@ -207,6 +207,7 @@ pub(crate) fn view(own: u16, shape: &Shape) -> Arc<View> {
         })
     });
     let intent = Intent {
+        identity: None,
         organisation: ORGANISATION,
         gateway: gateway(own),
         overlay: overlay::gateway_address(ORGANISATION, gateway(own)),

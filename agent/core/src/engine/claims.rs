@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anteroom_proto::alarm::AlarmKind;
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::verdict::DropReason;
 
@@ -320,6 +321,15 @@ impl Engine {
             self.follow_holdings();
         }
         self.name_clashes(now);
+    }
+
+    /// Has this gateway's claims signed with another identity key, those that stand included. What peers hold goes on.
+    pub fn set_identity(&mut self, identity: IdentityKey, now: Instant) {
+        self.identity.identity = identity.clone();
+        let Some(policy) = &self.policy else { return self.holdings.set_key(identity) };
+        let own_addresses = &self.config.own_addresses;
+        let at = At { policy, own_addresses, now, wall: self.clock.wall(now) };
+        self.holdings.sign_anew(&at, identity);
     }
 
     /// Tells peers what they don't know yet.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{BootId, GatewayId, MemberId};
+use anteroom_proto::key::IdentityKey;
 
 use super::own::Own;
 use super::{At, Holdings, LOOK};
@@ -60,6 +61,22 @@ impl Holdings {
     pub(super) fn address_peers(&mut self, at: &At<'_>) {
         for (member, own) in &mut self.own {
             own.address(at, *member);
+        }
+    }
+
+    /// Signs claims with another key from now on.
+    pub(crate) fn set_key(&mut self, key: IdentityKey) {
+        self.key = key;
+    }
+
+    /// The same, and claims that stand are signed anew and told again: what peers hold by the key before goes on until
+    /// they have heard.
+    pub(crate) fn sign_anew(&mut self, at: &At<'_>, key: IdentityKey) {
+        self.key = key;
+        let claimed = self.own.iter().filter(|(_, own)| own.claim.is_some());
+        let claimed: Vec<MemberId> = claimed.map(|(member, _)| *member).collect();
+        for member in claimed {
+            self.sign(at, member);
         }
     }
 

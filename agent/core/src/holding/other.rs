@@ -31,11 +31,10 @@ impl Other {
         self.claim.addresses.iter().copied().filter(waits)
     }
 
-    /// Whether a new view bears the claim out. Addresses that it no longer does are left out.
+    /// Whether a new view bears the claim out. Addresses that it no longer does are left out. Where the peer has another
+    /// identity key by now, the claim stands until one by that takes its place: the device has the address all the same.
     pub(super) fn still_stands(&mut self, at: &At<'_>, member: MemberId) -> bool {
-        let peer = at.peer(self.claim.gateway);
-        let stands = at.owns(self.claim.gateway, member)
-            && peer.is_some_and(|peer| peer.identity == self.signer);
+        let stands = at.owns(self.claim.gateway, member) && at.peer(self.claim.gateway).is_some();
         self.granted.retain(|address| at.may_hold(member, *address));
         stands
     }
@@ -104,7 +103,8 @@ impl Holdings {
             return Taken::new(&claim, ClaimOutcome::Refused);
         }
         let before = self.others.get(&member).filter(|other| other.claim.gateway == gateway);
-        if let Some(before) = before {
+        // What a replaced key has signed keeps nothing out that the new one signs, whatever its number.
+        if let Some(before) = before.filter(|before| before.signer == peer.identity) {
             let same = before.signed == *signed;
             if before.claim.number > claim.number || (before.claim.number == claim.number && !same)
             {

@@ -182,6 +182,7 @@ mod tests {
             rules.reverse();
         }
         Intent {
+            identity: None,
             organisation: OrganisationId::from_bytes([1; 16]),
             gateway,
             overlay: Ipv6Addr::LOCALHOST,

@@ -3,11 +3,12 @@
 use std::sync::Condvar;
 
 use anteroom_proto::authority::{AuthorityChain, Operator};
+use anteroom_proto::key::PublicKey;
 use anteroom_proto::view::{Floor, KnownKeys};
 
 use super::*;
 use crate::keys::Ring;
-use crate::state::StateError;
+use crate::state::{Nexts, StateError};
 
 /// A state directory on a disk that does as it is told.
 pub(super) struct Disc {
@@ -80,6 +81,16 @@ impl Disk for Disc {
 
     fn keep_keys(&self, keys: &KnownKeys) -> Result<(), StateError> {
         self.state.keep_keys(keys)
+    }
+
+    fn keep_nexts(&self, nexts: &Nexts) -> Result<(), StateError> {
+        self.wait()?;
+        self.state.keep_nexts(nexts)
+    }
+
+    fn keep_identity(&self, identity: PublicKey) -> Result<(), StateError> {
+        self.wait()?;
+        self.state.keep_identity(identity)
     }
 }
 

@@ -31,7 +31,7 @@ fn held() -> TunnelKey {
     }
 }
 
-fn with_key(state: &StateDir) {
+pub(super) fn with_key(state: &StateDir) {
     state.write_tunnel_keys(&Ring::new(vec![held()], held())).unwrap();
 }
 

@@ -6,10 +6,14 @@ use zeroize::Zeroizing;
 
 use super::{Kept, Opener, SEAL, SealError, SealedOpener, Sealing, Secrets};
 use crate::state::file::Kind;
+use crate::state::identity::{IDENTITY_NEXT, StoredNexts};
 use crate::state::records::{
     IDENTITY, KEM_KEYS, Seed, StoredKemKey, StoredTunnelKey, TUNNEL_KEYS, random,
 };
 use crate::state::{StateDir, StateError};
+
+/// All files with private keys. The first two are always there; the others may be missing.
+const PRIVATE: [&Kind; 4] = [&IDENTITY, &TUNNEL_KEYS, &KEM_KEYS, &IDENTITY_NEXT];
 
 impl StateDir {
     /// With what private keys are sealed that are written from now on.
@@ -58,6 +62,7 @@ impl Secrets {
         self.check::<Seed>(&IDENTITY)?;
         self.check::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)?;
         self.check::<Vec<StoredKemKey>>(&KEM_KEYS)?;
+        self.check::<StoredNexts>(&IDENTITY_NEXT)?;
         let wanted = match sealing {
             // Says that what is written from now on isn't sealed, until the file goes.
             Sealing::None => SealedOpener {
@@ -72,7 +77,7 @@ impl Secrets {
             }
         };
         // Each file stays readable until it has been written anew, however often changes before were cut short.
-        let used = [&IDENTITY, &TUNNEL_KEYS, &KEM_KEYS].map(|kind| self.opener_of(kind));
+        let used = PRIVATE.map(|kind| self.opener_of(kind));
         let used = used.into_iter().collect::<Result<Vec<_>, _>>()?;
         let used = |opener: &SealedOpener| used.contains(&Kept::With(opener.id));
         let mut openers = vec![wanted];
@@ -87,23 +92,23 @@ impl Secrets {
         self.rewrite::<Seed>(&IDENTITY, &wanted)?;
         self.rewrite::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS, &wanted)?;
         self.rewrite::<Vec<StoredKemKey>>(&KEM_KEYS, &wanted)?;
+        self.rewrite::<StoredNexts>(&IDENTITY_NEXT, &wanted)?;
         match wanted.sealing {
             Sealing::None => self.remove(&SEAL)?,
             _ => SEAL.write(self.directory(), &vec![wanted])?,
         }
         self.check::<Seed>(&IDENTITY)?;
         self.check::<Vec<StoredTunnelKey>>(&TUNNEL_KEYS)?;
-        self.check::<Vec<StoredKemKey>>(&KEM_KEYS)
+        self.check::<Vec<StoredKemKey>>(&KEM_KEYS)?;
+        self.check::<StoredNexts>(&IDENTITY_NEXT)
     }
 
     fn is_finished(&self) -> Result<bool, StateError> {
         let openers = self.openers()?;
         let [wanted] = openers.as_slice() else { return Ok(openers.is_empty()) };
         let mut all = wanted.sealing != Sealing::None;
-        for kind in [&IDENTITY, &TUNNEL_KEYS, &KEM_KEYS] {
-            // An earlier version left no file with keys of this kind.
-            let kept = self.opener_of(kind)?;
-            all &= kept.is(wanted) || (kept == Kept::Nowhere && *kind.name == *KEM_KEYS.name);
+        for kind in PRIVATE {
+            all &= self.opener_of(kind)?.is(wanted);
         }
         Ok(all)
     }

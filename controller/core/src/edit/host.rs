@@ -117,6 +117,7 @@ mod tests {
             name: "reading-1".parse().unwrap(),
             site: "north".parse().unwrap(),
             identity: IdentityKey::from_seed(&[seed; 32]).public(),
+            former: Vec::new(),
             labels: BTreeMap::new(),
         }
     }

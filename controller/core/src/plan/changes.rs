@@ -52,6 +52,10 @@ fn gateways(before: &Model, after: &Model, changes: &mut Changes) {
         if let (Some(old), Some(new)) = (old, new) {
             changes.add("gateway labels", name.as_str(), labels(&old.labels), labels(&new.labels));
         }
+        if let (Some(old), Some(new)) = (old, new) {
+            let key = |gateway: &Gateway| Some(gateway.identity.fingerprint().to_string());
+            changes.add("identity key", name.as_str(), key(old), key(new));
+        }
         let bypass = |model: &Model| {
             let until = model.gateways.get(id).and(model.bypasses.get(id))?.until?;
             Some(format!("in the clear until {}", crate::lint::moment(until)))

@@ -87,6 +87,7 @@ pub struct Relay {
     /// The newest pass of all that was seen, and when it was signed: all the relay knows of the time.
     clock: (PassNumber, UnixMillis),
     barred: BTreeSet<GatewayId>,
+    former: BTreeSet<PublicKey>,
     waiting: usize,
     woken: BTreeSet<SessionId>,
     counts: Counts,
@@ -106,6 +107,7 @@ impl Relay {
             newest: BTreeMap::new(),
             clock: (PassNumber::default(), UnixMillis(0)),
             barred: BTreeSet::new(),
+            former: BTreeSet::new(),
             waiting: 0,
             woken: BTreeSet::new(),
             counts: Counts::default(),
@@ -127,6 +129,20 @@ impl Relay {
             self.leave(*session);
         }
         out
+    }
+
+    /// From now on nobody comes in with one of these identity keys: operators have replaced them. Gives the connections of
+    /// those who are here with one, which stay until they are told to leave: the gateway itself may not have heard of
+    /// its new key yet, and its connection by that takes the place of this one.
+    pub fn set_former(&mut self, former: BTreeSet<PublicKey>) -> Vec<SessionId> {
+        self.former = former;
+        let slots = self.slots.iter().enumerate();
+        slots
+            .filter(|(_, session)| {
+                session.as_ref().is_some_and(|session| self.former.contains(&session.pass.identity))
+            })
+            .filter_map(|(slot, _)| self.id_of(u32::try_from(slot).ok()?))
+            .collect()
     }
 
     /// Lets in whoever shows `pass`, to whom sealed packets of up to `room` bytes can be handed.
@@ -203,6 +219,10 @@ impl Relay {
         if self.barred.contains(&pass.gateway) {
             let message = "operators have taken this gateway out of the organisation";
             return Err(Refusal::new(RefusalCode::Revoked, message));
+        }
+        if self.former.contains(&pass.identity) {
+            let message = "operators have replaced the identity key that the pass is for";
+            return Err(Refusal::new(RefusalCode::Pass, message));
         }
         self.check_number(pass)?;
         let known = self.here.contains_key(&pass.gateway);

@@ -9,6 +9,7 @@ pub mod backup;
 mod enrolment;
 mod gateway;
 mod model;
+mod rekey;
 mod session;
 mod telemetry;
 #[cfg(test)]
@@ -20,12 +21,13 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anteroom_proto::api::{AuditEntry, Edge, EdgeQuery, RevisionInfo, SightingRecord};
+use anteroom_proto::api::{AuditEntry, Edge, EdgeQuery, RekeyState, RevisionInfo, SightingRecord};
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{GatewayId, InviteId};
 use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::rekey::{RekeyOffer, RekeyOrder};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{Applied, Reachable, Rotate};
@@ -302,6 +304,34 @@ impl Store for SqliteStore {
 
     async fn rotations(&self) -> Result<BTreeMap<GatewayId, Rotate>, StoreError> {
         gateway::rotations(&self.readers).await
+    }
+
+    async fn want_rekey(
+        &self,
+        gateway: GatewayId,
+        order: &Signed<RekeyOrder>,
+        audit: &NewAudit,
+    ) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        rekey::want(&mut change, gateway, order).await?;
+        audit::append(&mut change, audit).await?;
+        commit(change).await
+    }
+
+    async fn offer_rekey(&self, gateway: GatewayId, offer: &RekeyOffer) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        rekey::offer(&mut change, gateway, offer).await?;
+        commit(change).await
+    }
+
+    async fn end_rekey(&self, gateway: GatewayId) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        rekey::forget(&mut change, gateway).await?;
+        commit(change).await
+    }
+
+    async fn rekeys(&self) -> Result<BTreeMap<GatewayId, RekeyState>, StoreError> {
+        rekey::all(&self.readers).await
     }
 
     async fn record_applied(

@@ -43,6 +43,7 @@ impl Agent {
             name: name.parse().unwrap(),
             site: "north".parse().unwrap(),
             identity: self.identity.public(),
+            former: Vec::new(),
             labels: BTreeMap::new(),
         }
     }

@@ -91,6 +91,7 @@ fn documents() -> Seeds {
     let key = IdentityKey::from_seed(&[3; 32]).public();
     let world = hospital::hospital(1);
     let intent = Intent {
+        identity: None,
         organisation: ORGANISATION,
         gateway: GATEWAY,
         ..world.plan.view(0).intent.clone()

@@ -43,6 +43,7 @@ fn gateway(random: &mut Random, model: &mut Model, number: u8) {
             name: format!("gw-{number}").parse().unwrap(),
             site: site.parse().unwrap(),
             identity: [number; 32].try_into().unwrap(),
+            former: Vec::new(),
             labels: BTreeMap::new(),
         },
     );

@@ -10,6 +10,7 @@ use anteroom_agent_core::wire::arp;
 use anteroom_agent_core::wire::dhcp::MessageType;
 use anteroom_proto::alarm::AlarmKind;
 use anteroom_proto::id::MemberId;
+use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::service::Protocol;
@@ -189,6 +190,53 @@ fn a_lease_that_changes_reaches_the_peers_without_a_controller() {
             expect(&mut world, A1, PACS, DICOM, Way::None);
         }
     }
+}
+
+#[test]
+fn another_identity_key_takes_no_address_away_and_the_one_before_gives_none() {
+    let mut world = world(31, Mode::Enforce, true);
+    let (a, servers) = (0, 2);
+    lease(&mut world, A1, at(50), 3600);
+    expect(&mut world, PACS, A1, BACK, Way::Tunnel);
+    let renew = |world: &mut World, seed: u8| {
+        world.plan.gateways[a].identity = IdentityKey::from_seed(&[seed; 32]);
+        world.plan.revise();
+    };
+    // Peers hear of it first: what the device has goes on, in both directions.
+    renew(&mut world, 77);
+    world.apply(servers);
+    world.run(Duration::from_millis(1_500));
+    expect(&mut world, PACS, A1, BACK, Way::Tunnel);
+    expect(&mut world, A1, PACS, DICOM, Way::Tunnel);
+    // A claim that the key before signs isn't heard any more.
+    lease(&mut world, A1, at(51), 3600);
+    world.run(Duration::from_secs(3));
+    expect(&mut world, PACS, A1, BACK, Way::None);
+    // The gateway itself hears of it, and all that stands is told anew.
+    let (key, now) = (world.plan.gateways[a].identity.clone(), world.now);
+    world.engine(a).set_identity(key, now);
+    world.apply(a);
+    world.run(Duration::from_secs(12));
+    expect(&mut world, PACS, A1, BACK, Way::Tunnel);
+    expect(&mut world, A1, PACS, DICOM, Way::Tunnel);
+    // What the peer keeps over a restart is signed by the new key.
+    world.restart(servers);
+    world.run(Duration::from_secs(3));
+    expect(&mut world, PACS, A1, BACK, Way::Tunnel);
+
+    // The other way round: the gateway is first, and its peers' views follow.
+    renew(&mut world, 78);
+    let (key, now) = (world.plan.gateways[a].identity.clone(), world.now);
+    world.engine(a).set_identity(key, now);
+    world.apply(a);
+    world.run(Duration::from_millis(1_500));
+    expect(&mut world, PACS, A1, BACK, Way::Tunnel);
+    lease(&mut world, A1, at(52), 3600);
+    world.apply(servers);
+    world.run(Duration::from_secs(12));
+    assert_eq!(held(&mut world, A1), [at(52)]);
+    expect(&mut world, PACS, A1, BACK, Way::Tunnel);
+    expect(&mut world, A1, PACS, DICOM, Way::Tunnel);
 }
 
 #[test]

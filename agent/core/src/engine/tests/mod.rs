@@ -151,6 +151,7 @@ fn view(modes: [Mode; 2], services: &[&str]) -> Arc<View> {
     };
     let external = ExternalId::of("campus");
     let intent = Intent {
+        identity: None,
         organisation: ORGANISATION,
         gateway: OWN,
         overlay: overlay::gateway_address(ORGANISATION, OWN),

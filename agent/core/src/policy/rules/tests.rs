@@ -78,6 +78,7 @@ fn intent(
             },
         });
     Intent {
+        identity: None,
         organisation: OrganisationId::from_bytes([1; 16]),
         gateway: GatewayId::from_bytes([1; 16]),
         overlay: Ipv6Addr::LOCALHOST,

@@ -104,6 +104,32 @@ fn who_is_barred_is_out_and_stays_out() {
 }
 
 #[test]
+fn who_shows_a_replaced_identity_key_stays_out_and_who_is_here_with_one_until_the_new_one_comes() {
+    let now = Instant::now();
+    let mut relay = relay(Limits::default());
+    let old = pass(1, 1, &[2]);
+    let renewed = RelayPass { identity: key(8).public(), ..(*pass(1, 3, &[2])).clone() };
+    let renewed = Signed::sign(&renewed, &key(100));
+    let renewed = RelayPass::verify(&renewed, &authority(100), key(8).public()).unwrap();
+    let here = enter(&mut relay, &old, now);
+    assert_eq!(relay.set_former(BTreeSet::from([old.identity])), [here]);
+    let b = RelayPass { identity: key(7).public(), ..(*pass(2, 2, &[1])).clone() };
+    let b = Signed::sign(&b, &key(100));
+    let b = RelayPass::verify(&b, &authority(100), key(7).public()).unwrap();
+    let peer = enter(&mut relay, &b, now);
+    assert!(relay.forward(here, packet(0, false, 1, 100), now).is_ok(), "it hasn't heard of it");
+    assert!(relay.forward(peer, packet(0, false, 1, 100), now).is_ok());
+    let error = relay.enter(&old, ROOM, now).unwrap_err();
+    assert_eq!(error.code, RefusalCode::Pass, "{error:?}");
+    let entered = relay.enter(&renewed, ROOM, now).unwrap();
+    assert_eq!(entered.replaced, Some(here));
+    assert!(relay.forward(peer, packet(0, false, 1, 100), now).is_ok());
+    // Nor where a relay never hears of replaced keys: it has seen a newer pass.
+    assert!(relay.set_former(BTreeSet::new()).is_empty());
+    assert_eq!(relay.enter(&old, ROOM, now).unwrap_err().code, RefusalCode::Superseded);
+}
+
+#[test]
 fn no_more_come_in_than_there_is_room_for_but_who_is_here_may_come_again() {
     let now = Instant::now();
     let mut relay = relay(Limits { gateways: 2, remembered: 3, ..Limits::default() });
