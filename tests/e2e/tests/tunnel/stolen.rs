@@ -14,6 +14,7 @@ use anteroom_e2e::wire::End;
 use anteroom_e2e::{Stage, fixture, snapshot};
 use anteroom_lab::anteroom::Gateway;
 use anteroom_lab::hospital::{Hospital, MACHINES, address};
+use anteroom_lab::topology::Host;
 use anteroom_lab::wait;
 use anteroom_proto::intent::Member;
 use anteroom_proto::relay::{FromRelay, Hello, MAX_FROM_RELAY, ToRelay, VERSIONS};
@@ -43,7 +44,12 @@ fn wait_dropped(hospital: &Hospital, gateway: &str) {
 
 /// What a relay says to whoever shows the stolen key and the stolen pass.
 fn ask_relay(gateway: &Gateway, at: SocketAddr) -> FromRelay {
-    let state = StateDir::open(&gateway.state).unwrap();
+    ask_relay_from(&gateway.host, &gateway.state, at)
+}
+
+/// The same, with what was stolen lying in `state`.
+pub(super) fn ask_relay_from(host: &Host, state: &Path, at: SocketAddr) -> FromRelay {
+    let state = StateDir::open(state).unwrap();
     let pass = state.relay_pass().unwrap().expect("there is a pass to steal");
     let enrolled = Held::load(&state).unwrap().enrolled.unwrap();
     let authority = enrolled.chain.as_ref().map_or(0, |chain| chain.newest().number);
@@ -63,7 +69,7 @@ fn ask_relay(gateway: &Gateway, at: SocketAddr) -> FromRelay {
         let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
         reader.next().await?.context("the relay says nothing")
     };
-    let asked = gateway.host.enter(|| {
+    let asked = host.enter(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async { tokio::time::timeout(DEADLINE, talk).await? })
     });
