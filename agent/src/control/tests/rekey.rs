@@ -139,7 +139,7 @@ async fn refused_with_the_one_key_it_comes_with_the_other_and_uses_that_once_its
 
     // At once, and with its tunnel keys bound by that key; nothing else is done with it yet.
     let mut session = world.session().await;
-    assert_eq!(peer_key(&session.connection), Some(new));
+    assert_eq!(session.connection.peer_key(), Some(new));
     check_binding(&session.hello.reachable.keys[0], new);
     session.welcome(50, system_time().0).await;
     // There is nothing that could be vouched for by now.
@@ -152,10 +152,10 @@ async fn refused_with_the_one_key_it_comes_with_the_other_and_uses_that_once_its
     // A controller that knows it by the old one still finds it.
     session.send(refused()).await;
     let mut session = world.session().await;
-    assert_eq!(peer_key(&session.connection), Some(old));
+    assert_eq!(session.connection.peer_key(), Some(old));
     session.send(refused()).await;
     let mut session = world.session().await;
-    assert_eq!(peer_key(&session.connection), Some(new));
+    assert_eq!(session.connection.peer_key(), Some(new));
     session.welcome(50, system_time().0).await;
     session.send(naming(&world, new, 3)).await;
     session.hear_applied().await;
@@ -186,7 +186,7 @@ async fn a_leaf_over_the_old_keys_connection_has_it_come_back_with_the_new_one()
     let new = world.checked(&session.hear_offer().await).new;
     session.send(naming(&world, new, 3)).await;
     let session = world.session().await;
-    assert_eq!(peer_key(&session.connection), Some(new));
+    assert_eq!(session.connection.peer_key(), Some(new));
     assert_eq!(world.plane.told(|told| told.identities.clone()), [new]);
     // A key that nobody has here is no reason to give up the one that is.
     let mut session = session;
@@ -211,10 +211,10 @@ async fn a_gateway_that_was_away_when_it_was_approved_comes_back_with_the_key_on
     });
     let new = new.unwrap();
     let mut session = world.session().await;
-    assert_eq!(peer_key(&session.connection), Some(world.identity()));
+    assert_eq!(session.connection.peer_key(), Some(world.identity()));
     session.send(refused()).await;
     let mut session = world.session().await;
-    assert_eq!(peer_key(&session.connection), Some(new));
+    assert_eq!(session.connection.peer_key(), Some(new));
     session.welcome(50, system_time().0).await;
     session.send(naming(&world, new, 3)).await;
     session.hear_applied().await;
