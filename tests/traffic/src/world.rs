@@ -102,7 +102,13 @@ impl World {
             let Ok(identity) = identity else { continue };
             let called = if ward == 0 { "server-room".to_owned() } else { format!("ward-{ward}") };
             let labels = BTreeMap::new();
-            let gateway = Gateway { name: name(&called), site: name("north"), identity, labels };
+            let gateway = Gateway {
+                name: name(&called),
+                site: name("north"),
+                identity,
+                former: Vec::new(),
+                labels,
+            };
             world.model.gateways.insert(GatewayId::from_bytes(bytes), gateway);
         }
         for (number, class) in CLASSES.iter().enumerate() {
