@@ -160,6 +160,11 @@ impl Underlay {
     pub fn shares_port(&self) -> bool {
         self.quic == Some(self.listen.port())
     }
+
+    /// The interfaces by which the gateway's own traffic goes, the first one first.
+    pub fn interfaces(&self) -> impl Iterator<Item = &InterfaceName> {
+        std::iter::once(&self.interface).chain(&self.backup)
+    }
 }
 
 /// A device port.

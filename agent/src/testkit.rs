@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use anteroom_proto::authority::{Authority, AuthorityChain, Controller, Operator};
 use anteroom_proto::binding::TunnelKeyBinding;
@@ -210,11 +210,11 @@ pub(crate) fn nowhere() -> SocketAddr {
     address
 }
 
-/// What stands in front of a controller or relay, at one port of both: UDP passes until it is cut, TCP is the test's.
+/// What stands in front of a controller or relay, at one port of both: of UDP each flow passes until it is cut, TCP is the test's.
 pub(crate) struct Front {
     pub(crate) address: SocketAddr,
     pub(crate) listener: tokio::net::TcpListener,
-    cut: Arc<AtomicBool>,
+    cuts: Arc<AtomicU32>,
     passing: tokio::task::JoinHandle<()>,
 }
 
@@ -231,16 +231,16 @@ impl Front {
         listener.set_nonblocking(true).unwrap();
         socket.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let cut = Arc::new(AtomicBool::new(false));
+        let cuts = Arc::new(AtomicU32::new(0));
         let socket = Arc::new(tokio::net::UdpSocket::from_std(socket).unwrap());
-        let passing = tokio::spawn(pass(socket, to, cut.clone()));
+        let passing = tokio::spawn(pass(socket, to, cuts.clone()));
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        Self { address, listener, cut, passing }
+        Self { address, listener, cuts, passing }
     }
 
-    /// Lets no datagram pass any more.
+    /// Lets no datagram pass any more of the flows that there are.
     pub(crate) fn cut(&self) {
-        self.cut.store(true, Relaxed);
+        self.cuts.fetch_add(1, Relaxed);
     }
 }
 
@@ -250,39 +250,40 @@ impl Drop for Front {
     }
 }
 
-async fn pass(front: Arc<tokio::net::UdpSocket>, to: SocketAddr, cut: Arc<AtomicBool>) {
-    let mut flows = HashMap::<SocketAddr, Arc<tokio::net::UdpSocket>>::new();
+async fn pass(front: Arc<tokio::net::UdpSocket>, to: SocketAddr, cuts: Arc<AtomicU32>) {
+    let mut flows = HashMap::<SocketAddr, (u32, Arc<tokio::net::UdpSocket>)>::new();
     let mut back = tokio::task::JoinSet::new();
     let mut buffer = vec![0; 65_536];
     loop {
         let Ok((len, from)) = front.recv_from(&mut buffer).await else { continue };
-        if cut.load(Relaxed) {
-            continue;
-        }
-        let behind = match flows.entry(from) {
+        let now = cuts.load(Relaxed);
+        let (begun, behind) = match flows.entry(from) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 let behind = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
                 behind.connect(to).await.unwrap();
-                let behind = new.insert(Arc::new(behind));
-                back.spawn(pass_back(behind.clone(), front.clone(), from, cut.clone()));
-                behind
+                let behind = Arc::new(behind);
+                let both = (behind.clone(), front.clone());
+                back.spawn(pass_back(both, from, now, cuts.clone()));
+                new.insert((now, behind))
             }
         };
-        let _ = behind.send(&buffer[..len]).await;
+        if *begun == now {
+            let _ = behind.send(&buffer[..len]).await;
+        }
     }
 }
 
 async fn pass_back(
-    behind: Arc<tokio::net::UdpSocket>,
-    front: Arc<tokio::net::UdpSocket>,
+    (behind, front): (Arc<tokio::net::UdpSocket>, Arc<tokio::net::UdpSocket>),
     to: SocketAddr,
-    cut: Arc<AtomicBool>,
+    begun: u32,
+    cuts: Arc<AtomicU32>,
 ) {
     let mut buffer = vec![0; 65_536];
     loop {
         let Ok(len) = behind.recv(&mut buffer).await else { continue };
-        if !cut.load(Relaxed) {
+        if begun == cuts.load(Relaxed) {
             let _ = front.send_to(&buffer[..len], to).await;
         }
     }

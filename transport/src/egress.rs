@@ -1,14 +1,27 @@
 //! By which way this process's connections leave the machine, where it has more than one.
 //!
 //! One process, one way: whoever knows which one is good [says so](steer), and each socket that was opened to connect
-//! somewhere follows, those that are open included. QUIC goes on from the other address by itself.
+//! somewhere follows, those that are open included. QUIC goes on from the other address by itself. TCP can't: such connections
+//! end, and are made anew.
 
 use std::io;
 use std::net::UdpSocket;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+
+use tokio::sync::watch;
+
+/// What a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Datagrams: it follows at any time.
+    Datagrams,
+    /// A stream that is about to be connected: it stays where it was led.
+    Stream,
+}
 
 /// Has a socket leave by the way that is good now.
-pub type Steer = dyn Fn(&UdpSocket) + Send + Sync;
+pub type Steer = dyn Fn(BorrowedFd<'_>, Kind) + Send + Sync;
 
 struct Egress {
     steer: Option<Arc<Steer>>,
@@ -16,14 +29,31 @@ struct Egress {
 }
 
 static EGRESS: Mutex<Egress> = Mutex::new(Egress { steer: None, sockets: Vec::new() });
+static TURNS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 
 /// Has every socket of a connection go by `how` from now on: those that there are, and those to come.
 pub fn steer(how: Arc<Steer>) {
     let mut egress = EGRESS.lock().unwrap_or_else(PoisonError::into_inner);
     for socket in egress.sockets.iter().filter_map(Weak::upgrade) {
-        how(&socket);
+        how(socket.as_fd(), Kind::Datagrams);
     }
     egress.steer = Some(how);
+    drop(egress);
+    TURNS.send_modify(|turns| *turns += 1);
+}
+
+/// Changes whenever another way is taken.
+#[must_use]
+pub fn turns() -> watch::Receiver<u64> {
+    TURNS.subscribe()
+}
+
+/// Leads a socket that is about to be connected.
+pub(crate) fn lead(socket: BorrowedFd<'_>) {
+    let egress = EGRESS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(how) = &egress.steer {
+        how(socket, Kind::Stream);
+    }
 }
 
 /// Has a socket follow for as long as what this gives is kept.
@@ -31,7 +61,7 @@ pub(crate) fn follow(socket: &UdpSocket) -> io::Result<Arc<UdpSocket>> {
     let socket = Arc::new(socket.try_clone()?);
     let mut egress = EGRESS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(how) = &egress.steer {
-        how(&socket);
+        how(socket.as_fd(), Kind::Datagrams);
     }
     egress.sockets.retain(|socket| socket.strong_count() > 0);
     egress.sockets.push(Arc::downgrade(&socket));
@@ -41,6 +71,8 @@ pub(crate) fn follow(socket: &UdpSocket) -> io::Result<Arc<UdpSocket>> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use socket2::SockRef;
 
     use super::*;
 
@@ -52,8 +84,9 @@ mod tests {
             let count = Arc::new(AtomicUsize::new(0));
             let counter = count.clone();
             // Other tests' sockets come and go.
-            let how = move |socket: &UdpSocket| {
-                let same = socket.local_addr().is_ok_and(|address| address == own);
+            let how = move |socket: BorrowedFd<'_>, kind| {
+                let at = SockRef::from(&socket).local_addr().ok();
+                let same = at.and_then(|at| at.as_socket()) == Some(own) && kind == Kind::Datagrams;
                 counter.fetch_add(usize::from(same), Relaxed);
             };
             (count, Arc::new(how) as Arc<Steer>)
@@ -69,6 +102,6 @@ mod tests {
         steer(how);
         assert_eq!((before.load(Relaxed), after.load(Relaxed)), (2, 1), "one that is gone");
         drop(other);
-        steer(Arc::new(|_: &UdpSocket| {}));
+        steer(Arc::new(|_: BorrowedFd<'_>, _| {}));
     }
 }

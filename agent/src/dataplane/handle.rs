@@ -139,7 +139,7 @@ pub struct Handle {
     pub(super) open: watch::Receiver<Vec<bool>>,
     /// None on a host, as the next.
     pub(super) sentry: Option<Sentry>,
-    pub(super) defence: Option<Defence>,
+    pub(super) defences: Vec<Defence>,
     /// A host's TUN device.
     pub(super) network: Option<Arc<Network>>,
     /// Ends with the keeper.
@@ -395,7 +395,7 @@ impl Handle {
         if let Some(port) = &self.one_port {
             port.close();
         }
-        if let Some(defence) = &self.defence {
+        for defence in &self.defences {
             defence.end().await;
         }
         let mut keeps = self.keeps.clone();
@@ -450,7 +450,7 @@ pub(crate) mod fake {
                 endpoints: watch::channel(Vec::new()).1,
                 open: watch::channel(Vec::new()).1,
                 sentry: Some(Sentry::unanswering()),
-                defence: None,
+                defences: Vec::new(),
                 network: None,
                 mirrors: Mirrors::default(),
                 underlays: watch::channel(None).1,

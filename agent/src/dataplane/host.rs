@@ -160,7 +160,8 @@ impl HostKeeper {
                     ?mtu,
                     "the host's addresses, or its underlay's MTU, changed"
                 );
-                if let Some(mtu) = mtu {
+                // Of two underlays, what chooses between them tells that of the one in use.
+                if let Some(mtu) = mtu.filter(|_| self.config.underlay.backup.is_none()) {
                     self.commander.send(Command::SetUnderlayMtu(mtu)).await?;
                 }
                 self.commander.send(Command::Moved).await?;

@@ -124,11 +124,17 @@ impl Keeper {
             None => None,
         };
         let live = |link: &Option<Link>| link.as_ref().is_some_and(|link| link.up && link.carrier);
-        let backup = match &self.config.underlay.backup {
+        let shared = self.config.uplink.interface == self.config.underlay.interface;
+        let backup = match self.config.underlay.backup.as_ref().filter(|_| shared) {
             // With it tunnels go on, and a device that sees a dead cable would have nothing of that.
             Some(backup) => self.links.find(backup).await.unwrap_or_default(),
             None => None,
         };
+        let addresses = match &backup {
+            Some(_) => self.links.addresses().await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let backup = backup.filter(|link| addresses.iter().any(|(index, _)| *index == link.index));
         let seen = Seen {
             uplink: live(&uplink) || live(&backup),
             uplink_on: uplink.as_ref().is_some_and(|link| link.up),
@@ -192,7 +198,8 @@ impl Keeper {
                 if addresses.moved_from(&self.addresses) {
                     self.commander.send(Command::SetOwnAddresses(own.clone())).await?;
                 }
-                if let Some(mtu) = mtu {
+                // Of two underlays, what chooses between them tells that of the one in use.
+                if let Some(mtu) = mtu.filter(|_| self.config.underlay.backup.is_none()) {
                     self.commander.send(Command::SetUnderlayMtu(mtu)).await?;
                 }
                 self.endpoints.send_replace(addresses.endpoints.clone());

@@ -167,7 +167,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     let defended = links.clone();
     let follows = config.uplink.follow_port;
     let (kept, keeps) = watch::channel(());
-    let (mut defence, mut network) = (None, None);
+    let (mut defences, mut network) = (Vec::new(), None);
     match (sentry.clone(), host) {
         (Some(sentry), _) => {
             let keeper = Keeper {
@@ -186,13 +186,14 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
                 kept,
             };
             tokio::spawn(keeper.run());
-            let asked = commander.clone();
-            let peers = move || {
-                let commander = asked.clone();
-                async move { commander.peers().await.unwrap_or_default() }
-            };
-            let interface = shared.underlay.interface.clone();
-            defence = Some(Defence::start(interface, defended, peers));
+            defences.extend(shared.underlay.interfaces().map(|interface| {
+                let asked = commander.clone();
+                let peers = move || {
+                    let commander = asked.clone();
+                    async move { commander.peers().await.unwrap_or_default() }
+                };
+                Defence::start(interface.clone(), defended.clone(), peers)
+            }));
         }
         (None, Some(own)) => {
             network = Some(own.network.clone());
@@ -222,7 +223,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         endpoints: endpoints_receiver,
         open: open_receiver,
         sentry,
-        defence,
+        defences,
         network,
         keeps,
         mirrors,

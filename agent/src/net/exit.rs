@@ -40,6 +40,16 @@ pub(crate) fn leave_by(socket: &impl AsFd, interface: Option<u32>) -> io::Result
     v4.or(v6)
 }
 
+/// Has a socket of TCP that isn't connected yet connect by the interface of this number; none: as routes say.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn connect_by(socket: &impl AsFd, interface: Option<u32>) -> io::Result<()> {
+    // Unlike datagrams, a connection takes no other interface than that of its route unless it is bound to one.
+    let number = interface.unwrap_or(0);
+    sys::set_option(socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX, number)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
@@ -62,5 +72,20 @@ mod tests {
             assert_eq!(by(), 0, "{address}");
             assert!(exits.leave_by(Some(999_999)).is_err(), "{address}: nobody has this number");
         }
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_connected_by_an_interface() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        connect_by(&socket, Some(1)).unwrap();
+        let by: u32 = sys::get_option(&socket, libc::SOL_SOCKET, libc::SO_BINDTOIFINDEX).unwrap();
+        assert_eq!(by, 1);
+        socket.connect(to).await.unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        connect_by(&socket, Some(1)).unwrap();
+        connect_by(&socket, None).unwrap();
+        socket.connect(to).await.unwrap();
     }
 }

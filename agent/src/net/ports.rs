@@ -189,7 +189,9 @@ pub async fn release(config: &Config) -> Result<Vec<String>, PortsError> {
     if let Some(link) = links.find(&config.uplink.interface).await? {
         links.hear_all(&config.uplink.interface, link.index, false).await?;
     }
-    defence::release(&config.underlay.interface, &links).await?;
+    for interface in config.underlay.interfaces() {
+        defence::release(interface, &links).await?;
+    }
     filter::release()?;
     Ok(warnings)
 }

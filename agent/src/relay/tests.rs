@@ -407,6 +407,14 @@ async fn where_quic_is_greeted_and_then_dies_the_relay_is_reached_over_tcp() {
     bed.told(5, &[900]).await;
     bed.until("over QUIC", |relay| relay.connected && !relay.over_tcp).await;
     front.cut();
+    // Others still shake hands, and hear nothing more.
+    let endpoint = bed.relay.endpoint.clone();
+    let shaking = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Some(incoming) = endpoint.accept().await {
+            held.push(incoming.await);
+        }
+    });
     let mut guest = soon("a gateway over TCP", async {
         loop {
             let (stream, _) = front.listener.accept().await.unwrap();
@@ -421,4 +429,5 @@ async fn where_quic_is_greeted_and_then_dies_the_relay_is_reached_over_tcp() {
     guest.tell(&[(5, 0, Some(900))]).await;
     bed.told(5, &[900]).await;
     bed.until("over TCP", |relay| relay.connected && relay.over_tcp).await;
+    shaking.abort();
 }

@@ -2,16 +2,18 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::{carry, prepare};
+use crate::egress;
 use crate::endpoint::{IDLE_TIMEOUT, NAME, TransportError};
 use crate::exchange;
 use crate::link::Link;
@@ -49,9 +51,15 @@ pub(super) async fn connect_with(
             None => TransportError::Tcp { address, error },
         }
     };
+    let mut turns = egress::turns();
     let connecting = async {
         let began = Instant::now();
-        let stream = TcpStream::connect(address).await?;
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        egress::lead(socket.as_fd());
+        let stream = socket.connect(address).await?;
         let round_trip = began.elapsed();
         prepare(&stream);
         let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
@@ -67,5 +75,14 @@ pub(super) async fn connect_with(
     let (Some(key), true) = (key, agreed == Some(protocol)) else {
         return Err(failed(io::Error::other("whoever answers doesn't speak this protocol")));
     };
-    Ok(Link::over_tcp(carry(stream, (key, protocol), address, round_trip)))
+    let connection = carry(stream, (key, protocol), address, round_trip);
+    let shared = connection.0.shared.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            // Its packets would go on by the way that was left.
+            Ok(()) = turns.changed() => shared.leave(0, b"another uplink is used"),
+            _ = shared.ended() => {}
+        }
+    });
+    Ok(Link::over_tcp(connection))
 }

@@ -493,6 +493,7 @@ impl Peers {
             tunnel.note_agreed(via, now);
         }
         if fresh {
+            self.hearing.note_answered(now);
             self.choose_sending(index);
             self.judge(index, now);
         }

@@ -6,10 +6,14 @@ use std::time::{Duration, Instant};
 const SILENT: Duration = Duration::from_millis(800);
 /// Questions without an answer that it takes as well: time alone says nothing on a machine that stood still.
 const QUESTIONS: u32 = 4;
+/// The same where something comes, but no answers: nothing gets through from here. Others lose some answers under load.
+const UNANSWERED: (Duration, u32) = (Duration::from_secs(2), 6);
 /// How long one that nothing has come through yet is given, at first and at most. Where both are dead this doubles.
 const TRIAL: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(12));
-/// How long the first has to be good until it is taken again.
+/// How long the first has to be good until it is taken again. Each time that it was silent within ten times this long after it
+/// was, this doubles, up to [`STEADIEST`].
 const STEADY: Duration = Duration::from_secs(10);
+const STEADIEST: Duration = Duration::from_secs(600);
 
 /// One of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,9 @@ pub(super) struct Seen {
     pub(super) heard: Option<Instant>,
     /// For how long nothing has, since something was asked, and how many questions that were.
     pub(super) silence: (Duration, u32),
+    /// When an answer last came, for how long none has, and how many questions wait for one.
+    pub(super) answered: Option<Instant>,
+    pub(super) unanswered: (Duration, u32),
     /// Whether relays answer through the first while the second is used; none where there is nobody to ask.
     pub(super) answers: Option<bool>,
 }
@@ -60,13 +67,21 @@ pub(super) struct Choice {
     since: Instant,
     why: Why,
     trial: Duration,
+    steady: Duration,
     /// Since when the first has been good, while the second is used.
     good: Option<Instant>,
 }
 
 impl Choice {
     pub(super) fn new(now: Instant) -> Self {
-        Self { using: Which::First, since: now, why: Why::First, trial: TRIAL.0, good: None }
+        Self {
+            using: Which::First,
+            since: now,
+            why: Why::First,
+            trial: TRIAL.0,
+            steady: STEADY,
+            good: None,
+        }
     }
 
     pub(super) const fn using(&self) -> Which {
@@ -84,7 +99,7 @@ impl Choice {
 
     /// Looks whether the other one is to be used. Says whether it is from now on.
     pub(super) fn look(&mut self, seen: &Seen, now: Instant) -> bool {
-        let Seen { usable: [first, second], heard, silence: (lasts, questions), answers } = *seen;
+        let Seen { usable: [first, second], heard, silence, answered, unanswered, answers } = *seen;
         let (own, other) = match self.using {
             Which::First => (first, second),
             Which::Second => (second, first),
@@ -102,8 +117,14 @@ impl Choice {
             self.turn(Why::Down, now);
             return true;
         }
-        let silent = lasts >= SILENT && questions >= QUESTIONS;
-        if silent && (worked || passed >= self.trial) {
+        let is_over = |(lasts, questions): (Duration, u32), (least, many): (Duration, u32)| {
+            lasts >= least && questions >= many
+        };
+        let given = passed >= self.trial;
+        let silent = is_over(silence, (SILENT, QUESTIONS)) && (worked || given);
+        let in_vain = is_over(unanswered, UNANSWERED)
+            && (answered.is_some_and(|at| at > self.since) || given);
+        if silent || in_vain {
             if !worked {
                 self.trial = (self.trial * 2).min(TRIAL.1);
             }
@@ -119,7 +140,7 @@ impl Choice {
             return false;
         }
         let good = *self.good.get_or_insert(now);
-        let steady = now.saturating_duration_since(good) >= STEADY;
+        let steady = now.saturating_duration_since(good) >= self.steady;
         if steady {
             self.turn(Why::Back, now);
         }
@@ -127,6 +148,11 @@ impl Choice {
     }
 
     fn turn(&mut self, why: Why, now: Instant) {
+        if self.using == Which::First {
+            let lasted = now.saturating_duration_since(self.since);
+            let again = self.why == Why::Back && why == Why::Silent && lasted < self.steady * 10;
+            self.steady = if again { (self.steady * 2).min(STEADIEST) } else { STEADY };
+        }
         (self.using, self.since, self.why, self.good) = (self.using.other(), now, why, None);
     }
 }
@@ -144,13 +170,25 @@ mod tests {
         /// Whether there are relays to ask.
         relays: bool,
         heard: Option<Instant>,
+        /// Whether what others send comes, whatever becomes of what is sent to them.
+        comes: bool,
+        answered: Option<Instant>,
     }
 
     impl Try {
         fn new() -> Self {
             let now = Instant::now();
             let choice = Choice::new(now);
-            Self { choice, now, usable: [true; 2], works: [true; 2], relays: true, heard: None }
+            Self {
+                choice,
+                now,
+                usable: [true; 2],
+                works: [true; 2],
+                relays: true,
+                heard: None,
+                comes: false,
+                answered: None,
+            }
         }
 
         /// Lets time pass, and gives how often another one was taken.
@@ -161,14 +199,21 @@ mod tests {
                 self.now += Duration::from_millis(100);
                 let at = self.choice.using() as usize;
                 if self.works[at] && self.usable[at] {
+                    (self.heard, self.answered) = (Some(self.now), Some(self.now));
+                }
+                if self.comes {
                     self.heard = Some(self.now);
                 }
-                let lasts = self.heard.map_or(Duration::from_secs(99), |at| self.now - at);
-                let questions = u32::try_from(lasts.as_millis() / 200).unwrap();
+                let silence = |since: Option<Instant>| {
+                    let lasts = since.map_or(Duration::from_secs(99), |at| self.now - at);
+                    (lasts, u32::try_from(lasts.as_millis() / 200).unwrap())
+                };
                 let seen = Seen {
                     usable: self.usable,
                     heard: self.heard,
-                    silence: (lasts, questions),
+                    silence: silence(self.heard),
+                    answered: self.answered,
+                    unanswered: silence(self.answered),
                     answers: self.relays.then_some(self.works[0] && self.usable[0]),
                 };
                 turns += u32::from(self.choice.look(&seen, self.now));
@@ -193,6 +238,41 @@ mod tests {
         one.works[0] = false;
         one.run(Duration::from_secs(1));
         one.is(Which::Second, Why::Silent);
+    }
+
+    #[test]
+    fn an_underlay_by_which_nothing_gets_there_is_left_though_something_comes() {
+        let mut one = Try::new();
+        one.run(Duration::from_secs(60));
+        (one.works[0], one.comes) = (false, true);
+        assert_eq!(one.run(Duration::from_millis(1_500)), 0, "answers are lost now and then");
+        assert_eq!(one.run(Duration::from_secs(60)), 1);
+        one.is(Which::Second, Why::Silent);
+        one.works[0] = true;
+        one.run(STEADY + Duration::from_secs(1));
+        one.is(Which::First, Why::Back);
+    }
+
+    #[test]
+    fn one_that_comes_and_goes_is_taken_again_more_and_more_seldom() {
+        let mut one = Try::new();
+        let mut turns = 0;
+        for _ in 0..400 {
+            one.works[0] = true;
+            turns += one.run(Duration::from_secs(11));
+            one.works[0] = false;
+            turns += one.run(Duration::from_secs(2));
+        }
+        assert!(turns <= 4, "{turns} times in {} minutes", 400 * 13 / 60);
+        // After an hour in which it was good all is forgotten.
+        one.works[0] = true;
+        one.run(Duration::from_secs(3_600));
+        one.is(Which::First, Why::Back);
+        one.works[0] = false;
+        one.run(Duration::from_secs(2));
+        one.works[0] = true;
+        one.run(STEADY + Duration::from_secs(1));
+        one.is(Which::First, Why::Back);
     }
 
     #[test]

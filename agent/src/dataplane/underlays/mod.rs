@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anteroom_agent_core::target::RelayId;
 use anteroom_proto::relay::mirror;
-use anteroom_transport::egress;
+use anteroom_transport::egress::{self, Kind};
 use serde::{Deserialize, Serialize};
 use tokio::net::UdpSocket;
 use tokio::sync::{oneshot, watch};
@@ -98,6 +98,10 @@ pub(super) struct Underlays {
     changed: u64,
     /// By which interface everything leaves now; none: as routes say.
     leaves_by: Option<u32>,
+    /// The MTU that was told last.
+    told_mtu: Option<u16>,
+    /// Whether a relay ever answered through the first while the second was used.
+    answered: bool,
     probe: Option<Probe>,
     told: watch::Sender<Option<Told>>,
 }
@@ -128,6 +132,8 @@ impl Underlays {
             choice: Choice::new(Instant::now()),
             changed: 0,
             leaves_by: None,
+            told_mtu: None,
+            answered: false,
             probe: None,
             told,
         }))
@@ -158,7 +164,7 @@ impl Underlays {
             }
             if self.look().await.is_err() {
                 // Whoever comes next begins with the first.
-                egress::steer(Arc::new(|_| {}));
+                egress::steer(Arc::new(|_, _| {}));
                 return;
             }
         }
@@ -206,6 +212,8 @@ impl Underlays {
             usable: self.read.map(|read| read.usable),
             heard: silence.heard,
             silence: (silence.lasts, silence.questions),
+            answered: silence.answered,
+            unanswered: silence.unanswered,
             answers,
         };
         if self.choice.look(&seen, Instant::now()) {
@@ -215,6 +223,8 @@ impl Underlays {
         } else if self.exit().is_some_and(|wanted| self.leaves_by != Some(wanted)) {
             // The interface was plugged in anew, and has another number.
             self.turn().await?;
+        } else {
+            self.tell_mtu().await?;
         }
         self.tell();
         Ok(())
@@ -223,22 +233,37 @@ impl Underlays {
     /// Has everything leave by the underlay that was chosen.
     async fn turn(&mut self) -> Result<(), Stopped> {
         let place = self.choice.using() as usize;
-        let (name, read) = (&self.names[place], self.read[place]);
+        let name = &self.names[place];
         tracing::warn!(underlay = %name, why = %self.why(), "another underlay is used");
         let interface = self.exit();
-        self.leaves_by = interface;
-        if let Err(error) = self.exits.leave_by(interface) {
-            tracing::warn!(underlay = %name, %error, "tunnels can't leave by it");
+        match self.exits.leave_by(interface) {
+            Ok(()) => self.leaves_by = interface,
+            // One that was just plugged in may be gone again: it is tried anew, with the number that it has then.
+            Err(error) => tracing::warn!(underlay = %name, %error, "tunnels can't leave by it"),
         }
-        egress::steer(Arc::new(move |socket| {
-            if let Err(error) = exit::leave_by(socket, interface) {
+        egress::steer(Arc::new(move |socket, kind| {
+            let led = match kind {
+                Kind::Datagrams => exit::leave_by(&socket, interface),
+                Kind::Stream => exit::connect_by(&socket, interface),
+            };
+            if let Err(error) = led {
                 tracing::debug!(%error, "a connection can't leave by the underlay");
             }
         }));
-        if let Some(mtu) = read.mtu {
-            self.commander.send(Command::SetUnderlayMtu(mtu)).await?;
-        }
+        self.tell_mtu().await?;
         self.commander.send(Command::Moved).await
+    }
+
+    /// Tells how many bytes of IP the underlay in use carries in one piece, where that changed.
+    async fn tell_mtu(&mut self) -> Result<(), Stopped> {
+        let mtu = self.read[self.choice.using() as usize].mtu;
+        match mtu.filter(|mtu| self.told_mtu != Some(*mtu)) {
+            Some(mtu) => {
+                self.told_mtu = Some(mtu);
+                self.commander.send(Command::SetUnderlayMtu(mtu)).await
+            }
+            None => Ok(()),
+        }
     }
 
     /// By which interface everything is to leave. Routes lead to the first, as long as they are what operators made them.
@@ -296,10 +321,14 @@ impl Underlays {
             // Where it can't be opened nothing answers.
             self.probe = Probe::open(index, self.listen.is_ipv6()).ok();
         }
-        match &mut self.probe {
+        let answers = match &mut self.probe {
             Some(probe) => probe.answers(&relays, Instant::now()),
             None => Some(false),
-        }
+        };
+        self.answered |= answers == Some(true);
+        // Where datagrams don't get through to relays, that none answers says nothing.
+        let says_nothing = !self.answered && self.choice.why() == Why::Down;
+        answers.filter(|answers| *answers || !says_nothing)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The gateway's own next hops, defended: towards its peers' addresses, on the underlay's interface.
+//! The gateway's own next hops, defended: towards its peers' addresses, on each underlay's interface.
 //!
 //! Linux believes whoever says by ARP that he has the address of a neighbour that it knows, so that one frame leads all
 //! tunnels astray. Therefore the agent makes its next hops' entries permanent, and changes them itself: see [`hops`].

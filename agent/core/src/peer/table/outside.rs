@@ -29,6 +29,7 @@ impl Peers {
     /// at once where it is.
     pub fn note_moved(&mut self, now: Instant) {
         self.mirrors.forget(now);
+        self.hearing.note_moved();
         let numbers = self.peers.numbers();
         let count = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
         let apart = SPREAD.checked_div(count).unwrap_or_default().min(APART);
@@ -90,7 +91,7 @@ impl Peers {
         }
         let relied = self.relies_on_relays();
         for (to, question) in self.mirrors.ask(relied, now) {
-            self.hearing.note_asked(now);
+            self.hearing.note_asked(false, now);
             write(out, to.into(), CONTROL, &question);
         }
     }
@@ -108,7 +109,7 @@ impl Peers {
         let Some(news) = self.mirrors.hear(from, nonce, place, relied, now) else {
             return Some(Err(DropReason::PeerUnauthenticated));
         };
-        self.hearing.note_heard(now);
+        self.hearing.note_answered(now);
         if news {
             tracing::debug!(%from, %place, "how the tunnels look from outside");
             self.tell_places(now);

@@ -181,7 +181,8 @@ impl Peers {
             let nonce = self.knocked;
             let Some(peer) = self.peers.get_mut(index) else { return };
             peer.route.note_knock(nonce, to, now);
-            self.hearing.note_asked(now);
+            let proved = peer.route.via().is_none() && peer.route.why() == PathReason::Proved;
+            self.hearing.note_asked(proved, now);
             write(out, to.into(), CONTROL, &knock::knock(&theirs, back, nonce));
         }
     }
@@ -257,7 +258,7 @@ impl Peers {
     fn answered(&mut self, index: u32, nonce: u64, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let Some((to, sent)) = peer.route.take_knock(nonce) else { return };
-        self.hearing.note_heard(now);
+        self.hearing.note_answered(now);
         if peer.route.via().is_none() {
             // It may have moved since.
             if peer.endpoint() == Some(to) {

@@ -125,6 +125,9 @@ impl Peers {
             self.review(index);
         }
         self.judge(index, now);
+        if self.peers.get(index).and_then(Peer::answered) == Some(now) {
+            self.hearing.note_answered(now);
+        }
         if news {
             self.list(index);
         }
@@ -146,7 +149,8 @@ impl Peers {
     pub(super) fn probe(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else { return };
         let nonce = peer.probe(&mut self.random, now);
-        self.hearing.note_asked(now);
+        let live = peer.is_live(now);
+        self.hearing.note_asked(live, now);
         self.say(index, now, out, |hello| Message::Hello(Hello { nonce, ..hello }));
     }
 
@@ -250,7 +254,7 @@ impl Peers {
             tunnel.be_patient(&mut self.random, now);
         }
         peer.note_called();
-        self.hearing.note_asked(now);
+        self.hearing.note_asked(false, now);
         let (way, other) = self.way_to_shake(index, attempt);
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
         if other {
