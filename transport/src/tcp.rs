@@ -19,7 +19,7 @@ use anteroom_proto::key::PublicKey;
 use anteroom_proto::tcp::{MAX_DATAGRAM, MAX_PIECE, MAX_REASON};
 use bytes::Bytes;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::endpoint::{IDLE_TIMEOUT, KEEP_ALIVE};
@@ -67,6 +67,15 @@ pub enum Ended {
     /// The stream was opened before: there is one.
     #[error("the connection has one stream, and that is open")]
     Opened,
+}
+
+/// The longest segment, in bytes: what every path of 1,280 carries by IPv6. TLS's first word is longer than most paths'
+/// packets, and where a router drops those and tells nobody, the kernel would repeat it for ever.
+const SEGMENT: u32 = 1_220;
+
+/// Has both ends of a connection that is about to be made send no longer segments than every path carries.
+fn narrow(socket: &TcpSocket) {
+    let _ = SockRef::from(socket).set_tcp_mss(SEGMENT);
 }
 
 /// Sets what keeps a connection lively: nothing waits to be sent together with more, little waits in the kernel, and

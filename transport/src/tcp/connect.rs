@@ -12,7 +12,7 @@ use tokio::net::TcpSocket;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{carry, prepare};
+use super::{carry, narrow, prepare};
 use crate::egress;
 use crate::endpoint::{IDLE_TIMEOUT, NAME, TransportError};
 use crate::exchange;
@@ -59,6 +59,7 @@ pub(super) async fn connect_with(
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
         egress::lead(socket.as_fd());
+        narrow(&socket);
         let stream = socket.connect(address).await?;
         let round_trip = began.elapsed();
         prepare(&stream);

@@ -120,6 +120,18 @@ async fn ends_meet_by_their_keys_and_speak() {
 }
 
 #[tokio::test]
+async fn no_end_sends_segments_that_some_paths_dont_carry() {
+    let listener = TcpListener::bind(LOOPBACK).await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let connecting =
+        tokio::spawn(async move { connect(to, &key(2), &[key(1).public()], BOTH[0]).await });
+    let (stream, _) = soon("a connection", listener.accept()).await.unwrap();
+    let most = SockRef::from(&stream).tcp_mss().unwrap();
+    assert!((500..=SEGMENT).contains(&most), "{most}");
+    connecting.abort();
+}
+
+#[tokio::test]
 async fn another_servers_key_is_refused_and_named() {
     let server = Server::new().await;
     let (us, wanted) = (key(2), [key(3).public()]);
