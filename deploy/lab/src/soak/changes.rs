@@ -134,6 +134,8 @@ pub(super) enum Change {
     Rotate,
     /// A gateway takes another tunnel key, and the old one is void soon.
     RotateNow(&'static str),
+    /// A gateway gets another identity key in the place of its own.
+    Rekey(&'static str),
     /// A rule opens or closes.
     Revision,
     /// A revision that changes nothing for any flow.
@@ -142,7 +144,7 @@ pub(super) enum Change {
 
 impl Change {
     fn draw(chance: &mut Chance) -> Self {
-        let kind = chance.number() % 25;
+        let kind = chance.number() % 26;
         let gateway = GATEWAYS[below(GATEWAYS.len(), chance)];
         let relay = below(super::relays::COUNT, chance);
         let while_ = |most: u64, chance: &mut Chance| {
@@ -178,6 +180,7 @@ impl Change {
             21 => Self::RotateNow(gateway),
             22 => Self::Revision,
             23 => Self::Quic([None, Some(443), Some(TUNNELS)][below(3, chance)]),
+            24 => Self::Rekey(gateway),
             _ => Self::Label,
         }
     }
@@ -189,6 +192,7 @@ impl Change {
             Self::ReplaceRelay(_)
                 | Self::Rotate
                 | Self::RotateNow(_)
+                | Self::Rekey(_)
                 | Self::Revision
                 | Self::Label
         )
@@ -264,6 +268,7 @@ impl Change {
             Self::ReplaceRelay(_) => "relay replaced",
             Self::Rotate => "all tunnel keys rotated",
             Self::RotateNow(_) => "a tunnel key rotated, old one void",
+            Self::Rekey(_) => "an identity key replaced",
             Self::Revision => "a rule opens or closes",
             Self::Label => "a label changes",
         }
@@ -359,7 +364,7 @@ mod tests {
         let bursts = drawn(1);
         let names: BTreeSet<&str> =
             bursts.iter().flat_map(Burst::changes).map(Change::name).collect();
-        assert_eq!(names.len(), 30, "{names:?}");
+        assert_eq!(names.len(), 31, "{names:?}");
         let sizes: BTreeSet<usize> = bursts.iter().map(|burst| burst.0.len()).collect();
         assert_eq!(sizes, BTreeSet::from([1, 2, 3]));
         assert_eq!(drawn(2), drawn(2));

@@ -56,6 +56,7 @@ impl Orders {
             }
             Change::Rotate => vec![signed(&["gateway", "rotate", "--all"])],
             Change::RotateNow(gateway) => vec![signed(&["gateway", "rotate", gateway, "--now"])],
+            Change::Rekey(gateway) => vec![signed(&["gateway", "rekey", gateway])],
             Change::Label => {
                 self.labels += 1;
                 vec![signed(&["device", "label", "ct-1", &format!("round={}", self.labels)])]

@@ -91,6 +91,7 @@ impl World {
             Change::ReplaceRelay(_)
             | Change::Rotate
             | Change::RotateNow(_)
+            | Change::Rekey(_)
             | Change::Revision
             | Change::Label => {}
         }
