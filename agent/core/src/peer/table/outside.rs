@@ -91,7 +91,6 @@ impl Peers {
         }
         let relied = self.relies_on_relays();
         for (to, question) in self.mirrors.ask(relied, now) {
-            self.hearing.note_asked(false, now);
             write(out, to.into(), CONTROL, &question);
         }
     }

@@ -181,8 +181,10 @@ impl Peers {
             let nonce = self.knocked;
             let Some(peer) = self.peers.get_mut(index) else { return };
             peer.route.note_knock(nonce, to, now);
-            let proved = peer.route.via().is_none() && peer.route.why() == PathReason::Proved;
-            self.hearing.note_asked(proved, now);
+            // Those at other addresses may never be answered, which says nothing.
+            if peer.route.via().is_none() {
+                self.hearing.note_asked(peer.route.why() == PathReason::Proved, now);
+            }
             write(out, to.into(), CONTROL, &knock::knock(&theirs, back, nonce));
         }
     }
