@@ -22,6 +22,7 @@ use crate::local::client::ask;
 use crate::local::protocol::{DEFAULT_FLOWS, Request, Response};
 use crate::net;
 use crate::state::{Sealing, StateDir, wiring_on_disk};
+use crate::text::printable;
 
 /// Exit status for a command line that can't be understood.
 const USAGE: u8 = 64;
@@ -174,7 +175,7 @@ pub fn main() -> ExitCode {
     match start(cli.command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("anteroom-agent: {}", sentence(&error));
+            eprintln!("anteroom-agent: {}", printable(&sentence(&error)));
             ExitCode::FAILURE
         }
     }

@@ -58,7 +58,7 @@ pub use alarm::Alarm;
 pub(crate) use backoff::Backoff;
 pub(crate) use classic::without_psk;
 pub(crate) use clock::system_time;
-pub(crate) use session::{newer_authority, plain};
+pub(crate) use session::newer_authority;
 pub(crate) use take::applied_of;
 
 /// How long after a refusal that is said to be for good it is tried again all the same: somebody may have mended

@@ -17,8 +17,8 @@ use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use tokio::time::timeout;
 
 use crate::control::dial::{Candidates, DialError, dial};
-use crate::control::plain;
 use crate::state::{Enrolment, StateDir, StateError};
+use crate::text::plain;
 
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ pub mod relay;
 pub mod run;
 pub mod slice;
 pub mod state;
+mod text;
 
 #[cfg(test)]
 mod testkit;

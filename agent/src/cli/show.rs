@@ -13,6 +13,7 @@ use crate::dataplane;
 use crate::enroll::Enrolled;
 use crate::local::protocol::AgentStatus;
 use crate::state::{Enrolment, Sealing};
+use crate::text::printable;
 
 mod ways;
 
@@ -23,7 +24,7 @@ struct Facts(Vec<(&'static str, String)>);
 impl Facts {
     #[allow(clippy::needless_pass_by_value, reason = "callers hand over what they just made")]
     fn add(&mut self, name: &'static str, value: impl ToString) -> &mut Self {
-        self.0.push((name, value.to_string()));
+        self.0.push((name, one_line(&value.to_string())));
         self
     }
 
@@ -44,10 +45,15 @@ fn table(headers: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
         .set_header(headers.to_vec());
     let mut empty = true;
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| one_line(cell)));
         empty = false;
     }
     if empty { String::new() } else { format!("{table}\n") }
+}
+
+/// Much of what is shown was written by others: none of it steers the terminal, nor looks like another line.
+fn one_line(text: &str) -> String {
+    printable(text).replace('\n', "\u{fffd}")
 }
 
 fn or_dash<T: ToString>(value: Option<T>) -> String {
@@ -542,4 +548,21 @@ pub(super) fn why(why: &Explanation) -> String {
         facts.add("next", &why.next_step);
     }
     facts.text()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_stays_in_its_place() {
+        let evil = "it said: \x1b[2J\ncontroller: connected";
+        let mut facts = Facts::default();
+        facts.add("last error", evil);
+        let rows = table(&["error"], std::iter::once(vec![evil.to_owned()]));
+        for (text, lines) in [(facts.text(), 1), (rows, 3)] {
+            assert_eq!(text.lines().count(), lines, "{text:?}");
+            assert!(!text.contains('\x1b') && text.contains("controller: connected"), "{text:?}");
+        }
+    }
 }

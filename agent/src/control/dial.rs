@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::state::Enrolment;
+use crate::text::plain;
 
 /// How long one address is ahead of the next.
 const APART: Duration = Duration::from_millis(250);
@@ -144,7 +145,7 @@ async fn attempt(
                     TransportError::WrongKey { address, key } => Some((address, key)),
                     _ => None,
                 },
-                text: name(address, resolved, &error.to_string()),
+                text: name(address, resolved, &plain(&error.to_string())),
             },
         };
     }

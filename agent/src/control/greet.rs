@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Reach;
-use super::session::{End, GREETING, Out, plain};
+use super::session::{End, GREETING, Out};
+use crate::text::plain;
 
 /// What is wrong with a controller that doesn't answer.
 pub(super) const SAYS_NOTHING: &str = "the controller says nothing";

@@ -33,6 +33,7 @@ use super::greet::{Greeted, Greeting, Welcomed, Words, greet, greet_better, of};
 use super::{Client, alarm, rotate, stopped};
 use crate::plane::{Plane, PlaneError};
 use crate::relay;
+use crate::text::plain;
 
 /// How long the greeting may take.
 pub(super) const GREETING: Duration = Duration::from_secs(10);
@@ -42,8 +43,6 @@ const QUEUE: usize = 64;
 const REPORTS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
 /// After how long without a word about them reports are sent again on the same connection.
 const RESEND: Duration = Duration::from_secs(30);
-/// Longest text from the controller that goes into a log.
-const MAX_TEXT: usize = 300;
 
 /// How a connection ended.
 pub(super) struct Ended {
@@ -78,7 +77,7 @@ impl From<PlaneError> for End {
 
 impl From<MessageError> for End {
     fn from(error: MessageError) -> Self {
-        Self::Lost(format!("the connection ended: {error}"))
+        Self::Lost(format!("the connection ended: {}", plain(&error.to_string())))
     }
 }
 
@@ -102,11 +101,6 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
-}
-
-/// Text from elsewhere, without what could upset a terminal or a log.
-pub(crate) fn plain(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
 }
 
 /// Messages on their way out. A controller that doesn't read must not keep this end from reading.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::{Event, Task};
+use crate::text::plain;
 
 /// Most peers that are greeted at once, each once.
 const MOST_GREETED: usize = 64;
@@ -29,7 +30,7 @@ pub(super) async fn connect(
     for address in addresses {
         match timeout(ANSWER, socket.connect(*address, key)).await {
             Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) => problem = error.to_string(),
+            Ok(Err(error)) => problem = plain(&error.to_string()),
             Err(_) => problem = format!("{address}: no answer within {} s", ANSWER.as_secs()),
         }
     }

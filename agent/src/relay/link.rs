@@ -29,8 +29,9 @@ use super::peers::Peers;
 use super::table::Table;
 use super::{Known, Place, Who};
 use crate::again::Again;
-use crate::control::{Backoff, plain};
+use crate::control::Backoff;
 use crate::dataplane::relayed::{Inlet, Outgoing, Packet};
+use crate::text::plain;
 
 /// How long a name may take to become addresses.
 const RESOLVE: Duration = Duration::from_secs(3);
