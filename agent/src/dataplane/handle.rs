@@ -417,6 +417,7 @@ pub(crate) mod fake {
 
     use super::*;
     use crate::dataplane::relayed::Delivery;
+    use crate::dataplane::underlays;
 
     /// What was told of relays.
     #[derive(Debug)]
@@ -432,6 +433,21 @@ pub(crate) mod fake {
         brought: Delivery,
         /// Whose packets it says go no direct way.
         pub(crate) indirect: Arc<std::sync::Mutex<Vec<GatewayId>>>,
+        pub(crate) uplink: Uplink,
+    }
+
+    /// The uplink that it says it has.
+    #[derive(Clone)]
+    pub(crate) struct Uplink(watch::Sender<Option<underlays::Told>>);
+
+    impl Uplink {
+        /// Another one is taken.
+        pub(crate) fn change(&self) {
+            self.0.send_modify(|told| {
+                let before = told.as_ref().map_or(0, |told| told.status().changes);
+                *told = Some(underlays::Told::after(before + 1));
+            });
+        }
     }
 
     impl FakeWorker {
@@ -442,6 +458,7 @@ pub(crate) mod fake {
             let (commands, receiver) = mpsc::channel(COMMANDS);
             let wake = Arc::new(EventFd::new().unwrap());
             let (inlet, brought) = Inlet::new(wake.clone());
+            let (told, underlays) = watch::channel(None);
             let handle = Handle {
                 inlet,
                 commander: Commander { commands, wake },
@@ -453,13 +470,14 @@ pub(crate) mod fake {
                 defences: Vec::new(),
                 network: None,
                 mirrors: Mirrors::default(),
-                underlays: watch::channel(None).1,
+                underlays,
                 keeps: watch::channel(()).1,
                 config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
                 seed: [7; 32],
                 one_port: None,
             };
-            (Self { commands: receiver, brought, indirect: Arc::default() }, handle)
+            let (indirect, uplink) = (Arc::default(), Uplink(told));
+            (Self { commands: receiver, brought, indirect, uplink }, handle)
         }
 
         /// The next thing that is told of relays.
@@ -474,7 +492,7 @@ pub(crate) mod fake {
             impl Future<Output = Told>,
             impl Future<Output = (anteroom_agent_core::target::Through, Vec<u8>)>,
         ) {
-            let Self { commands, brought, indirect } = self;
+            let Self { commands, brought, indirect, .. } = self;
             let told = async {
                 loop {
                     match commands.recv().await.expect("somebody has the handle") {

@@ -1,8 +1,7 @@
 //! Sealed packets over one QUIC connection to a peer.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, Through};
@@ -12,11 +11,13 @@ use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, SEALED_LEN};
 use anteroom_transport::link::Carrier;
 use quinn::{Connection, SendDatagramError, VarInt};
+use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
 use super::Task;
 use crate::dataplane::relayed::{Inlet, Outgoing};
 use crate::relay::Table;
+use crate::text::plain;
 
 /// A connection by which nothing came for so long is dead: QUIC of either end says something each 2 s.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -32,8 +33,8 @@ pub(super) struct Active {
     pub(super) connection: Connection,
     /// How many datagrams have come, and since when it is so many.
     pub(super) heard: (u64, Instant),
-    /// Set once another has its place.
-    pub(super) leaves: Arc<AtomicBool>,
+    /// True while another has its place.
+    pub(super) leaves: watch::Sender<bool>,
     pub(super) _carrying: Task,
 }
 
@@ -61,7 +62,7 @@ pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) dropped: AtomicU64,
     /// Whether another has its place: what the peer sends is still taken.
-    pub(super) leaves: Arc<AtomicBool>,
+    pub(super) leaves: watch::Receiver<bool>,
 }
 
 impl Link {
@@ -75,7 +76,7 @@ impl Link {
             () = self.take_packets(outgoing) => {}
             () = self.bring_packets(&inlet) => {}
         }
-        self.connection.closed().await.to_string()
+        plain(&self.connection.closed().await.to_string())
     }
 
     /// The longest sealed packet that gets through now.
@@ -91,10 +92,14 @@ impl Link {
     async fn look(&self, table: &Table, carries: impl AsyncFnOnce()) {
         let mut look = interval(LOOK);
         let mut carries = Some(carries);
+        let mut leaves = self.leaves.clone();
         loop {
-            look.tick().await;
+            tokio::select! {
+                _ = look.tick() => {}
+                Ok(()) = leaves.changed() => {}
+            }
             let mut rooms = HashMap::from([(self.peer, self.room())]);
-            if self.leaves.load(Ordering::Relaxed) {
+            if *leaves.borrow_and_update() {
                 rooms.clear();
             }
             let dropped = self.dropped.load(Ordering::Relaxed);

@@ -4,6 +4,7 @@
 //! go no direct way, and let go once they have gone directly for a while. Peers' connections are taken where the
 //! configuration says so; nobody else is answered.
 
+mod ends;
 mod link;
 mod plan;
 mod socket;
@@ -14,7 +15,7 @@ mod tests;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anteroom_agent_core::target::RelayId;
@@ -329,8 +330,8 @@ impl Keeper {
             let need = self.needs.entry(gateway).or_default();
             need.note(!indirect.contains(&gateway), now);
             let link = self.links.get(&gateway);
-            if link.is_some_and(|link| now.saturating_duration_since(link.since) >= plan::SETTLED) {
-                need.worked();
+            if let Some(link) = link {
+                need.is_connected(now.saturating_duration_since(link.since));
             }
             let need = *need;
             if need.is_direct() {
@@ -362,39 +363,6 @@ impl Keeper {
             self.dial(peer);
         }
         Some(())
-    }
-
-    /// Ends connections that have fallen silent, and those of peers that came to an uplink that isn't used any more: what they
-    /// are sent bears that one's address, and they take nothing from another.
-    async fn end_the_dead(&mut self, now: Instant) {
-        let moves = self.handle.uplink_changes();
-        let moved = std::mem::replace(&mut self.moves, moves) != moves;
-        let dead = self.links.iter_mut().filter_map(|(gateway, link)| {
-            let why = match (moved && !link.dialled, link.is_silent(now)) {
-                (true, _) => "this gateway's uplink changed",
-                (_, true) => "nothing came for 5 s",
-                _ => return None,
-            };
-            Some((*gateway, why))
-        });
-        for (gateway, why) in dead.collect::<Vec<_>>() {
-            self.ended(gateway, why).await;
-        }
-    }
-
-    /// A connection with a peer is no more.
-    async fn ended(&mut self, gateway: GatewayId, why: &str) {
-        let problem = format!("the connection ended: {why}");
-        let lasted =
-            self.links.get(&gateway).is_some_and(|link| link.since.elapsed() >= plan::SETTLED);
-        self.cut(gateway).await;
-        if lasted {
-            debug!(%gateway, "{problem}");
-            self.errors.insert(gateway, problem);
-        } else {
-            // Or it would be made anew each second, where the other end doesn't want it.
-            self.failed(gateway, problem);
-        }
     }
 
     fn dial(&mut self, peer: &Peer) {
@@ -444,7 +412,7 @@ impl Keeper {
                     let before = self.leaving.iter_mut().filter(|(_, of, _)| *of == gateway);
                     for (until, _, link) in before {
                         *until = (*until).min(now + LEAVING);
-                        link.leaves.store(true, Ordering::Relaxed);
+                        link.leaves.send_replace(true);
                         self.table.found(link.id, HashMap::new(), Duration::MAX, 0);
                     }
                 }
@@ -479,7 +447,10 @@ impl Keeper {
         dialled: bool,
     ) {
         let peer = self.peers().iter().find(|peer| peer.gateway.gateway == gateway);
-        let is_peer = peer.is_some_and(|peer| peer.gateway.identity == identity);
+        if peer.is_none_or(|peer| peer.gateway.identity != identity) {
+            connection.close(VarInt::from_u32(0), b"");
+            return;
+        }
         let kept = match self.links.get(&gateway) {
             Some(before) => {
                 let age = before.since.elapsed();
@@ -488,8 +459,8 @@ impl Keeper {
             }
             None => self.links.len() >= MOST && !self.make_room().await,
         };
-        if !is_peer || kept {
-            self.full |= is_peer && self.links.len() >= MOST;
+        if kept {
+            self.full |= self.links.len() >= MOST;
             connection.close(VarInt::from_u32(0), b"");
             return;
         }
@@ -498,13 +469,13 @@ impl Keeper {
         let address = connection.remote_address();
         info!(%gateway, %address, dialled, "connected by QUIC");
         self.table.add_direct(id, identity);
-        let leaves = Arc::new(AtomicBool::new(false));
+        let (leaves, leaving) = watch::channel(false);
         let link = Link {
             id,
             peer: gateway,
             connection: connection.clone(),
             dropped: AtomicU64::new(0),
-            leaves: leaves.clone(),
+            leaves: leaving,
         };
         let (table, events) = (self.table.clone(), self.events.clone());
         let carrying = Task(tokio::spawn(async move {
@@ -521,25 +492,6 @@ impl Keeper {
         // Packets go by the one before until this one carries them, and what is under way then still arrives.
         if let Some(before) = self.links.insert(gateway, active) {
             self.leaving.push((since + plan::SETTLED, gateway, before));
-        }
-    }
-
-    /// Lets go of the connection that has been of no use for longest. False where all are.
-    async fn make_room(&mut self) -> bool {
-        let unused = |gateway: &GatewayId| self.needs.get(gateway).and_then(Need::direct_since);
-        let unused = self.links.keys().filter_map(|gateway| Some((unused(gateway)?, *gateway)));
-        let Some((_, gateway)) = unused.min() else { return false };
-        self.cut(gateway).await;
-        true
-    }
-
-    /// Ends the connection with a peer.
-    async fn cut(&mut self, gateway: GatewayId) {
-        let leaving = self.leaving.extract_if(.., |(_, of, _)| *of == gateway);
-        let mut gone: Vec<Active> = leaving.map(|(_, _, link)| link).collect();
-        gone.extend(self.links.remove(&gateway));
-        for link in gone {
-            self.table.forget(link.id).await;
         }
     }
 

@@ -12,8 +12,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) const LEFT_TO_THE_OTHER: Duration = Duration::from_secs(10);
 /// After a failure, it is tried again after so long, and after up to so long.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(120));
-/// How long a connection must have lasted to have been worth it, and after which both ends have the same one for certain.
+/// How old a connection must be for both ends to have the same one for certain.
 pub(super) const SETTLED: Duration = Duration::from_secs(10);
+/// How long a connection must have lasted to have been worth it: some networks let QUIC begin, and end it soon after.
+const LASTED: Duration = Duration::from_secs(60);
 /// How long WireGuard's own path must have worked before a connection is let go.
 pub(super) const KEEP: Duration = Duration::from_secs(60);
 
@@ -67,10 +69,21 @@ impl Need {
         self.direct
     }
 
-    /// It has been connected for a while.
-    pub(super) const fn worked(&mut self) {
-        self.failures = 0;
-        self.rest = None;
+    /// There is a connection, which is so old.
+    pub(super) fn is_connected(&mut self, age: Duration) {
+        if age >= LASTED {
+            self.failures = 0;
+            self.rest = None;
+        }
+    }
+
+    /// A connection ended that was so old. `random`: as with [`Need::failed`].
+    pub(super) fn ended(&mut self, age: Duration, now: Instant, random: u32) {
+        self.is_connected(age);
+        if age < LASTED {
+            // Or it would be made anew at once, where the other end or the network doesn't want it.
+            self.failed(now, random);
+        }
     }
 
     /// Whether it is time to connect. `first`: it is this end's to do so.
@@ -134,10 +147,36 @@ mod tests {
         }
         assert_eq!(pauses[..3], [5, 10, 20].map(Duration::from_secs));
         assert_eq!(pauses[11], PAUSE.1);
-        need.worked();
+        need.is_connected(LASTED);
         assert!(need.dials(true, now));
         need.note(true, now);
         assert!(!need.dials(true, now + KEEP), "WireGuard's own path works");
+    }
+
+    #[test]
+    fn where_connections_dont_last_it_is_tried_more_and_more_seldom() {
+        let mut now = Instant::now();
+        let mut need = Need::default();
+        need.note(false, now);
+        now += PATIENCE;
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            for age in [0, 15, 30, 59].map(Duration::from_secs) {
+                need.is_connected(age);
+            }
+            now += LASTED / 2;
+            need.ended(LASTED / 2, now, u32::MAX);
+            let before = now;
+            while !need.dials(true, now) {
+                now += Duration::from_secs(1);
+            }
+            pauses.push((now - before).as_secs());
+        }
+        assert_eq!(pauses, [5, 10, 20, 40, 80, 120]);
+        need.ended(LASTED, now, u32::MAX);
+        assert!(need.dials(true, now), "that one was worth it");
+        need.ended(Duration::ZERO, now, u32::MAX);
+        assert!(need.dials(true, now + PAUSE.0), "and so it is as at first");
     }
 
     #[test]

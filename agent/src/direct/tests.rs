@@ -10,7 +10,7 @@ use anteroom_proto::overlay::gateway_address;
 use tokio::time::timeout;
 
 use super::*;
-use crate::dataplane::fake::{FakeWorker, Told};
+use crate::dataplane::fake::{FakeWorker, Told, Uplink};
 use crate::dataplane::relayed::Queues;
 use crate::testkit::{GATEWAY, ORGANISATION, Organisation};
 
@@ -65,6 +65,7 @@ enum Saw {
 struct End {
     saw: mpsc::UnboundedReceiver<Saw>,
     indirect: Arc<Mutex<Vec<GatewayId>>>,
+    uplink: Uplink,
     views: watch::Sender<Option<Arc<View>>>,
     status: watch::Receiver<DirectStatus>,
     _stop: watch::Sender<()>,
@@ -74,7 +75,7 @@ struct End {
 impl End {
     fn new(end: u8, port: Option<u16>, peers: Vec<Peer>) -> Self {
         let (mut worker, handle) = FakeWorker::new();
-        let indirect = worker.indirect.clone();
+        let (indirect, uplink) = (worker.indirect.clone(), worker.uplink.clone());
         let (sees, saw) = mpsc::unbounded_channel();
         let pump = tokio::spawn(async move {
             loop {
@@ -105,7 +106,7 @@ impl End {
         let (_stop, stop) = watch::channel(());
         let running = tokio::spawn(run(who, seen, handle, table, status_sender, stop));
         let _tasks = [pump, telling, running].map(Task).into();
-        Self { saw, indirect, views, status, _stop, _tasks }
+        Self { saw, indirect, uplink, views, status, _stop, _tasks }
     }
 
     /// Waits until the data plane was told of a way to a peer, and has queues for it.
@@ -355,27 +356,154 @@ async fn forward(at: SocketAddr, to: SocketAddr) -> Task {
     }))
 }
 
+/// Takes whoever comes to a port, and gives them to the test.
+fn taking(end: u8, port: u16, peers: &[u8]) -> (mpsc::UnboundedReceiver<Connection>, Task) {
+    let taker = raw(end, Some(port), peers);
+    let (sender, came) = mpsc::unbounded_channel();
+    let taking = tokio::spawn(async move {
+        while let Some(guest) = taker.accept().await {
+            if let Some(connection) = guest.greet().await {
+                let _ = sender.send(connection);
+            }
+        }
+    });
+    (came, Task(taking))
+}
+
+/// What went wrong last with the only peer.
+fn last_error(status: &DirectStatus) -> &str {
+    let error = status.peers.first().and_then(|link| link.last_error.as_deref());
+    error.unwrap_or_default()
+}
+
 #[tokio::test]
 async fn a_connection_by_which_nothing_comes_is_dead() {
     const PORT: u16 = 4439;
-    let taker = raw(1, Some(PORT + 1), &[2]);
+    let (_came, _taking) = taking(1, PORT + 1, &[2]);
     let at = |port| SocketAddr::from((address(1), port));
-    let forwarding = forward(at(PORT), at(PORT + 1)).await;
-    let _taking = Task(tokio::spawn(async move {
-        let mut taken = Vec::new();
-        while let Some(guest) = taker.accept().await {
-            taken.extend(guest.greet().await);
+    let mut maker = End::new(2, None, vec![peer(1, Some(PORT))]);
+    maker.indirect.lock().unwrap().push(gateway(1));
+    let mut said = Vec::new();
+    // A test that is kept from running for seconds finds that QUIC saw it first.
+    for _ in 0..4 {
+        let forwarding = forward(at(PORT), at(PORT + 1)).await;
+        maker.way(1).await;
+        let mut status = maker.status.clone();
+        drop(forwarding);
+        let ended = status.wait_for(|status| last_error(status).contains("the connection ended"));
+        let why = last_error(&soon("the end", ended).await.unwrap()).to_owned();
+        if why.contains("nothing came") {
+            return;
         }
-    }));
+        said.push(why);
+    }
+    panic!("its silence wasn't seen: {said:?}");
+}
+
+#[tokio::test]
+async fn what_a_peer_says_at_the_end_steers_no_terminal() {
+    const PORT: u16 = 4441;
+    let (mut came, _taking) = taking(1, PORT, &[2]);
     let mut maker = End::new(2, None, vec![peer(1, Some(PORT))]);
     maker.indirect.lock().unwrap().push(gateway(1));
     maker.way(1).await;
-    drop(forwarding);
-    maker.no_way(1).await;
-    maker
+    let there = soon("a connection", came.recv()).await.unwrap();
+    let reason = [b"\x1b[2Jgood\r\nbye".as_slice(), &[b'x'; 900]].concat();
+    there.close(VarInt::from_u32(0), &reason);
+    maker.until("told why", |status| last_error(status).contains("goodbye")).await;
+    let said = last_error(&maker.status.borrow()).to_owned();
+    assert!(said.len() < 400 && !said.contains(char::is_control), "{said:?}");
+}
+
+#[tokio::test]
+async fn at_a_change_of_uplink_connections_that_came_end_and_those_made_stay() {
+    const PORT: u16 = 4442;
+    let (mut came, _taking) = taking(3, PORT, &[1]);
+    let mut middle = End::new(1, Some(PORT), vec![peer(2, None), peer(3, Some(PORT))]);
+    middle.until("listening", |status| status.listening.is_some()).await;
+    middle.indirect.lock().unwrap().extend([gateway(2), gateway(3)]);
+    let (_, to_third) = middle.way(3).await;
+    let third = soon("a connection", came.recv()).await.unwrap();
+    let second = raw(2, None, &[]);
+    let (at, key) = (SocketAddr::from((address(1), PORT)), identity(1).public());
+    let second = soon("a connection", async {
+        loop {
+            if let Ok(connection) = second.connect(at, &key).await {
+                return connection;
+            }
+        }
+    })
+    .await;
+    middle.way(2).await;
+    middle.uplink.change();
+    soon("the end of the one that came", second.closed()).await;
+    middle
         .until("told why", |status| {
-            let error = status.peers.first().and_then(|link| link.last_error.as_ref());
-            error.is_some_and(|error| error.contains("nothing came") || error.contains("no answer"))
+            let error = status.peers.iter().find_map(|link| link.last_error.as_ref());
+            error.is_some_and(|error| error.contains("uplink changed"))
         })
         .await;
+    to_third.put(gateway(3), &sealed(1));
+    soon("a packet", third.read_datagram()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_was_left_goes_on_where_the_next_ends_at_once() {
+    const PORT: u16 = 4443;
+    let mut taker = End::new(1, Some(PORT), vec![peer(2, None)]);
+    taker.until("listening", |status| status.listening.is_some()).await;
+    let maker = raw(2, None, &[]);
+    let (at, key) = (SocketAddr::from((address(1), PORT)), identity(1).public());
+    let connect = || async {
+        soon("a connection", async {
+            loop {
+                if let Ok(connection) = maker.connect(at, &key).await {
+                    return connection;
+                }
+            }
+        })
+        .await
+    };
+    let mut rounds = 0;
+    // A test that is kept from running for two seconds sees the one before let go already.
+    let (before, queues) = loop {
+        rounds += 1;
+        assert!(rounds <= 5, "the one before was always let go");
+        let before = connect().await;
+        let (first, queues) = taker.way(2).await;
+        let after = connect().await;
+        let mut next = None;
+        // The next carries packets, and is told to go by whoever made it.
+        let went = soon("what becomes of it", async {
+            loop {
+                match taker.saw.recv().await.unwrap() {
+                    Saw::Told(Told::Opened(relay, _)) => next = Some(relay),
+                    Saw::Told(Told::Relays(to, paths)) if to == gateway(2) => {
+                        let ways: Vec<RelayId> = paths.iter().map(|path| path.relay).collect();
+                        if next.is_some_and(|next| ways == [next]) {
+                            after.close(VarInt::from_u32(0), b"no");
+                        }
+                    }
+                    Saw::Told(Told::Closed(relay)) => return relay,
+                    _ => {}
+                }
+            }
+        })
+        .await;
+        if went != first {
+            break (before, queues);
+        }
+        after.close(VarInt::from_u32(0), b"");
+        taker.no_way(2).await;
+    };
+    assert!(before.close_reason().is_none());
+    queues.put(gateway(2), &sealed(1));
+    soon("a packet", before.read_datagram()).await.unwrap();
+    taker
+        .until("told of it", |status| status.peers.iter().any(|link| link.address.is_some()))
+        .await;
+    // For good: not just until it would have been let go.
+    taker.until("as at first", |status| last_error(status).is_empty()).await;
+    let kept = timeout(LEAVING + LOOK * 2, before.closed()).await;
+    assert!(kept.is_err(), "{kept:?}");
 }

@@ -74,6 +74,19 @@ impl Told {
         let for_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         UnderlaysStatus { for_ms, ..self.status.clone() }
     }
+
+    /// As it is after so many changes.
+    #[cfg(test)]
+    pub(super) fn after(changes: u64) -> Self {
+        let status = UnderlaysStatus {
+            using: "up0".into(),
+            why: "a test says so".into(),
+            for_ms: 0,
+            changes,
+            interfaces: Vec::new(),
+        };
+        Self { status, since: Instant::now() }
+    }
 }
 
 /// An interface as it was last read.

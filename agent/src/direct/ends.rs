@@ -1,0 +1,86 @@
+//! How connections end, and what then becomes of others with the same peer.
+
+use anteroom_proto::id::GatewayId;
+use tokio::time::Instant;
+use tracing::{debug, info};
+
+use super::Keeper;
+use super::link::Active;
+use super::plan::Need;
+
+impl Keeper {
+    /// Ends connections that have fallen silent, and those of peers that came to an uplink that isn't used any more: what they
+    /// are sent bears that one's address, and they take nothing from another.
+    pub(super) async fn end_the_dead(&mut self, now: Instant) {
+        let moves = self.handle.uplink_changes();
+        let moved = std::mem::replace(&mut self.moves, moves) != moves;
+        let dead = self.links.iter_mut().filter_map(|(gateway, link)| {
+            let why = match (moved && !link.dialled, link.is_silent(now)) {
+                (true, _) => "this gateway's uplink changed",
+                (_, true) => "nothing came for 5 s",
+                _ => return None,
+            };
+            Some((*gateway, why))
+        });
+        let dead: Vec<_> = dead.collect();
+        if moved {
+            let gone = self.leaving.extract_if(.., |(_, _, link)| !link.dialled);
+            for link in gone.map(|(_, _, link)| link).collect::<Vec<_>>() {
+                self.table.forget(link.id).await;
+            }
+        }
+        for (gateway, why) in dead {
+            self.ended(gateway, why).await;
+        }
+    }
+
+    /// A connection with a peer is no more.
+    pub(super) async fn ended(&mut self, gateway: GatewayId, why: &str) {
+        let Some(link) = self.links.remove(&gateway) else { return };
+        let problem = format!("the connection ended: {why}");
+        debug!(%gateway, "{problem}");
+        self.table.forget(link.id).await;
+        if self.goes_back(gateway) {
+            return;
+        }
+        self.cut(gateway).await;
+        self.needs.entry(gateway).or_default().ended(
+            link.since.elapsed(),
+            Instant::now(),
+            getrandom::u32().unwrap_or_default(),
+        );
+        self.errors.insert(gateway, problem);
+    }
+
+    /// Goes back to the connection before, if the peer still has it: it may not have wanted the one after.
+    fn goes_back(&mut self, gateway: GatewayId) -> bool {
+        let is_there = |(_, of, link): &(Instant, GatewayId, Active)| {
+            *of == gateway && link.connection.close_reason().is_none()
+        };
+        let Some(at) = self.leaving.iter().rposition(is_there) else { return false };
+        let (_, _, before) = self.leaving.remove(at);
+        info!(%gateway, "the connection before is there still, and goes on");
+        before.leaves.send_replace(false);
+        self.links.insert(gateway, before);
+        true
+    }
+
+    /// Lets go of the connection that has been of no use for longest. False where all are.
+    pub(super) async fn make_room(&mut self) -> bool {
+        let unused = |gateway: &GatewayId| self.needs.get(gateway).and_then(Need::direct_since);
+        let unused = self.links.keys().filter_map(|gateway| Some((unused(gateway)?, *gateway)));
+        let Some((_, gateway)) = unused.min() else { return false };
+        self.cut(gateway).await;
+        true
+    }
+
+    /// Ends the connection with a peer.
+    pub(super) async fn cut(&mut self, gateway: GatewayId) {
+        let leaving = self.leaving.extract_if(.., |(_, of, _)| *of == gateway);
+        let mut gone: Vec<Active> = leaving.map(|(_, _, link)| link).collect();
+        gone.extend(self.links.remove(&gateway));
+        for link in gone {
+            self.table.forget(link.id).await;
+        }
+    }
+}
