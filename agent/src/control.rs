@@ -16,6 +16,7 @@ mod rotate;
 mod session;
 mod take;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cose::Signed;
-use anteroom_proto::id::BootId;
+use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::rekey::RekeyOrder;
 use anteroom_proto::time::UnixMillis;
@@ -118,8 +119,8 @@ pub(crate) struct Client<P> {
     writing: Option<(Ring, JoinHandle<Result<(), StateError>>)>,
     /// Until when no keys are written down, since that failed.
     keys_rest: Option<Instant>,
-    /// The newest tunnel key when it was last said that peers hold on to an old one.
-    held_on: Option<u64>,
+    /// Peers of which an alarm says that they hold on to an old tunnel key, while the newest has this serial.
+    held_on: (u64, BTreeSet<GatewayId>),
     /// How old a tunnel key gets, and this run's share of how much earlier it is replaced.
     rotate_every: Duration,
     jitter: u32,
@@ -178,7 +179,7 @@ impl<P: Plane> Client<P> {
             asked_to_rotate: None,
             writing: None,
             keys_rest: None,
-            held_on: None,
+            held_on: (0, BTreeSet::new()),
             rotate_every: Rotating::default().every(),
             jitter: random(),
             classic: classic::Classic::default(),

@@ -4,6 +4,7 @@
 //! with it finds it, whatever is restarted meanwhile. An old one goes from the disk first, and the last mention of it
 //! with the next greeting. The first key that a gateway ever had stays for its clients, whose configuration names it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,9 @@ pub struct KeyStatus {
 pub struct Ring {
     newest: TunnelKey,
     older: Vec<TunnelKey>,
+    /// When older keys were replaced, by their serials. It isn't written down: after a restart the next newer key that is left
+    /// counts, so that they wait longer then and never less.
+    replaced: BTreeMap<u64, UnixMillis>,
 }
 
 impl Ring {
@@ -60,7 +64,9 @@ impl Ring {
     pub fn new(keys: Vec<TunnelKey>, newest: TunnelKey) -> Self {
         let mut keys = keys.into_iter();
         let newest = keys.next().unwrap_or(newest);
-        let mut ring = Self { newest, older: keys.collect() };
+        let mut ring = Self { newest, older: keys.collect(), replaced: BTreeMap::new() };
+        ring.replaced =
+            ring.all().zip(&ring.older).map(|(newer, key)| (key.serial, newer.made())).collect();
         if !ring.all().any(|key| key.clients) {
             let first = ring.older.last_mut().unwrap_or(&mut ring.newest);
             first.clients = true;
@@ -148,35 +154,48 @@ impl Ring {
         for key in older.iter_mut().rev().filter(|key| !key.retired).take(surplus) {
             key.retired = true;
         }
-        older.retain(|key| key.clients || !key.retired);
-        Self { newest, older }
+        let mut replaced = self.replaced.clone();
+        replaced.insert(self.newest.serial, now);
+        let mut ring = Self { newest, older, replaced };
+        ring.drop_retired();
+        ring
+    }
+
+    fn drop_retired(&mut self) {
+        self.older.retain(|key| key.clients || !key.retired);
+        let older = &self.older;
+        self.replaced.retain(|serial, _| older.iter().any(|key| key.serial == *serial));
+    }
+
+    /// How long ago an older key was replaced.
+    fn replaced_for(&self, key: &TunnelKey, now: UnixMillis) -> Duration {
+        self.replaced.get(&key.serial).map_or(Duration::ZERO, |at| now.since(*at))
     }
 
     /// The same without what nobody needs any more; `None` where that is nothing.
     #[must_use]
     pub fn without_unneeded(&self, uses: &[KeyUse], now: UnixMillis) -> Option<Self> {
-        let since = now.since(self.newest.made());
+        let hurries = self.newest.urgent && now.since(self.newest.made()) >= IN_EMERGENCY;
         let mut ring = self.clone();
         for key in ring.older.iter_mut().filter(|key| !key.retired) {
             let public = key.secret.public();
             let Some(found) = uses.iter().find(|found| found.key == public) else { continue };
-            let over = found.live == 0 && (found.away == 0 || since >= FOR_AWAY);
-            key.retired = over || (self.newest.urgent && since >= IN_EMERGENCY);
+            let waited = self.replaced_for(key, now) >= FOR_AWAY;
+            let over = found.live == 0 && (found.away == 0 || waited);
+            key.retired = over || hurries;
         }
-        ring.older.retain(|key| key.clients || !key.retired);
+        ring.drop_retired();
         (ring != *self).then_some(ring)
     }
 
-    /// How many live peers hold on to an old key though the newest has been there for a day: they weren't told of it, or don't want to
-    /// move.
+    /// Live peers that hold on to a key that was replaced a day ago or earlier: they weren't told of the newer ones, or don't want to
+    /// move. Of each key no more are given than [`KeyUse`] names.
     #[must_use]
-    pub fn held_on_by(&self, uses: &[KeyUse], now: UnixMillis) -> Option<usize> {
-        let old = |found: &&KeyUse| {
-            let mut older = self.older.iter().filter(|key| !key.retired);
-            older.any(|key| key.secret.public() == found.key)
-        };
-        let live = uses.iter().filter(old).map(|found| found.live).max()?;
-        (live > 0 && now.since(self.newest.made()) >= FOR_AWAY).then_some(live)
+    pub fn held_on_by(&self, uses: &[KeyUse], now: UnixMillis) -> BTreeSet<GatewayId> {
+        let late = |key: &&TunnelKey| !key.retired && self.replaced_for(key, now) >= FOR_AWAY;
+        let late = self.older.iter().filter(late).map(|key| key.secret.public());
+        let of = |key| uses.iter().filter(move |found| found.key == key);
+        late.flat_map(of).flat_map(|found| found.names.iter().copied()).collect()
     }
 
     /// The same with old keys that wait for nobody; `None` where there are none, or they don't already.
@@ -257,11 +276,16 @@ mod tests {
         Ring::new(vec![key(1, NOW.0 / 1000)], key(9, 1))
     }
 
+    fn named(key: u8, peer: usize) -> GatewayId {
+        GatewayId::from_bytes([key * 16 + u8::try_from(peer).unwrap(); 16])
+    }
+
     fn uses(found: &[(u8, usize, usize)]) -> Vec<KeyUse> {
         let one = |(number, live, away): &(u8, usize, usize)| KeyUse {
             key: secret(*number).public(),
             live: *live,
             away: *away,
+            names: (0..*live).map(|peer| named(*number, peer)).collect(),
         };
         found.iter().map(one).collect()
     }
@@ -296,13 +320,6 @@ mod tests {
         assert_eq!(two.without_unneeded(&[], soon), None, "the engine says nothing of it yet");
         let late = after(FOR_AWAY + Duration::from_secs(5));
         assert!(two.without_unneeded(&uses(&[(1, 1, 0)]), late).is_none(), "a live one is needed");
-        assert_eq!(two.held_on_by(&uses(&[(2, 9, 0), (1, 1, 0)]), soon), None, "not for long");
-        assert_eq!(two.held_on_by(&uses(&[(2, 9, 0), (1, 2, 0)]), late), Some(2));
-        assert_eq!(
-            two.held_on_by(&uses(&[(2, 9, 0), (1, 0, 3)]), late),
-            None,
-            "nobody who is there"
-        );
         assert!(two.without_unneeded(&uses(&[(1, 0, 7)]), late).is_some(), "nobody waits for ever");
         let one = two.without_unneeded(&uses(&[(2, 0, 0), (1, 0, 0)]), soon).unwrap();
         let own = one.own(WHO);
@@ -315,6 +332,36 @@ mod tests {
         let three = three.without_unneeded(&uses(&[(3, 0, 0), (2, 0, 0)]), soon).unwrap();
         assert_eq!(publics(three.own(WHO).iter()), [secret(3).public(), secret(1).public()]);
         assert!(!three.is_changing());
+    }
+
+    /// One change a day, as by default: the newest key is never a day old.
+    #[test]
+    fn who_is_away_or_holds_on_has_a_day_from_the_change_however_many_follow() {
+        let day = |days: f64| after(FOR_AWAY.mul_f64(days));
+        let mut ring = ring();
+        for (number, days) in [(2, 0.0), (3, 0.95)] {
+            ring = ring.with_new((secret(number), KEM.clone()), false, day(days));
+        }
+        let away = uses(&[(3, 0, 0), (2, 0, 1), (1, 0, 1)]);
+        assert_eq!(ring.without_unneeded(&away, day(0.99)), None);
+        let left = ring.without_unneeded(&away, day(1.0)).unwrap();
+        let left: Vec<u64> = left.for_gateways().map(|key| key.serial).collect();
+        assert_eq!(left, [day(0.95).0 / 1000, NOW.0 / 1000 + 1], "the second was replaced at 0.95");
+        let held = uses(&[(3, 5, 0), (2, 1, 0), (1, 2, 0)]);
+        assert!(ring.without_unneeded(&held, day(9.0)).is_none(), "live ones are waited for");
+        assert_eq!(ring.held_on_by(&held, day(0.99)), BTreeSet::new());
+        let of_first = BTreeSet::from([named(1, 0), named(1, 1)]);
+        assert_eq!(ring.held_on_by(&held, day(1.0)), of_first);
+        assert_eq!(ring.held_on_by(&away, day(1.0)), BTreeSet::new(), "nobody who is there");
+        assert_eq!(ring.held_on_by(&held, day(1.95)).len(), 3);
+        // A key between that goes takes nothing from that.
+        let newer = uses(&[(3, 5, 0), (2, 0, 0), (1, 2, 0)]);
+        let ring = ring.without_unneeded(&newer, day(0.97)).unwrap();
+        assert_eq!(ring.held_on_by(&newer, day(1.0)), of_first);
+        // After a restart that isn't known any more: it counts from the next newer key that is left.
+        let ring = Ring::new(ring.all().cloned().collect(), key(9, 1));
+        assert_eq!(ring.held_on_by(&newer, day(1.0)), BTreeSet::new());
+        assert_eq!(ring.held_on_by(&newer, day(1.96)), of_first);
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Changing this gateway's tunnel keys: by age, and when the controller asks for it.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::peer::KeyUse;
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{Rotate, ToController};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
@@ -53,19 +56,30 @@ impl<P: Plane> Client<P> {
         }
         let uses = if self.ring.is_changing() { self.key_use().await? } else { Vec::new() };
         self.show_keys(&uses);
-        let newest = self.ring.newest().serial;
-        if self.held_on != Some(newest)
-            && let Some(live) = self.ring.held_on_by(&uses, now)
-        {
-            self.held_on = Some(newest);
-            self.alarm(&format!(
-                "{live} peers that are there still use a tunnel key that was to be replaced a day ago: no controller told them of the new one, or they don't move; `anteroom gateway rotate NAME --now` ends it for them"
-            ));
-        }
+        self.tell_who_holds_on(&uses, now);
         if let Some(ring) = self.ring.without_unneeded(&uses, now).filter(|_| !rests) {
             self.write(ring);
         }
         Ok(())
+    }
+
+    /// Raises an alarm where live peers still use a key that was replaced a day ago: once for each of them and each newest key.
+    fn tell_who_holds_on(&mut self, uses: &[KeyUse], now: UnixMillis) {
+        let newest = self.ring.newest().serial;
+        if self.held_on.0 != newest {
+            self.held_on = (newest, BTreeSet::new());
+        }
+        let found = self.ring.held_on_by(uses, now);
+        if found.is_subset(&self.held_on.1) {
+            return;
+        }
+        let names: Vec<String> = found.iter().map(GatewayId::to_string).collect();
+        let effect = if self.ring.is_full() { ", and until then no newer one is made" } else { "" };
+        self.alarm(&format!(
+            "a tunnel key that was replaced a day ago is still used by peers that are there ({}): no controller told them of the new one, or they don't move; `anteroom gateway rotate NAME --now` ends it for them{effect}",
+            names.join(", ")
+        ));
+        self.held_on.1.extend(found);
     }
 
     /// Notes that keys up to some serial are to be replaced.

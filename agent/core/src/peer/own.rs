@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use anteroom_proto::verdict::DropReason;
 use boringtun::noise::rate_limiter::RateLimiter;
@@ -41,7 +42,7 @@ impl OwnKey {
 }
 
 /// Who still needs one of this gateway's keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyUse {
     /// The key.
     pub key: TunnelPublicKey,
@@ -49,6 +50,13 @@ pub struct KeyUse {
     pub live: usize,
     /// Peers that aren't there, and have shown no newer key of theirs to work.
     pub away: usize,
+    /// The first [`KeyUse::NAMED`] of those that are live.
+    pub names: Vec<GatewayId>,
+}
+
+impl KeyUse {
+    /// Most peers that are named for one key.
+    pub const NAMED: usize = 8;
 }
 
 /// One own key, ready for use.

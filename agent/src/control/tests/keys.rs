@@ -56,7 +56,7 @@ async fn a_new_key_is_written_used_and_offered_beside_the_old_one_until_nobody_n
     let world = World::with(|state, _| with_key(state));
     let old = held().secret.public();
     world.plane.told(|told| {
-        told.key_use = vec![KeyUse { key: old, live: 1, away: 0 }];
+        told.key_use = vec![KeyUse { key: old, live: 1, away: 0, names: vec![] }];
     });
     let mut session = world.session().await;
     let serial = held().serial;
@@ -77,7 +77,9 @@ async fn a_new_key_is_written_used_and_offered_beside_the_old_one_until_nobody_n
 
     // It says so again, as after a lost connection: that is done already.
     session.send(ToAgent::Rotate(Rotate { up_to: serial, now: false })).await;
-    world.plane.told(|told| told.key_use = vec![KeyUse { key: old, live: 0, away: 0 }]);
+    world
+        .plane
+        .told(|told| told.key_use = vec![KeyUse { key: old, live: 0, away: 0, names: vec![] }]);
     let offered = session.hear_keys().await;
     assert_eq!(publics(&offered), [new.x25519, old]);
     assert_eq!((offered[0].serial, offered[1].is_for_clients()), (new.serial, true));
@@ -114,7 +116,9 @@ async fn in_an_emergency_old_keys_that_wait_for_somebody_are_hurried() {
         state.write_tunnel_keys(&ring).unwrap();
     });
     let old = held().secret.public();
-    world.plane.told(|told| told.key_use = vec![KeyUse { key: old, live: 3, away: 3 }]);
+    world
+        .plane
+        .told(|told| told.key_use = vec![KeyUse { key: old, live: 3, away: 3, names: vec![] }]);
     let mut session = world.session().await;
     assert_eq!(session.hello.reachable.keys.len(), 3);
     session.welcome(60_000, system_time().0).await;
@@ -127,6 +131,48 @@ async fn in_an_emergency_old_keys_that_wait_for_somebody_are_hurried() {
             break;
         }
     }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn an_alarm_names_the_peers_that_hold_on_to_keys_replaced_a_day_ago() {
+    let key = |number: u8, serial| {
+        let secret = TunnelSecret::from_bytes([number; 32]);
+        TunnelKey { serial, secret, ..held() }
+    };
+    let keys = vec![key(79, *MADE - 60), key(78, *MADE - 90_000), key(77, *MADE - 200_000)];
+    let kept = keys.clone();
+    let world = World::with(move |state, _| {
+        state.write_tunnel_keys(&Ring::new(kept, held())).unwrap();
+    });
+    let peer = |number: u8| GatewayId::from_bytes([number; 16]);
+    let uses = |late: &[u8]| {
+        let one = |key: &TunnelKey, names: &[u8]| KeyUse {
+            key: key.secret.public(),
+            live: names.len(),
+            away: 0,
+            names: names.iter().map(|number| peer(*number)).collect(),
+        };
+        vec![one(&keys[0], &[41]), one(&keys[1], &[42]), one(&keys[2], late)]
+    };
+    world.plane.told(|told| told.key_use = uses(&[43]));
+    let mut session = world.session().await;
+    session.welcome(60_000, system_time().0).await;
+    let alarms = |status: &ControlStatus| -> Vec<String> {
+        let held = status.alarms.iter().filter(|alarm| alarm.what.contains("replaced a day ago"));
+        held.map(|alarm| alarm.what.clone()).collect()
+    };
+    world.until("alarmed", |status| alarms(status).len() == 1).await;
+    let said = alarms(&world.status.borrow()).remove(0);
+    assert!(said.contains(&peer(43).to_string()), "{said}");
+    // Those that use the newest, or one that was replaced a minute ago, are in time.
+    assert!(!said.contains(&peer(41).to_string()), "{said}");
+    assert!(!said.contains(&peer(42).to_string()), "{said}");
+    assert!(said.contains("no newer one is made"), "there are as many as there may be: {said}");
+    // Another one is told of, too.
+    world.plane.told(|told| told.key_use = uses(&[43, 44]));
+    world.until("alarmed again", |status| alarms(status).len() == 2).await;
+    assert!(alarms(&world.status.borrow()).iter().any(|said| said.contains(&peer(44).to_string())));
     world.finish().await;
 }
 

@@ -57,13 +57,16 @@ impl Peers {
         let keys = self.own.iter().filter(|own| own.gateways);
         keys.filter_map(|own| {
             let rank = self.own.rank(own.number)?;
-            let mut found = KeyUse { key: own.key, live: 0, away: 0 };
+            let mut found = KeyUse { key: own.key, live: 0, away: 0, names: Vec::new() };
             for (_, peer) in self.peers.iter().filter(|(_, peer)| !peer.client) {
                 if peer.tunnels.is_empty() || self.has_left(peer, rank, now) {
                     continue;
                 }
                 if peer.is_live(now) {
                     found.live += 1;
+                    if found.names.len() < KeyUse::NAMED {
+                        found.names.push(peer.gateway);
+                    }
                 } else {
                     found.away += 1;
                 }
