@@ -3,12 +3,14 @@
 //! A binding is signed by the gateway whose key it is, and stays validly signed for ever. A controller that still has
 //! one for a key that was replaced, because its private half got into other hands, could show it again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Peer, View};
 use crate::binding::TunnelKeyBinding;
+use crate::id::GatewayId;
+use crate::intent::PeerGateway;
 use crate::key::{PublicKey, TunnelPublicKey};
 
 /// What is known of one gateway's tunnel keys.
@@ -44,9 +46,13 @@ impl KnownKeys {
     /// from a backup knows less than peers do until the gateway has told it. Who is to be cut off is suspended. Gives
     /// what was left out, one sentence each.
     ///
+    /// A key that was seen of one peer stays that one's: another that names it, which a controller from a backup can't tell from the
+    /// owner, doesn't get it.
+    ///
     /// While a gateway names several keys at once, as when it changes from one to the next, all of them count.
     pub fn hold(&mut self, view: &mut View) -> Vec<String> {
         let mut left_out = Vec::new();
+        let grabbed = self.take_back(view, &mut left_out);
         // Looking who has which key costs a signature each, and is rarely needed.
         let taken = view.peers.iter().any(|peer| self.is_behind(peer)).then(|| Taken::of(view));
         for peer in &mut view.peers {
@@ -63,7 +69,8 @@ impl KnownKeys {
                 peer.keys.retain(|key| key.serial >= known.lowest);
                 let newest = peer.keys.first().map(|key| key.serial);
                 if newest < Some(known.newest.serial)
-                    && taken.as_ref().is_some_and(|taken| !taken.contains(&known.newest))
+                    && (grabbed.contains(&known.newest.x25519)
+                        || taken.as_ref().is_some_and(|taken| !taken.contains(&known.newest)))
                 {
                     peer.keys.insert(0, known.newest.clone());
                 }
@@ -97,6 +104,33 @@ impl KnownKeys {
         }
         view.left_out.extend(left_out.iter().cloned());
         left_out
+    }
+
+    /// Leaves out keys that peers name as their own and that were seen as the newest of another peer in the view. Gives which.
+    fn take_back(&self, view: &mut View, left_out: &mut Vec<String>) -> BTreeSet<TunnelPublicKey> {
+        let names: BTreeMap<PublicKey, GatewayId> =
+            view.peers.iter().map(|peer| (peer.gateway.identity, peer.gateway.gateway)).collect();
+        let mut seen: BTreeMap<TunnelPublicKey, Vec<PublicKey>> = BTreeMap::new();
+        for known in self.0.iter().filter(|known| names.contains_key(&known.identity)) {
+            seen.entry(known.newest.x25519).or_default().push(known.identity);
+        }
+        let mut grabbed = BTreeSet::new();
+        for peer in &mut view.peers {
+            let PeerGateway { gateway, identity, .. } = &peer.gateway;
+            peer.keys.retain(|key| {
+                let owners = seen.get(&key.x25519).filter(|owners| !owners.contains(identity));
+                let Some(owner) = owners.and_then(|owners| names.get(owners.first()?)) else {
+                    return true;
+                };
+                left_out.push(format!(
+                    "the tunnel key {}, which {gateway} claims and {owner} had before",
+                    key.x25519
+                ));
+                grabbed.insert(key.x25519);
+                false
+            });
+        }
+        grabbed
     }
 }
 

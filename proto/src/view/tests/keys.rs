@@ -62,7 +62,7 @@ fn the_newest_key_stays_in_use_where_a_controller_from_a_backup_knows_older_ones
 }
 
 #[test]
-fn a_key_that_was_left_out_or_that_somebody_else_has_isnt_brought_back() {
+fn a_key_that_was_left_out_isnt_brought_back() {
     let mut known = KnownKeys::default();
     assert_eq!(offer(&mut known, &[6, 5]), (vec![6, 5], 0));
     // Named by the controller, and left out when the view was verified: two claim it.
@@ -72,14 +72,52 @@ fn a_key_that_was_left_out_or_that_somebody_else_has_isnt_brought_back() {
     view.peers[0].keys = vec![binding(5)];
     known.hold(&mut view);
     assert_eq!(view.peers[0].keys, [binding(5)]);
-    // Another peer's by now.
+}
+
+#[test]
+fn a_key_that_was_seen_of_one_peer_is_no_other_ones_while_both_are_there() {
+    let mut known = KnownKeys::default();
+    assert_eq!(offer(&mut known, &[6, 5]), (vec![6, 5], 0));
+    // A controller from a backup knows older keys of the owner, and takes a thief's word.
+    let grab = |known: &mut KnownKeys, owner: &[u64], thief: &[u64]| {
+        let mut view = Parts::default().verify().unwrap();
+        let mut other = view.peers[0].clone();
+        other.gateway.identity = stranger().public();
+        other.gateway.gateway = GatewayId::from_bytes([12; 16]);
+        other.keys = thief.iter().map(|serial| binding(*serial)).collect();
+        view.peers[0].keys = owner.iter().map(|serial| binding(*serial)).collect();
+        let by_other = Signed::sign(&binding(6), &stranger());
+        view.operation.peers.push(crate::operation::PeerOperation {
+            gateway: other.gateway.gateway,
+            endpoints: vec![],
+            keys: vec![by_other],
+            quic: None,
+        });
+        view.peers.push(other);
+        let left_out = known.hold(&mut view);
+        let serials = |at: usize| view.peers[at].keys.iter().map(|key| key.serial).collect();
+        let found: (Vec<u64>, Vec<u64>) = (serials(0), serials(1));
+        (found, left_out)
+    };
+    for _ in 0..2 {
+        let (found, left_out) = grab(&mut known, &[5], &[6]);
+        assert_eq!(found, (vec![6, 5], vec![]));
+        assert!(
+            left_out[0].contains("claims") && left_out[0].contains("had before"),
+            "{left_out:?}"
+        );
+    }
+    let mut later = known.clone();
+    let (found, _) = grab(&mut known, &[5], &[8, 6]);
+    assert_eq!(found, (vec![6, 5], vec![8]), "what is its own stays");
+    // Once the owner has another, nothing is left to hold on to; and who isn't a peer any more has no say.
+    assert_eq!(offer(&mut later, &[9]), (vec![9], 0));
+    assert_eq!(grab(&mut later, &[9], &[8, 6]).0, (vec![9], vec![8, 6]));
     let mut view = Parts::default().verify().unwrap();
-    let mut other = view.peers[0].clone();
-    other.gateway.identity = stranger().public();
-    (other.keys, view.peers[0].keys) = (vec![binding(6)], vec![binding(5)]);
-    view.peers.push(other);
-    known.hold(&mut view);
-    assert_eq!(view.peers[0].keys, [binding(5)]);
+    view.peers[0].gateway.identity = IdentityKey::from_seed(&[44; 32]).public();
+    view.peers[0].keys = vec![binding(9)];
+    assert_eq!(later.hold(&mut view), [""; 0], "the same gateway with another identity key");
+    assert_eq!(view.peers[0].keys, [binding(9)]);
 }
 
 #[test]
