@@ -3,6 +3,9 @@
 //! A gateway signs its tunnel keys with its identity key, which proves that it wants them and not that it holds
 //! them. WireGuard proves that at the peer; until then a stolen gateway could give another's key out as its own, and
 //! peers would be left with one key for two gateways. So the first gateway that names a key keeps it.
+//!
+//! A controller that came from a backup may hear the thief first. Who comes second is served all the same, without that key, and
+//! asked for another one.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -84,6 +87,14 @@ impl TunnelKeys {
         }
         all.held.insert(gateway, wanted);
         Ok(())
+    }
+
+    /// Whether another gateway than this one has the checked `key`.
+    #[must_use]
+    pub fn is_anothers(&self, gateway: GatewayId, key: &Signed<TunnelKeyBinding>) -> bool {
+        let Ok(binding) = key.verify_self_named() else { return false };
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.holders.get(&binding.x25519).is_some_and(|holder| *holder != gateway)
     }
 
     /// Whether all of the checked `keys` are the gateway's already.

@@ -2,16 +2,20 @@
 
 use std::net::SocketAddr;
 
+use anteroom_proto::binding::TunnelKeyBinding;
+use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{GatewayId, OrganisationId};
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::{
-    Applied, Enrol, Hello, Reachable, Refusal, RefusalCode, ToAgent, VERSIONS, Welcome,
+    Applied, Enrol, Hello, ROTATES, Reachable, Refusal, RefusalCode, Rotate, ToAgent, VERSIONS,
+    Welcome,
 };
 
 use crate::clock;
 use crate::distribution::{TunnelEnds, replaced, revoked};
 use crate::state::Controller;
 use crate::store::{EnrolOutcome, Enrolment, HelloFacts, NewAudit, StoreError};
+use crate::tunnel_keys::KeyTaken;
 
 /// Most characters kept of any text that an agent sends.
 const MAX_TEXT: usize = 1024;
@@ -47,14 +51,38 @@ fn waiting() -> Refusal {
     )
 }
 
-/// Makes the checked tunnel keys the gateway's own, unless another has one of them: that is refused and audited.
+/// Makes the checked tunnel keys the gateway's own, unless another has one of them: that is audited, and refused where the gateway can't
+/// be asked for another key. One that can is served without what another has, which a thief may have named first. Gives its ends, and
+/// which keys it is to be asked to replace; leaves in `reachable` what is its own.
 pub(super) async fn claim_keys(
     controller: &Controller,
+    (gateway, rotates): (GatewayId, bool),
+    reachable: &mut Reachable,
+    ends: TunnelEnds,
+) -> Result<(TunnelEnds, Option<Rotate>), Refusal> {
+    let keys = &controller.tunnel_keys;
+    let Err(taken) = keys.claim(gateway, &reachable.keys) else { return Ok((ends, None)) };
+    note_taken(controller, gateway, &taken).await?;
+    let refused = |taken: KeyTaken| refusal(RefusalCode::Protocol, taken.to_string());
+    if !rotates {
+        return Err(refused(taken));
+    }
+    let serial = |key: &Signed<TunnelKeyBinding>| Some(key.verify_self_named().ok()?.serial);
+    let (theirs, own): (Vec<_>, Vec<_>) =
+        reachable.keys.drain(..).partition(|key| keys.is_anothers(gateway, key));
+    reachable.keys = own;
+    keys.claim(gateway, &reachable.keys).map_err(refused)?;
+    let up_to = theirs.iter().filter_map(serial).max().unwrap_or_default();
+    // The key for clients stays, whoever names it: their configurations do.
+    let rotate = (up_to != TunnelKeyBinding::FOR_CLIENTS).then_some(Rotate { up_to, now: false });
+    Ok((TunnelEnds::from_stored(reachable.clone()), rotate))
+}
+
+async fn note_taken(
+    controller: &Controller,
     gateway: GatewayId,
-    ends: &TunnelEnds,
+    taken: &KeyTaken,
 ) -> Result<(), Refusal> {
-    let keys: Vec<_> = ends.keys.iter().chain(&ends.for_clients).cloned().collect();
-    let Err(taken) = controller.tunnel_keys.claim(gateway, &keys) else { return Ok(()) };
     tracing::warn!(%gateway, %taken, "a gateway claims a key that isn't its own");
     if taken.news {
         let audit = NewAudit {
@@ -68,7 +96,7 @@ pub(super) async fn claim_keys(
         };
         controller.store.append_audit(&audit).await.map_err(|error| store_failed(&error))?;
     }
-    Err(refusal(RefusalCode::Protocol, taken.to_string()))
+    Ok(())
 }
 
 /// `text`, cut to what is kept, without control characters.
@@ -220,6 +248,8 @@ pub(super) struct Greeted {
     /// The authority document that it has once it has read its welcome.
     pub(super) authority: u64,
     pub(super) ends: TunnelEnds,
+    /// Which of its tunnel keys it is asked to replace, since another gateway has one.
+    pub(super) rotate: Option<Rotate>,
     pub(super) welcome: Welcome,
     pub(super) facts: HelloFacts,
 }
@@ -273,16 +303,18 @@ pub(super) async fn hello(
     if !approved && store.was_approved(gateway).await.map_err(|error| store_failed(&error))? {
         return Err(revoked());
     }
-    let reachable = Reachable { quic: hello.quic, ..hello.reachable.clone() };
+    let mut reachable = Reachable { quic: hello.quic, ..hello.reachable.clone() };
     let ends = TunnelEnds::check(organisation, gateway, key, &reachable)
         .map_err(|error| refusal(RefusalCode::Protocol, error.to_string()))?;
-    claim_keys(controller, gateway, &ends).await?;
+    let rotates = hello.capabilities.iter().any(|capability| capability == ROTATES);
+    let (ends, rotate) = claim_keys(controller, (gateway, rotates), &mut reachable, ends).await?;
     let now = clock::now();
     let newer = chain.newest().number > hello.authority;
     Ok(Greeted {
         approved,
         authority: chain.newest().number.max(hello.authority),
         ends,
+        rotate,
         welcome: Welcome {
             version: high,
             approved,

@@ -82,7 +82,7 @@ impl Session {
         writer: MessageWriter<ToAgent>,
     ) {
         let Self { gateway, greeted, relayed, rotates, rekeys, tells, takes_quic, quic } = self;
-        let Greeted { approved, authority, ends, welcome, facts: hello } = greeted;
+        let Greeted { approved, authority, ends, rotate, welcome, facts: hello } = greeted;
         let observed = hello.observed;
         let recorded = match controller.store.record_hello(gateway, &hello).await {
             Ok(()) if approved && rekeys => end_rekey(controller, gateway, peer.key).await,
@@ -116,6 +116,9 @@ impl Session {
         controller
             .tell(Event::Connected { gateway, approved, authority, applied, ends, relayed })
             .await;
+        if let Some(rotate) = rotate {
+            controller.tell(Event::Rotate { gateway, rotate }).await;
+        }
         let running = Running { controller, gateway, key: peer.key, serial, outgoing, quic };
         if let Err(refusal) = running.read(reader).await {
             tracing::info!(%gateway, message = %refusal.message, "refused");
@@ -214,7 +217,7 @@ impl Running<'_> {
                 }
                 ToController::Reachable(reachable) => {
                     let reachable = Reachable { quic: self.quic, ..reachable };
-                    self.reachable(&reachable).await?;
+                    self.reachable(reachable).await?;
                 }
                 ToController::Report(report) => self.report(*report).await?,
                 ToController::Rekey(offer) => self.offer(*offer).await?,
@@ -243,18 +246,22 @@ impl Running<'_> {
         Ok(())
     }
 
-    async fn reachable(&self, reachable: &Reachable) -> Result<(), Refusal> {
+    async fn reachable(&self, mut reachable: Reachable) -> Result<(), Refusal> {
         let Some(chain) = self.controller.authority() else { return Ok(()) };
         let gateway = self.gateway;
-        let ends = TunnelEnds::check(chain.newest().organisation, gateway, self.key, reachable)
+        let ends = TunnelEnds::check(chain.newest().organisation, gateway, self.key, &reachable)
             .map_err(|error| refusal(RefusalCode::Protocol, error.to_string()))?;
-        claim_keys(self.controller, gateway, &ends).await?;
+        let who = (gateway, self.controller.online.rotates(gateway));
+        let (ends, rotate) = claim_keys(self.controller, who, &mut reachable, ends).await?;
         self.controller
             .store
-            .record_reachable(gateway, reachable, clock::now())
+            .record_reachable(gateway, &reachable, clock::now())
             .await
             .map_err(|error| store_failed(&error))?;
         self.controller.tell(Event::Ends { gateway, ends }).await;
+        if let Some(rotate) = rotate {
+            self.controller.tell(Event::Rotate { gateway, rotate }).await;
+        }
         Ok(())
     }
 

@@ -223,8 +223,12 @@ impl Distribution {
                 known.sent = false;
                 known.pass = PassState::new(relayed);
                 self.dirty.insert(gateway);
+                let lost = self.lost(gateway, &ends);
                 self.set_ends(gateway, ends);
-                self.ask_to_rotate(gateway);
+                match lost {
+                    Some(lost) => self.want_rotation(gateway, lost),
+                    None => self.ask_to_rotate(gateway),
+                }
                 self.end_rekey(gateway);
                 self.ask_to_rekey(gateway);
                 self.cut_off_if_unwanted(gateway, approved);

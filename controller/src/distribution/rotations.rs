@@ -3,7 +3,7 @@
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::{Rotate, ToAgent};
 
-use super::Distribution;
+use super::{Distribution, TunnelEnds};
 
 impl Distribution {
     /// Takes note of what operators want of a gateway, and asks it.
@@ -15,6 +15,19 @@ impl Distribution {
         let up_to = wanted.map_or(0, |before| before.up_to).max(rotate.up_to);
         *wanted = Some(Rotate { up_to, now });
         self.ask_to_rotate(gateway);
+    }
+
+    /// What a gateway is to replace that comes with older keys than it had, as when it was put back from an image of its disk: peers
+    /// take none below the newest that they have seen of it, and it has lost that one.
+    pub(super) fn lost(&self, gateway: GatewayId, ends: &TunnelEnds) -> Option<Rotate> {
+        let before = &self.known.get(&gateway)?.ends;
+        let up_to = before.serials.iter().max().copied()?;
+        let anew = before.signer != ends.signer;
+        if anew || ends.serials.iter().any(|serial| *serial >= up_to) {
+            return None;
+        }
+        tracing::warn!(%gateway, newest = up_to, "it has lost the newest of its tunnel keys: it is asked for another");
+        Some(Rotate { up_to, now: false })
     }
 
     /// Asks a connected gateway, unless it has done it, or can't.

@@ -8,7 +8,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{ROTATES, Reachable, Rotate, ToAgent, ToController};
 
 use crate::distribution::hospital;
-use crate::support::{Agent, Connected, ORGANISATION, Service, until};
+use crate::support::{Agent, Connected, ORGANISATION, Service, empty_report, until};
 
 fn key(agent: &Agent, seed: u8, serial: u64) -> Signed<TunnelKeyBinding> {
     let binding = TunnelKeyBinding {
@@ -77,6 +77,61 @@ async fn gateways_are_asked_for_new_keys_until_they_have_them() {
     // One that comes back later is asked then.
     let mut third = agents[2].connect(&service).await;
     assert_eq!(asked(&mut third).await.up_to, 1);
+}
+
+#[tokio::test]
+async fn a_gateway_put_back_from_an_older_image_is_asked_for_a_key_that_peers_take() {
+    let mut service = Service::new().await;
+    let (_desk, mut agents) = hospital(&service).await;
+    agents[0].capabilities.push(ROTATES.into());
+    let mut first = agents[0].connect(&service).await;
+    let keys = [key(&agents[0], 51, 9), key(&agents[0], 1, 1)];
+    offer(&mut first, &agents[0], &keys).await;
+    // It is taken in by the time when the second of two reports is answered; views come in between.
+    let report = empty_report(agents[0].boot, 7);
+    first.writer.send(&ToController::Report(Box::new(report))).await.unwrap();
+    let stored = ToAgent::Reported { boot: agents[0].boot, sequence: 7 };
+    while first.next().await != stored {}
+    drop(first);
+    service.stop().await;
+    service.start().await;
+    // The image has the key of serial 1 alone.
+    let mut first = agents[0].connect(&service).await;
+    assert_eq!(asked(&mut first).await, Rotate { up_to: 9, now: false });
+    // Cut off before it did so, it is asked again: the key that it lost isn't forgotten.
+    drop(first);
+    let mut first = agents[0].connect(&service).await;
+    assert_eq!(asked(&mut first).await, Rotate { up_to: 9, now: false });
+}
+
+/// As after a restore: the controller knows neither's key, and hears the thief first.
+#[tokio::test]
+async fn the_owner_of_a_key_that_a_thief_named_first_is_served_and_asked_for_another() {
+    let service = Service::new().await;
+    let (desk, mut agents) = hospital(&service).await;
+    agents[0].capabilities.push(ROTATES.into());
+    let mut thief = agents[1].connect(&service).await;
+    let stolen = agents[1].binding_of(&agents[0]);
+    offer(&mut thief, &agents[1], &[stolen]).await;
+    let report = empty_report(agents[1].boot, 7);
+    thief.writer.send(&ToController::Report(Box::new(report))).await.unwrap();
+    let stored = ToAgent::Reported { boot: agents[1].boot, sequence: 7 };
+    while thief.next().await != stored {}
+    let mut owner = agents[0].connect(&service).await;
+    assert_eq!(asked(&mut owner).await, Rotate { up_to: 1, now: false });
+    // The agent names both, as at any change of keys.
+    offer(&mut owner, &agents[0], &[key(&agents[0], 51, 2), key(&agents[0], 1, 1)]).await;
+    until("the new key is shown, and the other nowhere", async || {
+        let all: Vec<GatewayStatus> = desk.client.get(paths::GATEWAYS).await;
+        let found = all.into_iter().find(|status| status.gateway == agents[0].gateway)?;
+        let serials: Vec<u64> =
+            found.tunnel_keys.iter().map(|key| key.verify_self_named().unwrap().serial).collect();
+        (serials == [2]).then_some(())
+    })
+    .await;
+    let audit: Vec<AuditEntry> = desk.client.get(&format!("{}?after=0", paths::AUDIT)).await;
+    let of = |entry: &&AuditEntry| entry.action == "gateway tunnel key refused";
+    assert_eq!(audit.iter().filter(of).count(), 1, "{audit:?}");
 }
 
 #[tokio::test]
