@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use aws_lc_rs::hmac;
-use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
+use nix::sys::socket::{getsockopt, setsockopt};
 use quinn::congestion::BbrConfig;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
@@ -42,7 +42,7 @@ const DATAGRAMS_OUT: usize = 64 * 1024;
 /// The socket's own buffers where packets are carried, in each direction. The system's default holds some hundred
 /// packets: less than what a few gateways send in the time that a busy machine takes to come back to a socket. Whoever
 /// connects has one for each connection, which carries one gateway's packets.
-const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+pub(crate) const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 pub(crate) const SOCKET_BUFFER_OF_ONE: usize = 1024 * 1024;
 
 /// The server's name in TLS. It isn't sent and nothing hangs on it: ends are known by their keys.
@@ -182,12 +182,16 @@ fn endpoint_config(listener: Option<&IdentityKey>) -> EndpointConfig {
 
 /// Makes the socket's buffers larger: beyond what the system allows everyone, where this process may do that.
 pub(crate) fn enlarge_buffers(socket: &UdpSocket, bytes: usize) {
-    let receive =
-        setsockopt(socket, RcvBufForce, &bytes).or_else(|_| setsockopt(socket, RcvBuf, &bytes));
-    let send =
-        setsockopt(socket, SndBufForce, &bytes).or_else(|_| setsockopt(socket, SndBuf, &bytes));
-    // Smaller ones work too.
-    let _ = (receive, send);
+    // The system says twice as much as it was told. Smaller ones work too.
+    let is_less = |size: nix::Result<usize>| size.is_ok_and(|size| size / 2 < bytes);
+    if is_less(getsockopt(socket, RcvBuf)) {
+        let _ =
+            setsockopt(socket, RcvBufForce, &bytes).or_else(|_| setsockopt(socket, RcvBuf, &bytes));
+    }
+    if is_less(getsockopt(socket, SndBuf)) {
+        let _ =
+            setsockopt(socket, SndBufForce, &bytes).or_else(|_| setsockopt(socket, SndBuf, &bytes));
+    }
 }
 
 fn endpoint(

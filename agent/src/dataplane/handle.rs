@@ -1,6 +1,5 @@
 //! The handle through which the rest of the agent speaks with the worker.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -22,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::dataplane::one_port::OnePort;
+use crate::dataplane::one_port::{NoSocket, OnePort};
 use crate::dataplane::relayed::{Inlet, Queues};
 use crate::dataplane::status::{Offloads, Status};
 use crate::dataplane::underlays::{Mirrors, Told};
@@ -151,8 +150,8 @@ pub struct Handle {
     pub(super) config: Arc<Config>,
     /// What the seeds of views' tables grow from.
     pub(super) seed: [u8; 32],
-    /// Where peers' QUIC shares the tunnels' port, and the kernel tells them apart.
-    pub(super) one_port: Option<Arc<OnePort>>,
+    /// Where peers' QUIC shares the tunnels' port, and the kernel tells them apart; else why it doesn't.
+    pub(super) one_port: Result<Arc<OnePort>, String>,
 }
 
 /// Waits for what views made void and drops it, so that the worker needn't.
@@ -348,12 +347,13 @@ impl Handle {
         self.underlays.borrow().as_ref().map_or(0, |told| told.status().changes)
     }
 
-    /// The socket for peers' QUIC on the tunnels' own port, and what is handed over between the two. None where that isn't
-    /// configured, or the kernel can't tell the two apart.
-    #[must_use]
-    pub fn quic_socket(&self) -> Option<io::Result<(UdpSocket, Arc<Shared>)>> {
-        let port = self.one_port.as_ref()?;
-        Some(port.socket()?.map(|socket| (socket, port.shared.clone())))
+    /// The socket for peers' QUIC on the tunnels' own port, and what is handed over between the two.
+    ///
+    /// # Errors
+    /// Where that isn't configured, the kernel can't tell the two apart, or the data plane has ended.
+    pub fn quic_socket(&self) -> Result<(UdpSocket, Arc<Shared>), NoSocket> {
+        let port = self.one_port.as_ref().map_err(|why| NoSocket::Unsteered(why.clone()))?;
+        Ok((port.socket()?, port.shared.clone()))
     }
 
     /// Where packets that relays brought go.
@@ -392,7 +392,7 @@ impl Handle {
     /// Where it has ended already.
     pub async fn shutdown(&self) -> Result<(), Stopped> {
         let ended = self.ask(Command::Shutdown).await;
-        if let Some(port) = &self.one_port {
+        if let Ok(port) = &self.one_port {
             port.close();
         }
         for defence in &self.defences {
@@ -474,7 +474,7 @@ pub(crate) mod fake {
                 keeps: watch::channel(()).1,
                 config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
                 seed: [7; 32],
-                one_port: None,
+                one_port: Err("this is a test".into()),
             };
             let (indirect, uplink) = (Arc::default(), Uplink(told));
             (Self { commands: receiver, brought, indirect, uplink }, handle)

@@ -46,6 +46,7 @@ use worker::{Start, Worker};
 #[cfg(test)]
 pub(crate) use handle::fake;
 pub use handle::{Handle, Stopped};
+pub use one_port::NoSocket;
 pub use setup::{Setup, SetupError};
 pub use status::{
     InterfaceCounters, InterfaceStatus, LaneThreadStatus, Offloads, Status, ThreadsStatus,
@@ -117,7 +118,10 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
     pulse.follow(wake.clone());
     let seed = engine.seed();
     let (retired, buried) = mpsc::channel(RETIRED);
-    let one_port = underlay.quic.map(|socket| Arc::new(OnePort::new(socket, wake.clone())));
+    let one_port = match (underlay.quic, &underlay.steering) {
+        (Some(socket), _) => Ok(Arc::new(OnePort::new(socket, wake.clone()))),
+        (None, steering) => Err(format!("steering is {steering}")),
+    };
     let mut own = underlay.sockets.into_iter();
     let first = own.next().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
     let first = first.map_err(failed("opening the underlay's socket"))?;
@@ -133,7 +137,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         offloads,
         outbox,
         steering: underlay.steering,
-        one_port: one_port.as_ref().map(|port| port.shared.clone()),
+        one_port: one_port.as_ref().ok().map(|port| port.shared.clone()),
         commands: receiver,
         brought,
         inlet: inlet.clone(),

@@ -9,6 +9,20 @@ use anteroom_agent_core::batch::RxDatagram;
 use anteroom_transport::direct::shared::{Shared, is_quic, retain};
 use nix::sys::eventfd::EventFd;
 
+/// Why QUIC doesn't have the tunnels' port.
+#[derive(Debug, thiserror::Error)]
+pub enum NoSocket {
+    /// The kernel doesn't steer.
+    #[error("QUIC can't be told from the tunnels on one port: {0}. Take another port, as in 443")]
+    Unsteered(String),
+    /// The data plane has ended, and the port is free.
+    #[error("the data plane has ended")]
+    Ended,
+    /// What the system says.
+    #[error("no UDP socket there: {0}")]
+    System(#[from] io::Error),
+}
+
 /// QUIC's socket on the tunnels' port, and what is handed over between the two.
 #[derive(Debug)]
 pub(super) struct OnePort {
@@ -35,10 +49,10 @@ impl OnePort {
         Self { socket: Mutex::new(Some(socket)), shared }
     }
 
-    /// The socket. None once the data plane has ended.
-    pub(super) fn socket(&self) -> Option<io::Result<UdpSocket>> {
+    /// The socket, as long as the data plane runs.
+    pub(super) fn socket(&self) -> Result<UdpSocket, NoSocket> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        socket.as_ref().map(UdpSocket::try_clone)
+        Ok(socket.as_ref().ok_or(NoSocket::Ended)?.try_clone()?)
     }
 
     pub(super) fn close(&self) {

@@ -376,7 +376,9 @@ fn open_underlay(config: &Config, lane_threads: u8) -> Result<Group, SetupError>
     let count = if config.offloads.lanes { 1 + lanes } else { 1 };
     let mut group = UdpSocket::bind_group(listen, count, config.underlay.shares_port())
         .map_err(failed("binding"))?;
-    if !config.offloads.lanes {
+    // Why QUIC can't be told from the tunnels is worth more.
+    let refused = config.underlay.shares_port() && group.quic.is_none();
+    if !config.offloads.lanes && !refused {
         group.steering = Offload::Off(SWITCHED_OFF.into());
     }
     for socket in &mut group.sockets {

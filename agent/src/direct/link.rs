@@ -9,6 +9,7 @@ use anteroom_proto::direct::PEER;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, SEALED_LEN};
+use anteroom_transport::datagrams;
 use anteroom_transport::link::Carrier;
 use quinn::{Connection, SendDatagramError, VarInt};
 use tokio::sync::watch;
@@ -21,6 +22,8 @@ use crate::text::plain;
 
 /// A connection by which nothing came for so long is dead: QUIC of either end says something each 2 s.
 const SILENCE: Duration = Duration::from_secs(5);
+/// Most packets that are handed to the data plane at once.
+const BATCH: usize = 64;
 /// How often round trip and room are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -131,11 +134,17 @@ impl Link {
     /// Brings the data plane what the peer has for it, until the connection ends.
     async fn bring_packets(&self, inlet: &Inlet) {
         let from = Through { relay: self.id, peer: self.peer };
-        while let Ok(datagram) = self.connection.read_datagram().await {
-            match packet::parse(&datagram) {
-                Some(Datagram::Packet { peer: PEER, sealed, .. }) => inlet.bring([(from, sealed)]),
-                _ => self.drop_one(),
-            }
+        let connection = self.connection.clone().into();
+        let mut batch = Vec::new();
+        while datagrams::read(&connection, BATCH, &mut batch).await.is_ok() {
+            inlet.bring(batch.iter().filter_map(|datagram| match packet::parse(datagram) {
+                Some(Datagram::Packet { peer: PEER, sealed, .. }) => Some((from, sealed)),
+                _ => {
+                    self.drop_one();
+                    None
+                }
+            }));
+            batch.clear();
         }
     }
 }

@@ -300,10 +300,8 @@ impl Keeper {
             return UdpSocket::bind(at).map(|socket| (socket, None)).map_err(failed);
         }
         match self.handle.quic_socket() {
-            Some(socket) => socket.map(|(socket, shared)| (socket, Some(shared))).map_err(failed),
-            None => Err("underlay.quic: this kernel doesn't tell QUIC from the tunnels on one \
-                         port: take another, as in 443"
-                .into()),
+            Ok((socket, shared)) => Ok((socket, Some(shared))),
+            Err(problem) => Err(format!("underlay.quic: {at}: {problem}")),
         }
     }
 

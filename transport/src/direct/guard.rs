@@ -26,10 +26,12 @@ use super::Caller;
 use super::shared::retain;
 use crate::sifted::Sift;
 
-/// Length of the connection ids that this end makes, and of the part that stands before the code: a byte for the run of
-/// the program, and random ones.
+/// Length of the connection ids that this end makes, and of the part that stands before the code: the number of the
+/// program's run, and random bytes.
 pub(super) const ID_LEN: usize = 12;
-const MADE_LEN: usize = 5;
+const MADE_LEN: usize = 6;
+/// Length of a run's number.
+pub(super) const RUN_LEN: usize = 2;
 
 /// Knocks of one peer that are remembered: as many as it needs in half an hour of trying.
 const REMEMBERED: usize = 256;
@@ -60,12 +62,12 @@ enum Made {
 #[derive(Clone)]
 pub(super) struct Ids {
     key: [u8; 32],
-    run: u8,
+    run: [u8; RUN_LEN],
 }
 
 impl Ids {
     /// `key` is the same in each run, `run` differs as a rule.
-    pub(super) fn new(key: [u8; 32], run: u8) -> Self {
+    pub(super) fn new(key: [u8; 32], run: [u8; RUN_LEN]) -> Self {
         Self { key, run }
     }
 
@@ -77,13 +79,22 @@ impl Ids {
         id
     }
 
+    /// When this end made an id, if it did: what the id says of that, which anybody can write.
+    fn says(&self, id: &[u8]) -> Option<Made> {
+        let run = id.first_chunk().filter(|_| id.len() == ID_LEN)?;
+        Some(if *run == self.run { Made::Now } else { Made::InAnEarlierRun })
+    }
+
+    /// Whether this end made it, which costs a code.
+    fn is_own(&self, id: &[u8]) -> bool {
+        id.first_chunk().filter(|_| id.len() == ID_LEN).is_some_and(|made| {
+            self.of(*made).iter().zip(id).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+        })
+    }
+
     /// None if somebody else made it.
     fn made(&self, id: &[u8]) -> Option<Made> {
-        let made = id.first_chunk().filter(|_| id.len() == ID_LEN)?;
-        let own = self.of(*made);
-        let differs = own.iter().zip(id).fold(0, |sum, (a, b)| sum | (a ^ b)) != 0;
-        let run = if made[0] == self.run { Made::Now } else { Made::InAnEarlierRun };
-        (!differs).then_some(run)
+        self.says(id).filter(|_| self.is_own(id))
     }
 }
 
@@ -92,7 +103,7 @@ impl ConnectionIdGenerator for Ids {
         let mut made = [0; MADE_LEN];
         // Without random bytes no handshake comes so far.
         let _ = rand::fill(&mut made);
-        made[0] = self.run;
+        made[..RUN_LEN].copy_from_slice(&self.run);
         ConnectionId::new(&self.of(made))
     }
 
@@ -244,12 +255,15 @@ impl Guard {
             if state.live.contains(&from) {
                 return true;
             }
-            return match self.ids.made(datagram.get(1..=ID_LEN).unwrap_or_default()) {
+            let id = datagram.get(1..=ID_LEN).unwrap_or_default();
+            let may_pass = match self.ids.says(id) {
                 // Also from elsewhere: a peer's address changes under way.
                 Some(Made::Now) => true,
                 Some(Made::InAnEarlierRun) => state.homes.contains(&from.0),
                 None => false,
             };
+            // Last, or whoever guesses would have this end work for each guess.
+            return may_pass && self.ids.is_own(id);
         }
         if datagram.get(1..5) != Some(&VERSION) {
             return false;

@@ -26,7 +26,7 @@ use crate::egress;
 use crate::endpoint::{self, NAME, TransportError, peer_key};
 use crate::sifted::Sifted;
 use crate::tls::{self, Protocol, ServerPin};
-use guard::{Guard, Ids};
+use guard::{Guard, Ids, RUN_LEN};
 use shared::{OnePort, Shared};
 
 /// One that may connect.
@@ -60,19 +60,32 @@ impl Direct {
         listens: bool,
         shared: Option<Arc<Shared>>,
     ) -> Result<Self, TransportError> {
-        endpoint::enlarge_buffers(&socket, endpoint::SOCKET_BUFFER_OF_ONE);
+        let mut run = [0; RUN_LEN];
+        rand::fill(&mut run)
+            .map_err(|_| TransportError::Setup("the system gives no random bytes".into()))?;
+        Self::open_in(run, socket, identity, listens, shared)
+    }
+
+    /// The same in a run of the program with this number.
+    fn open_in(
+        run: [u8; RUN_LEN],
+        socket: UdpSocket,
+        identity: &IdentityKey,
+        listens: bool,
+        shared: Option<Arc<Shared>>,
+    ) -> Result<Self, TransportError> {
+        // Whoever listens has one socket for all peers.
+        let buffer = if listens { endpoint::SOCKET_BUFFER } else { endpoint::SOCKET_BUFFER_OF_ONE };
+        endpoint::enlarge_buffers(&socket, buffer);
         let bound = socket.local_addr();
         let failed = |error| TransportError::Socket {
             address: bound.as_ref().copied().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))),
             error,
         };
-        let mut run = [0];
-        rand::fill(&mut run)
-            .map_err(|_| TransportError::Setup("the system gives no random bytes".into()))?;
         // The same after a restart: peers then learn at their next word that their connection is gone.
         let seed = identity.to_seed();
         let derive = |domain| *Hash::of(domain, &[seed.as_slice()]).as_bytes();
-        let ids = Ids::new(derive("anteroom direct connection ids"), run[0]);
+        let ids = Ids::new(derive("anteroom direct connection ids"), run);
         let reset = derive("anteroom direct stateless reset");
         let guard = Arc::new(Guard::new(ids.clone()));
         let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset)));

@@ -150,7 +150,9 @@ impl OnePort {
         }
     }
 
-    /// Puts what was handed over into the buffers. Returns how many that were.
+    /// Puts what was handed over into the buffers. Returns how many that were. The tunnels' socket doesn't say to which
+    /// address they came, nor their ECN bits: where this end has more addresses, a connection that begins with one of them is
+    /// answered from the one that routes choose.
     fn take_strays(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> usize {
         let mut filled = 0;
         for (buffer, meta) in bufs.iter_mut().zip(meta) {

@@ -9,7 +9,8 @@
 //!   strangers together have so many, which is what bounds a flood from many forged ones.
 //!
 //! QUIC's packets of handshakes are bounded in the same way where peers' QUIC is taken, with as much for all strangers
-//! together again: on a port of its own or on the tunnels'. There, too, what leaves goes to peers alone.
+//! together again: on a port of its own or on the tunnels'. There, too, what leaves goes to peers alone, but for an answer that
+//! whoever plays back a peer's first packet may get once. So whom QUIC answered is familiar to QUIC alone.
 //!
 //! Merged datagrams count as one, by what the first of them is, so a single sender may bring up to 64 times as many. What comes in here is bounded again,
 //! by sender and by whether it carries a cookie, in `anteroom_agent_core`. Data, and whatever isn't WireGuard's, isn't
@@ -53,6 +54,7 @@ struct Addresses {
     /// What of an address tells one stranger from another: a host may have all of an IPv6 network's addresses.
     mask: &'static [u8],
     familiar: &'static str,
+    quic_familiar: &'static str,
     peers: &'static str,
     strangers: &'static str,
 }
@@ -66,6 +68,7 @@ const FAMILIES: [Addresses; 2] = [
         length: 4,
         mask: &[0xff; 4],
         familiar: "familiar4",
+        quic_familiar: "quic_familiar4",
         peers: "peers4",
         strangers: "strangers4",
     },
@@ -77,6 +80,7 @@ const FAMILIES: [Addresses; 2] = [
         length: 16,
         mask: &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0],
         familiar: "familiar6",
+        quic_familiar: "quic_familiar6",
         peers: "peers6",
         strangers: "strangers6",
     },
@@ -127,14 +131,15 @@ pub(super) fn add(batch: &mut Batch, guard: &Guard<'_>) {
     batch.chain(Family::Inet, GUARD, DOORSTEP);
     batch.chain(Family::Inet, GUARD, SHAKES);
     note_whom_we_shake_hands_with(batch);
-    bound_who_comes(batch, DOORSTEP);
+    bound_who_comes(batch, DOORSTEP, |of| vec![of.familiar]);
     if let Some(port) = guard.quic_port {
         batch.chain(Family::Inet, GUARD, QUIC_DOORSTEP);
         batch.chain(Family::Inet, GUARD, QUIC_SHAKES);
         for of in &FAMILIES {
-            batch.rule(Family::Inet, GUARD, QUIC_SHAKES, &remember(of));
+            batch.passing_set(Family::Inet, GUARD, of.quic_familiar, of.key, MOST_PEERS);
+            batch.rule(Family::Inet, GUARD, QUIC_SHAKES, &remember(of, of.quic_familiar));
         }
-        bound_who_comes(batch, QUIC_DOORSTEP);
+        bound_who_comes(batch, QUIC_DOORSTEP, |of| vec![of.familiar, of.quic_familiar]);
         for interface in &guard.interfaces {
             let leaves = [named(Meta::OutputName, interface), transport(UDP), from_port(port)];
             let shakes = vec![Expression::Jump(QUIC_SHAKES.into())];
@@ -172,39 +177,46 @@ pub(super) fn add(batch: &mut Batch, guard: &Guard<'_>) {
 fn note_whom_we_shake_hands_with(batch: &mut Batch) {
     for of in &FAMILIES {
         for shake in [INITIATION, RESPONSE] {
-            let rule = [vec![kind(), Expression::Equal(shake.to_vec())], remember(of)];
+            let rule = [vec![kind(), Expression::Equal(shake.to_vec())], remember(of, of.familiar)];
             batch.rule(Family::Inet, GUARD, SHAKES, &rule.concat());
         }
     }
 }
 
-/// Makes the receiver of what leaves familiar.
-fn remember(of: &Addresses) -> Vec<Expression> {
+/// Makes the receiver of what leaves familiar, in this set.
+fn remember(of: &Addresses, familiar: &'static str) -> Vec<Expression> {
     let receiver = vec![
         Expression::Payload(Header::Network, of.receiver, of.length),
-        Expression::Refresh(of.familiar, FAMILIAR),
+        Expression::Refresh(familiar, FAMILIAR),
     ];
     [family(of.family), receiver].concat()
 }
 
-fn bound_who_comes(batch: &mut Batch, doorstep: &str) {
+/// `familiar`: the sets of those that are no strangers here.
+fn bound_who_comes(
+    batch: &mut Batch,
+    doorstep: &str,
+    familiar: impl Fn(&Addresses) -> Vec<&'static str>,
+) {
     let drop = || vec![Expression::Counter, Expression::Drop];
     for of in &FAMILIES {
         let sender = || {
             let sender = Expression::Payload(Header::Network, of.sender, of.length);
             [family(of.family), vec![sender]].concat()
         };
-        let familiar = || [sender(), vec![Expression::InSet(of.familiar.into())]].concat();
-        let too_many = Expression::EachAbove {
-            set: of.peers,
-            lifetime: COUNTED,
-            rate: RATE_OF_PEER,
-            burst: BURST_OF_PEER,
-        };
-        let rule = [familiar(), vec![too_many], drop()].concat();
-        batch.rule(Family::Inet, GUARD, doorstep, &rule);
-        let rule = [familiar(), vec![Expression::Accept]].concat();
-        batch.rule(Family::Inet, GUARD, doorstep, &rule);
+        for set in familiar(of) {
+            let is_familiar = || [sender(), vec![Expression::InSet(set.into())]].concat();
+            let too_many = Expression::EachAbove {
+                set: of.peers,
+                lifetime: COUNTED,
+                rate: RATE_OF_PEER,
+                burst: BURST_OF_PEER,
+            };
+            let rule = [is_familiar(), vec![too_many], drop()].concat();
+            batch.rule(Family::Inet, GUARD, doorstep, &rule);
+            let rule = [is_familiar(), vec![Expression::Accept]].concat();
+            batch.rule(Family::Inet, GUARD, doorstep, &rule);
+        }
         let too_many = Expression::EachAbove {
             set: of.strangers,
             lifetime: COUNTED,

@@ -41,7 +41,7 @@ impl Bed {
 }
 
 fn ids(run: u8) -> Ids {
-    Ids::new([9; 32], run)
+    Ids::new([9; 32], [1, run])
 }
 
 fn at(port: u16) -> SocketAddr {
@@ -147,7 +147,7 @@ fn what_is_remembered_is_bounded() {
 fn later_packets_pass_by_an_id_that_this_end_made() {
     let bed = Bed::new();
     let own = ids(1).generate_cid();
-    let foreign = Ids::new([8; 32], 1).generate_cid();
+    let foreign = Ids::new([8; 32], [1, 1]).generate_cid();
     assert!(!bed.passes(at(1), &short(&foreign)));
     assert!(!bed.passes(at(1), &long(0x20, VERSION, &foreign, 100)));
     assert!(bed.passes(at(1), &short(&own)));
@@ -182,8 +182,12 @@ fn a_peer_is_told_that_a_connection_of_an_earlier_run_is_gone_and_nobody_else_is
     let bed = Bed::new();
     let before = ids(7).generate_cid();
     assert!(ids(1).validate(&before).is_ok());
+    let long_ago = Ids::new([9; 32], [2, 1]).generate_cid();
+    assert!(ids(1).validate(&long_ago).is_ok(), "all of the number counts");
+    let mut forged = *before.first_chunk::<ID_LEN>().unwrap();
+    forged[ID_LEN - 1] ^= 1;
     let home = SocketAddr::from(([198, 51, 100, 2], 40_000));
-    assert!(bed.passes(home, &short(&before)));
+    assert!(bed.passes(home, &short(&before)) && !bed.passes(home, &short(&forged)));
     assert!(!bed.passes(at(1), &short(&before)));
     assert!(!bed.passes(home, &first(&before)));
     assert!(!bed.passes(home, &long(0x20, VERSION, &before, 100)));

@@ -145,6 +145,8 @@ fn a_strangers_handshakes_are_bounded_and_a_peers_have_a_bound_of_their_own() {
         let came = door.knocked_at(FIRST_OF_QUIC, &one, BURST_OF_PEER);
         assert_eq!(came, BURST_OF_PEER, "of a peer's");
         door.bounds(FIRST_OF_QUIC, &one, BURST_OF_PEER, RATE_OF_PEER);
+        // The tunnels know it no better than before.
+        door.bounds(INITIATION, &one, BURST_OF_ONE, RATE_OF_ONE);
         // Later packets aren't bounded.
         assert_eq!(door.knocked_at([0x40, 1, 2, 3], &one, 1_024), 1_024);
     }
