@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use anteroom_controller_core::model::Client;
+use anteroom_controller_core::model::{Client, Gateway};
 use anteroom_proto::api::{AuditEntry, ModelRevision, ModelUpdate, RevisionInfo, paths};
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{MemberId, OrganisationId};
 use anteroom_proto::intent::IntentRoot;
-use anteroom_proto::key::{Hash, IdentityKey, TunnelSecret};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
 use anteroom_proto::time::UnixMillis;
 
 use crate::support::{Service, refusal};
@@ -17,8 +17,9 @@ use crate::support::{Service, refusal};
 async fn only_what_follows_and_compiles_to_what_was_signed_is_taken() {
     let mut service = Service::new().await;
     let desk = service.claimed().await;
-    let agent = desk.invites(1, "imaging").await;
+    let (agent, other) = (desk.invites(1, "imaging").await, desk.invites(2, "ward").await);
     agent.enrol(&service).await;
+    other.enrol(&service).await;
     let accepted = desk.approve(&agent, "imaging").await;
     assert_eq!((accepted.number, accepted.affected), (1, vec![agent.gateway]));
 
@@ -53,10 +54,17 @@ async fn only_what_follows_and_compiles_to_what_was_signed_is_taken() {
     };
     let other_key = {
         let mut model = model.clone();
-        let gateway = model.gateways.get_mut(&agent.gateway).unwrap();
-        gateway.identity = stranger.public();
+        let gateway = Gateway { identity: stranger.public(), ..other.approved("ward") };
+        model.gateways.insert(other.gateway, gateway);
         desk.update(&model, &desk.root(&model, base.as_ref()))
     };
+    let replaced = |former: Vec<PublicKey>| {
+        let mut model = model.clone();
+        let gateway = model.gateways.get_mut(&agent.gateway).unwrap();
+        (gateway.identity, gateway.former) = (stranger.public(), former);
+        desk.update(&model, &desk.root(&model, base.as_ref()))
+    };
+    let (forgotten, unoffered) = (replaced(vec![]), replaced(vec![agent.identity.public()]));
     let cases: Vec<(&str, ModelUpdate, u16, &str)> = vec![
         ("number too high", wrong(&|root| root.number = 3), 409, "newest revision is 1"),
         ("number again", wrong(&|root| root.number = 1), 409, "newest revision is 1"),
@@ -78,7 +86,9 @@ async fn only_what_follows_and_compiles_to_what_was_signed_is_taken() {
         ("long reason", long, 400, "reason: "),
         ("control characters", control, 400, "action: "),
         ("never enrolled", never, 400, "never enrolled"),
-        ("another identity", other_key, 400, "another identity key"),
+        ("another identity", other_key, 400, "enrolled with another identity key"),
+        ("a replaced identity is forgotten", forgotten, 400, "isn't kept as such"),
+        ("an identity that wasn't offered", unoffered, 409, "offers no other identity key"),
     ];
     for (what, update, expected, words) in cases {
         let (status, error) = desk.client.post_error(paths::MODEL, &update).await;
