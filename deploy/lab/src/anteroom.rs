@@ -22,6 +22,8 @@ const COMMAND: Duration = Duration::from_secs(60);
 
 /// The port on which the controller serves operators.
 const HTTPS_PORT: u16 = 8443;
+/// The port on which it serves gateways, if nobody wants another.
+const QUIC_PORT: u16 = 4433;
 
 /// What a command came to.
 #[derive(Debug, Clone)]
@@ -111,6 +113,8 @@ pub struct Controller {
     pub address: Ipv4Addr,
     /// Where its state is.
     pub directory: PathBuf,
+    /// The UDP and TCP port on which it will serve gateways, and relay, once it is initialised.
+    pub quic_port: u16,
     programs: Arc<Programs>,
     log: PathBuf,
     process: Option<Process>,
@@ -126,7 +130,7 @@ impl Controller {
     ) -> Self {
         let log = logs.join("controller.log");
         let directory = directory.join("controller");
-        Self { host, address, directory, programs, log, process: None }
+        Self { host, address, directory, quic_port: QUIC_PORT, programs, log, process: None }
     }
 
     /// Runs `anteroom-controller` with these arguments to its end.
@@ -143,8 +147,9 @@ impl Controller {
     /// What it said.
     pub fn init(&self) -> Result<String> {
         let directory = self.directory.display().to_string();
+        let (quic, advertise) = (format!("0.0.0.0:{}", self.quic_port), self.address.to_string());
         let outcome = self
-            .command(&["init", "--dir", &directory, "--advertise", &self.address.to_string()])?
+            .command(&["init", "--dir", &directory, "--quic", &quic, "--advertise", &advertise])?
             .ok()?;
         outcome
             .stdout

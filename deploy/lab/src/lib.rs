@@ -21,6 +21,7 @@ pub mod relay;
 pub mod scan;
 pub mod session;
 pub mod soak;
+pub mod stall;
 pub mod story;
 pub mod stream;
 pub mod topology;

@@ -63,10 +63,25 @@ impl Pinging {
     /// # Errors
     /// If no thread can be started.
     pub fn start(host: &Host, to: Ipv4Addr, count: u64, every: Duration) -> Result<Self> {
+        Self::start_within(host, to, count, every, usize::MAX)
+    }
+
+    /// As [`start`](Self::start), with no more than `window` pings under way: after a moment in which the machine stood
+    /// still they don't come faster than anybody's buffers hold them, and what is lost isn't the machine's doing.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start_within(
+        host: &Host,
+        to: Ipv4Addr,
+        count: u64,
+        every: Duration,
+        window: usize,
+    ) -> Result<Self> {
         let received = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let (counting, ended) = (received.clone(), stop.clone());
-        let thread = host.thread(move || series(to, count, every, &counting, &ended))?;
+        let thread = host.thread(move || series(to, count, (every, window), &counting, &ended))?;
         Ok(Self { thread, received, stop })
     }
 
@@ -108,7 +123,7 @@ pub fn ping(host: &Host, to: Ipv4Addr, count: u64, every: Duration) -> Result<Se
 fn series(
     to: Ipv4Addr,
     count: u64,
-    every: Duration,
+    (every, window): (Duration, usize),
     received: &AtomicU64,
     stop: &AtomicBool,
 ) -> std::io::Result<Series> {
@@ -130,7 +145,9 @@ fn series(
         let due = start + every * u32::try_from(sent).unwrap_or(u32::MAX);
         let mut wait = due.saturating_duration_since(now).min(Duration::from_millis(20));
         if sent < count && !stop.load(Ordering::Relaxed) {
-            if now >= due {
+            if under_way.len() >= window {
+                wait = Duration::from_millis(20);
+            } else if now >= due {
                 let sequence = u16::try_from(sent & 0xffff).unwrap_or(0);
                 under_way.insert(sequence, (sent, now));
                 // A neighbour that isn't there is a lost ping, not a broken socket.

@@ -20,7 +20,7 @@ use anteroom_lab::anteroom::Gateway;
 use anteroom_lab::figures::enforced_hospital;
 use anteroom_lab::hospital::Hospital;
 use anteroom_lab::namespace;
-use anteroom_lab::programs::{Profile, Programs};
+use anteroom_lab::programs::{self, Profile, Programs};
 use anyhow::Context as _;
 use tempfile::TempDir;
 
@@ -103,6 +103,21 @@ pub fn dicom_programs(programs: &Programs, without: &str) -> bool {
     assert!(!required, "{first} isn't installed: run `cargo lab --once` first, which installs it");
     eprintln!("{first} isn't installed (cargo lab installs it): {without}");
     false
+}
+
+/// Where a program of the system's is; none where its package isn't installed, which is said in one line.
+///
+/// # Panics
+/// If it is missing where every test is required, as in CI, which installs it.
+#[must_use]
+pub fn program(name: &str, package: &str) -> Option<PathBuf> {
+    let found = programs::find(name);
+    if found.is_none() {
+        let missing = format!("{name} isn't installed (package {package})");
+        assert!(std::env::var_os(namespace::REQUIRE).is_none(), "{missing}");
+        eprintln!("skipped: {missing}");
+    }
+    found
 }
 
 /// The hospital of a test whose full name is `test`; `None` outside (and where the kernel denies private worlds), where the

@@ -7,6 +7,7 @@ mod rekey;
 mod stolen;
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -378,7 +379,12 @@ fn psks(hospital: &Hospital, gateway: &str) -> anyhow::Result<Vec<String>> {
 #[test]
 fn tunnel_keys_are_replaced_and_no_ping_is_lost() {
     const PATIENCE: Duration = Duration::from_secs(90);
-    const MANY: u64 = 1_000_000;
+    /// Pings that are sent while keys are replaced.
+    const PINGS: u64 = 10_000;
+    /// Under way at most: fewer than any buffer on the way holds.
+    const WINDOW: usize = 32;
+    /// Rotations at least and at most, however long the pings take.
+    const ROTATIONS: RangeInclusive<usize> = 2..=6;
     let test = "tunnel_keys_are_replaced_and_no_ping_is_lost";
     let Some(fixture) = fixture(test, Stage::Enforced) else { return };
     let hospital = &fixture.hospital;
@@ -395,13 +401,20 @@ fn tunnel_keys_are_replaced_and_no_ping_is_lost() {
         Ok(())
     };
     wait::until_ok(PATIENCE, "pre-shared keys by ML-KEM-768", post_quantum).unwrap();
-    let pinging = Pinging::start(&hospital.machine("ct-1").host, at("pacs-1"), MANY, BEAT).unwrap();
+    let ct = &hospital.machine("ct-1").host;
+    let beat = Duration::from_millis(1);
+    let pinging = Pinging::start_within(ct, at("pacs-1"), u64::MAX, beat, WINDOW).unwrap();
     let flowing = |more: u64| {
         let before = pinging.received();
         wait::until(PATIENCE, "pings", || (pinging.received() > before + more).then_some(()))
     };
     flowing(100).unwrap();
-    for now in [false, true] {
+    let mut rotations = 0;
+    while rotations < *ROTATIONS.start()
+        || (rotations < *ROTATIONS.end() && pinging.received() < PINGS)
+    {
+        let now = rotations % 2 == 1;
+        rotations += 1;
         // A thief who has had a look at a disk: at once.
         let mut rotate =
             vec!["gateway", "rotate", "--all", "--timeout", "60s", "--reason", "drill"];
@@ -432,9 +445,11 @@ fn tunnel_keys_are_replaced_and_no_ping_is_lost() {
     .unwrap();
     let audit = hospital.operator.json(&["audit", "list"]).unwrap().to_string();
     assert!(audit.contains("gateway rotate") && audit.contains("void at once"), "{audit}");
+    wait::until(PATIENCE, "as many pings", || (pinging.received() >= PINGS).then_some(())).unwrap();
     let series = pinging.stop().unwrap();
+    assert!(series.sent >= PINGS, "{series:?}");
     assert_eq!(series.lost(), 0, "{series:?}");
-    eprintln!("{} pings, none lost", series.sent);
+    eprintln!("{} pings across {rotations} rotations, none lost", series.sent);
 }
 
 #[test]

@@ -11,7 +11,6 @@ mod flows;
 mod orders;
 mod paths;
 mod relays;
-mod stall;
 mod strangers;
 mod tally;
 mod world;
@@ -26,6 +25,7 @@ use crate::figures::enforced_hospital;
 use crate::hospital::Hospital;
 use crate::ping::{Pinging, Series};
 use crate::programs::Programs;
+use crate::stall::Stalls;
 use crate::story::Report;
 use crate::wait;
 use crate::wan::chance::Chance;
@@ -33,7 +33,6 @@ use crate::wan::chance::Chance;
 use changes::{Burst, Change};
 use flows::Flows;
 use orders::Orders;
-use stall::Stalls;
 use strangers::Strangers;
 use tally::{Cost, Tally};
 use world::World;
@@ -156,7 +155,7 @@ impl Soak {
             // What was away for the change before has come back, or the command would be right to complain.
             self.world.settle()?;
         }
-        self.stalls.worst();
+        let _ = self.stalls.worst();
         let hospital = &self.world.hospital;
         let pairs = [("ct-1", "pacs-1"), ("monitor-1", "hl7-1")];
         let mut pinging = Vec::new();

@@ -11,14 +11,18 @@ const BEAT: Duration = Duration::from_millis(5);
 
 /// A thread that sleeps for moments, and notes by how much it woke too late.
 #[derive(Debug)]
-pub(super) struct Stalls {
+pub struct Stalls {
     /// Microseconds.
     worst: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl Stalls {
-    pub(super) fn watch() -> Result<Self> {
+    /// Begins to look.
+    ///
+    /// # Errors
+    /// If there are no more threads to be had.
+    pub fn watch() -> Result<Self> {
         let (worst, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (noted, ended) = (worst.clone(), stop.clone());
         std::thread::Builder::new().name("stalls".into()).spawn(move || {
@@ -33,7 +37,8 @@ impl Stalls {
     }
 
     /// The worst since the last question.
-    pub(super) fn worst(&self) -> Duration {
+    #[must_use]
+    pub fn worst(&self) -> Duration {
         Duration::from_micros(self.worst.swap(0, Relaxed))
     }
 }
