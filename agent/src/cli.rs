@@ -42,7 +42,7 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// The agent's configuration
+    /// The agent's configuration: interfaces and ports; docs/settings.md has every key
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
 }

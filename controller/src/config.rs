@@ -271,7 +271,10 @@ fn line_of_key(text: &str, key: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::relay::config::RelayConfig;
 
     fn listeners() -> (Listener, Listener) {
         (
@@ -321,5 +324,47 @@ mod tests {
             assert!(error.starts_with(&format!("x.toml:{line}: ")), "{from}: {error}");
             assert!(error.contains(words), "{from}: {error}");
         }
+    }
+
+    /// The keys that a page of settings has in a table's part: those in back quotes at the beginning of a row.
+    fn described(page: &str, file: &str, table: &str) -> BTreeSet<String> {
+        let file = page.split("\n## `").find(|part| part.starts_with(file)).unwrap();
+        let part =
+            file.split("\n### ").find_map(|part| part.strip_prefix(table)).unwrap_or_default();
+        let row = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+        part.lines().filter_map(row).collect()
+    }
+
+    /// The keys that an error about an unknown one names.
+    fn known(error: &ConfigError) -> BTreeSet<String> {
+        let error = error.to_string();
+        let (_, expected) = error.split_once("expected ").expect(&error);
+        expected.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_page_of_all_settings_has_every_key_and_no_other() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/settings.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let unknown = |table: &str| format!("{table}\nno_such_key = 1\n");
+        let controller =
+            |table: &str| known(&Config::parse(Path::new("x"), &unknown(table)).unwrap_err());
+        let relay =
+            |table: &str| known(&RelayConfig::parse(Path::new("x"), &unknown(table)).unwrap_err());
+        let (quic, https) = (
+            described(&page, "controller.toml", "`[quic]`"),
+            described(&page, "controller.toml", "`[https]`"),
+        );
+        assert_eq!(&quic | &https, controller("[quic]"));
+        for table in ["telemetry", "limits"] {
+            let there = described(&page, "controller.toml", &format!("`[{table}]`"));
+            assert_eq!(there, controller(&format!("[{table}]")), "controller.toml, [{table}]");
+        }
+        assert_eq!(described(&page, "controller.toml", "At the top"), controller(""));
+        for table in ["relay", "limits"] {
+            let there = described(&page, "relay.toml", &format!("`[{table}]`"));
+            assert_eq!(there, relay(&format!("[{table}]")), "relay.toml, [{table}]");
+        }
+        assert_eq!(described(&page, "relay.toml", "At the top"), relay(""));
     }
 }

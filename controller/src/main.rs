@@ -34,15 +34,15 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a new controller: keys, certificate, configuration and database.
+    /// Make a new controller: keys, certificate, configuration (controller.toml) and database.
     Init {
         /// Where it is to live. Nothing there is overwritten.
         #[arg(long)]
         dir: PathBuf,
-        /// Where to listen for gateways (UDP).
+        /// Where to listen for gateways (UDP, and TCP where UDP doesn't get through), as in 0.0.0.0:443.
         #[arg(long, default_value = "0.0.0.0:4433")]
         quic: SocketAddr,
-        /// Where to listen for operators (TCP).
+        /// Where to listen for operators (TCP). It may be the gateways' address and port.
         #[arg(long, default_value = "0.0.0.0:8443")]
         https: SocketAddr,
         /// A host name or address that gateways and operators reach this machine by. May be given again.
@@ -85,18 +85,18 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
-    /// Make a relay, on a machine that holds no controller: a key and a configuration.
+    /// Make a relay, on a machine that holds no controller: a key and a configuration (relay.toml).
     RelayInit {
         /// Where it is to live. Nothing there is overwritten.
         #[arg(long)]
         dir: PathBuf,
-        /// Where to listen for gateways (UDP).
+        /// Where to listen for gateways (UDP, and TCP where UDP doesn't get through), as in 0.0.0.0:443.
         #[arg(long, default_value = "0.0.0.0:4433")]
         listen: SocketAddr,
         /// How gateways reach it, as host:port, best first. May be given again.
         #[arg(long, required = true)]
         advertise: Vec<String>,
-        /// Hash of the organisation's first authority document.
+        /// Hash of the organisation's first authority document, as `anteroom whoami` shows it.
         #[arg(long)]
         authority: Hash,
     },

@@ -319,3 +319,42 @@ fn a_second_underlay_is_an_interface_of_its_own_and_a_gateways() {
     let error = parse(host).unwrap_err();
     assert!(error.contains("underlay.backup: is for gateways"), "{error}");
 }
+
+/// The keys that a page of settings has in a table's part: those in back quotes at the beginning of a row.
+fn described(page: &str, table: &str) -> Vec<String> {
+    let part = page.split("\n### ").find_map(|part| part.strip_prefix(table)).unwrap_or_default();
+    let row = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+    part.lines().take_while(|line| !line.starts_with("## ")).filter_map(row).collect()
+}
+
+#[test]
+fn the_page_of_all_settings_has_every_key_and_no_other() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/settings.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let agent = page.split("\n## `").find(|part| part.starts_with("agent.toml`")).unwrap();
+    for (title, header) in [
+        ("At the top", ""),
+        ("`[host]`", "[host]"),
+        ("`[uplink]`", "[uplink]"),
+        ("`[underlay]`", "[underlay]"),
+        ("`[[port]]`", "[[port]]"),
+        ("`[offloads]`", "[offloads]"),
+        ("`[flows]`", "[flows]"),
+        ("`[cores]`", "[cores]"),
+        ("`[keys]`", "[keys]"),
+    ] {
+        // What doesn't exist is answered with what does.
+        let error = parse(&format!("{header}\nno-such-key = 1\n")).unwrap_err();
+        let (_, expected) = error.split_once("expected ").expect(&error);
+        let mut known: Vec<String> =
+            expected.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        assert!(!known.is_empty(), "{title}: {error}");
+        let mut described = described(agent, title);
+        known.sort();
+        described.sort();
+        assert_eq!(
+            described, known,
+            "docs/settings.md, agent.toml, {title}; the agent says: {error}"
+        );
+    }
+}
