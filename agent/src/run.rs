@@ -99,6 +99,11 @@ impl Run {
             warn!("private keys aren't all kept as they should be yet: {problem}");
         }
         if let Some(enrolled) = &held.enrolled
+            && let Err(problem) = state.drop_needless_kem_keys(&enrolled.ring)
+        {
+            warn!("ML-KEM keys that nobody needs any more may still be on the disk: {problem}");
+        }
+        if let Some(enrolled) = &held.enrolled
             && let Some(named) = enrolled.view.as_ref().and_then(|view| view.intent.identity)
             && enrolled.identity.public() == named
             && let Err(problem) = state.adopt_identity(named)

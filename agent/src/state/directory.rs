@@ -126,6 +126,25 @@ impl StateDir {
         records::TunnelKey::read_all(&self.secrets)
     }
 
+    /// Looks whether the ML-KEM keys beside the tunnel keys can be read.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub(super) fn check_kem_keys(&self) -> Result<(), StateError> {
+        records::TunnelKey::check_kems(&self.secrets)
+    }
+
+    /// Takes ML-KEM keys off the disk whose tunnel keys were given up.
+    ///
+    /// # Errors
+    /// When they can't be read, or not be written.
+    pub(crate) fn drop_needless_kem_keys(&self, ring: &Ring) -> Result<(), StateError> {
+        if records::TunnelKey::leaves_kems(&self.secrets, ring.all())? {
+            self.write_tunnel_keys(ring)?;
+        }
+        Ok(())
+    }
+
     /// Makes a tunnel key with a serial above all that `floor` and the clock allow to have been used.
     ///
     /// # Errors

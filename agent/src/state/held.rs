@@ -153,6 +153,7 @@ impl Enrolled {
             }
             keys => note(keys, problems)?.unwrap_or_default(),
         };
+        note(state.check_kem_keys(), problems)?;
         let floor = note(records::FLOOR.read::<Floor>(state.path()), problems)?.flatten();
         let floor = floor.unwrap_or_default();
         let known = note(state.known_keys(), problems)?.unwrap_or_default();

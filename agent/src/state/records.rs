@@ -221,10 +221,8 @@ impl Drop for StoredKemKey {
 impl TunnelKey {
     pub(super) fn read_all(secrets: &Secrets) -> Result<Vec<Self>, StateError> {
         let kems = match secrets.read::<Vec<StoredKemKey>>(&KEM_KEYS) {
-            Err(error @ StateError::Damaged { .. }) => {
-                tracing::warn!("{error}");
-                Vec::new()
-            }
+            // The tunnel keys are good without them: `check_kems` says it.
+            Err(StateError::Damaged { .. }) => Vec::new(),
             kems => kems?.unwrap_or_default(),
         };
         let kem_of = |secret: &TunnelSecret| {
@@ -244,6 +242,22 @@ impl TunnelKey {
             .collect::<Result<Vec<_>, StateError>>()?;
         keys.sort_by_key(|key| std::cmp::Reverse(key.serial));
         Ok(keys)
+    }
+
+    /// Looks whether what stands beside the tunnel keys can be read.
+    pub(super) fn check_kems(secrets: &Secrets) -> Result<(), StateError> {
+        secrets.read::<Vec<StoredKemKey>>(&KEM_KEYS).map(drop)
+    }
+
+    /// Whether there is one of a tunnel key that isn't among `keys` any more, or not for other gateways: an earlier version of the agent
+    /// gives up tunnel keys alone.
+    pub(super) fn leaves_kems<'a>(
+        secrets: &Secrets,
+        keys: impl Iterator<Item = &'a Self>,
+    ) -> Result<bool, StateError> {
+        let kems = secrets.read::<Vec<StoredKemKey>>(&KEM_KEYS)?.unwrap_or_default();
+        let used: Vec<_> = keys.filter(|key| !key.retired).map(|key| key.secret.public()).collect();
+        Ok(kems.iter().any(|kem| !used.contains(&kem.of)))
     }
 
     pub(super) fn add(

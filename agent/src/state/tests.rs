@@ -2,6 +2,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use anteroom_agent_core::peer::KeyUse;
 use anteroom_agent_core::report::{Learned, LearnedNextHop};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::mac::MacAddr;
@@ -185,6 +186,84 @@ fn damage_at_any_byte_of_any_file_is_named_and_costs_that_file_only() {
     }
     let held = Held::load(&state).unwrap();
     assert!(held.problems.is_empty(), "{}", problems(&held));
+}
+
+#[test]
+fn damaged_ml_kem_keys_are_named_and_cost_no_tunnel_key() {
+    let (_parent, state) = state();
+    fill(&state, &Organisation::new(&[nowhere()]), Mode::Observe);
+    let before = state.tunnel_keys().unwrap().remove(0);
+    let path = state.path().join("kem-keys");
+    let whole = fs::read(&path).unwrap();
+    for at in [0, whole.len() / 2, whole.len() - 1] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 4;
+        for damaged in [damaged, whole[..at].to_vec()] {
+            fs::write(&path, damaged).unwrap();
+            let held = Held::load(&state).unwrap();
+            let text = problems(&held);
+            assert!(text.contains(&*path.to_string_lossy()), "{text}");
+            assert!(text.contains("without pre-shared keys"), "what it comes to: {text}");
+            assert_eq!(held.problems.len(), 1, "{text}");
+            let ring = held.enrolled.unwrap().ring;
+            assert_eq!(ring.newest().secret.public(), before.secret.public());
+            assert!(ring.newest().kem.is_none());
+        }
+    }
+    fs::write(&path, whole).unwrap();
+    assert!(Held::load(&state).unwrap().problems.is_empty());
+}
+
+#[test]
+fn ml_kem_keys_of_given_up_tunnel_keys_go_at_the_next_start() {
+    let (_parent, state) = state();
+    fill(&state, &Organisation::new(&[nowhere()]), Mode::Observe);
+    let old = state.tunnel_keys().unwrap();
+    let new = state.new_tunnel_key(&old, 0).unwrap();
+    let path = state.path().join("kem-keys");
+    let both = fs::read(&path).unwrap();
+    // As an earlier version leaves it: the old key is for clients alone by now, and its ML-KEM key is still there.
+    let ring = Held::load(&state).unwrap().enrolled.unwrap().ring;
+    let of_old = KeyUse { key: old[0].secret.public(), live: 0, away: 0, names: vec![] };
+    let ring = ring.without_unneeded(&[of_old], UnixMillis(0)).unwrap();
+    state.write_tunnel_keys(&ring).unwrap();
+    let one = fs::read(&path).unwrap();
+    assert!(one.len() < both.len());
+    fs::write(&path, &both).unwrap();
+    let ring = Held::load(&state).unwrap().enrolled.unwrap().ring;
+    state.drop_needless_kem_keys(&ring).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), one);
+    let keys = state.tunnel_keys().unwrap();
+    let publics = |keys: &[TunnelKey]| -> Vec<_> {
+        keys.iter().map(|key| (key.serial, key.secret.public(), key.retired)).collect()
+    };
+    assert_eq!(publics(&keys), publics(&ring.all().cloned().collect::<Vec<_>>()));
+    assert_eq!((keys[0].serial, keys[0].kem.is_some()), (new.serial, true));
+    // What is as it should be isn't written again.
+    let before = fs::metadata(&path).unwrap().modified().unwrap();
+    state.drop_needless_kem_keys(&ring).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+}
+
+/// Keys are looked at in messages and logs by way of `Debug`.
+#[test]
+fn no_private_key_is_shown_by_debug() {
+    let (_parent, state) = state();
+    fill(&state, &Organisation::new(&[nowhere()]), Mode::Observe);
+    let held = Held::load(&state).unwrap();
+    let enrolled = held.enrolled.as_ref().unwrap();
+    let who = (enrolled.enrolment.organisation, enrolled.enrolment.gateway);
+    let own = enrolled.ring.own(who);
+    let secret = own[0].secret.as_bytes();
+    let kem = enrolled.ring.newest().kem.as_ref().unwrap().bytes();
+    for shown in [format!("{held:?}"), format!("{own:?}"), format!("{:?}", enrolled.ring)] {
+        for (what, bytes) in [("tunnel", &secret[..]), ("ML-KEM", &kem[..16])] {
+            let list: Vec<String> = bytes[..8].iter().map(u8::to_string).collect();
+            let hex: String = bytes[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+            assert!(!shown.contains(&list.join(", ")), "{what}");
+            assert!(!shown.to_lowercase().contains(&hex), "{what}");
+        }
+    }
 }
 
 #[test]
