@@ -130,6 +130,16 @@ pub(super) fn unguessable(secret: &[u8; 32], question: u64) -> u64 {
     u64::from_le_bytes(cut(hmac(secret, &[b"question", &question.to_le_bytes()])))
 }
 
+/// The number of the knock that is so many-th: it grows with that, and nobody who doesn't get the knock can tell it.
+pub(super) fn nonce(secret: &[u8; 32], knocks: u64) -> u64 {
+    knocks << 32 | unguessable(secret, knocks.wrapping_neg()) & u64::from(u32::MAX)
+}
+
+/// Which knock has this number, however its sender makes them.
+pub(super) const fn count(nonce: u64) -> u64 {
+    if nonce >> 32 == 0 { nonce } else { nonce >> 32 }
+}
+
 fn seal(bytes: &mut [u8], key: KnockKey) {
     if let Some((message, code)) = bytes.split_last_chunk_mut::<CODE_LEN>() {
         *code = key.code(message);

@@ -52,7 +52,7 @@ impl Outside {
 /// Whether a gateway can be there: knocks go to nobody's loopback, group or neighbourhood.
 fn is_usable(place: &SocketAddr) -> bool {
     let fits = match place.ip() {
-        IpAddr::V4(ip) => !ip.is_broadcast() && !ip.is_link_local() && ip.octets()[0] != 0,
+        IpAddr::V4(ip) => !ip.is_link_local() && (1..240).contains(&ip.octets()[0]),
         IpAddr::V6(ip) => !ip.is_unicast_link_local() && ip.to_ipv4_mapped().is_none(),
     };
     let ip = place.ip();
@@ -187,11 +187,25 @@ impl Mirrors {
             ports.entry(place.port()).or_default().insert(by);
         }
         let varies = varies(&seen);
-        let mut places: Vec<SocketAddr> = votes.keys().copied().collect();
-        places.sort_by_key(|place| Reverse(votes.get(place).copied()));
-        places.truncate(MAX_PLACES);
-        Outside { places, varies }
+        Outside { places: best(&votes), varies }
     }
+}
+
+/// What is told of the places that relays see: those that most of them do first, but one of each family of addresses before
+/// all others, and one of each address before its further ports. Where a NAT gives every relay another port, those say nothing
+/// to anybody, and mustn't keep out the other family, in which there may be no NAT at all.
+fn best(votes: &BTreeMap<SocketAddr, usize>) -> Vec<SocketAddr> {
+    let mut places: Vec<SocketAddr> = votes.keys().copied().collect();
+    places.sort_by_key(|place| Reverse(votes.get(place).copied()));
+    let (mut families, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    let mut ranked: Vec<(u8, SocketAddr)> = Vec::new();
+    for place in places {
+        let of_family = families.insert(place.is_ipv4());
+        let of_address = addresses.insert(place.ip());
+        ranked.push((u8::from(!of_family) + u8::from(!of_address), place));
+    }
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, place)| place).take(MAX_PLACES).collect()
 }
 
 /// By outside address and port, the addresses of relays that see them.
@@ -263,10 +277,16 @@ mod tests {
 
     #[test]
     fn an_answer_that_names_nobodys_address_is_worth_nothing() {
-        for place in
-            ["127.0.0.1:9", "224.0.0.1:9", "255.255.255.255:9", "169.254.0.1:9", "0.0.0.0:9"]
-                .into_iter()
-                .chain(["[::1]:9", "[ff02::1]:9", "[fe80::1]:9", "[::ffff:127.0.0.1]:9", "[::]:9"])
+        for place in [
+            "127.0.0.1:9",
+            "224.0.0.1:9",
+            "240.0.0.1:9",
+            "255.255.255.255:9",
+            "169.254.0.1:9",
+            "0.0.0.0:9",
+        ]
+        .into_iter()
+        .chain(["[::1]:9", "[ff02::1]:9", "[fe80::1]:9", "[::ffff:127.0.0.1]:9", "[::]:9"])
         {
             let place = place.parse().unwrap();
             let (mut mirrors, now) = start();
@@ -407,6 +427,25 @@ mod tests {
             assert_eq!(told.varies, Some(false), "{count} against one that says {lie}");
             assert_eq!(told.places.first(), Some(&"203.0.113.1:7".parse().unwrap()));
         }
+    }
+
+    #[test]
+    fn a_nat_that_gives_every_relay_another_port_keeps_no_other_address_out() {
+        let symmetric: Vec<(String, String)> =
+            (1..=9).map(|n| (format!("198.51.100.{n}:4433"), format!("203.0.113.1:{n}"))).collect();
+        let mut seen: Vec<_> = symmetric.iter().map(|(by, at)| (&**by, &**at)).collect();
+        seen.push(("198.51.100.77:4433", "192.0.2.7:51820"));
+        seen.push(("[2001:db8::1]:4433", "[2001:db8:1::2]:51820"));
+        let places = told(&seen).places;
+        assert_eq!(places.len(), MAX_PLACES);
+        for place in ["[2001:db8:1::2]:51820", "192.0.2.7:51820"] {
+            assert!(places.contains(&place.parse().unwrap()), "{place} isn't told: {places:?}");
+        }
+        // What most see is told first.
+        let most =
+            [("198.51.100.78:4433", "203.0.113.1:7"), ("198.51.100.79:4433", "203.0.113.1:7")];
+        seen.extend(most);
+        assert_eq!(told(&seen).places.first(), Some(&"203.0.113.1:7".parse().unwrap()));
     }
 
     #[test]

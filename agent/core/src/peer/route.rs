@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::telemetry::PathReason;
 
-use super::knock::{KnockKey, Knocker};
+use super::knock::{self, KnockKey, Knocker};
 use crate::target::{RelayId, RelayPath, Target, Through};
 
 /// Most relays of one peer that are kept.
@@ -291,6 +291,11 @@ impl Route {
 
     /// Packets are sent. Says whether a knock is due earlier than was thought.
     pub(super) fn note_use(&mut self, now: Instant) -> bool {
+        if self.is_on_link() {
+            let paused = !self.is_used(now);
+            self.used = Some(now);
+            return paused;
+        }
         if self.relays.is_empty() || self.via.is_some() {
             return false;
         }
@@ -301,6 +306,16 @@ impl Route {
             self.next = due;
         }
         sooner
+    }
+
+    /// Whether packets go by QUIC to the peer itself.
+    pub(super) fn is_on_link(&self) -> bool {
+        self.via.is_some_and(RelayId::is_direct)
+    }
+
+    /// Whether packets flow.
+    pub(super) fn is_used(&self, now: Instant) -> bool {
+        self.used.is_some_and(|at| now.saturating_duration_since(at) <= BUSY * 4)
     }
 
     /// When it is to be looked at again, given that there is a session.
@@ -403,6 +418,7 @@ impl Route {
 
     /// Whether a knock comes for the first time. One that is played back gets no answer.
     pub(super) fn is_first(&mut self, nonce: u64) -> bool {
+        let nonce = knock::count(nonce);
         if nonce > self.newest {
             let ahead = u32::try_from(nonce - self.newest).unwrap_or(u32::MAX);
             self.seen = self.seen.checked_shl(ahead).unwrap_or(0) | 1;
@@ -445,7 +461,7 @@ impl Route {
     /// knocking there soon.
     pub(super) fn note_knocked(&mut self, nonce: u64, from: SocketAddr, now: Instant) -> bool {
         // One that was held up says nothing of where the peer is now.
-        if nonce < self.newest {
+        if knock::count(nonce) < self.newest {
             return false;
         }
         let news = self.hint.replace(from) != Some(from);
@@ -475,18 +491,26 @@ impl Route {
 
     /// The relay to be tried in place of the one in use: nothing was heard of the peer since `heard`, or no sign since
     /// `answered` that it hears this gateway. The peer's own packets may come by another relay, so they prove nothing of
-    /// the one in use.
+    /// the one in use. QUIC to the peer itself that was answered is left as soon as a direct path is: when so many questions in a
+    /// row stay `unanswered`, given the usual round trip.
     pub(super) fn next_relay(
         &self,
         heard: Option<Instant>,
         answered: Option<Instant>,
+        unanswered: (u32, Option<Duration>),
         now: Instant,
     ) -> Option<RelayId> {
         let via = self.via?;
         let silence = |sign: Option<Instant>| {
             now.saturating_duration_since(sign.map_or(self.since, |at| at.max(self.since)))
         };
-        if silence(heard) < TRY_NEXT_AFTER && silence(answered) < TRY_NEXT_UNHEARD {
+        let (questions, round_trip) = unanswered;
+        let patience = round_trip.map_or(PATIENCE.0, |time| time * 3);
+        let link_died = via.is_direct()
+            && answered.is_some_and(|at| at > self.since)
+            && questions >= UNANSWERED
+            && silence(answered) >= patience.clamp(PATIENCE.0, TRY_NEXT_AFTER);
+        if !link_died && silence(heard) < TRY_NEXT_AFTER && silence(answered) < TRY_NEXT_UNHEARD {
             return None;
         }
         let place = self.relays.iter().position(|path| path.relay == via);

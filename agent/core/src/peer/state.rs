@@ -22,7 +22,12 @@ use crate::target::Target;
 /// Probes follow each other about every two seconds.
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
 /// Probes whose answers are waited for.
-const PROBES_IN_FLIGHT: usize = 4;
+const PROBES_IN_FLIGHT: usize = 16;
+/// Between two while packets take a relay and the last one isn't answered, so many in a row: as between knocks on a direct path.
+/// On QUIC to the peer itself also while packets flow.
+const RELAYED_PROBE: (Duration, Duration) =
+    (Duration::from_millis(250), Duration::from_millis(300));
+const SOON: u32 = 8;
 /// Time between two probes while packets wait for a pre-shared key, and haven't for long.
 const HASTY_PROBE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(300));
 /// Most changes of what a peer says it holds that are taken within [`CHANGES_IN`]. More are looked at afterwards, when
@@ -64,6 +69,8 @@ pub struct Peer {
     /// Which way packets go.
     pub(super) route: Route,
     pub(super) next_probe: Instant,
+    /// Probes since the last answer.
+    unanswered: u32,
     /// When this wants to be looked at again.
     pub(super) wake_at: Instant,
     candidates: Vec<SocketAddr>,
@@ -132,6 +139,7 @@ impl Peer {
             path: PathMtu::new(Bounds::default(), now),
             route: Route::new(now),
             next_probe: now,
+            unanswered: 0,
             wake_at: now + NEVER,
             candidates: Vec::new(),
             endpoint: None,
@@ -355,9 +363,20 @@ impl Peer {
         self.note_hears(now);
     }
 
+    /// How many probes were sent since it last showed that it hears this gateway, and the usual round trip.
+    pub(super) const fn unanswered(&self) -> (u32, Option<Duration>) {
+        (self.unanswered, self.round_trip)
+    }
+
+    /// Packets go another way: what was asked before says nothing of that.
+    pub(super) const fn forget_questions(&mut self) {
+        self.unanswered = 0;
+    }
+
     /// It showed that it hears this gateway. After a silence the path to it may be another.
     fn note_hears(&mut self, now: Instant) {
         let last = self.answered.replace(now);
+        self.unanswered = 0;
         let silence = last.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         if silence > LIVE_FOR && self.path.is_on() {
             self.path.start(now);
@@ -398,7 +417,16 @@ impl Peer {
         }
         self.probes.push((nonce, now));
         // Packets wait for the answer.
-        let (least, most) = if self.secrecy.is_urgent(now) { HASTY_PROBE } else { PROBE };
+        let relayed = self.route.via().is_some() && self.unanswered < SOON;
+        let (least, most) = match (self.secrecy.is_urgent(now), relayed) {
+            (true, _) => HASTY_PROBE,
+            (false, true) => {
+                let twice = self.round_trip.unwrap_or_default() * 2;
+                (RELAYED_PROBE.0.max(twice).min(PROBE.0), RELAYED_PROBE.1.max(twice).min(PROBE.1))
+            }
+            (false, false) => PROBE,
+        };
+        self.unanswered = self.unanswered.saturating_add(1);
         self.next_probe = now + random.between(least, most);
         nonce
     }
@@ -408,6 +436,10 @@ impl Peer {
         let Some(place) = self.probes.iter().position(|probe| probe.0 == nonce) else { return };
         let (_, sent) = self.probes.remove(place);
         self.note_hears(now);
+        let busy = self.route.is_on_link() && self.route.is_used(now);
+        if self.route.via().is_some() && !busy && !self.secrecy.is_urgent(now) {
+            self.next_probe = now + PROBE.0;
+        }
         self.note_round_trip(now.saturating_duration_since(sent));
     }
 

@@ -84,7 +84,7 @@ impl Peers {
                 Some((nearest, why))
             }
             Some(_) => {
-                let next = route.next_relay(peer.heard(), peer.answered(), now);
+                let next = route.next_relay(peer.heard(), peer.answered(), peer.unanswered(), now);
                 next.map(|relay| (Some(relay), route.why()))
             }
             None if nearest.is_none() => None,
@@ -106,6 +106,7 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let before = peer.route.via();
         peer.route.turn(via, why, now);
+        peer.forget_questions();
         match (before, via) {
             (None, Some(_)) => self.on_relays += 1,
             (Some(_), None) => self.on_relays = self.on_relays.saturating_sub(1),
@@ -178,7 +179,7 @@ impl Peers {
         let back = self.knock_number(index);
         for to in places {
             self.knocked += 1;
-            let nonce = self.knocked;
+            let nonce = knock::nonce(&self.knock_secret, self.knocked);
             let Some(peer) = self.peers.get_mut(index) else { return };
             peer.route.note_knock(nonce, to, now);
             // Those at other addresses may never be answered, which says nothing.

@@ -70,6 +70,10 @@ impl Peers {
         let peer = self.peers.get_mut(slot.index);
         let Some(peer) = peer else { return };
         if peer.route.note_use(now) {
+            if peer.route.is_on_link() {
+                // Nobody has asked for a while whether it still works.
+                peer.next_probe = now;
+            }
             self.wake(slot.index, now);
         }
         let peer = self.peers.get_mut(slot.index);
