@@ -33,6 +33,9 @@ const IDLE: Duration = Duration::from_secs(2);
 const UNANSWERED: u32 = 4;
 /// How long answers must have been missing at least and at most, whatever the round trip.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(1000), Duration::from_millis(1250));
+/// Questions by QUIC to the peer itself, and the time, after which it is left where it took a dead path's place: what killed that
+/// one may have killed it, too. If it hasn't, it is taken again as soon as a handshake gets through.
+const UNPROVED: (u32, Duration) = (2, Duration::from_millis(500));
 /// Rounds of knocks at all addresses while packets take a relay: so many at the first pace, then at the second.
 const EAGER_ROUNDS: u32 = 15;
 const ROUND: Duration = Duration::from_secs(1);
@@ -81,6 +84,8 @@ pub(super) struct Route {
     why: PathReason,
     /// When that came to be.
     since: Instant,
+    /// Whether it was taken because another way had died, and not because it was seen to work.
+    leapt: bool,
     /// What the peer gave to knock with.
     pub(super) theirs: Option<Knocker>,
     /// The key that the peer was given, and its token.
@@ -139,6 +144,7 @@ impl Route {
             via: None,
             why: PathReason::NoRelay,
             since: now,
+            leapt: false,
             theirs: None,
             ours: None,
             next: now,
@@ -250,10 +256,16 @@ impl Route {
         self.via = via;
         self.why = why;
         self.since = now;
+        self.leapt = false;
         // Where the answer to a knock led to a direct path, knocks are answered there.
         self.echoes &= via.is_none();
         self.proved = if why == PathReason::Proved { Some(now) } else { None };
         self.begin(now);
+    }
+
+    /// The way that packets take was taken unseen, in the place of one that died.
+    pub(super) const fn note_leap(&mut self) {
+        self.leapt = true;
     }
 
     /// Knocks begin anew.
@@ -491,8 +503,8 @@ impl Route {
 
     /// The relay to be tried in place of the one in use: nothing was heard of the peer since `heard`, or no sign since
     /// `answered` that it hears this gateway. The peer's own packets may come by another relay, so they prove nothing of
-    /// the one in use. QUIC to the peer itself that was answered is left as soon as a direct path is: when so many questions in a
-    /// row stay `unanswered`, given the usual round trip.
+    /// the one in use. QUIC to the peer itself is left as soon as a direct path is: when so many questions in a row stay
+    /// `unanswered`, given the usual round trip; sooner where it came in a dead path's place and never answered.
     pub(super) fn next_relay(
         &self,
         heard: Option<Instant>,
@@ -506,10 +518,14 @@ impl Route {
         };
         let (questions, round_trip) = unanswered;
         let patience = round_trip.map_or(PATIENCE.0, |time| time * 3);
+        let answers = answered.is_some_and(|at| at > self.since);
         let link_died = via.is_direct()
-            && answered.is_some_and(|at| at > self.since)
-            && questions >= UNANSWERED
-            && silence(answered) >= patience.clamp(PATIENCE.0, TRY_NEXT_AFTER);
+            && if answers {
+                questions >= UNANSWERED
+                    && silence(answered) >= patience.clamp(PATIENCE.0, TRY_NEXT_AFTER)
+            } else {
+                self.leapt && questions > UNPROVED.0 && silence(answered) >= UNPROVED.1
+            };
         if !link_died && silence(heard) < TRY_NEXT_AFTER && silence(answered) < TRY_NEXT_UNHEARD {
             return None;
         }

@@ -95,8 +95,12 @@ impl Peers {
             }
             None => None,
         };
+        let leaps = route.via().is_none();
         if let Some((via, why)) = other {
             self.turn(index, via, why, now);
+            if let Some(peer) = self.peers.get_mut(index).filter(|_| leaps) {
+                peer.route.note_leap();
+            }
             self.probe(index, now, out);
         }
     }

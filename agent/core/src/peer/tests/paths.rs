@@ -585,6 +585,30 @@ fn a_link_that_goes_is_left_for_the_relay_at_once_and_one_that_is_silent_soon() 
 }
 
 #[test]
+fn what_kills_a_direct_path_and_quic_at_once_leaves_the_relay_in_under_two_seconds() {
+    for offset in (0..500).step_by(70) {
+        let mut world = World::live_pair();
+        world.offer(&[LINK, NEAR]);
+        world.talk(Duration::from_secs(10));
+        world.run(Duration::from_millis(offset));
+        world.talk(Duration::from_secs(3));
+        assert_eq!(world.path(0), (None, PathReason::Proved), "after {offset} ms");
+        world.direct(false, false);
+        world.relays.dead.push(LINK);
+        let silence = world.talk(Duration::from_secs(12));
+        let bound = Duration::from_secs(2);
+        assert!(silence.iter().all(|time| *time < bound), "after {offset} ms: {silence:?}");
+        for here in 0..2 {
+            assert_eq!(world.path(here), (Some(NEAR), PathReason::Died), "side {here}");
+        }
+        // It is taken again once it carries something, at no loss.
+        world.relays.dead.clear();
+        assert_eq!(world.talk(Duration::from_secs(8)), [Duration::ZERO; 2], "after {offset} ms");
+        assert_eq!(world.path(0).0, Some(LINK), "after {offset} ms");
+    }
+}
+
+#[test]
 fn where_there_is_nothing_but_quic_it_is_the_way() {
     let mut world = World::pair();
     world.direct(false, false);
