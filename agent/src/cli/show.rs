@@ -299,10 +299,7 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     push_table(text, &table(&headers, devices));
     let headers =
         ["peer", "tunnel", "psk", "lanes", "round trip", "path", "path mtu", "revision", "address"];
-    let peers = engine.peers.iter().map(|peer| {
-        let shut_off = engine.shut_off.contains(&peer.gateway);
-        ways::tunnel(peer, engine.lanes.get(&peer.gateway), shut_off)
-    });
+    let peers = engine.peers.iter().map(|peer| ways::tunnel(peer, engine.lanes.get(&peer.gateway)));
     push_table(text, &table(&headers, peers));
     if let Some(underlays) = &status.underlays {
         let _ = writeln!(
@@ -524,7 +521,7 @@ pub(super) fn why(why: &Explanation) -> String {
         facts.add("rule", rule);
     }
     if let Some(state) = &why.tunnel {
-        facts.add("tunnel", ways::tunnel(state, None, false).join(", "));
+        facts.add("tunnel", ways::tunnel(state, None).join(", "));
     }
     if let Some(flow) = &why.flow {
         let idle = span(flow.idle_ms);

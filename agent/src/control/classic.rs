@@ -60,6 +60,7 @@ mod tests {
             path_mtu: None,
             relay: None,
             path: None,
+            shut_off: false,
             secrecy: Some(secrecy),
         };
         let mut tunnels = [

@@ -1,20 +1,21 @@
 //! Reports as a controller reads them: one of another release takes none with fields that it doesn't know.
 
 use anteroom_proto::v1::telemetry::Report;
-use anteroom_proto::v1::{TELLS_PSK, TELLS_TCP, ToController};
+use anteroom_proto::v1::{TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, ToController};
 
 /// What the controller reads in reports beyond version 1's basics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Reads {
     psk: bool,
     tcp: bool,
+    shut_off: bool,
 }
 
 impl Reads {
     /// As a controller says it.
     pub(super) fn of(what: &[String]) -> Self {
         let reads = |wanted| what.iter().any(|one| one == wanted);
-        Self { psk: reads(TELLS_PSK), tcp: reads(TELLS_TCP) }
+        Self { psk: reads(TELLS_PSK), tcp: reads(TELLS_TCP), shut_off: reads(TELLS_SHUT_OFF) }
     }
 
     /// `report`, with nothing in it that isn't read.
@@ -22,6 +23,9 @@ impl Reads {
         let mut report = report.clone();
         if !self.psk {
             report.tunnels.iter_mut().for_each(|tunnel| tunnel.secrecy = None);
+        }
+        if !self.shut_off {
+            report.tunnels.iter_mut().for_each(|tunnel| tunnel.shut_off = false);
         }
         if !self.tcp {
             report.relays.iter_mut().for_each(|relay| relay.over_tcp = false);
@@ -53,6 +57,7 @@ mod tests {
             path_mtu: None,
             relay: None,
             path: None,
+            shut_off: true,
             secrecy: Some(Secrecy::MlKem768),
         };
         let key = IdentityKey::from_seed(&[2; 32]).public();
@@ -78,11 +83,12 @@ mod tests {
             let message = Reads::of(&what).fitted(&report());
             let cbor = anteroom_proto::cbor::encode(&message);
             let holds = |word: &str| cbor.windows(word.len()).any(|bytes| bytes == word.as_bytes());
-            (holds("psk"), holds("over_tcp"))
+            (holds("psk"), holds("over_tcp"), holds("shut_off"))
         };
-        assert_eq!(said(&[]), (false, false), "an earlier controller's fields");
-        assert_eq!(said(&[TELLS_PSK]), (true, false));
-        assert_eq!(said(&[TELLS_TCP, "of a later release"]), (false, true));
-        assert_eq!(said(&[TELLS_PSK, TELLS_TCP]), (true, true));
+        assert_eq!(said(&[]), (false, false, false), "an earlier controller's fields");
+        assert_eq!(said(&[TELLS_PSK]), (true, false, false));
+        assert_eq!(said(&[TELLS_SHUT_OFF]), (false, false, true));
+        assert_eq!(said(&[TELLS_TCP, "of a later release"]), (false, true, false));
+        assert_eq!(said(&[TELLS_PSK, TELLS_TCP]), (true, true, false));
     }
 }

@@ -15,8 +15,8 @@ use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS_PSK, TELLS_TCP, ToAgent, ToController,
-    VERSIONS, Welcome,
+    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, ToAgent,
+    ToController, VERSIONS, Welcome,
 };
 use anteroom_transport::dial;
 use anteroom_transport::endpoint::Link;
@@ -328,8 +328,9 @@ impl<P: Plane> Client<P> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: {
                 let relays = self.relays.iter().map(|_| wire::CAPABILITY);
-                let ours = [ROTATES, TELLS_PSK, TELLS_TCP, direct::CAPABILITY, rekey::CAPABILITY];
-                relays.chain(ours).map(str::to_owned).collect()
+                let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF];
+                let ours = [ROTATES, direct::CAPABILITY, rekey::CAPABILITY];
+                relays.chain(ours).chain(tells).map(str::to_owned).collect()
             },
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
             applied: self.applied.clone().map(|applied| self.with_alarms(applied)),

@@ -7,7 +7,7 @@ use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
-use anteroom_proto::v1::telemetry::{PathKind, PathReason, Secrecy};
+use anteroom_proto::v1::telemetry::{PathKind, PathReason, SHUT_OFF, Secrecy};
 use anteroom_proto::verdict::DropReason;
 use serde::Serialize;
 
@@ -56,6 +56,8 @@ pub(super) struct Tunnel {
     relay: Option<u16>,
     /// Why they go this way, where there is a choice.
     path: Option<PathReason>,
+    /// Whether no direct path can come to be.
+    shut_off: bool,
     path_mtu: Option<u16>,
     /// What closes it, beside X25519, to a quantum computer.
     psk: Option<Secrecy>,
@@ -181,6 +183,7 @@ pub(super) fn rows(
                         round_trip_us: tunnel.round_trip,
                         relay: tunnel.relay,
                         path: tunnel.path,
+                        shut_off: tunnel.shut_off,
                         path_mtu: tunnel.path_mtu,
                         psk: tunnel.secrecy,
                         revision: tunnel.revision,
@@ -382,9 +385,13 @@ fn render_one(row: &GatewayRow) -> String {
                 tunnel.peer.clone(),
                 if tunnel.live { "live".into() } else { "DOWN".into() },
                 tunnel.round_trip_us.map_or_else(|| "-".into(), |us| format!("{us} us")),
-                tunnel
-                    .path
-                    .map_or_else(|| way.into(), |why| format!("{way}: {}", kind.because(why))),
+                match (kind, tunnel.path) {
+                    (PathKind::Relay(_), Some(_)) if tunnel.shut_off => {
+                        format!("{way}: {SHUT_OFF}")
+                    }
+                    (_, Some(why)) => format!("{way}: {}", kind.because(why)),
+                    (_, None) => way.into(),
+                },
                 tunnel.psk.map_or_else(|| "-".into(), |psk| psk.to_string()),
                 tunnel.path_mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string()),
                 tunnel.endpoint.clone().unwrap_or_else(|| "-".into()),

@@ -113,6 +113,10 @@ pub const TELLS_PSK: &str = "psk";
 /// What a gateway's greeting says where its reports tell of relays over TCP, to a controller that reads that.
 pub const TELLS_TCP: &str = "relays-over-tcp";
 
+/// What a gateway's greeting says where its reports tell between which gateways there can be no direct path, to a controller
+/// that reads that.
+pub const TELLS_SHUT_OFF: &str = "shut-off";
+
 /// First words of a gateway with an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -184,6 +184,9 @@ pub struct TunnelState {
     /// Why they go this way, where a relay is at hand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathReason>,
+    /// Whether packets take a relay because no direct path can come to be: see [`SHUT_OFF`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shut_off: bool,
     /// What closes the tunnel to whoever has a quantum computer one day; none of a client, and without a session.
     #[serde(default, rename = "psk", skip_serializing_if = "Option::is_none")]
     pub secrecy: Option<Secrecy>,
@@ -229,6 +232,10 @@ impl fmt::Display for Secrecy {
         })
     }
 }
+
+/// Why no direct path can come to be, for people.
+pub const SHUT_OFF: &str =
+    "no direct path: both are behind NATs that give each destination another port";
 
 /// The lowest number of a direct QUIC connection, where relays are numbered.
 pub const FIRST_DIRECT: u16 = 0x8000;

@@ -199,8 +199,12 @@ impl Engine {
     }
 
     pub(super) fn tunnels(&self, now: Instant) -> Vec<TunnelState> {
-        let state =
-            |peer: &crate::peer::Peer| TunnelState { endpoint: peer.endpoint(), ..peer.state(now) };
+        let shut_off = self.peers.shut_off();
+        let state = |peer: &crate::peer::Peer| {
+            let state = peer.state(now);
+            let shut_off = shut_off.contains(&state.gateway);
+            TunnelState { endpoint: peer.endpoint(), shut_off, ..state }
+        };
         self.peers.iter().map(|(_, peer)| state(peer)).collect()
     }
 

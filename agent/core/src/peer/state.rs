@@ -320,6 +320,7 @@ impl Peer {
             path_mtu: self.path_mtu(),
             relay: self.route.via().map(|relay| relay.0),
             path: self.route.has_relay().then(|| self.route.why()),
+            shut_off: false,
             secrecy: (!self.client && self.sending.is_some()).then_some(self.secrecy.state),
         }
     }

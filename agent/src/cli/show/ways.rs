@@ -1,7 +1,7 @@
 //! Ways to peers and relays: which one packets take, why, and how it stands with it.
 
 use anteroom_agent_core::report::Standing;
-use anteroom_proto::v1::telemetry::{PathKind, TunnelState};
+use anteroom_proto::v1::telemetry::{PathKind, SHUT_OFF, TunnelState};
 
 use super::or_dash;
 use crate::direct::PeerLink;
@@ -13,18 +13,14 @@ fn round_trip(micros: Option<u32>) -> String {
 }
 
 /// Lanes are told as those that are in use of those that both ends agreed on.
-pub(super) fn tunnel(
-    tunnel: &TunnelState,
-    lanes: Option<&Standing>,
-    shut_off: bool,
-) -> Vec<String> {
+pub(super) fn tunnel(tunnel: &TunnelState, lanes: Option<&Standing>) -> Vec<String> {
     vec![
         tunnel.gateway.to_string(),
         if tunnel.live { "live" } else { "down" }.into(),
         or_dash(tunnel.secrecy),
         lanes.map_or_else(|| "-".into(), |lanes| format!("{}/{}", lanes.ready, lanes.agreed)),
         round_trip(tunnel.round_trip),
-        path(tunnel, shut_off),
+        path(tunnel),
         or_dash(tunnel.path_mtu),
         or_dash(tunnel.revision),
         or_dash(tunnel.endpoint),
@@ -32,7 +28,7 @@ pub(super) fn tunnel(
 }
 
 /// Which way packets for a peer go, and why, where there is a choice.
-fn path(tunnel: &TunnelState, shut_off: bool) -> String {
+fn path(tunnel: &TunnelState) -> String {
     let kind = PathKind::of(tunnel.relay);
     let way = match kind {
         PathKind::Direct => "direct".into(),
@@ -40,11 +36,7 @@ fn path(tunnel: &TunnelState, shut_off: bool) -> String {
         PathKind::Relay(relay) => format!("relay {relay}"),
     };
     match (kind, tunnel.path) {
-        (PathKind::Relay(_), Some(_)) if shut_off => {
-            format!(
-                "{way}: no direct path: both behind NATs that give each destination another port"
-            )
-        }
+        (PathKind::Relay(_), Some(_)) if tunnel.shut_off => format!("{way}: {SHUT_OFF}"),
         (_, Some(why)) => format!("{way}: {}", kind.because(why)),
         (_, None) => way,
     }

@@ -283,6 +283,7 @@ async fn a_peer_that_knows_a_newer_authority_gives_a_withholding_controller_away
             path_mtu: None,
             relay: None,
             path: None,
+            shut_off: false,
             secrecy: None,
         }];
     });
