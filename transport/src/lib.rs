@@ -36,7 +36,7 @@ pub mod link;
 #[cfg(feature = "quic")]
 pub mod message;
 #[cfg(feature = "quic")]
-mod mirror;
+pub mod mirror;
 #[cfg(feature = "quic")]
 mod sifted;
 #[cfg(feature = "quic")]

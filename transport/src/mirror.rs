@@ -4,11 +4,14 @@
 //! gets further; all else goes on to QUIC, which drops what isn't its own.
 //!
 //! Anybody may ask, since nothing is kept of it and an answer is as long as its question: whoever asks in somebody else's
-//! name has them sent no more than they could send themselves, and one address gets few answers a second.
+//! name has them sent no more than they could send themselves, and one address gets few answers a second. Most are kept for
+//! whoever is connected.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anteroom_proto::relay::mirror::{self, QUIC_BIT};
@@ -21,10 +24,50 @@ use crate::sifted::Sift;
 /// behind one address ask some 70 times a second.
 const BURST: u32 = 256;
 const PER_SECOND: u32 = 128;
-/// Answers to everybody within a second.
+/// Answers within a second: to everybody, and of these to who isn't [expected](expect). Whoever asks in others' names takes
+/// nothing from gateways that are connected.
 const IN_ALL: u32 = 8_192;
+const FOR_ANYBODY: u32 = IN_ALL / 4;
 /// Places for networks; those that meet in one share its allowance.
 const PLACES: usize = 4_096;
+
+/// Networks from which connections have come, and how many.
+static EXPECTED: LazyLock<Mutex<HashMap<u64, usize>>> = LazyLock::new(Mutex::default);
+
+/// Somebody there is connected, for as long as this is kept.
+#[derive(Debug)]
+pub struct Expected(u64);
+
+/// Has questions from the network of `address` answered before those of others, since somebody there is connected.
+#[must_use]
+pub fn expect(address: IpAddr) -> Expected {
+    let network = network(address);
+    *expected().entry(network).or_default() += 1;
+    Expected(network)
+}
+
+fn expected() -> MutexGuard<'static, HashMap<u64, usize>> {
+    EXPECTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut count) = expected().entry(self.0) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// What is counted as one: an IPv4 address, or an IPv6 /64.
+fn network(address: IpAddr) -> u64 {
+    match address.to_canonical() {
+        IpAddr::V4(ip) => u64::from(u32::from(ip)),
+        IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
+    }
+}
 
 /// Answers through the listener's socket.
 pub(crate) struct Mirror {
@@ -37,6 +80,8 @@ struct Allowances {
     hasher: RandomState,
     second: Option<Instant>,
     answered: u32,
+    /// The same, to who isn't expected.
+    strangers: u32,
     /// What was used of each, and as of when.
     used: Vec<(u32, Option<Instant>)>,
 }
@@ -44,19 +89,16 @@ struct Allowances {
 impl Allowances {
     fn new() -> Self {
         let used = vec![(0, None); PLACES];
-        Self { hasher: RandomState::new(), second: None, answered: 0, used }
+        Self { hasher: RandomState::new(), second: None, answered: 0, strangers: 0, used }
     }
 
     /// Takes one answer to `to` from what is left.
     fn take(&mut self, to: IpAddr, now: Instant) -> bool {
         let passed = |since: Instant| now.saturating_duration_since(since);
         if self.second.is_none_or(|since| passed(since) >= Duration::from_secs(1)) {
-            (self.second, self.answered) = (Some(now), 0);
+            (self.second, self.answered, self.strangers) = (Some(now), 0, 0);
         }
-        let network = match to.to_canonical() {
-            IpAddr::V4(ip) => u64::from(u32::from(ip)),
-            IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
-        };
+        let network = network(to);
         let place = self.hasher.hash_one(network) as usize % PLACES;
         let Some((used, since)) = self.used.get_mut(place) else { return false };
         let seconds = since.map_or(0, |since| passed(since).as_secs());
@@ -65,11 +107,14 @@ impl Allowances {
             *used = used.saturating_sub(gained);
             *since = Some(now);
         }
-        if *used >= BURST || self.answered >= IN_ALL {
+        let is_expected = expected().contains_key(&network);
+        let answered = if is_expected { &mut self.answered } else { &mut self.strangers };
+        let most = if is_expected { IN_ALL - FOR_ANYBODY } else { FOR_ANYBODY };
+        if *used >= BURST || *answered >= most {
             return false;
         }
         *used += 1;
-        self.answered += 1;
+        *answered += 1;
         true
     }
 }

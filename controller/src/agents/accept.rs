@@ -6,7 +6,7 @@ use std::time::Duration;
 use anteroom_proto::key::IdentityKey;
 use anteroom_transport::endpoint::{TransportError, nothing_in_common};
 use anteroom_transport::exchange;
-use anteroom_transport::link::Connection;
+use anteroom_transport::link::{Carrier, Connection};
 use anteroom_transport::tcp::{AcceptError, Acceptor, Tcp};
 use anteroom_transport::tls::Protocol;
 use quinn::{Endpoint, Incoming};
@@ -170,7 +170,7 @@ where
             }
             continue;
         }
-        match admission.admit(address.ip()) {
+        match admission.admit(address.ip(), Carrier::Quic) {
             Ok(permit) => {
                 let serve = serve.clone();
                 connections.spawn(async move {
@@ -226,7 +226,7 @@ async fn accept_tcp<S, F>(
         };
         // Without an address it has gone already.
         let Ok(address) = address else { continue };
-        match admission.admit(address.ip()) {
+        match admission.admit(address.ip(), Carrier::Tcp) {
             Ok(permit) => {
                 let (acceptor, serve, mut shut) = (acceptor.clone(), serve.clone(), shut.clone());
                 connections.spawn(async move {

@@ -1,8 +1,11 @@
 //! How many connections there may be: in all, from one address, and of those who haven't said who they are.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anteroom_transport::link::Carrier;
 
 use crate::config::ConnectionLimits;
 
@@ -44,7 +47,6 @@ pub struct TurnedAway {
 #[derive(Debug, Clone, Copy, Default)]
 struct Here {
     all: usize,
-    unknown: usize,
     relayed: usize,
 }
 
@@ -53,7 +55,10 @@ struct Counts {
     total: usize,
     unknown: usize,
     relayed: usize,
+    unknown_tcp: usize,
     per_address: HashMap<IpAddr, Here>,
+    /// Those that are unknown, by network: whoever has an IPv6 address has a /64 of them.
+    unknown_there: HashMap<IpAddr, usize>,
     turned: TurnedAway,
     told: TurnedAway,
 }
@@ -71,6 +76,7 @@ pub struct Permit {
     counts: Arc<Mutex<Counts>>,
     limits: ConnectionLimits,
     address: IpAddr,
+    carrier: Carrier,
     kind: Kind,
 }
 
@@ -90,6 +96,27 @@ fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is counted as one while nobody has said who it is: an IPv4 address, or an IPv6 /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(ip) => IpAddr::from(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+    }
+}
+
+impl Counts {
+    fn unknown_no_more(&mut self, address: IpAddr, carrier: Carrier) {
+        self.unknown -= 1;
+        self.unknown_tcp -= usize::from(carrier == Carrier::Tcp);
+        if let Entry::Occupied(mut there) = self.unknown_there.entry(network(address)) {
+            *there.get_mut() -= 1;
+            if *there.get() == 0 {
+                there.remove();
+            }
+        }
+    }
+}
+
 impl Admission {
     /// Nobody is in yet.
     #[must_use]
@@ -97,34 +124,38 @@ impl Admission {
         Self { limits, counts: Arc::default() }
     }
 
-    /// Lets a connection from `address` in.
+    /// Lets a connection from `address` over `carrier` in.
     ///
     /// # Errors
     /// [`Turned`], which is counted.
-    pub fn admit(&self, address: IpAddr) -> Result<Permit, Turned> {
+    pub fn admit(&self, address: IpAddr, carrier: Carrier) -> Result<Permit, Turned> {
         let address = address.to_canonical();
         let mut counts = lock(&self.counts);
         let here = counts.per_address.get(&address).copied().unwrap_or_default();
+        let there = counts.unknown_there.get(&network(address)).copied().unwrap_or_default();
+        // Who connects by TCP and says nothing takes no place of those who come back by QUIC.
+        let tcp = carrier == Carrier::Tcp;
+        let full = tcp && counts.unknown_tcp >= (self.limits.unknown / 2).max(1);
         let turned = if counts.total >= self.limits.gateways {
             counts.turned.total += 1;
             Turned::Total
         } else if here.all >= self.limits.gateways_per_address {
             counts.turned.address += 1;
             Turned::Address
-        } else if counts.unknown >= self.limits.unknown {
+        } else if full || counts.unknown >= self.limits.unknown {
             counts.turned.unknown += 1;
             Turned::Unknown
-        } else if here.unknown >= (self.limits.unknown / SHARE).max(1) {
+        } else if there >= (self.limits.unknown / SHARE).max(1) {
             counts.turned.unknown_address += 1;
             Turned::UnknownAddress
         } else {
             counts.total += 1;
             counts.unknown += 1;
-            let here = counts.per_address.entry(address).or_default();
-            here.all += 1;
-            here.unknown += 1;
+            counts.unknown_tcp += usize::from(tcp);
+            *counts.unknown_there.entry(network(address)).or_default() += 1;
+            counts.per_address.entry(address).or_default().all += 1;
             let (counts, limits) = (self.counts.clone(), self.limits);
-            return Ok(Permit { counts, limits, address, kind: Kind::Unknown });
+            return Ok(Permit { counts, limits, address, carrier, kind: Kind::Unknown });
         };
         Err(turned)
     }
@@ -164,11 +195,7 @@ impl Permit {
     pub fn known(&mut self) {
         if self.kind == Kind::Unknown {
             self.kind = Kind::Known;
-            let mut counts = lock(&self.counts);
-            counts.unknown -= 1;
-            if let Some(here) = counts.per_address.get_mut(&self.address) {
-                here.unknown -= 1;
-            }
+            lock(&self.counts).unknown_no_more(self.address, self.carrier);
         }
     }
 
@@ -207,11 +234,12 @@ impl Drop for Permit {
         let (unknown, relayed) = (self.kind == Kind::Unknown, self.kind == Kind::Relayed);
         counts.total -= usize::from(!relayed);
         counts.relayed -= usize::from(relayed);
-        counts.unknown -= usize::from(unknown);
+        if unknown {
+            counts.unknown_no_more(self.address, self.carrier);
+        }
         if let Some(here) = counts.per_address.get_mut(&self.address) {
             here.all -= usize::from(!relayed);
             here.relayed -= usize::from(relayed);
-            here.unknown -= usize::from(unknown);
             if here.all + here.relayed == 0 {
                 counts.per_address.remove(&self.address);
             }
@@ -234,28 +262,59 @@ mod tests {
         let admission = Admission::new(limits);
         assert_eq!(admission.news(), None);
         let from = |last| IpAddr::from([10, 0, 0, last]);
-        let mut first = admission.admit(from(1)).unwrap();
-        let mut others: Vec<_> = (0..2).map(|_| admission.admit(from(1)).unwrap()).collect();
-        assert_eq!(admission.admit(from(1)).unwrap_err(), Turned::UnknownAddress);
+        let mut first = admission.admit(from(1), Carrier::Quic).unwrap();
+        let mut others: Vec<_> =
+            (0..2).map(|_| admission.admit(from(1), Carrier::Quic).unwrap()).collect();
+        assert_eq!(admission.admit(from(1), Carrier::Quic).unwrap_err(), Turned::UnknownAddress);
         first.known();
         first.known();
-        others.push(admission.admit(from(1)).unwrap());
-        assert_eq!(admission.admit(from(1)).unwrap_err(), Turned::Address);
+        others.push(admission.admit(from(1), Carrier::Quic).unwrap());
+        assert_eq!(admission.admit(from(1), Carrier::Quic).unwrap_err(), Turned::Address);
         for n in 2..9 {
-            others.extend((0..3).map(|_| admission.admit(from(n)).unwrap()));
+            others.extend((0..3).map(|_| admission.admit(from(n), Carrier::Quic).unwrap()));
         }
-        assert_eq!(admission.admit(from(9)).unwrap_err(), Turned::Unknown);
+        assert_eq!(admission.admit(from(9), Carrier::Quic).unwrap_err(), Turned::Unknown);
         for permit in &mut others[..2] {
             permit.known();
         }
-        let _last = admission.admit(from(9)).unwrap();
-        assert_eq!(admission.admit(from(9)).unwrap_err(), Turned::Total);
+        let _last = admission.admit(from(9), Carrier::Quic).unwrap();
+        assert_eq!(admission.admit(from(9), Carrier::Quic).unwrap_err(), Turned::Total);
         let news = TurnedAway { total: 1, address: 1, unknown: 1, unknown_address: 1 };
         assert_eq!(admission.news(), Some(news));
         assert_eq!(admission.news(), None, "it was told already");
         drop(others);
-        assert!(admission.admit(from(9)).is_ok());
+        assert!(admission.admit(from(9), Carrier::Quic).is_ok());
         assert_eq!(admission.news(), None);
+    }
+
+    #[test]
+    fn one_network_and_who_comes_by_tcp_leave_room_for_the_others() {
+        let limits = ConnectionLimits { unknown: 24, ..ConnectionLimits::default() };
+        let admission = Admission::new(limits);
+        let there = |net: u16, host: u16| IpAddr::from([0x2001, 0xdb8, 0, net, 0, 0, 0, host]);
+        let mut held: Vec<_> =
+            (0..3).map(|host| admission.admit(there(1, host), Carrier::Quic).unwrap()).collect();
+        assert_eq!(
+            admission.admit(there(1, 9), Carrier::Quic).unwrap_err(),
+            Turned::UnknownAddress
+        );
+        for net in 2..6 {
+            let here = (0..3).map(|host| admission.admit(there(net, host), Carrier::Tcp).unwrap());
+            held.extend(here);
+        }
+        assert_eq!(admission.admit(there(7, 1), Carrier::Tcp).unwrap_err(), Turned::Unknown);
+        for net in 7..10 {
+            held.extend(
+                (0..3).map(|host| admission.admit(there(net, host), Carrier::Quic).unwrap()),
+            );
+        }
+        // Once they have said who they are, a whole network of them may be there.
+        held.iter_mut().for_each(Permit::known);
+        assert!(admission.admit(there(1, 9), Carrier::Tcp).is_ok());
+        drop(held);
+        let counts = lock(&admission.counts);
+        assert_eq!((counts.unknown, counts.unknown_tcp), (0, 0));
+        assert!(counts.unknown_there.is_empty() && counts.per_address.is_empty());
     }
 
     #[test]
@@ -267,7 +326,7 @@ mod tests {
             ..ConnectionLimits::default()
         };
         let admission = Admission::new(limits);
-        let from = |last| admission.admit(IpAddr::from([10, 0, 0, last]));
+        let from = |last| admission.admit(IpAddr::from([10, 0, 0, last]), Carrier::Quic);
         let relayed = |last| {
             let mut permit = from(last).unwrap();
             permit.relayed().map(|()| permit)
@@ -285,8 +344,9 @@ mod tests {
     #[test]
     fn nothing_is_left_when_all_have_gone() {
         let admission = Admission::new(ConnectionLimits::default());
-        let mut permits: Vec<_> =
-            (0..10).map(|n| admission.admit(IpAddr::from([10, 0, 0, n / 2])).unwrap()).collect();
+        let mut permits: Vec<_> = (0..10)
+            .map(|n| admission.admit(IpAddr::from([10, 0, 0, n / 2]), Carrier::Quic).unwrap())
+            .collect();
         permits[0].known();
         permits[1].relayed().unwrap();
         permits[2].relayed().unwrap();

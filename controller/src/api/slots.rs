@@ -28,6 +28,11 @@ impl Slots {
         Self { taken: Arc::default(), total, per_address: (total / SHARE).max(1) }
     }
 
+    /// As much room beside it, for those of whom it isn't known yet what they want.
+    pub(super) fn beside(&self) -> Self {
+        Self::new(self.total)
+    }
+
     fn take(&self, address: IpAddr) -> io::Result<Permit> {
         let mut taken = lock(&self.taken);
         let here = taken.get(&address).copied().unwrap_or_default();

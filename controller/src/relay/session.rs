@@ -15,6 +15,7 @@ use anteroom_proto::relay::{FromRelay, MAX_STATES, Refusal, RefusalCode, ToRelay
 use anteroom_transport::datagrams;
 use anteroom_transport::link::{Connection, SendDatagramError};
 use anteroom_transport::message::MessageError;
+use anteroom_transport::mirror;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep_until, timeout};
 
@@ -129,6 +130,7 @@ pub(super) async fn run(
     mut writer: Writer,
 ) {
     let (gateway, from) = (pass.gateway, connection.remote_address());
+    let _expected = mirror::expect(from.ip());
     if connection.max_datagram_size().is_none() {
         let refusal =
             protocol("the gateway takes no QUIC datagrams, so nothing can be handed to it");
