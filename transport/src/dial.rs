@@ -41,7 +41,7 @@ pub async fn over(
 /// first.
 ///
 /// # Errors
-/// [`TransportError`]: of both, unless it is the wrong one that answers.
+/// [`TransportError`]: of both, or that it is the wrong one that answers at one and nobody at the other.
 pub async fn either(
     first: Carrier,
     address: SocketAddr,
@@ -73,12 +73,17 @@ pub async fn either(
         if let (Some(_), Some(_)) = (&failed, &failed_too)
             && let (Some(one), Some(two)) = (failed.take(), failed_too.take())
         {
-            return Err(TransportError::Neither(Box::new([one, two])));
+            // Something else may have one of the two ports, behind the same address.
+            return Err(match (one, two) {
+                (one @ TransportError::WrongKey { .. }, _) => one,
+                (_, two @ TransportError::WrongKey { .. }) => two,
+                (one, two) => TransportError::Neither(Box::new([one, two])),
+            });
         }
     }
 }
 
 /// Whether the other way would lead to the same.
 const fn is_final(error: &TransportError) -> bool {
-    matches!(error, TransportError::WrongKey { .. } | TransportError::Tls(_))
+    matches!(error, TransportError::Tls(_))
 }

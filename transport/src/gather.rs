@@ -57,8 +57,11 @@ impl Run {
             && way.destination == transmit.destination
             && way.ecn == transmit.ecn
             && way.src_ip == transmit.src_ip
-            // A shorter one ends a message.
+            // A shorter one ends a message. Behind a single one there is none: that may be a probe which is longer than the
+            // path takes, and together with it both are lost, and the socket with all its messages to come is taken for one
+            // that can't send several at once.
             && self.bytes.len().is_multiple_of(self.segment.max(1))
+            && (len >= self.segment || self.bytes.len() > self.segment)
             && transmit.segment_size.map_or(len <= self.segment, |size| size == self.segment)
             && self.bytes.len() + len <= LONGEST
             && segments <= socket.max_transmit_segments()
@@ -138,6 +141,8 @@ struct Turns {
     room: Option<Pin<Box<dyn UdpPoller>>>,
     woken: Arc<Woken>,
     waker: Waker,
+    /// The driver has ended, and what it sent last isn't out yet.
+    done: bool,
 }
 
 /// Takes the run back from the thread, whatever the driver does.
@@ -166,7 +171,8 @@ impl Turns {
             woken: AtomicBool::new(false),
             in_turn: AtomicBool::new(false),
         });
-        Self { driver, run: Run::default(), room: None, waker: woken.clone().into(), woken }
+        let waker = woken.clone().into();
+        Self { driver, run: Run::default(), room: None, waker, woken, done: false }
     }
 
     /// Sends what a turn left. Pending where the socket doesn't take it yet.
@@ -205,6 +211,9 @@ impl Future for Turns {
         }
         // Nothing else can go out before that has.
         std::task::ready!(this.send(context));
+        if this.done {
+            return Poll::Ready(());
+        }
         this.woken.in_turn.store(true, Ordering::SeqCst);
         let mut polled = Poll::Pending;
         for _ in 0..TURNS {
@@ -224,7 +233,9 @@ impl Future for Turns {
         if polled.is_pending() && sent.is_ready() && this.woken.woken.load(Ordering::SeqCst) {
             this.woken.tell();
         }
-        polled
+        // Its last word isn't out yet.
+        this.done = polled.is_ready();
+        if this.done { sent } else { Poll::Pending }
     }
 }
 

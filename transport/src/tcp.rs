@@ -35,8 +35,11 @@ use state::{Left, Shared, lock};
 const LINGER: Duration = Duration::from_secs(30);
 /// Bytes that the kernel may hold beyond what is under way: what is in there can't be thrown away any more.
 const UNSENT: u32 = 16 * 1024;
-/// Pieces of the stream that wait in each direction.
+/// Pieces of the stream that wait to be sent.
 const PIECES: usize = 4;
+/// Pieces that came and wait to be read: more than the longest message has, so that one that has to wait for its time holds up
+/// no datagram, sign of life or last word behind it.
+const PIECES_IN: usize = 40;
 
 /// How a connection over TCP ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

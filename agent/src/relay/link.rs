@@ -1,5 +1,6 @@
 //! The connection to one relay: made, kept, made again.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PROBE_LEN, SEALED_LEN};
 use anteroom_proto::relay::pass::RelayPass;
@@ -457,11 +459,12 @@ impl Link {
         let mut look = interval(LOOK);
         let begun = Instant::now();
         let mut known = self.known.clone();
+        let mut named = names(&shown);
         loop {
             tokio::select! {
                 message = reader.next() => match message.ok()?? {
                     FromRelay::Peers(states) => {
-                        shared.peers().hear(states);
+                        shared.peers().hear(states, |gateway| named.contains(gateway));
                         shared.heard.notify_one();
                     }
                     FromRelay::PassTaken(number) => debug!(%number, "the relay took the pass"),
@@ -481,6 +484,7 @@ impl Link {
                     let pass = known.borrow_and_update().pass_for(shared.identity).cloned();
                     if let Some(pass) = pass.filter(|pass| *pass != shown) {
                         shown = pass.clone();
+                        named = names(&shown);
                         writer.send(&ToRelay::Pass(Box::new(pass))).await.ok()?;
                     }
                     continue;
@@ -496,6 +500,12 @@ impl Link {
             self.table.found(self.id, rooms, shared.connection.rtt(), dropped);
         }
     }
+}
+
+/// Whom a pass names. It was checked when it was taken.
+fn names(pass: &Signed<RelayPass>) -> HashSet<GatewayId> {
+    let pass = pass.verify_self_named();
+    pass.map(|pass| pass.peers.iter().copied().collect()).unwrap_or_default()
 }
 
 /// The documents that go into one message: the first in any case.

@@ -180,6 +180,42 @@ fn a_message_ends_with_a_shorter_one_and_before_a_longer_one_or_another_place() 
 }
 
 #[test]
+fn behind_a_single_one_nothing_shorter_goes_in_its_message() {
+    let kept = Arc::default();
+    let call = |size| Call { to: 1, size, count: 1, last: size };
+    // The first looks for what the path takes, and may be more than that.
+    let expected = send_all(vec![vec![call(1_452), call(60), call(60), call(40)]], &kept);
+    assert_eq!(*kept.datagrams.lock().unwrap(), expected);
+    assert_eq!(*kept.messages.lock().unwrap(), [1, 3]);
+}
+
+#[test]
+fn a_last_word_goes_out_though_the_socket_takes_nothing_at_first() {
+    let kept = Arc::new(Kept::default());
+    *kept.blocks.lock().unwrap() = [true, true].into();
+    let socket = Socket(Arc::new(Handle(kept.clone())));
+    let driver = std::future::poll_fn(move |_| {
+        let said = Transmit {
+            destination: place(1),
+            ecn: None,
+            contents: b"closed",
+            segment_size: None,
+            src_ip: None,
+        };
+        socket.try_send(&said).unwrap();
+        Poll::Ready(())
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut turns = Turns::new(Box::pin(driver));
+        let mut poll = || Pin::new(&mut turns).poll(&mut Context::from_waker(Waker::noop()));
+        assert!(poll().is_pending(), "it isn't out yet");
+        while poll().is_pending() {}
+    });
+    assert_eq!(*kept.datagrams.lock().unwrap(), [(place(1), b"closed".to_vec())]);
+}
+
+#[test]
 fn what_the_socket_does_not_take_yet_goes_out_before_anything_else() {
     let kept = Arc::new(Kept::default());
     *kept.blocks.lock().unwrap() = [true, true, false, true].into();

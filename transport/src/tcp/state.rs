@@ -9,7 +9,7 @@ use anteroom_proto::tcp::PING_LEN;
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::{Ended, In, Out, PIECES, Queue, cut};
+use super::{Ended, In, Out, PIECES, PIECES_IN, Queue, cut};
 use crate::tls::Protocol;
 
 /// Bytes of datagrams that wait for whoever reads them.
@@ -147,7 +147,7 @@ impl Shared {
         round_trip: Duration,
     ) -> (Self, Inner) {
         let (pieces, out) = mpsc::channel(PIECES);
-        let (brought, incoming) = mpsc::channel(PIECES);
+        let (brought, incoming) = mpsc::channel(PIECES_IN);
         let state = State {
             stream: Some((pieces, incoming)),
             out: Queue::new(),
