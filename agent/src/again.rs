@@ -7,7 +7,7 @@ use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_transport::dial;
 use anteroom_transport::link::{Carrier, Connection, Link};
 use anteroom_transport::tls::Protocol;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// First and longest time between two tries.
 const FIRST: Duration = Duration::from_secs(5);
@@ -18,16 +18,21 @@ const RAREST: Duration = Duration::from_secs(3_600);
 /// or a few packets, and then nothing.
 const LASTS: Duration = Duration::from_secs(60);
 
+/// How soon after QUIC died TCP has to get through for that to be QUIC's fault.
+const SOON: Duration = Duration::from_secs(5);
+
 /// What worked last, and how often something better was tried since.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Again {
     first: Carrier,
     wait: Duration,
+    /// When a connection over QUIC died that was greeted.
+    died: Option<Instant>,
 }
 
 impl Default for Again {
     fn default() -> Self {
-        Self { first: Carrier::Quic, wait: FIRST }
+        Self { first: Carrier::Quic, wait: FIRST, died: None }
     }
 }
 
@@ -37,9 +42,20 @@ impl Again {
         self.first
     }
 
-    /// A connection over this one was greeted.
-    pub(crate) const fn greeted(&mut self, carrier: Carrier) {
+    /// A connection over this one was greeted. Where that is TCP soon after QUIC died, it wasn't the network that was gone.
+    pub(crate) fn greeted(&mut self, carrier: Carrier) {
         self.first = carrier;
+        let died = self.died.take();
+        if carrier == Carrier::Tcp && died.is_some_and(|at| at.elapsed() <= SOON) {
+            self.wait = (self.wait * 4).min(RAREST);
+        }
+    }
+
+    /// The network may be another one: what was learned of the one before says nothing of it. What worked is still first, since
+    /// the other is tried soon.
+    pub(crate) const fn moved(&mut self) {
+        self.wait = FIRST;
+        self.died = None;
     }
 
     /// One over this one has ended, so long after it was greeted, if it was. `silent` where nothing was heard of the other end any
@@ -53,7 +69,7 @@ impl Again {
         } else if silent {
             self.first = carrier.other();
             if quic && lasted.is_some() {
-                self.wait = (self.wait * 4).min(RAREST);
+                self.died = Some(Instant::now());
             }
         }
     }
@@ -86,7 +102,7 @@ impl Again {
         loop {
             tokio::select! {
                 () = sleep(self.next()) => {}
-                () = moved() => {}
+                () = moved() => self.moved(),
             }
             match dial::over(Carrier::Quic, address, identity, &keys, protocol).await {
                 Ok(link) => return (link, address),
@@ -140,5 +156,25 @@ mod tests {
         assert!(waits.windows(2).all(|two| two[0] <= two[1]), "{waits:?}");
         again.ended(Carrier::Quic, Some(Duration::from_secs(2)), false);
         assert_eq!(again.first(), Carrier::Tcp, "a controller that stops says so");
+        again.moved();
+        assert_eq!((again.first(), again.next()), (Carrier::Tcp, FIRST), "in another network");
+    }
+
+    #[test]
+    fn where_the_network_was_gone_quic_isnt_held_to_have_died() {
+        let mut again = Again::default();
+        for _ in 0..10 {
+            again.greeted(Carrier::Quic);
+            again.ended(Carrier::Quic, Some(Duration::from_secs(20)), true);
+            again.died = again.died.and_then(|at| at.checked_sub(SOON * 2));
+            assert!(again.died.is_some());
+            again.ended(Carrier::Tcp, None, true);
+            again.greeted(Carrier::Tcp);
+        }
+        assert_eq!(again.next(), FIRST);
+        again.greeted(Carrier::Quic);
+        again.ended(Carrier::Quic, Some(Duration::from_secs(20)), true);
+        again.greeted(Carrier::Tcp);
+        assert_eq!(again.next(), 8 * FIRST, "TCP got through at once");
     }
 }

@@ -30,6 +30,7 @@ use anteroom_proto::rekey::RekeyOrder;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{Applied, PortInfo, Reachable, Rotate};
 use anteroom_proto::view::{Floor, KnownKeys};
+use anteroom_transport::egress;
 use anteroom_transport::link::Carrier;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -146,6 +147,8 @@ pub(crate) struct Client<P> {
     relays: Option<watch::Sender<Known>>,
     /// QUIC or TCP.
     again: Again,
+    /// Tells where the network may be another one.
+    moves: watch::Receiver<u64>,
     /// How they stand.
     relay_status: watch::Receiver<Vec<RelayStatus>>,
     /// The UDP port where peers' QUIC connections are taken, if they are.
@@ -203,6 +206,7 @@ impl<P: Plane> Client<P> {
             stop,
             relays: None,
             again: Again::default(),
+            moves: egress::moves(),
             relay_status: watch::channel(Vec::new()).1,
             quic: None,
         }
@@ -270,6 +274,10 @@ impl<P: Plane> Client<P> {
         let mut stop = self.stop.clone();
         let mut better: Option<Box<Greeted>> = None;
         loop {
+            if self.moves.has_changed().is_ok_and(|changed| changed) {
+                self.moves.mark_unchanged();
+                self.again.moved();
+            }
             let ended = match better.take() {
                 Some(greeted) => Ok(self.go_on(*greeted).await),
                 None => {

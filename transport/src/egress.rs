@@ -2,10 +2,10 @@
 //!
 //! One process, one way: whoever knows which one is good [says so](steer), and each socket that was opened to connect
 //! somewhere follows, those that are open included. QUIC goes on from the other address by itself. TCP can't: such connections
-//! end, and are made anew.
+//! end, and are made anew, as do those whose own address is no longer this machine's.
 
 use std::io;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
@@ -30,6 +30,7 @@ struct Egress {
 
 static EGRESS: Mutex<Egress> = Mutex::new(Egress { steer: None, sockets: Vec::new() });
 static TURNS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
+static MOVES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 
 /// Has every socket of a connection go by `how` from now on: those that there are, and those to come.
 pub fn steer(how: Arc<Steer>) {
@@ -40,12 +41,30 @@ pub fn steer(how: Arc<Steer>) {
     egress.steer = Some(how);
     drop(egress);
     TURNS.send_modify(|turns| *turns += 1);
+    moved();
 }
 
 /// Changes whenever another way is taken.
 #[must_use]
 pub fn turns() -> watch::Receiver<u64> {
     TURNS.subscribe()
+}
+
+/// Has connections see whether the addresses that they come from are still this machine's.
+pub fn moved() {
+    MOVES.send_modify(|moves| *moves += 1);
+}
+
+/// Changes whenever the network may be another one: another way is taken, or this machine's addresses have changed.
+#[must_use]
+pub fn moves() -> watch::Receiver<u64> {
+    MOVES.subscribe()
+}
+
+/// Whether nothing can come from `address` any more, since no interface has it.
+pub(crate) fn is_gone(mut address: SocketAddr) -> bool {
+    address.set_port(0);
+    UdpSocket::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 /// Leads a socket that is about to be connected.
@@ -77,8 +96,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_address_is_gone_where_no_interface_has_it() {
+        for (address, gone) in
+            [("127.0.0.1:9", false), ("203.0.113.77:9", true), ("[2001:db8::77]:9", true)]
+        {
+            // Without IPv6 nothing is known of its addresses.
+            let known = address.starts_with('[').then(|| UdpSocket::bind("[::1]:0").is_ok());
+            let gone = gone && known != Some(false);
+            assert_eq!(is_gone(address.parse().unwrap()), gone, "{address}");
+        }
+    }
+
+    #[test]
     fn sockets_follow_from_their_beginning_to_their_end_and_no_longer() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut moves = moves();
         let own = socket.local_addr().unwrap();
         let counting = || {
             let count = Arc::new(AtomicUsize::new(0));
@@ -95,6 +127,10 @@ mod tests {
         let kept = follow(&socket).unwrap();
         steer(how);
         assert_eq!(before.load(Relaxed), 1, "one that was there");
+        assert!(moves.has_changed().unwrap(), "another way is another network");
+        moves.mark_unchanged();
+        moved();
+        assert!(moves.has_changed().unwrap());
         let other = follow(&socket).unwrap();
         assert_eq!(before.load(Relaxed), 2, "one that came later");
         drop(kept);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_agent_core::port::PortId;
+use anteroom_transport::egress;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{self, Instant, MissedTickBehavior};
 
@@ -166,6 +167,7 @@ impl HostKeeper {
                 }
                 self.commander.send(Command::Moved).await?;
                 self.endpoints.send_replace(addresses.endpoints.clone());
+                egress::moved();
                 self.addresses = addresses;
             }
             Ok(_) => {}

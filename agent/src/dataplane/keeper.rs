@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anteroom_agent_core::port::PortId;
+use anteroom_transport::egress;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{self, Instant};
 
@@ -203,6 +204,7 @@ impl Keeper {
                     self.commander.send(Command::SetUnderlayMtu(mtu)).await?;
                 }
                 self.endpoints.send_replace(addresses.endpoints.clone());
+                egress::moved();
                 self.addresses = addresses;
             }
             Ok(_) => {}

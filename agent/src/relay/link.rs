@@ -19,6 +19,7 @@ use anteroom_proto::relay::{
 };
 use anteroom_transport::datagrams;
 use anteroom_transport::dial;
+use anteroom_transport::egress;
 use anteroom_transport::endpoint::Link as Connected;
 use anteroom_transport::link::{Closed, Connection, SendDatagramError};
 use anteroom_transport::message::{MessageReader, MessageWriter};
@@ -62,6 +63,8 @@ pub(super) struct Link {
     pub(super) table: Arc<Table>,
     /// QUIC or TCP.
     pub(super) again: Again,
+    /// Tells where the network may be another one.
+    pub(super) moves: watch::Receiver<u64>,
 }
 
 /// What the tasks of one connection share.
@@ -152,7 +155,7 @@ impl Shared {
 }
 
 /// Why a connection is left.
-enum Problem {
+pub(super) enum Problem {
     /// It has ended, and knows why.
     Ended,
     /// It is there, and nothing is heard.
@@ -221,6 +224,10 @@ impl Link {
 
     /// Connects, and says how that ended.
     async fn session(&mut self, greeted: &mut bool) -> String {
+        if self.moves.has_changed().is_ok_and(|changed| changed) {
+            self.moves.mark_unchanged();
+            self.again.moved();
+        }
         let mut identity = self.who.key();
         let mut link = match self.dial(&identity).await {
             Ok(link) => link,
@@ -309,9 +316,6 @@ impl Link {
 
     /// Says hello until the relay says welcome, or gives what is in the way.
     async fn greet(&self, link: &Connected, identity: PublicKey) -> Result<Greeting, Problem> {
-        let (send, receive) = link.connection().open_bi().await.map_err(|_| Problem::Ended)?;
-        let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
-        let mut writer = MessageWriter::<ToRelay>::new(send);
         let known = self.known.borrow().clone();
         let pass = known.pass_for(identity).cloned();
         let (Some(chain), Some(pass)) = (known.chain, pass) else {
@@ -323,10 +327,14 @@ impl Link {
             authority: chain.newest().number,
             pass: Box::new(pass.clone()),
         };
-        writer.send(&ToRelay::Hello(Box::new(hello))).await.map_err(|_| Problem::Ended)?;
         let documents = chain.to_signed();
         let greeting = async {
-            loop {
+            // A relay may take the connection and grant no stream, or no room in it.
+            let (send, receive) = link.connection().open_bi().await.ok()?;
+            let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
+            let mut writer = MessageWriter::<ToRelay>::new(send);
+            writer.send(&ToRelay::Hello(Box::new(hello))).await.ok()?;
+            let welcomed = loop {
                 match reader.next().await.ok()?? {
                     FromRelay::AuthorityWanted { after } => {
                         let after = usize::try_from(after).unwrap_or(usize::MAX);
@@ -334,22 +342,25 @@ impl Link {
                         let missing = as_many_as_fit(missing).to_vec();
                         writer.send(&ToRelay::Authority(missing)).await.ok()?;
                     }
-                    FromRelay::Welcome(welcome) => return Some(Ok(welcome)),
-                    FromRelay::Refused(refusal) => return Some(Err(refused(&refusal))),
-                    _ => return Some(Err("the relay speaks before it says welcome".into())),
+                    FromRelay::Welcome(welcome) => break Ok(welcome),
+                    FromRelay::Refused(refusal) => break Err(refused(&refusal)),
+                    _ => break Err("the relay speaks before it says welcome".into()),
                 }
-            }
+            };
+            Some(welcomed.map(|welcome| (welcome, reader, writer)))
         };
-        match timeout(GREETING, greeting).await {
-            Ok(Some(Ok(welcome))) if (VERSIONS.0..=VERSIONS.1).contains(&welcome.version) => {}
-            Ok(Some(Ok(welcome))) => {
-                let problem = format!("the relay speaks version {}, unasked", welcome.version);
-                return Err(Problem::Said(problem));
+        let (reader, writer) = match timeout(GREETING, greeting).await {
+            Ok(Some(Ok((welcome, reader, writer)))) => {
+                if !(VERSIONS.0..=VERSIONS.1).contains(&welcome.version) {
+                    let problem = format!("the relay speaks version {}, unasked", welcome.version);
+                    return Err(Problem::Said(problem));
+                }
+                (reader, writer)
             }
             Ok(Some(Err(problem))) => return Err(Problem::Said(problem)),
             Ok(None) => return Err(Problem::Ended),
             Err(_) => return Err(Problem::Silent),
-        }
+        };
         Ok(Greeting { shown: pass, reader, writer })
     }
 
@@ -418,9 +429,12 @@ impl Link {
         again: &mut Again,
     ) -> (Connected, IdentityKey, Greeting) {
         let mut tries = *again;
+        let moves = tokio::sync::Mutex::new(egress::moves());
         loop {
-            // Where this gateway's address has changed, the connection ends by itself.
-            let moved = std::future::pending::<()>;
+            let moved = || async {
+                // Whoever says so is there for as long as the process is.
+                let _ = moves.lock().await.changed().await;
+            };
             let (key, protocol) = (self.who.key(), Protocol::Relay);
             let (better, key) = tokio::select! {
                 renewed = self.renewed(shared) => renewed,

@@ -22,6 +22,7 @@ use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::telemetry::{FIRST_DIRECT, RelayUse, TunnelState};
+use anteroom_transport::egress;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -159,6 +160,7 @@ pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<
                 known: known.clone(),
                 table: table.clone(),
                 again: Again::default(),
+                moves: egress::moves(),
             };
             links.insert(number, (place, Task(tokio::spawn(link.run()))));
         }

@@ -15,9 +15,10 @@ use anteroom_transport::endpoint;
 use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use anteroom_transport::tcp::Acceptor;
-use anteroom_transport::tls::Protocol;
+use anteroom_transport::tls::{self, Protocol};
 use tokio::time::timeout;
 
+use super::link::Problem;
 use super::*;
 use crate::dataplane::fake::{FakeWorker, Told};
 use crate::testkit::{Front, GATEWAY, ORGANISATION, Organisation, nowhere};
@@ -391,6 +392,28 @@ async fn a_try_for_quic_that_comes_to_nothing_leaves_the_connection_over_tcp_as_
     let datagram = soon("what waited", better.connection.read_datagram()).await.unwrap();
     let wanted = Datagram::Packet { peer: number(3), bulk: false, sealed: &sealed(200) };
     assert_eq!(packet::parse(&datagram), Some(wanted), "the first by the new one");
+}
+
+#[tokio::test]
+async fn a_relay_that_grants_no_stream_is_given_up_as_one_that_says_nothing() {
+    let mut bed = Bed::new();
+    let tls = tls::server_config(&IdentityKey::from_seed(&[40; 32]), &[Protocol::Relay]).unwrap();
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).unwrap();
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut grants = quinn::TransportConfig::default();
+    grants.max_concurrent_bidi_streams(0_u8.into());
+    config.transport_config(Arc::new(grants));
+    bed.relay.endpoint.set_server_config(Some(config));
+    let endpoint = bed.relay.endpoint.clone();
+    let _holding = Task(tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Some(incoming) = endpoint.accept().await {
+            held.push(incoming.await);
+        }
+    }));
+    bed.give_pass(1);
+    let silent = Problem::Silent.to_string();
+    bed.until("given up", |relay| relay.last_error.as_ref() == Some(&silent)).await;
 }
 
 #[tokio::test]

@@ -52,6 +52,7 @@ pub(super) async fn connect_with(
         }
     };
     let mut turns = egress::turns();
+    let mut moves = egress::moves();
     let connecting = async {
         let began = Instant::now();
         let socket = match address {
@@ -76,12 +77,23 @@ pub(super) async fn connect_with(
     let (Some(key), true) = (key, agreed == Some(protocol)) else {
         return Err(failed(io::Error::other("whoever answers doesn't speak this protocol")));
     };
+    let own = stream.get_ref().0.local_addr();
     let connection = carry(stream, (key, protocol), address, round_trip);
     let shared = connection.0.shared.clone();
     tokio::spawn(async move {
+        let gone = async {
+            while moves.changed().await.is_ok() {
+                if own.as_ref().is_ok_and(|own| egress::is_gone(*own)) {
+                    return;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             // Its packets would go on by the way that was left.
             Ok(()) = turns.changed() => shared.leave(0, b"another uplink is used"),
+            // Nobody answers to where it isn't any more, and only silence would tell.
+            () = gone => shared.leave(0, b"its own address is gone"),
             _ = shared.ended() => {}
         }
     });
