@@ -170,6 +170,9 @@ impl<P: Plane> Client<P> {
             warn!("the view on disk: {problem}");
         }
         let clock = Clock::new(floor.time);
+        // Where it ended between a new identity key and the tunnel keys that are to follow.
+        let overdue = ring.newest().made().0 < nexts.done;
+        let up_to = ring.newest().serial;
         let (status, _) = watch::channel(ControlStatus {
             since: clock.now(),
             authority: chain.as_ref().map_or(0, |chain| chain.newest().number),
@@ -179,7 +182,7 @@ impl<P: Plane> Client<P> {
         Self {
             bindings: ring.bindings(&enrolment, &identity),
             ring,
-            asked_to_rotate: None,
+            asked_to_rotate: overdue.then_some(Rotate { up_to, now: false }),
             writing: None,
             keys_rest: None,
             held_on: (0, BTreeSet::new()),

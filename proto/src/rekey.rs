@@ -14,6 +14,9 @@ use crate::key::{IdentityKey, PublicKey};
 /// What a gateway's greeting says it can do where it takes a [`RekeyOrder`].
 pub const CAPABILITY: &str = "rekey";
 
+/// How far an order's number may lie ahead of the time, in milliseconds: one that is followed shuts out all before it.
+pub const MAX_AHEAD: u64 = 10 * 60 * 1000;
+
 /// Most tunnel keys that an offer binds.
 pub const MAX_KEYS: usize = 8;
 
@@ -104,6 +107,14 @@ impl RekeyOffer {
         Self { by_old, by_new, keys }
     }
 
+    /// The key that it says is the next one. Whether that holds is for [`Self::verify`]; all that is sure is that this key
+    /// signed it.
+    #[must_use]
+    pub fn new_key(&self) -> Option<PublicKey> {
+        let stated = self.by_new.verify_self_named().ok()?;
+        (stated.signer() == stated.new).then_some(stated.new)
+    }
+
     /// What it states, where the key `old` of this gateway and the new one both vouch for that, and the new one for tunnel
     /// keys.
     ///
@@ -189,6 +200,9 @@ mod tests {
         let stated = verify(&offer()).unwrap();
         assert_eq!((stated.old, stated.new), (key(1).public(), key(2).public()));
         assert_eq!((stated.order, stated.gateway), (7, GATEWAY));
+        assert_eq!(offer().new_key(), Some(key(2).public()));
+        let stolen = RekeyOffer { by_new: offer().by_old, ..offer() };
+        assert_eq!(stolen.new_key(), None, "the old key speaks for the new one");
         let bytes = cbor::encode(&offer());
         assert_eq!(cbor::decode::<RekeyOffer>(&bytes, 64 * 1024).unwrap(), offer());
     }

@@ -6,8 +6,9 @@
 
 use anteroom_proto::cose::Signed;
 use anteroom_proto::key::{IdentityKey, PublicKey};
-use anteroom_proto::rekey::{RekeyOffer, RekeyOrder};
-use anteroom_proto::v1::ToController;
+use anteroom_proto::rekey::{MAX_AHEAD, RekeyOffer, RekeyOrder};
+use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::{Rotate, ToController};
 use anteroom_proto::view::View;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -134,6 +135,14 @@ impl<P: Plane> Client<P> {
             return Ok(());
         }
         let number = order.number;
+        let now = self.clock.now();
+        if number > now.0.saturating_add(MAX_AHEAD) {
+            self.alarm(&format!(
+                "an order to replace the identity key is refused: its number lies {} s ahead of the controller's time: the operator's clock or the controller's is wrong",
+                UnixMillis(number).since(now).as_secs()
+            ));
+            return Ok(());
+        }
         if order.withdraw {
             if number > identities.nexts.newest() {
                 let nexts = identities.nexts.withdrawn(number, &identities.kept());
@@ -142,12 +151,21 @@ impl<P: Plane> Client<P> {
             }
             return Ok(());
         }
-        if identities.nexts.of(number).is_some() {
-            return self.offer(number, out);
-        }
-        if number <= identities.nexts.newest() {
-            debug!(number, "an order to replace the identity key was done before");
-            return Ok(());
+        let newest = identities.nexts.newest();
+        match identities.nexts.of(number) {
+            Some(next) if next.key.public() != own => return self.offer(number, out),
+            None if number > newest => {}
+            _ if number == newest => {
+                debug!(number, "an order to replace the identity key was done before");
+                return Ok(());
+            }
+            _ => {
+                self.alarm(&format!(
+                    "an order to replace the identity key isn't followed: one that is {} s newer by its number was followed before. If this one was given just now, the operator's clock is behind: set it, or try again after that time",
+                    UnixMillis(newest).since(UnixMillis(number)).as_secs()
+                ));
+                return Ok(());
+            }
         }
         match StateDir::new_identity(number) {
             Ok(next) => {
@@ -244,6 +262,8 @@ impl<P: Plane> Client<P> {
         self.bind();
         self.plane.set_identity(key.clone()).await?;
         self.identities.own.send_replace(key);
+        // Whoever made a new identity key necessary may have the tunnel keys, too.
+        self.hear_rotate(Rotate { up_to: self.ring.newest().serial, now: false });
         Ok(Some(wanted))
     }
 }

@@ -173,7 +173,11 @@ impl StateDir {
     /// When they can't be written. What was there is as before then.
     pub fn write_next_identities(&self, nexts: &Nexts) -> Result<(), StateError> {
         let _alone = self.changing_identity();
-        self.write_nexts(nexts)
+        // What is in use by now lies where that lies, and nowhere else.
+        match self.identity()?.map(|identity| identity.public()) {
+            Some(held) if nexts.find(held).is_some() => self.write_nexts(&nexts.adopted(held)),
+            _ => self.write_nexts(nexts),
+        }
     }
 
     fn write_nexts(&self, nexts: &Nexts) -> Result<(), StateError> {
@@ -217,7 +221,8 @@ impl StateDir {
     }
 }
 
-/// Overwrites what was replaced. The name leads to the new file by now, so that a power cut does no harm. Where the disk
+/// Overwrites what was replaced. The name leads to the new file by now, so that a power cut does no harm; one that comes
+/// just then leaves the old one in blocks that no file has any more, where nothing can overwrite it later. Where the disk
 /// writes elsewhere (flash, snapshots), the old may be found there all the same.
 fn wipe(old: Option<File>) {
     let Some(mut file) = old else { return };

@@ -17,7 +17,8 @@ use crate::key::{PublicKey, TunnelPublicKey};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {
-    /// The identity key that signs them. A gateway that enrolled anew counts anew.
+    /// The identity key that signs them. A gateway that enrolled anew is another one, and counts anew; one whose identity
+    /// key was replaced has the tunnel keys that it had.
     identity: PublicKey,
     /// Keys with lower serials aren't taken any more.
     lowest: u64,
@@ -37,8 +38,15 @@ impl KnownKeys {
     /// Whether a newer key was seen of this peer than those that it has in a view.
     fn is_behind(&self, peer: &Peer) -> bool {
         let newest = peer.keys.iter().map(|key| key.serial).max();
-        let known = self.0.iter().find(|known| known.identity == peer.gateway.identity);
+        let known = self.at(peer).and_then(|at| self.0.get(at));
         known.is_some_and(|known| newest < Some(known.newest.serial))
+    }
+
+    /// Where what is known of this peer stands, be it from before its identity key was replaced.
+    fn at(&self, peer: &Peer) -> Option<usize> {
+        let by_key = |known: &Known| known.identity == peer.gateway.identity;
+        let by_name = |known: &Known| known.newest.gateway == peer.gateway.gateway;
+        self.0.iter().position(by_key).or_else(|| self.0.iter().position(by_name))
     }
 
     /// Leaves out of `view` the tunnel keys that were replaced, and remembers the others. Where it doesn't name the newest
@@ -57,7 +65,7 @@ impl KnownKeys {
         let taken = view.peers.iter().any(|peer| self.is_behind(peer)).then(|| Taken::of(view));
         for peer in &mut view.peers {
             let identity = peer.gateway.identity;
-            let at = self.0.iter().position(|known| known.identity == identity);
+            let at = self.at(peer);
             let known = at.and_then(|at| self.0.get_mut(at));
             if let Some(known) = &known {
                 for old in peer.keys.iter().filter(|key| key.serial < known.lowest) {
@@ -80,6 +88,7 @@ impl KnownKeys {
             };
             match known {
                 Some(known) => {
+                    known.identity = identity;
                     known.lowest = known.lowest.max(oldest.serial);
                     if newest.serial >= known.newest.serial {
                         known.newest = newest.clone();

@@ -1,14 +1,16 @@
 //! The identity key is replaced: what is believed, what is offered, and from when on which key counts.
 
+use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::intent::Intent;
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::rekey::{RekeyOffer, RekeyOrder, RekeyStatement};
+use anteroom_proto::rekey::{MAX_AHEAD, RekeyOffer, RekeyOrder, RekeyStatement};
 use anteroom_proto::v1::Rotate;
 
 use super::*;
 use crate::control::clock::system_time;
+use crate::state::Nexts;
 use crate::testkit::intent;
 
 fn order(signer: &IdentityKey, gateway: GatewayId, number: u64, withdraw: bool) -> ToAgent {
@@ -219,6 +221,82 @@ async fn a_gateway_that_was_away_when_it_was_approved_comes_back_with_the_key_on
     session.send(naming(&world, new, 3)).await;
     session.hear_applied().await;
     world.on_disk("the new key", |state| state.identity().unwrap().unwrap().public() == new).await;
+    // Whoever has the old one may have the tunnel keys, too: they follow by themselves.
+    let before = session.hello.reachable.keys[0].verify_self_named().unwrap().into_document();
+    let after = loop {
+        let ToController::Reachable(reachable) = session.hear().await else { continue };
+        let newest = reachable.keys[0].clone();
+        if newest.verify_self_named().unwrap().serial > before.serial {
+            break newest;
+        }
+    };
+    check_binding(&after, new);
+    assert_ne!(after.verify_self_named().unwrap().x25519, before.x25519);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn tunnel_keys_follow_a_new_identity_key_over_a_restart_in_between() {
+    let world = World::with(|state, _| {
+        super::keys::with_key(state);
+        let next = StateDir::new_identity(system_time().0).unwrap();
+        let new = next.key.public();
+        state.write_next_identities(&Nexts::default().with(next, &[])).unwrap();
+        state.adopt_identity(new).unwrap();
+    });
+    let mut session = world.session().await;
+    let serial = |keys: &[Signed<TunnelKeyBinding>]| keys[0].verify_self_named().unwrap().serial;
+    let before = serial(&session.hello.reachable.keys);
+    session.welcome(60_000, system_time().0).await;
+    loop {
+        if let ToController::Reachable(reachable) = session.hear().await
+            && serial(&reachable.keys) > before
+        {
+            break;
+        }
+    }
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn orders_out_of_their_time_are_refused_aloud_and_shut_nothing_out() {
+    let world = World::with(|state, _| super::keys::with_key(state));
+    let operator = world.organisation.operator.clone();
+    let mut session = world.approved().await;
+    let now = system_time().0;
+    let said = |what: &'static str| {
+        world.until(what, move |status| status.alarms.iter().any(|alarm| alarm.what.contains(what)))
+    };
+    for far in [now + 2 * MAX_AHEAD, u64::MAX] {
+        session.send(order(&operator, GATEWAY, far, false)).await;
+        session.send(order(&operator, GATEWAY, far, true)).await;
+    }
+    said("ahead of the controller's time").await;
+    session.send(order(&operator, GATEWAY, now, false)).await;
+    assert_eq!(world.checked(&session.hear_offer().await).order, now);
+    session.send(order(&operator, GATEWAY, now - 5_000, false)).await;
+    said("the operator's clock is behind").await;
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn the_key_in_use_is_not_offered_again_nor_kept_twice() {
+    let world = World::new();
+    let operator = world.organisation.operator.clone();
+    let mut session = world.approved().await;
+    session.send(order(&operator, GATEWAY, 5, false)).await;
+    let new = world.checked(&session.hear_offer().await).new;
+    session.send(naming(&world, new, 3)).await;
+    let mut session = world.session().await;
+    session.welcome(50, system_time().0).await;
+    world.on_disk("the new key", |state| state.identity().unwrap().unwrap().public() == new).await;
+    session.send(order(&operator, GATEWAY, 5, false)).await;
+    session.send(order(&operator, GATEWAY, 6, false)).await;
+    let third = world.checked(&session.hear_offer().await);
+    assert_eq!((third.old, third.order), (new, 6), "the key in use as its own successor");
+    let nexts = world.state.next_identities().unwrap();
+    assert!(nexts.find(new).is_none() && nexts.find(third.new).is_some(), "{nexts:?}");
+    assert_eq!(nexts.done, 5);
     world.finish().await;
 }
 

@@ -125,10 +125,34 @@ fn a_gateway_that_enrolled_anew_counts_anew() {
     let mut known = KnownKeys::default();
     assert_eq!(offer(&mut known, &[50]), (vec![50], 0));
     let mut view = Parts::default().verify().unwrap();
+    let gateway = GatewayId::from_bytes([99; 16]);
     view.peers[0].gateway.identity = stranger().public();
-    view.peers[0].keys = vec![binding(3)];
+    view.peers[0].gateway.gateway = gateway;
+    let anew = TunnelKeyBinding { gateway, ..binding(3) };
+    view.peers[0].keys = vec![anew.clone()];
     assert_eq!(known.hold(&mut view), [""; 0]);
-    assert_eq!(view.peers[0].keys, [binding(3)]);
+    assert_eq!(view.peers[0].keys, [anew]);
+}
+
+#[test]
+fn another_identity_key_brings_no_replaced_tunnel_key_back() {
+    let mut known = KnownKeys::default();
+    assert_eq!(offer(&mut known, &[50]), (vec![50], 0));
+    assert_eq!(offer(&mut known, &[60]), (vec![60], 0));
+    let mut by_another = |serials: &[u64]| {
+        let mut view = Parts::default().verify().unwrap();
+        view.peers[0].gateway.identity = stranger().public();
+        view.peers[0].keys = serials.iter().map(|serial| binding(*serial)).collect();
+        let left_out = known.hold(&mut view);
+        (view.peers[0].keys.iter().map(|key| key.serial).collect::<Vec<_>>(), left_out.len())
+    };
+    // From an offer that was made while the old key was still in use.
+    assert_eq!(by_another(&[50]), (vec![60], 1));
+    assert_eq!(by_another(&[60]), (vec![60], 0));
+    assert_eq!(by_another(&[61, 60]), (vec![61, 60], 0));
+    assert_eq!(by_another(&[61]), (vec![61], 0));
+    assert_eq!(by_another(&[61, 60, 50]), (vec![61], 2));
+    assert_eq!(known.0.len(), 1, "{known:?}");
 }
 
 #[test]
@@ -143,7 +167,10 @@ fn what_is_remembered_is_bounded_and_peers_are_remembered_longest() {
             let mut seed = [7; 32];
             seed[..8].copy_from_slice(&n.to_le_bytes());
             other.gateway.identity = IdentityKey::from_seed(&seed).public();
-            other.keys = vec![binding(1)];
+            let gateway: [u8; 16] = seed[..16].try_into().unwrap();
+            other.gateway.gateway = GatewayId::from_bytes(gateway);
+            let gateway = other.gateway.gateway;
+            other.keys = vec![TunnelKeyBinding { gateway, ..binding(1) }];
             other
         })
         .collect();
