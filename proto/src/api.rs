@@ -267,6 +267,23 @@ pub struct RekeyState {
     pub order: Signed<RekeyOrder>,
     /// What the gateway offered upon that, unchecked.
     pub offer: Option<RekeyOffer>,
+    /// Why that isn't to be approved as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<RekeyDoubt>,
+    /// Whether the gateway is there and runs an agent that is too old for it.
+    #[serde(default)]
+    pub unable: bool,
+}
+
+/// Why a key that a gateway has offered isn't to be approved as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RekeyDoubt {
+    /// Another one was offered upon the same order later: either the gateway has lost the first, or its old key is in two
+    /// hands.
+    Rival,
+    /// It comes from a backup of the controller, and the gateway hasn't offered it again since: it may be withdrawn.
+    Restored,
 }
 
 /// An invite as the controller keeps it.

@@ -7,11 +7,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anteroom_controller_core::model::Model;
-use anteroom_proto::api::{GatewayStatus, RekeyAnswer, RekeyRequest, RekeyState, paths};
+use anteroom_proto::api::{
+    GatewayStatus, RekeyAnswer, RekeyDoubt, RekeyRequest, RekeyState, paths,
+};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::rekey::{RekeyOrder, RekeyStatement};
+use anteroom_proto::rekey::{MAX_AHEAD, RekeyOffer, RekeyOrder, RekeyStatement};
 use serde::Serialize;
 
 use super::enrol::plain;
@@ -27,6 +29,9 @@ use crate::remote::Remote;
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long to wait unless told.
 const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where nothing is left to do but to wait.
+const APPROVED: &str = "its new key is approved, and it comes with it when it is back";
 
 /// What became of it, where nothing was signed.
 #[derive(Debug, Serialize)]
@@ -49,6 +54,11 @@ impl Subject {
     fn of(model: &Model, name: &str) -> Result<Self, Error> {
         let (id, gateway) = model.find_gateway(name).map_err(ChangeError::from)?;
         Ok(Self { name: name.to_owned(), id, identity: gateway.identity })
+    }
+
+    /// Whether what is on offer is in the model by now.
+    fn is_approved(&self, state: &RekeyState) -> bool {
+        state.offer.as_ref().and_then(RekeyOffer::new_key) == Some(self.identity)
     }
 
     fn waiting(&self, state: &'static str, output: &mut Output<'_>) -> Result<(), Error> {
@@ -80,6 +90,10 @@ pub(super) fn rekey(
     let model = change::fetch(remote)?.model;
     let subject = Subject::of(&model, &args.name)?;
     let state = state(remote, subject.id)?;
+    if state.as_ref().is_some_and(|state| subject.is_approved(state)) {
+        subject.waiting(APPROVED, output)?;
+        return Ok(Exit::Laggards);
+    }
     if args.withdraw {
         return withdraw(&subject, state.as_ref(), request.args.reason, remote, output);
     }
@@ -99,6 +113,15 @@ pub(super) fn rekey(
         },
     };
     let (old, new) = (stated.old, stated.new);
+    let doubted = self::state(remote, subject.id)?
+        .is_some_and(|state| state.doubt == Some(RekeyDoubt::Rival));
+    if doubted && args.fingerprint.is_none() {
+        return Err(Error::Refused(format!(
+            "{} has offered two different identity keys upon one order: either it has lost the first, or somebody else has its old key. Nothing was changed. Look at the gateway itself (`anteroom-agent identity`) and say with --fingerprint which one it shows; if it isn't {}, have another one made with --anew",
+            args.name,
+            new.fingerprint()
+        )));
+    }
     let shown = new.fingerprint().to_string();
     if let Some(wanted) = &args.fingerprint
         && plain(wanted) != plain(&shown)
@@ -116,9 +139,25 @@ pub(super) fn rekey(
     if args.fingerprint.is_none() {
         output.note("The key that the gateway has vouches for the new one. Where somebody else may hold that, compare the new one with\nwhat the gateway itself shows (`anteroom-agent identity`) first.\n")?;
     }
-    change::make(remote, output, request, &|model, _| {
+    output.note("An agent of an older version, put back there later, would take no view any more: it keeps enforced ports closed.\n")?;
+    if !is_online(remote, subject.id)? {
+        output.note(format_args!(
+            "{} is offline here: until it hears of its new key, its peers take no new addresses by DHCP from it.\n",
+            args.name
+        ))?;
+    }
+    let exit = change::make(remote, output, request, &|model, _| {
         model.rekey_gateway(&args.name, old, new).map(drop)
-    })
+    })?;
+    output.note(format_args!("{}", after(&args.name)))?;
+    Ok(exit)
+}
+
+/// What else whoever copied the disk has.
+fn after(name: &str) -> String {
+    format!(
+        "Its tunnel keys change by themselves now; the old ones are good until all its peers have moved. If the disk was copied, end them:\n  anteroom gateway rotate {name} --now --reason \"its disk was copied\"\nThe key that stock WireGuard clients know it by was on that disk, too: only `anteroom gateway replace` changes it.\n"
+    )
 }
 
 /// How far it has come, as the controller says.
@@ -131,7 +170,9 @@ fn state(remote: &mut Remote, gateway: GatewayId) -> Result<Option<RekeyState>, 
 fn pending(model: &Model, state: &RekeyState, remote: &Remote) -> Option<u64> {
     let operators = remote.chain().newest().operator_keys();
     let order = state.order.verify(model.organisation, &operators).ok()?;
-    (state.offer.is_none() && !order.withdraw).then_some(order.number)
+    // What comes from a backup is offered again upon the same order, unless it was withdrawn since.
+    let waits = state.offer.is_none() || state.doubt == Some(RekeyDoubt::Restored);
+    (waits && !order.withdraw).then_some(order.number)
 }
 
 fn is_online(remote: &mut Remote, gateway: GatewayId) -> Result<bool, Error> {
@@ -146,6 +187,9 @@ fn offered(
     remote: &Remote,
 ) -> Result<Option<RekeyStatement>, Error> {
     let Some(offer) = &state.offer else { return Ok(None) };
+    if state.doubt == Some(RekeyDoubt::Restored) {
+        return Ok(None);
+    }
     let operators = remote.chain().newest().operator_keys();
     // One that somebody ordered who is no operator any more is asked for again.
     let Ok(order) = state.order.verify(model.organisation, &operators) else { return Ok(None) };
@@ -168,15 +212,21 @@ fn order(
     reason: Option<String>,
     remote: &mut Remote,
 ) -> Result<(RekeyAnswer, u64), Error> {
-    let before = state.and_then(|state| state.order.verify_self_named().ok());
+    let newest = remote.chain().newest();
+    let (organisation, operators) = (newest.organisation, newest.operator_keys());
+    // Numbers that the controller made up count for nothing.
+    let before = state.and_then(|state| state.order.verify(organisation, &operators).ok());
     let before = before.map_or(0, |before| before.number);
-    let number = now().0.max(before.saturating_add(1));
-    let order = RekeyOrder {
-        organisation: remote.chain().newest().organisation,
-        gateway: subject.id,
-        number,
-        withdraw,
-    };
+    let now = now().0;
+    if before > now.saturating_add(MAX_AHEAD) {
+        return Err(Error::Refused(format!(
+            "by its number the last order for {} was given {} s from now: your clock is behind, or that operator's was ahead. Set it and try again. Nothing was changed",
+            subject.name,
+            (before - now) / 1000
+        )));
+    }
+    let number = now.max(before.saturating_add(1));
+    let order = RekeyOrder { organisation, gateway: subject.id, number, withdraw };
     let order = Signed::sign(&order, remote.key());
     let answer = remote.post(paths::REKEYS, &RekeyRequest { order, reason })?;
     Ok((answer, number))
@@ -214,11 +264,15 @@ fn ask(
     }
     let (start, timeout) = (Instant::now(), request.args.timeout.unwrap_or(TIMEOUT));
     loop {
-        if let Some(state) = self::state(remote, subject.id)?
-            && let Some(stated) = offered(model, subject, &state, remote)?
-            && stated.order >= number
-        {
-            return Ok(Some(stated));
+        if let Some(state) = self::state(remote, subject.id)? {
+            if let Some(stated) = offered(model, subject, &state, remote)?
+                && stated.order >= number
+            {
+                return Ok(Some(stated));
+            }
+            if state.unable {
+                return Err(too_old(&subject.name));
+            }
         }
         let passed = start.elapsed();
         if passed >= timeout || request.args.no_wait {
@@ -227,7 +281,7 @@ fn ask(
         sleep(PAUSE.min(timeout.saturating_sub(passed)));
     }
     let state = if is_online(remote, subject.id)? {
-        "asked; it has offered no new key yet. Nothing was signed: type the same again to approve it"
+        "asked; it has offered no new key yet. Nothing was signed: type the same again to approve it. If it never does, its alarms say why (`anteroom gateway show`)"
     } else {
         "offline: it is asked when it is back. Nothing was signed: type the same again then"
     };

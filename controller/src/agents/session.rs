@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anteroom_proto::api::{RekeyDoubt, RekeyState};
 use anteroom_proto::direct;
 use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::PublicKey;
@@ -24,7 +25,7 @@ use crate::clock;
 use crate::distribution::{Event, TunnelEnds, check_offer};
 use crate::online::{CloseCode, Link, Outgoing, QUEUE};
 use crate::state::Controller;
-use crate::store::{AppliedFacts, StoreError};
+use crate::store::{AppliedFacts, NewAudit, StoreError};
 
 /// How long one message may take to be taken in.
 const WRITE: Duration = Duration::from_secs(30);
@@ -142,11 +143,10 @@ async fn end_rekey(
     gateway: GatewayId,
     key: PublicKey,
 ) -> Result<(), StoreError> {
-    let Some(state) = controller.store.rekeys().await?.remove(&gateway) else { return Ok(()) };
-    let offered = state.offer.and_then(|offer| offer.by_new.verify_self_named().ok());
-    if offered.is_some_and(|offered| offered.new == key) {
+    let Some(state) = controller.store.rekey(gateway).await? else { return Ok(()) };
+    if state.offer.as_ref().and_then(RekeyOffer::new_key) == Some(key) {
         tracing::info!(%gateway, "its new identity key is in use");
-        controller.store.end_rekey(gateway).await?;
+        controller.store.end_rekey(gateway, &state.order).await?;
     }
     Ok(())
 }
@@ -271,7 +271,14 @@ impl Running<'_> {
         let Some(chain) = self.controller.authority() else { return Ok(()) };
         let gateway = self.gateway;
         let store = &self.controller.store;
-        let wanted = store.rekeys().await.map_err(|error| store_failed(&error))?.remove(&gateway);
+        // What was approved isn't replaced by what came a moment later, nor by an answer to an earlier order.
+        let _changing = self.controller.changing.lock().await;
+        let current = self.controller.current();
+        if !current.is_some_and(|current| current.approves(gateway, self.key)) {
+            tracing::warn!(%gateway, "an identity key that isn't the approved one vouches for another");
+            return Ok(());
+        }
+        let wanted = store.rekey(gateway).await.map_err(|error| store_failed(&error))?;
         let Some(wanted) = wanted else {
             tracing::warn!(%gateway, "a gateway offers another identity key unasked");
             return Ok(());
@@ -291,7 +298,35 @@ impl Running<'_> {
             tracing::warn!(%gateway, problem, "another identity key isn't taken note of");
             return Ok(());
         }
-        store.offer_rekey(gateway, &offer).await.map_err(|error| store_failed(&error))?;
+        let held = wanted.offer.as_ref().and_then(RekeyOffer::new_key);
+        let (Some(new), RekeyState { order, doubt, .. }) = (offer.new_key(), &wanted) else {
+            return Ok(());
+        };
+        // An order has one key made. One that comes from a backup may be withdrawn, and says nothing.
+        if let Some(held) = held.filter(|held| *held != new)
+            && *doubt != Some(RekeyDoubt::Restored)
+        {
+            tracing::warn!(%gateway, "two different identity keys are offered upon one order");
+            if doubt.is_none() {
+                let audit = NewAudit {
+                    at: clock::now(),
+                    actor: gateway.to_string(),
+                    action: "gateway rekey doubted".into(),
+                    subject: gateway.to_string(),
+                    before: Some(format!("identity {} was offered", held.fingerprint())),
+                    after: Some(format!(
+                        "identity {} was offered upon the same order: the old key may be in two hands",
+                        new.fingerprint()
+                    )),
+                    ..NewAudit::default()
+                };
+                let noted = store.doubt_rekey(gateway, order, &audit).await;
+                noted.map_err(|error| store_failed(&error))?;
+            }
+            return Ok(());
+        }
+        let noted = store.offer_rekey(gateway, order, &offer).await;
+        noted.map_err(|error| store_failed(&error))?;
         tracing::info!(%gateway, "offers another identity key");
         self.controller.tell(Event::Offer { gateway, offer: Box::new(offer) }).await;
         Ok(())

@@ -151,7 +151,10 @@ fn status(
         alarms: facts.alarms,
         bypasses: facts.bypasses,
         identity: api.controller.online.identity(gateway),
-        rekey,
+        rekey: rekey.map(|rekey| RekeyState {
+            unable: online.is_some() && !api.controller.online.rekeys(gateway),
+            ..rekey
+        }),
     }
 }
 

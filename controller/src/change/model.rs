@@ -169,10 +169,12 @@ async fn check_gateways(
         {
             return Err(invalid(format!("{place}: it was revoked; it can only enrol anew")));
         }
-        if before.is_some_and(|before| before.approves(*id, gateway.identity)) {
+        let was = before.and_then(|before| before.model.gateways.get(id));
+        check_former(was, gateway).map_err(|problem| invalid(format!("{place}: {problem}")))?;
+        if was.is_some_and(|was| was.identity == gateway.identity) {
             continue;
         }
-        if let Some(was) = before.and_then(|before| before.model.gateways.get(id)) {
+        if let Some(was) = was {
             check_rekey(controller, *id, was, gateway).await.map_err(|problem| match problem {
                 ChangeError::Invalid(problem) => invalid(format!("{place}: {problem}")),
                 other => other,
@@ -187,13 +189,34 @@ async fn check_gateways(
             None => return Err(invalid(format!("{place}: it never enrolled"))),
         }
     }
+    for (id, kept) in &after.revoked {
+        let was = before.and_then(|before| before.model.gateways.get(id));
+        check_former(was, kept).map_err(|problem| {
+            invalid(format!("revision.model: gateway {}: {problem}", kept.name))
+        })?;
+    }
     for (id, gateway) in before.iter().flat_map(|before| &before.model.revoked) {
-        if after.revoked.get(id).is_none_or(|kept| kept.identity != gateway.identity) {
+        let stays = |kept: &Gateway| {
+            kept.identity == gateway.identity && kept.former.starts_with(&gateway.former)
+        };
+        if !after.revoked.get(id).is_some_and(stays) {
             return Err(invalid(format!(
                 "revision.model: gateway {} was revoked and must stay so",
                 gateway.name
             )));
         }
+    }
+    Ok(())
+}
+
+/// Checks that the keys which a gateway had before are remembered: they are never taken again.
+fn check_former(was: Option<&Gateway>, is: &Gateway) -> Result<(), &'static str> {
+    let wanted = was.into_iter().flat_map(|was| {
+        let replaced = Some(was.identity).filter(|identity| *identity != is.identity);
+        was.former.iter().copied().chain(replaced)
+    });
+    if was.is_some() && !wanted.eq(is.former.iter().copied()) {
+        return Err("the identity keys that it had before aren't kept as such");
     }
     Ok(())
 }
@@ -205,11 +228,8 @@ async fn check_rekey(
     was: &Gateway,
     is: &Gateway,
 ) -> Result<(), ChangeError> {
-    if is.former.last() != Some(&was.identity) {
-        return Err(invalid("its identity key is replaced, and the one before isn't kept as such"));
-    }
-    let state = controller.store.rekeys().await?.remove(&id);
-    let Some(RekeyState { order, offer: Some(offer) }) = state else {
+    let state = controller.store.rekey(id).await?;
+    let Some(RekeyState { order, offer: Some(offer), .. }) = state else {
         return Err(ChangeError::Conflict(
             "the gateway offers no other identity key by now: ask it for one first".into(),
         ));
@@ -219,8 +239,8 @@ async fn check_rekey(
         None => return Err(invalid("nobody has claimed this controller")),
     };
     check_offer(organisation, id, was.identity, &order, &offer).map_err(invalid)?;
-    match offer.by_new.verify_self_named() {
-        Ok(stated) if stated.new == is.identity => Ok(()),
+    match offer.new_key() {
+        Some(new) if new == is.identity => Ok(()),
         _ => Err(ChangeError::Conflict(
             "the gateway offers another identity key by now: look at that one".into(),
         )),

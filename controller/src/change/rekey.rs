@@ -2,6 +2,7 @@
 
 use anteroom_proto::api::{RekeyAnswer, RekeyRequest};
 use anteroom_proto::authority::{AuthorityChain, Operator};
+use anteroom_proto::rekey::{MAX_AHEAD, RekeyOffer};
 
 use super::{ChangeError, check_ready, check_text, invalid};
 use crate::audit::actor;
@@ -29,6 +30,15 @@ pub async fn rekey(
         .verify(organisation, &[operator.key])
         .map_err(|error| invalid(format!("order: {error}")))?;
     let gateway = verified.gateway;
+    let ahead = verified.number.saturating_sub(clock::now().0);
+    if ahead > MAX_AHEAD {
+        return Err(invalid(format!(
+            "order: by its number it is given {} s from now, and would shut out others until then: your clock or this controller's is wrong, set it and try again",
+            ahead / 1000
+        )));
+    }
+    // An offer isn't withdrawn while it is being approved.
+    let _changing = controller.changing.lock().await;
     let current = controller
         .current()
         .ok_or_else(|| ChangeError::Conflict("there are no gateways yet".into()))?;
@@ -37,10 +47,9 @@ pub async fn rekey(
         .gateways
         .get(&gateway)
         .ok_or_else(|| invalid(format!("order: there is no gateway {gateway}")))?;
-    let before = controller.store.rekeys().await?.remove(&gateway);
+    let before = controller.store.rekey(gateway).await?;
     let offered = before.as_ref().and_then(|before| before.offer.as_ref());
-    let offered = offered.and_then(|offer| offer.by_new.verify_self_named().ok());
-    if offered.is_some_and(|offered| offered.new == known.identity) {
+    if offered.and_then(RekeyOffer::new_key) == Some(known.identity) {
         return Err(ChangeError::Conflict(format!(
             "{} hasn't come yet with the identity key that was approved last: wait until it is back",
             known.name

@@ -31,7 +31,7 @@ struct Offered {
 impl Offered {
     /// Of an offer that was checked when it came.
     fn of(offer: &RekeyOffer) -> Option<Self> {
-        let new = offer.by_new.verify_self_named().ok()?.signer();
+        let new = offer.new_key()?;
         let for_gateways = |key: &&Signed<TunnelKeyBinding>| {
             key.verify_self_named().is_ok_and(|binding| !binding.is_for_clients())
         };
@@ -68,13 +68,18 @@ impl Distribution {
     }
 
     /// Passes the order on to a connected gateway that can follow it.
-    pub(super) fn ask_to_rekey(&self, gateway: GatewayId) {
+    pub(super) fn ask_to_rekey(&mut self, gateway: GatewayId) {
         let Some(rekey) = self.known.get(&gateway).and_then(|known| known.rekey.as_ref()) else {
             return;
         };
-        if self.controller.online.rekeys(gateway) {
-            let order = ToAgent::Rekey(Box::new(rekey.order.clone()));
-            self.controller.online.send(gateway, order);
+        let Some(chain) = self.controller.authority() else { return };
+        let (order, newest) = (rekey.order.clone(), chain.newest());
+        // Nobody follows an order of somebody who is no operator any more.
+        let stands = order.verify(newest.organisation, &newest.operator_keys()).is_ok();
+        if stands && self.controller.online.rekeys(gateway) {
+            // Whoever signed it may be an operator by the newest document alone.
+            self.inform(gateway, &chain);
+            self.controller.online.send(gateway, ToAgent::Rekey(Box::new(order)));
         }
     }
 
@@ -87,7 +92,12 @@ impl Distribution {
         let offered = Offered::of(offer);
         if rekey.offered != offered {
             rekey.offered = offered;
-            self.touch_peers(gateway);
+            // Peers are told nothing of it before it is approved.
+            let current = self.controller.current();
+            let new = offer.new_key();
+            if new.is_some_and(|new| current.is_some_and(|now| now.approves(gateway, new))) {
+                self.touch_peers(gateway);
+            }
         }
     }
 

@@ -181,10 +181,28 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         order: &Signed<RekeyOrder>,
         audit: &NewAudit,
     ) -> Result<(), StoreError>;
-    /// Notes which key a gateway offers, where there is an order.
-    async fn offer_rekey(&self, gateway: GatewayId, offer: &RekeyOffer) -> Result<(), StoreError>;
-    /// Forgets order and offer.
-    async fn end_rekey(&self, gateway: GatewayId) -> Result<(), StoreError>;
+    /// Notes which key a gateway offers upon `order`, where that is the newest.
+    async fn offer_rekey(
+        &self,
+        gateway: GatewayId,
+        order: &Signed<RekeyOrder>,
+        offer: &RekeyOffer,
+    ) -> Result<(), StoreError>;
+    /// Notes that a gateway has offered yet another key upon `order`, where that is the newest. The first is kept.
+    async fn doubt_rekey(
+        &self,
+        gateway: GatewayId,
+        order: &Signed<RekeyOrder>,
+        audit: &NewAudit,
+    ) -> Result<(), StoreError>;
+    /// Forgets `order` and what was offered upon it, where that is the newest.
+    async fn end_rekey(
+        &self,
+        gateway: GatewayId,
+        order: &Signed<RekeyOrder>,
+    ) -> Result<(), StoreError>;
+    /// Whether one gateway's identity key is to be replaced, and what it offered.
+    async fn rekey(&self, gateway: GatewayId) -> Result<Option<RekeyState>, StoreError>;
     /// Which identity keys are to be replaced, and what gateways offered.
     async fn rekeys(&self) -> Result<BTreeMap<GatewayId, RekeyState>, StoreError>;
     /// Records what a gateway has in force, or why it refused a view.

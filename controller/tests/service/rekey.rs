@@ -1,11 +1,11 @@
 //! Identity keys that are replaced in their place.
 
 use anteroom_proto::api::{
-    AuditEntry, GatewayStatus, RekeyAnswer, RekeyRequest, RekeyState, paths,
+    AuditEntry, GatewayStatus, RekeyAnswer, RekeyDoubt, RekeyRequest, RekeyState, paths,
 };
 use anteroom_proto::cose::Signed;
 use anteroom_proto::key::{IdentityKey, PublicKey};
-use anteroom_proto::rekey::{CAPABILITY, RekeyOffer, RekeyOrder};
+use anteroom_proto::rekey::{CAPABILITY, MAX_AHEAD, RekeyOffer, RekeyOrder};
 use anteroom_proto::v1::{RefusalCode, ToAgent, ToController};
 use anteroom_proto::view::{SignedView, View};
 
@@ -246,4 +246,82 @@ async fn orders_are_an_operators_wait_for_the_gateway_and_can_be_taken_back() {
     model.rekey_gateway("imaging", agents[0].identity.public(), new).unwrap();
     let update = desk.update(&model, &desk.root(&model, base.as_ref()));
     assert_eq!(desk.client.post_status(paths::MODEL, &update).await, 409);
+}
+
+#[tokio::test]
+async fn two_keys_upon_one_order_are_noticed_and_numbers_ahead_of_time_refused() {
+    let service = Service::new().await;
+    let (desk, mut agents) = hospital(&service).await;
+    agents[0].capabilities.push(CAPABILITY.into());
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    let ahead = u64::try_from(now).unwrap() + 2 * MAX_AHEAD;
+    for (number, withdraw) in [(ahead, false), (u64::MAX, false), (u64::MAX, true)] {
+        let order = order(&desk, &agents[0], number, withdraw);
+        assert_eq!(desk.client.post_status(paths::REKEYS, &order).await, 400, "{number}");
+    }
+    assert_eq!(ask(&desk, &agents[0], 3).await, RekeyAnswer::Offline);
+    let mut first = agents[0].connect(&service).await;
+    assert_eq!(ordered(&mut first).await.number, 3);
+    let good = offer(&agents[0], &IdentityKey::from_seed(&[77; 32]), 3);
+    send(&mut first, good.clone()).await;
+    send(&mut first, good.clone()).await;
+    offered(&desk, &agents[0], &good).await;
+    let held = state(&desk, &agents[0]).await.unwrap();
+    assert_eq!((held.doubt, held.unable), (None, false));
+    for _ in 0..3 {
+        send(&mut first, offer(&agents[0], &IdentityKey::from_seed(&[78; 32]), 3)).await;
+    }
+    let doubted = until("it is doubted", async || {
+        state(&desk, &agents[0]).await.filter(|state| state.doubt.is_some())
+    })
+    .await;
+    assert_eq!(doubted.doubt, Some(RekeyDoubt::Rival));
+    assert_eq!(doubted.offer, Some(good), "the first is kept");
+    first.is_quiet(&agents[0], 1).await;
+    let audit: Vec<AuditEntry> = desk.client.get(&format!("{}?after=0", paths::AUDIT)).await;
+    let doubts: Vec<_> =
+        audit.iter().filter(|entry| entry.action == "gateway rekey doubted").collect();
+    assert_eq!(doubts.len(), 1, "{doubts:?}");
+    // The next order begins anew.
+    assert_eq!(ask(&desk, &agents[0], 4).await, RekeyAnswer::Asked);
+    let state = state(&desk, &agents[0]).await.unwrap();
+    assert_eq!((state.offer, state.doubt), (None, None));
+
+    // An agent that was put back to an older version says so.
+    drop(first);
+    agents[0].capabilities.clear();
+    let _first = agents[0].connect(&service).await;
+    until("it is unable", async || self::state(&desk, &agents[0]).await?.unable.then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn no_revision_forgets_a_key_that_was_replaced() {
+    let service = Service::new().await;
+    let (desk, mut agents) = hospital(&service).await;
+    agents[0].capabilities.push(CAPABILITY.into());
+    let new = IdentityKey::from_seed(&[77; 32]);
+    let mut first = agents[0].connect(&service).await;
+    assert_eq!(ask(&desk, &agents[0], 3).await, RekeyAnswer::Asked);
+    assert_eq!(ordered(&mut first).await.number, 3);
+    let good = offer(&agents[0], &new, 3);
+    send(&mut first, good.clone()).await;
+    offered(&desk, &agents[0], &good).await;
+    let refused = async |former: Vec<PublicKey>, revoke: bool| {
+        let (mut model, base) = desk.base().await;
+        let gateway = model.gateways.get_mut(&agents[0].gateway).unwrap();
+        (gateway.identity, gateway.former) = (new.public(), former);
+        if revoke {
+            model.revoke_gateway("imaging").unwrap();
+        }
+        let update = desk.update(&model, &desk.root(&model, base.as_ref()));
+        assert_eq!(desk.client.post_status(paths::MODEL, &update).await, 400);
+    };
+    let other = IdentityKey::from_seed(&[79; 32]).public();
+    refused(vec![], false).await;
+    refused(vec![other, agents[0].identity.public()], false).await;
+    approve(&desk, &agents[0], new.public()).await;
+    refused(vec![], false).await;
+    refused(vec![other], false).await;
+    refused(vec![], true).await;
 }

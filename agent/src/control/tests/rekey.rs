@@ -290,6 +290,8 @@ async fn the_key_in_use_is_not_offered_again_nor_kept_twice() {
     let mut session = world.session().await;
     session.welcome(50, system_time().0).await;
     world.on_disk("the new key", |state| state.identity().unwrap().unwrap().public() == new).await;
+    session.send(naming(&world, new, 4)).await;
+    session.hear_applied().await;
     session.send(order(&operator, GATEWAY, 5, false)).await;
     session.send(order(&operator, GATEWAY, 6, false)).await;
     let third = world.checked(&session.hear_offer().await);

@@ -13,7 +13,8 @@ impl Model {
     /// Replaces a gateway's identity key `old` by `new`. The old one is never taken again.
     ///
     /// # Errors
-    /// When there is no such gateway, it has another key than `old`, or `new` is or was some gateway's.
+    /// When there is no such gateway, it has another key than `old`, `new` is or was some gateway's, or it had
+    /// [`MAX_FORMER`] keys before.
     pub fn rekey_gateway(
         &mut self,
         name: &str,
@@ -31,12 +32,18 @@ impl Model {
                 ),
             });
         }
+        if gateway.former.len() >= MAX_FORMER {
+            return Err(EditError::Invalid {
+                what: format!("gateway {name}"),
+                problem: format!(
+                    "it had {MAX_FORMER} identity keys before, and none of them may be forgotten: revoke it and enrol it anew"
+                ),
+            });
+        }
         self.identity_is_free(new)?;
         if let Some(gateway) = self.gateways.get_mut(&id) {
             gateway.identity = new;
             gateway.former.push(old);
-            let surplus = gateway.former.len().saturating_sub(MAX_FORMER);
-            gateway.former.drain(..surplus);
         }
         Ok(id)
     }
@@ -127,11 +134,15 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut model = hospital();
         let mut old = model.find_gateway("ward").unwrap().1.identity;
-        for number in 0..80 {
+        let first = old;
+        for number in 0..64 {
             let new = key(100 + number);
             model.rekey_gateway("ward", old, new).unwrap();
             old = new;
         }
-        assert_eq!(model.find_gateway("ward").unwrap().1.former.len(), MAX_FORMER);
+        let refused = model.rekey_gateway("ward", old, key(99)).unwrap_err().to_string();
+        assert!(refused.contains("enrol it anew"), "{refused}");
+        let ward = model.find_gateway("ward").unwrap().1;
+        assert_eq!((ward.former.len(), ward.former[0], ward.identity), (MAX_FORMER, first, old));
     }
 }

@@ -174,6 +174,7 @@ impl Store for SqliteStore {
     async fn set_restored(&self, audit: &NewAudit) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
         authority::set_restored(&mut change, Some(audit.at)).await?;
+        rekey::restored(&mut change).await?;
         audit::append(&mut change, audit).await?;
         commit(change).await
     }
@@ -318,16 +319,41 @@ impl Store for SqliteStore {
         commit(change).await
     }
 
-    async fn offer_rekey(&self, gateway: GatewayId, offer: &RekeyOffer) -> Result<(), StoreError> {
+    async fn offer_rekey(
+        &self,
+        gateway: GatewayId,
+        order: &Signed<RekeyOrder>,
+        offer: &RekeyOffer,
+    ) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
-        rekey::offer(&mut change, gateway, offer).await?;
+        rekey::offer(&mut change, gateway, order, offer).await?;
         commit(change).await
     }
 
-    async fn end_rekey(&self, gateway: GatewayId) -> Result<(), StoreError> {
+    async fn doubt_rekey(
+        &self,
+        gateway: GatewayId,
+        order: &Signed<RekeyOrder>,
+        audit: &NewAudit,
+    ) -> Result<(), StoreError> {
         let mut change = self.begin().await?;
-        rekey::forget(&mut change, gateway).await?;
+        rekey::doubt(&mut change, gateway, order).await?;
+        audit::append(&mut change, audit).await?;
         commit(change).await
+    }
+
+    async fn end_rekey(
+        &self,
+        gateway: GatewayId,
+        order: &Signed<RekeyOrder>,
+    ) -> Result<(), StoreError> {
+        let mut change = self.begin().await?;
+        rekey::forget(&mut change, gateway, order).await?;
+        commit(change).await
+    }
+
+    async fn rekey(&self, gateway: GatewayId) -> Result<Option<RekeyState>, StoreError> {
+        rekey::one(&self.readers, gateway).await
     }
 
     async fn rekeys(&self) -> Result<BTreeMap<GatewayId, RekeyState>, StoreError> {

@@ -148,6 +148,18 @@ fn an_identity_key_is_replaced_in_its_place_and_no_ping_is_lost() {
     }
     let series = pinging.stop().unwrap();
     assert_eq!(series.lost(), 0, "{series:?}");
+    let stolen = Held::load(&StateDir::open(&thief).unwrap()).unwrap().enrolled.unwrap().ring;
+    let stolen: Vec<_> = stolen.all().map(|key| key.secret.public().to_wireguard()).collect();
+    wait::until_ok(DEADLINE, "the tunnel keys on the copied disk to be given up", || {
+        let status = hospital.gateways["imaging"].status()?;
+        let keys = status["control"]["keys"].as_array().cloned().unwrap_or_default();
+        let held = |key: &&serde_json::Value| {
+            stolen.iter().any(|stolen| key["key"] == **stolen) && key["serves"] != "clients"
+        };
+        ensure!(!keys.is_empty() && !keys.iter().any(|key| held(&key)), "{keys:?}");
+        Ok(())
+    })
+    .unwrap();
     eprintln!("{} pings, none lost", series.sent);
     let audit = hospital.operator.json(&["audit", "list"]).unwrap().to_string();
     for said in ["gateway rekey ask", "gateway rekey", "its disk was copied", &before] {
@@ -197,6 +209,10 @@ fn an_identity_key_is_replaced_in_its_place_and_no_ping_is_lost() {
     let (code, said) = rekey(hospital, "servers", "1s", &["--fingerprint", &offered]);
     assert_eq!(code, 3, "{said}");
     assert_eq!(approved(hospital, "servers"), offered);
+    // Typed again, by somebody who doesn't know.
+    let (code, said) = rekey(hospital, "servers", "1s", &[]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("approved") && !said.contains("stolen"), "{said}");
     hospital.gateway("servers").start().unwrap();
     wait_back(hospital, "servers", &offered);
     let pinging = Pinging::start(&hospital.machine("ct-1").host, pacs, MANY, BEAT).unwrap();
