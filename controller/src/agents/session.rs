@@ -274,10 +274,10 @@ impl Running<'_> {
         // What was approved isn't replaced by what came a moment later, nor by an answer to an earlier order.
         let _changing = self.controller.changing.lock().await;
         let current = self.controller.current();
-        if !current.is_some_and(|current| current.approves(gateway, self.key)) {
+        let Some(current) = current.filter(|current| current.approves(gateway, self.key)) else {
             tracing::warn!(%gateway, "an identity key that isn't the approved one vouches for another");
             return Ok(());
-        }
+        };
         let wanted = store.rekey(gateway).await.map_err(|error| store_failed(&error))?;
         let Some(wanted) = wanted else {
             tracing::warn!(%gateway, "a gateway offers another identity key unasked");
@@ -293,6 +293,10 @@ impl Running<'_> {
             } else {
                 Err("it binds a tunnel key that the gateway hasn't named".into())
             }
+        });
+        let fits = fits.and_then(|()| match offer.new_key() {
+            Some(new) if current.model.is_free_identity(new) => Ok(()),
+            _ => Err("some gateway has that key, or had it".into()),
         });
         if let Err(problem) = fits {
             tracing::warn!(%gateway, problem, "another identity key isn't taken note of");

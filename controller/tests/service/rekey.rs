@@ -277,7 +277,6 @@ async fn two_keys_upon_one_order_are_noticed_and_numbers_ahead_of_time_refused()
     .await;
     assert_eq!(doubted.doubt, Some(RekeyDoubt::Rival));
     assert_eq!(doubted.offer, Some(good), "the first is kept");
-    first.is_quiet(&agents[0], 1).await;
     let audit: Vec<AuditEntry> = desk.client.get(&format!("{}?after=0", paths::AUDIT)).await;
     let doubts: Vec<_> =
         audit.iter().filter(|entry| entry.action == "gateway rekey doubted").collect();

@@ -65,6 +65,12 @@ impl Model {
         }
     }
 
+    /// Whether no gateway has this identity key, or ever had it.
+    #[must_use]
+    pub fn is_free_identity(&self, key: PublicKey) -> bool {
+        self.identity_is_free(key).is_ok()
+    }
+
     /// Whether a gateway had this identity key before it got another one.
     #[must_use]
     pub fn is_former_identity(&self, key: PublicKey) -> bool {
