@@ -6,7 +6,7 @@
 //!
 //! - a direct path counts once a handshake went over it, both ways. The session that it makes carries packets from
 //!   then on, so those still on their way through the relay belong to another one: none is too late for its window,
-//!   however long the relay's way is. A handshake is tried as soon as a [knock](super::knock) was answered.
+//!   however long the relay's way is. A handshake is tried as soon as a [knock] was answered.
 //! - it counts no more when several knocks in a row stay unanswered, which takes about a second, and nothing else of the
 //!   peer keeps coming directly: there are firewalls that let through nothing but WireGuard, and full queues that
 //!   lose knocks among much else. While packets flow
