@@ -3,47 +3,41 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use anteroom_agent_core::target::{RelayId, Through};
+use anteroom_agent_core::target::RelayId;
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{IdentityKey, PublicKey};
-use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PROBE_LEN, SEALED_LEN};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{
     FromRelay, Hello, MAX_FROM_RELAY, MAX_TO_RELAY, Refusal, RefusalCode, ToRelay, VERSIONS,
 };
-use anteroom_transport::datagrams;
 use anteroom_transport::dial;
 use anteroom_transport::egress;
 use anteroom_transport::endpoint::Link as Connected;
-use anteroom_transport::link::{Closed, Connection, SendDatagramError};
+use anteroom_transport::link::Closed;
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::peers::Peers;
+use super::carried::{BARRIER, Change, Shared, bring_packets, take_packets};
 use super::table::Table;
 use super::{Known, Place, Who};
 use crate::again::Again;
 use crate::control::Backoff;
-use crate::dataplane::relayed::{Inlet, Outgoing, Packet};
+use crate::dataplane::relayed::{Inlet, Outgoing};
 use crate::text::plain;
 
 /// How long a name may take to become addresses.
 const RESOLVE: Duration = Duration::from_secs(3);
-/// How long what was sent may take to arrive before a better connection is taken, and what is under way to this end
-/// after that.
-const BARRIER: Duration = Duration::from_millis(500);
+/// How long what is under way to this end may take to arrive once a better connection is taken.
 const DRAIN: Duration = Duration::from_secs(2);
-/// What is sent behind all that has to arrive first, and comes back.
-const MARK: [u8; PROBE_LEN] = *b"all sent";
 /// How long the relay may take to say welcome.
 const GREETING: Duration = Duration::from_secs(10);
 /// How often round trip and room are looked at.
@@ -51,8 +45,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Authority documents in one message, and their bytes: it has some of its own.
 const DOCUMENTS: usize = 16;
 const DOCUMENT_BYTES: usize = MAX_TO_RELAY - 4 * 1024;
-/// Packets of a relay that are handed to the worker at once.
-const BATCH: usize = 64;
 
 /// One relay to stay connected to.
 pub(super) struct Link {
@@ -65,93 +57,6 @@ pub(super) struct Link {
     pub(super) again: Again,
     /// Tells where the network may be another one.
     pub(super) moves: watch::Receiver<u64>,
-}
-
-/// What the tasks of one connection share.
-struct Shared {
-    connection: Connection,
-    /// This gateway's identity key that the relay knows it by.
-    identity: PublicKey,
-    peers: Mutex<Peers>,
-    /// The relay has said how it stands with peers.
-    heard: Notify,
-    /// What was sent before [`MARK`] has arrived.
-    arrived: Notify,
-    /// How far the change to a better connection has come.
-    change: watch::Sender<Change>,
-    dropped: AtomicU64,
-}
-
-/// How far the change to a better connection has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
-    /// There is none. Packets go by the connection so far.
-    None,
-    /// There is one to be greeted, once the relay has all that was sent.
-    Asked,
-    /// The relay has all that was sent. More waits.
-    Ready,
-    /// The relay takes its time. Packets go by the connection so far again.
-    Slow,
-}
-
-impl Shared {
-    fn new(connection: Connection, identity: PublicKey) -> Self {
-        Self {
-            connection,
-            identity,
-            peers: Mutex::default(),
-            heard: Notify::new(),
-            arrived: Notify::new(),
-            change: watch::Sender::new(Change::None),
-            dropped: AtomicU64::new(0),
-        }
-    }
-
-    /// Waits until the change to a better connection has come so far.
-    async fn reach(&self, far: impl Fn(Change) -> bool) {
-        // It is told from here, so that there is always somebody who tells.
-        let _ = self.change.subscribe().wait_for(|change| far(*change)).await;
-    }
-
-    /// Waits until the relay has all that was sent, for a moment at most.
-    async fn all_sent(&self) {
-        let sent = async {
-            let mark = packet::probe(MARK).into();
-            if self.connection.send_datagram_wait(mark).await.is_ok() {
-                self.arrived.notified().await;
-            }
-        };
-        let _ = timeout(BARRIER, sent).await;
-    }
-
-    fn peers(&self) -> std::sync::MutexGuard<'_, Peers> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes in front of packets for whom they are; those for nobody who is here are dropped.
-    fn address(&self, batch: &mut Vec<Packet>) {
-        let peers = self.peers();
-        batch.retain_mut(|packet| {
-            let number = peers.numbers.get(&packet.to).map(|state| state.number);
-            let (Some(number), Some(head)) = (number, packet.bytes.get_mut(..HEADER_LEN)) else {
-                self.drop_one();
-                return false;
-            };
-            head.copy_from_slice(&packet::header(number, false));
-            true
-        });
-    }
-
-    fn drop_one(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The longest sealed packet that this end can send now.
-    fn room(&self) -> u16 {
-        let longest = self.connection.max_datagram_size().unwrap_or(0).saturating_sub(HEADER_LEN);
-        u16::try_from(longest.min(*SEALED_LEN.end())).unwrap_or(u16::MAX)
-    }
 }
 
 /// Why a connection is left.
@@ -545,74 +450,6 @@ fn refused(refusal: &Refusal) -> String {
 async fn another(identity: &mut watch::Receiver<IdentityKey>) {
     if identity.changed().await.is_err() {
         std::future::pending::<()>().await;
-    }
-}
-
-/// Takes what the data plane has for the relay, until the connection ends. While the relay is asked to take a better one,
-/// packets wait for that, for a moment: those sent by this one behind the question would be lost.
-async fn take_packets(shared: &Shared, outgoing: &mut Outgoing) {
-    let mut batch = Vec::new();
-    // Until the relay has said what peers are called, nothing can be sent. What was taken before would be lost.
-    let _ = timeout(LOOK, shared.heard.notified()).await;
-    'connection: loop {
-        let space = shared.connection.datagram_send_buffer_space();
-        let more = tokio::select! {
-            biased;
-            () = shared.reach(|change| change == Change::Asked) => {
-                shared.all_sent().await;
-                shared.change.send_if_modified(|change| {
-                    let asked = *change == Change::Asked;
-                    if asked {
-                        *change = Change::Ready;
-                    }
-                    asked
-                });
-                shared.reach(|change| matches!(change, Change::None | Change::Slow)).await;
-                continue;
-            }
-            more = outgoing.take(space, &mut batch) => more,
-        };
-        if !more {
-            break;
-        }
-        shared.address(&mut batch);
-        for packet in batch.drain(..) {
-            match shared.connection.send_datagram_wait(packet.bytes.freeze()).await {
-                Ok(()) => {}
-                Err(SendDatagramError::TooLarge) => shared.drop_one(),
-                Err(SendDatagramError::Gone) => break 'connection,
-            }
-        }
-    }
-    shared.connection.closed().await;
-}
-
-/// Brings the data plane what the relay has for it, until the connection ends.
-async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet) {
-    let mut batch = Vec::new();
-    while datagrams::read(&shared.connection, BATCH, &mut batch).await.is_ok() {
-        let peers = shared.peers();
-        inlet.bring(batch.iter().filter_map(|datagram| match packet::parse(datagram) {
-            Some(Datagram::Packet { peer, sealed, .. }) => {
-                let peer = peers.names.get(&peer).copied();
-                if peer.is_none() {
-                    shared.drop_one();
-                }
-                Some((Through { relay, peer: peer? }, sealed))
-            }
-            Some(Datagram::Answer(MARK)) => {
-                shared.arrived.notify_one();
-                None
-            }
-            // The connection measures the round trip by itself.
-            Some(Datagram::Probe(_) | Datagram::Answer(_)) => None,
-            None => {
-                shared.drop_one();
-                None
-            }
-        }));
-        drop(peers);
-        batch.clear();
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Nothing here needs a controller: chain and pass are on disk, and a pass doesn't expire by any clock.
 
+mod carried;
 mod link;
 mod peers;
 mod table;
