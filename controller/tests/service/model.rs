@@ -87,7 +87,7 @@ async fn only_what_follows_and_compiles_to_what_was_signed_is_taken() {
         ("control characters", control, 400, "action: "),
         ("never enrolled", never, 400, "never enrolled"),
         ("another identity", other_key, 400, "enrolled with another identity key"),
-        ("a replaced identity is forgotten", forgotten, 400, "isn't kept as such"),
+        ("a replaced identity is forgotten", forgotten, 400, "aren't kept as such"),
         ("an identity that wasn't offered", unoffered, 409, "offers no other identity key"),
     ];
     for (what, update, expected, words) in cases {
