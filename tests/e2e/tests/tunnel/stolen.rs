@@ -104,8 +104,10 @@ fn every_peer_drops_a_revoked_gateway_at_once_and_its_keys_are_useless() {
 
     // The controller can't reach the ward's gateway for a while.
     let away = address("ward", 2);
-    let cuts = [format!("from {away}/32 dport 4433"), format!("to {away}/32 sport 4433")]
-        .map(|ends| format!("ipproto udp {ends} blackhole"));
+    let ends = [format!("from {away}/32 dport 4433"), format!("to {away}/32 sport 4433")];
+    let cuts = ["udp", "tcp"]
+        .map(|over| ends.each_ref().map(|ends| format!("ipproto {over} {ends} blackhole")));
+    let cuts = cuts.concat();
     for cut in &cuts {
         hospital.router.ip(&format!("rule add pref 11 {cut}")).unwrap();
     }
