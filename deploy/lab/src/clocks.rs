@@ -79,8 +79,8 @@ mod tests {
         let program = crate::programs::find("date").unwrap();
         let programs = Programs {
             agent: program.clone(),
-            controller: program,
-            cli: PathBuf::new(),
+            controller: program.clone(),
+            cli: program,
             tools: PathBuf::new(),
         };
         let Some((clocks, programs)) = Clocks::lie_to(programs, directory.path()).unwrap() else {

@@ -117,6 +117,17 @@ impl Stand {
         });
     }
 
+    /// Waits until the ward's gateway is there as well: so it knows by which key and where to find the controller.
+    fn all_online(&self, what: &str) {
+        let online = || {
+            let list = self.fixture.hospital.operator.json(&["gateway", "list"])?;
+            let rows = list.as_array().context("a list")?;
+            ensure!(rows.len() == 3 && rows.iter().all(|row| row["online"] == true), "{list}");
+            Ok(())
+        };
+        wait::until_ok(SOON, what, online).unwrap();
+    }
+
     fn alarms(&self, gateway: &str) -> String {
         control(&self.fixture.hospital, gateway).unwrap()["alarms"].to_string()
     }
@@ -278,6 +289,7 @@ fn a_new_machine_takes_over_from_an_old_backup_and_traffic_never_stops() {
     };
     run(&mut stand, &replace(&code));
     stand.followed("gateways to follow the key");
+    stand.all_online("the ward's gateway to follow the key");
     let (ct, pacs) = {
         let hospital = stand.hospital();
         (hospital.machine("ct-1").host.clone(), hospital.machine("pacs-1").address())
@@ -320,13 +332,7 @@ fn a_new_machine_takes_over_from_an_old_backup_and_traffic_never_stops() {
     // Keys go on from where they are, not from where the backup was; the ward does what it was asked before.
     stand.hospital().gateway("ward").start().unwrap();
     stand.hospital().gateway("ward").wait_running().unwrap();
-    let online = || {
-        let list = stand.fixture.hospital.operator.json(&["gateway", "list"])?;
-        let rows = list.as_array().context("a list")?;
-        ensure!(rows.len() == 3 && rows.iter().all(|row| row["online"] == true), "{list}");
-        Ok(())
-    };
-    wait::until_ok(SOON, "the ward's gateway to be back", online).unwrap();
+    stand.all_online("the ward's gateway to be back");
     let words = ["gateway", "rotate", "--all", "--timeout", "60s"];
     stand.fixture.hospital.operator.ok(&words).unwrap();
     for gateway in ["imaging", "servers", "ward"] {
