@@ -15,6 +15,17 @@ pub(crate) trait Sift: Send + Sync + 'static {
     /// Takes out of a buffer what QUIC isn't to see, and shortens `meta.len` accordingly. The buffer holds `meta.len` bytes:
     /// merged datagrams of `meta.stride` bytes each, the last of which may be shorter.
     fn sift(&self, buffer: &mut [u8], meta: &mut RecvMeta);
+
+    /// Puts what came for QUIC by another way into the buffers, and returns how many that were. Where more comes so later, it
+    /// wakes `cx`.
+    fn bring(
+        &self,
+        _cx: &mut Context<'_>,
+        _bufs: &mut [IoSliceMut<'_>],
+        _meta: &mut [RecvMeta],
+    ) -> usize {
+        0
+    }
 }
 
 /// The socket.
@@ -50,6 +61,10 @@ impl<S: Sift> AsyncUdpSocket for Sifted<S> {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        let brought = self.by.bring(cx, bufs, meta);
+        if brought > 0 {
+            return Poll::Ready(Ok(brought));
+        }
         let received = self.socket.poll_recv(cx, bufs, meta);
         if let Poll::Ready(Ok(count)) = &received {
             for (buffer, meta) in bufs.iter_mut().zip(meta).take(*count) {

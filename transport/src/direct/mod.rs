@@ -101,7 +101,7 @@ impl Direct {
         let mut socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
         if let Some(shared) = shared {
             let one_port: Arc<dyn AsyncUdpSocket> =
-                Arc::new(OnePort::new(socket, shared).map_err(failed)?);
+                Arc::new(OnePort::over(socket, shared).map_err(failed)?);
             socket = one_port;
         }
         let socket = Arc::new(Sifted::new(socket, guard.clone()));

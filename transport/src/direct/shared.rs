@@ -8,13 +8,14 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 use anteroom_proto::relay::mirror::QUIC_BIT;
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, UdpPoller};
+use quinn::AsyncUdpSocket;
+use quinn::udp::RecvMeta;
+
+use crate::sifted::{Sift, Sifted};
 
 /// Datagrams that wait to be handed over in one direction, and their bytes: what a few merged ones hold.
 const MOST: usize = 1_024;
@@ -129,17 +130,23 @@ pub struct Shared {
     pub others: Strays,
 }
 
-/// QUIC's socket on a port that it shares.
+/// QUIC's side of a port that it shares.
 pub(super) struct OnePort {
-    socket: Arc<dyn AsyncUdpSocket>,
     shared: Arc<Shared>,
     ipv6: bool,
 }
 
 impl OnePort {
-    pub(super) fn new(socket: Arc<dyn AsyncUdpSocket>, shared: Arc<Shared>) -> io::Result<Self> {
+    /// `socket`, with what is handed over to QUIC, and without what isn't QUIC's.
+    ///
+    /// # Errors
+    /// When the socket doesn't say its address.
+    pub(super) fn over(
+        socket: Arc<dyn AsyncUdpSocket>,
+        shared: Arc<Shared>,
+    ) -> io::Result<Sifted<Self>> {
         let ipv6 = socket.local_addr()?.is_ipv6();
-        Ok(Self { socket, shared, ipv6 })
+        Ok(Sifted::new(socket, Arc::new(Self { shared, ipv6 })))
     }
 
     /// As the socket itself would say it.
@@ -167,9 +174,11 @@ impl OnePort {
         }
         filled
     }
+}
 
+impl Sift for OnePort {
     /// Hands over what isn't QUIC's.
-    fn sort(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
+    fn sift(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
         let len = meta.len.min(buffer.len());
         let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
         meta.len = retain(&mut buffer[..len], meta.stride, |datagram| {
@@ -180,58 +189,16 @@ impl OnePort {
             own
         });
     }
-}
 
-impl fmt::Debug for OnePort {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("OnePort").field(&self.socket).finish()
-    }
-}
-
-impl AsyncUdpSocket for OnePort {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.socket).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
-    }
-
-    fn poll_recv(
+    fn bring(
         &self,
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
+    ) -> usize {
         // Before it is looked, or what comes in between would wake nobody.
         self.shared.quic.wake(cx.waker());
-        let strays = self.take_strays(bufs, meta);
-        if strays > 0 {
-            return Poll::Ready(Ok(strays));
-        }
-        let received = self.socket.poll_recv(cx, bufs, meta);
-        if let Poll::Ready(Ok(count)) = &received {
-            for (buffer, meta) in bufs.iter_mut().zip(meta).take(*count) {
-                self.sort(buffer, meta);
-            }
-        }
-        received
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+        self.take_strays(bufs, meta)
     }
 }
 

@@ -1,7 +1,10 @@
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Wake;
+use std::task::{Poll, Wake};
 
 use proptest::prelude::*;
+use quinn::UdpPoller;
+use quinn::udp::Transmit;
 
 use super::*;
 
@@ -60,7 +63,7 @@ fn at(port: u16) -> SocketAddr {
 }
 
 /// All that QUIC gets to see.
-fn receive(port: &OnePort, taker: &Arc<Counter>) -> Vec<(SocketAddr, Vec<u8>)> {
+fn receive(port: &Sifted<OnePort>, taker: &Arc<Counter>) -> Vec<(SocketAddr, Vec<u8>)> {
     let mut seen = Vec::new();
     let waker = taker.waker();
     loop {
@@ -116,7 +119,7 @@ proptest! {
         }
         let shared = Arc::new(Shared::default());
         let socket = Arc::new(Canned(Mutex::new(waiting), local));
-        let port = OnePort::new(socket, shared.clone()).unwrap();
+        let port = OnePort::over(socket, shared.clone()).unwrap();
         let mut first = Vec::new();
         for datagram in &handed_over {
             shared.quic.put(at(99), datagram);
