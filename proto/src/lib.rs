@@ -3,7 +3,7 @@
 //! Four layers, none of which does I/O or reads a clock:
 //!
 //! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`],
-//!   [`alarm`], [`rhythm`];
+//!   [`alarm`], [`rhythm`], [`inventory`];
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`rekey`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
@@ -25,6 +25,7 @@ pub mod cose;
 pub mod direct;
 pub mod id;
 pub mod intent;
+pub mod inventory;
 pub mod invite;
 pub mod key;
 pub mod mac;
