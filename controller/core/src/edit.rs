@@ -11,6 +11,7 @@ use crate::model::{Device, Gateway, Model};
 use crate::policy::{POLICY_FILE, parse_all};
 use crate::problem::{Problems, did_you_mean};
 use crate::resolve::Resolved;
+use crate::surface;
 
 mod client;
 mod host;
@@ -361,6 +362,9 @@ fn labels_fit(what: &str, labels: &BTreeMap<Name, String>) -> Result<(), EditErr
         }
         if value.chars().any(char::is_control) {
             return invalid(what, "the value has a control character in it".into());
+        }
+        if let Some(problem) = surface::problem(label.as_str(), value) {
+            return invalid(what, problem);
         }
     }
     Ok(())

@@ -7,7 +7,8 @@
 //! policy's own tests stand on it. [`mod@relay`] is what a relay decides: beside all that, and knowing none of it.
 //!
 //! What gateways saw becomes a [`history`]. From it [`mod@suggest`] learns a policy, [`mod@coverage`] says who was watched long
-//! enough to be enforced, [`mod@simulate`] what a policy would break, and [`mod@stale`] what nobody uses.
+//! enough to be enforced, [`mod@simulate`] what a policy would break, and [`mod@stale`] what nobody uses. [`surface`] says how much
+//! care hangs on each device, by which all of it can be sorted.
 
 #![forbid(unsafe_code)]
 
@@ -34,4 +35,5 @@ pub mod service_catalog;
 pub mod simulate;
 pub mod stale;
 pub mod suggest;
+pub mod surface;
 pub mod why;

@@ -9,26 +9,25 @@ use super::{Findings, Severity};
 use crate::model::Device;
 use crate::parties::some_of;
 use crate::resolve::Resolved;
+use crate::surface::{Surface, Surfaces};
 
-/// The label and its value by which operators say that a life hangs on a device.
-const LIFE_SUPPORT: (&str, &str) = ("criticality", "life-support");
+/// A device, and whether a life may hang on it.
+type Found<'a> = (&'a Device, bool);
 
-pub(super) fn check(resolved: &Resolved, findings: &mut Findings) {
-    let mut ports: BTreeMap<_, Vec<&Device>> = BTreeMap::new();
-    for device in resolved.model.devices.values().filter(|d| resolved.model.is_attached(d)) {
-        must_choose(device, findings);
+pub(super) fn check(resolved: &Resolved, surfaces: &Surfaces, findings: &mut Findings) {
+    let mut ports: BTreeMap<_, Vec<Found<'_>>> = BTreeMap::new();
+    let devices = resolved.model.devices.iter();
+    for (id, device) in devices.filter(|(_, device)| resolved.model.is_attached(device)) {
+        let surface = surfaces.member(*id);
+        must_choose(device, surface, findings);
         let attachment = &device.attachment;
-        ports.entry((attachment.gateway, &attachment.port)).or_default().push(device);
+        let place = (attachment.gateway, &attachment.port);
+        ports.entry(place).or_default().push((device, surface.is_life_support()));
     }
     for ((gateway, port), devices) in ports {
         let Some(gateway) = resolved.model.gateways.get(&gateway) else { continue };
         shared(&format!("{port} of gateway {}", gateway.name), &devices, findings);
     }
-}
-
-fn is_life_support(device: &Device) -> bool {
-    let (label, value) = LIFE_SUPPORT;
-    device.labels.iter().any(|(name, found)| name.as_str() == label && found == value)
 }
 
 fn is_wire(device: &Device) -> bool {
@@ -41,18 +40,20 @@ fn is_wire(device: &Device) -> bool {
 
 /// In enforce the default would cut a ventilator's alarms off with a dead gateway, and the other choice would lay it open:
 /// a person decides that.
-fn must_choose(device: &Device, findings: &mut Findings) {
+fn must_choose(device: &Device, surface: &Surface, findings: &mut Findings) {
     if device.mode == Mode::Enforce
         && device.on_failure == OnFailure::Default
-        && is_life_support(device)
+        && surface.is_life_support()
     {
         let name = &device.name;
+        let segment = surface.criticality.as_ref().and_then(|said| said.segment.as_ref());
+        let by = segment.map_or_else(String::new, |segment| format!(", as segment {segment} is"));
         findings.add(
             Severity::Error,
             "life-support-must-choose",
             format!("device {name}"),
             format!(
-                "It is life support, and nobody has said what happens to it in enforce while its gateway's agent is \
+                "It is life support{by}, and nobody has said what happens to it in enforce while its gateway's agent is \
                  dead. Choose first: `anteroom device on-failure {name} wire` keeps it connected as if no gateway were \
                  there, `… {name} closed` cuts it off."
             ),
@@ -61,19 +62,19 @@ fn must_choose(device: &Device, findings: &mut Findings) {
 }
 
 /// The kernel knows ports, not devices: one that is to be closed closes its port for all.
-fn shared(port: &str, devices: &[&Device], findings: &mut Findings) {
-    let (wire, closed): (Vec<&Device>, Vec<&Device>) =
-        devices.iter().partition(|device| is_wire(device));
+fn shared(port: &str, devices: &[Found<'_>], findings: &mut Findings) {
+    let (wire, closed): (Vec<Found<'_>>, Vec<Found<'_>>) =
+        devices.iter().partition(|(device, _)| is_wire(device));
     // Where the modes differ that is said already, and is what to mend.
-    let one_mode = devices.windows(2).all(|pair| pair[0].mode == pair[1].mode);
+    let one_mode = devices.windows(2).all(|pair| pair[0].0.mode == pair[1].0.mode);
     if wire.is_empty() || closed.is_empty() || !one_mode {
         return;
     }
-    let names = |devices: &[&Device]| {
-        let names: Vec<String> = devices.iter().map(|device| device.name.to_string()).collect();
+    let names = |devices: &[Found<'_>]| {
+        let names: Vec<String> = devices.iter().map(|(found, _)| found.name.to_string()).collect();
         some_of(&names, 8)
     };
-    let life = wire.iter().any(|device| is_life_support(device));
+    let life = wire.iter().any(|(_, life)| *life);
     findings.add(
         if life { Severity::Refusal } else { Severity::Warning },
         "port-mixed-failure",
@@ -126,6 +127,14 @@ mod tests {
             (device.mode, device.on_failure) = (Mode::Protect, OnFailure::Default);
         });
         assert_eq!(codes(&model), []);
+        change(&mut model, "monitor-1", |device| {
+            device.mode = Mode::Enforce;
+            device.labels.remove("criticality");
+        });
+        assert_eq!(codes(&model), []);
+        let critical = "[segment.monitors]\ncriticality = \"life-support\"";
+        model.policy = model.policy.replace("[segment.monitors]", critical);
+        assert_eq!(codes(&model).len(), 1, "what its segment says counts as well");
     }
 
     #[test]

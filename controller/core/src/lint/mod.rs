@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coverage::Coverage;
 use crate::resolve::Resolved;
+use crate::surface::Surfaces;
 
 mod addresses;
 mod clients;
@@ -17,6 +18,7 @@ mod failure;
 mod modes;
 mod networks;
 mod policy;
+mod surface;
 #[cfg(test)]
 mod tests;
 mod tests_in_policy;
@@ -76,7 +78,9 @@ pub fn lint(resolved: &Resolved, evidence: &Evidence, now: UnixMillis) -> Vec<Fi
     addresses::check(resolved, &mut findings);
     networks::check(resolved, &mut findings);
     modes::check(resolved, evidence, now, &mut findings);
-    failure::check(resolved, &mut findings);
+    let surfaces = Surfaces::of(resolved);
+    failure::check(resolved, &surfaces, &mut findings);
+    surface::check(resolved, &mut findings);
     clients::check(resolved, now, &mut findings);
     let mut list = findings.list;
     list.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));

@@ -8,7 +8,7 @@ use crate::problem::{Problem, Problems};
 /// Widest line that a list is kept on.
 const MAX_WIDTH: usize = 100;
 /// Keys in their order, sections first; others keep theirs, behind these.
-const ORDER: [&str; 27] = [
+const ORDER: [&str; 32] = [
     "format",
     "infrastructure",
     "external",
@@ -27,7 +27,12 @@ const ORDER: [&str; 27] = [
     "match",
     "site",
     "label",
+    "criticality",
+    "sensitivity",
+    "owner",
+    "location",
     "ports",
+    "patient_data",
     "from",
     "to",
     "services",

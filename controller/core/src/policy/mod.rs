@@ -13,6 +13,7 @@ use ipnet::Ipv4Net;
 
 use crate::problem::Problems;
 use crate::service_catalog;
+use crate::surface::Stated;
 
 mod check;
 mod format;
@@ -103,6 +104,8 @@ pub struct Segment {
     pub externals: Vec<At<Name>>,
     /// Members by site and labels; all of it must hold.
     pub matches: Option<Match>,
+    /// What holds for those of its members that don't say otherwise themselves.
+    pub surface: Stated,
 }
 
 /// What a device must be to belong to a segment: all of it must hold.
@@ -121,6 +124,8 @@ pub struct Service {
     pub position: Position,
     /// Its protocols and ports.
     pub ports: Vec<PortMatch>,
+    /// Whether its messages name patients.
+    pub patient_data: bool,
 }
 
 /// A permission.

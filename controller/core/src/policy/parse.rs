@@ -16,6 +16,7 @@ use super::{
 };
 use crate::problem::{Problems, did_you_mean};
 use crate::service_catalog;
+use crate::surface::{self, Stated};
 
 /// Most entries of one section.
 const MAX_ENTRIES: usize = 10_000;
@@ -189,13 +190,36 @@ fn prefix(reader: &mut Reader<'_>, entry: &Entry<'_>, text: &At<String>) -> Opti
 }
 
 fn segment(reader: &mut Reader<'_>, _: &Name, entry: &Entry<'_>) -> Option<Segment> {
-    reader.only(entry, &["members", "externals", "match"]);
+    let mut known = vec!["members", "externals", "match"];
+    known.extend(surface::KEYS);
+    reader.only(entry, &known);
     let members = reader.texts(entry, "members", "[\"pacs-1\"]");
     let members = reader.names(&entry.path, &members);
     let externals = reader.texts(entry, "externals", "[\"pacs-vip\"]");
     let externals = reader.names(&entry.path, &externals);
     let matches = entry.table.get("match").and_then(|item| matching(reader, entry, item));
-    Some(Segment { position: entry.position, members, externals, matches })
+    let surface = stated(reader, entry);
+    Some(Segment { position: entry.position, members, externals, matches, surface })
+}
+
+/// What a segment says of its members' protect surface.
+fn stated(reader: &mut Reader<'_>, entry: &Entry<'_>) -> Stated {
+    let mut said = |key: &str, example: &str| {
+        let text = reader.text(entry, key, example)?;
+        if let Some(message) = surface::problem(key, &text.value) {
+            reader.problem(text.position, &entry.path, format!("\"{key}\": {message}"));
+            return None;
+        }
+        Some(text.value)
+    };
+    Stated {
+        criticality: said(surface::CRITICALITY, "\"life-support\"")
+            .and_then(|word| word.parse().ok()),
+        sensitivity: said(surface::SENSITIVITY, "\"patient-data\"")
+            .and_then(|word| word.parse().ok()),
+        owner: said(surface::OWNER, "\"Radiology\""),
+        location: said(surface::LOCATION, "\"Building 2, floor 1\""),
+    }
 }
 
 const MATCH: &str = "match = { site = \"north\", label.class = \"ct\" }";
@@ -247,7 +271,7 @@ fn read_labels(reader: &mut Reader<'_>, entry: &Entry<'_>) -> BTreeMap<Name, Str
 }
 
 fn service(reader: &mut Reader<'_>, name: &Name, entry: &Entry<'_>) -> Option<Service> {
-    reader.only(entry, &["ports"]);
+    reader.only(entry, &["ports", "patient_data"]);
     if let Some(built_in) = service_catalog::find(name.as_str()) {
         let message = format!(
             "\"{name}\" is built in ({}) and can't be defined again: choose another name",
@@ -267,7 +291,8 @@ fn service(reader: &mut Reader<'_>, name: &Name, entry: &Entry<'_>) -> Option<Se
     }
     ports.sort_unstable();
     ports.dedup();
-    Some(Service { position: entry.position, ports })
+    let patient_data = reader.truth(entry, "patient_data");
+    Some(Service { position: entry.position, ports, patient_data })
 }
 
 fn rule(reader: &mut Reader<'_>, _: &Name, entry: &Entry<'_>) -> Option<Rule> {

@@ -6,6 +6,7 @@ use super::blocks::{At, Grant};
 use super::facts::{Facts, Kind};
 use crate::decide::Party;
 use crate::resolve::Resolved;
+use crate::surface;
 
 /// Words in a class's name that say that alarms come from it.
 const ALARMING: [&str; 8] = [
@@ -18,8 +19,6 @@ const ALARMING: [&str; 8] = [
     "anaesthesia",
     "dialysis",
 ];
-/// The label and its value by which operators say that a life hangs on a device.
-const LIFE_SUPPORT: (&str, &str) = ("criticality", "life-support");
 /// In how many hours of the day something must be seen to go on around the clock.
 const AROUND_THE_CLOCK: u8 = 20;
 /// Who a rule's end is: a cell, or some parties by name.
@@ -117,9 +116,7 @@ fn is_essential(resolved: &Resolved, facts: &Facts, grant: &Grant) -> bool {
         _ => false,
     };
     let life = match facts.parties[from as usize] {
-        Party::Member(id) => super::facts::labels(resolved, id)
-            .and_then(|labels| labels.get(LIFE_SUPPORT.0))
-            .is_some_and(|value| value == LIFE_SUPPORT.1),
+        Party::Member(id) => surface::of_member(resolved, id).is_life_support(),
         Party::Address(_) => false,
     };
     let inside = |party: u32| matches!(facts.parties[party as usize], Party::Member(_));
