@@ -34,8 +34,28 @@ pub struct DeviceHints {
     pub vlan: Option<u16>,
     /// Its member id, once an operator has confirmed it.
     pub member: Option<MemberId>,
-    /// At most [`MAX_HINTS`].
+    /// At most [`MAX_HINTS`]. Those of kinds that this release doesn't know are left out as they are read.
+    #[serde(deserialize_with = "of_known_kinds")]
     pub hints: Vec<Hint>,
+}
+
+/// Reads hints, but those of kinds that a later release brought.
+fn of_known_kinds<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<Hint>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct OfAnyKind {
+        kind: String,
+        value: String,
+        first: UnixMillis,
+        last: UnixMillis,
+    }
+    let all = Vec::<OfAnyKind>::deserialize(deserializer)?;
+    let known = all.into_iter().filter_map(|OfAnyKind { kind, value, first, last }| {
+        Some(Hint { kind: kind.parse().ok()?, value, first, last })
+    });
+    Ok(known.collect())
 }
 
 /// One thing that a device let be seen.
@@ -259,6 +279,16 @@ mod tests {
         words.dedup();
         assert_eq!(words.len(), HintKind::ALL.len());
         assert_eq!("dhcp.hostnam".parse::<HintKind>(), Err(NoSuchKind("dhcp.hostnam".to_owned())));
+    }
+
+    #[test]
+    fn hints_of_kinds_that_a_later_release_brought_are_left_out() {
+        let text = r#"{"port": "port1", "mac": "02:00:00:00:00:01", "vlan": null, "member": null, "hints": [
+            {"kind": "dhcp.hostname", "value": "ct-1", "first": 1, "last": 2},
+            {"kind": "teleport.name", "value": "x", "first": 1, "last": 2}]}"#;
+        let device: DeviceHints = serde_json::from_str(text).expect("hints");
+        let kinds: Vec<_> = device.hints.iter().map(|hint| hint.kind).collect();
+        assert_eq!(kinds, [HintKind::DhcpHostname]);
     }
 
     #[test]

@@ -1,0 +1,133 @@
+//! A frame taken apart, as far as it was captured.
+
+use std::net::IpAddr;
+
+use anteroom_proto::mac::MacAddr;
+use etherparse::{LaxNetSlice, LaxSlicedPacket, TransportSlice};
+
+use crate::sight::Station;
+
+/// The EtherType of LLDP (IEEE 802.1AB).
+const LLDP: u16 = 0x88cc;
+/// The first two numbers of 802.1Q and 802.1ad tags.
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
+
+/// A TCP header without its options.
+const TCP_FIXED: usize = 20;
+
+/// What a frame carries that somebody here reads.
+#[derive(Debug)]
+pub(crate) enum Frame<'a> {
+    Lldp { from: Station, units: &'a [u8] },
+    Udp(Datagram<'a>),
+    Tcp(Segment<'a>),
+}
+
+/// A UDP datagram.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Datagram<'a> {
+    pub(crate) from: Station,
+    pub(crate) to: Station,
+    pub(crate) ips: (IpAddr, IpAddr),
+    pub(crate) ports: (u16, u16),
+    pub(crate) payload: &'a [u8],
+}
+
+/// A TCP segment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Segment<'a> {
+    pub(crate) from: Station,
+    pub(crate) to: Station,
+    pub(crate) ips: (IpAddr, IpAddr),
+    pub(crate) ports: (u16, u16),
+    pub(crate) ttl: u8,
+    pub(crate) syn: bool,
+    pub(crate) ack: bool,
+    pub(crate) rst: bool,
+    pub(crate) window: u16,
+    pub(crate) sequence: u32,
+    pub(crate) options: &'a [u8],
+    pub(crate) payload: &'a [u8],
+}
+
+/// Who sent a frame. `vlan` is a tag that was taken out of it before.
+#[must_use]
+pub fn sender(bytes: &[u8], vlan: Option<u16>) -> Option<Station> {
+    let mac = bytes.get(6..)?.first_chunk::<6>().map(|mac| MacAddr(*mac))?;
+    let be16 = |at: usize| bytes.get(at..)?.first_chunk::<2>().map(|two| u16::from_be_bytes(*two));
+    let vlan = match (vlan, be16(12)) {
+        (None, Some(kind)) if TAGS.contains(&kind) => be16(14).map(|tag| tag & 0x0fff),
+        (vlan, _) => vlan,
+    };
+    (!mac.is_group()).then_some(Station { mac, vlan: vlan.filter(|vlan| *vlan != 0) })
+}
+
+/// Takes an Ethernet frame apart. `vlan` is a tag that was taken out of it before. None where nobody here reads what it
+/// carries.
+pub(crate) fn parse(bytes: &[u8], vlan: Option<u16>) -> Option<Frame<'_>> {
+    let mac = |at: usize| bytes.get(at..)?.first_chunk::<6>().map(|mac| MacAddr(*mac));
+    let be16 = |at: usize| bytes.get(at..)?.first_chunk::<2>().map(|two| u16::from_be_bytes(*two));
+    let (to, from) = (mac(0)?, mac(6)?);
+    if from.is_group() {
+        return None;
+    }
+    let mut at = 12;
+    let mut kind = be16(at)?;
+    let mut vlan = vlan;
+    if TAGS.contains(&kind) {
+        // Tag 0 only carries a priority.
+        let tag = be16(at + 2)? & 0x0fff;
+        vlan = vlan.or((tag != 0).then_some(tag));
+        at += 4;
+        kind = be16(at)?;
+    }
+    let (from, to) = (Station { mac: from, vlan }, Station { mac: to, vlan });
+    let rest = bytes.get(at + 2..)?;
+    if kind == LLDP {
+        return Some(Frame::Lldp { from, units: rest });
+    }
+    let packet = LaxSlicedPacket::from_ether_type(etherparse::EtherType(kind), rest);
+    let (ips, ttl, is_first) = match packet.net.as_ref()? {
+        LaxNetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            let ips = (header.source_addr().into(), header.destination_addr().into());
+            (ips, header.ttl(), header.fragments_offset().value() == 0)
+        }
+        LaxNetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            let ips = (header.source_addr().into(), header.destination_addr().into());
+            (ips, header.hop_limit(), true)
+        }
+        LaxNetSlice::Arp(_) => return None,
+    };
+    if !is_first {
+        return None;
+    }
+    match packet.transport? {
+        TransportSlice::Udp(udp) => Some(Frame::Udp(Datagram {
+            from,
+            to,
+            ips,
+            ports: (udp.source_port(), udp.destination_port()),
+            payload: udp.payload(),
+        })),
+        TransportSlice::Tcp(tcp) => Some(Frame::Tcp(Segment {
+            from,
+            to,
+            ips,
+            ports: (tcp.source_port(), tcp.destination_port()),
+            ttl,
+            syn: tcp.syn(),
+            ack: tcp.ack(),
+            rst: tcp.rst(),
+            window: tcp.window_size(),
+            sequence: tcp.sequence_number(),
+            options: tcp
+                .slice()
+                .get(TCP_FIXED..usize::from(tcp.data_offset()) * 4)
+                .unwrap_or_default(),
+            payload: tcp.payload(),
+        })),
+        TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_) | TransportSlice::Igmp(_) => None,
+    }
+}

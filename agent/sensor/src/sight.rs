@@ -1,0 +1,71 @@
+//! What was seen of whom.
+
+use anteroom_proto::inventory::{HintKind, value};
+use anteroom_proto::mac::MacAddr;
+
+/// Most sights that one frame leads to. A frame that shows more shows too much to be true.
+const MOST_OF_A_FRAME: usize = 64;
+
+/// Whom a frame comes from or goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Station {
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its VLAN, or none.
+    pub vlan: Option<u16>,
+}
+
+/// A hint that a station showed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Sight {
+    /// Who showed it.
+    pub who: Station,
+    /// Where it stood.
+    pub kind: HintKind,
+    /// What stood there, as [`value`] makes it.
+    pub value: String,
+}
+
+/// Where parsers tell what they see. Bounded for each frame.
+#[derive(Debug, Default)]
+pub struct Sights {
+    seen: Vec<Sight>,
+    begun: usize,
+    turned_away: u64,
+}
+
+impl Sights {
+    /// What was seen since the last time.
+    pub fn drain(&mut self) -> impl Iterator<Item = Sight> + '_ {
+        self.begun = 0;
+        self.seen.drain(..)
+    }
+
+    /// How many were turned away, since one frame showed too many.
+    #[must_use]
+    pub const fn turned_away(&self) -> u64 {
+        self.turned_away
+    }
+
+    /// Begins another frame.
+    pub(crate) const fn begin(&mut self) {
+        self.begun = self.seen.len();
+    }
+
+    /// Tells of bytes off the wire. Nothing is told of groups, nor what [`value`] leaves nothing of.
+    pub(crate) fn tell(&mut self, who: Station, kind: HintKind, bytes: impl AsRef<[u8]>) {
+        if who.mac.is_group() {
+            return;
+        }
+        let Some(value) = value(bytes.as_ref()) else { return };
+        let sight = Sight { who, kind, value };
+        if self.seen[self.begun..].contains(&sight) {
+            return;
+        }
+        if self.seen.len() - self.begun >= MOST_OF_A_FRAME {
+            self.turned_away += 1;
+            return;
+        }
+        self.seen.push(sight);
+    }
+}
