@@ -102,9 +102,10 @@ fn option_v6(options: Option<&[u8]>, wanted: u16) -> Option<&[u8]> {
 
 /// The Ethernet address in a client's identifier (DUID-LLT, DUID-LL), where there is one.
 fn client_id(message: &[u8]) -> Option<MacAddr> {
-    let address = match option_v6(message.get(4..), 1)? {
-        [0, 1, 0, 1, _, _, _, _, address @ ..] | [0, 3, 0, 1, address @ ..] => address,
-        _ => return None,
+    let ([0, 1, 0, 1, _, _, _, _, address @ ..] | [0, 3, 0, 1, address @ ..]) =
+        option_v6(message.get(4..), 1)?
+    else {
+        return None;
     };
     Some(MacAddr(address.try_into().ok()?))
 }
