@@ -309,6 +309,16 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
             span(underlays.for_ms),
             underlays.why
         );
+        if let Some(after) = underlays.back_after_ms {
+            let good = underlays
+                .good_ms
+                .map_or_else(|| "isn't".to_owned(), |good| format!("has been for {}", span(good)));
+            let _ = writeln!(
+                text,
+                "The first underlay is taken again once it has been good for {}; it {good}.",
+                span(after)
+            );
+        }
         for one in underlays.interfaces.iter().filter(|one| !one.usable) {
             let _ = writeln!(text, "Underlay {} has no carrier or no address.", one.interface);
         }

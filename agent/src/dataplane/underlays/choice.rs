@@ -11,9 +11,10 @@ const UNANSWERED: (Duration, u32) = (Duration::from_secs(2), 6);
 /// How long one that nothing has come through yet is given, at first and at most. Where both are dead this doubles.
 const TRIAL: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(12));
 /// How long the first has to be good until it is taken again. Each time that it was silent within ten times this long after it
-/// was, this doubles, up to [`STEADIEST`].
+/// was, this doubles, up to [`STEADIEST`]: a first uplink that comes and goes costs a second of traffic each time that it is
+/// believed, and a second one may be narrow, so that nobody wants it for long once the first is good.
 const STEADY: Duration = Duration::from_secs(10);
-const STEADIEST: Duration = Duration::from_secs(600);
+const STEADIEST: Duration = Duration::from_secs(120);
 
 /// One of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +96,11 @@ impl Choice {
     /// Since when it is used.
     pub(super) const fn since(&self) -> Instant {
         self.since
+    }
+
+    /// While the second is used: how long the first has to be good until it is taken again, and since when it is.
+    pub(super) fn way_back(&self) -> Option<(Duration, Option<Instant>)> {
+        (self.using == Which::Second).then_some((self.steady, self.good))
     }
 
     /// Looks whether the other one is to be used. Says whether it is from now on.
@@ -264,6 +270,23 @@ mod tests {
             turns += one.run(Duration::from_secs(2));
         }
         assert!(turns <= 4, "{turns} times in {} minutes", 400 * 13 / 60);
+        // Where it is good for longer than it has to be, it is believed, and costs a turn, more and more seldom.
+        let (mut one, mut took) = (Try::new(), Vec::new());
+        for _ in 0..12 {
+            one.works[0] = false;
+            one.run(Duration::from_secs(5));
+            one.is(Which::Second, Why::Silent);
+            one.works[0] = true;
+            let begun = one.now;
+            while one.choice.using() == Which::Second {
+                let (needs, good) = one.choice.way_back().expect("the second is used");
+                assert!(needs <= STEADIEST && good.is_none_or(|good| good >= begun));
+                one.run(Duration::from_millis(100));
+            }
+            assert_eq!(one.choice.way_back(), None);
+            took.push((one.now - begun).as_secs());
+        }
+        assert_eq!(took, [10, 20, 40, 80, 120, 120, 120, 120, 120, 120, 120, 120]);
         // After an hour in which it was good all is forgotten.
         one.works[0] = true;
         one.run(Duration::from_secs(3_600));

@@ -48,6 +48,13 @@ pub struct UnderlaysStatus {
     pub for_ms: u64,
     /// How often another one was taken since the start.
     pub changes: u64,
+    /// While the second is used: for how long the first has to be good until it is taken again, in milliseconds. Longer
+    /// where it failed soon after it was taken again.
+    #[serde(default)]
+    pub back_after_ms: Option<u64>,
+    /// While the second is used: for how long the first has been good, in milliseconds; none while it isn't.
+    #[serde(default)]
+    pub good_ms: Option<u64>,
     /// Both, the first one first.
     pub interfaces: Vec<UnderlayLink>,
 }
@@ -66,13 +73,18 @@ pub struct UnderlayLink {
 pub(super) struct Told {
     status: UnderlaysStatus,
     since: Instant,
+    /// Since when the first is good, while the second is used.
+    good: Option<Instant>,
 }
 
 impl Told {
     /// As it is now.
     pub(super) fn status(&self) -> UnderlaysStatus {
-        let for_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        UnderlaysStatus { for_ms, ..self.status.clone() }
+        UnderlaysStatus {
+            for_ms: millis(self.since.elapsed()),
+            good_ms: self.good.map(|since| millis(since.elapsed())),
+            ..self.status.clone()
+        }
     }
 
     /// As it is after so many changes.
@@ -83,10 +95,16 @@ impl Told {
             why: "a test says so".into(),
             for_ms: 0,
             changes,
+            back_after_ms: None,
+            good_ms: None,
             interfaces: Vec::new(),
         };
-        Self { status, since: Instant::now() }
+        Self { status, since: Instant::now(), good: None }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An interface as it was last read.
@@ -303,18 +321,22 @@ impl Underlays {
             .iter()
             .zip(&self.read)
             .map(|(name, read)| UnderlayLink { interface: name.to_string(), usable: read.usable });
+        let back = self.choice.way_back();
         let status = UnderlaysStatus {
             using: self.names[self.choice.using() as usize].to_string(),
             why: self.why(),
             for_ms: 0,
             changes: self.changed,
+            back_after_ms: back.map(|(after, _)| millis(after)),
+            good_ms: None,
             interfaces: interfaces.collect(),
         };
-        let since = self.choice.since();
+        let (since, good) = (self.choice.since(), back.and_then(|(_, good)| good));
         self.told.send_if_modified(|told| {
-            let changed = told.as_ref().is_none_or(|told| told.status != status);
+            let changed =
+                told.as_ref().is_none_or(|told| told.status != status || told.good != good);
             if changed {
-                *told = Some(Told { status, since });
+                *told = Some(Told { status, since, good });
             }
             changed
         });

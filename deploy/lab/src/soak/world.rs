@@ -16,6 +16,11 @@ use crate::wait;
 /// How soon a service manager starts a dead agent anew.
 const RESTART: Duration = Duration::from_millis(100);
 
+/// How many milliseconds a first uplink has to be good until it is taken again, where it didn't fail often.
+const FIRST_BACK: u64 = 10_000;
+/// How many milliseconds later than said it may be taken, on a machine with a lot else to do.
+const LATE: u64 = 5_000;
+
 /// The hospital, what is around it, and what is wrong now.
 #[derive(Debug)]
 pub(super) struct World {
@@ -123,7 +128,8 @@ impl World {
         })
     }
 
-    /// Waits until every tunnel takes the direct path, over the first of two uplinks: as it must where paths are good.
+    /// Waits until every tunnel takes the direct path, as it must where paths are good: over the first of two uplinks, or over
+    /// the second while the gateway says that the first, which failed often, is good and has to be so for longer.
     pub(super) fn all_is_direct(&self, patience: Duration) -> Result<()> {
         for name in GATEWAYS {
             wait::until_ok(patience, &format!("direct paths from {name}"), || {
@@ -135,7 +141,7 @@ impl World {
                 };
                 ensure!(!peers.is_empty() && peers.iter().all(direct), "{peers:?}");
                 let underlays = &status["data_plane"]["underlays"];
-                ensure!(name != TWICE || underlays["using"] == "uplink", "{underlays}");
+                ensure!(name != TWICE || uses_what_it_should(underlays), "{underlays}");
                 Ok(())
             })?;
         }
@@ -152,6 +158,15 @@ impl World {
             };
         }
         text
+    }
+}
+
+/// Whether a gateway with two good uplinks uses the first, or says why it doesn't yet.
+fn uses_what_it_should(underlays: &serde_json::Value) -> bool {
+    let back = (underlays["back_after_ms"].as_u64(), underlays["good_ms"].as_u64());
+    match back {
+        (Some(after), Some(good)) => after > FIRST_BACK && good < after + LATE,
+        _ => underlays["using"] == "uplink",
     }
 }
 
@@ -183,4 +198,26 @@ fn kill(hospital: &mut Hospital, gateway: &str) -> Result<()> {
     std::thread::sleep(RESTART);
     gateway.start()?;
     gateway.wait_running()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_second_uplink_is_right_only_while_a_first_that_failed_often_is_watched() {
+        let second = |after: u64, good: Option<u64>| json!({"using": "backup", "back_after_ms": after, "good_ms": good});
+        assert!(uses_what_it_should(&json!({"using": "uplink", "back_after_ms": null})));
+        assert!(uses_what_it_should(&second(20_000, Some(3_000))));
+        for wrong in [
+            json!({"using": "backup"}),
+            second(10_000, Some(3_000)),
+            second(20_000, None),
+            second(20_000, Some(30_000)),
+        ] {
+            assert!(!uses_what_it_should(&wrong), "{wrong}");
+        }
+    }
 }
