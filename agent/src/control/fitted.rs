@@ -72,7 +72,13 @@ mod tests {
             tunnels: vec![tunnel],
             alarms: Vec::new(),
             bypasses: Vec::new(),
-            relays: vec![RelayUse { key, round_trip: None, carries: 1, over_tcp: true }],
+            relays: vec![RelayUse {
+                key,
+                round_trip: None,
+                carries: 1,
+                over_tcp: true,
+                number: Some(3),
+            }],
         }
     }
 

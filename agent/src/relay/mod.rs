@@ -79,7 +79,8 @@ pub(crate) fn in_use(relays: &[RelayStatus], tunnels: &[TunnelState]) -> Vec<Rel
     let connected = relays.iter().filter(|relay| relay.connected);
     let told = connected.map(|relay| {
         let RelayStatus { number, key, round_trip, .. } = *relay;
-        RelayUse { key, round_trip, carries: carries(number), over_tcp: relay.over_tcp }
+        let (carries, over_tcp) = (carries(number), relay.over_tcp);
+        RelayUse { key, round_trip, carries, over_tcp, number: Some(number) }
     });
     told.collect()
 }

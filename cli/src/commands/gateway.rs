@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use anteroom_controller_core::names::Names;
 use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::PublicKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
-use anteroom_proto::v1::telemetry::{PathKind, PathReason, SHUT_OFF, Secrecy};
+use anteroom_proto::v1::telemetry::{PathKind, PathReason, RelayUse, SHUT_OFF, Secrecy};
 use anteroom_proto::verdict::DropReason;
 use serde::Serialize;
 
@@ -54,6 +55,8 @@ pub(super) struct Tunnel {
     round_trip_us: Option<u32>,
     /// The gateway's number of the relay that packets take; none where they go directly.
     relay: Option<u16>,
+    /// The relay of that number, as the gateway said at the same time.
+    through: Option<Through>,
     /// Why they go this way, where there is a choice.
     path: Option<PathReason>,
     /// Whether no direct path can come to be.
@@ -69,6 +72,39 @@ impl Tunnel {
     /// Whether what is recorded of it today stays closed to a quantum computer.
     fn is_post_quantum(&self) -> bool {
         self.psk.is_some_and(Secrecy::is_post_quantum)
+    }
+}
+
+/// A relay that packets of a tunnel take.
+#[derive(Debug, Serialize)]
+struct Through {
+    key: PublicKey,
+    /// Its name in the authority document; none of a controller.
+    name: Option<String>,
+    /// Round trip from the gateway to the relay.
+    round_trip_us: Option<u32>,
+    over_tcp: bool,
+}
+
+impl Through {
+    fn of(number: Option<u16>, relays: &[RelayUse]) -> Option<Self> {
+        let relay = relays.iter().find(|relay| number.is_some() && relay.number == number)?;
+        let RelayUse { key, round_trip, over_tcp, .. } = *relay;
+        Some(Self { key, name: None, round_trip_us: round_trip, over_tcp })
+    }
+
+    fn text(&self) -> String {
+        let mut text = match &self.name {
+            Some(name) => format!("through relay {name}"),
+            None => "through the controller's relay".into(),
+        };
+        let far = self.round_trip_us.map(|us| format!("{us} us away"));
+        let tcp = self.over_tcp.then(|| "over TCP".to_owned());
+        let more: Vec<String> = far.into_iter().chain(tcp).collect();
+        if !more.is_empty() {
+            text += &format!(" ({})", more.join(", "));
+        }
+        text
     }
 }
 
@@ -182,6 +218,10 @@ pub(super) fn rows(
                         live: tunnel.live,
                         round_trip_us: tunnel.round_trip,
                         relay: tunnel.relay,
+                        through: Through::of(
+                            tunnel.relay,
+                            status.map(|s| s.relays.as_slice()).unwrap_or_default(),
+                        ),
                         path: tunnel.path,
                         shut_off: tunnel.shut_off,
                         path_mtu: tunnel.path_mtu,
@@ -303,9 +343,14 @@ pub(super) fn show(
     current.model.find_gateway(name).map_err(ChangeError::from)?;
     let statuses = remote.gateways()?;
     let rows = rows(&current, &statuses, &Names::of(&current.model));
-    let Some(row) = rows.into_iter().find(|row| row.name == name) else {
+    let Some(mut row) = rows.into_iter().find(|row| row.name == name) else {
         return Err(Error::Other(format!("no gateway {name}")));
     };
+    let relays = &remote.chain().newest().relays;
+    for through in row.tunnels.iter_mut().filter_map(|tunnel| tunnel.through.as_mut()) {
+        let named = relays.iter().find(|relay| relay.key == through.key);
+        through.name = named.map(|relay| relay.name.to_string());
+    }
     output.data(&row, render_one)?;
     Ok(Exit::Ok)
 }
@@ -376,10 +421,11 @@ fn render_one(row: &GatewayRow) -> String {
     if !row.tunnels.is_empty() {
         let lines = row.tunnels.iter().map(|tunnel| {
             let kind = PathKind::of(tunnel.relay);
-            let way = match kind {
-                PathKind::Direct => "direct",
-                PathKind::Quic => "quic",
-                PathKind::Relay(_) => "through a relay",
+            let way = match (kind, &tunnel.through) {
+                (PathKind::Direct, _) => "direct".to_owned(),
+                (PathKind::Quic, _) => "quic".to_owned(),
+                (PathKind::Relay(_), Some(through)) => through.text(),
+                (PathKind::Relay(_), None) => "through a relay".to_owned(),
             };
             vec![
                 tunnel.peer.clone(),
@@ -390,7 +436,7 @@ fn render_one(row: &GatewayRow) -> String {
                         format!("{way}: {SHUT_OFF}")
                     }
                     (_, Some(why)) => format!("{way}: {}", kind.because(why)),
-                    (_, None) => way.into(),
+                    (_, None) => way,
                 },
                 tunnel.psk.map_or_else(|| "-".into(), |psk| psk.to_string()),
                 tunnel.path_mtu.map_or_else(|| "-".into(), |mtu| mtu.to_string()),
@@ -439,4 +485,34 @@ pub(super) fn revoke(
     request.reason_needed = true;
     request.confirm = Confirm::Names(vec![name.to_owned()]);
     change::make(remote, output, request, &|model, _| model.revoke_gateway(name).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_proto::key::IdentityKey;
+
+    use super::*;
+
+    #[test]
+    fn a_tunnel_through_a_relay_says_which_how_far_and_over_what() {
+        let relay = |number, round_trip, over_tcp| RelayUse {
+            key: IdentityKey::from_seed(&[1; 32]).public(),
+            round_trip,
+            carries: 1,
+            over_tcp,
+            number,
+        };
+        let relays = [
+            relay(None, None, false),
+            relay(Some(2), Some(900), true),
+            relay(Some(3), None, false),
+        ];
+        assert!(Through::of(None, &relays).is_none(), "it goes directly");
+        assert!(Through::of(Some(7), &relays).is_none(), "it has gone since");
+        let mut through = Through::of(Some(2), &relays).unwrap();
+        assert_eq!(through.text(), "through the controller's relay (900 us away, over TCP)");
+        through.name = Some("east".into());
+        assert_eq!(through.text(), "through relay east (900 us away, over TCP)");
+        assert_eq!(Through::of(Some(3), &relays).unwrap().text(), "through the controller's relay");
+    }
 }

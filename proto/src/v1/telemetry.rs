@@ -69,6 +69,9 @@ pub struct RelayUse {
     /// Whether the connection takes TCP, since UDP doesn't get through.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub over_tcp: bool,
+    /// How the gateway numbers it: see [`TunnelState::relay`]. An older one doesn't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<u16>,
 }
 
 /// A bypass that a gateway follows by a file that was loaded into it.
