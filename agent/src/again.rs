@@ -74,6 +74,13 @@ impl Again {
         }
     }
 
+    /// One over QUIC that was greeted so long ago is left for one over TCP, since nothing gets through it. `at_once` where TCP got
+    /// through as soon as it was tried.
+    pub(crate) fn fell(&mut self, lasted: Duration, at_once: bool) {
+        self.ended(Carrier::Quic, Some(lasted), true);
+        self.died = self.died.filter(|_| at_once);
+    }
+
     /// A connection over QUIC is there to be greeted. Where that fails, the next isn't tried as soon.
     pub(crate) fn tried(&mut self) {
         self.next();
@@ -176,5 +183,13 @@ mod tests {
         again.ended(Carrier::Quic, Some(Duration::from_secs(20)), true);
         again.greeted(Carrier::Tcp);
         assert_eq!(again.next(), 8 * FIRST, "TCP got through at once");
+        let mut again = Again::default();
+        for at_once in [false, true] {
+            again.greeted(Carrier::Quic);
+            again.fell(Duration::from_secs(20), at_once);
+            again.greeted(Carrier::Tcp);
+            assert_eq!(again.first(), Carrier::Tcp);
+            assert_eq!(again.wait, if at_once { 4 * FIRST } else { FIRST });
+        }
     }
 }

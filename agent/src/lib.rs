@@ -15,6 +15,7 @@ pub mod net;
 pub mod plane;
 pub mod relay;
 pub mod run;
+mod silence;
 pub mod slice;
 pub mod state;
 mod text;

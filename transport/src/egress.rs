@@ -31,6 +31,7 @@ struct Egress {
 static EGRESS: Mutex<Egress> = Mutex::new(Egress { steer: None, sockets: Vec::new() });
 static TURNS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 static MOVES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
+static DOUBTS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 
 /// Has every socket of a connection go by `how` from now on: those that there are, and those to come.
 pub fn steer(how: Arc<Steer>) {
@@ -59,6 +60,17 @@ pub fn moved() {
 #[must_use]
 pub fn moves() -> watch::Receiver<u64> {
     MOVES.subscribe()
+}
+
+/// Has connections see whether anything gets through yet: something else that should be answered isn't.
+pub fn doubt() {
+    DOUBTS.send_modify(|doubts| *doubts += 1);
+}
+
+/// Changes whenever something isn't answered that should be.
+#[must_use]
+pub fn doubts() -> watch::Receiver<u64> {
+    DOUBTS.subscribe()
 }
 
 /// Whether nothing can come from `address` any more, since no interface has it.

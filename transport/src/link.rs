@@ -77,6 +77,15 @@ impl Closed {
     }
 }
 
+/// What a connection has sent that wants an answer, and how many answers have come. Over TCP neither is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Frames that the other end has to acknowledge.
+    pub questions: u64,
+    /// Acknowledgements. A network that lets only what comes through brings packets and no new ones of these.
+    pub answers: u64,
+}
+
 /// Why a datagram wasn't taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendDatagramError {
@@ -211,6 +220,22 @@ impl Connection {
         match self {
             Self::Quic(connection) => connection.rtt(),
             Self::Tcp(connection) => connection.rtt(),
+        }
+    }
+
+    /// What was asked and answered so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        match self {
+            Self::Quic(connection) => {
+                let stats = connection.stats();
+                let sent = stats.frame_tx;
+                Traffic {
+                    questions: sent.datagram + sent.stream + sent.ping + sent.max_data,
+                    answers: stats.frame_rx.acks,
+                }
+            }
+            Self::Tcp(_) => Traffic::default(),
         }
     }
 

@@ -24,6 +24,8 @@ pub(super) struct Greeted {
     pub(super) address: SocketAddr,
     pub(super) welcomed: Welcomed,
     pub(super) words: Words,
+    /// Where it is over TCP in the place of a silent one over QUIC: whether TCP got through at once.
+    pub(super) fell: Option<bool>,
 }
 
 /// What is read from and written to, and the welcome.
@@ -65,10 +67,11 @@ pub(super) async fn greet(link: &Link, hello: &Hello) -> Result<Welcomed, End> {
 pub(super) async fn greet_better(
     link: Link,
     address: SocketAddr,
+    fell: Option<bool>,
     words: Words,
 ) -> Result<Greeted, String> {
     match greet(&link, &words.hello).await {
-        Ok(welcomed) => Ok(Greeted { link, address, welcomed, words }),
+        Ok(welcomed) => Ok(Greeted { link, address, welcomed, words, fell }),
         Err(end) => {
             link.close("").await;
             Err(match end {

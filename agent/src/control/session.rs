@@ -33,6 +33,7 @@ use super::greet::{Greeted, Greeting, Welcomed, Words, greet, greet_better, of};
 use super::{Client, alarm, rotate, stopped};
 use crate::plane::{Plane, PlaneError};
 use crate::relay;
+use crate::silence;
 use crate::text::plain;
 
 /// How long the greeting may take.
@@ -146,7 +147,10 @@ impl<P: Plane> Client<P> {
             () = stopped(&mut stop) => Err(End::Stopped),
         };
         match greeted {
-            Ok(welcomed) => self.go_on(Greeted { link, address, welcomed, words }).await,
+            Ok(welcomed) => {
+                let greeted = Greeted { link, address, welcomed, words, fell: None };
+                self.go_on(greeted).await
+            }
             Err(why) => self.leave(link, why, None).await,
         }
     }
@@ -176,7 +180,15 @@ impl<P: Plane> Client<P> {
             End::Lost(_) => reason.as_ref().is_some_and(Closed::is_silence),
             _ => false,
         };
-        self.again.ended(carrier, since.map(|since| since.elapsed()), silent);
+        let lasted = since.map(|since| since.elapsed());
+        let fell = match &why {
+            End::Better(better) => better.fell,
+            _ => None,
+        };
+        match (fell, lasted) {
+            (Some(at_once), Some(lasted)) => self.again.fell(lasted, at_once),
+            _ => self.again.ended(carrier, lasted, silent),
+        }
         let why = match (why, reason) {
             // What the stream says of it is just that it is gone.
             (End::Lost(_), Some(reason)) => {
@@ -207,7 +219,8 @@ impl<P: Plane> Client<P> {
         since: &mut Option<Instant>,
         better: &mut Option<Greeting>,
     ) -> Result<Infallible, End> {
-        let Greeted { link, address, welcomed: Welcomed { reader, out, welcome }, words } = greeted;
+        let Greeted { link, address, welcomed, words, .. } = greeted;
+        let Welcomed { reader, out, welcome } = welcomed;
         let link = &*link;
         let mut stop = self.stop.clone();
         self.reads = Reads::default();
@@ -233,10 +246,18 @@ impl<P: Plane> Client<P> {
         };
         let (found, mut finds) = mpsc::channel(1);
         let came_to_nothing = Notify::new();
+        // A report that goes before its time asks whether anything gets through.
+        let ask = Notify::new();
         let looking = async {
             loop {
-                let protocol = Protocol::Control;
-                let better = again.quic(link.connection(), &identity, protocol, &moved).await;
+                let (held, protocol) = (link.connection(), Protocol::Control);
+                let asks = || ask.notify_one();
+                let better = tokio::select! {
+                    (link, address) = again.quic(held, &identity, protocol, &moved) => (link, address, None),
+                    fallen = silence::over_tcp(held, &identity, protocol, asks, |_| {}) => {
+                        (fallen.link, fallen.address, Some(fallen.at_once))
+                    }
+                };
                 if found.send(better).await.is_err() {
                     return End::Stopped;
                 }
@@ -269,6 +290,7 @@ impl<P: Plane> Client<P> {
                     }
                     self.tell(out).await?;
                 }
+                () = ask.notified(), if self.outbox.has_room() => self.tell(out).await?,
                 Ok(()) = kept.changed() => {
                     let applied = kept.borrow_and_update().clone();
                     if let Some(applied) = applied {
@@ -291,15 +313,15 @@ impl<P: Plane> Client<P> {
                     out.send(ToController::Reachable(self.reachable()))?;
                 }
                 end = &mut looking => return Err(end),
-                Some((link, address)) = finds.recv() => {
+                Some((link, address, fell)) = finds.recv() => {
                     let words = self.first_words();
-                    *better = Some(Box::pin(greet_better(link, address, words)));
+                    *better = Some(Box::pin(greet_better(link, address, fell, words)));
                 }
                 greeted = of(better) => {
                     *better = None;
                     match greeted {
                         Ok(greeted) => return Err(End::Better(Box::new(greeted))),
-                        Err(problem) => debug!("no change to QUIC: {problem}"),
+                        Err(problem) => debug!("no change to a better connection: {problem}"),
                     }
                     self.again.tried();
                     came_to_nothing.notify_one();

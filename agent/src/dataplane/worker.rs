@@ -5,6 +5,7 @@ mod relays;
 mod report;
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use anteroom_agent_core::engine::{Engine, Retired};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::EngineReport;
 use anteroom_transport::direct::shared::Shared;
+use anteroom_transport::egress;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -44,6 +46,10 @@ const LAST_FETCHES: usize = 8;
 
 /// After so long without large batches, memory is given back that they made the worker touch.
 const QUIET: Duration = Duration::from_secs(2);
+
+/// For how long peers that should answer don't, and how many questions that are, when connections are doubted, too. Where it
+/// goes on, connections know by themselves.
+const DOUBT: (Duration, RangeInclusive<u32>) = (Duration::from_millis(250), 2..=8);
 
 const WAKE: u64 = u64::MAX;
 const UNDERLAY: u64 = u64::MAX - 1;
@@ -111,6 +117,8 @@ pub(super) struct Worker {
     reports: Vec<oneshot::Sender<EngineReport>>,
     /// Datagrams that the underlay's interface didn't take for their size, as far as the engine knows of them.
     too_big: u64,
+    /// Questions to peers that should have answered, when they were last counted.
+    unanswered: u32,
     ended: Option<oneshot::Sender<()>>,
 }
 
@@ -144,6 +152,7 @@ impl Worker {
             reported: Failures::default(),
             reports: Vec::new(),
             too_big: 0,
+            unanswered: 0,
             ended: None,
         };
         worker.epoll.add(&worker.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
@@ -186,6 +195,7 @@ impl Worker {
                 self.tell_gro();
                 self.retire();
                 self.answer_reports(now);
+                self.note_unanswered(now);
                 due = self.engine.poll_timeout().map(|(due, _)| due);
             }
             self.forget_lost_ports();
@@ -443,6 +453,16 @@ impl Worker {
             for to in sockets.flat_map(UdpSocket::take_too_big) {
                 self.engine.note_too_big(to, now);
             }
+        }
+    }
+
+    /// Has connections ask, too, whether anything gets through, where peers that should answer don't: what is blocked for the
+    /// one may be for the other, and packets may need them soon.
+    fn note_unanswered(&mut self, now: Instant) {
+        let (lasts, questions) = self.engine.unanswered(now);
+        let more = questions > std::mem::replace(&mut self.unanswered, questions);
+        if more && lasts >= DOUBT.0 && DOUBT.1.contains(&questions) {
+            egress::doubt();
         }
     }
 

@@ -26,18 +26,21 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::carried::{BARRIER, Change, Shared, bring_packets, take_packets};
+use super::carried::{ARE_YOU_THERE, BARRIER, Change, Shared, bring_packets, take_packets};
 use super::table::Table;
 use super::{Known, Place, Who};
 use crate::again::Again;
 use crate::control::Backoff;
 use crate::dataplane::relayed::{Inlet, Outgoing};
+use crate::silence;
 use crate::text::plain;
 
 /// How long a name may take to become addresses.
 const RESOLVE: Duration = Duration::from_secs(3);
 /// How long what is under way to this end may take to arrive once a better connection is taken.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long packets wait for a connection in the place of a silent one to be greeted.
+const HELD: Duration = Duration::from_secs(2);
 /// How long the relay may take to say welcome.
 const GREETING: Duration = Duration::from_secs(10);
 /// How often round trip and room are looked at.
@@ -85,6 +88,15 @@ struct Greeting {
     shown: Signed<RelayPass>,
     reader: MessageReader<FromRelay>,
     writer: MessageWriter<ToRelay>,
+}
+
+/// A connection that was greeted and takes another's place.
+struct Better {
+    link: Connected,
+    identity: IdentityKey,
+    greeting: Greeting,
+    /// Where it is over TCP in the place of a silent one over QUIC: whether TCP got through at once.
+    fell: Option<bool>,
 }
 
 impl Link {
@@ -156,11 +168,14 @@ impl Link {
             let mut again = self.again;
             let carried = self.carry(&shared, greeting, &mut again, &mut outgoing, &inlet).await;
             self.again = again;
-            let better;
-            (better, identity, greeting) = match carried {
-                Ok(changed) => changed,
+            let (better, fell);
+            (better, identity, greeting, fell) = match carried {
+                Ok(Better { link, identity, greeting, fell }) => (link, identity, greeting, fell),
                 Err(problem) => return self.over(link, problem, Some(since)).await,
             };
+            if let Some(at_once) = fell {
+                self.again.fell(since.elapsed(), at_once);
+            }
             since = Instant::now();
             // What comes by the connection so far is taken until the relay closes it for the newer one.
             let before = std::mem::replace(&mut link, better);
@@ -277,7 +292,7 @@ impl Link {
         again: &mut Again,
         outgoing: &mut Outgoing,
         inlet: &Inlet,
-    ) -> Result<(Connected, IdentityKey, Greeting), Problem> {
+    ) -> Result<Better, Problem> {
         let id = self.id;
         let changed = self.change(shared, again);
         self.table.asks(id, shared.connection.remote_address()).await;
@@ -326,13 +341,9 @@ impl Link {
     }
 
     /// A connection that the relay has greeted in place of this one, as soon as one can be had: over QUIC where this one is
-    /// over TCP, and by another identity key where this gateway has got one. Where it isn't greeted, packets go on as
-    /// before.
-    async fn change(
-        &self,
-        shared: &Shared,
-        again: &mut Again,
-    ) -> (Connected, IdentityKey, Greeting) {
+    /// over TCP, over TCP where this one is over QUIC and nothing gets through it, and by another identity key where this gateway
+    /// has got one. Where it isn't greeted, packets go on as before.
+    async fn change(&self, shared: &Shared, again: &mut Again) -> Better {
         let mut tries = *again;
         let moves = tokio::sync::Mutex::new(egress::moves());
         loop {
@@ -341,15 +352,25 @@ impl Link {
                 let _ = moves.lock().await.changed().await;
             };
             let (key, protocol) = (self.who.key(), Protocol::Relay);
-            let (better, key) = tokio::select! {
-                renewed = self.renewed(shared) => renewed,
-                (better, _) = tries.quic(&shared.connection, &key, protocol, moved) => (better, key.clone()),
+            let ask = || shared.ask(ARE_YOU_THERE);
+            let doubt = |doubtful| self.table.doubted(self.id, doubtful);
+            let (better, key, fell) = tokio::select! {
+                (better, key) = self.renewed(shared) => (better, key, None),
+                (better, _) = tries.quic(&shared.connection, &key, protocol, moved) => (better, key.clone(), None),
+                fallen = silence::over_tcp(&shared.connection, &key, protocol, ask, doubt) => {
+                    (fallen.link, key.clone(), Some(fallen.at_once))
+                }
             };
-            shared.change.send_replace(Change::Asked);
+            // Nothing that is sent by a silent one arrives: packets wait for the other from now on.
+            let (first, patience) = match fell {
+                None => (Change::Asked, BARRIER),
+                Some(_) => (Change::Ready, HELD),
+            };
+            shared.change.send_replace(first);
             let _ = timeout(2 * BARRIER, shared.reach(|change| change == Change::Ready)).await;
             let greeted = {
                 let mut greeting = pin!(self.greet(&better, key.public()));
-                match timeout(BARRIER, &mut greeting).await {
+                match timeout(patience, &mut greeting).await {
                     Ok(greeted) => greeted,
                     Err(_) => {
                         shared.change.send_replace(Change::Slow);
@@ -357,9 +378,11 @@ impl Link {
                     }
                 }
             };
-            again.tried();
+            if fell.is_none() {
+                again.tried();
+            }
             match greeted {
-                Ok(greeting) => return (better, key, greeting),
+                Ok(greeting) => return Better { link: better, identity: key, greeting, fell },
                 Err(problem) => {
                     shared.change.send_replace(Change::None);
                     let problem = plain(&problem.to_string());

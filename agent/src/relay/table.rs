@@ -8,6 +8,7 @@ use std::time::Duration;
 use anteroom_agent_core::target::{RelayId, RelayPath};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
+use anteroom_transport::egress;
 use anteroom_transport::link::Carrier;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -29,6 +30,14 @@ struct Entry {
     /// Longest packet for each peer that is there now.
     rooms: HashMap<GatewayId, u16>,
     round_trip: Duration,
+    /// Whether it owes answers, so that others come before it.
+    doubtful: bool,
+}
+
+impl Entry {
+    fn new(status: RelayStatus) -> Self {
+        Self { status, rooms: HashMap::new(), round_trip: Duration::MAX, doubtful: false }
+    }
 }
 
 /// All relays.
@@ -61,7 +70,7 @@ impl Table {
             dropped: 0,
             last_error: None,
         };
-        let entry = Entry { status, rooms: HashMap::new(), round_trip: Duration::MAX };
+        let entry = Entry::new(status);
         self.entries().insert(id, entry);
         self.changed.notify_one();
     }
@@ -80,7 +89,7 @@ impl Table {
             dropped: 0,
             last_error: None,
         };
-        let entry = Entry { status, rooms: HashMap::new(), round_trip: Duration::MAX };
+        let entry = Entry::new(status);
         self.entries().insert(id, entry);
     }
 
@@ -105,6 +114,7 @@ impl Table {
         let (into, outgoing) = queues();
         self.handle.open_relay(id, into).await.ok()?;
         self.with(id, |entry| {
+            entry.doubtful = false;
             entry.status.connected = true;
             entry.status.over_tcp = carrier == Carrier::Tcp;
             entry.status.last_error = None;
@@ -120,7 +130,18 @@ impl Table {
 
     /// A relay said welcome on another connection, which has the place of the one before.
     pub(super) fn carried(&self, id: RelayId, carrier: Carrier) {
-        self.with(id, |entry| entry.status.over_tcp = carrier == Carrier::Tcp);
+        self.with(id, |entry| {
+            entry.doubtful = false;
+            entry.status.over_tcp = carrier == Carrier::Tcp;
+        });
+    }
+
+    /// A relay owes answers, or has given them: peers are reached by others meanwhile that don't.
+    pub(super) fn doubted(&self, id: RelayId, doubtful: bool) {
+        if doubtful {
+            egress::doubt();
+        }
+        self.with(id, |entry| entry.doubtful = doubtful);
     }
 
     /// The connection ended.
@@ -177,7 +198,7 @@ impl Table {
                     *before = status;
                     changed
                 });
-                paths(entries.iter().map(|(id, entry)| (*id, entry.round_trip, &entry.rooms)))
+                paths(&entries)
             };
             let gone = told.keys().filter(|gateway| !wanted.contains_key(gateway));
             let gone: Vec<GatewayId> = gone.copied().collect();
@@ -206,16 +227,18 @@ fn differs(before: Duration, now: Duration) -> bool {
     now.abs_diff(before) > NOTABLE.max(before / 8)
 }
 
-/// By which relays each gateway is reached, nearest first, behind QUIC to the gateway itself.
-fn paths<'a>(
-    relays: impl Iterator<Item = (RelayId, Duration, &'a HashMap<GatewayId, u16>)>,
-) -> HashMap<GatewayId, Vec<RelayPath>> {
-    let mut relays: Vec<_> = relays.collect();
-    relays.sort_by_key(|(relay, round_trip, _)| (!relay.is_direct(), *round_trip, *relay));
+/// By which relays each gateway is reached, nearest first, behind QUIC to the gateway itself. Those that owe answers only where
+/// there is no other.
+fn paths(entries: &BTreeMap<RelayId, Entry>) -> HashMap<GatewayId, Vec<RelayPath>> {
+    let mut relays: Vec<_> = entries.iter().collect();
+    relays.sort_by_key(|(id, entry)| (!id.is_direct(), entry.doubtful, entry.round_trip, **id));
     let mut paths: HashMap<GatewayId, Vec<RelayPath>> = HashMap::new();
-    for (relay, _, rooms) in relays {
-        for (gateway, room) in rooms {
-            paths.entry(*gateway).or_default().push(RelayPath { relay, room: *room });
+    for (relay, entry) in relays {
+        for (gateway, room) in &entry.rooms {
+            let path = paths.entry(*gateway).or_default();
+            if !entry.doubtful || path.iter().all(|path| path.relay.is_direct()) {
+                path.push(RelayPath { relay: *relay, room: *room });
+            }
         }
     }
     paths
@@ -223,6 +246,8 @@ fn paths<'a>(
 
 #[cfg(test)]
 mod tests {
+    use anteroom_proto::key::IdentityKey;
+
     use super::*;
 
     #[test]
@@ -234,29 +259,59 @@ mod tests {
         assert!(differs(micros(80_000), micros(69_000)) && differs(micros(69_000), micros(80_000)));
     }
 
+    fn gateway(n: u8) -> GatewayId {
+        GatewayId::from_bytes([n; 16])
+    }
+
+    fn entry(millis: u64, rooms: &[(u8, u16)]) -> Entry {
+        let status = RelayStatus {
+            number: 0,
+            addresses: Vec::new(),
+            key: IdentityKey::from_seed(&[1; 32]).public(),
+            fingerprint: String::new(),
+            connected: true,
+            over_tcp: false,
+            round_trip: None,
+            peers: 0,
+            dropped: 0,
+            last_error: None,
+        };
+        let rooms = rooms.iter().map(|(n, room)| (gateway(*n), *room)).collect();
+        Entry { rooms, round_trip: Duration::from_millis(millis), ..Entry::new(status) }
+    }
+
+    fn order(entries: &BTreeMap<RelayId, Entry>, to: u8) -> Vec<(u16, u16)> {
+        let paths = paths(entries);
+        paths[&gateway(to)].iter().map(|path| (path.relay.0, path.room)).collect()
+    }
+
     #[test]
     fn the_nearest_relay_where_a_peer_is_comes_first() {
-        let gateway = |n| GatewayId::from_bytes([n; 16]);
-        let near = HashMap::from([(gateway(1), 1_100)]);
-        let far = HashMap::from([(gateway(1), 1_300), (gateway(2), 1_300)]);
-        let millis = Duration::from_millis;
-        let relays = [(RelayId(0), millis(40), &far), (RelayId(1), millis(3), &near)];
-        let paths = paths(relays.into_iter());
-        let path = |relay, room| RelayPath { relay: RelayId(relay), room };
-        assert_eq!(paths[&gateway(1)], [path(1, 1_100), path(0, 1_300)]);
-        assert_eq!(paths[&gateway(2)], [path(0, 1_300)]);
-        assert_eq!(paths.len(), 2);
+        let far = entry(40, &[(1, 1_300), (2, 1_300)]);
+        let relays = BTreeMap::from([(RelayId(0), far), (RelayId(1), entry(3, &[(1, 1_100)]))]);
+        assert_eq!(order(&relays, 1), [(1, 1_100), (0, 1_300)]);
+        assert_eq!(order(&relays, 2), [(0, 1_300)]);
+        assert_eq!(paths(&relays).len(), 2);
     }
 
     #[test]
     fn quic_to_a_peer_itself_comes_before_the_nearest_relay() {
-        let gateway = GatewayId::from_bytes([1; 16]);
-        let rooms = HashMap::from([(gateway, 1_150)]);
-        let direct = RelayId(0x8000);
-        let far = Duration::from_millis(90);
-        let ways = [(RelayId(0), Duration::ZERO, &rooms), (direct, far, &rooms)];
-        let paths = paths(ways.into_iter());
-        let order: Vec<RelayId> = paths[&gateway].iter().map(|path| path.relay).collect();
-        assert_eq!(order, [direct, RelayId(0)]);
+        let ways = [(RelayId(0), 0), (RelayId(0x8000), 90)];
+        let ways = ways.map(|(id, millis)| (id, entry(millis, &[(1, 1_150)])));
+        assert_eq!(order(&BTreeMap::from(ways), 1), [(0x8000, 1_150), (0, 1_150)]);
+    }
+
+    #[test]
+    fn a_relay_that_owes_answers_is_taken_only_where_all_do() {
+        let relays = [(0, 1), (1, 20), (2, 30)];
+        let relays = relays.map(|(id, millis)| (RelayId(id), entry(millis, &[(1, 1_150)])));
+        let mut relays = BTreeMap::from(relays);
+        let mut after = |doubted: u16| {
+            relays.get_mut(&RelayId(doubted)).unwrap().doubtful = true;
+            order(&relays, 1).iter().map(|(relay, _)| *relay).collect::<Vec<_>>()
+        };
+        assert_eq!(after(0), [1, 2]);
+        assert_eq!(after(1), [2]);
+        assert_eq!(after(2), [0]);
     }
 }

@@ -11,12 +11,12 @@ use anteroom_proto::relay::{
     FromRelay, Hello, MAX_TO_RELAY, PeerState, Refusal, RefusalCode, ToRelay, Welcome,
 };
 use anteroom_proto::time::UnixMillis;
-use anteroom_transport::endpoint;
+use anteroom_transport::endpoint::{self, IDLE_TIMEOUT};
 use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use anteroom_transport::tcp::Acceptor;
 use anteroom_transport::tls::{self, Protocol};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::link::Problem;
 use super::*;
@@ -430,6 +430,7 @@ async fn where_quic_is_greeted_and_then_dies_the_relay_is_reached_over_tcp() {
     bed.told(5, &[900]).await;
     bed.until("over QUIC", |relay| relay.connected && !relay.over_tcp).await;
     front.cut();
+    let begun = Instant::now();
     // Others still shake hands, and hear nothing more.
     let endpoint = bed.relay.endpoint.clone();
     let shaking = tokio::spawn(async move {
@@ -449,8 +450,12 @@ async fn where_quic_is_greeted_and_then_dies_the_relay_is_reached_over_tcp() {
     })
     .await;
     guest.welcome().await;
-    guest.tell(&[(5, 0, Some(900))]).await;
-    bed.told(5, &[900]).await;
+    // To the data plane it was never away, so only what is new is told.
+    guest.tell(&[(5, 0, Some(800))]).await;
+    bed.told(5, &[800]).await;
     bed.until("over TCP", |relay| relay.connected && relay.over_tcp).await;
+    let took = begun.elapsed();
+    println!("over TCP {took:?} after QUIC had died");
+    assert!(took < IDLE_TIMEOUT, "it waited until QUIC was given up: {took:?}");
     shaking.abort();
 }

@@ -208,8 +208,33 @@ fn where_nothing_but_tcp_to_443_gets_through_all_works_over_that_and_quic_is_tak
     talk.goes_on(64 << 10, "over QUIC");
     wait_for(hospital, "packets to go directly", "proved", false);
     talk.goes_on(64 << 10, "directly");
-    talk.stop();
     alarms(10, "directly");
+
+    // They shut again under way: nobody waits until QUIC is given up.
+    let stalls = Stalls::watch().unwrap();
+    let pinging = Pinging::start(&ct.host, pacs.address(), MANY, BEAT).unwrap();
+    wait::until(DEADLINE, "pings", || (pinging.received() > 100).then_some(())).unwrap();
+    for firewall in &firewalls {
+        firewall.set_egress(Egress::only_tcp_443());
+    }
+    wait_for(hospital, "packets to take the relay", "died", true);
+    wait_for_carrier(hospital, true);
+    let before = pinging.received();
+    wait::until(DEADLINE, "pings over TCP again", || {
+        (pinging.received() > before + 400).then_some(())
+    })
+    .unwrap();
+    let (series, stall) = (pinging.stop().unwrap(), stalls.worst());
+    let gap = BEAT * u32::try_from(series.longest_gap).unwrap_or(u32::MAX);
+    println!(
+        "all UDP blocked under way: {gap:?} without an answer, {} of {} pings lost; a thread waited for {stall:?} at worst",
+        series.lost(),
+        series.sent
+    );
+    assert!(gap < Duration::from_secs(8) + stall * 4, "{gap:?}, {stall:?}, {series:?}");
+    talk.goes_on(64 << 10, "over TCP again");
+    talk.stop();
+    alarms(10, "over TCP again");
     let count = monitor.finish(&engine, DEADLINE);
     assert_eq!((count.lost, count.reconnects), (0, 0), "{count:?}");
 }

@@ -437,6 +437,12 @@ impl Engine {
         self.peers.silence(now)
     }
 
+    /// For how long nobody who should answer has, and how many questions that were. Costs nothing to ask.
+    #[must_use]
+    pub fn unanswered(&self, now: Instant) -> (Duration, u32) {
+        self.peers.unanswered(now)
+    }
+
     /// The machine's addresses changed, so that it may look different from outside: relays are asked anew.
     pub fn note_moved(&mut self, now: Instant) {
         self.peers.note_moved(now);

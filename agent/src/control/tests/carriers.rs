@@ -1,7 +1,9 @@
 //! QUIC and TCP take turns.
 
+use anteroom_transport::endpoint::IDLE_TIMEOUT;
 use anteroom_transport::tcp::Acceptor;
 use anteroom_transport::tls::Protocol;
+use tokio::time::Instant;
 
 use super::*;
 use crate::testkit::Front;
@@ -39,6 +41,7 @@ async fn where_quic_is_greeted_and_then_dies_tcp_is_taken() {
     session.welcome(50, 5).await;
     world.until("over QUIC", |status| status.connected.is_some() && !status.over_tcp).await;
     front.cut();
+    let begun = Instant::now();
     // Others still shake hands, and hear nothing more.
     let endpoint = world.endpoint.clone();
     let shaking = tokio::spawn(async move {
@@ -50,6 +53,9 @@ async fn where_quic_is_greeted_and_then_dies_tcp_is_taken() {
     let mut session = soon("a hello over TCP", over_tcp(&front, &acceptor)).await;
     session.welcome(50, 5).await;
     world.until("over TCP", |status| status.connected.is_some() && status.over_tcp).await;
+    let took = begun.elapsed();
+    println!("over TCP {took:?} after QUIC had died");
+    assert!(took < IDLE_TIMEOUT, "it waited until QUIC was given up: {took:?}");
     shaking.abort();
     world.finish().await;
 }

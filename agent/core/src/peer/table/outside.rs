@@ -53,6 +53,12 @@ impl Peers {
         silence
     }
 
+    /// For how long nobody who should answer has, and how many questions that were.
+    #[must_use]
+    pub fn unanswered(&self, now: Instant) -> (Duration, u32) {
+        self.hearing.silence(now).unanswered
+    }
+
     /// How this gateway looks from outside, as far as relays said.
     #[must_use]
     pub fn outside(&self) -> Outside {
