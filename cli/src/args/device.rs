@@ -8,7 +8,7 @@ use anteroom_proto::name::Name;
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
-use super::{ChangeArgs, Label, parse_label};
+use super::{ChangeArgs, Label, SurfaceArgs, parse_label};
 
 /// What to do with devices.
 #[derive(Debug, Subcommand)]
@@ -18,6 +18,9 @@ pub enum DeviceCommand {
         /// Only what nobody has confirmed yet
         #[arg(long)]
         new: bool,
+        /// Which devices.
+        #[command(flatten)]
+        surface: SurfaceArgs,
     },
     /// Show everything about one device
     Show {
@@ -30,7 +33,15 @@ pub enum DeviceCommand {
     )]
     Confirm(Box<DeviceConfirm>),
     /// Set labels of a device; `key=` removes one
-    #[command(after_help = "Example:\n  anteroom device label ct-1 class=ct vendor=siemens")]
+    #[command(after_help = "Some labels mean something to Anteroom:\n  \
+        class        what it is, as in class=ct: suggestions, maps and segments go by it\n  \
+        criticality  life-support, clinical or support: how much care hangs on it\n  \
+        sensitivity  patient-data, internal or none: what its data tell of patients\n  \
+        owner        who answers for it\n  \
+        location     where it stands\n\
+        What a device's labels don't say it has from its segments in the policy, which have keys by the same names.\n\n\
+        Examples:\n  anteroom device label ct-1 class=ct vendor=siemens\n  \
+        anteroom device label pump-7 criticality=life-support owner=\"Ward 3\" location=B2.14")]
     Label {
         /// Its name
         name: String,

@@ -1,10 +1,12 @@
 //! The words that may be typed, with their help.
 
+mod blast;
 mod client;
 mod device;
 mod gateway;
 mod policy;
 mod relay;
+mod surface;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::output::time::parse_duration;
 
+pub use blast::BlastArgs;
 pub use client::{ClientAdd, ClientApprove, ClientCommand};
 pub use device::{DeviceBind, DeviceCommand, DeviceConfirm, DeviceMode, FailureChoice};
 pub use gateway::{
@@ -23,6 +26,7 @@ pub use gateway::{
 };
 pub use policy::PolicyCommand;
 pub use relay::{RelayCommand, RelayPlace};
+pub use surface::{SortBy, SurfaceArgs, Wanted};
 
 /// The command line as a whole.
 #[derive(Debug, Parser)]
@@ -82,14 +86,20 @@ pub enum Command {
     Why(Why),
     /// Show who talks to whom, and what became of it
     #[command(
-        after_help = "Examples:\n  anteroom flows                 everything, newest first\n  anteroom flows ct-1 --dropped  what was dropped of this device\n  anteroom flows --would-drop    what enforce would drop\n  anteroom flows --clear         what still goes in the clear"
+        after_help = "Examples:\n  anteroom flows                 everything, newest first\n  anteroom flows ct-1 --dropped  what was dropped of this device\n  anteroom flows --would-drop    what enforce would drop, of observed devices too\n  anteroom flows --clear         what still goes in the clear\n  anteroom flows --criticality life-support --sort criticality"
     )]
     Flows(Flows),
     /// Draw who talks to whom: as text, for Graphviz, or as a picture
     #[command(
-        after_help = "Examples:\n  anteroom map                       classes of devices, as text\n  anteroom map --each ct-1           one device and who it talks to\n  anteroom map --format svg -o hospital.svg"
+        after_help = "Examples:\n  anteroom map                       classes of devices, as text\n  anteroom map --each ct-1           one device and who it talks to\n  anteroom map --by segment          segments of the policy\n  anteroom map --format svg -o hospital.svg"
     )]
     Map(MapArgs),
+    /// Show how far a device could reach if it fell: today, under the policy, under a draft of one
+    #[command(
+        after_help = "Counted are pairs of a member and a service. A member that nothing holds a device back from counts with every service that\nrules name; of the others, what rules open to it.\n\n\
+        Examples:\n  anteroom blast                          the hospital, and the devices that reach furthest\n  anteroom blast pump-7\n  anteroom blast ct --policy draft.toml   a segment, under a draft too"
+    )]
+    Blast(BlastArgs),
     /// Gateways: the small appliances in front of the devices
     #[command(subcommand)]
     Gateway(GatewayCommand),
@@ -169,7 +179,7 @@ pub struct Flows {
     /// Only what was dropped
     #[arg(long, group = "verdict")]
     pub dropped: bool,
-    /// Only what passed and would be dropped in enforce
+    /// Only what passed and would be dropped in enforce; of devices in observe what the policy in force says of it
     #[arg(long, group = "verdict")]
     pub would_drop: bool,
     /// Only what went in the clear
@@ -181,6 +191,9 @@ pub struct Flows {
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
+    /// Which devices.
+    #[command(flatten)]
+    pub surface: SurfaceArgs,
 }
 
 /// Arguments of `map`.
@@ -188,9 +201,12 @@ pub struct Flows {
 pub struct MapArgs {
     /// Only what this device, or address, has to do with
     pub name: Option<String>,
-    /// Draw devices by themselves, not classes of them
-    #[arg(long)]
+    /// Draw devices by themselves, as --by device does
+    #[arg(long, conflicts_with = "by")]
     pub each: bool,
+    /// What to put together
+    #[arg(long, value_enum, default_value_t = MapBy::Class)]
+    pub by: MapBy,
     /// As what to draw it
     #[arg(long, value_enum, default_value_t = MapFormat::Text)]
     pub format: MapFormat,
@@ -200,6 +216,20 @@ pub struct MapArgs {
     /// Draw what was seen in the time up to now
     #[arg(long, value_name = "TIME", default_value = "14d", value_parser = parse_duration)]
     pub over: Duration,
+    /// Which devices.
+    #[command(flatten)]
+    pub surface: SurfaceArgs,
+}
+
+/// What a map puts together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MapBy {
+    /// Devices of one class
+    Class,
+    /// Devices of one segment
+    Segment,
+    /// Nothing: each device by itself
+    Device,
 }
 
 /// As what a map is drawn.

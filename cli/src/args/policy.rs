@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::ChangeArgs;
+use super::{ChangeArgs, SurfaceArgs};
 use crate::output::time::parse_duration;
 
 /// What to do with the policy.
@@ -40,6 +40,9 @@ pub enum PolicyCommand {
         /// Write the plan to this file, to be applied as it is
         #[arg(long, value_name = "PLAN")]
         out: Option<PathBuf>,
+        /// Of what it would break, which devices' traffic to show; the plan stays the same.
+        #[command(flatten)]
+        surface: SurfaceArgs,
     },
     /// Learn a policy from the recorded traffic: an ordinary file, with the evidence on each rule
     #[command(
@@ -67,6 +70,9 @@ pub enum PolicyCommand {
         /// Only this device in enforce, the others in their modes; may be repeated
         #[arg(long = "device", value_name = "NAME")]
         devices: Vec<String>,
+        /// Which devices' traffic.
+        #[command(flatten)]
+        surface: SurfaceArgs,
     },
     /// Review what is stale: rules that no flow used, externals past their day of review, devices that weren't seen
     #[command(
@@ -80,6 +86,9 @@ pub enum PolicyCommand {
         /// Keep this review here, for the next one to be compared with
         #[arg(long)]
         record: bool,
+        /// Which devices; the review that is kept has all.
+        #[command(flatten)]
+        surface: SurfaceArgs,
     },
     /// Put a policy file, or a plan made of it, into force
     #[command(

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anteroom_controller_core::coverage::{Demand, coverage};
 use anteroom_controller_core::lint::Evidence;
 use anteroom_controller_core::model::Model;
+use anteroom_controller_core::plan::Judge;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::EdgeQuery;
 use anteroom_proto::id::MemberId;
@@ -17,7 +18,7 @@ use crate::remote::Remote;
 
 /// The newest edges, by which a change is judged that touches no device and no policy.
 const NEWEST: u32 = 10_000;
-/// Most edges that a change is judged by one by one. How much was seen of a device is judged by all.
+/// Most edges that a plan holds against a change. All are judged, and those that it wouldn't break aren't kept.
 const MOST: usize = 500_000;
 
 /// What was seen lately.
@@ -49,13 +50,15 @@ pub(super) fn of_change(
         .filter(|(id, _)| before.devices.get(*id).is_none_or(|was| was.mode != Mode::Enforce))
         .map(|(id, _)| *id)
         .collect();
+    let old = Resolved::new(before);
+    let judge = old.as_ref().ok().map(|old| Judge::new(old, &resolved, now()));
     let mut found = Evidence::default();
     let mut reader = Reader::new(&resolved);
     let told = each(remote, &mut |edge| {
         if !enforced.is_empty() {
             reader.take(&edge);
         }
-        if found.edges.len() < MOST {
+        if found.edges.len() < MOST && judge.as_ref().is_none_or(|judge| judge.breaks(&edge)) {
             found.edges.push(edge);
         }
     })?;

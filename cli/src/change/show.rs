@@ -25,12 +25,17 @@ pub fn render_plan(plan: &Plan) -> String {
                 broken.from.clone(),
                 broken.to.clone(),
                 broken.service.clone(),
+                if broken.essential.is_some() { "ESSENTIAL".into() } else { "-".into() },
+                broken.criticality.map_or_else(|| "-".into(), |word| word.to_string()),
                 broken.flows.to_string(),
                 ago(broken.last, now),
                 broken.reason.clone(),
             ]
         });
-        let rows = table(&["FROM", "TO", "SERVICE", "FLOWS", "LAST SEEN", "WHY"], rows);
+        let rows = table(
+            &["FROM", "TO", "SERVICE", "ESSENTIAL", "CRITICALITY", "FLOWS", "LAST SEEN", "WHY"],
+            rows,
+        );
         let _ = writeln!(text, "Would break (recorded traffic that passes today):\n{rows}");
     }
     section(&mut text, "Warnings", plan.warnings.iter().map(|finding| format!("  ! {finding}")));

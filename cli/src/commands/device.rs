@@ -2,19 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use anteroom_controller_core::blast::{BlastRadius, blast_radius};
+use anteroom_controller_core::blast::{BlastRadius, Radii, services};
 use anteroom_controller_core::coverage::{Coverage, Demand, coverage};
 use anteroom_controller_core::model::{Device, Model};
 use anteroom_controller_core::names::Names;
 use anteroom_controller_core::resolve::Resolved;
+use anteroom_controller_core::surface::{
+    CRITICALITY, KEYS, LOCATION, OWNER, SENSITIVITY, Surface, Surfaces,
+};
 use anteroom_proto::api::{EdgeQuery, SightingRecord};
 use anteroom_proto::id::{GatewayId, MemberId};
 use serde::Serialize;
 
 use super::cables::neighbours;
 use super::enrol;
-use super::flows::{FlowRow, render as render_flows};
+use super::flows::{FlowRow, Known, render as render_flows};
 use super::holdings::{Holdings, newest};
+use crate::args::SurfaceArgs;
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
 use crate::output::Output;
@@ -60,6 +64,8 @@ pub(super) struct DeviceRow {
     prefix_len: Option<u8>,
     router: Option<String>,
     labels: BTreeMap<String, String>,
+    /// How much hangs on it, by its own labels or by its segments.
+    surface: Surface,
     confirmed_at: Option<Moment>,
     first_seen: Option<Moment>,
     last_seen: Option<Moment>,
@@ -161,6 +167,7 @@ fn confirmed_row(
     device: &Device,
     model: &Model,
     (sightings, holdings): (&[SightingRecord], &Holdings<'_>),
+    surfaces: &Surfaces,
     names: &GatewayNames,
 ) -> DeviceRow {
     let seen = newest(device, sightings);
@@ -186,6 +193,7 @@ fn confirmed_row(
         prefix_len: device.prefix_len,
         router: device.router.map(|router| router.address.to_string()),
         labels: device.labels.iter().map(|(k, v)| (k.to_string(), v.clone())).collect(),
+        surface: surfaces.member(id).clone(),
         confirmed_at: Some(Moment(device.confirmed_at)),
         first_seen: seen.map(|record| Moment(record.first_seen)),
         last_seen: seen.map(|record| Moment(record.sighting.last_seen)),
@@ -217,6 +225,7 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
         prefix_len: sighting.prefix_len,
         router: sighting.router.map(|(address, _)| address.to_string()),
         labels: BTreeMap::new(),
+        surface: Surface::default(),
         confirmed_at: None,
         first_seen: Some(Moment(record.first_seen)),
         last_seen: Some(Moment(sighting.last_seen)),
@@ -239,8 +248,18 @@ pub(super) fn address(net: &ipnet::Ipv4Net) -> String {
     if net.prefix_len() == 32 { net.addr().to_string() } else { format!("within {net}") }
 }
 
+/// The protect surface of every device; what labels alone say where the policy has problems.
+pub(super) fn surfaces(model: &Model) -> Surfaces {
+    Resolved::new(model).map_or_else(|_| Surfaces::of_labels(model), |found| Surfaces::of(&found))
+}
+
 /// `anteroom device list`.
-pub(super) fn list(new: bool, remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
+pub(super) fn list(
+    new: bool,
+    wanted: &SurfaceArgs,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
     let model = change::fetch(remote)?.model;
     let sightings = remote.sightings()?;
     let names = GatewayNames::load(&model, remote)?;
@@ -249,16 +268,22 @@ pub(super) fn list(new: bool, remote: &mut Remote, output: &mut Output<'_>) -> R
     let holdings = Holdings::new(&model, &sightings);
     if !new {
         let seen = (sightings.as_slice(), &holdings);
-        let coverages = coverages(&model, remote)?;
+        let (coverages, surfaces) = (coverages(&model, remote)?, surfaces(&model));
         let confirmed = model.devices.iter().map(|(id, device)| DeviceRow {
             coverage: coverages.get(id).map(CoverageRow::new),
-            ..confirmed_row(*id, device, &model, seen, &names)
+            ..confirmed_row(*id, device, &model, seen, &surfaces, &names)
         });
         rows.extend(confirmed);
     }
     rows.sort_by(|a, b| {
         (a.name.is_none(), &a.name, &a.mac).cmp(&(b.name.is_none(), &b.name, &b.mac))
     });
+    rows.retain(|row| wanted.fits(&row.surface));
+    wanted.sort(&mut rows, |row| [&row.surface, &row.surface]);
+    if rows.is_empty() && wanted.chooses() {
+        output.data(&rows, |_| "No device fits.".to_owned())?;
+        return Ok(Exit::Ok);
+    }
     output.data(&rows, |rows| render(rows, new))?;
     Ok(Exit::Ok)
 }
@@ -280,7 +305,8 @@ fn render(rows: &[DeviceRow], only_new: bool) -> String {
             row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port)),
             row.mac.clone(),
             shown_addresses(row),
-            join(row.labels.iter().map(|(k, v)| format!("{k}={v}"))),
+            row.surface.criticality.as_ref().map_or_else(|| "-".into(), ToString::to_string),
+            labels(row),
             row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
             row.coverage.as_ref().map_or_else(|| "-".into(), CoverageRow::short),
             notes(row),
@@ -294,6 +320,7 @@ fn render(rows: &[DeviceRow], only_new: bool) -> String {
             "PORT",
             "MAC",
             "ADDRESSES",
+            "CRITICALITY",
             "LABELS",
             "LAST SEEN",
             "COVERAGE",
@@ -305,6 +332,21 @@ fn render(rows: &[DeviceRow], only_new: bool) -> String {
         text.push_str("\nTo take a new one in: anteroom device confirm MAC --name NAME");
     }
     text
+}
+
+/// Its labels but for its criticality, and what its segments say instead of them.
+fn labels(row: &DeviceRow) -> String {
+    let surface = &row.surface;
+    let sensitivity = surface.sensitivity.as_ref().map(ToString::to_string);
+    let of_segments = [
+        (SENSITIVITY, sensitivity),
+        (OWNER, surface.owner.as_ref().map(ToString::to_string)),
+        (LOCATION, surface.location.as_ref().map(ToString::to_string)),
+    ];
+    let own = row.labels.iter().filter(|(key, _)| *key != CRITICALITY);
+    let own = own.map(|(key, value)| format!("{key}={value}"));
+    let more = of_segments.into_iter().filter(|(key, _)| !row.labels.contains_key(*key));
+    join(own.chain(more.filter_map(|(key, said)| Some(format!("{key}={}", said?)))))
 }
 
 /// The addresses that a device has now, and within what it may have others.
@@ -367,11 +409,17 @@ pub(super) fn show(
     let query = EdgeQuery { member: Some(id), limit: Some(FLOWS), ..EdgeQuery::default() };
     let edges = remote.edges(&query)?;
     let coverage = coverages(&model, remote)?.get(&id).map(CoverageRow::new);
-    let row = confirmed_row(id, device, &model, (&sightings, &holdings), &names);
+    let known = Known::of(model.clone());
+    let seen = (sightings.as_slice(), &holdings);
+    let row = confirmed_row(id, device, &model, seen, &surfaces(&model), &names);
+    let blast_radius = Resolved::new(&model).ok().map(|resolved| {
+        let services = services(&[&resolved]);
+        Radii::of(&resolved, &Surfaces::of(&resolved), services, now()).get(id)
+    });
     let detail = DeviceDetail {
         row: DeviceRow { coverage, ..row },
-        blast_radius: Resolved::new(&model).ok().map(|resolved| blast_radius(&resolved, id, now())),
-        flows: edges.iter().map(|edge| FlowRow::new(edge, &model, &names.names)).collect(),
+        blast_radius,
+        flows: edges.iter().map(|edge| FlowRow::new(edge, &known)).collect(),
     };
     output.data(&detail, render_detail)?;
     Ok(Exit::Ok)
@@ -400,16 +448,21 @@ fn render_detail(detail: &DeviceDetail) -> String {
         row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port));
     let reach = detail.blast_radius.as_ref().map(|blast| {
         format!(
-            "{} services of members, {} of externals; {} members on any port{}",
+            "{} services of members, {} of externals; {} members on any port{}{}",
             blast.pairs,
             blast.external_pairs,
             blast.unguarded,
             match blast.neighbours {
                 0 => String::new(),
                 n => format!(", {n} of them because they share its port"),
+            },
+            match blast.life_support {
+                0 => String::new(),
+                n => format!("; {n} of all members are life support"),
             }
         )
     });
+    let said = &row.surface;
     let text = facts(&[
         ("Device", maybe(&row.name)),
         ("Id", maybe(&row.id)),
@@ -420,7 +473,19 @@ fn render_detail(detail: &DeviceDetail) -> String {
         ("Addresses", shown_addresses(row)),
         ("Mask", row.prefix_len.map(|n| format!("/{n}")).unwrap_or_default()),
         ("Router", maybe(&row.router)),
-        ("Labels", join(row.labels.iter().map(|(k, v)| format!("{k}={v}")))),
+        ("Criticality", maybe(&said.criticality.as_ref().map(ToString::to_string))),
+        ("Sensitivity", maybe(&said.sensitivity.as_ref().map(ToString::to_string))),
+        ("Owner", maybe(&said.owner.as_ref().map(ToString::to_string))),
+        ("Location", maybe(&said.location.as_ref().map(ToString::to_string))),
+        (
+            "Labels",
+            join(
+                row.labels
+                    .iter()
+                    .filter(|(key, _)| !KEYS.contains(&key.as_str()))
+                    .map(|(key, value)| format!("{key}={value}")),
+            ),
+        ),
         ("Confirmed", row.confirmed_at.map(|at| at.to_string()).unwrap_or_default()),
         ("Last seen", row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now))),
         ("Coverage", covered(row)),

@@ -1,5 +1,6 @@
 //! `flows`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::thread::sleep;
@@ -7,8 +8,12 @@ use std::time::Duration;
 
 use anteroom_controller_core::model::Model;
 use anteroom_controller_core::names::Names;
+use anteroom_controller_core::resolve::Resolved;
+use anteroom_controller_core::simulate::live::of_edge;
+use anteroom_controller_core::surface::{Criticality, Surface, Surfaces};
 use anteroom_proto::api::{Edge, EdgeQuery};
-use anteroom_proto::verdict::Verdict;
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::verdict::{DropReason, Verdict};
 use serde::Serialize;
 
 use crate::args::Flows;
@@ -17,6 +22,7 @@ use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{bytes, table};
 use crate::output::time::{Moment, ago, now};
+use crate::recorded::each;
 use crate::remote::Remote;
 
 /// How often `--follow` looks.
@@ -42,10 +48,23 @@ struct End {
     kind: Kind,
     name: Option<String>,
     address: IpAddr,
+    criticality: Option<Criticality>,
+    #[serde(skip)]
+    surface: Surface,
 }
 
 impl End {
+    fn new(kind: Kind, name: Option<String>, address: IpAddr, surface: &Surface) -> Self {
+        let criticality = surface.criticality();
+        Self { kind, name, address, criticality, surface: surface.clone() }
+    }
+
     fn text(&self) -> String {
+        let life = if self.surface.is_life_support() { " (life support)" } else { "" };
+        format!("{}{life}", self.called())
+    }
+
+    fn called(&self) -> String {
         match (self.kind, &self.name) {
             (Kind::Device | Kind::Client, Some(name)) => name.clone(),
             (Kind::External, Some(name)) => format!("{name} (external {})", self.address),
@@ -63,8 +82,12 @@ pub(super) struct FlowRow {
     protocol: u8,
     port: u16,
     verdict: Verdict,
+    /// Why the policy in force would drop it, of a device in observe, where it would.
+    would_drop: Option<DropReason>,
     /// Whether the packets went on unprotected.
     in_the_clear: bool,
+    /// Whether messages of its service name patients, as a rule.
+    patient_data: bool,
     rule: Option<String>,
     flows: u64,
     packets: u64,
@@ -75,31 +98,63 @@ pub(super) struct FlowRow {
     local_mac: String,
 }
 
+/// A model, and what is looked up in it for each edge.
+pub(super) struct Known {
+    model: Model,
+    names: Names,
+    surfaces: Surfaces,
+    /// None where the policy has problems.
+    resolved: Option<Resolved>,
+}
+
+impl Known {
+    pub(super) fn of(model: Model) -> Self {
+        let resolved = Resolved::new(&model).ok();
+        let surfaces = resolved.as_ref().map_or_else(|| Surfaces::of_labels(&model), Surfaces::of);
+        Self { names: Names::of(&model), surfaces, resolved, model }
+    }
+
+    /// Why the policy in force would drop an edge of an observed device.
+    fn would_drop(&self, edge: &Edge) -> Option<DropReason> {
+        of_edge(self.resolved.as_ref()?, &self.names, edge, now())
+    }
+
+    fn member(&self, id: Option<MemberId>, address: IpAddr) -> Option<End> {
+        let id = id.filter(|id| self.model.member_name(*id).is_some())?;
+        let kind = if self.model.clients.contains_key(&id) { Kind::Client } else { Kind::Device };
+        Some(End::new(kind, Some(self.names.member(id)), address, self.surfaces.member(id)))
+    }
+
+    fn other(&self, gateway: GatewayId, address: IpAddr) -> End {
+        let name = self.names.address(gateway, address);
+        if let Some(id) = self.model.member_named(&name)
+            && let Some(end) = self.member(Some(id), address)
+        {
+            return end;
+        }
+        let surface = match address {
+            IpAddr::V4(address) => self.surfaces.address(address),
+            IpAddr::V6(_) => &Surface::default(),
+        };
+        if name == address.to_string() {
+            End::new(Kind::Outside, None, address, surface)
+        } else {
+            End::new(Kind::External, Some(name), address, surface)
+        }
+    }
+}
+
 impl FlowRow {
-    /// `edge` with the names that `model` has for its ends.
-    pub(super) fn new(edge: &Edge, model: &Model, names: &Names) -> Self {
-        let member = |id: Option<_>, address| {
-            let id = id.filter(|id| model.member_name(*id).is_some())?;
-            let kind = if model.clients.contains_key(&id) { Kind::Client } else { Kind::Device };
-            Some(End { kind, name: Some(names.member(id)), address })
-        };
-        let other = |address: IpAddr| {
-            let name = names.address(edge.gateway, address);
-            let kind = if name == address.to_string() {
-                return End { kind: Kind::Outside, name: None, address };
-            } else if model.device_named(&name).is_some() {
-                Kind::Device
-            } else if model.client_named(&name).is_some() {
-                Kind::Client
-            } else {
-                Kind::External
-            };
-            End { kind, name: Some(name), address }
-        };
+    /// `edge` with the names that `known` has for its ends.
+    pub(super) fn new(edge: &Edge, known: &Known) -> Self {
+        let names = &known.names;
         // Traffic from before a device was confirmed bears no id yet.
-        let known = edge.member.or_else(|| names.member_of(edge.gateway, edge.mac));
-        let local = member(known, edge.local).unwrap_or_else(|| other(edge.local));
-        let remote = member(edge.remote_member, edge.remote).unwrap_or_else(|| other(edge.remote));
+        let own = edge.member.or_else(|| names.member_of(edge.gateway, edge.mac));
+        let local =
+            known.member(own, edge.local).unwrap_or_else(|| known.other(edge.gateway, edge.local));
+        let remote = known
+            .member(edge.remote_member, edge.remote)
+            .unwrap_or_else(|| known.other(edge.gateway, edge.remote));
         let (from, to) = if edge.outbound { (local, remote) } else { (remote, local) };
         let in_the_clear = matches!(
             edge.verdict,
@@ -112,7 +167,9 @@ impl FlowRow {
             protocol: edge.protocol,
             port: edge.port,
             verdict: edge.verdict,
+            would_drop: known.would_drop(edge),
             in_the_clear,
+            patient_data: names.patient_data(edge.protocol, edge.port),
             rule: edge.rule.map(|rule| names.rule(rule)),
             flows: edge.flows,
             packets: edge.packets_out.saturating_add(edge.packets_in),
@@ -125,8 +182,24 @@ impl FlowRow {
     }
 
     fn verdict_text(&self) -> String {
-        let clear = if self.in_the_clear { ", in the clear" } else { "" };
-        format!("{}{clear}", self.verdict)
+        let mut text = self.verdict.to_string();
+        if self.in_the_clear {
+            text.push_str(if self.patient_data {
+                ", patient data in the clear"
+            } else {
+                ", in the clear"
+            });
+        } else if self.patient_data {
+            text.push_str(", patient data");
+        }
+        if let Some(reason) = self.would_drop {
+            text.push_str(&format!("; policy would drop it ({reason})"));
+        }
+        text
+    }
+
+    fn ends(&self) -> [&Surface; 2] {
+        [&self.from.surface, &self.to.surface]
     }
 
     fn touches(&self, wanted: &str) -> bool {
@@ -180,10 +253,11 @@ pub(super) fn flows(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let mut model = change::fetch(remote)?.model;
+    let mut known = Known::of(change::fetch(remote)?.model);
     let verdict = match args {
         Flows { dropped: true, .. } => Some("drop"),
-        Flows { would_drop: true, .. } => Some("would-drop"),
+        // Of devices in observe it isn't recorded, but worked out here.
+        Flows { would_drop: true, .. } => None,
         Flows { clear: true, .. } => Some("clear"),
         _ => None,
     };
@@ -193,10 +267,21 @@ pub(super) fn flows(
         since: None,
         limit: Some(args.limit),
     };
-    let filter = filter(args, &model, &mut query)?;
-    let names = Names::of(&model);
-    let mut rows = load(remote, &query, &model, &names, filter)?;
+    let filter = filter(args, &known.model, &mut query)?;
+    let wanted = |row: &FlowRow| {
+        let would_drop = row.would_drop.is_some() || matches!(row.verdict, Verdict::WouldDrop(_));
+        filter.is_none_or(|wanted| row.touches(wanted))
+            && args.surface.fits_either(row.ends())
+            && (would_drop || !args.would_drop)
+    };
+    // What only this end can tell is chosen from all that is recorded, not from the newest.
+    let mut rows = if args.would_drop || args.surface.chooses() {
+        choose(remote, &query, args.limit, &known, &wanted)?
+    } else {
+        load(remote, &query, &known, &wanted)?
+    };
     if !args.follow {
+        args.surface.sort(&mut rows, FlowRow::ends);
         output.data(&rows, |rows| {
             if rows.is_empty() { "No traffic recorded that fits.".into() } else { render(rows) }
         })?;
@@ -209,8 +294,14 @@ pub(super) fn flows(
         rows.sort_by_key(|row| row.last_seen);
         for row in &rows {
             let key = format!(
-                "{} {:?} {:?} {} {}",
-                row.gateway, row.from, row.to, row.service, row.verdict
+                "{} {:?} {:?} {:?} {:?} {} {}",
+                row.gateway,
+                row.from.name,
+                row.from.address,
+                row.to.name,
+                row.to.address,
+                row.service,
+                row.verdict
             );
             if printed.insert(key, row.packets) != Some(row.packets) {
                 output.stream(row, render_line)?;
@@ -223,21 +314,61 @@ pub(super) fn flows(
         sleep(EVERY);
         // Edges are summed up to a moment: look again at those of the last one.
         query.since = newest.checked_sub(1);
-        model = change::fetch(remote)?.model;
-        rows = load(remote, &query, &model, &Names::of(&model), filter)?;
+        known = Known::of(change::fetch(remote)?.model);
+        rows = load(remote, &query, &known, &wanted)?;
     }
 }
 
 fn load(
     remote: &mut Remote,
     query: &EdgeQuery,
-    model: &Model,
-    names: &Names,
-    filter: Option<&str>,
+    known: &Known,
+    wanted: &dyn Fn(&FlowRow) -> bool,
 ) -> Result<Vec<FlowRow>, Error> {
     let edges = remote.edges(query)?;
-    let rows = edges.iter().map(|edge| FlowRow::new(edge, model, names));
-    Ok(rows.filter(|row| filter.is_none_or(|wanted| row.touches(wanted))).collect())
+    let rows = edges.iter().map(|edge| FlowRow::new(edge, known));
+    Ok(rows.filter(wanted).collect())
+}
+
+/// The newest `limit` of all recorded edges that are wanted.
+fn choose(
+    remote: &mut Remote,
+    query: &EdgeQuery,
+    limit: u32,
+    known: &Known,
+    wanted: &dyn Fn(&FlowRow) -> bool,
+) -> Result<Vec<FlowRow>, Error> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut rows: Vec<FlowRow> = Vec::new();
+    let newest = |rows: &mut Vec<FlowRow>| {
+        rows.sort_by_key(|row| Reverse(row.last_seen));
+        rows.truncate(limit);
+    };
+    let told = each(remote, &mut |edge| {
+        let own = edge.member.or_else(|| known.names.member_of(edge.gateway, edge.mac));
+        let of_member = query.member.is_none_or(|id| [own, edge.remote_member].contains(&Some(id)));
+        let of_kind = match query.verdict.as_deref() {
+            Some("drop") => matches!(edge.verdict, Verdict::Drop(_)),
+            Some("clear") => matches!(edge.verdict, Verdict::Clear | Verdict::ClearTunnelDown),
+            _ => true,
+        };
+        if !(of_member && of_kind) {
+            return;
+        }
+        let row = FlowRow::new(&edge, known);
+        if wanted(&row) {
+            rows.push(row);
+        }
+        if rows.len() >= limit.saturating_mul(2) {
+            newest(&mut rows);
+        }
+    })?;
+    if told.is_none() {
+        // A controller from before it kept a history: the newest are all that it tells.
+        return load(remote, query, known, wanted);
+    }
+    newest(&mut rows);
+    Ok(rows)
 }
 
 /// What the controller can't filter by: an address, or the name of an external.

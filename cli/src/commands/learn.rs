@@ -1,5 +1,6 @@
 //! `policy suggest|simulate`: a policy out of recorded traffic, and recorded traffic under a policy.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
@@ -9,11 +10,13 @@ use anteroom_controller_core::names::Names;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_controller_core::simulate::{Broken, simulate as judge};
 use anteroom_controller_core::suggest::{Doubt, Options, Suggestion, suggest as learn};
+use anteroom_controller_core::surface::{Criticality, Surface, Surfaces};
 use anteroom_proto::service::Protocol;
 use anteroom_proto::time::UnixMillis;
 use serde::Serialize;
 
 use super::policy::{read, replace};
+use crate::args::SurfaceArgs;
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
 use crate::home::write_new;
@@ -39,7 +42,7 @@ struct Suggested {
     turned_away: u64,
     first_seen: Option<Moment>,
     last_seen: Option<Moment>,
-    /// Devices that were watched too little to be enforced.
+    /// Devices that were watched too little to be enforced, the most critical first.
     uncovered: Vec<String>,
 }
 
@@ -119,6 +122,9 @@ fn suggested(
         Party::Address(address) => address.to_string(),
     };
     let uncovered = recorded.coverage().into_iter().filter(|(_, found)| !found.enough);
+    let surfaces = Surfaces::of(resolved);
+    let mut uncovered: Vec<_> = uncovered.map(|(id, _)| id).collect();
+    uncovered.sort_by_key(|id| Reverse(surfaces.member(*id).criticality()));
     Suggested {
         policy: found.text,
         file: out.map(|path| path.display().to_string()),
@@ -153,7 +159,7 @@ fn suggested(
         turned_away: recorded.turned_away,
         first_seen: Some(Moment(first)),
         last_seen: Some(Moment(last)),
-        uncovered: uncovered.map(|(id, _)| names.member(id)).collect(),
+        uncovered: uncovered.into_iter().map(|id| names.member(id)).collect(),
     }
 }
 
@@ -197,6 +203,9 @@ struct Simulated {
     broken_flows: u64,
     broken: Vec<BrokenRow>,
     by_device: Vec<DeviceRow>,
+    /// Whether only the traffic of some devices was asked for.
+    #[serde(skip)]
+    chosen: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -207,6 +216,8 @@ struct BrokenRow {
     service: String,
     /// Whether an essential rule carries it today.
     essential: bool,
+    /// The greater criticality of its two ends.
+    criticality: Option<Criticality>,
     flows: u64,
     /// Days with traffic, of the last 64.
     days: u32,
@@ -217,6 +228,7 @@ struct BrokenRow {
 #[derive(Debug, Serialize)]
 struct DeviceRow {
     device: String,
+    criticality: Option<Criticality>,
     edges: usize,
     flows: u64,
     essential: usize,
@@ -227,6 +239,7 @@ pub(super) fn simulate(
     path: &Path,
     over: Duration,
     devices: &[String],
+    wanted: &SurfaceArgs,
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
@@ -244,11 +257,20 @@ pub(super) fn simulate(
     let found = judge(resolved, &file, &text, history, &enforced, since, *now)
         .map_err(ChangeError::from)?;
     let names = Names::of(&resolved.model);
+    // What the file itself says of its segments counts.
+    let after = Resolved::from_text(&resolved.model, &file, &text).map_err(ChangeError::from)?;
+    let surfaces = Surfaces::of(&after);
+    let ends = |broken: &Broken| broken.ends.map(|party| surfaces.party(party).clone());
+    let mut chosen: Vec<(Broken, [Surface; 2])> =
+        found.broken.iter().map(|broken| (broken.clone(), ends(broken))).collect();
+    chosen.retain(|(_, [from, to])| wanted.fits_either([from, to]));
+    wanted.sort(&mut chosen, |(_, [from, to])| [from, to]);
     let mut by_device: BTreeMap<String, DeviceRow> = BTreeMap::new();
-    let row = |broken: &Broken| {
+    let row = |(broken, _): &(Broken, _)| {
         let device = names.member(broken.device);
         let sum = by_device.entry(device.clone()).or_insert_with(|| DeviceRow {
             device: device.clone(),
+            criticality: surfaces.member(broken.device).criticality(),
             edges: 0,
             flows: 0,
             essential: 0,
@@ -267,21 +289,25 @@ pub(super) fn simulate(
             to: broken.to.clone(),
             service: names.service(protocol, broken.service.first),
             essential: broken.essential,
+            criticality: broken.criticality,
             flows: broken.flows,
             days: broken.days,
             last_seen: Moment(broken.last),
             reason: broken.reason.explanation().to_owned(),
         }
     };
-    let broken: Vec<BrokenRow> = found.broken.iter().map(row).collect();
+    let broken: Vec<BrokenRow> = chosen.iter().map(row).collect();
+    let mut by_device: Vec<DeviceRow> = by_device.into_values().collect();
+    by_device.sort_by_key(|row| (row.essential == 0, Reverse(row.criticality)));
     let simulated = Simulated {
         file,
         since: Moment(since),
         edges: found.edges,
         flows: found.flows,
-        broken_flows: found.broken_flows,
+        broken_flows: broken.iter().fold(0, |sum, row| sum.saturating_add(row.flows)),
         broken,
-        by_device: by_device.into_values().collect(),
+        by_device,
+        chosen: wanted.chooses(),
     };
     output.data(&simulated, |simulated| render(simulated, *now))?;
     Ok(if simulated.broken.is_empty() { Exit::Ok } else { Exit::Refused })
@@ -298,7 +324,11 @@ fn render(simulated: &Simulated, now: UnixMillis) -> String {
         return format!("{head}nothing was recorded that this could be judged by.");
     }
     if simulated.broken.is_empty() {
-        return format!("{head}{} would break none of them.", simulated.file);
+        return format!(
+            "{head}{} would break none {}.",
+            simulated.file,
+            if simulated.chosen { "that was asked for" } else { "of them" }
+        );
     }
     let lines = simulated.broken.iter().take(LINES).map(|row| {
         vec![
@@ -306,6 +336,7 @@ fn render(simulated: &Simulated, now: UnixMillis) -> String {
             row.to.clone(),
             row.service.clone(),
             if row.essential { "ESSENTIAL".into() } else { "-".into() },
+            word(row.criticality),
             row.flows.to_string(),
             row.days.to_string(),
             ago(row.last_seen.0, now),
@@ -313,7 +344,17 @@ fn render(simulated: &Simulated, now: UnixMillis) -> String {
         ]
     });
     let mut text = table(
-        &["FROM", "TO", "SERVICE", "ESSENTIAL", "FLOWS", "DAYS", "LAST SEEN", "WHY DROPPED"],
+        &[
+            "FROM",
+            "TO",
+            "SERVICE",
+            "ESSENTIAL",
+            "CRITICALITY",
+            "FLOWS",
+            "DAYS",
+            "LAST SEEN",
+            "WHY DROPPED",
+        ],
         lines,
     );
     if simulated.broken.len() > LINES {
@@ -322,18 +363,23 @@ fn render(simulated: &Simulated, now: UnixMillis) -> String {
     let devices = simulated.by_device.iter().map(|row| {
         vec![
             row.device.clone(),
+            word(row.criticality),
             row.edges.to_string(),
             row.flows.to_string(),
             row.essential.to_string(),
         ]
     });
-    let devices = table(&["DEVICE", "EDGES", "FLOWS", "ESSENTIAL"], devices);
+    let devices = table(&["DEVICE", "CRITICALITY", "EDGES", "FLOWS", "ESSENTIAL"], devices);
     format!(
         "{text}\n\n{devices}\n\n{head}{} would break {} with {} flows.",
         simulated.file,
         count(simulated.broken.len(), "edge", "edges"),
         simulated.broken_flows
     )
+}
+
+fn word(criticality: Option<Criticality>) -> String {
+    criticality.map_or_else(|| "-".into(), |word| word.to_string())
 }
 
 /// A duration in milliseconds.

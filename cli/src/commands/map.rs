@@ -3,10 +3,11 @@
 use anteroom_controller_core::decide::Party;
 use anteroom_controller_core::history::Edge;
 use anteroom_controller_core::map::{Grain, Line, Map, map as draw};
+use anteroom_controller_core::surface::Surfaces;
 use anteroom_proto::time::UnixMillis;
 
 use super::learn::millis;
-use crate::args::{MapArgs, MapFormat};
+use crate::args::{MapArgs, MapBy, MapFormat, SortBy};
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
 use crate::home::write_new;
@@ -33,9 +34,25 @@ pub(super) fn map(
     let recorded = Recorded::of(remote, &model)?;
     recorded.warn_of_gaps(output)?;
     let since = UnixMillis(recorded.now.0.saturating_sub(millis(args.over)));
-    let grain = if args.each { Grain::Each } else { Grain::Class };
-    let wanted = |edge: &Edge| only.is_none_or(|party| edge.from == party || edge.to == party);
-    let map = draw(&recorded.resolved, &recorded.history, grain, since, &wanted);
+    let grain = match args.by {
+        _ if args.each => Grain::Each,
+        MapBy::Device => Grain::Each,
+        MapBy::Class => Grain::Class,
+        MapBy::Segment => Grain::Segment,
+    };
+    let surfaces = Surfaces::of(&recorded.resolved);
+    let wanted = |edge: &Edge| {
+        only.is_none_or(|party| edge.from == party || edge.to == party)
+            && args.surface.fits_either([edge.from, edge.to].map(|party| surfaces.party(party)))
+    };
+    let mut map = draw(&recorded.resolved, &surfaces, &recorded.history, grain, since, &wanted);
+    if args.surface.sort == Some(SortBy::Criticality) {
+        map.most_critical_first();
+    } else if args.surface.sort.is_some() {
+        return Err(Error::Usage(
+            "a map can be sorted by criticality alone: its nodes stand for many devices".into(),
+        ));
+    }
     let drawn = match args.format {
         MapFormat::Text => map.text(),
         MapFormat::Dot => map.dot(),

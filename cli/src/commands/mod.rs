@@ -2,6 +2,7 @@
 
 mod audit;
 mod authority;
+mod blast;
 mod bypass;
 mod cables;
 mod client;
@@ -48,6 +49,7 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
         Command::Why(args) => why::why(&args, &mut open(home, output)?, output),
         Command::Flows(args) => flows::flows(&args, &mut open(home, output)?, output),
         Command::Map(args) => map::map(&args, &mut open(home, output)?, output),
+        Command::Blast(args) => blast::blast(&args, &mut open(home, output)?, output),
         Command::Gateway(command) => match command {
             GatewayCommand::Invite(args) => {
                 enrol::invite(&args, Kind::Gateway, &mut open(home, output)?, output)
@@ -79,7 +81,9 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             }
         },
         Command::Device(command) => match command {
-            DeviceCommand::List { new } => device::list(new, &mut open(home, output)?, output),
+            DeviceCommand::List { new, surface } => {
+                device::list(new, &surface, &mut open(home, output)?, output)
+            }
             DeviceCommand::Show { name } => device::show(&name, &mut open(home, output)?, output),
             DeviceCommand::Confirm(args) => {
                 device_change::confirm(*args, &mut open(home, output)?, output)

@@ -33,18 +33,18 @@ pub(super) fn run(
         PolicyCommand::Init { out } => init(out.as_deref(), home, output),
         PolicyCommand::Fmt { file, check } => fmt(&file, check, output),
         PolicyCommand::Check { file } => check(&file, home, output),
-        PolicyCommand::Plan { file, out } => {
-            let text = read(&file)?;
-            policy_change::plan(&file, &text, out.as_deref(), &mut Remote::open(home)?, output)
+        PolicyCommand::Plan { file, out, surface } => {
+            let (text, remote) = (read(&file)?, &mut Remote::open(home)?);
+            policy_change::plan(&file, &text, out.as_deref(), &surface, remote, output)
         }
         PolicyCommand::Suggest { out, extend } => {
             learn::suggest(out.as_deref(), extend.as_deref(), &mut Remote::open(home)?, output)
         }
-        PolicyCommand::Simulate { file, over, devices } => {
-            learn::simulate(&file, over, &devices, &mut Remote::open(home)?, output)
+        PolicyCommand::Simulate { file, over, devices, surface } => {
+            learn::simulate(&file, over, &devices, &surface, &mut Remote::open(home)?, output)
         }
-        PolicyCommand::Stale { over, record } => {
-            stale::stale(over, record, &mut Remote::open(home)?, output)
+        PolicyCommand::Stale { over, record, surface } => {
+            stale::stale(over, record, &surface, &mut Remote::open(home)?, output)
         }
         PolicyCommand::Apply { file, force, change } => {
             let text = read(&file)?;

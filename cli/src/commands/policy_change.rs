@@ -1,11 +1,12 @@
 //! `policy plan|apply|rollback`.
 
+use std::cmp::Reverse;
 use std::path::Path;
 
-use anteroom_controller_core::plan::Plan;
+use anteroom_controller_core::plan::{Plan, WouldBreak};
 
 use super::policy::{replace, unified};
-use crate::args::ChangeArgs;
+use crate::args::{ChangeArgs, SortBy, SurfaceArgs};
 use crate::change::{self, ChangeError, Request, fetch_revision, render_plan};
 use crate::error::{Error, Exit};
 use crate::home::Home;
@@ -17,6 +18,7 @@ pub(super) fn plan(
     path: &Path,
     text: &str,
     out: Option<&Path>,
+    wanted: &SurfaceArgs,
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
@@ -31,11 +33,12 @@ pub(super) fn plan(
         &format!("revision {}", current.base.number),
         &file,
     );
-    output.data(&plan, |plan| {
-        if plan.is_empty() && difference.is_empty() {
+    let shown = Plan { would_break: chosen(&plan.would_break, wanted)?, ..plan.clone() };
+    output.data(&shown, |shown| {
+        if shown.is_empty() && difference.is_empty() {
             return "Nothing would change.".into();
         }
-        format!("{difference}\n{}", render_plan(plan))
+        format!("{difference}\n{}", render_plan(shown))
     })?;
     if let Some(out) = out {
         let json = serde_json::to_string_pretty(&plan).map_err(|error| Error::file(out, error))?;
@@ -47,6 +50,23 @@ pub(super) fn plan(
         ))?;
     }
     Ok(if plan.refusals.is_empty() { Exit::Ok } else { Exit::Refused })
+}
+
+/// Those of the lines that would break that are asked for. The plan itself knows of its ends how critical they are, and no more.
+fn chosen(lines: &[WouldBreak], wanted: &SurfaceArgs) -> Result<Vec<WouldBreak>, Error> {
+    let SurfaceArgs { sensitivity, owner, location, sort, .. } = wanted;
+    let other = !sensitivity.is_empty() || owner.is_some() || location.is_some();
+    if other || sort.is_some_and(|by| by != SortBy::Criticality) {
+        return Err(Error::Usage(
+            "a plan goes by criticality alone: `anteroom policy simulate` takes the others".into(),
+        ));
+    }
+    let fits = |line: &&WouldBreak| wanted.fits_criticality(line.criticality);
+    let mut lines: Vec<WouldBreak> = lines.iter().filter(fits).cloned().collect();
+    if sort.is_some() {
+        lines.sort_by_key(|line| Reverse(line.criticality));
+    }
+    Ok(lines)
 }
 
 /// `anteroom policy apply`.

@@ -12,7 +12,7 @@ use anteroom_proto::v1::telemetry::TunnelState;
 use serde::Serialize;
 
 use super::cables::notices;
-use super::device::unconfirmed;
+use super::device::{surfaces, unconfirmed};
 use super::gateway::{GatewayRow, State, render as render_gateways, rows};
 use crate::args::Status;
 use crate::change;
@@ -41,6 +41,9 @@ struct Devices {
     enforce: usize,
     quarantined: usize,
     detached: usize,
+    /// Those on which a life may hang, and those of them that are in enforce.
+    life_support: usize,
+    life_support_enforced: usize,
 }
 
 /// How everything is.
@@ -131,8 +134,13 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
         });
     }
     let mut devices = Devices::default();
-    for device in current.model.devices.values() {
+    let surfaces = surfaces(&current.model);
+    for (id, device) in &current.model.devices {
         devices.total += 1;
+        if surfaces.member(*id).is_life_support() {
+            devices.life_support += 1;
+            devices.life_support_enforced += usize::from(device.mode == Mode::Enforce);
+        }
         match device.mode {
             Mode::Observe => devices.observe += 1,
             Mode::Protect => devices.protect += 1,
@@ -264,6 +272,13 @@ fn render(picture: &Picture) -> String {
             String::new()
         },
     ));
+    if devices.life_support > 0 {
+        text.push_str(&format!(
+            "{}, {} of them in enforce\n",
+            count(devices.life_support, "life-support device", "life-support devices"),
+            devices.life_support_enforced
+        ));
+    }
     if !picture.clients.is_empty() {
         let live = picture.clients.iter().filter(|client| !client.live_at.is_empty());
         text.push_str(&format!(

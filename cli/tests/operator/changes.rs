@@ -404,14 +404,24 @@ fn flows_bear_names_and_say_what_is_in_the_clear() {
     let table = ana.run(&["flows", "ct-1"]).ok().out;
     let lines: Vec<&str> = table.lines().skip(2).collect();
     for (line, parts) in lines.iter().zip([
-        ["ct-1", "pacs-1", "dicom", "tunnel"],
-        ["ct-1", "archive (external 10.20.4.50)", "dicom", "clear, in the clear"],
+        ["ct-1", "pacs-1", "dicom", "tunnel, patient data"],
+        [
+            "ct-1",
+            "archive (external 10.20.4.50)",
+            "dicom",
+            "clear, patient data in the clear; policy would drop it (not-visible)",
+        ],
         ["outside 10.20.9.9", "ct-1", "tcp/22", "drop(no-rule)"],
     ]) {
         assert!(parts.iter().all(|part| line.contains(part)), "{line} lacks one of {parts:?}");
     }
     let json = ana.run(&["--json", "flows"]).ok().json();
     assert_eq!(json[1]["in_the_clear"], true);
+    assert_eq!((&json[1]["patient_data"], &json[2]["patient_data"]), (&true.into(), &false.into()));
+    assert_eq!(
+        (&json[1]["verdict"], &json[1]["would_drop"]),
+        (&"clear".into(), &"not-visible".into())
+    );
     assert_eq!(json[1]["to"]["kind"], "external");
     assert_eq!(json[0]["last_seen"], "2025-11-24T16:01:00.000Z");
     let only = ana.run(&["--json", "flows", "archive"]).ok().json();

@@ -47,7 +47,7 @@ fn seen(controller: &Controller, to: &str, outbound: bool, port: u16, days: u64)
 }
 
 /// Two devices, and 45 days on which one sent images to the other and got commitment back.
-fn watched() -> (Controller, Person) {
+pub(crate) fn watched() -> (Controller, Person) {
     let (controller, ana) = hospital();
     let edges = vec![
         seen(&controller, "10.20.4.10", true, 104, 45),
@@ -204,7 +204,11 @@ fn a_review_says_what_is_stale_and_what_changed() {
     let file = ana.write("policy.toml", policy);
     ana.run(&["policy", "apply", &file, "--yes", "--reason", "r"]).ok();
     let json = ana.run(&["--json", "policy", "stale", "--record"]).ok().json();
-    assert_eq!(json["rules"], serde_json::json!([{"name": "unused", "at": null}]), "{json}");
+    assert_eq!(
+        json["rules"],
+        serde_json::json!([{"name": "unused", "at": null, "criticality": null}]),
+        "{json}"
+    );
     assert_eq!(json["externals"][0]["name"], "old");
     assert_eq!(
         (json["devices"].as_array().unwrap().len(), &json["difference"]),
@@ -224,7 +228,8 @@ fn a_review_says_what_is_stale_and_what_changed() {
 fn a_map_is_drawn_as_text_for_graphviz_and_as_a_picture() {
     let (_controller, ana) = watched();
     let text = ana.run(&["map"]).ok().out;
-    assert!(text.contains("ct\n  -> outside 10.20.9.0/24"), "{text}");
+    assert!(text.contains("ct\n  -> 10.20.4.0/24, no class: dicom"), "{text}");
+    assert!(text.contains("  -> outside 10.20.9.0/24 (2): https"), "{text}");
     assert!(text.contains(", 1 of them with patient data in the clear"), "{text}");
     let each = ana.run(&["map", "pacs-1", "--each"]).ok().out;
     assert!(

@@ -9,5 +9,6 @@ mod lies;
 mod login;
 mod person;
 mod real;
+mod surface;
 mod swap;
 mod trust;

@@ -130,6 +130,27 @@ pub fn decide(resolved: &Resolved, flow: &Flow, now: UnixMillis) -> Decision {
     }
 }
 
+/// Why the gateway at `end` would record the flow as would-drop at `now`, were its device in protect, the others in the modes that
+/// they are in; none where a rule allows it, where there is no gateway, or between two on one port.
+#[must_use]
+pub fn would_drop(
+    resolved: &Resolved,
+    flow: &Flow,
+    end: End,
+    now: UnixMillis,
+) -> Option<DropReason> {
+    let (near, far) = match end {
+        End::From => (flow.from, flow.to),
+        End::To => (flow.to, flow.from),
+    };
+    let (device, gateway) = attached(resolved, near)?;
+    if attached(resolved, far).is_some_and(|(other, _)| same_port(device, other)) {
+        return None;
+    }
+    let own = Device { mode: Mode::Protect, ..device.clone() };
+    judge(resolved, flow, end, &own, gateway, now).verdict.reason()
+}
+
 /// The first rule that allows the flow at `now`, whatever the modes: what policy means by "allowed".
 #[must_use]
 pub fn permits<'a>(

@@ -17,6 +17,7 @@ pub mod compile;
 pub mod coverage;
 pub mod decide;
 pub mod edit;
+mod ends;
 #[cfg(test)]
 mod fixture;
 pub mod history;

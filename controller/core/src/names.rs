@@ -10,7 +10,7 @@ use anteroom_proto::service::{PortMatch, Protocol};
 use ipnet::Ipv4Net;
 
 use crate::model::Model;
-use crate::policy::{POLICY_FILE, Policy, parse_all};
+use crate::policy::{self, POLICY_FILE, Policy, parse_all};
 use crate::resolve::Addresses;
 use crate::service_catalog;
 
@@ -25,7 +25,7 @@ pub struct Names {
     segments: BTreeMap<SegmentId, Name>,
     externals: BTreeMap<ExternalId, Name>,
     sites: BTreeMap<SiteId, Name>,
-    services: BTreeMap<Name, Vec<PortMatch>>,
+    services: BTreeMap<Name, policy::Service>,
     addresses: Addresses,
     prefixes: Vec<(Ipv4Net, Name)>,
 }
@@ -91,7 +91,7 @@ impl Names {
         self.segments.extend(named);
         let named = policy.rules.into_keys().map(|name| (RuleId::of(name.as_str()), name));
         self.rules.extend(named);
-        self.services.extend(policy.services.into_iter().map(|(name, own)| (name, own.ports)));
+        self.services.extend(policy.services);
     }
 
     /// The member that a gateway sees under this Ethernet address, where it is confirmed.
@@ -115,6 +115,19 @@ impl Names {
         self.prefixes.iter().find(|(prefix, _)| prefix.contains(&address)).map(|(_, name)| name)
     }
 
+    /// Whether messages to a port name patients, as a rule.
+    #[must_use]
+    pub fn patient_data(&self, protocol: u8, port: u16) -> bool {
+        let protocol = match protocol {
+            6 => Protocol::Tcp,
+            17 => Protocol::Udp,
+            _ => return false,
+        };
+        let own = self.services.values();
+        let own = own.map(|service| (service.ports.as_slice(), service.patient_data));
+        service_catalog::patient_data(own, protocol, port)
+    }
+
     /// What people call an IP protocol number and port: the service, the policy's own first, of which it is one,
     /// or `tcp/4006`, `icmp/echo`, `protocol 47`.
     #[must_use]
@@ -127,7 +140,7 @@ impl Names {
         };
         let holds = |ports: &[PortMatch]| ports.iter().any(|range| range.matches(known, port));
         let own =
-            self.services.iter().find(|(_, ports)| holds(ports)).map(|(name, _)| name.as_str());
+            self.services.iter().find(|(_, own)| holds(&own.ports)).map(|(name, _)| name.as_str());
         let built_in = || service_catalog::all().iter().find(|service| holds(service.ports));
         let text = PortMatch { protocol: known, first: port, last: port }.to_string();
         match own.or_else(|| built_in().map(|service| service.name)) {
@@ -172,6 +185,8 @@ mod tests {
         assert_eq!(names.service(17, 40000), "udp/40000");
         assert_eq!(names.service(1, 0), "ping");
         assert_eq!(names.service(47, 0), "protocol 47");
+        assert!(names.patient_data(6, 104) && !names.patient_data(17, 104));
+        assert!(!names.patient_data(1, 0) && !names.patient_data(6, 4006));
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct BuiltIn {
     pub description: &'static str,
     /// Where its ports are laid down.
     pub source: &'static str,
+    /// Whether its messages name patients, as a rule. Of what carries anything at all, as web pages do, nobody knows.
+    pub patient_data: bool,
 }
 
 const fn tcp(port: u16) -> PortMatch {
@@ -25,31 +27,34 @@ const fn udp(port: u16) -> PortMatch {
 
 const ECHO: PortMatch = PortMatch { protocol: Protocol::IcmpEcho, first: 0, last: 0 };
 const IANA: &str = "IANA service name registry";
+/// Its messages name patients.
+const PATIENTS: bool = true;
 
 macro_rules! catalog {
-    ($($name:literal [$($port:expr),+] $description:literal, $source:expr;)*) => {
+    ($($name:literal [$($port:expr),+] $description:literal, $source:expr $(, $patients:ident)?;)*) => {
         const CATALOG: &[BuiltIn] = &[$(BuiltIn {
             name: $name,
             ports: &[$($port),+],
             description: $description,
             source: $source,
+            patient_data: false $(|| $patients)?,
         }),*];
     };
 }
 
 catalog! {
     "bacnet" [udp(47808)] "BACnet/IP: building automation, air handling", "ASHRAE 135 Annex J";
-    "dicom" [tcp(104), tcp(11112)] "DICOM: images, worklists, storage commitment", "DICOM PS3.8 9.1.1";
-    "dicom-tls" [tcp(2762)] "DICOM over TLS", "DICOM PS3.15 B.1";
+    "dicom" [tcp(104), tcp(11112)] "DICOM: images, worklists, storage commitment", "DICOM PS3.8 9.1.1", PATIENTS;
+    "dicom-tls" [tcp(2762)] "DICOM over TLS", "DICOM PS3.15 B.1", PATIENTS;
     "dnp3" [tcp(20000), udp(20000)] "DNP3: power and water supply", "IEEE 1815";
     "dns" [tcp(53), udp(53)] "DNS: names to addresses", "RFC 1035, RFC 7766";
     "ethernet-ip" [tcp(44818), udp(2222), udp(44818)] "EtherNet/IP: industrial controllers", IANA;
     "ftp" [tcp(21)] "FTP: the control connection; active mode opens data connections back", "RFC 959";
-    "hl7" [tcp(2575)] "HL7 version 2 over MLLP: orders, results, admissions, alarms", IANA;
+    "hl7" [tcp(2575)] "HL7 version 2 over MLLP: orders, results, admissions, alarms", IANA, PATIENTS;
     "http" [tcp(80)] "HTTP: web pages and interfaces, in the clear", "RFC 9110";
     "https" [tcp(443)] "HTTPS: web pages and interfaces, DICOMweb, FHIR", "RFC 9110";
     "iec-104" [tcp(2404)] "IEC 60870-5-104: power supply", IANA;
-    "intellivue" [udp(24105)] "Philips IntelliVue: data export of patient monitors", "Philips IntelliVue Data Export Interface Programming Guide";
+    "intellivue" [udp(24105)] "Philips IntelliVue: data export of patient monitors", "Philips IntelliVue Data Export Interface Programming Guide", PATIENTS;
     "ipp" [tcp(631)] "IPP: printing", "RFC 8010";
     "jetdirect" [tcp(9100)] "Raw printing, as film and label printers take it", IANA;
     "kerberos" [tcp(88), udp(88)] "Kerberos: sign-on in a Windows domain", "RFC 4120";
@@ -86,6 +91,19 @@ catalog! {
 #[must_use]
 pub const fn all() -> &'static [BuiltIn] {
     CATALOG
+}
+
+/// Whether messages to a port name patients, as a rule: by the first of the policy's own services in `own` (ports, and what the policy
+/// says of them) that holds it and says so or not, else by the built-in ones.
+pub(crate) fn patient_data<'a>(
+    own: impl IntoIterator<Item = (&'a [PortMatch], Option<bool>)>,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
+    let holds = |ports: &[PortMatch]| ports.iter().any(|one| one.matches(protocol, port));
+    let said = own.into_iter().find_map(|(ports, said)| said.filter(|_| holds(ports)));
+    let built_in = || all().iter().any(|service| service.patient_data && holds(service.ports));
+    said.unwrap_or_else(built_in)
 }
 
 /// The built-in service with this name.
@@ -126,5 +144,24 @@ mod tests {
         assert_eq!(ports("dicom"), "tcp/104 tcp/11112");
         assert_eq!(ports("hl7"), "tcp/2575");
         assert_eq!(ports("ping"), "icmp/echo");
+    }
+
+    #[test]
+    fn what_names_patients_is_known_and_the_policy_can_say_otherwise() {
+        let named: Vec<&str> = all()
+            .iter()
+            .filter(|service| service.patient_data)
+            .map(|service| service.name)
+            .collect();
+        assert_eq!(named, ["dicom", "dicom-tls", "hl7", "intellivue"]);
+        let asked = |own: &[(&[PortMatch], Option<bool>)], port| {
+            patient_data(own.iter().copied(), Protocol::Tcp, port)
+        };
+        assert!(asked(&[], 104) && !asked(&[], 4711));
+        let own: &[PortMatch] = &[tcp(4711), tcp(104)];
+        assert!(asked(&[(own, None)], 104), "nothing said");
+        assert!(asked(&[(own, None), (own, Some(true))], 4711));
+        assert!(!asked(&[(own, Some(false))], 104));
+        assert!(asked(&[(own, Some(false))], 2575), "of others it says nothing");
     }
 }

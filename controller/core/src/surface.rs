@@ -164,6 +164,17 @@ impl Stated {
         labels.map(Self::of_labels).unwrap_or_default()
     }
 
+    /// What is said, as `key=value`.
+    pub(crate) fn words(&self) -> impl Iterator<Item = String> {
+        let said = [
+            (CRITICALITY, self.criticality.map(|word| word.to_string())),
+            (SENSITIVITY, self.sensitivity.map(|word| word.to_string())),
+            (OWNER, self.owner.clone()),
+            (LOCATION, self.location.clone()),
+        ];
+        said.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)))
+    }
+
     /// Whether nothing is said.
     #[must_use]
     pub fn is_empty(&self) -> bool {

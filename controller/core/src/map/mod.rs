@@ -1,10 +1,16 @@
 //! Who talks to whom, for people to look at: as text, as DOT for Graphviz, and as a picture (SVG).
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 
+use anteroom_proto::id::MemberId;
+use anteroom_proto::intent::Endpoint;
+use anteroom_proto::name::Name;
 use anteroom_proto::service::{PortMatch, Protocol};
 use anteroom_proto::time::UnixMillis;
+use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use crate::decide::Party;
@@ -12,21 +18,22 @@ use crate::history::{Edge, History, Way};
 use crate::parties::label;
 use crate::resolve::Resolved;
 use crate::service_catalog;
+use crate::surface::{Criticality, Surfaces};
 
 mod svg;
 #[cfg(test)]
 mod tests;
-
-/// Services in whose messages patients' names and findings stand, as a rule.
-const PATIENT_DATA: [&str; 4] = ["dicom", "dicom-tls", "hl7", "intellivue"];
 
 /// What the nodes of a map are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Grain {
     /// Devices, clients and addresses by themselves.
     Each,
-    /// Devices by their class, addresses by the narrowest external, or /24, that holds them.
+    /// Devices by their class, addresses by the narrowest external, or /24, that holds them. Of devices without a class those of one
+    /// /24 are one node.
     Class,
+    /// Devices by the smallest segment that holds them, and as [`Grain::Class`] has it where none does.
+    Segment,
 }
 
 /// A node.
@@ -38,6 +45,10 @@ pub struct Node {
     pub outside: bool,
     /// How many devices or addresses it stands for.
     pub size: usize,
+    /// The greatest criticality of these.
+    pub criticality: Option<Criticality>,
+    /// On how many of these a life may hang.
+    pub life_support: usize,
 }
 
 /// What goes from one node to another with one service.
@@ -79,6 +90,7 @@ pub struct Map {
 #[must_use]
 pub fn map(
     resolved: &Resolved,
+    surfaces: &Surfaces,
     history: &History,
     grain: Grain,
     since: UnixMillis,
@@ -127,7 +139,17 @@ pub fn map(
     let at = |called: &Called| places.get(called).copied().unwrap_or_default();
     let nodes = members
         .into_iter()
-        .map(|((name, outside), parties)| Node { name, outside, size: parties.len() })
+        .map(|((name, outside), parties)| {
+            let found = parties.iter().map(|party| surfaces.party(*party).criticality());
+            let lives = found.clone().filter(|found| *found == Some(Criticality::LifeSupport));
+            Node {
+                name,
+                outside,
+                size: parties.len(),
+                life_support: lives.count(),
+                criticality: found.max().flatten(),
+            }
+        })
         .collect();
     let lines = lines
         .into_iter()
@@ -136,15 +158,35 @@ pub fn map(
     Map { nodes, lines, unanswered }
 }
 
+/// The node of a member that isn't drawn by itself: its class, or where it is.
+fn class(resolved: &Resolved, id: MemberId) -> String {
+    let device = resolved.model.devices.get(&id);
+    let labels = device.map(|device| &device.labels);
+    let labels = labels.or_else(|| resolved.model.clients.get(&id).map(|one| &one.labels));
+    let class = labels.and_then(|labels| labels.get("class").cloned());
+    let fixed = || device?.addresses.first().map(|net| around(net.addr()));
+    let place = || fixed().map(|net| format!("{net}, no class"));
+    class.or_else(place).unwrap_or_else(|| label(resolved, Party::Member(id)))
+}
+
+fn around(address: Ipv4Addr) -> Ipv4Net {
+    Ipv4Net::new(address, 24).unwrap_or_default().trunc()
+}
+
+/// The smallest segment that holds a member; of equals the first by name.
+fn segment(resolved: &Resolved, id: MemberId) -> Option<&Name> {
+    let sides = resolved.sides_of(id).iter().map(|side| resolved.side(*side));
+    let segments = sides.filter(|side| matches!(side.endpoint, Endpoint::Segment(_)));
+    segments.min_by_key(|side| (side.members.len(), &side.name)).map(|side| &side.name)
+}
+
 fn node(resolved: &Resolved, party: Party, grain: Grain) -> String {
-    let class = |id| {
-        let labels = resolved.model.devices.get(&id).map(|device| &device.labels);
-        let labels = labels.or_else(|| resolved.model.clients.get(&id).map(|one| &one.labels));
-        labels.and_then(|labels| labels.get("class").cloned())
-    };
     match (grain, party) {
-        (Grain::Class, Party::Member(id)) => class(id).unwrap_or_else(|| label(resolved, party)),
-        (Grain::Class, Party::Address(address)) => {
+        (Grain::Class, Party::Member(id)) => class(resolved, id),
+        (Grain::Segment, Party::Member(id)) => {
+            segment(resolved, id).map_or_else(|| class(resolved, id), ToString::to_string)
+        }
+        (Grain::Class | Grain::Segment, Party::Address(address)) => {
             let externals = resolved.policy.externals.iter();
             let holding = externals.flat_map(|(name, external)| {
                 external.prefixes.iter().map(move |prefix| (prefix, name))
@@ -152,13 +194,7 @@ fn node(resolved: &Resolved, party: Party, grain: Grain) -> String {
             let narrowest = holding
                 .filter(|(prefix, _)| prefix.contains(&address))
                 .max_by_key(|(prefix, _)| prefix.prefix_len());
-            narrowest.map_or_else(
-                || {
-                    let net = ipnet::Ipv4Net::new(address, 24).unwrap_or_default().trunc();
-                    net.to_string()
-                },
-                |(_, name)| name.to_string(),
-            )
+            narrowest.map_or_else(|| around(address).to_string(), |(_, name)| name.to_string())
         }
         (Grain::Each, _) => label(resolved, party),
     }
@@ -170,7 +206,7 @@ fn service(resolved: &Resolved, edge: &Edge) -> (String, bool) {
     let holds = |ports: &[PortMatch]| ports.iter().any(|one| one.matches(edge.protocol, edge.port));
     let own = resolved.policy.services.iter().find(|(_, service)| holds(&service.ports));
     let built_in = service_catalog::all().iter().find(|service| holds(service.ports));
-    let patient_data = built_in.is_some_and(|service| PATIENT_DATA.contains(&service.name));
+    let patient_data = resolved.policy.patient_data(edge.protocol, edge.port);
     let name = own
         .map(|(name, _)| name.to_string())
         .or_else(|| built_in.map(|service| service.name.to_owned()))
@@ -203,6 +239,23 @@ impl Line {
 }
 
 impl Map {
+    /// Brings the nodes on which most hangs to the front.
+    pub fn most_critical_first(&mut self) {
+        let mut order: Vec<usize> = (0..self.nodes.len()).collect();
+        order.sort_by_key(|place| {
+            let node = self.nodes.get(*place);
+            Reverse(node.map(|node| (node.criticality, node.life_support)))
+        });
+        let places: BTreeMap<usize, usize> =
+            order.iter().enumerate().map(|(now, before)| (*before, now)).collect();
+        let at = |place: usize| places.get(&place).copied().unwrap_or(place);
+        self.nodes = order.iter().filter_map(|place| self.nodes.get(*place).cloned()).collect();
+        for line in &mut self.lines {
+            (line.from, line.to) = (at(line.from), at(line.to));
+        }
+        self.lines.sort_by(|a, b| (a.from, a.to, &a.service).cmp(&(b.from, b.to, &b.service)));
+    }
+
     /// As text: each node, and under it to whom it opens what.
     #[must_use]
     pub fn text(&self) -> String {
@@ -215,8 +268,11 @@ impl Map {
             let _ = writeln!(text, "{}", shown(node));
             for line in lines {
                 let to = self.nodes.get(line.to).map(shown).unwrap_or_default();
-                let exposed =
-                    if line.exposes_patients() { ", patient data in the clear" } else { "" };
+                let exposed = match line {
+                    line if line.exposes_patients() => ", patient data in the clear",
+                    line if line.patient_data => ", patient data",
+                    _ => "",
+                };
                 let _ = writeln!(
                     text,
                     "  -> {to}: {} ({}, {} flows{exposed})",
@@ -234,17 +290,24 @@ impl Map {
     pub fn dot(&self) -> String {
         let mut text = String::from("digraph anteroom {\n  rankdir = LR;\n  node [shape = box];\n");
         for (place, node) in self.nodes.iter().enumerate() {
-            let style = if node.outside { ", style = dashed" } else { "" };
+            let style = match node {
+                node if node.life_support > 0 => {
+                    ", style = filled, fillcolor = \"#fadbd8\", penwidth = 2"
+                }
+                node if node.outside => ", style = dashed",
+                _ => "",
+            };
             let _ = writeln!(text, "  n{place} [label = {}{style}];", quoted(&shown(node)));
         }
         for line in &self.lines {
             let (colour, style) = line.look();
             let _ = writeln!(
                 text,
-                "  n{} -> n{} [label = {}, color = \"{colour}\", style = {style}];",
+                "  n{} -> n{} [label = {}, tooltip = {}, color = \"{colour}\", style = {style}];",
                 line.from,
                 line.to,
-                quoted(&line.service)
+                quoted(&line.service),
+                quoted(&self.title(line))
             );
         }
         text.push_str("}\n");
@@ -255,6 +318,20 @@ impl Map {
     #[must_use]
     pub fn svg(&self) -> String {
         svg::draw(self)
+    }
+
+    /// All of a line in one.
+    fn title(&self, line: &Line) -> String {
+        let name = |place: usize| self.nodes.get(place).map(shown).unwrap_or_default();
+        let patients = if line.patient_data { ", names patients" } else { "" };
+        format!(
+            "{} to {}: {} ({}, {} flows{patients})",
+            name(line.from),
+            name(line.to),
+            line.service,
+            line.ways(),
+            line.flows()
+        )
     }
 }
 
@@ -274,10 +351,16 @@ impl Line {
 
 fn shown(node: &Node) -> String {
     let outside = if node.outside { "outside " } else { "" };
-    if node.size > 1 {
-        format!("{outside}{} ({})", node.name, node.size)
-    } else {
-        format!("{outside}{}", node.name)
+    let life = match (node.size, node.life_support) {
+        (_, 0) => String::new(),
+        (size, lives) if size == lives => "life support".to_owned(),
+        (_, lives) => format!("{lives} life support"),
+    };
+    match (node.size > 1, life.is_empty()) {
+        (false, true) => format!("{outside}{}", node.name),
+        (false, false) => format!("{outside}{} ({life})", node.name),
+        (true, true) => format!("{outside}{} ({})", node.name, node.size),
+        (true, false) => format!("{outside}{} ({}, {life})", node.name, node.size),
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn draw(map: &Map) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{whole}\" height=\"{height}\" viewBox=\"0 0 {whole} {height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n\
          <text x=\"20\" y=\"20\">Who opens (left) to whom (right). Green: through tunnels. Orange: in the clear. Red: patient data in the \
-         clear. Grey: dropped.</text>\n"
+         clear. Grey: dropped. Red boxes: life support.</text>\n"
     );
     let y = |row: usize| TOP + row * ROW + BOX / 2;
     // Several services between the same two are one curve each, a little apart.
@@ -52,7 +52,7 @@ pub(super) fn draw(map: &Map) -> String {
             x1 + bend,
             x2.saturating_sub(bend),
             if style == "bold" { "2.5" } else { "1.5" },
-            escaped(&title(map, line))
+            escaped(&map.title(line))
         );
         *nth += 1;
     }
@@ -61,9 +61,13 @@ pub(super) fn draw(map: &Map) -> String {
             let Some(node) = map.nodes.get(*place) else { continue };
             let text: String = shown(node).chars().take(LETTERS).collect();
             let dashes = if node.outside { " stroke-dasharray=\"4 3\"" } else { "" };
+            let (fill, border) = match node.life_support {
+                0 => ("#f4f6f7", "stroke=\"#566573\""),
+                _ => ("#fadbd8", "stroke=\"#922b21\" stroke-width=\"2.5\""),
+            };
             let _ = writeln!(
                 svg,
-                "<rect x=\"{x}\" y=\"{}\" width=\"{width}\" height=\"{BOX}\" rx=\"3\" fill=\"#f4f6f7\" stroke=\"#566573\"{dashes}/>\
+                "<rect x=\"{x}\" y=\"{}\" width=\"{width}\" height=\"{BOX}\" rx=\"3\" fill=\"{fill}\" {border}{dashes}/>\
                  <text x=\"{}\" y=\"{}\">{}</text>",
                 TOP + row * ROW,
                 x + 8,
@@ -74,19 +78,6 @@ pub(super) fn draw(map: &Map) -> String {
     }
     svg.push_str("</svg>\n");
     svg
-}
-
-fn title(map: &Map, line: &Line) -> String {
-    let name = |place: usize| map.nodes.get(place).map(shown).unwrap_or_default();
-    let patients = if line.patient_data { ", names patients" } else { "" };
-    format!(
-        "{} to {}: {} ({}, {} flows{patients})",
-        name(line.from),
-        name(line.to),
-        line.service,
-        line.ways(),
-        line.flows()
-    )
 }
 
 /// Text as XML has it; control characters, which it can't have, are left out.

@@ -29,25 +29,34 @@ fn history() -> History {
     history
 }
 
+fn drawn(
+    resolved: &Resolved,
+    grain: Grain,
+    since: UnixMillis,
+    wanted: &dyn Fn(&Edge) -> bool,
+) -> Map {
+    map(resolved, &Surfaces::of(resolved), &history(), grain, since, wanted)
+}
+
 #[test]
 fn a_map_says_who_talks_to_whom_and_how() {
     let resolved = Resolved::new(&hospital()).unwrap();
-    let found = map(&resolved, &history(), Grain::Each, NOW, &|_| true);
+    let found = drawn(&resolved, Grain::Each, NOW, &|_| true);
     assert_eq!(found.unanswered, 1);
     assert_snapshot!(found.text(), @r"
     ct-1
       -> pacs-1: dicom (clear, 3 flows, patient data in the clear)
     monitor-1
-      -> hl7-1: hl7 (tunnel, 3 flows)
+      -> hl7-1: hl7 (tunnel, 3 flows, patient data)
     pacs-1
       -> outside archive: https (clear, 3 flows)
     pump-1
       -> outside 10.20.9.9: tcp/4711 (dropped, 3 flows)
     ");
     let later = UnixMillis(NOW.0 + 1);
-    assert!(map(&resolved, &history(), Grain::Each, later, &|_| true).nodes.is_empty());
+    assert!(drawn(&resolved, Grain::Each, later, &|_| true).nodes.is_empty());
     let only = Party::Member(member_id(4));
-    let one = map(&resolved, &history(), Grain::Each, NOW, &|edge| edge.from == only);
+    let one = drawn(&resolved, Grain::Each, NOW, &|edge| edge.from == only);
     assert_eq!((one.nodes.len(), one.lines.len()), (2, 1));
 }
 
@@ -57,13 +66,13 @@ fn classes_stand_for_their_devices() {
     let monitors = [(name("class"), Some("monitor".to_owned()))];
     model.label_device("pump-1", &monitors).unwrap();
     let resolved = Resolved::new(&model).unwrap();
-    let found = map(&resolved, &history(), Grain::Class, NOW, &|_| true);
+    let found = drawn(&resolved, Grain::Class, NOW, &|_| true);
     assert_snapshot!(found.text(), @r"
     ct
       -> pacs: dicom (clear, 3 flows, patient data in the clear)
     monitor (2)
       -> outside 10.20.9.0/24: tcp/4711 (dropped, 3 flows)
-      -> hl7: hl7 (tunnel, 3 flows)
+      -> hl7: hl7 (tunnel, 3 flows, patient data)
     pacs
       -> outside archive: https (clear, 3 flows)
     ");
@@ -75,7 +84,7 @@ fn pictures_are_well_formed_whatever_things_are_called() {
     let odd = [(name("class"), Some("<\"&\\ct>".to_owned()))];
     model.label_device("ct-1", &odd).unwrap();
     let resolved = Resolved::new(&model).unwrap();
-    let found = map(&resolved, &history(), Grain::Class, NOW, &|_| true);
+    let found = drawn(&resolved, Grain::Class, NOW, &|_| true);
     let dot = found.dot();
     assert!(dot.contains(r#"[label = "<\"&\\ct>"]"#), "{dot}");
     assert_eq!(dot.matches(" -> ").count(), found.lines.len(), "{dot}");
@@ -83,4 +92,41 @@ fn pictures_are_well_formed_whatever_things_are_called() {
     assert!(svg.contains("&lt;&quot;&amp;\\ct&gt;") && !svg.contains("<\"&"), "{svg}");
     assert_eq!(svg.matches("<path ").count(), found.lines.len(), "{svg}");
     assert_eq!(Map::default().svg().matches("<rect").count(), 1);
+}
+
+#[test]
+fn lives_stand_out_and_services_of_the_policy_may_name_patients() {
+    let mut model = hospital();
+    let critical = "[segment.monitors]\ncriticality = \"life-support\"";
+    model.policy = model.policy.replace("[segment.monitors]", critical);
+    model.policy.push_str("[service.x]\nports = [\"tcp/4711\"]\npatient_data = true\n");
+    let monitors = [(name("class"), Some("monitor".to_owned()))];
+    model.label_device("hl7-1", &monitors).unwrap();
+    model.label_device("pump-1", &[(name("class"), None)]).unwrap();
+    let resolved = Resolved::new(&model).unwrap();
+    let found = drawn(&resolved, Grain::Class, NOW, &|_| true);
+    assert_snapshot!(found.text(), @r"
+    10.20.2.0/24, no class
+      -> outside 10.20.9.0/24: x (dropped, 3 flows, patient data)
+    ct
+      -> pacs: dicom (clear, 3 flows, patient data in the clear)
+    monitor (2, life support)
+      -> monitor (2, life support): hl7 (tunnel, 3 flows, patient data)
+    pacs
+      -> outside archive: https (clear, 3 flows)
+    ");
+    let svg = found.svg();
+    assert_eq!(svg.matches("fill=\"#fadbd8\"").count(), 2, "on either side: {svg}");
+    assert_eq!(found.dot().matches("fillcolor").count(), 1);
+    let mut sorted = found.clone();
+    sorted.most_critical_first();
+    let text = sorted.text();
+    assert!(text.starts_with("monitor (2, life support)\n  -> monitor"), "{text}");
+    assert_eq!((sorted.lines.len(), text.len()), (found.lines.len(), found.text().len()));
+    let found = drawn(&resolved, Grain::Segment, NOW, &|_| true);
+    let names: Vec<&str> = found.nodes.iter().map(|node| node.name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["10.20.2.0/24, no class", "10.20.9.0/24", "archive", "ct", "monitors", "pacs"]
+    );
 }

@@ -1,21 +1,59 @@
 //! Recorded traffic that passes today and that the new model would drop.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anteroom_proto::api::Edge;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::Mode;
-use anteroom_proto::service::Protocol;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::WouldBreak;
-use crate::decide::{End, Flow, Party, candidates, decide};
+use crate::decide::{End, candidates, decide};
+use crate::ends;
 use crate::lint::{Finding, Severity};
 use crate::names::Names;
 use crate::parties::label;
 use crate::resolve::Resolved;
+use crate::surface::Surfaces;
+
+/// Says of one recorded edge after the other whether a change would break it, so that nobody has to keep all of them.
+#[derive(Debug)]
+pub struct Judge<'a> {
+    before: &'a Resolved,
+    after: &'a Resolved,
+    old: Names,
+    new: Names,
+    now: UnixMillis,
+}
+
+impl<'a> Judge<'a> {
+    /// For the change from `before` to `after` at `now`.
+    #[must_use]
+    pub fn new(before: &'a Resolved, after: &'a Resolved, now: UnixMillis) -> Self {
+        let (old, new) = (Names::of(&before.model), Names::of(&after.model));
+        Self { before, after, old, new, now }
+    }
+
+    /// Whether the edge's flows pass today and would be dropped.
+    #[must_use]
+    pub fn breaks(&self, edge: &Edge) -> bool {
+        self.broken(edge).is_some()
+    }
+
+    /// Whose edge it is, and why its flows would be dropped, if they pass today, with both ends in the order of opening.
+    fn broken(&self, edge: &Edge) -> Option<(MemberId, (String, String, String))> {
+        let own = ends::own(edge, &self.new).filter(|_| edge.verdict.passes())?;
+        let was_dropped = || {
+            let own = ends::own(edge, &self.old);
+            own.is_some_and(|own| reason(self.before, edge, own, self.now).is_some())
+        };
+        let found = reason(self.after, edge, own, self.now).filter(|_| !was_dropped())?;
+        Some((own, found))
+    }
+}
 
 pub(super) fn between(
     before: &Resolved,
@@ -23,21 +61,18 @@ pub(super) fn between(
     edges: &[Edge],
     now: UnixMillis,
 ) -> Vec<WouldBreak> {
-    let (old, new) = (Names::of(&before.model), Names::of(&after.model));
+    let judge = Judge::new(before, after, now);
+    let surfaces = Surfaces::of(after);
     // Both gateways of a pair report the same flows: the larger count stands.
     let mut found: BTreeMap<(String, String, String), WouldBreak> = BTreeMap::new();
-    for edge in edges.iter().filter(|edge| edge.verdict.passes()) {
-        let Some(own) = own(edge, &new) else { continue };
-        let was_dropped =
-            self::own(edge, &old).is_some_and(|own| reason(before, edge, own, now).is_some());
-        let Some((reason, from, to)) = reason(after, edge, own, now).filter(|_| !was_dropped)
-        else {
-            continue;
-        };
-        let service = new.service(edge.protocol, edge.port);
-        let essential = essential(before, edge, &old, now);
+    for edge in edges {
+        let Some((own, (reason, from, to))) = judge.broken(edge) else { continue };
+        let service = judge.new.service(edge.protocol, edge.port);
+        let essential = essential(before, edge, &judge.old, now);
+        let far = ends::remote(after, edge, own);
+        let criticality = far.and_then(|far| surfaces.party(far).criticality());
         let key = (from.clone(), to.clone(), service.clone());
-        let line = found.entry(key).or_insert(WouldBreak {
+        let line = found.entry(key).or_insert_with(|| WouldBreak {
             from,
             to,
             service,
@@ -45,13 +80,17 @@ pub(super) fn between(
             flows: 0,
             last: edge.last,
             essential: None,
+            criticality: criticality.max(surfaces.member(own).criticality()),
         });
         line.essential = line.essential.take().or(essential);
         line.flows = line.flows.max(edge.flows);
         line.last = line.last.max(edge.last);
     }
     let mut found: Vec<WouldBreak> = found.into_values().collect();
-    found.sort_by_key(|line| (line.essential.is_none(), std::cmp::Reverse(line.flows)));
+    found.sort_by_key(|line| {
+        let most = (Reverse(line.criticality), Reverse(line.flows));
+        (line.essential.is_none(), most)
+    });
     found
 }
 
@@ -72,7 +111,7 @@ pub(super) fn refusal(broken: &WouldBreak) -> Option<Finding> {
 
 /// The essential rule that carries an edge, where one does.
 fn essential(resolved: &Resolved, edge: &Edge, names: &Names, now: UnixMillis) -> Option<String> {
-    let flow = flow(resolved, edge, own(edge, names)?)?;
+    let flow = ends::flow(resolved, edge, ends::own(edge, names)?)?;
     let mut found: Option<usize> = None;
     candidates(resolved, &flow, &mut |place, rule| {
         if rule.essential && !rule.expired(now) && found.is_none_or(|before| place < before) {
@@ -80,33 +119,6 @@ fn essential(resolved: &Resolved, edge: &Edge, names: &Names, now: UnixMillis) -
         }
     });
     found.and_then(|place| resolved.rules.get(place)).map(|rule| rule.name.to_string())
-}
-
-/// What was opened, as a model knows its ends; none of what no rule can carry.
-fn flow(resolved: &Resolved, edge: &Edge, own: MemberId) -> Option<Flow> {
-    let protocol = match edge.protocol {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
-        1 => Protocol::IcmpEcho,
-        _ => return None,
-    };
-    let far = remote(resolved, edge, own)?;
-    let near = Party::Member(own);
-    let (from, to) = if edge.outbound { (near, far) } else { (far, near) };
-    Some(Flow { from, to, protocol, port: edge.port })
-}
-
-/// The device on the reporting gateway's side.
-fn own(edge: &Edge, names: &Names) -> Option<MemberId> {
-    edge.member.or_else(|| names.member_of(edge.gateway, edge.mac))
-}
-
-/// The other end of an edge, as a model knows it.
-pub(crate) fn remote(resolved: &Resolved, edge: &Edge, own: MemberId) -> Option<Party> {
-    let IpAddr::V4(address) = edge.remote else { return None };
-    let known = edge.remote_member.filter(|id| resolved.site_of(*id).is_some());
-    let here = || resolved.site_of(own).and_then(|site| resolved.member_at(site, address));
-    Some(known.or_else(here).map_or(Party::Address(address), Party::Member))
 }
 
 /// Why `resolved` drops the flows of an edge, in a sentence, with both ends in the order of opening.
@@ -144,7 +156,7 @@ fn reason(
         let (from, to) = ordered(edge.remote.to_string());
         return Some((reason.explanation().to_owned(), from, to));
     }
-    let flow = flow(resolved, edge, own)?;
+    let flow = ends::flow(resolved, edge, own)?;
     let decision = decide(resolved, &flow, now);
     let Verdict::Drop(reason) = decision.verdict else { return None };
     let (from, to) = (label(resolved, flow.from), label(resolved, flow.to));

@@ -169,10 +169,11 @@ fn policy(before: &Policy, after: &Policy, changes: &mut Changes) {
         let site = site.map(|site| format!("site={}", site.value));
         let matched = entry.matches.iter().filter_map(|matches| labels(&matches.labels));
         let listed = names(&entry.members).into_iter().chain(names(&entry.externals));
-        words(listed.chain(site).chain(matched))
+        words(listed.chain(site).chain(matched).chain(entry.surface.words()))
     });
     section(changes, "service", &before.services, &after.services, |entry| {
-        words(entry.ports.iter().map(ToString::to_string))
+        let patients = entry.patient_data.map(|said| format!("patient_data={said}"));
+        words(entry.ports.iter().map(ToString::to_string).chain(patients))
     });
     section(changes, "rule", &before.rules, &after.rules, |entry| {
         let services = names(&entry.services).join(" ");

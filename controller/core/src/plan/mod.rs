@@ -12,12 +12,15 @@ use crate::compile::{Compiled, compile};
 use crate::lint::{Evidence, Finding, MAX_FINDINGS, Severity, lint};
 use crate::model::Model;
 use crate::problem::Problems;
+use crate::surface::Criticality;
 
 mod breaks;
 mod changes;
 mod permissions;
 #[cfg(test)]
 mod tests;
+
+pub use breaks::Judge;
 
 /// Most lines of each kind in a plan.
 pub const MAX_LINES: usize = 500;
@@ -50,7 +53,7 @@ pub struct Plan {
     pub closed: Vec<Permission>,
     /// Gateways for which something changes.
     pub affected: Vec<AffectedGateway>,
-    /// Recorded traffic that passes today and would be dropped: the essential first, then by flows.
+    /// Recorded traffic that passes today and would be dropped: the essential first, then the most critical, then by flows.
     pub would_break: Vec<WouldBreak>,
     /// What is worth a look.
     pub warnings: Vec<Finding>,
@@ -137,16 +140,22 @@ pub struct WouldBreak {
     /// The essential rule that carries it today, where one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub essential: Option<String>,
+    /// The greater criticality of its two ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub criticality: Option<Criticality>,
 }
 
 impl fmt::Display for WouldBreak {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to, service, reason, flows, essential, .. } = self;
-        let essential = match essential {
-            Some(rule) => format!(" ESSENTIAL (rule.{rule})"),
-            None => String::new(),
-        };
-        write!(f, "{from} -> {to}: {service}, {flows} flows recorded.{essential} {reason}")
+        let Self { from, to, service, reason, flows, essential, criticality, .. } = self;
+        write!(f, "{from} -> {to}: {service}, {flows} flows recorded.")?;
+        if let Some(rule) = essential {
+            write!(f, " ESSENTIAL (rule.{rule})")?;
+        }
+        if *criticality == Some(Criticality::LifeSupport) {
+            f.write_str(" LIFE SUPPORT.")?;
+        }
+        write!(f, " {reason}")
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use anteroom_proto::name::Name;
-use anteroom_proto::service::PortMatch;
+use anteroom_proto::service::{PortMatch, Protocol};
 use anteroom_proto::time::UnixMillis;
 use ipnet::Ipv4Net;
 
@@ -124,8 +124,8 @@ pub struct Service {
     pub position: Position,
     /// Its protocols and ports.
     pub ports: Vec<PortMatch>,
-    /// Whether its messages name patients.
-    pub patient_data: bool,
+    /// Whether its messages name patients, where the policy says so or not.
+    pub patient_data: Option<bool>,
 }
 
 /// A permission.
@@ -190,6 +190,14 @@ impl Policy {
             Some(own) => Some(&own.ports),
             None => service_catalog::find(service).map(|built_in| built_in.ports),
         }
+    }
+
+    /// Whether messages to a port name patients, as a rule: as its own services say, or the built-in ones.
+    #[must_use]
+    pub fn patient_data(&self, protocol: Protocol, port: u16) -> bool {
+        let own = self.services.values();
+        let own = own.map(|service| (service.ports.as_slice(), service.patient_data));
+        service_catalog::patient_data(own, protocol, port)
     }
 
     /// The policy without its places, so that what it means can be compared.

@@ -291,7 +291,8 @@ fn service(reader: &mut Reader<'_>, name: &Name, entry: &Entry<'_>) -> Option<Se
     }
     ports.sort_unstable();
     ports.dedup();
-    let patient_data = reader.truth(entry, "patient_data");
+    let said = entry.table.contains_key("patient_data");
+    let patient_data = said.then(|| reader.truth(entry, "patient_data"));
     Some(Service { position: entry.position, ports, patient_data })
 }
 

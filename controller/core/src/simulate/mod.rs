@@ -1,5 +1,7 @@
-//! What a policy would have done to the recorded traffic: each edge that it would break.
+//! What a policy would have done to the recorded traffic: each edge that it would break. [`live`] says it of the policy in force
+//! while devices are still observed.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use anteroom_proto::id::MemberId;
@@ -13,12 +15,17 @@ use crate::history::{History, Way};
 use crate::parties::label;
 use crate::problem::Problems;
 use crate::resolve::Resolved;
+use crate::surface::{Criticality, Surfaces};
+
+pub mod live;
 
 /// A recorded edge that a policy would break.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Broken {
     /// The device that would notice: the one that opens, where it is one.
     pub device: MemberId,
+    /// Who opened, and to whom.
+    pub ends: [Party; 2],
     /// Who opened, by name.
     pub from: String,
     /// To whom, by name.
@@ -29,6 +36,8 @@ pub struct Broken {
     pub reason: DropReason,
     /// Whether an essential rule carries it today.
     pub essential: bool,
+    /// The greater criticality of its two ends.
+    pub criticality: Option<Criticality>,
     /// Flows recorded since the moment that was asked for, as far as the history tells them apart: all of the edge.
     pub flows: u64,
     /// Days with traffic, of the last 64.
@@ -44,7 +53,7 @@ pub struct Simulation {
     pub edges: usize,
     /// Flows of these.
     pub flows: u64,
-    /// What would break: essential first, then by device.
+    /// What would break: essential first, then the most critical, then by device.
     pub broken: Vec<Broken>,
     /// Flows of these.
     pub broken_flows: u64,
@@ -71,6 +80,7 @@ pub fn simulate(
         }
     }
     let after = Resolved::from_text(&model, file, text)?;
+    let surfaces = Surfaces::of(&after);
     let mut simulation = Simulation::default();
     let mut broken: BTreeMap<(Party, Party, PortMatch), Broken> = BTreeMap::new();
     let edges = history.edges().filter(|edge| edge.way != Way::Dropped && edge.last >= since);
@@ -92,11 +102,16 @@ pub fn simulate(
         let service = PortMatch { protocol: edge.protocol, first: edge.port, last: edge.port };
         let line = broken.entry((edge.from, edge.to, service)).or_insert_with(|| Broken {
             device,
+            ends: [edge.from, edge.to],
             from: label(&after, edge.from),
             to: label(&after, edge.to),
             service,
             reason,
             essential,
+            criticality: [edge.from, edge.to]
+                .into_iter()
+                .filter_map(|party| surfaces.party(party).criticality())
+                .max(),
             flows: 0,
             days: 0,
             last: edge.last,
@@ -106,7 +121,8 @@ pub fn simulate(
         line.last = line.last.max(edge.last);
     }
     simulation.broken = broken.into_values().collect();
-    simulation.broken.sort_by(|a, b| (!a.essential, a).cmp(&(!b.essential, b)));
+    let order = |line: &Broken| (!line.essential, Reverse(line.criticality));
+    simulation.broken.sort_by(|a, b| (order(a), a).cmp(&(order(b), b)));
     Ok(simulation)
 }
 
@@ -154,6 +170,23 @@ mod tests {
         let without = POLICY.replace("to = \"hl7-1\"", "to = \"pacs\"");
         let found = run(&without, &[], NOW);
         assert!(found.broken[0].essential && found.broken.len() == 2, "{found:?}");
+        let lives = without.replace(
+            "[segment.ct]",
+            "[segment.pumps]\nmembers = [\"pump-1\"]\ncriticality = \"life-support\"\n[segment.ct]",
+        );
+        let none =
+            "format = 1\n[segment.pumps]\nmembers = [\"pump-1\"]\ncriticality = \"life-support\"";
+        let order = |text: &str| -> Vec<(String, Option<Criticality>)> {
+            let found = run(text, &[], NOW).broken.into_iter();
+            found.map(|line| (line.from, line.criticality)).collect()
+        };
+        let pump = ("pump-1".to_owned(), Some(Criticality::LifeSupport));
+        assert_eq!(order(&lives), [("monitor-1".to_owned(), None), pump.clone()]);
+        assert_eq!(
+            order(none),
+            [("monitor-1".to_owned(), None), pump, ("ct-1".to_owned(), None)],
+            "the essential, then the most critical"
+        );
         assert_eq!(run(&without, &[1], NOW).broken, [], "the scanner alone is enforced");
         assert_eq!(run(POLICY, &[], UnixMillis(NOW.0 + 1)).edges, 0);
         assert!(
