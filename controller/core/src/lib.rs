@@ -30,6 +30,7 @@ pub mod plan;
 pub mod policy;
 pub mod problem;
 pub mod reach;
+mod reader;
 pub mod relay;
 pub mod resolve;
 pub mod service_catalog;

@@ -3,8 +3,8 @@
 use anteroom_proto::name::Name;
 
 use super::Policy;
-use super::reader::Reader;
 use crate::problem::did_you_mean;
+use crate::reader::Reader;
 use crate::service_catalog;
 
 /// Reports names that stand for two things, and externals and services that aren't there.

@@ -18,7 +18,6 @@ use crate::surface::Stated;
 mod check;
 mod format;
 mod parse;
-mod reader;
 mod template;
 #[cfg(test)]
 mod tests;

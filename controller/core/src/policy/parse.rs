@@ -9,12 +9,12 @@ use anteroom_proto::time::UnixMillis;
 use ipnet::Ipv4Net;
 use toml_edit::{Datetime, Document, Item, Offset};
 
-use super::reader::{Entry, Reader, cut};
 use super::{
     At, Expect, External, Infrastructure, MAX_POLICY_LEN, Match, Policy, Position, Rule, Segment,
     Service, Test,
 };
 use crate::problem::{Problems, did_you_mean};
+use crate::reader::{Entry, Reader, cut};
 use crate::service_catalog;
 use crate::surface::{self, Stated};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use anteroom_proto::name::Name;
 use toml_edit::{Datetime, Item, TableLike, Value};
 
-use super::{At, Position};
+use crate::policy::{At, Position};
 use crate::problem::{Problem, Problems, did_you_mean};
 
 /// Most items in one list.
@@ -14,31 +14,31 @@ const MAX_ITEMS: usize = 20_000;
 const MAX_TEXT: usize = 1000;
 
 /// Reads one text and gathers what is wrong with it.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     file: &'a str,
     text: &'a str,
     /// Offset of the first byte of each line.
     lines: Vec<usize>,
-    pub(super) problems: Problems,
+    pub(crate) problems: Problems,
     /// Services that were named, with the path of who named them: they are looked up once all are read.
-    pub(super) services: Vec<(String, At<Name>)>,
+    pub(crate) services: Vec<(String, At<Name>)>,
 }
 
 /// A table, with the path that problems in it are to name.
-pub(super) struct Entry<'a> {
-    pub(super) path: String,
-    pub(super) position: Position,
-    pub(super) table: &'a dyn TableLike,
+pub(crate) struct Entry<'a> {
+    pub(crate) path: String,
+    pub(crate) position: Position,
+    pub(crate) table: &'a dyn TableLike,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(file: &'a str, text: &'a str) -> Self {
+    pub(crate) fn new(file: &'a str, text: &'a str) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
         Self { file, text, lines, problems: Problems::default(), services: Vec::new() }
     }
 
-    pub(super) fn position(&self, span: Option<Range<usize>>) -> Position {
+    pub(crate) fn position(&self, span: Option<Range<usize>>) -> Position {
         let Some(span) = span else { return Position::default() };
         let line = self.lines.partition_point(|start| *start <= span.start);
         let start = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
@@ -48,7 +48,7 @@ impl<'a> Reader<'a> {
         Position { line, column: column + 1 }
     }
 
-    pub(super) fn problem(&mut self, position: Position, key: &str, message: impl Into<String>) {
+    pub(crate) fn problem(&mut self, position: Position, key: &str, message: impl Into<String>) {
         self.problems.push(Problem {
             file: self.file.to_owned(),
             line: position.line,
@@ -58,13 +58,13 @@ impl<'a> Reader<'a> {
         });
     }
 
-    fn problem_at(&mut self, span: Option<Range<usize>>, key: &str, message: impl Into<String>) {
+    pub(crate) fn problem_at(&mut self, span: Option<Range<usize>>, key: &str, message: impl Into<String>) {
         let position = self.position(span);
         self.problem(position, key, message);
     }
 
     /// The entries of a section such as `[rule.NAME]`, with their names.
-    pub(super) fn entries<'d>(
+    pub(crate) fn entries<'d>(
         &mut self,
         section: &'static str,
         item: &'d Item,
@@ -107,7 +107,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reports each key of `entry` that isn't `known`.
-    pub(super) fn only(&mut self, entry: &Entry<'_>, known: &[&str]) {
+    pub(crate) fn only(&mut self, entry: &Entry<'_>, known: &[&str]) {
         for (key, item) in entry.table.iter() {
             if known.contains(&key) {
                 continue;
@@ -123,7 +123,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of `key`, or a problem where it must be there.
-    fn required<'d>(&mut self, entry: &Entry<'d>, key: &str, example: &str) -> Option<&'d Item> {
+    pub(crate) fn required<'d>(&mut self, entry: &Entry<'d>, key: &str, example: &str) -> Option<&'d Item> {
         let item = entry.table.get(key);
         if item.is_none() {
             self.problem(
@@ -135,13 +135,13 @@ impl<'a> Reader<'a> {
         item
     }
 
-    fn wrong_type(&mut self, entry: &Entry<'_>, key: &str, item: &Item, example: &str) {
+    pub(crate) fn wrong_type(&mut self, entry: &Entry<'_>, key: &str, item: &Item, example: &str) {
         let message = format!("\"{key}\" can't be {}: write {key} = {example}", kind(item));
         self.problem_at(item.span(), &entry.path, message);
     }
 
     /// The text of `key`, where it is there.
-    pub(super) fn text(
+    pub(crate) fn text(
         &mut self,
         entry: &Entry<'_>,
         key: &str,
@@ -162,13 +162,13 @@ impl<'a> Reader<'a> {
     }
 
     /// The name in `key`, which must be there.
-    pub(super) fn name(&mut self, entry: &Entry<'_>, key: &str, example: &str) -> Option<At<Name>> {
+    pub(crate) fn name(&mut self, entry: &Entry<'_>, key: &str, example: &str) -> Option<At<Name>> {
         self.required(entry, key, example)?;
         let text = self.text(entry, key, example)?;
         self.read_name(&entry.path, &text)
     }
 
-    pub(super) fn read_name(&mut self, path: &str, text: &At<String>) -> Option<At<Name>> {
+    pub(crate) fn read_name(&mut self, path: &str, text: &At<String>) -> Option<At<Name>> {
         match text.value.parse() {
             Ok(value) => Some(At { value, position: text.position }),
             Err(error) => {
@@ -180,7 +180,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The truth of `key`: false where it isn't there.
-    pub(super) fn truth(&mut self, entry: &Entry<'_>, key: &str) -> bool {
+    pub(crate) fn truth(&mut self, entry: &Entry<'_>, key: &str) -> bool {
         let Some(item) = entry.table.get(key) else { return false };
         item.as_bool().unwrap_or_else(|| {
             self.wrong_type(entry, key, item, "true");
@@ -189,7 +189,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The date or time of `key`, where it is there.
-    pub(super) fn datetime(
+    pub(crate) fn datetime(
         &mut self,
         entry: &Entry<'_>,
         key: &str,
@@ -204,7 +204,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The list of texts in `key`: empty where it isn't there.
-    pub(super) fn texts(&mut self, entry: &Entry<'_>, key: &str, example: &str) -> Vec<At<String>> {
+    pub(crate) fn texts(&mut self, entry: &Entry<'_>, key: &str, example: &str) -> Vec<At<String>> {
         let Some(item) = entry.table.get(key) else { return Vec::new() };
         let Some(array) = item.as_array() else {
             self.wrong_type(entry, key, item, example);
@@ -235,7 +235,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The list of texts in `key`, which must be there and hold something.
-    pub(super) fn some_texts(
+    pub(crate) fn some_texts(
         &mut self,
         entry: &Entry<'_>,
         key: &str,
@@ -250,13 +250,13 @@ impl<'a> Reader<'a> {
     }
 
     /// Each of `texts` as a name.
-    pub(super) fn names(&mut self, path: &str, texts: &[At<String>]) -> Vec<At<Name>> {
+    pub(crate) fn names(&mut self, path: &str, texts: &[At<String>]) -> Vec<At<Name>> {
         texts.iter().filter_map(|text| self.read_name(path, text)).collect()
     }
 }
 
 /// `text` cut to a length that fits a message.
-pub(super) fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
