@@ -19,6 +19,7 @@ pub mod commands;
 pub mod error;
 pub mod home;
 pub mod output;
+pub mod recognised;
 pub mod recorded;
 pub mod remote;
 

@@ -1,6 +1,7 @@
 //! `anteroom device …`.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use anteroom_proto::intent::OnFailure;
 use anteroom_proto::mac::MacAddr;
@@ -14,10 +15,16 @@ use super::{ChangeArgs, Label, SurfaceArgs, parse_label};
 #[derive(Debug, Subcommand)]
 pub enum DeviceCommand {
     /// List confirmed devices, and what gateways saw that nobody has confirmed yet
+    #[command(
+        after_help = "Examples:\n  anteroom device list --is class=infusion-pump\n  anteroom device list --is make=philips --is model=unknown"
+    )]
     List {
         /// Only what nobody has confirmed yet
         #[arg(long)]
         new: bool,
+        /// Only those that are taken for this: vendor, class, make, model, role, os or hostname, and a value or `unknown`; may be repeated
+        #[arg(long, value_name = "FIELD=VALUE", value_parser = parse_label)]
+        is: Vec<Label>,
         /// Which devices.
         #[command(flatten)]
         surface: SurfaceArgs,
@@ -32,7 +39,7 @@ pub enum DeviceCommand {
         after_help = "What the gateway saw is taken where you give nothing else.\n\nExample:\n  anteroom device confirm 02:00:00:00:01:0a --name ct-1 --label class=ct --yes"
     )]
     Confirm(Box<DeviceConfirm>),
-    /// Set labels of a device; `key=` removes one
+    /// Set labels of a device; `key=` removes one. Labels called vendor, class, make, model, role, os or hostname win over what it is taken for
     #[command(after_help = "Some labels mean something to Anteroom:\n  \
         class        what it is, as in class=ct: suggestions, maps and segments go by it\n  \
         criticality  life-support, clinical or support: how much care hangs on it\n  \
@@ -40,7 +47,7 @@ pub enum DeviceCommand {
         owner        who answers for it\n  \
         location     where it stands\n\
         What a device's labels don't say it has from its segments in the policy, which have keys by the same names.\n\n\
-        Examples:\n  anteroom device label ct-1 class=ct vendor=siemens\n  \
+        Examples:\n  anteroom device label ct-1 class=ct make=siemens\n  \
         anteroom device label pump-7 criticality=life-support owner=\"Ward 3\" location=B2.14")]
     Label {
         /// Its name
@@ -88,6 +95,29 @@ pub enum DeviceCommand {
         /// What every change takes.
         #[command(flatten)]
         change: ChangeArgs,
+    },
+    /// Check files of rules by which devices are recognised, and say what is read on this machine
+    #[command(
+        after_help = "Own rules lie in the directory `rules` beside your key; what has the name of a shipped rule takes its place. \
+            docs/inventory.md says how they are written.\n\nExamples:\n  anteroom device rules\n  anteroom device rules our-pumps.toml"
+    )]
+    Rules {
+        /// Files to check as if they lay there
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Print the shipped rules
+        #[arg(long, conflicts_with = "files")]
+        shipped: bool,
+    },
+    /// Learn from devices whose class or model operators confirmed what others like them look like
+    #[command(
+        after_help = "The result is a file of rules. In the directory `rules` beside your key it says of other devices which of the confirmed ones they \
+            resemble; of what resembles none it says nothing.\n\nExample:\n  anteroom device learn -o ~/.config/anteroom/rules/learnt.toml"
+    )]
+    Learn {
+        /// Write it to this new file instead of showing it
+        #[arg(short, long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Choose what a device's port does while its gateway's agent is dead
     #[command(
@@ -185,6 +215,9 @@ pub struct DeviceConfirm {
     /// A label such as class=ct; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     pub labels: Vec<Label>,
+    /// Take class, make and model as labels from what it is taken for, where that is 80 % sure or more and --label says nothing else
+    #[arg(long)]
+    pub recognised: bool,
     /// The gateway that it stands behind, where several saw it
     #[arg(long, value_name = "NAME")]
     pub gateway: Option<String>,

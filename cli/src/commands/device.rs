@@ -3,27 +3,33 @@
 use std::collections::BTreeMap;
 
 use anteroom_controller_core::blast::{BlastRadius, Radii, services};
+use anteroom_controller_core::classify::Field;
 use anteroom_controller_core::coverage::{Coverage, Demand, coverage};
-use anteroom_controller_core::model::{Device, Model};
+use anteroom_controller_core::model::{Attachment, Device, Model};
 use anteroom_controller_core::names::Names;
+use anteroom_controller_core::problem::did_you_mean;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_controller_core::surface::{
     CRITICALITY, KEYS, LOCATION, OWNER, SENSITIVITY, Surface, Surfaces,
 };
 use anteroom_proto::api::{EdgeQuery, SightingRecord};
 use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::inventory::Hint;
 use serde::Serialize;
 
 use super::cables::neighbours;
 use super::enrol;
 use super::flows::{FlowRow, Known, render as render_flows};
 use super::holdings::{Holdings, newest};
-use crate::args::SurfaceArgs;
+use crate::args::{Label, SurfaceArgs};
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{facts, join, table};
 use crate::output::time::{Moment, ago, now};
+use crate::recognised::{
+    Book, FieldRow, Recognised, explained, is as has_field, rows as rows_of, short,
+};
 use crate::recorded::{Reader, each};
 use crate::remote::Remote;
 
@@ -79,6 +85,8 @@ pub(super) struct DeviceRow {
     shares_port_with: Vec<String>,
     /// How much was seen of what is expected of it; none where that isn't known.
     coverage: Option<CoverageRow>,
+    /// What it is taken for, field by field.
+    claims: BTreeMap<&'static str, FieldRow>,
 }
 
 /// How much was seen of what is expected of a device.
@@ -109,14 +117,22 @@ impl CoverageRow {
     }
 }
 
-/// The coverage of every device; nothing where the policy has problems or the controller is too old.
-fn coverages(model: &Model, remote: &mut Remote) -> Result<BTreeMap<MemberId, Coverage>, Error> {
-    let Ok(resolved) = Resolved::new(model) else { return Ok(BTreeMap::new()) };
+/// The coverage of every device, and what each is taken for. Nothing of the coverage where the policy has problems or the controller
+/// is too old; flows then say nothing of what devices are, either.
+fn judged(
+    model: &Model,
+    remote: &mut Remote,
+) -> Result<(BTreeMap<MemberId, Coverage>, Recognised), Error> {
+    let book = Book::load(remote.home())?;
+    let Ok(resolved) = Resolved::new(model) else {
+        return Ok((BTreeMap::new(), Recognised::new(book, None)));
+    };
     let mut reader = Reader::new(&resolved);
     if each(remote, &mut |edge| reader.take(&edge))?.is_none() {
-        return Ok(BTreeMap::new());
+        return Ok((BTreeMap::new(), Recognised::new(book, None)));
     }
-    Ok(coverage(&resolved, &reader.history, &Demand::default(), now()))
+    let coverages = coverage(&resolved, &reader.history, &Demand::default(), now());
+    Ok((coverages, Recognised::new(book, Some(&reader.history))))
 }
 
 /// Whether `record` is a sighting of `device` where it was confirmed.
@@ -203,6 +219,7 @@ fn confirmed_row(
         same_address_as: holdings.others_with_an_address_of(id),
         shares_port_with: neighbours(model, device),
         coverage: None,
+        claims: BTreeMap::new(),
     }
 }
 
@@ -240,6 +257,7 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
         same_address_as: Vec::new(),
         shares_port_with: Vec::new(),
         coverage: None,
+        claims: BTreeMap::new(),
     }
 }
 
@@ -256,25 +274,41 @@ pub(super) fn surfaces(model: &Model) -> Surfaces {
 /// `anteroom device list`.
 pub(super) fn list(
     new: bool,
+    is: &[Label],
     wanted: &SurfaceArgs,
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
+    let fields = Field::ALL.map(Field::word);
+    if let Some((key, _)) = is.iter().find(|(key, _)| !fields.contains(&key.as_str())) {
+        return Err(Error::Usage(format!(
+            "devices have no field {key}{}: {} are",
+            did_you_mean(key.as_str(), fields),
+            fields.join(", ")
+        )));
+    }
     let model = change::fetch(remote)?.model;
     let sightings = remote.sightings()?;
     let names = GatewayNames::load(&model, remote)?;
+    let (coverages, recognised) = judged(&model, remote)?;
+    let stranger = |record: &SightingRecord| DeviceRow {
+        claims: rows_of(&recognised.stranger(&place_of(record))),
+        ..new_row(record, &model, &names)
+    };
     let mut rows: Vec<DeviceRow> =
-        unconfirmed(&model, &sightings).into_iter().map(|r| new_row(r, &model, &names)).collect();
+        unconfirmed(&model, &sightings).into_iter().map(stranger).collect();
     let holdings = Holdings::new(&model, &sightings);
     if !new {
         let seen = (sightings.as_slice(), &holdings);
-        let (coverages, surfaces) = (coverages(&model, remote)?, surfaces(&model));
+        let surfaces = surfaces(&model);
         let confirmed = model.devices.iter().map(|(id, device)| DeviceRow {
             coverage: coverages.get(id).map(CoverageRow::new),
+            claims: rows_of(&recognised.device(*id, device)),
             ..confirmed_row(*id, device, &model, seen, &surfaces, &names)
         });
         rows.extend(confirmed);
     }
+    rows.retain(|row| is.iter().all(|wanted| has_field(&row.claims, wanted)));
     rows.sort_by(|a, b| {
         (a.name.is_none(), &a.name, &a.mac).cmp(&(b.name.is_none(), &b.name, &b.mac))
     });
@@ -284,11 +318,14 @@ pub(super) fn list(
         output.data(&rows, |_| "No device fits.".to_owned())?;
         return Ok(Exit::Ok);
     }
-    output.data(&rows, |rows| render(rows, new))?;
+    output.data(&rows, |rows| render(rows, new, !is.is_empty()))?;
     Ok(Exit::Ok)
 }
 
-fn render(rows: &[DeviceRow], only_new: bool) -> String {
+fn render(rows: &[DeviceRow], only_new: bool, filtered: bool) -> String {
+    if rows.is_empty() && filtered {
+        return "No device is taken for that. `anteroom device list` shows them all.".into();
+    }
     if rows.is_empty() {
         return if only_new {
             "Nothing new: every device that gateways see is confirmed.".into()
@@ -307,6 +344,7 @@ fn render(rows: &[DeviceRow], only_new: bool) -> String {
             shown_addresses(row),
             row.surface.criticality.as_ref().map_or_else(|| "-".into(), ToString::to_string),
             labels(row),
+            short(&row.claims),
             row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
             row.coverage.as_ref().map_or_else(|| "-".into(), CoverageRow::short),
             notes(row),
@@ -322,6 +360,7 @@ fn render(rows: &[DeviceRow], only_new: bool) -> String {
             "ADDRESSES",
             "CRITICALITY",
             "LABELS",
+            "TAKEN FOR",
             "LAST SEEN",
             "COVERAGE",
             "NOTES",
@@ -392,7 +431,40 @@ struct DeviceDetail {
     row: DeviceRow,
     /// How far it could reach if it were compromised; nothing where the policy has problems.
     blast_radius: Option<BlastRadius>,
+    /// What it let be seen of itself.
+    hints: Vec<HintRow>,
     flows: Vec<FlowRow>,
+}
+
+/// One thing that a device let be seen of itself.
+#[derive(Debug, Serialize)]
+struct HintRow {
+    kind: &'static str,
+    value: String,
+    first_seen: Moment,
+    last_seen: Moment,
+}
+
+impl HintRow {
+    fn new(hint: &Hint) -> Self {
+        Self {
+            kind: hint.kind.word(),
+            value: hint.value.clone(),
+            first_seen: Moment(hint.first),
+            last_seen: Moment(hint.last),
+        }
+    }
+}
+
+/// Where whatever was sighted is.
+pub(super) fn place_of(record: &SightingRecord) -> Attachment {
+    let sighting = &record.sighting;
+    Attachment {
+        gateway: record.gateway,
+        port: sighting.port.clone(),
+        vlan: sighting.vlan,
+        mac: sighting.mac,
+    }
 }
 
 /// `anteroom device show`.
@@ -408,7 +480,9 @@ pub(super) fn show(
     let names = GatewayNames::load(&model, remote)?;
     let query = EdgeQuery { member: Some(id), limit: Some(FLOWS), ..EdgeQuery::default() };
     let edges = remote.edges(&query)?;
-    let coverage = coverages(&model, remote)?.get(&id).map(CoverageRow::new);
+    let (coverages, recognised) = judged(&model, remote)?;
+    let coverage = coverages.get(&id).map(CoverageRow::new);
+    let claims = rows_of(&recognised.device(id, device));
     let known = Known::of(model.clone());
     let seen = (sightings.as_slice(), &holdings);
     let row = confirmed_row(id, device, &model, seen, &surfaces(&model), &names);
@@ -417,7 +491,8 @@ pub(super) fn show(
         Radii::of(&resolved, &Surfaces::of(&resolved), services, now()).get(id)
     });
     let detail = DeviceDetail {
-        row: DeviceRow { coverage, ..row },
+        row: DeviceRow { coverage, claims, ..row },
+        hints: recognised.hints(&device.attachment).iter().map(HintRow::new).collect(),
         blast_radius,
         flows: edges.iter().map(|edge| FlowRow::new(edge, &known)).collect(),
     };
@@ -492,6 +567,14 @@ fn render_detail(detail: &DeviceDetail) -> String {
         ("Notes", notes(row)),
         ("If compromised, reaches", reach.unwrap_or_default()),
     ]);
+    let mut text = format!("{text}\n{}", explained(&row.claims));
+    if !detail.hints.is_empty() {
+        let lines = detail
+            .hints
+            .iter()
+            .map(|hint| vec![hint.kind.to_owned(), hint.value.clone(), ago(hint.last_seen.0, now)]);
+        text = format!("{text}\n{}\n", table(&["HINT", "VALUE", "LAST SEEN"], lines));
+    }
     if detail.flows.is_empty() {
         format!("{text}\nNo traffic recorded.")
     } else {

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use anteroom_controller_core::classify::{Claims, Field, SURE};
 use anteroom_controller_core::model::{Attachment, Device, Model};
 use anteroom_proto::api::SightingRecord;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::intent::{OnFailure, Router};
 use anteroom_proto::mode::{Mode, ParseModeError};
+use anteroom_proto::name::Name;
 use ipnet::Ipv4Net;
 
 use super::device::{GatewayNames, address, is_of};
@@ -19,6 +21,7 @@ use crate::home::Home;
 use crate::output::Output;
 use crate::output::table::{facts, join};
 use crate::output::time::{ago, now};
+use crate::recognised::{Book, Recognised, rows, short};
 use crate::remote::Remote;
 
 /// `anteroom device confirm`.
@@ -32,7 +35,15 @@ pub(super) fn confirm(
     let names = GatewayNames::load(&model, remote)?;
     let record = choose(&args, &model, &sightings, &names)?;
     let sighting = &record.sighting;
-    let device = device_of(&args, record);
+    let mut device = device_of(&args, record);
+    let recognised = Recognised::new(Book::load(remote.home())?, None);
+    let claims = recognised.stranger(&device.attachment);
+    let proposed = proposals(&claims, &device);
+    if args.recognised {
+        device.labels.extend(proposed.iter().cloned());
+    }
+    let labels: Vec<String> =
+        device.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     let now = now();
     output.note(facts(&[
         ("Device", device.name.to_string()),
@@ -44,7 +55,13 @@ pub(super) fn confirm(
         ("Router", device.router.map(|router| router.address.to_string()).unwrap_or_default()),
         ("Also sends", sighting.kinds.join(", ")),
         ("Last seen", ago(sighting.last_seen, now)),
+        ("Taken for", short(&rows(&claims))),
+        ("Labels", labels.join(", ")),
     ]))?;
+    if !args.recognised && !proposed.is_empty() {
+        let labels = proposed.iter().map(|(key, value)| format!("{key}={value}"));
+        output.note(format!("To take {} as labels: --recognised\n", join(labels)))?;
+    }
     if device.addresses.is_empty() {
         return Err(Error::Usage(format!(
             "no IPv4 address of {} was seen yet: give it with --address, or wait until it has sent something. Nothing was changed.",
@@ -59,6 +76,15 @@ pub(super) fn confirm(
         let device = Device { mode_since: number, ..device.clone() };
         model.confirm_device(id, device).map(drop)
     })
+}
+
+/// Labels that can be taken from what a device is taken for, and that nothing was said of.
+fn proposals(claims: &Claims, device: &Device) -> Vec<(Name, String)> {
+    let sure = [Field::Class, Field::Make, Field::Model].into_iter().filter_map(|field| {
+        let claim = claims.known(field).filter(|claim| claim.confidence >= SURE)?;
+        Some((field.word().parse().ok()?, claim.value.clone()))
+    });
+    sure.filter(|(key, _)| !device.labels.contains_key(key)).collect()
 }
 
 fn device_of(args: &DeviceConfirm, record: &SightingRecord) -> Device {

@@ -23,6 +23,7 @@ use crate::home::write_new;
 use crate::output::Output;
 use crate::output::table::{count, table};
 use crate::output::time::{Moment, ago};
+use crate::recognised::{Book, Recognised};
 use crate::recorded::Recorded;
 use crate::remote::Remote;
 
@@ -87,7 +88,9 @@ pub(super) fn suggest(
                 .into(),
         ));
     };
-    let found = learn(&recorded.resolved, &recorded.history, &Options::default())
+    let book = Book::load(remote.home())?;
+    let recognised = Recognised::new(book, Some(&recorded.history)).sure_classes(&model);
+    let found = learn(&recorded.resolved, &recorded.history, &recognised, &Options::default())
         .map_err(ChangeError::from)?;
     if let Some(path) = out {
         // Only what was asked to be extended is replaced.

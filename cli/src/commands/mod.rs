@@ -25,6 +25,7 @@ mod rekey;
 mod relay;
 mod replace;
 mod rotate;
+mod rules;
 mod stale;
 mod status;
 mod why;
@@ -81,8 +82,8 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             }
         },
         Command::Device(command) => match command {
-            DeviceCommand::List { new, surface } => {
-                device::list(new, &surface, &mut open(home, output)?, output)
+            DeviceCommand::List { new, is, surface } => {
+                device::list(new, &is, &surface, &mut open(home, output)?, output)
             }
             DeviceCommand::Show { name } => device::show(&name, &mut open(home, output)?, output),
             DeviceCommand::Confirm(args) => {
@@ -98,6 +99,10 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             }
             DeviceCommand::Release { names, change } => {
                 device_change::quarantine(&names, false, change, &mut open(home, output)?, output)
+            }
+            DeviceCommand::Rules { files, shipped } => rules::rules(&files, shipped, home, output),
+            DeviceCommand::Learn { out } => {
+                rules::learn(out.as_deref(), &mut open(home, output)?, output)
             }
             DeviceCommand::OnFailure { name, choice, change } => {
                 device_change::on_failure(&name, choice, change, &mut open(home, output)?, output)

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blast;
+pub mod classify;
 pub mod compile;
 pub mod coverage;
 pub mod decide;

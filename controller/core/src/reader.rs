@@ -58,7 +58,12 @@ impl<'a> Reader<'a> {
         });
     }
 
-    pub(crate) fn problem_at(&mut self, span: Option<Range<usize>>, key: &str, message: impl Into<String>) {
+    pub(crate) fn problem_at(
+        &mut self,
+        span: Option<Range<usize>>,
+        key: &str,
+        message: impl Into<String>,
+    ) {
         let position = self.position(span);
         self.problem(position, key, message);
     }
@@ -123,7 +128,12 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of `key`, or a problem where it must be there.
-    pub(crate) fn required<'d>(&mut self, entry: &Entry<'d>, key: &str, example: &str) -> Option<&'d Item> {
+    pub(crate) fn required<'d>(
+        &mut self,
+        entry: &Entry<'d>,
+        key: &str,
+        example: &str,
+    ) -> Option<&'d Item> {
         let item = entry.table.get(key);
         if item.is_none() {
             self.problem(

@@ -6,7 +6,7 @@ use anteroom_controller_core::blast::{self, Radii};
 use anteroom_controller_core::history::History;
 use anteroom_controller_core::map;
 use anteroom_controller_core::resolve::Resolved;
-use anteroom_controller_core::suggest::{Doubt, Options, suggest};
+use anteroom_controller_core::suggest::{Doubt, Options, RecognisedClasses, suggest};
 use anteroom_controller_core::surface::Surfaces;
 use anteroom_proto::time::UnixMillis;
 use anteroom_traffic::{World, measure};
@@ -25,10 +25,11 @@ fn main() {
         Err(problems) => return eprintln!("{problems}"),
     };
     let (began, before) = (Instant::now(), peak());
-    let suggestion = match suggest(&resolved, &history, &Options::default()) {
-        Ok(suggestion) => suggestion,
-        Err(problems) => return eprintln!("{problems}"),
-    };
+    let suggestion =
+        match suggest(&resolved, &history, &RecognisedClasses::new(), &Options::default()) {
+            Ok(suggestion) => suggestion,
+            Err(problems) => return eprintln!("{problems}"),
+        };
     println!(
         "suggested in {:.1?}: {} rules, {} essential, {} bytes, {} questions, {} of them of scanners; peak memory {before} MiB before, {} MiB after",
         began.elapsed(),

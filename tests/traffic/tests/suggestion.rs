@@ -3,14 +3,15 @@
 use anteroom_controller_core::decide::Party;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_controller_core::simulate::simulate;
-use anteroom_controller_core::suggest::{Doubt, Options, Suggestion, suggest};
+use anteroom_controller_core::suggest::{Doubt, Options, RecognisedClasses, Suggestion, suggest};
 use anteroom_proto::time::UnixMillis;
 use anteroom_traffic::{World, measure};
 
 fn learn(world: &World) -> (Resolved, anteroom_controller_core::history::History, Suggestion) {
     let history = measure::history(world, 1_000_000);
     let resolved = Resolved::new(&world.model).unwrap();
-    let found = suggest(&resolved, &history, &Options::default()).unwrap();
+    let found =
+        suggest(&resolved, &history, &RecognisedClasses::new(), &Options::default()).unwrap();
     (resolved, history, found)
 }
 

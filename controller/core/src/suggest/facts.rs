@@ -9,6 +9,7 @@ use anteroom_proto::service::{PortMatch, Protocol};
 use anteroom_proto::time::UnixMillis;
 use ipnet::Ipv4Net;
 
+use super::RecognisedClasses;
 use crate::decide::Party;
 use crate::history::{History, Way};
 use crate::resolve::Resolved;
@@ -93,6 +94,8 @@ pub(super) struct Facts {
     pub(super) kinds: Vec<Kind>,
     /// Members who got their class from their conversations.
     pub(super) adopted: BTreeSet<u32>,
+    /// Members who got their class from what they were recognised as, and how sure that is in percent.
+    pub(super) recognised: BTreeMap<u32, u8>,
     /// Cells by rung; the first rung's are the parties.
     pub(super) cells: [Vec<Cell>; RUNGS],
     /// The cells of each party.
@@ -110,7 +113,11 @@ pub(super) struct Facts {
 
 impl Facts {
     /// Parties, services and pairs of the history; what the policy opens already is left out of the pairs.
-    pub(super) fn gather(resolved: &Resolved, history: &History) -> Self {
+    pub(super) fn gather(
+        resolved: &Resolved,
+        history: &History,
+        recognised: &RecognisedClasses,
+    ) -> Self {
         let mut facts = Self::default();
         let Some((_, until)) = history.span() else { return facts };
         facts.until = until;
@@ -182,7 +189,7 @@ impl Facts {
             });
         }
         facts.unite();
-        facts.classify(resolved);
+        facts.classify(resolved, recognised);
         facts
     }
 
@@ -209,15 +216,24 @@ impl Facts {
         });
     }
 
-    fn classify(&mut self, resolved: &Resolved) {
-        let kind = |party: &Party| match party {
+    fn classify(&mut self, resolved: &Resolved, recognised: &RecognisedClasses) {
+        let mut taken = BTreeMap::new();
+        let mut kind = |(place, party): (usize, &Party)| match party {
             Party::Address(address) => Kind::Network(network(*address).network()),
-            Party::Member(id) => match labels(resolved, *id).and_then(|labels| labels.get(CLASS)) {
-                Some(class) => Kind::Label(class.clone()),
-                None => Kind::Alone(*id),
-            },
+            Party::Member(id) => {
+                let label = labels(resolved, *id).and_then(|labels| labels.get(CLASS));
+                match (label, recognised.get(id)) {
+                    (Some(class), _) => Kind::Label(class.clone()),
+                    (None, Some((class, sure))) => {
+                        taken.insert(u32::try_from(place).unwrap_or(u32::MAX), *sure);
+                        Kind::Label(class.clone())
+                    }
+                    (None, None) => Kind::Alone(*id),
+                }
+            }
         };
-        let all: Vec<Kind> = self.parties.iter().map(kind).collect();
+        let all: Vec<Kind> = self.parties.iter().enumerate().map(&mut kind).collect();
+        self.recognised = taken;
         self.kinds = all.iter().cloned().collect::<BTreeSet<Kind>>().into_iter().collect();
         let number = |kind: &Kind| self.kinds.binary_search(kind).unwrap_or_default();
         self.class = all.iter().map(|kind| u32::try_from(number(kind)).unwrap_or(0)).collect();

@@ -12,8 +12,8 @@
 //!
 //! 1. **What counts as evidence** (`facts`). A flow that was dropped, or TCP that was never answered, is none. Ports of
 //!    the dynamic range (49152 and up), where a responder uses several, are one service.
-//! 2. **Who belongs together** (`facts`, `kin`). Devices go by their confirmed `class` label. A device without one is
-//!    taken for the class whose conversations its own resemble, if one stands out; it is then listed by name, for an operator to confirm.
+//! 2. **Who belongs together** (`facts`, `kin`). Devices go by their confirmed `class` label. A device without one goes by the class that it is
+//!    recognised as ([`crate::classify`]), where that is sure enough to be proposed. One that isn't recognised is taken for the class whose conversations its own resemble, if one stands out; it is then listed by name, for an operator to confirm.
 //!    Each class is a ladder of cells that lie within each other: the device, its place (label `location`, or its
 //!    subnet), its site, the class. An address without a gateway has two rungs: itself and its /24.
 //! 3. **Who isn't to be learnt from** (`suspects`). A device that calls many whom nobody of its class calls, and gets no answer from most or
@@ -35,8 +35,10 @@
 //! An existing policy keeps every line, but for the questions of an earlier suggestion, which are asked anew: what its rules open already is
 //! left out, and the rest is written behind it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use anteroom_proto::id::MemberId;
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 
@@ -105,6 +107,9 @@ pub enum Doubt {
     Scanner,
 }
 
+/// Classes that devices without a confirmed one were recognised as, and how sure that is in percent.
+pub type RecognisedClasses = BTreeMap<MemberId, (String, u8)>;
+
 /// Something that only a person can answer: is this wanted?
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Question {
@@ -158,9 +163,10 @@ pub struct Suggestion {
 pub fn suggest(
     resolved: &Resolved,
     history: &History,
+    recognised: &RecognisedClasses,
     options: &Options,
 ) -> Result<Suggestion, Problems> {
-    let mut facts = facts::Facts::gather(resolved, history);
+    let mut facts = facts::Facts::gather(resolved, history, recognised);
     kin::adopt(&mut facts);
     facts.build_cells(resolved);
     let servers = facts.take_infrastructure(resolved);

@@ -51,7 +51,8 @@ fn calls(
 
 fn learn(model: &Model, history: &History) -> (Suggestion, Resolved) {
     let resolved = Resolved::new(model).unwrap();
-    let found = suggest(&resolved, history, &Options::default()).unwrap();
+    let found =
+        suggest(&resolved, history, &RecognisedClasses::new(), &Options::default()).unwrap();
     let after = Resolved::from_text(model, "suggested", &found.text).unwrap();
     (found, after)
 }
@@ -312,7 +313,7 @@ fn a_layout_that_nothing_can_be_written_behind_is_refused() {
     let mut history = History::new(100);
     calls(&mut history, member(1), member(5), 104, 0..40);
     let resolved = Resolved::new(&model).unwrap();
-    assert!(suggest(&resolved, &history, &Options::default()).is_err());
+    assert!(suggest(&resolved, &history, &RecognisedClasses::new(), &Options::default()).is_err());
 }
 
 #[test]
@@ -350,4 +351,37 @@ proptest! {
         }
         prop_assert!(format("suggested", &found.text).is_ok());
     }
+}
+
+#[test]
+fn devices_without_a_label_go_by_what_they_are_recognised_as_and_the_file_says_so() {
+    let mut model = empty();
+    class(&mut model, "ct", 10, 12, 1);
+    class(&mut model, "pacs", 40, 1, 4);
+    for number in 18..22 {
+        model.devices.get_mut(&member_id(number)).unwrap().labels.clear();
+    }
+    let mut history = History::new(10_000);
+    for number in 10..21 {
+        calls(&mut history, member(number), member(40), 11112, 0..40);
+    }
+    let resolved = Resolved::new(&model).unwrap();
+    // 21 was never seen talking: only what it is recognised as says what it may do.
+    let recognised: RecognisedClasses = (18..22)
+        .map(|number| (member_id(number), ("ct".to_owned(), 80 + number as u8 - 18)))
+        .collect();
+    let found = suggest(&resolved, &history, &recognised, &Options::default()).unwrap();
+    let after = Resolved::from_text(&model, "suggested", &found.text).unwrap();
+    assert!(opens(&after, member(21), member(40), 11112), "{}", found.text);
+    for words in [
+        "no label; they are recognised as \"ct\", 80 to 83 % sure",
+        "\"ct-18\", \"ct-19\", \"ct-20\", \"ct-21\"",
+        "match = { label.class = \"ct\" }",
+    ] {
+        assert!(found.text.contains(words), "{words}: {}", found.text);
+    }
+    // A label that an operator confirmed stands, whatever else was recognised.
+    let wrong = RecognisedClasses::from([(member_id(10), ("printer".to_owned(), 99))]);
+    let labelled = suggest(&resolved, &history, &wrong, &Options::default()).unwrap();
+    assert!(!labelled.text.contains("printer"), "{}", labelled.text);
 }

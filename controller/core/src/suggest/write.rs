@@ -369,24 +369,49 @@ impl<'a> Writer<'a> {
             },
             _ => return self.listed(&base, parties, ""),
         };
-        let adopted: Vec<u32> =
-            parties.iter().copied().filter(|party| facts.adopted.contains(party)).collect();
-        if adopted.is_empty()
+        let of = |named: fn(&Facts, &u32) -> bool| -> Vec<u32> {
+            parties.iter().copied().filter(|party| named(facts, party)).collect()
+        };
+        let adopted = of(|facts, party| facts.adopted.contains(party));
+        let recognised = of(|facts, party| facts.recognised.contains_key(party));
+        let mut by_name = [adopted.as_slice(), recognised.as_slice()].concat();
+        by_name.sort_unstable();
+        if by_name.is_empty()
             && let Some(same) = self.same_match(&matches)
         {
             return same;
         }
         let name = self.name(0, &name);
-        let members = self.members(&adopted);
+        let members = self.members(&by_name);
         if !adopted.is_empty() {
+            let who = if recognised.is_empty() {
+                "The devices by name".to_owned()
+            } else {
+                self.members(&adopted).join(", ")
+            };
             let _ = write!(
                 self.segments,
-                "\n# The devices by name have no label; their conversations are those of {}. Confirm the label, and take them out here.",
+                "\n# {who} have no label; their conversations are those of {}. Confirm the label, and take them out here.",
+                quote(class)
+            );
+        }
+        let sure = recognised.iter().filter_map(|party| facts.recognised.get(party));
+        if let (Some(least), Some(most)) = (sure.clone().min(), sure.max()) {
+            let who = if adopted.is_empty() {
+                "The devices by name".to_owned()
+            } else {
+                self.members(&recognised).join(", ")
+            };
+            let range =
+                if least == most { format!("{least}") } else { format!("{least} to {most}") };
+            let _ = write!(
+                self.segments,
+                "\n# {who} have no label; they are recognised as {}, {range} % sure. Confirm the label, and take them out here.",
                 quote(class)
             );
         }
         let _ = write!(self.segments, "\n[segment.{}]\n", quoted(&name));
-        if !adopted.is_empty() {
+        if !by_name.is_empty() {
             let _ = writeln!(self.segments, "members = {}", array(&members));
         }
         let _ = writeln!(self.segments, "match = {{ {matches} }}");

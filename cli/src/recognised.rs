@@ -1,0 +1,375 @@
+//! What devices are taken for: the rules of this machine, what gateways saw, and the labels that operators confirmed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anteroom_controller_core::classify::{
+    Claims, Conversations, Field, KNOWN, MAX_RULES_LEN, Observation, Rulebook, SURE, oui,
+};
+use anteroom_controller_core::decide::Party;
+use anteroom_controller_core::history::History;
+use anteroom_controller_core::model::{Attachment, Device, Model};
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::inventory::Hint;
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::name::Name;
+use serde::Serialize;
+
+use crate::change::ChangeError;
+use crate::error::Error;
+use crate::home::Home;
+
+/// Where Debian's package `ieee-data` has the IEEE's lists of Ethernet addresses.
+const LISTS: &str = "/usr/share/ieee-data";
+/// The lists that are read: prefixes of 24, 28 and 36 bits.
+const LIST_NAMES: [&str; 3] = ["oui.txt", "mam.txt", "oui36.txt"];
+/// The directory beside the operator's key in which own rules lie.
+const OWN: &str = "rules";
+/// Most files of own rules.
+const MOST_FILES: usize = 64;
+
+/// What devices are recognised by, on this machine.
+#[derive(Debug)]
+pub struct Book {
+    /// The rules.
+    pub rules: Rulebook,
+    /// The files that were read besides what is shipped.
+    pub files: Vec<PathBuf>,
+}
+
+impl Book {
+    /// The shipped rules, the IEEE's lists where they are installed, and the operator's own files, in the order of their names.
+    ///
+    /// # Errors
+    /// When a file of own rules can't be read or has problems.
+    pub fn load(home: &Home) -> Result<Self, Error> {
+        let mut book = Self { rules: Rulebook::shipped(), files: Vec::new() };
+        for name in LIST_NAMES {
+            let path = Path::new(LISTS).join(name);
+            // Whoever hasn't the package does with the addresses that the rules name.
+            if let Ok(text) = read(&path, oui::MAX_LIST_LEN)
+                && book.rules.add_list(&text).is_ok()
+            {
+                book.files.push(path);
+            }
+        }
+        let own = home.path().join(OWN);
+        for path in files(&own)? {
+            book.add(&path)?;
+        }
+        Ok(book)
+    }
+
+    /// Adds a file of rules.
+    ///
+    /// # Errors
+    /// When it can't be read or has problems.
+    pub fn add(&mut self, path: &Path) -> Result<(), Error> {
+        let text = read(path, MAX_RULES_LEN).map_err(|error| Error::file(path, error))?;
+        self.rules.extend(&path.display().to_string(), &text).map_err(ChangeError::from)?;
+        self.files.push(path.to_owned());
+        Ok(())
+    }
+}
+
+/// The text of a file of at most so many bytes.
+fn read(path: &Path, most: usize) -> std::io::Result<String> {
+    let len = std::fs::metadata(path)?.len();
+    if len > most as u64 {
+        return Err(std::io::Error::other(format!(
+            "{len} bytes are more than the {most} that are read"
+        )));
+    }
+    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Files of rules in a directory, which need not be there, by name.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let listed = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| Error::file(dir, error))?,
+    };
+    let mut files = Vec::new();
+    for entry in listed {
+        let path = entry.map_err(|error| Error::file(dir, error))?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    if files.len() > MOST_FILES {
+        return Err(Error::Other(format!(
+            "{}: {} files of rules are more than the {MOST_FILES} that are read: put some together",
+            dir.display(),
+            files.len()
+        )));
+    }
+    Ok(files)
+}
+
+/// What is known of devices, ready to be judged.
+#[derive(Debug)]
+pub struct Recognised {
+    book: Book,
+    talks: Conversations,
+    /// By gateway, address and VLAN.
+    hints: BTreeMap<(GatewayId, MacAddr, Option<u16>), Vec<Hint>>,
+}
+
+impl Recognised {
+    /// With this history of flows, where there is one.
+    #[must_use]
+    pub fn new(book: Book, history: Option<&History>) -> Self {
+        let talks = history.map(Conversations::of).unwrap_or_default();
+        Self { book, talks, hints: BTreeMap::new() }
+    }
+
+    /// Adds what a gateway read of whatever is at a place.
+    pub fn add_hints(
+        &mut self,
+        gateway: GatewayId,
+        mac: MacAddr,
+        vlan: Option<u16>,
+        hints: impl IntoIterator<Item = Hint>,
+    ) {
+        self.hints.entry((gateway, mac, vlan)).or_default().extend(hints);
+    }
+
+    /// What gateways read of whatever is at a place.
+    #[must_use]
+    pub fn hints(&self, place: &Attachment) -> &[Hint] {
+        let place = (place.gateway, place.mac, place.vlan);
+        self.hints.get(&place).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What was seen of whatever is at a place.
+    #[must_use]
+    pub fn observation(&self, place: &Attachment, id: Option<MemberId>) -> Observation {
+        let mut observation = Observation::new(Some(place.mac), self.hints(place));
+        if let Some(id) = id {
+            self.talks.add_to(Party::Member(id), &mut observation);
+        }
+        observation
+    }
+
+    /// What a confirmed device is taken for; its labels win.
+    #[must_use]
+    pub fn device(&self, id: MemberId, device: &Device) -> Claims {
+        let mut observation = self.observation(&device.attachment, Some(id));
+        if Model::is_host(device) {
+            observation.mac = None;
+        }
+        let mut claims = self.book.rules.classify(&observation);
+        claims.confirm(&device.labels);
+        claims
+    }
+
+    /// What something that nobody has confirmed is taken for.
+    #[must_use]
+    pub fn stranger(&self, place: &Attachment) -> Claims {
+        self.book.rules.classify(&self.observation(place, None))
+    }
+
+    /// Classes that are sure enough to group devices by that have no label.
+    #[must_use]
+    pub fn sure_classes(&self, model: &Model) -> BTreeMap<MemberId, (String, u8)> {
+        let class: Option<Name> = Field::Class.word().parse().ok();
+        let unlabelled = model.devices.iter().filter(|(_, device)| {
+            !class.as_ref().is_some_and(|key| device.labels.contains_key(key))
+        });
+        unlabelled
+            .filter_map(|(id, device)| {
+                let claims = self.device(*id, device);
+                let claim = claims.known(Field::Class).filter(|claim| claim.confidence >= SURE)?;
+                Some((*id, (claim.value.clone(), claim.confidence)))
+            })
+            .collect()
+    }
+}
+
+/// A field as programs read it.
+#[derive(Debug, Clone, Serialize)]
+pub struct FieldRow {
+    /// Its value, or `unknown`.
+    pub value: String,
+    /// 0 to 100; 100 where an operator confirmed it.
+    pub confidence: u8,
+    /// Whether an operator confirmed it.
+    pub confirmed: bool,
+    /// What speaks for it.
+    pub why: Vec<String>,
+    /// What else something speaks for, or spoke for before an operator said otherwise.
+    pub others: Vec<OtherRow>,
+}
+
+/// Another value of a field.
+#[derive(Debug, Clone, Serialize)]
+pub struct OtherRow {
+    /// The value.
+    pub value: String,
+    /// 0 to 99.
+    pub confidence: u8,
+    /// What speaks for it.
+    pub why: Vec<String>,
+}
+
+/// Every field of a device, unknown ones included, in the order in which they are shown.
+#[must_use]
+pub fn rows(claims: &Claims) -> BTreeMap<&'static str, FieldRow> {
+    let why = |evidence: &[anteroom_controller_core::classify::Evidence]| {
+        evidence.iter().map(ToString::to_string).collect()
+    };
+    let row = |field: Field| {
+        let known = claims.known(field);
+        let others = claims.of(field).filter(|claim| known != Some(*claim)).map(|claim| OtherRow {
+            value: claim.value.clone(),
+            confidence: claim.confidence,
+            why: why(&claim.evidence),
+        });
+        let row = FieldRow {
+            value: claims.value(field).to_owned(),
+            confidence: known.map_or(0, |claim| claim.confidence),
+            confirmed: known.is_some_and(|claim| claim.confirmed),
+            why: known.map(|claim| why(&claim.evidence)).unwrap_or_default(),
+            others: others.collect(),
+        };
+        (field.word(), row)
+    };
+    Field::ALL.into_iter().map(row).collect()
+}
+
+/// What a device is taken for, in few words: `camera, D-Link DCS-935L (96 %)`.
+#[must_use]
+pub fn short(rows: &BTreeMap<&'static str, FieldRow>) -> String {
+    let known = |field: Field| rows.get(field.word()).filter(|row| row.confidence >= KNOWN);
+    let class = known(Field::Class);
+    let make = known(Field::Make).or_else(|| known(Field::Vendor));
+    let product: Vec<&str> =
+        [make, known(Field::Model)].into_iter().flatten().map(|row| row.value.as_str()).collect();
+    let named = match (class, product.is_empty()) {
+        (None, true) => return "unknown".into(),
+        (None, false) => format!("unknown, {}", product.join(" ")),
+        (Some(class), true) => class.value.clone(),
+        (Some(class), false) => format!("{}, {}", class.value, product.join(" ")),
+    };
+    match class {
+        Some(class) if class.confirmed => format!("{named} (confirmed)"),
+        Some(class) => format!("{named} ({} %)", class.confidence),
+        None => named,
+    }
+}
+
+/// Each field with its confidence and what speaks for it, for people.
+#[must_use]
+pub fn explained(rows: &BTreeMap<&'static str, FieldRow>) -> String {
+    let mut text = String::from("Taken for:\n");
+    for field in Field::ALL {
+        let Some(row) = rows.get(field.word()) else { continue };
+        let sure = match row {
+            FieldRow { confirmed: true, .. } => " (confirmed by an operator)".to_owned(),
+            FieldRow { confidence: 0, .. } => String::new(),
+            FieldRow { confidence, .. } => format!(" ({confidence} %)"),
+        };
+        text.push_str(&format!("  {:<9} {}{sure}\n", format!("{field}:"), row.value));
+        for why in &row.why {
+            text.push_str(&format!("              {why}\n"));
+        }
+        for other in &row.others {
+            let also =
+                if field == Field::Role && other.confidence >= KNOWN { "also" } else { "not" };
+            text.push_str(&format!(
+                "            {also} {} ({} %)\n",
+                other.value, other.confidence
+            ));
+            for why in &other.why {
+                text.push_str(&format!("              {why}\n"));
+            }
+        }
+    }
+    text
+}
+
+/// Whether a device's field has this value; `unknown` is one too.
+#[must_use]
+pub fn is(
+    rows: &BTreeMap<&'static str, FieldRow>,
+    (field, wanted): &(Name, Option<String>),
+) -> bool {
+    let wanted = wanted.as_deref().unwrap_or("unknown").to_lowercase();
+    let Some(row) = rows.get(field.as_str()) else { return false };
+    let others = row
+        .others
+        .iter()
+        .filter(|other| field.as_str() == Field::Role.word() && other.confidence >= KNOWN);
+    std::iter::once(&row.value)
+        .chain(others.map(|other| &other.value))
+        .any(|value| value.to_lowercase() == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_proto::inventory::HintKind;
+
+    use super::*;
+
+    fn home(own: &[(&str, &str)]) -> (tempfile::TempDir, Result<Book, Error>) {
+        let dir = tempfile::tempdir().unwrap();
+        let rules = dir.path().join(OWN);
+        std::fs::create_dir(&rules).unwrap();
+        for (name, text) in own {
+            std::fs::write(rules.join(name), text).unwrap();
+        }
+        let book = Book::load(&Home::locate(Some(dir.path())).unwrap());
+        (dir, book)
+    }
+
+    fn camera(book: &Rulebook) -> BTreeMap<&'static str, FieldRow> {
+        let mut seen = Observation::default();
+        seen.add(HintKind::DhcpHostname, "DCS-935L");
+        rows(&book.classify(&seen))
+    }
+
+    #[test]
+    fn own_files_are_read_in_the_order_of_their_names() {
+        let rule = |class: &str| {
+            format!(
+                "format = 1\n[rule.dlink-camera]\nall = [{{ hint = \"dhcp.hostname\" }}]\nclass = \"{class}\"\n"
+            )
+        };
+        let (first, second) = (rule("door-bell"), rule("baby-monitor"));
+        let (_dir, book) = home(&[("b.toml", &second), ("a.toml", &first), ("c.txt", "no rules")]);
+        let book = book.unwrap();
+        let own = book.files.iter().filter(|path| !path.starts_with(LISTS)).count();
+        assert_eq!(own, 2, "{:?}", book.files);
+        assert_eq!(camera(&book.rules)["class"].value, "baby-monitor");
+    }
+
+    #[test]
+    fn a_mistake_in_an_own_file_is_named_with_its_place() {
+        let (_dir, book) = home(&[("a.toml", "format = 1\n[rule.x]\nclas = \"ct\"\n")]);
+        let error = book.unwrap_err().to_string();
+        assert!(error.contains("a.toml:3") && error.contains("did you mean \"class\"?"), "{error}");
+    }
+
+    #[test]
+    fn people_read_what_a_device_is_taken_for_and_why() {
+        let rows = camera(&Rulebook::shipped());
+        assert_eq!(short(&rows), "camera, D-Link DCS-935L (88 %)");
+        let text = explained(&rows);
+        for words in [
+            "class:    camera (88 %)",
+            "dhcp.hostname = \"DCS-935L\"; rule dlink-camera",
+            "os:       unknown",
+        ] {
+            assert!(text.contains(words), "{words:?} in {text}");
+        }
+        let asked = |text: &str| {
+            let (key, value) = text.split_once('=').unwrap();
+            is(&rows, &(key.parse().unwrap(), Some(value.to_owned())))
+        };
+        assert!(asked("class=Camera") && asked("os=unknown") && asked("make=d-link"));
+        assert!(!asked("class=unknown") && !asked("class=ct"));
+        let none = super::rows(&Claims::default());
+        assert_eq!(short(&none), "unknown");
+    }
+}
