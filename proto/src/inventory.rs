@@ -17,10 +17,21 @@ use crate::time::UnixMillis;
 pub const MAX_VALUE: usize = 160;
 /// Most hints of one device that a gateway keeps and a controller stores. Of one kind at most [`MAX_OF_KIND`].
 pub const MAX_HINTS: usize = 128;
-/// Most hints of one kind that are kept of one device. What comes later is turned away and counted.
+/// Most hints of one kind that are kept of one device, but for DICOM's syntaxes: see [`most_of`].
 pub const MAX_OF_KIND: usize = 16;
+/// Most of DICOM's abstract syntaxes that are kept of one device. Archives take far more than [`MAX_OF_KIND`].
+pub const MAX_SYNTAXES: usize = 48;
 /// Most devices in one report that hints are told of.
 pub const MAX_DEVICES: usize = 256;
+
+/// Most hints of a kind that are kept of one device. What comes later is turned away and counted.
+#[must_use]
+pub const fn most_of(kind: HintKind) -> usize {
+    match kind {
+        HintKind::DicomSyntax => MAX_SYNTAXES,
+        _ => MAX_OF_KIND,
+    }
+}
 
 /// What a gateway saw of one device since the report before: hints that are new, or seen again on another day.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,7 +217,7 @@ kinds! {
     TlsCertificate = "tls.certificate",
     /// A name that it asks DNS for.
     DnsQuery = "dns.query",
-    /// The first line of an FTP, SSH, SMTP or Telnet server: `ssh: OpenSSH_7.4`.
+    /// The first line of an FTP, SSH or SMTP server: `ssh: OpenSSH_7.4`.
     Banner = "banner",
     /// A protocol that only one family of devices speaks, by its name: `intellivue`, `infinity`, `carescape`, `tuya`.
     Speaks = "speaks",

@@ -44,6 +44,9 @@ pub(crate) struct Segment<'a> {
     pub(crate) syn: bool,
     pub(crate) ack: bool,
     pub(crate) rst: bool,
+    pub(crate) fin: bool,
+    /// Whether bytes of it are missing at its end.
+    pub(crate) cut: bool,
     pub(crate) window: u16,
     pub(crate) sequence: u32,
     pub(crate) options: &'a [u8],
@@ -87,16 +90,17 @@ pub(crate) fn parse(bytes: &[u8], vlan: Option<u16>) -> Option<Frame<'_>> {
         return Some(Frame::Lldp { from, units: rest });
     }
     let packet = LaxSlicedPacket::from_ether_type(etherparse::EtherType(kind), rest);
-    let (ips, ttl, is_first) = match packet.net.as_ref()? {
+    let (ips, ttl, is_first, cut) = match packet.net.as_ref()? {
         LaxNetSlice::Ipv4(ip) => {
             let header = ip.header();
             let ips = (header.source_addr().into(), header.destination_addr().into());
-            (ips, header.ttl(), header.fragments_offset().value() == 0)
+            let cut = ip.payload().incomplete;
+            (ips, header.ttl(), header.fragments_offset().value() == 0, cut)
         }
         LaxNetSlice::Ipv6(ip) => {
             let header = ip.header();
             let ips = (header.source_addr().into(), header.destination_addr().into());
-            (ips, header.hop_limit(), true)
+            (ips, header.hop_limit(), true, ip.payload().incomplete)
         }
         LaxNetSlice::Arp(_) => return None,
     };
@@ -120,6 +124,8 @@ pub(crate) fn parse(bytes: &[u8], vlan: Option<u16>) -> Option<Frame<'_>> {
             syn: tcp.syn(),
             ack: tcp.ack(),
             rst: tcp.rst(),
+            fin: tcp.fin(),
+            cut,
             window: tcp.window_size(),
             sequence: tcp.sequence_number(),
             options: tcp

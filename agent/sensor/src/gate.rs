@@ -1,18 +1,65 @@
 //! Which frames are worth a look: the first of each flow, and what devices tell everybody.
 //!
-//! A gateway asks for every frame of a port, so this is a look at fixed places of the header and at one line of a small
+//! A gateway asks for every frame of a port, so this is a look at fixed places of the header and at one line of a
 //! table. Each direction of a flow is let through for its first [`FIRST`] frames, and again after [`AGAIN`]: connections that stay
-//! for weeks are looked at now and then. In all at most [`A_SECOND`] frames are let through in a second.
+//! for weeks are looked at now and then. Each port has a part of the table of its own, and each of its two ways a number of frames in
+//! a second, of which no sender gets all: whoever floods is passed over, not its neighbours.
 
 /// Frames of one direction of a flow that are let through.
 const FIRST: u8 = 16;
 /// After so long they are let through again, in milliseconds.
 const AGAIN: u32 = 10 * 60 * 1000;
-/// Most frames in one second.
-const A_SECOND: u32 = 2000;
-/// Sets of the table, a power of two, and places in each.
-const SETS: usize = 1024;
+/// Most frames in one second that come from a port, and that go there; and most of one sender among them.
+const A_SECOND: u16 = 500;
+const A_SENDER: u16 = 200;
+/// Ports that are told apart; those beyond share with others.
+const PORTS: usize = 8;
+/// Sets of a port's part of the table, a power of two, and places in each.
+const SETS: usize = 512;
 const PLACES: usize = 4;
+/// Senders of one way of a port that are told apart, by their addresses' hash.
+const SENDERS: usize = 64;
+
+/// Where a frame is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Number of the port.
+    pub port: usize,
+    /// Whether it came from there; else it goes there.
+    pub arrived: bool,
+}
+
+/// The frames of one second.
+#[derive(Debug, Clone)]
+struct Second {
+    /// Which one.
+    number: u32,
+    through: u16,
+    /// Those of each sender.
+    of: [u16; SENDERS],
+}
+
+impl Second {
+    /// Whether one more of a sender may pass.
+    fn pass(&mut self, number: u32, sender: usize) -> bool {
+        if self.number != number {
+            *self = Self { number, ..Self::default() };
+        }
+        let of = &mut self.of[sender % SENDERS];
+        if self.through >= A_SECOND || *of >= A_SENDER {
+            return false;
+        }
+        self.through += 1;
+        *of += 1;
+        true
+    }
+}
+
+impl Default for Second {
+    fn default() -> Self {
+        Self { number: 0, through: 0, of: [0; SENDERS] }
+    }
+}
 
 /// What a frame is to the sensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,14 +79,13 @@ struct Place {
     frames: u8,
 }
 
-/// Decides which frames are looked at. 48 KiB.
+/// Decides which frames are looked at. 200 KiB, of which one line is touched for a frame.
 #[derive(Debug)]
 pub struct Gate {
     places: Vec<[Place; PLACES]>,
     seed: u64,
-    /// The second that is counted, and the frames let through in it.
-    second: u32,
-    through: u32,
+    /// Of each port both ways.
+    seconds: Vec<[Second; 2]>,
     passed_over: u64,
 }
 
@@ -48,10 +94,9 @@ impl Gate {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
-            places: vec![[Place::default(); PLACES]; SETS],
+            places: vec![[Place::default(); PLACES]; SETS * PORTS],
             seed: seed | 1,
-            second: 0,
-            through: 0,
+            seconds: vec![<[Second; 2]>::default(); PORTS],
             passed_over: 0,
         }
     }
@@ -64,42 +109,41 @@ impl Gate {
 
     /// Whether a frame is worth a look. `at`: milliseconds by a clock that only goes forward, which may run over.
     #[inline]
-    pub fn look(&mut self, frame: &[u8], at: u32) -> Option<Look> {
+    pub fn look(&mut self, frame: &[u8], way: Way, at: u32) -> Option<Look> {
         let key = key(frame, self.seed)?;
-        let set = &mut self.places[usize::try_from(key).unwrap_or(0) % SETS];
+        let port = way.port % PORTS;
+        let set = usize::try_from(key).unwrap_or(0) % SETS + port * SETS;
+        let set = self.places.get_mut(set)?;
         // Never 0, which marks a place that is free.
         let tag = u32::try_from(key >> 32).unwrap_or(0) | 1;
         let known = set.iter_mut().find(|place| place.tag == tag);
-        let look = match known {
-            Some(place) if at.wrapping_sub(place.begun) < AGAIN => {
-                if place.frames >= FIRST {
-                    return None;
-                }
-                place.frames += 1;
-                Look::Further
-            }
-            Some(place) => {
-                *place = Place { tag, begun: at, frames: 1 };
-                Look::Anew
-            }
-            None => {
-                let oldest = set.iter_mut().max_by_key(|place| {
-                    if place.tag == 0 { u32::MAX } else { at.wrapping_sub(place.begun) }
-                })?;
-                *oldest = Place { tag, begun: at, frames: 1 };
-                Look::Anew
-            }
-        };
-        let second = at / 1000;
-        if std::mem::replace(&mut self.second, second) != second {
-            self.through = 0;
+        let is_fresh = |place: &Place| at.wrapping_sub(place.begun) < AGAIN;
+        if known.as_ref().is_some_and(|place| is_fresh(place) && place.frames >= FIRST) {
+            return None;
         }
-        if self.through >= A_SECOND {
+        let second = &mut self.seconds.get_mut(port)?[usize::from(way.arrived)];
+        let sender = mix(
+            self.seed,
+            frame.get(4..)?.first_chunk::<8>().map(|eight| u64::from_le_bytes(*eight))? >> 16,
+        );
+        // Before a place is taken: a flow that begins in a busy second is looked at once there is time for it.
+        if !second.pass(at / 1000, usize::try_from(sender >> 32).unwrap_or(0)) {
             self.passed_over += 1;
             return None;
         }
-        self.through += 1;
-        Some(look)
+        if let Some(place) = known {
+            if is_fresh(place) {
+                place.frames += 1;
+                return Some(Look::Further);
+            }
+            *place = Place { tag, begun: at, frames: 1 };
+            return Some(Look::Anew);
+        }
+        let oldest = set.iter_mut().max_by_key(|place| {
+            if place.tag == 0 { u32::MAX } else { at.wrapping_sub(place.begun) }
+        })?;
+        *oldest = Place { tag, begun: at, frames: 1 };
+        Some(Look::Anew)
     }
 }
 
@@ -171,11 +215,15 @@ mod tests {
         frame
     }
 
+    /// The device's own.
+    const FROM: Way = Way { port: 0, arrived: true };
+
     #[test]
     fn only_the_first_frames_of_a_flow_pass_and_again_after_a_while() {
         let mut gate = Gate::new(7);
-        let mut passed =
-            |at: u32| (0..100).filter_map(|_| gate.look(&frame(5000), at)).collect::<Vec<_>>();
+        let mut passed = |at: u32| {
+            (0..100).filter_map(|_| gate.look(&frame(5000), FROM, at)).collect::<Vec<_>>()
+        };
         let first = passed(u32::MAX - 5);
         assert_eq!((first.len(), first[0], first[1]), (FIRST.into(), Look::Anew, Look::Further));
         assert_eq!(passed(1000).len(), 0, "though the clock ran over");
@@ -183,12 +231,28 @@ mod tests {
     }
 
     #[test]
-    fn a_second_is_bounded() {
+    fn a_sender_that_floods_leaves_others_and_other_ports_their_share() {
         let mut gate = Gate::new(7);
-        let passed = (0..10_000).filter(|port| gate.look(&frame(*port), 10).is_some()).count();
-        assert_eq!(passed, usize::try_from(A_SECOND).unwrap());
-        assert_eq!(gate.passed_over(), 10_000 - u64::from(A_SECOND));
-        assert!(gate.look(&frame(10_001), 1010).is_some());
+        let mut flood =
+            |way| (0..10_000).filter(|port| gate.look(&frame(*port), way, 10).is_some()).count();
+        assert_eq!(flood(FROM), usize::from(A_SENDER));
+        assert_eq!(flood(Way { arrived: false, ..FROM }), usize::from(A_SENDER));
+        assert_eq!(gate.passed_over(), 2 * (10_000 - u64::from(A_SENDER)));
+        // A neighbour at the same port.
+        let mut other = frame(1);
+        other[11] = 9;
+        assert_eq!(gate.look(&other, FROM, 10), Some(Look::Anew));
+        // Made-up addresses without end use up the port's share, and no other's.
+        for n in 0..10_000_u16 {
+            other[9..11].copy_from_slice(&n.to_be_bytes());
+            gate.look(&other, FROM, 10);
+        }
+        other[9..11].copy_from_slice(&[1, 1]);
+        other[34] = 99;
+        assert_eq!(gate.look(&other, FROM, 10), None);
+        let elsewhere = Way { port: 1, ..FROM };
+        assert_eq!(gate.look(&other, elsewhere, 10), Some(Look::Anew));
+        assert_eq!(gate.look(&other, FROM, 1010), Some(Look::Anew), "from its first frame on");
     }
 
     #[test]
@@ -196,11 +260,11 @@ mod tests {
         let mut gate = Gate::new(7);
         let mut arp = frame(1);
         arp[12..14].copy_from_slice(&[8, 6]);
-        assert_eq!(gate.look(&arp, 0), None);
+        assert_eq!(gate.look(&arp, FROM, 0), None);
         let whole = frame(1);
         for end in 0..38 {
-            assert_eq!(gate.look(&whole[..end], 0), None, "cut at {end}");
+            assert_eq!(gate.look(&whole[..end], FROM, 0), None, "cut at {end}");
         }
-        assert_eq!(gate.look(&whole, 0), Some(Look::Anew));
+        assert_eq!(gate.look(&whole, FROM, 0), Some(Look::Anew));
     }
 }

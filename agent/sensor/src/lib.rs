@@ -4,7 +4,7 @@
 //! [hint](anteroom_proto::inventory). [`Collector`] keeps what is new of them until it is reported. All are pure: no I/O, no
 //! clock. All that they keep is bounded, whatever the frames say.
 //!
-//! Only names, versions and habits that headers and handshakes state are taken: no content, nobody's name, no credentials. Each
+//! Only names, versions and habits that headers and handshakes state are taken: no content, no credentials. Each
 //! parser's module says where it looks and what it passes by.
 //!
 //! Formats of which a well-kept library does justice to hostile input are read by one. TLS, DHCP and LLDP are read here: the
@@ -27,6 +27,6 @@ mod udp;
 
 pub use collector::{Collector, Told};
 pub use frame::sender;
-pub use gate::{Gate, Look};
+pub use gate::{Gate, Look, Way};
 pub use sensor::Sensor;
 pub use sight::{Sight, Sights, Station};

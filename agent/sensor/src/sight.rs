@@ -1,10 +1,11 @@
 //! What was seen of whom.
 
-use anteroom_proto::inventory::{HintKind, value};
+use anteroom_proto::inventory::{HintKind, most_of, value};
 use anteroom_proto::mac::MacAddr;
 
-/// Most sights that one frame leads to. A frame that shows more shows too much to be true.
-const MOST_OF_A_FRAME: usize = 64;
+/// Most sights that one frame leads to, of a station and a kind no more than are kept of it. A frame that shows more shows too much
+/// to be true.
+const MOST_OF_A_FRAME: usize = 160;
 
 /// Whom a frame comes from or goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,10 +60,12 @@ impl Sights {
         }
         let Some(value) = value(bytes.as_ref()) else { return };
         let sight = Sight { who, kind, value };
-        if self.seen[self.begun..].contains(&sight) {
+        let seen = &self.seen[self.begun..];
+        if seen.contains(&sight) {
             return;
         }
-        if self.seen.len() - self.begun >= MOST_OF_A_FRAME {
+        let alike = seen.iter().filter(|seen| (seen.who, seen.kind) == (who, kind)).count();
+        if seen.len() >= MOST_OF_A_FRAME || alike >= most_of(kind) {
             self.turned_away += 1;
             return;
         }

@@ -9,8 +9,6 @@ use quick_xml::events::Event;
 
 use crate::sight::{Sights, Station};
 
-/// Most bytes that a compressed body is let grow to.
-const MOST_INFLATED: u64 = 64 * 1024;
 /// Most elements within one another, and most pieces of XML, that are looked at.
 const DEEPEST: usize = 32;
 const MOST_EVENTS: usize = 8192;
@@ -27,23 +25,27 @@ pub(crate) enum Encoding {
     Deflate,
 }
 
-/// Reads a body, as far as it came.
-pub(crate) fn read(who: Station, body: &[u8], encoding: Encoding, sights: &mut Sights) {
+/// Reads a body, as far as it came. A compressed one grows by `inflate` bytes at most, which are taken off that.
+pub(crate) fn read(
+    who: Station,
+    body: &[u8],
+    encoding: Encoding,
+    inflate: &mut u64,
+    sights: &mut Sights,
+) {
     let mut inflated = Vec::new();
-    let body = match encoding {
-        Encoding::Plain => body,
-        // What was inflated before the bytes ended or broke is as good.
+    // What was inflated before the bytes ended or broke is as good.
+    let _ = match encoding {
+        Encoding::Plain => Ok(0),
         Encoding::Gzip => {
-            let _ =
-                flate2::read::GzDecoder::new(body).take(MOST_INFLATED).read_to_end(&mut inflated);
-            &inflated
+            flate2::read::GzDecoder::new(body).take(*inflate).read_to_end(&mut inflated)
         }
         Encoding::Deflate => {
-            let _ =
-                flate2::read::ZlibDecoder::new(body).take(MOST_INFLATED).read_to_end(&mut inflated);
-            &inflated
+            flate2::read::ZlibDecoder::new(body).take(*inflate).read_to_end(&mut inflated)
         }
     };
+    *inflate = inflate.saturating_sub(u64::try_from(inflated.len()).unwrap_or(u64::MAX));
+    let body = if encoding == Encoding::Plain { body } else { &inflated };
     let mut description = Description::default();
     elements(body, |path, text| element(who, path, text, &mut description, sights));
     description.tell(who, sights);
@@ -107,11 +109,21 @@ fn keep(place: &mut Option<String>, text: &str) {
     place.get_or_insert_with(|| text.to_owned());
 }
 
-/// Whether a scope is about the device or its place. SDC also has scopes for the patient, the operator and the order that a
-/// device is at work for (IEEE 11073-20701), which are nobody's business here.
+/// Beginnings of scopes that are about the device, its kind or its place.
+const SCOPES: [&str; 6] = [
+    "sdc.mds.pkp:",
+    "sdc.cdc.type:",
+    "sdc.ctxt.loc:",
+    "onvif://www.onvif.org/hardware/",
+    "onvif://www.onvif.org/type/",
+    "onvif://www.onvif.org/profile/",
+];
+
+/// Whether a scope is known to be about the device or its place. SDC also has scopes for the patient, the operator and the order
+/// that a device is at work for (IEEE 11073-20701), and makers have their own: those are nobody's business here.
 fn is_of_device(scope: &str) -> bool {
     let scope = scope.to_ascii_lowercase();
-    !scope.starts_with("sdc.ctxt.") || scope.starts_with("sdc.ctxt.loc")
+    SCOPES.iter().any(|known| scope.starts_with(known))
 }
 
 /// Calls `told` with the path (local names) and the text of each element that ends.

@@ -1,26 +1,32 @@
 //! The first bytes of TCP streams, put in order.
 //!
 //! Associations of DICOM and hellos of TLS span segments, so the first [`MOST_BYTES`] of each direction are kept until their parser
-//! is done with them. Flows are forgotten in the order of their beginnings, once there are [`MOST_FLOWS`] or what is kept of
-//! all comes to [`MOST_KEPT`].
+//! is done with them. Flows and bytes are bounded in all, and for each machine that opens flows: whoever opens too many
+//! pushes out its own.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
+
+use anteroom_proto::mac::MacAddr;
 
 use crate::frame::Segment;
 use crate::gate::Look;
 use crate::sight::Station;
 
-/// Most flows that are known at a time.
-const MOST_FLOWS: usize = 4096;
-/// Most bytes of one direction that are kept.
+/// Most flows that are known at a time, and most of those that one machine began.
+const MOST_FLOWS: usize = 1024;
+const MOST_FLOWS_OF_ONE: usize = MOST_FLOWS / 4;
+/// Most bytes of one direction that are kept, whether they wait for others or not.
 const MOST_BYTES: usize = 16 * 1024;
 /// Most segments with bytes of one direction that are looked at.
 const MOST_SEGMENTS: u8 = 24;
 /// Most segments of one direction that wait for one before them.
 const MOST_WAITING: usize = 4;
-/// Most bytes of all flows together.
-const MOST_KEPT: usize = 8 * 1024 * 1024;
+/// Most bytes of all flows together, and of those that one machine began.
+const MOST_KEPT: usize = 4 * 1024 * 1024;
+const MOST_KEPT_OF_ONE: usize = MOST_KEPT / 4;
+/// Most bytes that compressed bodies of one flow are let grow to, together.
+const MOST_INFLATED: u64 = 64 * 1024;
 
 /// An end of a flow.
 type End = (IpAddr, u16);
@@ -33,7 +39,7 @@ struct Key {
 }
 
 /// What was said so far between two stations.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Talk<'a> {
     /// Who opened the connection.
     pub(crate) client: Station,
@@ -45,59 +51,89 @@ pub(crate) struct Talk<'a> {
     pub(crate) asked: &'a [u8],
     /// The first bytes of the server.
     pub(crate) answered: &'a [u8],
+    /// Whether those are the very first: the connection's opening was seen.
+    pub(crate) answered_from_start: bool,
+    /// Whether nothing more comes of the client's bytes, and of the server's.
+    pub(crate) ended: [bool; 2],
+    /// How many of the client's bytes, and of the server's, a parser that reads message by message is done with.
+    pub(crate) done: [&'a mut usize; 2],
+    /// How many bytes compressed bodies of this flow may still grow to.
+    pub(crate) inflate: &'a mut u64,
 }
 
 /// One direction of a flow.
 #[derive(Debug, Default)]
 struct Half {
     who: Option<Station>,
+    /// Whether it was heard itself; else it is whom the other side speaks to.
+    heard: bool,
+    /// Whether its bytes are the connection's first.
+    from_start: bool,
     /// The sequence number that comes next, once it is known.
     next: Option<u32>,
     bytes: Vec<u8>,
     segments: u8,
-    /// Segments that came before their time.
-    waiting: Vec<(u32, Vec<u8>)>,
+    /// Segments that came before their time, and whether they were cut short.
+    waiting: Vec<(u32, Vec<u8>, bool)>,
     /// Nothing more is taken.
     full: bool,
+    /// How many bytes a parser is done with.
+    done: usize,
 }
 
 impl Half {
     fn open(who: Station, next: u32) -> Self {
-        Self { who: Some(who), next: Some(next), ..Self::default() }
+        Self { who: Some(who), heard: true, from_start: true, next: Some(next), ..Self::default() }
     }
 
     fn kept(&self) -> usize {
-        self.bytes.len() + self.waiting.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+        self.bytes.len() + self.waiting.iter().map(|(_, bytes, _)| bytes.len()).sum::<usize>()
     }
 
     /// Takes a segment's bytes. Says whether there is something new to be read.
     fn take(&mut self, segment: &Segment<'_>) -> bool {
-        self.who = Some(segment.from);
-        if self.full || segment.payload.is_empty() {
+        // Another machine that speaks by this one's address puts no words into its mouth.
+        if self.heard && self.who != Some(segment.from) {
+            return false;
+        }
+        (self.who, self.heard) = (Some(segment.from), true);
+        if self.full {
             return false;
         }
         self.segments = self.segments.saturating_add(1);
         let next = *self.next.get_or_insert(segment.sequence);
         let before = self.bytes.len();
         match ahead(next, segment.sequence) {
-            Place::Here(known) => self.append(segment.payload.get(known..).unwrap_or_default()),
+            Place::Here(known) => {
+                let new = segment.payload.get(known..);
+                self.append(new.unwrap_or_default());
+                self.full |= new.is_some() && (segment.cut || segment.fin);
+            }
             Place::Later if self.waiting.len() < MOST_WAITING => {
-                let most = segment.payload.len().min(MOST_BYTES);
-                self.waiting.push((segment.sequence, segment.payload[..most].to_vec()));
+                let most = segment.payload.len().min(MOST_BYTES.saturating_sub(self.kept()));
+                let cut = segment.cut || most < segment.payload.len();
+                self.waiting.push((segment.sequence, segment.payload[..most].to_vec(), cut));
             }
             Place::Later | Place::Far => {}
         }
-        while let Some(at) = self.waiting.iter().position(|(sequence, _)| {
-            self.next.is_some_and(|next| matches!(ahead(next, *sequence), Place::Here(_)))
-        }) {
-            let (sequence, bytes) = self.waiting.swap_remove(at);
+        while !self.full
+            && let Some(at) = self.waiting.iter().position(|(sequence, _, _)| {
+                self.next.is_some_and(|next| matches!(ahead(next, *sequence), Place::Here(_)))
+            })
+        {
+            let (sequence, bytes, cut) = self.waiting.swap_remove(at);
             let next = self.next.unwrap_or(sequence);
             if let Place::Here(known) = ahead(next, sequence) {
-                self.append(bytes.get(known..).unwrap_or_default());
+                let new = bytes.get(known..);
+                self.append(new.unwrap_or_default());
+                self.full |= new.is_some() && cut;
             }
         }
         self.full |= self.segments >= MOST_SEGMENTS || self.bytes.len() >= MOST_BYTES;
-        self.bytes.len() > before
+        if self.full {
+            self.waiting = Vec::new();
+        }
+        self.bytes.len() > before || self.full && !self.bytes.is_empty()
     }
 
     fn append(&mut self, bytes: &[u8]) {
@@ -106,6 +142,11 @@ impl Half {
         self.full |= bytes.len() >= room;
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.next = self.next.map(|next| next.wrapping_add(length));
+    }
+
+    /// Whether a segment continues what is known.
+    fn continues(&self, sequence: u32) -> bool {
+        self.next.is_none_or(|next| matches!(ahead(next, sequence), Place::Here(_)))
     }
 
     fn forget(&mut self) {
@@ -144,13 +185,84 @@ struct Flow {
     halves: [Half; 2],
     /// Which of the ends opened the flow.
     client: usize,
+    /// Who it is held against.
+    opener: MacAddr,
+    inflate: u64,
     done: bool,
 }
 
 impl Flow {
+    fn new(client: usize, opener: MacAddr) -> Self {
+        Self { halves: Default::default(), client, opener, inflate: MOST_INFLATED, done: false }
+    }
+
     fn kept(&self) -> usize {
         self.halves.iter().map(Half::kept).sum()
     }
+
+    /// Its ends open it: whatever was said between them before is over.
+    fn open(&mut self, segment: &Segment<'_>, sender: usize) {
+        let half = Half::open(segment.from, segment.sequence.wrapping_add(1));
+        if segment.ack {
+            self.client = 1 - sender;
+            if self.halves[sender].bytes.is_empty() {
+                self.halves[sender] = half;
+            }
+        } else {
+            *self = Self::new(sender, self.opener);
+            self.halves[sender] = half;
+        }
+    }
+
+    /// Takes a segment with bytes, or the last one.
+    fn take(
+        &mut self,
+        segment: &Segment<'_>,
+        sender: usize,
+        look: Look,
+        ends: &[End; 2],
+        read: impl FnOnce(Talk<'_>) -> bool,
+    ) {
+        if look == Look::Anew {
+            if self.done {
+                *self = Self::new(self.client, self.opener);
+            } else if !self.halves[sender].continues(segment.sequence) {
+                self.halves[sender] = Half::default();
+            }
+        }
+        if self.done {
+            return;
+        }
+        self.halves[1 - sender].who.get_or_insert(segment.to);
+        let news = self.halves[sender].take(segment);
+        let client = self.client;
+        let [first, second] = &mut self.halves;
+        let (asking, answering) = if client == 0 { (first, second) } else { (second, first) };
+        if news && let (Some(asker), Some(answerer)) = (asking.who, answering.who) {
+            self.done = read(Talk {
+                client: asker,
+                server: answerer,
+                port: ends[1 - client].1,
+                asked: &asking.bytes,
+                answered: &answering.bytes,
+                answered_from_start: answering.from_start,
+                ended: [asking.full, answering.full],
+                done: [&mut asking.done, &mut answering.done],
+                inflate: &mut self.inflate,
+            });
+        }
+        self.done |= self.halves.iter().all(|half| half.full);
+        if self.done {
+            self.halves.iter_mut().for_each(Half::forget);
+        }
+    }
+}
+
+/// What one machine's flows take up.
+#[derive(Debug, Default)]
+struct Share {
+    flows: usize,
+    kept: usize,
 }
 
 /// The flows that are known.
@@ -159,7 +271,9 @@ pub(crate) struct Streams {
     flows: HashMap<Key, Flow>,
     /// In the order of their beginnings.
     order: VecDeque<Key>,
+    shares: HashMap<MacAddr, Share>,
     kept: usize,
+    pushed_out: u64,
 }
 
 impl Streams {
@@ -175,92 +289,73 @@ impl Streams {
         let ends = if up { [from, to] } else { [to, from] };
         let key = Key { vlan: segment.from.vlan, ends };
         let sender = usize::from(!up);
-        if segment.rst {
-            return;
-        }
-        if segment.syn {
-            let next = segment.sequence.wrapping_add(1);
-            if segment.ack {
-                let flow = self.flow(key, 1 - sender);
-                flow.client = 1 - sender;
-                if flow.halves[sender].bytes.is_empty() {
-                    flow.halves[sender] = Half::open(segment.from, next);
-                }
-            } else {
-                self.restart(key);
-                let flow = self.flow(key, sender);
-                flow.client = sender;
-                flow.halves[sender] = Half::open(segment.from, next);
-            }
-            return;
-        }
-        if segment.payload.is_empty() {
+        let says = !segment.payload.is_empty() || segment.fin && self.flows.contains_key(&key);
+        if segment.rst || !(segment.syn || says) {
             return;
         }
         // Of a flow whose beginning nobody saw, the end with the lower port is taken for the server.
         let client = if from.1 >= to.1 { sender } else { 1 - sender };
-        if look == Look::Anew && self.flows.get(&key).is_some_and(|flow| flow.done) {
-            self.restart(key);
-        }
-        let flow = self.flow(key, client);
-        if flow.done {
-            return;
-        }
+        let flow = self.flow(key, client, segment.from.mac);
         let before = flow.kept();
-        flow.halves[1 - sender].who.get_or_insert(segment.to);
-        let news = flow.halves[sender].take(segment);
-        let client = flow.client;
-        if news
-            && let (Some(asker), Some(answerer)) =
-                (flow.halves[client].who, flow.halves[1 - client].who)
-        {
-            flow.done = read(Talk {
-                client: asker,
-                server: answerer,
-                port: key.ends[1 - client].1,
-                asked: &flow.halves[client].bytes,
-                answered: &flow.halves[1 - client].bytes,
-            });
+        if segment.syn {
+            flow.open(segment, sender);
+        } else {
+            flow.take(segment, sender, look, &ends, read);
         }
-        flow.done |= flow.halves.iter().all(|half| half.full);
-        if flow.done {
-            flow.halves.iter_mut().for_each(Half::forget);
-        }
-        let after = flow.kept();
+        let (opener, after) = (flow.opener, flow.kept());
         self.kept = (self.kept + after).saturating_sub(before);
-        while self.kept > MOST_KEPT || self.flows.len() > MOST_FLOWS {
-            self.forget_oldest();
+        let share = self.shares.entry(opener).or_default();
+        share.kept = (share.kept + after).saturating_sub(before);
+        while self.shares.get(&opener).is_some_and(|share| share.kept > MOST_KEPT_OF_ONE) {
+            self.push_out(Some(opener));
         }
+        while self.kept > MOST_KEPT {
+            let heaviest = self.shares.iter().max_by_key(|(_, share)| share.kept);
+            let heaviest = heaviest.map(|(mac, _)| *mac);
+            self.push_out(heaviest);
+        }
+    }
+
+    /// Flows that were forgotten before their time, to make room for others.
+    pub(crate) const fn pushed_out(&self) -> u64 {
+        self.pushed_out
     }
 
     /// The flow of a key, which begins now where it isn't known.
-    fn flow(&mut self, key: Key, client: usize) -> &mut Flow {
-        while self.flows.len() >= MOST_FLOWS && !self.flows.contains_key(&key) {
-            self.forget_oldest();
-        }
-        self.flows.entry(key).or_insert_with(|| {
+    fn flow(&mut self, key: Key, client: usize, opener: MacAddr) -> &mut Flow {
+        if !self.flows.contains_key(&key) {
+            if self.shares.get(&opener).is_some_and(|share| share.flows >= MOST_FLOWS_OF_ONE) {
+                self.push_out(Some(opener));
+            }
+            if self.flows.len() >= MOST_FLOWS {
+                let heaviest = self.shares.iter().max_by_key(|(_, share)| share.flows);
+                let heaviest = heaviest.filter(|(_, share)| share.flows > 1).map(|(mac, _)| *mac);
+                self.push_out(heaviest);
+            }
             self.order.push_back(key);
-            Flow { halves: Default::default(), client, done: false }
-        })
-    }
-
-    /// Forgets what was said in a flow: its ends use the same ports again, or it is read again.
-    fn restart(&mut self, key: Key) {
-        if let Some(flow) = self.flows.get_mut(&key) {
-            self.kept = self.kept.saturating_sub(flow.kept());
-            flow.halves = Default::default();
-            flow.done = false;
+            self.shares.entry(opener).or_default().flows += 1;
         }
+        self.flows.entry(key).or_insert_with(|| Flow::new(client, opener))
     }
 
-    fn forget_oldest(&mut self) {
-        let Some(key) = self.order.pop_front() else {
-            self.kept = 0;
-            self.flows.clear();
+    /// Forgets the oldest flow, or the oldest that a machine began.
+    fn push_out(&mut self, opener: Option<MacAddr>) {
+        let is_its = |key: &Key| {
+            opener.is_none_or(|mac| self.flows.get(key).is_some_and(|flow| flow.opener == mac))
+        };
+        let oldest = self.order.iter().position(is_its).and_then(|at| self.order.remove(at));
+        let Some(flow) = oldest.and_then(|key| self.flows.remove(&key)) else {
+            *self = Self { pushed_out: self.pushed_out, ..Self::default() };
             return;
         };
-        if let Some(flow) = self.flows.remove(&key) {
-            self.kept = self.kept.saturating_sub(flow.kept());
+        self.pushed_out += 1;
+        self.kept = self.kept.saturating_sub(flow.kept());
+        if let Some(share) = self.shares.get_mut(&flow.opener) {
+            share.flows -= 1;
+            share.kept = share.kept.saturating_sub(flow.kept());
+            if share.flows == 0 {
+                self.shares.remove(&flow.opener);
+            }
         }
     }
 }
@@ -284,6 +379,8 @@ mod tests {
             syn: false,
             ack: true,
             rst: false,
+            fin: false,
+            cut: false,
             window: 0,
             sequence,
             options: &[],
@@ -327,9 +424,25 @@ mod tests {
         assert_eq!(read(&mut streams, &segment(4000, 901, b"new")), Some(b"new".to_vec()));
     }
 
+    fn assert_accounts(streams: &Streams) {
+        let kept: usize = streams.flows.values().map(Flow::kept).sum();
+        assert_eq!(kept, streams.kept);
+        assert_eq!(kept, streams.shares.values().map(|share| share.kept).sum::<usize>());
+        assert_eq!(streams.flows.len(), streams.shares.values().map(|share| share.flows).sum());
+        assert_eq!(streams.flows.len(), streams.order.len());
+        assert!(kept <= MOST_KEPT, "{kept}");
+        assert!(streams.flows.len() <= MOST_FLOWS, "{}", streams.flows.len());
+    }
+
     #[test]
-    fn what_is_kept_is_bounded_for_each_direction_and_in_all() {
+    fn one_machine_that_opens_flows_without_end_pushes_out_its_own() {
         let mut streams = Streams::default();
+        let quiet = MacAddr([2, 0, 0, 0, 0, 7]);
+        let from = Station { mac: quiet, vlan: None };
+        let ips = (IpAddr::from([10, 0, 0, 7]), IpAddr::from([10, 0, 0, 1]));
+        let quiet = |segment: Segment<'static>| Segment { from, ips, ..segment };
+        streams.take(&quiet(opened(1000, 0)), Look::Anew, |_| false);
+        streams.take(&quiet(segment(1000, 1, b"first")), Look::Further, |_| false);
         let large = vec![7; 60_000];
         for port in 1024..11_024 {
             read(&mut streams, &opened(port, 0));
@@ -337,11 +450,65 @@ mod tests {
             assert_eq!(seen.len(), MOST_BYTES);
             assert_eq!(read(&mut streams, &segment(port, 60_001, &large)), None);
         }
-        assert!(streams.kept <= MOST_KEPT, "{}", streams.kept);
-        assert!(streams.flows.len() <= MOST_FLOWS, "{}", streams.flows.len());
-        assert_eq!(streams.flows.len(), streams.order.len());
-        let kept: usize = streams.flows.values().map(Flow::kept).sum();
-        assert_eq!(kept, streams.kept);
+        assert_accounts(&streams);
+        assert!(streams.pushed_out() > 9000, "{}", streams.pushed_out());
+        let mut said = Vec::new();
+        streams.take(&quiet(segment(1000, 6, b" more")), Look::Further, |talk| {
+            said = talk.asked.to_vec();
+            false
+        });
+        assert_eq!(said, b"first more", "the quiet one's flow is still known");
+    }
+
+    #[test]
+    fn nobody_puts_words_into_anothers_mouth() {
+        let mut streams = Streams::default();
+        read(&mut streams, &opened(4000, 10));
+        let lie = Segment { from: SERVER, ..segment(4000, 11, b"lie") };
+        assert_eq!(read(&mut streams, &lie), None);
+        assert_eq!(read(&mut streams, &segment(4000, 11, b"true")), Some(b"true".to_vec()));
+    }
+
+    #[test]
+    fn a_second_look_at_a_long_connection_reads_from_where_it_is() {
+        let mut streams = Streams::default();
+        read(&mut streams, &opened(4000, 10));
+        read(&mut streams, &segment(4000, 11, b"first"));
+        let later = segment(4000, 5_000_000, b"later");
+        assert_eq!(read(&mut streams, &later), None, "far away");
+        let mut said = Vec::new();
+        streams.take(&later, Look::Anew, |talk| {
+            assert!(!talk.answered_from_start);
+            said = talk.asked.to_vec();
+            false
+        });
+        assert_eq!(said, b"later");
+        assert_accounts(&streams);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn accounts_agree_with_what_is_kept(
+            steps in proptest::collection::vec((0..3_u16, 0..60_000_u32, 0..20_000_usize, 0..32_u8), 0..200),
+        ) {
+            let mut streams = Streams::default();
+            let bytes = vec![1; 20_000];
+            for (port, sequence, length, flags) in steps {
+                let flag = |bit: u8| flags & bit != 0;
+                let one = segment(4000 + port, sequence, &bytes[..length]);
+                let one = Segment { syn: flag(1) && flag(2), ack: flag(4), fin: flag(8) && flag(1), ..one };
+                let back = Segment {
+                    from: one.to,
+                    to: one.from,
+                    ips: (one.ips.1, one.ips.0),
+                    ports: (one.ports.1, one.ports.0),
+                    ..one
+                };
+                let look = if flag(1) { Look::Anew } else { Look::Further };
+                streams.take(if flag(16) { &one } else { &back }, look, |talk| talk.asked.len() > 9000);
+                assert_accounts(&streams);
+            }
+        }
     }
 
     #[test]

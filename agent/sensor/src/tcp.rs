@@ -19,7 +19,7 @@ use crate::stream::Talk;
 /// Reads what was said so far. Says whether nothing more is to be learnt of this flow.
 ///
 /// A protocol is told by the first bytes, not by its port, where it has some that others haven't.
-pub(crate) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
+pub(crate) fn read(talk: &mut Talk<'_>, sights: &mut Sights) -> bool {
     banner::read(talk, sights)
         || dicom::read(talk, sights)
         || hl7::read(talk, sights)

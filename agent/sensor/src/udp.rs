@@ -43,7 +43,7 @@ pub(crate) fn read(datagram: &Datagram<'_>, sights: &mut Sights) {
     } else if either(1900) {
         ssdp::read(datagram, sights);
     } else if either(DISCOVERY) {
-        soap::read(datagram.from, datagram.payload, soap::Encoding::Plain, sights);
+        soap::read(datagram.from, datagram.payload, soap::Encoding::Plain, &mut 0, sights);
     } else if (47808..=47823).contains(&destination) || (47808..=47823).contains(&source) {
         bacnet::read(datagram, sights);
     } else if let Some(name) = monitors::named(datagram) {

@@ -1,14 +1,11 @@
-//! The first line that an FTP, SSH, SMTP or Telnet server says. What a client says there, names and passwords among it, isn't
-//! looked at.
+//! The first line that an FTP, SSH or SMTP server says, of connections whose opening was seen. What a client says there, names and
+//! passwords among it, isn't looked at. Nor is Telnet: servers echo there what people type.
 
 use anteroom_proto::inventory::HintKind;
 
 use crate::sight::Sights;
 use crate::stream::Talk;
 use crate::text;
-
-/// Begins an order of Telnet (RFC 854).
-const IAC: u8 = 255;
 
 pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
     for (who, bytes) in [(talk.client, talk.asked), (talk.server, talk.answered)] {
@@ -23,10 +20,14 @@ pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
     if talk.asked.starts_with(b"SSH-") && talk.answered.starts_with(b"SSH-") {
         return true;
     }
+    if !talk.answered_from_start && matches!(talk.port, 21 | 2121 | 25 | 587) {
+        return true;
+    }
     let (word, line) = match talk.port {
         21 | 2121 => ("ftp: ", greeting(talk.answered)),
         25 | 587 => ("smtp: ", greeting(talk.answered)),
-        23 => ("telnet: ", telnet(talk.answered)),
+        // Whatever is said there is a person's.
+        23 => return true,
         _ => return false,
     };
     if let Some(line) = line {
@@ -40,32 +41,4 @@ pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
 fn greeting(bytes: &[u8]) -> Option<Vec<u8>> {
     let line = text::first_line(bytes)?.strip_prefix(b"220")?;
     Some(line.get(1..)?.to_vec())
-}
-
-/// The first line with something in it, without Telnet's orders. A prompt has no end of line, so what came last counts only once
-/// something follows.
-fn telnet(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut plain = Vec::new();
-    let mut rest = bytes.iter().copied();
-    while let Some(byte) = rest.next() {
-        if byte != IAC {
-            plain.push(byte);
-            continue;
-        }
-        match rest.next() {
-            // A negotiation up to its end.
-            Some(250) => while rest.next().is_some_and(|byte| byte != 240) {},
-            Some(251..=254) => {
-                rest.next();
-            }
-            _ => {}
-        }
-    }
-    let mut lines = plain.split_inclusive(|byte| matches!(byte, b'\r' | b'\n'));
-    lines
-        .find(|line| {
-            line.ends_with(b"\n") | line.ends_with(b"\r")
-                && line.iter().any(u8::is_ascii_alphanumeric)
-        })
-        .map(<[u8]>::to_vec)
 }

@@ -39,23 +39,23 @@ pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
     sights.tell(talk.client, HintKind::DicomRole, "scu");
     sights.tell(talk.client, HintKind::DicomCallingAe, asked.calling);
     implementation(talk.client, &asked, sights);
-    for (_, syntax) in &asked.contexts {
-        sights.tell(talk.client, HintKind::DicomSyntax, syntax.unwrap_or_default());
+    let answered = association(talk.answered, ACCEPT);
+    if let Some(answered) = &answered {
+        sights.tell(talk.server, HintKind::DicomRole, "scp");
+        sights.tell(talk.server, HintKind::DicomCalledAe, asked.called);
+        implementation(talk.server, answered, sights);
     }
-    if talk.answered.first() == Some(&REJECT) {
-        return true;
-    }
-    let Some(answered) = association(talk.answered, ACCEPT) else { return false };
-    sights.tell(talk.server, HintKind::DicomRole, "scp");
-    sights.tell(talk.server, HintKind::DicomCalledAe, asked.called);
-    implementation(talk.server, &answered, sights);
-    for (number, _) in &answered.contexts {
-        let known = asked.contexts.iter().find(|(other, _)| other == number);
-        if let Some((_, Some(syntax))) = known {
+    // Long lists come last: they leave no room.
+    for (number, syntax) in &asked.contexts {
+        let syntax = syntax.unwrap_or_default();
+        sights.tell(talk.client, HintKind::DicomSyntax, syntax);
+        let accepts = |answer: &Association<'_>| answer.contexts.iter().any(|(n, _)| n == number);
+        if answered.as_ref().is_some_and(accepts) {
             sights.tell(talk.server, HintKind::DicomSyntax, syntax);
         }
     }
-    asked.whole && answered.whole
+    talk.answered.first() == Some(&REJECT)
+        || asked.whole && answered.is_some_and(|answered| answered.whole)
 }
 
 fn implementation(who: Station, association: &Association<'_>, sights: &mut Sights) {
@@ -120,4 +120,73 @@ fn item<'a>(items: &mut Cursor<'a>) -> Option<(u8, &'a [u8])> {
 
 fn sub_item(mut items: Cursor<'_>, wanted: u8) -> Option<&[u8]> {
     std::iter::from_fn(|| item(&mut items)).find(|(kind, _)| *kind == wanted).map(|(_, item)| item)
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_proto::inventory::MAX_SYNTAXES;
+    use anteroom_proto::mac::MacAddr;
+
+    use super::*;
+
+    fn item(kind: u8, held: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(held.len()).unwrap().to_be_bytes();
+        [&[kind, 0][..], &length, held].concat()
+    }
+
+    /// An association with so many contexts.
+    fn pdu(kind: u8, contexts: u8) -> Vec<u8> {
+        let mut held = [&[0, 1, 0, 0][..], b"ARCHIVE         WORKSTATION     ", &[0; 32]].concat();
+        for n in 0..contexts {
+            let syntax = item(ABSTRACT_SYNTAX, format!("1.2.840.10008.5.1.4.{n}").as_bytes());
+            held.extend(if kind == REQUEST {
+                item(CONTEXT_ASKED, &[&[n, 0, 0, 0][..], &syntax].concat())
+            } else {
+                item(CONTEXT_ANSWERED, &[n, 0, 0, 0])
+            });
+        }
+        held.extend(item(USER_INFORMATION, &item(IMPLEMENTATION_VERSION, &[b'V', b'0' + kind])));
+        let length = u32::try_from(held.len()).unwrap().to_be_bytes();
+        [&[kind, 0][..], &length, &held].concat()
+    }
+
+    #[test]
+    fn an_archive_is_known_however_many_contexts_its_client_asks_for() {
+        let station = |n| Station { mac: MacAddr([2, 0, 0, 0, 0, n]), vlan: None };
+        let (asked, answered) = (pdu(REQUEST, 127), pdu(ACCEPT, 127));
+        let mut sights = Sights::default();
+        sights.begin();
+        let is_done = read(
+            &Talk {
+                client: station(1),
+                server: station(2),
+                port: 104,
+                asked: &asked,
+                answered: &answered,
+                answered_from_start: true,
+                ended: [false; 2],
+                done: [&mut 0, &mut 0],
+                inflate: &mut 0,
+            },
+            &mut sights,
+        );
+        assert!(is_done);
+        let seen: Vec<_> = sights.drain().collect();
+        for (who, kind, value) in [
+            (1, HintKind::DicomCallingAe, "WORKSTATION"),
+            (1, HintKind::DicomVersion, "V1"),
+            (2, HintKind::DicomRole, "scp"),
+            (2, HintKind::DicomCalledAe, "ARCHIVE"),
+            (2, HintKind::DicomVersion, "V2"),
+        ] {
+            let told = |sight: &crate::sight::Sight| {
+                (sight.who, sight.kind, sight.value.as_str()) == (station(who), kind, value)
+            };
+            assert!(seen.iter().any(told), "no {kind} {value}: {seen:#?}");
+        }
+        for n in [1, 2] {
+            let of = seen.iter().filter(|s| s.who == station(n) && s.kind == HintKind::DicomSyntax);
+            assert_eq!(of.count(), MAX_SYNTAXES);
+        }
+    }
 }

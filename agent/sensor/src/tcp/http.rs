@@ -11,7 +11,7 @@ use crate::stream::Talk;
 
 /// Most header lines of a message that is believed.
 const MOST_LINES: usize = 64;
-/// Most messages of one direction that are looked at.
+/// Most messages of one direction that are looked at at a time.
 const MOST_MESSAGES: usize = 8;
 
 /// A message: its lines, and what is known of its body.
@@ -22,27 +22,53 @@ struct Message<'b> {
     encoding: soap::Encoding,
     is_xml: bool,
     body: Cow<'b, [u8]>,
+    is_whole: bool,
 }
 
-pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
-    for message in messages(talk.asked, false) {
-        sights.tell(talk.client, HintKind::HttpAgent, message.agent.as_deref().unwrap_or_default());
-        if let Some(host) = message.host.as_deref().and_then(name_of_host) {
-            sights.tell(talk.client, HintKind::HttpHost, host);
-        }
-        body(talk.client, &message, sights);
-    }
-    for message in messages(talk.answered, true) {
-        let server = message.server.as_deref().unwrap_or_default();
-        sights.tell(talk.server, HintKind::HttpServer, server);
-        body(talk.server, &message, sights);
-    }
+pub(super) fn read(talk: &mut Talk<'_>, sights: &mut Sights) -> bool {
+    let [asked, answered] = &mut talk.done;
+    let mut side = Side { who: talk.client, inflate: talk.inflate, sights };
+    side.read(talk.asked, asked, false, talk.ended[0]);
+    side.who = talk.server;
+    side.read(talk.answered, answered, true, talk.ended[1]);
     false
 }
 
-fn body(who: Station, message: &Message<'_>, sights: &mut Sights) {
-    if message.is_xml {
-        soap::read(who, &message.body, message.encoding, sights);
+/// One that asks or answers.
+struct Side<'a> {
+    who: Station,
+    inflate: &'a mut u64,
+    sights: &'a mut Sights,
+}
+
+impl Side<'_> {
+    /// Reads what comes behind the `done` first bytes: each message once, when it is whole or nothing more comes of it.
+    fn read(&mut self, bytes: &[u8], done: &mut usize, answers: bool, ended: bool) {
+        for _ in 0..MOST_MESSAGES {
+            let rest = bytes.get(*done..).unwrap_or_default();
+            let Some((message, after)) = message(rest, answers) else { return };
+            self.head(&message, answers);
+            if !message.is_whole && !ended {
+                return;
+            }
+            *done = bytes.len() - after.len();
+            if message.is_xml {
+                soap::read(self.who, &message.body, message.encoding, self.inflate, self.sights);
+            }
+        }
+    }
+
+    fn head(&mut self, message: &Message<'_>, answers: bool) {
+        let mut tell = |kind, value: &[u8]| self.sights.tell(self.who, kind, value);
+        if answers {
+            tell(HintKind::HttpServer, message.server.as_deref().unwrap_or_default());
+            return;
+        }
+        tell(HintKind::HttpAgent, message.agent.as_deref().unwrap_or_default());
+        tell(
+            HintKind::HttpHost,
+            message.host.as_deref().and_then(name_of_host).unwrap_or_default(),
+        );
     }
 }
 
@@ -57,22 +83,14 @@ pub(crate) fn name_of_host(host: &[u8]) -> Option<&[u8]> {
     (!is_address && !name.is_empty()).then_some(name)
 }
 
-/// The messages that stand in these bytes, the last perhaps in part.
-fn messages(bytes: &[u8], answers: bool) -> impl Iterator<Item = Message<'_>> {
-    let mut rest = bytes;
-    std::iter::from_fn(move || {
-        let (message, after) = message(rest, answers)?;
-        rest = after;
-        Some(message)
-    })
-    .take(MOST_MESSAGES)
-}
-
+/// The message that these bytes begin with, perhaps in part, and what follows it.
 fn message(bytes: &[u8], is_answer: bool) -> Option<(Message<'_>, &[u8])> {
     let mut lines = [httparse::EMPTY_HEADER; MOST_LINES];
+    let mut has_body = true;
     let (read, lines) = if is_answer {
         let mut head = httparse::Response::new(&mut lines);
         let status = head.parse(bytes).ok()?;
+        has_body = !matches!(head.code, Some(100..=199 | 204 | 304));
         (status, &*head.headers)
     } else {
         let mut head = httparse::Request::new(&mut lines);
@@ -86,14 +104,20 @@ fn message(bytes: &[u8], is_answer: bool) -> Option<(Message<'_>, &[u8])> {
     let owned = |name: &str| line(name).map(<[u8]>::to_vec);
     let rest = bytes.get(read..)?;
     let is_chunked = line("transfer-encoding").is_some_and(|value| holds(value, b"chunked"));
-    let (body, after) = if is_chunked {
+    let length = line("content-length")
+        .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse().ok());
+    // RFC 9112, 6.3.
+    let (body, after, is_whole) = if !has_body {
+        (Cow::Borrowed(&[][..]), rest, true)
+    } else if is_chunked {
         unchunked(rest)
+    } else if length.is_none() && is_answer {
+        // Up to the connection's end.
+        (Cow::Borrowed(rest), &[][..], false)
     } else {
-        let length = line("content-length")
-            .and_then(|value| std::str::from_utf8(value).ok()?.trim().parse::<usize>().ok())
-            .unwrap_or(0);
+        let length: usize = length.unwrap_or(0);
         let (body, after) = rest.split_at(length.min(rest.len()));
-        (Cow::Borrowed(body), after)
+        (Cow::Borrowed(body), after, body.len() == length)
     };
     let message = Message {
         agent: owned("user-agent"),
@@ -106,6 +130,7 @@ fn message(bytes: &[u8], is_answer: bool) -> Option<(Message<'_>, &[u8])> {
         },
         is_xml: line("content-type").is_some_and(|value| holds(value, b"xml")),
         body,
+        is_whole,
     };
     Some((message, after))
 }
@@ -114,8 +139,8 @@ fn holds(value: &[u8], word: &[u8]) -> bool {
     value.windows(word.len()).any(|part| part.eq_ignore_ascii_case(word))
 }
 
-/// A body's chunks put together, as far as they came, and what follows them.
-fn unchunked(bytes: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
+/// A body's chunks put together, as far as they came, what follows them, and whether all came.
+fn unchunked(bytes: &[u8]) -> (Cow<'_, [u8]>, &[u8], bool) {
     let mut body = Vec::new();
     let mut rest = bytes;
     while let Ok(httparse::Status::Complete((at, length))) = httparse::parse_chunk_size(rest) {
@@ -123,10 +148,10 @@ fn unchunked(bytes: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if length == 0 {
             rest = chunk.get(2..).unwrap_or_default();
-            return (Cow::Owned(body), rest);
+            return (Cow::Owned(body), rest, true);
         }
         body.extend_from_slice(&chunk[..length.min(chunk.len())]);
         rest = chunk.get(length.saturating_add(2)..).unwrap_or_default();
     }
-    (Cow::Owned(body), &[])
+    (Cow::Owned(body), &[], false)
 }

@@ -16,7 +16,10 @@ const CREATE_SESSION_REQUEST: u16 = 461;
 pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
     if talk.asked.starts_with(b"HELF") {
         sights.tell(talk.client, HintKind::OpcuaRole, "client");
-        if let Some(endpoint) = endpoint(talk.asked) {
+        // A client's word alone names nobody.
+        if talk.answered.starts_with(b"ACKF")
+            && let Some(endpoint) = endpoint(talk.asked)
+        {
             sights.tell(talk.server, HintKind::OpcuaEndpoint, endpoint);
         }
     }

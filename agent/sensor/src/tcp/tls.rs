@@ -43,13 +43,13 @@ pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
         sights.tell(talk.client, HintKind::TlsJa4, ja4::of(&hello));
     }
     let answered = handshakes(talk.answered);
-    if let Some(certificates) = message(&answered, CERTIFICATE) {
-        for name in certificate_names(certificates).into_iter().flatten().take(MOST_NAMES) {
-            sights.tell(talk.server, HintKind::TlsCertificate, name);
-        }
-        return true;
+    let Some(certificates) = message(&answered, CERTIFICATE) else { return false };
+    // It takes several segments; one that never becomes whole ends with the bytes that are kept.
+    let Some(certificate) = first_certificate(certificates) else { return false };
+    for name in certificate_names(certificate).into_iter().flatten().take(MOST_NAMES) {
+        sights.tell(talk.server, HintKind::TlsCertificate, name);
     }
-    false
+    true
 }
 
 /// What the handshake's records hold, put together up to the first record of another kind.
@@ -112,13 +112,18 @@ fn server_name(extension: &[u8]) -> Option<&[u8]> {
     (names.u8()? == 0).then(|| names.long())?
 }
 
-/// The subject's common name and its DNS names, of the first certificate of a chain.
-fn certificate_names(message: &[u8]) -> Option<Vec<String>> {
+/// The first certificate of a chain, once it is there in whole.
+fn first_certificate(message: &[u8]) -> Option<&[u8]> {
     let mut message = Cursor(message);
     let length = message.be24()?;
     let mut chain = Cursor(message.take_most(length));
     let length = chain.be24()?;
-    let (_, certificate) = X509Certificate::from_der(chain.take(length)?).ok()?;
+    chain.take(length)
+}
+
+/// The subject's common name and its DNS names.
+fn certificate_names(certificate: &[u8]) -> Option<Vec<String>> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let mut names: Vec<String> = certificate
         .subject()
         .iter_common_name()

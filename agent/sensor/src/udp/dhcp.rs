@@ -1,7 +1,8 @@
-//! DHCP and DHCPv6: what clients say of themselves. The server's side isn't looked at.
+//! DHCP and DHCPv6: what clients say of themselves. The server's side isn't looked at, and nothing is believed of anybody but the
+//! frame's own sender: whoever writes another's address into a message could speak for it. What relays carry further is passed by
+//! for the same reason; the gateway of a client sees the message before any relay does.
 
 use anteroom_proto::inventory::HintKind;
-use anteroom_proto::mac::MacAddr;
 
 use crate::cursor::Cursor;
 use crate::frame::Datagram;
@@ -13,14 +14,10 @@ const FIXED: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 const REQUEST: u8 = 1;
 const ETHERNET: [u8; 2] = [1, 6];
-/// A relay's message (RFC 8415, 9), what it has before its options, and how many of them may be within one another.
-const RELAYED: u8 = 12;
-const RELAY_FIXED: usize = 34;
-const MOST_RELAYS: usize = 8;
 /// Most options of a message that are looked at.
 const MOST_OPTIONS: usize = 128;
 
-/// Reads a client's DHCP message. A relay carries it further with the client's address inside.
+/// Reads a client's DHCP message, as the client itself sent it.
 pub(super) fn read(datagram: &Datagram<'_>, sights: &mut Sights) {
     let _ = client(datagram, sights);
 }
@@ -31,8 +28,11 @@ fn client(datagram: &Datagram<'_>, sights: &mut Sights) -> Option<()> {
     if fixed[0] != REQUEST || fixed[1..3] != ETHERNET || message.take(4)? != COOKIE {
         return None;
     }
-    let mac = MacAddr(*fixed.get(28..)?.first_chunk::<6>()?);
-    let who = Station { mac, vlan: datagram.from.vlan };
+    let who = datagram.from;
+    // A relay writes its own address into the second of these (giaddr).
+    if fixed.get(28..34)? != who.mac.0.as_slice() || fixed.get(24..28)? != [0; 4] {
+        return None;
+    }
     for _ in 0..MOST_OPTIONS {
         let kind = match message.u8()? {
             0 => continue,
@@ -64,50 +64,12 @@ fn client(datagram: &Datagram<'_>, sights: &mut Sights) -> Option<()> {
     None
 }
 
-/// Reads a client's DHCPv6 message, or one that a relay carries, where that says whose it is.
+/// Reads a client's DHCPv6 message, as the client itself sent it.
 pub(super) fn read_v6(datagram: &Datagram<'_>, sights: &mut Sights) {
-    let (mut message, mut who) = (datagram.payload, Some(datagram.from));
-    for _ in 0..=MOST_RELAYS {
-        match message.first() {
-            Some(&RELAYED) => {
-                let Some(carried) = option_v6(message.get(RELAY_FIXED..), 9) else { return };
-                message = carried;
-                who = None;
-            }
-            // What clients send (RFC 8415, 7.3).
-            Some(1 | 3..=6 | 8 | 9 | 11) => {
-                let client = || client_id(message).map(|mac| Station { mac, ..datagram.from });
-                if let Some(who) = who.or_else(client) {
-                    let _ = client_v6(who, message, sights);
-                }
-                return;
-            }
-            _ => return,
-        }
+    // What clients send (RFC 8415, 7.3).
+    if let Some(1 | 3..=6 | 8 | 9 | 11) = datagram.payload.first() {
+        let _ = client_v6(datagram.from, datagram.payload, sights);
     }
-}
-
-/// The first option of a kind.
-fn option_v6(options: Option<&[u8]>, wanted: u16) -> Option<&[u8]> {
-    let mut options = Cursor(options?);
-    for _ in 0..MOST_OPTIONS {
-        let kind = options.be16()?;
-        let value = options.long()?;
-        if kind == wanted {
-            return Some(value);
-        }
-    }
-    None
-}
-
-/// The Ethernet address in a client's identifier (DUID-LLT, DUID-LL), where there is one.
-fn client_id(message: &[u8]) -> Option<MacAddr> {
-    let ([0, 1, 0, 1, _, _, _, _, address @ ..] | [0, 3, 0, 1, address @ ..]) =
-        option_v6(message.get(4..), 1)?
-    else {
-        return None;
-    };
-    Some(MacAddr(address.try_into().ok()?))
 }
 
 fn client_v6(who: Station, message: &[u8], sights: &mut Sights) -> Option<()> {
@@ -132,4 +94,60 @@ fn client_v6(who: Station, message: &[u8], sights: &mut Sights) -> Option<()> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_proto::mac::MacAddr;
+
+    use super::*;
+
+    const CLIENT: Station = Station { mac: MacAddr([2, 0, 0, 0, 0, 1]), vlan: Some(7) };
+
+    fn told(payload: &[u8], version: u8) -> Vec<(Station, HintKind, String)> {
+        let datagram = Datagram {
+            from: CLIENT,
+            to: Station { mac: MacAddr([2, 0, 0, 0, 0, 9]), vlan: Some(7) },
+            ips: ([0, 0, 0, 0].into(), [10, 0, 0, 1].into()),
+            ports: (68, 67),
+            payload,
+        };
+        let mut sights = Sights::default();
+        sights.begin();
+        if version == 4 {
+            read(&datagram, &mut sights);
+        } else {
+            read_v6(&datagram, &mut sights);
+        }
+        sights.drain().map(|sight| (sight.who, sight.kind, sight.value)).collect()
+    }
+
+    fn request(client: [u8; 6], relay: [u8; 4]) -> Vec<u8> {
+        let mut message = vec![0; FIXED];
+        message[..3].copy_from_slice(&[REQUEST, 1, 6]);
+        message[24..28].copy_from_slice(&relay);
+        message[28..34].copy_from_slice(&client);
+        message.extend(COOKIE);
+        message.extend(b"\x0c\x04ct-1\xa1\x0bhttps://mud\xff");
+        message
+    }
+
+    #[test]
+    fn a_client_speaks_for_itself_and_for_nobody_else() {
+        let wanted = [
+            (CLIENT, HintKind::DhcpHostname, "ct-1".to_owned()),
+            (CLIENT, HintKind::DhcpMudUrl, "https://mud".to_owned()),
+        ];
+        assert_eq!(told(&request(CLIENT.mac.0, [0; 4]), 4), wanted);
+        assert_eq!(told(&request([2, 0, 0, 0, 0, 5], [0; 4]), 4), [], "another's address");
+        assert_eq!(told(&request(CLIENT.mac.0, [10, 0, 0, 1]), 4), [], "a relay's");
+    }
+
+    #[test]
+    fn what_a_relay_of_dhcpv6_carries_is_passed_by() {
+        let direct = b"\x01\0\0\x01\0\x70\0\x0bhttps://mud";
+        assert_eq!(told(direct, 6), [(CLIENT, HintKind::DhcpMudUrl, "https://mud".to_owned())]);
+        let carried = [&[12; 1][..], &[0; 33], &[0, 9, 0, 19], direct].concat();
+        assert_eq!(told(&carried, 6), []);
+    }
 }
