@@ -28,7 +28,11 @@ impl Reads {
             report.tunnels.iter_mut().for_each(|tunnel| tunnel.shut_off = false);
         }
         if !self.tcp {
-            report.relays.iter_mut().for_each(|relay| relay.over_tcp = false);
+            for relay in &mut report.relays {
+                // Before it said so, a controller refused fields of a relay that it didn't know.
+                relay.over_tcp = false;
+                relay.number = None;
+            }
         }
         ToController::Report(Box::new(report))
     }
@@ -80,6 +84,38 @@ mod tests {
                 number: Some(3),
             }],
         }
+    }
+
+    /// A report's relay as controllers from before `TELLS_TCP` read it.
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct EarlierRelayUse {
+        carries: u32,
+        #[expect(dead_code, reason = "named so that it is no unknown field")]
+        key: serde::de::IgnoredAny,
+        #[expect(dead_code, reason = "named so that it is no unknown field")]
+        round_trip: serde::de::IgnoredAny,
+    }
+
+    #[test]
+    fn an_earlier_controller_takes_the_relays_of_a_report() {
+        let relay = |reads: Reads| {
+            let ToController::Report(report) = reads.fitted(&report()) else {
+                panic!("not a report");
+            };
+            report.relays[0]
+        };
+        let earlier = |relay: &RelayUse| {
+            let cbor = anteroom_proto::cbor::encode(relay);
+            anteroom_proto::cbor::decode::<EarlierRelayUse>(&cbor, cbor.len())
+        };
+        for (psk, shut_off) in [(false, false), (true, true)] {
+            let told = relay(Reads { psk, shut_off, tcp: false });
+            assert_eq!(earlier(&told).map(|relay| relay.carries).ok(), Some(1), "{told:?}");
+        }
+        let told = relay(Reads { tcp: true, ..Reads::default() });
+        assert_eq!((told.over_tcp, told.number), (true, Some(3)));
+        assert!(earlier(&told).is_err(), "it would refuse what isn't taken out");
     }
 
     #[test]
