@@ -154,6 +154,7 @@ impl Model {
             return Err(unknown("gateway", &device.attachment.gateway.to_string(), known));
         };
         device_fits(&device)?;
+        words_fit(&format!("device {}", device.name), &device.labels)?;
         let (mac, site) = (device.attachment.mac, &gateway.site);
         let mut returning = None;
         for (other, found) in &self.devices {
@@ -230,7 +231,10 @@ impl Model {
         labels: &[(Name, Option<String>)],
     ) -> Result<MemberId, EditError> {
         let (id, device) = self.find_device(name)?;
-        let changed = relabelled(&format!("device {name}"), &device.labels, labels)?;
+        let what = format!("device {name}");
+        let changed = relabelled(&what, &device.labels, labels)?;
+        let set = labels.iter().filter_map(|(label, value)| Some((label, value.as_ref()?)));
+        words_fit(&what, set)?;
         if let Some(device) = self.devices.get_mut(&id) {
             device.labels = changed;
         }
@@ -363,8 +367,19 @@ fn labels_fit(what: &str, labels: &BTreeMap<Name, String>) -> Result<(), EditErr
         if value.chars().any(char::is_control) {
             return invalid(what, "the value has a control character in it".into());
         }
+    }
+    Ok(())
+}
+
+/// Whether labels that a change sets on a device or a client have one of their words, where there are words for them. Labels that
+/// stay as they are aren't for this: one that no longer fits must be in the way of nothing else, a lint warns of it.
+fn words_fit<'a>(
+    what: &str,
+    set: impl IntoIterator<Item = (&'a Name, &'a String)>,
+) -> Result<(), EditError> {
+    for (label, value) in set {
         if let Some(problem) = surface::problem(label.as_str(), value) {
-            return invalid(what, problem);
+            return Err(EditError::Invalid { what: format!("label {label} of {what}"), problem });
         }
     }
     Ok(())

@@ -6,7 +6,9 @@ use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::name::Name;
 use ipnet::Ipv4Net;
 
-use super::{EditError, MAX_THINGS, address_problem, labels_fit, taken, too_many, unknown};
+use super::{
+    EditError, MAX_THINGS, address_problem, labels_fit, taken, too_many, unknown, words_fit,
+};
 use crate::model::{Client, Device, Model};
 use crate::policy::{POLICY_FILE, parse_all};
 use crate::resolve::Addresses;
@@ -45,7 +47,9 @@ impl Model {
         }
         self.site_is_there(&client.site)?;
         self.client_address_is_free(&client.site, client.address)?;
-        labels_fit(&format!("client {}", client.name), &client.labels)?;
+        let what = format!("client {}", client.name);
+        labels_fit(&what, &client.labels)?;
+        words_fit(&what, &client.labels)?;
         self.clients.insert(id, client);
         Ok(())
     }

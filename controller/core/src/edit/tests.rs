@@ -219,3 +219,45 @@ fn a_device_cannot_take_a_clients_name() {
     let error = model.confirm_device(id, device).unwrap_err().to_string();
     assert_eq!(error, "the name laptop-1 is taken by a client");
 }
+
+#[test]
+fn a_label_whose_word_no_longer_fits_is_in_the_way_of_no_other_change() {
+    let mut model = hospital();
+    let high = |labels: &mut BTreeMap<Name, String>| {
+        labels.insert(name("criticality"), "high".into());
+        labels.insert(name("sensitivity"), "high".into());
+    };
+    model.devices.values_mut().for_each(|device| high(&mut device.labels));
+    model.gateways.values_mut().for_each(|gateway| high(&mut gateway.labels));
+    let set = |label: &str, value: &str| [(name(label), Some(value.to_owned()))];
+
+    model.label_device("ct-1", &set("class", "scanner")).unwrap();
+    model.bind_device("ct-1", &Move { mac: Some(mac(70)), ..Move::default() }).unwrap();
+    assert_eq!(model.devices[&member_id(1)].labels["criticality"], "high", "it stays as it was");
+    let error = model.label_device("ct-1", &set("criticality", "high")).unwrap_err().to_string();
+    assert!(error.starts_with("label criticality of device ct-1: "), "{error}");
+    model.label_device("ct-1", &[(name("sensitivity"), None)]).unwrap();
+    model.label_device("ct-1", &set("criticality", "clinical")).unwrap();
+
+    // Of gateways the words mean nothing.
+    model.label_gateway("ward", &set("sensitivity", "highest")).unwrap();
+    let (id, spare) = gateway(4, "spare", "north");
+    model.approve_gateway(id, spare).unwrap();
+    model.replace_gateway("ward", "spare", 7).unwrap();
+    assert_eq!(model.gateways[&id].labels["sensitivity"], "highest");
+
+    // A device that returns keeps what was said of it, and is told of no word that it doesn't bring.
+    let mut returning = model.devices[&member_id(2)].clone();
+    model.revoke_gateway("imaging").unwrap();
+    returning.attachment.gateway = id;
+    returning.labels = BTreeMap::from([(name("vendor"), "acme".to_owned())]);
+    model.confirm_device(member_id(99), returning.clone()).unwrap();
+    assert_eq!(model.devices[&member_id(2)].labels["criticality"], "high");
+    model.revoke_gateway("spare").unwrap();
+    let (id, other) = gateway(5, "other", "north");
+    model.approve_gateway(id, other).unwrap();
+    returning.attachment.gateway = id;
+    returning.labels = BTreeMap::from([(name("criticality"), "vital".to_owned())]);
+    let error = model.confirm_device(member_id(99), returning).unwrap_err().to_string();
+    assert!(error.starts_with("label criticality of device "), "{error}");
+}
