@@ -5,8 +5,11 @@ use std::net::IpAddr;
 use anteroom_proto::api::Edge;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::service::Protocol;
+use anteroom_proto::verdict::DropReason;
+use ipnet::Ipv4Net;
 
 use crate::decide::{Flow, Party};
+use crate::model::Device;
 use crate::names::Names;
 use crate::resolve::Resolved;
 
@@ -21,6 +24,21 @@ pub(crate) fn remote(resolved: &Resolved, edge: &Edge, own: MemberId) -> Option<
     let known = edge.remote_member.filter(|id| resolved.site_of(*id).is_some());
     let here = || resolved.site_of(own).and_then(|site| resolved.member_at(site, address));
     Some(known.or_else(here).map_or(Party::Address(address), Party::Member))
+}
+
+/// Why no rule can carry an edge of `device`, where none can: such traffic isn't for the policy to allow.
+pub(crate) fn uncarried(edge: &Edge, device: &Device) -> Option<DropReason> {
+    let IpAddr::V4(remote) = edge.remote else { return Some(DropReason::Ipv6) };
+    let link = match (edge.local, device.prefix_len) {
+        // Links of one or two addresses have no broadcast address (RFC 3021).
+        (IpAddr::V4(local), Some(len)) if len < 31 => Ipv4Net::new(local, len).ok(),
+        _ => None,
+    };
+    let to_all_on_the_link = link.is_some_and(|link| link.broadcast() == remote);
+    if remote.is_multicast() || remote.is_broadcast() || to_all_on_the_link {
+        return Some(DropReason::Broadcast);
+    }
+    (!matches!(edge.protocol, 1 | 6 | 17)).then_some(DropReason::OtherProtocol)
 }
 
 /// What was opened; none of what no rule can carry.

@@ -2,13 +2,12 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use anteroom_proto::api::Edge;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::verdict::{DropReason, Verdict};
+use anteroom_proto::verdict::Verdict;
 
 use super::WouldBreak;
 use crate::decide::{End, candidates, decide};
@@ -135,15 +134,7 @@ fn reason(
         let near = device.name.to_string();
         if edge.outbound { (near, far) } else { (far, near) }
     };
-    let uncarried = match (edge.remote, edge.protocol) {
-        (IpAddr::V6(_), _) => Some(DropReason::Ipv6),
-        (IpAddr::V4(address), _) if address.is_multicast() || address.is_broadcast() => {
-            Some(DropReason::Broadcast)
-        }
-        (IpAddr::V4(_), 1 | 6 | 17) => None,
-        (IpAddr::V4(_), _) => Some(DropReason::OtherProtocol),
-    };
-    if let Some(reason) = uncarried {
+    if let Some(reason) = ends::uncarried(edge, device) {
         // DHCP begins with a broadcast, which passes where the site names its servers.
         let site = resolved.site_of(own);
         let infrastructure = site.and_then(|site| resolved.policy.infrastructure.get(site));

@@ -14,7 +14,8 @@ use crate::names::Names;
 use crate::resolve::Resolved;
 
 /// Why the policy in force would have an edge recorded as would-drop, were its device in protect: nothing where the device isn't in
-/// observe, where a rule allows the flows, and for kinds of traffic that no rule carries. `names` are those of the model.
+/// observe, where a rule allows the flows, and for kinds of traffic that no rule carries (broadcast, multicast and with them the first word of
+/// DHCP, IPv6, other protocols): no policy changes what becomes of those, and plans name them. `names` are those of the model.
 #[must_use]
 pub fn of_edge(
     resolved: &Resolved,
@@ -25,7 +26,7 @@ pub fn of_edge(
     let passed = matches!(edge.verdict, Verdict::Clear | Verdict::Local);
     let own = ends::own(edge, names).filter(|_| passed)?;
     let device = resolved.model.devices.get(&own)?;
-    if device.mode != Mode::Observe {
+    if device.mode != Mode::Observe || ends::uncarried(edge, device).is_some() {
         return None;
     }
     let flow = ends::flow(resolved, edge, own)?;
@@ -82,6 +83,18 @@ mod tests {
         assert_eq!(judged(&model, &dropped), None, "what was dropped is told as that");
         let tunnelled = Edge { protocol: 47, ..share.clone() };
         assert_eq!(judged(&model, &tunnelled), None, "no rule carries it: that is told elsewhere");
+        for (group, port) in [
+            ([224, 0, 0, 251], 5353),
+            ([239, 255, 255, 250], 1900),
+            ([255, 255, 255, 255], 67),
+            ([10, 20, 1, 255], 137),
+        ] {
+            let to_all = Edge { protocol: 17, ..edge(3, group, true, port) };
+            assert_eq!(judged(&model, &to_all), None, "no rule carries it either: {to_all:?}");
+        }
+        let host = Edge { protocol: 17, ..edge(3, [10, 20, 9, 255], true, 137) };
+        let reason = Some(DropReason::NotVisible);
+        assert_eq!(judged(&model, &host), reason, "a machine's own address in another network");
         let expired = "[rule.ct-to-pacs]\nexpires = 2020-01-01T00:00:00Z";
         let mut late = hospital();
         late.policy = late.policy.replace("[rule.ct-to-pacs]", expired);
