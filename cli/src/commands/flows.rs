@@ -13,6 +13,7 @@ use anteroom_controller_core::simulate::live::of_edge;
 use anteroom_controller_core::surface::{Criticality, Surface, Surfaces};
 use anteroom_proto::api::{Edge, EdgeQuery};
 use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::{DropReason, Verdict};
 use serde::Serialize;
 
@@ -105,37 +106,50 @@ pub(super) struct Known {
     surfaces: Surfaces,
     /// None where the policy has problems.
     resolved: Option<Resolved>,
+    /// What is known of an address that isn't one of IPv4.
+    nothing: Surface,
+    /// By which moment rules are judged.
+    now: UnixMillis,
 }
 
 impl Known {
     pub(super) fn of(model: Model) -> Self {
         let resolved = Resolved::new(&model).ok();
         let surfaces = resolved.as_ref().map_or_else(|| Surfaces::of_labels(&model), Surfaces::of);
-        Self { names: Names::of(&model), surfaces, resolved, model }
+        let names = Names::of(&model);
+        Self { names, surfaces, resolved, model, nothing: Surface::default(), now: now() }
     }
 
     /// Why the policy in force would drop an edge of an observed device.
     fn would_drop(&self, edge: &Edge) -> Option<DropReason> {
-        of_edge(self.resolved.as_ref()?, &self.names, edge, now())
+        of_edge(self.resolved.as_ref()?, &self.names, edge, self.now)
     }
 
-    fn member(&self, id: Option<MemberId>, address: IpAddr) -> Option<End> {
-        let id = id.filter(|id| self.model.member_name(*id).is_some())?;
-        let kind = if self.model.clients.contains_key(&id) { Kind::Client } else { Kind::Device };
-        Some(End::new(kind, Some(self.names.member(id)), address, self.surfaces.member(id)))
+    /// The members at both ends of an edge, the reporting gateway's own first. Traffic from before a device was confirmed bears no id.
+    fn members(&self, edge: &Edge) -> [Option<MemberId>; 2] {
+        let own = edge.member.or_else(|| self.names.member_of(edge.gateway, edge.mac));
+        [(own, edge.local), (edge.remote_member, edge.remote)].map(|(id, address)| {
+            id.filter(|id| self.model.member_name(*id).is_some())
+                .or_else(|| self.names.member_at(edge.gateway, address))
+        })
     }
 
-    fn other(&self, gateway: GatewayId, address: IpAddr) -> End {
-        let name = self.names.address(gateway, address);
-        if let Some(id) = self.model.member_named(&name)
-            && let Some(end) = self.member(Some(id), address)
-        {
-            return end;
+    fn surface(&self, member: Option<MemberId>, address: IpAddr) -> &Surface {
+        match (member, address) {
+            (Some(id), _) => self.surfaces.member(id),
+            (None, IpAddr::V4(address)) => self.surfaces.address(address),
+            (None, IpAddr::V6(_)) => &self.nothing,
         }
-        let surface = match address {
-            IpAddr::V4(address) => self.surfaces.address(address),
-            IpAddr::V6(_) => &Surface::default(),
-        };
+    }
+
+    fn end(&self, gateway: GatewayId, member: Option<MemberId>, address: IpAddr) -> End {
+        let surface = self.surface(member, address);
+        if let Some(id) = member {
+            let client = self.model.clients.contains_key(&id);
+            let kind = if client { Kind::Client } else { Kind::Device };
+            return End::new(kind, Some(self.names.member(id)), address, surface);
+        }
+        let name = self.names.address(gateway, address);
         if name == address.to_string() {
             End::new(Kind::Outside, None, address, surface)
         } else {
@@ -148,13 +162,9 @@ impl FlowRow {
     /// `edge` with the names that `known` has for its ends.
     pub(super) fn new(edge: &Edge, known: &Known) -> Self {
         let names = &known.names;
-        // Traffic from before a device was confirmed bears no id yet.
-        let own = edge.member.or_else(|| names.member_of(edge.gateway, edge.mac));
-        let local =
-            known.member(own, edge.local).unwrap_or_else(|| known.other(edge.gateway, edge.local));
-        let remote = known
-            .member(edge.remote_member, edge.remote)
-            .unwrap_or_else(|| known.other(edge.gateway, edge.remote));
+        let [own, far] = known.members(edge);
+        let local = known.end(edge.gateway, own, edge.local);
+        let remote = known.end(edge.gateway, far, edge.remote);
         let (from, to) = if edge.outbound { (local, remote) } else { (remote, local) };
         let in_the_clear = matches!(
             edge.verdict,
@@ -207,6 +217,29 @@ impl FlowRow {
             end.name.as_deref() == Some(wanted)
                 || wanted.parse::<IpAddr>().is_ok_and(|address| address == end.address)
         })
+    }
+}
+
+/// What the controller can't choose by.
+#[derive(Debug, Clone, Copy)]
+struct Wanted<'a> {
+    args: &'a Flows,
+    /// An address, or the name of an external.
+    touching: Option<&'a str>,
+}
+
+impl Wanted<'_> {
+    /// The row of an edge that is wanted. Of the others, which may be millions, none is made.
+    fn row(&self, edge: &Edge, known: &Known) -> Option<FlowRow> {
+        let [own, far] = known.members(edge);
+        let ends = [known.surface(own, edge.local), known.surface(far, edge.remote)];
+        let would_drop =
+            || matches!(edge.verdict, Verdict::WouldDrop(_)) || known.would_drop(edge).is_some();
+        if !self.args.surface.fits_either(ends) || (self.args.would_drop && !would_drop()) {
+            return None;
+        }
+        let row = FlowRow::new(edge, known);
+        self.touching.is_none_or(|touching| row.touches(touching)).then_some(row)
     }
 }
 
@@ -267,18 +300,12 @@ pub(super) fn flows(
         since: None,
         limit: Some(args.limit),
     };
-    let filter = filter(args, &known.model, &mut query)?;
-    let wanted = |row: &FlowRow| {
-        let would_drop = row.would_drop.is_some() || matches!(row.verdict, Verdict::WouldDrop(_));
-        filter.is_none_or(|wanted| row.touches(wanted))
-            && args.surface.fits_either(row.ends())
-            && (would_drop || !args.would_drop)
-    };
+    let wanted = Wanted { args, touching: filter(args, &known.model, &mut query)? };
     // What only this end can tell is chosen from all that is recorded, not from the newest.
     let mut rows = if args.would_drop || args.surface.chooses() {
-        choose(remote, &query, args.limit, &known, &wanted)?
+        choose(remote, &query, &known, wanted)?
     } else {
-        load(remote, &query, &known, &wanted)?
+        load(remote, &query, &known, wanted)?
     };
     if !args.follow {
         args.surface.sort(&mut rows, FlowRow::ends);
@@ -315,7 +342,7 @@ pub(super) fn flows(
         // Edges are summed up to a moment: look again at those of the last one.
         query.since = newest.checked_sub(1);
         known = Known::of(change::fetch(remote)?.model);
-        rows = load(remote, &query, &known, &wanted)?;
+        rows = load(remote, &query, &known, wanted)?;
     }
 }
 
@@ -323,22 +350,20 @@ fn load(
     remote: &mut Remote,
     query: &EdgeQuery,
     known: &Known,
-    wanted: &dyn Fn(&FlowRow) -> bool,
+    wanted: Wanted<'_>,
 ) -> Result<Vec<FlowRow>, Error> {
     let edges = remote.edges(query)?;
-    let rows = edges.iter().map(|edge| FlowRow::new(edge, known));
-    Ok(rows.filter(wanted).collect())
+    Ok(edges.iter().filter_map(|edge| wanted.row(edge, known)).collect())
 }
 
-/// The newest `limit` of all recorded edges that are wanted.
+/// The newest of all recorded edges that are wanted, as many as asked for.
 fn choose(
     remote: &mut Remote,
     query: &EdgeQuery,
-    limit: u32,
     known: &Known,
-    wanted: &dyn Fn(&FlowRow) -> bool,
+    wanted: Wanted<'_>,
 ) -> Result<Vec<FlowRow>, Error> {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let limit = usize::try_from(wanted.args.limit).unwrap_or(usize::MAX);
     let mut rows: Vec<FlowRow> = Vec::new();
     let newest = |rows: &mut Vec<FlowRow>| {
         rows.sort_by_key(|row| Reverse(row.last_seen));
@@ -355,10 +380,7 @@ fn choose(
         if !(of_member && of_kind) {
             return;
         }
-        let row = FlowRow::new(&edge, known);
-        if wanted(&row) {
-            rows.push(row);
-        }
+        rows.extend(wanted.row(&edge, known));
         if rows.len() >= limit.saturating_mul(2) {
             newest(&mut rows);
         }

@@ -96,8 +96,16 @@ pub fn decide(resolved: &Resolved, flow: &Flow, now: UnixMillis) -> Decision {
         };
     }
     let ends = [
-        (End::From, from.map(|(own, gateway)| judge(resolved, flow, End::From, own, gateway, now))),
-        (End::To, to.map(|(own, gateway)| judge(resolved, flow, End::To, own, gateway, now))),
+        (
+            End::From,
+            from.map(|(own, gateway)| {
+                judge(resolved, flow, End::From, (own, own.mode), gateway, now)
+            }),
+        ),
+        (
+            End::To,
+            to.map(|(own, gateway)| judge(resolved, flow, End::To, (own, own.mode), gateway, now)),
+        ),
     ];
     let present = ends.iter().filter_map(|(end, found)| found.map(|found| (*end, found)));
     let strictness = |judgement: &Judgement<'_>| match judgement.verdict {
@@ -147,8 +155,7 @@ pub fn would_drop(
     if attached(resolved, far).is_some_and(|(other, _)| same_port(device, other)) {
         return None;
     }
-    let own = Device { mode: Mode::Protect, ..device.clone() };
-    judge(resolved, flow, end, &own, gateway, now).verdict.reason()
+    judge(resolved, flow, end, (device, Mode::Protect), gateway, now).verdict.reason()
 }
 
 /// The first rule that allows the flow at `now`, whatever the modes: what policy means by "allowed".
@@ -221,12 +228,12 @@ fn address_of(device: &Device) -> Option<Ipv4Addr> {
     fixed.or(device.addresses.first()).map(ipnet::Ipv4Net::addr)
 }
 
-/// What the gateway in front of one end makes of the flow.
+/// What the gateway in front of one end makes of the flow, were its device in `mode`.
 fn judge<'a>(
     resolved: &'a Resolved,
     flow: &Flow,
     end: End,
-    own: &Device,
+    (own, mode): (&Device, Mode),
     gateway: GatewayId,
     now: UnixMillis,
 ) -> Judgement<'a> {
@@ -274,17 +281,14 @@ fn judge<'a>(
             infrastructure: true,
         };
     }
-    let without_gateway = if shares_a_rule {
-        PairPath::with_client(own.mode)
-    } else {
-        PairPath::with_external(own.mode)
-    };
+    let without_gateway =
+        if shares_a_rule { PairPath::with_client(mode) } else { PairPath::with_external(mode) };
     let view = View {
-        own: own.mode,
+        own: mode,
         path: known.map_or(without_gateway, |far| {
             let is_out =
                 |device: &Device| resolved.model.bypassed(device.attachment.gateway, now).is_some();
-            match PairPath::of(own.mode, far.mode) {
+            match PairPath::of(mode, far.mode) {
                 PairPath::Tunnel if is_out(own) || is_out(far) => PairPath::Clear,
                 path => path,
             }

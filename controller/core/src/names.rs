@@ -100,12 +100,18 @@ impl Names {
         self.places.get(&(gateway, mac)).copied()
     }
 
+    /// The member whose address this is, seen from behind `gateway`.
+    #[must_use]
+    pub fn member_at(&self, gateway: GatewayId, address: IpAddr) -> Option<MemberId> {
+        let IpAddr::V4(address) = address else { return None };
+        self.site_of.get(&gateway).and_then(|site| self.addresses.at(site, address))
+    }
+
     /// Whose address this is, seen from behind `gateway`: a device's name, an external's, or the address itself.
     #[must_use]
     pub fn address(&self, gateway: GatewayId, address: IpAddr) -> String {
         let IpAddr::V4(v4) = address else { return address.to_string() };
-        let member = self.site_of.get(&gateway).and_then(|site| self.addresses.at(site, v4));
-        let member = member.and_then(|id| self.members.get(&id));
+        let member = self.member_at(gateway, address).and_then(|id| self.members.get(&id));
         member
             .or_else(|| self.external_holding(v4))
             .map_or_else(|| address.to_string(), ToString::to_string)
@@ -180,6 +186,11 @@ mod tests {
         assert_eq!(at("10.20.4.20"), "archive");
         assert_eq!(at("10.20.9.9"), "10.20.9.9");
         assert_eq!(at("fe80::1"), "fe80::1");
+        let member = |gateway, text: &str| names.member_at(gateway, text.parse().unwrap());
+        assert_eq!(member(gateway_id(1), "10.20.4.10"), Some(member_id(5)));
+        assert_eq!(member(gateway_id(1), "10.20.4.20"), None, "an external is no member");
+        assert_eq!(member(gateway_id(9), "10.20.4.10"), None, "nobody knows that gateway's site");
+        assert_eq!(member(gateway_id(1), "fe80::1"), None);
         assert_eq!(names.service(6, 104), "dicom (tcp/104)");
         assert_eq!(names.service(6, 4006), "ct-listen (tcp/4006)");
         assert_eq!(names.service(17, 40000), "udp/40000");
