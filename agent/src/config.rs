@@ -29,6 +29,8 @@
 //! # lane_threads = 2                     # threads that seal and open bulk, beside the packet thread; 0 to 15, or "auto": as many as pay
 //! # [keys]
 //! # rotate = "24h"                       # how old a tunnel key gets, from "1m" to "90d"
+//! # [sensor]
+//! # enabled = false                      # look at no first packets of flows for what devices let be seen of themselves
 //! ```
 
 use std::collections::HashMap;
@@ -47,12 +49,14 @@ mod cores;
 mod host;
 mod keys;
 mod place;
+mod sensor;
 #[cfg(test)]
 mod tests;
 
 pub use cores::{Cores, LaneThreads, MAX_LANE_THREADS};
 pub use host::Host;
 pub use keys::{Keys, Rotate};
+pub use sensor::Sensor;
 
 use place::Place;
 
@@ -85,6 +89,8 @@ pub struct Config {
     pub cores: Cores,
     /// How long a tunnel key lasts.
     pub keys: Keys,
+    /// Whether what devices let be seen of themselves is read.
+    pub sensor: Sensor,
 }
 
 /// How many flows are remembered at once. Memory is taken as they come.
@@ -344,6 +350,8 @@ struct RawConfig {
     cores: Cores,
     #[serde(default)]
     keys: Keys,
+    #[serde(default)]
+    sensor: Sensor,
 }
 
 #[derive(Default, Deserialize)]
@@ -404,7 +412,9 @@ impl RawConfig {
         if self.host.is_some() {
             return self.host(place);
         }
-        let Self { state, run, uplink, underlay, port, offloads, flows, cores, keys, .. } = self;
+        let Self {
+            state, run, uplink, underlay, port, offloads, flows, cores, keys, sensor, ..
+        } = self;
         let missing = |table: &str| {
             let problem = format!(
                 "missing key `{table}`: a gateway has an uplink, an underlay and ports, and a host has [host]"
@@ -505,6 +515,7 @@ impl RawConfig {
             flows: flows.check(place)?,
             cores,
             keys,
+            sensor,
         })
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
@@ -60,6 +61,11 @@ pub trait Plane: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), PlaneError>> + Send;
     /// Takes out what happened since the last report.
     fn report(&self) -> impl Future<Output = Result<EngineReport, PlaneError>> + Send;
+    /// What devices let be seen of themselves since the last time, of a bounded number of devices; and how much of that found no
+    /// room.
+    fn hints(&self) -> (Vec<DeviceHints>, u64) {
+        (Vec::new(), 0)
+    }
     /// Engine, interfaces and underlay at a glance.
     fn status(&self) -> impl Future<Output = Result<Status, PlaneError>> + Send;
     /// At most `limit` flows, the most recently used first.

@@ -25,8 +25,10 @@ use crate::v1::PortInfo;
 use crate::v1::telemetry::{FileBypass, RelayUse, Sighting, TunnelState};
 
 mod flows;
+mod hints;
 
 pub use flows::{Edge, EdgeQuery, HistoryPage, HistoryQuery};
+pub use hints::{HintsPage, HintsQuery, RecordedHint};
 
 /// Paths of the API.
 pub mod paths {
@@ -73,6 +75,8 @@ pub mod paths {
     pub const EDGES: &str = "/v1/edges";
     /// GET: [`super::HistoryPage`] for a [`super::HistoryQuery`].
     pub const HISTORY: &str = "/v1/history";
+    /// GET: [`super::HintsPage`] for a [`super::HintsQuery`].
+    pub const HINTS: &str = "/v1/hints";
     /// GET with [`super::AuditQuery`]: `Vec<super::AuditEntry>`, oldest first.
     pub const AUDIT: &str = "/v1/audit";
 }

@@ -137,6 +137,7 @@ impl Plane for BarePlane {
             engine: self.engine(|engine, now| engine.status(now)),
             interfaces: Vec::new(),
             underlays: None,
+            sensor: None,
             underlay: UnderlayStatus {
                 listen: String::new(),
                 receive_buffer: 0,

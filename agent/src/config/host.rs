@@ -42,7 +42,8 @@ pub(super) struct RawHost {
 impl RawConfig {
     /// The configuration of a host.
     pub(super) fn host(self, place: &Place<'_>) -> Result<Config, ConfigError> {
-        let Self { state, run, host, uplink, underlay, port, offloads, flows, cores, keys } = self;
+        let Self { state, run, host, uplink, underlay, port, offloads, flows, cores, keys, sensor } =
+            self;
         let only = "a host has neither uplink nor ports: leave it out, or leave [host] out";
         if let Some(uplink) = uplink {
             return Err(place.error(Some(uplink.span()), only));
@@ -99,6 +100,7 @@ impl RawConfig {
             flows: flows.check(place)?,
             cores,
             keys,
+            sensor,
         })
     }
 }

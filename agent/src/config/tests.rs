@@ -342,6 +342,7 @@ fn the_page_of_all_settings_has_every_key_and_no_other() {
         ("`[flows]`", "[flows]"),
         ("`[cores]`", "[cores]"),
         ("`[keys]`", "[keys]"),
+        ("`[sensor]`", "[sensor]"),
     ] {
         // What doesn't exist is answered with what does.
         let error = parse(&format!("{header}\nno-such-key = 1\n")).unwrap_err();

@@ -1,7 +1,7 @@
 //! Reports as a controller reads them: one of another release takes none with fields that it doesn't know.
 
 use anteroom_proto::v1::telemetry::Report;
-use anteroom_proto::v1::{TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, ToController};
+use anteroom_proto::v1::{TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, ToController};
 
 /// What the controller reads in reports beyond version 1's basics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -9,13 +9,19 @@ pub(super) struct Reads {
     psk: bool,
     tcp: bool,
     shut_off: bool,
+    hints: bool,
 }
 
 impl Reads {
     /// As a controller says it.
     pub(super) fn of(what: &[String]) -> Self {
         let reads = |wanted| what.iter().any(|one| one == wanted);
-        Self { psk: reads(TELLS_PSK), tcp: reads(TELLS_TCP), shut_off: reads(TELLS_SHUT_OFF) }
+        Self {
+            psk: reads(TELLS_PSK),
+            tcp: reads(TELLS_TCP),
+            shut_off: reads(TELLS_SHUT_OFF),
+            hints: reads(TELLS_HINTS),
+        }
     }
 
     /// `report`, with nothing in it that isn't read.
@@ -26,6 +32,9 @@ impl Reads {
         }
         if !self.shut_off {
             report.tunnels.iter_mut().for_each(|tunnel| tunnel.shut_off = false);
+        }
+        if !self.hints {
+            report.hints.clear();
         }
         if !self.tcp {
             for relay in &mut report.relays {
@@ -83,6 +92,7 @@ mod tests {
                 over_tcp: true,
                 number: Some(3),
             }],
+            hints: Vec::new(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use anteroom_agent_core::report::EngineReport;
 use anteroom_proto::id::BootId;
+use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{
     MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, RelayUse, Report,
@@ -14,6 +15,9 @@ use anteroom_proto::v1::telemetry::{
 
 /// With so many reports unacknowledged no more are taken in.
 const FULL: usize = 8;
+
+/// Devices of which one report tells hints. All that may be known of so many fits a message, beside the longest lists of the rest.
+const DEVICES_OF_A_REPORT: usize = 4;
 
 /// Reports on their way.
 #[derive(Debug)]
@@ -37,6 +41,7 @@ impl Outbox {
     pub(super) fn push(
         &mut self,
         report: EngineReport,
+        mut hints: Vec<DeviceHints>,
         relays: &[RelayUse],
         at: UnixMillis,
     ) -> impl Iterator<Item = &Report> {
@@ -44,7 +49,7 @@ impl Outbox {
         let EngineReport { mut sightings, mut edges, drops, overflow, tunnels, alarms, bypasses } =
             report;
         let mut rest = Some((drops, overflow));
-        while rest.is_some() || !sightings.is_empty() || !edges.is_empty() {
+        while rest.is_some() || !sightings.is_empty() || !edges.is_empty() || !hints.is_empty() {
             let (drops, overflow) = rest.take().unwrap_or((BTreeMap::new(), 0));
             self.sequence += 1;
             self.waiting.push_back(Report {
@@ -60,6 +65,7 @@ impl Outbox {
                 alarms: alarms.clone(),
                 bypasses: bypasses.iter().copied().take(MAX_BYPASSES).collect(),
                 relays: relays.iter().copied().take(MAX_RELAYS).collect(),
+                hints: front(&mut hints, DEVICES_OF_A_REPORT),
             });
         }
         self.waiting.iter().skip(before)
@@ -93,6 +99,7 @@ pub(super) mod tests {
     use anteroom_proto::claim::AddressClaim;
     use anteroom_proto::cose::Signed;
     use anteroom_proto::id::{GatewayId, MemberId, OrganisationId};
+    use anteroom_proto::inventory::{Hint, HintKind, MAX_HINTS, MAX_VALUE};
     use anteroom_proto::key::IdentityKey;
     use anteroom_proto::mac::MacAddr;
     use anteroom_proto::v1::frame::MAX_TO_CONTROLLER;
@@ -165,8 +172,23 @@ pub(super) mod tests {
             alarms: Vec::new(),
             bypasses: Vec::new(),
         };
+        let hint = |n: usize| Hint {
+            kind: HintKind::DicomImplementation,
+            value: format!("{n:03}{}", "ä".repeat(MAX_VALUE / 2 - 2)),
+            first: UnixMillis(u64::MAX),
+            last: UnixMillis(u64::MAX),
+        };
+        let hints: Vec<DeviceHints> = (0..12)
+            .map(|n| DeviceHints {
+                port: "a-port-with-a-long-name".parse().unwrap(),
+                mac: MacAddr([n; 6]),
+                vlan: Some(4095),
+                member: Some(anteroom_proto::id::MemberId::from_bytes([0xff; 16])),
+                hints: (0..MAX_HINTS).map(hint).collect(),
+            })
+            .collect();
         let reports: Vec<Report> =
-            outbox.push(report.clone(), &[], UnixMillis(1)).cloned().collect();
+            outbox.push(report.clone(), hints.clone(), &[], UnixMillis(1)).cloned().collect();
         assert_eq!(reports.iter().map(|report| report.sequence).collect::<Vec<_>>(), [1, 2, 3]);
         for report in &reports {
             let len = cbor::encode(report).len();
@@ -174,6 +196,8 @@ pub(super) mod tests {
         }
         let edges: Vec<_> = reports.iter().flat_map(|report| report.edges.clone()).collect();
         assert_eq!(edges, report.edges);
+        let told: Vec<_> = reports.iter().flat_map(|report| report.hints.clone()).collect();
+        assert_eq!(told, hints);
         let sightings: Vec<_> =
             reports.iter().flat_map(|report| report.sightings.clone()).collect();
         assert_eq!(sightings, report.sightings);
@@ -186,7 +210,7 @@ pub(super) mod tests {
         let boot = BootId::from_bytes([1; 16]);
         let mut outbox = Outbox::new(boot);
         while outbox.has_room() {
-            let _ = outbox.push(EngineReport::default(), &[], UnixMillis(1));
+            let _ = outbox.push(EngineReport::default(), Vec::new(), &[], UnixMillis(1));
         }
         let sequences =
             |outbox: &Outbox| outbox.waiting().map(|report| report.sequence).collect::<Vec<_>>();
@@ -197,7 +221,7 @@ pub(super) mod tests {
         assert_eq!(sequences(&outbox), (7..=FULL as u64).collect::<Vec<_>>());
         outbox.stored(boot, u64::MAX);
         assert_eq!(sequences(&outbox), [0; 0]);
-        assert_eq!(outbox.push(EngineReport::default(), &[], UnixMillis(1)).count(), 1);
+        assert_eq!(outbox.push(EngineReport::default(), Vec::new(), &[], UnixMillis(1)).count(), 1);
         assert_eq!(sequences(&outbox), [FULL as u64 + 1]);
     }
 }

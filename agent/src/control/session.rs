@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anteroom_agent_core::report::EngineReport;
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::direct;
@@ -15,8 +16,8 @@ use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, ToAgent,
-    ToController, VERSIONS, Welcome,
+    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF,
+    TELLS_TCP, ToAgent, ToController, VERSIONS, Welcome,
 };
 use anteroom_transport::dial;
 use anteroom_transport::endpoint::Link;
@@ -350,7 +351,7 @@ impl<P: Plane> Client<P> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: {
                 let relays = self.relays.iter().map(|_| wire::CAPABILITY);
-                let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF];
+                let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS];
                 let ours = [ROTATES, direct::CAPABILITY, rekey::CAPABILITY];
                 relays.chain(ours).chain(tells).map(str::to_owned).collect()
             },
@@ -509,7 +510,7 @@ impl<P: Plane> Client<P> {
         let report = match self.plane.report().await {
             Ok(report) => report,
             // No traffic, nothing to tell; the controller hears that the gateway is there.
-            Err(PlaneError::Closed) => anteroom_agent_core::report::EngineReport::default(),
+            Err(PlaneError::Closed) => EngineReport::default(),
             Err(error) => return Err(error.into()),
         };
         if self.look_for_newer_authority(&report.tunnels)
@@ -523,7 +524,9 @@ impl<P: Plane> Client<P> {
         let at = self.clock.now();
         let relays = relay::in_use(&self.relay_status.borrow(), &report.tunnels);
         let reads = self.reads;
-        for report in self.outbox.push(report, &relays, at) {
+        let (hints, away) = self.plane.hints();
+        let report = EngineReport { overflow: report.overflow + away, ..report };
+        for report in self.outbox.push(report, hints, &relays, at) {
             out.send(reads.fitted(report))?;
         }
         self.count_reports();

@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::dataplane::one_port::{NoSocket, OnePort};
 use crate::dataplane::relayed::{Inlet, Queues};
+use crate::dataplane::sensing::{Findings, Seen};
 use crate::dataplane::status::{Offloads, Status};
 use crate::dataplane::underlays::{Mirrors, Told};
 use crate::net::defence::Defence;
@@ -152,6 +153,8 @@ pub struct Handle {
     pub(super) seed: [u8; 32],
     /// Where peers' QUIC shares the tunnels' port, and the kernel tells them apart; else why it doesn't.
     pub(super) one_port: Result<Arc<OnePort>, String>,
+    /// What the sensor found, where it is on.
+    pub(super) findings: Option<Findings>,
 }
 
 /// Waits for what views made void and drops it, so that the worker needn't.
@@ -261,6 +264,13 @@ impl Handle {
         self.ask(Command::Report).await
     }
 
+    /// What at most `most` devices let be seen of themselves, where it is new or was last told a day ago; and how many hints found no
+    /// room since the last time. Nothing where the sensor is off.
+    #[must_use]
+    pub fn hints(&self, most: usize) -> (Vec<Seen>, u64) {
+        self.findings.as_ref().map_or_else(Default::default, |findings| findings.take(most))
+    }
+
     /// Engine, interfaces and underlay at a glance.
     ///
     /// # Errors
@@ -268,7 +278,8 @@ impl Handle {
     pub async fn status(&self) -> Result<Status, Stopped> {
         let status = self.ask(Command::Status).await?;
         let underlays = self.underlays.borrow().as_ref().map(Told::status);
-        Ok(Status { underlays, ..status })
+        let sensor = self.findings.as_ref().map(Findings::status);
+        Ok(Status { underlays, sensor, ..status })
     }
 
     /// At most `limit` flows, the most recently used first.
@@ -475,6 +486,7 @@ pub(crate) mod fake {
                 config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
                 seed: [7; 32],
                 one_port: Err("this is a test".into()),
+                findings: None,
             };
             let (indirect, uplink) = (Arc::default(), Uplink(told));
             (Self { commands: receiver, brought, indirect, uplink }, handle)

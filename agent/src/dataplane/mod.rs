@@ -16,6 +16,7 @@ mod lanes;
 mod one_port;
 mod outbox;
 pub mod relayed;
+mod sensing;
 mod setup;
 mod shares;
 mod status;
@@ -47,6 +48,7 @@ use worker::{Start, Worker};
 pub(crate) use handle::fake;
 pub use handle::{Handle, Stopped};
 pub use one_port::NoSocket;
+pub use sensing::{Seen, SensorStatus};
 pub use setup::{Setup, SetupError};
 pub use status::{
     InterfaceCounters, InterfaceStatus, LaneThreadStatus, Offloads, Status, ThreadsStatus,
@@ -130,6 +132,17 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         threads.iter().flat_map(|threads: &lanes::Threads| threads.heartbeats()).collect();
     let mut outbox = Outbox::new(sockets, first, lanes);
     (outbox.threads, outbox.threads_chosen) = (threads, threads_chosen);
+    // What a host says of itself needs no sensor.
+    let findings = if config.sensor.enabled && host.is_none() {
+        let mut own = [0; 8];
+        own.copy_from_slice(&seed[..8]);
+        let (tap, findings) = sensing::start(config.ports.len(), u64::from_le_bytes(own))
+            .map_err(failed("starting the sensor's thread"))?;
+        outbox.tap = Some(tap);
+        Some(findings)
+    } else {
+        None
+    };
     let worker = Worker::new(Start {
         engine,
         retired,
@@ -235,6 +248,7 @@ pub fn spawn(setup: Setup, mut engine: Engine) -> Result<Handle, SetupError> {
         config: shared,
         seed,
         one_port,
+        findings,
     })
 }
 

@@ -3,6 +3,7 @@
 use anteroom_agent_core::report::EngineStatus;
 use serde::{Deserialize, Serialize};
 
+use crate::dataplane::sensing::SensorStatus;
 use crate::dataplane::underlays::UnderlaysStatus;
 use crate::net::offload::Offload;
 
@@ -21,6 +22,9 @@ pub struct Status {
     /// The threads that carry traffic.
     #[serde(default)]
     pub threads: ThreadsStatus,
+    /// The sensor; none where it is off.
+    #[serde(default)]
+    pub sensor: Option<SensorStatus>,
 }
 
 /// The threads that carry traffic, and how long each has worked since its start.

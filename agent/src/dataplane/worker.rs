@@ -182,6 +182,9 @@ impl Worker {
         while self.ended.is_none() {
             let now = Instant::now();
             self.heartbeat.beat(now);
+            if let Some(tap) = &mut self.outbox.tap {
+                tap.tick(now);
+            }
             self.keepalive.turn(&mut self.outbox.ports, &mut self.frames);
             if loaded.is_some_and(|at| now.saturating_duration_since(at) >= QUIET) {
                 loaded = None;
@@ -296,6 +299,7 @@ impl Worker {
         let mut received = 0;
         self.frames.lend(&mut unfit, |frames| {
             received = frames.len();
+            outbox.look_at(id, frames);
             engine.handle_frames(id, frames, Instant::now(), outbox);
         });
         if let Some(queue) = self.outbox.ports.get_mut(id.index()) {

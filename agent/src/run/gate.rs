@@ -10,15 +10,20 @@ use anteroom_agent_core::engine::Engine;
 use anteroom_agent_core::lane;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::key::{IdentityKey, TunnelSecret};
+use anteroom_proto::name::Name;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::dataplane::{self, Handle, Setup, SetupError, Status, Stopped};
+use crate::dataplane::{self, Handle, Seen, Setup, SetupError, Status, Stopped};
 use crate::net::wiring::{self, Wiring};
 use crate::plane::{Plane, PlaneError};
+
+/// Devices whose hints go into one round of reports at most.
+const HINTS_AT_ONCE: usize = 32;
 
 /// What a data plane is started with.
 pub(super) struct Opener {
@@ -249,6 +254,26 @@ impl Plane for Gate {
 
     async fn report(&self) -> Result<EngineReport, PlaneError> {
         Ok(self.get()?.report().await?)
+    }
+
+    fn hints(&self) -> (Vec<DeviceHints>, u64) {
+        let Ok(handle) = self.get() else { return (Vec::new(), 0) };
+        let (seen, away) = handle.hints(HINTS_AT_ONCE);
+        let view = self.view.borrow().clone();
+        let devices = view.iter().flat_map(|view| &view.intent.devices);
+        // A confirmed device is at the port that operators signed. Whoever shows its address elsewhere says nothing of it.
+        let told = seen.into_iter().filter_map(|seen: Seen| {
+            let port: Name = self.opener.config.ports.get(seen.port)?.name.clone();
+            let device = devices
+                .clone()
+                .find(|device| (device.member.mac, device.member.vlan) == (seen.mac, seen.vlan));
+            if device.is_some_and(|device| device.port != port) {
+                return None;
+            }
+            let member = device.map(|device| device.member.id);
+            Some(DeviceHints { port, mac: seen.mac, vlan: seen.vlan, member, hints: seen.hints })
+        });
+        (told.collect(), away)
     }
 
     async fn status(&self) -> Result<Status, PlaneError> {

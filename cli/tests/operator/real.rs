@@ -133,6 +133,7 @@ impl Gateway {
             alarms: Vec::new(),
             bypasses: Vec::new(),
             relays: Vec::new(),
+            hints: Vec::new(),
         };
         writer.send(&ToController::Report(Box::new(report))).await.unwrap();
         let mut reader = MessageReader::<ToAgent>::new(receive, frame::MAX_TO_AGENT);

@@ -11,8 +11,8 @@ use anteroom_proto::rekey::{self, RekeyOffer};
 use anteroom_proto::relay::CAPABILITY;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP,
-    ToAgent, ToController,
+    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, TELLS_HINTS, TELLS_PSK,
+    TELLS_SHUT_OFF, TELLS_TCP, ToAgent, ToController,
 };
 use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
@@ -68,7 +68,9 @@ impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
         let can = |what| hello.capabilities.iter().any(|capability| capability == what);
         let (relayed, rotates, rekeys) = (can(CAPABILITY), can(ROTATES), can(rekey::CAPABILITY));
-        let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF].into_iter().filter(|what| can(what));
+        let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS]
+            .into_iter()
+            .filter(|what| can(what));
         let tells = tells.map(str::to_owned).collect();
         let (takes_quic, quic) = (can(direct::CAPABILITY), hello.quic);
         let gateway = hello.gateway;

@@ -2,6 +2,7 @@
 
 use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::{Document, Signed};
+use anteroom_proto::inventory::{MAX_DEVICES, MAX_HINTS, value};
 use anteroom_proto::v1::telemetry::{
     MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, Report,
 };
@@ -39,6 +40,17 @@ pub(super) fn bounded(mut report: Report) -> (Report, usize) {
     let before = report.relays.len();
     report.relays.truncate(MAX_RELAYS);
     cut(before, report.relays.len());
+    let before = report.hints.len();
+    report.hints.truncate(MAX_DEVICES);
+    cut(before, report.hints.len());
+    for device in &mut report.hints {
+        let before = device.hints.len();
+        device.hints.truncate(MAX_HINTS);
+        // What is shown to operators is what a gateway may say: printable and short.
+        device.hints.retain(|hint| value(hint.value.as_bytes()).as_ref() == Some(&hint.value));
+        cut(before, device.hints.len());
+        device.vlan = device.vlan.filter(|vlan| *vlan < 4096);
+    }
     for sighting in &mut report.sightings {
         let before = sighting.addresses.len() + sighting.kinds.len();
         sighting.addresses.truncate(MAX_ADDRESSES);

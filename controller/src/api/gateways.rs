@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use anteroom_proto::api::{
-    Edge, EdgeQuery, GatewayStatus, HistoryPage, HistoryQuery, InviteInfo, NewInvite,
-    OfflineBypass, PendingGateway, RekeyAnswer, RekeyRequest, RekeyState, RotateAnswer,
+    Edge, EdgeQuery, GatewayStatus, HintsPage, HintsQuery, HistoryPage, HistoryQuery, InviteInfo,
+    NewInvite, OfflineBypass, PendingGateway, RekeyAnswer, RekeyRequest, RekeyState, RotateAnswer,
     RotateRequest, SightingRecord,
 };
 use anteroom_proto::id::GatewayId;
@@ -191,4 +191,17 @@ pub(super) async fn history(
     // A page that isn't full is the last one.
     let next = last.filter(|_| u32::try_from(edges.len()).is_ok_and(|len| len >= limit));
     Ok(Json(HistoryPage { edges, next, turned_away }))
+}
+
+pub(super) async fn hints(
+    State(api): State<Api>,
+    Params(query): Params<HintsQuery>,
+) -> Result<Json<HintsPage>, Failure> {
+    let limit = limit(query.limit)?.max(1);
+    let store = &api.controller.store;
+    let turned_away = if query.after.is_none() { store.hints_away().await? } else { 0 };
+    let (hints, last) = store.hints(query.after, limit).await?;
+    // A page that isn't full is the last one.
+    let next = last.filter(|_| u32::try_from(hints.len()).is_ok_and(|len| len >= limit));
+    Ok(Json(HintsPage { hints, next, turned_away }))
 }

@@ -80,6 +80,7 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .route(paths::PROGRESS, get(model::progress))
         .route(paths::EDGES, get(gateways::edges))
         .route(paths::HISTORY, get(gateways::history))
+        .route(paths::HINTS, get(gateways::hints))
         .route(paths::AUDIT, get(model::audit))
         .route_layer(middleware::from_fn_with_state(api.clone(), login::authenticate));
     open.merge(closed)

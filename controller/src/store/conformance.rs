@@ -34,8 +34,14 @@ pub(super) const LIMITS: Limits = Limits {
     enrolment_refusals: 2,
     challenges: 3,
     sessions: 2,
+    hints: 20,
+    hint_age: 1000,
 };
 
+mod hints;
+use hints::{
+    each_hint_is_kept_once_and_belongs_to_the_member, hints_are_bounded_and_old_ones_make_room,
+};
 mod history;
 use history::{an_edge_remembers_when, the_history_is_read_page_by_page};
 
@@ -93,6 +99,8 @@ conforms! {
     edges_are_found_by_what_is_asked
     the_history_is_read_page_by_page
     an_edge_remembers_when
+    each_hint_is_kept_once_and_belongs_to_the_member
+    hints_are_bounded_and_old_ones_make_room
     the_audit_log_is_a_chain
     sessions_and_challenges_lapse
 }
@@ -219,6 +227,7 @@ pub(super) fn report(boot: u8, sequence: u64) -> Report {
         alarms: vec![],
         bypasses: vec![],
         relays: Vec::new(),
+        hints: Vec::new(),
     }
 }
 

@@ -10,7 +10,9 @@ pub mod sqlite;
 
 use std::collections::BTreeMap;
 
-use anteroom_proto::api::{AuditEntry, Edge, EdgeQuery, RekeyState, RevisionInfo, SightingRecord};
+use anteroom_proto::api::{
+    AuditEntry, Edge, EdgeQuery, RecordedHint, RekeyState, RevisionInfo, SightingRecord,
+};
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{GatewayId, InviteId};
@@ -66,6 +68,10 @@ pub struct Limits {
     pub edges: u32,
     /// After how many milliseconds without traffic an edge makes room for a new one.
     pub edge_age: u64,
+    /// Hints per gateway. Of one device and one kind [`anteroom_proto::inventory`] says how many.
+    pub hints: u32,
+    /// After how many milliseconds a hint that wasn't seen again makes room for another of its device.
+    pub hint_age: u64,
     /// Runs of an agent whose report watermark is remembered.
     pub boots: u32,
     /// Late identities that are audited per invite.
@@ -82,6 +88,8 @@ impl Default for Limits {
             sightings: 4096,
             edges: 20_000,
             edge_age: 7 * 24 * 60 * 60 * 1000,
+            hints: 50_000,
+            hint_age: 30 * 24 * 60 * 60 * 1000,
             boots: 16,
             enrolment_refusals: 16,
             challenges: 10_000,
@@ -245,6 +253,16 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ) -> Result<(Vec<Edge>, Option<u64>), StoreError>;
     /// Edges that found no room, here and at all gateways.
     async fn edges_away(&self) -> Result<u64, StoreError>;
+
+    /// Up to `limit` hints in a lasting order, from behind place `after` on (from the first one, where it is none), and the place
+    /// of the last of them.
+    async fn hints(
+        &self,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<(Vec<RecordedHint>, Option<u64>), StoreError>;
+    /// Hints that found no room.
+    async fn hints_away(&self) -> Result<u64, StoreError>;
 
     /// Appends an audit entry for what needs no other change.
     async fn append_audit(&self, audit: &NewAudit) -> Result<AuditEntry, StoreError>;

@@ -208,7 +208,7 @@ pub struct Advance {
 /// What became of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recorded {
-    /// It was added; so many sightings and edges found no room, or made room before their time.
+    /// It was added; so many sightings, edges and hints found no room, or made room before their time.
     Stored {
         /// What found no room, and the edges that were never answered and made room for others.
         turned_away: u64,

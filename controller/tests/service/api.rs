@@ -14,7 +14,7 @@ use reqwest::tls::Version;
 
 use crate::support::{Desk, ORGANISATION, Service, soon};
 
-const CLOSED_GETS: [&str; 11] = [
+const CLOSED_GETS: [&str; 12] = [
     paths::AUTHORITY,
     paths::INVITES,
     paths::PENDING,
@@ -25,6 +25,7 @@ const CLOSED_GETS: [&str; 11] = [
     "/v1/progress/1",
     paths::EDGES,
     paths::HISTORY,
+    paths::HINTS,
     paths::AUDIT,
 ];
 

@@ -117,6 +117,10 @@ pub const TELLS_TCP: &str = "relays-over-tcp";
 /// that reads that.
 pub const TELLS_SHUT_OFF: &str = "shut-off";
 
+/// What a gateway's greeting says where its reports tell what devices let be seen of themselves ([`crate::inventory`]), to a
+/// controller that reads that.
+pub const TELLS_HINTS: &str = "hints";
+
 /// First words of a gateway with an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

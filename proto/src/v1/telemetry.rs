@@ -10,6 +10,7 @@ use crate::alarm::Alarm;
 use crate::claim::AddressClaim;
 use crate::cose::Signed;
 use crate::id::{BootId, GatewayId, MemberId, RuleId};
+use crate::inventory::DeviceHints;
 use crate::key::PublicKey;
 use crate::mac::MacAddr;
 use crate::name::Name;
@@ -55,6 +56,10 @@ pub struct Report {
     /// Relays that the gateway is connected to, at most [`MAX_RELAYS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub relays: Vec<RelayUse>,
+    /// What devices let be seen of themselves, where it is new or was last told a day ago: of at most
+    /// [`MAX_DEVICES`](crate::inventory::MAX_DEVICES) devices. Only for controllers that say that they read it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hints: Vec<DeviceHints>,
 }
 
 /// A relay that a gateway is connected to. What a later release adds is passed over: operators' programs read it too.

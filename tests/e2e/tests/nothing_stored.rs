@@ -6,7 +6,11 @@ use std::time::Duration;
 
 use anteroom_agent::state::{Held, StateDir};
 use anteroom_e2e::{Stage, fixture, snapshot};
+use anteroom_lab::clinical::dicom::run_to_end;
 use anteroom_lab::clinical::hl7::{self, Engine, Monitor};
+use anteroom_lab::clinical::study::Study;
+use anteroom_lab::process::{Process, wait_listening};
+use anteroom_lab::programs;
 use anteroom_lab::story::open_tcp;
 use anteroom_lab::wait;
 use anteroom_proto::invite::InviteCode;
@@ -18,6 +22,8 @@ const MARKERS: [&str; 3] = ["PHANTOM^ANTEROOM", "MARKER-IN-DICOM-7491", "MARKER-
 /// The forms in which bytes might be kept. Base64 in each of its three places, without the ends that depend on neighbours.
 fn forms(bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = vec![bytes.to_vec(), HEXLOWER.encode(bytes).into_bytes()];
+    // UTF-16 of either byte order: what is ASCII only differs by where the zeros stand.
+    forms.push(bytes.iter().flat_map(|byte| [*byte, 0]).take(2 * bytes.len() - 1).collect());
     forms.push(HEXLOWER.encode(bytes).to_uppercase().into_bytes());
     for pad in 0..3 {
         let padded = [&vec![0; pad][..], bytes].concat();
@@ -56,10 +62,12 @@ fn the_search_finds_what_is_there_in_each_form() {
     for cut in 0..3 {
         std::fs::write(root.join(format!("base64-{cut}")), BASE64.encode(&lines[cut..])).unwrap();
     }
+    let wide: Vec<u8> = lines.iter().flat_map(|byte| [0, *byte]).collect();
+    std::fs::write(root.join("wide"), wide).unwrap();
     let found = holding(root, secret, &[root.join("raw")]);
     let names: Vec<_> =
         found.iter().map(|path| path.file_name().unwrap().to_string_lossy()).collect();
-    assert_eq!(names, ["base64-0", "base64-1", "base64-2", "hex"]);
+    assert_eq!(names, ["base64-0", "base64-1", "base64-2", "hex", "wide"]);
 }
 
 /// A conversation of `count` rounds about `marker`, opened by the first.
@@ -84,6 +92,61 @@ fn converse(
     }
 }
 
+/// Has DCMTK send a study. False, said in a line, where it isn't installed.
+fn send_study(
+    from: &anteroom_lab::hospital::Machine,
+    to: &anteroom_lab::hospital::Machine,
+    aside: &Path,
+) -> bool {
+    let (Some(sender), Some(taker)) = (programs::find("storescu"), programs::find("storescp"))
+    else {
+        assert!(std::env::var_os("ANTEROOM_REQUIRE_NAMESPACES").is_none(), "DCMTK isn't installed");
+        eprintln!("passed over: DICOM, for DCMTK isn't installed");
+        return false;
+    };
+    let study = Study::write(&aside.join("study"), 1, 1).unwrap();
+    assert!(study.patient.starts_with(MARKERS[0]), "{}", study.patient);
+    let mut command = to.host.command(taker);
+    command.args(["--ignore", "--aetitle", "PACS_ONE", "104"]);
+    let mut archive =
+        Process::spawn("storescp", &mut command, &aside.join("storescp.log")).unwrap();
+    wait_listening(&to.host, 104, &mut archive, Duration::from_secs(60)).unwrap();
+    wait::until_ok(Duration::from_secs(60), "the study to be sent", || {
+        let mut command = from.host.command(&sender);
+        command.args(["--timeout", "10", "-aet", "CT_ONE", "-aec", "PACS_ONE"]);
+        command.arg(to.address().to_string()).arg("104").args(&study.files);
+        run_to_end(command, Duration::from_secs(30)).map(|_| ())
+    })
+    .unwrap();
+    archive.kill().unwrap();
+    true
+}
+
+/// A request by HTTP with `marker` wherever a name may stand in one.
+fn request(
+    from: &anteroom_lab::topology::Host,
+    to: &anteroom_lab::hospital::Machine,
+    marker: &str,
+) {
+    let listener = to.host.enter(|| std::net::TcpListener::bind(to.at(8_081))).unwrap().unwrap();
+    let mut stream = open_tcp(from, (to.address(), 8_081), Duration::from_secs(20)).unwrap();
+    let (mut other, _) = listener.accept().unwrap();
+    let asked = format!(
+        "GET /patients/{marker}?name={marker} HTTP/1.1\r\nHost: pump-1\r\nUser-Agent: anteroom-viewer/1\r\nReferer: http://ris/{marker}\r\nCookie: name={marker}\r\nAuthorization: Basic {marker}\r\nContent-Length: {}\r\n\r\n{marker}",
+        marker.len()
+    );
+    stream.write_all(asked.as_bytes()).unwrap();
+    let mut heard = vec![0; asked.len()];
+    other.read_exact(&mut heard).unwrap();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nServer: pump/2\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\r\n<p>{marker}</p>",
+        marker.len() + 7
+    );
+    other.write_all(answer.as_bytes()).unwrap();
+    let mut heard = vec![0; answer.len()];
+    stream.read_exact(&mut heard).unwrap();
+}
+
 #[test]
 fn neither_payloads_nor_others_private_keys_are_stored_anywhere() {
     let test = "neither_payloads_nor_others_private_keys_are_stored_anywhere";
@@ -97,11 +160,15 @@ fn neither_payloads_nor_others_private_keys_are_stored_anywhere() {
         Duration::from_millis(20),
     )
     .unwrap();
+    // DICOM by DCMTK, where it is installed: a patient's name stands in what is sent. The study isn't part of what is searched.
+    let aside = tempfile::tempdir().unwrap();
+    let sent = send_study(&machine("ct-1"), &machine("pacs-1"), aside.path());
     // Through the tunnel, in the clear to an external, and of a device in observe.
     converse(&machine("ct-1").host, &machine("pacs-1"), 104, MARKERS[1]);
     converse(&machine("ct-1").host, &machine("archive-1"), 104, MARKERS[1]);
     hospital.operator.mode(&["pump-1"], "observe", "for the test").unwrap();
     converse(&machine("ws-1").host, &machine("pump-1"), 8_080, MARKERS[1]);
+    request(&machine("ws-1").host, &machine("pump-1"), MARKERS[1]);
     // What is dropped is remembered for `why`: not with its content.
     let (pump, pacs) = (machine("mri-1"), machine("hl7-1").at(9_999));
     let socket = pump.host.enter(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
@@ -121,6 +188,21 @@ fn neither_payloads_nor_others_private_keys_are_stored_anywhere() {
     .unwrap();
     let count = monitor.finish(&engine, Duration::from_secs(60));
     assert!(count.acknowledged >= 20 && count.lost == 0, "{count:?}");
+    // What the gateways read of the devices is stored, though nothing else of what was sent.
+    let database = hospital.controller.directory.clone();
+    let mut wanted = vec!["hl7.senderMONITOR-1", "http.serverpump/2"];
+    if sent {
+        wanted.extend(["dicom.calling-aeCT_ONE", "dicom.called-aePACS_ONE"]);
+    }
+    wait::until_ok(Duration::from_secs(60), "the hints to be stored", || {
+        for hint in &wanted {
+            // As a row of the table has it: its kind and its value, one behind the other.
+            let found = holding(&database, hint.as_bytes(), &[]);
+            anyhow::ensure!(!found.is_empty(), "no {hint}");
+        }
+        Ok(())
+    })
+    .unwrap();
     // Orderly ends, so that everything that is written at the end is written.
     for gateway in hospital.gateways.values_mut() {
         gateway.stop().unwrap();

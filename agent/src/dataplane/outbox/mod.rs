@@ -5,17 +5,19 @@ mod frames;
 
 use std::net::SocketAddr;
 
-use anteroom_agent_core::batch::VlanTag;
+use anteroom_agent_core::batch::{RxFrame, VlanTag};
 use anteroom_agent_core::lane::{Job, Taken};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
 use anteroom_agent_core::target::{Through, Whose};
 use anteroom_agent_core::vnet::VnetHeader;
+use anteroom_sensor::Way;
 
 pub(super) use self::datagrams::Datagrams;
 use self::frames::Frames;
 use crate::dataplane::lanes::Threads;
 use crate::dataplane::relayed::{Put, Relays};
+use crate::dataplane::sensing::Tap;
 use crate::dataplane::status::{InterfaceCounters, UnderlayCounters};
 use crate::net::packet::PacketSocket;
 use crate::net::udp::UdpSocket;
@@ -36,6 +38,8 @@ pub(super) struct Outbox {
     pub(super) underlay_counters: UnderlayCounters,
     /// The queues of relays' connections.
     pub(super) relays: Relays,
+    /// Where first packets of flows are copied to, where the sensor is on.
+    pub(super) tap: Option<Tap>,
     frames: Frames,
     datagrams: Datagrams,
     bulk: Datagrams,
@@ -72,9 +76,20 @@ impl Outbox {
             threads_chosen: String::new(),
             underlay_counters: UnderlayCounters::default(),
             relays: Relays::default(),
+            tap: None,
             frames: Frames::default(),
             datagrams: Datagrams::default(),
             bulk: Datagrams::default(),
+        }
+    }
+
+    /// Has the sensor look at what came from a device port, before the engine changes any of it.
+    pub(super) fn look_at(&mut self, port: PortId, frames: &[RxFrame<'_>]) {
+        let (Some(tap), Some(device)) = (&mut self.tap, port.index().checked_sub(1)) else {
+            return;
+        };
+        for frame in frames {
+            tap.frame(Way { port: device, arrived: true }, frame.vlan, &[&*frame.bytes]);
         }
     }
 
@@ -106,6 +121,9 @@ impl Outbox {
 
 impl Sink for Outbox {
     fn frame(&mut self, port: PortId, vnet: VnetHeader, vlan: Option<VlanTag>, parts: &[&[u8]]) {
+        if let (Some(tap), Some(device)) = (&mut self.tap, port.index().checked_sub(1)) {
+            tap.frame(Way { port: device, arrived: false }, vlan, parts);
+        }
         self.frames.put(&mut self.ports, port, vnet, vlan, parts);
     }
 

@@ -100,6 +100,7 @@ impl Worker {
             engine: self.engine.status(now),
             interfaces,
             underlays: None,
+            sensor: None,
             underlay: UnderlayStatus {
                 listen: underlay.local_address().map_or_else(|_| String::new(), |a| a.to_string()),
                 receive_buffer: underlay.receive_buffer(),

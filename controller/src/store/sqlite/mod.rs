@@ -8,6 +8,7 @@ mod authority;
 pub mod backup;
 mod enrolment;
 mod gateway;
+mod hints;
 mod model;
 mod rekey;
 mod session;
@@ -21,7 +22,9 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
-use anteroom_proto::api::{AuditEntry, Edge, EdgeQuery, RekeyState, RevisionInfo, SightingRecord};
+use anteroom_proto::api::{
+    AuditEntry, Edge, EdgeQuery, RecordedHint, RekeyState, RevisionInfo, SightingRecord,
+};
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{GatewayId, InviteId};
@@ -432,6 +435,18 @@ impl Store for SqliteStore {
 
     async fn edges_away(&self) -> Result<u64, StoreError> {
         telemetry::edges_away(&self.readers).await
+    }
+
+    async fn hints(
+        &self,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<(Vec<RecordedHint>, Option<u64>), StoreError> {
+        hints::page(&self.readers, after, limit).await
+    }
+
+    async fn hints_away(&self) -> Result<u64, StoreError> {
+        hints::away(&self.readers).await
     }
 
     async fn append_audit(&self, audit: &NewAudit) -> Result<AuditEntry, StoreError> {

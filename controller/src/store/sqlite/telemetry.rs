@@ -12,6 +12,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 
+use super::hints;
 use super::value::{Columns, failed, int, uint};
 use crate::store::{Limits, Recorded, StoreError};
 
@@ -36,6 +37,7 @@ pub(super) async fn record(
     }
     let sightings = add_sightings(change, gateway, &report.sightings, at, limits).await?;
     let edges = add_edges(change, gateway, &report.edges, at, limits).await?;
+    let hints = hints::add(change, gateway, &report.hints, at, limits).await?;
     for (reason, count) in &report.drops {
         sqlx::query(
             "INSERT INTO drops (gateway, reason, count) VALUES (?1, ?2, ?3) \
@@ -54,7 +56,7 @@ pub(super) async fn record(
         "UPDATE gateways SET tunnels = ?2, sightings_away = sightings_away + ?3, \
          edges_away = edges_away + ?4, \
          overflow = CASE WHEN overflow >= ?7 THEN overflow ELSE overflow + ?5 END, \
-         last_seen = ?6, alarms = ?8, bypasses = ?9 WHERE gateway = ?1",
+         last_seen = ?6, alarms = ?8, bypasses = ?9, hints_away = hints_away + ?10 WHERE gateway = ?1",
     )
     .bind(gateway.as_bytes().as_slice())
     .bind(cbor::encode(&report.tunnels))
@@ -65,10 +67,11 @@ pub(super) async fn record(
     .bind(int(MAX_STEP))
     .bind(cbor::encode(&report.alarms))
     .bind(cbor::encode(&report.bypasses))
+    .bind(int(hints))
     .execute(change)
     .await
     .map_err(failed("store a report"))?;
-    Ok(Recorded::Stored { turned_away: sightings + edges })
+    Ok(Recorded::Stored { turned_away: sightings + edges + hints })
 }
 
 /// Moves the watermark up to this report. False where it stands there or beyond already.

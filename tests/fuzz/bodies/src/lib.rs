@@ -11,6 +11,7 @@ pub mod engine;
 pub mod frames;
 mod kept;
 pub mod peer;
+pub mod sensor;
 mod sizes;
 pub mod text;
 
@@ -18,10 +19,11 @@ pub mod text;
 pub type Body = fn(&[u8]);
 
 /// All fuzzers by name, which is also the name of their directory under `tests/fuzz/corpus`.
-pub const ALL: [(&str, Body); 5] = [
+pub const ALL: [(&str, Body); 6] = [
     ("documents", documents::run),
     ("engine", engine::run),
     ("frames", frames::run),
     ("peer", peer::run),
+    ("sensor", sensor::run),
     ("text", text::run),
 ];
