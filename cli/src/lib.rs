@@ -6,18 +6,21 @@
 //!
 //! - [`args`]: the words that may be typed; [`commands`]: what each of them does;
 //! - [`home`]: what stays on the operator's machine; [`client`] and [`remote`]: the way to the controller;
+//! - [`lists`] and [`archive`]: files that others hand in, read with bounds;
 //! - [`recorded`]: what gateways recorded of traffic, as the controller holds it;
 //! - [`change`]: how every change is fetched, checked, shown, signed and followed;
 //! - [`output`]: tables for people, JSON for programs.
 
 #![forbid(unsafe_code)]
 
+pub mod archive;
 pub mod args;
 pub mod change;
 pub mod client;
 pub mod commands;
 pub mod error;
 pub mod home;
+pub mod lists;
 pub mod output;
 pub mod recognised;
 pub mod recorded;

@@ -23,6 +23,7 @@ pub mod claim;
 mod code;
 pub mod cose;
 pub mod direct;
+pub mod export;
 pub mod id;
 pub mod intent;
 pub mod inventory;

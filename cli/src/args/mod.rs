@@ -1,9 +1,12 @@
 //! The words that may be typed, with their help.
 
+mod asset;
 mod blast;
 mod client;
 mod device;
+mod export;
 mod gateway;
+mod mud;
 mod policy;
 mod relay;
 mod surface;
@@ -17,13 +20,16 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::output::time::parse_duration;
 
+pub use asset::{AssetCommand, AssetImport, ListArgs, SureChoice};
 pub use blast::BlastArgs;
 pub use client::{ClientAdd, ClientApprove, ClientCommand};
 pub use device::{DeviceBind, DeviceCommand, DeviceConfirm, DeviceMode, FailureChoice};
+pub use export::{ExportCommand, ExportCreate};
 pub use gateway::{
     GatewayBypass, GatewayCommand, GatewayInvite, GatewayRekey, GatewayReplace, GatewayRotate,
     OfflineArgs, SwitchKind,
 };
+pub use mud::MudCommand;
 pub use policy::PolicyCommand;
 pub use relay::{RelayCommand, RelayPlace};
 pub use surface::{SortBy, SurfaceArgs, Wanted};
@@ -106,12 +112,21 @@ pub enum Command {
     /// Devices: the equipment behind the gateways
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// Asset lists: what your books say that there is, against what gateways see
+    #[command(subcommand)]
+    Asset(AssetCommand),
     /// Clients: laptops and servers that speak WireGuard themselves
     #[command(subcommand)]
     Client(ClientCommand),
     /// Policy: the file that says who may talk to whom
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// MUD files (RFC 8520): what makers say that devices need, in and out
+    #[command(subcommand)]
+    Mud(MudCommand),
+    /// Exports for auditors: inventory, network map and who can reach what, signed
+    #[command(subcommand)]
+    Export(ExportCommand),
     /// Operators: the people who may sign changes
     #[command(subcommand)]
     Operator(OperatorCommand),

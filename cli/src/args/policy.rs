@@ -47,7 +47,7 @@ pub enum PolicyCommand {
     /// Learn a policy from the recorded traffic: an ordinary file, with the evidence on each rule
     #[command(
         after_help = "What is in force, or in the extended file, stays line by line; what is new stands behind it. Read it before you apply it.\n\n\
-        Examples:\n  anteroom policy suggest -o policy.toml\n  anteroom policy suggest --extend policy.toml -o policy.toml\n  anteroom policy simulate policy.toml --over 14d"
+        Examples:\n  anteroom policy suggest -o policy.toml\n  anteroom policy suggest --extend policy.toml -o policy.toml\n  anteroom policy suggest --mud pump=alaris.json -o policy.toml\n  anteroom policy simulate policy.toml --over 14d"
     )]
     Suggest {
         /// Write it to this file instead of showing it; only the extended file is replaced
@@ -56,6 +56,9 @@ pub enum PolicyCommand {
         /// Extend this file instead of the policy in force
         #[arg(long, value_name = "FILE")]
         extend: Option<PathBuf>,
+        /// Also hear a maker's MUD file for a class of devices: what it names and nobody did yet becomes rules, and what was seen beyond it is told; may be repeated
+        #[arg(long = "mud", value_name = "CLASS=FILE", value_parser = parse_mud)]
+        muds: Vec<(String, PathBuf)>,
     },
     /// Show which recorded traffic a policy file would have dropped, were devices in enforce (exit status 4 if any)
     #[command(
@@ -129,4 +132,13 @@ pub enum PolicyCommand {
         /// The newer one; the one in force unless given
         to: Option<u64>,
     },
+}
+
+fn parse_mud(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((class, file)) if !class.is_empty() && !file.is_empty() => {
+            Ok((class.to_owned(), PathBuf::from(file)))
+        }
+        _ => Err(format!("{text:?} names no class and file: write pump=alaris.json")),
+    }
 }

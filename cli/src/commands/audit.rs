@@ -125,6 +125,56 @@ fn broken(number: u64, problem: impl std::fmt::Display) -> Error {
     ))
 }
 
+/// Number and hash of the newest entry, with the chain of hashes checked up to it; none where the log is empty.
+pub(super) fn head(remote: &mut Remote) -> Result<Option<(u64, Hash)>, Error> {
+    let incarnation = remote.chain().newest().incarnation;
+    let seen = remote.home().audit_seen()?.filter(|seen| seen.incarnation >= incarnation);
+    let (mut number, mut hash) = (0, Hash::ZERO);
+    walk(remote, |_, entry| {
+        link(number + 1, hash, &entry, seen)?;
+        (number, hash) = (entry.number, entry.hash);
+        Ok(())
+    })?;
+    reaches(number, seen)?;
+    Ok((number > 0).then_some((number, hash)))
+}
+
+/// That an entry is the one with this number, and continues the one with the hash `previous`.
+fn link(
+    number: u64,
+    previous: Hash,
+    entry: &AuditEntry,
+    seen: Option<AuditSeen>,
+) -> Result<(), Error> {
+    if entry.number != number {
+        return Err(broken(number, format!("entry {} stands in its place", entry.number)));
+    }
+    if entry.previous != previous {
+        return Err(broken(number, "it doesn't continue the entry before it"));
+    }
+    if entry.compute_hash() != entry.hash {
+        return Err(broken(number, "what it says isn't what its hash covers: it was altered"));
+    }
+    if seen.is_some_and(|seen| seen.number == number && seen.hash != entry.hash) {
+        return Err(broken(number, "this machine has seen another entry there: it was rewritten"));
+    }
+    Ok(())
+}
+
+/// That the log, which ends with the entry `number`, holds what this machine has seen.
+fn reaches(number: u64, seen: Option<AuditSeen>) -> Result<(), Error> {
+    match seen.filter(|seen| seen.number > number) {
+        None => Ok(()),
+        Some(seen) => Err(broken(
+            number,
+            format!(
+                "it ends there, but this machine has seen entry {}: it was cut short",
+                seen.number
+            ),
+        )),
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Verified {
     entries: u64,
@@ -161,15 +211,7 @@ fn verify(remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
         signers: BTreeSet::new(),
     };
     walk(remote, |remote, entry| check.entry(remote, &entry, seen))?;
-    if let Some(seen) = seen.filter(|seen| seen.number > check.number) {
-        return Err(broken(
-            check.number,
-            format!(
-                "it ends there, but this machine has seen entry {}: it was cut short",
-                seen.number
-            ),
-        ));
-    }
+    reaches(check.number, seen)?;
     if check.revision < current.base.number {
         return Err(broken(
             check.number,
@@ -210,21 +252,7 @@ impl Check {
         seen: Option<AuditSeen>,
     ) -> Result<(), Error> {
         let number = self.number + 1;
-        if entry.number != number {
-            return Err(broken(number, format!("entry {} stands in its place", entry.number)));
-        }
-        if entry.previous != self.hash {
-            return Err(broken(number, "it doesn't continue the entry before it"));
-        }
-        if entry.compute_hash() != entry.hash {
-            return Err(broken(number, "what it says isn't what its hash covers: it was altered"));
-        }
-        if seen.is_some_and(|seen| seen.number == number && seen.hash != entry.hash) {
-            return Err(broken(
-                number,
-                "this machine has seen another entry there: it was rewritten",
-            ));
-        }
+        link(number, self.hash, entry, seen)?;
         (self.number, self.hash) = (number, entry.hash);
         match (entry.revision, entry.root) {
             (None, None) => Ok(()),

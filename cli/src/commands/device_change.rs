@@ -88,33 +88,44 @@ fn proposals(claims: &Claims, device: &Device) -> Vec<(Name, String)> {
 }
 
 fn device_of(args: &DeviceConfirm, record: &SightingRecord) -> Device {
-    let sighting = &record.sighting;
-    let addresses = if args.addresses.is_empty() {
-        sighting.addresses.iter().copied().filter(own).map(Ipv4Net::from).collect()
-    } else {
-        args.addresses.clone()
-    };
-    let router = args.router.or(sighting.router.map(|(address, _)| address));
     let labels: BTreeMap<_, _> =
         args.labels.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
+    let mut device = seen_device(args.name.clone(), record, labels);
+    if !args.addresses.is_empty() {
+        device.addresses.clone_from(&args.addresses);
+    }
+    device.prefix_len = args.prefix_len.or(device.prefix_len);
+    let router = args.router.or(device.router.map(|router| router.address));
+    device.router = router.map(|address| Router { address, mac: args.router_mac });
+    device.on_failure = args.on_failure.map_or(OnFailure::Default, FailureChoice::on_failure);
+    device
+}
+
+/// A device as its gateway saw it, to be observed.
+pub(super) fn seen_device(
+    name: Name,
+    record: &SightingRecord,
+    labels: BTreeMap<Name, String>,
+) -> Device {
+    let sighting = &record.sighting;
     Device {
-        name: args.name.clone(),
+        name,
         attachment: Attachment {
             gateway: record.gateway,
             port: sighting.port.clone(),
             vlan: sighting.vlan,
             mac: sighting.mac,
         },
-        addresses,
-        prefix_len: args.prefix_len.or(sighting.prefix_len),
+        addresses: sighting.addresses.iter().copied().filter(own).map(Ipv4Net::from).collect(),
+        prefix_len: sighting.prefix_len,
         // Unpinned, the gateway learns the router's Ethernet address, so that a router may be replaced.
-        router: router.map(|address| Router { address, mac: args.router_mac }),
+        router: sighting.router.map(|(address, _)| Router { address, mac: None }),
         labels,
         mode: Mode::Observe,
         mode_since: 0,
         confirmed_at: now(),
         quarantined: false,
-        on_failure: args.on_failure.map_or(OnFailure::Default, FailureChoice::on_failure),
+        on_failure: OnFailure::Default,
     }
 }
 

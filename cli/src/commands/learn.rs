@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anteroom_controller_core::decide::Party;
@@ -15,6 +15,7 @@ use anteroom_proto::service::Protocol;
 use anteroom_proto::time::UnixMillis;
 use serde::Serialize;
 
+use super::mud::extend_suggestion;
 use super::policy::{read, replace};
 use crate::args::SurfaceArgs;
 use crate::change::{self, ChangeError};
@@ -36,6 +37,8 @@ struct Suggested {
     /// Where it was written.
     file: Option<String>,
     rules: Vec<RuleRow>,
+    /// How many rules beyond these came of MUD files.
+    by_makers: usize,
     questions: Vec<QuestionRow>,
     /// Edges that it was learnt from, and that nothing could be learnt from.
     edges: usize,
@@ -71,6 +74,7 @@ struct QuestionRow {
 pub(super) fn suggest(
     out: Option<&Path>,
     extend: Option<&Path>,
+    muds: &[(String, PathBuf)],
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
@@ -90,8 +94,11 @@ pub(super) fn suggest(
     };
     let book = Book::load(remote.home())?;
     let recognised = Recognised::new(book, Some(&recorded.history)).sure_classes(&model);
-    let found = learn(&recorded.resolved, &recorded.history, &recognised, &Options::default())
+    let mut found = learn(&recorded.resolved, &recorded.history, &recognised, &Options::default())
         .map_err(ChangeError::from)?;
+    let text = std::mem::take(&mut found.text);
+    let (text, by_makers) = extend_suggestion(&model, &recorded.history, text, muds)?;
+    found.text = text;
     if let Some(path) = out {
         // Only what was asked to be extended is replaced.
         if extend.is_some_and(|extended| same_file(extended, path)) {
@@ -100,7 +107,7 @@ pub(super) fn suggest(
             write_new(path, &found.text).map_err(|error| Error::file(path, error))?;
         }
     }
-    let suggested = suggested(found, &recorded, out, (first, last));
+    let suggested = Suggested { by_makers, ..suggested(found, &recorded, out, (first, last)) };
     output.data(&suggested, |suggested| match out {
         Some(path) => told(suggested, path),
         None => suggested.policy.trim_end().to_owned(),
@@ -142,6 +149,7 @@ fn suggested(
                 essential: rule.essential,
             })
             .collect(),
+        by_makers: 0,
         questions: found
             .questions
             .into_iter()
@@ -174,6 +182,12 @@ fn told(suggested: &Suggested, path: &Path) -> String {
         count(suggested.rules.len(), "new rule", "new rules"),
         count(suggested.edges, "edge", "edges"),
     );
+    if suggested.by_makers > 0 {
+        text.push_str(&format!(
+            "\n{} more by makers' MUD files.",
+            count(suggested.by_makers, "rule", "rules")
+        ));
+    }
     if !suggested.questions.is_empty() {
         text.push_str(&format!(
             "\n{} at its end: what was seen and is in no rule.",

@@ -1,5 +1,7 @@
 //! What each command does.
 
+mod asset;
+mod asset_import;
 mod audit;
 mod authority;
 mod blast;
@@ -10,6 +12,7 @@ mod controller;
 mod device;
 mod device_change;
 mod enrol;
+mod export;
 mod flows;
 mod gateway;
 mod holdings;
@@ -17,6 +20,7 @@ mod host;
 mod learn;
 mod login;
 mod map;
+mod mud;
 mod operator;
 mod policy;
 mod policy_change;
@@ -32,7 +36,7 @@ mod why;
 
 use self::enrol::Kind;
 use crate::args::{
-    ClientCommand, Command, ControllerCommand, DeviceCommand, GatewayCommand, OperatorCommand,
+    ClientCommand, Command, ControllerCommand, DeviceCommand, ExportCommand, GatewayCommand, OperatorCommand,
     RelayCommand,
 };
 use crate::error::{Error, Exit};
@@ -108,6 +112,7 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
                 device_change::on_failure(&name, choice, change, &mut open(home, output)?, output)
             }
         },
+        Command::Asset(command) => asset::run(command, &mut open(home, output)?, output),
         Command::Client(command) => match command {
             ClientCommand::Add(args) => client::add(args, &mut open(home, output)?, output),
             ClientCommand::Invite(args) => {
@@ -121,6 +126,13 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             }
         },
         Command::Policy(command) => policy::run(command, home, output),
+        Command::Mud(command) => mud::run(command, &mut open(home, output)?, output),
+        Command::Export(command) => match command {
+            ExportCommand::Create(args) => export::create(&args, &mut open(home, output)?, output),
+            ExportCommand::Verify { bundle, authority } => {
+                export::verify(&bundle, authority, home, output)
+            }
+        },
         Command::Operator(command) => match command {
             OperatorCommand::List => operator::list(&open(home, output)?, output),
             OperatorCommand::Add { request, fingerprint, change } => {

@@ -37,8 +37,9 @@ pub(super) fn run(
             let (text, remote) = (read(&file)?, &mut Remote::open(home)?);
             policy_change::plan(&file, &text, out.as_deref(), &surface, remote, output)
         }
-        PolicyCommand::Suggest { out, extend } => {
-            learn::suggest(out.as_deref(), extend.as_deref(), &mut Remote::open(home)?, output)
+        PolicyCommand::Suggest { out, extend, muds } => {
+            let remote = &mut Remote::open(home)?;
+            learn::suggest(out.as_deref(), extend.as_deref(), &muds, remote, output)
         }
         PolicyCommand::Simulate { file, over, devices, surface } => {
             learn::simulate(&file, over, &devices, &surface, &mut Remote::open(home)?, output)

@@ -1,5 +1,6 @@
 //! The command line against a controller in memory: all of an operator's ways, and every lie that must not pass.
 
+mod assets;
 mod cables;
 mod changes;
 mod clients;

@@ -237,6 +237,12 @@ fn from_an_invite_to_a_rollback_with_the_real_controller() {
     ana.run(&["flows"]).ok();
     ana.run(&["gateway", "show", "imaging"]).ok();
     ana.run(&["device", "show", "ct-1"]).ok();
+    let list = ana.write("assets.csv", &format!("name;mac;owner\nCT 1;{MAC};Radiology\n"));
+    ana.run(&["asset", "import", &list, "--yes", "--reason", "from the books"]).ok();
+    let bundle = ana.path("audit.zip").display().to_string();
+    ana.run(&["export", "create", &bundle]).ok();
+    let checked = ana.run(&["--json", "export", "verify", &bundle]).ok().json();
+    assert_eq!(checked["revision"], 6, "{checked}");
     ana.run(&["gateway", "revoke", "imaging", "--reason", "stolen", "--confirm", "imaging"]).ok();
     runtime.block_on(async {
         tokio::time::timeout(Duration::from_secs(60), task).await.expect("not cut off").unwrap();

@@ -241,6 +241,42 @@ impl Model {
         Ok(id)
     }
 
+    /// Calls a device otherwise. It stays the same device, with its history.
+    ///
+    /// # Errors
+    /// [`EditError::Unknown`]; when the name is taken, or the policy names the device: what the policy says must stay what it means.
+    pub fn rename_device(&mut self, name: &str, after: Name) -> Result<MemberId, EditError> {
+        let (id, device) = self.find_device(name)?;
+        if device.name == after {
+            return Ok(id);
+        }
+        if let Some((other, _)) = self.device_named(after.as_str()) {
+            return Err(taken("the name", &after, format!("device {other}")));
+        }
+        if self.client_named(after.as_str()).is_some() {
+            return Err(taken("the name", &after, "a client".to_owned()));
+        }
+        self.name_is_free(&after)?;
+        let (policy, _) = parse_all(POLICY_FILE, &self.policy);
+        let members = policy.segments.values().flat_map(|segment| &segment.members);
+        let rules = policy.rules.values().flat_map(|rule| [&rule.from, &rule.to]);
+        let tests = policy.tests.values().flat_map(|test| [&test.from, &test.to]);
+        let mut named = members.chain(rules).chain(tests).filter(|at| at.value.as_str() == name);
+        if let Some(at) = named.next() {
+            return Err(EditError::Invalid {
+                what: format!("the new name {after} of device {name}"),
+                problem: format!(
+                    "the policy names it in line {}: take it out there first, or keep the name",
+                    at.position.line
+                ),
+            });
+        }
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.name = after;
+        }
+        Ok(id)
+    }
+
     /// Sets labels of a gateway; a label without a value is removed.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assets;
 pub mod blast;
 pub mod classify;
 pub mod compile;
@@ -19,12 +20,14 @@ pub mod coverage;
 pub mod decide;
 pub mod edit;
 mod ends;
+pub mod export;
 #[cfg(test)]
 mod fixture;
 pub mod history;
 pub mod lint;
 pub mod map;
 pub mod model;
+pub mod mud;
 pub mod names;
 mod parties;
 pub mod plan;
@@ -36,6 +39,7 @@ pub mod relay;
 pub mod resolve;
 pub mod service_catalog;
 pub mod simulate;
+pub mod spreadsheet;
 pub mod stale;
 pub mod suggest;
 pub mod surface;

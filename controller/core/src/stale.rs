@@ -81,7 +81,8 @@ impl Stale {
         }
     }
 
-    fn lines(&self) -> BTreeSet<String> {
+    /// Everything that it found, as lines for people.
+    pub(crate) fn lines(&self) -> BTreeSet<String> {
         let rules = self.rules.keys().map(|name| format!("rule.{name}"));
         let externals = self.externals.keys().map(|name| format!("external.{name}"));
         let devices = self.devices.keys().map(|name| format!("device.{name}"));

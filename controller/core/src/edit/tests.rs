@@ -261,3 +261,25 @@ fn a_label_whose_word_no_longer_fits_is_in_the_way_of_no_other_change() {
     let error = model.confirm_device(member_id(99), returning).unwrap_err().to_string();
     assert!(error.starts_with("label criticality of device "), "{error}");
 }
+
+#[test]
+fn a_device_is_renamed_unless_the_policy_names_it_or_the_name_is_taken() {
+    let mut model = hospital();
+    let id = model.device_named("mri-1").unwrap().0;
+    assert_eq!(model.rename_device("mri-1", name("mri-7")), Ok(id));
+    assert_eq!(model.device_named("mri-7").unwrap().0, id);
+    assert_eq!(model.rename_device("mri-7", name("mri-7")), Ok(id), "it has it already");
+    let mut fails = |before: &str, after: &str| {
+        let unchanged = model.clone();
+        let error = model.rename_device(before, name(after)).unwrap_err().to_string();
+        assert_eq!(model, unchanged);
+        error
+    };
+    assert!(fails("mri-1", "x").contains("no device \"mri-1\""));
+    assert!(fails("mri-7", "ct-1").contains("is taken by device"));
+    assert!(fails("mri-7", "archive").contains("is taken by the external"));
+    assert!(fails("pump-1", "pump-2").contains("the policy names it in line"), "a test does");
+    model.policy.push_str("[segment.mine]\nmembers = [\"mri-7\"]\n");
+    let error = model.rename_device("mri-7", name("mri-8")).unwrap_err().to_string();
+    assert!(error.contains("the policy names it in line"), "{error}");
+}

@@ -77,6 +77,10 @@ fn devices(before: &Model, after: &Model, changes: &mut Changes) {
         let was = old.map(|device| place(before, device));
         let is = new.map(|device| place(after, device));
         changes.add("device", name.as_str(), was, is);
+        if let (Some(old), Some(new)) = (old, new) {
+            let called = |device: &Device| Some(device.name.to_string());
+            changes.add("device name", name.as_str(), called(old), called(new));
+        }
         if let Some(new) = new {
             let was = old.and_then(|device| labels(&device.labels));
             changes.add("device labels", name.as_str(), was, labels(&new.labels));

@@ -1,0 +1,217 @@
+//! A bundle's tables as CSV.
+
+use super::{Difference, Inventory, Path, Reach};
+use crate::map::Map;
+use crate::spreadsheet::csv;
+
+pub(super) fn inventory(inventory: &Inventory) -> String {
+    let headers = [
+        "NAME",
+        "STATE",
+        "CLASS",
+        "VENDOR",
+        "MODEL",
+        "SERIAL",
+        "OWNER",
+        "LOCATION",
+        "CRITICALITY",
+        "MODE",
+        "QUARANTINED",
+        "SITE",
+        "GATEWAY",
+        "PORT",
+        "VLAN",
+        "MAC",
+        "ADDRESSES",
+        "HOLDS",
+        "SEGMENTS",
+        "LABELS",
+        "CONFIRMED",
+        "FIRST SEEN",
+        "LAST SEEN",
+        "COVERAGE %",
+        "ID",
+    ];
+    let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
+    let known = ["class", "vendor", "model", "serial", "owner", "location", "criticality"];
+    let devices = inventory.devices.iter().map(|device| {
+        let mut row = vec![device.name.clone(), "confirmed".to_owned()];
+        row.extend(known.iter().map(|label| device.label(label).to_owned()));
+        let others = device.labels.iter().filter(|(key, _)| !known.contains(&key.as_str()));
+        let others: Vec<String> = others.map(|(key, value)| format!("{key}={value}")).collect();
+        row.extend([
+            device.mode.clone(),
+            if device.quarantined { "yes".into() } else { String::new() },
+            maybe(&device.site),
+            device.gateway.clone(),
+            device.port.clone(),
+            device.vlan.map(|vlan| vlan.to_string()).unwrap_or_default(),
+            device.mac.clone(),
+            device.addresses.join(" "),
+            device.holds.join(" "),
+            device.segments.join(" "),
+            others.join("; "),
+            device.confirmed_at.clone(),
+            maybe(&device.first_seen),
+            maybe(&device.last_seen),
+            device.coverage.map(|percent| percent.to_string()).unwrap_or_default(),
+            device.id.clone(),
+        ]);
+        row
+    });
+    let columns = headers.len();
+    let clients = inventory.clients.iter().map(|client| {
+        let mut row = vec![String::new(); columns];
+        row[0].clone_from(&client.name);
+        row[1] = "client".into();
+        row[11].clone_from(&client.site);
+        row[16].clone_from(&client.address);
+        row[18] = client.segments.join(" ");
+        row[24].clone_from(&client.id);
+        row
+    });
+    let unconfirmed = inventory.unconfirmed.iter().map(|one| {
+        let mut row = vec![String::new(); columns];
+        row[1] = "not confirmed".into();
+        row[12].clone_from(&one.gateway);
+        row[13].clone_from(&one.port);
+        row[15].clone_from(&one.mac);
+        row[16] = one.addresses.join(" ");
+        row[22].clone_from(&one.last_seen);
+        row
+    });
+    csv(&headers, devices.chain(clients).chain(unconfirmed))
+}
+
+pub(super) fn map(map: &Map) -> String {
+    let name =
+        |place: usize| map.nodes.get(place).map(|node| node.name.clone()).unwrap_or_default();
+    let outside = |place: usize| {
+        if map.nodes.get(place).is_some_and(|node| node.outside) { "address" } else { "member" }
+    };
+    let rows = map.lines.iter().map(|line| {
+        vec![
+            name(line.from),
+            outside(line.from).into(),
+            name(line.to),
+            outside(line.to).into(),
+            line.service.clone(),
+            line.ways(),
+            if line.patient_data { "yes".into() } else { String::new() },
+            line.guarded.to_string(),
+            line.clear.to_string(),
+            line.dropped.to_string(),
+            line.bytes.to_string(),
+            super::moment(line.last),
+        ]
+    });
+    csv(
+        &[
+            "FROM",
+            "FROM IS",
+            "TO",
+            "TO IS",
+            "SERVICE",
+            "PATH",
+            "PATIENT DATA",
+            "FLOWS TUNNELLED",
+            "FLOWS CLEAR",
+            "FLOWS DROPPED",
+            "BYTES",
+            "LAST SEEN",
+        ],
+        rows,
+    )
+}
+
+/// How a path is called.
+pub(super) const fn path(path: Path) -> &'static str {
+    match path {
+        Path::Tunnel => "tunnel",
+        Path::Clear => "clear",
+        Path::Both => "tunnel and clear",
+        Path::Nobody => "nobody there",
+    }
+}
+
+pub(super) fn reach(reach: &Reach) -> String {
+    let groups: std::collections::BTreeMap<&str, String> = reach
+        .groups
+        .iter()
+        .map(|group| {
+            let externals = group.externals.iter().map(|(name, nets)| {
+                format!("{name} (address, not an identity: {})", nets.join(" "))
+            });
+            let all: Vec<String> = group.members.iter().cloned().chain(externals).collect();
+            (group.name.as_str(), all.join(" "))
+        })
+        .collect();
+    // Members stand once, behind the rules: a segment of thousands is in many of them.
+    let rules = reach.rules.iter().map(|rule| {
+        vec![
+            "rule".to_owned(),
+            rule.rule.clone(),
+            rule.from.clone(),
+            rule.to.clone(),
+            rule.services.join(" "),
+            rule.ports.join(" "),
+            path(rule.path).into(),
+            rule.tunnelled_pairs.to_string(),
+            rule.clear_pairs.to_string(),
+            if rule.essential { "yes".into() } else { String::new() },
+            match (&rule.expires, rule.expired) {
+                (Some(at), true) => format!("{at} (over)"),
+                (Some(at), false) => at.clone(),
+                (None, _) => String::new(),
+            },
+            rule.last_used.clone().unwrap_or_else(|| "never".into()),
+            rule.reason.clone().unwrap_or_default(),
+            String::new(),
+        ]
+    });
+    let groups = reach.groups.iter().map(|group| {
+        let mut row = vec![group.kind.clone(), group.name.clone()];
+        row.resize(13, String::new());
+        row.push(groups.get(group.name.as_str()).cloned().unwrap_or_default());
+        row
+    });
+    csv(
+        &[
+            "WHAT",
+            "NAME",
+            "FROM",
+            "TO",
+            "SERVICES",
+            "PORTS",
+            "PATH",
+            "PAIRS TUNNELLED",
+            "PAIRS CLEAR",
+            "ESSENTIAL",
+            "EXPIRES",
+            "LAST USED",
+            "REASON",
+            "MEMBERS",
+        ],
+        rules.chain(groups),
+    )
+}
+
+pub(super) fn difference(difference: &Difference) -> String {
+    let rows = difference.changes.iter().map(|change| {
+        let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
+        let what = match (&change.before, &change.after) {
+            (None, Some(_)) => "new",
+            (Some(_), None) => "gone",
+            _ => "changed",
+        };
+        vec![
+            what.into(),
+            change.kind.clone(),
+            change.name.clone(),
+            change.field.clone(),
+            maybe(&change.before),
+            maybe(&change.after),
+        ]
+    });
+    csv(&["WHAT", "KIND", "NAME", "FIELD", "BEFORE", "AFTER"], rows)
+}

@@ -1,0 +1,222 @@
+use anteroom_proto::mode::Mode;
+use anteroom_proto::service::Protocol;
+
+use super::*;
+use crate::decide::{End, Party};
+use crate::fixture::{HOUR, NOW, client, device, hospital, member_id, name, set_modes};
+use crate::history::{Counts, Seen, Way};
+use crate::model::Model;
+
+fn stamp() -> Stamp {
+    Stamp {
+        organisation: "org".into(),
+        made_at: moment(NOW),
+        made_by: "ana".into(),
+        revision: 7,
+        history: None,
+        turned_away: 0,
+        audit: Some((3, "ab".into())),
+    }
+}
+
+fn of(model: &Model) -> Content {
+    let resolved = Resolved::new(model).unwrap();
+    let mut history = History::new(100);
+    let counts = Counts { flows: 3, packets: 9, packets_back: 9, bytes: 900, bytes_back: 900 };
+    let seen = Seen {
+        from: Party::Member(member_id(1)),
+        to: Party::Member(member_id(5)),
+        protocol: Protocol::Tcp,
+        port: 104,
+        way: Way::Clear,
+        at: End::From,
+        counts,
+        first: UnixMillis(NOW.0 - HOUR),
+        last: NOW,
+    };
+    history.add(&seen);
+    content(&resolved, &history, &Observed::default(), stamp(), UnixMillis(0), NOW)
+}
+
+fn said(content: &Content, file: &str) -> String {
+    String::from_utf8(files(content).unwrap().remove(file).unwrap()).unwrap()
+}
+
+fn rule<'a>(content: &'a Content, name: &str) -> &'a Opens {
+    content
+        .reach
+        .rules
+        .iter()
+        .find(|rule| rule.rule == name)
+        .unwrap_or_else(|| panic!("{name}: {:#?}", content.reach.rules))
+}
+
+#[test]
+fn paths_follow_the_modes_and_externals_are_addresses() {
+    let mut model = hospital();
+    model.policy.push_str("[rule.x]\nfrom = \"ct-1\"\nto = \"pump-1\"\nservices = [\"vnc\"]\n[rule.self]\nfrom = \"pump-1\"\nto = \"pump-1\"\nservices = [\"vnc\"]\n");
+    set_modes(&mut model, Mode::Observe, &["ct-1", "pump-1"]);
+    assert_eq!(rule(&of(&model), "x").path, Path::Clear);
+    set_modes(&mut model, Mode::Protect, &["ct-1", "pump-1"]);
+    let content = of(&model);
+    let found = rule(&content, "x");
+    assert_eq!((found.path, found.tunnelled_pairs, found.clear_pairs), (Path::Tunnel, 1, 0));
+    assert_eq!(rule(&content, "self").path, Path::Nobody, "nobody is a pair with themselves");
+    let external = content.reach.groups.iter().find(|group| !group.externals.is_empty()).unwrap();
+    let csv = said(&content, names::REACH_CSV);
+    assert!(csv.contains("address, not an identity"), "{external:?} {csv}");
+    let outside = content
+        .reach
+        .rules
+        .iter()
+        .find(|rule| rule.to == external.name || rule.from == external.name)
+        .unwrap();
+    assert_ne!(outside.path, Path::Tunnel, "{outside:?}");
+    assert!(content.reach.unenforced.contains(&"ct-1".to_owned()));
+    set_modes(&mut model, Mode::Enforce, &["ct-1"]);
+    assert!(!of(&model).reach.unenforced.contains(&"ct-1".to_owned()));
+}
+
+#[test]
+fn the_page_is_whole_without_scripts_and_whatever_names_hold() {
+    let mut model = hospital();
+    let evil = "=cmd()\"><script>alert(1)</script>\u{202e}";
+    model
+        .label_device(
+            "ct-1",
+            &[(name("owner"), Some(evil.into())), (name("class"), Some("<b>ct</b>".into()))],
+        )
+        .unwrap();
+    model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "service")]);
+    let content = of(&model);
+    let page = said(&content, names::REPORT);
+    for bad in [
+        "<script",
+        "<b>ct",
+        "src=",
+        "http-equiv=\"refresh\"",
+        "javascript:",
+        "@import",
+        "url(",
+        "\u{202e}",
+    ] {
+        assert!(!page.contains(bad), "{bad} in the page");
+    }
+    let links = page.matches("href=\"").count();
+    assert_eq!(links, page.matches("href=\"#").count(), "nothing leads out");
+    assert_eq!(page.matches("<table>").count(), page.matches("</table>").count());
+    assert!(
+        page.contains("laptop-1")
+            && page.contains("revision 7")
+            && page.contains("not enforced yet")
+    );
+    let csv = said(&content, names::INVENTORY_CSV);
+    assert!(csv.contains("\"'=cmd()"), "{csv}");
+    assert!(
+        said(&content, names::MAP_CSV).contains("\"dicom\",\"clear\",\"yes\""),
+        "{}",
+        said(&content, names::MAP_CSV)
+    );
+    let json: Inventory = serde_json::from_str(&said(&content, names::INVENTORY)).unwrap();
+    assert_eq!(json, content.inventory);
+    let json: Reach = serde_json::from_str(&said(&content, names::REACH)).unwrap();
+    assert_eq!(json, content.reach);
+    assert!(said(&content, names::README).contains("export verify"));
+    assert_eq!(files(&content).unwrap(), files(&of(&model)).unwrap(), "the same each time");
+}
+
+#[test]
+fn what_differs_from_an_earlier_bundle_is_told() {
+    let mut model = hospital();
+    let before = of(&model);
+    set_modes(&mut model, Mode::Enforce, &["ct-1"]);
+    model.label_device("ct-1", &[(name("owner"), Some("Radiology".into()))]).unwrap();
+    model.rename_device("mri-1", name("mri-9")).unwrap();
+    model.policy.push_str("[rule.new]\nfrom = \"ct-1\"\nto = \"mri-9\"\nservices = [\"vnc\"]\n");
+    let after = of(&model);
+    fn parts(content: &Content) -> (&Inventory, &Reach, &Stale) {
+        (&content.inventory, &content.reach, &content.review)
+    }
+    let found = Difference::between("then".into(), 7, "ab".into(), parts(&before), parts(&after));
+    let lines: Vec<String> = found
+        .changes
+        .iter()
+        .map(|one| {
+            format!(
+                "{} {} {}: {} -> {}",
+                one.kind,
+                one.name,
+                one.field,
+                one.before.as_deref().unwrap_or("-"),
+                one.after.as_deref().unwrap_or("-")
+            )
+        })
+        .collect();
+    let has = |wanted: &str| {
+        assert!(lines.iter().any(|line| line.contains(wanted)), "{wanted}: {lines:#?}")
+    };
+    has("device ct-1 mode: ");
+    has("device ct-1 label owner: - -> Radiology");
+    has("device mri-9 name: mri-1 -> mri-9");
+    has("rule new : - -> ");
+    has("stale rule.new : - -> ");
+    assert!(!lines.iter().any(|line| line.contains("pacs-1")), "{lines:#?}");
+    let same = Difference::between("then".into(), 7, "ab".into(), parts(&after), parts(&after));
+    assert!(same.changes.is_empty(), "{same:?}");
+    let told = Content { difference: Some(found), ..after };
+    assert!(said(&told, names::REPORT).contains("What differs from the bundle of then"));
+    assert!(
+        said(&told, names::DIFFERENCE_CSV)
+            .contains("\"changed\",\"device\",\"mri-9\",\"name\",\"mri-1\",\"mri-9\"")
+    );
+}
+
+#[test]
+fn a_bundle_of_twenty_thousand_devices_stays_small() {
+    let mut model = hospital();
+    for number in 100..20_100_u32 {
+        let [_, high, low, last] = number.to_be_bytes();
+        let class = format!("class-{}", number % 12);
+        let called = format!("dev-{number}");
+        model.devices.extend([device(
+            number,
+            &called,
+            1 + number % 3,
+            "port9",
+            [10, 32 + high, low, last],
+            &class,
+        )]);
+    }
+    for from in 0..12 {
+        use std::fmt::Write as _;
+        let _ = write!(
+            model.policy,
+            "[segment.s{from}]\nmatch = {{ label.class = \"class-{from}\" }}\n"
+        );
+    }
+    for from in 0..12 {
+        for to in 0..12 {
+            use std::fmt::Write as _;
+            let _ = write!(
+                model.policy,
+                "[rule.r{from}-{to}]\nfrom = \"s{from}\"\nto = \"s{to}\"\nservices = [\"dicom\"]\n"
+            );
+        }
+    }
+    let content = of(&model);
+    let pairs: u64 = content.reach.rules.iter().map(|rule| rule.clear_pairs).sum();
+    assert!(pairs > 300_000_000, "{pairs}");
+    let files = files(&content).unwrap();
+    let most = [
+        (names::REACH, 2_000_000),
+        (names::REACH_CSV, 2_000_000),
+        (names::REPORT, 2_000_000),
+        (names::INVENTORY_CSV, 10_000_000),
+    ];
+    for (name, most) in most {
+        assert!(files[name].len() < most, "{name} has {} bytes", files[name].len());
+    }
+    assert!(
+        String::from_utf8_lossy(&files[names::REPORT]).contains("more rows are in inventory.csv")
+    );
+}
