@@ -8,20 +8,27 @@ use std::path::{Path, PathBuf};
 use anteroom_controller_core::assets::{
     AssetList, MAX_ASSETS, MAX_LIST_LEN, Mds2, read_csv, read_fhir, read_mds2,
 };
-use calamine::{Data, Reader as _, Xlsx};
+use calamine::{Data, DataRef, Reader as _, Xlsx};
 
 use crate::archive::unpack;
 use crate::error::Error;
 
 /// Longest workbook that is read, unpacked, in bytes.
 const MAX_WORKBOOK: usize = 64 * 1024 * 1024;
-/// Most sheets of a workbook, and most rows, columns and cells of a sheet, that are looked at.
+/// Most sheets of a workbook, and most rows, columns and cells of a sheet, that are kept.
 const MAX_SHEETS: usize = 20;
 const MAX_ROWS: usize = 5_000;
 const MAX_COLUMNS: usize = 64;
 const MAX_CELLS: usize = 100_000;
+/// Longest text of a cell that is kept, in bytes: cells share texts, so that a small workbook can hold one long text many times.
+const MAX_CELL: usize = 4_096;
+/// Most bytes of text of a workbook's cells together.
+const MAX_TEXT: usize = 32 * 1024 * 1024;
 /// Most files that are read at once.
 const MAX_FILES: usize = 1_000;
+
+/// The rows of a workbook, by the names of its sheets.
+type Sheets = Vec<(String, Vec<Vec<String>>)>;
 
 /// What files held.
 #[derive(Debug, Default)]
@@ -91,7 +98,7 @@ pub(crate) fn bounded(path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// The rows of a workbook's sheets. Cells are read one by one, since a single cell in the last row and column would make a table of sixteen thousand million.
-fn workbook(path: &Path, bytes: Vec<u8>) -> Result<Vec<(String, Vec<Vec<String>>)>, Error> {
+fn workbook(path: &Path, bytes: Vec<u8>) -> Result<Sheets, Error> {
     unpack(&bytes, MAX_WORKBOOK).map_err(|error| Error::file(path, error))?;
     let broken = |error: &dyn std::fmt::Display| {
         Error::file(path, format!("it is no workbook that can be read: {error}"))
@@ -99,6 +106,7 @@ fn workbook(path: &Path, bytes: Vec<u8>) -> Result<Vec<(String, Vec<Vec<String>>
     let mut workbook = Xlsx::new(Cursor::new(bytes)).map_err(|error| broken(&error))?;
     let names: Vec<String> = workbook.sheet_names().into_iter().take(MAX_SHEETS).collect();
     let mut sheets = Vec::new();
+    let mut left = MAX_TEXT;
     for name in names {
         // A diagram has a sheet of its own, without cells.
         let Ok(mut cells) = workbook.worksheet_cells_reader(&name) else { continue };
@@ -107,14 +115,21 @@ fn workbook(path: &Path, bytes: Vec<u8>) -> Result<Vec<(String, Vec<Vec<String>>
         while let Some(cell) = cells.next_cell().map_err(|error| broken(&error))? {
             let (row, column) = cell.get_position();
             let (row, column) = (row as usize, column as usize);
-            let value = Data::from(cell.get_value().clone());
-            if column >= MAX_COLUMNS || matches!(value, Data::Empty) {
+            if column >= MAX_COLUMNS || matches!(cell.get_value(), DataRef::Empty) {
                 continue;
             }
             count += 1;
             if row >= MAX_ROWS || count > MAX_CELLS {
                 break;
             }
+            let value = match cell.get_value() {
+                DataRef::SharedString(text) => cut(text).to_owned(),
+                DataRef::String(text) => cut(text).to_owned(),
+                other => Data::from(other.clone()).to_string(),
+            };
+            left = left
+                .checked_sub(value.len())
+                .ok_or_else(|| Error::file(path, "its cells hold more text than any MDS2 form"))?;
             if rows.len() <= row {
                 rows.resize_with(row + 1, Vec::new);
             }
@@ -122,12 +137,17 @@ fn workbook(path: &Path, bytes: Vec<u8>) -> Result<Vec<(String, Vec<Vec<String>>
                 if line.len() <= column {
                     line.resize_with(column + 1, String::new);
                 }
-                line[column] = value.to_string();
+                line[column] = value;
             }
         }
         sheets.push((name, rows));
     }
     Ok(sheets)
+}
+
+/// The first [`MAX_CELL`] bytes of a text, at the end of a character.
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_CELL)]
 }
 
 #[cfg(test)]
@@ -144,6 +164,11 @@ mod tests {
                 format!("<row r=\"{row}\"><c r=\"{at}\" t=\"inlineStr\"><is><t>{text}</t></is></c></row>")
             })
             .collect();
+        workbook_of(&cells, "")
+    }
+
+    /// A workbook of one sheet with these cells, as XML, and one text that they may share.
+    fn workbook_of(cells: &str, shared: &str) -> Vec<u8> {
         let head = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>";
         let main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main";
         let office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships";
@@ -170,8 +195,12 @@ mod tests {
             (
                 "xl/_rels/workbook.xml.rels",
                 format!(
-                    "{head}<Relationships xmlns=\"{package}/relationships\"><Relationship Id=\"r1\" Type=\"{office}/worksheet\" Target=\"worksheets/sheet1.xml\"/></Relationships>"
+                    "{head}<Relationships xmlns=\"{package}/relationships\"><Relationship Id=\"r1\" Type=\"{office}/worksheet\" Target=\"worksheets/sheet1.xml\"/><Relationship Id=\"r2\" Type=\"{office}/sharedStrings\" Target=\"sharedStrings.xml\"/></Relationships>"
                 ),
+            ),
+            (
+                "xl/sharedStrings.xml",
+                format!("{head}<sst xmlns=\"{main}\"><si><t>{shared}</t></si></sst>"),
             ),
             (
                 "xl/worksheets/sheet1.xml",
@@ -240,6 +269,13 @@ mod tests {
         let zeros = vec![b' '; MAX_WORKBOOK + 1];
         let bomb = pack([("xl/workbook.xml", zeros.as_slice())]).unwrap();
         assert!(fails(&bomb).contains("unpacks to more than 67 MB"), "{} bytes", bomb.len());
+        // One long text that many cells show: tens of GB, if each had its own.
+        let cells: String = (1..=40_000)
+            .map(|row| format!("<row r=\"{row}\"><c r=\"A{row}\" t=\"s\"><v>0</v></c><c r=\"B{row}\" t=\"s\"><v>0</v></c></row>"))
+            .collect();
+        let long = "x".repeat(1_000_000);
+        let error = fails(&workbook_of(&cells, &long));
+        assert!(error.contains("more text than any MDS2 form"), "{error}");
         let missing = read(&["nowhere.csv".into()], &BTreeMap::new()).unwrap_err().to_string();
         assert!(missing.contains("nowhere.csv: can't read it"), "{missing}");
     }

@@ -304,6 +304,12 @@ impl AuthorityChain {
         }
     }
 
+    /// All documents, from the first to the newest.
+    #[must_use]
+    pub fn documents(&self) -> &[Verified<Authority>] {
+        &self.documents
+    }
+
     /// The document in force.
     #[must_use]
     pub fn newest(&self) -> &Verified<Authority> {

@@ -29,6 +29,9 @@ pub enum ExportCommand {
         /// Hash of the organisation's first authority document [default: the one that this machine trusts]
         #[arg(long, value_name = "HEX", value_parser = parse_certificate)]
         authority: Option<Hash>,
+        /// Take it although this machine knows that whoever signed it is no operator any more: you have asked when it was made
+        #[arg(long)]
+        former_operator: bool,
     },
 }
 

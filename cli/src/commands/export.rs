@@ -26,7 +26,7 @@ use super::audit;
 use super::device::unconfirmed;
 use super::holdings::Holdings;
 use super::learn::millis;
-use crate::archive::{MAX_FILES, pack, unpack};
+use crate::archive::{MAX_FILES, pack, unpack_exact};
 use crate::args::ExportCreate;
 use crate::change;
 use crate::error::{Error, Exit};
@@ -79,6 +79,13 @@ pub(super) fn create(
         Some(path) => {
             let files = read(path)?;
             let checked = check(path, &files, Some(remote.chain()), None)?;
+            if let Some(number) = checked.removed {
+                output.warn(format_args!(
+                    "{}: {} is no operator any more, by authority document {number}, and nothing but the bundle says that it was made before",
+                    path.display(),
+                    checked.signer
+                ))?;
+            }
             Some((checked, files))
         }
     };
@@ -275,7 +282,9 @@ fn read(path: &Path) -> Result<Files, Error> {
     if !path.is_dir() {
         let packed = take(path)?;
         let mut files = Files::new();
-        for (name, content) in unpack(&packed, MAX_LEN).map_err(|error| Error::file(path, error))? {
+        for (name, content) in
+            unpack_exact(&packed, MAX_LEN).map_err(|error| Error::file(path, error))?
+        {
             if files.insert(name.clone(), content).is_some() {
                 return Err(Error::file(
                     path,
@@ -310,8 +319,8 @@ struct Checked {
     chain: AuthorityChain,
     /// The name by which the authority documents know the signer.
     signer: String,
-    /// Whether the newest document that is known still names the signer.
-    still: bool,
+    /// The number of the first document that doesn't name the signer any more, as far as is known here.
+    removed: Option<u64>,
 }
 
 /// Checks a bundle against the chain that is known here, or against the pin that was given.
@@ -332,14 +341,14 @@ fn check(
         .map_err(|error| refuse(format!("{AUTHORITY}: {error}")))?;
     // Where both are of one organisation, neither chain may have left the other's way.
     let newer = match known.filter(|known| known.pin() == pin) {
-        Some(known) if known.check_replacement(&chain).is_ok() => &chain,
-        Some(known) if chain.check_replacement(known).is_ok() => known,
+        Some(known) if known.check_replacement(&chain).is_ok() => None,
+        Some(known) if chain.check_replacement(known).is_ok() => Some(known),
         Some(_) => {
             return Err(refuse(
                 "its authority documents aren't those that this machine has seen".into(),
             ));
         }
-        None => &chain,
+        None => None,
     };
     let signed = Signed::<Manifest>::from_bytes(file(MANIFEST)?.clone());
     // Who was an operator when the newest of the bundle's own documents was in force.
@@ -366,8 +375,19 @@ fn check(
         .newest()
         .operator(key)
         .map_or_else(|| key.fingerprint().to_string(), |operator| operator.name.to_string());
-    let still = newer.newest().operator(key).is_some();
-    Ok(Checked { manifest, signer, still, chain })
+    let later = newer.into_iter().flat_map(AuthorityChain::documents);
+    let mut later = later.filter(|document| document.number > manifest.authority);
+    let removal = later.find(|document| document.operator(key).is_none());
+    // The document that removed them names the newest root of that moment: nobody signed for a later one before it.
+    let root = removal.and_then(|document| document.root.as_ref());
+    if root.is_some_and(|root| (manifest.incarnation, manifest.revision) > root.place()) {
+        return Err(refuse(format!(
+            "{signer} signed it after they had ceased to be an operator: it is of revision {}, which came later",
+            manifest.revision
+        )));
+    }
+    let removed = removal.map(|document| document.number);
+    Ok(Checked { manifest, signer, removed, chain })
 }
 
 #[derive(Debug, Serialize)]
@@ -376,8 +396,8 @@ struct Verification {
     made_at: Moment,
     signer: String,
     signer_fingerprint: String,
-    /// Whether they still are an operator, as far as is known here.
-    signer_is_operator: bool,
+    /// The number of the authority document by which they ceased to be an operator, as far as is known here.
+    signer_removed: Option<u64>,
     organisation: String,
     authority: Hash,
     authority_document: u64,
@@ -395,6 +415,7 @@ struct Verification {
 pub(super) fn verify(
     path: &Path,
     pin: Option<Hash>,
+    former: bool,
     home: &Home,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
@@ -404,19 +425,26 @@ pub(super) fn verify(
     };
     let files = read(path)?;
     let checked = check(path, &files, known.as_ref(), pin)?;
-    if !checked.still {
-        output.warn(format_args!(
-            "{} isn't an operator any more, as this machine knows: ask whether they still were on the day that the bundle names",
+    if let Some(number) = checked.removed {
+        let gone = format!(
+            "{} is no operator any more, by authority document {number}, and nothing but the bundle says that it was made before",
             checked.signer
-        ))?;
+        );
+        if !former {
+            return Err(Error::Refused(format!(
+                "{}: {gone}: ask them and another operator, then add --former-operator",
+                path.display()
+            )));
+        }
+        output.warn(format_args!("{gone}"))?;
     }
-    let Checked { manifest, chain, signer, still } = checked;
+    let Checked { manifest, chain, signer, removed } = checked;
     let shown = Verification {
         bundle: path.display().to_string(),
         made_at: Moment(manifest.made_at),
         signer,
         signer_fingerprint: manifest.signer().fingerprint().to_string(),
-        signer_is_operator: still,
+        signer_removed: removed,
         organisation: manifest.organisation.to_string(),
         authority: chain.pin(),
         authority_document: manifest.authority,

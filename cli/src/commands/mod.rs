@@ -36,8 +36,8 @@ mod why;
 
 use self::enrol::Kind;
 use crate::args::{
-    ClientCommand, Command, ControllerCommand, DeviceCommand, ExportCommand, GatewayCommand, OperatorCommand,
-    RelayCommand,
+    ClientCommand, Command, ControllerCommand, DeviceCommand, ExportCommand, GatewayCommand,
+    OperatorCommand, RelayCommand,
 };
 use crate::error::{Error, Exit};
 use crate::home::Home;
@@ -129,8 +129,8 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
         Command::Mud(command) => mud::run(command, &mut open(home, output)?, output),
         Command::Export(command) => match command {
             ExportCommand::Create(args) => export::create(&args, &mut open(home, output)?, output),
-            ExportCommand::Verify { bundle, authority } => {
-                export::verify(&bundle, authority, home, output)
+            ExportCommand::Verify { bundle, authority, former_operator } => {
+                export::verify(&bundle, authority, former_operator, home, output)
             }
         },
         Command::Operator(command) => match command {

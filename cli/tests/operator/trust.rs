@@ -3,9 +3,13 @@
 
 use std::net::SocketAddr;
 
+use anteroom::archive;
+use anteroom::home::Home;
 use anteroom_controller::directory::Directory;
 use anteroom_controller::init::{InitOptions, init};
 use anteroom_controller::{restore, run};
+use anteroom_proto::cose::Signed;
+use anteroom_proto::export::Manifest;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::relay::code::RelayCode;
 use anteroom_proto::setup::SetupCode;
@@ -142,6 +146,54 @@ fn an_operator_is_added_works_and_is_removed() {
     }
     let ran = cat.run(&["audit", "verify"]).ok();
     assert!(ran.out.contains("each signed by an operator (ana, ben, cat)"), "{ran:#?}");
+    hospital.stop();
+}
+
+#[test]
+fn an_export_is_worth_what_its_signer_is() {
+    let mut hospital = Hospital::new();
+    hospital.gateway("imaging", 1);
+    let (ben, auditor) = (hospital.operator("ben"), Person::new());
+    let make = |name: &str| {
+        let path = ben.path(name).display().to_string();
+        let made = ben.run(&["--json", "export", "create", &path]).ok().json();
+        (path, made["authority"].as_str().unwrap().to_owned())
+    };
+    let (early, pin) = make("early.zip");
+    let ana = &hospital.ana;
+    ana.run(&["export", "verify", &early]).ok();
+    ben.run(&["gateway", "label", "imaging", "floor=2", "--yes", "--no-wait"]).ok();
+    let (late, _) = make("late.zip");
+    let remove = ["operator", "remove", "ben", "--reason", "left", "--confirm", "ben"];
+    ana.run(&remove).ok();
+    for bundle in [&early, &late] {
+        fails_with(&ana.run(&["export", "verify", bundle]), 4, "ben is no operator any more");
+        let ran = ana.run(&["export", "verify", bundle, "--former-operator"]).ok();
+        assert!(
+            ran.err.contains("nothing but the bundle says that it was made before"),
+            "{ran:#?}"
+        );
+    }
+    let since = ana.path("since").display().to_string();
+    let ran = ana.run(&["export", "create", &since, "--since", &early]).ok();
+    assert!(ran.err.contains("ben is no operator any more"), "{ran:#?}");
+    // Whoever has the hash alone can't know of the removal, and sees the day and the name.
+    let told = auditor.run(&["export", "verify", &early, "--authority", &pin]).ok().out;
+    assert!(told.contains("by ben ("), "{told}");
+    // Of a revision that came after his removal he can only have signed after it, whatever the day that he writes.
+    let early = std::fs::read(&early).unwrap();
+    let mut files = archive::unpack_exact(&early, 100_000_000).unwrap();
+    let (_, manifest) = files.iter_mut().find(|(name, _)| name == "manifest.cose").unwrap();
+    let signed = Signed::<Manifest>::from_bytes(manifest.clone());
+    let mut forged = Manifest::clone(&signed.verify_self_named().unwrap());
+    forged.revision += 10;
+    let key = Home::locate(Some(&ben.home())).unwrap().key().unwrap();
+    *manifest = Signed::sign(&forged, &key).as_bytes().to_vec();
+    let packed = files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
+    let forged = ben.path("forged.zip");
+    std::fs::write(&forged, archive::pack(packed).unwrap()).unwrap();
+    let ran = ana.run(&["export", "verify", forged.to_str().unwrap(), "--former-operator"]);
+    fails_with(&ran, 1, "after they had ceased to be an operator");
     hospital.stop();
 }
 

@@ -354,7 +354,7 @@ fn map(page: &mut String, content: &Content) {
 fn inventory(page: &mut String, inventory: &Inventory) {
     page.push_str("<h2 id=\"inventory\">Inventory</h2>\n");
     let rows = inventory.devices.iter().map(|device| {
-        let make = [device.label("vendor"), device.label("model")].join(" ");
+        let make = [device.said("vendor"), device.said("model")].join(" ");
         let class = match device.mode.as_str() {
             "enforce" => "tunnel",
             _ => "clear",
@@ -364,11 +364,12 @@ fn inventory(page: &mut String, inventory: &Inventory) {
         let held = if device.holds.is_empty() { &device.addresses } else { &device.holds };
         vec![
             text(&device.name),
-            dash(device.label("class")),
+            dash(device.said("class")),
             dash(make.trim()),
-            dash(device.label("owner")),
-            dash(device.label("location")),
-            dash(device.label("criticality")),
+            dash(device.said("owner")),
+            dash(device.said("location")),
+            dash(device.said("criticality")),
+            dash(device.said("sensitivity")),
             format!("<span class=\"{class}\">{}</span>{quarantined}", text(&device.mode)),
             format!("{} {}", text(&device.gateway), text(&device.port)),
             text(&device.mac),
@@ -388,6 +389,7 @@ fn inventory(page: &mut String, inventory: &Inventory) {
             "Owner",
             "Location",
             "Criticality",
+            "Data",
             "Mode",
             "Behind",
             "MAC",

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Observed, moment};
 use crate::model::{Device, Model};
 use crate::resolve::Resolved;
+use crate::surface::{self, Surfaces};
 
 /// Devices, clients and gateways.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub struct DeviceRow {
     pub name: String,
     /// What operators confirmed of it: class, vendor, owner and so on.
     pub labels: BTreeMap<String, String>,
+    /// Criticality, sensitivity, owner and location as they hold for it: by its own labels, or by its segments.
+    pub surface: BTreeMap<String, String>,
     /// Its mode.
     pub mode: String,
     /// The revision in which the mode became what it is.
@@ -109,21 +112,26 @@ pub struct UnconfirmedRow {
 }
 
 impl DeviceRow {
-    /// What a label says; nothing where it isn't set.
+    /// What a label says, or its segments where they may say it; nothing where it isn't set.
     #[must_use]
-    pub fn label(&self, name: &str) -> &str {
-        self.labels.get(name).map_or("", String::as_str)
+    pub fn said(&self, name: &str) -> &str {
+        self.surface.get(name).or_else(|| self.labels.get(name)).map_or("", String::as_str)
     }
 }
 
-pub(super) fn inventory(resolved: &Resolved, observed: &Observed) -> Inventory {
+pub(super) fn inventory(
+    resolved: &Resolved,
+    surfaces: &Surfaces,
+    observed: &Observed,
+) -> Inventory {
     let model = &resolved.model;
     let mut behind: BTreeMap<_, usize> = BTreeMap::new();
     for device in model.devices.values() {
         *behind.entry(device.attachment.gateway).or_default() += 1;
     }
+    let devices = model.devices.iter();
     let mut devices: Vec<DeviceRow> =
-        model.devices.iter().map(|(id, device)| row(resolved, *id, device, observed)).collect();
+        devices.map(|(id, device)| row(resolved, surfaces, *id, device, observed)).collect();
     devices.sort_by(|a, b| a.name.cmp(&b.name));
     let clients = model.clients.iter().map(|(id, client)| ClientRow {
         id: id.to_string(),
@@ -168,7 +176,21 @@ fn gateway_name(model: &Model, device: &Device) -> String {
     }
 }
 
-fn row(resolved: &Resolved, id: MemberId, device: &Device, observed: &Observed) -> DeviceRow {
+fn row(
+    resolved: &Resolved,
+    surfaces: &Surfaces,
+    id: MemberId,
+    device: &Device,
+    observed: &Observed,
+) -> DeviceRow {
+    let said = surfaces.member(id);
+    let surface = [
+        (surface::CRITICALITY, said.criticality().map(|word| word.to_string())),
+        (surface::SENSITIVITY, said.sensitivity().map(|word| word.to_string())),
+        (surface::OWNER, said.owner.as_ref().map(|said| said.value.clone())),
+        (surface::LOCATION, said.location.as_ref().map(|said| said.value.clone())),
+    ];
+    let surface = surface.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
     let sight = observed.devices.get(&id).cloned().unwrap_or_default();
     let address = |net: &ipnet::Ipv4Net| match net.prefix_len() {
         32 => net.addr().to_string(),
@@ -178,6 +200,7 @@ fn row(resolved: &Resolved, id: MemberId, device: &Device, observed: &Observed) 
         id: id.to_string(),
         name: device.name.to_string(),
         labels: labels(&device.labels),
+        surface: surface.collect(),
         mode: device.mode.to_string(),
         mode_since: device.mode_since,
         quarantined: device.quarantined,

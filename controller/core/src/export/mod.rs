@@ -18,6 +18,7 @@ use crate::history::History;
 use crate::map::Map;
 use crate::resolve::Resolved;
 use crate::stale::Stale;
+use crate::surface::Surfaces;
 
 mod difference;
 mod html;
@@ -133,10 +134,18 @@ pub fn content(
     now: UnixMillis,
 ) -> Content {
     let everything = |_: &crate::history::Edge| true;
+    let surfaces = Surfaces::of(resolved);
     Content {
         stamp,
-        inventory: inventory::inventory(resolved, observed),
-        map: crate::map::map(resolved, history, crate::map::Grain::Class, since, &everything),
+        inventory: inventory::inventory(resolved, &surfaces, observed),
+        map: crate::map::map(
+            resolved,
+            &surfaces,
+            history,
+            crate::map::Grain::Class,
+            since,
+            &everything,
+        ),
         reach: reach::reach(resolved, history, now),
         review: crate::stale::stale(resolved, history, since, now),
         difference: None,

@@ -15,6 +15,7 @@ pub(super) fn inventory(inventory: &Inventory) -> String {
         "OWNER",
         "LOCATION",
         "CRITICALITY",
+        "SENSITIVITY",
         "MODE",
         "QUARANTINED",
         "SITE",
@@ -33,10 +34,11 @@ pub(super) fn inventory(inventory: &Inventory) -> String {
         "ID",
     ];
     let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
-    let known = ["class", "vendor", "model", "serial", "owner", "location", "criticality"];
+    let known =
+        ["class", "vendor", "model", "serial", "owner", "location", "criticality", "sensitivity"];
     let devices = inventory.devices.iter().map(|device| {
         let mut row = vec![device.name.clone(), "confirmed".to_owned()];
-        row.extend(known.iter().map(|label| device.label(label).to_owned()));
+        row.extend(known.iter().map(|label| device.said(label).to_owned()));
         let others = device.labels.iter().filter(|(key, _)| !known.contains(&key.as_str()));
         let others: Vec<String> = others.map(|(key, value)| format!("{key}={value}")).collect();
         row.extend([
@@ -64,20 +66,20 @@ pub(super) fn inventory(inventory: &Inventory) -> String {
         let mut row = vec![String::new(); columns];
         row[0].clone_from(&client.name);
         row[1] = "client".into();
-        row[11].clone_from(&client.site);
-        row[16].clone_from(&client.address);
-        row[18] = client.segments.join(" ");
-        row[24].clone_from(&client.id);
+        row[12].clone_from(&client.site);
+        row[17].clone_from(&client.address);
+        row[19] = client.segments.join(" ");
+        row[25].clone_from(&client.id);
         row
     });
     let unconfirmed = inventory.unconfirmed.iter().map(|one| {
         let mut row = vec![String::new(); columns];
         row[1] = "not confirmed".into();
-        row[12].clone_from(&one.gateway);
-        row[13].clone_from(&one.port);
-        row[15].clone_from(&one.mac);
-        row[16] = one.addresses.join(" ");
-        row[22].clone_from(&one.last_seen);
+        row[13].clone_from(&one.gateway);
+        row[14].clone_from(&one.port);
+        row[16].clone_from(&one.mac);
+        row[17] = one.addresses.join(" ");
+        row[23].clone_from(&one.last_seen);
         row
     });
     csv(&headers, devices.chain(clients).chain(unconfirmed))

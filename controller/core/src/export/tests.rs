@@ -153,7 +153,7 @@ fn what_differs_from_an_earlier_bundle_is_told() {
         })
         .collect();
     let has = |wanted: &str| {
-        assert!(lines.iter().any(|line| line.contains(wanted)), "{wanted}: {lines:#?}")
+        assert!(lines.iter().any(|line| line.contains(wanted)), "{wanted}: {lines:#?}");
     };
     has("device ct-1 mode: ");
     has("device ct-1 label owner: - -> Radiology");
