@@ -7,9 +7,14 @@
 //!
 //! A trait weighs the more the fewer names have it: `ln((n + 1) / (names that have it + 0.5))` of `n` names, half of that where no
 //! name has it. `precision` is what share of the weight of a device's own traits the name has, `recall` what share of the weight of the name's
-//! traits the device has, and the likeness their harmonic mean. It is believed from [`NEAR`] on, with a weight that
-//! rises with it; what is farther from everything known is like nothing known. Names that are nearly as near as the nearest ([`LEAD`]) have a
-//! say too: a field is claimed only where all of them have the same value.
+//! traits the device has, and the likeness their harmonic mean.
+//!
+//! # How near is near enough
+//!
+//! Siblings of a maker share software, so what is near in one family is far in another. Each name therefore demands what its own
+//! observations show: the likeness of each to all others of the name, passing over one in ten, and five percent less ([`Like::near`]).
+//! What is farther from everything known is like nothing known. The weight of what is believed rises with the likeness. Names that are nearly as
+//! near as the nearest ([`LEAD`]) have a say too: a field is claimed only where all of them have the same value.
 //!
 //! A device that states another product than all that was seen of a name, in a place where at least half of them stated theirs, isn't of that name
 //! however much else is alike: a maker's next model shares its software.
@@ -30,10 +35,20 @@ use crate::policy::key;
 
 /// Most traits of one name.
 pub const MAX_TRAITS: usize = 256;
-/// From which likeness on it is believed.
-pub const NEAR: f64 = 0.5;
+/// The least likeness that any name believes, in percent.
+pub const NEAR: u8 = 50;
+/// The most that any name demands, in percent.
+const NEAREST: u8 = 90;
+/// What a name demands that was seen too seldom to tell how much its observations differ, in percent.
+pub(super) const FEW: u8 = 60;
+/// From how many observations on they tell how much they differ.
+const TELLING: usize = 4;
+/// One of so many observations may be odd.
+const ODD: usize = 10;
+/// By how much a device may be farther off than what was seen, in percent.
+const SLACK: u8 = 5;
 /// By how much one name must be nearer than another for the other to have no say.
-pub const LEAD: f64 = 0.08;
+pub const LEAD: f64 = 0.12;
 /// Ports from here on are chosen anew each time.
 const DYNAMIC: u16 = 32768;
 /// Traits that fewer observations than this share, in percent, aren't written down.
@@ -56,6 +71,8 @@ pub struct Like {
     pub fields: BTreeMap<Field, String>,
     /// How many observations it was learnt from.
     pub seen: u32,
+    /// From which likeness on a device is of this name, in percent: as near as most of its observations are to its others.
+    pub near: u8,
     /// Traits, and in how many of a hundred observations each was.
     pub traits: BTreeMap<String, u8>,
 }
@@ -93,31 +110,76 @@ pub struct Example {
     pub observation: Observation,
 }
 
+/// What was seen of one name, before it is made a [`Like`].
+#[derive(Debug, Default)]
+struct Seen {
+    fields: BTreeMap<Field, String>,
+    observations: Vec<BTreeSet<String>>,
+}
+
+impl Seen {
+    /// What its observations have in common, but for one of them.
+    fn like(&self, but: Option<usize>) -> Like {
+        let mut counts: BTreeMap<&String, usize> = BTreeMap::new();
+        let kept = self.observations.iter().enumerate().filter(|(at, _)| Some(*at) != but);
+        for found in kept.flat_map(|(_, traits)| traits) {
+            *counts.entry(found).or_default() += 1;
+        }
+        let seen = self.observations.len() - usize::from(but.is_some());
+        let share = |count: usize| u8::try_from(count * 100 / seen.max(1)).unwrap_or(100);
+        let mut traits: Vec<(u8, &String)> =
+            counts.into_iter().map(|(found, count)| (share(count), found)).collect();
+        traits.retain(|(share, _)| *share >= FEWEST);
+        traits.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+        traits.truncate(MAX_TRAITS);
+        Like {
+            fields: self.fields.clone(),
+            seen: u32::try_from(seen).unwrap_or(u32::MAX),
+            near: NEAR,
+            traits: traits.into_iter().map(|(share, found)| (found.clone(), share)).collect(),
+        }
+    }
+
+    /// How near most observations are to the others, in percent.
+    fn near(&self, known: &Likes) -> u8 {
+        if self.observations.len() < TELLING {
+            return FEW;
+        }
+        let each = self.observations.iter().enumerate();
+        let mut near: Vec<f64> =
+            each.map(|(at, traits)| known.likeness(traits, &self.like(Some(at)))).collect();
+        near.sort_by(f64::total_cmp);
+        let most = near.get(near.len() / ODD).copied().unwrap_or_default();
+        ((most * 100.0) as u8).saturating_sub(SLACK).clamp(NEAR, NEAREST)
+    }
+}
+
 /// Learns likenesses. Of examples with one name the fields of the first count.
 #[must_use]
 pub fn learn(examples: &[Example]) -> BTreeMap<Name, Like> {
-    let mut likes: BTreeMap<Name, (Like, BTreeMap<String, u32>)> = BTreeMap::new();
+    let mut seen: BTreeMap<Name, Seen> = BTreeMap::new();
     for example in examples {
-        let (like, counts) = likes.entry(example.name.clone()).or_default();
-        if like.seen == 0 {
-            like.fields = example.fields.clone();
+        let traits = traits(&example.observation);
+        if traits.is_empty() {
+            continue;
         }
-        like.seen += 1;
-        for found in traits(&example.observation) {
-            *counts.entry(found).or_default() += 1;
+        let of_name = seen.entry(example.name.clone()).or_default();
+        if of_name.observations.is_empty() {
+            of_name.fields = example.fields.clone();
+        }
+        of_name.observations.push(traits);
+    }
+    let mut known = Likes::default();
+    known.extend(seen.iter().map(|(name, seen)| (name.clone(), seen.like(None))).collect());
+    let near: BTreeMap<Name, u8> =
+        seen.into_iter().map(|(name, seen)| (name, seen.near(&known))).collect();
+    let mut likes = known.by_name;
+    for (name, near) in near {
+        if let Some(like) = likes.get_mut(&name) {
+            like.near = near;
         }
     }
-    let finish = |(name, (mut like, counts)): (Name, (Like, BTreeMap<String, u32>))| {
-        let share = |count: u32| u8::try_from(count * 100 / like.seen).unwrap_or(100);
-        let mut traits: Vec<(u8, String)> =
-            counts.into_iter().map(|(found, count)| (share(count), found)).collect();
-        traits.retain(|(share, _)| *share >= FEWEST);
-        traits.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-        traits.truncate(MAX_TRAITS);
-        like.traits = traits.into_iter().map(|(share, found)| (found, share)).collect();
-        (name, like)
-    };
-    likes.into_iter().map(finish).filter(|(_, like)| !like.traits.is_empty()).collect()
+    likes
 }
 
 /// Likenesses as a file of rules has them.
@@ -131,7 +193,13 @@ pub fn write(likes: &BTreeMap<Name, Like>) -> String {
         for (field, value) in &like.fields {
             let _ = writeln!(text, "{field} = {}", Value::from(value.as_str()));
         }
-        let _ = write!(text, "seen = {}\n[like.{}.traits]\n", like.seen, key(name));
+        let _ = write!(
+            text,
+            "seen = {}\nnear = {}\n[like.{}.traits]\n",
+            like.seen,
+            like.near,
+            key(name)
+        );
         let mut traits: Vec<_> = like.traits.iter().collect();
         traits.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
         for (found, share) in traits {
@@ -172,24 +240,33 @@ impl Likes {
         }
     }
 
+    /// How near a device with these traits is to a name, 0 to 1.
+    fn likeness(&self, traits: &BTreeSet<String>, like: &Like) -> f64 {
+        let own: f64 = traits.iter().map(|found| self.weight(found)).sum();
+        let (mut hit, mut whole, mut both) = (0.0, 0.0, 0.0);
+        for (found, share) in &like.traits {
+            let (share, weight) = (f64::from(*share) / 100.0, self.weight(found));
+            whole += weight * share;
+            if traits.contains(found) {
+                hit += weight * share;
+                both += weight;
+            }
+        }
+        if hit <= 0.0 {
+            return 0.0;
+        }
+        let (precision, recall) = (both / own, hit / whole);
+        2.0 * precision * recall / (precision + recall)
+    }
+
     /// How near an observation is to each name, the nearest first.
     pub(super) fn near(&self, observation: &Observation) -> Vec<(f64, &Name, &Like)> {
         let traits = traits(observation);
-        let own: f64 = traits.iter().map(|found| self.weight(found)).sum();
         let mut near: Vec<(f64, &Name, &Like)> = Vec::new();
         for (name, like) in &self.by_name {
-            let (mut hit, mut whole, mut both) = (0.0, 0.0, 0.0);
-            for (found, share) in &like.traits {
-                let (share, weight) = (f64::from(*share) / 100.0, self.weight(found));
-                whole += weight * share;
-                if traits.contains(found) {
-                    hit += weight * share;
-                    both += weight;
-                }
-            }
-            if hit > 0.0 && !like.is_denied_by(&traits) {
-                let (precision, recall) = (both / own, hit / whole);
-                near.push((2.0 * precision * recall / (precision + recall), name, like));
+            let likeness = self.likeness(&traits, like);
+            if likeness > 0.0 && !like.is_denied_by(&traits) {
+                near.push((likeness, name, like));
             }
         }
         near.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
@@ -202,7 +279,9 @@ impl Likes {
             return;
         }
         let near = self.near(observation);
-        let Some((best, name, like)) = near.first().filter(|(score, ..)| *score >= NEAR) else {
+        let enough =
+            |(score, _, like): &&(f64, &Name, &Like)| score * 100.0 >= f64::from(like.near);
+        let Some((best, name, like)) = near.first().filter(enough) else {
             return;
         };
         let close: Vec<&Like> = near
@@ -215,6 +294,7 @@ impl Likes {
             common.iter().filter(|found| like.traits.contains_key(*found)).collect();
         common.sort_by(|a, b| self.weight(b).total_cmp(&self.weight(a)).then_with(|| a.cmp(b)));
         let shown: Vec<&str> = common.iter().take(3).map(|found| found.as_str()).collect();
+        let beyond = (best - f64::from(NEAR) / 100.0) / (1.0 - f64::from(NEAR) / 100.0);
         for (field, value) in &like.fields {
             if close.iter().any(|other| other.fields.get(field) != Some(value)) {
                 continue;
@@ -224,7 +304,7 @@ impl Likes {
                 value: value.clone(),
                 evidence: Evidence {
                     // From 55 where it is only just believed to 95 where all is alike.
-                    weight: (55.0 + 40.0 * (best - NEAR) / (1.0 - NEAR)).clamp(1.0, 95.0) as u8,
+                    weight: (55.0 + 40.0 * beyond).clamp(1.0, 95.0) as u8,
                     source: "likeness".into(),
                     seen: format!("{:.0} % alike, as in {}", best * 100.0, shown.join(", ")),
                     rule: format!("like {name}"),
@@ -388,6 +468,42 @@ mod tests {
         known.points(&between.observation, &mut points);
         let claimed: Vec<_> = points.iter().map(|point| (point.field, &point.value[..])).collect();
         assert_eq!(claimed, [(Field::Class, "pump")]);
+    }
+
+    /// Names whose observations are all alike demand more of a stranger than those whose observations differ.
+    #[test]
+    fn each_name_demands_what_its_own_observations_show() {
+        use HintKind as K;
+        const ALL: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+        let asks = |name: &str, hosts: &[&str]| {
+            let hosts: Vec<(HintKind, &str)> =
+                hosts.iter().map(|host| (K::DnsQuery, *host)).collect();
+            example(name, &hosts)
+        };
+        let mut examples: Vec<Example> = (0..6).map(|_| asks("steady", &ALL)).collect();
+        examples.extend((0..6).map(|left_out| {
+            let hosts = ["u", "v", "w", "x", "y", "z"];
+            let kept: Vec<&str> = (0..6)
+                .filter(|at| *at != left_out && *at != (left_out + 1) % 6)
+                .map(|at| hosts[at])
+                .collect();
+            asks("moody", &kept)
+        }));
+        examples.extend((0..2).map(|_| asks("rare", &["r", "s"])));
+        let likes = learn(&examples);
+        let near = |name: &str| likes[&name.parse::<Name>().unwrap()].near;
+        assert_eq!((near("steady"), near("rare")), (NEAREST, FEW));
+        assert!((NEAR..NEAREST).contains(&near("moody")), "{}", near("moody"));
+        let mut known = Likes::default();
+        known.extend(likes);
+        let claims = |hosts: &[&str]| {
+            let mut points = Vec::new();
+            known.points(&asks("x", hosts).observation, &mut points);
+            points.len()
+        };
+        assert_eq!(claims(&ALL), 2);
+        assert_eq!(claims(&ALL[..4]), 0, "a sibling has most of it");
+        assert_eq!(claims(&["u", "v", "w", "x"]), 2, "as far off as others of its own");
     }
 
     /// A maker's next model has the software of the one before, and says that it is another.

@@ -332,11 +332,12 @@ fn maker(reader: &mut Reader<'_>, entry: &Entry<'_>) -> Maker {
 }
 
 fn like(reader: &mut Reader<'_>, entry: &Entry<'_>) -> Option<Like> {
-    let mut known = vec!["seen", "traits"];
+    let mut known = vec!["seen", "near", "traits"];
     known.extend(Field::ALL.map(Field::word));
     reader.only(entry, &known);
     let fields: BTreeMap<Field, String> = fields(reader, entry).into_iter().collect();
     let seen = entry.table.get("seen").and_then(Item::as_integer).unwrap_or(1);
+    let near = percent(reader, entry, "near", 1..=100).unwrap_or(learnt::FEW);
     let item = reader.required(entry, "traits", "{ \"dhcp.hostname=ct\" = 100 }")?;
     let Some(table) = item.as_table_like() else {
         reader.wrong_type(entry, "traits", item, "{ \"dhcp.hostname=ct\" = 100 }");
@@ -349,7 +350,7 @@ fn like(reader: &mut Reader<'_>, entry: &Entry<'_>) -> Option<Like> {
         reader.problem(entry.position, &entry.path, message);
         return None;
     }
-    Some(Like { fields, seen: u32::try_from(seen).unwrap_or(1).max(1), traits })
+    Some(Like { fields, seen: u32::try_from(seen).unwrap_or(1).max(1), near, traits })
 }
 
 fn traits(reader: &mut Reader<'_>, entry: &Entry<'_>) -> BTreeMap<String, u8> {

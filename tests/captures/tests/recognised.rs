@@ -1,0 +1,121 @@
+//! Devices of real captures are recognised, and strangers aren't taken for somebody else.
+
+use std::path::{Path, PathBuf};
+
+use anteroom_captures::measure::{self, Tally, sum};
+use anteroom_captures::{Session, load, observe};
+use anteroom_controller_core::classify::{Claims, Field, Rulebook};
+
+/// Where the captures lie, beside the repository. None, said in a line, where they aren't there.
+fn folder() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traffic");
+    let folder = std::env::var_os("ANTEROOM_TRAFFIC").map_or(folder, PathBuf::from);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("passed over: there are no captures in {}", folder.display());
+    None
+}
+
+fn sessions() -> Option<Vec<Session>> {
+    Some(load(&folder()?.join("iot-setup")).expect("captures of devices"))
+}
+
+/// What the station with this address is taken for in a capture.
+fn claims(folder: &Path, name: &str, mac: &str) -> Claims {
+    let bytes = std::fs::read(folder.join(name)).expect("a capture");
+    let seen = observe(&bytes).expect("a capture of Ethernet");
+    let mac = mac.parse().expect("an Ethernet address");
+    Rulebook::shipped().classify(seen.get(&mac).expect("a station of the capture"))
+}
+
+#[track_caller]
+fn has_roles(claims: &Claims, wanted: &[&str]) {
+    for role in wanted {
+        let found = claims.roles().any(|claim| claim.value == *role);
+        assert!(found, "no role {role} among {claims:#?}");
+    }
+}
+
+/// The share of `tally` in percent.
+fn percent(part: usize, tally: Tally) -> usize {
+    part * 100 / tally.all().max(1)
+}
+
+#[test]
+fn kinds_that_were_learnt_are_found_again_in_other_sessions() {
+    let Some(sessions) = sessions() else { return };
+    let rules = Rulebook::shipped();
+    for seed in 1..=3 {
+        let (train, test) = measure::split(&sessions, seed);
+        let table = measure::kinds(&measure::learnt(&train, &rules), &test);
+        let all = sum(&table);
+        // Two kinds of plugs differ in nothing that they show; the rest is what can be found.
+        assert!(percent(all.right, all) >= 85, "seed {seed}: {table:#?}");
+        assert!(percent(all.wrong, all) <= 3, "seed {seed}: {table:#?}");
+        let named = all.right + all.wrong;
+        assert!(all.right * 100 >= named * 95, "seed {seed}: {table:#?}");
+    }
+}
+
+#[test]
+fn kinds_that_were_never_seen_are_mostly_unknown() {
+    let Some(sessions) = sessions() else { return };
+    let table = measure::strangers(&sessions, &Rulebook::shipped());
+    let all = sum(&table);
+    assert_eq!(all.right, 0);
+    assert!(percent(all.unknown, all) >= 90, "{table:#?}");
+}
+
+#[test]
+fn what_rules_say_of_things_is_right_or_unknown() {
+    let Some(sessions) = sessions() else { return };
+    let rules = Rulebook::shipped();
+    let test: Vec<&Session> = sessions.iter().collect();
+    for field in [Field::Class, Field::Make, Field::Model] {
+        let table = measure::field(&rules, &test, field);
+        let all = sum(&table);
+        assert!(percent(all.wrong, all) <= 5, "{field}: {table:#?}");
+    }
+    // What states its name is known by rules alone.
+    let classes = measure::field(&rules, &test, Field::Class);
+    for kind in ["D-LinkCam", "D-LinkSiren", "TP-LinkPlugHS110", "HueSwitch", "WeMoLink"] {
+        assert_eq!((classes[kind].wrong, classes[kind].unknown), (0, 0), "{kind}: {classes:#?}");
+    }
+}
+
+#[test]
+fn medical_and_industrial_programs_have_the_roles_that_they_play() {
+    let Some(folder) = folder() else { return };
+    let here = "00:00:00:00:00:00";
+    let archive = claims(&folder, "medical/dicom-orthanc.pcap", here);
+    has_roles(&archive, &["dicom-scp", "dicom-scu"]);
+    let mixed = claims(&folder, "medical/mixed-peers.pcap", here);
+    // Modbus isn't looked for at the port that it has there.
+    has_roles(
+        &mixed,
+        &["dicom-scp", "dicom-scu", "hl7-sender", "hl7-receiver", "opcua-server", "ftp-server"],
+    );
+    let provider = claims(&folder, "medical/sdc-wsdiscovery.pcap", here);
+    has_roles(&provider, &["sdc-provider"]);
+    // Its program writes it without the umlaut.
+    assert_eq!(provider.value(Field::Make), "Draeger", "{provider:#?}");
+
+    let plc = claims(&folder, "ot/modicon.pcap", "00:00:54:14:f2:4f");
+    has_roles(&plc, &["modbus-server", "ftp-server", "web-server"]);
+    assert_eq!(plc.value(Field::Class), "industrial-controller", "{plc:#?}");
+    assert_eq!(plc.value(Field::Make), "Schneider Electric", "{plc:#?}");
+    let asks = claims(&folder, "ot/modicon.pcap", "00:50:56:b3:bd:bd");
+    has_roles(&asks, &["modbus-client"]);
+    assert_eq!(asks.value(Field::Make), "unknown", "a virtual machine's interface: {asks:#?}");
+    let building = claims(&folder, "ot/bacnet_example.pcap", "d4:6a:6a:56:98:17");
+    has_roles(&building, &["bacnet-device"]);
+    assert_eq!(building.value(Field::Make), "unknown", "of many makers: {building:#?}");
+
+    let xp = claims(&folder, "legacy/winxp.pcap", "00:0c:29:5a:cf:2e");
+    assert_eq!(xp.value(Field::Os), "Windows XP", "{xp:#?}");
+    has_roles(&xp, &["file-server", "remote-screen"]);
+    let agent = claims(&folder, "legacy/snmpwalk.pcap", "04:01:3a:ef:d2:01");
+    has_roles(&agent, &["snmp-agent"]);
+    assert_eq!(agent.value(Field::Os), "Linux", "{agent:#?}");
+}
