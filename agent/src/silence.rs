@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 
-use anteroom_proto::key::IdentityKey;
+use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_transport::endpoint::TransportError;
 use anteroom_transport::link::{Carrier, Connection, Link, Traffic};
 use anteroom_transport::tls::Protocol;
@@ -32,6 +32,15 @@ const MANY: u32 = 6;
 /// second question would be late.
 const AGAIN: Duration = Duration::from_millis(500);
 const TRY: Duration = Duration::from_secs(2);
+/// Tries that are [`AGAIN`] apart. Each one more waits twice as long as the one before, up to [`RAREST`], until QUIC was fine
+/// for [`LASTS`]: a network, or a busy relay, that answers now and then has no TCP dialled for ever.
+const QUICK: u32 = 4;
+const RAREST: Duration = Duration::from_secs(60);
+const LASTS: Duration = Duration::from_secs(60);
+/// How long a connection over TCP is kept that came when QUIC answered again, and how long QUIC must have been fine before it
+/// is said to owe nothing any more.
+const KEPT: Duration = Duration::from_secs(3);
+const STEADY: Duration = Duration::from_secs(2);
 /// How soon TCP has to be there for its way to have been open all the time.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
@@ -119,36 +128,121 @@ impl Watch {
     }
 }
 
+/// When TCP may be tried, from one doubt to the next. No clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Pace {
+    /// Tries since QUIC was last fine for [`LASTS`].
+    tries: u32,
+    next: Option<Instant>,
+    /// Since when QUIC answers.
+    fine: Option<Instant>,
+}
+
+impl Pace {
+    fn may_try(&self, now: Instant) -> bool {
+        self.next.is_none_or(|next| now >= next)
+    }
+
+    /// It is tried. What is between this and the next differs by `who` tries, so that gateways of one network part.
+    fn note_try(&mut self, who: PublicKey, now: Instant) {
+        let doublings = self.tries.saturating_sub(QUICK - 1).min(16);
+        let pause = (AGAIN * (1 << doublings)).min(RAREST);
+        let bytes = who.as_bytes();
+        let share = bytes.get(self.tries as usize % bytes.len()).copied().unwrap_or_default();
+        self.next = Some(now + pause + pause * u32::from(share) / 1_024);
+        self.tries = self.tries.saturating_add(1);
+    }
+
+    fn note_failed(&mut self, now: Instant) {
+        self.next = self.next.max(Some(now + AGAIN));
+    }
+
+    /// How long QUIC has been fine, as of now.
+    fn note(&mut self, fine: bool, now: Instant) -> Duration {
+        if !fine {
+            self.fine = None;
+            return Duration::ZERO;
+        }
+        let lasts = now.saturating_duration_since(*self.fine.get_or_insert(now));
+        if lasts >= LASTS {
+            (self.tries, self.next) = (0, None);
+        }
+        lasts
+    }
+}
+
+/// What is told of a connection's answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Answers begin to be missing.
+    Owes,
+    /// They come again, or nobody looks any more.
+    OwesNothing,
+    /// One came that was waited for.
+    Answered,
+}
+
+/// Tells of answers that are missing, and that they are no more, also when it goes: nobody would say so later.
+pub(crate) struct Owing<T: Fn(Word)> {
+    tell: T,
+    owes: bool,
+}
+
+impl<T: Fn(Word)> Owing<T> {
+    fn set(&mut self, owes: bool) {
+        if std::mem::replace(&mut self.owes, owes) != owes {
+            (self.tell)(if owes { Word::Owes } else { Word::OwesNothing });
+        }
+    }
+}
+
+impl<T: Fn(Word)> Drop for Owing<T> {
+    fn drop(&mut self) {
+        self.set(false);
+    }
+}
+
 /// A connection over TCP that may take the place of one over QUIC.
-pub(crate) struct Fallen {
+pub(crate) struct Fallen<T: Fn(Word)> {
     pub(crate) link: Link,
     pub(crate) address: SocketAddr,
     /// Whether TCP got through as soon as it was tried, so that the network wasn't gone.
     pub(crate) at_once: bool,
+    /// As long as it is held the one over QUIC is said to owe answers.
+    pub(crate) owing: Owing<T>,
+}
+
+/// A connection over TCP, once it is there.
+struct Made {
+    link: Link,
+    at: Instant,
+    at_once: bool,
 }
 
 type Dialing<'a> = Pin<Box<dyn Future<Output = Result<Link, TransportError>> + Send + 'a>>;
 
 /// A connection over TCP to where `held` leads over QUIC, once nothing gets through that and TCP does. Never, where `held` is over
-/// TCP already. `ask` sends something that wants an answer. `doubt` is told when answers begin to be missing, and when they
-/// come again.
-pub(crate) async fn over_tcp(
+/// TCP already. `ask` sends something that wants an answer. `tell` is told when answers begin to be missing, and when they
+/// come again. `pace` is for all that is done of this kind for one connection.
+pub(crate) async fn over_tcp<T: Fn(Word)>(
     held: &Connection,
     identity: &IdentityKey,
     protocol: Protocol,
+    pace: &mut Pace,
     ask: impl Fn(),
-    doubt: impl Fn(bool),
-) -> Fallen {
+    tell: T,
+) -> Fallen<T> {
     let (Carrier::Quic, Some(key)) = (held.carrier(), held.peer_key()) else {
         return std::future::pending().await;
     };
     let (address, keys) = (held.remote_address(), [key]);
+    let mut owing = Owing { tell, owes: false };
     let mut watch = Watch::new(held.traffic());
     let (mut doubts, mut state) = (egress::doubts(), State::Fine);
     let mut dialing: Option<Dialing<'_>> = None;
-    let mut made: Option<(Link, bool)> = None;
-    // When TCP was first tried, how often it has failed since, and when it may be tried again.
-    let (mut tried, mut failures, mut next) = (None::<Instant>, 0_u32, Instant::now());
+    let mut made: Option<Made> = None;
+    // When TCP was first tried in this doubt, and how often it has failed since.
+    let (mut tried, mut failures) = (None::<Instant>, 0_u32);
     loop {
         tokio::select! {
             () = sleep(watch.pause()) => {}
@@ -156,20 +250,24 @@ pub(crate) async fn over_tcp(
                 if changed.is_err() {
                     return std::future::pending().await;
                 }
+                // What was answered before this question says nothing of it.
+                let now = Instant::now();
+                watch.look(held.traffic(), held.rtt(), now);
                 ask();
-                watch.note_asked(Instant::now());
+                watch.note_asked(now);
             }
             dialed = of(&mut dialing) => {
                 dialing = None;
-                let now = Instant::now();
+                let at = Instant::now();
                 match dialed {
                     Ok(link) => {
-                        let at_once = tried.is_some_and(|at| now - at <= AT_ONCE + held.rtt() * 3);
-                        made = Some((link, at_once && failures == 0));
+                        let at_once = tried.is_some_and(|tried| at - tried <= AT_ONCE + held.rtt() * 3);
+                        made = Some(Made { link, at, at_once: at_once && failures == 0 });
                     }
                     Err(error) => {
                         debug!("QUIC is silent, and TCP doesn't get through either: {error}");
-                        (failures, next) = (failures + 1, now + AGAIN);
+                        failures += 1;
+                        pace.note_failed(at);
                     }
                 }
             }
@@ -177,15 +275,25 @@ pub(crate) async fn over_tcp(
         let now = Instant::now();
         let before = std::mem::replace(&mut state, watch.look(held.traffic(), held.rtt(), now));
         let doubtful = state >= State::Doubtful;
-        if doubtful != (before >= State::Doubtful) {
-            doubt(doubtful);
+        let fine = pace.note(!doubtful, now);
+        if doubtful {
+            owing.set(true);
+        } else if fine >= STEADY {
+            owing.set(false);
+        }
+        if before != State::Fine && state == State::Fine {
+            (owing.tell)(Word::Answered);
+        }
+        let useless = |made: &mut Made| {
+            made.link.connection().close_reason().is_some() || (!doubtful && now - made.at >= KEPT)
+        };
+        if let Some(made) = made.take_if(useless) {
+            tokio::spawn(made.link.close(""));
         }
         if !doubtful {
             (dialing, tried, failures) = (None, None, 0);
-            if let Some((link, _)) = made.take() {
-                tokio::spawn(link.close(""));
-            }
-        } else if dialing.is_none() && made.is_none() && now >= next {
+        } else if dialing.is_none() && made.is_none() && pace.may_try(now) {
+            pace.note_try(identity.public(), now);
             tried.get_or_insert(now);
             let patience = if failures < 2 { TRY } else { dial::ANSWER };
             dialing = Some(Box::pin(async move {
@@ -199,9 +307,9 @@ pub(crate) async fn over_tcp(
             watch.note_asked(now);
         }
         if state == State::Silent
-            && let Some((link, at_once)) = made.take()
+            && let Some(Made { link, at_once, .. }) = made.take()
         {
-            return Fallen { link, address, at_once };
+            return Fallen { link, address, at_once, owing };
         }
     }
 }
@@ -216,7 +324,14 @@ async fn of(dialing: &mut Option<Dialing<'_>>) -> Result<Link, TransportError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use anteroom_transport::endpoint;
+    use anteroom_transport::tcp::Acceptor;
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::testkit::Front;
 
     /// A connection over a network of a kind, looked at as [`over_tcp`] does it.
     struct Try {
@@ -341,5 +456,140 @@ mod tests {
             assert_eq!(watch.look(Traffic::default(), Duration::ZERO, at), State::Fine);
             assert!(!watch.is_due(at) && watch.pause() == IDLE);
         }
+    }
+
+    /// A connection over QUIC that is cut, and TCP beside it that answers.
+    struct Cut {
+        front: Front,
+        server: IdentityKey,
+        identity: IdentityKey,
+        held: Link,
+        _endpoint: quinn::Endpoint,
+        _theirs: quinn::Connection,
+        words: Mutex<Vec<Word>>,
+    }
+
+    impl Cut {
+        async fn new() -> Self {
+            let [server, identity] = [50, 51].map(|seed| IdentityKey::from_seed(&[seed; 32]));
+            let any = "127.0.0.1:0".parse().unwrap();
+            let endpoint = endpoint::listen_for(any, &server, &[Protocol::Relay]).unwrap();
+            let front = Front::new(endpoint.local_addr().unwrap());
+            let keys = [server.public()];
+            let (held, theirs) = tokio::join!(
+                dial::over(Carrier::Quic, front.address, &identity, &keys, Protocol::Relay),
+                async { endpoint.accept().await.unwrap().await.unwrap() }
+            );
+            let held = held.unwrap();
+            Self {
+                front,
+                server,
+                identity,
+                held,
+                _endpoint: endpoint,
+                _theirs: theirs,
+                words: Mutex::default(),
+            }
+        }
+
+        async fn until_owing(&self) {
+            while !self.words.lock().unwrap().contains(&Word::Owes) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+
+        fn last(&self) -> Option<Word> {
+            self.words.lock().unwrap().last().copied()
+        }
+    }
+
+    #[tokio::test]
+    async fn who_looks_no_more_says_that_nothing_is_owed() {
+        let cut = Cut::new().await;
+        let held = cut.held.connection();
+        let ask = || assert_eq!(held.send_datagram(vec![0; 8].into()), Ok(()));
+        let tell = |word| cut.words.lock().unwrap().push(word);
+        let mut pace = Pace::default();
+        cut.front.cut();
+        {
+            // Nobody accepts over TCP, so that this goes on until it is dropped.
+            let looking = over_tcp(held, &cut.identity, Protocol::Relay, &mut pace, ask, tell);
+            tokio::select! {
+                _ = looking => panic!("TCP got through"),
+                () = cut.until_owing() => {}
+            }
+        }
+        assert_eq!(cut.last(), Some(Word::OwesNothing));
+        assert!(pace.tries >= 1, "{pace:?}");
+
+        cut.words.lock().unwrap().clear();
+        let acceptor = Acceptor::new(&cut.server, &[Protocol::Relay]).unwrap();
+        let accepting = async {
+            let mut accepted = Vec::new();
+            loop {
+                let (stream, _) = cut.front.listener.accept().await.unwrap();
+                accepted.push(acceptor.accept(stream).await);
+            }
+        };
+        let looking = over_tcp(held, &cut.identity, Protocol::Relay, &mut pace, ask, tell);
+        let fallen = tokio::select! {
+            fallen = looking => fallen,
+            () = accepting => unreachable!(),
+        };
+        assert_eq!(cut.last(), Some(Word::Owes), "until it is seen whether TCP is greeted");
+        drop(fallen);
+        assert_eq!(cut.last(), Some(Word::OwesNothing));
+    }
+
+    proptest! {
+        #[test]
+        fn tcp_is_dialled_a_few_hundred_times_an_hour_at_most_however_answers_come(
+            pattern in prop::collection::vec((1_u64..80_000, 1_u64..20_000, any::<bool>()), 1..8),
+            seed: u8,
+        ) {
+            let who = IdentityKey::from_seed(&[seed; 32]).public();
+            let (begun, mut pace, mut tries) = (Instant::now(), Pace::default(), 0);
+            let mut now = begun;
+            'hour: loop {
+                for (fine, doubtful, refused) in &pattern {
+                    for (is_fine, millis) in [(true, fine), (false, doubtful)] {
+                        let until = now + Duration::from_millis(*millis);
+                        while now < until {
+                            pace.note(is_fine, now);
+                            if !is_fine && pace.may_try(now) {
+                                pace.note_try(who, now);
+                                tries += 1;
+                                if *refused {
+                                    pace.note_failed(now);
+                                }
+                            }
+                            now += ASK.min(until - now);
+                        }
+                    }
+                    if now - begun >= HOUR {
+                        break 'hour;
+                    }
+                }
+            }
+            prop_assert!(tries <= 480, "{tries}");
+        }
+    }
+
+    #[test]
+    fn the_first_doubt_after_a_good_minute_has_tcp_tried_at_once() {
+        let who = IdentityKey::from_seed(&[1; 32]).public();
+        let (mut pace, mut now) = (Pace::default(), Instant::now());
+        for _ in 0..20 {
+            assert!(pace.may_try(now));
+            pace.note_try(who, now);
+            now = pace.next.unwrap();
+        }
+        pace.note(true, now);
+        pace.note_try(who, now);
+        assert!(!pace.may_try(now + RAREST - AGAIN), "{pace:?}");
+        pace.note(true, now + LASTS);
+        assert!(pace.may_try(now + LASTS));
+        pace.note_try(who, now + LASTS);
+        assert!(pace.may_try(now + LASTS + 2 * AGAIN));
     }
 }

@@ -250,12 +250,13 @@ impl<P: Plane> Client<P> {
         // A report that goes before its time asks whether anything gets through.
         let ask = Notify::new();
         let looking = async {
+            let mut pace = silence::Pace::default();
             loop {
                 let (held, protocol) = (link.connection(), Protocol::Control);
                 let asks = || ask.notify_one();
                 let better = tokio::select! {
                     (link, address) = again.quic(held, &identity, protocol, &moved) => (link, address, None),
-                    fallen = silence::over_tcp(held, &identity, protocol, asks, |_| {}) => {
+                    fallen = silence::over_tcp(held, &identity, protocol, &mut pace, asks, |_| {}) => {
                         (fallen.link, fallen.address, Some(fallen.at_once))
                     }
                 };

@@ -345,6 +345,7 @@ impl Link {
     /// has got one. Where it isn't greeted, packets go on as before.
     async fn change(&self, shared: &Shared, again: &mut Again) -> Better {
         let mut tries = *again;
+        let mut pace = silence::Pace::default();
         let moves = tokio::sync::Mutex::new(egress::moves());
         loop {
             let moved = || async {
@@ -353,12 +354,13 @@ impl Link {
             };
             let (key, protocol) = (self.who.key(), Protocol::Relay);
             let ask = || shared.ask(ARE_YOU_THERE);
-            let doubt = |doubtful| self.table.doubted(self.id, doubtful);
-            let (better, key, fell) = tokio::select! {
-                (better, key) = self.renewed(shared) => (better, key, None),
-                (better, _) = tries.quic(&shared.connection, &key, protocol, moved) => (better, key.clone(), None),
-                fallen = silence::over_tcp(&shared.connection, &key, protocol, ask, doubt) => {
-                    (fallen.link, key.clone(), Some(fallen.at_once))
+            let tell = |word| self.table.heard(self.id, word);
+            // It owes answers until it is seen what becomes of the other.
+            let (better, key, fell, _owing) = tokio::select! {
+                (better, key) = self.renewed(shared) => (better, key, None, None),
+                (better, _) = tries.quic(&shared.connection, &key, protocol, moved) => (better, key.clone(), None, None),
+                fallen = silence::over_tcp(&shared.connection, &key, protocol, &mut pace, ask, tell) => {
+                    (fallen.link, key.clone(), Some(fallen.at_once), Some(fallen.owing))
                 }
             };
             // Nothing that is sent by a silent one arrives: packets wait for the other from now on.

@@ -11,11 +11,12 @@ use anteroom_proto::key::PublicKey;
 use anteroom_transport::egress;
 use anteroom_transport::link::Carrier;
 use tokio::sync::{Notify, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Place, RelayStatus};
 use crate::dataplane::Handle;
 use crate::dataplane::relayed::{Inlet, Outgoing, queues};
+use crate::silence::Word;
 
 /// By how much a round trip differs at the least, an eighth of itself aside, before anybody is told. It never stands still, and
 /// each change is told to the data plane, to whoever asks, and to the controller.
@@ -30,13 +31,32 @@ struct Entry {
     /// Longest packet for each peer that is there now.
     rooms: HashMap<GatewayId, u16>,
     round_trip: Duration,
-    /// Whether it owes answers, so that others come before it.
-    doubtful: bool,
+    /// Since when it owes answers, so that others come before it.
+    doubted: Option<Instant>,
+    /// When it last gave one that was waited for.
+    answered: Option<Instant>,
 }
 
 impl Entry {
     fn new(status: RelayStatus) -> Self {
-        Self { status, rooms: HashMap::new(), round_trip: Duration::MAX, doubtful: false }
+        Self {
+            status,
+            rooms: HashMap::new(),
+            round_trip: Duration::MAX,
+            doubted: None,
+            answered: None,
+        }
+    }
+
+    /// It said welcome.
+    fn greeted(&mut self, carrier: Carrier) {
+        (self.doubted, self.answered) = (None, Some(Instant::now()));
+        self.status.over_tcp = carrier == Carrier::Tcp;
+    }
+
+    /// Whether it is known to answer after others began not to. Over TCP nobody asks.
+    fn answers_since(&self, at: Instant) -> bool {
+        self.doubted.is_none() && (self.status.over_tcp || self.answered > Some(at))
     }
 }
 
@@ -114,9 +134,8 @@ impl Table {
         let (into, outgoing) = queues();
         self.handle.open_relay(id, into).await.ok()?;
         self.with(id, |entry| {
-            entry.doubtful = false;
+            entry.greeted(carrier);
             entry.status.connected = true;
-            entry.status.over_tcp = carrier == Carrier::Tcp;
             entry.status.last_error = None;
         });
         Some((outgoing, self.handle.inlet()))
@@ -130,18 +149,20 @@ impl Table {
 
     /// A relay said welcome on another connection, which has the place of the one before.
     pub(super) fn carried(&self, id: RelayId, carrier: Carrier) {
-        self.with(id, |entry| {
-            entry.doubtful = false;
-            entry.status.over_tcp = carrier == Carrier::Tcp;
-        });
+        self.with(id, |entry| entry.greeted(carrier));
     }
 
-    /// A relay owes answers, or has given them: peers are reached by others meanwhile that don't.
-    pub(super) fn doubted(&self, id: RelayId, doubtful: bool) {
-        if doubtful {
+    /// A relay owes answers, or has given them: peers are reached by others meanwhile that give them. All are asked at once.
+    pub(super) fn heard(&self, id: RelayId, word: Word) {
+        let now = Instant::now();
+        self.with(id, |entry| match word {
+            Word::Owes => entry.doubted = Some(now),
+            Word::OwesNothing => entry.doubted = None,
+            Word::Answered => entry.answered = Some(now),
+        });
+        if word == Word::Owes {
             egress::doubt();
         }
-        self.with(id, |entry| entry.doubtful = doubtful);
     }
 
     /// The connection ended.
@@ -227,17 +248,25 @@ fn differs(before: Duration, now: Duration) -> bool {
     now.abs_diff(before) > NOTABLE.max(before / 8)
 }
 
-/// By which relays each gateway is reached, nearest first, behind QUIC to the gateway itself. Those that owe answers only where
-/// there is no other.
+/// By which relays each gateway is reached, nearest first, behind QUIC to the gateway itself. Those that owe answers come last,
+/// and not at all once another has answered since: before that nobody knows whether it is any better.
 fn paths(entries: &BTreeMap<RelayId, Entry>) -> HashMap<GatewayId, Vec<RelayPath>> {
     let mut relays: Vec<_> = entries.iter().collect();
-    relays.sort_by_key(|(id, entry)| (!id.is_direct(), entry.doubtful, entry.round_trip, **id));
+    relays.sort_by_key(|(id, entry)| {
+        (!id.is_direct(), entry.doubted.is_some(), entry.round_trip, **id)
+    });
     let mut paths: HashMap<GatewayId, Vec<RelayPath>> = HashMap::new();
-    for (relay, entry) in relays {
+    for (relay, entry) in &relays {
         for (gateway, room) in &entry.rooms {
-            let path = paths.entry(*gateway).or_default();
-            if !entry.doubtful || path.iter().all(|path| path.relay.is_direct()) {
-                path.push(RelayPath { relay: *relay, room: *room });
+            let is_outdone = entry.doubted.is_some_and(|since| {
+                let mut others = relays.iter().filter(|(id, _)| !id.is_direct());
+                others.any(|(_, other)| {
+                    other.rooms.contains_key(gateway) && other.answers_since(since)
+                })
+            });
+            if !is_outdone {
+                let path = RelayPath { relay: **relay, room: *room };
+                paths.entry(*gateway).or_default().push(path);
             }
         }
     }
@@ -302,16 +331,34 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_that_owes_answers_is_taken_only_where_all_do() {
+    fn a_relay_that_owes_answers_comes_last_until_another_has_answered_since() {
         let relays = [(0, 1), (1, 20), (2, 30)];
         let relays = relays.map(|(id, millis)| (RelayId(id), entry(millis, &[(1, 1_150)])));
         let mut relays = BTreeMap::from(relays);
-        let mut after = |doubted: u16| {
-            relays.get_mut(&RelayId(doubted)).unwrap().doubtful = true;
+        let begun = Instant::now();
+        let mut after = |id: u16, seconds: u64, word: Word| {
+            let one = relays.get_mut(&RelayId(id)).unwrap();
+            let at = Some(begun + Duration::from_secs(seconds));
+            match word {
+                Word::Owes => one.doubted = at,
+                Word::OwesNothing => one.doubted = None,
+                Word::Answered => one.answered = at,
+            }
             order(&relays, 1).iter().map(|(relay, _)| *relay).collect::<Vec<_>>()
         };
-        assert_eq!(after(0), [1, 2]);
-        assert_eq!(after(1), [2]);
-        assert_eq!(after(2), [0]);
+        // Nobody knows yet whether the others are any better: packets stay where they are.
+        assert_eq!(after(1, 1, Word::Answered), [0, 1, 2]);
+        assert_eq!(after(0, 2, Word::Owes), [1, 2, 0]);
+        assert_eq!(after(2, 3, Word::Answered), [1, 2]);
+        assert_eq!(after(2, 4, Word::Owes), [1, 0, 2]);
+        assert_eq!(after(1, 5, Word::Owes), [0, 1, 2]);
+        // One that answers again is only taken once it does so steadily.
+        assert_eq!(after(0, 6, Word::Answered), [0, 1, 2]);
+        assert_eq!(after(0, 8, Word::OwesNothing), [0]);
+        // Over TCP nothing is owed.
+        relays.get_mut(&RelayId(0)).unwrap().answered = None;
+        assert_eq!(order(&relays, 1).len(), 3);
+        relays.get_mut(&RelayId(0)).unwrap().status.over_tcp = true;
+        assert_eq!(order(&relays, 1), [(0, 1_150)]);
     }
 }
