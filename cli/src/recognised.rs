@@ -9,6 +9,7 @@ use anteroom_controller_core::classify::{
 use anteroom_controller_core::decide::Party;
 use anteroom_controller_core::history::History;
 use anteroom_controller_core::model::{Attachment, Device, Model};
+use anteroom_proto::api::{HintsQuery, RecordedHint};
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::inventory::Hint;
 use anteroom_proto::mac::MacAddr;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use crate::change::ChangeError;
 use crate::error::Error;
 use crate::home::Home;
+use crate::remote::Remote;
 
 /// Where Debian's package `ieee-data` has the IEEE's lists of Ethernet addresses.
 const LISTS: &str = "/usr/share/ieee-data";
@@ -27,6 +29,10 @@ const LIST_NAMES: [&str; 3] = ["oui.txt", "mam.txt", "oui36.txt"];
 const OWN: &str = "rules";
 /// Most files of own rules.
 const MOST_FILES: usize = 64;
+/// Hints of one page.
+const PAGE: u32 = 10_000;
+/// Most hints that are read, whatever a controller serves.
+const MOST_HINTS: usize = 2_000_000;
 
 /// What devices are recognised by, on this machine.
 #[derive(Debug)]
@@ -112,40 +118,63 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
 pub struct Recognised {
     book: Book,
     talks: Conversations,
-    /// By gateway, address and VLAN.
-    hints: BTreeMap<(GatewayId, MacAddr, Option<u16>), Vec<Hint>>,
+    /// Of confirmed devices: what was seen before they moved behind another gateway stays theirs.
+    of_members: BTreeMap<MemberId, Vec<Hint>>,
+    /// Of what nobody confirmed, by gateway, address and VLAN.
+    of_strangers: BTreeMap<(GatewayId, MacAddr, Option<u16>), Vec<Hint>>,
 }
 
 impl Recognised {
-    /// With this history of flows, where there is one.
+    /// With this history of flows, where there is one, and no hints.
     #[must_use]
     pub fn new(book: Book, history: Option<&History>) -> Self {
         let talks = history.map(Conversations::of).unwrap_or_default();
-        Self { book, talks, hints: BTreeMap::new() }
+        Self { book, talks, of_members: BTreeMap::new(), of_strangers: BTreeMap::new() }
     }
 
-    /// Adds what a gateway read of whatever is at a place.
-    pub fn add_hints(
-        &mut self,
-        gateway: GatewayId,
-        mac: MacAddr,
-        vlan: Option<u16>,
-        hints: impl IntoIterator<Item = Hint>,
-    ) {
-        self.hints.entry((gateway, mac, vlan)).or_default().extend(hints);
+    /// By the rules of this machine, with what the controller keeps of hints, and with this history of flows, where there is one.
+    ///
+    /// # Errors
+    /// When own rules have problems or the controller can't be reached.
+    pub fn load(remote: &mut Remote, history: Option<&History>) -> Result<Self, Error> {
+        let mut recognised = Self::new(Book::load(remote.home())?, history);
+        let mut query = HintsQuery { after: None, limit: Some(PAGE) };
+        let mut room = MOST_HINTS;
+        while let Some(page) = remote.hints_page(&query)? {
+            room = room.saturating_sub(page.hints.len());
+            page.hints.into_iter().for_each(|hint| recognised.add(hint));
+            query.after = page.next;
+            if query.after.is_none() || room == 0 {
+                break;
+            }
+        }
+        Ok(recognised)
     }
 
-    /// What gateways read of whatever is at a place.
+    /// Adds what a gateway read of a device.
+    pub fn add(&mut self, recorded: RecordedHint) {
+        let RecordedHint { gateway, mac, vlan, member, kind, value, first, last, .. } = recorded;
+        let known = match member {
+            Some(id) => self.of_members.entry(id).or_default(),
+            None => self.of_strangers.entry((gateway, mac, vlan)).or_default(),
+        };
+        known.push(Hint { kind, value, first, last });
+    }
+
+    /// What gateways read of a confirmed device, or of whatever else is at a place.
     #[must_use]
-    pub fn hints(&self, place: &Attachment) -> &[Hint] {
-        let place = (place.gateway, place.mac, place.vlan);
-        self.hints.get(&place).map(Vec::as_slice).unwrap_or_default()
+    pub fn hints(&self, place: &Attachment, id: Option<MemberId>) -> &[Hint] {
+        let known = match id {
+            Some(id) => self.of_members.get(&id),
+            None => self.of_strangers.get(&(place.gateway, place.mac, place.vlan)),
+        };
+        known.map(Vec::as_slice).unwrap_or_default()
     }
 
     /// What was seen of whatever is at a place.
     #[must_use]
     pub fn observation(&self, place: &Attachment, id: Option<MemberId>) -> Observation {
-        let mut observation = Observation::new(Some(place.mac), self.hints(place));
+        let mut observation = Observation::new(Some(place.mac), self.hints(place, id));
         if let Some(id) = id {
             self.talks.add_to(Party::Member(id), &mut observation);
         }
@@ -309,6 +338,7 @@ pub fn is(
 #[cfg(test)]
 mod tests {
     use anteroom_proto::inventory::HintKind;
+    use anteroom_proto::time::UnixMillis;
 
     use super::*;
 
@@ -371,5 +401,38 @@ mod tests {
         assert!(!asked("class=unknown") && !asked("class=ct"));
         let none = super::rows(&Claims::default());
         assert_eq!(short(&none), "unknown");
+    }
+
+    #[test]
+    fn hints_of_a_confirmed_device_stay_with_it_at_another_gateway() {
+        let mac: MacAddr = "02:00:00:00:01:0a".parse().unwrap();
+        let (here, there, id) = (
+            GatewayId::from_bytes([1; GatewayId::LEN]),
+            GatewayId::from_bytes([2; GatewayId::LEN]),
+            MemberId::from_bytes([3; MemberId::LEN]),
+        );
+        let said = |gateway, member, value: &str| RecordedHint {
+            gateway,
+            port: "lan".parse().unwrap(),
+            mac,
+            vlan: None,
+            member,
+            kind: HintKind::DhcpHostname,
+            value: value.into(),
+            first: UnixMillis(1),
+            last: UnixMillis(2),
+        };
+        let book = Book { rules: Rulebook::shipped(), files: Vec::new() };
+        let mut recognised = Recognised::new(book, None);
+        recognised.add(said(here, Some(id), "DCS-935L"));
+        recognised.add(said(there, None, "WS-30"));
+        let place = Attachment { gateway: there, port: "lan".parse().unwrap(), vlan: None, mac };
+        let values = |id| -> Vec<&str> {
+            recognised.hints(&place, id).iter().map(|hint| hint.value.as_str()).collect()
+        };
+        assert_eq!(values(Some(id)), ["DCS-935L"]);
+        assert_eq!(values(None), ["WS-30"]);
+        let classes = recognised.observation(&place, Some(id));
+        assert_eq!(recognised.book.rules.classify(&classes).value(Field::Class), "camera");
     }
 }

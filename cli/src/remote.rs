@@ -1,9 +1,9 @@
 //! The controller as an operator works with it: logged in, with the authority chain followed.
 
 use anteroom_proto::api::{
-    AuditEntry, AuditQuery, AuthorityUpdate, Challenge, Edge, EdgeQuery, GatewayStatus,
-    HistoryPage, HistoryQuery, Login, LoginRequest, NewInvite, OfflineBypass, PendingGateway,
-    Progress, Restored, RevisionInfo, Session, SightingRecord, paths,
+    AuditEntry, AuditQuery, AuthorityUpdate, Challenge, Edge, EdgeQuery, GatewayStatus, HintsPage,
+    HintsQuery, HistoryPage, HistoryQuery, Login, LoginRequest, NewInvite, OfflineBypass,
+    PendingGateway, Progress, Restored, RevisionInfo, Session, SightingRecord, paths,
 };
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
@@ -261,6 +261,17 @@ impl Remote {
     /// As the controller or the way to it has it.
     pub fn history_page(&mut self, query: &HistoryQuery) -> Result<Option<HistoryPage>, Error> {
         match self.with_token(|client, token| client.get(paths::HISTORY, query, Some(token))) {
+            Err(Error::Client(error)) if error.has_status(404) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// A page of what devices let be seen of themselves; none where the controller is older and keeps nothing of it.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn hints_page(&mut self, query: &HintsQuery) -> Result<Option<HintsPage>, Error> {
+        match self.with_token(|client, token| client.get(paths::HINTS, query, Some(token))) {
             Err(Error::Client(error)) if error.has_status(404) => Ok(None),
             other => other.map(Some),
         }

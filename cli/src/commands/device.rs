@@ -27,9 +27,7 @@ use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{facts, join, table};
 use crate::output::time::{Moment, ago, now};
-use crate::recognised::{
-    Book, FieldRow, Recognised, explained, is as has_field, rows as rows_of, short,
-};
+use crate::recognised::{FieldRow, Recognised, explained, is as has_field, rows as rows_of, short};
 use crate::recorded::{Reader, each};
 use crate::remote::Remote;
 
@@ -123,16 +121,15 @@ fn judged(
     model: &Model,
     remote: &mut Remote,
 ) -> Result<(BTreeMap<MemberId, Coverage>, Recognised), Error> {
-    let book = Book::load(remote.home())?;
     let Ok(resolved) = Resolved::new(model) else {
-        return Ok((BTreeMap::new(), Recognised::new(book, None)));
+        return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
     };
     let mut reader = Reader::new(&resolved);
     if each(remote, &mut |edge| reader.take(&edge))?.is_none() {
-        return Ok((BTreeMap::new(), Recognised::new(book, None)));
+        return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
     }
     let coverages = coverage(&resolved, &reader.history, &Demand::default(), now());
-    Ok((coverages, Recognised::new(book, Some(&reader.history))))
+    Ok((coverages, Recognised::load(remote, Some(&reader.history))?))
 }
 
 /// Whether `record` is a sighting of `device` where it was confirmed.
@@ -492,7 +489,7 @@ pub(super) fn show(
     });
     let detail = DeviceDetail {
         row: DeviceRow { coverage, claims, ..row },
-        hints: recognised.hints(&device.attachment).iter().map(HintRow::new).collect(),
+        hints: recognised.hints(&device.attachment, Some(id)).iter().map(HintRow::new).collect(),
         blast_radius,
         flows: edges.iter().map(|edge| FlowRow::new(edge, &known)).collect(),
     };

@@ -21,7 +21,7 @@ use crate::home::Home;
 use crate::output::Output;
 use crate::output::table::{facts, join};
 use crate::output::time::{ago, now};
-use crate::recognised::{Book, Recognised, rows, short};
+use crate::recognised::{Recognised, rows, short};
 use crate::remote::Remote;
 
 /// `anteroom device confirm`.
@@ -36,7 +36,7 @@ pub(super) fn confirm(
     let record = choose(&args, &model, &sightings, &names)?;
     let sighting = &record.sighting;
     let mut device = device_of(&args, record);
-    let recognised = Recognised::new(Book::load(remote.home())?, None);
+    let recognised = Recognised::load(remote, None)?;
     let claims = recognised.stranger(&device.attachment);
     let proposed = proposals(&claims, &device);
     if args.recognised {

@@ -24,7 +24,7 @@ use crate::home::write_new;
 use crate::output::Output;
 use crate::output::table::{count, table};
 use crate::output::time::{Moment, ago};
-use crate::recognised::{Book, Recognised};
+use crate::recognised::Recognised;
 use crate::recorded::Recorded;
 use crate::remote::Remote;
 
@@ -92,8 +92,7 @@ pub(super) fn suggest(
                 .into(),
         ));
     };
-    let book = Book::load(remote.home())?;
-    let recognised = Recognised::new(book, Some(&recorded.history)).sure_classes(&model);
+    let recognised = Recognised::load(remote, Some(&recorded.history))?.sure_classes(&model);
     let mut found = learn(&recorded.resolved, &recorded.history, &recognised, &Options::default())
         .map_err(ChangeError::from)?;
     let text = std::mem::take(&mut found.text);

@@ -81,7 +81,7 @@ pub(super) fn learn(
 ) -> Result<Exit, Error> {
     let model = change::fetch(remote)?.model;
     let recorded = Recorded::load(remote, Resolved::new(&model).map_err(ChangeError::from)?)?;
-    let recognised = Recognised::new(Book::load(remote.home())?, Some(&recorded.history));
+    let recognised = Recognised::load(remote, Some(&recorded.history))?;
     let examples: Vec<Example> = model
         .devices
         .iter()
