@@ -29,7 +29,7 @@ use anteroom_proto::key::IdentityKey;
 use anteroom_proto::rekey::RekeyOrder;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{Applied, PortInfo, Reachable, Rotate};
-use anteroom_proto::view::{Floor, KnownKeys};
+use anteroom_proto::view::{Floor, KnownKeys, View};
 use anteroom_transport::egress;
 use anteroom_transport::link::Carrier;
 use serde::{Deserialize, Serialize};
@@ -135,6 +135,8 @@ pub(crate) struct Client<P> {
     keys: KnownKeys,
     chain: Option<AuthorityChain>,
     floor: Floor,
+    /// The view in force.
+    view: Option<Arc<View>>,
     /// What was acknowledged last.
     applied: Option<Applied>,
     boot: BootId,
@@ -201,6 +203,7 @@ impl<P: Plane> Client<P> {
             rekey_later: None,
             chain,
             floor,
+            view,
             applied,
             boot,
             clock,

@@ -19,6 +19,7 @@ mod silence;
 pub mod slice;
 pub mod state;
 mod text;
+mod trial;
 
 #[cfg(test)]
 mod testkit;

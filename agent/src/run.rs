@@ -5,6 +5,7 @@
 
 mod answers;
 mod gate;
+mod trials;
 mod upkeep;
 
 use std::net::IpAddr;
@@ -34,6 +35,7 @@ use crate::plane::Plane;
 use crate::relay::{self, Known, Who};
 use crate::slice;
 use crate::state::{Enrolled, Enrolment, Held, StateDir};
+use crate::trial;
 use answers::Answers;
 use gate::{Gate, Opener};
 
@@ -148,6 +150,10 @@ impl Run {
         let enrolment = held.enrolled.as_ref().map(|enrolled| enrolled.enrolment.clone());
         let orders = Orders::load(state, enrolment);
         gate.set_bypasses(orders.loaded(&Machine::look())).await?;
+        let view = held.enrolled.as_ref().and_then(|enrolled| enrolled.view.clone());
+        let wall = control::system_time().max(floor.time);
+        let trials = trial::restore(trials::load(state), view.as_deref(), &Machine::look(), wall);
+        gate.restore_trials(trials);
         if held.closed {
             if config.host.is_none() {
                 for warning in net::ports::shut(config).await? {
@@ -166,7 +172,6 @@ impl Run {
                 );
             }
         } else {
-            let view = held.enrolled.as_ref().and_then(|enrolled| enrolled.view.clone());
             let revision = view.as_ref().map(|view| view.revision);
             let opened = gate.open(view).await.context("the data plane doesn't start")?;
             for warning in opened {
@@ -256,6 +261,7 @@ impl Run {
             }
         });
         let saving = tokio::spawn(upkeep::save_learned(gate.clone(), state.clone(), learned));
+        let trying = tokio::spawn(trials::keep(gate.clone(), state.clone(), Vec::new()));
         let next = tokio::select! {
             ended = &mut control => match ended {
                 Ok(Ok(())) => Ok(Next::Stop),
@@ -276,6 +282,7 @@ impl Run {
             }
         };
         saving.abort();
+        trying.abort();
         keeping_pass.abort();
         upkeep::save_now(&gate, &state).await;
         gate.shutdown().await;

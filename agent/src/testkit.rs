@@ -181,6 +181,8 @@ pub(crate) fn intent(gateway: GatewayId, mode: Mode) -> Intent {
             prefix_len: Some(24),
             router: None,
             on_failure: OnFailure::Default,
+            rollout: anteroom_proto::rollout::Rollout::default(),
+            two_person: false,
         }],
         members: Vec::new(),
         peers: Vec::new(),

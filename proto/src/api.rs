@@ -20,6 +20,7 @@ use crate::invite::{IdentityClaim, Invite};
 use crate::key::{Hash, PublicKey};
 use crate::name::Name;
 use crate::rekey::{RekeyOffer, RekeyOrder};
+use crate::rollout::TrialReport;
 use crate::time::UnixMillis;
 use crate::v1::PortInfo;
 use crate::v1::telemetry::{FileBypass, RelayUse, Sighting, TunnelState};
@@ -361,6 +362,9 @@ pub struct GatewayStatus {
     pub alarms: Vec<Alarm>,
     /// Bypasses in force there that were loaded from files.
     pub bypasses: Vec<FileBypass>,
+    /// Devices there that are enforced on trial, or were.
+    #[serde(default)]
+    pub trials: Vec<TrialReport>,
     /// The identity key that its connection of now has proved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<PublicKey>,

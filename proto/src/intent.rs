@@ -16,6 +16,7 @@ use crate::key::{Hash, PublicKey, TunnelPublicKey};
 use crate::mac::MacAddr;
 use crate::mode::Mode;
 use crate::name::Name;
+use crate::rollout::Rollout;
 use crate::service::PortMatch;
 use crate::time::UnixMillis;
 
@@ -120,6 +121,12 @@ pub struct Device {
     pub router: Option<Router>,
     /// What happens when this gateway's agent dies.
     pub on_failure: OnFailure,
+    /// How it came to be enforced. Its own gateway alone needs to know.
+    #[serde(default, skip_serializing_if = "Rollout::is_plain")]
+    pub rollout: Rollout,
+    /// Whether it is enforced only if two operators have approved of it: see [`crate::approval`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub two_person: bool,
 }
 
 /// A device's next hop.

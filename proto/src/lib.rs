@@ -3,8 +3,8 @@
 //! Four layers, none of which does I/O or reads a clock:
 //!
 //! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`],
-//!   [`alarm`], [`rhythm`], [`inventory`];
-//! - signed documents: [`authority`], [`invite`], [`binding`], [`rekey`], [`intent`], [`operation`], put together
+//!   [`alarm`], [`rhythm`], [`inventory`], [`rollout`];
+//! - signed documents: [`authority`], [`invite`], [`binding`], [`rekey`], [`approval`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
 //! - messages: [`v1`] between agent and controller (CBOR), [`relay`] between agent and relay, [`api`] between operators and controller (JSON);
@@ -15,6 +15,7 @@
 pub mod address;
 pub mod alarm;
 pub mod api;
+pub mod approval;
 pub mod authority;
 pub mod binding;
 pub mod bypass;
@@ -39,6 +40,7 @@ pub mod rekey;
 pub mod relay;
 pub mod request;
 pub mod rhythm;
+pub mod rollout;
 pub mod service;
 pub mod setup;
 pub mod tcp;

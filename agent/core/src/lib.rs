@@ -38,5 +38,6 @@ pub mod size;
 mod station;
 mod table;
 pub mod target;
+pub mod trial;
 pub mod vnet;
 pub mod wire;

@@ -11,6 +11,7 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
 use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::rollout::TrialReport;
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
@@ -40,6 +41,8 @@ pub struct EngineReport {
     pub alarms: Vec<Alarm>,
     /// Bypasses in force that were loaded from files.
     pub bypasses: Vec<FileBypass>,
+    /// Devices that are enforced on trial, or were.
+    pub trials: Vec<TrialReport>,
 }
 
 /// The engine at a glance.
@@ -77,6 +80,9 @@ pub struct EngineStatus {
     pub shut_off: Vec<GatewayId>,
     /// Bypasses in force: what rules open to these gateways' devices goes in the clear.
     pub bypasses: Vec<BypassStatus>,
+    /// Devices that are enforced on trial, or were.
+    #[serde(default)]
+    pub trials: Vec<TrialReport>,
     /// Alarms that stand.
     pub alarms: Vec<Alarm>,
     /// Drops since the start, by the word of their reason.

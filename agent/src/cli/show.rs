@@ -279,6 +279,21 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
         );
     }
     add_alarms(text, &engine.alarms);
+    for trial in &engine.trials {
+        let _ = match &trial.over {
+            None => writeln!(
+                text,
+                "{} is enforced on trial: it goes back to protect in {} unless an operator confirms.",
+                trial.member,
+                span(trial.left)
+            ),
+            Some(over) => writeln!(
+                text,
+                "{} is back in protect, its trial is over: {}.",
+                trial.member, over.why
+            ),
+        };
+    }
     let devices = engine.devices.iter().map(|device| {
         vec![
             device.member.to_string(),

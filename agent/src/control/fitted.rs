@@ -1,7 +1,7 @@
 //! Reports as a controller reads them: one of another release takes none with fields that it doesn't know.
 
 use anteroom_proto::v1::telemetry::Report;
-use anteroom_proto::v1::{TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, ToController};
+use anteroom_proto::v1::{TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, TELLS_TRIALS, ToController};
 
 /// What the controller reads in reports beyond version 1's basics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -10,6 +10,7 @@ pub(super) struct Reads {
     tcp: bool,
     shut_off: bool,
     hints: bool,
+    trials: bool,
 }
 
 impl Reads {
@@ -21,6 +22,7 @@ impl Reads {
             tcp: reads(TELLS_TCP),
             shut_off: reads(TELLS_SHUT_OFF),
             hints: reads(TELLS_HINTS),
+            trials: reads(TELLS_TRIALS),
         }
     }
 
@@ -43,6 +45,9 @@ impl Reads {
                 relay.number = None;
             }
         }
+        if !self.trials {
+            report.trials.clear();
+        }
         ToController::Report(Box::new(report))
     }
 }
@@ -51,8 +56,9 @@ impl Reads {
 mod tests {
     use std::collections::BTreeMap;
 
-    use anteroom_proto::id::{BootId, GatewayId};
+    use anteroom_proto::id::{BootId, GatewayId, MemberId};
     use anteroom_proto::key::IdentityKey;
+    use anteroom_proto::rollout::TrialReport;
     use anteroom_proto::time::UnixMillis;
     use anteroom_proto::v1::telemetry::{RelayUse, Secrecy, TunnelState};
 
@@ -93,6 +99,12 @@ mod tests {
                 number: Some(3),
             }],
             hints: Vec::new(),
+            trials: vec![TrialReport {
+                member: MemberId::from_bytes([4; 16]),
+                since: 1,
+                left: 1,
+                over: None,
+            }],
         }
     }
 
@@ -120,7 +132,7 @@ mod tests {
             anteroom_proto::cbor::decode::<EarlierRelayUse>(&cbor, cbor.len())
         };
         for (psk, shut_off) in [(false, false), (true, true)] {
-            let told = relay(Reads { psk, shut_off, tcp: false });
+            let told = relay(Reads { psk, shut_off, ..Reads::default() });
             assert_eq!(earlier(&told).map(|relay| relay.carries).ok(), Some(1), "{told:?}");
         }
         let told = relay(Reads { tcp: true, ..Reads::default() });
@@ -135,12 +147,13 @@ mod tests {
             let message = Reads::of(&what).fitted(&report());
             let cbor = anteroom_proto::cbor::encode(&message);
             let holds = |word: &str| cbor.windows(word.len()).any(|bytes| bytes == word.as_bytes());
-            (holds("psk"), holds("over_tcp"), holds("shut_off"))
+            [holds("psk"), holds("over_tcp"), holds("shut_off"), holds("trials")]
         };
-        assert_eq!(said(&[]), (false, false, false), "an earlier controller's fields");
-        assert_eq!(said(&[TELLS_PSK]), (true, false, false));
-        assert_eq!(said(&[TELLS_SHUT_OFF]), (false, false, true));
-        assert_eq!(said(&[TELLS_TCP, "of a later release"]), (false, true, false));
-        assert_eq!(said(&[TELLS_PSK, TELLS_TCP]), (true, true, false));
+        assert_eq!(said(&[]), [false; 4], "an earlier controller's fields");
+        assert_eq!(said(&[TELLS_PSK]), [true, false, false, false]);
+        assert_eq!(said(&[TELLS_SHUT_OFF]), [false, false, true, false]);
+        assert_eq!(said(&[TELLS_TCP, "of a later release"]), [false, true, false, false]);
+        assert_eq!(said(&[TELLS_TRIALS]), [false, false, false, true]);
+        assert_eq!(said(&[TELLS_PSK, TELLS_TCP]), [true, true, false, false]);
     }
 }

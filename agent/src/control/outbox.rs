@@ -10,7 +10,7 @@ use anteroom_proto::id::BootId;
 use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{
-    MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, RelayUse, Report,
+    MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS, RelayUse, Report,
 };
 
 /// With so many reports unacknowledged no more are taken in.
@@ -46,8 +46,16 @@ impl Outbox {
         at: UnixMillis,
     ) -> impl Iterator<Item = &Report> {
         let before = self.waiting.len();
-        let EngineReport { mut sightings, mut edges, drops, overflow, tunnels, alarms, bypasses } =
-            report;
+        let EngineReport {
+            mut sightings,
+            mut edges,
+            drops,
+            overflow,
+            tunnels,
+            alarms,
+            bypasses,
+            trials,
+        } = report;
         let mut rest = Some((drops, overflow));
         while rest.is_some() || !sightings.is_empty() || !edges.is_empty() || !hints.is_empty() {
             let (drops, overflow) = rest.take().unwrap_or((BTreeMap::new(), 0));
@@ -66,6 +74,7 @@ impl Outbox {
                 bypasses: bypasses.iter().copied().take(MAX_BYPASSES).collect(),
                 relays: relays.iter().copied().take(MAX_RELAYS).collect(),
                 hints: front(&mut hints, DEVICES_OF_A_REPORT),
+                trials: trials.iter().take(MAX_TRIALS).cloned().collect(),
             });
         }
         self.waiting.iter().skip(before)
@@ -171,6 +180,7 @@ pub(super) mod tests {
             tunnels: Vec::new(),
             alarms: Vec::new(),
             bypasses: Vec::new(),
+            trials: Vec::new(),
         };
         let hint = |n: usize| Hint {
             kind: HintKind::DicomImplementation,

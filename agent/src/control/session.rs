@@ -17,7 +17,7 @@ use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
     Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF,
-    TELLS_TCP, ToAgent, ToController, VERSIONS, Welcome,
+    TELLS_TCP, TELLS_TRIALS, ToAgent, ToController, VERSIONS, Welcome,
 };
 use anteroom_transport::dial;
 use anteroom_transport::endpoint::Link;
@@ -352,7 +352,7 @@ impl<P: Plane> Client<P> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: {
                 let relays = self.relays.iter().map(|_| wire::CAPABILITY);
-                let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS];
+                let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS, TELLS_TRIALS];
                 let ours = [ROTATES, direct::CAPABILITY, rekey::CAPABILITY];
                 relays.chain(ours).chain(tells).map(str::to_owned).collect()
             },

@@ -42,6 +42,15 @@ fn problems(view: &View, shortcomings: Vec<String>) -> Vec<String> {
         let id: RuleId = rule.id;
         format!("{id} has a condition that this agent doesn't know, so it never matches: update the agent")
     });
+    let trials = view
+        .intent
+        .devices
+        .iter()
+        .filter(|device| device.rollout.trial.as_ref().is_some_and(|trial| !trial.is_known()));
+    let trials = trials.map(|device| {
+        let member = device.member.id;
+        format!("{member} is to go back from its trial to a mode that this agent doesn't go back to, so it never does: update the agent")
+    });
     let devices = view.intent.devices.iter().map(|device| &device.member);
     let modes = devices.chain(&view.intent.members).filter(|member| member.mode == Mode::Unrecognised).map(
         |member| {
@@ -53,6 +62,7 @@ fn problems(view: &View, shortcomings: Vec<String>) -> Vec<String> {
         .chain(view.left_out.iter().cloned())
         .chain(rules)
         .chain(modes)
+        .chain(trials)
         .take(MAX_PROBLEMS)
         .collect()
 }
@@ -93,7 +103,8 @@ impl<P: Plane> Client<P> {
         let began = Instant::now();
         let verified = match &self.chain {
             Some(chain) => {
-                View::verify(&signed, self.enrolment.gateway, chain.newest(), &self.floor)
+                let (gateway, held) = (self.enrolment.gateway, self.view.as_deref());
+                View::verify_next(&signed, gateway, chain.newest(), &self.floor, held)
                     .map_err(|error| error.to_string())
             }
             None => Err("view refused: no chain of authority documents came before it".into()),
@@ -112,6 +123,7 @@ impl<P: Plane> Client<P> {
         };
         let mut applied = applied_of(&view, &self.plane);
         applied.problems.extend(self.plane.apply(view.clone()).await?);
+        self.view = Some(view.clone());
         let identity = self.adopt(&view).await?;
         let issued = view.operation.issued_at;
         self.floor = view.floor(&self.floor);

@@ -34,6 +34,7 @@ mod carriers;
 mod keep;
 mod keys;
 mod passes;
+mod persons;
 mod rekey;
 
 const DEADLINE: Duration = Duration::from_secs(30);

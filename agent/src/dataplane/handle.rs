@@ -11,6 +11,7 @@ use anteroom_agent_core::peer::{KeyUse, OwnKey, Silence};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_agent_core::target::{RelayId, RelayPath};
+use anteroom_agent_core::trial::{Standing, effective, trial_of};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
@@ -62,6 +63,7 @@ pub(super) enum Command {
     SetOwnKeys(Vec<OwnKey>, oneshot::Sender<()>),
     SetIdentity(Box<IdentityKey>, oneshot::Sender<()>),
     KeyUse(oneshot::Sender<Vec<KeyUse>>),
+    Trials(oneshot::Sender<Vec<Standing>>),
     SetOwnAddresses(Vec<IpAddr>),
     SetUnderlayMtu(u16),
     Report(oneshot::Sender<EngineReport>),
@@ -181,7 +183,6 @@ impl Handle {
     /// # Errors
     /// After [`Handle::shutdown`], as with every call here.
     pub async fn apply(&self, view: Arc<View>) -> Result<Vec<String>, Stopped> {
-        let wiring = Wiring::of(&self.config, Some(&view));
         let ports: Vec<_> = self.config.ports.iter().map(|port| port.name.clone()).collect();
         let seed = self.seed;
         // No packet waits for what takes long with many rules.
@@ -190,7 +191,19 @@ impl Handle {
         let prepared = tokio::task::spawn_blocking(preparing).await.map_err(|_| Stopped)?;
         // The engine first: what closes doesn't wait for the packet filter.
         self.ask(|answer| Command::Apply(prepared, answer)).await?;
-        let Some(sentry) = &self.sentry else { return Ok(self.route(&view).await) };
+        self.wire(&view).await
+    }
+
+    /// Has ports be what `view` asks for while no agent runs, in the modes that devices are in. Says what couldn't be
+    /// done, or isn't yet.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub(crate) async fn wire(&self, view: &View) -> Result<Vec<String>, Stopped> {
+        let Some(sentry) = &self.sentry else { return Ok(self.route(view).await) };
+        let on_trial = view.intent.devices.iter().any(|device| trial_of(device).is_some());
+        let trials = if on_trial { self.trials().await? } else { Vec::new() };
+        let wiring = Wiring::of(&self.config, Some(&effective(view, &trials)));
         let wired = timeout(WIRING, sentry.wire(wiring)).await;
         Ok(wired
             .unwrap_or_else(|_| Err("the packet filter is busy; it goes on trying".into()))
@@ -238,6 +251,14 @@ impl Handle {
     /// As [`Handle::apply`].
     pub async fn set_identity(&self, identity: IdentityKey) -> Result<(), Stopped> {
         self.ask(|answer| Command::SetIdentity(Box::new(identity), answer)).await
+    }
+
+    /// The trials that the view in force orders.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub(crate) async fn trials(&self) -> Result<Vec<Standing>, Stopped> {
+        self.ask(Command::Trials).await
     }
 
     /// Who still needs which tunnel key.

@@ -393,6 +393,9 @@ impl Worker {
                 self.engine.set_identity(*identity, now);
                 let _ = answer.send(());
             }
+            Command::Trials(answer) => {
+                let _ = answer.send(self.engine.trials());
+            }
             Command::KeyUse(answer) => {
                 let _ = answer.send(self.engine.key_use(now));
             }

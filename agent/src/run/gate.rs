@@ -11,6 +11,7 @@ use anteroom_agent_core::lane;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::inventory::DeviceHints;
+use anteroom_agent_core::trial::{Standing, effective};
 use anteroom_proto::key::{IdentityKey, TunnelSecret};
 use anteroom_proto::name::Name;
 use anteroom_proto::time::UnixMillis;
@@ -55,6 +56,8 @@ pub(super) struct Gate {
     time: Arc<Mutex<Option<Time>>>,
     /// Bypass orders from files, for an engine that starts later.
     bypasses: Arc<Mutex<Vec<LoadedBypass>>>,
+    /// Trials of an earlier run, for an engine that starts later.
+    trials: Arc<Mutex<Vec<Standing>>>,
     /// The tunnel keys, for an engine that starts later.
     own_keys: Arc<Mutex<Vec<OwnKey>>>,
     /// The identity key, where it was replaced since the start, for an engine that starts later.
@@ -94,6 +97,7 @@ impl Gate {
             time: Arc::default(),
             authority: Arc::default(),
             bypasses: Arc::default(),
+            trials: Arc::default(),
             own_keys: Arc::default(),
             identity: Arc::default(),
             view: Arc::new(watch::channel(None).0),
@@ -108,6 +112,25 @@ impl Gate {
     /// The data plane, as it opens.
     pub(super) fn opened(&self) -> watch::Receiver<Option<Open>> {
         self.open.subscribe()
+    }
+
+    /// Tells the trials of an earlier run, before it opens.
+    pub(super) fn restore_trials(&self, trials: Vec<Standing>) {
+        *self.trials.lock().unwrap_or_else(PoisonError::into_inner) = trials;
+    }
+
+    /// The trials that the view in force orders.
+    pub(super) async fn trials(&self) -> Result<Vec<Standing>, PlaneError> {
+        Ok(self.get()?.trials().await?)
+    }
+
+    /// Has ports be what they are to be while no agent runs, after devices went back. Says what couldn't be done.
+    pub(super) async fn wire_again(&self) -> Vec<String> {
+        let view = self.view.borrow().clone();
+        match (self.get(), view) {
+            (Ok(handle), Some(view)) => handle.wire(&view).await.unwrap_or_default(),
+            _ => Vec::new(),
+        }
     }
 
     fn get(&self) -> Result<Handle, PlaneError> {
@@ -132,9 +155,13 @@ impl Gate {
             };
         }
         let (config, gateway) = (&self.opener.config, self.opener.identity.gateway);
+        let trials = self.trials.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut setup = match &config.host {
             Some(host) => Setup::prepare_host(config, host, gateway).await?,
-            None => Setup::prepare(config, Wiring::of(config, view.as_deref())).await?,
+            None => {
+                let now = view.as_deref().map(|view| effective(view, &trials));
+                Setup::prepare(config, Wiring::of(config, now.as_deref())).await?
+            }
         };
         let mut warnings = setup.warnings().to_vec();
         let config = setup.engine_config();
@@ -160,6 +187,7 @@ impl Gate {
         }
         let bypasses = self.bypasses.lock().unwrap_or_else(PoisonError::into_inner).clone();
         engine.set_bypasses(bypasses, Instant::now());
+        engine.restore_trials(trials);
         if let Some(view) = &view {
             engine.apply(view.clone(), Instant::now());
         }

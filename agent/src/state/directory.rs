@@ -21,6 +21,7 @@ use super::records::{self, Enrolment, Marker, TunnelKey};
 use super::seal::{Credentials, Secrets};
 use crate::bypass::Kept;
 use crate::keys::Ring;
+use crate::trial;
 
 /// The state directory, its permissions checked.
 #[derive(Debug, Clone)]
@@ -242,6 +243,22 @@ impl StateDir {
     /// When it can't be written.
     pub(crate) fn write_bypasses(&self, kept: &[Kept]) -> Result<(), StateError> {
         records::BYPASSES.write(&self.path, &kept)
+    }
+
+    /// The trials that were under way.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub(crate) fn trials(&self) -> Result<Vec<trial::Kept>, StateError> {
+        Ok(records::TRIALS.read(&self.path)?.unwrap_or_default())
+    }
+
+    /// Records the trials that are under way.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(crate) fn write_trials(&self, kept: &[trial::Kept]) -> Result<(), StateError> {
+        records::TRIALS.write(&self.path, &kept)
     }
 
     /// The pass for relays, unverified.

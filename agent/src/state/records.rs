@@ -92,6 +92,12 @@ pub(super) const BYPASSES: Kind = Kind {
     max: MAX_ORDERS * (BypassOrder::MAX_LEN + 256),
     loss: "Bypasses that were ordered by file have ended; load the newest order again (`anteroom-agent bypass FILE`).",
 };
+pub(super) const TRIALS: Kind = Kind {
+    name: "trials",
+    format: 1,
+    max: 4 * 1024 * 1024,
+    loss: "Trials that were under way are over: their devices are back in protect until an operator orders another.",
+};
 pub(super) const LEARNED: Kind = Kind {
     name: "learned",
     format: 1,

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anteroom_proto::intent::OnFailure;
 use anteroom_proto::mac::MacAddr;
@@ -10,6 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 use super::{ChangeArgs, Label, SurfaceArgs, parse_label};
+use crate::output::time::parse_duration;
 
 /// What to do with devices.
 #[derive(Debug, Subcommand)]
@@ -64,8 +66,37 @@ pub enum DeviceCommand {
         protect: what policy allows goes through the tunnel; the rest still passes and is recorded as would-drop.\n\
         enforce: what policy doesn't allow is dropped.\n\n\
         Enforce cuts off what policy doesn't allow, so it wants the names typed, or --confirm.\n\n\
-        Examples:\n  anteroom device mode ct-1 pacs-1 protect\n  anteroom device mode ct-1 enforce --confirm ct-1 --reason \"observed for two weeks\"")]
+        With --confirm-within the device goes back to protect by itself, unless `anteroom device keep` comes in time, and at\n\
+        once when connections fail that were answered within the last two weeks. Its gateway does that with no controller.\n\n\
+        Examples:\n  anteroom device mode ct-1 pacs-1 protect\n  anteroom device mode ct-1 enforce --confirm-within 15m --confirm ct-1 --reason \"observed for two weeks\"")]
     Mode(DeviceMode),
+    /// Confirm a trial that `device mode … enforce --confirm-within` began: the device stays enforced
+    #[command(
+        after_help = "Example:\n  anteroom device keep ct-1 --yes --reason \"the round went well\""
+    )]
+    Keep {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// What every change takes.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
+    /// Take devices back to the mode that they were in before
+    #[command(
+        after_help = "Example:\n  anteroom device back ct-1 --yes --reason \"images don't arrive\""
+    )]
+    Back {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// Go on in spite of what the plan refuses; needs --reason
+        #[arg(long, requires = "reason")]
+        force: bool,
+        /// What every change takes.
+        #[command(flatten)]
+        change: ChangeArgs,
+    },
     /// Say that a device is on another port or gateway now, or has another Ethernet address: it stays the same
     /// device, in the same mode
     #[command(
@@ -235,6 +266,12 @@ pub struct DeviceMode {
     /// Names of devices, then the mode: observe, protect or enforce
     #[arg(required = true, num_args = 2.., value_names = ["NAME", "MODE"])]
     pub words: Vec<String>,
+    /// Enforce on trial: back to protect after this time, such as 15m, unless `anteroom device keep` confirms
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub confirm_within: Option<Duration>,
+    /// Connections that the plan says would break don't end the trial
+    #[arg(long, requires = "confirm_within")]
+    pub accept_breaks: bool,
     /// Go on in spite of what the plan refuses; needs --reason
     #[arg(long, requires = "reason")]
     pub force: bool,

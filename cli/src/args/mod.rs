@@ -136,6 +136,11 @@ pub enum Command {
     /// The controller: after a restore from a backup, or with another key
     #[command(subcommand)]
     Controller(ControllerCommand),
+    /// Approve, as a second operator, what another one proposes
+    #[command(
+        after_help = "The plan is computed here, out of what is in force, and shown before anything is signed.\n\nExample:\n  anteroom device mode vent-1 enforce --confirm-within 15m --propose vent-1.json      (ada)\n  anteroom approve vent-1.json                                                        (ben)"
+    )]
+    Approve(Approve),
     /// Audit log: who changed what, when and why
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -371,6 +376,19 @@ pub enum AuditCommand {
     Verify,
 }
 
+/// Arguments of `approve`.
+#[derive(Debug, Args)]
+pub struct Approve {
+    /// The file that another operator wrote with `--propose`
+    pub file: PathBuf,
+    /// Go on in spite of what the plan refuses; needs --reason
+    #[arg(long, requires = "reason")]
+    pub force: bool,
+    /// What every change takes.
+    #[command(flatten)]
+    pub change: ChangeArgs,
+}
+
 /// What every change of the model takes.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ChangeArgs {
@@ -389,6 +407,9 @@ pub struct ChangeArgs {
     /// How long to wait for the gateways
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
+    /// Where two operators must approve: change nothing yet, and write it to this file for another operator's `anteroom approve`
+    #[arg(long, value_name = "FILE")]
+    pub propose: Option<PathBuf>,
 }
 
 /// A label to set, or to remove where it has no value.

@@ -160,6 +160,7 @@ fn every_command_that_a_refusal_names_can_be_typed() {
                 confirmed_at: now,
                 quarantined: false,
                 on_failure: OnFailure::Default,
+                rollout: anteroom_proto::rollout::Rollout::default(),
             },
         );
     }

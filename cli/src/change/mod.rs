@@ -7,6 +7,7 @@ mod away;
 mod base;
 mod confirm;
 mod evidence;
+mod propose;
 mod show;
 mod wait;
 
@@ -39,6 +40,7 @@ pub use base::{Current, check_revision, fetch, fetch_revision};
 pub use confirm::Confirm;
 pub(crate) use confirm::reason;
 pub use evidence::evidence;
+pub use propose::{Proposal, approval, lacking, not_proposed};
 pub use show::render_plan;
 use wait::GatewayOutcome;
 
@@ -227,6 +229,8 @@ fn change(
         if !plan.may_be_applied(request.force) {
             return Err(Error::Refused(show::refused(&plan, request.force)));
         }
+        let lacking = lacking(remote, &current.model, &model, number)?;
+        propose::check(&lacking, &request)?;
         match &shown {
             None => {
                 away::warn(remote, &model, request.unawaited.as_deref(), &mut plan)?;
@@ -243,6 +247,10 @@ fn change(
                 .into());
             }
             Some(_) => {}
+        }
+        if let Some(path) = request.args.propose.clone() {
+            let proposal = Proposal::new(remote, &current, &model, &request, &lacking);
+            return propose::write(&path, &proposal, &lacking, output);
         }
         let update = sign(remote, &current, &model, number, &request)?;
         match hand_in(remote, &update, number, &plan) {

@@ -40,6 +40,7 @@ pub(super) fn bypass(
         (None, true) => None,
         _ => return Err(Error::Usage("say for how long with --for, or end it with --end".into())),
     };
+    change::not_proposed(&args.change)?;
     if args.offline.offline {
         return offline(&args, until, home, output);
     }

@@ -15,12 +15,14 @@ use anteroom_controller_core::surface::{
 use anteroom_proto::api::{EdgeQuery, SightingRecord};
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::inventory::Hint;
+use anteroom_proto::rollout::TrialReport;
 use serde::Serialize;
 
 use super::cables::neighbours;
 use super::enrol;
 use super::flows::{FlowRow, Known, render as render_flows};
 use super::holdings::{Holdings, newest};
+use super::rollout::{trial_of, trial_words};
 use crate::args::{Label, SurfaceArgs};
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
@@ -85,6 +87,8 @@ pub(super) struct DeviceRow {
     coverage: Option<CoverageRow>,
     /// What it is taken for, field by field.
     claims: BTreeMap<&'static str, FieldRow>,
+    /// The trial that it is on, or was, as its gateway tells.
+    trial: Option<TrialReport>,
 }
 
 /// How much was seen of what is expected of a device.
@@ -217,6 +221,7 @@ fn confirmed_row(
         shares_port_with: neighbours(model, device),
         coverage: None,
         claims: BTreeMap::new(),
+        trial: None,
     }
 }
 
@@ -255,6 +260,7 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
         shares_port_with: Vec::new(),
         coverage: None,
         claims: BTreeMap::new(),
+        trial: None,
     }
 }
 
@@ -298,9 +304,11 @@ pub(super) fn list(
     if !new {
         let seen = (sightings.as_slice(), &holdings);
         let surfaces = surfaces(&model);
+        let statuses = remote.gateways()?;
         let confirmed = model.devices.iter().map(|(id, device)| DeviceRow {
             coverage: coverages.get(id).map(CoverageRow::new),
             claims: rows_of(&recognised.device(*id, device)),
+            trial: trial_of(&model, device.name.as_str(), &statuses),
             ..confirmed_row(*id, device, &model, seen, &surfaces, &names)
         });
         rows.extend(confirmed);
@@ -407,6 +415,7 @@ fn notes(row: &DeviceRow) -> String {
     if row.quarantined {
         notes.push("QUARANTINED".into());
     }
+    notes.extend(row.trial.as_ref().map(trial_words));
     if !row.kinds.is_empty() {
         notes.push(format!("also sends {}", row.kinds.join(", ")));
     }
@@ -488,7 +497,12 @@ pub(super) fn show(
         Radii::of(&resolved, &Surfaces::of(&resolved), services, now()).get(id)
     });
     let detail = DeviceDetail {
-        row: DeviceRow { coverage, claims, ..row },
+        row: DeviceRow {
+            coverage,
+            claims,
+            trial: trial_of(&model, name, &remote.gateways()?),
+            ..row
+        },
         hints: recognised.hints(&device.attachment, Some(id)).iter().map(HintRow::new).collect(),
         blast_radius,
         flows: edges.iter().map(|edge| FlowRow::new(edge, &known)).collect(),

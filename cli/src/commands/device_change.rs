@@ -1,4 +1,4 @@
-//! `device confirm|label|mode|quarantine|release|on-failure`.
+//! `device confirm|label|quarantine|release|on-failure`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -8,16 +8,16 @@ use anteroom_controller_core::model::{Attachment, Device, Model};
 use anteroom_proto::api::SightingRecord;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::intent::{OnFailure, Router};
-use anteroom_proto::mode::{Mode, ParseModeError};
+use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
+use anteroom_proto::rollout::Rollout;
 use ipnet::Ipv4Net;
 
 use super::device::{GatewayNames, address, is_of};
 use super::login::draw;
-use crate::args::{ChangeArgs, DeviceConfirm, DeviceMode, FailureChoice, Label};
+use crate::args::{ChangeArgs, DeviceConfirm, FailureChoice, Label};
 use crate::change::{self, Confirm, Request};
 use crate::error::{Error, Exit};
-use crate::home::Home;
 use crate::output::Output;
 use crate::output::table::{facts, join};
 use crate::output::time::{ago, now};
@@ -126,6 +126,7 @@ pub(super) fn seen_device(
         confirmed_at: now(),
         quarantined: false,
         on_failure: OnFailure::Default,
+        rollout: Rollout::default(),
     }
 }
 
@@ -212,28 +213,6 @@ pub(super) fn label(
 ) -> Result<Exit, Error> {
     let request = Request::new("device label", name, args);
     change::make(remote, output, request, &|model, _| model.label_device(name, labels).map(drop))
-}
-
-/// `anteroom device mode`.
-pub(super) fn mode(args: DeviceMode, home: &Home, output: &mut Output<'_>) -> Result<Exit, Error> {
-    let Some((mode, names)) = args.words.split_last() else {
-        return Err(Error::Usage("name a device and a mode".into()));
-    };
-    let mode: Mode = mode.parse().map_err(|error: ParseModeError| {
-        Error::Usage(format!(
-            "{error}. The mode comes last: anteroom device mode ct-1 pacs-1 protect"
-        ))
-    })?;
-    let mut request =
-        Request::new("device mode", format!("{} {mode}", names.join(" ")), args.change);
-    request.force = args.force;
-    request.reason_needed = args.force;
-    if mode == Mode::Enforce {
-        request.confirm = Confirm::Names(names.to_vec());
-    }
-    change::make(&mut Remote::open(home)?, output, request, &|model, number| {
-        names.iter().try_for_each(|name| model.set_mode(name, mode, number).map(drop))
-    })
 }
 
 /// `anteroom device quarantine` and `anteroom device release`.

@@ -127,6 +127,7 @@ mod tests {
                 confirmed_at: UnixMillis(1),
                 quarantined: false,
                 on_failure: OnFailure::Default,
+                rollout: anteroom_proto::rollout::Rollout::default(),
             };
             model.devices.insert(member(number), device);
         }

@@ -2,6 +2,7 @@
 
 mod asset;
 mod asset_import;
+mod approve;
 mod audit;
 mod authority;
 mod blast;
@@ -28,6 +29,7 @@ mod ports;
 mod rekey;
 mod relay;
 mod replace;
+mod rollout;
 mod rotate;
 mod rules;
 mod stale;
@@ -35,6 +37,7 @@ mod status;
 mod why;
 
 use self::enrol::Kind;
+pub(crate) use self::policy::replace as replace_file;
 use crate::args::{
     ClientCommand, Command, ControllerCommand, DeviceCommand, ExportCommand, GatewayCommand,
     OperatorCommand, RelayCommand,
@@ -96,7 +99,13 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             DeviceCommand::Label { name, labels, change } => {
                 device_change::label(&name, &labels, change, &mut open(home, output)?, output)
             }
-            DeviceCommand::Mode(args) => device_change::mode(args, home, output),
+            DeviceCommand::Mode(args) => rollout::mode(args, home, output),
+            DeviceCommand::Keep { names, change } => {
+                rollout::keep(&names, change, &mut open(home, output)?, output)
+            }
+            DeviceCommand::Back { names, force, change } => {
+                rollout::back(&names, force, change, &mut open(home, output)?, output)
+            }
             DeviceCommand::Bind(args) => replace::bind(args, &mut open(home, output)?, output),
             DeviceCommand::Quarantine { names, change } => {
                 device_change::quarantine(&names, true, change, &mut open(home, output)?, output)
@@ -162,6 +171,7 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
                 controller::replace(&code, force, change, home, output)
             }
         },
+        Command::Approve(args) => approve::approve(args, &mut open(home, output)?, output),
         Command::Audit(command) => audit::run(&command, &mut open(home, output)?, output),
     }
 }

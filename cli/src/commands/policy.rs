@@ -118,7 +118,7 @@ fn fmt(path: &Path, check: bool, output: &mut Output<'_>) -> Result<Exit, Error>
 }
 
 /// Replaces a file of the operator's in one step, keeping its permissions.
-pub(super) fn replace(path: &Path, text: &str) -> Result<(), Error> {
+pub(crate) fn replace(path: &Path, text: &str) -> Result<(), Error> {
     let fail = |error: std::io::Error| Error::file(path, format!("can't write it: {error}"));
     let mut draft = path.as_os_str().to_owned();
     draft.push(".new");

@@ -84,6 +84,7 @@ pub(super) fn rekey(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
+    change::not_proposed(&args.change)?;
     let mut request = Request::new("gateway rekey", args.name.as_str(), args.change);
     request.reason_needed = true;
     change::reason(&mut request, output)?;

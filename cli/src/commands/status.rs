@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::cables::notices;
 use super::device::{surfaces, unconfirmed};
 use super::gateway::{GatewayRow, State, render as render_gateways, rows};
+use super::rollout::{trial_of, trial_words};
 use crate::args::Status;
 use crate::change;
 use crate::error::{Error, Exit};
@@ -133,6 +134,7 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
             ),
         });
     }
+    to_do.extend(trials(&current.model, &statuses));
     let mut devices = Devices::default();
     let surfaces = surfaces(&current.model);
     for (id, device) in &current.model.devices {
@@ -176,6 +178,22 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
         clients: clients(&current.model, &statuses),
         gateways,
     })
+}
+
+/// What operators are to do about devices that are enforced on trial, or were.
+fn trials(model: &Model, statuses: &[GatewayStatus]) -> Vec<Problem> {
+    let told = |name: &str| {
+        let trial = trial_of(model, name, statuses)?;
+        let next = match trial.over {
+            Some(_) => {
+                format!("anteroom device mode {name} protect, or enforce again once that is mended")
+            }
+            None => format!("confirm with anteroom device keep {name}"),
+        };
+        let problem = format!("{}; {next}", trial_words(&trial));
+        Some(Problem { subject: format!("device {name}"), problem })
+    };
+    model.devices.values().filter_map(|device| told(device.name.as_str())).collect()
 }
 
 fn clients(model: &Model, statuses: &[GatewayStatus]) -> Vec<ClientState> {

@@ -468,6 +468,7 @@ impl State {
                     relays: Vec::new(),
                     drops: BTreeMap::from([("no-rule".into(), 3)]),
                     bypasses: self.file_bypasses.clone(),
+                    trials: Vec::new(),
                     alarms: self.alarms.get(gateway).cloned().unwrap_or_default(),
                 }
             })

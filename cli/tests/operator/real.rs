@@ -132,6 +132,7 @@ impl Gateway {
             tunnels: Vec::new(),
             alarms: Vec::new(),
             bypasses: Vec::new(),
+            trials: Vec::new(),
             relays: Vec::new(),
             hints: Vec::new(),
         };

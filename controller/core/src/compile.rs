@@ -250,6 +250,8 @@ impl<'a> Shared<'a> {
             prefix_len: device.prefix_len,
             router: device.router,
             on_failure: device.on_failure,
+            rollout: device.rollout.clone(),
+            two_person: self.resolved.wants_two_persons(id),
         })
     }
 

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
+use anteroom_proto::rollout::Rollout;
 use ipnet::Ipv4Net;
 
+use crate::approvals::lasting;
 use crate::model::{Device, Gateway, Model};
 use crate::policy::{POLICY_FILE, parse_all};
 use crate::problem::{Problems, did_you_mean};
@@ -16,6 +18,7 @@ use crate::surface;
 mod client;
 mod host;
 mod rekey;
+mod rollout;
 mod swap;
 #[cfg(test)]
 mod tests;
@@ -201,6 +204,7 @@ impl Model {
             device.mode_since = before.mode_since;
             device.confirmed_at = before.confirmed_at;
             device.quarantined = before.quarantined;
+            device.rollout = before.rollout.clone();
         }
         self.devices.insert(id, device);
         Ok(id)
@@ -294,8 +298,8 @@ impl Model {
         Ok(id)
     }
 
-    /// Sets a device's mode. `revision` is the number of the revision being made. A device that has the mode
-    /// already stays as it is. What the mode would do is for [`crate::plan`] to say.
+    /// Sets a device's mode for good, which ends a trial. `revision` is the number of the revision being made. A device
+    /// that has the mode already stays as it is. What the mode would do is for [`crate::plan`] to say.
     ///
     /// # Errors
     /// [`EditError::Unknown`], or a mode that this program doesn't know.
@@ -318,11 +322,12 @@ impl Model {
                 problem: "it is a host, which speaks through tunnels only: enforce is the one mode that it has".into(),
             });
         }
-        if let Some(device) = self.devices.get_mut(&id)
-            && device.mode != mode
-        {
-            device.mode = mode;
-            device.mode_since = revision;
+        if let Some(device) = self.devices.get_mut(&id) {
+            if device.mode != mode {
+                device.mode = mode;
+                device.mode_since = revision;
+            }
+            device.rollout = Rollout { trial: None, approvals: lasting(&device.rollout.approvals) };
         }
         Ok(id)
     }

@@ -77,6 +77,7 @@ pub(crate) fn device(
         confirmed_at: UnixMillis(NOW.0 - 48 * HOUR),
         quarantined: false,
         on_failure: OnFailure::Default,
+        rollout: anteroom_proto::rollout::Rollout::default(),
     };
     (member_id(number), device)
 }

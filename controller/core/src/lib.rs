@@ -13,6 +13,8 @@
 #![forbid(unsafe_code)]
 
 pub mod assets;
+pub mod approvals;
+pub mod baseline;
 pub mod blast;
 pub mod classify;
 pub mod compile;

@@ -13,6 +13,7 @@ use anteroom_proto::key::{Hash, PublicKey, TunnelPublicKey};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
+use anteroom_proto::rollout::Rollout;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::HOST_PORT;
 use ipnet::Ipv4Net;
@@ -108,6 +109,36 @@ pub struct Device {
     pub quarantined: bool,
     /// What happens when its gateway's agent dies.
     pub on_failure: OnFailure,
+    /// How it came to be enforced.
+    #[serde(default, skip_serializing_if = "Rollout::is_plain")]
+    pub rollout: Rollout,
+}
+
+impl Device {
+    /// The mode in words, with what is still open about it.
+    #[must_use]
+    pub fn mode_words(&self) -> String {
+        match &self.rollout.trial {
+            None => self.mode.to_string(),
+            Some(trial) => format!(
+                "{} on trial for {}, then {} unless confirmed",
+                self.mode,
+                span(trial.within),
+                trial.back_to
+            ),
+        }
+    }
+}
+
+/// A length of time in the largest units that fit.
+fn span(millis: u64) -> String {
+    let seconds = millis / 1000;
+    match (seconds / 60, seconds % 60) {
+        (0, seconds) => format!("{seconds} s"),
+        (minutes, 0) if minutes % 60 == 0 => format!("{} h", minutes / 60),
+        (minutes, 0) => format!("{minutes} min"),
+        (minutes, seconds) => format!("{minutes} min {seconds} s"),
+    }
 }
 
 /// A machine that speaks WireGuard itself.

@@ -6,6 +6,7 @@ pub mod admission;
 mod greeting;
 mod session;
 mod telemetry;
+mod trials;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -12,7 +12,7 @@ use anteroom_proto::relay::CAPABILITY;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{
     Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, TELLS_HINTS, TELLS_PSK,
-    TELLS_SHUT_OFF, TELLS_TCP, ToAgent, ToController,
+    TELLS_SHUT_OFF, TELLS_TCP, TELLS_TRIALS, ToAgent, ToController,
 };
 use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::greeting::{Greeted, claim_keys, clean_applied, refusal, store_failed};
-use super::{LAST_WORD, Peer, telemetry};
+use super::{LAST_WORD, Peer, telemetry, trials};
 use crate::clock;
 use crate::distribution::{Event, TunnelEnds, check_offer};
 use crate::online::{CloseCode, Link, Outgoing, QUEUE};
@@ -68,7 +68,7 @@ impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
         let can = |what| hello.capabilities.iter().any(|capability| capability == what);
         let (relayed, rotates, rekeys) = (can(CAPABILITY), can(ROTATES), can(rekey::CAPABILITY));
-        let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS]
+        let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS, TELLS_TRIALS]
             .into_iter()
             .filter(|what| can(what));
         let tells = tells.map(str::to_owned).collect();
@@ -340,10 +340,11 @@ impl Running<'_> {
 
     async fn report(&self, report: Report) -> Result<(), Refusal> {
         let (boot, sequence): (BootId, u64) = (report.boot, report.sequence);
-        let (report, cut) = telemetry::bounded(report);
+        let (mut report, cut) = telemetry::bounded(report);
         if cut > 0 {
             tracing::debug!(gateway = %self.gateway, cut, "a report went beyond its bounds");
         }
+        self.note_trials(&mut report).await?;
         self.controller
             .store
             .record_report(self.gateway, &report, clock::now())
@@ -353,6 +354,23 @@ impl Running<'_> {
         let stored = Outgoing::Message(ToAgent::Reported { boot, sequence });
         // The writer has gone only when the connection has.
         let _ = self.outgoing.send(stored).await;
+        Ok(())
+    }
+
+    /// Has what devices on trial came to in the audit log before the report that tells it is stored: a crash in between
+    /// says it twice rather than never.
+    async fn note_trials(&self, report: &mut Report) -> Result<(), Refusal> {
+        let Some(current) = self.controller.current().filter(|_| !report.trials.is_empty()) else {
+            report.trials.clear();
+            return Ok(());
+        };
+        let store = &self.controller.store;
+        let facts = store.gateway(self.gateway).await.map_err(|error| store_failed(&error))?;
+        let before = facts.map(|facts| facts.trials).unwrap_or_default();
+        for entry in trials::taken(self.gateway, &mut report.trials, &before, &current.model) {
+            tracing::warn!(device = entry.subject, reason = entry.reason, "a trial is over");
+            store.append_audit(&entry).await.map_err(|error| store_failed(&error))?;
+        }
         Ok(())
     }
 }

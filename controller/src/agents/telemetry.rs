@@ -4,7 +4,7 @@ use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::{Document, Signed};
 use anteroom_proto::inventory::{MAX_DEVICES, MAX_HINTS, value};
 use anteroom_proto::v1::telemetry::{
-    MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, Report,
+    MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS, Report,
 };
 use anteroom_proto::verdict::DropReason;
 
@@ -51,6 +51,9 @@ pub(super) fn bounded(mut report: Report) -> (Report, usize) {
         cut(before, device.hints.len());
         device.vlan = device.vlan.filter(|vlan| *vlan < 4096);
     }
+    let before = report.trials.len();
+    report.trials.truncate(MAX_TRIALS);
+    cut(before, report.trials.len());
     for sighting in &mut report.sightings {
         let before = sighting.addresses.len() + sighting.kinds.len();
         sighting.addresses.truncate(MAX_ADDRESSES);

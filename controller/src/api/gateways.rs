@@ -150,6 +150,7 @@ fn status(
         drops: facts.drops,
         alarms: facts.alarms,
         bypasses: facts.bypasses,
+        trials: facts.trials,
         identity: api.controller.online.identity(gateway),
         rekey: rekey.map(|rekey| RekeyState {
             unable: online.is_some() && !api.controller.online.rekeys(gateway),

@@ -145,7 +145,7 @@ fn device(model: &Model, device: &Device) -> String {
     let mut line = format!(
         "device {}: mode {}, at {gateway}/{} {}, addresses {}, labels {}",
         device.name,
-        device.mode,
+        device.mode_words(),
         at.port,
         at.mac,
         addresses.join(" "),
@@ -159,6 +159,12 @@ fn device(model: &Model, device: &Device) -> String {
     }
     if device.quarantined {
         line.push_str(", quarantined");
+    }
+    for approval in &device.rollout.approvals {
+        if let Ok(approval) = approval.verify_self_named() {
+            let who = approval.signer().fingerprint();
+            let _ = write!(line, ", {who} approves to {}", approval.step);
+        }
     }
     line
 }

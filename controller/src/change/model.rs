@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anteroom_controller_core::approvals::{self, Lacking};
 use anteroom_controller_core::compile;
 use anteroom_controller_core::model::{Gateway, Model};
 use anteroom_proto::api::{ModelAccepted, ModelUpdate, RekeyState, RevisionInfo};
@@ -9,7 +10,7 @@ use anteroom_proto::authority::{AuthorityChain, Operator};
 use anteroom_proto::cose::Verified;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::intent::IntentRoot;
-use anteroom_proto::key::Hash;
+use anteroom_proto::key::{Hash, PublicKey};
 
 use super::{ChangeError, check_ready, check_text, describe, invalid};
 use crate::audit::actor;
@@ -52,6 +53,7 @@ pub async fn update(
     let after = Arc::new(after?);
     check_gateways(controller, before.as_deref(), &after.model).await?;
     check_clients(before.as_deref(), &after.model)?;
+    check_approvals(before.as_deref(), &after, &authority.operator_keys())?;
     let affected = match before.as_deref() {
         Some(before) if before.as_signed => before.compiled.affected(&after.compiled),
         _ => after.compiled.leaves.keys().copied().collect(),
@@ -244,6 +246,22 @@ async fn check_rekey(
         _ => Err(ChangeError::Conflict(
             "the gateway offers another identity key by now: look at that one".into(),
         )),
+    }
+}
+
+/// Checks that two operators have approved of what wants two. Gateways check it, too.
+fn check_approvals(
+    before: Option<&Current>,
+    after: &Current,
+    operators: &[PublicKey],
+) -> Result<(), ChangeError> {
+    let before = before.map(|before| &before.compiled);
+    let lacking = approvals::lacking(before, &after.compiled, after.root.number, operators);
+    match lacking.first() {
+        None => Ok(()),
+        Some(Lacking { name, step, .. }) => Err(invalid(format!(
+            "revision.model: device {name}: two operators must approve to {step}, and haven't both"
+        ))),
     }
 }
 

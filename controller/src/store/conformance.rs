@@ -10,6 +10,7 @@ use anteroom_proto::id::{BootId, GatewayId, InviteId, MemberId};
 use anteroom_proto::key::{Hash, IdentityKey};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::rollout::{Over, TrialReport, Why};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{EdgeDelta, FileBypass, Report, Sighting};
 use anteroom_proto::v1::{Applied, Reachable};
@@ -94,6 +95,7 @@ conforms! {
     telemetry_is_bounded
     edges_never_answered_make_room
     bypasses_by_file_stand_as_the_newest_report_has_them
+    trials_stand_as_the_newest_report_has_them
     alarms_stand_as_the_newest_report_has_them
     counts_do_not_overflow
     edges_are_found_by_what_is_asked
@@ -226,6 +228,7 @@ pub(super) fn report(boot: u8, sequence: u64) -> Report {
         tunnels: vec![],
         alarms: vec![],
         bypasses: vec![],
+        trials: vec![],
         relays: Vec::new(),
         hints: Vec::new(),
     }
@@ -387,6 +390,22 @@ async fn bypasses_by_file_stand_as_the_newest_report_has_them(store: &dyn Store)
         let new = Report { bypasses: bypasses.clone(), ..report(1, sequence) };
         store.record_report(gateway(1), &new, UnixMillis(7)).await.unwrap();
         assert_eq!(store.gateways().await.unwrap()[&gateway(1)].bypasses, bypasses);
+    }
+}
+
+async fn trials_stand_as_the_newest_report_has_them(store: &dyn Store) {
+    enrolled(store, 1).await;
+    let running =
+        TrialReport { member: MemberId::from_bytes([2; 16]), since: 7, left: 60_000, over: None };
+    let over = Some(Over { why: Why::Unconfirmed, at: UnixMillis(9) });
+    let over = TrialReport { left: 0, over, ..running.clone() };
+    let mut sequence = 0;
+    for trials in [vec![running], vec![over], vec![]] {
+        sequence += 1;
+        let new = Report { trials: trials.clone(), ..report(1, sequence) };
+        store.record_report(gateway(1), &new, UnixMillis(7)).await.unwrap();
+        assert_eq!(store.gateways().await.unwrap()[&gateway(1)].trials, trials);
+        assert_eq!(store.gateway(gateway(1)).await.unwrap().unwrap().trials, trials);
     }
 }
 

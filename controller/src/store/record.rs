@@ -12,6 +12,7 @@ use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::invite::{IdentityClaim, Invite};
 use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::rollout::TrialReport;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{FileBypass, TunnelState};
 use anteroom_proto::v1::{Applied, Reachable};
@@ -153,6 +154,8 @@ pub struct GatewayFacts {
     pub alarms: Vec<Alarm>,
     /// Bypasses in force there that were loaded from files.
     pub bypasses: Vec<FileBypass>,
+    /// Devices there that are enforced on trial, or were.
+    pub trials: Vec<TrialReport>,
     /// Sightings and edges turned away, or dropped unanswered, for want of room here, and what the gateway itself threw away.
     pub away: (u64, u64, u64),
 }

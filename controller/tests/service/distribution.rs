@@ -31,6 +31,7 @@ fn device(agent: &Agent, name: &str, last: u8) -> Device {
         confirmed_at: UnixMillis(1),
         quarantined: false,
         on_failure: OnFailure::Default,
+        rollout: anteroom_proto::rollout::Rollout::default(),
     }
 }
 

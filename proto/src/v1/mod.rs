@@ -120,6 +120,8 @@ pub const TELLS_SHUT_OFF: &str = "shut-off";
 /// What a gateway's greeting says where its reports tell what devices let be seen of themselves ([`crate::inventory`]), to a
 /// controller that reads that.
 pub const TELLS_HINTS: &str = "hints";
+/// What a gateway's greeting says where its reports tell of devices on trial, to a controller that reads that.
+pub const TELLS_TRIALS: &str = "trials";
 
 /// First words of a gateway with an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use crate::inventory::DeviceHints;
 use crate::key::PublicKey;
 use crate::mac::MacAddr;
 use crate::name::Name;
+use crate::rollout::TrialReport;
 use crate::time::UnixMillis;
 use crate::verdict::Verdict;
 
@@ -25,6 +26,8 @@ pub const MAX_EDGES: usize = 1024;
 pub const MAX_BYPASSES: usize = 256;
 /// Most relays in one report.
 pub const MAX_RELAYS: usize = 64;
+/// Most devices on trial in one report.
+pub const MAX_TRIALS: usize = 256;
 /// Most alarms that stand at one gateway.
 pub const MAX_ALARMS: usize = 520;
 
@@ -60,6 +63,9 @@ pub struct Report {
     /// [`MAX_DEVICES`](crate::inventory::MAX_DEVICES) devices. Only for controllers that say that they read it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<DeviceHints>,
+    /// Devices that are enforced on trial, or were, at most [`MAX_TRIALS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trials: Vec<TrialReport>,
 }
 
 /// A relay that a gateway is connected to. What a later release adds is passed over: operators' programs read it too.

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::approval::{self, Step};
 use crate::authority::{Authority, AuthorityChain};
 use crate::binding::TunnelKeyBinding;
 use crate::cbor::{self, Blob, CborError};
 use crate::cose::{SignatureError, Signed};
-use crate::id::{GatewayId, OrganisationId};
+use crate::id::{GatewayId, MemberId, OrganisationId};
 use crate::intent::{Client, Intent, IntentRoot, MAX_INTENT_LEN, PeerGateway};
 use crate::key::{Hash, PublicKey, TunnelPublicKey};
 use crate::merkle::{Proof, leaf_hash};
@@ -124,6 +125,17 @@ pub enum ViewError {
         /// The revision.
         revision: u64,
     },
+    /// Two operators must have approved of something, and haven't.
+    #[error(
+        "view refused: two operators must approve to {step}, and fewer of those who are operators now have: {member}. \
+         `anteroom device mode … --propose FILE`, then another operator's `anteroom approve FILE`"
+    )]
+    Unapproved {
+        /// The device.
+        member: MemberId,
+        /// What lacks an approval.
+        step: Step,
+    },
     /// Older than what is held.
     #[error("view refused: {what} {found} is older than {held}, which is already held")]
     Rollback {
@@ -218,6 +230,33 @@ impl View {
         }
     }
 
+    /// As [`View::verify`], and that two operators have approved of what wants two: against `held`, the view in force.
+    ///
+    /// # Errors
+    /// [`ViewError`], which names what doesn't fit.
+    pub fn verify_next(
+        signed: &SignedView,
+        gateway: GatewayId,
+        authority: &Authority,
+        floor: &Floor,
+        held: Option<&Self>,
+    ) -> Result<Self, ViewError> {
+        let view = Self::verify(signed, gateway, authority, floor)?;
+        view.check_approvals(&authority.operator_keys(), held.map(|held| &held.intent))?;
+        Ok(view)
+    }
+
+    fn check_approvals(
+        &self,
+        operators: &[PublicKey],
+        held: Option<&Intent>,
+    ) -> Result<(), ViewError> {
+        match approval::lacking_in(&self.intent, self.revision, operators, held) {
+            Some((member, step)) => Err(ViewError::Unapproved { member, step }),
+            None => Ok(()),
+        }
+    }
+
     /// Checks `signed`, which was taken earlier and comes from disk, for `gateway`. It was taken under the authority
     /// of its day: an operator or controller who left since then doesn't undo it, and neither does a newer revision
     /// that changes nothing here.
@@ -236,7 +275,9 @@ impl View {
             vouched: chain.ever_vouched_for(signed.root.hash()),
         };
         let organisation = chain.newest().organisation;
-        Self::check(signed, gateway, organisation, &signers, floor).map(|(view, _)| view)
+        let (view, _) = Self::check(signed, gateway, organisation, &signers, floor)?;
+        view.check_approvals(&chain.all_operator_keys(), None)?;
+        Ok(view)
     }
 
     /// All that holds for a view whenever it is looked at.

@@ -354,6 +354,8 @@ impl Organisation {
                 prefix_len: Some(24),
                 router: None,
                 on_failure: OnFailure::Default,
+                rollout: anteroom_proto::rollout::Rollout::default(),
+                two_person: false,
             })
         });
         Ok(Intent {

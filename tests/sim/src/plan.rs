@@ -149,6 +149,8 @@ impl Plan {
             prefix_len: Some(24),
             router: Some(Router { address: Ipv4Addr::new(a, b, c, 1), mac: None }),
             on_failure: OnFailure::Default,
+            rollout: anteroom_proto::rollout::Rollout::default(),
+            two_person: false,
         };
         self.devices.push(PlannedDevice { gateway, device });
         self.devices.len() - 1

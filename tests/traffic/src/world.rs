@@ -203,6 +203,7 @@ impl World {
             confirmed_at: UnixMillis((START + born) * DAY),
             quarantined: false,
             on_failure: OnFailure::Default,
+            rollout: anteroom_proto::rollout::Rollout::default(),
         };
         self.model.devices.insert(id, device);
         self.place_of.insert(Party::Member(id), number);

@@ -218,6 +218,8 @@ pub(crate) fn view(own: u16, shape: &Shape) -> Arc<View> {
             prefix_len: Some(24),
             router: Some(Router { address: Ipv4Addr::new(10, 20, 0, 1), mac: Some(ROUTER) }),
             on_failure: OnFailure::Default,
+            rollout: anteroom_proto::rollout::Rollout::default(),
+            two_person: false,
         }],
         members: there.iter().map(|number| member(*number, shape.mode)).collect(),
         peers: there.iter().map(peer).collect(),

@@ -22,6 +22,7 @@ mod prepared;
 mod record;
 mod relayed;
 mod seal;
+mod seat;
 mod shared;
 mod sizes;
 mod status;
@@ -34,7 +35,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::{BootId, MemberId};
-use anteroom_proto::intent::{Device as IntentDevice, Member, PeerGateway};
+use anteroom_proto::intent::PeerGateway;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
@@ -49,7 +50,6 @@ use crate::clock::Clock;
 use crate::coalesce::Held;
 use crate::config::{Config, TunnelIdentity};
 use crate::contest::Contests;
-use crate::device::Device;
 use crate::echo::Echoes;
 use crate::flow::{FlowTable, Origin};
 use crate::holding::Holdings;
@@ -58,10 +58,10 @@ use crate::policy::Policy;
 use crate::port::PortId;
 use crate::security::Guarded;
 use crate::sink::Sink;
-use crate::station::{Absent, Stations};
+use crate::station::Stations;
 use crate::table::Seeds;
 use crate::wire::{EthernetFrame, Ipv4Packet, Transport, ethernet, udp};
-use crate::{fragment, on_failure, policy, size};
+use crate::{fragment, policy, size};
 pub use bulk::Runner;
 use passage::Decision;
 pub use prepared::{Prepared, Retired};
@@ -261,8 +261,12 @@ impl Engine {
             });
             self.bridge.age(now);
             self.settle(now);
+            self.look_at_trials(now);
             self.look_after_holdings(now);
             self.next_sweep = if more { now + SWEEP / 20 } else { now + SWEEP };
+        }
+        if self.trial_due().is_some_and(|at| at <= now) {
+            self.look_at_trials(now);
         }
         if self.next_gathering.is_some_and(|at| at <= now) {
             self.gather(now);
@@ -291,6 +295,7 @@ impl Engine {
             self.contests.poll_timeout().map(|at| (at, "next hops")),
             self.next_admission.map(|at| (at, "new peers")),
             self.next_gathering.map(|at| (at, "counters for a report")),
+            self.trial_due().map(|at| (at, "a trial's end")),
             Some((self.next_sweep, "sweep")),
         ]
         .into_iter()
@@ -339,63 +344,9 @@ impl Engine {
     pub fn put_in_force(&mut self, prepared: Prepared, now: Instant) {
         let Prepared { mut policy, peers } = prepared;
         let view = Arc::clone(&policy.view);
-        let quarantined =
-            |member: &Member| member.quarantined || view.operation.quarantined.contains(&member.id);
-        let ports = &self.config.ports;
-        let lost = |device: &&IntentDevice| {
-            !ports.iter().any(|port| port.name == device.port)
-                && !on_failure::is_wire(device, quarantined(&device.member))
-        };
-        let absent = view.intent.devices.iter().filter(lost).map(|device| {
-            let member = &device.member;
-            (member.mac, Absent { member: member.id, addresses: member.addresses.clone() })
-        });
-        let absent = absent.collect();
-        let devices = view
-            .intent
-            .devices
-            .iter()
-            .filter_map(|device| {
-                let at = ports.iter().position(|port| port.name == device.port)?;
-                let member = &device.member;
-                let entry = Device {
-                    member: member.id,
-                    mode: member.mode,
-                    stance: member.mode,
-                    quarantined: quarantined(member),
-                    vlan: member.vlan,
-                    addresses: member.addresses.clone(),
-                    held: Vec::new(),
-                    prefix_len: device.prefix_len,
-                    router: device.router,
-                };
-                Some((PortId::device(u16::try_from(at).ok()?), member.mac, entry))
-            })
-            .collect();
-        self.stations.confirm(devices);
-        self.stations.hold_absent(absent);
-        self.guarded = Guarded::of(&self.stations, &view.intent.infrastructure.routers);
-        let stations = &self.stations;
-        let place = |member: &Member| {
-            let id = stations.find(member.mac)?;
-            let station = stations.get(id)?;
-            let device = station.device.as_ref().filter(|device| device.member == member.id)?;
-            let shared = stations.port(station.port)?.mode.unwrap_or(device.mode);
-            Some((id, shared, device.stance))
-        };
-        if !policy.place(place) {
-            // The view has more devices than places for them.
-            let ports = &self.config.ports;
-            policy = Policy::new(&view, &mut self.seeds, |device| {
-                ports.iter().any(|port| port.name == device.port) && place(&device.member).is_some()
-            });
-            policy.place(place);
-        }
+        self.recorder.trials.renew(&view.intent.devices, now);
+        self.seat(&mut policy);
         let before = self.policy.take().map(Arc::new);
-        self.holders.retain(|address, holder| {
-            policy.set_holder(*address, holder.member);
-            policy.is_shared(*address)
-        });
         self.policy = Some(policy);
         self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
         self.set_peers(peers, before.as_ref(), now);

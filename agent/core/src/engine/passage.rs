@@ -219,6 +219,11 @@ impl Engine {
                 let Passage { packets, bytes, .. } = *passage;
                 let passed = Passed { forward, packets, bytes };
                 self.flows.account(at, &passed, now, |flow| flow.state);
+                if decision.verdict.passes() {
+                    let opening = key.tuple(beginning.initiator_low);
+                    let opening = (&opening, beginning.outbound);
+                    self.recorder.trials.opened(station, key, opening, now);
+                }
                 decision
             }
             Err(_) if passage.stance() >= Mode::Enforce => {

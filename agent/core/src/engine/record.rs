@@ -16,6 +16,7 @@ use crate::limits::Limits;
 use crate::report::DropRecord;
 use crate::station::{Share, StationId, Stations};
 use crate::table::Map;
+use crate::trial::Trials;
 use crate::wire::FiveTuple;
 
 const REASONS: usize = DropReason::ALL.len();
@@ -110,6 +111,8 @@ pub(super) struct Recorder {
     recent_limit: usize,
     /// From when the moments of flows count.
     origin: Origin,
+    /// Devices on trial, which what is counted here decides about.
+    pub(super) trials: Trials,
 }
 
 /// How many edges may be kept between two reports.
@@ -143,6 +146,7 @@ impl Recorder {
             stations: Vec::new(),
             recent_limit: limits.recent_drops_per_device.max(1),
             origin,
+            trials: Trials::default(),
         }
     }
 
@@ -163,6 +167,9 @@ impl Recorder {
         tracing::trace!(?station, %reason, ?tuple, "dropped");
         self.drops(reason, 1);
         let Some(station) = station else { return };
+        if let Some(tuple) = &tuple {
+            self.trials.dropped(station, reason, tuple, now);
+        }
         if self.stations.len() <= station.index() {
             self.stations.resize_with(station.index() + 1, StationDrops::default);
         }

@@ -57,6 +57,7 @@ impl Engine {
             tunnels: self.tunnels(now),
             alarms: self.alarms(now),
             bypasses: self.bypasses.by_file(),
+            trials: self.recorder.trials.reports(now),
         }
     }
 
@@ -91,6 +92,7 @@ impl Engine {
             outside: self.peers.outside(),
             shut_off: self.peers.shut_off(),
             bypasses: self.bypasses.in_force.clone(),
+            trials: self.recorder.trials.reports(now),
             alarms: self.alarms(now),
             drops: self.recorder.all_drops(),
             overflow: self.recorder.all_overflow(),

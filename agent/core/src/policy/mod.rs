@@ -72,6 +72,18 @@ impl MemberEntry {
     }
 }
 
+/// Where a device of this gateway is, and how it is treated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) station: StationId,
+    /// The mode that it is in: a trial that is over has left its member another one than the view says.
+    pub(crate) mode: Mode,
+    /// The strictest mode on its port.
+    pub(crate) shared: Mode,
+    /// How it is treated.
+    pub(crate) stance: Mode,
+}
+
 /// Who is behind an address, as far as rules go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Who {
@@ -165,20 +177,18 @@ impl Policy {
         policy
     }
 
-    /// Says where the devices of this gateway are, and how they are treated: the strictest mode on the port, and the
-    /// device's stance. Before that nobody asks. Says whether each has a place.
-    pub(crate) fn place(
-        &mut self,
-        station: impl Fn(&Member) -> Option<(StationId, Mode, Mode)>,
-    ) -> bool {
+    /// Says where the devices of this gateway are, and how they are treated. Before that nobody asks. Says whether each
+    /// has a place.
+    pub(crate) fn place(&mut self, station: impl Fn(&Member) -> Option<Place>) -> bool {
         let devices = &self.view.intent.devices;
         let mut whole = true;
         for (index, at) in &self.own {
             let place = devices.get(*at).and_then(|device| station(&device.member));
             let entry = self.members.get_mut(index.0 as usize);
             match (place, entry) {
-                (Some((station, shared, stance)), Some(entry)) => {
-                    (entry.station, entry.shared, entry.stance) = (Some(station), shared, stance);
+                (Some(Place { station, mode, shared, stance }), Some(entry)) => {
+                    entry.station = Some(station);
+                    (entry.mode, entry.shared, entry.stance) = (mode, shared, stance);
                 }
                 _ => whole = false,
             }

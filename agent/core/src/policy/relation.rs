@@ -170,6 +170,8 @@ mod tests {
             prefix_len: None,
             router: None,
             on_failure: OnFailure::Default,
+            rollout: anteroom_proto::rollout::Rollout::default(),
+            two_person: false,
         };
         let peer = |gateway| PeerGateway {
             gateway,

@@ -70,6 +70,7 @@ impl Model {
             confirmed_at: host.approved_at,
             quarantined: false,
             on_failure: OnFailure::Closed,
+            rollout: anteroom_proto::rollout::Rollout::default(),
         };
         next.confirm_device(host.member, device)?;
         *self = next;

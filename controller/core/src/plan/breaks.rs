@@ -93,6 +93,13 @@ pub(super) fn between(
     found
 }
 
+/// Whether `resolved` drops the flows of an edge that its gateway lets pass today.
+#[must_use]
+pub fn breaks(resolved: &Resolved, edge: &Edge, now: UnixMillis) -> bool {
+    ends::own(edge, &Names::of(&resolved.model))
+        .is_some_and(|own| reason(resolved, edge, own, now).is_some())
+}
+
 /// What stops a plan that breaks this, where it is essential.
 pub(super) fn refusal(broken: &WouldBreak) -> Option<Finding> {
     let rule = broken.essential.as_ref()?;

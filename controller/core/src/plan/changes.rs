@@ -84,12 +84,7 @@ fn devices(before: &Model, after: &Model, changes: &mut Changes) {
         if let Some(new) = new {
             let was = old.and_then(|device| labels(&device.labels));
             changes.add("device labels", name.as_str(), was, labels(&new.labels));
-            changes.add(
-                "mode",
-                name.as_str(),
-                old.map(|old| old.mode.to_string()),
-                Some(new.mode.to_string()),
-            );
+            changes.add("mode", name.as_str(), old.map(Device::mode_words), Some(new.mode_words()));
             let quarantined = |device: &Device| device.quarantined.then(|| "on".to_owned());
             changes.add("quarantine", name.as_str(), old.and_then(quarantined), quarantined(new));
         }
@@ -173,7 +168,8 @@ fn policy(before: &Policy, after: &Policy, changes: &mut Changes) {
         let site = site.map(|site| format!("site={}", site.value));
         let matched = entry.matches.iter().filter_map(|matches| labels(&matches.labels));
         let listed = names(&entry.members).into_iter().chain(names(&entry.externals));
-        words(listed.chain(site).chain(matched).chain(entry.surface.words()))
+        let two = entry.two_person.then(|| "two persons enforce".to_owned());
+        words(listed.chain(site).chain(matched).chain(entry.surface.words()).chain(two))
     });
     section(changes, "service", &before.services, &after.services, |entry| {
         let patients = entry.patient_data.map(|said| format!("patient_data={said}"));

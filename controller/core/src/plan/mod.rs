@@ -20,7 +20,7 @@ mod permissions;
 #[cfg(test)]
 mod tests;
 
-pub use breaks::Judge;
+pub use breaks::{Judge, breaks};
 
 /// Most lines of each kind in a plan.
 pub const MAX_LINES: usize = 500;

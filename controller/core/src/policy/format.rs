@@ -8,7 +8,7 @@ use crate::problem::{Problem, Problems};
 /// Widest line that a list is kept on.
 const MAX_WIDTH: usize = 100;
 /// Keys in their order, sections first; others keep theirs, behind these.
-const ORDER: [&str; 32] = [
+const ORDER: [&str; 33] = [
     "format",
     "infrastructure",
     "external",
@@ -31,6 +31,7 @@ const ORDER: [&str; 32] = [
     "sensitivity",
     "owner",
     "location",
+    "two_person",
     "ports",
     "patient_data",
     "from",

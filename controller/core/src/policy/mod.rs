@@ -105,6 +105,8 @@ pub struct Segment {
     pub matches: Option<Match>,
     /// What holds for those of its members that don't say otherwise themselves.
     pub surface: Stated,
+    /// Whether two operators must approve before one of its devices is enforced.
+    pub two_person: bool,
 }
 
 /// What a device must be to belong to a segment: all of it must hold.

@@ -190,7 +190,7 @@ fn prefix(reader: &mut Reader<'_>, entry: &Entry<'_>, text: &At<String>) -> Opti
 }
 
 fn segment(reader: &mut Reader<'_>, _: &Name, entry: &Entry<'_>) -> Option<Segment> {
-    let mut known = vec!["members", "externals", "match"];
+    let mut known = vec!["members", "externals", "match", "two_person"];
     known.extend(surface::KEYS);
     reader.only(entry, &known);
     let members = reader.texts(entry, "members", "[\"pacs-1\"]");
@@ -199,7 +199,8 @@ fn segment(reader: &mut Reader<'_>, _: &Name, entry: &Entry<'_>) -> Option<Segme
     let externals = reader.names(&entry.path, &externals);
     let matches = entry.table.get("match").and_then(|item| matching(reader, entry, item));
     let surface = stated(reader, entry);
-    Some(Segment { position: entry.position, members, externals, matches, surface })
+    let two_person = reader.truth(entry, "two_person");
+    Some(Segment { position: entry.position, members, externals, matches, surface, two_person })
 }
 
 /// What a segment says of its members' protect surface.

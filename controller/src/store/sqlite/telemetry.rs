@@ -56,7 +56,8 @@ pub(super) async fn record(
         "UPDATE gateways SET tunnels = ?2, sightings_away = sightings_away + ?3, \
          edges_away = edges_away + ?4, \
          overflow = CASE WHEN overflow >= ?7 THEN overflow ELSE overflow + ?5 END, \
-         last_seen = ?6, alarms = ?8, bypasses = ?9, hints_away = hints_away + ?10 WHERE gateway = ?1",
+         last_seen = ?6, alarms = ?8, bypasses = ?9, hints_away = hints_away + ?10, \
+          trials = ?11 WHERE gateway = ?1",
     )
     .bind(gateway.as_bytes().as_slice())
     .bind(cbor::encode(&report.tunnels))
@@ -68,6 +69,7 @@ pub(super) async fn record(
     .bind(cbor::encode(&report.alarms))
     .bind(cbor::encode(&report.bypasses))
     .bind(int(hints))
+    .bind(cbor::encode(&report.trials))
     .execute(change)
     .await
     .map_err(failed("store a report"))?;

@@ -185,6 +185,7 @@ pub(crate) fn empty_report(boot: BootId, sequence: u64) -> anteroom_proto::v1::t
         tunnels: vec![],
         alarms: vec![],
         bypasses: vec![],
+        trials: vec![],
         relays: Vec::new(),
         hints: Vec::new(),
     }

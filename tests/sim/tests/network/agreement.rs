@@ -80,6 +80,7 @@ fn device(random: &mut Random, model: &mut Model, number: u8, gateways: u8) {
             confirmed_at: EPOCH,
             quarantined: random.chance(15),
             on_failure: OnFailure::Default,
+            rollout: anteroom_proto::rollout::Rollout::default(),
         },
     );
 }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::id::{ExternalId, GatewayId, MemberId, OrganisationId, RuleId, SiteId};
 use anteroom_proto::intent::{
-    Endpoint, External, Infrastructure, Intent, OnFailure, PeerGateway, Router, Rule,
+    Device as IntentDevice, Endpoint, External, Infrastructure, Intent, Member, OnFailure,
+    PeerGateway, Router, Rule,
 };
 use anteroom_proto::key::{Hash, IdentityKey, TunnelSecret};
 use anteroom_proto::operation::{Operation, ViewNumber};
@@ -36,6 +37,7 @@ mod nested;
 mod ports;
 mod shared;
 mod trailers;
+mod trials;
 mod unlisted;
 mod views;
 mod vlans;
@@ -134,6 +136,8 @@ fn view(modes: [Mode; 2], services: &[&str]) -> Arc<View> {
         prefix_len: Some(24),
         router: Some(Router { address: "10.20.1.1".parse().unwrap(), mac: None }),
         on_failure: OnFailure::Default,
+        rollout: anteroom_proto::rollout::Rollout::default(),
+        two_person: false,
     };
     let rule = |id: &str, to| Rule {
         id: RuleId::of(id),

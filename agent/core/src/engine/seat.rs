@@ -1,0 +1,119 @@
+//! Who is where: the devices of a view in their places on this gateway's ports, each in the mode that it is in.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anteroom_proto::intent::{Device as IntentDevice, Member};
+
+use super::Engine;
+use crate::device::Device;
+use crate::flow::FlowKey;
+use crate::on_failure;
+use crate::policy::{Place, Policy};
+use crate::port::PortId;
+use crate::security::Guarded;
+use crate::station::Absent;
+use crate::trial::Standing;
+
+impl Engine {
+    /// Gives the devices of a policy's view their places here, each in the mode that it is in.
+    pub(super) fn seat(&mut self, policy: &mut Policy) {
+        let view = Arc::clone(&policy.view);
+        let quarantined =
+            |member: &Member| member.quarantined || view.operation.quarantined.contains(&member.id);
+        let ports = &self.config.ports;
+        let lost = |device: &&IntentDevice| {
+            !ports.iter().any(|port| port.name == device.port)
+                && !on_failure::is_wire(device, quarantined(&device.member))
+        };
+        let absent = view.intent.devices.iter().filter(lost).map(|device| {
+            let member = &device.member;
+            (member.mac, Absent { member: member.id, addresses: member.addresses.clone() })
+        });
+        let absent = absent.collect();
+        let devices = view
+            .intent
+            .devices
+            .iter()
+            .filter_map(|device| {
+                let at = ports.iter().position(|port| port.name == device.port)?;
+                let member = &device.member;
+                let mode = self.recorder.trials.gone_back(member.id).unwrap_or(member.mode);
+                let entry = Device {
+                    member: member.id,
+                    mode,
+                    stance: mode,
+                    quarantined: quarantined(member),
+                    vlan: member.vlan,
+                    addresses: member.addresses.clone(),
+                    held: Vec::new(),
+                    prefix_len: device.prefix_len,
+                    router: device.router,
+                };
+                Some((PortId::device(u16::try_from(at).ok()?), member.mac, entry))
+            })
+            .collect();
+        self.stations.confirm(devices);
+        self.stations.hold_absent(absent);
+        self.guarded = Guarded::of(&self.stations, &view.intent.infrastructure.routers);
+        let stations = &self.stations;
+        let place = |member: &Member| {
+            let id = stations.find(member.mac)?;
+            let station = stations.get(id)?;
+            let device = station.device.as_ref().filter(|device| device.member == member.id)?;
+            let shared = stations.port(station.port)?.mode.unwrap_or(device.mode);
+            Some(Place { station: id, mode: device.mode, shared, stance: device.stance })
+        };
+        if !policy.place(place) {
+            // The view has more devices than places for them.
+            let ports = &self.config.ports;
+            *policy = Policy::new(&view, &mut self.seeds, |device| {
+                ports.iter().any(|port| port.name == device.port) && place(&device.member).is_some()
+            });
+            policy.place(place);
+        }
+        self.holders.retain(|address, holder| {
+            policy.set_holder(*address, holder.member);
+            policy.is_shared(*address)
+        });
+        for device in &view.intent.devices {
+            if let Some(Place { station, .. }) = place(&device.member) {
+                self.recorder.trials.place(device.member.id, station);
+            }
+        }
+    }
+
+    /// Tells the trials of an earlier run, before a view that orders them.
+    pub fn restore_trials(&mut self, kept: Vec<Standing>) {
+        self.recorder.trials.restore(kept);
+    }
+
+    /// The trials that the view in force orders, as they are kept over a restart.
+    #[must_use]
+    pub fn trials(&self) -> Vec<Standing> {
+        self.recorder.trials.standing()
+    }
+
+    /// When trials are to be looked at.
+    pub(super) fn trial_due(&self) -> Option<Instant> {
+        self.recorder.trials.due()
+    }
+
+    /// Has devices go back whose trial is over. Their flows stay, and are judged anew.
+    pub(super) fn look_at_trials(&mut self, now: Instant) {
+        let flows = &self.flows;
+        let answered = |key: &FlowKey| {
+            let [_, back] = flows.get(flows.find(key)?)?.totals();
+            Some(back.packets > 0)
+        };
+        if !self.recorder.trials.look(&self.clock, now, answered) {
+            return;
+        }
+        let Some(mut policy) = self.policy.take() else { return };
+        self.seat(&mut policy);
+        self.policy = Some(policy);
+        self.reconcile_holdings(now);
+        self.epoch += 1;
+        self.find_boundary(now);
+    }
+}

@@ -1,0 +1,285 @@
+//! Devices that are enforced on trial: when they go back, and what they go back to.
+
+use anteroom_proto::rollout::{Expected, Failing, Rollout, Trial, TrialReport, Why};
+
+use super::*;
+use crate::trial::{ATTEMPTS, Standing, effective};
+
+const PORT: PortId = PortId::device(0);
+const DEVICE: [u8; 4] = [10, 20, 1, 10];
+/// In the external that a rule names.
+const ARCHIVE: [u8; 4] = [10, 20, 9, 5];
+/// Somebody whom no rule names.
+const PRINTER: [u8; 4] = [10, 20, 8, 8];
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn expected(remote: [u8; 4], port: u16) -> Expected {
+    Expected { remote: remote.into(), outbound: true, protocol: 6, port }
+}
+
+/// The view in which device 10 is enforced on the trial that revision `since` ordered.
+fn on_trial(since: u64, back_to: Mode) -> Arc<View> {
+    let mut view = (*view([Mode::Enforce, Mode::Enforce], &["tcp/104"])).clone();
+    view.intent.devices[0].rollout = Rollout {
+        trial: Some(Trial {
+            since,
+            within: 60_000,
+            back_to,
+            expects: vec![expected(ARCHIVE, 104), expected(PRINTER, 9100)],
+        }),
+        ..Rollout::default()
+    };
+    Arc::new(view)
+}
+
+fn confirmed() -> Arc<View> {
+    view([Mode::Enforce, Mode::Enforce], &["tcp/104"])
+}
+
+/// The engine with its device's router known, so that what is allowed gets out.
+fn begun(view: Arc<View>, now: Instant) -> Engine {
+    let mut engine = engine(Limits::default(), now);
+    engine.apply(view, now);
+    let router = "10.20.1.1".parse().unwrap();
+    let heard = crate::wire::arp::request(mac(0x77), router, DEVICE.into());
+    let _ = feed(&mut engine, PortId::UPLINK, VnetHeader::default(), &heard, now);
+    engine
+}
+
+/// Sends a SYN of device 10. Says whether it went out.
+fn opens(engine: &mut Engine, remote: [u8; 4], (from, to): (u16, u16), now: Instant) -> bool {
+    let packet = ipv4(DEVICE, remote, 6, &tcp(from, to, 2, &[]));
+    let bytes = frame(mac(0x77), mac(10), &packet);
+    let out = feed(engine, PORT, VnetHeader::default(), &bytes, now);
+    out.frames.iter().any(|(port, ..)| port.is_uplink())
+}
+
+fn answers(engine: &mut Engine, remote: [u8; 4], (from, to): (u16, u16), now: Instant) {
+    let packet = ipv4(remote, DEVICE, 6, &tcp(to, from, 0x12, &[]));
+    let bytes = frame(mac(10), mac(0x77), &packet);
+    let _ = feed(engine, PortId::UPLINK, VnetHeader::default(), &bytes, now);
+}
+
+fn turn(engine: &mut Engine, now: Instant) {
+    engine.handle_timeout(now, &mut Kept::default());
+}
+
+fn mode(engine: &Engine, now: Instant) -> Mode {
+    engine.status(now).devices.iter().find(|device| device.mac == mac(10)).unwrap().mode
+}
+
+fn told(engine: &Engine, now: Instant) -> TrialReport {
+    engine.status(now).trials.into_iter().next().expect("no trial is told")
+}
+
+fn why(engine: &Engine, now: Instant) -> Option<Why> {
+    told(engine, now).over.map(|over| over.why)
+}
+
+#[test]
+fn a_device_that_nobody_confirms_goes_back_to_protect_when_the_time_is_over() {
+    let now = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), now);
+    assert_eq!(told(&engine, now).left, 60_000);
+    assert!(!opens(&mut engine, PRINTER, (40_000, 9100), now), "it is enforced meanwhile");
+    let end = now + MINUTE;
+    assert!(engine.poll_timeout().is_some_and(|(due, _)| due <= end));
+    turn(&mut engine, end - Duration::from_millis(1));
+    assert_eq!((mode(&engine, end), why(&engine, end)), (Mode::Enforce, None));
+    turn(&mut engine, end);
+    assert_eq!((mode(&engine, end), why(&engine, end)), (Mode::Protect, Some(Why::Unconfirmed)));
+    assert!(opens(&mut engine, PRINTER, (40_000, 9100), end), "a known flow is judged anew");
+    let edges = engine.report(end).edges;
+    let would = |edge: &anteroom_proto::v1::telemetry::EdgeDelta| {
+        matches!(edge.verdict, anteroom_proto::verdict::Verdict::WouldDrop(_))
+    };
+    assert!(edges.iter().any(would), "protect records it: {edges:#?}");
+    // Its neighbour on another port isn't on trial.
+    let other =
+        engine.status(end).devices.iter().find(|device| device.mac == mac(11)).unwrap().mode;
+    assert_eq!(other, Mode::Enforce);
+}
+
+#[test]
+fn the_same_trial_in_a_newer_view_goes_on_and_never_begins_again() {
+    let now = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), now);
+    let half = now + MINUTE / 2;
+    engine.apply(on_trial(7, Mode::Protect), half);
+    assert_eq!(told(&engine, half).left, 30_000);
+    turn(&mut engine, now + MINUTE);
+    engine.apply(on_trial(7, Mode::Protect), now + MINUTE);
+    assert_eq!(mode(&engine, now + MINUTE), Mode::Protect, "it is over, whoever sends it again");
+    let later = now + 2 * MINUTE;
+    engine.apply(on_trial(8, Mode::Protect), later);
+    assert_eq!(mode(&engine, later), Mode::Enforce, "operators ordered another");
+    engine.apply(confirmed(), later);
+    turn(&mut engine, later + 2 * MINUTE);
+    assert_eq!(mode(&engine, later + 2 * MINUTE), Mode::Enforce, "confirmed");
+    assert!(engine.status(later).trials.is_empty());
+}
+
+#[test]
+fn a_trial_that_was_confirmed_in_time_never_ends() {
+    let now = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), now);
+    engine.apply(confirmed(), now + MINUTE / 2);
+    for seconds in 0..200 {
+        turn(&mut engine, now + Duration::from_secs(seconds));
+    }
+    assert_eq!(mode(&engine, now + 4 * MINUTE), Mode::Enforce);
+    assert!(engine.trials().is_empty());
+}
+
+#[test]
+fn only_protect_is_gone_back_to() {
+    for back_to in [Mode::Observe, Mode::Enforce, Mode::Unrecognised] {
+        let now = start();
+        let mut engine = begun(on_trial(7, back_to), now);
+        assert!(engine.status(now).trials.is_empty());
+        turn(&mut engine, now + 2 * MINUTE);
+        assert_eq!(mode(&engine, now), Mode::Enforce, "{back_to} isn't opened by itself");
+    }
+}
+
+#[test]
+fn a_connection_that_was_answered_before_and_is_dropped_now_ends_it() {
+    let mut now = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), now);
+    for attempt in 0..ATTEMPTS {
+        assert_eq!(mode(&engine, now), Mode::Enforce, "after {attempt} attempts");
+        // A burst is one attempt.
+        for from in 40_000..40_020 {
+            assert!(!opens(&mut engine, PRINTER, (from, 9100), now));
+        }
+        now += Duration::from_millis(1_100);
+        turn(&mut engine, now);
+    }
+    assert_eq!(mode(&engine, now), Mode::Protect);
+    let failing = Failing {
+        what: expected(PRINTER, 9100),
+        reason: Some("no-rule".into()),
+        attempts: ATTEMPTS,
+    };
+    let failing = Failing { reason: Some("not-visible".into()), ..failing };
+    assert_eq!(why(&engine, now), Some(Why::Failing(failing)));
+    assert!(opens(&mut engine, PRINTER, (41_000, 9100), now));
+}
+
+#[test]
+fn what_was_never_answered_before_ends_nothing() {
+    let mut now = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), now);
+    for port in 1..50 {
+        assert!(!opens(&mut engine, PRINTER, (40_000, port), now));
+        assert!(!opens(&mut engine, [10, 20, 8, 9], (40_000, 9100), now));
+        now += Duration::from_secs(1);
+        turn(&mut engine, now);
+    }
+    assert_eq!((mode(&engine, now), why(&engine, now)), (Mode::Enforce, None));
+}
+
+#[test]
+fn an_allowed_connection_that_nobody_answers_any_more_ends_it_and_an_answer_begins_anew() {
+    let mut now = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), now);
+    now += Duration::from_secs(11);
+    let mut attempt = |engine: &mut Engine, from: u16, answered: bool| {
+        assert!(opens(engine, ARCHIVE, (from, 104), now), "{:?}", engine.status(now).drops);
+        if answered {
+            answers(engine, ARCHIVE, (from, 104), now);
+        }
+        for _ in 0..9 {
+            now += Duration::from_secs(1);
+            turn(engine, now);
+        }
+        now
+    };
+    let _ = (attempt(&mut engine, 1, false), attempt(&mut engine, 2, false));
+    let at = attempt(&mut engine, 3, true);
+    assert_eq!((mode(&engine, at), why(&engine, at)), (Mode::Enforce, None));
+    let mut engine = {
+        // A longer one, so that time alone doesn't end it.
+        let mut view = (*on_trial(9, Mode::Protect)).clone();
+        view.intent.devices[0].rollout.trial.as_mut().unwrap().within = 600_000;
+        engine.apply(Arc::new(view), at);
+        engine
+    };
+    for _ in 0..11 {
+        let _ = attempt(&mut engine, 4, true);
+    }
+    let mut at = at;
+    for from in 5..8 {
+        at = attempt(&mut engine, from, false);
+    }
+    let failing = Failing { what: expected(ARCHIVE, 104), reason: None, attempts: ATTEMPTS };
+    assert_eq!(why(&engine, at), Some(Why::Failing(failing)));
+    assert_eq!(mode(&engine, at), Mode::Protect);
+}
+
+#[test]
+fn an_earlier_run_of_the_agent_counts() {
+    let now = start();
+    let first = begun(on_trial(7, Mode::Protect), now);
+    let [kept] = <[Standing; 1]>::try_from(first.trials()).unwrap();
+    assert_eq!(kept.ends, now + MINUTE);
+    // Started again in the middle: it ends when it would have.
+    let half = now + MINUTE / 2;
+    let mut second = engine(Limits::default(), half);
+    second.restore_trials(vec![kept.clone()]);
+    second.apply(on_trial(7, Mode::Protect), half);
+    assert_eq!(told(&second, half).left, 30_000);
+    turn(&mut second, now + MINUTE);
+    assert_eq!(mode(&second, now + MINUTE), Mode::Protect);
+    // What was kept prolongs nothing.
+    let late = Standing { ends: now + 100 * MINUTE, ..kept.clone() };
+    let mut third = engine(Limits::default(), now);
+    third.restore_trials(vec![late]);
+    third.apply(on_trial(7, Mode::Protect), now);
+    assert_eq!(told(&third, now).left, 60_000);
+    // One that was over stays so from the first frame on.
+    let over = second.trials();
+    let mut fourth = engine(Limits::default(), now);
+    fourth.restore_trials(over.clone());
+    let view = on_trial(7, Mode::Protect);
+    fourth.apply(view.clone(), now);
+    assert_eq!(mode(&fourth, now), Mode::Protect);
+    let modes = |trials: &[Standing]| {
+        let view = effective(&view, trials).into_owned();
+        view.intent.devices.iter().map(|device| device.member.mode).collect::<Vec<_>>()
+    };
+    assert_eq!(modes(&over), [Mode::Protect, Mode::Enforce]);
+    assert_eq!(modes(&[kept]), [Mode::Enforce, Mode::Enforce]);
+}
+
+#[test]
+fn devices_that_share_a_port_go_back_together() {
+    let now = start();
+    let mut view = (*on_trial(7, Mode::Protect)).clone();
+    view.intent.devices[1].port = view.intent.devices[0].port.clone();
+    let mut trial = view.intent.devices[0].rollout.clone();
+    trial.trial.as_mut().unwrap().expects.clear();
+    view.intent.devices[1].rollout = trial;
+    let mut engine = begun(Arc::new(view), now);
+    let mut now = now;
+    for _ in 0..ATTEMPTS {
+        assert!(!opens(&mut engine, PRINTER, (40_000, 9100), now));
+        now += Duration::from_millis(1_100);
+    }
+    turn(&mut engine, now);
+    let modes: Vec<Mode> = engine.status(now).devices.iter().map(|device| device.mode).collect();
+    assert_eq!(modes, [Mode::Protect, Mode::Protect]);
+    assert!(opens(&mut engine, PRINTER, (41_000, 9100), now));
+}
+
+#[test]
+fn peers_agree_on_a_pair_whether_a_trial_is_over_or_not() {
+    let now = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), now);
+    let digest = |engine: &Engine| engine.policy.as_ref().unwrap().relation(OTHER);
+    let before = digest(&engine);
+    turn(&mut engine, now + MINUTE);
+    assert_eq!(digest(&engine), before);
+    engine.apply(confirmed(), now + MINUTE);
+    assert_eq!(digest(&engine), before, "nor do they have to know of it");
+}

@@ -1,0 +1,102 @@
+//! `approve`: the second of two operators.
+
+use std::collections::BTreeSet;
+
+use anteroom_controller_core::edit::EditError;
+use anteroom_controller_core::model::Model;
+use anteroom_proto::key::PublicKey;
+
+use crate::args::Approve;
+use crate::change::{self, ChangeError, Confirm, Proposal, Request, approval, lacking};
+use crate::error::{Error, Exit};
+use crate::output::Output;
+use crate::output::table::join;
+use crate::remote::Remote;
+
+/// What stands for every kind of proposal in the audit log.
+const ACTION: &str = "approve";
+
+/// `anteroom approve`.
+pub(super) fn approve(
+    args: Approve,
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Exit, Error> {
+    let Approve { file, force, change: mut words } = args;
+    let proposal = Proposal::read(&file)?;
+    let refuse =
+        |problem: String| Err(Error::file(&file, format!("{problem}. Nothing was changed")));
+    change::not_proposed(&words)?;
+    let current = change::fetch(remote)?;
+    if proposal.organisation != current.model.organisation {
+        return refuse("it is another organisation's".into());
+    }
+    if proposal.base != current.base {
+        return refuse(format!(
+            "it stands on revision {}, and {} is in force by now: have it proposed anew",
+            proposal.base.number, current.base.number
+        ));
+    }
+    let mut model = match Model::decode(&proposal.model.0) {
+        Ok(model) if model.organisation == current.model.organisation => model,
+        Ok(_) => return refuse("its model is another organisation's".into()),
+        Err(error) => return refuse(format!("its model can't be read: {error}")),
+    };
+    let number = current.base.number + 1;
+    let wanted = lacking(remote, &current.model, &model, number)?;
+    if wanted.is_empty() {
+        return refuse("nothing in it wants a second operator".into());
+    }
+    let own = remote.key().public();
+    let proposers = take(&mut model, &proposal, remote, own)?;
+    if proposers.is_empty() {
+        return refuse(
+            "no operator but you has approved of it: another one must propose it, or approve what you proposed".into(),
+        );
+    }
+    for one in &wanted {
+        let signed = approval(remote, &model, one);
+        model.approve(signed).map_err(ChangeError::from)?;
+    }
+    let proposed_by = join(proposers.iter().map(|key| change::signer_name(remote, *key)));
+    let why = proposal.reason.as_deref().unwrap_or("no reason given");
+    output.note(format_args!(
+        "{proposed_by} proposes: {} {} ({why})",
+        proposal.action, proposal.subject
+    ))?;
+    let reason = words.reason.take().unwrap_or_else(|| why.to_owned());
+    words.reason = Some(format!("{reason} (proposed and approved by {proposed_by})"));
+    let subject = format!("{}: {}", proposal.action, proposal.subject);
+    let mut request = Request::new(ACTION, subject, words);
+    request.force = force;
+    request.confirm = Confirm::Names(wanted.iter().map(|one| one.name.to_string()).collect());
+    change::make(remote, output, request, &|now, revision| {
+        if revision != number {
+            return Err(EditError::Invalid {
+                what: "the proposal".into(),
+                problem: "another revision came before it: have it proposed anew".into(),
+            });
+        }
+        *now = model.clone();
+        Ok(())
+    })
+}
+
+/// Puts the approvals of other operators into the model. Gives whose they are.
+fn take(
+    model: &mut Model,
+    proposal: &Proposal,
+    remote: &Remote,
+    own: PublicKey,
+) -> Result<BTreeSet<PublicKey>, Error> {
+    let mut others = remote.chain().newest().operator_keys();
+    others.retain(|key| *key != own);
+    let mut proposers = BTreeSet::new();
+    for signed in &proposal.approvals {
+        if let Ok(read) = signed.verify(model.organisation, &others) {
+            proposers.insert(read.signer());
+            model.approve(signed.clone()).map_err(ChangeError::from)?;
+        }
+    }
+    Ok(proposers)
+}
