@@ -80,34 +80,24 @@ fn trials(hospital: &Hospital) -> anyhow::Result<Vec<Value>> {
     trials.as_array().cloned().ok_or_else(|| anyhow::anyhow!("no trials in {status}"))
 }
 
-fn on_trial(operator: &Operator, time: &str) {
-    operator
-        .ok(&[
-            "device",
-            "mode",
-            "ct-1",
-            "enforce",
-            "--confirm-within",
-            time,
-            "--confirm",
-            "ct-1",
-            "--force",
-            "--reason",
-            "trial",
-        ])
-        .unwrap();
+/// Enforces the scanner on trial. `breaks`: what is known to break is accepted, and doesn't end the trial.
+fn on_trial(operator: &Operator, time: &str, breaks: bool) {
+    let enforce = ["device", "mode", "ct-1", "enforce", "--confirm-within", time];
+    let accept: &[&str] = if breaks { &["--accept-breaks"] } else { &[] };
+    let change = ["--confirm", "ct-1", "--force", "--reason", "trial"];
+    operator.ok(&[&enforce[..], accept, &change].concat()).unwrap();
 }
 
 fn went_back(operator: &Operator, why: &str) -> Value {
     wait::until_ok(PATIENCE, "the audit log to say that the device went back", || {
         let audit = operator.json(&["audit", "list", "--limit", "50"])?;
-        let entries = audit.as_array().into_iter().flatten();
+        let mut entries = audit.as_array().into_iter().flatten();
         let fits = |entry: &&Value| {
             entry["action"] == "device went back"
                 && entry["subject"] == "ct-1"
                 && entry["reason"].as_str().is_some_and(|reason| reason.contains(why))
         };
-        entries.filter(fits).next_back().cloned().ok_or_else(|| anyhow::anyhow!("{audit}"))
+        entries.rfind(fits).cloned().ok_or_else(|| anyhow::anyhow!("{audit}"))
     })
     .unwrap()
 }
@@ -122,7 +112,7 @@ fn a_trial_is_confirmed_or_ends_by_itself_with_no_controller_and_a_restart_in_be
     hospital.operator.mode(&["ct-1"], "protect", "round").unwrap();
 
     // Confirmed in time: it stays, also once the time would be over.
-    on_trial(&hospital.operator, "15s");
+    on_trial(&hospital.operator, "15s", true);
     let begun = Instant::now();
     assert!(undeclared(hospital).is_err(), "it is enforced meanwhile");
     assert_eq!(trials(hospital).unwrap().len(), 1);
@@ -142,7 +132,7 @@ fn a_trial_is_confirmed_or_ends_by_itself_with_no_controller_and_a_restart_in_be
     println!("back after {told:?}, the next connection after {:?}", asked.elapsed());
 
     // Nobody confirms, nor could: the controller is dead, and the gateway is started again in the middle.
-    on_trial(&hospital.operator, "20s");
+    on_trial(&hospital.operator, "20s", true);
     let begun = Instant::now();
     wait::until_ok(PATIENCE, "the trial to be on disk", || {
         anyhow::ensure!(hospital.gateways["imaging"].state.join("trials").exists());
@@ -158,7 +148,7 @@ fn a_trial_is_confirmed_or_ends_by_itself_with_no_controller_and_a_restart_in_be
     let left = trial["left"].as_u64().unwrap();
     let passed = u64::try_from(begun.elapsed().as_millis()).unwrap();
     assert!(left + passed < 22_000, "{trial} after {passed} ms: a restart prolongs nothing");
-    if left > 3_000 {
+    if left > 5_000 {
         assert!(undeclared(hospital).is_err(), "the trial goes on: {trial}");
     }
     wait::until_ok(PATIENCE, "the device to be back in protect", || undeclared(hospital)).unwrap();
@@ -194,36 +184,25 @@ fn a_trial_ends_where_a_connection_fails_that_was_answered_before() {
     wait::until_ok(PATIENCE, "what no rule names to pass", || undeclared(hospital)).unwrap();
     wait::until_ok(PATIENCE, "it to be recorded with its answer", || {
         let rows = operator.json(&["flows", "ct-1"])?;
-        let of = |row: &&Value| row["port"] == UNDECLARED && row["from"]["name"] == "ct-1";
+        let of = |row: &&Value| {
+            row["port"] == UNDECLARED
+                && row["from"]["name"] == "ct-1"
+                && row["packets"].as_u64() > Some(6)
+        };
         let found = rows.as_array().into_iter().flatten().find(of).cloned();
         found.map(drop).ok_or_else(|| anyhow::anyhow!("{rows}"))
     })
     .unwrap();
 
     // With the break accepted the trial goes on.
-    operator
-        .ok(&[
-            "device",
-            "mode",
-            "ct-1",
-            "enforce",
-            "--confirm-within",
-            "10m",
-            "--accept-breaks",
-            "--confirm",
-            "ct-1",
-            "--force",
-            "--reason",
-            "trial",
-        ])
-        .unwrap();
+    on_trial(operator, "10m", true);
     for _ in 0..3 {
         assert!(undeclared(hospital).is_err());
     }
     assert!(trials(hospital).unwrap()[0]["over"].is_null());
     operator.ok(&["device", "back", "ct-1", "--yes", "--reason", "again"]).unwrap();
 
-    on_trial(operator, "10m");
+    on_trial(operator, "10m", false);
     let begun = Instant::now();
     assert!(undeclared(hospital).is_err(), "no rule names it");
     wait::until_ok(PATIENCE, "the device to be back in protect", || undeclared(hospital)).unwrap();

@@ -99,7 +99,7 @@ fn overridden(device: impl std::fmt::Display) -> String {
     format!("to go on all the same, `anteroom device mode {device} enforce --force --reason WHY`")
 }
 
-/// Devices on one port can't be told apart by what comes in, so they have one mode.
+/// Devices on one port can't be told apart by what comes in, so they have one mode, and go back from a trial as one.
 fn ports(resolved: &Resolved, findings: &mut Findings) {
     let mut by_port: BTreeMap<(GatewayId, &Name), Vec<&Device>> = BTreeMap::new();
     for device in resolved.model.devices.values() {
@@ -112,6 +112,8 @@ fn ports(resolved: &Resolved, findings: &mut Findings) {
         let Some(gateway) = resolved.model.gateways.get(&gateway) else { continue };
         let subject = format!("{port} of gateway {}", gateway.name);
         let modes: BTreeSet<Mode> = devices.iter().map(|device| device.mode).collect();
+        let since = |device: &&Device| device.rollout.trial.as_ref().map(|trial| trial.since);
+        let trials: BTreeSet<Option<u64>> = devices.iter().map(since).collect();
         let names: Vec<String> =
             devices.iter().map(|device| format!("{} ({})", device.name, device.mode)).collect();
         let names = some_of(&names, 8);
@@ -126,6 +128,18 @@ fn ports(resolved: &Resolved, findings: &mut Findings) {
                     "{names} share it, and a port has one mode: `anteroom device mode {together} {}` changes them \
                      together, or give each a port of its own.",
                     modes.last().copied().unwrap_or(Mode::Observe)
+                ),
+            );
+        } else if trials.len() > 1 {
+            findings.add(
+                Severity::Error,
+                "port-mixed-trials",
+                subject,
+                format!(
+                    "{names} share it, and not all of them are on the same trial: a port has one mode, so none could \
+                     go back by itself. `anteroom device mode {together} protect`, and then `anteroom device mode \
+                     {together} enforce --confirm-within TIME` try them together, `anteroom device keep` confirms \
+                     together what is on trial."
                 ),
             );
         } else if !modes.contains(&Mode::Observe) {

@@ -1,5 +1,6 @@
 use anteroom_proto::mode::Mode;
 use anteroom_proto::rhythm::Rhythm;
+use anteroom_proto::rollout::Trial;
 use anteroom_proto::v1::telemetry::Sighting;
 use insta::assert_snapshot;
 use ipnet::Ipv4Net;
@@ -182,6 +183,29 @@ fn a_port_has_one_mode() {
     assert_eq!(shared(&[]), "");
     assert_snapshot!(shared(&["ct-1"]), @"error [port-mixed-modes] port1 of gateway imaging: ct-1 (enforce), mri-1 (observe) share it, and a port has one mode: `anteroom device mode ct-1 mri-1 enforce` changes them together, or give each a port of its own.");
     assert_snapshot!(shared(&["ct-1", "mri-1"]), @"warning [port-shared] port1 of gateway imaging: ct-1 (enforce), mri-1 (enforce) share it, so nothing keeps them from each other.");
+}
+
+#[test]
+fn devices_of_a_port_are_on_one_trial_or_on_none() {
+    let shared = |trials: &'static [(&'static str, u64)]| {
+        linted(|model| {
+            model.devices.get_mut(&member_id(2)).unwrap().attachment.port = name("port1");
+            set_modes(model, Mode::Enforce, &["ct-1", "mri-1"]);
+            for (device, since) in trials {
+                let trial = Trial {
+                    since: *since,
+                    within: 60_000,
+                    back_to: Mode::Protect,
+                    expects: vec![],
+                };
+                let (id, _) = model.device_named(device).unwrap();
+                model.devices.get_mut(&id).unwrap().rollout.trial = Some(trial);
+            }
+        })
+    };
+    assert!(!shared(&[("ct-1", 7), ("mri-1", 7)]).contains("error"));
+    assert!(shared(&[("ct-1", 7), ("mri-1", 8)]).contains("error [port-mixed-trials]"));
+    assert_snapshot!(shared(&[("ct-1", 7)]), @"error [port-mixed-trials] port1 of gateway imaging: ct-1 (enforce), mri-1 (enforce) share it, and not all of them are on the same trial: a port has one mode, so none could go back by itself. `anteroom device mode ct-1 mri-1 protect`, and then `anteroom device mode ct-1 mri-1 enforce --confirm-within TIME` try them together, `anteroom device keep` confirms together what is on trial.");
 }
 
 #[test]
