@@ -1,7 +1,9 @@
 //! Reports as a controller reads them: one of another release takes none with fields that it doesn't know.
 
 use anteroom_proto::v1::telemetry::Report;
-use anteroom_proto::v1::{TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, TELLS_TRIALS, ToController};
+use anteroom_proto::v1::{
+    TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, TELLS_TRIALS, ToController,
+};
 
 /// What the controller reads in reports beyond version 1's basics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,8 +1,8 @@
 //! What each command does.
 
+mod approve;
 mod asset;
 mod asset_import;
-mod approve;
 mod audit;
 mod authority;
 mod blast;

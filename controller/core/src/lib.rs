@@ -12,8 +12,8 @@
 
 #![forbid(unsafe_code)]
 
-pub mod assets;
 pub mod approvals;
+pub mod assets;
 pub mod baseline;
 pub mod blast;
 pub mod classify;
