@@ -58,10 +58,12 @@ impl Talks {
         match protocol {
             Protocol::Tcp if flags & 0x12 == 0x02 => drop(self.opened.insert(here, from)),
             // In the middle of a connection whoever has the higher port opened it, as far as anybody can tell.
-            Protocol::Tcp if flags & 0x17 == 0x10 && !self.opened.contains_key(&back) => {
-                if source.1 > destination.1 {
-                    self.opened.entry(here).or_insert(from);
-                }
+            Protocol::Tcp
+                if flags & 0x17 == 0x10
+                    && source.1 > destination.1
+                    && !self.opened.contains_key(&back) =>
+            {
+                self.opened.entry(here).or_insert(from);
             }
             Protocol::Tcp if flags & 0x14 != 0x10 => {}
             _ if self.opened.contains_key(&back) => {

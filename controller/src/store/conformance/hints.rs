@@ -38,7 +38,7 @@ pub(super) async fn each_hint_is_kept_once_and_belongs_to_the_member(store: &dyn
     tell(store, 1, 3, 300, seen(1, Some(7), vec![])).await;
     // Another gateway takes this one's place.
     tell(store, 2, 1, 400, seen(1, Some(7), name(350))).await;
-    let (all, last) = store.hints(None, 10).await.unwrap();
+    let (all, _) = store.hints(None, 10).await.unwrap();
     let member = Some(anteroom_proto::id::MemberId::from_bytes([7; 16]));
     let told: Vec<_> =
         all.iter().map(|hint| (hint.gateway, hint.member, hint.first.0, hint.last.0)).collect();
