@@ -123,8 +123,13 @@ pub fn lacking(
     let step = match (device.two_person, held) {
         (true, held) if device.member.mode == Mode::Enforce => {
             let step = Step::enforce(device);
+            // With an approval taken out, what is taken now couldn't be taken again from disk.
+            let kept = |held: &Device| {
+                let now = &device.rollout.approvals;
+                held.rollout.approvals.iter().all(|approval| now.contains(approval))
+            };
             let stands = held.is_some_and(|held| {
-                held.member.mode == Mode::Enforce && Step::enforce(held) == step
+                held.member.mode == Mode::Enforce && Step::enforce(held) == step && kept(held)
             });
             if stands {
                 return None;
@@ -216,6 +221,16 @@ mod tests {
     }
 
     const STEP: Step = Step::Enforce { since: 7, trial: None };
+
+    #[test]
+    fn approvals_that_are_taken_out_of_what_is_held_are_missed() {
+        let held = approved(device(Mode::Enforce, 7), STEP, &[1, 2]);
+        assert!(!lacks(&held, Some(&held)));
+        assert!(lacks(&device(Mode::Enforce, 7), Some(&held)), "it couldn't be taken from disk");
+        let one_left = approved(device(Mode::Enforce, 7), STEP, &[1]);
+        assert!(lacks(&one_left, Some(&held)));
+        assert!(!lacks(&approved(held.clone(), STEP, &[3]), Some(&held)), "a third one");
+    }
 
     #[test]
     fn two_distinct_operators_are_wanted() {

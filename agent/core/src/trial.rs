@@ -30,6 +30,8 @@ use crate::wire::{FiveTuple, icmp};
 pub const ATTEMPTS: u8 = 3;
 /// How far apart failures are that count as two.
 const APART: Duration = Duration::from_secs(1);
+/// For how long packets of the same ports are one attempt: TCP sends a SYN again after 1, 3, 7 and 15 s.
+const AGAIN: Duration = Duration::from_secs(20);
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(8);
 /// For how long after its beginning only missing rules count: tunnels have to come up, and flows to find their new
@@ -84,11 +86,23 @@ struct Attempts {
     last: Option<Instant>,
     /// The newest reason for a drop; none where nobody answered.
     reason: Option<DropReason>,
+    /// What was dropped last: a packet that is sent again is the same attempt for [`AGAIN`].
+    dropped: Option<FiveTuple>,
     /// A flow of it whose answer is awaited, and since when.
     awaited: Option<(FlowKey, Instant)>,
 }
 
 impl Attempts {
+    /// A packet of it was dropped.
+    fn drop(&mut self, tuple: FiveTuple, reason: DropReason, now: Instant) {
+        let since = self.last.map(|last| now.saturating_duration_since(last));
+        if self.dropped == Some(tuple) && since.is_some_and(|since| since < AGAIN) {
+            return;
+        }
+        self.dropped = Some(tuple);
+        self.fail(Some(reason), now);
+    }
+
     fn fail(&mut self, reason: Option<DropReason>, now: Instant) {
         let counts = self.last.is_none_or(|last| now.saturating_duration_since(last) >= APART);
         if counts {
@@ -181,7 +195,7 @@ impl Trials {
         self.running.get_mut(at).filter(|running| running.standing.over.is_none())
     }
 
-    /// Notes that a packet was dropped.
+    /// Notes that a packet was dropped. Only what the device itself sent counts: anybody can send in another's name to it.
     pub(crate) fn dropped(
         &mut self,
         station: StationId,
@@ -203,7 +217,7 @@ impl Trials {
             return;
         };
         if let Some(attempts) = expects.get_mut(&expected) {
-            attempts.fail(Some(reason), now);
+            attempts.drop(*tuple, reason, now);
         }
     }
 
@@ -332,8 +346,8 @@ const fn reading(tuple: &FiveTuple, outbound: bool) -> Expected {
     }
 }
 
-/// The connections that a packet may belong to, whoever of the two sent it and opened it.
-fn readings(tuple: &FiveTuple) -> [Expected; 4] {
+/// The connections that a packet which the device sent may belong to, whoever of the two opened it.
+const fn readings(tuple: &FiveTuple) -> [Expected; 2] {
     let FiveTuple { source, destination, source_port, destination_port, protocol } = *tuple;
     let back = FiveTuple {
         source: destination,
@@ -342,5 +356,5 @@ fn readings(tuple: &FiveTuple) -> [Expected; 4] {
         destination_port: source_port,
         protocol,
     };
-    [reading(tuple, true), reading(tuple, false), reading(&back, true), reading(&back, false)]
+    [reading(tuple, true), reading(&back, false)]
 }

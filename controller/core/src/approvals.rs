@@ -149,8 +149,11 @@ mod tests {
         assert_eq!(missing(&before, &after, 8).len(), 1, "one person twice");
         after.approve(sign(&after, one, 2)).unwrap();
         assert!(missing(&before, &after, 8).is_empty());
-        // Later changes of other things carry it on.
+        // Ordering once more what stands changes nothing: the approvals least of all.
         let mut later = after.clone();
+        later.set_mode("ct-1", Mode::Enforce, 9).unwrap();
+        assert_eq!(later, after);
+        // Later changes of other things carry it on.
         later.set_mode("pacs-1", Mode::Protect, 9).unwrap();
         assert!(missing(&after, &later, 9).is_empty());
         // Back is one person's, and there again is two's.

@@ -323,11 +323,15 @@ impl Model {
             });
         }
         if let Some(device) = self.devices.get_mut(&id) {
+            // Who approved of a mode that stays goes on having approved of it.
+            if device.mode != mode || device.rollout.trial.is_some() {
+                let approvals = lasting(&device.rollout.approvals);
+                device.rollout = Rollout { trial: None, approvals };
+            }
             if device.mode != mode {
                 device.mode = mode;
                 device.mode_since = revision;
             }
-            device.rollout = Rollout { trial: None, approvals: lasting(&device.rollout.approvals) };
         }
         Ok(id)
     }

@@ -167,6 +167,43 @@ fn a_connection_that_was_answered_before_and_is_dropped_now_ends_it() {
 }
 
 #[test]
+fn a_packet_that_is_sent_again_is_the_same_attempt() {
+    let begin = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), begin);
+    let mut sent_again = |from: u16, at: u64| {
+        for seconds in [0, 1, 3, 7, 15] {
+            let now = begin + Duration::from_secs(at + seconds);
+            assert!(!opens(&mut engine, PRINTER, (from, 9100), now));
+            turn(&mut engine, now);
+        }
+        mode(&engine, begin)
+    };
+    assert_eq!(sent_again(40_000, 0), Mode::Enforce);
+    assert_eq!(sent_again(40_001, 16), Mode::Enforce);
+    // The third attempt goes out at last, when it is sent again.
+    let third = begin + Duration::from_secs(32);
+    assert!(!opens(&mut engine, PRINTER, (40_002, 9100), third));
+    turn(&mut engine, third);
+    assert_eq!(mode(&engine, third), Mode::Protect);
+}
+
+#[test]
+fn what_others_send_in_the_name_of_an_expected_one_ends_nothing() {
+    let mut now = start();
+    let mut engine = begun(on_trial(7, Mode::Protect), now);
+    for attempt in 0..20 {
+        // As the printer's answer, and as the printer that opens a connection.
+        answers(&mut engine, PRINTER, (40_000 + attempt, 9100), now);
+        let packet = ipv4(PRINTER, DEVICE, 6, &tcp(41_000 + attempt, 9100, 2, &[]));
+        let bytes = frame(mac(10), mac(0x77), &packet);
+        let _ = feed(&mut engine, PortId::UPLINK, VnetHeader::default(), &bytes, now);
+        now += Duration::from_millis(1_100);
+        turn(&mut engine, now);
+    }
+    assert_eq!((mode(&engine, now), why(&engine, now)), (Mode::Enforce, None));
+}
+
+#[test]
 fn what_was_never_answered_before_ends_nothing() {
     let mut now = start();
     let mut engine = begun(on_trial(7, Mode::Protect), now);
