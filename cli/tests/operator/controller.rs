@@ -353,6 +353,7 @@ impl State {
             ("GET", paths::SIGHTINGS) => ok(&self.sightings),
             ("GET", paths::EDGES) => ok(&self.edges),
             ("GET", paths::HISTORY) => self.history(query),
+            ("GET", paths::HINTS) => ok(&HintsPage::default()),
             ("GET", paths::MODEL) => match self.revisions.last() {
                 Some((newest, _)) => ok(newest),
                 None => no(404, "not-found", "there is no revision yet"),
