@@ -299,8 +299,8 @@ fn devices_that_share_a_port_go_back_together() {
     view.intent.devices[1].rollout = trial;
     let mut engine = begun(Arc::new(view), now);
     let mut now = now;
-    for _ in 0..ATTEMPTS {
-        assert!(!opens(&mut engine, PRINTER, (40_000, 9100), now));
+    for attempt in 0..u16::from(ATTEMPTS) {
+        assert!(!opens(&mut engine, PRINTER, (40_000 + attempt, 9100), now));
         now += Duration::from_millis(1_100);
     }
     turn(&mut engine, now);
