@@ -4,7 +4,7 @@
 //! it goes back to, and by which connections that is measured, stands in the leaf that operators signed.
 //!
 //! A connection fails when a packet of it is dropped for want of a rule or of a path, or when it was opened and
-//! nobody answers. Failures count that are at least [`APART`] from each other, so that one burst is one; an answer to
+//! nobody answers. Failures count that are at least a second apart, so that one burst is one; an answer to
 //! any connection of the same kind begins the count anew. [`ATTEMPTS`] in a row end the trial.
 
 use std::borrow::Cow;

@@ -1,7 +1,7 @@
 //! MUD files (RFC 8520): what a maker says that its devices need, in and out.
 //!
 //! In: a file from disk, never one that is fetched because a device says so. What it permits is read as [`Allow`]s, and [`draft()`] makes rules of them, each with what
-//! was seen of it. Out: [`of_class`] says what the policy permits the devices of a class.
+//! was seen of it. Out: [`of_class()`] says what the policy permits the devices of a class.
 //!
 //! Access lists (RFC 8519) speak of packets in either direction, rules of who opens. An entry whose port stands at the device's side is about a service of the
 //! device, one whose port stands at the other side about the peer's; TCP may say it outright (`direction-initiated`).
