@@ -132,10 +132,13 @@ fn a_trial_is_confirmed_or_ends_by_itself_with_no_controller_and_a_restart_in_be
     println!("back after {told:?}, the next connection after {:?}", asked.elapsed());
 
     // Nobody confirms, nor could: the controller is dead, and the gateway is started again in the middle.
+    let kept = hospital.gateways["imaging"].state.join("trials");
+    let earlier = std::fs::read(&kept).unwrap_or_default();
     on_trial(&hospital.operator, "20s", true);
     let begun = Instant::now();
     wait::until_ok(PATIENCE, "the trial to be on disk", || {
-        anyhow::ensure!(hospital.gateways["imaging"].state.join("trials").exists());
+        let now = std::fs::read(&kept)?;
+        anyhow::ensure!(now != earlier && now.len() > 10, "{now:?}");
         Ok(())
     })
     .unwrap();
@@ -220,7 +223,10 @@ fn second(hospital: &Hospital, name: &str) -> Operator {
     let who = ana.json(&["whoami"]).unwrap();
     let (url, print) =
         (who["controller"][0].as_str().unwrap(), who["certificate"].as_str().unwrap());
-    let asked = other.json(&["login", url, "--fingerprint", print, "--name", name]).unwrap();
+    // It ends with 1, since who asks isn't an operator yet.
+    let login = ["--json", "login", url, "--fingerprint", print, "--name", name];
+    let asked = other.command(&login).unwrap().stdout;
+    let asked: Value = serde_json::from_str(&asked).unwrap_or_else(|e| panic!("{e}: {asked}"));
     let [request, print] =
         ["request", "fingerprint"].map(|key| asked[key].as_str().unwrap().to_owned());
     let add = ["operator", "add", &request, "--fingerprint", &print, "--reason", "two", "--yes"];
