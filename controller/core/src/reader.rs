@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anteroom_proto::name::Name;
-use toml_edit::{Datetime, Item, TableLike, Value};
+use toml_edit::{Datetime, Document, Item, TableLike, Value};
 
 use crate::policy::{At, Position};
 use crate::problem::{Problem, Problems, did_you_mean};
@@ -36,6 +36,22 @@ impl<'a> Reader<'a> {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
         Self { file, text, lines, problems: Problems::default(), services: Vec::new() }
+    }
+
+    /// The text as TOML. None where it is longer than `most` bytes or isn't TOML, which is a problem then.
+    pub(crate) fn document(&mut self, most: usize) -> Option<Document<&'a str>> {
+        let text = self.text;
+        if text.len() > most {
+            let message = format!("{} bytes are more than the {most} that are read", text.len());
+            self.problem(Position::default(), "", message);
+            return None;
+        }
+        Document::parse(text)
+            .map_err(|error| {
+                let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+                self.problem_at(error.span(), "", format!("not TOML: {message}"));
+            })
+            .ok()
     }
 
     pub(crate) fn position(&self, span: Option<Range<usize>>) -> Position {

@@ -7,7 +7,7 @@ use anteroom_proto::inventory::HintKind;
 use anteroom_proto::name::Name;
 use anteroom_proto::service::PortMatch;
 use regex::RegexBuilder;
-use toml_edit::{Document, Item, TableLike};
+use toml_edit::{Item, TableLike};
 
 use super::Field;
 use super::fuse::same;
@@ -44,20 +44,8 @@ pub(super) struct Read {
 pub(super) fn parse_all(file: &str, text: &str) -> (Read, Problems) {
     let mut reader = Reader::new(file, text);
     let mut read = Read::default();
-    if text.len() > MAX_RULES_LEN {
-        let message =
-            format!("{} bytes are more than the {MAX_RULES_LEN} that are read", text.len());
-        reader.problem(Position::default(), "", message);
+    let Some(document) = reader.document(MAX_RULES_LEN) else {
         return (read, reader.problems);
-    }
-    let document = match Document::parse(text) {
-        Ok(document) => document,
-        Err(error) => {
-            let position = reader.position(error.span());
-            let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-            reader.problem(position, "", format!("not TOML: {message}"));
-            return (read, reader.problems);
-        }
     };
     let position = Position { line: 1, column: 1 };
     let root = Entry { path: String::new(), position, table: document.as_table() };

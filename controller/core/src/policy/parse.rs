@@ -7,7 +7,7 @@ use anteroom_proto::name::Name;
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use ipnet::Ipv4Net;
-use toml_edit::{Datetime, Document, Item, Offset};
+use toml_edit::{Datetime, Item, Offset};
 
 use super::{
     At, Expect, External, Infrastructure, MAX_POLICY_LEN, Match, Policy, Position, Rule, Segment,
@@ -31,20 +31,8 @@ const RESERVED_FOR_DNS: [&str; 4] = ["names", "dns", "hosts", "fqdn"];
 pub(crate) fn parse_all(file: &str, text: &str) -> (Policy, Problems) {
     let mut reader = Reader::new(file, text);
     let mut policy = Policy::default();
-    if text.len() > MAX_POLICY_LEN {
-        let message =
-            format!("{} bytes are more than the {MAX_POLICY_LEN} that are read", text.len());
-        reader.problem(Position::default(), "", message);
+    let Some(document) = reader.document(MAX_POLICY_LEN) else {
         return (policy, reader.problems);
-    }
-    let document = match Document::parse(text) {
-        Ok(document) => document,
-        Err(error) => {
-            let position = reader.position(error.span());
-            let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-            reader.problem(position, "", format!("not TOML: {message}"));
-            return (policy, reader.problems);
-        }
     };
     let root = Entry {
         path: String::new(),
