@@ -507,7 +507,8 @@ mod tests {
     async fn who_looks_no_more_says_that_nothing_is_owed() {
         let cut = Cut::new().await;
         let held = cut.held.connection();
-        let ask = || assert_eq!(held.send_datagram(vec![0; 8].into()), Ok(()));
+        // QUIC may have given it up, where the machine is slow: that answers nothing either.
+        let ask = || drop(held.send_datagram(vec![0; 8].into()));
         let tell = |word| cut.words.lock().unwrap().push(word);
         let mut pace = Pace::default();
         cut.front.cut();
