@@ -18,6 +18,7 @@ pub mod run;
 mod silence;
 pub mod slice;
 pub mod state;
+mod task;
 mod text;
 mod trial;
 

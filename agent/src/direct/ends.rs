@@ -26,7 +26,7 @@ impl Keeper {
         if moved {
             let gone = self.leaving.extract_if(.., |(_, _, link)| !link.dialled);
             for link in gone.map(|(_, _, link)| link).collect::<Vec<_>>() {
-                self.table.forget(link.id).await;
+                self.forget(link).await;
             }
         }
         for (gateway, why) in dead {
@@ -39,13 +39,14 @@ impl Keeper {
         let Some(link) = self.links.remove(&gateway) else { return };
         let problem = format!("the connection ended: {why}");
         debug!(%gateway, "{problem}");
-        self.table.forget(link.id).await;
+        let lasted = link.since.elapsed();
+        self.forget(link).await;
         if self.goes_back(gateway) {
             return;
         }
         self.cut(gateway).await;
         self.needs.entry(gateway).or_default().ended(
-            link.since.elapsed(),
+            lasted,
             Instant::now(),
             getrandom::u32().unwrap_or_default(),
         );
@@ -80,7 +81,15 @@ impl Keeper {
         let mut gone: Vec<Active> = leaving.map(|(_, _, link)| link).collect();
         gone.extend(self.links.remove(&gateway));
         for link in gone {
-            self.table.forget(link.id).await;
+            self.forget(link).await;
         }
+    }
+
+    /// Ends a connection, and with it what is known of it: its task first, which might still tell of it.
+    pub(super) async fn forget(&self, mut link: Active) {
+        let id = link.id;
+        link.carrying.end().await;
+        drop(link);
+        self.table.forget(id).await;
     }
 }

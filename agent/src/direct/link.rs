@@ -15,9 +15,9 @@ use quinn::{Connection, SendDatagramError, VarInt};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
-use super::Task;
 use crate::dataplane::relayed::{Inlet, Outgoing};
 use crate::relay::Table;
+use crate::task::Task;
 use crate::text::plain;
 
 /// A connection by which nothing came for so long is dead: QUIC of either end says something each 2 s.
@@ -38,7 +38,7 @@ pub(super) struct Active {
     pub(super) heard: (u64, Instant),
     /// True while another has its place.
     pub(super) leaves: watch::Sender<bool>,
-    pub(super) _carrying: Task,
+    pub(super) carrying: Task,
 }
 
 impl Active {

@@ -27,12 +27,12 @@ use anteroom_transport::direct::shared::Shared;
 use anteroom_transport::direct::{Caller, Direct};
 use quinn::{Connection, VarInt};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::dataplane::Handle;
 use crate::relay::Table;
+use crate::task::Task;
 use link::{Active, Link};
 use plan::Need;
 use socket::{connect, take_peers};
@@ -71,23 +71,14 @@ pub(crate) struct Who {
 enum Event {
     /// The attempt of this number to connect to a peer ended.
     Dialled(GatewayId, u64, PublicKey, Result<Connection, String>),
-    /// The peer with this key connected.
-    Came(PublicKey, Connection),
+    /// The peer with this key connected, to the socket of this number.
+    Came(u64, PublicKey, Connection),
     /// A connection can carry packets.
     Carries(GatewayId, RelayId),
     /// A connection ended.
     Ended(GatewayId, RelayId, String),
-    /// The socket failed.
-    Closed,
-}
-
-/// Ends its task when it is dropped.
-struct Task(JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    /// The socket of this number failed.
+    Closed(u64),
 }
 
 struct Keeper {
@@ -95,6 +86,8 @@ struct Keeper {
     handle: Handle,
     table: Arc<Table>,
     socket: Option<Arc<Direct>>,
+    /// Counts sockets: what comes from one before is of no interest.
+    sockets: u64,
     /// What is handed over between it and the tunnels' sockets, where they share the port.
     strays: Option<Arc<Shared>>,
     /// When the socket is tried again.
@@ -130,29 +123,7 @@ pub(crate) async fn run(
 ) {
     let (events, mut happened) = mpsc::channel(EVENTS);
     let mut identity = who.identity.clone();
-    let mut keeper = Keeper {
-        who,
-        handle,
-        table,
-        socket: None,
-        strays: None,
-        retry: None,
-        taking: None,
-        naming: None,
-        view: None,
-        links: HashMap::new(),
-        leaving: Vec::new(),
-        dialling: HashMap::new(),
-        dialled: 0,
-        moves: 0,
-        needs: HashMap::new(),
-        errors: HashMap::new(),
-        next: FIRST_DIRECT,
-        events,
-        status,
-        problem: None,
-        full: false,
-    };
+    let mut keeper = Keeper::new(who, handle, table, events, status);
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     views.mark_changed();
@@ -180,6 +151,39 @@ pub(crate) async fn run(
 }
 
 impl Keeper {
+    fn new(
+        who: Who,
+        handle: Handle,
+        table: Arc<Table>,
+        events: mpsc::Sender<Event>,
+        status: watch::Sender<DirectStatus>,
+    ) -> Self {
+        Self {
+            who,
+            handle,
+            table,
+            socket: None,
+            sockets: 0,
+            strays: None,
+            retry: None,
+            taking: None,
+            naming: None,
+            view: None,
+            links: HashMap::new(),
+            leaving: Vec::new(),
+            dialling: HashMap::new(),
+            dialled: 0,
+            moves: 0,
+            needs: HashMap::new(),
+            errors: HashMap::new(),
+            next: FIRST_DIRECT,
+            events,
+            status,
+            problem: None,
+            full: false,
+        }
+    }
+
     /// Ends all connections, and has peers told.
     async fn farewell(self) {
         if let Some(socket) = &self.socket {
@@ -230,13 +234,22 @@ impl Keeper {
             self.cut(gateway).await;
         }
         for (_, _, link) in std::mem::take(&mut self.leaving) {
-            self.table.forget(link.id).await;
+            self.forget(link).await;
         }
         self.dialling.clear();
-        self.strays = None;
-        (self.taking, self.naming, self.socket) = (None, None, None);
+        self.naming = None;
+        self.close().await;
         // Tasks that end let go of the port only then.
         self.retry = Some(Instant::now() + LOOK);
+    }
+
+    /// Lets go of the socket. What it still tells is of no interest: a connection that it took would keep its port.
+    async fn close(&mut self) {
+        self.sockets += 1;
+        if let Some(mut taking) = self.taking.take() {
+            taking.end().await;
+        }
+        (self.socket, self.strays) = (None, None);
     }
 
     /// Tells the socket who may connect.
@@ -276,8 +289,8 @@ impl Keeper {
                 self.strays = strays;
                 if port.is_some() {
                     info!("peers' QUIC connections are taken at {at}");
-                    let events = self.events.clone();
-                    self.taking = Some(Task(tokio::spawn(take_peers(socket.clone(), events))));
+                    let taking = take_peers(socket.clone(), self.sockets, self.events.clone());
+                    self.taking = Some(Task(tokio::spawn(taking)));
                 }
                 self.socket = Some(socket);
                 self.problem = None;
@@ -319,7 +332,7 @@ impl Keeper {
         let gone = self.leaving.extract_if(.., |(until, _, _)| *until <= now);
         let gone: Vec<Active> = gone.map(|(_, _, link)| link).collect();
         for link in gone {
-            self.table.forget(link.id).await;
+            self.forget(link).await;
         }
         self.full &= self.links.len() >= MOST;
         let mut due: Vec<(Option<Instant>, &Peer)> = Vec::new();
@@ -396,8 +409,9 @@ impl Keeper {
                     Err(problem) => self.failed(gateway, problem),
                 }
             }
-            Event::Came(key, connection) => {
-                let peer = self.peers().iter().find(|peer| peer.gateway.identity == key);
+            Event::Came(socket, key, connection) => {
+                let mut peers = self.peers().iter().filter(|_| socket == self.sockets);
+                let peer = peers.find(|peer| peer.gateway.identity == key);
                 match peer.map(|peer| (peer.gateway.gateway, peer.gateway.identity)) {
                     Some((gateway, key)) => self.connected(gateway, key, connection, false).await,
                     None => connection.close(VarInt::from_u32(0), b""),
@@ -420,9 +434,10 @@ impl Keeper {
                     self.ended(gateway, &why).await;
                 }
             }
-            Event::Closed => {
+            Event::Closed(socket) if socket != self.sockets => {}
+            Event::Closed(_) => {
                 warn!("the socket for peers' QUIC connections failed; it is opened anew");
-                (self.taking, self.socket, self.strays) = (None, None, None);
+                self.close().await;
                 self.retry = Some(Instant::now() + AGAIN);
                 self.problem = Some("underlay.quic: the socket failed; it is opened anew".into());
             }
@@ -485,8 +500,7 @@ impl Keeper {
         }));
         let since = Instant::now();
         let heard = (0, since);
-        let active =
-            Active { id, identity, dialled, since, connection, heard, leaves, _carrying: carrying };
+        let active = Active { id, identity, dialled, since, connection, heard, leaves, carrying };
         // Packets go by the one before until this one carries them, and what is under way then still arrives.
         if let Some(before) = self.links.insert(gateway, active) {
             self.leaving.push((since + plan::SETTLED, gateway, before));
@@ -533,7 +547,7 @@ impl Keeper {
             }
         });
         let socket = self.socket.as_ref();
-        let told = DirectStatus {
+        let mut told = DirectStatus {
             listening: socket
                 .filter(|_| self.who.port.is_some())
                 .and_then(|socket| socket.local_address().ok()),
@@ -543,6 +557,7 @@ impl Keeper {
             peers: peers.collect(),
         };
         self.status.send_if_modified(|before| {
+            told.calm(before);
             let changed = *before != told;
             *before = told;
             changed

@@ -11,7 +11,8 @@ use quinn::Connection;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{Event, Task};
+use super::Event;
+use crate::task::Task;
 use crate::text::plain;
 
 /// Most peers that are greeted at once, each once.
@@ -37,8 +38,8 @@ pub(super) async fn connect(
     Err(problem)
 }
 
-/// Takes peers' connections for as long as it is polled.
-pub(super) async fn take_peers(socket: Arc<Direct>, events: mpsc::Sender<Event>) {
+/// Takes peers' connections at the socket of this number for as long as it is polled.
+pub(super) async fn take_peers(socket: Arc<Direct>, number: u64, events: mpsc::Sender<Event>) {
     let mut greetings = Greetings::default();
     while let Some(guest) = socket.accept().await {
         let peer = guest.peer();
@@ -50,11 +51,11 @@ pub(super) async fn take_peers(socket: Arc<Direct>, events: mpsc::Sender<Event>)
         let events = events.clone();
         greetings.begin(peer, async move {
             if let Some(connection) = greet(guest).await {
-                let _ = events.send(Event::Came(peer, connection)).await;
+                let _ = events.send(Event::Came(number, peer, connection)).await;
             }
         });
     }
-    let _ = events.send(Event::Closed).await;
+    let _ = events.send(Event::Closed(number)).await;
 }
 
 /// Handshakes that are under way, one with each peer.

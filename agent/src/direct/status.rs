@@ -1,9 +1,12 @@
 //! What the agent tells of QUIC to peers themselves.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anteroom_proto::id::GatewayId;
 use serde::{Deserialize, Serialize};
+
+use crate::relay::differs;
 
 /// How it stands with QUIC to peers themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -22,6 +25,27 @@ pub struct DirectStatus {
     pub peers: Vec<PeerLink>,
 }
 
+impl DirectStatus {
+    /// Leaves round trips as they were told `before`, where they differ by a moment's chance: who waits for news isn't woken by it.
+    pub(super) fn calm(&mut self, before: &Self) {
+        for link in &mut self.peers {
+            let known = before.peers.iter().find(|known| known.gateway == link.gateway);
+            let (Some(now), Some(then)) =
+                (link.round_trip, known.and_then(|known| known.round_trip))
+            else {
+                continue;
+            };
+            if !differs(micros(then), micros(now)) {
+                link.round_trip = Some(then);
+            }
+        }
+    }
+}
+
+fn micros(count: u32) -> Duration {
+    Duration::from_micros(count.into())
+}
+
 /// A connection to a peer, or what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerLink {
@@ -35,4 +59,31 @@ pub struct PeerLink {
     pub round_trip: Option<u32>,
     /// What went wrong last, if nothing has gone right since.
     pub last_error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_trip_that_trembles_is_no_news() {
+        let link = |gateway: u8, round_trip| PeerLink {
+            gateway: GatewayId::from_bytes([gateway; 16]),
+            address: None,
+            dialled: true,
+            round_trip,
+            last_error: None,
+        };
+        let before = DirectStatus {
+            peers: vec![link(1, Some(300)), link(2, Some(300)), link(3, None)],
+            ..DirectStatus::default()
+        };
+        let mut told = DirectStatus {
+            peers: vec![link(1, Some(340)), link(2, Some(30_000)), link(3, Some(5))],
+            ..DirectStatus::default()
+        };
+        told.calm(&before);
+        let told: Vec<_> = told.peers.iter().map(|link| link.round_trip).collect();
+        assert_eq!(told, [Some(300), Some(30_000), Some(5)]);
+    }
 }

@@ -507,3 +507,35 @@ async fn a_connection_that_was_left_goes_on_where_the_next_ends_at_once() {
     let kept = timeout(LEAVING + LOOK * 2, before.closed()).await;
     assert!(kept.is_err(), "{kept:?}");
 }
+
+#[tokio::test]
+async fn what_a_socket_before_took_or_told_is_of_no_interest() {
+    const PORT: u16 = 4441;
+    let (_worker, handle) = FakeWorker::new();
+    let table = Arc::new(Table::new(handle.clone(), watch::channel(Vec::new()).0));
+    let (_identities, identities) = watch::channel(identity(1));
+    let (bind, port) = (address(1).into(), Some(PORT));
+    let who = Who { gateway: gateway(1), identity: identities, bind, port, shared: false };
+    let (events, mut happened) = mpsc::channel(EVENTS);
+    let mut keeper = Keeper::new(who, handle, table, events, watch::channel(<_>::default()).0);
+    keeper.follow(view(vec![peer(2, None)])).await;
+    keeper.open(Instant::now());
+    let maker = raw(2, None, &[]);
+    let (at, key) = (SocketAddr::from((address(1), PORT)), identity(1).public());
+    let _connection = soon("a connection", maker.connect(at, &key)).await.unwrap();
+    let came = soon("it to be taken", happened.recv()).await.unwrap();
+    let Event::Came(..) = &came else { panic!("another event") };
+
+    keeper.begin_anew().await;
+    keeper.take(came).await;
+    assert!(keeper.links.is_empty(), "its port would be kept by a connection of the key before");
+    soon("the port to be free", async {
+        while keeper.socket.is_none() {
+            keeper.open(Instant::now() + LOOK);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    keeper.take(Event::Closed(0)).await;
+    assert!(keeper.socket.is_some());
+}

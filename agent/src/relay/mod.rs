@@ -26,11 +26,11 @@ use anteroom_proto::v1::telemetry::{FIRST_DIRECT, RelayUse, TunnelState};
 use anteroom_transport::egress;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 use crate::again::Again;
+use crate::task::Task;
 use link::Link;
-pub(crate) use table::Table;
+pub(crate) use table::{Table, differs};
 
 /// Most relays that a gateway connects to.
 const MOST: usize = 16;
@@ -145,7 +145,9 @@ pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<
             .map(|(number, _)| *number)
             .collect();
         for number in gone {
-            links.remove(&number);
+            if let Some((_, mut link)) = links.remove(&number) {
+                link.end().await;
+            }
             table.forget(RelayId(number)).await;
         }
         for place in wanted {
@@ -169,14 +171,5 @@ pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<
         if known.changed().await.is_err() {
             return;
         }
-    }
-}
-
-/// Ends its task when it is dropped.
-struct Task(JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

@@ -244,7 +244,7 @@ impl Table {
 }
 
 /// Whether a round trip is another one than before, and not just a moment's.
-fn differs(before: Duration, now: Duration) -> bool {
+pub(crate) fn differs(before: Duration, now: Duration) -> bool {
     now.abs_diff(before) > NOTABLE.max(before / 8)
 }
 
