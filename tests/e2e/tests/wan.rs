@@ -373,6 +373,8 @@ fn a_gateway_with_a_second_uplink_takes_it_when_the_first_is_dead_or_silent_and_
         .unwrap();
         let series = series.stop().unwrap();
         println!("back after {what}: {} of {} pings lost", series.lost(), series.sent);
+        // Nothing forces this change: the second one is good until the first is.
+        assert_eq!(series.lost(), 0, "back after {what}: {series:?}");
         talk.goes_on(PART as u64, &format!("over the first uplink again after {what}"));
         proved("over the first uplink again");
     }
