@@ -7,6 +7,7 @@ mod backoff;
 mod classic;
 mod clock;
 pub(crate) mod dial;
+mod farewell;
 mod fitted;
 mod greet;
 mod keep;
@@ -141,6 +142,12 @@ pub(crate) struct Client<P> {
     applied: Option<Applied>,
     boot: BootId,
     outbox: Outbox,
+    /// Whether reports of a run before this one are still on disk.
+    reports_on_disk: bool,
+    /// Whether the outbox has all that there will be.
+    told_the_last: bool,
+    /// That they are being taken off the disk.
+    forgetting: Option<JoinHandle<()>>,
     clock: Clock,
     reach: watch::Receiver<Reach>,
     status: watch::Sender<ControlStatus>,
@@ -175,6 +182,11 @@ impl<P: Plane> Client<P> {
         // Where it ended between a new identity key and the tunnel keys that are to follow.
         let overdue = ring.newest().made().0 < nexts.done;
         let up_to = ring.newest().serial;
+        let mut outbox = Outbox::new(boot);
+        match disk.left_reports(enrolment.gateway) {
+            Ok(left) => outbox.take_left(left),
+            Err(error) => warn!("{error}"),
+        }
         let (status, _) = watch::channel(ControlStatus {
             since: clock.now(),
             authority: chain.as_ref().map_or(0, |chain| chain.newest().number),
@@ -195,7 +207,10 @@ impl<P: Plane> Client<P> {
             reads: fitted::Reads::default(),
             disk: disk.clone(),
             keys,
-            outbox: Outbox::new(boot),
+            reports_on_disk: outbox.has_left(),
+            outbox,
+            told_the_last: false,
+            forgetting: None,
             keeping: Keeping::new(disk, floor),
             plane,
             enrolment,
@@ -268,6 +283,9 @@ impl<P: Plane> Client<P> {
     /// When the data plane has ended.
     pub(crate) async fn run(mut self) -> Result<(), PlaneError> {
         let ended = self.stay_connected().await;
+        if ended.is_ok() {
+            self.keep_the_rest().await;
+        }
         self.keeping.end().await;
         ended
     }

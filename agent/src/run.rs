@@ -274,7 +274,7 @@ impl Run {
             () = upkeep::wait_for_enrolment(state.clone()), if !enrolled => Ok(Next::Again),
             () = control::stopped(&mut stop) => {
                 upkeep::notify(&[NotifyState::Stopping]);
-                // It says goodbye to the controller, which takes half a second at most.
+                // It says goodbye to the controller, and tells it what is left to tell, which takes two seconds at most.
                 if enrolled {
                     let _ = control.await;
                 }

@@ -15,8 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_proto::authority::AuthorityChain;
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::v1::Applied;
+use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::view::{Floor, KnownKeys, SignedView};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -52,6 +54,10 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn keep_nexts(&self, nexts: &Nexts) -> Result<(), StateError>;
     /// Puts the offered identity key with this public half in the place of the one before, which goes.
     fn keep_identity(&self, identity: PublicKey) -> Result<(), StateError>;
+    /// Writes down reports that no controller has stored, in place of those before.
+    fn keep_reports(&self, gateway: GatewayId, reports: &[Report]) -> Result<(), StateError>;
+    /// Those that were written down.
+    fn left_reports(&self, gateway: GatewayId) -> Result<Vec<Report>, StateError>;
 }
 
 impl Disk for StateDir {
@@ -84,6 +90,14 @@ impl Disk for StateDir {
 
     fn keep_identity(&self, identity: PublicKey) -> Result<(), StateError> {
         self.adopt_identity(identity)
+    }
+
+    fn keep_reports(&self, gateway: GatewayId, reports: &[Report]) -> Result<(), StateError> {
+        self.write_reports(gateway, reports)
+    }
+
+    fn left_reports(&self, gateway: GatewayId) -> Result<Vec<Report>, StateError> {
+        self.reports(gateway)
     }
 }
 

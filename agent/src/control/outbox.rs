@@ -1,4 +1,4 @@
-//! Reports on their way: numbered, and kept until the controller says that it has them.
+//! Reports on their way: numbered, and kept until the controller says that it has them, over an orderly stop too.
 //!
 //! While the outbox is full nothing more is taken out of the engine, which folds what it sees in bounded tables
 //! and counts what finds no room there. So nothing is lost here.
@@ -30,6 +30,18 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) const fn new(boot: BootId) -> Self {
         Self { boot, sequence: 0, waiting: VecDeque::new() }
+    }
+
+    /// Takes in what a run before this one left, ahead of everything else.
+    pub(super) fn take_left(&mut self, left: Vec<Report>) {
+        for report in left.into_iter().rev().filter(|report| report.boot != self.boot) {
+            self.waiting.push_front(report);
+        }
+    }
+
+    /// Whether something that a run before this one left is still waiting.
+    pub(super) fn has_left(&self) -> bool {
+        self.waiting.iter().any(|report| report.boot != self.boot)
     }
 
     /// Whether there is room for what the engine has to tell.
@@ -80,13 +92,9 @@ impl Outbox {
         self.waiting.iter().skip(before)
     }
 
-    /// The controller has everything up to `sequence`.
+    /// The controller has everything of a run up to `sequence`.
     pub(super) fn stored(&mut self, boot: BootId, sequence: u64) {
-        if boot == self.boot {
-            while self.waiting.front().is_some_and(|report| report.sequence <= sequence) {
-                self.waiting.pop_front();
-            }
-        }
+        self.waiting.retain(|report| report.boot != boot || report.sequence > sequence);
     }
 
     /// What the controller hasn't got yet, oldest first.
@@ -116,6 +124,16 @@ pub(super) mod tests {
     use anteroom_proto::verdict::{DropReason, Verdict};
 
     use super::*;
+
+    /// A report with nothing in it.
+    pub(crate) fn report() -> Report {
+        let mut outbox = Outbox::new(BootId::from_bytes([1; 16]));
+        outbox
+            .push(EngineReport::default(), Vec::new(), &[], UnixMillis(1))
+            .cloned()
+            .collect::<Vec<_>>()
+            .remove(0)
+    }
 
     pub(crate) fn edge(port: u16) -> EdgeDelta {
         EdgeDelta {
@@ -229,6 +247,17 @@ pub(super) mod tests {
         assert!(!outbox.has_room(), "another run's word counts for nothing");
         outbox.stored(boot, 6);
         assert_eq!(sequences(&outbox), (7..=FULL as u64).collect::<Vec<_>>());
+        // What a run before this one left goes first, and is stored by that run's number.
+        let before = BootId::from_bytes([2; 16]);
+        let mut left = Outbox::new(before);
+        let left: Vec<Report> =
+            left.push(EngineReport::default(), Vec::new(), &[], UnixMillis(1)).cloned().collect();
+        outbox.take_left(left);
+        assert_eq!((sequences(&outbox), outbox.has_left()), (vec![1, 7, 8], true));
+        outbox.stored(boot, 7);
+        assert_eq!((sequences(&outbox), outbox.has_left()), (vec![1, 8], true));
+        outbox.stored(before, 1);
+        assert_eq!((sequences(&outbox), outbox.has_left()), (vec![8], false));
         outbox.stored(boot, u64::MAX);
         assert_eq!(sequences(&outbox), [0; 0]);
         assert_eq!(outbox.push(EngineReport::default(), Vec::new(), &[], UnixMillis(1)).count(), 1);

@@ -160,6 +160,9 @@ impl<P: Plane> Client<P> {
     pub(super) async fn go_on(&mut self, mut greeted: Greeted) -> Ended {
         let (mut since, mut better) = (None, None);
         let Err(mut why) = self.talk(&mut greeted, &mut since, &mut better).await;
+        if matches!(why, End::Stopped) && since.is_some() {
+            self.tell_the_last(&mut greeted.welcomed).await;
+        }
         if let (End::Lost(_), Some(greeting)) = (&why, better) {
             // A controller that takes the better one ends this one before its welcome is here.
             let mut stop = self.stop.clone();
@@ -491,6 +494,7 @@ impl<P: Plane> Client<P> {
             ToAgent::Reported { boot, sequence } => {
                 self.outbox.stored(boot, sequence);
                 self.count_reports();
+                self.forget_what_was_left();
             }
             ToAgent::Rotate(rotate) => {
                 self.hear_rotate(rotate);
@@ -559,7 +563,7 @@ impl<P: Plane> Client<P> {
         Ok(())
     }
 
-    fn count_reports(&self) {
+    pub(super) fn count_reports(&self) {
         let unstored = self.outbox.waiting().count();
         self.status.send_if_modified(|status| {
             std::mem::replace(&mut status.unstored_reports, unstored) != unstored

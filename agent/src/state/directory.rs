@@ -8,9 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anteroom_agent_core::report::Learned;
 use anteroom_proto::authority::{Authority, AuthorityChain};
+use anteroom_proto::cbor;
 use anteroom_proto::cose::Signed;
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::view::{Floor, KnownKeys, SignedView};
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
@@ -300,6 +303,41 @@ impl StateDir {
     /// When it can't be written.
     pub fn write_learned(&self, learned: &Learned) -> Result<(), StateError> {
         records::LEARNED.write(&self.path, learned)
+    }
+
+    /// Reports of this gateway that a run before this one left, the oldest first.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub(crate) fn reports(&self, gateway: GatewayId) -> Result<Vec<Report>, StateError> {
+        let left = records::REPORTS.read::<records::Left>(&self.path)?;
+        Ok(left.filter(|left| left.gateway == gateway).map_or_else(Vec::new, |left| left.reports))
+    }
+
+    /// Records reports that no controller has stored, the oldest first, as many as fit; none takes the file away. What doesn't
+    /// fit is counted in the last one that does.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(crate) fn write_reports(
+        &self,
+        gateway: GatewayId,
+        reports: &[Report],
+    ) -> Result<(), StateError> {
+        if reports.is_empty() {
+            return records::REPORTS.remove(&self.path);
+        }
+        let mut room = records::MOST_REPORTED;
+        let fits = |report: &&Report| {
+            let length = cbor::encode(report).len();
+            room.checked_sub(length).inspect(|left| room = *left).is_some()
+        };
+        let mut kept: Vec<Report> = reports.iter().take_while(fits).cloned().collect();
+        let away: usize = reports.iter().skip(kept.len()).map(|report| report.edges.len()).sum();
+        if let Some(last) = kept.last_mut() {
+            last.overflow = last.overflow.saturating_add(u64::try_from(away).unwrap_or(u64::MAX));
+        }
+        records::REPORTS.write(&self.path, &records::Left { gateway, reports: kept })
     }
 
     /// Whether this machine ever held a view with an enforced device. Whatever is in the marker's place counts:

@@ -101,6 +101,17 @@ impl Kind {
         File::open(directory)?.sync_all()
     }
 
+    /// Takes the file away, if there is one.
+    pub(super) fn remove(&self, directory: &Path) -> Result<(), StateError> {
+        let path = self.path(directory);
+        match may_write().and_then(|()| fs::remove_file(&path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::File { path, verb: "removed", error })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the file. None where there is none.
     pub(super) fn read<T: DeserializeOwned>(
         &self,

@@ -13,6 +13,7 @@ use anteroom_proto::id::{GatewayId, InviteId, OrganisationId};
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelPublicKey, TunnelSecret};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::view::SignedView;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
@@ -22,6 +23,9 @@ use super::file::Kind;
 use super::seal::Secrets;
 use crate::bypass::MAX_ORDERS;
 use crate::kem::KemKey;
+
+/// Most bytes of reports that are kept.
+pub(super) const MOST_REPORTED: usize = 16 * 1024 * 1024;
 
 /// Most tunnel keys that are kept.
 const MAX_TUNNEL_KEYS: usize = 8;
@@ -104,8 +108,22 @@ pub(super) const LEARNED: Kind = Kind {
     max: 8 * 1024 * 1024,
     loss: "The agent learns it again from the traffic.",
 };
+pub(super) const REPORTS: Kind = Kind {
+    name: "reports",
+    format: 1,
+    max: MOST_REPORTED + 1024,
+    loss: "What was seen before the last stop and hadn't reached a controller is missing in the history of flows.",
+};
 pub(super) const MARKER: Kind =
     Kind { name: "enforced", format: 1, max: 64, loss: "It counts as a marker all the same." };
+
+/// Reports that no controller has stored, and whose they are.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Left {
+    pub(super) gateway: GatewayId,
+    pub(super) reports: Vec<Report>,
+}
 
 /// 32 bytes that a key grows from.
 #[derive(Serialize, Deserialize)]

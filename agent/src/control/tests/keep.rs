@@ -3,6 +3,7 @@
 use std::sync::Condvar;
 
 use anteroom_proto::authority::{AuthorityChain, Operator};
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::view::{Floor, KnownKeys};
 
@@ -91,6 +92,15 @@ impl Disk for Disc {
     fn keep_identity(&self, identity: PublicKey) -> Result<(), StateError> {
         self.wait()?;
         self.state.keep_identity(identity)
+    }
+
+    fn keep_reports(&self, gateway: GatewayId, reports: &[Report]) -> Result<(), StateError> {
+        self.wait()?;
+        self.state.keep_reports(gateway, reports)
+    }
+
+    fn left_reports(&self, gateway: GatewayId) -> Result<Vec<Report>, StateError> {
+        self.state.left_reports(gateway)
     }
 }
 
@@ -208,4 +218,72 @@ async fn the_highest_confirmed_time_outlives_a_restart() {
     let times = world.plane.told(|told| told.times.clone());
     assert!(times.iter().all(|(time, _)| *time >= noon), "{times:?}, not {noon:?}");
     world.finish().await;
+}
+
+/// What a run leaves on disk.
+fn left(world: &World) -> Vec<(BootId, u64)> {
+    let left = world.state.left_reports(world.organisation.enrolment().gateway).unwrap();
+    left.iter().map(|report| (report.boot, report.sequence)).collect()
+}
+
+#[tokio::test]
+async fn what_is_told_at_the_end_is_stored_or_on_disk_for_the_next_run() {
+    // The controller stores the last report: there is nothing left.
+    let mut world = World::new();
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    assert_eq!(session.hear_report().await.sequence, 1);
+    session.send(ToAgent::Reported { boot: BOOT, sequence: 1 }).await;
+    world.until("stored", |status| status.unstored_reports == 0).await;
+    world.stop.send_replace(true);
+    let last = session.hear_report().await;
+    assert_eq!((last.sequence, last.overflow), (2, 2), "what came in between");
+    session.send(ToAgent::Reported { boot: BOOT, sequence: 2 }).await;
+    (&mut world.agent).await.unwrap().unwrap();
+    // A machine that is too slow for that has it on disk.
+    let left_over = left(&world);
+    assert!(left_over.is_empty() || left_over == [(BOOT, 2)], "{left_over:?}");
+
+    // It says nothing any more: all that isn't stored is on disk.
+    let mut world = World::new();
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    session.hear_report().await;
+    world.stop.send_replace(true);
+    (&mut world.agent).await.unwrap().unwrap();
+    assert_eq!(left(&world), [(BOOT, 1), (BOOT, 2)]);
+    let kept = world.state.left_reports(world.organisation.enrolment().gateway).unwrap();
+
+    // The next run sends it first, as it was, and takes it off the disk once it is stored.
+    let before = BootId::from_bytes([9; 16]);
+    let other: Vec<Report> =
+        kept.iter().map(|report| Report { boot: before, ..report.clone() }).collect();
+    let world = World::with(|state, organisation| {
+        state.write_reports(organisation.enrolment().gateway, &other).unwrap();
+    });
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    assert_eq!([session.hear_report().await, session.hear_report().await], other[..]);
+    assert_eq!(session.hear_report().await.boot, BOOT);
+    session.send(ToAgent::Reported { boot: before, sequence: 2 }).await;
+    let gone = async {
+        while !left(&world).is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(DEADLINE, gone).await.expect("what is stored goes from the disk");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn without_a_controller_the_last_report_waits_on_disk_and_another_gateways_isnt_sent() {
+    let stranger = GatewayId::from_bytes([0x77; 16]);
+    let mut world = World::with(|state, _| {
+        let report =
+            Report { boot: BootId::from_bytes([9; 16]), ..crate::control::outbox::tests::report() };
+        state.write_reports(stranger, &[report]).unwrap();
+    });
+    world.stop.send_replace(true);
+    (&mut world.agent).await.unwrap().unwrap();
+    assert_eq!(left(&world), [(BOOT, 1)]);
 }
