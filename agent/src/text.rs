@@ -1,13 +1,9 @@
 //! Text that others wrote, made fit for logs and terminals.
 
+use anteroom_proto::text::steers;
+
 /// Longest text from elsewhere that is kept, in characters.
 const MAX_TEXT: usize = 300;
-
-/// Whether a character steers a terminal or turns what stands beside it around.
-fn steers(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
 
 /// Text from elsewhere, cut short, and without what could upset a terminal or a log.
 pub(crate) fn plain(text: &str) -> String {

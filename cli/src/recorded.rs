@@ -30,6 +30,8 @@ pub struct Recorded {
     pub history: History,
     /// Edges that found no room, at gateways, the controller or here.
     pub turned_away: u64,
+    /// Whether there were more edges than are read.
+    pub cut_off: bool,
     /// Edges of devices that nobody confirmed: nothing is learnt of them.
     pub unconfirmed: usize,
     /// By which moment it was read.
@@ -42,18 +44,19 @@ impl Recorded {
     /// # Errors
     /// When the controller can't be reached, or is too old to give it.
     pub fn load(remote: &mut Remote, resolved: Resolved) -> Result<Self, Error> {
-        let (history, unconfirmed, away) = {
+        let (history, unconfirmed, told) = {
             let mut reader = Reader::new(&resolved);
-            let away = each(remote, &mut |edge| reader.take(&edge))?.ok_or_else(|| {
+            let told = each(remote, &mut |edge| reader.take(&edge))?.ok_or_else(|| {
                 Error::Other(
                     "the controller is too old to give its flow history: bring it to this version first"
                         .into(),
                 )
             })?;
-            (reader.history, reader.unconfirmed, away)
+            (reader.history, reader.unconfirmed, told)
         };
-        let turned_away = away.saturating_add(history.turned_away());
-        Ok(Self { resolved, history, turned_away, unconfirmed, now: now() })
+        let turned_away = told.turned_away.saturating_add(history.turned_away());
+        let cut_off = told.cut_off;
+        Ok(Self { resolved, history, turned_away, cut_off, unconfirmed, now: now() })
     }
 
     /// As [`Recorded::load`], by the policy that is in force.
@@ -75,12 +78,7 @@ impl Recorded {
     /// # Errors
     /// When the output can't be written.
     pub fn warn_of_gaps(&self, output: &mut Output<'_>) -> Result<(), Error> {
-        if self.turned_away > 0 {
-            output.warn(format_args!(
-                "{} edges of traffic found no room and aren't in the history",
-                self.turned_away
-            ))?;
-        }
+        Told { turned_away: self.turned_away, cut_off: self.cut_off }.warn(output)?;
         if self.unconfirmed > 0 {
             output.warn(format_args!(
                 "{} edges are of devices that nobody confirmed, and teach nothing: `anteroom device list --new`",
@@ -118,16 +116,80 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Calls `visit` with every edge that the controller holds. Gives how many found no room there or at gateways; none where the
-/// controller is too old for this, and `visit` was never called.
+/// What isn't among the edges that were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Told {
+    /// How many found no room, at gateways or at the controller.
+    pub(crate) turned_away: u64,
+    /// Whether there are more than are read.
+    pub(crate) cut_off: bool,
+}
+
+impl Told {
+    /// Says so.
+    pub(crate) fn warn(self, output: &mut Output<'_>) -> Result<(), Error> {
+        if self.turned_away > 0 {
+            output.warn(format_args!(
+                "{} edges of traffic found no room and aren't in the history",
+                self.turned_away
+            ))?;
+        }
+        if self.cut_off {
+            output.warn(format_args!(
+                "the history has more than {MOST} edges: those beyond weren't read"
+            ))?;
+        }
+        Ok(())
+    }
+}
+
+/// Which edges to read. What a controller can't choose by it gives all of: whoever asks looks again.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Only {
+    /// Those of this member.
+    pub(crate) member: Option<MemberId>,
+    /// Those of these kinds.
+    pub(crate) verdicts: &'static [&'static str],
+}
+
+/// Calls `visit` with every edge that the controller holds. Gives what found no room; none where the controller is too old for this, and
+/// `visit` was never called.
 ///
 /// # Errors
 /// When it can't be read.
-pub(crate) fn each(remote: &mut Remote, visit: &mut dyn FnMut(Edge)) -> Result<Option<u64>, Error> {
-    let mut query = HistoryQuery { after: None, limit: Some(PAGE) };
-    let (mut read, mut away) = (0_usize, 0);
+pub(crate) fn each(
+    remote: &mut Remote,
+    visit: &mut dyn FnMut(Edge),
+) -> Result<Option<Told>, Error> {
+    each_of(remote, &Only::default(), visit)
+}
+
+/// As [`each`], with the edges of `only`, and others where the controller is too old to choose.
+///
+/// # Errors
+/// When it can't be read.
+pub(crate) fn each_of(
+    remote: &mut Remote,
+    only: &Only,
+    visit: &mut dyn FnMut(Edge),
+) -> Result<Option<Told>, Error> {
+    let verdicts = (!only.verdicts.is_empty()).then(|| only.verdicts.join(","));
+    let plain = HistoryQuery { limit: Some(PAGE), ..HistoryQuery::default() };
+    let mut query = HistoryQuery { member: only.member, verdicts, ..plain.clone() };
+    let (mut read, mut told) = (0_usize, Told::default());
     loop {
-        let Some(page) = remote.history_page(&query)? else {
+        let page = match remote.history_page(&query) {
+            // It knows no such words.
+            Err(Error::Client(error))
+                if error.has_status(400)
+                    && (query.member.is_some() || query.verdicts.is_some()) =>
+            {
+                query = HistoryQuery { after: query.after, ..plain.clone() };
+                continue;
+            }
+            found => found?,
+        };
+        let Some(page) = page else {
             return if query.after.is_none() {
                 Ok(None)
             } else {
@@ -135,7 +197,7 @@ pub(crate) fn each(remote: &mut Remote, visit: &mut dyn FnMut(Edge)) -> Result<O
             };
         };
         if query.after.is_none() {
-            away = page.turned_away;
+            told.turned_away = page.turned_away;
         }
         read = read.saturating_add(page.edges.len());
         let full = read > MOST;
@@ -149,7 +211,10 @@ pub(crate) fn each(remote: &mut Remote, visit: &mut dyn FnMut(Edge)) -> Result<O
                     "the controller gives the same page of its flow history again and again".into(),
                 ));
             }
-            _ => return Ok(Some(away)),
+            next => {
+                told.cut_off = next.is_some();
+                return Ok(Some(told));
+            }
         }
     }
 }

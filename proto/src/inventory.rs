@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::MemberId;
 use crate::mac::MacAddr;
 use crate::name::Name;
+use crate::text::steers;
 use crate::time::UnixMillis;
 
 /// Longest value of a hint, in bytes of UTF-8. What is longer is cut at a character.
@@ -258,12 +259,12 @@ impl<'de> Deserialize<'de> for HintKind {
     }
 }
 
-/// Makes a value of what came off the wire: control characters and what isn't UTF-8 become spaces, spaces at the ends go, and what is
+/// Makes a value of what came off the wire: what [`steers`] and what isn't UTF-8 become spaces, spaces at the ends go, and what is
 /// longer than [`MAX_VALUE`] is cut. None where nothing is left.
 pub fn value(bytes: &[u8]) -> Option<String> {
     let mut text = String::new();
     for c in String::from_utf8_lossy(bytes).chars() {
-        let c = if c.is_control() || c == char::REPLACEMENT_CHARACTER { ' ' } else { c };
+        let c = if steers(c) || c == char::REPLACEMENT_CHARACTER { ' ' } else { c };
         if c == ' ' && (text.is_empty() || text.ends_with(' ')) {
             continue;
         }

@@ -3,7 +3,7 @@
 //! Four layers, none of which does I/O or reads a clock:
 //!
 //! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`],
-//!   [`alarm`], [`rhythm`], [`inventory`], [`rollout`];
+//!   [`alarm`], [`rhythm`], [`inventory`], [`rollout`], and [`text`] that others wrote;
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`rekey`], [`approval`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
 //! - codes that people carry: [`invite::InviteCode`], [`setup::SetupCode`], [`bypass::BypassCode`];
@@ -44,6 +44,7 @@ pub mod rollout;
 pub mod service;
 pub mod setup;
 pub mod tcp;
+pub mod text;
 pub mod time;
 pub mod v1;
 pub mod verdict;

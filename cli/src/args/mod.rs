@@ -199,7 +199,7 @@ pub struct Flows {
     /// Only what was dropped
     #[arg(long, group = "verdict")]
     pub dropped: bool,
-    /// Only what passed and would be dropped in enforce; of devices in observe what the policy in force says of it
+    /// Only what passed and would be dropped in enforce; of devices in observe what the policy in force says of it. Reads the whole history
     #[arg(long, group = "verdict")]
     pub would_drop: bool,
     /// Only what went in the clear

@@ -42,6 +42,8 @@ struct Shown {
 #[derive(Debug, Serialize)]
 struct Together {
     members: usize,
+    /// Members that aren't counted: nobody knows where they are.
+    unknown: usize,
     reached: usize,
     average: usize,
     external_pairs: usize,
@@ -55,8 +57,8 @@ struct Row {
     /// None for a client.
     mode: Option<String>,
     criticality: Option<Criticality>,
-    /// Under each of what is compared.
-    radius: Vec<BlastRadius>,
+    /// Under each of what is compared; none where nobody knows where it is.
+    radius: Vec<Option<BlastRadius>>,
     #[serde(skip)]
     surface: Surface,
 }
@@ -81,10 +83,12 @@ pub(super) fn blast(
     }
     let newest = compared.last().unwrap_or(&compared[0]);
     let of = args.name.as_deref().map(|name| members(newest, name)).transpose()?;
+    // Each column goes by its own policy's words; who is asked for, and in which order, by the newest's.
     let surfaces = Surfaces::of(newest);
     let all = services(&compared.iter().collect::<Vec<_>>());
     let at = now();
-    let radii: Vec<Radii> = compared.iter().map(|one| Radii::of(one, &surfaces, all, at)).collect();
+    let radii: Vec<Radii> =
+        compared.iter().map(|one| Radii::of(one, &Surfaces::of(one), all, at)).collect();
     let ids: Vec<MemberId> = of.map_or_else(
         || model.devices.keys().chain(model.clients.keys()).copied().collect(),
         |found| found.into_iter().collect(),
@@ -94,10 +98,12 @@ pub(super) fn blast(
     let name =
         |id: MemberId| model.member_name(id).map_or_else(|| id.to_string(), ToString::to_string);
     let together = radii.iter().map(|radii| {
-        let Spread { members, reached, external_pairs, worst } = radii.spread(ids.iter().copied());
-        let average = radii.spread(ids.iter().copied()).average();
+        let spread = radii.spread(ids.iter().copied());
+        let average = spread.average();
+        let Spread { members, unknown, reached, external_pairs, worst } = spread;
         Together {
             members,
+            unknown,
             reached,
             average,
             external_pairs,
@@ -119,7 +125,8 @@ pub(super) fn blast(
     // What reaches as far as another today is told apart by what a policy leaves it.
     let reach = |found: &BlastRadius| (found.reached, found.external_pairs);
     devices.sort_by_cached_key(|row| {
-        (Reverse(row.radius.iter().map(reach).collect::<Vec<_>>()), row.device.clone())
+        let radii = row.radius.iter().map(|found| found.as_ref().map(reach));
+        (Reverse(radii.collect::<Vec<_>>()), row.device.clone())
     });
     args.surface.sort(&mut devices, |row| [&row.surface, &row.surface]);
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
@@ -174,6 +181,7 @@ fn render(shown: &Shown) -> String {
         ]
     });
     let members = shown.together.first().map_or(0, |found| found.members);
+    let unknown = shown.together.first().map_or(0, |found| found.unknown);
     let sums = table(&["UNDER", "PAIRS", "OF ONE, ON AVERAGE", "FURTHEST", "OF EXTERNALS"], rows);
     let mut text = format!(
         "{whose}: {}. Pairs of a member and a service that one of them reaches if it falls; whom nothing holds it back from counts \
@@ -192,7 +200,8 @@ fn render(shown: &Shown) -> String {
         };
         let mut cells =
             vec![row.device.clone(), criticality, row.mode.clone().unwrap_or_else(|| "-".into())];
-        cells.extend(row.radius.iter().map(cell));
+        cells
+            .extend(row.radius.iter().map(|found| found.as_ref().map_or_else(|| "?".into(), cell)));
         cells
     });
     if !shown.devices.is_empty() {
@@ -205,6 +214,17 @@ fn render(shown: &Shown) -> String {
         "\n\"policy\" is what is in force, were every device in enforce. {} in the hospital.",
         count(shown.life_support, "life-support device", "life-support devices")
     ));
+    if unknown > 0 {
+        text.push_str(&format!(
+            "\n{} behind no approved gateway: nobody knows where (?), and nothing here counts them.",
+            count(unknown, "more device is", "more devices are")
+        ));
+    }
+    if let Some(file) = shown.under.get(2) {
+        text.push_str(&format!(
+            "\nSegments and criticality are shown as {file} has them; each column counts what is life support by its own policy."
+        ));
+    }
     text
 }
 

@@ -117,11 +117,7 @@ fn moved(
 /// Ports on which devices can't be kept apart, and ports that let addresses pass that nobody confirmed: (gateway,
 /// what is so).
 pub(super) fn notices(model: &Model, statuses: &[GatewayStatus]) -> Vec<(String, String)> {
-    let mut by_port: BTreeMap<(GatewayId, &Name), Vec<&Device>> = BTreeMap::new();
-    for device in model.devices.values() {
-        let place = &device.attachment;
-        by_port.entry((place.gateway, &place.port)).or_default().push(device);
-    }
+    let Ports(by_port) = Ports::of(model);
     let mut found = Vec::new();
     for ((id, port), devices) in &by_port {
         let Some(gateway) = model.gateways.get(id).filter(|_| devices.len() > 1) else { continue };
@@ -155,17 +151,24 @@ pub(super) fn notices(model: &Model, statuses: &[GatewayStatus]) -> Vec<(String,
     found
 }
 
-/// Other devices on the same port.
-pub(super) fn neighbours(model: &Model, device: &Device) -> Vec<String> {
-    let place = &device.attachment;
-    model
-        .devices
-        .values()
-        .filter(|other| {
-            other.attachment.gateway == place.gateway
-                && other.attachment.port == place.port
-                && other.attachment != *place
-        })
-        .map(|other| other.name.to_string())
-        .collect()
+/// Who is on which port.
+pub(super) struct Ports<'a>(BTreeMap<(GatewayId, &'a Name), Vec<&'a Device>>);
+
+impl<'a> Ports<'a> {
+    /// The ports of all devices.
+    pub(super) fn of(model: &'a Model) -> Self {
+        let mut by_port: BTreeMap<(GatewayId, &Name), Vec<&Device>> = BTreeMap::new();
+        for device in model.devices.values() {
+            let place = &device.attachment;
+            by_port.entry((place.gateway, &place.port)).or_default().push(device);
+        }
+        Self(by_port)
+    }
+
+    /// Other devices on a device's port.
+    pub(super) fn neighbours(&self, device: &Device) -> Vec<String> {
+        let place = &device.attachment;
+        let all = self.0.get(&(place.gateway, &place.port)).into_iter().flatten();
+        all.filter(|other| other.attachment != *place).map(|other| other.name.to_string()).collect()
+    }
 }

@@ -1,6 +1,6 @@
 //! `device list|show`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anteroom_controller_core::blast::{BlastRadius, Radii, services};
 use anteroom_controller_core::classify::Field;
@@ -18,10 +18,10 @@ use anteroom_proto::inventory::Hint;
 use anteroom_proto::rollout::TrialReport;
 use serde::Serialize;
 
-use super::cables::neighbours;
+use super::cables::Ports;
 use super::enrol;
 use super::flows::{FlowRow, Known, render as render_flows};
-use super::holdings::{Holdings, newest};
+use super::holdings::Holdings;
 use super::rollout::{trial_of, trial_words};
 use crate::args::{Label, SurfaceArgs};
 use crate::change::{self, ChangeError};
@@ -119,20 +119,20 @@ impl CoverageRow {
     }
 }
 
-/// The coverage of every device, and what each is taken for. Nothing of the coverage where the policy has problems or the controller
-/// is too old; flows then say nothing of what devices are, either.
+/// The coverage of every device, and what each is taken for. Nothing of the coverage where the policy has problems (`resolved` is none)
+/// or the controller is too old; flows then say nothing of what devices are, either.
 fn judged(
-    model: &Model,
+    resolved: Option<&Resolved>,
     remote: &mut Remote,
 ) -> Result<(BTreeMap<MemberId, Coverage>, Recognised), Error> {
-    let Ok(resolved) = Resolved::new(model) else {
+    let Some(resolved) = resolved else {
         return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
     };
-    let mut reader = Reader::new(&resolved);
+    let mut reader = Reader::new(resolved);
     if each(remote, &mut |edge| reader.take(&edge))?.is_none() {
         return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
     }
-    let coverages = coverage(&resolved, &reader.history, &Demand::default(), now());
+    let coverages = coverage(resolved, &reader.history, &Demand::default(), now());
     Ok((coverages, Recognised::load(remote, Some(&reader.history))?))
 }
 
@@ -149,10 +149,12 @@ pub(super) fn unconfirmed<'a>(
     model: &Model,
     sightings: &'a [SightingRecord],
 ) -> Vec<&'a SightingRecord> {
+    let places = model.devices.values().map(|device| &device.attachment);
+    let known: BTreeSet<_> = places.map(|place| (place.gateway, place.mac, place.vlan)).collect();
     // What a gateway saw that was revoked since is nobody's to confirm.
     let new = |record: &&SightingRecord| {
-        !model.revoked.contains_key(&record.gateway)
-            && !model.devices.values().any(|device| is_of(record, device))
+        let place = (record.gateway, record.sighting.mac, record.sighting.vlan);
+        !model.revoked.contains_key(&record.gateway) && !known.contains(&place)
     };
     sightings.iter().filter(new).collect()
 }
@@ -183,11 +185,11 @@ fn confirmed_row(
     id: MemberId,
     device: &Device,
     model: &Model,
-    (sightings, holdings): (&[SightingRecord], &Holdings<'_>),
+    (ports, holdings): (&Ports<'_>, &Holdings<'_>),
     surfaces: &Surfaces,
     names: &GatewayNames,
 ) -> DeviceRow {
-    let seen = newest(device, sightings);
+    let seen = holdings.newest(device);
     let gateway = model.gateways.get(&device.attachment.gateway);
     DeviceRow {
         name: Some(device.name.to_string()),
@@ -218,7 +220,7 @@ fn confirmed_row(
         kinds: seen.map(|record| record.sighting.kinds.clone()).unwrap_or_default(),
         same_mac_as: Vec::new(),
         same_address_as: holdings.others_with_an_address_of(id),
-        shares_port_with: neighbours(model, device),
+        shares_port_with: ports.neighbours(device),
         coverage: None,
         claims: BTreeMap::new(),
         trial: None,
@@ -269,9 +271,9 @@ pub(super) fn address(net: &ipnet::Ipv4Net) -> String {
     if net.prefix_len() == 32 { net.addr().to_string() } else { format!("within {net}") }
 }
 
-/// The protect surface of every device; what labels alone say where the policy has problems.
-pub(super) fn surfaces(model: &Model) -> Surfaces {
-    Resolved::new(model).map_or_else(|_| Surfaces::of_labels(model), |found| Surfaces::of(&found))
+/// The protect surface of every device; what labels alone say where the policy has problems (`resolved` is none).
+pub(super) fn surfaces(model: &Model, resolved: Option<&Resolved>) -> Surfaces {
+    resolved.map_or_else(|| Surfaces::of_labels(model), Surfaces::of)
 }
 
 /// `anteroom device list`.
@@ -293,7 +295,8 @@ pub(super) fn list(
     let model = change::fetch(remote)?.model;
     let sightings = remote.sightings()?;
     let names = GatewayNames::load(&model, remote)?;
-    let (coverages, recognised) = judged(&model, remote)?;
+    let resolved = Resolved::new(&model).ok();
+    let (coverages, recognised) = judged(resolved.as_ref(), remote)?;
     let stranger = |record: &SightingRecord| DeviceRow {
         claims: rows_of(&recognised.stranger(&place_of(record))),
         ..new_row(record, &model, &names)
@@ -302,14 +305,14 @@ pub(super) fn list(
         unconfirmed(&model, &sightings).into_iter().map(stranger).collect();
     let holdings = Holdings::new(&model, &sightings);
     if !new {
-        let seen = (sightings.as_slice(), &holdings);
-        let surfaces = surfaces(&model);
+        let ports = Ports::of(&model);
+        let surfaces = surfaces(&model, resolved.as_ref());
         let statuses = remote.gateways()?;
         let confirmed = model.devices.iter().map(|(id, device)| DeviceRow {
             coverage: coverages.get(id).map(CoverageRow::new),
             claims: rows_of(&recognised.device(*id, device)),
-            trial: trial_of(&model, device.name.as_str(), &statuses),
-            ..confirmed_row(*id, device, &model, seen, &surfaces, &names)
+            trial: trial_of(*id, device, &statuses),
+            ..confirmed_row(*id, device, &model, (&ports, &holdings), &surfaces, &names)
         });
         rows.extend(confirmed);
     }
@@ -435,7 +438,7 @@ fn notes(row: &DeviceRow) -> String {
 struct DeviceDetail {
     #[serde(flatten)]
     row: DeviceRow,
-    /// How far it could reach if it were compromised; nothing where the policy has problems.
+    /// How far it could reach if it were compromised; nothing where the policy has problems, or it stands behind no approved gateway.
     blast_radius: Option<BlastRadius>,
     /// What it let be seen of itself.
     hints: Vec<HintRow>,
@@ -486,21 +489,20 @@ pub(super) fn show(
     let names = GatewayNames::load(&model, remote)?;
     let query = EdgeQuery { member: Some(id), limit: Some(FLOWS), ..EdgeQuery::default() };
     let edges = remote.edges(&query)?;
-    let (coverages, recognised) = judged(&model, remote)?;
+    let known = Known::of(model.clone());
+    let (coverages, recognised) = judged(known.resolved(), remote)?;
     let coverage = coverages.get(&id).map(CoverageRow::new);
     let claims = rows_of(&recognised.device(id, device));
-    let known = Known::of(model.clone());
-    let seen = (sightings.as_slice(), &holdings);
-    let row = confirmed_row(id, device, &model, seen, &surfaces(&model), &names);
-    let blast_radius = Resolved::new(&model).ok().map(|resolved| {
-        let services = services(&[&resolved]);
-        Radii::of(&resolved, &Surfaces::of(&resolved), services, now()).get(id)
+    let seen = (&Ports::of(&model), &holdings);
+    let row = confirmed_row(id, device, &model, seen, known.surfaces(), &names);
+    let blast_radius = known.resolved().and_then(|resolved| {
+        Radii::one(resolved, known.surfaces(), services(&[resolved]), now(), id)
     });
     let detail = DeviceDetail {
         row: DeviceRow {
             coverage,
             claims,
-            trial: trial_of(&model, name, &remote.gateways()?),
+            trial: trial_of(id, device, &remote.gateways()?),
             ..row
         },
         hints: recognised.hints(&device.attachment, Some(id)).iter().map(HintRow::new).collect(),

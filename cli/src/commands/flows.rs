@@ -23,7 +23,7 @@ use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{bytes, table};
 use crate::output::time::{Moment, ago, now};
-use crate::recorded::each;
+use crate::recorded::{Only, each_of};
 use crate::remote::Remote;
 
 /// How often `--follow` looks.
@@ -118,6 +118,16 @@ impl Known {
         let surfaces = resolved.as_ref().map_or_else(|| Surfaces::of_labels(&model), Surfaces::of);
         let names = Names::of(&model);
         Self { names, surfaces, resolved, model, nothing: Surface::default(), now: now() }
+    }
+
+    /// The model with its policy; none where the policy has problems.
+    pub(super) const fn resolved(&self) -> Option<&Resolved> {
+        self.resolved.as_ref()
+    }
+
+    /// How much hangs on each device.
+    pub(super) const fn surfaces(&self) -> &Surfaces {
+        &self.surfaces
     }
 
     /// Why the policy in force would drop an edge of an observed device.
@@ -303,7 +313,7 @@ pub(super) fn flows(
     let wanted = Wanted { args, touching: filter(args, &known.model, &mut query)? };
     // What only this end can tell is chosen from all that is recorded, not from the newest.
     let mut rows = if args.would_drop || args.surface.chooses() {
-        choose(remote, &query, &known, wanted)?
+        choose(remote, &query, &known, wanted, output)?
     } else {
         load(remote, &query, &known, wanted)?
     };
@@ -362,14 +372,23 @@ fn choose(
     query: &EdgeQuery,
     known: &Known,
     wanted: Wanted<'_>,
+    output: &mut Output<'_>,
 ) -> Result<Vec<FlowRow>, Error> {
+    let verdicts: &[&str] = match query.verdict.as_deref() {
+        Some("drop") => &["drop"],
+        Some("clear") => &["clear"],
+        // What was let through may be what the policy in force would drop.
+        _ if wanted.args.would_drop => &["would-drop", "clear", "local"],
+        _ => &[],
+    };
+    let only = Only { member: query.member, verdicts };
     let limit = usize::try_from(wanted.args.limit).unwrap_or(usize::MAX);
     let mut rows: Vec<FlowRow> = Vec::new();
     let newest = |rows: &mut Vec<FlowRow>| {
         rows.sort_by_key(|row| Reverse(row.last_seen));
         rows.truncate(limit);
     };
-    let told = each(remote, &mut |edge| {
+    let told = each_of(remote, &only, &mut |edge| {
         let own = edge.member.or_else(|| known.names.member_of(edge.gateway, edge.mac));
         let of_member = query.member.is_none_or(|id| [own, edge.remote_member].contains(&Some(id)));
         let of_kind = match query.verdict.as_deref() {
@@ -385,10 +404,11 @@ fn choose(
             newest(&mut rows);
         }
     })?;
-    if told.is_none() {
+    let Some(told) = told else {
         // A controller from before it kept a history: the newest are all that it tells.
         return load(remote, query, known, wanted);
-    }
+    };
+    told.warn(output)?;
     newest(&mut rows);
     Ok(rows)
 }

@@ -5,38 +5,30 @@ use std::net::Ipv4Addr;
 
 use anteroom_controller_core::model::{Device, Model};
 use anteroom_proto::api::SightingRecord;
-use anteroom_proto::id::MemberId;
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::mac::MacAddr;
 use anteroom_proto::name::Name;
 
-use super::device::is_of;
+/// Where a station was sighted: gateway, Ethernet address, VLAN.
+type Place = (GatewayId, MacAddr, Option<u16>);
 
 /// Who has which address. Claims count where their device's own gateway signed them: the controller only passes
 /// them on.
 pub(super) struct Holdings<'a> {
     model: &'a Model,
+    newest: BTreeMap<Place, &'a SightingRecord>,
     held: BTreeMap<MemberId, Vec<Ipv4Addr>>,
     by_address: BTreeMap<(&'a Name, Option<u16>, Ipv4Addr), Vec<MemberId>>,
-}
-
-/// The newest sighting of a device.
-pub(super) fn newest<'a>(
-    device: &Device,
-    sightings: &'a [SightingRecord],
-) -> Option<&'a SightingRecord> {
-    sightings
-        .iter()
-        .filter(|record| is_of(record, device))
-        .max_by_key(|record| record.sighting.last_seen)
 }
 
 fn held(
     id: MemberId,
     device: &Device,
     model: &Model,
-    sightings: &[SightingRecord],
+    newest: &SightingRecord,
 ) -> Option<Vec<Ipv4Addr>> {
     let gateway = device.attachment.gateway;
-    let signed = newest(device, sightings)?.sighting.claim.as_ref()?;
+    let signed = newest.sighting.claim.as_ref()?;
     let identity = model.gateways.get(&gateway)?.identity;
     let claim = signed.verify(model.organisation, &[identity]).ok()?;
     let within = |address: &Ipv4Addr| device.addresses.iter().any(|net| net.contains(address));
@@ -45,19 +37,53 @@ fn held(
 }
 
 impl<'a> Holdings<'a> {
-    pub(super) fn new(model: &'a Model, sightings: &[SightingRecord]) -> Self {
-        let mut found = Self { model, held: BTreeMap::new(), by_address: BTreeMap::new() };
-        for (id, device) in &model.devices {
-            let Some(gateway) = model.gateways.get(&device.attachment.gateway) else { continue };
-            let held = held(*id, device, model, sightings).unwrap_or_default();
-            let fixed = device.addresses.iter().filter(|net| net.prefix_len() == 32);
-            for address in fixed.map(ipnet::Ipv4Net::addr).chain(held.iter().copied()) {
-                let key = (&gateway.site, device.attachment.vlan, address);
-                found.by_address.entry(key).or_default().push(*id);
+    pub(super) fn new(model: &'a Model, sightings: &'a [SightingRecord]) -> Self {
+        let mut found = Self {
+            model,
+            newest: BTreeMap::new(),
+            held: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+        };
+        for record in sightings {
+            let sighting = &record.sighting;
+            let place = (record.gateway, sighting.mac, sighting.vlan);
+            let newest = found.newest.entry(place).or_insert(record);
+            if newest.sighting.last_seen <= sighting.last_seen {
+                *newest = record;
             }
-            found.held.insert(*id, held);
+        }
+        for (id, device) in &model.devices {
+            let Some(newest) = found.newest(device) else { continue };
+            found.held.extend(held(*id, device, model, newest).map(|held| (*id, held)));
+        }
+        for (id, device) in &model.devices {
+            let mut places: Vec<_> = found.addresses(*id, device).collect();
+            places.dedup();
+            for place in places {
+                found.by_address.entry(place).or_default().push(*id);
+            }
         }
         found
+    }
+
+    /// The newest sighting of a device where it was confirmed.
+    pub(super) fn newest(&self, device: &Device) -> Option<&'a SightingRecord> {
+        let place = &device.attachment;
+        self.newest.get(&(place.gateway, place.mac, place.vlan)).copied()
+    }
+
+    /// The addresses that a device has, with where they are its; none of one without an approved gateway.
+    fn addresses(
+        &self,
+        id: MemberId,
+        device: &Device,
+    ) -> impl Iterator<Item = (&'a Name, Option<u16>, Ipv4Addr)> {
+        let fixed = device.addresses.iter().filter(|net| net.prefix_len() == 32);
+        let all: Vec<Ipv4Addr> =
+            fixed.map(ipnet::Ipv4Net::addr).chain(self.of(id).iter().copied()).collect();
+        let site = self.model.gateways.get(&device.attachment.gateway).map(|gateway| &gateway.site);
+        let vlan = device.attachment.vlan;
+        all.into_iter().filter_map(move |address| Some((site?, vlan, address)))
     }
 
     /// What a device holds of its dynamic addresses.
@@ -67,7 +93,8 @@ impl<'a> Holdings<'a> {
 
     /// Other devices of the site that have one of a device's addresses.
     pub(super) fn others_with_an_address_of(&self, id: MemberId) -> Vec<String> {
-        let sharing = self.by_address.values().filter(|holders| holders.contains(&id));
+        let Some(device) = self.model.devices.get(&id) else { return Vec::new() };
+        let sharing = self.addresses(id, device).filter_map(|place| self.by_address.get(&place));
         let others: BTreeSet<MemberId> =
             sharing.flatten().copied().filter(|other| *other != id).collect();
         let name = |id: &MemberId| self.model.devices.get(id).map(|device| device.name.to_string());

@@ -9,6 +9,7 @@ use anteroom_controller_core::mud::{Draft, MAX_LEN, Mud, draft, of_class};
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::name::Name;
+use anteroom_proto::text::steers;
 use serde::Serialize;
 
 use super::policy;
@@ -130,7 +131,7 @@ pub(super) fn read(path: &Path) -> Result<(String, Mud), Error> {
         return Err(Error::file(path, format!("it is longer than {MAX_LEN} bytes")));
     }
     let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let called: String = file.chars().filter(|c| !c.is_control()).take(80).collect();
+    let called: String = file.chars().filter(|c| !steers(*c)).take(80).collect();
     let mud = Mud::parse(&path.display().to_string(), &bytes)
         .map_err(|error| Error::Other(error.to_string()))?;
     Ok((called, mud))

@@ -22,6 +22,7 @@ pub(super) fn plan(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
+    by_criticality_alone(wanted)?;
     let current = change::fetch(remote)?;
     let mut model = current.model.clone();
     let file = path.display().to_string();
@@ -33,7 +34,7 @@ pub(super) fn plan(
         &format!("revision {}", current.base.number),
         &file,
     );
-    let shown = Plan { would_break: chosen(&plan.would_break, wanted)?, ..plan.clone() };
+    let shown = Plan { would_break: chosen(&plan.would_break, wanted), ..plan.clone() };
     output.data(&shown, |shown| {
         if shown.is_empty() && difference.is_empty() {
             return "Nothing would change.".into();
@@ -52,8 +53,8 @@ pub(super) fn plan(
     Ok(if plan.refusals.is_empty() { Exit::Ok } else { Exit::Refused })
 }
 
-/// Those of the lines that would break that are asked for. The plan itself knows of its ends how critical they are, and no more.
-fn chosen(lines: &[WouldBreak], wanted: &SurfaceArgs) -> Result<Vec<WouldBreak>, Error> {
+/// A plan knows of the ends of what it would break how critical they are, and no more.
+fn by_criticality_alone(wanted: &SurfaceArgs) -> Result<(), Error> {
     let SurfaceArgs { sensitivity, owner, location, sort, .. } = wanted;
     let other = !sensitivity.is_empty() || owner.is_some() || location.is_some();
     if other || sort.is_some_and(|by| by != SortBy::Criticality) {
@@ -61,12 +62,17 @@ fn chosen(lines: &[WouldBreak], wanted: &SurfaceArgs) -> Result<Vec<WouldBreak>,
             "a plan goes by criticality alone: `anteroom policy simulate` takes the others".into(),
         ));
     }
+    Ok(())
+}
+
+/// Those of the lines that would break that are asked for.
+fn chosen(lines: &[WouldBreak], wanted: &SurfaceArgs) -> Vec<WouldBreak> {
     let fits = |line: &&WouldBreak| wanted.fits_criticality(line.criticality);
     let mut lines: Vec<WouldBreak> = lines.iter().filter(fits).cloned().collect();
-    if sort.is_some() {
+    if wanted.sort.is_some() {
         lines.sort_by_key(|line| Reverse(line.criticality));
     }
-    Ok(lines)
+    lines
 }
 
 /// `anteroom policy apply`.

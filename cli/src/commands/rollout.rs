@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use anteroom_controller_core::baseline::{LOOK_BACK, baseline};
 use anteroom_controller_core::edit::EditError;
-use anteroom_controller_core::model::Model;
+use anteroom_controller_core::model::{Device, Model};
 use anteroom_controller_core::plan::breaks;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::{Edge, EdgeQuery, GatewayStatus};
+use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::{Mode, ParseModeError};
 use anteroom_proto::rollout::TrialReport;
 
@@ -107,7 +108,11 @@ pub(super) fn keep(
     let statuses = remote.gateways()?;
     for name in names {
         model.find_device(name).map_err(ChangeError::from)?;
-        if let Some(over) = trial_of(&model, name, &statuses).and_then(|trial| trial.over) {
+        if let Some(over) = model
+            .device_named(name)
+            .and_then(|(id, device)| trial_of(id, device, &statuses))
+            .and_then(|trial| trial.over)
+        {
             return Err(Error::Refused(format!(
                 "{name} is back in protect, its trial is over: {}. Order another with `anteroom device mode {name} enforce --confirm-within TIME`. Nothing was changed",
                 over.why
@@ -122,11 +127,10 @@ pub(super) fn keep(
 
 /// What its gateway tells of the trial that a device is on.
 pub(super) fn trial_of(
-    model: &Model,
-    name: &str,
+    id: MemberId,
+    device: &Device,
     statuses: &[GatewayStatus],
 ) -> Option<TrialReport> {
-    let (id, device) = model.device_named(name)?;
     let since = device.rollout.trial.as_ref()?.since;
     let status = statuses.iter().find(|status| status.gateway == device.attachment.gateway)?;
     status.trials.iter().find(|trial| (trial.member, trial.since) == (id, since)).cloned()

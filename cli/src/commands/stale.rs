@@ -1,10 +1,13 @@
 //! `policy stale`.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anteroom_controller_core::resolve::Resolved;
+use anteroom_controller_core::resolve::{Resolved, ResolvedRule, SideId};
 use anteroom_controller_core::stale::{Difference, stale as review};
 use anteroom_controller_core::surface::{Criticality, Surface, Surfaces};
+use anteroom_proto::id::MemberId;
 use anteroom_proto::name::Name;
 use anteroom_proto::time::UnixMillis;
 use serde::Serialize;
@@ -45,56 +48,80 @@ struct Row {
     criticality: Option<Criticality>,
 }
 
-/// What is said of who stands behind a name.
+/// What is said of who stands behind a name. Names are looked up once, and so is what those of a side say: both may be thousands.
 struct Said<'a> {
     resolved: &'a Resolved,
     surfaces: &'a Surfaces,
     wanted: &'a SurfaceArgs,
+    devices: BTreeMap<&'a Name, MemberId>,
+    rules: BTreeMap<&'a Name, &'a ResolvedRule>,
+    /// The most critical one of each side that is wanted, where one is.
+    sides: RefCell<BTreeMap<SideId, Option<&'a Surface>>>,
 }
 
 impl<'a> Said<'a> {
+    fn new(resolved: &'a Resolved, surfaces: &'a Surfaces, wanted: &'a SurfaceArgs) -> Self {
+        let devices = resolved.model.devices.iter().map(|(id, device)| (&device.name, *id));
+        let rules = resolved.rules.iter().map(|rule| (&rule.name, rule));
+        let sides = RefCell::default();
+        Self {
+            resolved,
+            surfaces,
+            wanted,
+            devices: devices.collect(),
+            rules: rules.collect(),
+            sides,
+        }
+    }
+
     /// The rows that are wanted, in the order that is.
     fn rows<'b>(
         &self,
         found: impl Iterator<Item = (&'b Name, Option<UnixMillis>)>,
-        who: fn(&Self, &Name) -> Vec<&'a Surface>,
+        who: fn(&Self, &Name) -> Option<&'a Surface>,
     ) -> Vec<Row> {
         let nothing = Surface::default();
-        let mut rows: Vec<(Row, Surface)> = Vec::new();
+        let mut rows: Vec<(Row, &Surface)> = Vec::new();
         for (name, at) in found {
-            let said = who(self, name);
-            let fits = |surface: &&&Surface| self.wanted.fits(surface);
-            let most = said.iter().filter(fits).max_by_key(|surface| surface.criticality());
-            let Some(most) = most.copied().or((!self.wanted.chooses()).then_some(&nothing)) else {
-                continue;
-            };
+            let most = who(self, name).or((!self.wanted.chooses()).then_some(&nothing));
+            let Some(most) = most else { continue };
             let criticality = most.criticality();
-            rows.push((Row { name: name.clone(), at: at.map(Moment), criticality }, most.clone()));
+            rows.push((Row { name: name.clone(), at: at.map(Moment), criticality }, most));
         }
-        self.wanted.sort(&mut rows, |(_, surface)| [surface, surface]);
+        self.wanted.sort(&mut rows, |(_, surface)| [*surface, *surface]);
         rows.into_iter().map(|(row, _)| row).collect()
     }
 
-    fn device(&self, name: &Name) -> Vec<&'a Surface> {
-        let device = self.resolved.model.device_named(name.as_str());
-        device.map(|(id, _)| self.surfaces.member(id)).into_iter().collect()
+    /// The most critical of those that are wanted.
+    fn most(&self, found: impl Iterator<Item = &'a Surface>) -> Option<&'a Surface> {
+        let fits = found.filter(|surface| self.wanted.fits(surface));
+        fits.max_by_key(|surface| surface.criticality())
     }
 
-    fn external(&self, name: &Name) -> Vec<&'a Surface> {
-        let found = self.resolved.policy.externals.get(name).into_iter();
-        found.flat_map(|one| &one.prefixes).map(|net| self.surfaces.address(net.addr())).collect()
+    fn device(&self, name: &Name) -> Option<&'a Surface> {
+        let id = self.devices.get(name)?;
+        self.most([self.surfaces.member(*id)].into_iter())
     }
 
-    fn rule(&self, name: &Name) -> Vec<&'a Surface> {
-        let Some(rule) = self.resolved.rules.iter().find(|rule| rule.name == *name) else {
-            return Vec::new();
-        };
-        let sides = [rule.from, rule.to].map(|side| self.resolved.side(side));
-        let members = sides.iter().flat_map(|side| &side.members);
-        let mut said: Vec<&Surface> = members.map(|id| self.surfaces.member(*id)).collect();
-        let externals = sides.iter().flat_map(|side| &side.externals);
-        said.extend(externals.flat_map(|name| self.external(name)));
-        said
+    fn external(&self, name: &Name) -> Option<&'a Surface> {
+        self.most([self.surfaces.external(name)].into_iter())
+    }
+
+    fn rule(&self, name: &Name) -> Option<&'a Surface> {
+        let rule = self.rules.get(name)?;
+        self.most([rule.from, rule.to].into_iter().filter_map(|side| self.side(side)))
+    }
+
+    fn side(&self, id: SideId) -> Option<&'a Surface> {
+        if let Some(known) = self.sides.borrow().get(&id) {
+            return *known;
+        }
+        let side = self.resolved.side(id);
+        let members = side.members.iter().map(|id| self.surfaces.member(*id));
+        let externals = side.externals.iter().map(|name| self.surfaces.external(name));
+        let found = self.most(members.chain(externals));
+        self.sides.borrow_mut().insert(id, found);
+        found
     }
 }
 
@@ -125,7 +152,8 @@ pub(super) fn stale(
     let found = review(resolved, history, since, *now);
     let before = remote.home().review()?.filter(|before| before.organisation == organisation);
     let externals = found.externals.iter().map(|(name, review)| (name, Some(*review)));
-    let said = Said { resolved, surfaces: &Surfaces::of(resolved), wanted };
+    let surfaces = Surfaces::of(resolved);
+    let said = Said::new(resolved, &surfaces, wanted);
     let reviewed = Reviewed {
         at: Moment(*now),
         since: Moment(since),

@@ -3,8 +3,9 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anteroom_controller_core::model::{Client, Model};
+use anteroom_controller_core::model::{Client, Device, Model};
 use anteroom_controller_core::names::Names;
+use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::Mode;
@@ -136,7 +137,8 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
     }
     to_do.extend(trials(&current.model, &statuses));
     let mut devices = Devices::default();
-    let surfaces = surfaces(&current.model);
+    let resolved = Resolved::new(&current.model).ok();
+    let surfaces = surfaces(&current.model, resolved.as_ref());
     for (id, device) in &current.model.devices {
         devices.total += 1;
         if surfaces.member(*id).is_life_support() {
@@ -182,8 +184,8 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
 
 /// What operators are to do about devices that are enforced on trial, or were.
 fn trials(model: &Model, statuses: &[GatewayStatus]) -> Vec<Problem> {
-    let told = |name: &str| {
-        let trial = trial_of(model, name, statuses)?;
+    let told = |id: MemberId, device: &Device| {
+        let (trial, name) = (trial_of(id, device, statuses)?, &device.name);
         let next = match trial.over {
             Some(_) => {
                 format!("anteroom device mode {name} protect, or enforce again once that is mended")
@@ -193,7 +195,7 @@ fn trials(model: &Model, statuses: &[GatewayStatus]) -> Vec<Problem> {
         let problem = format!("{}; {next}", trial_words(&trial));
         Some(Problem { subject: format!("device {name}"), problem })
     };
-    model.devices.values().filter_map(|device| told(device.name.as_str())).collect()
+    model.devices.iter().filter_map(|(id, device)| told(*id, device)).collect()
 }
 
 fn clients(model: &Model, statuses: &[GatewayStatus]) -> Vec<ClientState> {

@@ -7,6 +7,7 @@ pub mod time;
 use std::fmt::{self, Display};
 use std::io::{self, BufRead, Write};
 
+use anteroom_proto::text::steers;
 use serde::Serialize;
 
 use crate::error::{Error, Exit};
@@ -192,10 +193,7 @@ fn line(stream: &mut dyn Write, text: &str) -> io::Result<()> {
 /// `text` without what would steer a terminal: much of what is shown was written by others.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let unsafe_char = |c: char| {
-        (c.is_control() && c != '\n' && c != '\t')
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
+    let unsafe_char = |c: char| steers(c) && c != '\n' && c != '\t';
     text.chars().map(|c| if unsafe_char(c) { '\u{fffd}' } else { c }).collect()
 }
 

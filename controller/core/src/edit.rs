@@ -6,6 +6,7 @@ use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
 use anteroom_proto::rollout::Rollout;
+use anteroom_proto::text::steers;
 use ipnet::Ipv4Net;
 
 use crate::approvals::lasting;
@@ -423,7 +424,13 @@ fn words_fit<'a>(
     set: impl IntoIterator<Item = (&'a Name, &'a String)>,
 ) -> Result<(), EditError> {
     for (label, value) in set {
-        if let Some(problem) = surface::problem(label.as_str(), value) {
+        let turned = || {
+            value.chars().any(steers).then(|| {
+                "the value has a character in it that changes the order in which text is shown"
+                    .to_owned()
+            })
+        };
+        if let Some(problem) = surface::problem(label.as_str(), value).or_else(turned) {
             return Err(EditError::Invalid { what: format!("label {label} of {what}"), problem });
         }
     }

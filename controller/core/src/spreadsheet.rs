@@ -1,5 +1,7 @@
 //! Tables as CSV, for whoever opens them in a spreadsheet program.
 
+use anteroom_proto::text::steers;
+
 /// Comma-separated values (RFC 4180) with `headers` first.
 ///
 /// Much of what stands in them was written by devices and by others' lists. A spreadsheet program takes a cell that begins with `=`, `+`, `-`, `@`,
@@ -28,8 +30,8 @@ fn line<'a>(text: &mut String, cells: impl Iterator<Item = &'a str>) {
             match c {
                 ';' if is_formula(&cell[at + 1..]) => text.push_str(";'"),
                 '"' => text.push_str("\"\""),
-                // A line is a row.
-                c if c.is_control() => text.push(' '),
+                // A line is a row, and nothing in it looks like something else.
+                c if steers(c) => text.push(' '),
                 c => text.push(c),
             }
         }
@@ -40,7 +42,7 @@ fn line<'a>(text: &mut String, cells: impl Iterator<Item = &'a str>) {
 
 /// Whether a program would compute `cell`. Some look behind spaces, and control characters become such.
 fn is_formula(cell: &str) -> bool {
-    let skipped = |c: char| c.is_whitespace() || c.is_control() || c == '"';
+    let skipped = |c: char| c.is_whitespace() || steers(c) || c == '"';
     cell.trim_start_matches(skipped)
         .starts_with(['=', '+', '-', '@', '\u{ff1d}', '\u{ff0b}', '\u{ff0d}', '\u{ff20}'])
 }
@@ -55,9 +57,19 @@ mod tests {
     fn no_cell_is_a_formula_and_no_cell_ends_early() {
         let text = csv(&["A", "B"], [vec!["=cmd|' /C calc'!A0".into(), "say \"x\",\n-1".into()]]);
         assert_eq!(text, "\"A\",\"B\"\r\n\"'=cmd|' /C calc'!A0\",\"say \"\"x\"\", -1\"\r\n");
-        for bad in
-            ["+1", "-1", "@SUM(A1)", "\t=1", "  =1", "\r=1", "\n=1", "\0=1", "\u{a0}=1", "\"=1"]
-        {
+        for bad in [
+            "+1",
+            "-1",
+            "@SUM(A1)",
+            "\t=1",
+            "  =1",
+            "\r=1",
+            "\n=1",
+            "\0=1",
+            "\u{a0}=1",
+            "\"=1",
+            "\u{202e}=1",
+        ] {
             assert!(csv(&[], [vec![bad.into()]]).contains("\"'"), "{bad:?}");
             let behind = csv(&[], [vec![format!("x;{bad};y")]]);
             assert!(behind.contains("x;'"), "where semicolons part cells: {behind:?}");

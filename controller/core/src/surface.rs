@@ -272,11 +272,15 @@ fn agreed<'a>(
         .then(|| Said { value: value.clone(), segment: Some(name.clone()) })
 }
 
-/// The protect surface of every member, and of externals as far as their segments say something.
+/// The protect surface of every member, and of externals by what their segments say.
 #[derive(Debug, Clone, Default)]
 pub struct Surfaces {
     members: BTreeMap<MemberId, Surface>,
-    externals: Vec<(Ipv4Net, Surface)>,
+    externals: BTreeMap<Name, Surface>,
+    /// Externals by their prefixes: the narrowest that holds an address says what there is to say of it.
+    prefixes: BTreeMap<Ipv4Net, Name>,
+    /// How long those prefixes are, the longest first.
+    lengths: Vec<u8>,
     nothing: Surface,
 }
 
@@ -287,21 +291,25 @@ impl Surfaces {
         let (model, policy) = (&resolved.model, &resolved.policy);
         let ids = model.devices.keys().chain(model.clients.keys());
         let members = ids.map(|id| (*id, of_member(resolved, *id))).collect();
-        let mut externals = Vec::new();
+        let mut found = Self { members, ..Self::default() };
         for (name, external) in &policy.externals {
             let holding = policy.segments.iter().filter(|(_, segment)| {
                 !segment.surface.is_empty()
                     && segment.externals.iter().any(|one| one.value == *name)
             });
             let said: Vec<_> = holding.map(|(name, segment)| (name, &segment.surface)).collect();
-            if !said.is_empty() {
-                let surface = Surface::of(Stated::default(), &said);
-                externals.extend(external.prefixes.iter().map(|net| (*net, surface.clone())));
+            for net in external.prefixes.iter().map(Ipv4Net::trunc) {
+                // Of two with the same prefix the one of which something is said counts.
+                if !said.is_empty() || !found.prefixes.contains_key(&net) {
+                    found.prefixes.insert(net, name.clone());
+                }
             }
+            found.externals.insert(name.clone(), Surface::of(Stated::default(), &said));
         }
-        // The narrowest prefix says most of an address.
-        externals.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
-        Self { members, externals, nothing: Surface::default() }
+        found.lengths = found.prefixes.keys().map(Ipv4Net::prefix_len).collect();
+        found.lengths.sort_unstable_by_key(|length| std::cmp::Reverse(*length));
+        found.lengths.dedup();
+        found
     }
 
     /// What own labels say, for a model whose policy has problems.
@@ -318,11 +326,19 @@ impl Surfaces {
         self.members.get(&id).unwrap_or(&self.nothing)
     }
 
-    /// What holds for an address that is no member's.
+    /// What holds for an external, whatever others lie within it or around it.
+    #[must_use]
+    pub fn external(&self, name: &Name) -> &Surface {
+        self.externals.get(name).unwrap_or(&self.nothing)
+    }
+
+    /// What holds for an address that is no member's: that of the narrowest external around it.
     #[must_use]
     pub fn address(&self, address: Ipv4Addr) -> &Surface {
-        let found = self.externals.iter().find(|(net, _)| net.contains(&address));
-        found.map_or(&self.nothing, |(_, surface)| surface)
+        let around = |length: &u8| Ipv4Net::new(address, *length).ok().map(|net| net.trunc());
+        let mut nets = self.lengths.iter().filter_map(around);
+        let found = nets.find_map(|net| self.prefixes.get(&net));
+        found.map_or(&self.nothing, |name| self.external(name))
     }
 
     /// What holds for one end of a flow.

@@ -169,16 +169,16 @@ pub(super) async fn edges(
     State(api): State<Api>,
     Params(query): Params<EdgeQuery>,
 ) -> Result<Json<Vec<Edge>>, Failure> {
-    if let Some(verdict) = &query.verdict
-        && !VERDICTS.contains(&verdict.as_str())
-    {
-        return Err(Failure::invalid(format!(
-            "query: verdict: choose one of {}",
-            VERDICTS.join(", ")
-        )));
-    }
+    known_verdicts("verdict", query.verdict.as_slice())?;
     let limit = limit(query.limit)?;
     Ok(Json(api.controller.store.edges(&query, limit).await?))
+}
+
+fn known_verdicts(key: &str, wanted: &[impl AsRef<str>]) -> Result<(), Failure> {
+    if wanted.iter().all(|verdict| VERDICTS.contains(&verdict.as_ref())) {
+        return Ok(());
+    }
+    Err(Failure::invalid(format!("query: {key}: choose among {}", VERDICTS.join(", "))))
 }
 
 pub(super) async fn history(
@@ -186,9 +186,11 @@ pub(super) async fn history(
     Params(query): Params<HistoryQuery>,
 ) -> Result<Json<HistoryPage>, Failure> {
     let limit = limit(query.limit)?.max(1);
+    let verdicts: Vec<&str> = query.verdicts.iter().flat_map(|list| list.split(',')).collect();
+    known_verdicts("verdicts", &verdicts)?;
     let store = &api.controller.store;
     let turned_away = if query.after.is_none() { store.edges_away().await? } else { 0 };
-    let (edges, last) = store.history(query.after, limit).await?;
+    let (edges, last) = store.history(&query, limit).await?;
     // A page that isn't full is the last one.
     let next = last.filter(|_| u32::try_from(edges.len()).is_ok_and(|len| len >= limit));
     Ok(Json(HistoryPage { edges, next, turned_away }))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anteroom_proto::api::{EdgeQuery, RevisionInfo};
+use anteroom_proto::api::{EdgeQuery, HistoryQuery, RevisionInfo};
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{BootId, GatewayId, InviteId, MemberId};
@@ -42,7 +42,9 @@ use hints::{
     each_hint_is_kept_once_and_belongs_to_the_member, hints_are_bounded_and_old_ones_make_room,
 };
 mod history;
-use history::{an_edge_remembers_when, the_history_is_read_page_by_page};
+use history::{
+    an_edge_remembers_when, the_history_is_read_of_some_alone, the_history_is_read_page_by_page,
+};
 
 mod standing;
 use standing::{
@@ -105,6 +107,7 @@ conforms! {
     counts_do_not_overflow
     edges_are_found_by_what_is_asked
     the_history_is_read_page_by_page
+    the_history_is_read_of_some_alone
     an_edge_remembers_when
     each_hint_is_kept_once_and_belongs_to_the_member
     hints_are_bounded_and_old_ones_make_room

@@ -11,7 +11,8 @@ pub mod sqlite;
 use std::collections::BTreeMap;
 
 use anteroom_proto::api::{
-    AuditEntry, Edge, EdgeQuery, RecordedHint, RekeyState, RevisionInfo, SightingRecord,
+    AuditEntry, Edge, EdgeQuery, HistoryQuery, RecordedHint, RekeyState, RevisionInfo,
+    SightingRecord,
 };
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
@@ -244,11 +245,11 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     async fn sightings(&self, limit: u32) -> Result<Vec<SightingRecord>, StoreError>;
     /// Up to `limit` edges that `query` asks for, newest first.
     async fn edges(&self, query: &EdgeQuery, limit: u32) -> Result<Vec<Edge>, StoreError>;
-    /// Up to `limit` edges in a lasting order, from behind place `after` on (from the first one, where it is none), and the
-    /// place of the last of them.
+    /// Up to `limit` edges that `query` asks for in a lasting order, from behind place [`HistoryQuery::after`] on (from the first one,
+    /// where it is none), and the place of the last of them.
     async fn history(
         &self,
-        after: Option<u64>,
+        query: &HistoryQuery,
         limit: u32,
     ) -> Result<(Vec<Edge>, Option<u64>), StoreError>;
     /// Edges that found no room, here and at all gateways.

@@ -76,6 +76,12 @@ pub struct HistoryQuery {
     pub after: Option<u64>,
     /// At most so many edges; 1,000 unless told, 10,000 at most.
     pub limit: Option<u32>,
+    /// Only those of this member, and those of whose device nothing was known when they were recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<MemberId>,
+    /// Only those of these kinds, with commas between them: as in [`EdgeQuery::verdict`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdicts: Option<String>,
 }
 
 /// A page of the flow history: every edge that is kept, in an order that stays while others come and go.

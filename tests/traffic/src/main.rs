@@ -1,15 +1,14 @@
-//! Prints the table: `anteroom-traffic [DEVICES] [SEED] [ROAMING]`.
+//! Prints the table: `anteroom-traffic [DEVICES] [SEED] [ROAMING]`. With `SUGGESTION=FILE` and `EXPORT=DIRECTORY` in the environment it
+//! keeps the suggestion, and what an auditor would get.
 
 use std::time::Instant;
 
-use anteroom_controller_core::blast::{self, Radii};
-use anteroom_controller_core::history::History;
-use anteroom_controller_core::map;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_controller_core::suggest::{Doubt, Options, RecognisedClasses, suggest};
-use anteroom_controller_core::surface::Surfaces;
 use anteroom_proto::time::UnixMillis;
 use anteroom_traffic::{World, measure};
+
+mod views;
 
 fn main() {
     let mut numbers = std::env::args().skip(1).filter_map(|text| text.parse::<u64>().ok());
@@ -49,12 +48,8 @@ fn main() {
         Ok(suggested) => suggested,
         Err(problems) => return eprintln!("{problems}"),
     };
-    if let Some(path) = std::env::var_os("MAP")
-        && let Err(error) = std::fs::write(path, drawn(&resolved, &history))
-    {
-        eprintln!("{error}");
-    }
-    far(&resolved, &suggested, history.span().map_or(UnixMillis(0), |(_, last)| last));
+    let now = history.span().map_or(UnixMillis(0), |(_, last)| last);
+    views::time(&resolved, &suggested, &history, now);
     let (wanted, flat) = (measure::wanted_pairs(&world), measure::flat_pairs(&world));
     println!("true policy: {wanted} pairs; flat network: {flat}\n{}", measure::HEADING);
     let began = Instant::now();
@@ -77,36 +72,10 @@ fn main() {
     }
 }
 
-/// The classes of the hospital as a picture.
-fn drawn(resolved: &Resolved, history: &History) -> String {
-    let surfaces = Surfaces::of(resolved);
-    map::map(resolved, &surfaces, history, map::Grain::Class, UnixMillis(0), &|_| true).svg()
-}
-
 /// Most memory that the process had, in MiB, where the kernel tells.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with("VmHWM"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|kib| kib.parse().ok());
     kib.unwrap_or(0_u64) / 1024
-}
-
-/// How far one device could reach on average, in the flat network and under the suggestion, and how long that takes to count.
-fn far(today: &Resolved, suggested: &Resolved, at: UnixMillis) {
-    let began = Instant::now();
-    let text = &suggested.model.policy;
-    let enforced = match blast::enforced(today, "suggested", text) {
-        Ok(enforced) => enforced,
-        Err(problems) => return eprintln!("{problems}"),
-    };
-    let services = blast::services(&[today, &enforced]);
-    let averages = [today, &enforced].map(|one| {
-        let radii = Radii::of(one, &Surfaces::of(one), services, at);
-        radii.spread(one.model.devices.keys().copied()).average()
-    });
-    let [flat, policy] = averages;
-    println!(
-        "blast radius of a device: {flat} pairs flat, {policy} under the suggestion, {services} services, counted in {:.1?}",
-        began.elapsed()
-    );
 }

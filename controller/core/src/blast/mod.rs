@@ -71,18 +71,31 @@ impl Radii {
     /// How far each member could reach at `now`, with `services` in the hospital ([`services`]).
     ///
     /// A client reaches what rules open to it and nothing else: nothing carries traffic between two of them. A quarantined device
-    /// has its essential rules left. Of a device without an approved gateway nobody knows where it is, and nothing is counted.
+    /// has its essential rules left. Of a device without an approved gateway nobody knows where it is, so there is none of it.
     #[must_use]
     pub fn of(resolved: &Resolved, surfaces: &Surfaces, services: usize, now: UnixMillis) -> Self {
         let mut sums = Sums::of(resolved, surfaces, now);
-        let devices = resolved.model.devices.keys().chain(resolved.model.clients.keys());
-        Self { radii: devices.map(|id| (*id, sums.radius(*id, services))).collect() }
+        let members = resolved.model.devices.keys().chain(resolved.model.clients.keys());
+        let radii = members.filter_map(|id| Some((*id, sums.radius(*id, services)?)));
+        Self { radii: radii.collect() }
     }
 
-    /// That of one member; all zero for who isn't one.
+    /// How far one member could reach, for whoever asks for no other; none where nobody knows.
     #[must_use]
-    pub fn get(&self, member: MemberId) -> BlastRadius {
-        self.radii.get(&member).copied().unwrap_or_default()
+    pub fn one(
+        resolved: &Resolved,
+        surfaces: &Surfaces,
+        services: usize,
+        now: UnixMillis,
+        member: MemberId,
+    ) -> Option<BlastRadius> {
+        Sums::of(resolved, surfaces, now).radius(member, services)
+    }
+
+    /// That of one member; none for who isn't one, and for a device without an approved gateway: nobody knows where it is.
+    #[must_use]
+    pub fn get(&self, member: MemberId) -> Option<BlastRadius> {
+        self.radii.get(&member).copied()
     }
 
     /// Those of `members` together.
@@ -91,7 +104,10 @@ impl Radii {
         let mut spread = Spread::default();
         let members: BTreeSet<MemberId> = members.into_iter().collect();
         for member in members {
-            let found = self.get(member);
+            let Some(found) = self.get(member) else {
+                spread.unknown += 1;
+                continue;
+            };
             spread.members += 1;
             spread.reached = spread.reached.saturating_add(found.reached);
             spread.external_pairs = spread.external_pairs.saturating_add(found.external_pairs);
@@ -107,8 +123,10 @@ impl Radii {
 /// How far the members of a segment, or of the whole hospital, could reach if one of them were compromised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Spread {
-    /// How many members were looked at.
+    /// How many members were counted.
     pub members: usize,
+    /// How many weren't, since nobody knows where they are.
+    pub unknown: usize,
     /// Pairs of a member and a service, added up over all of them.
     pub reached: usize,
     /// Pairs of an external and a service, added up over all of them.

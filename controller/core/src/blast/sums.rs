@@ -1,6 +1,7 @@
 //! Counting whom rules open to without going through the pairs: members that rules can't tell apart are counted together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::mode::Mode;
@@ -12,8 +13,11 @@ use super::BlastRadius;
 use crate::resolve::{Resolved, SideId};
 use crate::surface::Surfaces;
 
+/// Sides with more members than this are counted once and for all; members of smaller ones are looked up where they count.
+const FEW: usize = 32;
+
 /// What is looked at of a member.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Trait {
     /// Whether it is a client: nothing carries traffic between two of these.
     client: bool,
@@ -30,12 +34,16 @@ struct Count {
 }
 
 impl Count {
-    fn add(&mut self, life: bool) {
-        self.members += 1;
-        self.life += usize::from(life);
+    const fn of(members: usize, found: Trait) -> Self {
+        Self { members, life: if found.life { members } else { 0 } }
     }
 
-    fn less(self, other: Self) -> Self {
+    fn add(&mut self, other: Self) {
+        self.members += other.members;
+        self.life += other.life;
+    }
+
+    const fn less(self, other: Self) -> Self {
         Self {
             members: self.members.saturating_sub(other.members),
             life: self.life.saturating_sub(other.life),
@@ -52,7 +60,20 @@ struct Union {
     open: BTreeMap<u32, Count>,
 }
 
-/// What rules open to a kind of member.
+impl Union {
+    fn add(&mut self, found: Trait) {
+        let one = Count::of(1, found);
+        self.all.add(one);
+        if found.client {
+            self.clients.add(one);
+        }
+        if let Some(site) = found.open {
+            self.open.entry(site).or_default().add(one);
+        }
+    }
+}
+
+/// What rules open to members of one kind.
 #[derive(Debug, Clone, Default)]
 struct Opens {
     /// Sets of sides, each with how many services are opened to it.
@@ -62,8 +83,24 @@ struct Opens {
     externals: usize,
 }
 
-/// Members of one kind have the same sides that open, and are quarantined or not.
-type Kind = (Vec<SideId>, bool);
+/// Where a device is plugged in.
+type Place<'a> = (GatewayId, &'a Name);
+
+/// Members of one kind reach equally far: they are on the same sides, have the same traits, and share the same port, where others are on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind<'a> {
+    sides: &'a [SideId],
+    own: Trait,
+    quarantined: bool,
+    place: Option<Place<'a>>,
+}
+
+/// Who is on one port: members by what rules can tell of them.
+#[derive(Debug, Clone, Default)]
+struct Port<'a> {
+    devices: usize,
+    kinds: BTreeMap<(&'a [SideId], Trait), usize>,
+}
 
 pub(super) struct Sums<'a> {
     resolved: &'a Resolved,
@@ -71,10 +108,12 @@ pub(super) struct Sums<'a> {
     traits: BTreeMap<MemberId, Trait>,
     /// By site: those whom nothing holds back.
     open: BTreeMap<u32, Count>,
-    /// Who shares a port.
-    ports: BTreeMap<(GatewayId, &'a Name), Vec<MemberId>>,
-    unions: BTreeMap<Vec<SideId>, Union>,
-    kinds: BTreeMap<Kind, Opens>,
+    ports: BTreeMap<Place<'a>, Port<'a>>,
+    /// Of sets of sides with more than [`FEW`] members.
+    unions: BTreeMap<Vec<SideId>, Rc<Union>>,
+    radii: BTreeMap<Kind<'a>, BlastRadius>,
+    /// How many members were gone through.
+    pub(super) looked_at: usize,
 }
 
 impl<'a> Sums<'a> {
@@ -87,7 +126,8 @@ impl<'a> Sums<'a> {
             open: BTreeMap::new(),
             ports: BTreeMap::new(),
             unions: BTreeMap::new(),
-            kinds: BTreeMap::new(),
+            radii: BTreeMap::new(),
+            looked_at: 0,
         };
         for (id, device) in &resolved.model.devices {
             let Some(site) = resolved.site_of(*id).and_then(|site| sites.get(site)) else {
@@ -95,13 +135,15 @@ impl<'a> Sums<'a> {
             };
             let life = surfaces.member(*id).is_life_support();
             let free = matches!(device.mode, Mode::Observe | Mode::Protect) && !device.quarantined;
-            let open = free.then_some(*site);
+            let found = Trait { client: false, open: free.then_some(*site), life };
             if free {
-                sums.open.entry(*site).or_default().add(life);
+                sums.open.entry(*site).or_default().add(Count::of(1, found));
             }
-            sums.traits.insert(*id, Trait { client: false, open, life });
+            sums.traits.insert(*id, found);
             let place = (device.attachment.gateway, &device.attachment.port);
-            sums.ports.entry(place).or_default().push(*id);
+            let port = sums.ports.entry(place).or_default();
+            port.devices += 1;
+            *port.kinds.entry((resolved.sides_of(*id), found)).or_default() += 1;
         }
         for id in resolved.model.clients.keys() {
             let life = surfaces.member(*id).is_life_support();
@@ -110,38 +152,51 @@ impl<'a> Sums<'a> {
         sums
     }
 
-    pub(super) fn radius(&mut self, id: MemberId, services: usize) -> BlastRadius {
-        let Some(own) = self.traits.get(&id).copied() else { return BlastRadius::default() };
-        let resolved = self.resolved;
-        let sides = resolved.sides_of(id);
-        let opening = sides.iter().filter(|side| !resolved.side(**side).from_rules.is_empty());
-        let device = resolved.model.devices.get(&id);
-        let kind: Kind =
-            (opening.copied().collect(), device.is_some_and(|device| device.quarantined));
-        let opens = self.opens(&kind);
+    /// How far a member could reach; none for who isn't one, and for devices without an approved gateway.
+    pub(super) fn radius(&mut self, id: MemberId, services: usize) -> Option<BlastRadius> {
+        let own = self.traits.get(&id).copied()?;
+        let device = self.resolved.model.devices.get(&id);
+        let place = device.map(|device| (device.attachment.gateway, &device.attachment.port));
+        let shared = |place: &Place<'_>| self.ports.get(place).is_some_and(|port| port.devices > 1);
+        let kind = Kind {
+            sides: self.resolved.sides_of(id),
+            own,
+            quarantined: device.is_some_and(|device| device.quarantined),
+            place: place.filter(shared),
+        };
+        if let Some(found) = self.radii.get(&kind) {
+            return Some(*found);
+        }
+        let found = self.counted(&kind, services);
+        self.radii.insert(kind, found);
+        Some(found)
+    }
+
+    fn counted(&mut self, kind: &Kind<'a>, services: usize) -> BlastRadius {
+        let Kind { sides, own, place, .. } = *kind;
+        let opens = self.opens(kind);
+        let itself = Count::of(1, own);
 
         // Without any rule: whom nothing holds it back from, and who shares its port.
         let mut free = own.open.and_then(|site| self.open.get(&site)).copied().unwrap_or_default();
         if own.open.is_some() {
-            free = free.less(Count { members: 1, life: usize::from(own.life) });
+            free = free.less(itself);
         }
-        let neighbours = device.map_or(&[] as &[MemberId], |device| {
-            let place = (device.attachment.gateway, &device.attachment.port);
-            self.ports.get(&place).map(Vec::as_slice).unwrap_or_default()
-        });
-        let neighbours: Vec<MemberId> =
-            neighbours.iter().copied().filter(|other| *other != id).collect();
+        let port = place.and_then(|place| self.ports.get(&place));
+        let neighbours = port.map_or(0, |port| port.devices.saturating_sub(1));
         // Those who are here only because they share the port.
-        let beside: Vec<(MemberId, Trait)> = neighbours
-            .iter()
-            .filter_map(|other| Some((*other, *self.traits.get(other)?)))
-            .filter(|(_, other)| own.open.is_none() || other.open != own.open)
+        let beside: Vec<(&[SideId], Count)> = port
+            .into_iter()
+            .flat_map(|port| &port.kinds)
+            .map(|((on, found), members)| {
+                let but_itself = usize::from((*on, *found) == (sides, own));
+                (*on, *found, members - but_itself)
+            })
+            .filter(|(_, found, _)| own.open.is_none() || found.open != own.open)
+            .map(|(on, found, members)| (on, Count::of(members, found)))
             .collect();
-        beside.iter().for_each(|(_, other)| free.add(other.life));
+        beside.iter().for_each(|(_, count)| free.add(*count));
 
-        let on = |member: MemberId, to: &[SideId]| {
-            resolved.sides_of(member).iter().any(|side| to.binary_search(side).is_ok())
-        };
         // By rules: everybody, and those of them who aren't reached anyway.
         let mut by_rule = |to: &[SideId]| {
             let union = self.union(to);
@@ -151,17 +206,14 @@ impl<'a> Sums<'a> {
             }
             let open = own.open.and_then(|site| union.open.get(&site)).copied();
             let mut guarded = all.less(open.unwrap_or_default());
-            let itself = Count { members: 1, life: usize::from(own.life) };
-            if on(id, to) && !own.client {
+            if on_any(sides, to) && !own.client {
                 all = all.less(itself);
                 if own.open.is_none() {
                     guarded = guarded.less(itself);
                 }
             }
-            for (other, found) in &beside {
-                if on(*other, to) {
-                    guarded = guarded.less(Count { members: 1, life: usize::from(found.life) });
-                }
+            for (_, count) in beside.iter().filter(|(on, _)| on_any(on, to)) {
+                guarded = guarded.less(*count);
             }
             (all, guarded)
         };
@@ -179,21 +231,17 @@ impl<'a> Sums<'a> {
             pairs,
             external_pairs: if own.client { 0 } else { opens.externals },
             unguarded: free.members,
-            neighbours: neighbours.len(),
+            neighbours,
         }
     }
 
     /// What rules open to members of this kind.
-    fn opens(&mut self, kind: &Kind) -> Opens {
-        if let Some(found) = self.kinds.get(kind) {
-            return found.clone();
-        }
-        let (sides, quarantined) = kind;
+    fn opens(&self, kind: &Kind<'_>) -> Opens {
         let mut ports: BTreeMap<PortMatch, BTreeSet<SideId>> = BTreeMap::new();
         let mut externals: BTreeSet<(&Name, PortMatch)> = BTreeSet::new();
-        let rules = sides.iter().flat_map(|side| &self.resolved.side(*side).from_rules);
+        let rules = kind.sides.iter().flat_map(|side| &self.resolved.side(*side).from_rules);
         for rule in rules.map(|place| &self.resolved.rules[*place]) {
-            if rule.expired(self.now) || (*quarantined && !rule.essential) {
+            if rule.expired(self.now) || (kind.quarantined && !rule.essential) {
                 continue;
             }
             let names = &self.resolved.side(rule.to).externals;
@@ -207,32 +255,45 @@ impl<'a> Sums<'a> {
         for sides in ports.into_values() {
             *to.entry(sides.into_iter().collect()).or_default() += 1;
         }
-        let opens = Opens {
+        Opens {
             to: to.into_iter().collect(),
             anywhere: anywhere.into_iter().collect(),
             externals: externals.len(),
-        };
-        self.kinds.insert(kind.clone(), opens.clone());
-        opens
+        }
     }
 
-    /// Who is on any of these sides, each once.
-    fn union(&mut self, sides: &[SideId]) -> &Union {
-        if !self.unions.contains_key(sides) {
-            let members = sides.iter().flat_map(|side| &self.resolved.side(*side).members);
-            let members: BTreeSet<MemberId> = members.copied().collect();
-            let mut union = Union::default();
-            for found in members.iter().filter_map(|id| self.traits.get(id)) {
-                union.all.add(found.life);
-                if found.client {
-                    union.clients.add(found.life);
-                }
-                if let Some(site) = found.open {
-                    union.open.entry(site).or_default().add(found.life);
-                }
+    /// Who is on any of these sides, each once. Of sides with many members few sets are met, however many devices have small ones of
+    /// their own beside them.
+    fn union(&mut self, sides: &[SideId]) -> Rc<Union> {
+        let resolved = self.resolved;
+        let members = |side: &SideId| resolved.side(*side).members.as_slice();
+        let (many, few): (Vec<SideId>, Vec<SideId>) =
+            sides.iter().copied().partition(|side| members(side).len() > FEW);
+        let counted = match self.unions.get(&many) {
+            Some(found) => Rc::clone(found),
+            None => {
+                let all: BTreeSet<MemberId> = many.iter().flat_map(members).copied().collect();
+                self.looked_at += all.len();
+                let mut union = Union::default();
+                all.iter().filter_map(|id| self.traits.get(id)).for_each(|one| union.add(*one));
+                let union = Rc::new(union);
+                self.unions.insert(many.clone(), Rc::clone(&union));
+                union
             }
-            self.unions.insert(sides.to_vec(), union);
+        };
+        if few.is_empty() {
+            return counted;
         }
-        &self.unions[sides]
+        let mut union = Rc::unwrap_or_clone(counted);
+        let rest: BTreeSet<MemberId> = few.iter().flat_map(members).copied().collect();
+        self.looked_at += rest.len();
+        let rest = rest.iter().filter(|id| !on_any(resolved.sides_of(**id), &many));
+        rest.filter_map(|id| self.traits.get(id)).for_each(|one| union.add(*one));
+        Rc::new(union)
     }
+}
+
+/// Whether who is on the sides `on` is on one of `to`, which are sorted.
+fn on_any(on: &[SideId], to: &[SideId]) -> bool {
+    on.iter().any(|side| to.binary_search(side).is_ok())
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use anteroom_proto::text::steers;
+
 use super::tables::path;
 use super::{Content, Inventory, Path, Reach, names};
 
@@ -42,11 +44,9 @@ fn text(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            // What steers writing direction could make a name look like another one.
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
-                escaped.push('\u{fffd}');
-            }
             c if c.is_control() => escaped.push(' '),
+            // What steers writing direction could make a name look like another one.
+            c if steers(c) => escaped.push(char::REPLACEMENT_CHARACTER),
             c => escaped.push(c),
         }
     }

@@ -1,7 +1,7 @@
 //! Who talks to whom, for people to look at: as text, as DOT for Graphviz, and as a picture (SVG).
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
@@ -9,6 +9,7 @@ use anteroom_proto::id::MemberId;
 use anteroom_proto::intent::Endpoint;
 use anteroom_proto::name::Name;
 use anteroom_proto::service::{PortMatch, Protocol};
+use anteroom_proto::text::steers;
 use anteroom_proto::time::UnixMillis;
 use ipnet::Ipv4Net;
 use serde::Serialize;
@@ -96,33 +97,30 @@ pub fn map(
     since: UnixMillis,
     wanted: &dyn Fn(&Edge) -> bool,
 ) -> Map {
-    type Called = (String, bool);
     let mut unanswered = 0;
-    let mut members: BTreeMap<Called, BTreeSet<Party>> = BTreeMap::new();
-    let mut lines: BTreeMap<(Called, Called, String), Line> = BTreeMap::new();
+    let mut found = Found::new(resolved, grain);
+    let mut lines: BTreeMap<(usize, usize, usize), Line> = BTreeMap::new();
     for edge in history.edges().filter(|edge| edge.last >= since && wanted(edge)) {
         let silent = !edge.answered() && edge.protocol != Protocol::Udp;
         if silent && edge.way != Way::Dropped {
             unanswered += 1;
             continue;
         }
-        let ends = [edge.from, edge.to].map(|party| {
-            let called = (node(resolved, party, grain), matches!(party, Party::Address(_)));
-            members.entry(called.clone()).or_default().insert(party);
-            called
-        });
-        let [from, to] = ends;
-        let (service, patient_data) = service(resolved, &edge);
-        let line = lines.entry((from, to, service.clone())).or_insert_with(|| Line {
-            from: 0,
-            to: 0,
-            service,
-            patient_data,
-            guarded: 0,
-            clear: 0,
-            dropped: 0,
-            bytes: 0,
-            last: edge.last,
+        let [from, to] = [edge.from, edge.to].map(|party| found.node(party));
+        let place = found.service(edge.protocol, edge.port);
+        let line = lines.entry((from, to, place)).or_insert_with(|| {
+            let (service, patient_data) = found.services[place].clone();
+            Line {
+                from,
+                to,
+                service,
+                patient_data,
+                guarded: 0,
+                clear: 0,
+                dropped: 0,
+                bytes: 0,
+                last: edge.last,
+            }
         });
         let count = match edge.way {
             Way::Guarded => &mut line.guarded,
@@ -134,84 +132,185 @@ pub fn map(
         line.bytes = line.bytes.saturating_add(bytes);
         line.last = line.last.max(edge.last);
     }
-    let places: BTreeMap<Called, usize> =
-        members.keys().cloned().enumerate().map(|(place, called)| (called, place)).collect();
-    let at = |called: &Called| places.get(called).copied().unwrap_or_default();
-    let nodes = members
+    let mut members: BTreeMap<usize, Vec<Party>> = BTreeMap::new();
+    for (party, node) in &found.node_of {
+        members.entry(*node).or_default().push(*party);
+    }
+    // From the order in which they were met to that of their names.
+    let mut nodes: Vec<(Called, usize)> = found.nodes.into_iter().collect();
+    nodes.sort_unstable();
+    let places: BTreeMap<usize, usize> =
+        nodes.iter().enumerate().map(|(place, (_, met))| (*met, place)).collect();
+    let at = |met: usize| places.get(&met).copied().unwrap_or_default();
+    let nodes = nodes
         .into_iter()
-        .map(|((name, outside), parties)| {
-            let found = parties.iter().map(|party| surfaces.party(*party).criticality());
-            let lives = found.clone().filter(|found| *found == Some(Criticality::LifeSupport));
+        .map(|(Called { name, kind }, met)| {
+            let parties = members.remove(&met).unwrap_or_default();
+            let criticality = parties.iter().map(|party| surfaces.party(*party).criticality());
+            let lives = criticality.clone().filter(|word| *word == Some(Criticality::LifeSupport));
             Node {
                 name,
-                outside,
+                outside: kind == Kind::Outside,
                 size: parties.len(),
                 life_support: lives.count(),
-                criticality: found.max().flatten(),
+                criticality: criticality.max().flatten(),
             }
         })
         .collect();
-    let lines = lines
+    let mut lines: Vec<Line> = lines
         .into_iter()
-        .map(|((from, to, _), line)| Line { from: at(&from), to: at(&to), ..line })
+        .map(|((from, to, _), line)| Line { from: at(from), to: at(to), ..line })
         .collect();
+    lines.sort_by(|a, b| (a.from, a.to, &a.service).cmp(&(b.from, b.to, &b.service)));
     Map { nodes, lines, unanswered }
 }
 
-/// The node of a member that isn't drawn by itself: its class, or where it is.
-fn class(resolved: &Resolved, id: MemberId) -> String {
-    let device = resolved.model.devices.get(&id);
-    let labels = device.map(|device| &device.labels);
-    let labels = labels.or_else(|| resolved.model.clients.get(&id).map(|one| &one.labels));
-    let class = labels.and_then(|labels| labels.get("class").cloned());
-    let fixed = || device?.addresses.first().map(|net| around(net.addr()));
-    let place = || fixed().map(|net| format!("{net}, no class"));
-    class.or_else(place).unwrap_or_else(|| label(resolved, Party::Member(id)))
+/// Nodes and services in the order in which they were met. Names are made once: edges may be millions.
+struct Found<'a> {
+    resolved: &'a Resolved,
+    grain: Grain,
+    /// Whether an address alone doesn't say where something is.
+    several_sites: bool,
+    nodes: BTreeMap<Called, usize>,
+    node_of: BTreeMap<Party, usize>,
+    services: Vec<(String, bool)>,
+    service_of: BTreeMap<(Protocol, u16), usize>,
+    /// Places in `services`.
+    by_name: BTreeMap<(String, bool), usize>,
+}
+
+impl<'a> Found<'a> {
+    fn new(resolved: &'a Resolved, grain: Grain) -> Self {
+        Self {
+            resolved,
+            grain,
+            several_sites: resolved.sites().len() > 1,
+            nodes: BTreeMap::new(),
+            node_of: BTreeMap::new(),
+            services: Vec::new(),
+            service_of: BTreeMap::new(),
+            by_name: BTreeMap::new(),
+        }
+    }
+
+    /// The node that stands for a party.
+    fn node(&mut self, party: Party) -> usize {
+        if let Some(known) = self.node_of.get(&party) {
+            return *known;
+        }
+        let next = self.nodes.len();
+        let node = *self.nodes.entry(self.called(party)).or_insert(next);
+        self.node_of.insert(party, node);
+        node
+    }
+
+    /// The service that a port belongs to: its name, and whether it carries patients' data.
+    fn service(&mut self, protocol: Protocol, port: u16) -> usize {
+        let Self { resolved, services, by_name, .. } = self;
+        *self.service_of.entry((protocol, port)).or_insert_with(|| {
+            let found = service(resolved, protocol, port);
+            *by_name.entry(found.clone()).or_insert_with(|| {
+                services.push(found);
+                services.len() - 1
+            })
+        })
+    }
+
+    /// The node of a member that isn't drawn by itself: its class, or where it is.
+    fn class(&self, id: MemberId) -> Called {
+        let model = &self.resolved.model;
+        let device = model.devices.get(&id);
+        let labels = device.map(|device| &device.labels);
+        let labels = labels.or_else(|| model.clients.get(&id).map(|one| &one.labels));
+        if let Some(name) = labels.and_then(|labels| labels.get("class").cloned()) {
+            return Called { name, kind: Kind::Class };
+        }
+        let net = device.and_then(|device| device.addresses.first()).map(|net| around(net.addr()));
+        let site = self.resolved.site_of(id).filter(|_| self.several_sites);
+        match (net, site) {
+            (Some(net), Some(site)) => {
+                Called { name: format!("{net} of {site}, no class"), kind: Kind::Network }
+            }
+            (Some(net), None) => Called { name: format!("{net}, no class"), kind: Kind::Network },
+            (None, _) => {
+                Called { name: label(self.resolved, Party::Member(id)), kind: Kind::Member }
+            }
+        }
+    }
+
+    /// The smallest segment that holds a member; of equals the first by name.
+    fn segment(&self, id: MemberId) -> Option<&Name> {
+        let sides = self.resolved.sides_of(id).iter().map(|side| self.resolved.side(*side));
+        let segments = sides.filter(|side| matches!(side.endpoint, Endpoint::Segment(_)));
+        segments.min_by_key(|side| (side.members.len(), &side.name)).map(|side| &side.name)
+    }
+
+    fn called(&self, party: Party) -> Called {
+        match (self.grain, party) {
+            (Grain::Class, Party::Member(id)) => self.class(id),
+            (Grain::Segment, Party::Member(id)) => {
+                if let Some(name) = self.segment(id) {
+                    return Called { name: name.to_string(), kind: Kind::Segment };
+                }
+                let mut found = self.class(id);
+                if found.kind == Kind::Class {
+                    found.name.push_str(", no segment");
+                }
+                found
+            }
+            (Grain::Class | Grain::Segment, Party::Address(address)) => {
+                let externals = self.resolved.policy.externals.iter();
+                let holding = externals.flat_map(|(name, external)| {
+                    external.prefixes.iter().map(move |prefix| (prefix, name))
+                });
+                let narrowest = holding
+                    .filter(|(prefix, _)| prefix.contains(&address))
+                    .max_by_key(|(prefix, _)| prefix.prefix_len());
+                let name = narrowest
+                    .map_or_else(|| around(address).to_string(), |(_, name)| name.to_string());
+                Called { name, kind: Kind::Outside }
+            }
+            (Grain::Each, Party::Member(_)) => {
+                Called { name: label(self.resolved, party), kind: Kind::Member }
+            }
+            (Grain::Each, Party::Address(_)) => {
+                Called { name: label(self.resolved, party), kind: Kind::Outside }
+            }
+        }
+    }
+}
+
+/// What a node stands for: things of two kinds are two nodes, whatever they are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Segment,
+    Class,
+    Network,
+    Member,
+    Outside,
+}
+
+/// A node, before its members are counted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Called {
+    name: String,
+    kind: Kind,
 }
 
 fn around(address: Ipv4Addr) -> Ipv4Net {
     Ipv4Net::new(address, 24).unwrap_or_default().trunc()
 }
 
-/// The smallest segment that holds a member; of equals the first by name.
-fn segment(resolved: &Resolved, id: MemberId) -> Option<&Name> {
-    let sides = resolved.sides_of(id).iter().map(|side| resolved.side(*side));
-    let segments = sides.filter(|side| matches!(side.endpoint, Endpoint::Segment(_)));
-    segments.min_by_key(|side| (side.members.len(), &side.name)).map(|side| &side.name)
-}
-
-fn node(resolved: &Resolved, party: Party, grain: Grain) -> String {
-    match (grain, party) {
-        (Grain::Class, Party::Member(id)) => class(resolved, id),
-        (Grain::Segment, Party::Member(id)) => {
-            segment(resolved, id).map_or_else(|| class(resolved, id), ToString::to_string)
-        }
-        (Grain::Class | Grain::Segment, Party::Address(address)) => {
-            let externals = resolved.policy.externals.iter();
-            let holding = externals.flat_map(|(name, external)| {
-                external.prefixes.iter().map(move |prefix| (prefix, name))
-            });
-            let narrowest = holding
-                .filter(|(prefix, _)| prefix.contains(&address))
-                .max_by_key(|(prefix, _)| prefix.prefix_len());
-            narrowest.map_or_else(|| around(address).to_string(), |(_, name)| name.to_string())
-        }
-        (Grain::Each, _) => label(resolved, party),
-    }
-}
-
-/// The name of an edge's service, and whether it carries patients' data.
-fn service(resolved: &Resolved, edge: &Edge) -> (String, bool) {
-    let port = PortMatch { protocol: edge.protocol, first: edge.port, last: edge.port };
-    let holds = |ports: &[PortMatch]| ports.iter().any(|one| one.matches(edge.protocol, edge.port));
+/// The name of a port's service, and whether it carries patients' data.
+fn service(resolved: &Resolved, protocol: Protocol, port: u16) -> (String, bool) {
+    let holds = |ports: &[PortMatch]| ports.iter().any(|one| one.matches(protocol, port));
     let own = resolved.policy.services.iter().find(|(_, service)| holds(&service.ports));
     let built_in = service_catalog::all().iter().find(|service| holds(service.ports));
-    let patient_data = resolved.policy.patient_data(edge.protocol, edge.port);
     let name = own
         .map(|(name, _)| name.to_string())
         .or_else(|| built_in.map(|service| service.name.to_owned()))
-        .unwrap_or_else(|| port.to_string());
-    (name, patient_data)
+        .unwrap_or_else(|| PortMatch { protocol, first: port, last: port }.to_string());
+    (name, resolved.policy.patient_data(protocol, port))
 }
 
 impl Line {
@@ -370,7 +469,7 @@ fn quoted(text: &str) -> String {
     for c in text.chars() {
         match c {
             '"' | '\\' => quoted.extend(['\\', c]),
-            c if c.is_control() => quoted.push(' '),
+            c if steers(c) => quoted.push(' '),
             c => quoted.push(c),
         }
     }

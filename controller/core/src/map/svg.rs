@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use anteroom_proto::text::steers;
+
 use super::{Line, Map, shown};
 
 /// Height of a row and of a box, and their distances, in pixels.
@@ -80,7 +82,7 @@ pub(super) fn draw(map: &Map) -> String {
     svg
 }
 
-/// Text as XML has it; control characters, which it can't have, are left out.
+/// Text as XML has it; control characters, which it can't have, and what turns text around are left out.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
@@ -89,7 +91,7 @@ fn escaped(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '&' => escaped.push_str("&amp;"),
             '"' => escaped.push_str("&quot;"),
-            c if c.is_control() => {}
+            c if steers(c) => {}
             c => escaped.push(c),
         }
     }

@@ -130,3 +130,32 @@ fn lives_stand_out_and_services_of_the_policy_may_name_patients() {
         ["10.20.2.0/24, no class", "10.20.9.0/24", "archive", "ct", "monitors", "pacs"]
     );
 }
+
+#[test]
+fn things_of_two_kinds_and_of_two_sites_are_two_nodes() {
+    let mut model = hospital();
+    // The scanner is in no segment, and its class is called as the segment of monitors.
+    let odd = [(name("class"), Some("monitors".to_owned()))];
+    model.label_device("ct-1", &odd).unwrap();
+    let resolved = Resolved::new(&model).unwrap();
+    let found = drawn(&resolved, Grain::Segment, NOW, &|_| true);
+    let names: Vec<&str> = found.nodes.iter().map(|node| node.name.as_str()).collect();
+    assert!(names.contains(&"monitors") && names.contains(&"monitors, no segment"), "{names:?}");
+
+    model.label_device("ct-1", &[(name("class"), None)]).unwrap();
+    model.label_device("pacs-1", &[(name("class"), None)]).unwrap();
+    let (scanner, archive) = (member_id(1), member_id(5));
+    let address = model.devices[&scanner].addresses.clone();
+    model.devices.get_mut(&archive).unwrap().addresses = address;
+    let gateway = model.devices[&archive].attachment.gateway;
+    model.gateways.get_mut(&gateway).unwrap().site = name("south");
+    model.policy = "format = 1\n".into();
+    let resolved = Resolved::new(&model).unwrap();
+    let found = drawn(&resolved, Grain::Class, NOW, &|_| true);
+    let names: Vec<&str> = found.nodes.iter().map(|node| node.name.as_str()).collect();
+    let of = |site: &str| format!("10.20.1.0/24 of {site}, no class");
+    assert!(
+        names.contains(&of("north").as_str()) && names.contains(&of("south").as_str()),
+        "{names:?}"
+    );
+}

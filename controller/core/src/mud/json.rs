@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anteroom_proto::service::{PortMatch, Protocol};
+use anteroom_proto::text::steers;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -130,7 +131,7 @@ impl Ports {
 }
 
 fn short(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect()
+    text.chars().map(|c| if steers(c) { ' ' } else { c }).take(MAX_TEXT).collect()
 }
 
 pub(super) fn parse(file: &str, bytes: &[u8]) -> Result<Mud, MudError> {

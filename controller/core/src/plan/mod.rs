@@ -1,5 +1,6 @@
 //! A plan: what a change of the model would do, for a person to judge before they sign.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anteroom_proto::id::GatewayId;
@@ -24,6 +25,8 @@ pub use breaks::{Judge, breaks};
 
 /// Most lines of each kind in a plan.
 pub const MAX_LINES: usize = 500;
+/// So many lines that would break are kept of each criticality, though there are [`MAX_LINES`] before them.
+const SOME_LINES: usize = 100;
 
 /// The revision that a plan stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -225,7 +228,7 @@ impl Plan {
         self.left_out = cut(&mut self.changes)
             + cut(&mut self.opened)
             + cut(&mut self.closed)
-            + cut(&mut self.would_break)
+            + some_of_each(&mut self.would_break)
             + cut(&mut self.warnings);
     }
 
@@ -246,6 +249,21 @@ impl Plan {
     pub fn may_be_applied(&self, forced: bool) -> bool {
         self.refusals.iter().all(|finding| forced && finding.severity == Severity::Refusal)
     }
+}
+
+/// Cuts what would break to [`MAX_LINES`], and keeps some of each criticality beside these: whoever asks for one must not be told that
+/// nothing of it would break. Gives how many were left out.
+fn some_of_each(lines: &mut Vec<WouldBreak>) -> usize {
+    let mut kept: BTreeMap<Option<Criticality>, usize> = BTreeMap::new();
+    let (all, mut place) = (lines.len(), 0);
+    lines.retain(|line| {
+        let like_it = kept.entry(line.criticality).or_default();
+        let keeps = place < MAX_LINES || *like_it < SOME_LINES;
+        place += 1;
+        *like_it += usize::from(keeps);
+        keeps
+    });
+    all - lines.len()
 }
 
 /// Warnings and refusals. What was so before the change doesn't stop it, and nothing stops a change that only cuts

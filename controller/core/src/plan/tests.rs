@@ -458,3 +458,26 @@ fn what_is_essential_is_not_broken_unless_forced() {
     let revoked = plan(&before, &revoked, &evidence);
     assert!(revoked.may_be_applied(false), "{}", told(&revoked));
 }
+
+#[test]
+fn of_each_criticality_some_lines_stay() {
+    let line = |number: usize, criticality| WouldBreak {
+        from: format!("from-{number}"),
+        to: "to".into(),
+        service: "dicom".into(),
+        reason: "x".into(),
+        flows: 1,
+        last: NOW,
+        essential: None,
+        criticality,
+    };
+    let many = (0..900).map(|number| line(number, Some(Criticality::LifeSupport)));
+    let few = (0..300).map(|number| line(number, Some(Criticality::Support)));
+    let mut lines: Vec<WouldBreak> = many.chain(few).chain([line(0, None)]).collect();
+    assert_eq!(some_of_each(&mut lines), 400 + 200);
+    let of = |wanted| lines.iter().filter(|line| line.criticality == wanted).count();
+    let counts = [Some(Criticality::LifeSupport), Some(Criticality::Support), None].map(of);
+    assert_eq!(counts, [500, 100, 1]);
+    let mut short: Vec<WouldBreak> = lines.iter().take(MAX_LINES).cloned().collect();
+    assert_eq!((some_of_each(&mut short), short.len()), (0, MAX_LINES));
+}

@@ -83,6 +83,27 @@ fn externals_and_clients_have_it_from_their_segments_too() {
 }
 
 #[test]
+fn of_externals_within_each_other_each_has_what_is_said_of_it() {
+    let resolved = said(
+        "[external.clinic]\nprefixes = [\"10.60.0.0/16\"]\n[external.lab]\nprefixes = [\"10.60.0.0/24\"]\n\
+         [external.office]\nprefixes = [\"10.60.1.0/24\"]\n\
+         [segment.wide]\nexternals = [\"clinic\"]\ncriticality = \"support\"\nowner = \"IT\"\n\
+         [segment.narrow]\nexternals = [\"lab\"]\ncriticality = \"clinical\"\n",
+    );
+    let surfaces = Surfaces::of(&resolved);
+    let by_name = |external: &str| surfaces.external(&name(external)).criticality();
+    assert_eq!(by_name("clinic"), Some(Criticality::Support), "not what lies at its first address");
+    assert_eq!(by_name("lab"), Some(Criticality::Clinical));
+    assert_eq!((by_name("office"), by_name("nobody")), (None, None));
+    let at = |last: [u8; 4]| surfaces.address(last.into());
+    assert_eq!(at([10, 60, 0, 7]).criticality(), Some(Criticality::Clinical));
+    assert_eq!(at([10, 60, 0, 7]).owner, None, "nothing is inherited from what lies around it");
+    assert_eq!(*at([10, 60, 1, 7]), Surface::default(), "of this one nothing is said");
+    assert_eq!(at([10, 60, 9, 7]).owner.as_ref().unwrap().value, "IT");
+    assert_eq!(*at([10, 61, 0, 7]), Surface::default());
+}
+
+#[test]
 fn labels_and_segments_that_cant_be_are_refused_and_name_the_place() {
     let mut model = hospital();
     let mut label = |key: &str, value: &str| {
@@ -99,6 +120,8 @@ fn labels_and_segments_that_cant_be_are_refused_and_name_the_place() {
     label("owner", "Radiology, Dr. Häberli").unwrap();
     label("sensitivity", "none").unwrap();
     assert!(label("location", &"x".repeat(257)).is_err());
+    let error = label("room", "B2\u{202e}41").unwrap_err();
+    assert!(error.contains("label room of device ct-1") && error.contains("order"), "{error}");
 
     let problems = |more: &str| {
         let mut model = hospital();

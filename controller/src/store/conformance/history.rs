@@ -22,7 +22,7 @@ pub(super) async fn an_edge_remembers_when(store: &dyn Store) {
     record(1, 2, second.clone()).await;
     assert_eq!(record(1, 2, second).await, Recorded::Duplicate);
     record(2, 1, vec![at(104, 90 * DAY + 5 * HOUR, 90 * DAY + 5 * HOUR)]).await;
-    let (edges, _) = store.history(None, 10).await.unwrap();
+    let (edges, _) = store.history(&HistoryQuery::default(), 10).await.unwrap();
     assert_eq!(edges.len(), 1, "{edges:?}");
     assert_eq!((edges[0].flows, edges[0].packets_in), (3, 60), "nothing is lost or doubled");
     let rhythm = edges[0].rhythm;
@@ -31,14 +31,14 @@ pub(super) async fn an_edge_remembers_when(store: &dyn Store) {
     assert_eq!(store.edges(&EdgeQuery::default(), 1).await.unwrap()[0].rhythm, rhythm);
     // A clock that runs ahead marks today at most, and takes no earlier day away.
     record(2, 2, vec![at(104, 900 * DAY, 901 * DAY)]).await;
-    let (edges, _) = store.history(None, 10).await.unwrap();
+    let (edges, _) = store.history(&HistoryQuery::default(), 10).await.unwrap();
     assert_eq!(edges[0].rhythm.days().collect::<Vec<_>>(), [100, 92, 90]);
 }
 
 pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
     enrolled(store, 1).await;
     enrolled(store, 2).await;
-    assert_eq!(store.history(None, 10).await.unwrap(), (vec![], None));
+    assert_eq!(store.history(&HistoryQuery::default(), 10).await.unwrap(), (vec![], None));
     for (number, ports) in [(1, 1..4), (2, 1..3)] {
         let edges = ports.map(|port| at(port, 100, 200)).collect();
         let new = Report { edges, ..report(number, 1) };
@@ -46,7 +46,8 @@ pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
     }
     let (mut seen, mut after) = (Vec::new(), None);
     for expected in [2, 2, 1, 0] {
-        let (edges, last) = store.history(after, 2).await.unwrap();
+        let (edges, last) =
+            store.history(&HistoryQuery { after, ..HistoryQuery::default() }, 2).await.unwrap();
         assert_eq!(edges.len(), expected);
         seen.extend(edges.iter().map(|edge| (edge.gateway, edge.port)));
         // What grows meanwhile stays where it is.
@@ -60,6 +61,53 @@ pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
         .into();
     assert_eq!(seen, wanted);
     assert_eq!(store.edges_away().await.unwrap(), store_away(store).await);
+}
+
+pub(super) async fn the_history_is_read_of_some_alone(store: &dyn Store) {
+    enrolled(store, 1).await;
+    enrolled(store, 2).await;
+    let member = |number: u8| MemberId::from_bytes([number; 16]);
+    let of = |port, verdict, member, remote_member| EdgeDelta {
+        member,
+        remote_member,
+        ..edge(port, verdict)
+    };
+    let edges = vec![
+        of(1, Verdict::Clear, Some(member(1)), None),
+        of(2, Verdict::Tunnel, Some(member(2)), Some(member(1))),
+        of(3, Verdict::Drop(DropReason::NoRule), Some(member(2)), None),
+    ];
+    let others = vec![
+        of(4, Verdict::WouldDrop(DropReason::NoRule), None, None),
+        of(5, Verdict::Local, Some(member(1)), None),
+    ];
+    for (number, edges) in [(1, edges), (2, others)] {
+        let new = Report { edges, ..report(number, 1) };
+        store.record_report(gateway(number), &new, UnixMillis(500)).await.unwrap();
+    }
+    let asked = async |member, verdicts: Option<&str>, limit| {
+        let verdicts = verdicts.map(str::to_owned);
+        let (mut ports, mut after) = (Vec::new(), None);
+        loop {
+            let query = HistoryQuery { after, member, verdicts: verdicts.clone(), limit: None };
+            let (edges, last) = store.history(&query, limit).await.unwrap();
+            ports.extend(edges.iter().map(|edge| edge.port));
+            if last.is_none() {
+                break;
+            }
+            after = last;
+        }
+        ports.sort_unstable();
+        ports
+    };
+    for limit in [1, 10] {
+        assert_eq!(asked(None, None, limit).await, [1, 2, 3, 4, 5]);
+        assert_eq!(asked(Some(member(1)), None, limit).await, [1, 2, 4, 5], "and nobody's");
+        assert_eq!(asked(None, Some("clear,local"), limit).await, [1, 5]);
+        assert_eq!(asked(None, Some("drop"), limit).await, [3], "would-drop is another word");
+        assert_eq!(asked(Some(member(1)), Some("would-drop,tunnel"), limit).await, [2, 4]);
+        assert_eq!(asked(Some(member(9)), Some("clear"), limit).await, [0_u16; 0]);
+    }
 }
 
 async fn store_away(store: &dyn Store) -> u64 {

@@ -23,7 +23,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anteroom_proto::api::{
-    AuditEntry, Edge, EdgeQuery, RecordedHint, RekeyState, RevisionInfo, SightingRecord,
+    AuditEntry, Edge, EdgeQuery, HistoryQuery, RecordedHint, RekeyState, RevisionInfo,
+    SightingRecord,
 };
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
@@ -427,10 +428,10 @@ impl Store for SqliteStore {
 
     async fn history(
         &self,
-        after: Option<u64>,
+        query: &HistoryQuery,
         limit: u32,
     ) -> Result<(Vec<Edge>, Option<u64>), StoreError> {
-        telemetry::history(&self.readers, after, limit).await
+        telemetry::history(&self.readers, query, limit).await
     }
 
     async fn edges_away(&self) -> Result<u64, StoreError> {

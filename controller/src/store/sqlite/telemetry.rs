@@ -1,6 +1,6 @@
 //! Reports: sightings, edges, drops, and the watermarks that keep anything from counting twice.
 
-use anteroom_proto::api::{Edge, EdgeQuery, SightingRecord};
+use anteroom_proto::api::{Edge, EdgeQuery, HistoryQuery, SightingRecord};
 use anteroom_proto::cbor;
 use anteroom_proto::id::{GatewayId, MemberId, RuleId};
 use anteroom_proto::mac::MacAddr;
@@ -442,16 +442,23 @@ pub(super) async fn edges(
 
 pub(super) async fn history(
     readers: &SqlitePool,
-    after: Option<u64>,
+    query: &HistoryQuery,
     limit: u32,
 ) -> Result<(Vec<Edge>, Option<u64>), StoreError> {
-    let rows =
-        sqlx::query("SELECT rowid AS place, * FROM edges WHERE rowid > ? ORDER BY rowid LIMIT ?")
-            .bind(after.map_or(-1, int))
-            .bind(limit)
-            .fetch_all(readers)
-            .await
-            .map_err(failed("read the flow history"))?;
+    let member = query.member.as_ref().map(|member| member.as_bytes().as_slice());
+    let kinds = query.verdicts.as_ref().map(|kinds| format!(",{kinds},"));
+    let rows = sqlx::query(
+        "SELECT rowid AS place, * FROM edges WHERE rowid > ?1 \
+         AND (?2 IS NULL OR length(member) = 0 OR member = ?2 OR remote_member = ?2) \
+         AND (?3 IS NULL OR instr(?3, ',' || kind || ',') > 0) ORDER BY rowid LIMIT ?4",
+    )
+    .bind(query.after.map_or(-1, int))
+    .bind(member)
+    .bind(kinds)
+    .bind(limit)
+    .fetch_all(readers)
+    .await
+    .map_err(failed("read the flow history"))?;
     let last = rows.last().map(|row| Columns::new(row, "edge").uint("place")).transpose()?;
     Ok((rows.iter().map(edge).collect::<Result<_, _>>()?, last))
 }

@@ -1,5 +1,6 @@
 //! What is SQLite's own: its files, and what is done to them behind the store's back.
 
+use anteroom_proto::api::HistoryQuery;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{EdgeDelta, Report};
 
@@ -73,7 +74,15 @@ async fn an_edge_without_a_rhythm_begins_one() {
         let report = Report { edges, ..conformance::report(1, sequence) };
         let now = UnixMillis(100 * DAY);
         store.record_report(conformance::gateway(1), &report, now).await.unwrap();
-        store.history(None, 10).await.unwrap().0.remove(0).rhythm.days().collect::<Vec<_>>()
+        store
+            .history(&HistoryQuery::default(), 10)
+            .await
+            .unwrap()
+            .0
+            .remove(0)
+            .rhythm
+            .days()
+            .collect::<Vec<_>>()
     };
     assert_eq!(record(1, vec![edge(60 * DAY)]).await, [60]);
     assert_eq!(record(2, vec![edge(70 * DAY)]).await, [70, 60]);
@@ -82,7 +91,7 @@ async fn an_edge_without_a_rhythm_begins_one() {
     sqlx::query("UPDATE edges SET rhythm = NULL").execute(&raw).await.unwrap();
     assert_eq!(record(3, vec![edge(80 * DAY)]).await, [80, 60]);
     sqlx::query("UPDATE edges SET rhythm = x'00'").execute(&raw).await.unwrap();
-    let error = store.history(None, 10).await.unwrap_err().to_string();
+    let error = store.history(&HistoryQuery::default(), 10).await.unwrap_err().to_string();
     assert!(error.contains("rhythm has a wrong length"), "{error}");
     raw.close().await;
     store.close().await;
