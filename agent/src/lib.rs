@@ -15,6 +15,7 @@ pub mod net;
 pub mod plane;
 pub mod relay;
 pub mod run;
+mod seek;
 mod silence;
 pub mod slice;
 pub mod state;

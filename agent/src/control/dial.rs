@@ -1,24 +1,16 @@
 //! Finds a controller: all addresses are tried, a little apart, and the first right key that answers wins.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::key::{Fingerprint, IdentityKey, PublicKey};
-use anteroom_transport::dial;
-use anteroom_transport::endpoint::{Link, TransportError};
+use anteroom_transport::endpoint::Link;
 use anteroom_transport::link::Carrier;
 use anteroom_transport::tls::Protocol;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
 
+use crate::seek::Search;
 use crate::state::Enrolment;
-use crate::text::plain;
 
-/// How long one address is ahead of the next.
-const APART: Duration = Duration::from_millis(250);
-/// How long a name may take to become addresses.
-const RESOLVE: Duration = Duration::from_secs(3);
 /// Most addresses that are tried in one round.
 const MOST: usize = 32;
 
@@ -81,80 +73,30 @@ pub(crate) async fn dial(
     identity: &IdentityKey,
     first: Carrier,
 ) -> Result<(Link, SocketAddr), DialError> {
-    let mut attempts = JoinSet::new();
-    for (place, address) in (0..).zip(&candidates.addresses) {
-        let (address, identity, keys) =
-            (address.clone(), identity.clone(), candidates.keys.clone());
-        attempts.spawn(async move {
-            sleep(APART * place).await;
-            attempt(&address, &identity, &keys, first).await
-        });
-    }
-    let mut failures = Vec::new();
-    let mut wrong = None;
-    while let Some(joined) = attempts.join_next().await {
-        match joined {
-            Ok(Ok(found)) => return Ok(found),
-            Ok(Err(failed)) => {
-                wrong = wrong.or(failed.wrong);
-                failures.push(failed.text);
-            }
-            Err(error) => failures.push(error.to_string()),
-        }
-    }
-    if failures.is_empty() {
-        failures.push("no address is known".into());
-    }
-    Err(match wrong {
+    let Candidates { addresses, keys } = candidates;
+    let search = Search {
+        identity: identity.clone(),
+        keys: keys.clone(),
+        protocol: Protocol::Control,
+        first,
+    };
+    let failed = match search.among(addresses, None).await {
+        Ok(found) => return Ok(found),
+        Err(failed) => failed,
+    };
+    Err(match failed.iter().find_map(|failed| failed.wrong) {
         Some((address, key)) => {
-            let expected = candidates.keys.iter().map(PublicKey::fingerprint).collect();
+            let expected = keys.iter().map(PublicKey::fingerprint).collect();
             DialError::WrongKey { address, key, expected }
         }
-        None => DialError::Unreachable { failures },
+        None if failed.is_empty() => {
+            DialError::Unreachable { failures: vec!["no address is known".into()] }
+        }
+        None => {
+            let failures = failed.into_iter().map(|failed| failed.text).collect();
+            DialError::Unreachable { failures }
+        }
     })
-}
-
-struct Failed {
-    text: String,
-    wrong: Option<(SocketAddr, PublicKey)>,
-}
-
-impl From<String> for Failed {
-    fn from(text: String) -> Self {
-        Self { text, wrong: None }
-    }
-}
-
-async fn attempt(
-    address: &str,
-    identity: &IdentityKey,
-    keys: &[PublicKey],
-    first: Carrier,
-) -> Result<(Link, SocketAddr), Failed> {
-    let resolved = match timeout(RESOLVE, tokio::net::lookup_host(address)).await {
-        Ok(Ok(resolved)) => resolved.take(8).collect::<Vec<_>>(),
-        Ok(Err(error)) => return Err(format!("{address}: {error}").into()),
-        Err(_) => return Err(format!("{address}: its name isn't resolved within 3 s").into()),
-    };
-    let mut failed = Failed::from(format!("{address}: it has no address"));
-    for resolved in resolved {
-        failed = match dial::either(first, resolved, identity, keys, Protocol::Control).await {
-            Ok(link) => return Ok((link, resolved)),
-            Err(error) => Failed {
-                wrong: match error {
-                    TransportError::WrongKey { address, key } => Some((address, key)),
-                    _ => None,
-                },
-                text: name(address, resolved, &plain(&error.to_string())),
-            },
-        };
-    }
-    Err(failed)
-}
-
-/// The failure, with the name that was looked up where it differs from the address.
-fn name(address: &str, resolved: SocketAddr, text: &str) -> String {
-    if address == resolved.to_string() { text.to_owned() } else { format!("{address}: {text}") }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,7 +17,6 @@ use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{
     FromRelay, Hello, MAX_FROM_RELAY, MAX_TO_RELAY, Refusal, RefusalCode, ToRelay, VERSIONS,
 };
-use anteroom_transport::dial;
 use anteroom_transport::egress;
 use anteroom_transport::endpoint::Link as Connected;
 use anteroom_transport::link::Closed;
@@ -32,11 +32,10 @@ use super::{Known, Place, Who};
 use crate::again::Again;
 use crate::control::Backoff;
 use crate::dataplane::relayed::{Inlet, Outgoing};
+use crate::seek::Search;
 use crate::silence;
 use crate::text::plain;
 
-/// How long a name may take to become addresses.
-const RESOLVE: Duration = Duration::from_secs(3);
 /// How long what is under way to this end may take to arrive once a better connection is taken.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long packets wait for a connection in the place of a silent one to be greeted.
@@ -58,6 +57,8 @@ pub(super) struct Link {
     pub(super) table: Arc<Table>,
     /// QUIC or TCP.
     pub(super) again: Again,
+    /// Where it was reached last.
+    pub(super) last: Option<SocketAddr>,
     /// Tells where the network may be another one.
     pub(super) moves: watch::Receiver<u64>,
 }
@@ -155,6 +156,7 @@ impl Link {
             Err(problem) => return self.over(link, problem, None).await,
         };
         *greeted = true;
+        self.last = Some(link.connection().remote_address());
         let mut since = Instant::now();
         let carrier = link.connection().carrier();
         self.again.greeted(carrier);
@@ -208,30 +210,23 @@ impl Link {
         }
     }
 
+    /// Connects to the first of its addresses that answers, the one before ahead of the others.
     async fn dial(&self, identity: &IdentityKey) -> Result<Connected, String> {
-        let mut problem = "no address is known".to_owned();
-        for address in &self.place.addresses {
-            let resolved = match timeout(RESOLVE, tokio::net::lookup_host(address)).await {
-                Ok(Ok(resolved)) => resolved.take(4).collect::<Vec<_>>(),
-                Ok(Err(error)) => {
-                    problem = format!("{address}: {error}");
-                    continue;
-                }
-                Err(_) => {
-                    problem = format!("{address}: its name isn't resolved within 3 s");
-                    continue;
-                }
-            };
-            for place in resolved {
-                let keys = [self.place.key];
-                let first = self.again.first();
-                match dial::either(first, place, identity, &keys, Protocol::Relay).await {
-                    Ok(link) => return Ok(link),
-                    Err(error) => problem = format!("{address}: {error}"),
-                }
-            }
+        let search = Search {
+            identity: identity.clone(),
+            keys: vec![self.place.key],
+            protocol: Protocol::Relay,
+            first: self.again.first(),
+        };
+        let failed = match search.among(&self.place.addresses, self.last).await {
+            Ok((link, _)) => return Ok(link),
+            Err(failed) => failed,
+        };
+        if failed.is_empty() {
+            return Err("no address is known".into());
         }
-        Err(problem)
+        let texts: Vec<String> = failed.into_iter().map(|failed| failed.text).collect();
+        Err(texts.join("; "))
     }
 
     /// Says hello until the relay says welcome, or gives what is in the way.

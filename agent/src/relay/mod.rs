@@ -164,6 +164,7 @@ pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<
                 known: known.clone(),
                 table: table.clone(),
                 again: Again::default(),
+                last: None,
                 moves: egress::moves(),
             };
             links.insert(number, (place, Task(tokio::spawn(link.run()))));
