@@ -60,7 +60,7 @@ impl Search {
         let mut wait = || APART * places.next().unwrap_or_default();
         if let Some(last) = last {
             let (search, wait) = (self.clone(), wait());
-            attempts.spawn(async move { search.at(last, wait).await.map_err(Failed::from) });
+            attempts.spawn(async move { search.at(last, wait).await });
         }
         let lasts = last.map(|last| last.to_string());
         for address in addresses.iter().filter(|address| lasts.as_ref() != Some(address)) {
