@@ -180,6 +180,15 @@ impl Controller {
         self.process.as_mut().context("the controller isn't running")
     }
 
+    /// Stops it in order.
+    ///
+    /// # Errors
+    /// If it wasn't running, or doesn't end.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the controller isn't running")?;
+        process.stop(START).map(|_| ())
+    }
+
     /// Kills it, as a power cut would.
     ///
     /// # Errors
@@ -334,6 +343,7 @@ impl Gateway {
     pub(crate) fn place(
         name: &str,
         host: Host,
+        ports: &[&str],
         programs: Arc<Programs>,
         directory: &Path,
         logs: &Path,
@@ -342,14 +352,15 @@ impl Gateway {
         std::fs::create_dir_all(&directory)?;
         let (state, config) = (directory.join("state"), directory.join("agent.toml"));
         // The path of a local socket may have some hundred characters only; /run is the lab's own.
-        let text = format!(
+        let mut text = format!(
             "state = {:?}\nrun = \"/run/lab/{}\"\n\n[uplink]\ninterface = \"uplink\"\n\n\
-             [underlay]\nlisten = \"0.0.0.0:51820\"\n\n\
-             [[port]]\nname = \"port1\"\ninterface = \"port1\"\n\n\
-             [[port]]\nname = \"port2\"\ninterface = \"port2\"\n",
+             [underlay]\nlisten = \"0.0.0.0:51820\"\n",
             state.display().to_string(),
             host.name()
         );
+        for port in ports {
+            text.push_str(&format!("\n[[port]]\nname = {port:?}\ninterface = {port:?}\n"));
+        }
         std::fs::create_dir_all(format!("/run/lab/{}", host.name()))?;
         std::fs::write(&config, text)?;
         let log = logs.join(format!("{}.log", host.name()));

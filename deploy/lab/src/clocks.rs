@@ -63,8 +63,16 @@ impl Clocks {
     /// # Errors
     /// If that can't be written down.
     pub fn set(&self, machine: &str, days: i64) -> Result<()> {
+        self.set_hours(machine, days * 24)
+    }
+
+    /// By how many hours it is.
+    ///
+    /// # Errors
+    /// If that can't be written down.
+    pub fn set_hours(&self, machine: &str, hours: i64) -> Result<()> {
         let file = self.directory.join(format!("{machine}.clock"));
-        let offset = if days == 0 { String::new() } else { format!("{days:+}d") };
+        let offset = if hours == 0 { String::new() } else { format!("{hours:+}h") };
         std::fs::write(&file, offset).with_context(|| file.display().to_string())
     }
 }

@@ -42,7 +42,12 @@ pub struct Plan {
     pub socket: Socket,
     /// The label `class` that operators give it.
     pub class: &'static str,
+    /// The first half of its Ethernet address, by which its maker is known.
+    pub maker: [u8; 3],
 }
+
+/// The range that is set aside for documentation: nobody's.
+const NOBODY: [u8; 3] = [0x00, 0x00, 0x5e];
 
 /// All machines.
 pub const MACHINES: [Plan; 10] = [
@@ -62,14 +67,23 @@ pub const MACHINES: [Plan; 10] = [
 pub const GATEWAYS: [&str; 3] = ["imaging", "ward", "servers"];
 
 impl Plan {
-    const fn new(
+    /// A machine of a maker that nobody knows.
+    #[must_use]
+    pub const fn new(
         name: &'static str,
         subnet: &'static str,
         last: u8,
         socket: Socket,
         class: &'static str,
     ) -> Self {
-        Self { name, subnet, last, socket, class }
+        Self { name, subnet, last, socket, class, maker: NOBODY }
+    }
+
+    /// The same, made by whom these octets were given to.
+    #[must_use]
+    pub const fn made_by(mut self, maker: [u8; 3]) -> Self {
+        self.maker = maker;
+        self
     }
 
     /// Its address.
@@ -78,10 +92,11 @@ impl Plan {
         address(self.subnet, self.last)
     }
 
-    /// Its Ethernet address, from the range that is set aside for documentation.
+    /// Its Ethernet address.
     #[must_use]
     pub fn mac(&self) -> String {
-        format!("00:00:5e:00:{:02x}:{:02x}", 0x50 + octet(self.subnet), self.last)
+        let [a, b, c] = self.maker;
+        format!("{a:02x}:{b:02x}:{c:02x}:00:{:02x}:{:02x}", 0x50 + octet(self.subnet), self.last)
     }
 
     /// Whether a gateway stands in front of it.
@@ -149,6 +164,8 @@ pub struct Hospital {
     pub campus: Host,
     /// The router between the networks.
     pub router: Host,
+    /// All machines, on paper.
+    plans: &'static [Plan],
     /// The machines by name.
     machines: BTreeMap<&'static str, Machine>,
     /// The controller.
@@ -165,11 +182,24 @@ impl Hospital {
     /// # Errors
     /// If the kernel or `ip` refuses.
     pub fn build(programs: Programs, directory: &Path, logs: &Path) -> Result<Self> {
+        Self::build_of(&MACHINES, programs, directory, logs)
+    }
+
+    /// The same with other machines. One is called `intruder`.
+    ///
+    /// # Errors
+    /// If the kernel or `ip` refuses.
+    pub fn build_of(
+        plans: &'static [Plan],
+        programs: Programs,
+        directory: &Path,
+        logs: &Path,
+    ) -> Result<Self> {
         std::fs::create_dir_all(directory)?;
         std::fs::create_dir_all(logs)?;
         let programs = Arc::new(programs);
         let mut names: Vec<(String, Ipv4Addr)> =
-            MACHINES.iter().map(|plan| (plan.name.to_owned(), plan.address())).collect();
+            plans.iter().map(|plan| (plan.name.to_owned(), plan.address())).collect();
         names.extend(GATEWAYS.map(|name| (format!("gw-{name}"), address(name, 2))));
         names.push(("controller".into(), address("mgmt", 10)));
         names.push(("operator".into(), address("mgmt", 20)));
@@ -202,11 +232,16 @@ impl Hospital {
             topology::plug(&host, "uplink", None, &campus, &bridge, &format!("u-{name}"))?;
             host.address("uplink", address(name, 2), 24)?;
             host.default_route(address(name, 1))?;
-            let gateway = Gateway::place(name, host, programs.clone(), directory, logs)?;
+            let ports = plans.iter().filter_map(|plan| match plan.socket {
+                Socket::Gateway(gateway, port) => (gateway == name).then_some(port),
+                Socket::Campus => None,
+            });
+            let ports: Vec<&str> = ports.collect();
+            let gateway = Gateway::place(name, host, &ports, programs.clone(), directory, logs)?;
             gateways.insert(name, gateway);
         }
         let mut machines = BTreeMap::new();
-        for plan in MACHINES {
+        for plan in plans.iter().copied() {
             let host = match plan.socket {
                 Socket::Campus => {
                     Self::attach(&campus, plan.name, plan.subnet, plan.last, Some(&plan.mac()))?
@@ -235,6 +270,7 @@ impl Hospital {
             programs,
             campus,
             router,
+            plans,
             machines,
             controller,
             operator,
@@ -265,9 +301,14 @@ impl Hospital {
         self.machines.get(name).unwrap_or_else(|| panic!("no machine is called {name:?}"))
     }
 
+    /// All machines.
+    pub fn machines(&self) -> impl Iterator<Item = &Machine> {
+        self.plans.iter().filter_map(|plan| self.machines.get(plan.name))
+    }
+
     /// The machines behind gateways.
     pub fn devices(&self) -> impl Iterator<Item = &Machine> {
-        MACHINES.iter().filter(|plan| plan.is_device()).filter_map(|p| self.machines.get(p.name))
+        self.machines().filter(|machine| machine.plan.is_device())
     }
 
     /// Addresses of the machines behind gateways.
@@ -295,7 +336,8 @@ impl Hospital {
         host.address("uplink", address(subnet, last), 24)?;
         host.default_route(address(subnet, 1))?;
         let (programs, logs) = (self.programs.clone(), self.logs.clone());
-        let gateway = Gateway::place(name, host, programs, &self.directory, &logs)?;
+        let ports = ["port1", "port2"];
+        let gateway = Gateway::place(name, host, &ports, programs, &self.directory, &logs)?;
         self.gateways.insert(name, gateway);
         Ok(())
     }

@@ -27,3 +27,4 @@ pub mod stream;
 pub mod topology;
 pub mod wait;
 pub mod wan;
+pub mod weeks;

@@ -1,4 +1,4 @@
-//! `cargo lab`: a day in a hospital on this machine.
+//! `cargo lab`: a day in a hospital on this machine, and some weeks in another.
 
 mod interrupt;
 
@@ -11,12 +11,13 @@ use anteroom_lab::namespace::{self, exit_code};
 use anteroom_lab::programs::{Profile, Programs, through_sudo};
 use anteroom_lab::session::{Places, Session, run_in_lab};
 use anteroom_lab::story::{Report, Story};
-use anteroom_lab::{figures, outages, soak};
+use anteroom_lab::weeks::Weeks;
+use anteroom_lab::{figures, outages, soak, topology};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-/// Raises a hospital in network namespaces, plays a day in it with the real programs, and shows what was expected and what
-/// was seen.
+/// Raises a hospital in network namespaces, plays a day in it with the real programs, then weeks out of which a policy is
+/// learnt, and shows what was expected and what was seen.
 #[derive(Debug, Parser)]
 #[command(
     name = "cargo lab",
@@ -59,6 +60,12 @@ enum Action {
         /// What to pass on
         #[arg(last = true)]
         arguments: Vec<String>,
+    },
+    /// Play the second part alone: weeks of traffic watched, a policy proposed, proved and enforced, and a pump that falls
+    Weeks {
+        /// End by itself instead of leaving the hospital up until Ctrl-C
+        #[arg(long)]
+        once: bool,
     },
     /// Measure: apply to enforced, revocation to cut off, restart, loss, memory, sizes, added round trip
     Figures {
@@ -190,17 +197,35 @@ fn inside(cli: &Cli, places: &Places) -> Result<ExitCode> {
         let report = soak::measure(programs, &places.work, &places.logs, report, course, seed)?;
         return Ok(if finish(&report, cli)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
+    let (report, weeks_alone) = match &cli.action {
+        Some(Action::Weeks { once }) => (report, Some(*once)),
+        _ => (a_day(&programs, places, report)?, None),
+    };
+    println!(
+        "Raising a hospital: a controller, 3 gateways, 3 pumps, 3 monitors, 2 CT scanners, a PACS, a central station, and others without a gateway."
+    );
+    let act = report.checks.last().map_or(1, |check| check.act + 1);
+    let mut weeks = Weeks::raise(programs, &places.work, &places.logs, report, act)?;
+    weeks.play();
+    let ok = finish(&weeks.report, cli)?;
+    if !weeks_alone.unwrap_or(cli.options.once) {
+        weeks.keep_alive()?;
+        stay(ok, &weeks)?;
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The first part, after which its hospital is gone.
+fn a_day(programs: &Programs, places: &Places, report: Report) -> Result<Report> {
     println!(
         "Raising a hospital: a controller, 3 gateways, 6 devices, an archive, an infected air-handling controller, an intruder."
     );
-    let mut story = Story::raise(programs, &places.work, &places.logs, report)?;
+    let mut story = Story::raise(programs.clone(), &places.work, &places.logs, report)?;
     story.play();
-    let ok = finish(&story.report, cli)?;
-    if !cli.options.once {
-        story.keep_alive()?;
-        stay(ok)?;
-    }
-    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let report = story.end();
+    topology::clear()?;
+    std::fs::remove_dir_all(&places.work).context("removing the first hospital's files")?;
+    Ok(report)
 }
 
 /// A seed that nobody chose.
@@ -230,9 +255,8 @@ fn finish(report: &Report, cli: &Cli) -> Result<bool> {
     Ok(report.ok())
 }
 
-fn stay(ok: bool) -> Result<()> {
-    let names: Vec<&str> =
-        anteroom_lab::hospital::MACHINES.iter().map(|machine| machine.name).collect();
+fn stay(ok: bool, weeks: &Weeks) -> Result<()> {
+    let names: Vec<&str> = weeks.hospital.machines().map(|machine| machine.plan.name).collect();
     println!(
         "\nThe hospital stays up until Ctrl-C. In another terminal:\n  \
          cargo lab shell ct-1              ({})\n  \

@@ -98,6 +98,21 @@ pub fn observation(control_id: &str, heart_rate: u64) -> String {
     .join("\r")
 }
 
+/// An alarm, as a pump sends it about itself (IHE PCD-04).
+#[must_use]
+pub fn alarm(control_id: &str, number: u64) -> String {
+    [
+        &format!(
+            "MSH|^~\\&|PUMP|WARD|CENTRAL-1|SERVERS|20261102081500||ORU^R40|{control_id}|P|2.6"
+        ),
+        "PID|1||4711^^^ANTEROOM||PHANTOM^ANTEROOM",
+        "OBR|1|||196616^MDC_EVT_ALARM^MDC",
+        &format!("OBX|1|ST|196910^MDC_EVT_FLUID_LINE_OCCL^MDC|1.0.0.0.{number}|occluded||||||F"),
+        "",
+    ]
+    .join("\r")
+}
+
 fn acknowledgement(control_id: &str) -> String {
     format!(
         "MSH|^~\\&|HL7-1|SERVERS|MONITOR-1|WARD|20261102081500||ACK^R01|A{control_id}|P|2.5\r\
@@ -235,6 +250,19 @@ impl Monitor {
     /// # Errors
     /// If no thread can be started.
     pub fn start(host: &Host, to: SocketAddr, every: Duration) -> Result<Self> {
+        Self::start_with(host, to, every, |id, number| observation(id, 60 + number % 40))
+    }
+
+    /// The same with other messages, made of their control id and number.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn start_with(
+        host: &Host,
+        to: SocketAddr,
+        every: Duration,
+        message: fn(&str, u64) -> String,
+    ) -> Result<Self> {
         let count = Arc::new(Mutex::new(Count::default()));
         let ids = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
@@ -257,7 +285,7 @@ impl Monitor {
                 let id = format!("{name}-{number:08}");
                 lock(&names).push(id.clone());
                 lock(&counting).sent += 1;
-                sender.deliver(&id, number, &counting, &ended);
+                sender.deliver(&id, &message(&id, number), &counting, &ended);
             }
         })?;
         Ok(Self { count, ids, stop, thread: Some(thread) })
@@ -302,8 +330,8 @@ struct Sender {
 
 impl Sender {
     /// Sends until it is acknowledged, or for [`ACKNOWLEDGE`] longer once the monitor is to stop.
-    fn deliver(&mut self, id: &str, number: u64, count: &Mutex<Count>, stop: &AtomicBool) {
-        let message = framed(&observation(id, 60 + number % 40));
+    fn deliver(&mut self, id: &str, message: &str, count: &Mutex<Count>, stop: &AtomicBool) {
+        let message = framed(message);
         let first = Instant::now();
         let mut attempts = 0_u64;
         let mut stopping: Option<Instant> = None;

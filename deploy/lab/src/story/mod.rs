@@ -150,12 +150,10 @@ impl Story {
         self.report.end(&format!("HL7: {seen}"));
     }
 
-    /// Lets the monitor send again, for those who look around.
-    ///
-    /// # Errors
-    /// If no thread can be started.
-    pub fn keep_alive(&mut self) -> Result<()> {
-        self.start_monitor()
+    /// Ends all programs, and gives back what was checked.
+    #[must_use]
+    pub fn end(self) -> Report {
+        self.report
     }
 
     fn start_monitor(&mut self) -> Result<()> {

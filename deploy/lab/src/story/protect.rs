@@ -45,6 +45,7 @@ pub fn approve_all(hospital: &Hospital) -> Result<String> {
 /// # Errors
 /// Which isn't there.
 pub fn wait_for_inventory(hospital: &Hospital) -> Result<String> {
+    let devices = hospital.devices().count();
     wait::until_ok(Duration::from_secs(60), "the inventory to show every device", || {
         let new = hospital.operator.json(&["device", "list", "--new"])?.to_string();
         for device in hospital.devices() {
@@ -53,7 +54,7 @@ pub fn wait_for_inventory(hospital: &Hospital) -> Result<String> {
                 bail!("{} ({mac}, {address}) isn't in the inventory: {new}", device.plan.name);
             }
         }
-        Ok("6 of 6 devices, with their Ethernet and IP addresses".into())
+        Ok(format!("{devices} of {devices} devices, with their Ethernet and IP addresses"))
     })
 }
 

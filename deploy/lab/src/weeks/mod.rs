@@ -1,0 +1,133 @@
+//! Five weeks of a hospital in a minute and a half: who talks to whom is watched, a policy is proposed from it, proved against what was
+//! recorded, and enforced one device at a time; then a pump falls to an intruder.
+//!
+//! Time passes by the clocks of the controller, the gateways and the operator: what monitors and pumps report goes on meanwhile,
+//! what people do is done on some days. Where libfaketime isn't installed all of it happens on one day, and what demands
+//! weeks is forced.
+
+mod enforce;
+mod fallen;
+mod habits;
+mod machines;
+mod propose;
+mod see;
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::clocks::Clocks;
+use crate::hospital::{GATEWAYS, Hospital};
+use crate::programs::Programs;
+use crate::story::Report;
+use habits::Habits;
+
+/// How long anything may take on a machine that has a lot else to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The pump that falls to an intruder.
+const FALLEN: &str = "pump-3";
+
+/// The days that are played, counted from today: there is a month's end between them whatever today is.
+const DAYS: [i64; 5] = [-34, -25, -16, -7, 0];
+
+/// The hours of the `day`th of [`DAYS`] that are played, counted from now. All of them together go around the clock.
+fn hours(day: usize) -> impl Iterator<Item = i64> {
+    let (last, shift) = (DAYS.len() - 1, (DAYS.len() - 1).saturating_sub(day) as i64);
+    let most = if day == last { 5 } else { 4 };
+    let at = DAYS.get(day).copied().unwrap_or_default() * 24 - shift;
+    (0..most).rev().map(move |part| at - 5 * part)
+}
+
+/// The hospital, and what was seen of it.
+pub struct Weeks {
+    /// What was checked.
+    pub report: Report,
+    /// The hospital.
+    pub hospital: Hospital,
+    habits: Habits,
+    /// None where nothing lies about the time.
+    clocks: Option<Clocks>,
+    /// The number of the first act.
+    act: u8,
+    /// Where the suggested policy is.
+    policy: String,
+}
+
+impl Weeks {
+    /// Raises the hospital, with its gateways enrolled and approved.
+    ///
+    /// # Errors
+    /// If something doesn't come up: then there is nothing to watch.
+    pub fn raise(
+        programs: Programs,
+        directory: &Path,
+        logs: &Path,
+        mut report: Report,
+        act: u8,
+    ) -> Result<Self> {
+        report.begin(act, "See");
+        let clocks = Clocks::lie_to(programs.clone(), &directory.join("clocks"))?;
+        let (clocks, programs) = match clocks {
+            Some((clocks, programs)) => (Some(clocks), programs),
+            None => (None, programs),
+        };
+        let hospital = Hospital::build_of(&machines::MACHINES, programs, directory, logs)
+            .context("raising the hospital")?;
+        let habits = Habits::start(&hospital, directory, logs)?;
+        let weeks = Self { report, hospital, habits, clocks, act, policy: String::new() };
+        weeks.set_clocks(hours(0).next().unwrap_or_default())?;
+        Ok(weeks)
+    }
+
+    /// Plays all acts. What isn't as expected is in the report.
+    pub fn play(&mut self) {
+        let acts = [Self::see, Self::propose, Self::prove, Self::enforce, Self::fall];
+        for act in acts {
+            // What comes next would only fail likewise.
+            if act(self).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Lets monitors and pumps report again, for those who look around.
+    ///
+    /// # Errors
+    /// If no thread can be started.
+    pub fn keep_alive(&mut self) -> Result<()> {
+        self.habits.report(&self.hospital)
+    }
+
+    /// Whether weeks pass here.
+    const fn weeks_pass(&self) -> bool {
+        self.clocks.is_some()
+    }
+
+    /// Has the controller, the gateways and the operator go wrong by so many hours, once they are started anew.
+    fn set_clocks(&self, hours: i64) -> Result<()> {
+        let Some(clocks) = &self.clocks else { return Ok(()) };
+        for machine in ["controller".to_owned(), "operator".to_owned()]
+            .into_iter()
+            .chain(GATEWAYS.map(|name| format!("gw-{name}")))
+        {
+            clocks.set_hours(&machine, hours)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn what_is_played_goes_around_the_clock_and_ends_now() {
+        let all: Vec<i64> = (0..DAYS.len()).flat_map(hours).collect();
+        assert!(all.is_sorted() && all.last() == Some(&0), "{all:?}");
+        let around: BTreeSet<i64> = all.iter().map(|hour| hour.rem_euclid(24)).collect();
+        assert!(around.len() >= 20, "{around:?}");
+    }
+}
