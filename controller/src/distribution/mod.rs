@@ -126,6 +126,8 @@ pub struct Distribution {
     controller: Arc<Controller>,
     known: HashMap<GatewayId, Known>,
     dirty: BTreeSet<GatewayId>,
+    /// Whose pass may have to be another one.
+    passes: passes::Looks,
     /// Who may not know the newest authority document.
     unaware: BTreeSet<GatewayId>,
 }
@@ -164,7 +166,8 @@ impl Distribution {
                 (gateway, known)
             })
             .collect();
-        Ok(Self { controller, known, dirty: BTreeSet::new(), unaware: BTreeSet::new() })
+        let passes = passes::Looks::new();
+        Ok(Self { controller, known, dirty: BTreeSet::new(), passes, unaware: BTreeSet::new() })
     }
 
     /// Works until nobody can send events any more.
@@ -185,7 +188,7 @@ impl Distribution {
                     None => return,
                 },
                 () = wait => {}
-                _ = renew.tick() => {}
+                _ = renew.tick() => self.passes.at_all(),
             }
             for _ in 0..QUEUE {
                 match events.try_recv() {
@@ -212,8 +215,9 @@ impl Distribution {
             Event::Model { before, after } => self.model(before.as_deref(), &after),
             Event::Authority => {
                 self.unaware.extend(self.controller.online.gateways());
-                // A new incarnation makes new views of all.
+                // A new incarnation makes new views of all, and passes were withheld until then.
                 self.dirty.extend(self.controller.online.gateways());
+                self.passes.at_all();
             }
             Event::Connected { gateway, approved, authority, applied, ends, relayed } => {
                 self.unaware.insert(gateway);
@@ -223,6 +227,7 @@ impl Distribution {
                 known.sent = false;
                 known.pass = PassState::new(relayed);
                 self.dirty.insert(gateway);
+                self.passes.at([gateway]);
                 let lost = self.lost(gateway, &ends);
                 self.set_ends(gateway, ends);
                 match lost {
@@ -249,12 +254,12 @@ impl Distribution {
             let was = before.is_some_and(|before| before.model.gateways.contains_key(&gateway));
             self.cut_off_if_unwanted(gateway, was);
         }
-        match before {
-            Some(before) if before.as_signed => {
-                self.dirty.extend(before.compiled.affected(&after.compiled));
-            }
-            _ => self.dirty.extend(after.compiled.leaves.keys()),
-        }
+        let affected = match before {
+            Some(before) if before.as_signed => before.compiled.affected(&after.compiled),
+            _ => after.compiled.leaves.keys().copied().collect(),
+        };
+        self.passes.at(affected.iter().copied());
+        self.dirty.extend(affected);
     }
 
     /// Closes a gateway's connection if the newest revision has revoked it, or no longer has it. The greeting
@@ -286,12 +291,11 @@ impl Distribution {
 
     /// What peers are told of a gateway has changed.
     fn touch_peers(&mut self, gateway: GatewayId) {
-        if let Some(current) = self.controller.current() {
-            for (other, leaf) in &current.compiled.leaves {
-                if leaf.intent.peers.iter().any(|peer| peer.gateway == gateway) {
-                    self.dirty.insert(*other);
-                }
-            }
+        // Whoever has it for a peer is its peer, too.
+        if let Some(current) = self.controller.current()
+            && let Some(leaf) = current.compiled.leaves.get(&gateway)
+        {
+            self.dirty.extend(leaf.intent.peers.iter().map(|peer| peer.gateway));
         }
     }
 
@@ -341,13 +345,9 @@ impl Distribution {
         let views: Vec<IssueView> = drafts.values().map(|draft| draft.issue).collect();
         let numbers = self.controller.store.issue_views(incarnation, &views).await?;
         self.dirty.clear();
-        let hashes: Vec<Hash> = current.compiled.leaves.values().map(|leaf| leaf.hash).collect();
-        let places: HashMap<GatewayId, usize> =
-            current.compiled.leaves.keys().enumerate().map(|(at, id)| (*id, at)).collect();
         for (gateway, number) in numbers {
             let Some(draft) = drafts.get(&gateway) else { continue };
-            let proof = places.get(&gateway).and_then(|at| Proof::new(&hashes, *at));
-            let Some(proof) = proof else { continue };
+            let Some(proof) = current.compiled.proof(gateway) else { continue };
             // The root may have been signed under a document of which the event is still on its way.
             self.inform(gateway, &chain);
             self.send(&current, draft, number, proof);

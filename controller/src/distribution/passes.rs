@@ -1,11 +1,14 @@
 //! Passes for relays: with whom each connected gateway shares a view, signed, and signed again long before it is stale.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::relay::pass::{MAX_PEERS, PassNumber, RelayPass};
+use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::ToAgent;
 use tokio::time::Instant;
 
@@ -23,6 +26,12 @@ const LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const RENEW: Duration = Duration::from_secs(12 * 60 * 60);
 const SPREAD: Duration = Duration::from_secs(4 * 60 * 60);
 
+/// By how much the wall clock may stray from the monotonic one before passes are signed anew. Far less than [`LIFETIME`]: relays compare
+/// the times at which passes were signed, so after a step those of before would be stale all at once.
+const STRAY: Duration = Duration::from_secs(60 * 60);
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What is known of a gateway's pass, on its connection of now.
 #[derive(Debug, Default)]
 pub(super) struct PassState {
@@ -37,7 +46,95 @@ struct SentPass {
     leaf: Hash,
     /// What the pass says, but for number and time.
     content: Hash,
+    signed: Moment,
+}
+
+/// A moment by both clocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
     at: Instant,
+    wall: UnixMillis,
+}
+
+/// Which way the wall clock was set, and by how much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    On(Duration),
+    Back(Duration),
+}
+
+impl Step {
+    fn tell(self) {
+        let (Self::On(off) | Self::Back(off)) = self;
+        let seconds = off.as_secs();
+        tracing::warn!(seconds, "this machine's clock was set: passes for relays are signed anew");
+        if let Self::Back(off) = self
+            && off >= DAY
+        {
+            tracing::error!(
+                days = seconds / DAY.as_secs(),
+                "this controller's clock was ahead: gateways that it told the time hold on to that, and count rules with `expires` up to then as over; docs/failures.md has what to do"
+            );
+        }
+    }
+}
+
+impl Moment {
+    pub(super) fn now() -> Self {
+        Self { at: Instant::now(), wall: clock::now() }
+    }
+
+    /// Whether the wall clock was set since then by more than clocks stray.
+    fn stepped(self, now: Self) -> Option<Step> {
+        let passed = now.at.saturating_duration_since(self.at);
+        let passed = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
+        let expected = self.wall.saturating_add(passed);
+        let (on, back) = (now.wall.since(expected), expected.since(now.wall));
+        if on > STRAY {
+            Some(Step::On(on))
+        } else if back > STRAY {
+            Some(Step::Back(back))
+        } else {
+            None
+        }
+    }
+}
+
+impl SentPass {
+    /// Whether it is good for longer.
+    fn lasts(&self, gateway: GatewayId, now: Moment) -> bool {
+        self.signed.at + renew_after(gateway) > now.at && self.signed.stepped(now).is_none()
+    }
+}
+
+/// For whom it is to be looked whether they should have another pass.
+#[derive(Debug)]
+pub(super) struct Looks {
+    gateways: BTreeSet<GatewayId>,
+    all: bool,
+    /// When the wall clock was right the last time.
+    clock: Moment,
+}
+
+impl Looks {
+    pub(super) fn new() -> Self {
+        Self { gateways: BTreeSet::new(), all: true, clock: Moment::now() }
+    }
+
+    pub(super) fn at(&mut self, gateways: impl IntoIterator<Item = GatewayId>) {
+        self.gateways.extend(gateways);
+    }
+
+    pub(super) const fn at_all(&mut self) {
+        self.all = true;
+    }
+
+    /// All are looked at where the wall clock was set.
+    fn notice(&mut self, now: Moment) -> Option<Step> {
+        let step = self.clock.stepped(now)?;
+        (self.clock, self.all) = (now, true);
+        Some(step)
+    }
 }
 
 /// After how long this gateway gets another.
@@ -73,20 +170,26 @@ impl Distribution {
         if self.controller.restored().is_some() {
             return Ok(());
         }
-        let now = Instant::now();
-        let drafts: Vec<Draft> = self
-            .known
-            .iter_mut()
-            .filter(|(_, known)| known.pass.wanted)
-            .filter_map(|(gateway, known)| {
+        let now = Moment::now();
+        if let Some(step) = self.passes.notice(now) {
+            step.tell();
+        }
+        let looked: Vec<GatewayId> = if self.passes.all {
+            self.known.keys().copied().collect()
+        } else {
+            self.passes.gateways.iter().copied().collect()
+        };
+        let drafts: Vec<Draft> = looked
+            .iter()
+            .filter_map(|gateway| {
+                let known = self.known.get_mut(gateway).filter(|known| known.pass.wanted)?;
                 let identity = self.controller.online.identity(*gateway)?;
                 if !current.approves(*gateway, identity) {
                     return None;
                 }
                 let leaf = current.compiled.leaves.get(gateway)?;
                 let sent = &mut known.pass.sent;
-                let good = sent.as_mut().filter(|sent| sent.at + renew_after(*gateway) > now);
-                // This is done for everyone at each event: only where something changed it costs more than a look.
+                let good = sent.as_mut().filter(|sent| sent.lasts(*gateway, now));
                 if good.as_ref().is_some_and(|sent| sent.leaf == leaf.hash) {
                     return None;
                 }
@@ -105,10 +208,17 @@ impl Distribution {
                 Some(Draft { gateway: *gateway, identity, peers, leaf: leaf.hash, content })
             })
             .collect();
-        let Some(count) = u32::try_from(drafts.len()).ok().filter(|count| *count > 0) else {
-            return Ok(());
-        };
-        let first = self.controller.store.reserve_passes(count).await?;
+        if let Some(count) = u32::try_from(drafts.len()).ok().filter(|count| *count > 0) {
+            let first = self.controller.store.reserve_passes(count).await?;
+            self.send_passes(&chain, drafts, first);
+        }
+        self.passes.gateways.clear();
+        self.passes.all = false;
+        Ok(())
+    }
+
+    fn send_passes(&mut self, chain: &AuthorityChain, drafts: Vec<Draft>, first: u64) {
+        let now = Moment::now();
         for (sequence, draft) in (first..).zip(drafts) {
             let Draft { gateway, identity, peers, leaf, content } = draft;
             let pass = RelayPass {
@@ -117,17 +227,16 @@ impl Distribution {
                 identity,
                 number: PassNumber { incarnation: chain.newest().incarnation, sequence },
                 peers,
-                issued_at: clock::now(),
+                issued_at: now.wall,
                 lifetime: u32::try_from(LIFETIME.as_secs()).unwrap_or(u32::MAX),
             };
             let signed = Signed::sign(&pass, &self.controller.identity);
             if self.controller.online.send(gateway, ToAgent::Pass(Box::new(signed))) {
                 tracing::debug!(%gateway, number = %pass.number, peers = pass.peers.len(), "pass");
                 self.known.entry(gateway).or_default().pass.sent =
-                    Some(SentPass { leaf, content, at: now });
+                    Some(SentPass { leaf, content, signed: now });
             }
         }
-        Ok(())
     }
 }
 
@@ -145,5 +254,31 @@ mod tests {
         assert_eq!(after(0, 0), RENEW);
         assert_eq!(after(255, 255), RENEW - SPREAD);
         assert!(after(1, 0) < after(0, 255) && after(255, 0) > RENEW - SPREAD);
+    }
+
+    /// A machine whose clock has no battery, until its time servers answer; and one that was a day ahead until somebody saw it.
+    #[test]
+    fn passes_that_a_clock_signed_before_it_was_set_are_good_no_longer() {
+        let gateway = GatewayId::from_bytes([255; 16]);
+        let begun = Moment { at: Instant::now(), wall: UnixMillis(1_500_000_000_000) };
+        let later = |hours: u64, ahead: i64| Moment {
+            at: begun.at + Duration::from_secs(hours * 3600),
+            wall: UnixMillis((begun.wall.0 + hours * 3_600_000).saturating_add_signed(ahead)),
+        };
+        let sent = SentPass { leaf: Hash::ZERO, content: Hash::ZERO, signed: begun };
+        let years = 7 * 365 * 86_400_000;
+        assert!(sent.lasts(gateway, later(7, 0)) && !sent.lasts(gateway, later(8, 0)));
+        for ahead in [years, -years, 7_200_000, -7_200_000] {
+            assert!(!sent.lasts(gateway, later(1, ahead)), "{ahead}");
+            let mut looks = Looks { gateways: BTreeSet::new(), all: false, clock: begun };
+            assert_eq!(looks.notice(later(1, 0)), None);
+            assert!(!looks.all);
+            let off = Duration::from_millis(ahead.unsigned_abs());
+            let step = if ahead > 0 { Step::On(off) } else { Step::Back(off) };
+            assert_eq!(looks.notice(later(1, ahead)), Some(step));
+            assert!(looks.all, "whoever was given one: {ahead}");
+            assert_eq!(looks.notice(later(2, ahead)), None, "it is said once");
+        }
+        assert!(sent.lasts(gateway, later(1, 600_000)), "clocks stray");
     }
 }

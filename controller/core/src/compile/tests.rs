@@ -238,6 +238,11 @@ proptest! {
                 );
                 prop_assert_eq!(holds(&leaf.bytes, &device.attachment.mac.0), may);
             }
+            // Whoever is told of a gateway's new keys is found by its own peers.
+            for peer in &leaf.intent.peers {
+                let theirs = &compiled.leaves[&peer.gateway].intent.peers;
+                prop_assert!(theirs.iter().any(|peer| peer.gateway == *id), "{}", model.policy);
+            }
             for (other, client) in &model.clients {
                 let may = own.iter().any(|own| share_a_rule(resolved, *own, *other));
                 prop_assert_eq!(holds(&leaf.bytes, other.as_bytes()), may);
