@@ -13,7 +13,7 @@ use crate::state::records::{
 use crate::state::{StateDir, StateError};
 
 /// All files with private keys. The first two are always there; the others may be missing.
-const PRIVATE: [&Kind; 4] = [&IDENTITY, &TUNNEL_KEYS, &KEM_KEYS, &IDENTITY_NEXT];
+pub(super) const PRIVATE: [&Kind; 4] = [&IDENTITY, &TUNNEL_KEYS, &KEM_KEYS, &IDENTITY_NEXT];
 
 impl StateDir {
     /// With what private keys are sealed that are written from now on.

@@ -43,8 +43,8 @@ mod tests;
 
 /// Format of a file whose body is sealed, apart from all that plain ones may come to have.
 const SEALED: u32 = 256;
-/// Openers at once: the one in use, and while it is being replaced those of the two files.
-const MAX_OPENERS: usize = 3;
+/// Openers at once: the one in use, and where changes were cut short, one after the other, another one for each file.
+const MAX_OPENERS: usize = change::PRIVATE.len() + 1;
 /// How soon what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
