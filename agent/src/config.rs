@@ -29,6 +29,7 @@
 //! # lane_threads = 2                     # threads that seal and open bulk, beside the packet thread; 0 to 15, or "auto": as many as pay
 //! # [keys]
 //! # rotate = "24h"                       # how old a tunnel key gets, from "1m" to "90d"
+//! # classic = "allowed"                  # "never": no packet goes to another gateway without a pre-shared key by ML-KEM-768
 //! # [sensor]
 //! # enabled = false                      # look at no first packets of flows for what devices let be seen of themselves
 //! ```
@@ -55,7 +56,7 @@ mod tests;
 
 pub use cores::{Cores, LaneThreads, MAX_LANE_THREADS};
 pub use host::Host;
-pub use keys::{Keys, Rotate};
+pub use keys::{Classic, Keys, Rotate};
 pub use sensor::Sensor;
 
 use place::Place;

@@ -36,7 +36,7 @@ use anteroom_transport::link::Carrier;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::{debug, info, warn};
 
 use crate::again::Again;
@@ -59,7 +59,7 @@ mod tests;
 
 pub use alarm::Alarm;
 pub(crate) use backoff::Backoff;
-pub(crate) use classic::without_psk;
+pub(crate) use classic::{withheld, without_psk};
 pub(crate) use clock::system_time;
 pub(crate) use session::newer_authority;
 pub(crate) use take::applied_of;
@@ -100,6 +100,9 @@ pub struct ControlStatus {
     /// This gateway's tunnel keys, newest first, once that was looked at.
     #[serde(default)]
     pub keys: Vec<KeyStatus>,
+    /// Whether another one is due, and waits for a controller that would tell peers of it.
+    #[serde(default)]
+    pub new_key_waits: bool,
     /// What was refused since the agent started, though a controller or whoever passes for one wanted it.
     pub alarms: Vec<Alarm>,
 }
@@ -121,6 +124,10 @@ pub(crate) struct Client<P> {
     writing: Option<(Ring, JoinHandle<Result<(), StateError>>)>,
     /// Until when no keys are written down, since that failed.
     keys_rest: Option<Instant>,
+    /// Whether it was told that the newest one has no ML-KEM key.
+    told_bare: bool,
+    /// Since when the newest one is used.
+    in_use: rotate::InUse,
     /// Peers of which an alarm says that they hold on to an old tunnel key, while the newest has this serial.
     held_on: (u64, BTreeSet<GatewayId>),
     /// How old a tunnel key gets, and this run's share of how much earlier it is replaced.
@@ -180,7 +187,7 @@ impl<P: Plane> Client<P> {
         }
         let clock = Clock::new(floor.time);
         // Where it ended between a new identity key and the tunnel keys that are to follow.
-        let overdue = ring.newest().made().0 < nexts.done;
+        let overdue = ring.newest().made.0 < nexts.done;
         let up_to = ring.newest().serial;
         let mut outbox = Outbox::new(boot);
         match disk.left_reports(enrolment.gateway) {
@@ -199,6 +206,8 @@ impl<P: Plane> Client<P> {
             asked_to_rotate: overdue.then_some(Rotate { up_to, now: false }),
             writing: None,
             keys_rest: None,
+            told_bare: false,
+            in_use: rotate::InUse::before(),
             held_on: (0, BTreeSet::new()),
             rotate_every: Rotating::default().every(),
             jitter: random(),
@@ -295,7 +304,6 @@ impl<P: Plane> Client<P> {
         let authority = self.chain.as_ref().map_or(0, |chain| chain.newest().number);
         self.plane.set_authority(authority).await?;
         let mut backoff = Backoff::default();
-        let mut stop = self.stop.clone();
         let mut better: Option<Box<Greeted>> = None;
         loop {
             if self.moves.has_changed().is_ok_and(|changed| changed) {
@@ -306,10 +314,9 @@ impl<P: Plane> Client<P> {
                 Some(greeted) => Ok(self.go_on(*greeted).await),
                 None => {
                     let candidates = Candidates::of(&self.enrolment, self.chain.as_ref());
-                    let dialled = tokio::select! {
-                        dialled = dial::dial(&candidates, self.identities.shown(), self.again.first()) => dialled,
-                        () = stopped(&mut stop) => return Ok(()),
-                    };
+                    let (identity, first) = (self.identities.shown().clone(), self.again.first());
+                    let dialling = dial::dial(&candidates, &identity, first);
+                    let Some(dialled) = self.meanwhile(dialling).await? else { return Ok(()) };
                     match dialled {
                         Ok((link, address)) => Ok(self.session(link, address).await),
                         Err(error) => Err(error),
@@ -366,9 +373,26 @@ impl<P: Plane> Client<P> {
                 }
             };
             self.note_time().await;
+            if self.meanwhile(sleep(wait)).await?.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Does what needs no controller until something is done. None where the agent is to stop.
+    async fn meanwhile<T>(
+        &mut self,
+        what: impl Future<Output = T>,
+    ) -> Result<Option<T>, PlaneError> {
+        let mut stop = self.stop.clone();
+        let mut what = std::pin::pin!(what);
+        let mut looks = interval(rotate::LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
             tokio::select! {
-                () = sleep(wait) => {}
-                () = stopped(&mut stop) => return Ok(()),
+                done = &mut what => return Ok(Some(done)),
+                _ = looks.tick() => self.tend_keys_alone().await?,
+                () = stopped(&mut stop) => return Ok(None),
             }
         }
     }

@@ -28,6 +28,12 @@ pub const IN_EMERGENCY: Duration = Duration::from_secs(30);
 /// A key that was made so much later than it is now was made by a clock that went wrong.
 const AHEAD: Duration = Duration::from_secs(3600);
 
+/// Whether a key that was made then was made by a clock that went wrong.
+#[must_use]
+pub fn is_ahead(made: UnixMillis, now: UnixMillis) -> bool {
+    made.since(now) > AHEAD
+}
+
 /// A tunnel key as `status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyStatus {
@@ -66,7 +72,7 @@ impl Ring {
         let newest = keys.next().unwrap_or(newest);
         let mut ring = Self { newest, older: keys.collect(), replaced: BTreeMap::new() };
         ring.replaced =
-            ring.all().zip(&ring.older).map(|(newer, key)| (key.serial, newer.made())).collect();
+            ring.all().zip(&ring.older).map(|(newer, key)| (key.serial, newer.made)).collect();
         if !ring.all().any(|key| key.clients) {
             let first = ring.older.last_mut().unwrap_or(&mut ring.newest);
             first.clients = true;
@@ -127,9 +133,8 @@ impl Ring {
     /// Whether the newest key is as old as a key gets, or of a version that knew no pre-shared keys.
     #[must_use]
     pub fn is_due(&self, every: Duration, now: UnixMillis) -> bool {
-        let made = self.newest.made();
-        let ahead = u64::try_from(AHEAD.as_millis()).unwrap_or(u64::MAX);
-        self.newest.kem.is_none() || now.since(made) >= every || made > now.saturating_add(ahead)
+        let made = self.newest.made;
+        self.newest.kem.is_none() || now.since(made) >= every || is_ahead(made, now)
     }
 
     /// Whether peers hold on to so many keys that another one has to wait.
@@ -138,17 +143,19 @@ impl Ring {
         self.for_gateways().count() >= MOST
     }
 
-    /// The same with a new key, made now. In an emergency what is too much goes at once.
+    /// The same with a new key, made now, with a serial above those in use and `above`. In an emergency what is too much goes at once.
     #[must_use]
     pub fn with_new(
         &self,
         (secret, kem): (TunnelSecret, Option<Arc<KemKey>>),
         urgent: bool,
+        above: u64,
         now: UnixMillis,
     ) -> Self {
-        let serial = self.newest.serial.saturating_add(1).max(now.0 / 1000);
+        let serial = self.newest.serial.max(above).saturating_add(1).max(now.0 / 1000);
         let (unsure, clients, retired) = (false, false, false);
-        let newest = TunnelKey { serial, secret, kem, unsure, clients, retired, urgent };
+        let made = UnixMillis(now.0 / 1000 * 1000);
+        let newest = TunnelKey { serial, made, secret, kem, unsure, clients, retired, urgent };
         let mut older: Vec<TunnelKey> = self.all().cloned().collect();
         let surplus = older.iter().filter(|key| !key.retired).count().saturating_sub(MOST - 1);
         for key in older.iter_mut().rev().filter(|key| !key.retired).take(surplus) {
@@ -172,15 +179,22 @@ impl Ring {
         self.replaced.get(&key.serial).map_or(Duration::ZERO, |at| now.since(*at))
     }
 
-    /// The same without what nobody needs any more; `None` where that is nothing.
+    /// The same without what nobody needs any more; `None` where that is nothing. The newest key has been in use for `used`, at least. Where
+    /// nobody has confirmed the time, that alone counts, and nobody who is away has waited for long enough.
     #[must_use]
-    pub fn without_unneeded(&self, uses: &[KeyUse], now: UnixMillis) -> Option<Self> {
-        let hurries = self.newest.urgent && now.since(self.newest.made()) >= IN_EMERGENCY;
+    pub fn without_unneeded(
+        &self,
+        uses: &[KeyUse],
+        used: Duration,
+        now: Option<UnixMillis>,
+    ) -> Option<Self> {
+        let age = now.map_or(used, |now| now.since(self.newest.made).max(used));
+        let hurries = self.newest.urgent && age >= IN_EMERGENCY;
         let mut ring = self.clone();
         for key in ring.older.iter_mut().filter(|key| !key.retired) {
             let public = key.secret.public();
             let Some(found) = uses.iter().find(|found| found.key == public) else { continue };
-            let waited = self.replaced_for(key, now) >= FOR_AWAY;
+            let waited = now.is_some_and(|now| self.replaced_for(key, now) >= FOR_AWAY);
             let over = found.live == 0 && (found.away == 0 || waited);
             key.retired = over || hurries;
         }
@@ -212,6 +226,7 @@ impl Ring {
         let changes = self.newest.unsure && self.newest.serial < now.0 / 1000;
         if changes {
             (self.newest.serial, self.newest.unsure) = (now.0 / 1000, false);
+            self.newest.made = UnixMillis(now.0 / 1000 * 1000);
         }
         changes
     }
@@ -226,7 +241,7 @@ impl Ring {
             KeyStatus {
                 key: public.to_wireguard(),
                 serial: key.serial,
-                made: key.made(),
+                made: key.made,
                 serves: match (key.retired, key.clients) {
                     (true, _) => "clients",
                     (false, true) => "gateways, clients",
@@ -263,6 +278,7 @@ mod tests {
         let secret = secret(number);
         TunnelKey {
             serial,
+            made: UnixMillis(serial * 1000),
             secret,
             kem: KEM.clone(),
             unsure: false,
@@ -312,24 +328,45 @@ mod tests {
 
     #[test]
     fn an_old_key_goes_when_nobody_needs_it_and_the_first_stays_for_clients() {
-        let two = ring().with_new((secret(2), KEM.clone()), false, after(Duration::from_secs(5)));
+        let two =
+            ring().with_new((secret(2), KEM.clone()), false, 0, after(Duration::from_secs(5)));
         assert_eq!(two.newest().serial, NOW.0 / 1000 + 5);
         let soon = after(Duration::from_secs(60));
-        assert_eq!(two.without_unneeded(&uses(&[(2, 0, 0), (1, 1, 0)]), soon), None);
-        assert_eq!(two.without_unneeded(&uses(&[(2, 0, 0), (1, 0, 1)]), soon), None);
-        assert_eq!(two.without_unneeded(&[], soon), None, "the engine says nothing of it yet");
+        assert_eq!(
+            two.without_unneeded(&uses(&[(2, 0, 0), (1, 1, 0)]), Duration::ZERO, Some(soon)),
+            None
+        );
+        assert_eq!(
+            two.without_unneeded(&uses(&[(2, 0, 0), (1, 0, 1)]), Duration::ZERO, Some(soon)),
+            None
+        );
+        assert_eq!(
+            two.without_unneeded(&[], Duration::ZERO, Some(soon)),
+            None,
+            "the engine says nothing of it yet"
+        );
         let late = after(FOR_AWAY + Duration::from_secs(5));
-        assert!(two.without_unneeded(&uses(&[(1, 1, 0)]), late).is_none(), "a live one is needed");
-        assert!(two.without_unneeded(&uses(&[(1, 0, 7)]), late).is_some(), "nobody waits for ever");
-        let one = two.without_unneeded(&uses(&[(2, 0, 0), (1, 0, 0)]), soon).unwrap();
+        assert!(
+            two.without_unneeded(&uses(&[(1, 1, 0)]), Duration::ZERO, Some(late)).is_none(),
+            "a live one is needed"
+        );
+        assert!(
+            two.without_unneeded(&uses(&[(1, 0, 7)]), Duration::ZERO, Some(late)).is_some(),
+            "nobody waits for ever"
+        );
+        let one = two
+            .without_unneeded(&uses(&[(2, 0, 0), (1, 0, 0)]), Duration::ZERO, Some(soon))
+            .unwrap();
         let own = one.own(WHO);
         let gateways = publics(own.iter().filter(|own| own.gateways));
         let clients = publics(own.iter().filter(|own| own.clients));
         assert_eq!(gateways, [secret(2).public()]);
         assert_eq!(clients, [secret(1).public()]);
         // The next one leaves nothing of the second.
-        let three = one.with_new((secret(3), KEM.clone()), false, soon);
-        let three = three.without_unneeded(&uses(&[(3, 0, 0), (2, 0, 0)]), soon).unwrap();
+        let three = one.with_new((secret(3), KEM.clone()), false, 0, soon);
+        let three = three
+            .without_unneeded(&uses(&[(3, 0, 0), (2, 0, 0)]), Duration::ZERO, Some(soon))
+            .unwrap();
         assert_eq!(publics(three.own(WHO).iter()), [secret(3).public(), secret(1).public()]);
         assert!(!three.is_changing());
     }
@@ -340,15 +377,18 @@ mod tests {
         let day = |days: f64| after(FOR_AWAY.mul_f64(days));
         let mut ring = ring();
         for (number, days) in [(2, 0.0), (3, 0.95)] {
-            ring = ring.with_new((secret(number), KEM.clone()), false, day(days));
+            ring = ring.with_new((secret(number), KEM.clone()), false, 0, day(days));
         }
         let away = uses(&[(3, 0, 0), (2, 0, 1), (1, 0, 1)]);
-        assert_eq!(ring.without_unneeded(&away, day(0.99)), None);
-        let left = ring.without_unneeded(&away, day(1.0)).unwrap();
+        assert_eq!(ring.without_unneeded(&away, Duration::ZERO, Some(day(0.99))), None);
+        let left = ring.without_unneeded(&away, Duration::ZERO, Some(day(1.0))).unwrap();
         let left: Vec<u64> = left.for_gateways().map(|key| key.serial).collect();
         assert_eq!(left, [day(0.95).0 / 1000, NOW.0 / 1000 + 1], "the second was replaced at 0.95");
         let held = uses(&[(3, 5, 0), (2, 1, 0), (1, 2, 0)]);
-        assert!(ring.without_unneeded(&held, day(9.0)).is_none(), "live ones are waited for");
+        assert!(
+            ring.without_unneeded(&held, Duration::ZERO, Some(day(9.0))).is_none(),
+            "live ones are waited for"
+        );
         assert_eq!(ring.held_on_by(&held, day(0.99)), BTreeSet::new());
         let of_first = BTreeSet::from([named(1, 0), named(1, 1)]);
         assert_eq!(ring.held_on_by(&held, day(1.0)), of_first);
@@ -356,7 +396,7 @@ mod tests {
         assert_eq!(ring.held_on_by(&held, day(1.95)).len(), 3);
         // A key between that goes takes nothing from that.
         let newer = uses(&[(3, 5, 0), (2, 0, 0), (1, 2, 0)]);
-        let ring = ring.without_unneeded(&newer, day(0.97)).unwrap();
+        let ring = ring.without_unneeded(&newer, Duration::ZERO, Some(day(0.97))).unwrap();
         assert_eq!(ring.held_on_by(&newer, day(1.0)), of_first);
         // After a restart that isn't known any more: it counts from the next newer key that is left.
         let ring = Ring::new(ring.all().cloned().collect(), key(9, 1));
@@ -366,19 +406,50 @@ mod tests {
 
     #[test]
     fn in_an_emergency_nobody_is_waited_for() {
-        // Its serial is a second above the one before it.
-        let two = ring().with_new((secret(2), KEM.clone()), true, NOW);
+        let two = ring().with_new((secret(2), KEM.clone()), true, 0, NOW);
         let needed = uses(&[(1, 5, 5)]);
-        assert_eq!(two.without_unneeded(&needed, after(IN_EMERGENCY)), None);
-        let later = after(IN_EMERGENCY + Duration::from_secs(1));
-        assert!(two.without_unneeded(&needed, later).is_some());
+        let soon = IN_EMERGENCY - Duration::from_millis(1);
+        assert_eq!(two.without_unneeded(&needed, soon, Some(after(soon))), None);
+        assert!(two.without_unneeded(&needed, Duration::ZERO, Some(after(IN_EMERGENCY))).is_some());
+        // Whatever the clock says.
+        assert!(two.without_unneeded(&needed, IN_EMERGENCY, Some(UnixMillis(0))).is_some());
+        assert!(two.without_unneeded(&needed, IN_EMERGENCY, None).is_some());
+        assert_eq!(two.without_unneeded(&needed, soon, None), None);
+    }
+
+    #[test]
+    fn keys_that_a_clock_made_that_was_years_ahead_change_as_any_others() {
+        let years = 11 * 365 * 86_400;
+        let ahead = Ring::new(vec![key(1, NOW.0 / 1000 + years)], key(9, 1));
+        assert!(ahead.is_due(FOR_AWAY, NOW));
+        let two = ahead.with_new((secret(2), KEM.clone()), true, 0, NOW);
+        assert_eq!(two.newest().serial, NOW.0 / 1000 + years + 1, "peers take none that is lower");
+        assert_eq!(two.newest().made, NOW);
+        assert!(!two.is_due(FOR_AWAY, NOW), "once is enough");
+        assert!(two.is_due(FOR_AWAY, after(FOR_AWAY)));
+        let needed = uses(&[(2, 0, 0), (1, 5, 5)]);
+        let one = two.without_unneeded(&needed, Duration::ZERO, Some(after(IN_EMERGENCY)));
+        assert!(!one.unwrap().is_changing(), "the old one is void in an emergency");
+        // A gateway that lost its keys and goes above those that peers have seen.
+        let lost = ring().with_new((secret(3), KEM.clone()), false, NOW.0 / 1000 + years, NOW);
+        assert_eq!(lost.newest().serial, NOW.0 / 1000 + years + 1);
+        assert!(!lost.is_due(FOR_AWAY, NOW));
+    }
+
+    #[test]
+    fn who_is_away_is_waited_for_while_nobody_knows_the_time() {
+        let two = ring().with_new((secret(2), KEM.clone()), false, 0, NOW);
+        let away = uses(&[(2, 0, 0), (1, 0, 1)]);
+        assert_eq!(two.without_unneeded(&away, FOR_AWAY * 9, None), None);
+        let unneeded = uses(&[(2, 0, 0), (1, 0, 0)]);
+        assert!(two.without_unneeded(&unneeded, Duration::ZERO, None).is_some());
     }
 
     #[test]
     fn there_are_never_more_than_a_few() {
         let mut ring = ring();
         for number in 2..9 {
-            ring = ring.with_new((secret(number), KEM.clone()), true, NOW);
+            ring = ring.with_new((secret(number), KEM.clone()), true, 0, NOW);
             let own = ring.own(WHO);
             assert!(own.iter().filter(|own| own.gateways).count() <= MOST);
             assert!(own.len() <= anteroom_agent_core::peer::MAX_OWN_KEYS);

@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::bypass::{Machine, Orders};
-use crate::config::Config;
+use crate::config::{Config, Keys};
 use crate::control::{self, Client, ControlStatus, Reach};
 use crate::dataplane::Handle;
 use crate::direct::{self, DirectStatus};
@@ -78,7 +78,7 @@ struct Run {
     held: Held,
     orders: Orders,
     /// How old a tunnel key gets.
-    rotate: Duration,
+    keys: Keys,
     /// Where QUIC connections with peers come and go: the address that they are bound to, the port where they are taken,
     /// and whether that is the tunnels' own.
     quic: (IpAddr, Option<u16>, bool),
@@ -187,15 +187,15 @@ impl Run {
                 None => info!("no view: the gateway is a wire"),
             }
         }
-        let rotate = config.keys.rotate.every();
+        let keys = config.keys;
         let underlay = &config.underlay;
         let quic = (underlay.listen.ip(), underlay.quic, underlay.shares_port());
-        Ok(Self { state: state.clone(), boot, started, gate, held, orders, rotate, quic })
+        Ok(Self { state: state.clone(), boot, started, gate, held, orders, keys, quic })
     }
 
     /// Runs until the agent is to stop, or the machine has become a gateway.
     async fn until(self, stop: &watch::Receiver<bool>, socket: &Socket) -> anyhow::Result<Next> {
-        let Self { state, boot, started, gate, held, orders, rotate, quic } = self;
+        let Self { state, boot, started, gate, held, orders, keys, quic } = self;
         let Held { enrolled, locked, learned, problems, .. } = held;
         let opened = gate.opened().borrow().clone();
         let reach = match opened {
@@ -213,7 +213,7 @@ impl Run {
         let (relays_sender, relays) = watch::channel(Vec::new());
         let client = enrolled.map(|enrolled: Enrolled| {
             Client::new(state.clone(), gate.clone(), enrolled, boot, reach, stop.clone())
-                .rotating(rotate)
+                .rotating(keys.rotate.every())
                 .with_quic(quic.1)
                 .with_relays(known, relays.clone())
         });
@@ -246,6 +246,7 @@ impl Run {
             locked: locked.map(|enrolment| enrolment.gateway),
             control,
             problems: problems.iter().map(ToString::to_string).collect(),
+            classic: keys.classic,
             orders,
             relays,
             direct,

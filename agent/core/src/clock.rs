@@ -36,6 +36,14 @@ impl Clock {
         self.floor = self.floor.max(floor);
     }
 
+    /// Takes a time back that was never right: operators have begun anew, and nothing of what was signed before counts.
+    pub(crate) fn begin_anew(&mut self, signed: UnixMillis, now: Instant) {
+        self.floor = signed;
+        if self.wall(now) > signed {
+            self.anchor = (now, signed);
+        }
+    }
+
     /// The wall clock at a moment before or after the anchor.
     pub(crate) fn wall(&self, at: Instant) -> UnixMillis {
         let (anchor, wall) = self.anchor;
@@ -79,6 +87,21 @@ mod tests {
         let soon = UnixMillis(5_060_000);
         assert_eq!(clock.has_passed(soon, now), Some(false));
         assert_eq!(clock.has_passed(soon, now + Duration::from_secs(60)), Some(true));
+    }
+
+    #[test]
+    fn a_time_is_taken_back_where_operators_begin_anew() {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
+        let now = Instant::now();
+        let mut clock = Clock::new(now);
+        clock.raise_floor(UnixMillis(9_000_000));
+        clock.set(UnixMillis(9_500_000), true, now);
+        clock.begin_anew(UnixMillis(5_000), now);
+        assert_eq!((clock.wall(now), clock.confirmed), (UnixMillis(5_000), true));
+        assert_eq!(clock.has_passed(UnixMillis(9_000_000), now), Some(false));
+        // Nothing below what was signed then.
+        clock.set(UnixMillis(4_000), true, now);
+        assert_eq!(clock.wall(now), UnixMillis(5_000));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::bypass::Followed;
 use crate::control::{Alarm, ControlStatus, system_time};
 use crate::dataplane;
 use crate::enroll::Enrolled;
+use crate::keys::is_ahead;
 use crate::local::protocol::AgentStatus;
 use crate::state::{Enrolment, Sealing};
 use crate::text::printable;
@@ -228,9 +229,19 @@ fn add_control(facts: &mut Facts, control: &ControlStatus) {
         facts.add("ALARM", format!("{what} ({} within {spread} s)", times(*count)));
     }
     if let Some(key) = control.keys.iter().find(|key| key.serves.contains("gateways")) {
-        let age = span(system_time().0.saturating_sub(key.made.0));
+        let now = system_time();
+        let age = if is_ahead(key.made, now) {
+            "made when a clock was ahead, or this one is behind".into()
+        } else {
+            format!("{} old", span(now.0.saturating_sub(key.made.0)))
+        };
         let psk = if key.post_quantum { "with" } else { "without" };
-        let said = format!("serial {}, {age} old, {psk} an ML-KEM-768 key", key.serial);
+        let waits = if control.new_key_waits {
+            "; a new one is due, and waits for a controller that tells peers of it"
+        } else {
+            ""
+        };
+        let said = format!("serial {}, {age}, {psk} an ML-KEM-768 key{waits}", key.serial);
         facts.add("tunnel key", said);
     }
     if control.approved == Some(false) {

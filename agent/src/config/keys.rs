@@ -1,4 +1,4 @@
-//! How long a tunnel key lasts.
+//! How long a tunnel key lasts, and what may go without a pre-shared key.
 
 use std::time::Duration;
 
@@ -10,6 +10,19 @@ use serde::{Deserialize, Deserializer, de};
 pub struct Keys {
     /// How old a key gets before the gateway makes a new one.
     pub rotate: Rotate,
+    /// Whether packets may go to another gateway under X25519 alone.
+    pub classic: Classic,
+}
+
+/// Whether packets may go to another gateway without a pre-shared key by ML-KEM-768.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Classic {
+    /// Where one of the two can't have one, or the two come to none in time and never did.
+    #[default]
+    Allowed,
+    /// Never: they wait.
+    Never,
 }
 
 /// How old a tunnel key gets: a day, unless the file says otherwise.
@@ -69,6 +82,18 @@ impl<'de> Deserialize<'de> for Rotate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn classic_is_allowed_unless_it_is_said_otherwise() {
+        let read = |text: &str| toml::from_str::<Keys>(text).map(|keys| keys.classic);
+        assert_eq!(read("").unwrap(), Classic::Allowed);
+        assert_eq!(read("classic = \"allowed\"").unwrap(), Classic::Allowed);
+        assert_eq!(read("classic = \"never\"").unwrap(), Classic::Never);
+        let error = read("classic = false").unwrap_err().to_string();
+        assert!(error.contains("classic"), "{error}");
+        let error = read("classic = \"no\"").unwrap_err().to_string();
+        assert!(error.contains("`allowed` or `never`"), "{error}");
+    }
 
     #[test]
     fn ages_are_read_and_bounded() {

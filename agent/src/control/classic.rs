@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Since when which peers are spoken to without a pre-shared key, though both ends could have one.
 #[derive(Debug, Default)]
-pub(super) struct Classic(BTreeMap<GatewayId, Instant>);
+pub(super) struct Classic(BTreeMap<GatewayId, (Instant, Option<Secrecy>)>);
 
 impl Classic {
     /// Looks at how it stands with the peers. Gives those that have been so for too long, in sentences.
@@ -19,19 +19,36 @@ impl Classic {
         let lacks = |tunnel: &&TunnelState| tunnel.live && is_classic(tunnel);
         let before = std::mem::take(&mut self.0);
         for tunnel in tunnels.iter().filter(lacks) {
-            let since = before.get(&tunnel.gateway).copied().unwrap_or(now);
-            self.0.insert(tunnel.gateway, since);
+            let since = before.get(&tunnel.gateway).map_or(now, |(since, _)| *since);
+            self.0.insert(tunnel.gateway, (since, tunnel.secrecy));
         }
-        let late = self.0.iter().filter(|(_, since)| now.duration_since(**since) >= PATIENCE);
-        late.map(|(gateway, _)| sentence(*gateway)).collect()
+        let late = self.0.iter().filter(|(_, (since, _))| now.duration_since(*since) >= PATIENCE);
+        late.map(|(gateway, (_, why))| sentence(*gateway, *why)).collect()
     }
 }
 
 fn is_classic(tunnel: &TunnelState) -> bool {
-    matches!(tunnel.secrecy, Some(Secrecy::Unanswered | Secrecy::Awaited))
+    matches!(tunnel.secrecy, Some(Secrecy::Unanswered | Secrecy::Awaited | Secrecy::OwnKeyLacks))
 }
 
-fn sentence(gateway: GatewayId) -> String {
+/// What is wrong where packets are withheld from live peers, since nothing is to go without a pre-shared key.
+pub(crate) fn withheld(tunnels: &[TunnelState]) -> impl Iterator<Item = String> {
+    let live = tunnels.iter().filter(|tunnel| tunnel.live);
+    live.filter_map(|tunnel| {
+        let why = tunnel.secrecy.filter(|secrecy| !secrecy.is_post_quantum())?;
+        let gateway = tunnel.gateway;
+        Some(format!(
+            "no packet goes to {gateway} ({why}): `classic = \"never\"` under [keys] in agent.toml"
+        ))
+    })
+}
+
+fn sentence(gateway: GatewayId, why: Option<Secrecy>) -> String {
+    if why == Some(Secrecy::OwnKeyLacks) {
+        return format!(
+            "no ML-KEM-768 key of this gateway is in use with {gateway}: it was lost, or an earlier version made the tunnel key, and no controller has told of the new one"
+        );
+    }
     format!(
         "{gateway} and this gateway could have a pre-shared key by ML-KEM-768 and don't come to one: somebody on the path keeps large packets back, no controller tells the other's key, or one end is broken"
     )
@@ -39,8 +56,11 @@ fn sentence(gateway: GatewayId) -> String {
 
 /// What is wrong where packets for live peers go without a pre-shared key for no good reason.
 pub(crate) fn without_psk(tunnels: &[TunnelState]) -> impl Iterator<Item = String> {
-    let found = |tunnel: &&TunnelState| tunnel.secrecy == Some(Secrecy::Unanswered);
-    tunnels.iter().filter(|tunnel| tunnel.live).filter(found).map(|one| sentence(one.gateway))
+    let found = |tunnel: &&TunnelState| {
+        matches!(tunnel.secrecy, Some(Secrecy::Unanswered | Secrecy::OwnKeyLacks))
+    };
+    let live = tunnels.iter().filter(|tunnel| tunnel.live);
+    live.filter(found).map(|one| sentence(one.gateway, one.secrecy))
 }
 
 #[cfg(test)]
@@ -81,5 +101,12 @@ mod tests {
         tunnels[0].secrecy = Some(Secrecy::Unanswered);
         assert_eq!(classic.look(&tunnels, now + PATIENCE * 2 - PATIENCE / 4).len(), 1);
         assert_eq!(without_psk(&tunnels).count(), 1);
+        // Its own key is lost.
+        tunnels[3].secrecy = Some(Secrecy::OwnKeyLacks);
+        let said = without_psk(&tunnels).last().unwrap();
+        assert!(said.contains("it was lost"), "{said}");
+        let peers: Vec<String> = withheld(&tunnels).collect();
+        assert_eq!(peers.len(), 3, "all that are there and have none: {peers:?}");
+        assert!(peers[2].contains("(classic: no ML-KEM key here yet)"), "{peers:?}");
     }
 }

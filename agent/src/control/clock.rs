@@ -15,7 +15,7 @@ pub(crate) fn system_time() -> UnixMillis {
 pub(super) struct Clock {
     wall: UnixMillis,
     at: Instant,
-    /// Whether a controller has said so since this start.
+    /// Whether a controller or a peer has said so since this start.
     confirmed: bool,
 }
 
@@ -30,6 +30,18 @@ impl Clock {
         self.wall.saturating_add(elapsed)
     }
 
+    /// The time now, where a controller or a peer has confirmed it.
+    pub(super) fn sure(&self) -> Option<UnixMillis> {
+        self.confirmed.then(|| self.now())
+    }
+
+    /// Takes a time back that was never right, where operators begin anew.
+    pub(super) fn begin_anew(&mut self, signed: UnixMillis) {
+        if self.now() > signed {
+            (self.wall, self.at) = (signed, Instant::now());
+        }
+    }
+
     /// Takes over a controller's word, as far as it isn't below what was signed or said before. Gives the time
     /// now.
     pub(super) fn set(&mut self, wall: UnixMillis, floor: UnixMillis) -> UnixMillis {
@@ -37,6 +49,16 @@ impl Clock {
         *self = Self { wall: wall.max(floor).max(said), at: Instant::now(), confirmed: true };
         self.wall
     }
+}
+
+/// What is wrong where the time held is far from a controller's word of now.
+pub(super) fn held_ahead(held: UnixMillis, said: UnixMillis) -> Option<String> {
+    let days = held.since(said).as_secs() / 86_400;
+    (days > 0).then(|| {
+        format!(
+            "the newest time that was signed or confirmed here is {days} days ahead of this controller's clock: rules with `expires` in between count as over. Either that clock is wrong, or a controller's was; docs/failures.md has what to do"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -51,5 +73,7 @@ mod tests {
         assert_eq!(clock.set(UnixMillis(5), UnixMillis(9)), UnixMillis(9));
         assert_eq!(clock.set(UnixMillis(12_000_000), UnixMillis(9)), UnixMillis(12_000_000));
         assert!(clock.set(UnixMillis(11_000_000), UnixMillis(9)) >= UnixMillis(12_000_000));
+        clock.begin_anew(UnixMillis(10_000_000));
+        assert!(clock.now() < UnixMillis(12_000_000));
     }
 }

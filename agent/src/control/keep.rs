@@ -17,6 +17,7 @@ use std::time::Duration;
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Applied;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::view::{Floor, KnownKeys, SignedView};
@@ -254,8 +255,9 @@ impl Task {
                 self.done.1 = number;
                 self.tell(number, taken.applied.clone());
                 // After the view: a floor above the view on disk would shut that out at the next start.
-                let floor = Floor { time: taken.floor.time.max(self.floor.time), ..taken.floor };
-                self.floor(floor).await;
+                let anew = taken.floor.revision.0 > self.floor.revision.0;
+                let least = if anew { UnixMillis(0) } else { self.floor.time };
+                self.floor(Floor { time: taken.floor.time.max(least), ..taken.floor }).await;
                 self.keys(&taken.keys).await;
                 self.identity(taken.identity).await
             }

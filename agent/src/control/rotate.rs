@@ -24,9 +24,51 @@ const AGAIN: Duration = Duration::from_secs(30);
 /// Least time between two new keys, whoever asks for them: each costs all peers a handshake.
 const LEAST: Duration = Duration::from_secs(10);
 
+/// What is wrong where the newest key agrees on no pre-shared keys, and nobody could tell of another one.
+const BARE: &str = "the ML-KEM-768 key beside this gateway's tunnel key was lost, or an earlier version made that: packets go without pre-shared keys, also to peers that had one, until a controller is in sight and tells them of a new key";
+/// How long that has to last.
+const BARE_FOR: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
+/// How far ahead of now a serial may lie that a controller wants the new one to be above.
+const FAR: u64 = 100 * 366 * 24 * 3600;
+
+/// Since when the newest key has been in use. Clocks jump, and this doesn't.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InUse {
+    since: Instant,
+    /// Whether it was made in this run: else it may be older, and needn't be waited for.
+    new: bool,
+}
+
+impl InUse {
+    /// What was on the disk at the start.
+    pub(super) fn before() -> Self {
+        Self { since: Instant::now(), new: false }
+    }
+
+    /// Whether it is too early for another one.
+    fn is_young(self) -> bool {
+        self.new && self.since.elapsed() < LEAST
+    }
+}
+
 impl<P: Plane> Client<P> {
     /// Makes a new key where the newest is old enough, and gives up old ones that nobody needs.
     pub(super) async fn tend_keys(&mut self, out: &Out) -> Result<(), End> {
+        self.look_at_keys(Some(out)).await
+    }
+
+    /// What needs no controller of that. A new key does: nobody else tells peers of it.
+    ///
+    /// # Errors
+    /// When the data plane has ended.
+    pub(super) async fn tend_keys_alone(&mut self) -> Result<(), PlaneError> {
+        match self.look_at_keys(None).await {
+            Err(End::Plane(error)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn look_at_keys(&mut self, out: Option<&Out>) -> Result<(), End> {
         if !self.take_over_written(out).await? {
             // Views don't wait for the disk, and neither does this.
             return Ok(());
@@ -48,16 +90,26 @@ impl<P: Plane> Client<P> {
         let asked = self.asked_to_rotate;
         let urgent = asked.is_some_and(|asked| asked.now);
         let late = approved && self.ring.is_due(every, now);
-        let soon = now.0 / 1000 < self.ring.newest().serial.saturating_add(LEAST.as_secs());
         let rests = self.keys_rest.is_some_and(|until| until > Instant::now());
         let room = urgent || !self.ring.is_full();
-        if (asked.is_some() || late) && room && !soon && !rests {
-            return self.rotate(urgent);
+        let wanted = asked.is_some() || late;
+        self.show_waiting(wanted && out.is_none());
+        let bare = self.ring.newest().kem.is_none() && self.in_use.since.elapsed() >= BARE_FOR;
+        if out.is_none() && bare && !std::mem::replace(&mut self.told_bare, true) {
+            // Another one isn't made meanwhile: what peers don't know agrees on nothing, and with those that ever had a pre-shared key
+            // packets would wait for that.
+            self.alarm(BARE);
+        }
+        if wanted && out.is_some() && room && !self.in_use.is_young() && !rests {
+            return self.rotate(urgent, asked.map_or(0, |asked| asked.up_to));
         }
         let uses = if self.ring.is_changing() { self.key_use().await? } else { Vec::new() };
         self.show_keys(&uses);
-        self.tell_who_holds_on(&uses, now);
-        if let Some(ring) = self.ring.without_unneeded(&uses, now).filter(|_| !rests) {
+        let (used, sure) = (self.in_use.since.elapsed(), self.clock.sure());
+        if let Some(now) = sure {
+            self.tell_who_holds_on(&uses, now);
+        }
+        if let Some(ring) = self.ring.without_unneeded(&uses, used, sure).filter(|_| !rests) {
             self.write(ring);
         }
         Ok(())
@@ -82,21 +134,23 @@ impl<P: Plane> Client<P> {
         self.held_on.1.extend(found);
     }
 
-    /// Notes that keys up to some serial are to be replaced.
+    /// Notes that keys up to some serial are to be replaced. Serials aren't let run away: at the end of them no key would ever be newer.
     pub(super) fn hear_rotate(&mut self, rotate: Rotate) {
+        let most = (self.clock.now().0 / 1000).max(self.ring.newest().serial).saturating_add(FAR);
+        let rotate = Rotate { up_to: rotate.up_to.min(most), ..rotate };
         let now = rotate.now || self.asked_to_rotate.is_some_and(|before| before.now);
         let before = self.asked_to_rotate.map_or(0, |before| before.up_to);
         self.asked_to_rotate = Some(Rotate { up_to: rotate.up_to.max(before), now });
     }
 
-    fn rotate(&mut self, urgent: bool) -> Result<(), End> {
+    fn rotate(&mut self, urgent: bool, above: u64) -> Result<(), End> {
         let mut bytes = Zeroizing::new([0; 32]);
         if let Err(error) = getrandom::fill(bytes.as_mut_slice()) {
             self.alarm(&format!("no new tunnel key: the system gives no random bytes: {error}"));
             return Ok(());
         }
         let keys = (TunnelSecret::from_bytes(*bytes), KemKey::generate());
-        let ring = self.ring.with_new(keys, urgent, self.clock.now());
+        let ring = self.ring.with_new(keys, urgent, above, self.clock.now());
         self.write(ring);
         Ok(())
     }
@@ -108,7 +162,7 @@ impl<P: Plane> Client<P> {
     }
 
     /// Uses and offers keys that are written by now. Says whether nothing is being written any more.
-    async fn take_over_written(&mut self, out: &Out) -> Result<bool, End> {
+    async fn take_over_written(&mut self, out: Option<&Out>) -> Result<bool, End> {
         if self.writing.as_ref().is_some_and(|(_, writing)| !writing.is_finished()) {
             return Ok(false);
         }
@@ -131,13 +185,17 @@ impl<P: Plane> Client<P> {
             );
         } else {
             info!(serial = ring.newest().serial, urgent = ring.newest().urgent, "a new tunnel key");
+            self.in_use = InUse { since: Instant::now(), new: true };
         }
         self.ring = ring;
         self.bind();
         let who = (self.enrolment.organisation, self.enrolment.gateway);
         self.plane.set_own_keys(self.ring.own(who)).await?;
-        out.send(ToController::Reachable(self.reachable()))?;
-        self.offer_again(out)?;
+        // The next greeting says it otherwise.
+        if let Some(out) = out {
+            out.send(ToController::Reachable(self.reachable()))?;
+            self.offer_again(out)?;
+        }
         Ok(true)
     }
 
@@ -146,6 +204,12 @@ impl<P: Plane> Client<P> {
             Err(PlaneError::Closed) => Ok(Vec::new()),
             uses => uses,
         }
+    }
+
+    fn show_waiting(&self, waits: bool) {
+        self.status.send_if_modified(|status| {
+            std::mem::replace(&mut status.new_key_waits, waits) != waits
+        });
     }
 
     fn show_keys(&self, uses: &[KeyUse]) {

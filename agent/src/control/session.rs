@@ -29,6 +29,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::debug;
 
+use super::clock::held_ahead;
 use super::fitted::Reads;
 use super::greet::{Greeted, Greeting, Welcomed, Words, greet, greet_better, of};
 use super::{Client, alarm, rotate, stopped};
@@ -375,6 +376,9 @@ impl<P: Plane> Client<P> {
             self.hear_authority(documents, link).await?;
         }
         self.confirm_time(welcome.time).await?;
+        if let Some(problem) = held_ahead(self.clock.now(), welcome.time) {
+            self.alarm(&problem);
+        }
         debug!("the controller sees this gateway at {}", welcome.observed);
         Ok(())
     }

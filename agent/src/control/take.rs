@@ -126,7 +126,12 @@ impl<P: Plane> Client<P> {
         self.view = Some(view.clone());
         let identity = self.adopt(&view).await?;
         let issued = view.operation.issued_at;
+        let anew = view.incarnation > self.floor.revision.0;
         self.floor = view.floor(&self.floor);
+        if anew {
+            self.clock.begin_anew(self.floor.time);
+            self.keeping.time(self.clock);
+        }
         if issued > self.clock.now() {
             self.confirm_time(issued).await?;
         }

@@ -12,6 +12,7 @@ mod nft;
 pub mod offload;
 pub mod packet;
 pub mod ports;
+pub(crate) mod reverse_path;
 pub(crate) mod sentry;
 pub(crate) mod sys;
 pub(crate) mod tun;

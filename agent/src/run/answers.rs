@@ -8,7 +8,8 @@ use anteroom_proto::key::IdentityKey;
 use tokio::sync::watch;
 
 use crate::bypass::{Machine, Orders};
-use crate::control::{ControlStatus, newer_authority, without_psk};
+use crate::config::Classic;
+use crate::control::{ControlStatus, newer_authority, withheld, without_psk};
 use crate::direct::DirectStatus;
 use crate::local::protocol::{
     AgentStatus, DEFAULT_FLOWS, Identity, MAX_FLOWS, Request, Response, Situation,
@@ -29,6 +30,8 @@ pub(super) struct Answers<P> {
     pub(super) locked: Option<GatewayId>,
     pub(super) control: Option<watch::Receiver<ControlStatus>>,
     pub(super) problems: Vec<String>,
+    /// Whether packets may go to other gateways without a pre-shared key.
+    pub(super) classic: Classic,
     pub(super) orders: Orders,
     pub(super) relays: watch::Receiver<Vec<RelayStatus>>,
     pub(super) direct: watch::Receiver<DirectStatus>,
@@ -57,8 +60,13 @@ impl<P: Plane> Answers<P> {
         if let (Some(control), Some(status)) = (&control, &data_plane) {
             // Also with no controller in sight, when nothing is reported.
             problems.extend(newer_authority(control.authority, &status.engine.peers));
-            problems.extend(without_psk(&status.engine.peers));
+            match self.classic {
+                Classic::Allowed => problems.extend(without_psk(&status.engine.peers)),
+                Classic::Never => problems.extend(withheld(&status.engine.peers)),
+            }
         }
+        let underlays = data_plane.as_ref().and_then(|status| status.underlays.as_ref());
+        problems.extend(underlays.iter().flat_map(|underlays| underlays.problems.clone()));
         Ok(AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot: self.boot,

@@ -18,7 +18,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 use tokio::sync::watch;
 
-use crate::config::Config;
+use crate::config::{Classic, Config};
 use crate::dataplane::{self, Handle, Seen, Setup, SetupError, Status, Stopped};
 use crate::net::wiring::{self, Wiring};
 use crate::plane::{Plane, PlaneError};
@@ -174,6 +174,9 @@ impl Gate {
         if self.opener.config.offloads.lanes {
             let runner = setup.run_lanes(&self.opener.lanes)?;
             engine.use_lanes(&self.opener.lanes, lane::USUAL, runner, Instant::now());
+        }
+        if self.opener.config.keys.classic == Classic::Never {
+            engine.refuse_classic();
         }
         engine.restore(self.opener.learned.clone());
         engine.hold_time(self.opener.floor, Instant::now());

@@ -185,8 +185,10 @@ pub struct Enrolment {
 /// A key of the gateway's tunnels.
 #[derive(Debug, Clone)]
 pub struct TunnelKey {
-    /// Counts the gateway's tunnel keys upwards.
+    /// Counts the gateway's tunnel keys upwards. Mostly the second in which the key was made, by the clock of then.
     pub serial: u64,
+    /// When it was made, by the clock of then: earlier than its serial says where that had to be above others.
+    pub made: UnixMillis,
     /// The private half.
     pub secret: TunnelSecret,
     /// What pre-shared keys with other gateways are agreed on with. A key that an earlier version made has none.
@@ -203,7 +205,8 @@ pub struct TunnelKey {
 
 impl PartialEq for TunnelKey {
     fn eq(&self, other: &Self) -> bool {
-        let kind = |key: &Self| (key.serial, key.unsure, key.clients, key.retired, key.urgent);
+        let kind =
+            |key: &Self| (key.serial, key.made, key.unsure, key.clients, key.retired, key.urgent);
         kind(self) == kind(other)
             && self.secret.public() == other.secret.public()
             && self.kem == other.kem
@@ -216,6 +219,9 @@ impl Eq for TunnelKey {}
 #[serde(deny_unknown_fields)]
 pub(super) struct StoredTunnelKey {
     serial: u64,
+    /// When it was made, where that isn't the second of its serial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<UnixMillis>,
     secret: Seed,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unsure: bool,
@@ -242,6 +248,10 @@ impl Drop for StoredKemKey {
     }
 }
 
+const fn in_second(second: u64) -> UnixMillis {
+    UnixMillis(second.saturating_mul(1000))
+}
+
 impl TunnelKey {
     pub(super) fn read_all(secrets: &Secrets) -> Result<Vec<Self>, StateError> {
         let kems = match secrets.read::<Vec<StoredKemKey>>(&KEM_KEYS) {
@@ -259,9 +269,10 @@ impl TunnelKey {
             .map(|key| {
                 let bytes = key.secret.bytes(&TUNNEL_KEYS, secrets.directory())?;
                 let secret = TunnelSecret::from_bytes(*bytes);
-                let StoredTunnelKey { serial, unsure, clients, retired, urgent, .. } = *key;
+                let StoredTunnelKey { serial, made, unsure, clients, retired, urgent, .. } = *key;
+                let made = made.unwrap_or_else(|| in_second(serial));
                 let kem = kem_of(&secret);
-                Ok(Self { serial, secret, kem, unsure, clients, retired, urgent })
+                Ok(Self { serial, made, secret, kem, unsure, clients, retired, urgent })
             })
             .collect::<Result<Vec<_>, StateError>>()?;
         keys.sort_by_key(|key| std::cmp::Reverse(key.serial));
@@ -297,7 +308,8 @@ impl TunnelKey {
         let secret = TunnelSecret::from_bytes(*random()?);
         let (clients, retired, urgent) = (false, false, false);
         let kem = KemKey::generate();
-        let key = Self { serial, secret, kem, unsure, clients, retired, urgent };
+        let made = in_second(clock);
+        let key = Self { serial, made, secret, kem, unsure, clients, retired, urgent };
         Self::write_all(secrets, std::iter::once(&key).chain(before))?;
         Ok(key)
     }
@@ -315,6 +327,7 @@ impl TunnelKey {
         secrets.write(&KEM_KEYS, &kems.collect::<Vec<_>>())?;
         let stored = keys.take(MAX_TUNNEL_KEYS).map(|key| StoredTunnelKey {
             serial: key.serial,
+            made: Some(key.made).filter(|made| *made != in_second(key.serial)),
             secret: Seed::new(key.secret.as_bytes()),
             unsure: key.unsure,
             clients: key.clients,
@@ -322,12 +335,6 @@ impl TunnelKey {
             urgent: key.urgent,
         });
         secrets.write(&TUNNEL_KEYS, &stored.collect::<Vec<_>>())
-    }
-
-    /// When it was made, by the clock of then.
-    #[must_use]
-    pub const fn made(&self) -> UnixMillis {
-        UnixMillis(self.serial.saturating_mul(1000))
     }
 
     /// The public half, signed by the gateway's identity key.
@@ -344,7 +351,7 @@ impl TunnelKey {
         identity: &IdentityKey,
     ) -> Signed<TunnelKeyBinding> {
         let who = (enrolment.organisation, enrolment.gateway);
-        let (serial, not_before) = (TunnelKeyBinding::FOR_CLIENTS, self.made());
+        let (serial, not_before) = (TunnelKeyBinding::FOR_CLIENTS, in_second(self.serial));
         let binding = self.binding(who);
         let binding = TunnelKeyBinding { serial, not_before, ml_kem_768: None, ..binding };
         Signed::sign(&binding, identity)

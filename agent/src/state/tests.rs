@@ -1,6 +1,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use anteroom_agent_core::peer::KeyUse;
 use anteroom_agent_core::report::{Learned, LearnedNextHop};
@@ -225,7 +226,7 @@ fn ml_kem_keys_of_given_up_tunnel_keys_go_at_the_next_start() {
     // As an earlier version leaves it: the old key is for clients alone by now, and its ML-KEM key is still there.
     let ring = Held::load(&state).unwrap().enrolled.unwrap().ring;
     let of_old = KeyUse { key: old[0].secret.public(), live: 0, away: 0, names: vec![] };
-    let ring = ring.without_unneeded(&[of_old], UnixMillis(0)).unwrap();
+    let ring = ring.without_unneeded(&[of_old], Duration::ZERO, None).unwrap();
     state.write_tunnel_keys(&ring).unwrap();
     let one = fs::read(&path).unwrap();
     assert!(one.len() < both.len());

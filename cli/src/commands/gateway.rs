@@ -1,6 +1,7 @@
 //! `gateway list|show|label|revoke`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anteroom_controller_core::names::Names;
 use anteroom_proto::api::GatewayStatus;
@@ -21,6 +22,9 @@ use crate::output::Output;
 use crate::output::table::{facts, join, table};
 use crate::output::time::{Moment, ago, now};
 use crate::remote::Remote;
+
+/// Clocks are seldom further apart.
+const AHEAD: Duration = Duration::from_secs(3600);
 
 /// How a gateway is, in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -291,7 +295,10 @@ pub(super) fn render(rows: &[GatewayRow]) -> String {
             ),
             row.tunnel_key.as_ref().map_or_else(
                 || "-".into(),
-                |key| format!("{} ({})", ago(key.made.0, now), key.serial),
+                |key| match key.made.0.since(now) {
+                    ahead if ahead > AHEAD => format!("? ({})", key.serial),
+                    _ => format!("{} ({})", ago(key.made.0, now), key.serial),
+                },
             ),
             join(&row.devices),
         ]
@@ -362,7 +369,11 @@ fn tunnel_key(key: &TunnelKeys, now: UnixMillis) -> String {
         more => format!("; {more} older ones until all peers have moved"),
     };
     let psk = if key.post_quantum { "with" } else { "WITHOUT" };
-    let made = ago(key.made.0, now);
+    // Its serial goes on above one that a wrong clock made, and says nothing of the time then.
+    let made = match key.made.0.since(now) {
+        ahead if ahead > AHEAD => "at a time that its serial doesn't tell".into(),
+        _ => ago(key.made.0, now),
+    };
     format!("serial {}, made {made}, {psk} an ML-KEM-768 key{old}", key.serial)
 }
 

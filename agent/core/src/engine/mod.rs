@@ -348,7 +348,11 @@ impl Engine {
         self.seat(&mut policy);
         let before = self.policy.take().map(Arc::new);
         self.policy = Some(policy);
-        self.clock.raise_floor(view.operation.issued_at.max(view.signed_at));
+        let signed = view.operation.issued_at.max(view.signed_at);
+        if before.as_ref().is_some_and(|before| before.view.incarnation < view.incarnation) {
+            self.clock.begin_anew(signed, now);
+        }
+        self.clock.raise_floor(signed);
         self.set_peers(peers, before.as_ref(), now);
         self.retired.extend(before);
         self.reconcile_holdings(now);
@@ -363,6 +367,12 @@ impl Engine {
         self.epoch += 1;
         self.find_boundary(now);
         self.tell_peers(now);
+    }
+
+    /// Has packets for other gateways wait for a pre-shared key by ML-KEM-768 however long that takes. To be called before the first view is
+    /// applied.
+    pub const fn refuse_classic(&mut self) {
+        self.peers.refuse_classic();
     }
 
     /// Tells a time that was confirmed before this start: it is no earlier than that, whatever a peer says.

@@ -206,6 +206,8 @@ pub(super) struct Secrecy {
     pub(super) reached: bool,
     /// Whether packets may go without.
     open: bool,
+    /// Whether packets never go without, whoever lacks a key.
+    strict: bool,
     /// Since when there is a session, and none with such a key.
     since: Option<Instant>,
     /// Whether there could be such a key, and packets go without, or wait.
@@ -252,10 +254,16 @@ impl Secrecy {
         self.agreements.retain(|one| one.own != own || one.key != *key);
     }
 
-    /// Finds out whether packets may go. `sending`: whether the tunnel that they take has a pre-shared key, if there is one.
-    /// Says whether they may that couldn't.
-    pub(super) fn judge(&mut self, sending: Option<bool>, own_kem: bool, now: Instant) -> bool {
+    /// Finds out whether packets may go. `sending`: whether the tunnel that they take has a pre-shared key, if there is one; `strict`:
+    /// whether they wait for one however long that takes. Says whether they may that couldn't.
+    pub(super) fn judge(
+        &mut self,
+        sending: Option<bool>,
+        (own_kem, strict): (bool, bool),
+        now: Instant,
+    ) -> bool {
         let withheld = self.withholds;
+        self.strict = strict;
         let lacks = match self.can {
             _ if !own_kem => Some(State::OwnKeyLacks),
             // It says that it has such a key, and the view names none: whoever makes views keeps it back, or hasn't heard of it.
@@ -276,14 +284,15 @@ impl Secrecy {
             (Some(false), Some(why)) => {
                 // It says so in its tunnel: an older version was put back there.
                 self.reached &= why != State::PeerCannot;
-                (self.since, self.open, self.state) = (None, true, why);
+                self.since = strict.then(|| self.since.unwrap_or(now));
+                (self.open, self.withholds, self.state) = (true, strict, why);
             }
             (Some(false), None) => {
                 let since = *self.since.get_or_insert(now);
                 self.open |= now.saturating_duration_since(since) >= GRACE;
                 self.is_awaited = true;
                 // Nothing but its own word brings a peer back to tunnels without that has shown that it can do better.
-                self.withholds = self.reached || !self.open;
+                self.withholds = strict || self.reached || !self.open;
                 self.state = if self.withholds { State::Awaited } else { State::Unanswered };
             }
         }
@@ -298,7 +307,8 @@ impl Secrecy {
 
     /// When [`Self::judge`] may find something else.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.since.filter(|_| self.withholds && !self.reached).map(|since| since + GRACE)
+        let waits = self.withholds && !self.reached && !self.strict;
+        self.since.filter(|_| waits).map(|since| since + GRACE)
     }
 
     /// Takes a part of a ciphertext whose digest begins so. Gives the whole, once it is here and one may be opened.

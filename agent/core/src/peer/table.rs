@@ -71,6 +71,8 @@ pub struct Peers {
     by_key: HashMap<(u32, TunnelPublicKey, bool), u32, foldhash::fast::RandomState>,
     /// With whom packets went under a pre-shared key, peers or not.
     agreed: HashSet<GatewayId, foldhash::fast::RandomState>,
+    /// Whether packets for other gateways never go without a pre-shared key.
+    never_classic: bool,
     local: Option<Local>,
     sequence: u64,
     next_generation: u32,
@@ -138,6 +140,7 @@ impl Peers {
             tunnels: Slots::new(MAX_TUNNELS),
             by_key: HashMap::default(),
             agreed: HashSet::default(),
+            never_classic: false,
             local: None,
             sequence: 0,
             next_generation: 0,

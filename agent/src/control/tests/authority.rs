@@ -29,6 +29,49 @@ async fn a_newer_authority_is_kept_and_an_older_or_forked_one_is_not() {
     world.finish().await;
 }
 
+/// An honest controller whose clock was years ahead for a minute.
+#[tokio::test]
+async fn a_time_that_was_ahead_is_an_alarm_and_operators_take_it_back() {
+    let mut world = World::new();
+    let mut session = world.session().await;
+    let years = UnixMillis(400_000_000_000);
+    session.welcome(60_000, years.0).await;
+    session.send(view_message(world.organisation.view(1, 1, Mode::Observe))).await;
+    session.hear_applied().await;
+    session.connection.close(0u32.into(), b"its clock is set");
+    let mut session = world.session().await;
+    session.welcome(60_000, 2_000_000).await;
+    world
+        .until("told", |status| status.alarms.iter().any(|alarm| alarm.what.contains("4629 days")))
+        .await;
+    let floor = || Held::load(&world.state).unwrap().enrolled.unwrap().floor;
+    let time = || world.plane.told(|told| told.times.last().copied()).unwrap();
+    assert!(time().0 >= years, "nobody else takes it back: {:?}", time());
+    world.organisation.extend(|next| next.incarnation = 1);
+    session.send(ToAgent::Authority(world.organisation.chain.clone())).await;
+    session.send(view_message(world.organisation.view(2, 2, Mode::Observe))).await;
+    while session.hear_applied().await.revision < 2 {}
+    let deadline = Instant::now() + DEADLINE;
+    while floor().revision.0 < 1 {
+        assert!(Instant::now() < deadline, "{:?}", floor());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(floor().time < years, "{:?}", floor());
+    session.connection.close(0u32.into(), b"again");
+    let mut session = world.session().await;
+    session.welcome(60_000, 3_000_000).await;
+    world
+        .until("connected", |status| status.connected.is_some() && status.last_error.is_none())
+        .await;
+    let deadline = Instant::now() + DEADLINE;
+    while time().0 != UnixMillis(3_000_000) {
+        assert!(Instant::now() < deadline, "{:?}", time());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(floor().time < years, "{:?}", floor());
+    world.finish().await;
+}
+
 #[tokio::test]
 async fn a_controller_that_the_authority_no_longer_names_is_left() {
     let mut world = World::new();

@@ -11,7 +11,7 @@ use super::keep::{Mood, world};
 use super::*;
 use crate::control::clock::system_time;
 use crate::kem::KemKey;
-use crate::keys::Ring;
+use crate::keys::{Ring, is_ahead};
 use crate::state::TunnelKey;
 
 /// Made once: a test asks for it again and again, and seconds pass.
@@ -22,6 +22,7 @@ static MADE: LazyLock<u64> = LazyLock::new(|| system_time().0 / 1000 - 60);
 fn held() -> TunnelKey {
     TunnelKey {
         serial: *MADE,
+        made: UnixMillis(*MADE * 1000),
         secret: TunnelSecret::from_bytes([77; 32]),
         kem: KEM.clone(),
         unsure: false,
@@ -107,12 +108,98 @@ async fn a_key_is_changed_by_age_once_the_gateway_is_approved() {
 }
 
 #[tokio::test]
+async fn a_key_of_a_clock_that_was_years_ahead_is_replaced_once_and_again_when_asked() {
+    let ahead = *MADE + 11 * 365 * 86_400;
+    let world = World::with(move |state, _| {
+        let key = TunnelKey { serial: ahead, made: UnixMillis(ahead * 1000), ..held() };
+        state.write_tunnel_keys(&Ring::new(vec![key.clone()], key)).unwrap();
+    });
+    let old = held().secret.public();
+    world
+        .plane
+        .told(|told| told.key_use = vec![KeyUse { key: old, live: 1, away: 1, names: vec![] }]);
+    let mut session = world.session().await;
+    session.welcome(60_000, system_time().0).await;
+    session.send(view_message(world.organisation.view(1, 1, Mode::Observe))).await;
+    let offered = session.hear_keys().await;
+    assert_eq!((offered[0].serial, offered[1].serial), (ahead + 1, ahead), "{offered:?}");
+    let made = world.state.tunnel_keys().unwrap()[0].made;
+    assert!(!is_ahead(made, system_time()), "by the time of now: {made:?}");
+    // On demand, above what somebody else has seen of it. Of itself it makes none before.
+    session.send(ToAgent::Rotate(Rotate { up_to: ahead + 70, now: false })).await;
+    let again = session.hear_keys().await;
+    assert_eq!((again[0].serial, again[1].x25519), (ahead + 71, offered[0].x25519), "{again:?}");
+    world.finish().await;
+}
+
+/// Serials end somewhere, and whoever has a controller mustn't take a gateway there.
+#[tokio::test]
+async fn no_controller_makes_serials_run_away() {
+    let world = World::with(|state, _| with_key(state));
+    let mut session = world.session().await;
+    session.welcome(60_000, system_time().0).await;
+    session.send(ToAgent::Rotate(Rotate { up_to: u64::MAX - 1, now: false })).await;
+    let offered = session.hear_keys().await;
+    assert!(offered[0].serial < *MADE + 101 * 366 * 86_400, "{offered:?}");
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn old_keys_are_given_up_with_no_controller_in_sight() {
+    let world = World::with(|state, _| {
+        let ring = Ring::new(vec![held()], held());
+        let secret = TunnelSecret::from_bytes([78; 32]);
+        let then = UnixMillis((*MADE + 10) * 1000);
+        state.write_tunnel_keys(&ring.with_new((secret, KEM.clone()), false, 0, then)).unwrap();
+    });
+    let old = held().secret.public();
+    let needed_by = |live| vec![KeyUse { key: old, live, away: 0, names: vec![] }];
+    world.plane.told(|told| told.key_use = needed_by(1));
+    let mut session = world.session().await;
+    session.welcome(60_000, system_time().0).await;
+    world.until("connected", |status| status.connected.is_some() && status.keys.len() == 2).await;
+    session.connection.close(0u32.into(), b"gone");
+    world.until("cut off", |status| status.connected.is_none()).await;
+    world.plane.told(|told| told.key_use = needed_by(0));
+    world
+        .until("given up", |status| {
+            status.connected.is_none() && status.keys.iter().any(|key| key.serves == "clients")
+        })
+        .await;
+    let own = world.plane.told(|told| told.own_keys.last().cloned()).unwrap();
+    assert_eq!(own.iter().map(|own| own.gateways).collect::<Vec<_>>(), [true, false]);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn a_lost_ml_kem_key_is_an_alarm_while_no_controller_can_tell_of_another() {
+    let world = World::with(|state, _| {
+        let key = TunnelKey { kem: None, ..held() };
+        state.write_tunnel_keys(&Ring::new(vec![key.clone()], key)).unwrap();
+    });
+    let told = |status: &ControlStatus| {
+        status.alarms.iter().any(|alarm| alarm.what.contains("packets go without pre-shared keys"))
+    };
+    world.until("alarmed", told).await;
+    // A key that no peer is told of would have them wait.
+    let keys = world.state.tunnel_keys().unwrap();
+    assert_eq!(keys.len(), 1, "{:?}", world.status.borrow());
+    world.until("waiting is shown", |status| !status.keys.is_empty()).await;
+    let mut session = world.session().await;
+    session.welcome(60_000, system_time().0).await;
+    session.send(view_message(world.organisation.view(1, 1, Mode::Observe))).await;
+    let offered = session.hear_keys().await;
+    assert!(offered[0].ml_kem_768.is_some() && offered[1].x25519 == held().secret.public());
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn in_an_emergency_old_keys_that_wait_for_somebody_are_hurried() {
     let world = World::with(|state, _| {
         let ring = Ring::new(vec![held()], held());
         let long_ago = UnixMillis((*MADE + 10) * 1000);
         let ring =
-            ring.with_new((TunnelSecret::from_bytes([78; 32]), KEM.clone()), false, long_ago);
+            ring.with_new((TunnelSecret::from_bytes([78; 32]), KEM.clone()), false, 0, long_ago);
         state.write_tunnel_keys(&ring).unwrap();
     });
     let old = held().secret.public();
@@ -138,7 +225,7 @@ async fn in_an_emergency_old_keys_that_wait_for_somebody_are_hurried() {
 async fn an_alarm_names_the_peers_that_hold_on_to_keys_replaced_a_day_ago() {
     let key = |number: u8, serial| {
         let secret = TunnelSecret::from_bytes([number; 32]);
-        TunnelKey { serial, secret, ..held() }
+        TunnelKey { serial, made: UnixMillis(serial * 1000), secret, ..held() }
     };
     let keys = vec![key(79, *MADE - 60), key(78, *MADE - 90_000), key(77, *MADE - 200_000)];
     let kept = keys.clone();

@@ -9,6 +9,7 @@ mod choice;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use crate::config::{Config, InterfaceName};
 use crate::dataplane::handle::{Command, Commander, Stopped};
 use crate::net::exit::{self, Exits};
 use crate::net::link::{Changes, LinkError, Links};
+use crate::net::reverse_path;
 use choice::{Choice, Seen, Which, Why};
 
 /// How often it is looked whether anything comes back.
@@ -57,6 +59,9 @@ pub struct UnderlaysStatus {
     pub good_ms: Option<u64>,
     /// Both, the first one first.
     pub interfaces: Vec<UnderlayLink>,
+    /// What keeps one from being heard on while the other is used: a sentence each.
+    #[serde(default)]
+    pub problems: Vec<String>,
 }
 
 /// One of two underlays.
@@ -98,6 +103,7 @@ impl Told {
             back_after_ms: None,
             good_ms: None,
             interfaces: Vec::new(),
+            problems: Vec::new(),
         };
         Self { status, since: Instant::now(), good: None }
     }
@@ -125,6 +131,7 @@ pub(super) struct Underlays {
     exits: Exits,
     mirrors: Mirrors,
     read: [Read; 2],
+    problems: Vec<String>,
     choice: Choice,
     changed: u64,
     /// By which interface everything leaves now; none: as routes say.
@@ -160,6 +167,7 @@ impl Underlays {
             exits,
             mirrors,
             read: [Read::default(); 2],
+            problems: Vec::new(),
             choice: Choice::new(Instant::now()),
             changed: 0,
             leaves_by: None,
@@ -203,6 +211,16 @@ impl Underlays {
 
     /// Reads both interfaces.
     async fn read(&mut self) {
+        let settings = Path::new(reverse_path::SETTINGS);
+        let problems: Vec<String> = self
+            .names
+            .iter()
+            .filter_map(|name| reverse_path::problem(settings, name.as_str()))
+            .collect();
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        self.problems = problems;
         let addresses = match self.links.addresses().await {
             Ok(addresses) => addresses,
             Err(error) => {
@@ -330,6 +348,7 @@ impl Underlays {
             back_after_ms: back.map(|(after, _)| millis(after)),
             good_ms: None,
             interfaces: interfaces.collect(),
+            problems: self.problems.clone(),
         };
         let (since, good) = (self.choice.since(), back.and_then(|(_, good)| good));
         self.told.send_if_modified(|told| {

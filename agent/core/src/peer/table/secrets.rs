@@ -31,14 +31,19 @@ const SILENT: Duration = Duration::from_millis(2500);
 const FOR_OTHER: Duration = Duration::from_millis(300);
 
 impl Peers {
+    /// Has packets for other gateways wait for a pre-shared key however long that takes. To be called before there are peers.
+    pub const fn refuse_classic(&mut self) {
+        self.never_classic = true;
+    }
+
     /// Finds out whether packets for a peer may go.
     pub(super) fn judge(&mut self, index: u32, now: Instant) {
-        let own_kem = self.own.has_kem();
+        let rules = (self.own.has_kem(), self.never_classic);
         let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else { return };
         let sending = peer.sending.and_then(|number| self.tunnels.get(number));
         let awaited = peer.secrecy.is_awaited;
         let reached = peer.secrecy.reached;
-        let wakes = peer.secrecy.judge(sending.map(Tunnel::has_psk), own_kem, now) || !awaited;
+        let wakes = peer.secrecy.judge(sending.map(Tunnel::has_psk), rules, now) || !awaited;
         // What waits goes, or what it waits for is begun.
         let wakes = wakes && (peer.secrecy.is_awaited || peer.waiting() > 0);
         let (gateway, has_had) = (peer.gateway, peer.secrecy.reached);

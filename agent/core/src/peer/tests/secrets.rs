@@ -119,9 +119,8 @@ impl Rotation {
     /// How many long packets arrived, and how many datagrams with such ones went with and without a pre-shared key.
     fn long(&self) -> ([usize; 2], usize, usize) {
         let data = self.world.delivered.iter().filter(|(_, _, datagram)| datagram.len() > LONG);
-        let with =
-            |datagram: &[u8]| u32::from_le_bytes(datagram[4..8].try_into().unwrap()) & PSK != 0;
-        let (with, without): (Vec<_>, Vec<_>) = data.partition(|(_, _, datagram)| with(datagram));
+        let (with, without): (Vec<_>, Vec<_>) =
+            data.partition(|(_, _, datagram)| has_psk(datagram));
         ([0, 1].map(|side| self.world.sides[side].packets.len()), with.len(), without.len())
     }
 
@@ -147,6 +146,11 @@ impl Rotation {
 }
 
 /// Whether a datagram is as long as one with a part of a ciphertext.
+/// Whether a datagram with a packet went by a tunnel that has a pre-shared key.
+fn has_psk(datagram: &[u8]) -> bool {
+    u32::from_le_bytes(datagram[4..8].try_into().unwrap()) & PSK != 0
+}
+
 fn is_part(datagram: &[u8]) -> bool {
     datagram.first() == Some(&4) && (350..LONG).contains(&datagram.len())
 }
@@ -281,6 +285,38 @@ fn with_an_old_version_at_one_end_packets_go_without_from_the_first_on_and_it_sa
         let (parts, arrived) = (parts.count(), test.long().0);
         assert!(parts <= most, "{parts}, {kems:?}");
         assert_eq!(arrived, [301, 301], "{kems:?}");
+    }
+}
+
+#[test]
+fn where_classic_is_refused_nothing_goes_without_a_key_whoever_lacks_it() {
+    for end in [0, 1] {
+        for kems in [Kems::None, Kems::Unheld, Kems::Garbage, Kems::Good] {
+            let both = if end == 0 { [Kems::Good, kems] } else { [kems, Kems::Good] };
+            let mut test = Rotation::with_kems(both);
+            test.world.sides[end].peers.refuse_classic();
+            if kems == Kems::Good {
+                test.world.fate = Box::new(|_, _, datagram| usize::from(!is_part(datagram)));
+            }
+            test.long_for(Duration::from_secs(30));
+            let packets = test.world.delivered.iter();
+            let packets = packets.filter(|(to, _, datagram)| *to != end && datagram.len() > LONG);
+            let classic = packets.filter(|(_, _, datagram)| !has_psk(datagram)).count();
+            assert_eq!(classic, 0, "{both:?}, refused at {end}");
+            if kems != Kems::Garbage {
+                assert_eq!(test.long().0[1 - end], 0, "{both:?}, refused at {end}");
+            }
+            // And it isn't busy with that.
+            let words = test.world.delivered.iter().filter(|(to, ..)| *to != end).count();
+            assert!(words < 400, "{words} datagrams in 30 s: {both:?}, refused at {end}");
+        }
+        // Between two that can nothing is lost by it.
+        let mut test = Rotation::with_kems([Kems::Good; 2]);
+        test.world.sides[end].peers.refuse_classic();
+        test.long_for(Duration::from_secs(20));
+        test.assert_quantum();
+        let (arrived, _, without) = test.long();
+        assert_eq!((arrived, without), ([200, 200], 0), "refused at {end}");
     }
 }
 
