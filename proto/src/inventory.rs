@@ -126,6 +126,10 @@ kinds! {
     LldpName = "lldp.name",
     /// Its description in LLDP.
     LldpDescription = "lldp.description",
+    /// Maker and model of its inventory in LLDP-MED.
+    LldpModel = "lldp.model",
+    /// Hardware, firmware and software of its inventory in LLDP-MED.
+    LldpRevision = "lldp.revision",
     /// Its vendor's description of it in LLDP (RFC 8520).
     LldpMudUrl = "lldp.mud-url",
     /// How its TCP opens: `initial TTL:window:options in order`, such as `64:29200:mss,sack,ts,nop,ws`.
@@ -166,8 +170,12 @@ kinds! {
     BacnetInstance = "bacnet.instance",
     /// Its BACnet vendor's number.
     BacnetVendor = "bacnet.vendor",
-    /// Its BACnet object or model name, where it was read.
+    /// Its name in BACnet, where somebody read it.
     BacnetName = "bacnet.name",
+    /// Its model in BACnet, where somebody read it.
+    BacnetModel = "bacnet.model",
+    /// Its vendor's name in BACnet, where somebody read it.
+    BacnetMaker = "bacnet.maker",
     /// `client` where it asks by Modbus, `server` where it answers.
     ModbusRole = "modbus.role",
     /// What it says by Modbus' device identification: vendor, product, revision.
@@ -192,6 +200,10 @@ kinds! {
     SnmpObjectId = "snmp.object-id",
     /// Its name by SNMP (sysName).
     SnmpName = "snmp.name",
+    /// Whose SNMP it has, by the engine that it names in version 3: the maker's enterprise number.
+    SnmpEngine = "snmp.engine",
+    /// Its name in LLMNR, by which it answers.
+    LlmnrName = "llmnr.name",
     /// Its name in multicast DNS.
     MdnsName = "mdns.name",
     /// A service that it offers by multicast DNS.

@@ -17,6 +17,7 @@ mod collector;
 mod cursor;
 mod frame;
 mod gate;
+mod lldp;
 mod sensor;
 mod sight;
 mod soap;

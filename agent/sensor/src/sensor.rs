@@ -4,7 +4,7 @@ use crate::frame::{self, Frame, Segment};
 use crate::gate::Look;
 use crate::sight::Sights;
 use crate::stream::Streams;
-use crate::{tcp, udp};
+use crate::{lldp, tcp, udp};
 
 /// Reads frames. Keeps the first bytes of streams, bounded, and who was asked by UDP.
 #[derive(Debug, Default)]
@@ -32,7 +32,7 @@ impl Sensor {
         sights.begin();
         match frame::parse(bytes, vlan) {
             None => {}
-            Some(Frame::Lldp { from, units }) => udp::lldp(from, units, sights),
+            Some(Frame::Lldp { from, units }) => lldp::read(from, units, sights),
             Some(Frame::Udp(datagram)) => {
                 self.asked.take(&datagram, sights);
                 udp::read(&datagram, sights);

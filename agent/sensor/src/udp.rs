@@ -1,17 +1,15 @@
-//! What is said by datagrams, and by LLDP's frames, each of which stands by itself.
+//! What is said by datagrams, each of which stands by itself.
 
 mod asked;
 mod bacnet;
 mod dhcp;
 mod dns;
-mod lldp;
 mod monitors;
 mod netbios;
 mod snmp;
 mod ssdp;
 
 pub(crate) use asked::Asked;
-pub(crate) use lldp::read as lldp;
 
 use anteroom_proto::inventory::HintKind;
 
@@ -19,6 +17,8 @@ use crate::frame::Datagram;
 use crate::sight::Sights;
 use crate::soap;
 
+/// Link-local multicast name resolution (RFC 4795).
+const LLMNR: u16 = 5355;
 /// WS-Discovery.
 const DISCOVERY: u16 = 3702;
 
@@ -34,6 +34,8 @@ pub(crate) fn read(datagram: &Datagram<'_>, sights: &mut Sights) {
         dns::read(datagram, sights);
     } else if either(5353) {
         dns::read_multicast(datagram, sights);
+    } else if source == LLMNR {
+        dns::read_local(datagram, sights);
     } else if either(137) {
         netbios::read_name(datagram, sights);
     } else if either(138) {

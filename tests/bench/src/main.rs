@@ -220,7 +220,9 @@ fn outside(cli: &Cli) -> Result<ExitCode> {
             if *install {
                 subjects.iter().try_for_each(|kind| tools.install(kind))?;
             }
-            let ours = |kind: &Kind| matches!(kind, Kind::Anteroom | Kind::Relay | Kind::Lanes(..));
+            let ours = |kind: &Kind| {
+                matches!(kind, Kind::Anteroom | Kind::NoSensor | Kind::Relay | Kind::Lanes(..))
+            };
             rows.is_none() && subjects.iter().any(ours)
         }
     };

@@ -79,7 +79,7 @@ impl Tools {
     pub fn have(&self, kind: &Kind) -> Result<()> {
         match kind {
             Kind::Routing | Kind::Aead => Ok(()),
-            Kind::Anteroom | Kind::Lanes(..) => exists(&self.agent),
+            Kind::Anteroom | Kind::NoSensor | Kind::Lanes(..) => exists(&self.agent),
             Kind::Relay => exists(&self.agent).and_then(|()| exists(&self.controller)),
             Kind::Other(_, path) => exists(path),
             Kind::BoringtunOne | Kind::Boringtun => self.boringtun().map(drop),
@@ -133,7 +133,9 @@ impl Tools {
 #[must_use]
 pub fn version(kind: &Kind, tools: &Tools) -> Option<String> {
     let (program, argument) = match kind {
-        Kind::Anteroom | Kind::Relay | Kind::Lanes(..) => (tools.agent.clone(), "--version"),
+        Kind::Anteroom | Kind::NoSensor | Kind::Relay | Kind::Lanes(..) => {
+            (tools.agent.clone(), "--version")
+        }
         Kind::Other(_, path) => (path.clone(), "--version"),
         Kind::BoringtunOne | Kind::Boringtun => (tools.boringtun().ok()?, "--version"),
         Kind::WireguardGo => (tools.wireguard_go().ok()?, "--version"),

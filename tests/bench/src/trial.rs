@@ -1,5 +1,6 @@
 //! The tests: each does something to one subject for some seconds and says what came of it.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -22,6 +23,8 @@ const SMALL: usize = 128;
 const STEADY: f64 = 20_000.0;
 /// Flows of the test with several, and their packets a second.
 const SEVERAL: (usize, f64) = (8, 60_000.0);
+/// New flows a second of the test with many short ones: fewer than a device may have open, over all rounds.
+const NEW: f64 = 1_500.0;
 /// Where the search for the highest rate begins.
 const START: f64 = 10_000.0;
 /// How often the search halves what is left between what passes and what doesn't.
@@ -57,6 +60,8 @@ pub enum Test {
     UdpSteady,
     /// 128-byte UDP packets, 60,000 a second of eight flows
     UdpFlows,
+    /// 1,500 new flows a second, each of one 128-byte UDP packet
+    NewFlows,
     /// Round trips of 64 bytes, nothing else under way
     Ping,
     /// Round trips of 64 bytes while one TCP stream takes all it can
@@ -69,7 +74,7 @@ pub enum Test {
 
 impl Test {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Idle,
         Self::Ping,
         Self::Tcp1,
@@ -79,6 +84,7 @@ impl Test {
         Self::Udp128,
         Self::UdpSteady,
         Self::UdpFlows,
+        Self::NewFlows,
         Self::PingLoaded,
         Self::Fairness,
     ];
@@ -94,6 +100,7 @@ impl Test {
             Self::Udp128 => "udp-128",
             Self::UdpSteady => "udp-steady",
             Self::UdpFlows => "udp-flows",
+            Self::NewFlows => "new-flows",
             Self::Ping => "ping",
             Self::PingLoaded => "ping-loaded",
             Self::Fairness => "fairness",
@@ -155,6 +162,7 @@ pub fn run(test: Test, subject: &Subject, time: Duration) -> Result<Vec<Figure>>
         Test::Udp128 => highest_rate(world, &pids, time),
         Test::UdpSteady => steady(world, &pids, (1, STEADY), time),
         Test::UdpFlows => steady(world, &pids, SEVERAL, time),
+        Test::NewFlows => new_flows(world, &pids, time),
         Test::Ping => {
             let _responder = echo::Responder::start(world, MAIN.1)?;
             round_trips(world, MAIN, PROBE, Duration::from_millis(1), time)
@@ -205,6 +213,7 @@ fn throughput(
         figures.push(figure("cpu", cpu * 1e9 / bytes, "s/GB"));
         let busiest = used.busiest_since(&begun.2);
         figures.extend(busiest.map(|cpu| figure("busiest", cpu * 1e9 / bytes, "s/GB")));
+        figures.extend(sensors(&used, &begun.2));
         figures.push(figure("memory", resident(pids)?, "MiB"));
         let per_byte = instructions.map(|count| count as f64 / bytes);
         figures.extend(per_byte.map(|count| figure("instructions", count, "/byte")));
@@ -247,6 +256,31 @@ fn steady(
         figures.extend(busiest.map(|cpu| figure("busiest", cpu * 1e6 / packets, "us/packet")));
         let per_packet = instructions.map(|count| count as f64 / packets);
         figures.extend(per_packet.map(|count| figure("instructions", count, "/packet")));
+    }
+    Ok(figures)
+}
+
+/// What of the processor's time the sensors' threads took.
+fn sensors(used: &Cpu, before: &Cpu) -> Option<Figure> {
+    let all = used.since(before);
+    let share = used.sensors_since(before).filter(|_| all > 0.0)? / all;
+    Some(figure("sensor", share * 100.0, "% of cpu"))
+}
+
+/// Flows that nobody has seen before, which is the most work for whoever looks at the beginnings of flows.
+fn new_flows(world: &World, pids: &[u32], time: Duration) -> Result<Vec<Figure>> {
+    /// The next port that no flow came from.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let count = (NEW * time.as_secs_f64()) as u32;
+    let before = Cpu::of(pids)?;
+    let first = NEXT.fetch_add(count, Ordering::Relaxed);
+    let sent = udp::send_from_new_ports(world, MAIN, (first, SMALL), NEW, time)?;
+    let used = Cpu::of(pids)?;
+    anyhow::ensure!(sent > 0, "nothing was sent");
+    let mut figures = Vec::new();
+    if !pids.is_empty() {
+        figures.push(figure("cpu", used.since(&before) * 1e6 / sent as f64, "us/flow"));
+        figures.extend(sensors(&used, &before));
     }
     Ok(figures)
 }

@@ -1,10 +1,13 @@
 //! What a subject's processes have used: processor time, memory, instructions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::unistd::{SysconfVar, sysconf};
+
+/// What an agent calls the thread of its sensor.
+const SENSOR: &str = "sensor";
 
 /// Whether `/proc` tells of this process's own namespace, in which it knows the processes that it started: elsewhere their
 /// numbers belong to nobody, or to somebody else.
@@ -28,6 +31,8 @@ pub fn proc_is_ours() -> Result<()> {
 pub struct Cpu {
     /// Nanoseconds of each thread, as the scheduler counts them.
     threads: BTreeMap<u32, u64>,
+    /// Those that read what devices let be seen, beside the data plane.
+    sensors: BTreeSet<u32>,
     /// Seconds of whole processes, ended threads included, in steps of a tick.
     processes: f64,
 }
@@ -47,6 +52,10 @@ impl Cpu {
                 let text = std::fs::read_to_string(path).unwrap_or_default();
                 if let Some(time) = text.split(' ').next().and_then(|field| field.parse().ok()) {
                     cpu.threads.insert(thread, time);
+                }
+                let name = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm"));
+                if name.is_ok_and(|name| name.trim_end() == SENSOR) {
+                    cpu.sensors.insert(thread);
                 }
             }
         }
@@ -71,6 +80,14 @@ impl Cpu {
 }
 
 impl Cpu {
+    /// Seconds that sensors' threads used since an earlier moment. None where there are none.
+    #[must_use]
+    pub fn sensors_since(&self, before: &Self) -> Option<f64> {
+        let at = |cpu: &Self, thread| cpu.threads.get(thread).copied().unwrap_or(0);
+        let used = self.sensors.iter().map(|one| at(self, one).saturating_sub(at(before, one)));
+        (!self.sensors.is_empty()).then(|| used.sum::<u64>() as f64 / 1e9)
+    }
+
     /// Seconds that the thread used which used most since an earlier moment. None where single threads aren't counted.
     /// However many cores there are, nothing goes faster than this thread does its part.
     #[must_use]
@@ -164,10 +181,15 @@ mod tests {
 
     #[test]
     fn threads_that_ended_count_by_their_process() {
-        let before = Cpu { threads: [(1, 500)].into(), processes: 1.0 };
-        let after = Cpu { threads: [(2, 900)].into(), processes: 1.5 };
+        let before = Cpu { threads: [(1, 500)].into(), processes: 1.0, ..Cpu::default() };
+        let after = Cpu { threads: [(2, 900)].into(), processes: 1.5, ..Cpu::default() };
         assert!((after.since(&before) - 0.5).abs() < 1e-9);
-        let on = Cpu { threads: [(1, 1_000_000_500), (2, 1_000_000_000)].into(), processes: 9.0 };
+        let on = Cpu {
+            threads: [(1, 1_000_000_500), (2, 1_000_000_000)].into(),
+            sensors: [2].into(),
+            processes: 9.0,
+        };
         assert!((on.since(&before) - 2.0).abs() < 1e-9);
+        assert_eq!((on.sensors_since(&before), after.sensors_since(&before)), (Some(1.0), None));
     }
 }

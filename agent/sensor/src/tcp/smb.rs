@@ -160,7 +160,10 @@ fn challenge(who: Station, message: &[u8], sights: &mut Sights) -> Option<()> {
     let length = usize::from(fields.le16()?);
     fields.take(2)?;
     let offset = usize::try_from(fields.le32()?).ok()?;
-    if let [major @ 1..=20, minor, low, high] = fields.take(4)? {
+    // Others than Windows leave the build out, whatever they pass for.
+    if let [major @ 1..=20, minor, low, high] = fields.take(4)?
+        && (*low, *high) != (0, 0)
+    {
         let build = u16::from_le_bytes([*low, *high]);
         sights.tell(who, HintKind::SmbOs, format!("Windows {major}.{minor}.{build}"));
     }

@@ -2,7 +2,7 @@
 //! frame's own sender: whoever writes another's address into a message could speak for it. What relays carry further is passed by
 //! for the same reason; the gateway of a client sees the message before any relay does.
 
-use anteroom_proto::inventory::HintKind;
+use anteroom_proto::inventory::{HintKind, MAX_VALUE};
 
 use crate::cursor::Cursor;
 use crate::frame::Datagram;
@@ -43,8 +43,7 @@ fn client(datagram: &Datagram<'_>, sights: &mut Sights) -> Option<()> {
         match kind {
             12 => sights.tell(who, HintKind::DhcpHostname, value),
             55 => {
-                let asked: Vec<String> = value.iter().map(u8::to_string).collect();
-                sights.tell(who, HintKind::DhcpParameters, asked.join(","));
+                sights.tell(who, HintKind::DhcpParameters, list(value));
             }
             60 => sights.tell(who, HintKind::DhcpVendorClass, value),
             // Flags and two numbers that mean nothing any more; then a name as text or, by a flag, as DNS has it.
@@ -57,11 +56,35 @@ fn client(datagram: &Datagram<'_>, sights: &mut Sights) -> Option<()> {
                     sights.tell(who, HintKind::DhcpFqdn, name);
                 }
             }
+            // The maker's number, and a class with its length before it (RFC 3925).
+            124 => {
+                let mut class = Cursor(value);
+                let enterprise = class.be32()?;
+                let class = class.short().and_then(|held| Cursor(held).short().or(Some(held)));
+                let text = String::from_utf8_lossy(class.unwrap_or_default());
+                sights.tell(who, HintKind::DhcpVendorClass, format!("{enterprise}:{text}"));
+            }
             161 => sights.tell(who, HintKind::DhcpMudUrl, value),
             _ => {}
         }
     }
     None
+}
+
+/// Numbers with commas between them: as many whole ones as fit.
+fn list(numbers: &[u8]) -> String {
+    let mut text = String::new();
+    for number in numbers {
+        let number = number.to_string();
+        if text.len() + 1 + number.len() > MAX_VALUE {
+            break;
+        }
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(&number);
+    }
+    text
 }
 
 /// Reads a client's DHCPv6 message, as the client itself sent it.
@@ -141,6 +164,18 @@ mod tests {
         assert_eq!(told(&request(CLIENT.mac.0, [0; 4]), 4), wanted);
         assert_eq!(told(&request([2, 0, 0, 0, 0, 5], [0; 4]), 4), [], "another's address");
         assert_eq!(told(&request(CLIENT.mac.0, [10, 0, 0, 1]), 4), [], "a relay's");
+    }
+
+    #[test]
+    fn long_lists_end_at_a_number_and_makers_name_their_class() {
+        let asked = [b"\x37\x40".as_slice(), &[121; 64]].concat();
+        let class = b"\x7c\x09\0\0\x11\x8b\x04PUMP";
+        let mut message = request(CLIENT.mac.0, [0; 4]);
+        message.truncate(FIXED + COOKIE.len());
+        message.extend([&asked[..], &class[..], b"\xff"].concat());
+        let told = told(&message, 4);
+        assert_eq!(told[0].2, vec!["121"; 40].join(","));
+        assert_eq!(told[1], (CLIENT, HintKind::DhcpVendorClass, "4491:PUMP".to_owned()));
     }
 
     #[test]

@@ -9,8 +9,9 @@ use crate::sight::Sights;
 
 /// A name in its encoding: 32 letters, two for each byte.
 const ENCODED: usize = 32;
-/// Kinds of questions, as the header's second number has them: registration, and refreshing it.
-const REGISTRATION: u16 = 5;
+/// Kinds of questions, as the header's second number has them: registration (of one with several addresses, too), and
+/// refreshing it.
+const REGISTRATION: [u16; 2] = [5, 15];
 const REFRESH: [u16; 2] = [8, 9];
 /// A machine, and its file server.
 const MACHINE: [u8; 2] = [0x00, 0x20];
@@ -25,7 +26,7 @@ fn registered(datagram: &Datagram<'_>, sights: &mut Sights) -> Option<()> {
     message.be16()?;
     let flags = message.be16()?;
     let order = flags >> 11 & 0x0f;
-    if flags & 0x8000 != 0 || !(order == REGISTRATION || REFRESH.contains(&order)) {
+    if flags & 0x8000 != 0 || !(REGISTRATION.contains(&order) || REFRESH.contains(&order)) {
         return None;
     }
     message.take(8)?;

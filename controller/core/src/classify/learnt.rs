@@ -55,9 +55,11 @@ const DYNAMIC: u16 = 32768;
 const FEWEST: u8 = 10;
 
 /// How traits begin that state which product a device is.
-const STATED: [&str; 6] = [
+const STATED: [&str; 8] = [
     "dhcp.hostname=",
     "mdns.model=",
+    "lldp.model=",
+    "bacnet.model=",
     "wsd.model=",
     "ssdp.model=",
     "modbus.identity=",

@@ -387,16 +387,20 @@ const fn says(kind: HintKind) -> bool {
             | K::Dhcp6VendorClass
             | K::LldpName
             | K::LldpDescription
+            | K::LldpModel
             | K::LldpMudUrl
             | K::WsdManufacturer
             | K::WsdModel
             | K::WsdName
             | K::BacnetName
+            | K::BacnetModel
+            | K::BacnetMaker
             | K::ModbusIdentity
             | K::OpcuaApplication
             | K::NetbiosName
             | K::SnmpDescription
             | K::SnmpName
+            | K::LlmnrName
             | K::MdnsName
             | K::MdnsService
             | K::MdnsModel

@@ -13,6 +13,9 @@ use crate::world::{Device, World};
 
 /// Where packets go.
 const PORT: u16 = 5_000;
+/// Ports that flows of their own come from, from the first one on.
+const FIRST_PORT: u32 = 5_001;
+const PORTS: u32 = 60_000;
 /// Bytes of IPv4 and UDP headers.
 const HEADERS: usize = 28;
 /// Packets that one system call sends or fetches at most.
@@ -82,6 +85,46 @@ impl Arrivals {
     fn arriving(&self) -> Duration {
         self.span.map_or(Duration::ZERO, |(first, last)| last.saturating_duration_since(first))
     }
+}
+
+/// Sends IP packets of `size` bytes for `time`, `rate` a second, each from another port, beginning with number `first` of those that
+/// there are. Returns how many went out.
+///
+/// # Errors
+/// If a socket can't be had.
+pub fn send_from_new_ports(
+    world: &World,
+    (from, to): (Device, Device),
+    (first, size): (u32, usize),
+    rate: f64,
+    time: Duration,
+) -> Result<u64> {
+    let address = SocketAddr::from((world.address(to), PORT));
+    // Whoever listens answers nothing, nor does its kernel.
+    let _receiver = world
+        .device(to)
+        .enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, PORT)))?
+        .with_context(|| format!("binding {address}"))?;
+    let payload = vec![0x5a; size.saturating_sub(HEADERS)];
+    world.device(from).enter(|| -> Result<u64> {
+        let begun = Instant::now();
+        let (mut tried, mut sent) = (0, 0);
+        while begun.elapsed() < time {
+            let due = (begun.elapsed().as_secs_f64() * rate) as u32;
+            while tried < due {
+                let port = FIRST_PORT + (first + tried) % PORTS;
+                tried += 1;
+                // A port that is taken is left out.
+                let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port as u16)) else {
+                    continue;
+                };
+                socket.send_to(&payload, address)?;
+                sent += 1;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(sent)
+    })?
 }
 
 /// Sends IP packets of `size` bytes for `time`, `rate` a second of all `flows` together, and counts those that arrive.

@@ -31,6 +31,15 @@ pub(super) fn prepare(
     Ok(configs)
 }
 
+/// Switches the sensor off in these configurations.
+pub(super) fn blind(configs: &[PathBuf]) -> Result<()> {
+    for path in configs {
+        let text = std::fs::read_to_string(path)?;
+        std::fs::write(path, format!("{text}[sensor]\nenabled = false\n"))?;
+    }
+    Ok(())
+}
+
 /// Enrols both gateways in an organisation, with all devices, and writes their configurations.
 pub(super) fn enrol(
     world: &World,

@@ -26,7 +26,9 @@ pub enum Kind {
     Routing,
     /// This workspace's agent.
     Anteroom,
-    /// The same with a relay between the gateways: all goes through it.
+    /// The same with its sensor switched off.
+    NoSensor,
+    /// The same as `anteroom` with a relay between the gateways: all goes through it.
     Relay,
     /// Another build of the agent: `NAME=PATH`.
     Other(String, PathBuf),
@@ -46,9 +48,10 @@ pub enum Kind {
 
 impl Kind {
     /// All that have a name of their own.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Routing,
         Self::Anteroom,
+        Self::NoSensor,
         Self::Relay,
         Self::BoringtunOne,
         Self::Boringtun,
@@ -63,6 +66,7 @@ impl Kind {
         match self {
             Self::Routing => "routing",
             Self::Anteroom => "anteroom",
+            Self::NoSensor => "no-sensor",
             Self::Relay => "relay",
             Self::Other(name, _) | Self::Lanes(name, _) => name,
             Self::BoringtunOne => "boringtun-1",
@@ -134,7 +138,9 @@ impl Subject {
             Self { name, world: None, processes: Vec::new(), _between: None, _state: None };
         let addressing = match kind {
             Kind::Aead => return Ok(subject),
-            Kind::Anteroom | Kind::Relay | Kind::Lanes(..) | Kind::Other(..) => Addressing::Flat,
+            Kind::Anteroom | Kind::NoSensor | Kind::Relay | Kind::Lanes(..) | Kind::Other(..) => {
+                Addressing::Flat
+            }
             _ => Addressing::Routed,
         };
         let prefix = match card {
@@ -156,7 +162,7 @@ impl Subject {
                         .ip(&format!("route add {network}/{length} via {via}"))?;
                 }
             }
-            Kind::Anteroom | Kind::Relay | Kind::Lanes(..) | Kind::Other(..) => {
+            Kind::Anteroom | Kind::NoSensor | Kind::Relay | Kind::Lanes(..) | Kind::Other(..) => {
                 let agent = match kind {
                     Kind::Other(_, path) => path.as_path(),
                     _ => &tools.agent,
@@ -174,6 +180,9 @@ impl Subject {
                 } else {
                     anteroom::prepare(&world, state.path(), threads)?
                 };
+                if *kind == Kind::NoSensor {
+                    anteroom::blind(&configs)?;
+                }
                 subject._state = Some(state);
                 for (gateway, config) in configs.iter().enumerate() {
                     let host = &world.gateways[gateway];
