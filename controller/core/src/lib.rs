@@ -46,3 +46,4 @@ pub mod stale;
 pub mod suggest;
 pub mod surface;
 pub mod why;
+mod words;

@@ -20,6 +20,7 @@ use crate::parties::label;
 use crate::resolve::Resolved;
 use crate::service_catalog;
 use crate::surface::{Criticality, Surfaces};
+use crate::words::counted;
 
 mod svg;
 #[cfg(test)]
@@ -374,10 +375,10 @@ impl Map {
                 };
                 let _ = writeln!(
                     text,
-                    "  -> {to}: {} ({}, {} flows{exposed})",
+                    "  -> {to}: {} ({}, {}{exposed})",
                     line.service,
                     line.ways(),
-                    line.flows()
+                    counted(line.flows(), "flow")
                 );
             }
         }
@@ -424,12 +425,12 @@ impl Map {
         let name = |place: usize| self.nodes.get(place).map(shown).unwrap_or_default();
         let patients = if line.patient_data { ", names patients" } else { "" };
         format!(
-            "{} to {}: {} ({}, {} flows{patients})",
+            "{} to {}: {} ({}, {}{patients})",
             name(line.from),
             name(line.to),
             line.service,
             line.ways(),
-            line.flows()
+            counted(line.flows(), "flow")
         )
     }
 }

@@ -17,6 +17,7 @@ use crate::decide::Party;
 use crate::policy::key;
 use crate::resolve::Resolved;
 use crate::service_catalog;
+use crate::words::counted;
 
 /// How many of a class make it odd that one alone does something.
 const MANY: usize = 10;
@@ -175,12 +176,13 @@ impl<'a> Writer<'a> {
         } else {
             let _ = write!(
                 self.rules,
-                "\n# Seen: {} of {} who may open, {} of {} who answer; {flows} flows on {} days, {} to {}.\n# Confidence: {confidence}. {}\n",
+                "\n# Seen: {} of {} who may open, {} of {} who answer; {} on {}, {} to {}.\n# Confidence: {confidence}. {}\n",
                 froms.len(),
                 sizes[0],
                 tos.len(),
                 sizes[1],
-                sum.days.count_ones(),
+                counted(flows, "flow"),
+                counted(sum.days.count_ones().into(), "day"),
                 date(sum.first),
                 date(sum.last),
                 match opens.saturating_sub(seen) {
@@ -484,11 +486,11 @@ impl<'a> Writer<'a> {
         for question in questions.iter().take(options.questions_in_file) {
             let _ = writeln!(
                 text,
-                "{QUESTION}{} to {}, {}: {} flows, last on {}; {}",
+                "{QUESTION}{} to {}, {}: {}, last on {}; {}",
                 label(question.from),
                 label(question.to),
                 question.service,
-                question.flows,
+                counted(question.flows, "flow"),
                 date(question.last),
                 match question.doubt {
                     Doubt::SeenOnce => "seen on one day",
