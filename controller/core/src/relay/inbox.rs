@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use anteroom_proto::relay::packet;
+use anteroom_proto::relay::packet::{self, PeerNumber};
 
 /// What a sender may hand out in one turn: never less than its longest packet.
 const QUANTUM: usize = packet::MAX_LEN;
@@ -123,6 +123,17 @@ impl Inbox {
             }
             share.deficit -= waiting.datagram.len();
             return Some(Left { from, cost, datagram: Some(waiting.datagram) });
+        }
+    }
+
+    /// From now on the receiver calls `from` by this number, in what waits already, too.
+    pub(super) fn renumber(&mut self, from: u32, number: PeerNumber) {
+        let Some(share) = self.shares.get_mut(&from) else { return };
+        for (queue, bulk) in [(&mut share.first, false), (&mut share.bulk, true)] {
+            let header = packet::header(number, bulk);
+            for waiting in queue {
+                waiting.datagram[..packet::HEADER_LEN].copy_from_slice(&header);
+            }
         }
     }
 

@@ -69,7 +69,7 @@ impl Default for Limits {
 pub struct Entered {
     /// Its connection.
     pub session: SessionId,
-    /// The gateway's connection before this one, which is over.
+    /// The gateway's connection before this one, which is over. What was waiting goes on by this one.
     pub replaced: Option<SessionId>,
 }
 
@@ -165,10 +165,20 @@ impl Relay {
             self.counts.refused += 1;
             return Err(Refusal::new(RefusalCode::Pass, "the pass names too many peers"));
         }
-        let replaced = self.here.get(&pass.gateway).and_then(|slot| self.id_of(*slot));
-        if let Some(replaced) = replaced {
-            self.leave(replaced);
-        }
+        session.stale = session.is_stale(self.clock.1, &self.controllers);
+        let generation = session.generation;
+        let (slot, replaced) = match self.here.get(&pass.gateway).copied() {
+            Some(slot) => (slot, self.replace(slot, session)),
+            None => (self.place(session), None),
+        };
+        self.here.insert(pass.gateway, slot);
+        self.remember(pass);
+        self.judge(slot);
+        Ok(Entered { session: SessionId { slot, generation }, replaced })
+    }
+
+    /// Gives a gateway that wasn't here a slot.
+    fn place(&mut self, session: Session) -> u32 {
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -177,12 +187,47 @@ impl Relay {
                 u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
             }
         };
-        let id = SessionId { slot, generation: session.generation };
         self.slots[slot as usize] = Some(session);
-        self.here.insert(pass.gateway, slot);
-        self.remember(pass);
-        self.judge(slot);
-        Ok(Entered { session: id, replaced })
+        slot
+    }
+
+    /// Lets a gateway's newer connection take the place of the one in `slot`, which it gives. What waits for the gateway, and
+    /// what it has waiting for others, stays, as far as the newer pass opens the same ways: a change of connections loses
+    /// none of it.
+    fn replace(&mut self, slot: u32, mut session: Session) -> Option<SessionId> {
+        let generation = session.generation;
+        let mut before = self.slots[slot as usize].take()?;
+        session.inbox = std::mem::take(&mut before.inbox);
+        (session.queued, session.bucket) = (before.queued, before.bucket.take());
+        self.slots[slot as usize] = Some(session);
+        for route in before.routes {
+            let Some(Way { slot: other, number: theirs }) = route.way else { continue };
+            let way = self.way(slot, route.gateway);
+            let mut back = None;
+            if let Some(session) = self.slots[slot as usize].as_mut()
+                && let (Some(way), Some(number)) = (way, session.numbers.get(&route.gateway))
+                && let Some(route) = session.routes.get_mut(usize::from(number.get()))
+            {
+                // The newer connection has numbers of its own.
+                session.inbox.renumber(other, *number);
+                route.way = Some(way);
+                session.news.insert(*number);
+                back = Some(Way { slot, number: *number });
+            }
+            if back.is_none() {
+                self.purge(other, slot);
+                self.purge(slot, other);
+            }
+            if let Some(session) = self.slots[other as usize].as_mut() {
+                if let Some(route) = session.routes.get_mut(usize::from(theirs.get())) {
+                    route.way = back;
+                }
+                session.news.insert(theirs);
+                self.woken.insert(SessionId { slot: other, generation: session.generation });
+            }
+        }
+        self.woken.insert(SessionId { slot, generation });
+        Some(SessionId { slot, generation: before.generation })
     }
 
     /// Takes a newer pass of a gateway that is here, in place of the one before.

@@ -161,6 +161,64 @@ fn a_newer_connection_replaces_the_one_before() {
 }
 
 #[test]
+fn what_waits_both_ways_goes_on_by_a_newer_connection_whatever_that_calls_its_peers() {
+    let now = Instant::now();
+    let mut relay = relay(Limits::default());
+    let first = enter(&mut relay, &pass(1, 1, &[2, 3, 4]), now);
+    let peers: Vec<SessionId> =
+        [2, 3, 4].map(|n| enter(&mut relay, &pass(n, 2, &[1]), now)).into_iter().collect();
+    let told = relay.news(first, 9);
+    for (n, peer) in [2, 3, 4].into_iter().zip(&peers) {
+        let mark = u32::from(n);
+        let to = number_of(&told, n);
+        for bulk in [false, true] {
+            relay.forward(first, packet(to, bulk, mark, 100), now).unwrap();
+            relay.forward(*peer, packet(0, bulk, mark, 100), now).unwrap();
+        }
+    }
+    relay.woken();
+    let waited = relay.waiting();
+    // It has met another first, names one no more, and calls the others by other numbers.
+    let again = relay.enter(&pass(1, 3, &[0, 2, 3]), ROOM, now).unwrap();
+    assert_eq!(again.replaced, Some(first));
+    assert_eq!(relay.counts().dropped(Dropped::Gone), 4, "with the one that isn't named any more");
+    assert_eq!(relay.waiting(), waited - waited / 3);
+    assert_eq!(relay.woken(), peers.iter().copied().chain([again.session]).collect());
+    let told = relay.news(again.session, 9);
+    let mut came: Vec<_> =
+        std::iter::from_fn(|| relay.next(again.session, now)).map(|packet| read(&packet)).collect();
+    came.sort_unstable();
+    let mut expected: Vec<_> =
+        [2, 2, 3, 3].into_iter().map(|n| (number_of(&told, n), u32::from(n))).collect();
+    expected.sort_unstable();
+    assert_eq!(came, expected);
+    for (n, peer) in [2u16, 3, 4].into_iter().zip(&peers) {
+        let came: Vec<_> =
+            std::iter::from_fn(|| relay.next(*peer, now)).map(|packet| read(&packet)).collect();
+        let expected = if n == 4 { vec![] } else { vec![(0, u32::from(n)); 2] };
+        assert_eq!(came, expected, "{n}");
+        // And so does what is sent from now on.
+        let sent = relay.forward(*peer, packet(0, false, 9, 100), now);
+        assert_eq!(sent, if n == 4 { Err(Dropped::NotShared) } else { Ok(again.session) });
+    }
+    relay.leave(again.session);
+    assert_eq!(relay.waiting(), 0);
+}
+
+#[test]
+fn a_rate_isnt_had_anew_by_connecting_again() {
+    let now = Instant::now();
+    let rate = Rate { bytes_per_second: 1_000, burst: 300 };
+    let mut relay = relay(Limits { rate: Some(rate), ..Limits::default() });
+    let first = enter(&mut relay, &pass(1, 1, &[2]), now);
+    enter(&mut relay, &pass(2, 2, &[1]), now);
+    relay.forward(first, packet(0, false, 1, 250), now).unwrap();
+    let again = enter(&mut relay, &pass(1, 1, &[2]), now);
+    let sent = relay.forward(again, packet(0, false, 1, 250), now);
+    assert_eq!(sent, Err(Dropped::Rate));
+}
+
+#[test]
 fn what_a_peer_can_take_is_told_when_it_changes() {
     let now = Instant::now();
     let mut relay = relay(Limits::default());
