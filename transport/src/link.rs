@@ -20,7 +20,7 @@ use crate::tls::Protocol;
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What carries a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Carrier {
     /// QUIC, over UDP.
     Quic,

@@ -46,6 +46,15 @@ pub fn expect(address: IpAddr) -> Expected {
     Expected(network)
 }
 
+impl Expected {
+    /// Whoever is connected comes from `address` now.
+    pub fn follow(&mut self, address: IpAddr) {
+        if network(address) != self.0 {
+            *self = expect(address);
+        }
+    }
+}
+
 fn expected() -> MutexGuard<'static, HashMap<u64, usize>> {
     EXPECTED.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -142,19 +142,33 @@ where
             admission.log_news();
         }
     };
-    let serving = async {
-        tokio::join!(
-            accept_quic(&endpoint, admission, serve.clone()),
-            accept_tcp(newcomers, acceptor, closing, admission, serve),
-        )
+    let (shut, served) = (closing.clone(), serve.clone());
+    let over_quic = async {
+        accept_quic(&endpoint, admission, served).await;
+        // The listener ends by itself when its socket fails, for good. Whoever goes on without it looks well and isn't:
+        // this ends, and with it the program, which is started anew.
+        if shut.borrow().is_some() { Ok(()) } else { Err(Broken) }
+    };
+    let over_tcp = async {
+        accept_tcp(newcomers, acceptor, closing, admission, serve).await;
+        Ok(())
     };
     tokio::select! {
-        ((), ()) = serving => {}
+        served = async { tokio::try_join!(over_quic, over_tcp) } => if served.is_err() {
+            tracing::error!(
+                address = ?endpoint.local_addr().ok(),
+                "the UDP socket for gateways failed; what the system said of it stands above. Nobody is served here any more"
+            );
+        },
         () = news => {}
     }
 }
 
-/// Where many haven't said who they are, an address must first show that it can be reached.
+/// The listener over QUIC has ended, though nobody shut it.
+struct Broken;
+
+/// Where many haven't said who they are, in all or of one network, an address must first show that it can be reached: a
+/// first packet in somebody else's name holds a place for as long as a real one.
 async fn accept_quic<S, F>(endpoint: &Endpoint, admission: &Admission, serve: S)
 where
     S: Fn(Connection, Permit, Instant) -> F + Clone + Send + 'static,
@@ -164,7 +178,7 @@ where
     while let Some(incoming) = endpoint.accept().await {
         while connections.try_join_next().is_some() {}
         let address = incoming.remote_address();
-        if admission.is_crowded() && !incoming.remote_address_validated() {
+        if !incoming.remote_address_validated() && admission.must_be_proved(address.ip()) {
             if let Err(error) = incoming.retry() {
                 error.into_incoming().ignore();
             }
@@ -278,5 +292,48 @@ async fn end(mut connections: JoinSet<()>) {
     let all = async { while connections.join_next().await.is_some() {} };
     if timeout(SHUTDOWN, all).await.is_err() {
         tracing::warn!("some gateways' connections didn't end in time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anteroom_transport::endpoint::listen_for;
+
+    use super::*;
+    use crate::config::ConnectionLimits;
+
+    const LOOPBACK: &str = "127.0.0.1:0";
+
+    /// Waits until nobody is taken in any more, after `shut`.
+    async fn ends(shut: impl FnOnce(&Endpoint, &Key)) {
+        let identity = IdentityKey::from_seed(&[1; 32]);
+        let protocols = [Protocol::Control];
+        let endpoint = listen_for(LOOPBACK.parse().unwrap(), &identity, &protocols).unwrap();
+        let (doors, key, newcomers) = Doors::new(endpoint.clone(), &identity, &protocols).unwrap();
+        let admission = Admission::new(ConnectionLimits::default());
+        let serving = accept_all(doors, &admission, |_, permit, _| async { permit });
+        let mut serving = std::pin::pin!(serving);
+        assert!(now(serving.as_mut()).is_none(), "it serves");
+        shut(&endpoint, &key);
+        timeout(Duration::from_secs(60), serving).await.expect("it didn't end");
+        drop(newcomers);
+    }
+
+    fn now<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match future.poll(&mut context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listener_over_quic_that_ends_by_itself_ends_that_over_tcp_too() {
+        ends(|endpoint, _| endpoint.close(0u32.into(), b"as if its socket had failed")).await;
+    }
+
+    #[tokio::test]
+    async fn whoever_has_the_key_shuts_both() {
+        ends(|_, key| key.shut("a test")).await;
     }
 }

@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use anteroom_transport::link::Carrier;
+use anteroom_transport::link::{Carrier, Connection};
+use tokio::time::sleep;
 
 use crate::config::ConnectionLimits;
 
@@ -26,9 +29,16 @@ pub enum Turned {
     UnknownAddress,
 }
 
-/// One address may hold this part of the connections that haven't said who they are, so that one machine can't keep
-/// every gateway out. A gateway says who it is within milliseconds, so that many behind one address find their turn.
+/// One network may hold this part of the connections over each carrier that haven't said who they are, so that one machine
+/// can't keep every gateway out. A gateway says who it is within milliseconds, so that many behind one address find their
+/// turn.
 const SHARE: usize = 8;
+/// From this part of what there may be of unknown ones on, in all or of one network, an address must first show that it can
+/// be reached: whoever sends in others' names takes no more than this from them.
+const UNPROVED: usize = 4;
+
+/// How often it is looked from where a connection comes.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// How many were turned away since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,8 +67,9 @@ struct Counts {
     relayed: usize,
     unknown_tcp: usize,
     per_address: HashMap<IpAddr, Here>,
-    /// Those that are unknown, by network: whoever has an IPv6 address has a /64 of them.
-    unknown_there: HashMap<IpAddr, usize>,
+    /// Those that are unknown, by network and carrier: whoever has an IPv6 address has a /64 of them, and who connects by
+    /// TCP and says nothing doesn't stand in the way of a neighbour who comes by QUIC.
+    unknown_there: HashMap<(IpAddr, Carrier), usize>,
     turned: TurnedAway,
     told: TurnedAway,
 }
@@ -108,10 +119,28 @@ impl Counts {
     fn unknown_no_more(&mut self, address: IpAddr, carrier: Carrier) {
         self.unknown -= 1;
         self.unknown_tcp -= usize::from(carrier == Carrier::Tcp);
-        if let Entry::Occupied(mut there) = self.unknown_there.entry(network(address)) {
+        self.unknown_leaves(address, carrier);
+    }
+
+    fn unknown_leaves(&mut self, address: IpAddr, carrier: Carrier) {
+        if let Entry::Occupied(mut there) = self.unknown_there.entry((network(address), carrier)) {
             *there.get_mut() -= 1;
             if *there.get() == 0 {
                 there.remove();
+            }
+        }
+    }
+
+    /// One that was counted like this isn't at this address any more.
+    fn leaves(&mut self, address: IpAddr, carrier: Carrier, kind: Kind) {
+        if kind == Kind::Unknown {
+            self.unknown_leaves(address, carrier);
+        }
+        if let Some(here) = self.per_address.get_mut(&address) {
+            here.all -= usize::from(kind != Kind::Relayed);
+            here.relayed -= usize::from(kind == Kind::Relayed);
+            if here.all + here.relayed == 0 {
+                self.per_address.remove(&address);
             }
         }
     }
@@ -132,7 +161,8 @@ impl Admission {
         let address = address.to_canonical();
         let mut counts = lock(&self.counts);
         let here = counts.per_address.get(&address).copied().unwrap_or_default();
-        let there = counts.unknown_there.get(&network(address)).copied().unwrap_or_default();
+        let network = (network(address), carrier);
+        let there = counts.unknown_there.get(&network).copied().unwrap_or_default();
         // Who connects by TCP and says nothing takes no place of those who come back by QUIC.
         let tcp = carrier == Carrier::Tcp;
         let full = tcp && counts.unknown_tcp >= (self.limits.unknown / 2).max(1);
@@ -145,14 +175,14 @@ impl Admission {
         } else if full || counts.unknown >= self.limits.unknown {
             counts.turned.unknown += 1;
             Turned::Unknown
-        } else if there >= (self.limits.unknown / SHARE).max(1) {
+        } else if there >= self.share() {
             counts.turned.unknown_address += 1;
             Turned::UnknownAddress
         } else {
             counts.total += 1;
             counts.unknown += 1;
             counts.unknown_tcp += usize::from(tcp);
-            *counts.unknown_there.entry(network(address)).or_default() += 1;
+            *counts.unknown_there.entry(network).or_default() += 1;
             counts.per_address.entry(address).or_default().all += 1;
             let (counts, limits) = (self.counts.clone(), self.limits);
             return Ok(Permit { counts, limits, address, carrier, kind: Kind::Unknown });
@@ -160,10 +190,19 @@ impl Admission {
         Err(turned)
     }
 
-    /// Whether so many are unknown that an address must first show that it can be reached.
+    /// Whether so many that came over QUIC are unknown, in all or from the network of `address`, that it must first show
+    /// that it can be reached there. Below that there is room for it, as far as the unknown ones go.
     #[must_use]
-    pub fn is_crowded(&self) -> bool {
-        lock(&self.counts).unknown * 4 >= self.limits.unknown
+    pub fn must_be_proved(&self, address: IpAddr) -> bool {
+        let counts = lock(&self.counts);
+        let network = (network(address.to_canonical()), Carrier::Quic);
+        let there = counts.unknown_there.get(&network).copied().unwrap_or_default();
+        counts.unknown * UNPROVED >= self.limits.unknown || there * UNPROVED >= self.share()
+    }
+
+    /// How many of one network may be unknown, over one carrier.
+    fn share(&self) -> usize {
+        (self.limits.unknown / SHARE).max(1)
     }
 
     /// How many were turned away, if more were since the last call.
@@ -184,7 +223,7 @@ impl Admission {
                 unknown_address,
                 "gateways' connections were turned away; these are the counts since the start, by the limit \
                  that was reached (limits.gateways, limits.gateways_per_address, limits.unknown, and an eighth of that for \
-                 one address)"
+                 one address and carrier)"
             );
         }
     }
@@ -228,27 +267,69 @@ impl Permit {
     }
 }
 
+impl Permit {
+    /// The connection comes from another address now. However many are there already, it goes on.
+    fn moved(&mut self, address: IpAddr) {
+        let address = address.to_canonical();
+        if address == self.address {
+            return;
+        }
+        let mut counts = lock(&self.counts);
+        counts.leaves(self.address, self.carrier, self.kind);
+        self.address = address;
+        let here = counts.per_address.entry(address).or_default();
+        match self.kind {
+            Kind::Relayed => here.relayed += 1,
+            Kind::Known => here.all += 1,
+            Kind::Unknown => {
+                here.all += 1;
+                *counts.unknown_there.entry((network(address), self.carrier)).or_default() += 1;
+            }
+        }
+    }
+
+    /// Counts the connection where it comes from, for as long as this is polled, and tells `moved` of each change: over
+    /// QUIC it goes on from another address.
+    pub(crate) async fn follow(
+        &mut self,
+        connection: &Connection,
+        mut moved: impl FnMut(IpAddr),
+    ) -> Infallible {
+        loop {
+            sleep(LOOK).await;
+            let address = connection.remote_address().ip();
+            self.moved(address);
+            moved(address);
+        }
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut counts = lock(&self.counts);
-        let (unknown, relayed) = (self.kind == Kind::Unknown, self.kind == Kind::Relayed);
-        counts.total -= usize::from(!relayed);
-        counts.relayed -= usize::from(relayed);
-        if unknown {
-            counts.unknown_no_more(self.address, self.carrier);
-        }
-        if let Some(here) = counts.per_address.get_mut(&self.address) {
-            here.all -= usize::from(!relayed);
-            here.relayed -= usize::from(relayed);
-            if here.all + here.relayed == 0 {
-                counts.per_address.remove(&self.address);
+        match self.kind {
+            Kind::Relayed => counts.relayed -= 1,
+            Kind::Known => counts.total -= 1,
+            Kind::Unknown => {
+                counts.total -= 1;
+                counts.unknown -= 1;
+                counts.unknown_tcp -= usize::from(self.carrier == Carrier::Tcp);
             }
         }
+        counts.leaves(self.address, self.carrier, self.kind);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use anteroom_proto::key::IdentityKey;
+    use anteroom_transport::endpoint;
+    use anteroom_transport::tls::Protocol;
+    use tokio::net::UdpSocket;
+    use tokio::sync::watch;
+
     use super::*;
 
     #[test]
@@ -318,6 +399,38 @@ mod tests {
     }
 
     #[test]
+    fn addresses_that_were_not_proved_fill_neither_a_network_nor_all() {
+        let limits = ConnectionLimits { unknown: 256, ..ConnectionLimits::default() };
+        let admission = Admission::new(limits);
+        let from = |net: usize, host: u8| {
+            let [.., high, low] = net.to_be_bytes();
+            IpAddr::from([10, high, low, host])
+        };
+        let mut forged = Vec::new();
+        while !admission.must_be_proved(from(0, 1)) {
+            forged.push(admission.admit(from(0, 1), Carrier::Quic).unwrap());
+        }
+        assert_eq!(forged.len(), 8, "a quarter of an eighth");
+        assert!(!admission.must_be_proved(from(0, 2)), "others needn't");
+        // Who shows that it can be reached finds room, whichever way it comes, and whatever a neighbour does over TCP.
+        let silent: Vec<_> =
+            (0..32).map(|_| admission.admit(from(0, 1), Carrier::Tcp).unwrap()).collect();
+        assert!(admission.admit(from(0, 1), Carrier::Tcp).is_err());
+        assert!(admission.admit(from(0, 1), Carrier::Quic).is_ok());
+        drop(silent);
+        for net in 1.. {
+            if admission.must_be_proved(from(net, 1)) {
+                break;
+            }
+            forged.push(admission.admit(from(net, 1), Carrier::Quic).unwrap());
+        }
+        assert_eq!(forged.len(), 64, "a quarter of all");
+        assert!(admission.admit(from(0, 1), Carrier::Quic).is_ok());
+        drop(forged);
+        assert!(!admission.must_be_proved(from(0, 1)));
+    }
+
+    #[test]
     fn relayed_connections_are_counted_by_themselves_for_as_long_as_they_last() {
         let limits = ConnectionLimits {
             gateways: 5,
@@ -339,6 +452,101 @@ mod tests {
         assert_eq!(relayed(3).unwrap_err(), Turned::Total);
         held.pop();
         assert!(relayed(3).is_ok());
+    }
+
+    #[test]
+    fn who_has_moved_is_counted_where_it_is() {
+        let limits = ConnectionLimits { gateways_per_address: 1, ..ConnectionLimits::default() };
+        let admission = Admission::new(limits);
+        let from = |last| IpAddr::from([10, 0, 0, last]);
+        let admit = |last| admission.admit(from(last), Carrier::Quic);
+        let mut known = admit(1).unwrap();
+        known.known();
+        let mut relayed = admit(2).unwrap();
+        relayed.relayed().unwrap();
+        let mut unknown = admit(3).unwrap();
+        known.moved(from(4));
+        known.moved(IpAddr::from([0, 0, 0, 0, 0, 0xffff, 0x0a00, 4]));
+        relayed.moved(from(4));
+        unknown.moved(from(5));
+        for (free, taken) in [(1, 4), (2, 4), (3, 5)] {
+            assert!(admit(free).is_ok(), "{free}");
+            assert_eq!(admit(taken).unwrap_err(), Turned::Address, "{taken}");
+        }
+        let mut other = admit(2).unwrap();
+        other.relayed().unwrap();
+        // Where there are enough already, it stays all the same.
+        unknown.moved(from(4));
+        unknown.known();
+        drop((known, relayed, unknown, other));
+        let counts = lock(&admission.counts);
+        assert_eq!((counts.total, counts.unknown, counts.relayed), (0, 0, 0));
+        assert!(counts.unknown_there.is_empty() && counts.per_address.is_empty());
+    }
+
+    /// Carries datagrams between whoever asks at `near` and `server`, by the last of `far` that it was told to take.
+    async fn translate(
+        near: UdpSocket,
+        far: [UdpSocket; 2],
+        server: SocketAddr,
+        by: watch::Receiver<usize>,
+    ) {
+        let mut client = server;
+        let (mut out, mut first, mut second) = ([0; 2048], [0; 2048], [0; 2048]);
+        loop {
+            tokio::select! {
+                Ok((len, from)) = near.recv_from(&mut out) => {
+                    client = from;
+                    let by = *by.borrow();
+                    let _ = far[by].send_to(&out[..len], server).await;
+                }
+                Ok(len) = far[0].recv(&mut first) => { let _ = near.send_to(&first[..len], client).await; }
+                Ok(len) = far[1].recv(&mut second) => { let _ = near.send_to(&second[..len], client).await; }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_over_quic_is_followed_to_another_address() {
+        let [server, client] = [1, 2].map(|seed| IdentityKey::from_seed(&[seed; 32]));
+        let bind = |last: u8| UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0));
+        let listener =
+            endpoint::listen_for("127.0.0.1:0".parse().unwrap(), &server, &[Protocol::Relay])
+                .unwrap();
+        let near = bind(1).await.unwrap();
+        let at = near.local_addr().unwrap();
+        let far = [bind(1).await.unwrap(), bind(2).await.unwrap()];
+        let (turn, by) = watch::channel(0);
+        let nat = tokio::spawn(translate(near, far, listener.local_addr().unwrap(), by));
+        let connection: Connection = loop {
+            let servers = [server.public()];
+            let connecting = endpoint::connect_for(at, &client, &servers, Protocol::Relay);
+            let accepting = async { listener.accept().await.unwrap().await };
+            if let (Ok(link), Ok(connection)) = tokio::join!(connecting, accepting) {
+                // For as long as the test lasts.
+                std::mem::forget(link);
+                break connection.into();
+            }
+        };
+        let admission = Admission::new(ConnectionLimits::default());
+        let before = connection.remote_address().ip();
+        assert_eq!(before, IpAddr::from([127, 0, 0, 1]));
+        let mut permit = admission.admit(before, Carrier::Quic).unwrap();
+        permit.known();
+        turn.send_replace(1);
+        let (moves, mut moved) = watch::channel(before);
+        let now = IpAddr::from([127, 0, 0, 2]);
+        let followed = async {
+            tokio::select! {
+                told = moved.wait_for(|address| *address == now) => drop(told.unwrap()),
+                never = permit.follow(&connection, |address| { moves.send_replace(address); }) => match never {},
+                closed = connection.closed() => panic!("{closed}"),
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), followed).await.expect("it wasn't followed");
+        let addresses: Vec<IpAddr> = lock(&admission.counts).per_address.keys().copied().collect();
+        assert_eq!(addresses, [now]);
+        nat.abort();
     }
 
     #[test]

@@ -98,7 +98,11 @@ impl Agents {
         match self.first_words(&peer, permit, first).await {
             Ok(First::Answer(answer)) => peer.say_last(writer, answer, CloseCode::Done).await,
             Ok(First::Gateway(session)) => {
-                session.run(&self.controller, peer, reader, writer).await;
+                let connection = peer.connection.clone();
+                tokio::select! {
+                    () = session.run(&self.controller, peer, reader, writer) => {}
+                    never = permit.follow(&connection, |_| {}) => match never {},
+                }
             }
             Err(refusal) => {
                 tracing::info!(%from, code = ?refusal.code, message = %refusal.message, "refused");

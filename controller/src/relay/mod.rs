@@ -238,7 +238,7 @@ impl Service {
             let refusal = Refusal::new(RefusalCode::Busy, why.to_string());
             return say_last(&connection, writer, refusal).await;
         }
-        session::run(self, connection, key, &pass, version, reader, writer).await;
+        session::run(self, connection, key, &pass, version, (reader, writer), permit).await;
         self.log_news();
     }
 

@@ -20,12 +20,15 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep_until, timeout};
 
 use super::{Reader, Service, Writer, close_code, protocol, say_last};
+use crate::agents::admission::Permit;
 use crate::online::CloseCode;
 
 /// Packets that are taken in one go.
 const BATCH: usize = 64;
 /// Answers that wait for one gateway.
 const QUEUE: usize = 8;
+/// What who doesn't read is told.
+const NO_MESSAGES: &[u8] = b"this gateway takes no messages";
 /// How long one message may take to be taken in.
 const WRITE: Duration = Duration::from_secs(30);
 /// Passes that a gateway may show at once, and how often after that.
@@ -126,11 +129,11 @@ pub(super) async fn run(
     key: PublicKey,
     pass: &Verified<RelayPass>,
     version: u16,
-    reader: Reader,
-    mut writer: Writer,
+    (reader, mut writer): (Reader, Writer),
+    permit: &mut Permit,
 ) {
     let (gateway, from) = (pass.gateway, connection.remote_address());
-    let _expected = mirror::expect(from.ip());
+    let mut expected = mirror::expect(from.ip());
     if connection.max_datagram_size().is_none() {
         let refusal =
             protocol("the gateway takes no QUIC datagrams, so nothing can be handed to it");
@@ -177,18 +180,33 @@ pub(super) async fn run(
     };
     if welcomed {
         let packets = tokio::spawn(hand_out(service.clone(), live.clone(), connection.clone(), id));
-        let messages =
-            Messages { service: service.clone(), live, connection: connection.clone(), id };
-        let messages = tokio::spawn(messages.run(writer, queue));
+        let messages = Messages {
+            service: service.clone(),
+            live: live.clone(),
+            connection: connection.clone(),
+            id,
+        };
+        let mut messages = tokio::spawn(messages.run(writer, queue));
         let reading = Reading { service, connection: &connection, key, id, answers };
-        if let Err(refusal) = reading.run(reader).await {
-            tracing::info!(%gateway, message = %refusal.message, "no longer relayed");
-            service.end(id, refusal);
-        } else {
-            connection.close(CloseCode::Done.into(), b"");
+        let over = tokio::select! {
+            over = reading.run(reader) => Some(over),
+            // Whoever takes no messages couldn't be sent away.
+            _ = &mut messages => None,
+            never = permit.follow(&connection, |address| expected.follow(address)) => match never {},
+        };
+        match over {
+            Some(over) => {
+                if let Err(refusal) = over {
+                    tracing::info!(%gateway, message = %refusal.message, "no longer relayed");
+                    service.end(id, refusal);
+                } else {
+                    connection.close(CloseCode::Done.into(), b"");
+                }
+                // It ends with the connection, and that ends with the last word at the latest.
+                let _ = messages.await;
+            }
+            None => connection.close(CloseCode::TooSlow.into(), NO_MESSAGES),
         }
-        // Both end with the connection, and that ends with the last word at the latest.
-        let _ = messages.await;
         packets.abort();
     }
     connection.close(CloseCode::Done.into(), b"");
@@ -272,8 +290,7 @@ impl Messages {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) => return,
                     Err(_) => {
-                        let reason = b"this gateway takes no messages";
-                        return self.connection.close(CloseCode::TooSlow.into(), reason);
+                        return self.connection.close(CloseCode::TooSlow.into(), NO_MESSAGES);
                     }
                 }
             }
@@ -304,7 +321,7 @@ impl Reading<'_> {
             tokio::select! {
                 free = self.answers.reserve(), if room.is_none() => match free {
                     Ok(free) => room = Some(free),
-                    // The writer has gone only when the connection has.
+                    // The writer has gone.
                     Err(_) => return Ok(()),
                 },
                 () = sleep_until(due), if shown.is_some() && room.is_some() => {

@@ -302,3 +302,29 @@ async fn packets_go_on_while_passes_wait_for_their_time() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_no_messages_is_sent_away_however_it_goes_on_sending() {
+    let bed = Bed::new("");
+    let mut deaf = Gateway::connect(&bed, 1, 1, &[2, 3]).await;
+    let mut b = Gateway::connect(&bed, 2, 2, &[1]).await;
+    let to_b = deaf.meet(2).await;
+    b.meet(1).await;
+    deaf.deliver(to_b, 1, 300, &b).await;
+    // Who drops the end that is read from tells the relay to stop writing. Then there is something to be told.
+    let Gateway { link, reader, writer: _writer, .. } = deaf;
+    drop(reader);
+    let _c = Gateway::connect(&bed, 3, 3, &[1]).await;
+    let sending = async {
+        loop {
+            let _ = link.connection().send_datagram(sealed(to_b, 2, 300).into());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let closed = tokio::select! {
+        closed = soon("the end", link.connection().closed()) => closed.to_string(),
+        () = sending => unreachable!("it sends for ever"),
+    };
+    assert!(closed.contains("takes no messages"), "{closed}");
+    b.hear_of(1, |room| room.is_none()).await;
+}

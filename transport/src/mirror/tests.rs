@@ -155,3 +155,19 @@ fn one_address_gets_few_answers_a_second_and_all_together_too() {
     let near = (0..1_000_u16).map(|n| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, n]));
     assert_eq!(near.filter(|ip| allowances.take(*ip, now)).count(), BURST as usize);
 }
+
+#[test]
+fn who_has_moved_is_expected_where_it_is() {
+    let [before, now] = [[2u16, 1], [3, 1]]
+        .map(|[net, host]| IpAddr::from([0x2001, 0xdb8, 0xbeef, net, 0, 0, 0, host]));
+    let is_expected = |address| expected().contains_key(&network(address));
+    let mut one = expect(before);
+    let other = expect(before);
+    one.follow(before);
+    one.follow(now);
+    assert!(is_expected(before) && is_expected(now));
+    drop(other);
+    assert!(!is_expected(before) && is_expected(now));
+    drop(one);
+    assert!(!is_expected(now));
+}

@@ -1,0 +1,84 @@
+//! First packets in somebody else's name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anteroom_transport::endpoint;
+use anteroom_transport::tls::Protocol;
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
+
+use crate::support::{Bed, Gateway, key, soon};
+
+/// The two bits that say what kind of packet with a long header it is (RFC 9000, 17.2).
+const KIND: u8 = 0x30;
+const INITIAL: u8 = 0;
+const RETRY: u8 = 0x30;
+
+/// Kind, destination and source id of a QUIC packet with a long header.
+fn long_header(packet: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let first = packet.first().filter(|first| **first & 0x80 != 0)?;
+    let (len, rest) = packet.get(5..)?.split_first()?;
+    let (to, rest) = rest.split_at_checked((*len).into())?;
+    let (len, rest) = rest.split_first()?;
+    let from = rest.get(..(*len).into())?;
+    Some((first & KIND, to, from))
+}
+
+/// The first packets of `count` connections to the relay, by their source ids. Nobody goes on with these.
+async fn first_packets(bed: &Bed, count: usize) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let trap = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let at = trap.local_addr().unwrap();
+    let mut packets = BTreeMap::new();
+    let mut buffer = [0; 2048];
+    while packets.len() < count {
+        let (identity, servers) = (key(900), [bed.key]);
+        let connecting = endpoint::connect_for(at, &identity, &servers, Protocol::Relay);
+        let len = tokio::select! {
+            _ = connecting => continue,
+            came = trap.recv_from(&mut buffer) => came.unwrap().0,
+        };
+        if let Some((INITIAL, _, from)) = long_header(&buffer[..len]) {
+            packets.entry(from.to_vec()).or_insert_with(|| buffer[..len].to_vec());
+        }
+    }
+    packets
+}
+
+/// All that hospitals behind one address have in common with whoever sends in its name is that address.
+#[tokio::test(flavor = "multi_thread")]
+async fn first_packets_in_the_name_of_an_address_dont_keep_out_who_is_there() {
+    const FORGED: usize = 40;
+    // Of 256 unknown ones 32 may be of one network; a quarter of these unproved.
+    const UNPROVED: usize = 8;
+    let bed = Bed::new("");
+    let packets = first_packets(&bed, FORGED).await;
+    assert_eq!(packets.len(), FORGED);
+    let forger = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let mut to_prove = BTreeSet::new();
+    let mut buffer = [0; 2048];
+    // Sent again and again: a place is held for five seconds.
+    let mut flood = async |until: usize| {
+        while to_prove.len() < until {
+            for (id, packet) in &packets {
+                if !to_prove.contains(id) || until > FORGED {
+                    forger.send_to(packet, bed.address).await.unwrap();
+                }
+            }
+            let answers = async {
+                loop {
+                    let (len, _) = forger.recv_from(&mut buffer).await.unwrap();
+                    if let Some((RETRY, to, _)) = long_header(&buffer[..len]) {
+                        to_prove.insert(to.to_vec());
+                    }
+                }
+            };
+            let _ = timeout(Duration::from_millis(100), answers).await;
+        }
+    };
+    soon("those beyond the first to be asked where they are", flood(FORGED - UNPROVED)).await;
+    tokio::select! {
+        gateway = Gateway::connect(&bed, 1, 1, &[]) => gateway.leave().await,
+        () = flood(usize::MAX) => unreachable!("it floods for ever"),
+    }
+}
