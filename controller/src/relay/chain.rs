@@ -12,6 +12,7 @@ use anteroom_proto::cbor;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::key::Hash;
 use anteroom_proto::relay::{FromRelay, Refusal, RefusalCode, ToRelay};
+use tokio::task::spawn_blocking;
 
 use super::{Reader, Service, Writer, protocol};
 use crate::directory::Directory;
@@ -71,7 +72,7 @@ impl Service {
                 "there is no authority document after {after}, as it seems"
             )));
         }
-        let _extending = self.extending.lock().await;
+        let extending = self.extending.clone().lock_owned().await;
         let held = self.chain.load_full();
         let number = held.as_ref().map_or(0, |chain| chain.newest().number);
         // Another gateway may have brought some of them meanwhile.
@@ -89,12 +90,19 @@ impl Service {
         let chain = chain.map_err(|error| refused(error.to_string()))?;
         let number = chain.newest().number;
         let bytes = cbor::encode(&chain.to_signed());
-        if let Err(error) = following.directory.replace(&following.file, &bytes) {
+        tracing::info!(number, "authority");
+        self.set_authority(Arc::new(chain));
+        let (directory, file) = (following.directory.clone(), following.file.clone());
+        // Whoever brought it may be gone before it is on disk: the next documents wait for that all the same.
+        let kept = spawn_blocking(move || {
+            let kept = directory.replace(&file, &bytes);
+            drop(extending);
+            kept
+        });
+        if let Ok(Err(error)) = kept.await {
             // It is as good without a copy on disk; after a restart somebody brings it again.
             tracing::error!(%error, "the authority chain can't be kept");
         }
-        tracing::info!(number, "authority");
-        self.set_authority(Arc::new(chain));
         Ok(())
     }
 }

@@ -50,7 +50,7 @@ pub struct Service {
     /// How the chain goes on, where gateways bring it.
     following: Option<Following>,
     /// Held while documents are taken: they come one after another.
-    extending: AsyncMutex<()>,
+    extending: Arc<AsyncMutex<()>>,
     told: Mutex<(Option<Instant>, Counts)>,
 }
 
@@ -75,7 +75,7 @@ impl Service {
             live: RwLock::default(),
             chain: ArcSwapOption::empty(),
             following,
-            extending: AsyncMutex::default(),
+            extending: Arc::default(),
             told: Mutex::default(),
         }
     }
