@@ -10,7 +10,10 @@
 //! - `egress`: by which way connections leave a machine that has two;
 //! - `link`: a connection, whichever of the two it took;
 //! - `datagrams`: what a connection carries beside messages, many at once;
-//! - `mirror`: a relay's socket, which tells gateways how theirs looks from outside;
+//! - `lost`: what of these its queues have thrown away;
+//! - `gather`: a socket that hands the system many datagrams at once, where packets are carried;
+//! - `mirror`: a relay's socket, which tells gateways, and whoever asks, how theirs looks from outside;
+//! - `network`: what counts as one address;
 //! - `sifted`: a socket that something looks at before QUIC does;
 //! - `message`: typed, bounded messages over a stream.
 //!
@@ -34,9 +37,13 @@ mod gather;
 #[cfg(feature = "quic")]
 pub mod link;
 #[cfg(feature = "quic")]
+pub mod lost;
+#[cfg(feature = "quic")]
 pub mod message;
 #[cfg(feature = "quic")]
 pub mod mirror;
+#[cfg(feature = "quic")]
+pub mod network;
 #[cfg(feature = "quic")]
 mod sifted;
 #[cfg(feature = "quic")]

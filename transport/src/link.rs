@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::relay::packet::{HEADER_LEN, SEALED_LEN};
 use bytes::Bytes;
 use quinn::{ConnectionError, Endpoint, VarInt};
 
 use crate::endpoint;
+use crate::lost::{Counted, Lost};
 use crate::tcp::{self, Tcp, TcpReceive, TcpSend};
 use crate::tls::Protocol;
 
@@ -111,14 +113,14 @@ impl From<quinn::SendDatagramError> for SendDatagramError {
 #[derive(Debug, Clone)]
 pub enum Connection {
     /// Over QUIC.
-    Quic(quinn::Connection),
+    Quic(Counted),
     /// Over TCP.
     Tcp(Tcp),
 }
 
 impl From<quinn::Connection> for Connection {
     fn from(connection: quinn::Connection) -> Self {
-        Self::Quic(connection)
+        Self::Quic(connection.into())
     }
 }
 
@@ -248,6 +250,13 @@ impl Connection {
         }
     }
 
+    /// The longest sealed packet that it carries now, behind its header; 0 where it carries none.
+    #[must_use]
+    pub fn sealed_room(&self) -> u16 {
+        let longest = self.max_datagram_size().unwrap_or(0).saturating_sub(HEADER_LEN);
+        u16::try_from(longest.min(*SEALED_LEN.end())).unwrap_or(u16::MAX)
+    }
+
     /// How many bytes of datagrams it takes before older ones have to wait or go.
     #[must_use]
     pub fn datagram_send_buffer_space(&self) -> usize {
@@ -287,6 +296,16 @@ impl Connection {
         match self {
             Self::Quic(connection) => Ok(connection.read_datagram().await?),
             Self::Tcp(connection) => Ok(connection.read_datagram().await?),
+        }
+    }
+
+    /// Datagrams that its queues have thrown away so far, as far as it is known: of those that came, once all that was left has
+    /// been read by [`crate::datagrams`].
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        match self {
+            Self::Quic(connection) => connection.lost(),
+            Self::Tcp(connection) => connection.lost(),
         }
     }
 }

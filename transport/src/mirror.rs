@@ -18,6 +18,7 @@ use anteroom_proto::relay::mirror::{self, QUIC_BIT};
 use quinn::AsyncUdpSocket;
 use quinn::udp::{RecvMeta, Transmit};
 
+use crate::network::network;
 use crate::sifted::Sift;
 
 /// Answers that one network (an IPv4 address, an IPv6 /64) may have at once, and gains every second: a thousand gateways
@@ -32,11 +33,11 @@ const FOR_ANYBODY: u32 = IN_ALL / 4;
 const PLACES: usize = 4_096;
 
 /// Networks from which connections have come, and how many.
-static EXPECTED: LazyLock<Mutex<HashMap<u64, usize>>> = LazyLock::new(Mutex::default);
+static EXPECTED: LazyLock<Mutex<HashMap<IpAddr, usize>>> = LazyLock::new(Mutex::default);
 
 /// Somebody there is connected, for as long as this is kept.
 #[derive(Debug)]
-pub struct Expected(u64);
+pub struct Expected(IpAddr);
 
 /// Has questions from the network of `address` answered before those of others, since somebody there is connected.
 #[must_use]
@@ -55,7 +56,7 @@ impl Expected {
     }
 }
 
-fn expected() -> MutexGuard<'static, HashMap<u64, usize>> {
+fn expected() -> MutexGuard<'static, HashMap<IpAddr, usize>> {
     EXPECTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -67,14 +68,6 @@ impl Drop for Expected {
                 count.remove();
             }
         }
-    }
-}
-
-/// What is counted as one: an IPv4 address, or an IPv6 /64.
-fn network(address: IpAddr) -> u64 {
-    match address.to_canonical() {
-        IpAddr::V4(ip) => u64::from(u32::from(ip)),
-        IpAddr::V6(ip) => (u128::from(ip) >> 64) as u64,
     }
 }
 

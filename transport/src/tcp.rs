@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::endpoint::{IDLE_TIMEOUT, KEEP_ALIVE};
 use crate::link::{RecvStream, SendDatagramError, SendStream};
+use crate::lost::Lost;
 use crate::tls::Protocol;
 pub use accept::{AcceptError, Acceptor, offers_ours};
 pub(crate) use carry::carry;
@@ -274,10 +275,10 @@ impl Tcp {
         }
     }
 
-    /// Datagrams that were thrown away for want of room, in and out.
+    /// Datagrams that were thrown away for want of room.
     #[must_use]
-    pub fn dropped(&self) -> u64 {
-        lock(&self.0.shared.state).dropped
+    pub fn lost(&self) -> Lost {
+        lock(&self.0.shared.state).lost
     }
 }
 

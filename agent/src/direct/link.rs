@@ -8,10 +8,10 @@ use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::direct::PEER;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, SEALED_LEN};
+use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN};
 use anteroom_transport::datagrams;
-use anteroom_transport::link::Carrier;
-use quinn::{Connection, SendDatagramError, VarInt};
+use anteroom_transport::link::{Carrier, Connection as Counted, SendDatagramError};
+use quinn::{Connection, VarInt};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 
@@ -62,7 +62,7 @@ impl Drop for Active {
 pub(super) struct Link {
     pub(super) id: RelayId,
     pub(super) peer: GatewayId,
-    pub(super) connection: Connection,
+    pub(super) connection: Counted,
     pub(super) dropped: AtomicU64,
     /// Whether another has its place: what the peer sends is still taken.
     pub(super) leaves: watch::Receiver<bool>,
@@ -82,12 +82,6 @@ impl Link {
         plain(&self.connection.closed().await.to_string())
     }
 
-    /// The longest sealed packet that gets through now.
-    fn room(&self) -> u16 {
-        let longest = self.connection.max_datagram_size().unwrap_or(0).saturating_sub(HEADER_LEN);
-        u16::try_from(longest.min(*SEALED_LEN.end())).unwrap_or(u16::MAX)
-    }
-
     fn drop_one(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
@@ -101,11 +95,11 @@ impl Link {
                 _ = look.tick() => {}
                 Ok(()) = leaves.changed() => {}
             }
-            let mut rooms = HashMap::from([(self.peer, self.room())]);
+            let mut rooms = HashMap::from([(self.peer, self.connection.sealed_room())]);
             if *leaves.borrow_and_update() {
                 rooms.clear();
             }
-            let dropped = self.dropped.load(Ordering::Relaxed);
+            let dropped = self.dropped.load(Ordering::Relaxed) + self.connection.lost().in_all();
             table.found(self.id, rooms, self.connection.rtt(), dropped);
             if let Some(carries) = carries.take() {
                 carries().await;
@@ -134,9 +128,8 @@ impl Link {
     /// Brings the data plane what the peer has for it, until the connection ends.
     async fn bring_packets(&self, inlet: &Inlet) {
         let from = Through { relay: self.id, peer: self.peer };
-        let connection = self.connection.clone().into();
         let mut batch = Vec::new();
-        while datagrams::read(&connection, BATCH, &mut batch).await.is_ok() {
+        while datagrams::read(&self.connection, BATCH, &mut batch).await.is_ok() {
             inlet.bring(batch.iter().filter_map(|datagram| match packet::parse(datagram) {
                 Some(Datagram::Packet { peer: PEER, sealed, .. }) => Some((from, sealed)),
                 _ => {

@@ -486,7 +486,7 @@ impl Keeper {
         let link = Link {
             id,
             peer: gateway,
-            connection: connection.clone(),
+            connection: connection.clone().into(),
             dropped: AtomicU64::new(0),
             leaves: leaving,
         };

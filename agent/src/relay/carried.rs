@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PROBE_LEN, SEALED_LEN};
+use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PROBE_LEN};
 use anteroom_transport::datagrams;
 use anteroom_transport::link::{Connection, SendDatagramError};
 use tokio::sync::{Notify, watch};
@@ -117,8 +117,7 @@ impl Shared {
 
     /// The longest sealed packet that this end can send now.
     pub(super) fn room(&self) -> u16 {
-        let longest = self.connection.max_datagram_size().unwrap_or(0).saturating_sub(HEADER_LEN);
-        u16::try_from(longest.min(*SEALED_LEN.end())).unwrap_or(u16::MAX)
+        self.connection.sealed_room()
     }
 }
 

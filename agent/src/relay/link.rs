@@ -435,7 +435,8 @@ impl Link {
                 continue;
             }
             let rooms = shared.peers().rooms(shared.room());
-            let dropped = shared.dropped.load(Ordering::Relaxed);
+            let dropped =
+                shared.dropped.load(Ordering::Relaxed) + shared.connection.lost().in_all();
             self.table.found(self.id, rooms, shared.connection.rtt(), dropped);
         }
     }

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anteroom_transport::link::{Carrier, Connection};
+use anteroom_transport::network::network;
 use tokio::time::sleep;
 
 use crate::config::ConnectionLimits;
@@ -107,14 +108,6 @@ fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What is counted as one while nobody has said who it is: an IPv4 address, or an IPv6 /64.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(ip) => IpAddr::from(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
-    }
-}
-
 impl Counts {
     fn unknown_no_more(&mut self, address: IpAddr, carrier: Carrier) {
         self.unknown -= 1;
@@ -195,7 +188,7 @@ impl Admission {
     #[must_use]
     pub fn must_be_proved(&self, address: IpAddr) -> bool {
         let counts = lock(&self.counts);
-        let network = (network(address.to_canonical()), Carrier::Quic);
+        let network = (network(address), Carrier::Quic);
         let there = counts.unknown_there.get(&network).copied().unwrap_or_default();
         counts.unknown * UNPROVED >= self.limits.unknown || there * UNPROVED >= self.share()
     }

@@ -6,14 +6,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anteroom_controller_core::relay::SessionId;
+use anteroom_controller_core::relay::{Dropped, SessionId};
 use anteroom_proto::cose::{Signed, Verified};
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, SEALED_LEN};
+use anteroom_proto::relay::packet::{self, Datagram};
 use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::relay::{FromRelay, MAX_STATES, Refusal, RefusalCode, ToRelay, Welcome};
 use anteroom_transport::datagrams;
 use anteroom_transport::link::{Connection, SendDatagramError};
+use anteroom_transport::lost::Lost;
 use anteroom_transport::message::MessageError;
 use anteroom_transport::mirror;
 use tokio::sync::{Notify, mpsc};
@@ -52,6 +53,8 @@ pub(super) struct Live {
     /// It is to end.
     ends: Notify,
     last: Mutex<Option<Refusal>>,
+    /// What of the connection's losses is counted.
+    lost: Mutex<Lost>,
 }
 
 impl Live {
@@ -61,7 +64,22 @@ impl Live {
             news: Notify::new(),
             ends: Notify::new(),
             last: Mutex::default(),
+            lost: Mutex::default(),
         }
+    }
+
+    /// Counts what the connection's own queues have thrown away since the last time.
+    fn count_lost(&self, service: &Service, connection: &Connection) {
+        let mut counted = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = connection.lost();
+        if lost == *counted {
+            return;
+        }
+        let mut core = service.core();
+        core.lost(Dropped::Unread, lost.unread.saturating_sub(counted.unread));
+        // Only a path that has become too small makes it throw away what it has taken.
+        core.lost(Dropped::TooLong, lost.unsent.saturating_sub(counted.unsent));
+        *counted = lost;
     }
 
     /// Ends the connection with a word of why.
@@ -116,12 +134,6 @@ impl Pace {
     }
 }
 
-/// The longest sealed packet that the connection carries now.
-fn room(connection: &Connection) -> u16 {
-    let longest = connection.max_datagram_size().unwrap_or(0).saturating_sub(HEADER_LEN);
-    u16::try_from(longest.min(*SEALED_LEN.end())).unwrap_or(u16::MAX)
-}
-
 /// Serves a gateway that has said who it is.
 pub(super) async fn run(
     service: &Arc<Service>,
@@ -143,7 +155,7 @@ pub(super) async fn run(
     let entered = {
         // Whoever is told of the newcomer must find it.
         let mut all = service.live.write().unwrap_or_else(PoisonError::into_inner);
-        let entered = service.core().enter(pass, room(&connection), Instant::now());
+        let entered = service.core().enter(pass, connection.sealed_room(), Instant::now());
         if let Ok(entered) = &entered {
             all.insert(entered.session, live.clone());
         }
@@ -209,6 +221,7 @@ pub(super) async fn run(
         }
         packets.abort();
     }
+    live.count_lost(service, &connection);
     connection.close(CloseCode::Done.into(), b"");
     service.core().leave(id);
     service.live.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -238,7 +251,10 @@ async fn hand_out(service: Arc<Service>, live: Arc<Live>, connection: Connection
             match connection.send_datagram_wait(datagram.into()).await {
                 Ok(()) => {}
                 // The path has become smaller: its peers must hear of it.
-                Err(SendDatagramError::TooLarge) => live.news.notify_one(),
+                Err(SendDatagramError::TooLarge) => {
+                    service.core().lost(Dropped::TooLong, 1);
+                    live.news.notify_one();
+                }
                 Err(_) => return,
             }
         }
@@ -268,7 +284,8 @@ impl Messages {
                 }
                 _ = self.connection.closed() => return,
             };
-            self.service.core().set_room(self.id, room(&self.connection));
+            self.live.count_lost(&self.service, &self.connection);
+            self.service.core().set_room(self.id, self.connection.sealed_room());
             self.service.wake();
             let mut next = answer;
             loop {
@@ -321,8 +338,11 @@ impl Reading<'_> {
             tokio::select! {
                 free = self.answers.reserve(), if room.is_none() => match free {
                     Ok(free) => room = Some(free),
-                    // The writer has gone.
-                    Err(_) => return Ok(()),
+                    Err(_) => {
+                        // The writer has gone.
+                        self.connection.close(CloseCode::TooSlow.into(), NO_MESSAGES);
+                        return Ok(());
+                    }
                 },
                 () = sleep_until(due), if shown.is_some() && room.is_some() => {
                     if let (Some((pass, _)), Some(room)) = (shown.take(), room.take()) {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Ended, In, Out, PIECES, PIECES_IN, Queue, cut};
+use crate::lost::Lost;
 use crate::tls::Protocol;
 
 /// Bytes of datagrams that wait for whoever reads them.
@@ -59,7 +60,7 @@ pub(super) struct State {
     out_bytes: usize,
     incoming: Queue,
     incoming_bytes: usize,
-    pub(super) dropped: u64,
+    pub(super) lost: Lost,
     /// What is to be answered.
     pub(super) pong: Option<[u8; PING_LEN]>,
     /// The oldest sign of life that isn't answered: its number, and when it was sent.
@@ -82,12 +83,12 @@ impl State {
 
     pub(super) fn push_out(&mut self, datagram: Bytes) {
         let bytes = &mut self.out_bytes;
-        self.dropped += push(&mut self.out, bytes, DATAGRAMS_OUT, datagram);
+        self.lost.unsent += push(&mut self.out, bytes, DATAGRAMS_OUT, datagram);
     }
 
     pub(super) fn push_in(&mut self, datagram: Bytes) {
         let bytes = &mut self.incoming_bytes;
-        self.dropped += push(&mut self.incoming, bytes, DATAGRAMS_IN, datagram);
+        self.lost.unread += push(&mut self.incoming, bytes, DATAGRAMS_IN, datagram);
     }
 
     pub(super) fn pop_in(&mut self) -> Option<Bytes> {
@@ -154,7 +155,7 @@ impl Shared {
             out_bytes: 0,
             incoming: Queue::new(),
             incoming_bytes: 0,
-            dropped: 0,
+            lost: Lost::default(),
             pong: None,
             ping: None,
             round_trip,

@@ -207,13 +207,13 @@ async fn who_never_reads_gets_no_more_than_the_bounds_hold_and_messages_go_first
     // Far more than every buffer on the way holds.
     let mut sent = 0_u64;
     let begun = Instant::now();
-    while connection.dropped() < 1000 {
+    while connection.lost().in_all() < 1000 {
         for _ in 0..100 {
             connection.send_datagram(Bytes::from(vec![0; 1400])).unwrap();
             sent += 1;
         }
         tokio::task::yield_now().await;
-        assert!(begun.elapsed() < DEADLINE, "{sent} taken, {} dropped", connection.dropped());
+        assert!(begun.elapsed() < DEADLINE, "{sent} taken, {} dropped", connection.lost().in_all());
     }
     assert_eq!(connection.datagram_send_buffer_space() / 1400, 0, "it is full");
     let (send, _receive) = connection.stream().unwrap();
@@ -274,7 +274,7 @@ async fn a_closed_connection_is_soon_gone_whatever_the_other_end_does() {
     // It talks and never reads: the writer stands still, and it is never silent.
     let (unread, to) = tokio::io::split(bare);
     let talking = tokio::spawn(async move { go_on_saying(to, Frame::Ping([7; 8])).await });
-    while connection.dropped() < 1000 {
+    while connection.lost().in_all() < 1000 {
         connection.send_datagram(Bytes::from(vec![0; 1400])).unwrap();
         tokio::task::yield_now().await;
     }
@@ -422,5 +422,5 @@ fn the_oldest_datagrams_go_first() {
     }
     let left: Vec<u8> = std::iter::from_fn(|| state.pop_out()).map(|bytes| bytes[0]).collect();
     assert_eq!(left, (68..100).collect::<Vec<u8>>());
-    assert_eq!((state.dropped, state.space()), (68, 32 * 1024));
+    assert_eq!((state.lost, state.space()), (Lost { unread: 0, unsent: 68 }, 32 * 1024));
 }

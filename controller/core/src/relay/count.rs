@@ -21,11 +21,13 @@ pub enum Dropped {
     Full,
     /// It waited for too long.
     Late,
+    /// It came faster than the relay reads.
+    Unread,
 }
 
 impl Dropped {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::Gone,
         Self::Unknown,
@@ -35,6 +37,7 @@ impl Dropped {
         Self::Rate,
         Self::Full,
         Self::Late,
+        Self::Unread,
     ];
 
     /// Its name in logs.
@@ -50,6 +53,7 @@ impl Dropped {
             Self::Rate => "rate",
             Self::Full => "full",
             Self::Late => "late",
+            Self::Unread => "unread",
         }
     }
 }
@@ -57,7 +61,7 @@ impl Dropped {
 /// Counts since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Packets handed out.
+    /// Packets handed out. Those that weren't sent after all count as dropped as well.
     pub packets: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -80,8 +84,12 @@ impl Counts {
     }
 
     pub(super) const fn drop(&mut self, reason: Dropped) {
+        self.drop_many(reason, 1);
+    }
+
+    pub(super) const fn drop_many(&mut self, reason: Dropped, packets: u64) {
         let count = &mut self.dropped[reason as usize];
-        *count = count.saturating_add(1);
+        *count = count.saturating_add(packets);
     }
 
     pub(super) const fn hand_out(&mut self, bytes: usize) {

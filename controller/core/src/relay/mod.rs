@@ -493,6 +493,11 @@ impl Relay {
         self.waiting
     }
 
+    /// Counts packets that were lost outside: before they were taken, or after they were handed out.
+    pub const fn lost(&mut self, reason: Dropped, packets: u64) {
+        self.counts.drop_many(reason, packets);
+    }
+
     /// What was counted.
     #[must_use]
     pub const fn counts(&self) -> &Counts {
