@@ -103,29 +103,45 @@ async fn whoever_is_no_peer_gets_no_answer() {
     let (listener, mut came) = taking(open(1, true));
     listener.set_peers(&callers(&[2]));
     let address = listener.local_address().unwrap();
-    // A gateway of the same organisation that isn't a peer, a peer that is no more, and QUIC as anybody speaks it.
-    let stranger = open(3, false);
-    let patience = Duration::from_millis(700);
-    let answer = timeout(patience, stranger.connect(address, &identity(1).public())).await;
-    assert!(answer.is_err(), "{answer:?}");
-    let keys = [identity(1).public()];
+    // A gateway of the same organisation that isn't a peer, QUIC as anybody speaks it, and a peer that is no more.
+    let (stranger, key) = (open(3, false), identity(1).public());
+    unanswered(&listener, stranger.connect(address, &key)).await;
+    let keys = [key];
     for protocol in [Protocol::Direct, Protocol::Relay] {
         let who = identity(2);
-        let connecting = endpoint::connect_for(address, &who, &keys, protocol);
-        let answer = timeout(patience, connecting).await;
-        assert!(answer.is_err(), "{answer:?}");
+        unanswered(&listener, endpoint::connect_for(address, &who, &keys, protocol)).await;
     }
-    assert!(listener.turned_away() >= 3, "{}", listener.turned_away());
     listener.set_peers(&callers(&[]));
     let peer = open(2, false);
-    let answer = timeout(patience, peer.connect(address, &identity(1).public())).await;
-    assert!(answer.is_err(), "{answer:?}");
+    unanswered(&listener, peer.connect(address, &key)).await;
     // It is heard again as soon as it is a peer again.
     listener.set_peers(&callers(&[2]));
-    let key = identity(1).public();
     let (here, there) = tokio::join!(peer.connect(address, &key), came.recv());
     here.unwrap();
     assert!(there.is_some());
+}
+
+/// Waits until `listener` has turned away `many`.
+async fn turns_away(listener: &Direct, many: u64) {
+    soon("strangers to be turned away", async {
+        while listener.turned_away() < many {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// Whoever calls `listener` so is turned away, and hears nothing.
+async fn unanswered<T: std::fmt::Debug>(listener: &Direct, calling: impl Future<Output = T>) {
+    let before = listener.turned_away();
+    let mut calling = std::pin::pin!(calling);
+    tokio::select! {
+        answer = &mut calling => panic!("{answer:?}"),
+        () = turns_away(listener, before + 1) => {}
+    }
+    // An answer would have been sent by now.
+    let answer = timeout(Duration::from_millis(200), calling).await;
+    assert!(answer.is_err(), "{answer:?}");
 }
 
 /// Somebody on the way to `to`, who hands on both ways and gives whatever the dialler sends. Where it can be reached.
@@ -161,14 +177,27 @@ async fn tap_that_turns(
     (tapped, records, recorder)
 }
 
-/// Nothing comes back for any of these from `to`.
-async fn no_answer_to(datagrams: &[Vec<u8>], to: SocketAddr) {
+/// Nothing comes back for any of these from `listener`.
+async fn no_answer_to(datagrams: &[Vec<u8>], listener: &Direct) {
+    let to = listener.local_address().unwrap();
     let prober = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let before = listener.turned_away();
     for datagram in datagrams {
         prober.send_to(datagram, to).await.unwrap();
     }
+    // Once as many again and one more were turned away, one of those behind them was: so they have been looked at.
+    let behind = async {
+        loop {
+            prober.send_to(&[0x40; 40], to).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        () = turns_away(listener, before + datagrams.len() as u64 + 1) => {}
+        () = behind => unreachable!("it sends for ever"),
+    }
     let mut buffer = [0; 2048];
-    let answer = timeout(Duration::from_millis(700), prober.recv_from(&mut buffer)).await;
+    let answer = timeout(Duration::from_millis(200), prober.recv_from(&mut buffer)).await;
     assert!(answer.is_err(), "{answer:?}");
 }
 
@@ -186,18 +215,23 @@ async fn what_was_recorded_gets_no_answer_when_it_is_played_back() {
     soon("a datagram", there.read_datagram()).await.unwrap();
     recorder.abort();
     let _ = recorder.await;
-    // What is under way to the listener arrives.
-    tokio::time::sleep(Duration::from_millis(200)).await;
     let mut all = Vec::new();
     while let Ok(datagram) = records.try_recv() {
         all.push(datagram);
     }
+    // What is under way to the listener arrives. The first datagram of all isn't counted there.
+    soon("all that was sent", async {
+        while there.stats().udp_rx.datagrams + 1 < all.len() as u64 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     assert!(all.len() >= 2 && all[0].len() >= 1200, "{} datagrams", all.len());
-    no_answer_to(&all, address).await;
+    no_answer_to(&all, &listener).await;
     // Nor when the connection has ended.
     there.close(VarInt::from_u32(0), b"");
     soon("the end", listener.endpoint.wait_idle()).await;
-    no_answer_to(&all, address).await;
+    no_answer_to(&all, &listener).await;
     drop(here);
 }
 
