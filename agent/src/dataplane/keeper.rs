@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{self, Instant};
 
 use crate::config::{Config, InterfaceName};
-use crate::dataplane::carrier::{Act, Cables, Seen};
+use crate::dataplane::cables::{Act, Cables, Seen};
 use crate::dataplane::handle::{Command, Commander, Stopped};
 use crate::dataplane::setup::{self, Addresses};
 use crate::net::link::{Changes, Link, Links};

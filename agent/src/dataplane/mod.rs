@@ -7,7 +7,7 @@
 //! let handle = dataplane::spawn(setup, engine)?;
 //! ```
 
-mod carrier;
+mod cables;
 mod handle;
 mod host;
 mod keepalive;
@@ -34,7 +34,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, watch};
 
 use crate::net::defence::Defence;
-use carrier::Cables;
+use cables::Cables;
 use handle::{COMMANDS, Commander, Heartbeat};
 use host::HostKeeper;
 use keepalive::Keepalive;
