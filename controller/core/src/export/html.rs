@@ -6,32 +6,38 @@ use anteroom_proto::text::steers;
 
 use super::tables::path;
 use super::{Content, Inventory, Path, Reach, names};
+use crate::blast::BlastRadius;
 
 /// Most rows of one table; the CSV files have all.
 const ROWS: usize = 1_500;
+/// Most devices that a note names.
+const NAMED: usize = 12;
 /// Most members of a group that are named.
 const MEMBERS: usize = 200;
-/// Most lines of a map that are drawn: beyond that nobody could follow one.
-const LINES: usize = 400;
+/// Most nodes of a map that is drawn on the page: a larger one is legible only as a picture of its own.
+const NODES: usize = 120;
 
 const STYLE: &str = "
-:root{--ink:#1b2733;--dim:#5b6b7a;--line:#d4dbe2;--head:#eef2f6;--seal:#1e8449;--clear:#b9770e;--risk:#c0392b}
+:root{--paper:#fff;--ink:#1b2733;--dim:#5b6b7a;--line:#d4dbe2;--head:#eef2f6;--seal:#1e8449;--clear:#8f5a08;--risk:#c0392b;--note:#fdf6e9}
+@media screen and (prefers-color-scheme:dark){:root{--paper:#12181f;--ink:#e6edf3;--dim:#9fb0c0;--line:#33404d;--head:#1c2530;--seal:#5fd08f;--clear:#e0a33a;--risk:#ff8a80;--note:#2b2415;color-scheme:dark}}
 *{box-sizing:border-box}
-body{font:14px/1.45 system-ui,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif;color:var(--ink);margin:0 auto;max-width:1200px;padding:32px 24px}
+body{font:14px/1.45 system-ui,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif;background:var(--paper);color:var(--ink);margin:0 auto;max-width:1320px;padding:32px 24px}
 h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:36px 0 8px;padding-top:8px;border-top:2px solid var(--ink)}h3{font-size:15px;margin:20px 0 6px}
 p{margin:6px 0}.dim{color:var(--dim)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px;margin:12px 0}dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}
-.tiles{display:flex;flex-wrap:wrap;gap:12px;margin:16px 0}.tile{border:1px solid var(--line);border-radius:6px;padding:10px 14px;min-width:130px}
-.tile b{display:block;font-size:22px}.tile.bad b{color:var(--risk)}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:16px 0}.tile{border:1px solid var(--line);border-radius:6px;padding:10px 14px}
+.tile b{display:block;font-size:22px}.tile.bad{border-left:4px solid var(--risk)}.tile.bad b{color:var(--risk)}
+.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;margin:8px 0 16px;font-size:12.5px}
-th,td{text-align:left;vertical-align:top;padding:4px 8px;border-bottom:1px solid var(--line);overflow-wrap:anywhere}
+th,td{text-align:left;vertical-align:top;padding:4px 8px;border-bottom:1px solid var(--line);overflow-wrap:break-word}
 th{background:var(--head);font-weight:600}thead{display:table-header-group}tr{break-inside:avoid}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
-.tunnel{color:var(--seal);font-weight:600}.clear{color:var(--clear);font-weight:600}.risk{color:var(--risk);font-weight:600}
-.note{border-left:4px solid var(--clear);background:#fdf6e9;padding:8px 12px;margin:10px 0}
+.n{font-variant-numeric:tabular-nums}.t{white-space:nowrap;font-variant-numeric:tabular-nums}
+.tunnel,.clear,.risk{font-weight:600}.tunnel{color:var(--seal)}.clear{color:var(--clear)}.risk{color:var(--risk)}td>.tunnel,td>.clear,td>.risk{white-space:nowrap}
+.tunnel::before{content:'\\25CF\\A0'}.clear::before{content:'\\25A1\\A0'}.risk::before{content:'\\25A0\\A0'}
+.note{border-left:4px solid var(--clear);background:var(--note);padding:8px 12px;margin:10px 0}
 nav a{margin-right:16px;color:var(--ink)}
 .map{overflow-x:auto;border:1px solid var(--line);border-radius:6px}.map svg{max-width:100%;height:auto;display:block}
-@media print{body{padding:0;max-width:none;font-size:10.5px}table{font-size:9px}h2{break-before:page}h2.first{break-before:auto}nav{display:none}.map{border:0}@page{size:A4 landscape;margin:12mm}}
+@media print{body{padding:0;max-width:none;font-size:10.5px}table{font-size:8.5px}th,td{padding:2px 5px}.wide{overflow:visible}h2{break-before:page}h2.first{break-before:auto}nav{display:none}.map{border:0;break-inside:avoid}.map svg{max-height:180mm}@page{size:A4 landscape;margin:12mm}}
 ";
 
 /// Text as HTML has it.
@@ -61,7 +67,7 @@ fn table(
     all: &str,
 ) {
     let total = rows.len();
-    page.push_str("<table><thead><tr>");
+    page.push_str("<div class=\"wide\"><table><thead><tr>");
     headers.iter().for_each(|header| page.push_str(&format!("<th>{}</th>", text(header))));
     page.push_str("</tr></thead><tbody>\n");
     for row in rows.take(ROWS) {
@@ -71,10 +77,27 @@ fn table(
         }
         page.push_str("</tr>\n");
     }
-    page.push_str("</tbody></table>\n");
+    page.push_str("</tbody></table></div>\n");
     if total > ROWS {
         let _ = writeln!(page, "<p class=\"note\">{} more rows are in {all}.</p>", total - ROWS);
     }
+}
+
+/// A moment (RFC 3339), shorter.
+fn when(moment: &str) -> String {
+    let short = moment.get(..16).filter(|_| moment.len() == 20 && moment.ends_with('Z'));
+    let Some(short) = short else { return text(moment) };
+    format!("<span class=\"t\">{}</span>", text(&short.replace('T', " ")))
+}
+
+/// How far a device could reach.
+fn radius(found: Option<BlastRadius>) -> String {
+    let Some(found) = found else { return "?".to_owned() };
+    let lives = match found.life_support {
+        0 => String::new(),
+        lives => format!("<br><span class=\"risk\">{lives} life support</span>"),
+    };
+    format!("<span class=\"n\">{}</span>{lives}", found.reached)
 }
 
 fn dash(value: &str) -> String {
@@ -195,9 +218,13 @@ fn reach(page: &mut String, reach: &Reach) {
     page.push_str("<h2 id=\"reach\">Who can reach what</h2>\n<p>Nothing is allowed but what a rule names; replies are included, connections the other way aren't.</p>\n");
     if !reach.unenforced.is_empty() {
         let shown: Vec<String> =
-            reach.unenforced.iter().take(MEMBERS).map(|name| text(name)).collect();
-        let more = reach.unenforced.len().saturating_sub(MEMBERS);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            reach.unenforced.iter().take(NAMED).map(|name| text(name)).collect();
+        let more = reach.unenforced.len().saturating_sub(NAMED);
+        let more = if more > 0 {
+            format!(" and {more} more: the inventory has each one's mode")
+        } else {
+            String::new()
+        };
         let _ = writeln!(
             page,
             "<p class=\"note\">Rules hold back what is in enforce. {} in observe or protect: what they send beside the rules still passes in the clear. {}{more}</p>",
@@ -238,13 +265,22 @@ fn reach(page: &mut String, reach: &Reach) {
             format!("{} / {}", rule.tunnelled_pairs, rule.clear_pairs),
             rule.last_used
                 .as_deref()
-                .map_or_else(|| "<span class=\"risk\">never</span>".to_owned(), text),
+                .map_or_else(|| "<span class=\"risk\">never</span>".to_owned(), when),
             dash_html(&marks.join("; ")),
         ]
     });
     table(
         page,
-        &["Rule", "From", "To", "Services", "Path", "Pairs tunnelled / clear", "Last used", ""],
+        &[
+            "Rule",
+            "From",
+            "To",
+            "Services",
+            "Path",
+            "Pairs tunnelled / clear",
+            "Last used",
+            "Remarks",
+        ],
         rows,
         names::REACH_CSV,
     );
@@ -305,13 +341,13 @@ fn map(page: &mut String, content: &Content) {
         page.push_str("<p>Nothing was recorded.</p>\n");
         return;
     }
-    if map.lines.len() <= LINES {
+    if map.nodes.len() <= NODES {
         let _ = writeln!(page, "<div class=\"map\">{}</div>", map.svg());
     } else {
         let _ = writeln!(
             page,
-            "<p class=\"note\">{} lines are too many to be drawn here: {} has them.</p>",
-            map.lines.len(),
+            "<p class=\"note\">{} nodes are too many to be drawn here: {} has them.</p>",
+            map.nodes.len(),
             names::MAP_SVG
         );
     }
@@ -340,7 +376,7 @@ fn map(page: &mut String, content: &Content) {
             format!("<span class=\"{class}\">{}</span>", text(&ways)),
             if line.patient_data { "yes".into() } else { dash("") },
             line.flows().to_string(),
-            text(&super::moment(line.last)),
+            when(&super::moment(line.last)),
         ]
     });
     table(
@@ -353,6 +389,12 @@ fn map(page: &mut String, content: &Content) {
 
 fn inventory(page: &mut String, inventory: &Inventory) {
     page.push_str("<h2 id=\"inventory\">Inventory</h2>\n");
+    let _ = writeln!(
+        page,
+        "<p>Times are UTC. How far a device <b>reaches</b> if it falls is counted in pairs of a member and a service: what rules open, and each member that nothing holds it \
+         back from with all of the {} services that rules name.</p>",
+        inventory.services
+    );
     let rows = inventory.devices.iter().map(|device| {
         let make = [device.said("vendor"), device.said("model")].join(" ");
         let class = match device.mode.as_str() {
@@ -377,7 +419,9 @@ fn inventory(page: &mut String, inventory: &Inventory) {
             device
                 .last_seen
                 .as_deref()
-                .map_or_else(|| "<span class=\"risk\">never</span>".to_owned(), text),
+                .map_or_else(|| "<span class=\"risk\">never</span>".to_owned(), when),
+            radius(device.reaches),
+            radius(device.reaches_enforced),
         ]
     });
     table(
@@ -395,6 +439,8 @@ fn inventory(page: &mut String, inventory: &Inventory) {
             "MAC",
             "Addresses",
             "Last seen",
+            "Reaches today",
+            "Reaches, all enforced",
         ],
         rows,
         names::INVENTORY_CSV,

@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use anteroom_proto::id::MemberId;
+use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use super::{Observed, moment};
+use crate::blast::{BlastRadius, Radii, enforced, services};
 use crate::model::{Device, Model};
+use crate::policy::POLICY_FILE;
 use crate::resolve::Resolved;
 use crate::surface::{self, Surfaces};
 
@@ -21,6 +24,9 @@ pub struct Inventory {
     pub gateways: Vec<GatewayRow>,
     /// What was seen and is confirmed by nobody.
     pub unconfirmed: Vec<UnconfirmedRow>,
+    /// Services that rules name: whom nothing holds a device back from counts with each of them in how far that one reaches.
+    #[serde(default)]
+    pub services: usize,
 }
 
 /// A confirmed device.
@@ -64,6 +70,12 @@ pub struct DeviceRow {
     pub last_seen: Option<String>,
     /// How much was seen of what is expected of it, in percent.
     pub coverage: Option<u8>,
+    /// How far it could reach if it fell, in the modes that devices have now; none where nobody knows where it is.
+    #[serde(default)]
+    pub reaches: Option<BlastRadius>,
+    /// The same were all devices in enforce.
+    #[serde(default)]
+    pub reaches_enforced: Option<BlastRadius>,
 }
 
 /// A client.
@@ -123,15 +135,26 @@ pub(super) fn inventory(
     resolved: &Resolved,
     surfaces: &Surfaces,
     observed: &Observed,
+    now: UnixMillis,
 ) -> Inventory {
+    let services = services(&[resolved]);
+    let radii = Radii::of(resolved, surfaces, services, now);
+    // The same policy with other modes has no other problems than it had.
+    let enforced = enforced(resolved, POLICY_FILE, &resolved.model.policy)
+        .map_or_else(|_| Radii::default(), |all| Radii::of(&all, surfaces, services, now));
     let model = &resolved.model;
     let mut behind: BTreeMap<_, usize> = BTreeMap::new();
     for device in model.devices.values() {
         *behind.entry(device.attachment.gateway).or_default() += 1;
     }
     let devices = model.devices.iter();
-    let mut devices: Vec<DeviceRow> =
-        devices.map(|(id, device)| row(resolved, surfaces, *id, device, observed)).collect();
+    let mut devices: Vec<DeviceRow> = devices
+        .map(|(id, device)| DeviceRow {
+            reaches: radii.get(*id),
+            reaches_enforced: enforced.get(*id),
+            ..row(resolved, surfaces, *id, device, observed)
+        })
+        .collect();
     devices.sort_by(|a, b| a.name.cmp(&b.name));
     let clients = model.clients.iter().map(|(id, client)| ClientRow {
         id: id.to_string(),
@@ -153,7 +176,7 @@ pub(super) fn inventory(
     gateways.sort_by(|a, b| a.name.cmp(&b.name));
     let mut unconfirmed = observed.unconfirmed.clone();
     unconfirmed.sort_by(|a, b| (&a.gateway, &a.mac).cmp(&(&b.gateway, &b.mac)));
-    Inventory { devices, clients, gateways, unconfirmed }
+    Inventory { devices, clients, gateways, unconfirmed, services }
 }
 
 fn labels(labels: &BTreeMap<anteroom_proto::name::Name, String>) -> BTreeMap<String, String> {
@@ -216,5 +239,7 @@ fn row(
         first_seen: sight.first.map(moment),
         last_seen: sight.last.map(moment),
         coverage: observed.coverage.get(&id).map(crate::coverage::Coverage::percent),
+        reaches: None,
+        reaches_enforced: None,
     }
 }

@@ -137,7 +137,7 @@ pub fn content(
     let surfaces = Surfaces::of(resolved);
     Content {
         stamp,
-        inventory: inventory::inventory(resolved, &surfaces, observed),
+        inventory: inventory::inventory(resolved, &surfaces, observed, now),
         map: crate::map::map(
             resolved,
             &surfaces,

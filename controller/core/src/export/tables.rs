@@ -32,6 +32,9 @@ pub(super) fn inventory(inventory: &Inventory) -> String {
         "LAST SEEN",
         "COVERAGE %",
         "ID",
+        "REACHES TODAY",
+        "REACHES ENFORCED",
+        "LIFE SUPPORT WITHIN REACH",
     ];
     let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
     let known =
@@ -59,6 +62,11 @@ pub(super) fn inventory(inventory: &Inventory) -> String {
             device.coverage.map(|percent| percent.to_string()).unwrap_or_default(),
             device.id.clone(),
         ]);
+        let radii = [device.reaches, device.reaches_enforced];
+        row.extend(
+            radii.map(|radius| radius.map_or_else(String::new, |one| one.reached.to_string())),
+        );
+        row.push(device.reaches.map_or_else(String::new, |one| one.life_support.to_string()));
         row
     });
     let columns = headers.len();

@@ -81,14 +81,34 @@ fn paths_follow_the_modes_and_externals_are_addresses() {
 fn the_page_is_whole_without_scripts_and_whatever_names_hold() {
     let mut model = hospital();
     let evil = "=cmd()\"><script>alert(1)</script>\u{202e}";
-    model
-        .label_device(
-            "ct-1",
-            &[(name("owner"), Some(evil.into())), (name("class"), Some("<b>ct</b>".into()))],
-        )
-        .unwrap();
-    model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "service")]);
-    let content = of(&model);
+    // As labels may be from before what they hold was looked at.
+    let labels = &mut model.devices.get_mut(&member_id(1)).unwrap().labels;
+    for key in ["owner", "location", "vendor", "model", "criticality", "note"] {
+        labels.insert(name(key), evil.into());
+    }
+    labels.insert(name("class"), format!("<b>ct</b>{evil}"));
+    model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], evil)]);
+    let quoted = evil.replace('"', "\\\"");
+    let told = format!("[rule.ct-to-pacs]\nreason = \"{quoted}\"");
+    model.policy = model.policy.replace("[rule.ct-to-pacs]", &told);
+    let mut content = of(&model);
+    content.stamp.made_by = evil.into();
+    content.stamp.organisation = evil.into();
+    content.inventory.unconfirmed.push(UnconfirmedRow {
+        mac: evil.into(),
+        gateway: evil.into(),
+        port: evil.into(),
+        addresses: vec![evil.into()],
+        last_seen: evil.into(),
+    });
+    let before = Content { inventory: Inventory::default(), ..of(&model) };
+    content.difference = Some(Difference::between(
+        evil.into(),
+        7,
+        evil.into(),
+        (&before.inventory, &before.reach, &before.review),
+        (&content.inventory, &content.reach, &content.review),
+    ));
     let page = said(&content, names::REPORT);
     for bad in [
         "<script",
@@ -101,6 +121,13 @@ fn the_page_is_whole_without_scripts_and_whatever_names_hold() {
         "\u{202e}",
     ] {
         assert!(!page.contains(bad), "{bad} in the page");
+        let picture = said(&content, names::MAP_SVG);
+        assert!(!picture.contains(bad), "{bad} in the picture");
+    }
+    assert!(page.matches("&lt;script").count() >= 12, "each of them is there, as text");
+    for table in [names::INVENTORY_CSV, names::MAP_CSV, names::REACH_CSV, names::DIFFERENCE_CSV] {
+        let table = said(&content, table);
+        assert!(!table.contains("\"=cmd") && !table.contains('\u{202e}'), "{table}");
     }
     let links = page.matches("href=\"").count();
     assert_eq!(links, page.matches("href=\"#").count(), "nothing leads out");
@@ -122,7 +149,7 @@ fn the_page_is_whole_without_scripts_and_whatever_names_hold() {
     let json: Reach = serde_json::from_str(&said(&content, names::REACH)).unwrap();
     assert_eq!(json, content.reach);
     assert!(said(&content, names::README).contains("export verify"));
-    assert_eq!(files(&content).unwrap(), files(&of(&model)).unwrap(), "the same each time");
+    assert_eq!(files(&of(&model)).unwrap(), files(&of(&model)).unwrap(), "the same each time");
 }
 
 #[test]
@@ -219,4 +246,38 @@ fn a_bundle_of_twenty_thousand_devices_stays_small() {
     assert!(
         String::from_utf8_lossy(&files[names::REPORT]).contains("more rows are in inventory.csv")
     );
+}
+
+#[test]
+fn how_far_each_device_reaches_is_told() {
+    let mut model = hospital();
+    set_modes(&mut model, Mode::Enforce, &["pacs-1"]);
+    let gone = model.devices.get_mut(&member_id(6)).unwrap();
+    gone.attachment.gateway = crate::fixture::gateway_id(9);
+    let content = of(&model);
+    let found =
+        |name: &str| content.inventory.devices.iter().find(|device| device.name == name).unwrap();
+    let scanner = found("ct-1");
+    let (today, enforced) = (scanner.reaches.unwrap(), scanner.reaches_enforced.unwrap());
+    assert_eq!((today.unguarded, enforced.unguarded), (3, 0), "{today:?} {enforced:?}");
+    assert_eq!(today.reached, 3 * content.inventory.services + 2);
+    assert_eq!(enforced.reached, 2, "DICOM has two ports");
+    assert_eq!((found("hl7-1").reaches, found("hl7-1").reaches_enforced), (None, None));
+    let table = said(&content, names::INVENTORY_CSV);
+    let mut reader = ::csv::Reader::from_reader(table.as_bytes());
+    let headers = reader.headers().unwrap().clone();
+    let column = headers.iter().position(|header| header == "REACHES TODAY").unwrap();
+    let rows: Vec<::csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    let of = |name: &str| rows.iter().find(|row| &row[0] == name).unwrap()[column].to_owned();
+    assert_eq!(of("ct-1"), today.reached.to_string());
+    assert_eq!(of("hl7-1"), "", "nobody knows where it is");
+    // A bundle from before this was told is read all the same.
+    let mut json: serde_json::Value =
+        serde_json::from_str(&said(&content, names::INVENTORY)).unwrap();
+    json.as_object_mut().unwrap().remove("services");
+    for device in json["devices"].as_array_mut().unwrap() {
+        device.as_object_mut().unwrap().retain(|key, _| !key.starts_with("reaches"));
+    }
+    let read: Inventory = serde_json::from_value(json).unwrap();
+    assert_eq!(read.devices.len(), content.inventory.devices.len());
 }

@@ -90,8 +90,8 @@ fn pictures_are_well_formed_whatever_things_are_called() {
     assert_eq!(dot.matches(" -> ").count(), found.lines.len(), "{dot}");
     let svg = found.svg();
     assert!(svg.contains("&lt;&quot;&amp;\\ct&gt;") && !svg.contains("<\"&"), "{svg}");
-    assert_eq!(svg.matches("<path ").count(), found.lines.len(), "{svg}");
-    assert_eq!(Map::default().svg().matches("<rect").count(), 1);
+    assert_eq!(svg.matches("<g class=\"am-cell\">").count(), found.lines.len(), "{svg}");
+    assert_eq!(Map::default().svg().matches("am-cell\"").count(), 0);
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn lives_stand_out_and_services_of_the_policy_may_name_patients() {
       -> outside archive: https (clear, 3 flows)
     ");
     let svg = found.svg();
-    assert_eq!(svg.matches("fill=\"#fadbd8\"").count(), 2, "on either side: {svg}");
+    assert_eq!(svg.matches("class=\"am-life\"").count(), 2, "on either side: {svg}");
     assert_eq!(found.dot().matches("fillcolor").count(), 1);
     let mut sorted = found.clone();
     sorted.most_critical_first();
@@ -158,4 +158,79 @@ fn things_of_two_kinds_and_of_two_sites_are_two_nodes() {
         names.contains(&of("north").as_str()) && names.contains(&of("south").as_str()),
         "{names:?}"
     );
+}
+
+#[test]
+fn marks_differ_by_shape_and_not_only_by_colour() {
+    let line = |to, service: &str, patient_data, guarded, clear, dropped| Line {
+        from: 0,
+        to,
+        service: service.into(),
+        patient_data,
+        guarded,
+        clear,
+        dropped,
+        bytes: 0,
+        last: NOW,
+    };
+    let node = |number: usize| Node {
+        name: format!("node-{number}\u{202e}"),
+        outside: false,
+        size: 1,
+        criticality: None,
+        life_support: 0,
+    };
+    let lines = vec![
+        line(0, "a", false, 1, 0, 0),
+        line(1, "a", false, 0, 1, 0),
+        line(2, "a", false, 0, 0, 1),
+        line(3, "a", true, 1, 0, 0),
+        line(4, "a", true, 0, 1, 0),
+        line(5, "a", false, 1, 1, 0),
+        line(5, "b", false, 0, 1, 0),
+        line(6, "a", false, 0, 0, 0),
+    ];
+    let map = Map { nodes: (0..7).map(node).collect(), lines, unanswered: 0 };
+    let svg = map.svg();
+    let shapes = |line: &str| -> String {
+        let mut shapes: Vec<String> = Vec::new();
+        for part in line.split('<').skip(1).filter(|part| !part.starts_with(['/', 'g', 't'])) {
+            let word = part.split(' ').next().unwrap_or_default();
+            let patient = if part.contains("am-patient") { "!" } else { "" };
+            shapes.push(format!("{word}{patient}"));
+        }
+        shapes.join("+")
+    };
+    let cells: Vec<&str> = svg.lines().filter(|line| line.contains("am-cell\"")).collect();
+    let found: Vec<String> = cells.iter().map(|line| shapes(line)).collect();
+    let wanted = ["circle", "rect", "path", "circle+path!", "rect+path!", "rect+circle", "circle"];
+    assert_eq!(found, wanted, "{svg}");
+    assert!(svg.contains(">2</text>"), "two services: {svg}");
+    assert!(!svg.contains('\u{202e}'), "{svg}");
+}
+
+#[test]
+fn of_very_many_nodes_those_with_most_flows_are_drawn() {
+    let nodes = (0..1_500).map(|number| Node {
+        name: format!("n{number}"),
+        outside: false,
+        size: 1,
+        criticality: None,
+        life_support: 0,
+    });
+    let line = |from: usize| Line {
+        from,
+        to: 0,
+        service: "a".into(),
+        patient_data: false,
+        guarded: from as u64,
+        clear: 0,
+        dropped: 0,
+        bytes: 0,
+        last: NOW,
+    };
+    let map = Map { nodes: nodes.collect(), lines: (0..1_500).map(line).collect(), unanswered: 0 };
+    let svg = map.svg();
+    assert!(svg.contains("500 nodes with fewer flows aren't drawn"), "it says so");
+    assert!(svg.contains(">n1499</text>") && !svg.contains(">n7</text>"));
 }
