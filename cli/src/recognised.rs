@@ -1,6 +1,6 @@
 //! What devices are taken for: the rules of this machine, what gateways saw, and the labels that operators confirmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anteroom_controller_core::classify::{
@@ -11,7 +11,7 @@ use anteroom_controller_core::history::History;
 use anteroom_controller_core::model::{Attachment, Device, Model};
 use anteroom_proto::api::{HintsQuery, RecordedHint};
 use anteroom_proto::id::{GatewayId, MemberId};
-use anteroom_proto::inventory::Hint;
+use anteroom_proto::inventory::{Hint, HintKind};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::name::Name;
 use serde::Serialize;
@@ -20,6 +20,17 @@ use crate::change::ChangeError;
 use crate::error::Error;
 use crate::home::Home;
 use crate::remote::Remote;
+
+/// Where devices say what they are called.
+const HOST_NAMES: [HintKind; 7] = [
+    HintKind::DhcpHostname,
+    HintKind::DhcpFqdn,
+    HintKind::Dhcp6Fqdn,
+    HintKind::LldpName,
+    HintKind::NetbiosName,
+    HintKind::SnmpName,
+    HintKind::MdnsName,
+];
 
 /// Where Debian's package `ieee-data` has the IEEE's lists of Ethernet addresses.
 const LISTS: &str = "/usr/share/ieee-data";
@@ -169,6 +180,24 @@ impl Recognised {
             None => self.of_strangers.get(&(place.gateway, place.mac, place.vlan)),
         };
         known.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Names by which whatever is at a place calls itself to others, each once.
+    #[must_use]
+    pub fn host_names(&self, place: &Attachment, id: Option<MemberId>) -> Vec<String> {
+        self.told(place, id, &HOST_NAMES)
+    }
+
+    /// Where a device says that its maker's description of it is (RFC 8520), each once. It is the device's word and nobody else's.
+    #[must_use]
+    pub fn mud_urls(&self, place: &Attachment, id: Option<MemberId>) -> Vec<String> {
+        self.told(place, id, &[HintKind::DhcpMudUrl, HintKind::LldpMudUrl])
+    }
+
+    fn told(&self, place: &Attachment, id: Option<MemberId>, kinds: &[HintKind]) -> Vec<String> {
+        let hints = self.hints(place, id).iter().filter(|hint| kinds.contains(&hint.kind));
+        let values: BTreeSet<&String> = hints.map(|hint| &hint.value).collect();
+        values.into_iter().cloned().collect()
     }
 
     /// What was seen of whatever is at a place.

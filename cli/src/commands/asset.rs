@@ -12,7 +12,7 @@ use anteroom_proto::api::SightingRecord;
 use anteroom_proto::name::Name;
 use serde::Serialize;
 
-use super::device::unconfirmed;
+use super::device::{place_of, unconfirmed};
 use super::holdings::Holdings;
 use crate::args::{AssetCommand, ListArgs};
 use crate::change;
@@ -21,6 +21,7 @@ use crate::lists::{self, Lists};
 use crate::output::Output;
 use crate::output::table::{count, join, table};
 use crate::output::time::{Moment, ago, now};
+use crate::recognised::Recognised;
 use crate::remote::Remote;
 
 /// Most lines of one table that people get to see; JSON and CSV have all.
@@ -50,6 +51,7 @@ impl Compared {
         args: &ListArgs,
         model: &Model,
         sightings: &[SightingRecord],
+        recognised: &Recognised,
     ) -> Result<Self, Error> {
         let columns: BTreeMap<String, String> = args.columns.iter().cloned().collect();
         let lists = lists::read(&args.files, &columns)?;
@@ -60,7 +62,7 @@ impl Compared {
                 "no gateway stands in a site \"{site}\": `anteroom gateway list` shows them"
             )));
         }
-        let known = known(model, sightings, args.site.as_ref());
+        let known = known(model, sightings, recognised, args.site.as_ref());
         let report = compare(&lists.list, &known);
         Ok(Self { lists, known, report })
     }
@@ -70,6 +72,7 @@ impl Compared {
 pub(super) fn known(
     model: &Model,
     sightings: &[SightingRecord],
+    recognised: &Recognised,
     site: Option<&Name>,
 ) -> Vec<Known> {
     let here = |gateway| {
@@ -97,7 +100,10 @@ pub(super) fn known(
             name: Some(device.name.clone()),
             mac: place.mac,
             addresses: fixed.chain(holdings.of(*id).iter().copied()).collect(),
-            hostnames: label("hostname").into_iter().collect(),
+            hostnames: label("hostname")
+                .into_iter()
+                .chain(recognised.host_names(place, Some(*id)))
+                .collect(),
             serial: label("serial"),
             labels: device.labels.clone(),
             last_seen: seen.map(|record| record.sighting.last_seen),
@@ -109,7 +115,7 @@ pub(super) fn known(
         name: None,
         mac: record.sighting.mac,
         addresses: record.sighting.addresses.clone(),
-        hostnames: Vec::new(),
+        hostnames: recognised.host_names(&place_of(record), None),
         serial: None,
         labels: BTreeMap::new(),
         last_seen: Some(record.sighting.last_seen),
@@ -182,7 +188,8 @@ fn show(
 ) -> Result<Exit, Error> {
     let model = change::fetch(remote)?.model;
     let sightings = remote.sightings()?;
-    let Compared { lists, known, report } = Compared::load(args, &model, &sightings)?;
+    let recognised = Recognised::load(remote, None)?;
+    let Compared { lists, known, report } = Compared::load(args, &model, &sightings, &recognised)?;
     let forms = lists
         .forms
         .iter()

@@ -17,6 +17,7 @@ use crate::change::{self, Request};
 use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{count, table};
+use crate::recognised::Recognised;
 use crate::remote::Remote;
 
 /// Most lines of what is taken that people get to see before the plan, which has them again.
@@ -43,7 +44,8 @@ pub(super) fn import(
 ) -> Result<Exit, Error> {
     let model = change::fetch(remote)?.model;
     let sightings = remote.sightings()?;
-    let compared = Compared::load(&args.lists, &model, &sightings)?;
+    let recognised = Recognised::load(remote, None)?;
+    let compared = Compared::load(&args.lists, &model, &sightings, &recognised)?;
     let takes = takes(&args, &compared, &model, &sightings)?;
     let list = &compared.lists.list;
     if !list.problems.is_empty() {

@@ -442,6 +442,8 @@ struct DeviceDetail {
     blast_radius: Option<BlastRadius>,
     /// What it let be seen of itself.
     hints: Vec<HintRow>,
+    /// Where it says that its maker's description of it is (RFC 8520).
+    mud_urls: Vec<String>,
     flows: Vec<FlowRow>,
 }
 
@@ -506,6 +508,7 @@ pub(super) fn show(
             ..row
         },
         hints: recognised.hints(&device.attachment, Some(id)).iter().map(HintRow::new).collect(),
+        mud_urls: recognised.mud_urls(&device.attachment, Some(id)),
         blast_radius,
         flows: edges.iter().map(|edge| FlowRow::new(edge, &known)).collect(),
     };
@@ -550,6 +553,12 @@ fn render_detail(detail: &DeviceDetail) -> String {
             }
         )
     });
+    let mud = match detail.mud_urls.as_slice() {
+        [] => String::new(),
+        urls => {
+            format!("{}; get it, look who signed it, and see `anteroom mud import`", join(urls))
+        }
+    };
     let said = &row.surface;
     let text = facts(&[
         ("Device", maybe(&row.name)),
@@ -579,6 +588,7 @@ fn render_detail(detail: &DeviceDetail) -> String {
         ("Coverage", covered(row)),
         ("Notes", notes(row)),
         ("If compromised, reaches", reach.unwrap_or_default()),
+        ("Its maker's file, it says", mud),
     ]);
     let mut text = format!("{text}\n{}", explained(&row.claims));
     if !detail.hints.is_empty() {

@@ -21,6 +21,7 @@ use crate::lists;
 use crate::output::Output;
 use crate::output::table::count;
 use crate::output::time::now;
+use crate::recognised::Recognised;
 use crate::recorded::Recorded;
 use crate::remote::Remote;
 
@@ -139,12 +140,55 @@ pub(super) fn read(path: &Path) -> Result<(String, Mud), Error> {
 
 #[derive(Debug, Serialize)]
 struct Imported {
+    /// Devices of the class that tell where their maker's file is.
+    told: Vec<Told>,
     policy: String,
     file: Option<String>,
     rules: Vec<String>,
     already: usize,
     questions: Vec<String>,
     beyond: Vec<String>,
+}
+
+/// Where a device says that its maker's file is.
+#[derive(Debug, Serialize)]
+struct Told {
+    device: Name,
+    url: String,
+    /// Whether the file that is read names the same place.
+    same: bool,
+}
+
+/// Most devices that are named for telling of another file.
+const NAMED: usize = 10;
+
+/// What devices tell of their makers' files.
+fn told(
+    model: &Model,
+    members: &BTreeSet<MemberId>,
+    mud: &Mud,
+    recognised: &Recognised,
+) -> Vec<Told> {
+    let devices = members.iter().filter_map(|id| Some((*id, model.devices.get(id)?)));
+    let told = devices.flat_map(|(id, device)| {
+        let urls = recognised.mud_urls(&device.attachment, Some(id)).into_iter();
+        urls.map(|url| Told { device: device.name.clone(), same: url == mud.url, url })
+    });
+    told.collect()
+}
+
+fn warn_of_others(told: &[Told], mud: &Mud, output: &mut Output<'_>) -> Result<(), Error> {
+    let others: Vec<&Told> = told.iter().filter(|one| !one.same).collect();
+    for one in others.iter().take(NAMED) {
+        output.warn(format_args!(
+            "{} tells of another file of its maker's: {}; this one is of {}",
+            one.device, one.url, mud.url
+        ))?;
+    }
+    if others.len() > NAMED {
+        output.warn(format_args!("and {} more do", others.len() - NAMED))?;
+    }
+    Ok(())
 }
 
 fn import(
@@ -165,8 +209,10 @@ fn import(
         None => Resolved::new(&model),
     };
     let resolved = resolved.map_err(ChangeError::from)?;
-    members(&resolved, class)?;
+    let devices = members(&resolved, class)?;
     known(&resolved, peers)?;
+    let told = told(&model, &devices, &mud, &Recognised::load(remote, None)?);
+    warn_of_others(&told, &mud, output)?;
     let recorded = Recorded::load(remote, resolved)?;
     recorded.warn_of_gaps(output)?;
     let Draft { text, rules, already, questions, beyond } =
@@ -176,6 +222,7 @@ fn import(
         write_new(path, &text).map_err(|error| Error::file(path, error))?;
     }
     let imported = Imported {
+        told,
         policy: text,
         file: out.map(|path| path.display().to_string()),
         rules,
@@ -185,12 +232,16 @@ fn import(
     };
     output.data(&imported, |imported| match out {
         Some(path) => format!(
-            "Written to {}: {}, {} allowed already, {} open, {} seen beyond the file.\nRead it, then: anteroom policy plan {}",
+            "Written to {}: {}, {} allowed already, {} open, {} seen beyond the file.{}\nRead it, then: anteroom policy plan {}",
             path.display(),
             count(imported.rules.len(), "new rule", "new rules"),
             imported.already,
             count(imported.questions.len(), "question", "questions"),
             count(imported.beyond.len(), "conversation", "conversations"),
+            match imported.told.iter().filter(|one| one.same).count() {
+                0 => String::new(),
+                same => format!(" Of this very file {}.", count(same, "device tells", "devices tell")),
+            },
             path.display()
         ),
         None => imported.policy.trim_end().to_owned(),

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use anteroom_proto::inventory::HintKind;
+
 use crate::changes::{POLICY, hospital};
 use crate::controller::Controller;
 use crate::person::Person;
@@ -185,8 +187,31 @@ fn an_export_is_signed_and_every_changed_byte_is_found() {
 }
 
 #[test]
+fn rows_are_found_by_the_names_that_devices_give_themselves() {
+    let (controller, ana, _) = listed();
+    controller.hint("imaging", "02:00:00:00:02:07", HintKind::DhcpHostname, "PUMP-77.ward.example");
+    controller.hint("imaging", "02:00:00:00:01:0a", HintKind::MdnsName, "gantry.local");
+    controller.hint("imaging", "02:00:00:00:01:0a", HintKind::HttpAgent, "ghost");
+    let list = ana.write("names.csv", "Hostname,Room\npump-77,B2\nGANTRY,B3\nghost,B4\n");
+    let json = ana.run(&["--json", "asset", "compare", &list]).ok().json();
+    let rows: Vec<(&str, &str)> = json["matches"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| (row["mac"].as_str().unwrap(), row["sure"].as_str().unwrap()))
+        .collect();
+    let wanted = [("02:00:00:00:02:07", "medium"), ("02:00:00:00:01:0a", "medium")];
+    assert_eq!(rows, wanted, "a name is no proof: {json}");
+    assert_eq!(
+        json["missing"].as_array().unwrap().len(),
+        1,
+        "what browses isn't called so: {json}"
+    );
+}
+
+#[test]
 fn mud_files_go_out_and_come_in() {
-    let (_controller, ana, _) = listed();
+    let (controller, ana, _) = listed();
     let policy = ana.write("policy.toml", POLICY);
     ana.run(&["policy", "apply", &policy, "--yes", "--reason", "r"]).ok();
     let file = ana.path("ct.json").display().to_string();
@@ -224,6 +249,28 @@ fn mud_files_go_out_and_come_in() {
     let ran =
         ana.run(&["mud", "import", &maker, "--for", "ct", "--peer", "urn:maker:console=nobody"]);
     assert!(ran.fails(64).contains("knows no segment or external \"nobody\""), "{ran:#?}");
+    // What a device tells of its maker's file stands beside the one that is read.
+    controller.hint(
+        "imaging",
+        "02:00:00:00:01:0a",
+        HintKind::DhcpMudUrl,
+        "https://other.example/x",
+    );
+    let shown = ana.run(&["device", "show", "ct-1"]).ok().out;
+    assert!(shown.contains("https://other.example/x") && shown.contains("mud import"), "{shown}");
+    let ran = ana.run(&["--json", "mud", "import", &file, "--for", "ct"]).ok();
+    assert!(ran.err.contains("ct-1 tells of another file"), "{}", ran.err);
+    assert_eq!(ran.json()["told"][0]["same"], false);
+    controller.state().hints.clear();
+    controller.hint(
+        "imaging",
+        "02:00:00:00:01:0a",
+        HintKind::LldpMudUrl,
+        "https://mud.example/ct.json",
+    );
+    let ran = ana.run(&["--json", "mud", "import", &file, "--for", "ct"]).ok();
+    assert!(!ran.err.contains("another file"), "{}", ran.err);
+    assert_eq!(ran.json()["told"][0]["same"], true);
     assert!(ana.run(&["mud", "export", "cts"]).fails(64).contains("the classes are: ct"));
     let bad = ana.write("bad.json", "{\n}");
     assert!(

@@ -16,8 +16,10 @@ use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::inventory::HintKind;
 use anteroom_proto::invite::{IdentityClaim, Invite, InviteCode};
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
+use anteroom_proto::mac::MacAddr;
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{FileBypass, Sighting};
@@ -58,6 +60,8 @@ pub(crate) struct State {
     pub(crate) audit: Vec<AuditEntry>,
     pub(crate) sightings: Vec<SightingRecord>,
     pub(crate) edges: Vec<Edge>,
+    /// What devices let be seen of themselves.
+    pub(crate) hints: Vec<RecordedHint>,
     /// Edges that found no room.
     pub(crate) turned_away: u64,
     /// Whether it is too old to give its flow history.
@@ -111,6 +115,7 @@ impl Controller {
             audit: Vec::new(),
             sightings: Vec::new(),
             edges: Vec::new(),
+            hints: Vec::new(),
             turned_away: 0,
             without_history: false,
             offline: Vec::new(),
@@ -233,6 +238,26 @@ impl Controller {
         let first_seen = sighting.first_seen;
         self.state().sightings.push(SightingRecord { gateway, sighting, first_seen });
     }
+
+    /// Has a gateway read something that a device, or whatever else has this Ethernet address, let be seen of itself.
+    pub(crate) fn hint(&self, gateway: &str, mac: &str, kind: HintKind, value: &str) {
+        let gateway = self.gateway_id(gateway);
+        let mac: MacAddr = mac.parse().unwrap();
+        let model = self.state().model();
+        let known = model.devices.iter().find(|(_, device)| device.attachment.mac == mac);
+        let hint = RecordedHint {
+            gateway,
+            port: "port1".parse().unwrap(),
+            mac,
+            vlan: None,
+            member: known.map(|(id, _)| *id),
+            kind,
+            value: value.to_owned(),
+            first: UnixMillis(1_764_000_000_000),
+            last: UnixMillis(1_764_000_100_000),
+        };
+        self.state().hints.push(hint);
+    }
 }
 
 fn serve(stream: TcpStream, config: Arc<ServerConfig>, shared: &Mutex<State>) -> Option<()> {
@@ -353,7 +378,9 @@ impl State {
             ("GET", paths::SIGHTINGS) => ok(&self.sightings),
             ("GET", paths::EDGES) => ok(&self.edges),
             ("GET", paths::HISTORY) => self.history(query),
-            ("GET", paths::HINTS) => ok(&HintsPage::default()),
+            ("GET", paths::HINTS) => {
+                ok(&HintsPage { hints: self.hints.clone(), ..HintsPage::default() })
+            }
             ("GET", paths::MODEL) => match self.revisions.last() {
                 Some((newest, _)) => ok(newest),
                 None => no(404, "not-found", "there is no revision yet"),
