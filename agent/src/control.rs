@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anteroom_proto::approval::Demands;
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cose::Signed;
@@ -145,6 +146,8 @@ pub(crate) struct Client<P> {
     floor: Floor,
     /// The view in force.
     view: Option<Arc<View>>,
+    /// On which devices two operators decide, with it or from before it was lost.
+    demands: Demands,
     /// What was acknowledged last.
     applied: Option<Applied>,
     boot: BootId,
@@ -180,7 +183,7 @@ impl<P: Plane> Client<P> {
         reach: watch::Receiver<Reach>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let Enrolled { enrolment, identity, nexts, ring, chain, view, floor, keys } = held;
+        let Enrolled { enrolment, identity, nexts, ring, chain, view, demands, floor, keys } = held;
         let applied = view.as_deref().map(|view| applied_of(view, &plane));
         for problem in applied.iter().flat_map(|applied| &applied.problems) {
             warn!("the view on disk: {problem}");
@@ -228,6 +231,7 @@ impl<P: Plane> Client<P> {
             chain,
             floor,
             view,
+            demands,
             applied,
             boot,
             clock,

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::approval::Place;
 use crate::cose::{Document, SignatureError, Signed, Verified};
 use crate::id::OrganisationId;
 use crate::key::{Hash, PublicKey};
@@ -320,6 +321,19 @@ impl AuthorityChain {
     #[must_use]
     pub fn ever_vouched_for(&self, root: Hash) -> bool {
         self.documents.iter().any(|document| document.vouches_for(root))
+    }
+
+    /// The keys of those who were operators when the revision at `place` was made: each document names the newest root of
+    /// its day, so the last one whose root is older was in force then. None for a revision that a restore gave up.
+    #[must_use]
+    pub fn operators_at(&self, place: Place) -> Vec<PublicKey> {
+        let before = |document: &&Verified<Authority>| {
+            let (incarnation, revision) = document.root.map_or((0, 0), |root| root.place());
+            Place::new(incarnation, revision) < place
+        };
+        let of_then = self.documents.iter().rev().find(before);
+        let of_then = of_then.filter(|document| document.incarnation == place.incarnation);
+        of_then.map(|document| document.operator_keys()).unwrap_or_default()
     }
 
     /// The hash by which the chain is pinned.

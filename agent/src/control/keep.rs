@@ -14,6 +14,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anteroom_proto::approval::Demands;
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
@@ -43,6 +44,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(crate) trait Disk: Send + Sync + 'static {
     /// Writes an authority chain down.
     fn keep_chain(&self, chain: &AuthorityChain) -> Result<(), StateError>;
+    /// Writes down on which devices two operators decide, as it is with the view that is written next.
+    fn keep_demands(&self, demands: &Demands) -> Result<(), StateError>;
     /// Writes a view down, and before it the marker if it is one that leaves it.
     fn keep_view(&self, view: &SignedView, marks: bool) -> Result<(), StateError>;
     /// Writes down what no view may be below.
@@ -64,6 +67,10 @@ pub(crate) trait Disk: Send + Sync + 'static {
 impl Disk for StateDir {
     fn keep_chain(&self, chain: &AuthorityChain) -> Result<(), StateError> {
         self.write_authority(chain)
+    }
+
+    fn keep_demands(&self, demands: &Demands) -> Result<(), StateError> {
+        self.write_demands(demands)
     }
 
     fn keep_view(&self, view: &SignedView, marks: bool) -> Result<(), StateError> {
@@ -105,6 +112,8 @@ impl Disk for StateDir {
 /// A view in force.
 pub(super) struct Taken {
     pub(super) signed: SignedView,
+    /// On which devices two operators decide, with it.
+    pub(super) demands: Demands,
     /// Whether it leaves the marker.
     pub(super) marks: bool,
     /// The floor once it is held.
@@ -144,6 +153,7 @@ impl Keeping {
             wanted: receiver,
             kept,
             floor,
+            demands: None,
             keys: None,
             identity: None,
             done: (0, 0),
@@ -188,6 +198,8 @@ struct Task {
     kept: watch::Sender<Option<Applied>>,
     /// The floor on disk.
     floor: Floor,
+    /// The demands on disk, once they were written.
+    demands: Option<Demands>,
     /// The peers' tunnel keys on disk, once they were written.
     keys: Option<KnownKeys>,
     /// The identity key on disk, once a view named it.
@@ -250,7 +262,11 @@ impl Task {
             return self.identity(taken.identity).await;
         }
         let view = taken.clone();
-        match self.on_disk(move |disk| disk.keep_view(&view.signed, view.marks)).await {
+        let written = match self.demands(&taken.demands).await {
+            Ok(()) => self.on_disk(move |disk| disk.keep_view(&view.signed, view.marks)).await,
+            Err(problem) => Err(problem),
+        };
+        match written {
             Ok(()) => {
                 self.done.1 = number;
                 self.tell(number, taken.applied.clone());
@@ -301,6 +317,16 @@ impl Task {
         {
             error!("{problem}");
         }
+    }
+
+    async fn demands(&mut self, demands: &Demands) -> Result<(), String> {
+        if self.demands.as_ref() == Some(demands) {
+            return Ok(());
+        }
+        let written = demands.clone();
+        self.on_disk(move |disk| disk.keep_demands(&written)).await?;
+        self.demands = Some(demands.clone());
+        Ok(())
     }
 
     async fn keys(&mut self, keys: &KnownKeys) {

@@ -57,8 +57,9 @@ fn problems(view: &View, shortcomings: Vec<String>) -> Vec<String> {
             format!("{} has a mode that this agent doesn't know, so no rule matches for it: update the agent", member.id)
         },
     );
-    shortcomings
-        .into_iter()
+    let held_back = view.upheld.held_back.iter().map(ToString::to_string);
+    held_back
+        .chain(shortcomings)
         .chain(view.left_out.iter().cloned())
         .chain(rules)
         .chain(modes)
@@ -104,7 +105,8 @@ impl<P: Plane> Client<P> {
         let verified = match &self.chain {
             Some(chain) => {
                 let (gateway, held) = (self.enrolment.gateway, self.view.as_deref());
-                View::verify_next(&signed, gateway, chain.newest(), &self.floor, held)
+                let demands = &self.demands;
+                View::verify_next(&signed, gateway, chain, &self.floor, held, demands)
                     .map_err(|error| error.to_string())
             }
             None => Err("view refused: no chain of authority documents came before it".into()),
@@ -124,6 +126,7 @@ impl<P: Plane> Client<P> {
         let mut applied = applied_of(&view, &self.plane);
         applied.problems.extend(self.plane.apply(view.clone()).await?);
         self.view = Some(view.clone());
+        self.demands.clone_from(&view.upheld.demands);
         let identity = self.adopt(&view).await?;
         let issued = view.operation.issued_at;
         let anew = view.incarnation > self.floor.revision.0;
@@ -149,8 +152,8 @@ impl<P: Plane> Client<P> {
             status.approved = Some(true);
         });
         let (marks, floor) = (enforces(&view), self.floor);
-        let keys = self.keys.clone();
-        self.keeping.view(Taken { signed, marks, floor, keys, identity, applied });
+        let (keys, demands) = (self.keys.clone(), self.demands.clone());
+        self.keeping.view(Taken { signed, demands, marks, floor, keys, identity, applied });
         Ok(None)
     }
 

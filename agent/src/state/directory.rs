@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anteroom_agent_core::report::Learned;
+use anteroom_proto::approval::Demands;
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cbor;
 use anteroom_proto::cose::Signed;
@@ -286,6 +287,15 @@ impl StateDir {
     /// When it can't be written.
     pub fn write_view(&self, view: &SignedView) -> Result<(), StateError> {
         records::VIEW.write(&self.path, view)
+    }
+
+    /// Records on which devices two operators decide. It goes before the view that it belongs to: what that one holds
+    /// back would be in force at the next start.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn write_demands(&self, demands: &Demands) -> Result<(), StateError> {
+        records::DEMANDS.write(&self.path, demands)
     }
 
     /// Records the floor. It goes after the view that it comes from: a floor above the view would shut out the

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anteroom_agent_core::report::Learned;
+use anteroom_proto::approval::Demands;
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mode::Mode;
@@ -45,6 +46,8 @@ pub struct Enrolled {
     pub chain: Option<AuthorityChain>,
     /// The view to put in force.
     pub view: Option<Arc<View>>,
+    /// On which devices two operators decide, with the view or from before it was lost.
+    pub demands: Demands,
     /// What no newer view may be below.
     pub floor: Floor,
     /// The tunnel keys that were seen of peers.
@@ -105,7 +108,9 @@ pub fn wiring_on_disk(config: &Config) -> Wiring {
 fn sealed_wiring(config: &Config, state: &StateDir) -> Option<Wiring> {
     let enrolment = state.enrolment().ok()??;
     let floor = records::FLOOR.read::<Floor>(state.path()).ok()?.unwrap_or_default();
-    let (_, view) = signed(state, &enrolment, &floor, &mut Vec::new()).ok()?;
+    let demands = records::DEMANDS.read::<Demands>(state.path()).ok().flatten();
+    let limits = (&floor, demands.as_ref());
+    let (_, view) = signed(state, &enrolment, limits, &mut Vec::new()).ok()?;
     (view.is_some() || !state.ever_enforced()).then(|| Wiring::of(config, view.as_ref()))
 }
 
@@ -163,9 +168,20 @@ impl Enrolled {
         };
         let ring = Ring::new(keys, newest);
         let nexts = note(state.next_identities(), problems)?.unwrap_or_default();
-        let (chain, view) = signed(state, &enrolment, &floor, problems)?;
-        let mut held =
-            Self { enrolment, identity, nexts, ring, chain, view: None, floor, keys: known };
+        let demands = note(records::DEMANDS.read::<Demands>(state.path()), problems)?.flatten();
+        let (chain, view) = signed(state, &enrolment, (&floor, demands.as_ref()), problems)?;
+        let demands = demands.unwrap_or_default();
+        let mut held = Self {
+            enrolment,
+            identity,
+            nexts,
+            ring,
+            chain,
+            view: None,
+            demands,
+            floor,
+            keys: known,
+        };
         if let Some(mut view) = view {
             // Operators have signed another one, and the disk was too slow for it.
             let named = view.intent.identity.filter(|named| *named != held.identity.public());
@@ -179,6 +195,7 @@ impl Enrolled {
                 }
             }
             held.floor = view.floor(&held.floor);
+            held.demands.clone_from(&view.upheld.demands);
             held.keys.hold(&mut view);
             held.view = Some(Arc::new(view));
         }
@@ -190,7 +207,7 @@ impl Enrolled {
 fn signed(
     state: &StateDir,
     enrolment: &Enrolment,
-    floor: &Floor,
+    (floor, demands): (&Floor, Option<&Demands>),
     problems: &mut Vec<StateError>,
 ) -> Result<(Option<AuthorityChain>, Option<View>), StateError> {
     let chain = note(records::AUTHORITY.read::<Vec<_>>(state.path()), problems)?.flatten();
@@ -212,7 +229,7 @@ fn signed(
         }
     };
     let (Some(followed), Some(view)) = (&chain, view) else { return Ok((chain, None)) };
-    match View::verify_held(&view, enrolment.gateway, followed, floor) {
+    match View::verify_held(&view, enrolment.gateway, followed, floor, demands) {
         Ok(view) => Ok((chain, Some(view))),
         Err(error) => {
             problems.push(StateError::View { path: state.file(&records::VIEW), error });

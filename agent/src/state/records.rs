@@ -78,6 +78,12 @@ pub(super) const FLOOR: Kind = Kind {
     max: 512,
     loss: "The agent goes by the numbers of the view that it holds.",
 };
+pub(super) const DEMANDS: Kind = Kind {
+    name: "demands",
+    format: 1,
+    max: 64 * 1024 * 1024,
+    loss: "The agent goes by the view that it holds: of devices that left it no longer knows that two operators decide on them.",
+};
 pub(super) const KNOWN_KEYS: Kind = Kind {
     name: "known-keys",
     format: 1,

@@ -40,7 +40,7 @@ pub use base::{Current, check_revision, fetch, fetch_revision};
 pub use confirm::Confirm;
 pub(crate) use confirm::reason;
 pub use evidence::evidence;
-pub use propose::{Proposal, approval, lacking, not_proposed};
+pub use propose::{Proposal, approval, lacking, not_proposed, place};
 pub use show::render_plan;
 use wait::GatewayOutcome;
 
@@ -229,7 +229,8 @@ fn change(
         if !plan.may_be_applied(request.force) {
             return Err(Error::Refused(show::refused(&plan, request.force)));
         }
-        let lacking = lacking(remote, &current.model, &model, number)?;
+        let at = place(remote, number);
+        let lacking = lacking(remote, &current.model, &model, at)?;
         propose::check(&lacking, &request)?;
         match &shown {
             None => {
@@ -249,7 +250,7 @@ fn change(
             Some(_) => {}
         }
         if let Some(path) = request.args.propose.clone() {
-            let proposal = Proposal::new(remote, &current, &model, &request, &lacking);
+            let proposal = Proposal::new(remote, &current, &model, &request, (at, &lacking));
             return propose::write(&path, &proposal, &lacking, output);
         }
         let update = sign(remote, &current, &model, number, &request)?;

@@ -6,7 +6,7 @@ use anteroom_controller_core::approvals::{self, Lacking, may_be_wanted};
 use anteroom_controller_core::compile::compile;
 use anteroom_controller_core::model::Model;
 use anteroom_controller_core::plan::Base;
-use anteroom_proto::approval::Approval;
+use anteroom_proto::approval::{Approval, Place, ProposalWords};
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;
@@ -22,10 +22,10 @@ use crate::output::time::now;
 use crate::remote::Remote;
 
 /// The format of a proposal's file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
-/// What one operator proposes to another. Nothing in it is believed but the approvals, which are signed: whoever
-/// approves compares the model with what is in force.
+/// What one operator proposes to another. All that is believed of it is signed: the words with the model's hash, and the
+/// approvals. Whoever approves compares the model with what is in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Proposal {
@@ -35,12 +35,8 @@ pub struct Proposal {
     pub organisation: OrganisationId,
     /// The revision that it stands on.
     pub base: Base,
-    /// What is done, such as `device mode`.
-    pub action: String,
-    /// To what.
-    pub subject: String,
-    /// Why.
-    pub reason: Option<String>,
+    /// What is proposed, in the proposer's words.
+    pub words: Signed<ProposalWords>,
     /// The model that is proposed.
     pub model: Blob,
     /// What the proposer approves of.
@@ -53,17 +49,25 @@ impl Proposal {
         current: &Current,
         model: &Model,
         request: &Request,
-        lacking: &[Lacking],
+        (at, lacking): (Place, &[Lacking]),
     ) -> Self {
+        let model_bytes = model.encode();
+        let words = ProposalWords {
+            organisation: model.organisation,
+            at,
+            model: Model::hash(&model_bytes),
+            action: request.action.to_owned(),
+            subject: request.subject.clone(),
+            reason: request.args.reason.clone(),
+            signed_at: now(),
+        };
         Self {
             format: FORMAT,
             organisation: model.organisation,
             base: current.base,
-            action: request.action.to_owned(),
-            subject: request.subject.clone(),
-            reason: request.args.reason.clone(),
-            model: Blob(model.encode()),
-            approvals: lacking.iter().map(|one| approval(remote, model, one)).collect(),
+            words: Signed::sign(&words, remote.key()),
+            model: Blob(model_bytes),
+            approvals: lacking.iter().map(|one| approval(remote, model, one, at)).collect(),
         }
     }
 
@@ -91,10 +95,16 @@ impl Proposal {
 
 /// This operator's approval.
 #[must_use]
-pub fn approval(remote: &Remote, model: &Model, lacking: &Lacking) -> Signed<Approval> {
-    let Lacking { member, step, .. } = *lacking;
-    let approval = Approval { organisation: model.organisation, member, step, signed_at: now() };
+pub fn approval(remote: &Remote, model: &Model, lacking: &Lacking, at: Place) -> Signed<Approval> {
+    let (organisation, member, step) = (model.organisation, lacking.member, lacking.step);
+    let approval = Approval { organisation, member, step, at, signed_at: now() };
     Signed::sign(&approval, remote.key())
+}
+
+/// The place of the revision with this number, if it is made now.
+#[must_use]
+pub fn place(remote: &Remote, number: u64) -> Place {
+    Place::new(remote.chain().newest().incarnation, number)
 }
 
 /// What of a change two operators must approve of and haven't.
@@ -105,15 +115,14 @@ pub fn lacking(
     remote: &Remote,
     before: &Model,
     after: &Model,
-    number: u64,
+    at: Place,
 ) -> Result<Vec<Lacking>, Error> {
     if !may_be_wanted(before) && !may_be_wanted(after) {
         return Ok(Vec::new());
     }
     let compiled = |model| compile(model).map_err(ChangeError::from);
     let (before, after) = (compiled(before)?, compiled(after)?);
-    let operators = remote.chain().newest().operator_keys();
-    Ok(approvals::lacking(Some(&before), &after, number, &operators))
+    Ok(approvals::lacking(Some(&before), &after, at, remote.chain()))
 }
 
 /// That a change which lacks approvals is proposed, and no other.

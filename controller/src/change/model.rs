@@ -6,11 +6,12 @@ use anteroom_controller_core::approvals::{self, Lacking};
 use anteroom_controller_core::compile;
 use anteroom_controller_core::model::{Gateway, Model};
 use anteroom_proto::api::{ModelAccepted, ModelUpdate, RekeyState, RevisionInfo};
+use anteroom_proto::approval::Place;
 use anteroom_proto::authority::{AuthorityChain, Operator};
 use anteroom_proto::cose::Verified;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::intent::IntentRoot;
-use anteroom_proto::key::{Hash, PublicKey};
+use anteroom_proto::key::Hash;
 
 use super::{ChangeError, check_ready, check_text, describe, invalid};
 use crate::audit::actor;
@@ -53,7 +54,7 @@ pub async fn update(
     let after = Arc::new(after?);
     check_gateways(controller, before.as_deref(), &after.model).await?;
     check_clients(before.as_deref(), &after.model)?;
-    check_approvals(before.as_deref(), &after, &authority.operator_keys())?;
+    check_approvals(before.as_deref(), &after, chain)?;
     let affected = match before.as_deref() {
         Some(before) if before.as_signed => before.compiled.affected(&after.compiled),
         _ => after.compiled.leaves.keys().copied().collect(),
@@ -253,10 +254,11 @@ async fn check_rekey(
 fn check_approvals(
     before: Option<&Current>,
     after: &Current,
-    operators: &[PublicKey],
+    chain: &AuthorityChain,
 ) -> Result<(), ChangeError> {
     let before = before.map(|before| &before.compiled);
-    let lacking = approvals::lacking(before, &after.compiled, after.root.number, operators);
+    let at = Place::new(after.root.incarnation, after.root.number);
+    let lacking = approvals::lacking(before, &after.compiled, at, chain);
     match lacking.first() {
         None => Ok(()),
         Some(Lacking { name, step, .. }) => Err(invalid(format!(

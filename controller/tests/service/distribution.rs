@@ -13,7 +13,7 @@ use anteroom_proto::v1::{Applied, RefusalCode, ToController};
 
 use crate::support::{Agent, Connected, Desk, Service, refusal, soon, until};
 
-fn device(agent: &Agent, name: &str, last: u8) -> Device {
+pub(crate) fn device(agent: &Agent, name: &str, last: u8) -> Device {
     Device {
         name: name.parse().unwrap(),
         attachment: Attachment {

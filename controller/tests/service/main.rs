@@ -7,6 +7,7 @@ mod distribution;
 mod exchange;
 mod lifetime;
 mod model;
+mod persons;
 mod rekey;
 mod relay;
 mod restore;

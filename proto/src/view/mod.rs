@@ -2,12 +2,13 @@
 
 mod keys;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::approval::{self, Step};
+use crate::approval::{Demands, Place, Upheld, Voters};
 use crate::authority::{Authority, AuthorityChain};
 use crate::binding::TunnelKeyBinding;
 use crate::cbor::{self, Blob, CborError};
@@ -16,6 +17,7 @@ use crate::id::{GatewayId, MemberId, OrganisationId};
 use crate::intent::{Client, Intent, IntentRoot, MAX_INTENT_LEN, PeerGateway};
 use crate::key::{Hash, PublicKey, TunnelPublicKey};
 use crate::merkle::{Proof, leaf_hash};
+use crate::mode::Mode;
 use crate::operation::{Operation, ViewNumber};
 use crate::time::UnixMillis;
 
@@ -125,17 +127,6 @@ pub enum ViewError {
         /// The revision.
         revision: u64,
     },
-    /// Two operators must have approved of something, and haven't.
-    #[error(
-        "view refused: two operators must approve to {step}, and fewer of those who are operators now have: {member}. \
-         `anteroom device mode … --propose FILE`, then another operator's `anteroom approve FILE`"
-    )]
-    Unapproved {
-        /// The device.
-        member: MemberId,
-        /// What lacks an approval.
-        step: Step,
-    },
     /// Older than what is held.
     #[error("view refused: {what} {found} is older than {held}, which is already held")]
     Rollback {
@@ -151,8 +142,10 @@ pub enum ViewError {
 /// A view whose signatures, proof and numbers were checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
-    /// What operators want.
+    /// What operators want; devices that lack an approval as they are held back.
     pub intent: Intent,
+    /// What two operators must agree on.
+    pub upheld: Upheld,
     /// The revision of the intent.
     pub revision: u64,
     /// Hash of the signed root.
@@ -230,36 +223,55 @@ impl View {
         }
     }
 
-    /// As [`View::verify`], and that two operators have approved of what wants two: against `held`, the view in force.
+    /// As [`View::verify`], with the newest document of `chain`; devices on which two operators must agree, and don't, are
+    /// held back. `held` is the view in force, `demands` what is remembered with it, or from before it was lost.
     ///
     /// # Errors
     /// [`ViewError`], which names what doesn't fit.
     pub fn verify_next(
         signed: &SignedView,
         gateway: GatewayId,
-        authority: &Authority,
+        chain: &AuthorityChain,
         floor: &Floor,
         held: Option<&Self>,
+        demands: &Demands,
     ) -> Result<Self, ViewError> {
-        let view = Self::verify(signed, gateway, authority, floor)?;
-        view.check_approvals(&authority.operator_keys(), held.map(|held| &held.intent))?;
+        let mut view = Self::verify(signed, gateway, chain.newest(), floor)?;
+        let voters = Voters { organisation: chain.newest().organisation, chain };
+        let held = held.map(|held| (&held.intent, held.place()));
+        let at = view.place();
+        view.upheld = demands.uphold(&mut view.intent, at, held, &voters);
         Ok(view)
     }
 
-    fn check_approvals(
-        &self,
-        operators: &[PublicKey],
-        held: Option<&Intent>,
-    ) -> Result<(), ViewError> {
-        match approval::lacking_in(&self.intent, self.revision, operators, held) {
-            Some((member, step)) => Err(ViewError::Unapproved { member, step }),
-            None => Ok(()),
+    /// The intent with the modes that operators signed, held back or not: by those other gateways go.
+    #[must_use]
+    pub fn intent_as_signed(&self) -> Cow<'_, Intent> {
+        let held_back = &self.upheld.held_back;
+        if held_back.iter().all(|back| back.mode == back.signed) {
+            return Cow::Borrowed(&self.intent);
         }
+        let signed: BTreeMap<MemberId, Mode> =
+            held_back.iter().map(|back| (back.member, back.signed)).collect();
+        let mut intent = self.intent.clone();
+        for device in &mut intent.devices {
+            if let Some(mode) = signed.get(&device.member.id) {
+                device.member.mode = *mode;
+            }
+        }
+        Cow::Owned(intent)
+    }
+
+    /// Where its revision stands among all.
+    #[must_use]
+    pub const fn place(&self) -> Place {
+        Place::new(self.incarnation, self.revision)
     }
 
     /// Checks `signed`, which was taken earlier and comes from disk, for `gateway`. It was taken under the authority
     /// of its day: an operator or controller who left since then doesn't undo it, and neither does a newer revision
-    /// that changes nothing here.
+    /// that changes nothing here. `demands` is what was remembered with it; where that is lost, all that was signed is
+    /// in force, so that nothing opens by the loss.
     ///
     /// # Errors
     /// [`ViewError`], which names what doesn't fit.
@@ -268,6 +280,7 @@ impl View {
         gateway: GatewayId,
         chain: &AuthorityChain,
         floor: &Floor,
+        demands: Option<&Demands>,
     ) -> Result<Self, ViewError> {
         let signers = Signers {
             operators: chain.all_operator_keys(),
@@ -275,8 +288,12 @@ impl View {
             vouched: chain.ever_vouched_for(signed.root.hash()),
         };
         let organisation = chain.newest().organisation;
-        let (view, _) = Self::check(signed, gateway, organisation, &signers, floor)?;
-        view.check_approvals(&chain.all_operator_keys(), None)?;
+        let (mut view, _) = Self::check(signed, gateway, organisation, &signers, floor)?;
+        let at = view.place();
+        view.upheld = match demands {
+            Some(demands) => demands.uphold_again(&mut view.intent, at),
+            None => Upheld { demands: Demands::of(&view.intent, at), held_back: Vec::new() },
+        };
         Ok(view)
     }
 
@@ -341,6 +358,7 @@ impl View {
             signed_at: root.signed_at,
             intent_hash,
             intent,
+            upheld: Upheld::default(),
             operation: operation.into_document(),
         };
         Ok((view, root.into_document()))

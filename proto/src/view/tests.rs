@@ -314,7 +314,7 @@ fn another_root_of_the_same_number_is_taken_only_where_operators_vouch_for_it() 
     // The same on disk, where the floor may be older than the view.
     let on_disk = |documents: &[Signed<Authority>]| {
         let chain = AuthorityChain::follow_unpinned(documents).unwrap();
-        View::verify_held(&forked, US, &chain, &floor).map(|view| view.root_hash)
+        View::verify_held(&forked, US, &chain, &floor, None).map(|view| view.root_hash)
     };
     assert_eq!(on_disk(std::slice::from_ref(&signed)), forks);
     let knowing = Signed::sign(&knowing, &operator());
@@ -431,7 +431,7 @@ fn a_view_on_disk_outlives_its_signers_and_its_incarnation() {
     next.root = Some(RootId { incarnation: 0, number: 9, hash: Hash::ZERO });
     let chain = AuthorityChain::follow_unpinned(&[one, Signed::sign(&next, &operator())]).unwrap();
     let held = |parts: &Parts| {
-        View::verify_held(&parts.build(), US, &chain, &Floor::default()).map(|_| ())
+        View::verify_held(&parts.build(), US, &chain, &Floor::default(), None).map(|_| ())
     };
     assert_eq!(held(&parts), Ok(()));
     assert!(View::verify(&parts.build(), US, chain.newest(), &Floor::default()).is_err());

@@ -227,6 +227,7 @@ impl Organisation {
             signed_at: SIGNED_AT,
             intent_hash: Hash::ZERO,
             operation,
+            upheld: anteroom_proto::approval::Upheld::default(),
             left_out: Vec::new(),
         })
     }

@@ -275,7 +275,22 @@ fn a_class_that_two_persons_enforce_is_enforced_by_no_one_alone() {
     wait::until_ok(PATIENCE, "nothing to have changed", || undeclared(hospital)).unwrap();
 
     // Two are enough, and the log names both.
-    ben.ok(&approve).unwrap();
+    let earlier = std::fs::read_to_string(&proposal).unwrap();
+    let file = |name: &str, proposal: &Value| {
+        let path = ana.desk.join(name);
+        std::fs::write(&path, proposal.to_string()).unwrap();
+        path.display().to_string()
+    };
+    let approving = |file: &str| {
+        ben.command(&["approve", file, "--force", "--confirm", "ct-1", "--reason", "r"]).unwrap()
+    };
+    // Nobody puts another model into her mouth.
+    let mut altered: Value = serde_json::from_str(&earlier).unwrap();
+    altered["model"] = Value::Array(Vec::new());
+    let altered = file("altered.json", &altered);
+    refused(&approving(&altered), 1, &["Nothing was changed"]).unwrap();
+    let agreed = ben.ok(&approve).unwrap();
+    assert!(agreed.to_string().contains("measured by"), "{agreed}");
     assert!(undeclared(hospital).is_err(), "it is enforced");
     assert_eq!(trials(hospital).unwrap().len(), 1);
     let audit = ana.json(&["audit", "list", "--limit", "5"]).unwrap();
@@ -312,5 +327,19 @@ fn a_class_that_two_persons_enforce_is_enforced_by_no_one_alone() {
     refused(&ben.command(&drop).unwrap(), 4, &["two operators must approve"]).unwrap();
     ben.ok(&["device", "back", "ct-1", "--yes", "--reason", "images"]).unwrap();
     wait::until_ok(PATIENCE, "it to be back", || undeclared(hospital)).unwrap();
+
+    // What ana signed then is for then, whoever proposes it now.
+    ben.ok(&[&enforce[..], &["--propose", &proposal]].concat()).unwrap();
+    let mut replayed: Value =
+        serde_json::from_str(&std::fs::read_to_string(&proposal).unwrap()).unwrap();
+    let earlier: Value = serde_json::from_str(&earlier).unwrap();
+    let hers = earlier["approvals"].as_array().unwrap().clone();
+    replayed["approvals"].as_array_mut().unwrap().extend(hers);
+    let replayed_file = file("replayed.json", &replayed);
+    refused(&approving(&replayed_file), 1, &["no operator but you"]).unwrap();
+    replayed["words"] = earlier["words"].clone();
+    let replayed_file = file("replayed.json", &replayed);
+    refused(&approving(&replayed_file), 1, &["another model or revision"]).unwrap();
+    undeclared(hospital).unwrap();
     ana.ok(&["audit", "verify"]).unwrap();
 }

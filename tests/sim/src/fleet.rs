@@ -139,6 +139,7 @@ fn view(intent: &Intent, known: &BTreeMap<GatewayId, (SocketAddr, TunnelSecret)>
         root_hash: Hash::ZERO,
         intent_hash: Hash::ZERO,
         operation,
+        upheld: anteroom_proto::approval::Upheld::default(),
         left_out: Vec::new(),
     }
 }

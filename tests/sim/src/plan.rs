@@ -349,6 +349,7 @@ impl Plan {
             intent_hash: Hash::ZERO,
             operation,
             peers,
+            upheld: anteroom_proto::approval::Upheld::default(),
             left_out: Vec::new(),
         }
     }

@@ -257,6 +257,7 @@ pub(crate) fn view(own: u16, shape: &Shape) -> Arc<View> {
             issued_at: UnixMillis(1),
         },
         peers: peers.collect(),
+        upheld: anteroom_proto::approval::Upheld::default(),
         left_out: Vec::new(),
         intent,
     })

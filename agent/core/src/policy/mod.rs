@@ -172,7 +172,7 @@ impl Policy {
             }
         }
         policy.by_prefix.sort_by_key(|(net, _)| std::cmp::Reverse(net.prefix_len()));
-        policy.relations.extend(relation::relations(&view.intent));
+        policy.relations.extend(relation::relations(&view.intent_as_signed()));
         policy.rules = Rules::new(&view.intent, |id| policy.by_id.get(&id).copied());
         policy
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Condvar;
 
+use anteroom_proto::approval::Demands;
 use anteroom_proto::authority::{AuthorityChain, Operator};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
@@ -63,6 +64,10 @@ impl Disk for Disc {
             return Err(self.full("authority"));
         }
         self.state.keep_chain(chain)
+    }
+
+    fn keep_demands(&self, demands: &Demands) -> Result<(), StateError> {
+        self.state.keep_demands(demands)
     }
 
     fn keep_view(&self, view: &SignedView, marks: bool) -> Result<(), StateError> {

@@ -1,8 +1,9 @@
 //! Devices that are enforced only if two operators have approved of it, whatever one of them signs or a controller passes on.
 
-use anteroom_proto::approval::{Approval, Step};
-use anteroom_proto::authority::Operator;
+use anteroom_proto::approval::{Approval, Place, Step};
+use anteroom_proto::authority::{Operator, RootId};
 use anteroom_proto::intent::Intent;
+use anteroom_proto::key::Hash;
 use anteroom_proto::rollout::Rollout;
 
 use super::*;
@@ -15,15 +16,16 @@ fn leaf(mode: Mode) -> Intent {
     intent
 }
 
-/// The same with approvals to enforce it by the operators with these seeds.
-fn approved(seeds: &[u8]) -> Intent {
+/// The same with approvals to enforce it, in revision `at`, by the operators with these seeds.
+fn approved(at: u64, seeds: &[u8]) -> Intent {
     let mut intent = leaf(Mode::Enforce);
     let device = &mut intent.devices[0];
-    let step = Step::Enforce { since: device.member.mode_since, trial: None };
+    let step = Step::Enforce { trial: None };
     let approval = Approval {
         organisation: ORGANISATION,
         member: device.member.id,
         step,
+        at: Place::new(0, at),
         signed_at: UnixMillis(1),
     };
     let approvals = seeds.iter().map(|seed| Signed::sign(&approval, &key(*seed))).collect();
@@ -43,57 +45,92 @@ async fn answer(world: &World, session: &mut Session, intent: &Intent, number: u
     session.hear_applied().await
 }
 
+/// The mode of the one device that is in force last, by the data plane, and what it is told of the view.
+fn in_force(world: &World) -> Mode {
+    let told = world.plane.0.lock().unwrap();
+    told.views.last().unwrap().intent.devices[0].member.mode
+}
+
+async fn begin(world: &World) -> Session {
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    session.send(ToAgent::Authority(world.organisation.chain.clone())).await;
+    session
+}
+
 #[tokio::test]
 async fn one_operator_and_any_controller_enforce_nothing_that_two_must_approve_of() {
     let mut world = World::new();
     two_operators(&mut world);
-    let mut session = world.session().await;
-    session.welcome(60_000, 5).await;
-    session.send(ToAgent::Authority(world.organisation.chain.clone())).await;
+    let mut session = begin(&world).await;
     let watched = answer(&world, &mut session, &leaf(Mode::Protect), 1).await;
-    assert_eq!(watched.refused, None);
+    assert_eq!((watched.refused, watched.problems), (None, Vec::new()));
 
     let mut number = 1;
     for (what, bad) in [
         ("nobody's approval", leaf(Mode::Enforce)),
-        ("one operator's", approved(&[10])),
-        ("the same one's twice", approved(&[10, 10])),
-        ("one operator's and a stranger's", approved(&[10, 77])),
+        ("one operator's", approved(2, &[10])),
+        ("the same one's twice", approved(3, &[10, 10])),
+        ("one operator's and a stranger's", approved(4, &[10, 77])),
+        ("both of an earlier revision", approved(1, &[10, 20])),
+        ("both of a later revision", approved(99, &[10, 20])),
         ("the demand dropped", intent(GATEWAY, Mode::Enforce)),
         ("the demand dropped first", intent(GATEWAY, Mode::Protect)),
     ] {
         number += 1;
-        let refused = answer(&world, &mut session, &bad, number).await;
-        assert_eq!(refused.revision, 1, "{what} is in force");
-        let why = refused.refused.unwrap_or_else(|| panic!("{what} was taken"));
+        let held_back = answer(&world, &mut session, &bad, number).await;
+        // The rest of it is in force.
+        assert_eq!((held_back.revision, held_back.refused), (number, None), "{what}");
+        assert_eq!(in_force(&world), Mode::Protect, "{what}");
+        let why = held_back.problems.first().unwrap_or_else(|| panic!("{what} was taken"));
         assert!(why.contains("two operators must approve"), "{what}: {why}");
     }
 
-    let both = answer(&world, &mut session, &approved(&[20, 10]), 20).await;
-    assert_eq!((both.revision, both.refused), (20, None));
+    let both = answer(&world, &mut session, &approved(20, &[20, 10]), 20).await;
+    assert_eq!((both.revision, both.refused, both.problems), (20, None, Vec::new()));
+    assert_eq!(in_force(&world), Mode::Enforce);
+    // Taken back by one, and there again with what two signed then: that was for another time.
+    answer(&world, &mut session, &leaf(Mode::Protect), 21).await;
+    let replayed = answer(&world, &mut session, &approved(20, &[20, 10]), 22).await;
+    assert_eq!(in_force(&world), Mode::Protect, "{replayed:?}");
+    answer(&world, &mut session, &approved(23, &[20, 10]), 23).await;
+    assert_eq!(in_force(&world), Mode::Enforce);
     // Ben leaves: what he approved of stands, and what he approves of from now on doesn't.
-    world.organisation.extend(|next| next.operators.truncate(1));
+    let root = RootId { incarnation: 0, number: 23, hash: Hash::ZERO };
+    world.organisation.extend(|next| {
+        next.operators.truncate(1);
+        next.root = Some(root);
+    });
     session.send(ToAgent::Authority(world.organisation.chain.clone())).await;
-    let stands = answer(&world, &mut session, &approved(&[20, 10]), 21).await;
-    assert_eq!((stands.revision, stands.refused), (21, None));
-    let mut again = approved(&[20, 10]);
-    again.devices[0].member.mode_since = 22;
-    let refused = answer(&world, &mut session, &again, 22).await;
-    assert_eq!(refused.revision, 21, "{:?}", refused.refused);
+    let stands = answer(&world, &mut session, &approved(23, &[20, 10]), 24).await;
+    assert_eq!((stands.revision, stands.problems), (24, Vec::new()));
+    assert_eq!(in_force(&world), Mode::Enforce);
+    answer(&world, &mut session, &leaf(Mode::Protect), 25).await;
+    let alone = answer(&world, &mut session, &approved(26, &[20, 10]), 26).await;
+    assert_eq!(in_force(&world), Mode::Protect, "{alone:?}");
     world.finish().await;
 }
 
 #[tokio::test]
-async fn what_two_approved_of_is_in_force_after_a_restart() {
+async fn what_two_approved_of_is_in_force_after_a_restart_and_nothing_else() {
     let mut world = World::new();
     two_operators(&mut world);
-    let mut session = world.session().await;
-    session.welcome(60_000, 5).await;
-    session.send(ToAgent::Authority(world.organisation.chain.clone())).await;
-    let both = answer(&world, &mut session, &approved(&[20, 10]), 3).await;
-    assert_eq!(both.refused, None);
-    let held = Held::load(&world.state).unwrap();
-    let view = held.enrolled.unwrap().view.expect("the view on disk holds");
-    assert!(view.intent.devices[0].two_person);
+    let mut session = begin(&world).await;
+    answer(&world, &mut session, &approved(3, &[20, 10]), 3).await;
+    let held = |world: &World| Held::load(&world.state).unwrap().enrolled.unwrap();
+    let on_disk = |world: &World| {
+        let device = held(world).view.expect("the view on disk holds").intent.devices[0].clone();
+        (device.two_person, device.member.mode)
+    };
+    assert_eq!(on_disk(&world), (true, Mode::Enforce));
+    answer(&world, &mut session, &leaf(Mode::Protect), 4).await;
+    answer(&world, &mut session, &approved(3, &[20, 10]), 5).await;
+    assert_eq!(on_disk(&world), (true, Mode::Protect), "replayed");
+    answer(&world, &mut session, &intent(GATEWAY, Mode::Enforce), 6).await;
+    assert_eq!(on_disk(&world), (true, Mode::Protect), "the demand dropped");
+    // Without what it remembered it goes by what was signed: nothing opens by that.
+    std::fs::write(world.state.path().join("demands"), "nothing").unwrap();
+    assert_eq!(on_disk(&world), (false, Mode::Enforce));
+    assert_eq!(Held::load(&world.state).unwrap().problems.len(), 1);
     world.finish().await;
 }

@@ -14,6 +14,7 @@ use crate::policy::{self, Policy};
 use crate::problem::Problems;
 
 mod addresses;
+mod persons;
 mod resolver;
 #[cfg(test)]
 mod tests;
@@ -140,17 +141,6 @@ impl Resolved {
     #[must_use]
     pub fn side_named(&self, name: &str) -> Option<SideId> {
         self.side_by_name.get(name).copied()
-    }
-
-    /// Whether two operators must approve before a device is enforced. A host is never anything else.
-    #[must_use]
-    pub fn wants_two_persons(&self, device: MemberId) -> bool {
-        let is_host = self.model.devices.get(&device).is_none_or(Model::is_host);
-        !is_host
-            && self.sides_of(device).iter().map(|id| self.side(*id)).any(|side| {
-                matches!(side.endpoint, Endpoint::Segment(_))
-                    && self.policy.segments.get(&side.name).is_some_and(|found| found.two_person)
-            })
     }
 
     /// The sides that hold a member.

@@ -207,6 +207,7 @@ fn view(modes: [Mode; 2], services: &[&str]) -> Arc<View> {
             issued_at: UnixMillis(1),
         },
         peers: vec![Peer { gateway: peer, endpoints: vec![endpoint], keys: vec![key], quic: None }],
+        upheld: anteroom_proto::approval::Upheld::default(),
         left_out: Vec::new(),
     })
 }
