@@ -52,14 +52,18 @@ pub(super) fn mode(args: DeviceMode, home: &Home, output: &mut Output<'_>) -> Re
         )));
     }
     let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
-    let edges = recorded(names, &mut remote)?;
+    let edges = recorded(names, &mut remote, output)?;
     change::make(&mut remote, output, request, &|model, number| {
         try_out(model, number, (names, within), &edges, args.accept_breaks)
     })
 }
 
 /// What was recorded of each device, by name.
-fn recorded(names: &[String], remote: &mut Remote) -> Result<BTreeMap<String, Vec<Edge>>, Error> {
+fn recorded(
+    names: &[String],
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<BTreeMap<String, Vec<Edge>>, Error> {
     let model = change::fetch(remote)?.model;
     let mut found = BTreeMap::new();
     for name in names {
@@ -70,7 +74,13 @@ fn recorded(names: &[String], remote: &mut Remote) -> Result<BTreeMap<String, Ve
             limit: Some(MOST),
             ..EdgeQuery::default()
         };
-        found.insert(name.clone(), remote.edges(&query)?);
+        let edges = remote.edges(&query)?;
+        if edges.len() >= MOST as usize {
+            output.warn(format_args!(
+                "{name} has more than {MOST} recorded connections: its trial is measured by some of those"
+            ))?;
+        }
+        found.insert(name.clone(), edges);
     }
     Ok(found)
 }
@@ -86,12 +96,12 @@ fn try_out(
         model.enforce_on_trial(name, within, Vec::new(), number)?;
     }
     // What would break is a matter of all of them together.
-    let after = if accept_breaks { Some(Resolved::new(model)?) } else { None };
+    let after = Resolved::new(model)?;
     for name in names {
         let (id, _) = model.find_device(name)?;
-        let given_up = |edge: &Edge| after.as_ref().is_some_and(|after| breaks(after, edge, now()));
+        let given_up = |edge: &Edge| accept_breaks && breaks(&after, edge, now());
         let recorded = edges.get(name).map(Vec::as_slice).unwrap_or_default();
-        let expects = baseline(model, id, recorded, given_up, now());
+        let expects = baseline(&after, id, recorded, given_up, now());
         model.enforce_on_trial(name, within, expects, number)?;
     }
     Ok(())

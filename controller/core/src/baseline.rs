@@ -1,36 +1,44 @@
 //! By which connections a trial is measured: those that a device had lately.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anteroom_proto::api::Edge;
 use anteroom_proto::id::MemberId;
+use anteroom_proto::name::Name;
 use anteroom_proto::rollout::{Expected, MAX_EXPECTED};
+use anteroom_proto::service::Protocol;
 use anteroom_proto::time::UnixMillis;
 
-use crate::model::Model;
+use crate::decide::{Flow, Party, candidates};
 use crate::names::Names;
+use crate::resolve::Resolved;
 
 /// How far back a connection counts as one that the device has, in milliseconds: two weeks.
 pub const LOOK_BACK: u64 = 14 * 24 * 60 * 60 * 1000;
 
 /// The connections of a device that were let pass and answered within [`LOOK_BACK`], as its own gateway recorded
-/// them: the busiest first, at most [`MAX_EXPECTED`]. `accepted` says which of them the operator gives up.
+/// them: at most [`MAX_EXPECTED`], those of essential rules first, then what was seen last. (The number of flows says
+/// little: a monitor's one connection for alarms lasts for weeks.) `accepted` says which of them the operator gives up.
 ///
 /// Broadcasts, DHCP, and flows to many ports that were folded into one edge are none.
 #[must_use]
 pub fn baseline(
-    model: &Model,
+    resolved: &Resolved,
     device: MemberId,
     edges: &[Edge],
     accepted: impl Fn(&Edge) -> bool,
     now: UnixMillis,
 ) -> Vec<Expected> {
+    let model = &resolved.model;
     let names = Names::of(model);
     let Some(gateway) = model.devices.get(&device).map(|device| device.attachment.gateway) else {
         return Vec::new();
     };
     let since = now.0.saturating_sub(LOOK_BACK);
-    let mut found: Vec<(u64, Expected)> = edges
+    let mut found: BTreeMap<Expected, UnixMillis> = BTreeMap::new();
+    for edge in edges
         .iter()
         .filter(|edge| edge.gateway == gateway && edge.last.0 >= since)
         .filter(|edge| {
@@ -38,17 +46,72 @@ pub fn baseline(
         })
         .filter(|edge| edge.verdict.passes() && edge.packets_out > 0 && edge.packets_in > 0)
         .filter(|edge| !accepted(edge))
-        .filter_map(|edge| Some((edge.flows, expected(edge)?)))
-        .collect();
-    found.sort_by_key(|(flows, expected)| (std::cmp::Reverse(*flows), *expected));
-    let mut kept: Vec<Expected> = Vec::new();
-    for (_, expected) in found {
-        if kept.len() < MAX_EXPECTED && !kept.contains(&expected) {
-            kept.push(expected);
+    {
+        if let Some(expected) = expected(edge) {
+            let last = found.entry(expected).or_insert(edge.last);
+            *last = edge.last.max(*last);
         }
     }
-    kept
+    let mut found: Vec<(Expected, UnixMillis)> = found.into_iter().collect();
+    found.sort_by_cached_key(|(expected, last)| {
+        let essential = essential(resolved, device, expected, now).is_some();
+        (!essential, Reverse(*last), *expected)
+    });
+    found.into_iter().map(|(expected, _)| expected).take(MAX_EXPECTED).collect()
 }
+
+/// The essential rule that carries a connection of a device, where one does.
+#[must_use]
+pub fn essential<'a>(
+    resolved: &'a Resolved,
+    device: MemberId,
+    expected: &Expected,
+    now: UnixMillis,
+) -> Option<&'a Name> {
+    let protocol = match expected.protocol {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        1 => Protocol::IcmpEcho,
+        _ => return None,
+    };
+    let known = resolved.site_of(device).and_then(|site| resolved.member_at(site, expected.remote));
+    let far = known.map_or(Party::Address(expected.remote), Party::Member);
+    let near = Party::Member(device);
+    let (from, to) = if expected.outbound { (near, far) } else { (far, near) };
+    let flow = Flow { from, to, protocol, port: expected.port };
+    let mut found: Option<usize> = None;
+    candidates(resolved, &flow, &mut |place, rule| {
+        if rule.essential && !rule.expired(now) && found.is_none_or(|before| place < before) {
+            found = Some(place);
+        }
+    });
+    Some(&resolved.rules.get(found?)?.name)
+}
+
+/// By what a device's trial is measured, in words; none where it is on none.
+#[must_use]
+pub fn words(resolved: &Resolved, device: MemberId, now: UnixMillis) -> Option<String> {
+    let trial = resolved.model.devices.get(&device)?.rollout.trial.as_ref()?;
+    let mut essentials = trial.expects.iter().filter_map(|expected| {
+        let rule = essential(resolved, device, expected, now)?;
+        Some(format!("{expected} (rule.{rule})"))
+    });
+    let named: Vec<String> = essentials.by_ref().take(MAX_NAMED).collect();
+    let more = essentials.count();
+    let essential = match (named.as_slice(), more) {
+        ([], _) => "none of them essential".to_owned(),
+        (named, 0) => format!("essential: {}", named.join(", ")),
+        (named, more) => format!("essential: {} and {more} more", named.join(", ")),
+    };
+    Some(match trial.expects.len() {
+        0 => "nothing: only the time ends it".to_owned(),
+        1 => format!("1 connection, {essential}"),
+        many => format!("{many} connections, {essential}"),
+    })
+}
+
+/// Most essential connections that are named.
+const MAX_NAMED: usize = 8;
 
 fn expected(edge: &Edge) -> Option<Expected> {
     let IpAddr::V4(remote) = edge.remote else { return None };
@@ -69,12 +132,15 @@ fn expected(edge: &Edge) -> Option<Expected> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use anteroom_proto::mode::Mode;
     use anteroom_proto::rhythm::Rhythm;
     use anteroom_proto::verdict::{DropReason, Verdict};
 
     use super::*;
     use crate::fixture::{self, NOW};
+    use crate::model::Model;
 
     fn edge(model: &Model, name: &str, remote: [u8; 4], port: u16, flows: u64) -> Edge {
         let (id, device) = model.device_named(name).unwrap();
@@ -124,23 +190,46 @@ mod tests {
             Edge { remote: "fd00::1".parse().unwrap(), ..plain(7, 50) },
             edge(&model, "pacs-1", [10, 20, 4, 11], 8, 50),
         ];
-        let found = baseline(&model, id, &edges, |_| false, NOW);
-        let ports: Vec<u16> = found.iter().map(|expected| expected.port).collect();
-        assert_eq!(ports, [9100, 104, 4006], "{found:?}");
+        let resolved = Resolved::new(&model).unwrap();
+        let found = baseline(&resolved, id, &edges, |_| false, NOW);
+        let ports: BTreeSet<u16> = found.iter().map(|expected| expected.port).collect();
+        assert_eq!(ports, [9100, 104, 4006].into(), "{found:?}");
         let given_up = |edge: &Edge| edge.verdict == would;
-        let found = baseline(&model, id, &edges, given_up, NOW);
-        assert_eq!(found.iter().map(|expected| expected.port).collect::<Vec<_>>(), [104, 4006]);
+        let found = baseline(&resolved, id, &edges, given_up, NOW);
+        let ports: BTreeSet<u16> = found.iter().map(|expected| expected.port).collect();
+        assert_eq!(ports, [104, 4006].into());
     }
 
     #[test]
-    fn the_busiest_are_kept_where_there_are_many() {
-        let model = fixture::hospital();
+    fn what_is_essential_is_kept_where_there_are_many_and_then_what_was_seen_last() {
+        let mut model = fixture::hospital();
+        model.policy.push_str(
+            "[external.nurses]\nprefixes = [\"10.20.9.9/32\"]\n[rule.vital]\nfrom = \"ct-1\"\nto = \"nurses\"\n\
+             services = [\"hl7\"]\nessential = true\nclear = true\n",
+        );
         let (id, _) = model.device_named("ct-1").unwrap();
-        let edges: Vec<Edge> = (1..=400_u16)
-            .map(|port| edge(&model, "ct-1", [10, 20, 4, 11], port, u64::from(port)))
+        let mut edges: Vec<Edge> = (1..=400_u16)
+            .map(|port| {
+                let last = UnixMillis(NOW.0 - 1_000 * u64::from(port));
+                Edge { last, ..edge(&model, "ct-1", [10, 20, 4, 11], 3_000 + port, 9_000) }
+            })
             .collect();
-        let found = baseline(&model, id, &edges, |_| false, NOW);
+        // One connection that lasts for weeks, and was told of before all others.
+        let alarms = edge(&model, "ct-1", [10, 20, 9, 9], 2575, 1);
+        edges.push(Edge { last: UnixMillis(NOW.0 - 10_000_000), ..alarms });
+        let resolved = Resolved::new(&model).unwrap();
+        let found = baseline(&resolved, id, &edges, |_| false, NOW);
         assert_eq!(found.len(), MAX_EXPECTED);
-        assert!(found.iter().all(|expected| expected.port > 400 - 256));
+        assert_eq!(found[0].port, 2575, "the essential one first");
+        assert!(found[1..].iter().all(|expected| expected.port <= 3_255), "then the newest");
+
+        model.set_mode("ct-1", Mode::Protect, 2).unwrap();
+        let told = |model: &Model| words(&Resolved::new(model).unwrap(), id, NOW);
+        assert_eq!(told(&model), None);
+        model.enforce_on_trial("ct-1", 60_000, found, 3).unwrap();
+        let essential = "256 connections, essential: tcp/2575 to 10.20.9.9 (rule.vital)";
+        assert_eq!(told(&model).as_deref(), Some(essential));
+        model.enforce_on_trial("ct-1", 60_000, Vec::new(), 4).unwrap();
+        assert_eq!(told(&model).as_deref(), Some("nothing: only the time ends it"));
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
+use anteroom_proto::rollout::MAX_EXPECTED;
 use anteroom_proto::time::UnixMillis;
 
 use super::policy::{mode, moment};
@@ -34,11 +35,40 @@ pub(super) fn check(
         .collect();
     watched(&enforced, evidence, now, findings);
     kinds(resolved, &enforced, evidence, findings);
+    measured(&enforced, findings);
     for rule in resolved.rules.iter().filter(|rule| !rule.clear && !rule.expired(now)) {
         let (from, to) = (resolved.side(rule.from), resolved.side(rule.to));
         unasked(resolved, rule, from, to, findings);
         if rule.from != rule.to {
             unasked(resolved, rule, to, from, findings);
+        }
+    }
+}
+
+/// Trials by which not everything is measured that should be.
+fn measured(enforced: &[(MemberId, &Device)], findings: &mut Findings) {
+    for (_, device) in enforced {
+        let Some(trial) = &device.rollout.trial else { continue };
+        let subject = format!("device {}", device.name);
+        if trial.expects.is_empty() {
+            findings.add(
+                Severity::Warning,
+                "trial-measured-by-nothing",
+                subject,
+                "No connection of it is recorded that was answered in the last 14 days, so only the time ends its trial: \
+                 nobody but you notices what fails."
+                    .to_owned(),
+            );
+        } else if trial.expects.len() >= MAX_EXPECTED {
+            findings.add(
+                Severity::Warning,
+                "trial-measured-in-part",
+                subject,
+                format!(
+                    "Its trial is measured by {MAX_EXPECTED} connections, which is as many as there may be: those of essential \
+                     rules, and those seen last. What fails of the others ends no trial."
+                ),
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 use anteroom_proto::mode::Mode;
 use anteroom_proto::rhythm::Rhythm;
-use anteroom_proto::rollout::Trial;
+use anteroom_proto::rollout::{Expected, Trial};
 use anteroom_proto::v1::telemetry::Sighting;
 use insta::assert_snapshot;
 use ipnet::Ipv4Net;
@@ -185,6 +185,26 @@ fn a_port_has_one_mode() {
     assert_snapshot!(shared(&["ct-1", "mri-1"]), @"warning [port-shared] port1 of gateway imaging: ct-1 (enforce), mri-1 (enforce) share it, so nothing keeps them from each other.");
 }
 
+fn expected(port: u16) -> Expected {
+    Expected { remote: [10, 20, 4, 11].into(), outbound: true, protocol: 6, port }
+}
+
+#[test]
+fn a_trial_that_is_measured_by_nothing_or_by_a_part_is_named() {
+    let measured = |expects: u16| {
+        linted(|model| {
+            model.set_mode("ct-1", Mode::Protect, 2).unwrap();
+            let expects = (1..=expects).map(expected).collect();
+            model.enforce_on_trial("ct-1", 60_000, expects, 3).unwrap();
+        })
+    };
+    let nothing = "warning [trial-measured-by-nothing] device ct-1: No connection of it";
+    assert!(measured(0).contains(nothing), "{}", measured(0));
+    assert!(!measured(1).contains("trial-measured"), "{}", measured(1));
+    let part = "warning [trial-measured-in-part] device ct-1: Its trial is measured by 256";
+    assert!(measured(300).contains(part), "{}", measured(300));
+}
+
 #[test]
 fn devices_of_a_port_are_on_one_trial_or_on_none() {
     let shared = |trials: &'static [(&'static str, u64)]| {
@@ -196,7 +216,7 @@ fn devices_of_a_port_are_on_one_trial_or_on_none() {
                     since: *since,
                     within: 60_000,
                     back_to: Mode::Protect,
-                    expects: vec![],
+                    expects: vec![expected(104)],
                 };
                 let (id, _) = model.device_named(device).unwrap();
                 model.devices.get_mut(&id).unwrap().rollout.trial = Some(trial);

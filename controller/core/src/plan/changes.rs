@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anteroom_proto::name::Name;
+use anteroom_proto::time::UnixMillis;
 
 use super::Change;
+use crate::baseline;
 use crate::model::{Client, Device, Gateway, Model};
 use crate::policy::{At, Expect, Policy};
 use crate::resolve::Resolved;
 
-pub(super) fn between(before: &Resolved, after: &Resolved) -> Vec<Change> {
+pub(super) fn between(before: &Resolved, after: &Resolved, now: UnixMillis) -> Vec<Change> {
     let mut changes = Changes::default();
     gateways(&before.model, &after.model, &mut changes);
-    devices(&before.model, &after.model, &mut changes);
+    devices(before, after, now, &mut changes);
     clients(&before.model, &after.model, &mut changes);
     policy(&before.policy, &after.policy, &mut changes);
     let text = |resolved: &Resolved| resolved.model.policy.clone();
@@ -69,9 +71,14 @@ fn labels(labels: &BTreeMap<Name, String>) -> Option<String> {
     (!all.is_empty()).then(|| all.join(" "))
 }
 
-fn devices(before: &Model, after: &Model, changes: &mut Changes) {
+fn devices(old: &Resolved, new: &Resolved, now: UnixMillis, changes: &mut Changes) {
+    let (before, after) = (&old.model, &new.model);
+    let measured = |resolved: &Resolved, id| {
+        baseline::words(resolved, id, now).map(|by| format!("measured by {by}"))
+    };
     let ids: BTreeSet<_> = before.devices.keys().chain(after.devices.keys()).collect();
     for id in ids {
+        let trials = (measured(old, *id), measured(new, *id));
         let (old, new) = (before.devices.get(id), after.devices.get(id));
         let Some(name) = new.or(old).map(|device| &device.name) else { continue };
         let was = old.map(|device| place(before, device));
@@ -85,6 +92,7 @@ fn devices(before: &Model, after: &Model, changes: &mut Changes) {
             let was = old.and_then(|device| labels(&device.labels));
             changes.add("device labels", name.as_str(), was, labels(&new.labels));
             changes.add("mode", name.as_str(), old.map(Device::mode_words), Some(new.mode_words()));
+            changes.add("trial", name.as_str(), trials.0, trials.1);
             let quarantined = |device: &Device| device.quarantined.then(|| "on".to_owned());
             changes.add("quarantine", name.as_str(), old.and_then(quarantined), quarantined(new));
         }

@@ -70,7 +70,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
-    /// What kind: `gateway`, `gateway labels`, `bypass`, `client`, `client labels`, `device`, `device labels`, `mode`, `quarantine`, `policy`.
+    /// What kind: `gateway`, `gateway labels`, `bypass`, `client`, `client labels`, `device`, `device labels`, `mode`, `trial`, `quarantine`, `policy`.
     pub kind: String,
     /// Of what, by name.
     pub name: String,
@@ -206,7 +206,7 @@ impl Plan {
             id: Self::id(base, after.model_hash),
             base,
             policy: new.model.policy.clone(),
-            changes: changes::between(old, new),
+            changes: changes::between(old, new, now),
             opened: permissions::opened(old, new, now),
             closed: permissions::opened(new, old, now),
             affected: affected.collect(),
