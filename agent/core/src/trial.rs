@@ -149,7 +149,7 @@ impl Trials {
         for device in devices {
             let Some(trial) = trial_of(device) else { continue };
             let key = (device.member.id, trial.since);
-            let running = before.remove(&key).unwrap_or_else(|| {
+            let mut running = before.remove(&key).unwrap_or_else(|| {
                 let within = trial.within.clamp(TRIAL_RANGE.0, TRIAL_RANGE.1);
                 let ends = now.checked_add(Duration::from_millis(within)).unwrap_or(now);
                 let kept = self.kept.iter().find(|kept| (kept.member, kept.since) == key);
@@ -171,6 +171,9 @@ impl Trials {
                         .collect(),
                 }
             });
+            // Where it is now, and not where it began.
+            running.port.clone_from(&device.port);
+            running.back_to = trial.back_to;
             self.running.push(running);
         }
         self.kept.clear();

@@ -14,12 +14,13 @@ use serde::Serialize;
 
 use super::policy::read;
 use crate::args::BlastArgs;
-use crate::change::{self, ChangeError};
+use crate::change::ChangeError;
 use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{count, table};
 use crate::output::time::now;
 use crate::remote::Remote;
+use crate::standing::model_as_it_is;
 
 /// What is compared, and how far one could reach under each.
 #[derive(Debug, Serialize)]
@@ -71,7 +72,7 @@ pub(super) fn blast(
 ) -> Result<Exit, Error> {
     let draft = args.policy.as_deref().map(|path| Ok((path, read(path)?)));
     let draft = draft.transpose().map_err(|error: Error| error)?;
-    let model = change::fetch(remote)?.model;
+    let model = model_as_it_is(remote, output)?;
     let today = Resolved::new(&model).map_err(ChangeError::from)?;
     let policy = enforced(&today, "policy", &model.policy).map_err(ChangeError::from)?;
     let mut under = vec!["today".to_owned(), "policy".to_owned()];

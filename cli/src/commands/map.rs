@@ -8,13 +8,14 @@ use anteroom_proto::time::UnixMillis;
 
 use super::learn::millis;
 use crate::args::{MapArgs, MapBy, MapFormat, SortBy};
-use crate::change::{self, ChangeError};
+use crate::change::ChangeError;
 use crate::error::{Error, Exit};
 use crate::home::write_new;
 use crate::output::Output;
 use crate::output::table::count;
 use crate::recorded::Recorded;
 use crate::remote::Remote;
+use crate::standing::model_as_it_is;
 
 /// `anteroom map`.
 pub(super) fn map(
@@ -22,7 +23,7 @@ pub(super) fn map(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let model = change::fetch(remote)?.model;
+    let model = model_as_it_is(remote, output)?;
     let only = match &args.name {
         None => None,
         Some(name) => Some(match (model.client_named(name), name.parse()) {

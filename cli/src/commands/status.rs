@@ -23,6 +23,7 @@ use crate::output::Output;
 use crate::output::table::count;
 use crate::output::time::{ago, now};
 use crate::remote::Remote;
+use crate::standing::as_it_is;
 
 /// How often `--wait` looks.
 const WAIT_PAUSE: Duration = Duration::from_millis(250);
@@ -111,8 +112,12 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
     let current = change::fetch(remote)?;
     let statuses = remote.gateways()?;
     let gateways = rows(&current, &statuses, &Names::of(&current.model));
-    let problems: Vec<Problem> = gateways.iter().flat_map(problems_of).collect();
-    let alarms: usize = gateways.iter().map(|gateway| gateway.alarms.len()).sum();
+    let mut problems: Vec<Problem> = gateways.iter().flat_map(problems_of).collect();
+    let (over, on_trial) = trials(&current.model, &statuses);
+    // What a person must decide on, as an alarm is: it is shown, and nobody waits for it.
+    let alarms: usize =
+        gateways.iter().map(|gateway| gateway.alarms.len()).sum::<usize>() + over.len();
+    problems.extend(over);
     let mut to_do = Vec::new();
     let waiting = remote.pending()?.len();
     if waiting > 0 {
@@ -135,11 +140,11 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
             ),
         });
     }
-    to_do.extend(trials(&current.model, &statuses));
+    to_do.extend(on_trial);
     let mut devices = Devices::default();
     let resolved = Resolved::new(&current.model).ok();
     let surfaces = surfaces(&current.model, resolved.as_ref());
-    for (id, device) in &current.model.devices {
+    for (id, device) in &as_it_is(&current.model, &statuses).devices {
         devices.total += 1;
         if surfaces.member(*id).is_life_support() {
             devices.life_support += 1;
@@ -182,20 +187,24 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
     })
 }
 
-/// What operators are to do about devices that are enforced on trial, or were.
-fn trials(model: &Model, statuses: &[GatewayStatus]) -> Vec<Problem> {
-    let told = |id: MemberId, device: &Device| {
-        let (trial, name) = (trial_of(id, device, statuses)?, &device.name);
-        let next = match trial.over {
-            Some(_) => {
-                format!("anteroom device mode {name} protect, or enforce again once that is mended")
-            }
-            None => format!("confirm with anteroom device keep {name}"),
+/// Devices that went back from their trial, and those that are on one, with what operators are to do about them.
+fn trials(model: &Model, statuses: &[GatewayStatus]) -> (Vec<Problem>, Vec<Problem>) {
+    let (mut over, mut running) = (Vec::new(), Vec::new());
+    for (id, device) in &model.devices {
+        let (Some(trial), name) = (trial_of(*id, device, statuses), &device.name) else { continue };
+        let (list, next) = match trial.over {
+            Some(_) => (
+                &mut over,
+                format!(
+                    "anteroom device mode {name} protect, or enforce again once that is mended"
+                ),
+            ),
+            None => (&mut running, format!("confirm with anteroom device keep {name}")),
         };
         let problem = format!("{}; {next}", trial_words(&trial));
-        Some(Problem { subject: format!("device {name}"), problem })
-    };
-    model.devices.iter().filter_map(|(id, device)| told(*id, device)).collect()
+        list.push(Problem { subject: format!("device {name}"), problem });
+    }
+    (over, running)
 }
 
 fn clients(model: &Model, statuses: &[GatewayStatus]) -> Vec<ClientState> {

@@ -7,19 +7,20 @@ use anteroom_controller_core::why::{Answer, WhyAnswer, explain};
 use anteroom_proto::api::EdgeQuery;
 
 use crate::args::Why;
-use crate::change::{self, ChangeError};
+use crate::change::ChangeError;
 use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::facts;
 use crate::output::time::{ago, now};
 use crate::remote::Remote;
+use crate::standing::model_as_it_is;
 
 /// Most edges that are searched for a recorded drop.
 const EDGES: u32 = 10_000;
 
 /// `anteroom why`.
 pub(super) fn why(args: &Why, remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
-    let model = change::fetch(remote)?.model;
+    let model = model_as_it_is(remote, output)?;
     let edges = remote.edges(&EdgeQuery { limit: Some(EDGES), ..EdgeQuery::default() })?;
     let resolved = Resolved::new(&model).map_err(ChangeError::from)?;
     let answer = explain(&resolved, &args.from, &args.to, &args.service, &edges, now())

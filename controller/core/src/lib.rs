@@ -43,6 +43,7 @@ pub mod service_catalog;
 pub mod simulate;
 pub mod spreadsheet;
 pub mod stale;
+pub mod standing;
 pub mod suggest;
 pub mod surface;
 pub mod why;

@@ -24,7 +24,7 @@ use super::{LAST_WORD, Peer, telemetry, trials};
 use crate::clock;
 use crate::distribution::{Event, TunnelEnds, check_offer};
 use crate::online::{CloseCode, Link, Outgoing, QUEUE};
-use crate::state::Controller;
+use crate::state::{Controller, Current};
 use crate::store::{AppliedFacts, NewAudit, StoreError};
 
 /// How long one message may take to be taken in.
@@ -360,7 +360,12 @@ impl Running<'_> {
     /// Has what devices on trial came to in the audit log before the report that tells it is stored: a crash in between
     /// says it twice rather than never.
     async fn note_trials(&self, report: &mut Report) -> Result<(), Refusal> {
-        let Some(current) = self.controller.current().filter(|_| !report.trials.is_empty()) else {
+        let on_trial = |current: &Arc<Current>| {
+            let leaf = current.compiled.leaves.get(&self.gateway);
+            let devices = leaf.into_iter().flat_map(|leaf| &leaf.intent.devices);
+            devices.clone().any(|device| device.rollout.trial.is_some())
+        };
+        let Some(current) = self.controller.current().filter(on_trial) else {
             report.trials.clear();
             return Ok(());
         };

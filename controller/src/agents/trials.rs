@@ -7,8 +7,9 @@ use anteroom_proto::rollout::{Over, TrialReport};
 use crate::clock;
 use crate::store::NewAudit;
 
-/// Leaves of `told` what the newest model knows of: trials of this gateway's own devices. What was over once stays so.
-/// Gives an audit entry for each that is over since then.
+/// Leaves of `told` what the newest model knows of: trials of this gateway's own devices. What was over once stays so, for as
+/// long as the model orders that trial, told again or not: so none is in the log twice. Gives an audit entry for each that
+/// is over since then.
 pub(super) fn taken(
     gateway: GatewayId,
     told: &mut Vec<TrialReport>,
@@ -17,13 +18,15 @@ pub(super) fn taken(
 ) -> Vec<NewAudit> {
     let mut entries = Vec::new();
     let mut seen = std::collections::BTreeSet::new();
-    told.retain_mut(|trial| {
-        let device = model.devices.get(&trial.member);
-        let device = device.filter(|device| {
+    let ordered = |trial: &TrialReport| {
+        model.devices.get(&trial.member).filter(|device| {
             let since = device.rollout.trial.as_ref().map(|trial| trial.since);
             device.attachment.gateway == gateway && since == Some(trial.since)
-        });
-        let Some(device) = device.filter(|_| seen.insert(trial.member) && trial.is_sound()) else {
+        })
+    };
+    told.retain_mut(|trial| {
+        let Some(device) = ordered(trial).filter(|_| seen.insert(trial.member) && trial.is_sound())
+        else {
             return false;
         };
         let same =
@@ -52,6 +55,8 @@ pub(super) fn taken(
         }
         true
     });
+    let kept = before.iter().filter(|known| known.over.is_some() && ordered(known).is_some());
+    told.extend(kept.filter(|known| seen.insert(known.member)).cloned());
     entries
 }
 
@@ -100,7 +105,7 @@ mod tests {
 
     fn told(since: u64, why: Option<Why>) -> TrialReport {
         let over = why.map(|why| Over { why, at: UnixMillis(5) });
-        TrialReport { member: DEVICE, since, left: 1_000, over }
+        TrialReport { member: DEVICE, since, left: if over.is_some() { 0 } else { 1_000 }, over }
     }
 
     #[test]
@@ -118,8 +123,21 @@ mod tests {
         for next in [told(7, None), told(7, Some(Why::Restarted)), over.clone()] {
             let mut report = vec![next];
             assert!(taken(OWN, &mut report, std::slice::from_ref(&over), &model()).is_empty());
-            assert_eq!(report[0].over, over.over);
+            assert_eq!(report, [over.clone()]);
         }
+        // Nor one that says nothing in between.
+        let mut stored = vec![over.clone()];
+        for next in [vec![], vec![over.clone()], vec![told(6, None)], vec![], vec![over.clone()]] {
+            let mut report = next;
+            assert!(taken(OWN, &mut report, &stored, &model()).is_empty());
+            stored = report;
+            assert_eq!(stored, std::slice::from_ref(&over));
+        }
+        // It is forgotten with the trial.
+        let mut later = model();
+        later.devices.get_mut(&DEVICE).unwrap().rollout = Rollout::default();
+        let mut report = Vec::new();
+        assert!(taken(OWN, &mut report, &stored, &later).is_empty() && report.is_empty());
     }
 
     #[test]

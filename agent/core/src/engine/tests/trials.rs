@@ -310,6 +310,42 @@ fn devices_that_share_a_port_go_back_together() {
 }
 
 #[test]
+fn a_device_that_moves_to_another_port_goes_back_with_its_neighbours_of_now() {
+    let now = start();
+    let mut view = (*on_trial(7, Mode::Protect)).clone();
+    let trial = view.intent.devices[0].rollout.clone();
+    let elsewhere = view.intent.devices[1].port.clone();
+    view.intent.devices[1].rollout = trial.clone();
+    view.intent.devices[1].rollout.trial.as_mut().unwrap().expects.clear();
+    // Two ports at first: one goes back and the other stays.
+    let both = |port: &anteroom_proto::name::Name| {
+        let mut view = view.clone();
+        view.intent.devices[0].port = port.clone();
+        Arc::new(view)
+    };
+    let apart = both(&view.intent.devices[0].port);
+    let mut engine = begun(apart, now);
+    engine.apply(both(&elsewhere), now);
+    let gone = |engine: &Engine| {
+        engine.trials().iter().map(|trial| trial.over.is_some()).collect::<Vec<_>>()
+    };
+    let mut at = now;
+    for attempt in 0..u16::from(ATTEMPTS) {
+        let packet = ipv4(DEVICE, PRINTER, 6, &tcp(40_000 + attempt, 9100, 2, &[]));
+        let _ = feed(
+            &mut engine,
+            PortId::device(1),
+            VnetHeader::default(),
+            &frame(mac(0x77), mac(10), &packet),
+            at,
+        );
+        at += Duration::from_millis(1_100);
+    }
+    turn(&mut engine, at);
+    assert_eq!(gone(&engine), [true, true]);
+}
+
+#[test]
 fn peers_agree_on_a_pair_whether_a_trial_is_over_or_not() {
     let now = start();
     let mut engine = begun(on_trial(7, Mode::Protect), now);
