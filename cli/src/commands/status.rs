@@ -3,7 +3,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anteroom_controller_core::model::{Client, Device, Model};
+use anteroom_controller_core::model::{Client, Model};
 use anteroom_controller_core::names::Names;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::GatewayStatus;
