@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use anteroom_proto::authority::{Authority, AuthorityChain, Controller, Operator};
 use anteroom_proto::binding::TunnelKeyBinding;
@@ -217,6 +217,7 @@ pub(crate) struct Front {
     pub(crate) address: SocketAddr,
     pub(crate) listener: tokio::net::TcpListener,
     cuts: Arc<AtomicU32>,
+    deaf: Arc<AtomicBool>,
     passing: tokio::task::JoinHandle<()>,
 }
 
@@ -235,14 +236,25 @@ impl Front {
         let address = listener.local_addr().unwrap();
         let cuts = Arc::new(AtomicU32::new(0));
         let socket = Arc::new(tokio::net::UdpSocket::from_std(socket).unwrap());
-        let passing = tokio::spawn(pass(socket, to, cuts.clone()));
+        let deaf = Arc::new(AtomicBool::new(false));
+        let passing = tokio::spawn(pass(socket, to, cuts.clone(), deaf.clone()));
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        Self { address, listener, cuts, passing }
+        Self { address, listener, cuts, deaf, passing }
     }
 
     /// Lets no datagram pass any more of the flows that there are.
     pub(crate) fn cut(&self) {
         self.cuts.fetch_add(1, Relaxed);
+    }
+
+    /// Lets those pass again that the last cut ended.
+    pub(crate) fn mend(&self) {
+        self.cuts.fetch_sub(1, Relaxed);
+    }
+
+    /// Lets no datagram pass any more but those that come back.
+    pub(crate) fn deafen(&self) {
+        self.deaf.store(true, Relaxed);
     }
 }
 
@@ -252,7 +264,12 @@ impl Drop for Front {
     }
 }
 
-async fn pass(front: Arc<tokio::net::UdpSocket>, to: SocketAddr, cuts: Arc<AtomicU32>) {
+async fn pass(
+    front: Arc<tokio::net::UdpSocket>,
+    to: SocketAddr,
+    cuts: Arc<AtomicU32>,
+    deaf: Arc<AtomicBool>,
+) {
     let mut flows = HashMap::<SocketAddr, (u32, Arc<tokio::net::UdpSocket>)>::new();
     let mut back = tokio::task::JoinSet::new();
     let mut buffer = vec![0; 65_536];
@@ -270,7 +287,7 @@ async fn pass(front: Arc<tokio::net::UdpSocket>, to: SocketAddr, cuts: Arc<Atomi
                 new.insert((now, behind))
             }
         };
-        if *begun == now {
+        if *begun == now && !deaf.load(Relaxed) {
             let _ = behind.send(&buffer[..len]).await;
         }
     }

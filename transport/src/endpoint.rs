@@ -9,7 +9,7 @@ use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use aws_lc_rs::hmac;
 use nix::sys::socket::sockopt::{RcvBuf, RcvBufForce, SndBuf, SndBufForce};
 use nix::sys::socket::{getsockopt, setsockopt};
-use quinn::congestion::BbrConfig;
+use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
     AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime,
@@ -19,6 +19,7 @@ use quinn_proto::HashedConnectionIdGenerator;
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 
+use crate::answers::{Counting, RECEIVE_WINDOW};
 use crate::egress;
 use crate::exchange;
 use crate::gather::Gathering;
@@ -126,6 +127,7 @@ fn transport_config(end: End, protocols: &[Protocol]) -> Result<TransportConfig,
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(idle))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .congestion_controller_factory(Arc::new(Counting(Arc::new(CubicConfig::default()))))
         .datagram_receive_buffer_size(None);
     match end {
         // What one agent can make a controller hold: a telemetry message.
@@ -136,7 +138,7 @@ fn transport_config(end: End, protocols: &[Protocol]) -> Result<TransportConfig,
         End::Connects => config
             .max_concurrent_bidi_streams(VarInt::from_u32(0))
             .stream_receive_window(VarInt::from_u32(4 * 1024 * 1024))
-            .receive_window(VarInt::from_u32(8 * 1024 * 1024)),
+            .receive_window(VarInt::from_u32(RECEIVE_WINDOW)),
     };
     if protocols.contains(&Protocol::Relay) || protocols.contains(&Protocol::Direct) {
         carry_packets(&mut config);
@@ -155,7 +157,7 @@ fn carry_packets(config: &mut TransportConfig) {
         .datagram_send_buffer_size(DATAGRAMS_OUT)
         // What is carried has a congestion control of its own. One that took each loss for congestion as well would
         // stall a tunnel on a path that just loses some.
-        .congestion_controller_factory(Arc::new(BbrConfig::default()));
+        .congestion_controller_factory(Arc::new(Counting(Arc::new(BbrConfig::default()))));
 }
 
 /// What a listener derives from its identity, so that it is the same after a restart: clients of the run before

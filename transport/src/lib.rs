@@ -8,6 +8,7 @@
 //! - `tcp`: the same over TCP;
 //! - `dial`: whichever of the two gets through;
 //! - `egress`: by which way connections leave a machine that has two;
+//! - `answers`: what the other end of a QUIC connection has acknowledged;
 //! - `link`: a connection, whichever of the two it took;
 //! - `datagrams`: what a connection carries beside messages, many at once;
 //! - `lost`: what of these its queues have thrown away;
@@ -21,6 +22,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "quic")]
+mod answers;
 #[cfg(feature = "quic")]
 pub mod datagrams;
 #[cfg(feature = "quic")]

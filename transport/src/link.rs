@@ -13,6 +13,7 @@ use anteroom_proto::relay::packet::{HEADER_LEN, SEALED_LEN};
 use bytes::Bytes;
 use quinn::{ConnectionError, Endpoint, VarInt};
 
+use crate::answers;
 use crate::endpoint;
 use crate::lost::{Counted, Lost};
 use crate::tcp::{self, Tcp, TcpReceive, TcpSend};
@@ -84,7 +85,8 @@ impl Closed {
 pub struct Traffic {
     /// Frames that the other end has to acknowledge.
     pub questions: u64,
-    /// Acknowledgements. A network that lets only what comes through brings packets and no new ones of these.
+    /// How often the other end acknowledged something that it hadn't before. A network that lets only what comes through brings
+    /// packets, old acknowledgements too, and none of these.
     pub answers: u64,
 }
 
@@ -230,14 +232,22 @@ impl Connection {
     pub fn traffic(&self) -> Traffic {
         match self {
             Self::Quic(connection) => {
-                let stats = connection.stats();
-                let sent = stats.frame_tx;
+                let sent = connection.stats().frame_tx;
                 Traffic {
                     questions: sent.datagram + sent.stream + sent.ping + sent.max_data,
-                    answers: stats.frame_rx.acks,
+                    answers: answers::of(connection),
                 }
             }
             Self::Tcp(_) => Traffic::default(),
+        }
+    }
+
+    /// Sends something that wants an answer, and that nothing else waits for. Over TCP, and by the end that listens, nothing is
+    /// sent. [`traffic`](Self::traffic) tells what has really left.
+    pub fn ask(&self) {
+        match self {
+            Self::Quic(connection) => answers::ask(connection),
+            Self::Tcp(_) => {}
         }
     }
 

@@ -6,13 +6,14 @@ use std::pin::Pin;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::{Applied, Hello, ToAgent, ToController, Welcome};
 use anteroom_transport::endpoint::Link;
-use anteroom_transport::link::Closed;
+use anteroom_transport::link::{Closed, Connection};
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Reach;
 use super::session::{End, GREETING, Out};
+use crate::silence::{self, Silence};
 use crate::text::plain;
 
 /// What is wrong with a controller that doesn't answer.
@@ -63,14 +64,24 @@ pub(super) async fn greet(link: &Link, hello: &Hello) -> Result<Welcomed, End> {
     timeout(GREETING, greeted).await.unwrap_or(Err(End::Silent))
 }
 
-/// The same over one that is to take another's place.
+/// The same over one that is to take the place of `held`: of a silent one for as long as that is silent, and `fell` says whether
+/// TCP got through at once.
 pub(super) async fn greet_better(
     link: Link,
     address: SocketAddr,
-    fell: Option<bool>,
+    fell: Option<(bool, Silence)>,
+    held: Connection,
     words: Words,
 ) -> Result<Greeted, String> {
-    match greet(&link, &words.hello).await {
+    let greeting = greet(&link, &words.hello);
+    let (fell, greeted) = match fell {
+        None => (None, greeting.await),
+        Some((at_once, silence)) => {
+            let greeted = silence.unless_it_ends(&held, greeting).await;
+            (Some(at_once), greeted.unwrap_or_else(|| Err(End::Lost(silence::ENDED.into()))))
+        }
+    };
+    match greeted {
         Ok(welcomed) => Ok(Greeted { link, address, welcomed, words, fell }),
         Err(end) => {
             link.close("").await;

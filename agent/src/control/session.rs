@@ -227,6 +227,7 @@ impl<P: Plane> Client<P> {
         let Greeted { link, address, welcomed, words, .. } = greeted;
         let Welcomed { reader, out, welcome } = welcomed;
         let link = &*link;
+        let held = link.connection();
         let mut stop = self.stop.clone();
         self.reads = Reads::default();
         self.identities.begin();
@@ -251,17 +252,14 @@ impl<P: Plane> Client<P> {
         };
         let (found, mut finds) = mpsc::channel(1);
         let came_to_nothing = Notify::new();
-        // A report that goes before its time asks whether anything gets through.
-        let ask = Notify::new();
         let looking = async {
             let mut pace = silence::Pace::default();
             loop {
-                let (held, protocol) = (link.connection(), Protocol::Control);
-                let asks = || ask.notify_one();
+                let protocol = Protocol::Control;
                 let better = tokio::select! {
                     (link, address) = again.quic(held, &identity, protocol, &moved) => (link, address, None),
-                    fallen = silence::over_tcp(held, &identity, protocol, &mut pace, asks, |_| {}) => {
-                        (fallen.link, fallen.address, Some(fallen.at_once))
+                    fallen = silence::over_tcp(held, &identity, protocol, &mut pace, |_| {}) => {
+                        (fallen.link, fallen.address, Some((fallen.at_once, fallen.silence)))
                     }
                 };
                 if found.send(better).await.is_err() {
@@ -296,7 +294,6 @@ impl<P: Plane> Client<P> {
                     }
                     self.tell(out).await?;
                 }
-                () = ask.notified(), if self.outbox.has_room() => self.tell(out).await?,
                 Ok(()) = kept.changed() => {
                     let applied = kept.borrow_and_update().clone();
                     if let Some(applied) = applied {
@@ -321,7 +318,7 @@ impl<P: Plane> Client<P> {
                 end = &mut looking => return Err(end),
                 Some((link, address, fell)) = finds.recv() => {
                     let words = self.first_words();
-                    *better = Some(Box::pin(greet_better(link, address, fell, words)));
+                    *better = Some(Box::pin(greet_better(link, address, fell, held.clone(), words)));
                 }
                 greeted = of(better) => {
                     *better = None;

@@ -21,8 +21,6 @@ pub(super) const BARRIER: Duration = Duration::from_millis(500);
 const WORD: Duration = Duration::from_secs(1);
 /// What is sent behind all that has to arrive first, and comes back.
 const MARK: [u8; PROBE_LEN] = *b"all sent";
-/// What a relay is asked that should have said something.
-pub(super) const ARE_YOU_THERE: [u8; PROBE_LEN] = *b"are you?";
 /// Packets of a relay that are handed to the worker at once.
 const BATCH: usize = 64;
 
@@ -82,15 +80,6 @@ impl Shared {
             }
         };
         let _ = timeout(BARRIER, sent).await;
-    }
-
-    /// Asks the relay something that it answers, where that takes no packet's place: packets that wait ask as well.
-    pub(super) fn ask(&self, what: [u8; PROBE_LEN]) {
-        let question = packet::probe(what);
-        if self.connection.datagram_send_buffer_space() >= question.len() {
-            // A connection that has ended is asked nothing.
-            let _ = self.connection.send_datagram(question.into());
-        }
     }
 
     pub(super) fn peers(&self) -> MutexGuard<'_, Peers> {

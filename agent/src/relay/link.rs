@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::carried::{ARE_YOU_THERE, BARRIER, Change, Shared, bring_packets, take_packets};
+use super::carried::{BARRIER, Change, Shared, bring_packets, take_packets};
 use super::table::Table;
 use super::{Known, Place, Who};
 use crate::again::Again;
@@ -348,14 +348,13 @@ impl Link {
                 let _ = moves.lock().await.changed().await;
             };
             let (key, protocol) = (self.who.key(), Protocol::Relay);
-            let ask = || shared.ask(ARE_YOU_THERE);
             let tell = |word| self.table.heard(self.id, word);
-            // It owes answers until it is seen what becomes of the other.
-            let (better, key, fell, _owing) = tokio::select! {
+            let held = &shared.connection;
+            let (better, key, fell, silence) = tokio::select! {
                 (better, key) = self.renewed(shared) => (better, key, None, None),
-                (better, _) = tries.quic(&shared.connection, &key, protocol, moved) => (better, key.clone(), None, None),
-                fallen = silence::over_tcp(&shared.connection, &key, protocol, &mut pace, ask, tell) => {
-                    (fallen.link, key.clone(), Some(fallen.at_once), Some(fallen.owing))
+                (better, _) = tries.quic(held, &key, protocol, moved) => (better, key.clone(), None, None),
+                fallen = silence::over_tcp(held, &key, protocol, &mut pace, tell) => {
+                    (fallen.link, key.clone(), Some(fallen.at_once), Some((fallen.silence, fallen.owing)))
                 }
             };
             // Nothing that is sent by a silent one arrives: packets wait for the other from now on.
@@ -365,7 +364,7 @@ impl Link {
             };
             shared.change.send_replace(first);
             let _ = timeout(2 * BARRIER, shared.reach(|change| change == Change::Ready)).await;
-            let greeted = {
+            let greeting = async {
                 let mut greeting = pin!(self.greet(&better, key.public()));
                 match timeout(patience, &mut greeting).await {
                     Ok(greeted) => greeted,
@@ -373,6 +372,14 @@ impl Link {
                         shared.change.send_replace(Change::Slow);
                         greeting.await
                     }
+                }
+            };
+            let greeted = match silence {
+                None => greeting.await,
+                // It owes answers until it is seen what becomes of the other.
+                Some((silence, _owing)) => {
+                    let greeted = silence.unless_it_ends(held, greeting).await;
+                    greeted.unwrap_or(Err(Problem::Said(silence::ENDED.into())))
                 }
             };
             if fell.is_none() {
