@@ -17,6 +17,8 @@ const RAREST: Duration = Duration::from_secs(3_600);
 /// How long a connection has to have lasted for the network to be trusted with the next like it. Some let a handshake through,
 /// or a few packets, and then nothing.
 const LASTS: Duration = Duration::from_secs(60);
+/// The same where it then died in silence: others cut what has been there for a minute or for five, again and again.
+const TRUSTED: Duration = Duration::from_secs(600);
 
 /// How soon after QUIC died TCP has to get through for that to be QUIC's fault.
 const SOON: Duration = Duration::from_secs(5);
@@ -62,8 +64,8 @@ impl Again {
     /// more, as opposed to its having said something.
     pub(crate) fn ended(&mut self, carrier: Carrier, lasted: Option<Duration>, silent: bool) {
         let quic = carrier == Carrier::Quic;
-        if lasted.is_some_and(|lasted| lasted >= LASTS) {
-            if quic {
+        if let Some(lasted) = lasted.filter(|lasted| *lasted >= LASTS) {
+            if quic && (lasted >= TRUSTED || !silent) {
                 *self = Self::default();
             }
         } else if silent {
@@ -136,8 +138,24 @@ mod tests {
         assert_eq!(again.next(), LONGEST, "another connection over TCP is no reason to hurry");
         again.greeted(Carrier::Quic);
         assert_eq!((again.first(), again.next()), (Carrier::Quic, LONGEST), "it may not last");
-        again.ended(Carrier::Quic, Some(LASTS), true);
+        again.ended(Carrier::Quic, Some(TRUSTED), true);
         assert_eq!((again.first(), again.next()), (Carrier::Quic, FIRST));
+    }
+
+    #[test]
+    fn a_network_that_cuts_quic_every_minute_has_it_tried_ever_more_rarely() {
+        let mut again = Again::default();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            waits.push(again.next());
+            again.greeted(Carrier::Quic);
+            again.fell(LASTS + Duration::from_secs(1), true);
+            again.greeted(Carrier::Tcp);
+        }
+        assert_eq!((waits[0], waits[7]), (FIRST, LONGEST), "{waits:?}");
+        again.greeted(Carrier::Quic);
+        again.ended(Carrier::Quic, Some(LASTS), false);
+        assert_eq!(again.next(), FIRST, "whoever says so only stops");
     }
 
     #[test]

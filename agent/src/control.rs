@@ -86,6 +86,9 @@ pub struct ControlStatus {
     /// Whether that takes TCP, since UDP doesn't get through.
     #[serde(default)]
     pub over_tcp: bool,
+    /// How often one over QUIC was left for one over TCP as soon as nothing got through it, and not when QUIC gave it up.
+    #[serde(default)]
+    pub silences: u64,
     /// Since when it is connected, or isn't. By this gateway's clock.
     pub since: UnixMillis,
     /// Whether an operator has approved the gateway. None until a controller has said.

@@ -251,6 +251,15 @@ impl Connection {
         }
     }
 
+    /// How many datagrams have left. The others that it took wait in its buffer. Over TCP it isn't known.
+    #[must_use]
+    pub fn datagrams_sent(&self) -> Option<u64> {
+        match self {
+            Self::Quic(connection) => Some(connection.stats().frame_tx.datagram),
+            Self::Tcp(_) => None,
+        }
+    }
+
     /// The longest datagram that it carries now. None where it carries none.
     #[must_use]
     pub fn max_datagram_size(&self) -> Option<usize> {

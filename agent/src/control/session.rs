@@ -191,7 +191,10 @@ impl<P: Plane> Client<P> {
             _ => None,
         };
         match (fell, lasted) {
-            (Some(at_once), Some(lasted)) => self.again.fell(lasted, at_once),
+            (Some(at_once), Some(lasted)) => {
+                self.again.fell(lasted, at_once);
+                self.status.send_modify(|status| status.silences += 1);
+            }
             _ => self.again.ended(carrier, lasted, silent),
         }
         let why = match (why, reason) {

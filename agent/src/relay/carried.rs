@@ -1,14 +1,17 @@
 //! What a connection to a relay carries, both ways, and how it makes way for a better one.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, Through};
+use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PROBE_LEN};
 use anteroom_transport::datagrams;
 use anteroom_transport::link::{Connection, SendDatagramError};
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
@@ -21,6 +24,8 @@ pub(super) const BARRIER: Duration = Duration::from_millis(500);
 const WORD: Duration = Duration::from_secs(1);
 /// What is sent behind all that has to arrive first, and comes back.
 const MARK: [u8; PROBE_LEN] = *b"all sent";
+/// Packets that a connection took and may not have sent: its buffer holds fewer.
+const MOST_GIVEN: usize = 1_024;
 /// Packets of a relay that are handed to the worker at once.
 const BATCH: usize = 64;
 
@@ -37,6 +42,8 @@ pub(super) struct Shared {
     /// How far the change to a better connection has come.
     pub(super) change: watch::Sender<Change>,
     pub(super) dropped: AtomicU64,
+    /// Datagrams that the connection took.
+    given: AtomicU64,
 }
 
 /// How far the change to a better connection has come.
@@ -62,6 +69,7 @@ impl Shared {
             arrived: Notify::new(),
             change: watch::Sender::new(Change::None),
             dropped: AtomicU64::new(0),
+            given: AtomicU64::new(0),
         }
     }
 
@@ -74,8 +82,7 @@ impl Shared {
     /// Waits until the relay has all that was sent, for a moment at most.
     async fn all_sent(&self) {
         let sent = async {
-            let mark = packet::probe(MARK).into();
-            if self.connection.send_datagram_wait(mark).await.is_ok() {
+            if self.send(packet::probe(MARK).into()).await.is_ok() {
                 self.arrived.notified().await;
             }
         };
@@ -86,18 +93,33 @@ impl Shared {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes in front of packets for whom they are; those for nobody who is here are dropped.
-    fn address(&self, batch: &mut Vec<Packet>) {
+    /// Sends a datagram once there is room for it. Dropping the future sends nothing.
+    async fn send(&self, datagram: Bytes) -> Result<(), SendDatagramError> {
+        self.connection.send_datagram_wait(datagram).await?;
+        self.given.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How many datagrams the connection took and hasn't sent.
+    pub(super) fn unsent(&self) -> usize {
+        let given = self.given.load(Ordering::Relaxed);
+        let unsent = self.connection.datagrams_sent().map_or(0, |sent| given.saturating_sub(sent));
+        usize::try_from(unsent).unwrap_or(usize::MAX)
+    }
+
+    /// Writes in front of those `packets` for whom they are; those for nobody who is here are dropped.
+    fn address(&self, packets: impl IntoIterator<Item = Packet>) -> Vec<(GatewayId, Bytes)> {
         let peers = self.peers();
-        batch.retain_mut(|packet| {
-            let number = peers.numbers.get(&packet.to).map(|state| state.number);
-            let (Some(number), Some(head)) = (number, packet.bytes.get_mut(..HEADER_LEN)) else {
+        let addressed = packets.into_iter().filter_map(|Packet { to, mut bytes }| {
+            let number = peers.numbers.get(&to).map(|state| state.number);
+            let (Some(number), Some(head)) = (number, bytes.get_mut(..HEADER_LEN)) else {
                 self.drop_one();
-                return false;
+                return None;
             };
             head.copy_from_slice(&packet::header(number, false));
-            true
+            Some((to, bytes.freeze()))
         });
+        addressed.collect()
     }
 
     fn drop_one(&self) {
@@ -110,12 +132,50 @@ impl Shared {
     }
 }
 
+/// Packets that were taken from the data plane. They outlive the connection that they were taken for: what that hasn't sent, the
+/// one that has its place sends.
+#[derive(Debug, Default)]
+pub(super) struct InHand {
+    /// Not given to the connection yet.
+    waiting: VecDeque<(GatewayId, Bytes)>,
+    /// Those that it took last and may not have sent: [`MOST_GIVEN`] at most.
+    given: VecDeque<(GatewayId, Bytes)>,
+}
+
+impl InHand {
+    /// The connection took the first that waits.
+    fn give(&mut self) {
+        self.given.extend(self.waiting.pop_front());
+        self.keep(MOST_GIVEN);
+    }
+
+    /// Forgets what the connection took, but for the last `unsent`.
+    fn keep(&mut self, unsent: usize) {
+        self.given.drain(..self.given.len().saturating_sub(unsent));
+    }
+
+    /// Another connection has the place of the one so far. The last `unsent` that this one took wait again.
+    pub(super) fn renew(&mut self, unsent: usize) {
+        self.keep(unsent);
+        self.given.append(&mut self.waiting);
+        std::mem::swap(&mut self.given, &mut self.waiting);
+    }
+
+    /// Addresses what waits as `shared` has it.
+    fn address(&mut self, shared: &Shared) {
+        let waiting = self.waiting.drain(..);
+        let waiting = waiting.map(|(to, bytes)| Packet { to, bytes: bytes.into() });
+        self.waiting = shared.address(waiting.collect::<Vec<_>>()).into();
+    }
+}
+
 /// Takes what the data plane has for the relay, until the connection ends. While the relay is asked to take a better one,
 /// packets wait for that, for a moment: those sent by this one behind the question would be lost.
-pub(super) async fn take_packets(shared: &Shared, outgoing: &mut Outgoing) {
+pub(super) async fn take_packets(shared: &Shared, outgoing: &mut Outgoing, hand: &mut InHand) {
     let mut batch = Vec::new();
     // Until the relay has said what peers are called, nothing can be sent. What was taken before would be lost.
     let _ = timeout(WORD, shared.heard.notified()).await;
+    hand.address(shared);
     'connection: loop {
         let space = shared.connection.datagram_send_buffer_space();
         let more = tokio::select! {
@@ -136,16 +196,27 @@ pub(super) async fn take_packets(shared: &Shared, outgoing: &mut Outgoing) {
                 shared.reach(|change| matches!(change, Change::None | Change::Slow)).await;
                 continue;
             }
+            () = std::future::ready(()), if !hand.waiting.is_empty() => true,
             more = outgoing.take(space, &mut batch) => more,
         };
         if !more {
             break;
         }
-        shared.address(&mut batch);
-        for packet in batch.drain(..) {
-            match shared.connection.send_datagram_wait(packet.bytes.freeze()).await {
-                Ok(()) => {}
-                Err(SendDatagramError::TooLarge) => shared.drop_one(),
+        hand.keep(shared.unsent());
+        hand.waiting.extend(shared.address(batch.drain(..)));
+        while let Some((_, packet)) = hand.waiting.front() {
+            let sent = tokio::select! {
+                biased;
+                sent = shared.send(packet.clone()) => sent,
+                // Where there is no room any more, it waits for the other as well.
+                () = shared.reach(|change| change == Change::Ready) => continue 'connection,
+            };
+            match sent {
+                Ok(()) => hand.give(),
+                Err(SendDatagramError::TooLarge) => {
+                    hand.waiting.pop_front();
+                    shared.drop_one();
+                }
                 Err(SendDatagramError::Gone) => break 'connection,
             }
         }
@@ -179,5 +250,28 @@ pub(super) async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet
         }));
         drop(peers);
         batch.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_connection_sends_what_the_one_before_took_and_never_sent_and_then_the_rest() {
+        let to = GatewayId::from_bytes([1; 16]);
+        let packet = |n: u8| (to, Bytes::from(vec![n]));
+        let mut hand = InHand::default();
+        hand.waiting.extend((0..6).map(packet));
+        (0..4).for_each(|_| hand.give());
+        hand.renew(2);
+        assert!(hand.waiting.iter().eq([2, 3, 4, 5].map(packet).iter()), "{hand:?}");
+        hand.give();
+        hand.renew(0);
+        assert!(hand.waiting.iter().eq([3, 4, 5].map(packet).iter()), "{hand:?}");
+        assert!(hand.given.is_empty());
+        hand.waiting.extend((0..200).map(packet).cycle().take(2 * MOST_GIVEN));
+        (0..2 * MOST_GIVEN).for_each(|_| hand.give());
+        assert_eq!(hand.given.len(), MOST_GIVEN);
     }
 }

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::carried::{BARRIER, Change, Shared, bring_packets, take_packets};
+use super::carried::{BARRIER, Change, InHand, Shared, bring_packets, take_packets};
 use super::table::Table;
 use super::{Known, Place, Who};
 use crate::again::Again;
@@ -165,18 +165,23 @@ impl Link {
             let problem = Problem::Said("the data plane has stopped".into());
             return self.over(link, problem, Some(since)).await;
         };
+        let mut hand = InHand::default();
         loop {
             let shared = Arc::new(Shared::new(link.connection().clone(), identity.public()));
             let mut again = self.again;
-            let carried = self.carry(&shared, greeting, &mut again, &mut outgoing, &inlet).await;
+            let packets = (&mut outgoing, &mut hand);
+            let carried = self.carry(&shared, greeting, &mut again, packets, &inlet).await;
             self.again = again;
             let (better, fell);
             (better, identity, greeting, fell) = match carried {
                 Ok(Better { link, identity, greeting, fell }) => (link, identity, greeting, fell),
                 Err(problem) => return self.over(link, problem, Some(since)).await,
             };
+            // What is still to be sent by a silent one never is.
+            hand.renew(if fell.is_some() { shared.unsent() } else { 0 });
             if let Some(at_once) = fell {
                 self.again.fell(since.elapsed(), at_once);
+                self.table.silent(self.id);
             }
             since = Instant::now();
             // What comes by the connection so far is taken until the relay closes it for the newer one.
@@ -285,7 +290,7 @@ impl Link {
         shared: &Shared,
         greeting: Greeting,
         again: &mut Again,
-        outgoing: &mut Outgoing,
+        (outgoing, hand): (&mut Outgoing, &mut InHand),
         inlet: &Inlet,
     ) -> Result<Better, Problem> {
         let id = self.id;
@@ -294,7 +299,7 @@ impl Link {
         let ended = async {
             let problem = tokio::select! {
                 problem = self.messages(shared, greeting) => problem,
-                () = take_packets(shared, outgoing) => None,
+                () = take_packets(shared, outgoing, hand) => None,
                 () = bring_packets(shared, id, inlet) => None,
             };
             // A relay that takes the better one ends this one before its welcome is here.

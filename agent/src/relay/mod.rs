@@ -60,6 +60,9 @@ pub struct RelayStatus {
     /// Whether the connection takes TCP, since UDP doesn't get through.
     #[serde(default)]
     pub over_tcp: bool,
+    /// How often one over QUIC was left for one over TCP as soon as nothing got through it, and not when QUIC gave it up.
+    #[serde(default)]
+    pub silences: u64,
     /// Round trip to it, in microseconds.
     pub round_trip: Option<u32>,
     /// How many peers can be reached through it now.

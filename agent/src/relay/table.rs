@@ -85,6 +85,7 @@ impl Table {
             fingerprint: place.key.fingerprint().to_string(),
             connected: false,
             over_tcp: false,
+            silences: 0,
             round_trip: None,
             peers: 0,
             dropped: 0,
@@ -104,6 +105,7 @@ impl Table {
             fingerprint: key.fingerprint().to_string(),
             connected: false,
             over_tcp: false,
+            silences: 0,
             round_trip: None,
             peers: 0,
             dropped: 0,
@@ -150,6 +152,11 @@ impl Table {
     /// A relay said welcome on another connection, which has the place of the one before.
     pub(super) fn carried(&self, id: RelayId, carrier: Carrier) {
         self.with(id, |entry| entry.greeted(carrier));
+    }
+
+    /// A silent connection over QUIC was left for one over TCP.
+    pub(super) fn silent(&self, id: RelayId) {
+        self.with(id, |entry| entry.status.silences += 1);
     }
 
     /// A relay owes answers, or has given them: peers are reached by others meanwhile that give them. All are asked at once.
@@ -300,6 +307,7 @@ mod tests {
             fingerprint: String::new(),
             connected: true,
             over_tcp: false,
+            silences: 0,
             round_trip: None,
             peers: 0,
             dropped: 0,

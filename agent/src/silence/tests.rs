@@ -31,15 +31,7 @@ impl Cut {
             async { endpoint.accept().await.unwrap().await.unwrap() }
         );
         let held = held.unwrap();
-        Self {
-            front,
-            server,
-            identity,
-            held,
-            _endpoint: endpoint,
-            theirs,
-            words: Mutex::default(),
-        }
+        Self { front, server, identity, held, _endpoint: endpoint, theirs, words: Mutex::default() }
     }
 
     async fn until_owing(&self) {
@@ -94,7 +86,6 @@ async fn who_looks_no_more_says_that_nothing_is_owed() {
     drop(fallen);
     assert_eq!(cut.last(), Some(Word::OwesNothing));
 }
-
 
 /// How often a test tries anew that comes too late on a machine so slow that QUIC gives itself up meanwhile.
 const TRIES: usize = 10;

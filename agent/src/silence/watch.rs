@@ -11,11 +11,13 @@ const IDLE: Duration = Duration::from_secs(1);
 pub(super) const ASK: Duration = Duration::from_millis(200);
 /// Questions in a look that are more than what keeps a connection warm.
 const FLOW: u64 = 4;
-/// Looks with a question and without an answer, and the time since the first, after which TCP is tried: both, since time alone
-/// says nothing on a machine that stood still, and questions alone nothing on a long way.
-const DOUBTFUL: (u32, Duration) = (3, Duration::from_millis(400));
-/// The same until it may take QUIC's place.
-const SILENT: (u32, Duration) = (4, Duration::from_millis(600));
+/// What it takes until TCP is tried, and until it may take QUIC's place.
+const DOUBTFUL: Enough =
+    Enough { looks: 3, least: Duration::from_millis(400), round_trips: 2, probes: 2 };
+const SILENT: Enough =
+    Enough { looks: 4, least: Duration::from_millis(600), round_trips: 3, probes: 3 };
+/// How long the other end may take to acknowledge what it has (RFC 9000, 18.2: `max_ack_delay`).
+const ACK_DELAY: Duration = Duration::from_millis(25);
 /// So many are asked at once one after the other. Then one each [`IDLE`].
 const MANY: u32 = 6;
 
@@ -32,14 +34,49 @@ pub(super) enum State {
     Silent,
 }
 
+/// What says that answers are missing: looks and time both, since time alone says nothing on a machine that stood still, and
+/// looks alone nothing on a long way.
+struct Enough {
+    /// Looks without an answer, the first included.
+    looks: u32,
+    /// The time since the first, and the same in round trips, where as many looks found that something had left.
+    least: Duration,
+    round_trips: u32,
+    /// Where fewer did, what is on its way fills the congestion window, and only QUIC itself asks: so often at least, each time
+    /// after twice as long (RFC 9002, 6.2).
+    probes: u32,
+}
+
+impl Enough {
+    fn is_there(&self, unanswered: &Unanswered, round_trip: Duration, now: Instant) -> bool {
+        let Unanswered { since, looks, left, .. } = *unanswered;
+        let way = if left >= self.looks {
+            round_trip * self.round_trips
+        } else {
+            let probe = round_trip * 3 / 2 + ACK_DELAY;
+            probe * ((1 << self.probes) - 1) + round_trip
+        };
+        let lasts = now.saturating_duration_since(since);
+        looks >= self.looks && left > 0 && lasts >= self.least.max(way)
+    }
+}
+
 /// Questions without an answer.
 #[derive(Debug, Clone, Copy)]
 struct Unanswered {
     since: Instant,
     /// When something was last asked because of it.
     asked: Instant,
-    /// Looks that found something sent since the one before, however much: what goes out together is lost together.
-    questions: u32,
+    /// Looks that found no answer, and those of them that found that something had left since the one before, however much: what
+    /// goes out together is lost together.
+    looks: u32,
+    left: u32,
+}
+
+impl Unanswered {
+    const fn new(now: Instant) -> Self {
+        Self { since: now, asked: now, looks: 0, left: 0 }
+    }
 }
 
 /// What was asked of a connection, and what came of it.
@@ -58,14 +95,13 @@ impl Watch {
 
     /// Somebody asks for a reason of their own. It counts as a question once it has left.
     pub(super) fn note_asked(&mut self, now: Instant) {
-        let first = Unanswered { since: now, asked: now, questions: 0 };
-        self.unanswered.get_or_insert(first).asked = now;
+        self.unanswered.get_or_insert(Unanswered::new(now)).asked = now;
     }
 
     /// Whether it is time to ask, where an answer is missing.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        self.unanswered.is_some_and(|Unanswered { asked, questions, .. }| {
-            let pause = if questions < MANY { ASK } else { IDLE };
+        self.unanswered.is_some_and(|Unanswered { asked, looks, .. }| {
+            let pause = if looks < MANY { ASK } else { IDLE };
             now.saturating_duration_since(asked) >= pause
         })
     }
@@ -86,17 +122,13 @@ impl Watch {
         if traffic.answers != before.answers {
             self.unanswered = None;
         } else if self.flow > 0 {
-            let first = Unanswered { since: now, asked: now, questions: 0 };
-            self.unanswered.get_or_insert(first).questions += 1;
+            self.unanswered.get_or_insert(Unanswered::new(now)).left += 1;
         }
-        let Some(Unanswered { since, questions, .. }) = self.unanswered else { return State::Fine };
-        let lasts = now.saturating_duration_since(since);
-        let is_over = |(many, least): (u32, Duration), trips: u32| {
-            questions >= many && lasts >= least.max(round_trip * trips)
-        };
-        if is_over(SILENT, 3) {
+        let Some(unanswered) = &mut self.unanswered else { return State::Fine };
+        unanswered.looks = unanswered.looks.saturating_add(1);
+        if SILENT.is_there(unanswered, round_trip, now) {
             State::Silent
-        } else if is_over(DOUBTFUL, 2) {
+        } else if DOUBTFUL.is_there(unanswered, round_trip, now) {
             State::Doubtful
         } else {
             State::Asking
@@ -116,6 +148,10 @@ mod tests {
         round_trip: Duration,
         /// Answers that are on their way.
         coming: Vec<Instant>,
+        /// When QUIC asks again, and how long it has waited for that.
+        again: Option<(Instant, Duration)>,
+        /// Whether what is on its way leaves no room for more than that.
+        full: bool,
         /// One in so many is lost, there and back together; what chance says next.
         lost: u64,
         chance: u64,
@@ -130,6 +166,8 @@ mod tests {
                 now: Instant::now(),
                 round_trip,
                 coming: Vec::new(),
+                again: None,
+                full: false,
                 lost,
                 chance: 1,
                 through: true,
@@ -137,6 +175,11 @@ mod tests {
         }
 
         fn ask(&mut self) {
+            if self.full && self.again.is_some_and(|(at, _)| at > self.now) {
+                return;
+            }
+            let wait = self.round_trip * 3 / 2 + ACK_DELAY;
+            self.again.get_or_insert((self.now + wait, wait));
             self.traffic.questions += 1;
             self.chance = self.chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let lost = self.lost > 0 && (self.chance >> 33).is_multiple_of(self.lost);
@@ -155,8 +198,15 @@ mod tests {
                 self.coming.retain(|at| {
                     let came = *at <= now;
                     self.traffic.answers += u64::from(came);
+                    self.again = self.again.filter(|_| !came);
                     !came
                 });
+                if let Some((at, wait)) = self.again
+                    && at <= now
+                {
+                    self.ask();
+                    self.again = Some((now + wait * 2, wait * 2));
+                }
                 if now >= next.0 {
                     next.0 = now + every;
                     self.ask();
@@ -192,6 +242,19 @@ mod tests {
             assert!(took <= Duration::from_millis(bound), "{took:?} at {round_trip} ms");
             one.through = true;
             assert!(one.run(Duration::from_secs(9), every, State::Fine).is_some());
+        }
+    }
+
+    #[test]
+    fn where_only_quic_itself_can_ask_that_is_waited_for() {
+        for (round_trip, probes, bound) in [(1, 4, 1_700), (50, 3, 1_900), (200, 3, 4_000)] {
+            let mut one = Try::new(Duration::from_millis(round_trip), 0);
+            (one.through, one.full) = (false, true);
+            let every = Duration::from_millis(1);
+            let took = one.run(HOUR, every, State::Silent).expect("nothing gets through");
+            assert!(took <= Duration::from_millis(bound), "{took:?} at {round_trip} ms");
+            let asked = one.traffic.questions - 1;
+            assert!(asked >= probes, "{asked} probes in {took:?} at {round_trip} ms");
         }
     }
 
@@ -241,20 +304,22 @@ mod tests {
         for _ in 0..100 {
             now += ASK;
             assert_eq!(watch.look(traffic, Duration::ZERO, now), State::Asking);
-            assert!(watch.is_due(now), "asked until it leaves");
-            watch.note_asked(now);
+            if watch.is_due(now) {
+                watch.note_asked(now);
+            }
         }
-        for (burst, state) in [
-            (1_000, State::Asking),
-            (0, State::Asking),
-            (1, State::Asking),
-            (50, State::Doubtful),
-            (0, State::Doubtful),
-            (1, State::Silent),
-        ] {
-            traffic.questions += burst;
-            now += ASK;
-            assert_eq!(watch.look(traffic, Duration::ZERO, now), state);
+        // Where more has left, less time says as much.
+        for (bursts, long) in [([1_000, 0, 1, 50, 1], false), ([1_000, 0, 0, 0, 1], true)] {
+            let mut watch = Watch::new(traffic);
+            let round_trip = Duration::from_millis(200);
+            for (n, burst) in bursts.into_iter().enumerate() {
+                traffic.questions += burst;
+                now += ASK;
+                let state = watch.look(traffic, round_trip, now);
+                let wanted = if n == 4 && !long { State::Silent } else { State::Asking };
+                assert!(state <= wanted.max(State::Doubtful) && (n > 2 || state == State::Asking));
+                assert!(n < 4 || state == wanted, "{state:?} of {bursts:?}");
+            }
         }
     }
 }
