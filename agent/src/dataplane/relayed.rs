@@ -1,7 +1,7 @@
 //! Sealed packets between the worker and the connections to relays, by queues that never make either wait, and in which no
 //! device and no peer takes another's place.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,8 +14,9 @@ use tokio::sync::Notify;
 
 use super::shares::Shares;
 
-/// Packets that wait for one relay's connection: of those that keep tunnels up, and of all devices.
-const URGENT: usize = 64;
+/// Packets that wait for one relay's connection: of those that keep tunnels up, of which one peer alone may have half, and of all
+/// devices.
+const URGENT: usize = 128;
 const WAITING: usize = 1_024;
 /// Packets of all relays that wait for the worker.
 const INCOMING: usize = 4_096;
@@ -36,7 +37,7 @@ pub struct Packet {
 /// What waits for one relay's connection.
 #[derive(Debug)]
 struct Waiting {
-    urgent: VecDeque<Packet>,
+    urgent: Shares<GatewayId, Packet>,
     rest: Shares<Whose, Packet>,
     /// Whether the worker has no more.
     ended: bool,
@@ -47,17 +48,13 @@ impl Waiting {
     fn push(&mut self, whose: Whose, packet: Packet) -> bool {
         let len = packet.bytes.len();
         match whose {
-            Whose::Gateways if self.urgent.len() >= URGENT => false,
-            Whose::Gateways => {
-                self.urgent.push_back(packet);
-                true
-            }
+            Whose::Gateways => self.urgent.push(packet.to, packet, len),
             Whose::Device(_) => self.rest.push(whose, packet, len),
         }
     }
 
     fn pop(&mut self) -> Option<Packet> {
-        self.urgent.pop_front().or_else(|| self.rest.pop())
+        self.urgent.pop().or_else(|| self.rest.pop())
     }
 }
 
@@ -150,7 +147,8 @@ impl Drop for Queues {
 /// Queues for one relay.
 #[must_use]
 pub(crate) fn queues() -> (Queues, Outgoing) {
-    let waiting = Waiting { urgent: VecDeque::new(), rest: Shares::new(WAITING), ended: false };
+    let (urgent, rest) = (Shares::new(URGENT), Shares::new(WAITING));
+    let waiting = Waiting { urgent, rest, ended: false };
     let line = Arc::new(Line { waiting: Mutex::new(waiting), news: Notify::new() });
     (Queues { line: line.clone(), filled: Vec::with_capacity(AT_ONCE) }, Outgoing { line })
 }

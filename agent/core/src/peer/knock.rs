@@ -5,12 +5,13 @@
 //! gateway gives each peer, inside the tunnel, what to knock with ([`Knocker`]). Whoever wasn't given it gets no answer.
 //!
 //! ```text
-//! knock:  5 0 0 0 | number (4) | number for the answer (4) | token (8) | nonce (8) | code (16)
+//! knock:  5 0 0 0 | number (4) | number for the answer (4) | token (8) | nonce (8) | code (16) | zeros
 //! answer: 6 0 0 0 | number (4) | nonce (8) | code (16)
 //! ```
 //!
 //! Number and token find the peer and turn others away before anything is computed; the code is HMAC-SHA-256 over all
-//! before it, cut to 16 bytes, by the key of whoever is knocked at.
+//! before it, and in a *full* knock, which has zeros, over the length of the whole (4), cut to 16 bytes, by the key of
+//! whoever is knocked at. What says that a datagram as long as a packet gets through is that a full one is answered.
 
 use std::fmt;
 
@@ -21,6 +22,8 @@ use crate::wire::{array, put};
 
 /// Length of a knock.
 pub(super) const KNOCK_LEN: usize = 44;
+/// Longest full knock: what an Ethernet frame carries, over IPv4.
+pub(super) const MAX_KNOCK_LEN: usize = 1_472;
 /// Length of an answer.
 pub(super) const ANSWER_LEN: usize = 32;
 const CODE_LEN: usize = 16;
@@ -58,8 +61,10 @@ impl KnockKey {
         u64::from_le_bytes(cut(hmac(&self.0, &[b"token"])))
     }
 
-    fn code(self, message: &[u8]) -> [u8; CODE_LEN] {
-        cut(hmac(&self.0, &[message]))
+    /// `full` is the length of the whole where zeros follow.
+    fn code(self, message: &[u8], full: Option<usize>) -> [u8; CODE_LEN] {
+        let len = full.map(|len| u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
+        cut(hmac(&self.0, &[message, len.as_ref().map_or(&[], |len| len.as_slice())]))
     }
 }
 
@@ -84,7 +89,7 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Heard> {
     let word = |at| array(datagram, at).map(u32::from_le_bytes);
     let long = |at| array(datagram, at).map(u64::from_le_bytes);
     match (word(0)?, datagram.len()) {
-        (KNOCK, KNOCK_LEN) => Some(Heard::Knock {
+        (KNOCK, KNOCK_LEN..=MAX_KNOCK_LEN) => Some(Heard::Knock {
             number: word(4)?,
             back: word(8)?,
             token: long(12)?,
@@ -97,9 +102,18 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Heard> {
 
 /// Whether the code under a datagram is by this key.
 pub(super) fn is_good(datagram: &[u8], key: KnockKey) -> bool {
+    let len = datagram.len();
+    let (datagram, full) = match datagram.split_at_checked(KNOCK_LEN) {
+        Some((knock, rest)) => (knock, !rest.is_empty()),
+        None => (datagram, false),
+    };
     let Some((message, code)) = datagram.split_last_chunk::<CODE_LEN>() else { return false };
     // All bytes are looked at, whichever differ.
-    let differs = key.code(message).iter().zip(code).fold(0, |sum, (a, b)| sum | (a ^ b));
+    let differs = key
+        .code(message, full.then_some(len))
+        .iter()
+        .zip(code)
+        .fold(0, |sum, (a, b)| sum | (a ^ b));
     differs == 0
 }
 
@@ -111,7 +125,17 @@ pub(super) fn knock(at: &Knocker, back: u32, nonce: u64) -> [u8; KNOCK_LEN] {
     put(&mut bytes, 8, &back.to_le_bytes());
     put(&mut bytes, 12, &at.key.token().to_le_bytes());
     put(&mut bytes, 20, &nonce.to_le_bytes());
-    seal(&mut bytes, at.key);
+    seal(&mut bytes, at.key, None);
+    bytes
+}
+
+/// The same, so long that it takes as much room as a packet. `len` counts between [`KNOCK_LEN`] and [`MAX_KNOCK_LEN`].
+pub(super) fn full_knock(at: &Knocker, back: u32, nonce: u64, len: usize) -> Vec<u8> {
+    let mut bytes = knock(at, back, nonce);
+    let len = len.clamp(KNOCK_LEN + 1, MAX_KNOCK_LEN);
+    seal(&mut bytes, at.key, Some(len));
+    let mut bytes = bytes.to_vec();
+    bytes.resize(len, 0);
     bytes
 }
 
@@ -121,7 +145,7 @@ pub(super) fn answer(key: KnockKey, back: u32, nonce: u64) -> [u8; ANSWER_LEN] {
     put(&mut bytes, 0, &ANSWER.to_le_bytes());
     put(&mut bytes, 4, &back.to_le_bytes());
     put(&mut bytes, 8, &nonce.to_le_bytes());
-    seal(&mut bytes, key);
+    seal(&mut bytes, key, None);
     bytes
 }
 
@@ -140,9 +164,9 @@ pub(super) const fn count(nonce: u64) -> u64 {
     if nonce >> 32 == 0 { nonce } else { nonce >> 32 }
 }
 
-fn seal(bytes: &mut [u8], key: KnockKey) {
+fn seal(bytes: &mut [u8], key: KnockKey, full: Option<usize>) {
     if let Some((message, code)) = bytes.split_last_chunk_mut::<CODE_LEN>() {
-        *code = key.code(message);
+        *code = key.code(message, full);
     }
 }
 
@@ -211,6 +235,15 @@ mod tests {
             }
         }
         assert_eq!(format!("{key:?}"), "KnockKey(..)");
+        let full = full_knock(&knocker, 0x0506_0708, u64::MAX - 1, 1_252);
+        assert_eq!((full.len(), parse(&full)), (1_252, Some(heard)));
+        assert!(is_good(&full, key));
+        assert!(!is_good(&knock, KnockKey::of(&[1; 32], &[2; 16], 1)), "another run's");
+        for len in [KNOCK_LEN, KNOCK_LEN + 1, 1_251] {
+            assert!(!is_good(&full[..len], key), "cut to {len} bytes");
+        }
+        assert!(!is_good(&[&knock[..], &[0; 1_000]].concat(), key), "made longer under way");
+        assert_eq!(parse(&[&full[..], &[0; 300]].concat()), None, "longer than any");
     }
 
     proptest! {

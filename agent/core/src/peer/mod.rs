@@ -7,6 +7,7 @@
 //! it on for the agent's own binary as soon as both are built in one go.
 
 mod agenda;
+mod allowance;
 pub(crate) mod doorman;
 mod front;
 mod hearing;
@@ -24,6 +25,7 @@ mod state;
 mod table;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod tunnel;
 
 use std::net::{Ipv6Addr, SocketAddr};

@@ -6,7 +6,8 @@
 //!
 //! - a direct path counts once a handshake went over it, both ways. The session that it makes carries packets from
 //!   then on, so those still on their way through the relay belong to another one: none is too late for its window,
-//!   however long the relay's way is. A handshake is tried as soon as a [knock] was answered.
+//!   however long the relay's way is. A handshake is tried as soon as a [knock] was answered that is as long as a packet,
+//!   unless the path died of late soon after it was taken ([`trial`](super::trial)).
 //! - it counts no more when several knocks in a row stay unanswered, which takes about a second, and nothing else of the
 //!   peer keeps coming directly: there are firewalls that let through nothing but WireGuard, and full queues that
 //!   lose knocks among much else. While packets flow
@@ -19,7 +20,9 @@ use std::time::{Duration, Instant};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::telemetry::PathReason;
 
+use super::allowance::Allowance;
 use super::knock::{self, KnockKey, Knocker};
+use super::trial::Trial;
 use crate::target::{RelayId, RelayPath, Target, Through};
 
 /// Most relays of one peer that are kept.
@@ -67,11 +70,14 @@ pub(super) const LEAST_ROOM: u16 = 1_100;
 /// Knocks whose answers are still taken.
 const IN_FLIGHT: usize = 32;
 
+/// A knock that wasn't answered yet.
 #[derive(Debug, Clone, Copy)]
-struct Knock {
+pub(super) struct Knock {
     nonce: u64,
-    to: SocketAddr,
-    at: Instant,
+    pub(super) to: SocketAddr,
+    pub(super) at: Instant,
+    /// Whether it was as long as a packet.
+    pub(super) full: bool,
 }
 
 /// The way to one peer.
@@ -103,6 +109,8 @@ pub(super) struct Route {
     direct: Option<Instant>,
     /// Whether a knock was ever answered on the direct path, since packets take it or before they did.
     echoes: bool,
+    /// When one last was on the path that packets take.
+    echoed: Option<Instant>,
     used: Option<Instant>,
     rounds: u32,
     /// When they last began anew for the sake of new addresses.
@@ -122,8 +130,10 @@ pub(super) struct Route {
     /// When it is to be knocked there, if it wasn't yet, and when it last was.
     hint_due: Option<Instant>,
     hint_knocked: Option<Instant>,
-    /// How many of its knocks may be answered still, and as of when.
-    answers: (u32, Instant),
+    /// How many of its knocks are answered.
+    answers: Allowance,
+    /// Whether a direct path that answers is taken.
+    pub(super) trial: Trial,
 }
 
 /// Where it is time to knock.
@@ -135,6 +145,11 @@ pub(super) enum Due {
     Hint(SocketAddr),
     /// At every address, or at the one in use.
     All,
+}
+
+/// For how long something may have been under way.
+fn under_way(round_trip: Option<Duration>) -> Duration {
+    (round_trip.unwrap_or_default() * 2).max(UNDER_WAY)
 }
 
 impl Route {
@@ -154,6 +169,7 @@ impl Route {
             proved: None,
             direct: None,
             echoes: false,
+            echoed: None,
             used: None,
             rounds: 0,
             anew: None,
@@ -165,7 +181,8 @@ impl Route {
             hint: None,
             hint_due: None,
             hint_knocked: None,
-            answers: (ANSWERS, now),
+            answers: Allowance::new(ANSWERS, ANSWERS_PER_SECOND, now),
+            trial: Trial::default(),
         }
     }
 
@@ -263,9 +280,18 @@ impl Route {
         self.begin(now);
     }
 
-    /// The way that packets take was taken unseen, in the place of one that died.
-    pub(super) const fn note_leap(&mut self) {
+    /// The way that packets take was taken unseen, in the place of the direct one to `from`, which died. Before that, packets
+    /// went directly for so long.
+    pub(super) fn note_leap(&mut self, from: Option<SocketAddr>, lasted: Duration) {
         self.leapt = true;
+        if let Some(from) = from {
+            self.trial.note_death(from.ip(), lasted, self.since);
+        }
+    }
+
+    /// Since when packets take the way that they take.
+    pub(super) const fn since(&self) -> Instant {
+        self.since
     }
 
     /// Knocks begin anew.
@@ -289,9 +315,8 @@ impl Route {
     /// Whether the peer's packets kept coming directly after `since`, those that were under way then aside. Where no knock
     /// was ever answered, that none is says nothing, and the last that came directly counts whenever it was.
     fn comes_directly(&self, since: Instant, round_trip: Option<Duration>, now: Instant) -> bool {
-        let under_way = (round_trip.unwrap_or_default() * 2).max(UNDER_WAY);
         self.direct.is_some_and(|at| {
-            (!self.echoes || at.saturating_duration_since(since) > under_way)
+            (!self.echoes || at.saturating_duration_since(since) > under_way(round_trip))
                 && now.saturating_duration_since(at) <= LATELY
         })
     }
@@ -336,17 +361,31 @@ impl Route {
         (self.has_relay() && self.theirs.is_some()).then_some(next)
     }
 
-    /// Whether the direct path has died. `round_trip` is the usual one.
-    pub(super) fn has_died(&self, round_trip: Option<Duration>, now: Instant) -> bool {
+    /// Whether the direct path has died. `round_trip` is the usual one. `hellos` says since when how many hellos stay unanswered,
+    /// and whether the peer ever said a word. They are longer than knocks: where these go on being answered, nothing else gets
+    /// through. Where they aren't either, the peer may just be starting anew.
+    pub(super) fn has_died(
+        &self,
+        round_trip: Option<Duration>,
+        hellos: Option<(Instant, u32, bool)>,
+        now: Instant,
+    ) -> bool {
         let usual = round_trip.map_or(PATIENCE.0, |time| time * 3);
         let patience = usual.clamp(PATIENCE.0, PATIENCE.1);
+        let is_over = |(since, count): (Instant, u32)| {
+            count >= UNANSWERED && now.saturating_duration_since(since) >= patience
+        };
+        let silent = |silent: &(Instant, u32)| {
+            is_over(*silent) && !self.comes_directly(silent.0, round_trip, now)
+        };
         self.via.is_none()
             && self.has_relay()
-            && self.silent.is_some_and(|(since, count)| {
-                count >= UNANSWERED
-                    && now.saturating_duration_since(since) >= patience
-                    && !self.comes_directly(since, round_trip, now)
-            })
+            && (self.silent.as_ref().is_some_and(silent)
+                || hellos.is_some_and(|(since, count, said)| {
+                    let on_its_way = under_way(round_trip).max(PATIENCE.0);
+                    let knocks = self.echoed.is_some_and(|at| at > since + on_its_way);
+                    is_over((since, count)) && (knocks || !said)
+                }))
     }
 
     /// Whether it is time to knock; finds out when it is again.
@@ -375,12 +414,15 @@ impl Route {
         Due::All
     }
 
-    /// A knock is sent to `to`.
-    pub(super) fn note_knock(&mut self, nonce: u64, to: SocketAddr, now: Instant) {
+    /// A knock is sent to `to`. `full`: as long as a packet.
+    pub(super) fn note_knock(&mut self, nonce: u64, to: SocketAddr, full: bool, now: Instant) {
         if self.knocks.len() >= IN_FLIGHT {
             self.knocks.pop_front();
         }
-        self.knocks.push_back(Knock { nonce, to, at: now });
+        self.knocks.push_back(Knock { nonce, to, at: now, full });
+        if full {
+            return;
+        }
         self.knocked = Some(now);
         if self.via.is_none() {
             let (since, count) = self.silent.unwrap_or((now, 0));
@@ -390,15 +432,21 @@ impl Route {
         }
     }
 
+    /// Knocks come soon: the peer seems to be reached directly.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        let due = self.knocked.map_or(now, |at| now.max(at + HINT_EVERY));
+        self.next = self.next.min(due);
+    }
+
     /// Whether the answer to this knock is still taken.
     pub(super) fn awaits(&self, nonce: u64) -> bool {
         self.knocks.iter().any(|knock| knock.nonce == nonce)
     }
 
-    /// Takes a knock out that was answered: where it was sent to, and when.
-    pub(super) fn take_knock(&mut self, nonce: u64) -> Option<(SocketAddr, Instant)> {
+    /// Takes a knock out that was answered.
+    pub(super) fn take_knock(&mut self, nonce: u64) -> Option<Knock> {
         let place = self.knocks.iter().position(|knock| knock.nonce == nonce)?;
-        self.knocks.remove(place).map(|knock| (knock.to, knock.at))
+        self.knocks.remove(place)
     }
 
     /// A knock was answered while packets take a relay.
@@ -410,7 +458,7 @@ impl Route {
     pub(super) fn note_answer(&mut self, now: Instant) {
         self.note_proof(now);
         if self.via.is_none() {
-            self.echoes = true;
+            (self.echoes, self.echoed) = (true, Some(now));
             let recent = |at: Instant| now.saturating_duration_since(at) <= BUSY * 4;
             let pause = if self.used.is_some_and(recent) { BUSY } else { IDLE };
             self.next = now + pause;
@@ -445,16 +493,7 @@ impl Route {
 
     /// Whether one more of the peer's knocks is answered: whoever knocks much, in others' names, has them answered little.
     pub(super) fn may_answer(&mut self, now: Instant) -> bool {
-        let (left, since) = &mut self.answers;
-        let seconds = now.saturating_duration_since(*since).as_secs();
-        if seconds > 0 {
-            let gained = u32::try_from(seconds).unwrap_or(u32::MAX);
-            *left = left.saturating_add(gained.saturating_mul(ANSWERS_PER_SECOND)).min(ANSWERS);
-            *since = now;
-        }
-        let passes = *left > 0;
-        *left = left.saturating_sub(1);
-        passes
+        self.answers.take(now)
     }
 
     /// The peer is told to be where it wasn't before: all its addresses are knocked at soon, as at first, unless they just
@@ -487,6 +526,7 @@ impl Route {
     /// Another run of the peer: it counts anew, and gives another key.
     pub(super) fn note_restart(&mut self) {
         (self.newest, self.seen) = (0, 0);
+        self.trial.forget();
         self.runs = self.runs.wrapping_add(1);
         self.ours = None;
     }

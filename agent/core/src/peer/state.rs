@@ -8,12 +8,14 @@ use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::TunnelState;
 
+use super::allowance::Allowance;
 use super::message::Hello;
 use super::outside::{MAX_PLACES, Outside};
 use super::queue::Queue;
 use super::random::Random;
 use super::route::Route;
 use super::secret::{self, Secrecy};
+use super::trial;
 use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent, inner_mtu};
 use crate::lane::CAPABILITY;
 use crate::size::path::{Bounds, PathMtu};
@@ -23,10 +25,9 @@ use crate::target::Target;
 const PROBE: (Duration, Duration) = (Duration::from_millis(1800), Duration::from_millis(2200));
 /// Probes whose answers are waited for.
 const PROBES_IN_FLIGHT: usize = 16;
-/// Between two while packets take a relay and the last one isn't answered, so many in a row: as between knocks on a direct path.
-/// On QUIC to the peer itself also while packets flow.
-const RELAYED_PROBE: (Duration, Duration) =
-    (Duration::from_millis(250), Duration::from_millis(300));
+/// Between two while packets take a relay, or could and the peer never said a word, and the last one isn't answered, so many in a
+/// row: as between knocks on a direct path. On QUIC to the peer itself also while packets flow.
+const SOON_PROBE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(300));
 const SOON: u32 = 8;
 /// Time between two probes while packets wait for a pre-shared key, and haven't for long.
 const HASTY_PROBE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(300));
@@ -38,6 +39,12 @@ const CHANGES_IN: Duration = Duration::from_secs(10);
 pub(super) const NEVER: Duration = Duration::from_secs(3600);
 /// How often a client is called where it was before this start, without need.
 const RECALLS: u8 = 3;
+/// Messages of one peer that are read at once, and gained each second: more than an honest one sends, whatever it has to tell. Parts
+/// of packets aren't among them.
+const READ: (u32, u32) = (512, 256);
+/// Hellos of one peer that are answered at once, and gained each second, and probes of sizes.
+const ANSWERED: (u32, u32) = (32, 16);
+const SIZES_ANSWERED: (u32, u32) = (64, 32);
 /// Most addresses of one peer that are tried.
 const MAX_ENDPOINTS: usize = 8;
 /// Most that are knocked at in one round: with where it was heard and knocked from, and how it looks from outside.
@@ -69,8 +76,9 @@ pub struct Peer {
     /// Which way packets go.
     pub(super) route: Route,
     pub(super) next_probe: Instant,
-    /// Probes since the last answer.
+    /// Probes since the last answer, and when the first of them was sent.
     unanswered: u32,
+    asked: Option<Instant>,
     /// When this wants to be looked at again.
     pub(super) wake_at: Instant,
     candidates: Vec<SocketAddr>,
@@ -83,11 +91,17 @@ pub struct Peer {
     said: Option<Hello>,
     /// How it looks from outside, as it says.
     outside: Outside,
+    /// Whether it says that it answers full knocks.
+    pub(super) answers_full: bool,
     /// Whether it says that it can use lanes: asked for every packet of bulk.
     lanes: bool,
     live: bool,
     told: Told,
     changes: Changes,
+    /// How much of what it says is read, and how many of its questions are answered.
+    pub(super) read: Allowance,
+    pub(super) answers: Allowance,
+    pub(super) sizes: Allowance,
     /// Whether it stands in the list of peers with events.
     pub(super) listed: bool,
     /// Whether it is watched for the sake of its lanes, and then whether it stands in the list of those to look at.
@@ -140,6 +154,7 @@ impl Peer {
             route: Route::new(now),
             next_probe: now,
             unanswered: 0,
+            asked: None,
             wake_at: now + NEVER,
             candidates: Vec::new(),
             endpoint: None,
@@ -149,10 +164,14 @@ impl Peer {
             round_trip: None,
             said: None,
             outside: Outside::default(),
+            answers_full: false,
             lanes: false,
             live: false,
             told: Told::default(),
             changes: Changes { since: now, count: 0 },
+            read: Allowance::new(READ.0, READ.1, now),
+            answers: Allowance::new(ANSWERED.0, ANSWERED.1, now),
+            sizes: Allowance::new(SIZES_ANSWERED.0, SIZES_ANSWERED.1, now),
             listed: false,
             watched: None,
         };
@@ -369,15 +388,31 @@ impl Peer {
         (self.unanswered, self.round_trip)
     }
 
+    /// Whether a direct path to `at`, which died of late, isn't taken again yet. Where it isn't reached any other way, it is.
+    pub(super) fn holds(&self, at: SocketAddr, now: Instant) -> bool {
+        self.route.trial.is_held(at.ip(), now) && self.is_live(now)
+    }
+
+    /// Whether a full knock at `at` has to be answered still, before packets go there.
+    pub(super) fn wants_proof(&self, at: SocketAddr, now: Instant) -> bool {
+        let trial = &self.route.trial;
+        self.answers_full && trial.is_doubted(at) && !trial.has_passed(at, now)
+    }
+
+    /// Since when how many probes in a row stay unanswered, if any do, and whether it ever said a word.
+    pub(super) fn questions(&self) -> Option<(Instant, u32, bool)> {
+        self.asked.map(|since| (since, self.unanswered, self.said.is_some()))
+    }
+
     /// Packets go another way: what was asked before says nothing of that.
     pub(super) const fn forget_questions(&mut self) {
-        self.unanswered = 0;
+        (self.unanswered, self.asked) = (0, None);
     }
 
     /// It showed that it hears this gateway. After a silence the path to it may be another.
     fn note_hears(&mut self, now: Instant) {
         let last = self.answered.replace(now);
-        self.unanswered = 0;
+        self.forget_questions();
         let silence = last.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         if silence > LIVE_FOR && self.path.is_on() {
             self.path.start(now);
@@ -418,16 +453,18 @@ impl Peer {
         }
         self.probes.push((nonce, now));
         // Packets wait for the answer.
-        let relayed = self.route.via().is_some() && self.unanswered < SOON;
-        let (least, most) = match (self.secrecy.is_urgent(now), relayed) {
+        let choice = self.route.via().is_some() || self.route.has_relay() && self.said.is_none();
+        let soon = choice && self.unanswered < SOON;
+        let (least, most) = match (self.secrecy.is_urgent(now), soon) {
             (true, _) => HASTY_PROBE,
             (false, true) => {
                 let twice = self.round_trip.unwrap_or_default() * 2;
-                (RELAYED_PROBE.0.max(twice).min(PROBE.0), RELAYED_PROBE.1.max(twice).min(PROBE.1))
+                (SOON_PROBE.0.max(twice).min(PROBE.0), SOON_PROBE.1.max(twice).min(PROBE.1))
             }
             (false, false) => PROBE,
         };
         self.unanswered = self.unanswered.saturating_add(1);
+        self.asked.get_or_insert(now);
         self.next_probe = now + random.between(least, most);
         nonce
     }
@@ -463,6 +500,7 @@ impl Peer {
         self.lanes = hello.capabilities.iter().any(|one| one == CAPABILITY);
         self.secrecy.can = Some(hello.capabilities.iter().any(|one| one == secret::CAPABILITY));
         self.route.theirs = hello.knocker;
+        self.answers_full = hello.capabilities.iter().any(|one| one == trial::CAPABILITY);
         let outside = hello.outside.clone().unwrap_or_default().believed();
         if outside.places.iter().any(|place| !self.outside.places.contains(place)) {
             self.route.note_places(now);

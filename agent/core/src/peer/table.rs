@@ -32,6 +32,7 @@ use crate::sink::Sink;
 use crate::size::join::Joiner;
 use crate::target::{RelayPath, Target};
 use crate::wire::array;
+use paths::Agreed;
 use sizes::Sizes;
 
 /// Most tunnels: 19 of the 24 bits that boringtun leaves of a receiver index. Four others name the owner.
@@ -514,7 +515,8 @@ impl Peers {
             self.review(index);
         }
         if let Some(via) = agreed {
-            self.session_agreed((index, number), via, now);
+            let ours = proof == Proof::Established;
+            self.session_agreed((index, number), via, Agreed { ours, fresh }, now);
         }
         if fresh {
             self.begin(number, now, out);

@@ -73,6 +73,27 @@ async fn a_device_that_floods_takes_no_room_and_no_turn_of_its_neighbours() {
 }
 
 #[tokio::test]
+async fn a_peer_that_is_answered_without_end_takes_no_room_and_no_turn_of_other_peers() {
+    let (mut relays, mut outgoing) = opened();
+    for _ in 0..2_000 {
+        relays.put(TO, Whose::Gateways, 400, fill(400, 1));
+    }
+    for n in 0..20 {
+        let to = Through { peer: GatewayId::from_bytes([100 + n; 16]), ..TO };
+        for _ in 0..2 {
+            relays.put(to, Whose::Gateways, 148, fill(148, 2));
+        }
+    }
+    assert_eq!(relays.flush(), 2_000 - (URGENT / 2) as u64, "what is too much is the one peer's");
+    let mut order = Vec::new();
+    while order.len() < 60 {
+        assert!(outgoing.take(usize::MAX, &mut order).await);
+    }
+    let others = order[..60].iter().filter(|packet| packet.to != TO.peer).count();
+    assert_eq!(others, 40, "all of the others' are among the first");
+}
+
+#[tokio::test]
 async fn no_more_is_taken_than_the_connection_has_room_for() {
     let (mut relays, mut outgoing) = opened();
     for _ in 0..10 {

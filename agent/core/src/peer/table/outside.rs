@@ -37,6 +37,7 @@ impl Peers {
         for number in numbers {
             if let Some(peer) = self.peers.get_mut(number) {
                 peer.next_probe = at;
+                peer.route.trial.forget();
             }
             self.wake(number, at);
             at += apart;

@@ -1,21 +1,31 @@
 //! Which way packets go to each peer: see [`crate::peer::route`].
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::telemetry::PathReason;
 use anteroom_proto::verdict::DropReason;
 
-use super::{CONTROL, MAX_PEERS, OWNER_SHIFT, Peers, write};
+use super::{CONTROL, MAX_PEERS, OWNER_SHIFT, Peers, sizes, write};
 use crate::peer::front;
 use crate::peer::knock::{self, Heard, KnockKey, Knocker};
-use crate::peer::route::{Due, LEAST_ROOM};
+use crate::peer::route::{Due, Knock, LEAST_ROOM};
 use crate::peer::{Peer, PeerSlot};
 use crate::sink::Sink;
 use crate::target::{RelayId, RelayPath, Target, Through};
 
 /// What the knocks' numbers leave below, as the receiver indices of tunnels do.
 const BELOW: u32 = 8;
+
+/// How a session came to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Agreed {
+    /// Whether this end began.
+    pub(super) ours: bool,
+    /// Whether there was none before.
+    pub(super) fresh: bool,
+}
 
 impl Peers {
     /// Says which relays reach a gateway now, nearest first; none of one that isn't a peer is used before it is. One that
@@ -78,6 +88,7 @@ impl Peers {
     fn settle_path(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get(index) else { return };
         let (route, nearest) = (&peer.route, peer.route.nearest());
+        let questions = peer.questions().filter(|_| self.local.is_some());
         let other = match route.via() {
             Some(via) if !route.knows(via) => {
                 let why = if nearest.is_some() { route.why() } else { PathReason::NoRelay };
@@ -88,7 +99,9 @@ impl Peers {
                 next.map(|relay| (Some(relay), route.why()))
             }
             None if nearest.is_none() => None,
-            None if route.has_died(peer.round_trip(), now) => Some((nearest, PathReason::Died)),
+            None if route.has_died(peer.round_trip(), questions, now) => {
+                Some((nearest, PathReason::Died))
+            }
             // It has a session, which may be worth something through a relay.
             None if peer.sending.is_some() && !peer.is_live(now) => {
                 Some((nearest, PathReason::Died))
@@ -96,10 +109,11 @@ impl Peers {
             None => None,
         };
         let leaps = route.via().is_none();
+        let lasted = now.saturating_duration_since(route.since());
         if let Some((via, why)) = other {
             self.turn(index, via, why, now);
             if let Some(peer) = self.peers.get_mut(index).filter(|_| leaps) {
-                peer.route.note_leap();
+                peer.route.note_leap(peer.endpoint(), lasted);
             }
             self.probe(index, now, out);
         }
@@ -133,13 +147,22 @@ impl Peers {
         &mut self,
         (index, tunnel): (u32, u32),
         via: Option<RelayId>,
+        how: Agreed,
         now: Instant,
     ) {
         let peer = self.peers.get_mut(index).filter(|peer| peer.sending == Some(tunnel));
         let Some(peer) = peer else { return };
         match (peer.route.via(), via) {
             (None, None) => peer.route.note_proof(now),
-            (Some(_), None) => self.turn(index, None, PathReason::Proved, now),
+            (Some(_), None) => match peer.endpoint().filter(|_| !how.fresh) {
+                Some(at) if peer.holds(at, now) => {}
+                // A handshake that the peer began says little of what gets through from here.
+                Some(at) if !how.ours && peer.wants_proof(at, now) => {
+                    peer.route.hurry(now);
+                    self.wake(index, now);
+                }
+                _ => self.turn(index, None, PathReason::Proved, now),
+            },
             // It works both ways, which nothing may say of the other one.
             (Some(one), Some(other)) if one != other && peer.route.knows(other) => {
                 let why = peer.route.why();
@@ -182,16 +205,31 @@ impl Peers {
         };
         let back = self.knock_number(index);
         for to in places {
-            self.knocked += 1;
-            let nonce = knock::nonce(&self.knock_secret, self.knocked);
+            let nonce = self.next_nonce();
             let Some(peer) = self.peers.get_mut(index) else { return };
-            peer.route.note_knock(nonce, to, now);
+            peer.route.note_knock(nonce, to, false, now);
             // Those at other addresses may never be answered, which says nothing.
             if peer.route.via().is_none() {
                 self.hearing.note_asked(peer.route.why() == PathReason::Proved, now);
             }
             write(out, to.into(), CONTROL, &knock::knock(&theirs, back, nonce));
         }
+    }
+
+    fn next_nonce(&mut self) -> u64 {
+        self.knocked += 1;
+        knock::nonce(&self.knock_secret, self.knocked)
+    }
+
+    /// Finds out whether what is as long as a packet gets through to a peer directly, where that is worth asking now.
+    fn knock_fully(&mut self, index: u32, to: SocketAddr, now: Instant, out: &mut impl Sink) {
+        let (nonce, back) = (self.next_nonce(), self.knock_number(index));
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let Some(theirs) = peer.route.theirs else { return };
+        let Some(length) = peer.route.trial.ask(to, now) else { return };
+        peer.route.note_knock(nonce, to, true, now);
+        let knock = knock::full_knock(&theirs, back, nonce, sizes::datagram(length, &to));
+        write(out, to.into(), CONTROL, &knock);
     }
 
     /// What a peer is given to knock with.
@@ -264,7 +302,7 @@ impl Peers {
     /// A knock was answered: the path to where it went works, both ways.
     fn answered(&mut self, index: u32, nonce: u64, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get_mut(index) else { return };
-        let Some((to, sent)) = peer.route.take_knock(nonce) else { return };
+        let Some(Knock { to, at: sent, full, .. }) = peer.route.take_knock(nonce) else { return };
         self.hearing.note_answered(now);
         if peer.route.via().is_none() {
             // It may have moved since.
@@ -276,6 +314,14 @@ impl Peers {
             return;
         }
         peer.route.note_echo();
+        if peer.holds(to, now) {
+            return;
+        }
+        if full {
+            peer.route.trial.note_passed(to, now);
+        } else if peer.answers_full {
+            return self.knock_fully(index, to, now, out);
+        }
         if !peer.route.may_shake(now) {
             return;
         }

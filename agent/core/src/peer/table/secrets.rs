@@ -8,6 +8,7 @@ use anteroom_proto::key::{Hash, TunnelPublicKey};
 use anteroom_proto::verdict::DropReason;
 use zeroize::Zeroizing;
 
+use super::paths::Agreed;
 use super::{CONTROL, PSK_BIT, Peers, Tunnel};
 use crate::peer::message::{self, Message, SecretHeld, SecretPart};
 use crate::peer::secret::{Agreement, SHORT};
@@ -395,7 +396,9 @@ impl Peers {
         let Some(number) = sending(self).filter(|number| Some(*number) != before) else { return };
         let via = self.tunnels.get(number).and_then(|tunnel| tunnel.lately_agreed(now));
         if let Some(via) = via {
-            self.session_agreed((index, number), via, now);
+            // As after any restart of its.
+            let how = Agreed { ours: false, fresh: true };
+            self.session_agreed((index, number), via, how, now);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anteroom_proto::verdict::DropReason;
 
 use super::{CONTROL, Peers};
+use crate::peer::trial::Length;
 use crate::peer::tunnel::sealed_room;
 use crate::peer::{OVERHEAD, PeerSlot, Sent, inner_mtu};
 use crate::sink::Sink;
@@ -38,6 +39,15 @@ impl Default for Sizes {
     fn default() -> Self {
         Self { underlay: USUAL, largest: 1_500 }
     }
+}
+
+/// How long a datagram is that takes as much room on the way to `to` as a packet.
+pub(super) const fn datagram(length: Length, to: &SocketAddr) -> usize {
+    let underlay = match length {
+        Length::Usual => BASE,
+        Length::Least => FLOOR,
+    };
+    inner_mtu(underlay, to) as usize + OVERHEAD
 }
 
 impl Peers {
@@ -186,6 +196,9 @@ impl Peers {
                 whole
             }
             SizeMessage::Probe { nonce } => {
+                if !self.peers.get_mut(index).is_some_and(|peer| peer.sizes.take(now)) {
+                    return Err(DropReason::HandshakeLimit);
+                }
                 self.send_control(index, out, |ends| wire::answer(ends, nonce));
                 Ok(None)
             }

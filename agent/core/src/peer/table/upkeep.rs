@@ -11,7 +11,7 @@ use super::{CONTROL, Peer, Peers, Tunnel, seal, write};
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::state::NEVER;
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
-use crate::peer::{PeerSlot, front, secret};
+use crate::peer::{PeerSlot, front, secret, trial};
 use crate::sink::Sink;
 use crate::size;
 use crate::target::Target;
@@ -76,6 +76,9 @@ impl Peers {
         if let Some(message) = size::wire::read(packet, peer.overlay, local.overlay)? {
             return self.hear_size(index, message, now, out);
         }
+        if !peer.read.take(now) {
+            return Err(DropReason::HandshakeLimit);
+        }
         let want_time = local.confirmed_time.is_none();
         let boot = peer.boot();
         let psk = self.tunnels.get(number).is_some_and(Tunnel::has_psk);
@@ -134,7 +137,11 @@ impl Peers {
         self.follow_capability(index, now);
         self.wake_for_probes(index);
         self.look(index, now);
+        let may = |peer: &mut Peer| peer.answers.take(now);
         if let Some(nonce) = answer {
+            if !self.peers.get_mut(index).is_some_and(may) {
+                return Err(DropReason::HandshakeLimit);
+            }
             // Who speaks without a pre-shared key may have none: what goes under one wouldn't be heard.
             let by = (!psk)
                 .then_some(number)
@@ -225,6 +232,9 @@ impl Peers {
         let mut capabilities = self.config.capabilities.clone();
         if self.own.has_kem() && capabilities.len() < message::MAX_CAPABILITIES {
             capabilities.push(secret::CAPABILITY.to_owned());
+        }
+        if capabilities.len() < message::MAX_CAPABILITIES {
+            capabilities.push(trial::CAPABILITY.to_owned());
         }
         let hello = Hello {
             versions: (message::VERSION, message::VERSION),

@@ -448,3 +448,56 @@ fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
     assert!(peer.note_said(last, false, now));
     assert_eq!(peer.revision(), Some(9));
 }
+
+#[test]
+fn a_peer_that_asks_without_end_is_answered_now_and_then() {
+    let mut world = World::live_pair();
+    world.run(Duration::from_secs(10));
+    let ends = (world.sides[0].overlay, world.sides[1].overlay);
+    let hello = |sequence| {
+        message::Message::Hello(message::Hello {
+            versions: (1, 1),
+            capabilities: Vec::new(),
+            boot: BootId::from_bytes([1; 16]),
+            sequence,
+            revision: 1,
+            relation: Some(0),
+            authority: 1,
+            time: None,
+            nonce: sequence,
+            knocker: None,
+            outside: None,
+        })
+    };
+    let (from, start, to) = (world.sides[0].at, world.now, world.sides[0].at);
+    let (mut answers, mut limited) = ([0; 2], 0);
+    for number in 0..20_000_u32 {
+        let now = start + Duration::from_millis(number.into()) / 2;
+        let packets = [
+            message::pack(ends.0, ends.1, &hello(1_000_000 + u64::from(number))),
+            crate::size::wire::probe(ends, number.into(), 100),
+        ];
+        for (kind, packet) in packets.iter().enumerate() {
+            world.now = now;
+            assert_eq!(world.send(0, 1, packet), Sent::Sealed);
+            let (_, _, datagram) = world.sides[0].sent.datagrams.pop().expect("a datagram");
+            let side = &mut world.sides[1];
+            side.sent.datagrams.clear();
+            let dropped = side.deliver(from, &datagram, now);
+            limited += usize::from(dropped == Some(DropReason::HandshakeLimit));
+            answers[kind] += side.sent.datagrams.iter().filter(|sent| sent.0 == to).count();
+        }
+    }
+    // Of ten seconds: so many at once, and so many in each.
+    assert!((100..=32 + 10 * 16).contains(&answers[0]), "{answers:?}");
+    assert!((200..=64 + 10 * 32).contains(&answers[1]), "{answers:?}");
+    assert!(limited > 39_000, "{limited} are counted");
+    // Packets of devices pass all the while, and once it stops the two understand each other as before.
+    assert_carries(&mut world);
+    world.sides.iter_mut().for_each(|side| side.events.clear());
+    world.run(Duration::from_secs(60));
+    assert!(world.live(0, 1) && world.live(1, 0));
+    let died = |event: &PeerEvent| matches!(event, PeerEvent::Live { live: false, .. });
+    assert!(!world.sides[0].events.iter().any(died), "{:?}", world.sides[0].events);
+    assert_carries(&mut world);
+}

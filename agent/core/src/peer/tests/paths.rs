@@ -7,6 +7,7 @@ use super::super::knock::{self, ANSWER_LEN, KNOCK_LEN};
 use super::*;
 use crate::target::RelayPath;
 
+mod half_dead;
 mod quic;
 
 const ROOM: u16 = 1_160;
