@@ -1,6 +1,7 @@
 //! Taking connections in, over QUIC and over TCP, as far as there is room for them.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
 use anteroom_proto::key::IdentityKey;
@@ -30,6 +31,9 @@ const QUEUE: usize = 64;
 const AGAIN: Duration = Duration::from_secs(5);
 /// How long to wait where the system has no room for another connection.
 const FULL: Duration = Duration::from_millis(100);
+
+/// What is told who has to go for others.
+const PUSHED_OUT: &str = "others need the place of who doesn't say who it is";
 
 /// Somebody who came over TCP.
 pub(crate) enum Newcomer {
@@ -185,13 +189,24 @@ where
             continue;
         }
         match admission.admit(address.ip(), Carrier::Quic) {
-            Ok(permit) => {
+            Ok(mut permit) => {
                 let serve = serve.clone();
                 connections.spawn(async move {
                     let deadline = Instant::now() + FIRST_MESSAGE;
-                    match timeout_at(deadline, handshake(incoming)).await {
+                    let mut pushed_out = pin!(permit.pushed_out());
+                    let handshake = tokio::select! {
+                        handshake = timeout_at(deadline, handshake(incoming)) => handshake,
+                        () = &mut pushed_out => return tracing::debug!(from = %address, "{PUSHED_OUT}"),
+                    };
+                    match handshake {
                         Ok(Ok(connection)) => {
-                            drop(serve(connection.into(), permit, deadline).await);
+                            let mut serving = pin!(serve(connection.clone().into(), permit, deadline));
+                            tokio::select! {
+                                permit = &mut serving => return drop(permit),
+                                () = pushed_out => tracing::debug!(from = %address, "{PUSHED_OUT}"),
+                            }
+                            connection.close(CloseCode::Refused.into(), PUSHED_OUT.as_bytes());
+                            drop(serving.await);
                         }
                         Ok(Err(error)) if nothing_in_common(&error) => {
                             tracing::debug!(from = %address, "no handshake: {}", exchange::NOT_OFFERED);
@@ -241,12 +256,17 @@ async fn accept_tcp<S, F>(
         // Without an address it has gone already.
         let Ok(address) = address else { continue };
         match admission.admit(address.ip(), Carrier::Tcp) {
-            Ok(permit) => {
+            Ok(mut permit) => {
                 let (acceptor, serve, mut shut) = (acceptor.clone(), serve.clone(), shut.clone());
                 connections.spawn(async move {
                     let deadline = Instant::now() + FIRST_MESSAGE;
                     let accepting = accept(&acceptor, newcomer);
-                    let connection = match timeout_at(deadline, accepting).await {
+                    let mut pushed_out = pin!(permit.pushed_out());
+                    let accepted = tokio::select! {
+                        accepted = timeout_at(deadline, accepting) => accepted,
+                        () = &mut pushed_out => return tracing::debug!(from = %address, "{PUSHED_OUT}"),
+                    };
+                    let connection = match accepted {
                         Ok(Ok(connection)) => connection,
                         Ok(Err(error)) => {
                             return tracing::debug!(from = %address, %error, "no handshake over TCP");
@@ -256,16 +276,19 @@ async fn accept_tcp<S, F>(
                         }
                     };
                     let serving = serve(Connection::Tcp(connection.clone()), permit, deadline);
-                    let mut serving = std::pin::pin!(serving);
+                    let mut serving = pin!(serving);
                     let over = tokio::select! {
                         permit = &mut serving => Ok(permit),
-                        reason = shut.wait_for(Option::is_some) => Err(reason.map(|why| why.clone())),
+                        reason = shut.wait_for(Option::is_some) => {
+                            let reason = reason.ok().and_then(|why| why.clone()).unwrap_or_default();
+                            Err((CloseCode::Shutdown, reason))
+                        }
+                        () = pushed_out => Err((CloseCode::Refused, PUSHED_OUT.to_owned())),
                     };
                     let permit = match over {
                         Ok(permit) => permit,
-                        Err(reason) => {
-                            let reason = reason.ok().flatten().unwrap_or_default();
-                            connection.close(CloseCode::Shutdown as u32, reason.as_bytes());
+                        Err((code, reason)) => {
+                            connection.close(code as u32, reason.as_bytes());
                             serving.await
                         }
                     };

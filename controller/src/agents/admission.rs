@@ -1,16 +1,15 @@
 //! How many connections there may be: in all, from one address, and of those who haven't said who they are.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anteroom_transport::link::{Carrier, Connection};
-use anteroom_transport::network::network;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
+use super::strangers::{Full, Out, Strangers};
 use crate::config::ConnectionLimits;
 
 /// Why a connection isn't let in.
@@ -30,14 +29,6 @@ pub enum Turned {
     UnknownAddress,
 }
 
-/// One network may hold this part of the connections over each carrier that haven't said who they are, so that one machine
-/// can't keep every gateway out. A gateway says who it is within milliseconds, so that many behind one address find their
-/// turn.
-const SHARE: usize = 8;
-/// From this part of what there may be of unknown ones on, in all or of one network, an address must first show that it can
-/// be reached: whoever sends in others' names takes no more than this from them.
-const UNPROVED: usize = 4;
-
 /// How often it is looked from where a connection comes.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -52,6 +43,8 @@ pub struct TurnedAway {
     pub unknown: u64,
     /// For want of room for unknown ones from their address.
     pub unknown_address: u64,
+    /// For others, since they were silent for longest.
+    pub pushed_out: u64,
 }
 
 /// Connections from one address.
@@ -61,16 +54,12 @@ struct Here {
     relayed: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
     total: usize,
-    unknown: usize,
     relayed: usize,
-    unknown_tcp: usize,
     per_address: HashMap<IpAddr, Here>,
-    /// Those that are unknown, by network and carrier: whoever has an IPv6 address has a /64 of them, and who connects by
-    /// TCP and says nothing doesn't stand in the way of a neighbour who comes by QUIC.
-    unknown_there: HashMap<(IpAddr, Carrier), usize>,
+    strangers: Strangers,
     turned: TurnedAway,
     told: TurnedAway,
 }
@@ -88,15 +77,15 @@ pub struct Permit {
     counts: Arc<Mutex<Counts>>,
     limits: ConnectionLimits,
     address: IpAddr,
-    carrier: Carrier,
     kind: Kind,
+    out: Option<Out>,
 }
 
 /// What a connection is counted as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// It hasn't said who it is.
-    Unknown,
+    /// It hasn't said who it is, and has this number among those.
+    Unknown(u64),
     /// A gateway's.
     Known,
     /// A gateway's that is relayed: it has another one for control, so these are counted by themselves.
@@ -109,26 +98,8 @@ fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
 }
 
 impl Counts {
-    fn unknown_no_more(&mut self, address: IpAddr, carrier: Carrier) {
-        self.unknown -= 1;
-        self.unknown_tcp -= usize::from(carrier == Carrier::Tcp);
-        self.unknown_leaves(address, carrier);
-    }
-
-    fn unknown_leaves(&mut self, address: IpAddr, carrier: Carrier) {
-        if let Entry::Occupied(mut there) = self.unknown_there.entry((network(address), carrier)) {
-            *there.get_mut() -= 1;
-            if *there.get() == 0 {
-                there.remove();
-            }
-        }
-    }
-
     /// One that was counted like this isn't at this address any more.
-    fn leaves(&mut self, address: IpAddr, carrier: Carrier, kind: Kind) {
-        if kind == Kind::Unknown {
-            self.unknown_leaves(address, carrier);
-        }
+    fn leaves(&mut self, address: IpAddr, kind: Kind) {
         if let Some(here) = self.per_address.get_mut(&address) {
             here.all -= usize::from(kind != Kind::Relayed);
             here.relayed -= usize::from(kind == Kind::Relayed);
@@ -143,7 +114,15 @@ impl Admission {
     /// Nobody is in yet.
     #[must_use]
     pub fn new(limits: ConnectionLimits) -> Self {
-        Self { limits, counts: Arc::default() }
+        let counts = Counts {
+            total: 0,
+            relayed: 0,
+            per_address: HashMap::new(),
+            strangers: Strangers::new(limits.unknown),
+            turned: TurnedAway::default(),
+            told: TurnedAway::default(),
+        };
+        Self { limits, counts: Arc::new(Mutex::new(counts)) }
     }
 
     /// Lets a connection from `address` over `carrier` in.
@@ -154,48 +133,38 @@ impl Admission {
         let address = address.to_canonical();
         let mut counts = lock(&self.counts);
         let here = counts.per_address.get(&address).copied().unwrap_or_default();
-        let network = (network(address), carrier);
-        let there = counts.unknown_there.get(&network).copied().unwrap_or_default();
-        // Who connects by TCP and says nothing takes no place of those who come back by QUIC.
-        let tcp = carrier == Carrier::Tcp;
-        let full = tcp && counts.unknown_tcp >= (self.limits.unknown / 2).max(1);
-        let turned = if counts.total >= self.limits.gateways {
+        if counts.total >= self.limits.gateways {
             counts.turned.total += 1;
-            Turned::Total
-        } else if here.all >= self.limits.gateways_per_address {
+            return Err(Turned::Total);
+        }
+        if here.all >= self.limits.gateways_per_address {
             counts.turned.address += 1;
-            Turned::Address
-        } else if full || counts.unknown >= self.limits.unknown {
-            counts.turned.unknown += 1;
-            Turned::Unknown
-        } else if there >= self.share() {
-            counts.turned.unknown_address += 1;
-            Turned::UnknownAddress
-        } else {
-            counts.total += 1;
-            counts.unknown += 1;
-            counts.unknown_tcp += usize::from(tcp);
-            *counts.unknown_there.entry(network).or_default() += 1;
-            counts.per_address.entry(address).or_default().all += 1;
-            let (counts, limits) = (self.counts.clone(), self.limits);
-            return Ok(Permit { counts, limits, address, carrier, kind: Kind::Unknown });
+            return Err(Turned::Address);
+        }
+        let entered = counts.strangers.enter(address, carrier, Instant::now());
+        counts.turned.pushed_out = counts.strangers.pushed_out;
+        let (number, out) = match entered {
+            Ok(entered) => entered,
+            Err(Full::All) => {
+                counts.turned.unknown += 1;
+                return Err(Turned::Unknown);
+            }
+            Err(Full::Network) => {
+                counts.turned.unknown_address += 1;
+                return Err(Turned::UnknownAddress);
+            }
         };
-        Err(turned)
+        counts.total += 1;
+        counts.per_address.entry(address).or_default().all += 1;
+        let (counts, limits) = (self.counts.clone(), self.limits);
+        Ok(Permit { counts, limits, address, kind: Kind::Unknown(number), out: Some(out) })
     }
 
     /// Whether so many that came over QUIC are unknown, in all or from the network of `address`, that it must first show
     /// that it can be reached there. Below that there is room for it, as far as the unknown ones go.
     #[must_use]
     pub fn must_be_proved(&self, address: IpAddr) -> bool {
-        let counts = lock(&self.counts);
-        let network = (network(address), Carrier::Quic);
-        let there = counts.unknown_there.get(&network).copied().unwrap_or_default();
-        counts.unknown * UNPROVED >= self.limits.unknown || there * UNPROVED >= self.share()
-    }
-
-    /// How many of one network may be unknown, over one carrier.
-    fn share(&self) -> usize {
-        (self.limits.unknown / SHARE).max(1)
+        lock(&self.counts).strangers.must_be_proved(address.to_canonical())
     }
 
     /// How many were turned away, if more were since the last call.
@@ -208,15 +177,18 @@ impl Admission {
 
     /// Logs how many were turned away, if more were since the last call.
     pub fn log_news(&self) {
-        if let Some(TurnedAway { total, address, unknown, unknown_address }) = self.news() {
+        if let Some(TurnedAway { total, address, unknown, unknown_address, pushed_out }) =
+            self.news()
+        {
             tracing::warn!(
                 total,
                 address,
                 unknown,
                 unknown_address,
+                pushed_out,
                 "gateways' connections were turned away; these are the counts since the start, by the limit \
                  that was reached (limits.gateways, limits.gateways_per_address, limits.unknown, and an eighth of that for \
-                 one address and carrier)"
+                 one address and carrier); pushed out were those that said nothing for longest, for others"
             );
         }
     }
@@ -225,9 +197,23 @@ impl Admission {
 impl Permit {
     /// The connection has said who it is.
     pub fn known(&mut self) {
-        if self.kind == Kind::Unknown {
+        if let Kind::Unknown(number) = self.kind {
             self.kind = Kind::Known;
-            lock(&self.counts).unknown_no_more(self.address, self.carrier);
+            lock(&self.counts).strangers.leave(number);
+        }
+    }
+
+    /// Ends once the connection, which hasn't said who it is, is to make room for others; never otherwise. There is one such
+    /// future for each.
+    pub(super) fn pushed_out(&mut self) -> impl Future<Output = ()> + Send + 'static {
+        let out = self.out.take();
+        async {
+            if let Some(out) = out
+                && out.await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
         }
     }
 
@@ -268,15 +254,15 @@ impl Permit {
             return;
         }
         let mut counts = lock(&self.counts);
-        counts.leaves(self.address, self.carrier, self.kind);
+        counts.leaves(self.address, self.kind);
         self.address = address;
         let here = counts.per_address.entry(address).or_default();
         match self.kind {
             Kind::Relayed => here.relayed += 1,
             Kind::Known => here.all += 1,
-            Kind::Unknown => {
+            Kind::Unknown(number) => {
                 here.all += 1;
-                *counts.unknown_there.entry((network(address), self.carrier)).or_default() += 1;
+                counts.strangers.moved(number, address);
             }
         }
     }
@@ -303,13 +289,12 @@ impl Drop for Permit {
         match self.kind {
             Kind::Relayed => counts.relayed -= 1,
             Kind::Known => counts.total -= 1,
-            Kind::Unknown => {
+            Kind::Unknown(number) => {
                 counts.total -= 1;
-                counts.unknown -= 1;
-                counts.unknown_tcp -= usize::from(self.carrier == Carrier::Tcp);
+                counts.strangers.leave(number);
             }
         }
-        counts.leaves(self.address, self.carrier, self.kind);
+        counts.leaves(self.address, self.kind);
     }
 }
 
@@ -353,7 +338,8 @@ mod tests {
         }
         let _last = admission.admit(from(9), Carrier::Quic).unwrap();
         assert_eq!(admission.admit(from(9), Carrier::Quic).unwrap_err(), Turned::Total);
-        let news = TurnedAway { total: 1, address: 1, unknown: 1, unknown_address: 1 };
+        let news =
+            TurnedAway { total: 1, address: 1, unknown: 1, unknown_address: 1, pushed_out: 0 };
         assert_eq!(admission.news(), Some(news));
         assert_eq!(admission.news(), None, "it was told already");
         drop(others);
@@ -387,8 +373,8 @@ mod tests {
         assert!(admission.admit(there(1, 9), Carrier::Tcp).is_ok());
         drop(held);
         let counts = lock(&admission.counts);
-        assert_eq!((counts.unknown, counts.unknown_tcp), (0, 0));
-        assert!(counts.unknown_there.is_empty() && counts.per_address.is_empty());
+        assert_eq!(counts.strangers.len(), 0);
+        assert!(counts.per_address.is_empty());
     }
 
     #[test]
@@ -473,8 +459,8 @@ mod tests {
         unknown.known();
         drop((known, relayed, unknown, other));
         let counts = lock(&admission.counts);
-        assert_eq!((counts.total, counts.unknown, counts.relayed), (0, 0, 0));
-        assert!(counts.unknown_there.is_empty() && counts.per_address.is_empty());
+        assert_eq!((counts.total, counts.strangers.len(), counts.relayed), (0, 0, 0));
+        assert!(counts.per_address.is_empty());
     }
 
     /// Carries datagrams between whoever asks at `near` and `server`, by the last of `far` that it was told to take.
@@ -553,7 +539,7 @@ mod tests {
         permits[2].relayed().unwrap();
         drop(permits);
         let counts = lock(&admission.counts);
-        let left = (counts.total, counts.unknown, counts.relayed, counts.per_address.len());
+        let left = (counts.total, counts.strangers.len(), counts.relayed, counts.per_address.len());
         assert_eq!(left, (0, 0, 0, 0));
     }
 }

@@ -5,6 +5,7 @@ mod accept;
 pub mod admission;
 mod greeting;
 mod session;
+mod strangers;
 mod telemetry;
 mod trials;
 

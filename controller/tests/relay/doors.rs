@@ -6,6 +6,8 @@ use std::time::Duration;
 use anteroom_transport::endpoint;
 use anteroom_transport::tls::Protocol;
 use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::{Bed, Gateway, key, soon};
@@ -81,4 +83,35 @@ async fn first_packets_in_the_name_of_an_address_dont_keep_out_who_is_there() {
         gateway = Gateway::connect(&bed, 1, 1, &[]) => gateway.leave().await,
         () = flood(usize::MAX) => unreachable!("it floods for ever"),
     }
+}
+
+/// Whole handshakes from the address of a hospital, by whoever has made up a key, and then not a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_shakes_hands_and_says_nothing_keeps_nobody_of_its_network_out() {
+    let bed = Bed::new("");
+    let (address, server) = (bed.address, bed.key);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut strangers = JoinSet::new();
+    for n in 0..40 {
+        let tell = tell.clone();
+        strangers.spawn(async move {
+            let (identity, servers) = (key(900 + n), [server]);
+            loop {
+                let connecting =
+                    endpoint::connect_for(address, &identity, &servers, Protocol::Relay);
+                if let Ok(link) = connecting.await {
+                    let _ = tell.send(link.connection().closed().await.to_string());
+                }
+            }
+        });
+    }
+    let pushed_out = async {
+        while let Some(why) = told.recv().await {
+            if why.contains("others need the place") {
+                return;
+            }
+        }
+    };
+    soon("one to have to go for another", pushed_out).await;
+    Gateway::connect(&bed, 1, 1, &[]).await.leave().await;
 }
