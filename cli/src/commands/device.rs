@@ -19,6 +19,7 @@ use anteroom_proto::rollout::TrialReport;
 use serde::Serialize;
 
 use super::cables::Ports;
+use super::covered::CoverageRow;
 use super::enrol;
 use super::flows::{FlowRow, Known, render as render_flows};
 use super::holdings::Holdings;
@@ -89,34 +90,6 @@ pub(super) struct DeviceRow {
     claims: BTreeMap<&'static str, FieldRow>,
     /// The trial that it is on, or was, as its gateway tells.
     trial: Option<TrialReport>,
-}
-
-/// How much was seen of what is expected of a device.
-#[derive(Debug, Serialize)]
-struct CoverageRow {
-    percent: u8,
-    /// Whether that is enough for enforce.
-    enough: bool,
-    watched_days: u32,
-    active_days: u32,
-    /// What wasn't seen.
-    missing: Vec<String>,
-}
-
-impl CoverageRow {
-    fn new(found: &Coverage) -> Self {
-        Self {
-            percent: found.percent(),
-            enough: found.enough,
-            watched_days: found.watched_days,
-            active_days: found.active_days,
-            missing: found.missing.iter().map(ToString::to_string).collect(),
-        }
-    }
-
-    fn short(&self) -> String {
-        format!("{} %{}", self.percent, if self.enough { "" } else { ", too little" })
-    }
 }
 
 /// The coverage of every device, and what each is taken for. Nothing of the coverage where the policy has problems (`resolved` is none)
@@ -516,18 +489,6 @@ pub(super) fn show(
     Ok(Exit::Ok)
 }
 
-fn covered(row: &DeviceRow) -> String {
-    let Some(found) = &row.coverage else { return String::new() };
-    let mut text = format!("{} % of what is expected of it was seen", found.percent);
-    if !found.missing.is_empty() {
-        text.push_str(&format!(": {}", found.missing.join(", ")));
-    }
-    if !found.enough {
-        text.push_str(". Too little for enforce");
-    }
-    text
-}
-
 fn render_detail(detail: &DeviceDetail) -> String {
     let (row, now) = (&detail.row, now());
     let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -585,7 +546,7 @@ fn render_detail(detail: &DeviceDetail) -> String {
         ),
         ("Confirmed", row.confirmed_at.map(|at| at.to_string()).unwrap_or_default()),
         ("Last seen", row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now))),
-        ("Coverage", covered(row)),
+        ("Coverage", row.coverage.as_ref().map(CoverageRow::long).unwrap_or_default()),
         ("Notes", notes(row)),
         ("If compromised, reaches", reach.unwrap_or_default()),
         ("Its maker's file, it says", mud),

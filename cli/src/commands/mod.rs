@@ -10,6 +10,7 @@ mod bypass;
 mod cables;
 mod client;
 mod controller;
+mod covered;
 mod device;
 mod device_change;
 mod enrol;

@@ -213,7 +213,7 @@ impl Permit {
             {
                 return;
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -3,6 +3,8 @@
     reason = "whoever calls the core has a clock, and so have tests"
 )]
 
+use std::time::Duration;
+
 use anteroom_proto::authority::{Controller, Operator};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;
