@@ -38,6 +38,9 @@ pub enum Grain {
     Segment,
 }
 
+/// Most lines from one node to another of which nothing came through that are drawn one by one.
+const DROPPED: usize = 3;
+
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Node {
@@ -60,7 +63,7 @@ pub struct Line {
     pub from: usize,
     /// To whom.
     pub to: usize,
-    /// The service: its built-in or own name, or protocol and port.
+    /// The service: its built-in or own name, or protocol and port; how many, where nothing of many came through.
     pub service: String,
     /// Whether messages of this service name patients.
     pub patient_data: bool,
@@ -158,12 +161,37 @@ pub fn map(
             }
         })
         .collect();
-    let mut lines: Vec<Line> = lines
-        .into_iter()
-        .map(|((from, to, _), line)| Line { from: at(from), to: at(to), ..line })
-        .collect();
+    let lines = lines.into_iter();
+    let lines = lines.map(|((from, to, _), line)| Line { from: at(from), to: at(to), ..line });
+    let mut lines = folded(lines);
     lines.sort_by(|a, b| (a.from, a.to, &a.service).cmp(&(b.from, b.to, &b.service)));
     Map { nodes, lines, unanswered }
+}
+
+/// Lines as they are, but where more than [`DROPPED`] from one node to another were dropped, whatever came: a scan would hide all
+/// else. They are one.
+fn folded(lines: impl Iterator<Item = Line>) -> Vec<Line> {
+    let (dropped, mut lines): (Vec<Line>, Vec<Line>) = lines.partition(Line::is_dropped);
+    let mut pairs: BTreeMap<(usize, usize), Vec<Line>> = BTreeMap::new();
+    for line in dropped {
+        pairs.entry((line.from, line.to)).or_default().push(line);
+    }
+    for mut alike in pairs.into_values() {
+        if alike.len() > DROPPED {
+            let services = alike.len();
+            let all = alike.drain(..).reduce(|all, line| Line {
+                patient_data: all.patient_data || line.patient_data,
+                dropped: all.dropped.saturating_add(line.dropped),
+                bytes: all.bytes.saturating_add(line.bytes),
+                last: all.last.max(line.last),
+                ..all
+            });
+            let service = counted(services as u64, "service");
+            alike.extend(all.map(|all| Line { service, ..all }));
+        }
+        lines.extend(alike);
+    }
+    lines
 }
 
 /// Nodes and services in the order in which they were met. Names are made once: edges may be millions.
@@ -331,6 +359,11 @@ impl Line {
         self.guarded.saturating_add(self.clear).saturating_add(self.dropped)
     }
 
+    /// Whether nothing of it came through.
+    const fn is_dropped(&self) -> bool {
+        self.dropped > 0 && self.guarded == 0 && self.clear == 0
+    }
+
     /// Whether messages that name patients go in the clear.
     #[must_use]
     pub const fn exposes_patients(&self) -> bool {
@@ -370,7 +403,7 @@ impl Map {
                 let to = self.nodes.get(line.to).map(shown).unwrap_or_default();
                 let exposed = match line {
                     line if line.exposes_patients() => ", patient data in the clear",
-                    line if line.patient_data => ", patient data",
+                    line if line.patient_data && !line.is_dropped() => ", patient data",
                     _ => "",
                 };
                 let _ = writeln!(
@@ -423,7 +456,8 @@ impl Map {
     /// All of a line in one.
     fn title(&self, line: &Line) -> String {
         let name = |place: usize| self.nodes.get(place).map(shown).unwrap_or_default();
-        let patients = if line.patient_data { ", names patients" } else { "" };
+        let patients =
+            if line.patient_data && !line.is_dropped() { ", names patients" } else { "" };
         format!(
             "{} to {}: {} ({}, {}{patients})",
             name(line.from),

@@ -61,6 +61,45 @@ fn a_map_says_who_talks_to_whom_and_how() {
 }
 
 #[test]
+fn a_scan_that_came_to_nothing_hides_no_conversation() {
+    let resolved = Resolved::new(&hospital()).unwrap();
+    let mut scanned = history();
+    for (to, ports) in [(5, 1..=12), (6, 1..=3)] {
+        for port in ports {
+            scanned.add(&Seen {
+                from: Party::Member(member_id(3)),
+                to: Party::Member(member_id(to)),
+                protocol: Protocol::Tcp,
+                port: 9_000 + port,
+                way: Way::Dropped,
+                at: End::From,
+                counts: Counts { flows: 1, packets: 1, ..Counts::default() },
+                first: NOW,
+                last: UnixMillis(NOW.0 + u64::from(port)),
+            });
+        }
+    }
+    let surfaces = Surfaces::of(&resolved);
+    let found = map(&resolved, &surfaces, &scanned, Grain::Each, NOW, &|_| true);
+    assert_snapshot!(found.text(), @r"
+    ct-1
+      -> pacs-1: dicom (clear, 3 flows, patient data in the clear)
+    monitor-1
+      -> hl7-1: hl7 (tunnel, 3 flows, patient data)
+    pacs-1
+      -> outside archive: https (clear, 3 flows)
+    pump-1
+      -> outside 10.20.9.9: tcp/4711 (dropped, 3 flows)
+      -> hl7-1: tcp/9001 (dropped, 1 flow)
+      -> hl7-1: tcp/9002 (dropped, 1 flow)
+      -> hl7-1: tcp/9003 (dropped, 1 flow)
+      -> pacs-1: 12 services (dropped, 12 flows)
+    ");
+    let all = found.lines.iter().find(|line| line.service == "12 services").unwrap();
+    assert_eq!(all.last, UnixMillis(NOW.0 + 12));
+}
+
+#[test]
 fn classes_stand_for_their_devices() {
     let mut model = hospital();
     let monitors = [(name("class"), Some("monitor".to_owned()))];
@@ -107,7 +146,7 @@ fn lives_stand_out_and_services_of_the_policy_may_name_patients() {
     let found = drawn(&resolved, Grain::Class, NOW, &|_| true);
     assert_snapshot!(found.text(), @r"
     10.20.2.0/24, no class
-      -> outside 10.20.9.0/24: x (dropped, 3 flows, patient data)
+      -> outside 10.20.9.0/24: x (dropped, 3 flows)
     ct
       -> pacs: dicom (clear, 3 flows, patient data in the clear)
     monitor (2, life support)
