@@ -17,6 +17,7 @@ use crate::names::Names;
 use crate::parties::label;
 use crate::resolve::Resolved;
 use crate::surface::Surfaces;
+use crate::words::counted;
 
 /// Says of one recorded edge after the other whether a change would break it, so that nobody has to keep all of them.
 #[derive(Debug)]
@@ -104,12 +105,13 @@ pub fn breaks(resolved: &Resolved, edge: &Edge, now: UnixMillis) -> bool {
 pub(super) fn refusal(broken: &WouldBreak) -> Option<Finding> {
     let rule = broken.essential.as_ref()?;
     let WouldBreak { from, to, service, flows, reason, .. } = broken;
+    let recorded = counted(*flows, "flow");
     Some(Finding {
         severity: Severity::Refusal,
         code: "breaks-essential".to_owned(),
         subject: format!("rule.{rule}"),
         message: format!(
-            "It is essential, and {service} from {from} to {to}, of which {flows} flows were recorded, would be \
+            "It is essential, and {service} from {from} to {to}, with {recorded} on record, would be \
              dropped. {reason} Keep a rule for it, or go on all the same with --force --reason WHY."
         ),
     })
