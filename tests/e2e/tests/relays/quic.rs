@@ -48,7 +48,8 @@ pub(super) fn nobody_answers(stranger: &Host, to: SocketAddr) {
 
 #[test]
 fn gateways_that_take_quic_of_each_other_need_no_relay_where_no_tunnel_gets_through() {
-    let test = "gateways_that_take_quic_of_each_other_need_no_relay_where_no_tunnel_gets_through";
+    let test =
+        "quic::gateways_that_take_quic_of_each_other_need_no_relay_where_no_tunnel_gets_through";
     let Some(mut fixture) = fixture(test, Stage::Enforced) else { return };
     let hospital = &mut fixture.hospital;
     for gateway in ["imaging", "servers"] {
@@ -99,7 +100,7 @@ fn gateways_that_take_quic_of_each_other_need_no_relay_where_no_tunnel_gets_thro
 #[test]
 fn where_one_udp_port_is_all_that_passes_quic_takes_over_on_it_when_tunnels_are_blocked_by_content()
 {
-    let test = "where_one_udp_port_is_all_that_passes_quic_takes_over_on_it_when_tunnels_are_blocked_by_content";
+    let test = "quic::where_one_udp_port_is_all_that_passes_quic_takes_over_on_it_when_tunnels_are_blocked_by_content";
     let Some(nft) = program("nft", "nftables") else { return };
     let Some(mut fixture) = fixture(test, Stage::Enforced) else { return };
     let hospital = &mut fixture.hospital;
