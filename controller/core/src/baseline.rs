@@ -11,7 +11,7 @@ use anteroom_proto::rollout::{Expected, MAX_EXPECTED};
 use anteroom_proto::service::Protocol;
 use anteroom_proto::time::UnixMillis;
 
-use crate::decide::{Flow, Party, candidates};
+use crate::decide::{self, Flow, Party};
 use crate::names::Names;
 use crate::resolve::Resolved;
 
@@ -79,13 +79,7 @@ pub fn essential<'a>(
     let near = Party::Member(device);
     let (from, to) = if expected.outbound { (near, far) } else { (far, near) };
     let flow = Flow { from, to, protocol, port: expected.port };
-    let mut found: Option<usize> = None;
-    candidates(resolved, &flow, &mut |place, rule| {
-        if rule.essential && !rule.expired(now) && found.is_none_or(|before| place < before) {
-            found = Some(place);
-        }
-    });
-    Some(&resolved.rules.get(found?)?.name)
+    decide::essential(resolved, &flow, now).map(|rule| &rule.name)
 }
 
 /// By what a device's trial is measured, in words; none where it is on none.

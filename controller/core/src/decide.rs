@@ -174,6 +174,21 @@ pub fn permits<'a>(
     best.map(|place| &resolved.rules[place])
 }
 
+/// The first rule marked essential, of those in force, that carries a flow.
+pub(crate) fn essential<'a>(
+    resolved: &'a Resolved,
+    flow: &Flow,
+    now: UnixMillis,
+) -> Option<&'a ResolvedRule> {
+    let mut first: Option<usize> = None;
+    candidates(resolved, flow, &mut |place, rule| {
+        if rule.essential && !rule.expired(now) && first.is_none_or(|before| place < before) {
+            first = Some(place);
+        }
+    });
+    resolved.rules.get(first?)
+}
+
 /// Calls `found` with each rule that matches both ends and the port, in no order, some more than once.
 pub(crate) fn candidates<'a>(
     resolved: &'a Resolved,

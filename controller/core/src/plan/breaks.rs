@@ -10,7 +10,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::Verdict;
 
 use super::WouldBreak;
-use crate::decide::{End, candidates, decide};
+use crate::decide::{self, End, decide};
 use crate::ends;
 use crate::lint::{Finding, Severity};
 use crate::names::Names;
@@ -120,13 +120,7 @@ pub(super) fn refusal(broken: &WouldBreak) -> Option<Finding> {
 /// The essential rule that carries an edge, where one does.
 fn essential(resolved: &Resolved, edge: &Edge, names: &Names, now: UnixMillis) -> Option<String> {
     let flow = ends::flow(resolved, edge, ends::own(edge, names)?)?;
-    let mut found: Option<usize> = None;
-    candidates(resolved, &flow, &mut |place, rule| {
-        if rule.essential && !rule.expired(now) && found.is_none_or(|before| place < before) {
-            found = Some(place);
-        }
-    });
-    found.and_then(|place| resolved.rules.get(place)).map(|rule| rule.name.to_string())
+    decide::essential(resolved, &flow, now).map(|rule| rule.name.to_string())
 }
 
 /// Why `resolved` drops the flows of an edge, in a sentence, with both ends in the order of opening.
