@@ -10,7 +10,7 @@ use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
-use crate::decide::{Flow, Party, candidates, decide};
+use crate::decide::{Flow, Party, decide, essential};
 use crate::history::{History, Way};
 use crate::parties::label;
 use crate::problem::Problems;
@@ -96,8 +96,7 @@ pub fn simulate(
         let ((Party::Member(device), _) | (_, Party::Member(device))) = (edge.from, edge.to) else {
             continue;
         };
-        let mut essential = false;
-        candidates(today, &flow, &mut |_, rule| essential |= rule.essential && !rule.expired(now));
+        let essential = essential(today, &flow, now).is_some();
         simulation.broken_flows = simulation.broken_flows.saturating_add(edge.counts.flows);
         let service = PortMatch { protocol: edge.protocol, first: edge.port, last: edge.port };
         let line = broken.entry((edge.from, edge.to, service)).or_insert_with(|| Broken {
