@@ -70,17 +70,17 @@ impl Target {
         }
     }
 
-    /// As [`Self::put`], for what `packet` becomes when it is sealed: a device's, whatever it says of its own urgency.
+    /// As [`Self::put`], for a packet that is somebody's.
     pub(crate) fn put_sealed(
         self,
         out: &mut impl Sink,
         dscp_ecn: u8,
-        (packet, capacity): (&[u8], usize),
+        (whose, capacity): (Whose, usize),
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {
         match self {
             Self::Udp(to) => out.datagram(to, dscp_ecn, capacity, write),
-            Self::Relay(to) => out.relayed(to, Whose::of(packet), capacity, write),
+            Self::Relay(to) => out.relayed(to, whose, capacity, write),
         }
     }
 }
@@ -101,8 +101,9 @@ pub enum Whose {
 }
 
 impl Whose {
-    /// Of an IP packet. What is none counts for one device, which there isn't.
-    fn of(packet: &[u8]) -> Self {
+    /// Of an IP packet: a device's, whatever it says of its own urgency. What is none counts for one device, which there
+    /// isn't.
+    pub(crate) fn of(packet: &[u8]) -> Self {
         let version = packet.first().map_or(0, |first| first >> 4);
         let source: Option<IpAddr> = match version {
             6 => packet.get(8..).and_then(<[u8]>::first_chunk::<16>).map(|at| (*at).into()),

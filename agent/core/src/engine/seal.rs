@@ -13,6 +13,7 @@ use crate::mss;
 use crate::peer::{PeerSlot, Peers, Sent};
 use crate::sink::Sink;
 use crate::station::StationId;
+use crate::target::Whose;
 use crate::vnet::VnetHeader;
 use crate::wire::FiveTuple;
 
@@ -118,19 +119,20 @@ impl Engine {
         out: &mut impl Sink,
     ) {
         let way = (slot, what.lane);
-        let sent = send(&mut self.peers, &mut self.bulk, way, packet, now, out);
+        let whose = Whose::of(packet);
+        let sent = send(&mut self.peers, &mut self.bulk, way, (whose, packet), now, out);
         if let Sent::Dropped(reason) = sent {
             self.charge(what, reason, now);
         }
     }
 }
 
-/// Sends a packet that fits to a peer through a lane; through lane 0 where that lane has no session.
+/// Sends somebody's packet that fits to a peer through a lane; through lane 0 where that lane has no session.
 pub(super) fn send(
     peers: &mut Peers,
     bulk: &mut Option<Box<Bulk>>,
     (peer, lane): (PeerSlot, u8),
-    packet: &mut [u8],
+    (whose, packet): (Whose, &mut [u8]),
     now: Instant,
     out: &mut impl Sink,
 ) -> Sent {
@@ -145,7 +147,7 @@ pub(super) fn send(
             Err(reason) => return Sent::Dropped(reason),
         }
     }
-    peers.send(peer, packet, now, out)
+    peers.send_for(whose, peer, packet, now, out)
 }
 
 /// Whether whatever a frame is cut into fits into `limit` bytes.

@@ -67,8 +67,8 @@ impl Engine {
     ) {
         if self.peers.takes_parts(slot) {
             let bulk = &mut self.bulk;
-            let sent = self.peers.send_parts(slot, packet, |peers, part| {
-                send(peers, bulk, (slot, what.lane), part, now, out)
+            let sent = self.peers.send_parts(slot, packet, |peers, whose, part| {
+                send(peers, bulk, (slot, what.lane), (whose, part), now, out)
             });
             if let Sent::Dropped(reason) = sent {
                 self.recorder.drop(Some(what.station), reason, Some(what.tuple), now);

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use crate::target::Whose;
+
 /// Most packets that wait for one peer.
 pub(super) const MAX_PACKETS: usize = 64;
 /// Most bytes that wait for one peer.
@@ -14,13 +16,13 @@ pub(super) const MAX_AGE: Duration = Duration::from_secs(4);
 /// A bounded queue that pushes out its oldest.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    packets: VecDeque<(Instant, Box<[u8]>)>,
+    packets: VecDeque<(Instant, Whose, Box<[u8]>)>,
     bytes: usize,
 }
 
 impl Queue {
-    /// Takes a copy of a packet. Returns how many older ones it pushed out; `None` when it is too long by itself.
-    pub(super) fn push(&mut self, packet: &[u8], now: Instant) -> Option<u64> {
+    /// Takes a copy of somebody's packet. Returns how many older ones it pushed out; `None` when it is too long by itself.
+    pub(super) fn push(&mut self, whose: Whose, packet: &[u8], now: Instant) -> Option<u64> {
         if packet.len() > MAX_BYTES {
             return None;
         }
@@ -30,15 +32,15 @@ impl Queue {
             lost += 1;
         }
         self.bytes += packet.len();
-        self.packets.push_back((now, packet.into()));
+        self.packets.push_back((now, whose, packet.into()));
         Some(lost)
     }
 
     /// Takes the oldest out.
-    pub(super) fn pop(&mut self) -> Option<Box<[u8]>> {
-        let (_, packet) = self.packets.pop_front()?;
+    pub(super) fn pop(&mut self) -> Option<(Whose, Box<[u8]>)> {
+        let (_, whose, packet) = self.packets.pop_front()?;
         self.bytes -= packet.len();
-        Some(packet)
+        Some((whose, packet))
     }
 
     /// Throws away what waited too long. Returns how many.
@@ -52,7 +54,7 @@ impl Queue {
 
     /// When [`Self::expire`] has something to do.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.packets.front().map(|(since, _)| *since + MAX_AGE)
+        self.packets.front().map(|(since, ..)| *since + MAX_AGE)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -70,13 +72,13 @@ mod tests {
         let now = Instant::now();
         let mut queue = Queue::default();
         for i in 0..70u8 {
-            let lost = queue.push(&[i], now).unwrap();
+            let lost = queue.push(Whose::Gateways, &[i], now).unwrap();
             assert_eq!(lost, u64::from(usize::from(i) >= MAX_PACKETS));
         }
         assert_eq!(queue.len(), MAX_PACKETS);
-        assert_eq!(queue.pop().unwrap()[0], 6);
-        assert_eq!(queue.push(&vec![0; MAX_BYTES + 1], now), None);
-        assert_eq!(queue.push(&vec![0; MAX_BYTES], now), Some(63));
+        assert_eq!(queue.pop().unwrap().1[0], 6);
+        assert_eq!(queue.push(Whose::Gateways, &vec![0; MAX_BYTES + 1], now), None);
+        assert_eq!(queue.push(Whose::Gateways, &vec![0; MAX_BYTES], now), Some(63));
         assert_eq!((queue.len(), queue.bytes), (1, MAX_BYTES));
         assert_eq!(queue.expire(now), 0);
         assert_eq!(queue.expire(queue.due().unwrap()), 1);

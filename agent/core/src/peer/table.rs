@@ -30,7 +30,7 @@ use super::tunnel::{MAX_PACKET_LEN, Received, Tunnel, sealed_room};
 use super::{Config, Local, Opened, Peer, PeerEvent, PeerSlot, SCRATCH_LEN, Sent, open_room};
 use crate::sink::Sink;
 use crate::size::join::Joiner;
-use crate::target::{RelayPath, Target};
+use crate::target::{RelayPath, Target, Whose};
 use crate::wire::array;
 use paths::Agreed;
 use sizes::Sizes;
@@ -231,12 +231,24 @@ impl Peers {
         now: Instant,
         out: &mut impl Sink,
     ) -> Sent {
+        self.send_for(Whose::of(packet), slot, packet, now, out)
+    }
+
+    /// As [`Self::send`], for a packet that may not bear the address of whose it is.
+    pub(crate) fn send_for(
+        &mut self,
+        whose: Whose,
+        slot: PeerSlot,
+        packet: &[u8],
+        now: Instant,
+        out: &mut impl Sink,
+    ) -> Sent {
         if packet.is_empty() || packet.len() > MAX_PACKET_LEN {
             return Sent::Dropped(DropReason::TooBig);
         }
         let generation = slot.generation;
-        if let Some(mut way) = self.way(slot) {
-            way.send(packet, out);
+        if let Some(way) = self.way(slot) {
+            seal(way.tunnel, way.to, (whose, packet), out);
             return Sent::Sealed;
         }
         let peer = self.peers.get_mut(slot.index).filter(|peer| peer.generation == generation);
@@ -244,7 +256,7 @@ impl Peers {
         if peer.tunnels.is_empty() {
             return Sent::Dropped(DropReason::TunnelDown);
         }
-        let Some(lost) = peer.queue.push(packet, now) else {
+        let Some(lost) = peer.queue.push(whose, packet, now) else {
             return Sent::Dropped(DropReason::QueueFull);
         };
         let wake_at = if peer.client { now } else { now + super::queue::MAX_AGE };
@@ -557,7 +569,7 @@ impl Way<'_> {
     /// Seals an IP packet and gives it to the sink. The packet's DSCP goes to the outer header as well. A packet that
     /// is too long for any datagram goes nowhere: see [`super::MAX_PACKET_LEN`].
     pub fn send(&mut self, packet: &[u8], out: &mut impl Sink) {
-        seal(self.tunnel, self.to, packet, out);
+        seal(self.tunnel, self.to, (Whose::of(packet), packet), out);
     }
 }
 
@@ -571,9 +583,9 @@ pub(super) fn dscp(packet: &[u8]) -> u8 {
     }
 }
 
-/// Seals a packet for `to`.
-fn seal(tunnel: &mut Tunnel, to: Target, packet: &[u8], out: &mut impl Sink) {
-    let what = (packet, sealed_room(packet.len()));
+/// Seals somebody's packet for `to`.
+fn seal(tunnel: &mut Tunnel, to: Target, (whose, packet): (Whose, &[u8]), out: &mut impl Sink) {
+    let what = (whose, sealed_room(packet.len()));
     to.put_sealed(out, dscp(packet), what, |buffer| tunnel.seal(packet, buffer));
 }
 

@@ -24,6 +24,8 @@ mod sizes;
 struct Kept {
     datagrams: Vec<(SocketAddr, u8, Vec<u8>)>,
     relayed: Vec<(Through, Vec<u8>)>,
+    /// Whose everything was that was ever given to relays.
+    whose: Vec<Whose>,
 }
 
 impl Sink for Kept {
@@ -50,7 +52,7 @@ impl Sink for Kept {
     fn relayed(
         &mut self,
         to: Through,
-        _: Whose,
+        whose: Whose,
         capacity: usize,
         write: impl FnOnce(&mut [u8]) -> usize,
     ) {
@@ -60,6 +62,7 @@ impl Sink for Kept {
         if len > 0 {
             buffer.truncate(len);
             self.relayed.push((to, buffer));
+            self.whose.push(whose);
         }
     }
 }

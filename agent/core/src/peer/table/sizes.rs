@@ -14,6 +14,7 @@ use crate::size;
 use crate::size::cut::Parts;
 use crate::size::path::Bounds;
 use crate::size::wire::{self, SizeMessage};
+use crate::target::Whose;
 
 /// Underlay sizes behind the [`Bounds`]: what every IPv4 host takes (RFC 791), what every IPv6 path carries (RFC 8200),
 /// what Ethernet carries.
@@ -110,12 +111,13 @@ impl Peers {
         self.local.is_some() && self.get(slot).is_some_and(|peer| peer.path.is_on())
     }
 
-    /// Cuts an IPv4 packet that is over the limit of a peer into parts, and has each of them sent by `send`.
+    /// Cuts an IPv4 packet that is over the limit of a peer into parts, and has each of them sent by `send`. They bear the
+    /// gateways' addresses, and are whose the packet was.
     pub fn send_parts(
         &mut self,
         slot: PeerSlot,
         packet: &[u8],
-        mut send: impl FnMut(&mut Self, &mut [u8]) -> Sent,
+        mut send: impl FnMut(&mut Self, Whose, &mut [u8]) -> Sent,
     ) -> Sent {
         let down = Sent::Dropped(DropReason::TunnelDown);
         let (Some(local), limit) = (self.local, self.limit(slot)) else { return down };
@@ -131,9 +133,9 @@ impl Peers {
         if room.len() < parts.longest() {
             room.resize(parts.longest(), 0);
         }
-        let mut worst = Sent::Sealed;
+        let (whose, mut worst) = (Whose::of(packet), Sent::Sealed);
         while let Some(len) = parts.next_into(&mut room) {
-            match send(self, room.get_mut(..len).unwrap_or_default()) {
+            match send(self, whose, room.get_mut(..len).unwrap_or_default()) {
                 Sent::Sealed => {}
                 other => worst = other,
             }

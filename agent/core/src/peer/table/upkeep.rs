@@ -52,8 +52,8 @@ impl Peers {
         let tunnel = peer.sending.and_then(|number| self.tunnels.get_mut(number));
         let (Some(tunnel), Some(to)) = (tunnel, peer.way()) else { return };
         let late = peer.queue.expire(now);
-        while let Some(packet) = peer.queue.pop() {
-            seal(tunnel, to, &packet, out);
+        while let Some((whose, packet)) = peer.queue.pop() {
+            seal(tunnel, to, (whose, &packet), out);
         }
         self.count(DropReason::TunnelDown, late);
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::size;
+use crate::target::RelayPath;
 
 /// How many bytes of IP the path carries, in each direction.
 type Path = Rc<Cell<(usize, usize)>>;
@@ -60,7 +61,9 @@ impl World {
         } else {
             assert!(side.peers.takes_parts(slot));
             let (now, out) = (self.now, &mut side.sent);
-            side.peers.send_parts(slot, &sent, |peers, part| peers.send(slot, part, now, out))
+            side.peers.send_parts(slot, &sent, |peers, whose, part| {
+                peers.send_for(whose, slot, part, now, out)
+            })
         };
         assert_eq!(outcome, Sent::Sealed);
         for (_, dscp, _) in &side.sent.datagrams {
@@ -233,4 +236,57 @@ fn a_size_is_doubted_only_where_it_was_too_large() {
         side.peers.handle_timeout(now, &mut side.sent);
         assert_eq!(side.sent.datagrams.is_empty(), !expected, "{to}: a probe");
     }
+}
+
+#[test]
+fn parts_through_a_relay_are_of_the_device_whose_packet_was_cut() {
+    let (mut world, _) = world((0, 0));
+    let gateway = world.sides[1].gateway;
+    let devices = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 7)];
+    let cut = |world: &mut World, device: Ipv4Addr| {
+        let mut whole = packet(1, 2_980);
+        whole[12..16].copy_from_slice(&device.octets());
+        let side = &mut world.sides[0];
+        let slot = side.peers.slot(gateway).unwrap();
+        let (now, out) = (world.now, &mut side.sent);
+        side.peers.send_parts(slot, &whole, |peers, whose, part| {
+            peers.send_for(whose, slot, part, now, out)
+        })
+    };
+    let devices_of = |side: &Side| -> Vec<Whose> {
+        side.sent.whose.iter().copied().filter(|whose| *whose != Whose::Gateways).collect()
+    };
+    // What waits for a session first, as what goes at once.
+    for device in devices {
+        assert_eq!(cut(&mut world, device), Sent::Queued);
+    }
+    let relays = [RelayPath { relay: RelayId(1), room: 1_160 }];
+    for here in [0, 1] {
+        let gateway = world.sides[1 - here].gateway;
+        let side = &mut world.sides[here];
+        side.peers.set_relays(gateway, &relays, world.now, &mut side.sent);
+    }
+    world.run(Duration::from_secs(3));
+    assert!(world.live(0, 1), "{:?}", world.sides[0].peer(gateway).route);
+    let waited = devices_of(&world.sides[0]);
+    let half = waited.len() / 2;
+    assert!(half >= 3, "{waited:?}");
+    for (whose, device) in waited.chunks(half).zip(devices) {
+        assert_eq!(whose, vec![Whose::Device(device.into()); half], "{waited:?}");
+    }
+    for device in devices {
+        world.sides[0].sent.whose.clear();
+        assert_eq!(cut(&mut world, device), Sent::Sealed);
+        let sent = devices_of(&world.sides[0]);
+        assert!(sent.len() >= 3, "{sent:?}");
+        assert!(sent.iter().all(|whose| *whose == Whose::Device(device.into())), "{sent:?}");
+    }
+    world.settle();
+    let mut arrived: Vec<Ipv4Addr> = world.sides[1]
+        .packets
+        .iter()
+        .map(|whole| Ipv4Addr::from_octets(whole[12..16].try_into().unwrap()))
+        .collect();
+    arrived.sort_unstable();
+    assert_eq!(arrived, [devices[0], devices[0], devices[1], devices[1]]);
 }
