@@ -1,6 +1,7 @@
 //! The data plane as the rest of the agent sees it, so that control can be tried without interfaces.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
@@ -65,6 +66,10 @@ pub trait Plane: Clone + Send + Sync + 'static {
     /// room.
     fn hints(&self) -> (Vec<DeviceHints>, u64) {
         (Vec::new(), 0)
+    }
+    /// Waits until what was seen so far is among the [hints](Plane::hints), though not for longer than `patience`.
+    fn settled(&self, _patience: Duration) -> impl Future<Output = ()> + Send {
+        async {}
     }
     /// Engine, interfaces and underlay at a glance.
     fn status(&self) -> impl Future<Output = Result<Status, PlaneError>> + Send;

@@ -15,7 +15,7 @@ use super::greet::Welcomed;
 use crate::plane::Plane;
 use crate::relay;
 
-/// How long the controller has to store the last reports, and the disk to take them.
+/// How long the controller has to store the last reports, the disk to take them, and the sensor to read what it was given.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often hints are asked for at most, each time of some devices.
 const MOST_ASKED: usize = 64;
@@ -51,6 +51,8 @@ impl<P: Plane> Client<P> {
         self.told_the_last = true;
         // A data plane that is closed or has ended has nothing to tell.
         let report = self.plane.report().await.unwrap_or_default();
+        // What the worker has seen by then, the sensor may not have read.
+        self.plane.settled(PATIENCE).await;
         let (mut hints, mut overflow) = (Vec::new(), report.overflow);
         for _ in 0..MOST_ASKED {
             let (some, away) = self.plane.hints();

@@ -8,6 +8,7 @@ use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_proto::id::BootId;
+use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::time::UnixMillis;
@@ -55,6 +56,9 @@ struct Told {
     tunnels: Vec<TunnelState>,
     reports: u64,
     stopped: bool,
+    /// What the sensor hasn't read yet, and what it has.
+    unread: Vec<DeviceHints>,
+    hints: Vec<DeviceHints>,
 }
 
 impl FakePlane {
@@ -120,6 +124,14 @@ impl Plane for FakePlane {
             (told.reports, told.tunnels.clone())
         });
         Ok(EngineReport { overflow, tunnels, ..EngineReport::default() })
+    }
+
+    fn hints(&self) -> (Vec<DeviceHints>, u64) {
+        (self.told(|told| std::mem::take(&mut told.hints)), 0)
+    }
+
+    async fn settled(&self, _patience: Duration) {
+        self.told(|told| told.hints.append(&mut told.unread));
     }
 
     async fn status(&self) -> Result<Status, PlaneError> {

@@ -292,6 +292,13 @@ impl Handle {
         self.findings.as_ref().map_or_else(Default::default, |findings| findings.take(most))
     }
 
+    /// Waits until the sensor has read all frames that it was given so far, though not for longer than `patience`.
+    pub async fn settled(&self, patience: Duration) {
+        if let Some(findings) = &self.findings {
+            findings.settled(patience).await;
+        }
+    }
+
     /// Engine, interfaces and underlay at a glance.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::config::{PortConfig, TunnelIdentity};
@@ -305,6 +305,12 @@ impl Plane for Gate {
             Some(DeviceHints { port, mac: seen.mac, vlan: seen.vlan, member, hints: seen.hints })
         });
         (told.collect(), away)
+    }
+
+    async fn settled(&self, patience: Duration) {
+        if let Ok(handle) = self.get() {
+            handle.settled(patience).await;
+        }
     }
 
     async fn status(&self) -> Result<Status, PlaneError> {

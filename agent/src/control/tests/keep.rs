@@ -5,6 +5,7 @@ use std::sync::Condvar;
 use anteroom_proto::approval::Demands;
 use anteroom_proto::authority::{AuthorityChain, Operator};
 use anteroom_proto::id::GatewayId;
+use anteroom_proto::inventory::{DeviceHints, Hint, HintKind};
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::view::{Floor, KnownKeys};
 
@@ -226,8 +227,12 @@ async fn the_highest_confirmed_time_outlives_a_restart() {
 }
 
 /// What a run leaves on disk.
+fn reports_left(world: &World) -> Vec<Report> {
+    world.state.left_reports(world.organisation.enrolment().gateway).unwrap()
+}
+
 fn left(world: &World) -> Vec<(BootId, u64)> {
-    let left = world.state.left_reports(world.organisation.enrolment().gateway).unwrap();
+    let left = reports_left(world);
     left.iter().map(|report| (report.boot, report.sequence)).collect()
 }
 
@@ -288,7 +293,24 @@ async fn without_a_controller_the_last_report_waits_on_disk_and_another_gateways
             Report { boot: BootId::from_bytes([9; 16]), ..crate::control::outbox::tests::report() };
         state.write_reports(stranger, &[report]).unwrap();
     });
+    // Seen a moment ago, and not read yet.
+    let hint = Hint {
+        kind: HintKind::DnsQuery,
+        value: "ntp.ward".to_owned(),
+        first: UnixMillis(1),
+        last: UnixMillis(1),
+    };
+    let device = DeviceHints {
+        port: "port1".parse().unwrap(),
+        mac: "02:00:00:00:00:01".parse().unwrap(),
+        vlan: None,
+        member: None,
+        hints: vec![hint],
+    };
+    world.plane.told(|told| told.unread.push(device.clone()));
     world.stop.send_replace(true);
     (&mut world.agent).await.unwrap().unwrap();
     assert_eq!(left(&world), [(BOOT, 1)]);
+    let reports = reports_left(&world);
+    assert_eq!(reports[0].hints, [device], "{reports:?}");
 }

@@ -1,15 +1,18 @@
 //! What devices let be seen of themselves, read beside the data plane.
 //!
 //! The worker copies the beginnings of frames that the gate ([`anteroom_sensor::Gate`]) finds worth a look into a bounded ring and
-//! goes on; it never waits and never wakes anybody. A thread of low priority empties the ring four times a second. Where that lags,
-//! frames are passed over and counted; where a parser panics, the sensor of that port begins anew, and is counted. Nothing of a frame
-//! is kept but hints. Every port has tables and time of its own, so that whoever floods one hides nobody at another.
+//! goes on; it never waits. A thread of low priority sleeps until a frame is there, lets more come together and empties the rings,
+//! four times a second at most; the first frame after a while wakes it. Where it lags, frames are passed over and counted; where a
+//! parser panics, the sensor of that port begins anew, and is counted. Nothing of a frame is kept but hints. Every port has a ring,
+//! tables and time of its own, so that whoever floods one hides nobody at another.
 
 mod tap;
 mod thread;
+mod turns;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anteroom_proto::inventory::Hint;
 use anteroom_proto::mac::MacAddr;
@@ -17,11 +20,13 @@ use anteroom_sensor::Collector;
 use serde::{Deserialize, Serialize};
 
 pub(super) use tap::Tap;
+use turns::Turns;
 
 /// Most devices of one port that hints are kept of.
 const MOST_DEVICES: usize = 256;
-/// Frames that wait for the thread at most.
+/// Frames that wait for the thread at most, shared out among the ports; and the least that a port has of them.
 const QUEUE: usize = 1024;
+const LEAST_QUEUE: usize = 256;
 
 /// How the sensor is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -62,6 +67,7 @@ struct Shared {
     pushed_out: AtomicU64,
     failed: AtomicU64,
     worked_ms: AtomicU64,
+    turns: Turns,
 }
 
 /// Hints of the devices at each port.
@@ -105,6 +111,14 @@ impl Findings {
         (seen, away - before)
     }
 
+    /// Waits until all that was copied so far is read, though not for longer than `patience`.
+    pub(super) async fn settled(&self, patience: Duration) {
+        if let Some(read) = self.0.turns.ask() {
+            // Where the thread has ended meanwhile, it has read all there was.
+            let _ = tokio::time::timeout(patience, read).await;
+        }
+    }
+
     /// How it is doing.
     pub(super) fn status(&self) -> SensorStatus {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -130,6 +144,7 @@ impl Shared {
             pushed_out: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             worked_ms: AtomicU64::new(u64::MAX),
+            turns: Turns::default(),
         }
     }
 }
@@ -139,10 +154,11 @@ impl Shared {
 /// # Errors
 /// Where the system gives no thread.
 pub(super) fn start(ports: usize, seed: u64) -> std::io::Result<(Tap, Findings)> {
-    let (producer, consumer) = rtrb::RingBuffer::new(QUEUE);
+    let room = (QUEUE / ports.max(1)).max(LEAST_QUEUE);
+    let (producers, consumers) = (0..ports).map(|_| rtrb::RingBuffer::new(room)).unzip();
     let shared = Arc::new(Shared::new(ports));
-    thread::spawn(consumer, shared.clone())?;
-    Ok((Tap::new(seed, producer, shared.clone()), Findings(shared)))
+    thread::spawn(consumers, shared.clone())?;
+    Ok((Tap::new(seed, producers, shared.clone()), Findings(shared)))
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ pub(super) const SNAP: usize = 2048;
 
 /// The beginning of a frame.
 pub(super) struct Copied {
-    /// Where it was seen, by the number of the device port.
-    pub(super) way: Way,
+    /// Whether it came from the port; else it went there.
+    pub(super) arrived: bool,
     pub(super) vlan: Option<u16>,
     pub(super) look: Look,
     length: usize,
@@ -31,7 +31,8 @@ impl Copied {
 /// Copies frames, where there is room. Nothing of it ever waits.
 pub(crate) struct Tap {
     gate: Gate,
-    ring: rtrb::Producer<Copied>,
+    /// Of each port.
+    rings: Vec<rtrb::Producer<Copied>>,
     shared: Arc<Shared>,
     start: Instant,
     millis: u32,
@@ -39,9 +40,9 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    pub(super) fn new(seed: u64, ring: rtrb::Producer<Copied>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(seed: u64, rings: Vec<rtrb::Producer<Copied>>, shared: Arc<Shared>) -> Self {
         let start = Instant::now();
-        Self { gate: Gate::new(seed), ring, shared, start, millis: 0, told_over: 0 }
+        Self { gate: Gate::new(seed), rings, shared, start, millis: 0, told_over: 0 }
     }
 
     /// Tells the time, once for each turn of the worker.
@@ -71,7 +72,8 @@ impl Tap {
             }
         };
         let Some(look) = self.gate.look(begun, way, self.millis) else { return };
-        if self.ring.is_full() {
+        let Some(ring) = self.rings.get_mut(way.port) else { return };
+        if ring.is_full() {
             self.shared.passed_over.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -79,7 +81,16 @@ impl Tap {
         let length = fill(&mut bytes, parts);
         let vlan = vlan.map(VlanTag::id).filter(|id| *id != 0);
         // There is room, and nobody else puts anything in.
-        let _ = self.ring.push(Copied { way, vlan, look, length, bytes });
+        let _ = ring.push(Copied { arrived: way.arrived, vlan, look, length, bytes });
+        self.shared.turns.brought();
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // The thread ends with its rings, and has to see that.
+        self.rings.clear();
+        self.shared.turns.wake();
     }
 }
 

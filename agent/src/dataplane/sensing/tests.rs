@@ -62,18 +62,91 @@ fn what_devices_show_is_found_at_their_ports_and_nobody_elses() {
     assert_eq!(findings.status().read, 4);
 }
 
+/// A question of DNS for a name of one letter.
+fn question(letter: u8) -> Vec<u8> {
+    [b"\x01\x02\x01\0\0\x01\0\0\0\0\0\0\x01".as_slice(), &[letter], b"\0\0\x01\0\x01"].concat()
+}
+
 #[test]
-fn a_full_ring_passes_frames_over_and_stops_nobody() {
-    // Nobody empties this ring.
-    let (producer, _ring) = rtrb::RingBuffer::new(2);
-    let shared = Arc::new(Shared::new(1));
-    let mut tap = Tap::new(5, producer, shared.clone());
-    for port in 0..10 {
+fn a_full_ring_passes_frames_over_stops_nobody_and_leaves_other_ports_theirs() {
+    // Nobody empties these rings.
+    let (producers, rings): (Vec<_>, Vec<_>) = (0..2).map(|_| rtrb::RingBuffer::new(2)).unzip();
+    let shared = Arc::new(Shared::new(2));
+    let mut tap = Tap::new(5, producers, shared.clone());
+    let mut send = |port, from| {
         tap.frame(
-            Way { port: 0, arrived: true },
+            Way { port, arrived: true },
             None,
-            &[&datagram(DEVICE, SERVER, (port, 53), b"x")],
+            &[&datagram(DEVICE, SERVER, (from, 53), b"x")],
         );
-    }
+    };
+    (0..10).for_each(|from| send(0, from));
+    send(1, 1);
+    assert_eq!(rings.iter().map(rtrb::Consumer::slots).collect::<Vec<_>>(), [2, 1]);
     assert_eq!(Findings(shared).status().passed_over, 8);
+}
+
+/// How often a thread of this process has begun to wait.
+fn waits(name: &str) -> u64 {
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        let path = task.unwrap().path();
+        // A thread of another test may end meanwhile.
+        let Ok(comm) = std::fs::read_to_string(path.join("comm")) else { continue };
+        if comm.trim() == name {
+            let status = std::fs::read_to_string(path.join("status")).unwrap();
+            let count = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+            return count.unwrap().trim().parse().unwrap();
+        }
+    }
+    panic!("no thread {name}")
+}
+
+#[test]
+fn the_thread_sleeps_while_there_is_nothing_and_wakes_for_a_frame() {
+    const NAME: &str = "sensor-idles";
+    let (producer, ring) = rtrb::RingBuffer::new(8);
+    let shared = Arc::new(Shared::new(1));
+    let (mut tap, findings) = (Tap::new(5, vec![producer], shared.clone()), Findings(shared));
+    let shared = findings.0.clone();
+    let thread = std::thread::Builder::new().name(NAME.into());
+    let thread = thread.spawn(move || thread::run(vec![ring], &shared)).unwrap();
+    for letter in b'a'..b'd' {
+        let frame = datagram(DEVICE, SERVER, (5000 + u16::from(letter), 53), &question(letter));
+        tap.frame(Way { port: 0, arrived: true }, None, &[&frame]);
+        let name = char::from(letter).to_string();
+        assert_eq!(found(&findings, 1), [(0, HintKind::DnsQuery, name)]);
+        // A while in which it didn't wake once: time enough for eight turns.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let before = waits(NAME);
+            std::thread::sleep(Duration::from_secs(2));
+            if waits(NAME) == before {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it wakes though there is nothing");
+        }
+    }
+    drop(tap);
+    thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn whoever_asks_has_all_read_that_was_seen_before_and_needs_no_patience_at_the_end() {
+    let (mut tap, findings) = start(3, 5).unwrap();
+    for (port, letter) in (0..3).zip(b'a'..) {
+        // One device at each port.
+        let device = [2, 0, 0, 0, 1, letter];
+        let frame = datagram(device, SERVER, (5000, 53), &question(letter));
+        tap.frame(Way { port, arrived: true }, None, &[&frame]);
+        findings.settled(Duration::from_secs(60)).await;
+        let seen = findings.take(10).0;
+        assert_eq!(seen.len(), 1, "{seen:?}, {:?}", findings.status());
+        assert_eq!((seen[0].port, seen[0].hints[0].value.as_bytes()), (port, &[letter][..]));
+    }
+    drop(tap);
+    // The thread sees that it is over, and from then on nobody waits for anything.
+    while findings.0.turns.ask().is_some() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    findings.settled(Duration::MAX).await;
 }
