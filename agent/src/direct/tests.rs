@@ -510,7 +510,7 @@ async fn a_connection_that_was_left_goes_on_where_the_next_ends_at_once() {
 
 #[tokio::test]
 async fn what_a_socket_before_took_or_told_is_of_no_interest() {
-    const PORT: u16 = 4441;
+    const PORT: u16 = 4444;
     let (_worker, handle) = FakeWorker::new();
     let table = Arc::new(Table::new(handle.clone(), watch::channel(Vec::new()).0));
     let (_identities, identities) = watch::channel(identity(1));
