@@ -15,6 +15,10 @@ use crate::topology::Host;
 /// How long after the last request or reply the next reply may come before it counts as lost.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 
+/// How many requests that are late go at once, where the thread that sends them had no processor for a while. More would
+/// come faster than the socket buffers of an unprivileged gateway hold them, and what they lose isn't the gateway's doing.
+const CATCH_UP: u32 = 16;
+
 /// What a series of pings came to.
 #[derive(Debug, Clone, Serialize)]
 pub struct Series {
@@ -58,7 +62,7 @@ pub struct Pinging {
 }
 
 impl Pinging {
-    /// Starts `count` pings, one each `every`.
+    /// Starts `count` pings, one each `every`; those that were due while the sender stood still go later, a few at once.
     ///
     /// # Errors
     /// If no thread can be started.
@@ -131,18 +135,19 @@ fn series(
     let next = IDENTIFIER.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 64;
     let identifier = u16::try_from(next & 0xffff).unwrap_or(0);
     let socket = IcmpSocket::open()?;
-    let start = Instant::now();
+    let begun = Instant::now();
+    let mut due = begun;
     let mut under_way: BTreeMap<u16, (u64, Instant)> = BTreeMap::new();
     let mut answered = Vec::new();
     let mut times = Vec::new();
     let mut first_reply_at = None;
     let mut last_reply_at = None;
     let mut sent = 0_u64;
-    let mut progress = start;
+    let mut progress = begun;
     loop {
         let now = Instant::now();
         let mut last_look = false;
-        let due = start + every * u32::try_from(sent).unwrap_or(u32::MAX);
+        due = due.max(now.checked_sub(every * CATCH_UP).unwrap_or(begun));
         let mut wait = due.saturating_duration_since(now).min(Duration::from_millis(20));
         if sent < count && !stop.load(Ordering::Relaxed) {
             if under_way.len() >= window {
@@ -154,6 +159,7 @@ fn series(
                 socket.echo(to, identifier, sequence).ok();
                 answered.push(false);
                 sent += 1;
+                due += every;
                 progress = now;
             }
         } else if under_way.is_empty() {
