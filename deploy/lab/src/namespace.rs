@@ -8,7 +8,7 @@
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 use nix::libc;
 
@@ -92,6 +92,7 @@ pub fn in_private_network(test_name: &str) -> bool {
         eprintln!("skipped {test_name}: {denied}");
         return false;
     }
+    let _place = Place::wait();
     let this = std::env::current_exe().expect("a running program has a path");
     let mut again = Command::new(this);
     again.args(["--exact", test_name, "--nocapture", "--include-ignored", "--test-threads", "1"]);
@@ -106,6 +107,36 @@ pub fn in_private_network(test_name: &str) -> bool {
     assert!(text.contains("1 passed"), "no test is called {test_name:?}:\n{text}");
     print!("{text}");
     false
+}
+
+/// A place among the private worlds that one test program has at once: one more than the machine has cores. Each is a
+/// machine room of its own with a dozen programs, while tests are started many at a time, since most of them only wait.
+struct Place;
+
+impl Place {
+    fn taken() -> (&'static Mutex<usize>, &'static Condvar) {
+        static TAKEN: Mutex<usize> = Mutex::new(0);
+        static LEFT: Condvar = Condvar::new();
+        (&TAKEN, &LEFT)
+    }
+
+    fn wait() -> Self {
+        let (taken, left) = Self::taken();
+        let most = std::thread::available_parallelism().map_or(1, usize::from) + 1;
+        let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken =
+            left.wait_while(taken, |taken| *taken >= most).unwrap_or_else(PoisonError::into_inner);
+        *taken += 1;
+        Self
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let (taken, left) = Self::taken();
+        *taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        left.notify_one();
+    }
 }
 
 /// Turns the exit status of a private command into an exit code for this process.
