@@ -6,11 +6,12 @@ use std::hash::Hash;
 
 /// Bytes that a share hands out in one turn, at least.
 const QUANTUM: usize = 2_048;
-/// Empty queues that are kept for the next share.
+/// Places without an owner whose queues are kept for the next one.
 const SPARE: usize = 16;
 
 #[derive(Debug)]
-struct Share<T> {
+struct Share<K, T> {
+    owner: K,
     items: VecDeque<(T, usize)>,
     deficit: usize,
 }
@@ -21,9 +22,14 @@ struct Share<T> {
 /// ones leave room for one more. Everyone may have one, up to twice the limit in all.
 #[derive(Debug)]
 pub(super) struct Shares<K, T> {
-    shares: HashMap<K, Share<T>>,
-    turns: VecDeque<K>,
-    spare: Vec<VecDeque<(T, usize)>>,
+    /// By place. There are never more than owners had something waiting at once.
+    shares: Vec<Share<K, T>>,
+    /// Where those are who have something waiting. Items mostly come in runs of one owner's, for which nobody is looked up.
+    places: HashMap<K, usize>,
+    turns: VecDeque<usize>,
+    free: Vec<usize>,
+    /// Whose item came last, as long as some of that owner's wait.
+    last: Option<usize>,
     waiting: usize,
     limit: usize,
 }
@@ -32,9 +38,11 @@ impl<K: Copy + Eq + Hash, T> Shares<K, T> {
     /// Nothing yet, of which one owner alone may have half of `limit` waiting.
     pub(super) fn new(limit: usize) -> Self {
         Self {
-            shares: HashMap::new(),
+            shares: Vec::new(),
+            places: HashMap::new(),
             turns: VecDeque::new(),
-            spare: Vec::new(),
+            free: Vec::new(),
+            last: None,
             waiting: 0,
             limit,
         }
@@ -44,29 +52,51 @@ impl<K: Copy + Eq + Hash, T> Shares<K, T> {
         self.waiting == 0
     }
 
+    /// Where what `owner` has waiting is.
+    fn place(&self, owner: K) -> Option<usize> {
+        let is_owners =
+            |place: &usize| self.shares.get(*place).is_some_and(|share| share.owner == owner);
+        self.last.filter(is_owners).or_else(|| self.places.get(&owner).copied())
+    }
+
     /// Has an item wait; false where its owner has too many.
     pub(super) fn push(&mut self, owner: K, item: T, bytes: usize) -> bool {
         let allowed = self.limit.saturating_sub(self.waiting);
-        match self.shares.get_mut(&owner) {
-            Some(share) if share.items.len() < allowed => share.items.push_back((item, bytes)),
-            Some(_) => return false,
+        let place = match self.place(owner) {
+            Some(place) => place,
             None if self.waiting >= 2 * self.limit => return false,
-            None => {
-                let mut items = self.spare.pop().unwrap_or_default();
-                items.push_back((item, bytes));
-                self.shares.insert(owner, Share { items, deficit: 0 });
-                self.turns.push_back(owner);
-            }
+            None => self.open(owner),
+        };
+        let Some(share) = self.shares.get_mut(place) else { return false };
+        if !share.items.is_empty() && share.items.len() >= allowed {
+            return false;
         }
+        share.items.push_back((item, bytes));
+        self.last = Some(place);
         self.waiting += 1;
         true
+    }
+
+    /// Gives an owner a place, and a turn.
+    fn open(&mut self, owner: K) -> usize {
+        let place = self.free.pop().unwrap_or(self.shares.len());
+        match self.shares.get_mut(place) {
+            Some(share) => {
+                share.owner = owner;
+                share.deficit = 0;
+            }
+            None => self.shares.push(Share { owner, items: VecDeque::new(), deficit: 0 }),
+        }
+        self.places.insert(owner, place);
+        self.turns.push_back(place);
+        place
     }
 
     /// The item whose turn it is.
     pub(super) fn pop(&mut self) -> Option<T> {
         loop {
-            let owner = *self.turns.front()?;
-            let Some(share) = self.shares.get_mut(&owner) else {
+            let place = *self.turns.front()?;
+            let Some(share) = self.shares.get_mut(place) else {
                 self.turns.pop_front();
                 continue;
             };
@@ -84,11 +114,12 @@ impl<K: Copy + Eq + Hash, T> Shares<K, T> {
             if share.items.is_empty() {
                 // Who leaves takes no claim along.
                 self.turns.pop_front();
-                if let Some(share) = self.shares.remove(&owner)
-                    && self.spare.len() < SPARE
-                {
-                    self.spare.push(share.items);
+                self.places.remove(&share.owner);
+                if self.free.len() >= SPARE {
+                    share.items = VecDeque::new();
                 }
+                self.free.push(place);
+                self.last = self.last.filter(|last| *last != place);
             }
             if let Some((item, _)) = item {
                 self.waiting -= 1;
@@ -169,7 +200,9 @@ mod tests {
                 prop_assert!(in_order);
             }
             prop_assert_eq!(out, taken);
-            prop_assert!(shares.is_empty() && shares.shares.is_empty() && shares.turns.is_empty());
+            prop_assert!(shares.is_empty() && shares.places.is_empty() && shares.turns.is_empty());
+            prop_assert_eq!(shares.free.len(), shares.shares.len());
+            prop_assert!(shares.shares.len() <= 40, "a place is used again");
         }
     }
 }

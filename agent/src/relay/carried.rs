@@ -110,8 +110,9 @@ impl Shared {
     /// Writes in front of those `packets` for whom they are; those for nobody who is here are dropped.
     fn address(&self, packets: impl IntoIterator<Item = Packet>) -> Vec<(GatewayId, Bytes)> {
         let peers = self.peers();
+        let mut numbers = Runs::default();
         let addressed = packets.into_iter().filter_map(|Packet { to, mut bytes }| {
-            let number = peers.numbers.get(&to).map(|state| state.number);
+            let number = numbers.of(to, || peers.numbers.get(&to).map(|state| state.number));
             let (Some(number), Some(head)) = (number, bytes.get_mut(..HEADER_LEN)) else {
                 self.drop_one();
                 return None;
@@ -129,6 +130,24 @@ impl Shared {
     /// The longest sealed packet that this end can send now.
     pub(super) fn room(&self) -> u16 {
         self.connection.sealed_room()
+    }
+}
+
+/// Who was looked up last: packets mostly come in runs of one peer's.
+struct Runs<K, V>(Option<(K, V)>);
+
+impl<K, V> Default for Runs<K, V> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<K: Copy + Eq, V: Copy> Runs<K, V> {
+    fn of(&mut self, key: K, look_up: impl FnOnce() -> V) -> V {
+        match self.0 {
+            Some((last, value)) if last == key => value,
+            _ => self.0.insert((key, look_up())).1,
+        }
     }
 }
 
@@ -229,9 +248,10 @@ pub(super) async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet
     let mut batch = Vec::new();
     while datagrams::read(&shared.connection, BATCH, &mut batch).await.is_ok() {
         let peers = shared.peers();
+        let mut names = Runs::default();
         inlet.bring(batch.iter().filter_map(|datagram| match packet::parse(datagram) {
             Some(Datagram::Packet { peer, sealed, .. }) => {
-                let peer = peers.names.get(&peer).copied();
+                let peer = names.of(peer, || peers.names.get(&peer).copied());
                 if peer.is_none() {
                     shared.drop_one();
                 }
