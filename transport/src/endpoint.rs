@@ -12,8 +12,8 @@ use nix::sys::socket::{getsockopt, setsockopt};
 use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{
-    AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, Runtime,
-    TokioRuntime, TransportConfig, TransportErrorCode, VarInt,
+    AsyncUdpSocket, Connection, ConnectionError, Endpoint, EndpointConfig, IdleTimeout,
+    MtuDiscoveryConfig, Runtime, TokioRuntime, TransportConfig, TransportErrorCode, VarInt,
 };
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::AlertDescription;
@@ -39,6 +39,11 @@ const DATAGRAMS_IN: usize = 256 * 1024;
 /// Bytes of datagrams that wait for the congestion window. Whoever sends many queues them where it can choose which
 /// to let go; what is in here is late already.
 const DATAGRAMS_OUT: usize = 64 * 1024;
+
+/// The longest datagram that is tried where packets are carried: what Ethernet takes over IPv4. And how near to the longest that
+/// gets through the search comes: over IPv6 and where something encloses them it is shorter.
+const LONGEST: u16 = 1_472;
+const GRAIN: u16 = 8;
 
 /// The socket's own buffers where packets are carried, in each direction. The system's default holds some hundred
 /// packets: less than what a few gateways send in the time that a busy machine takes to come back to a socket. Whoever
@@ -152,7 +157,10 @@ fn transport_config(end: End, protocols: &[Protocol]) -> Result<TransportConfig,
 
 /// What suits connections that carry tunnelled packets.
 fn carry_packets(config: &mut TransportConfig) {
+    let mut sizes = MtuDiscoveryConfig::default();
+    sizes.upper_bound(LONGEST).minimum_change(GRAIN);
     config
+        .mtu_discovery_config(Some(sizes))
         .datagram_receive_buffer_size(Some(DATAGRAMS_IN))
         .datagram_send_buffer_size(DATAGRAMS_OUT)
         // What is carried has a congestion control of its own. One that took each loss for congestion as well would
