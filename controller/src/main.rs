@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -135,7 +136,13 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let done = tokio::runtime::Runtime::new()
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Relay { .. } = arguments.command {
+        runtime.worker_threads(relay_threads());
+    }
+    let done = runtime
+        .enable_all()
+        .build()
         .context("the async runtime can't be started")
         .and_then(|runtime| runtime.block_on(command(arguments.command)));
     match done {
@@ -145,6 +152,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Threads of a relay: one core is left to the kernel, which does as much for each packet. On two cores a second thread would
+/// only have packets handed from one to the other.
+fn relay_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    cores.saturating_sub(1).max(1)
 }
 
 async fn command(command: Command) -> anyhow::Result<()> {
