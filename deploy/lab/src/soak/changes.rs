@@ -96,6 +96,8 @@ pub(super) enum Change {
     Cut(Duration),
     /// No tunnel passes directly until it heals.
     Block,
+    /// Nothing but short datagrams passes directly until it heals.
+    HalfDead,
     /// Nothing but TCP passes until it heals.
     TcpOnly,
     /// The path is bad until it heals.
@@ -144,7 +146,7 @@ pub(super) enum Change {
 
 impl Change {
     fn draw(chance: &mut Chance) -> Self {
-        let kind = chance.number() % 26;
+        let kind = chance.number() % 27;
         let gateway = GATEWAYS[below(GATEWAYS.len(), chance)];
         let relay = below(super::relays::COUNT, chance);
         let while_ = |most: u64, chance: &mut Chance| {
@@ -181,6 +183,7 @@ impl Change {
             22 => Self::Revision,
             23 => Self::Quic([None, Some(443), Some(TUNNELS)][below(3, chance)]),
             24 => Self::Rekey(gateway),
+            25 => Self::HalfDead,
             _ => Self::Label,
         }
     }
@@ -242,6 +245,7 @@ impl Change {
         match self {
             Self::Cut(_) => "path cut for up to 4.2 s",
             Self::Block => "tunnels blocked, relays open",
+            Self::HalfDead => "long datagrams blocked, relays open",
             Self::TcpOnly => "nothing but TCP passes",
             Self::Worsen(Bad::Loses) => "path loses 5 %",
             Self::Worsen(Bad::Lossy) => "path loses, delays, doubles, reorders",
@@ -364,7 +368,7 @@ mod tests {
         let bursts = drawn(1);
         let names: BTreeSet<&str> =
             bursts.iter().flat_map(Burst::changes).map(Change::name).collect();
-        assert_eq!(names.len(), 31, "{names:?}");
+        assert_eq!(names.len(), 32, "{names:?}");
         let sizes: BTreeSet<usize> = bursts.iter().map(|burst| burst.0.len()).collect();
         assert_eq!(sizes, BTreeSet::from([1, 2, 3]));
         assert_eq!(drawn(2), drawn(2));

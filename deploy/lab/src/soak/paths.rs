@@ -19,6 +19,8 @@ use crate::wan::router::{NatRouter, Place};
 pub(super) const BEHIND: [(&str, u8); 2] = [(FAR, 1), ("servers", 2)];
 /// The controller's port for gateways.
 const CONTROLLER: u16 = 4_433;
+/// The longest datagram that a half-dead path carries: knocks and hellos go through, packets don't.
+const SHORT: usize = 300;
 /// The second uplink's network (100.64.x.0/24).
 const SECOND: u8 = 9;
 
@@ -28,6 +30,8 @@ pub(super) enum Passage {
     All,
     /// No tunnels: only controller and relays.
     NoTunnels,
+    /// Short datagrams alone, but for controller and relays.
+    ShortAlone,
     /// Controller and relays by TCP.
     TcpOnly,
 }
@@ -232,6 +236,7 @@ fn egress(passage: Passage) -> Egress {
     match passage {
         Passage::All => Egress::All,
         Passage::NoTunnels => Egress::Only(tcp.chain(ports().map(|port| (UDP, port))).collect()),
+        Passage::ShortAlone => Egress::Short(SHORT, ports().collect()),
         Passage::TcpOnly => Egress::Only(tcp.collect()),
     }
 }

@@ -62,6 +62,7 @@ impl World {
         match change {
             Change::Cut(_) => self.paths.cut(true),
             Change::Block => self.paths.limit(Passage::NoTunnels),
+            Change::HalfDead => self.paths.limit(Passage::ShortAlone),
             Change::TcpOnly => self.paths.limit(Passage::TcpOnly),
             Change::Worsen(how) => self.paths.worsen(how),
             Change::Nat(nats) => self.paths.translate(nats),

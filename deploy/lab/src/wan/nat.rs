@@ -46,6 +46,8 @@ pub enum Egress {
     NoUdp,
     /// What goes to these: a protocol's number and a port.
     Only(Vec<(u8, u16)>),
+    /// Datagrams of UDP of so many bytes at most, from the IP header on, and all that goes to these ports.
+    Short(usize, Vec<u16>),
 }
 
 impl Egress {
@@ -63,9 +65,20 @@ impl Egress {
 
     fn allows(&self, protocol: u8, to: SocketAddrV4) -> bool {
         match self {
-            Self::All => true,
+            Self::All | Self::Short(..) => true,
             Self::NoUdp => protocol != UDP,
             Self::Only(list) => list.contains(&(protocol, to.port())),
+        }
+    }
+
+    /// Whether a packet of so many bytes, from the IP header on, isn't too long to go to `remote`, or to come from there.
+    #[must_use]
+    pub fn allows_length(&self, protocol: u8, remote: SocketAddrV4, bytes: usize) -> bool {
+        match self {
+            Self::Short(most, but) => {
+                protocol != UDP || bytes <= *most || but.contains(&remote.port())
+            }
+            _ => true,
         }
     }
 }

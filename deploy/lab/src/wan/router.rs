@@ -133,7 +133,11 @@ impl Router {
             self.counters.other += 1;
             return;
         };
+        let remote = if side == Side::Inside { to } else { from };
+        let bytes = frame.len().saturating_sub(ipv4::ETHERNET);
+        let egress = &self.nat.kind().egress;
         let passed = match side {
+            _ if !egress.allows_length(packet.protocol, remote, bytes) => Err(Refused::Egress),
             Side::Inside => self.outward(frame, packet, (from, to), now, out),
             Side::Outside => self
                 .nat

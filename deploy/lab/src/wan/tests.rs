@@ -201,12 +201,12 @@ fn what_may_not_leave_does_not() {
     let world = World::new();
     let router = world.router(Kind::firewall().letting_out(Egress::only_tcp_443()));
     let probe = world.probe();
-    let try_udp = |port: u16| {
+    let try_datagram = |port: u16, bytes: usize| {
         let server =
             world.servers[0].enter(|| UdpSocket::bind((SERVERS[0], port))).unwrap().unwrap();
         let client = probe.client().unwrap();
         let before = refused(&router, Refused::Egress);
-        client.send_to(b"x", (SERVERS[0], port)).unwrap();
+        client.send_to(&vec![7; bytes], (SERVERS[0], port)).unwrap();
         server.set_nonblocking(true).unwrap();
         until(LIMIT, "an answer, one way or the other", || {
             let came = server.recv(&mut [0; 8]).is_ok();
@@ -215,6 +215,7 @@ fn what_may_not_leave_does_not() {
         })
         .unwrap()
     };
+    let try_udp = |port: u16| try_datagram(port, 1);
     let try_tcp = |port: u16| {
         let _listener = world.listen(port);
         let target = SocketAddrV4::new(SERVERS[0], port);
@@ -242,6 +243,11 @@ fn what_may_not_leave_does_not() {
         (try_udp(443), try_udp(51820), try_tcp(443), try_tcp(22)),
         (false, false, true, true)
     );
+    // With IP's and UDP's headers.
+    router.set_egress(Egress::Short(300, vec![443]));
+    let tried =
+        [(51_820, 272), (51_820, 273), (443, 1_000)].map(|(port, bytes)| try_datagram(port, bytes));
+    assert_eq!((tried, try_tcp(22)), ([true, false, true], true));
 }
 
 #[test]
