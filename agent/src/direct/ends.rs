@@ -1,12 +1,15 @@
 //! How connections end, and what then becomes of others with the same peer.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use anteroom_proto::id::GatewayId;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
-use super::Keeper;
 use super::link::Active;
 use super::plan::Need;
+use super::{Keeper, LOOK, PARTING};
 
 impl Keeper {
     /// Ends connections that have fallen silent, and those of peers that came to an uplink that isn't used any more: what they
@@ -56,7 +59,9 @@ impl Keeper {
     /// Goes back to the connection before, if the peer still has it: it may not have wanted the one after.
     fn goes_back(&mut self, gateway: GatewayId) -> bool {
         let is_there = |(_, of, link): &(Instant, GatewayId, Active)| {
-            *of == gateway && link.connection.close_reason().is_none()
+            *of == gateway
+                && link.connection.close_reason().is_none()
+                && self.is_peer(gateway, &link.identity)
         };
         let Some(at) = self.leaving.iter().rposition(is_there) else { return false };
         let (_, _, before) = self.leaving.remove(at);
@@ -75,6 +80,14 @@ impl Keeper {
         true
     }
 
+    /// Has packets to a peer go other ways, and takes for a while what it still sends by the connection, which ends then.
+    pub(super) fn part(&mut self, gateway: GatewayId) {
+        let Some(link) = self.links.remove(&gateway) else { return };
+        link.leaves.send_replace(true);
+        self.table.found(link.id, HashMap::new(), Duration::MAX, 0);
+        self.leaving.push((Instant::now() + PARTING, gateway, link));
+    }
+
     /// Ends the connection with a peer.
     pub(super) async fn cut(&mut self, gateway: GatewayId) {
         let leaving = self.leaving.extract_if(.., |(_, of, _)| *of == gateway);
@@ -83,6 +96,34 @@ impl Keeper {
         for link in gone {
             self.forget(link).await;
         }
+    }
+
+    /// This gateway has another identity key, by which peers know it from now on. Packets go other ways at once; what peers that
+    /// hear of it a moment later have under way is still taken.
+    pub(super) fn prepare_anew(&mut self) {
+        let linked: Vec<GatewayId> = self.links.keys().copied().collect();
+        for gateway in linked {
+            self.part(gateway);
+        }
+        self.dialling.clear();
+        self.anew = Some(Instant::now() + PARTING);
+    }
+
+    /// Has the socket made anew, and with it connections, by another identity key.
+    pub(super) async fn begin_anew(&mut self) {
+        self.anew = None;
+        let linked: Vec<GatewayId> = self.links.keys().copied().collect();
+        for gateway in linked {
+            self.cut(gateway).await;
+        }
+        for (_, _, link) in std::mem::take(&mut self.leaving) {
+            self.forget(link).await;
+        }
+        self.dialling.clear();
+        self.naming = None;
+        self.close().await;
+        // Tasks that end let go of the port only then.
+        self.retry = Some(Instant::now() + LOOK);
     }
 
     /// Ends a connection, and with it what is known of it: its task first, which might still tell of it.

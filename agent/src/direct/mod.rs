@@ -49,6 +49,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(10);
 /// How long what is on its way on a connection is taken after another has its place.
 const LEAVING: Duration = Duration::from_secs(2);
+/// How long that is taken where one of the two gets another identity key: the other may hear of it later.
+const PARTING: Duration = Duration::from_secs(10);
 /// How long the end of all connections may take.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// What waits for the one task that keeps all this.
@@ -100,6 +102,8 @@ struct Keeper {
     leaving: Vec<(Instant, GatewayId, Active)>,
     dialling: HashMap<GatewayId, (u64, Task)>,
     dialled: u64,
+    /// When socket and connections are made anew, with another identity key.
+    anew: Option<Instant>,
     /// How often this gateway's uplink had changed when it was last looked.
     moves: u64,
     needs: HashMap<GatewayId, Need>,
@@ -136,7 +140,7 @@ pub(crate) async fn run(
                 let view = views.borrow_and_update().clone();
                 keeper.follow(view).await;
             }
-            Ok(()) = identity.changed() => keeper.begin_anew().await,
+            Ok(()) = identity.changed() => keeper.prepare_anew(),
             Some(event) = happened.recv() => keeper.take(event).await,
             _ = look.tick(), if keeper.is_of_use() => {
                 if keeper.tend().await.is_none() {
@@ -173,6 +177,7 @@ impl Keeper {
             leaving: Vec::new(),
             dialling: HashMap::new(),
             dialled: 0,
+            anew: None,
             moves: 0,
             needs: HashMap::new(),
             errors: HashMap::new(),
@@ -195,11 +200,18 @@ impl Keeper {
         self.view.as_ref().map(|view| view.peers.as_slice()).unwrap_or_default()
     }
 
+    /// Whether a gateway is a peer, with this identity key.
+    fn is_peer(&self, gateway: GatewayId, identity: &PublicKey) -> bool {
+        let mut peers = self.peers().iter();
+        peers.any(|peer| peer.gateway.gateway == gateway && peer.gateway.identity == *identity)
+    }
+
     /// Whether anything can come of it.
     fn is_of_use(&self) -> bool {
         self.who.port.is_some()
             || !self.links.is_empty()
             || !self.leaving.is_empty()
+            || self.anew.is_some()
             || self.peers().iter().any(|peer| peer.quic.is_some())
     }
 
@@ -217,30 +229,22 @@ impl Keeper {
             .map(|(gateway, _)| *gateway)
             .collect();
         for gateway in gone {
-            info!(%gateway, "no peer any more: its QUIC connection is closed");
-            self.cut(gateway).await;
+            if identities.contains_key(&gateway) {
+                info!(%gateway, "the peer has another identity key: its QUIC connection is let go");
+                self.part(gateway);
+            } else {
+                info!(%gateway, "no peer any more: its QUIC connection is closed");
+                self.cut(gateway).await;
+            }
+        }
+        let gone = self.leaving.extract_if(.., |(_, of, _)| !identities.contains_key(of));
+        for link in gone.map(|(_, _, link)| link).collect::<Vec<_>>() {
+            self.forget(link).await;
         }
         self.dialling.retain(|gateway, _| identities.contains_key(gateway));
         self.needs.retain(|gateway, _| identities.contains_key(gateway));
         self.errors.retain(|gateway, _| identities.contains_key(gateway));
         self.name_peers();
-    }
-
-    /// This gateway has another identity key, by which peers know it from now on: its socket is made anew, and so are
-    /// connections. Packets go other ways meanwhile.
-    async fn begin_anew(&mut self) {
-        let linked: Vec<GatewayId> = self.links.keys().copied().collect();
-        for gateway in linked {
-            self.cut(gateway).await;
-        }
-        for (_, _, link) in std::mem::take(&mut self.leaving) {
-            self.forget(link).await;
-        }
-        self.dialling.clear();
-        self.naming = None;
-        self.close().await;
-        // Tasks that end let go of the port only then.
-        self.retry = Some(Instant::now() + LOOK);
     }
 
     /// Lets go of the socket. What it still tells is of no interest: a connection that it took would keep its port.
@@ -321,6 +325,9 @@ impl Keeper {
     /// Connects where that is needed, and lets go where it isn't. None once the data plane has ended.
     async fn tend(&mut self) -> Option<()> {
         let now = Instant::now();
+        if self.anew.is_some_and(|at| at <= now) {
+            self.begin_anew().await;
+        }
         let indirect: HashSet<GatewayId> = self.handle.indirect().await.ok()?.into_iter().collect();
         let listens = self.who.port.is_some();
         let view = self.view.clone();
@@ -355,6 +362,7 @@ impl Keeper {
                     self.cut(gateway).await;
                 }
                 Some(_) => {}
+                None if self.anew.is_some() => {}
                 None => {
                     let first = plan::is_first(self.who.gateway, gateway, listens);
                     let can = peer.quic.is_some() && !self.dialling.contains_key(&gateway);
@@ -459,8 +467,8 @@ impl Keeper {
         connection: Connection,
         dialled: bool,
     ) {
-        let peer = self.peers().iter().find(|peer| peer.gateway.gateway == gateway);
-        if peer.is_none_or(|peer| peer.gateway.identity != identity) {
+        // With an identity key of this gateway that was replaced it isn't kept either.
+        if self.anew.is_some() || !self.is_peer(gateway, &identity) {
             connection.close(VarInt::from_u32(0), b"");
             return;
         }
