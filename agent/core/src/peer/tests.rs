@@ -10,6 +10,7 @@ use crate::target::{RelayId, Target, Through, Whose};
 use crate::vnet::VnetHeader;
 use crate::wire::ipv4::Header;
 
+mod earlier;
 mod hostile;
 mod life;
 mod many;
