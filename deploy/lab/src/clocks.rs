@@ -47,8 +47,10 @@ impl Clocks {
     fn wrap(&self, liar: &Path, program: &Path) -> Result<PathBuf> {
         let wrapper = self.directory.join(program.file_name().context("a program has a name")?);
         let text = format!(
-            "#!/bin/sh\noffset=$(cat \"{0}/$(uname -n).clock\" 2>/dev/null)\n[ -n \"$offset\" ] || exec \"{2}\" \"$@\"\n\
-             LD_PRELOAD=\"{1}\" DONT_FAKE_MONOTONIC=1 FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME=$offset exec \"{2}\" \"$@\"\n",
+            "#!/bin/sh\nsteps=\"{0}/$(uname -n).steps\"\noffset=$(cat \"{0}/$(uname -n).clock\" 2>/dev/null)\n\
+             export DONT_FAKE_MONOTONIC=1 FAKETIME_DONT_FAKE_MONOTONIC=1\n[ -e \"$steps\" ] && \
+             LD_PRELOAD=\"{1}\" FAKETIME_TIMESTAMP_FILE=\"$steps\" FAKETIME_CACHE_DURATION=1 exec \"{2}\" \"$@\"\n[ -n \"$offset\" ] || exec \"{2}\" \"$@\"\n\
+             LD_PRELOAD=\"{1}\" FAKETIME=$offset exec \"{2}\" \"$@\"\n",
             self.directory.display(),
             liar.display(),
             program.display()
@@ -74,6 +76,21 @@ impl Clocks {
         let file = self.directory.join(format!("{machine}.clock"));
         let offset = if hours == 0 { String::new() } else { format!("{hours:+}h") };
         std::fs::write(&file, offset).with_context(|| file.display().to_string())
+    }
+
+    /// Steps a machine's clock under the programs that run there, to so many days from the right time: within a second or two. Those
+    /// that were started there after the first step follow, whatever it is [`set`](Self::set) to.
+    ///
+    /// # Errors
+    /// If that can't be written down.
+    pub fn step(&self, machine: &str, days: i64) -> Result<()> {
+        let file = self.directory.join(format!("{machine}.steps"));
+        // In one piece, since it is read at any time.
+        let new = file.with_extension("new");
+        let written = std::fs::write(&new, format!("{:+}h\n", days * 24));
+        written
+            .and_then(|()| std::fs::rename(&new, &file))
+            .with_context(|| file.display().to_string())
     }
 }
 
@@ -109,5 +126,9 @@ mod tests {
         assert!(year() <= now - 24);
         clocks.set(name.trim(), 0).unwrap();
         assert!(year() <= now + 1);
+        clocks.step(name.trim(), 4_000).unwrap();
+        assert!(year() >= now + 10);
+        clocks.step(name.trim(), 0).unwrap();
+        assert!((now..=now + 1).contains(&year()));
     }
 }

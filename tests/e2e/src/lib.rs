@@ -16,11 +16,13 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anteroom_lab::anteroom::Gateway;
 use anteroom_lab::figures::enforced_hospital;
 use anteroom_lab::hospital::Hospital;
 use anteroom_lab::namespace;
+use anteroom_lab::ping::Series;
 use anteroom_lab::programs::{self, Profile, Programs};
 use anyhow::Context as _;
 use tempfile::TempDir;
@@ -167,6 +169,37 @@ pub fn fixture_with(
     }
 }
 
+/// Has the agent of a gateway start anew with a line more under `[underlay]`.
+///
+/// # Panics
+/// If its configuration can't be changed, or it doesn't come back.
+pub fn with_underlay(hospital: &mut Hospital, gateway: &str, line: &str) {
+    let gateway = hospital.gateway(gateway);
+    gateway.stop().unwrap();
+    let text = std::fs::read_to_string(&gateway.config).unwrap();
+    let (before, after) = text.split_once("[underlay]\n").unwrap_or_else(|| panic!("{text}"));
+    std::fs::write(&gateway.config, format!("{before}[underlay]\n{line}\n{after}")).unwrap();
+    gateway.start().unwrap();
+    gateway.wait_running().unwrap();
+}
+
+/// How long relays keep a packet that can't go on, but for what makes them late.
+const KEPT: Duration = Duration::from_millis(200);
+
+/// Asserts that none of these pings, one each `beat`, was lost. The machine alone may lose some: if it kept a thread (for `stall`) or a
+/// packet waiting for longer than relays keep packets, then as many as were sent in twice that time.
+///
+/// # Panics
+/// If more were lost.
+#[track_caller]
+pub fn none_lost(series: &Series, beat: Duration, stall: Duration, what: &str) {
+    let waited = stall.max(Duration::from_micros(series.times.last().copied().unwrap_or(0)));
+    println!("{what}: {} of {} pings lost; {waited:?} at worst", series.lost(), series.sent);
+    let lost = beat * u32::try_from(series.lost()).unwrap_or(u32::MAX);
+    let by_machine = waited >= KEPT && lost <= waited * 2;
+    assert!(series.lost() == 0 || by_machine, "{what}: {stall:?}, {series:?}");
+}
+
 /// What a gateway has dropped since its start, by the word of the reason.
 ///
 /// # Errors
@@ -217,6 +250,27 @@ pub fn differences(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_machine_loses_is_bounded_by_how_long_it_stood_still() {
+        let beat = Duration::from_millis(10);
+        let series = |lost: u64, slowest| Series {
+            sent: 100,
+            received: 100 - lost,
+            times: vec![100, slowest],
+            longest_gap: lost,
+            first_reply_at: None,
+            last_reply_at: None,
+        };
+        let holds = |series: &Series, stall| {
+            std::panic::catch_unwind(|| none_lost(series, beat, stall, "a test")).is_ok()
+        };
+        let (quiet, stood) = (Duration::from_millis(50), Duration::from_millis(300));
+        assert!(holds(&series(0, 200), quiet) && holds(&series(0, 900_000), stood));
+        assert!(!holds(&series(1, 200), quiet), "nothing explains it");
+        assert!(holds(&series(60, 200), stood) && holds(&series(60, 300_000), quiet));
+        assert!(!holds(&series(61, 200), stood), "more than that explains");
+    }
 
     #[test]
     fn a_changed_a_new_and_a_missing_file_are_differences() {

@@ -5,11 +5,14 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::time::Duration;
 
-use anteroom_e2e::{Fixture, Stage, fixture_with};
+use anteroom_e2e::{Fixture, Stage, fixture_with, none_lost};
 use anteroom_lab::clocks::Clocks;
 use anteroom_lab::hospital::Hospital;
-use anteroom_lab::ping;
-use anteroom_lab::story::{approve_all, confirm_all, open_tcp, refused, wait_for_inventory};
+use anteroom_lab::ping::{self, Pinging};
+use anteroom_lab::stall::Stalls;
+use anteroom_lab::story::{
+    POLICY, approve_all, confirm_all, open_tcp, refused, wait_for_inventory,
+};
 use anteroom_lab::wait;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A hospital in which clocks can be wrong, by so many days on these machines. None where nothing lies about the
 /// time, which is said.
 fn fixture(test: &str, stage: Stage, wrong: &[(&str, i64)]) -> Option<(Fixture, Clocks)> {
+    fixture_of(test, stage, |clocks| {
+        for (machine, days) in wrong {
+            clocks.set(machine, *days).unwrap();
+        }
+    })
+}
+
+/// The same, with clocks that something else was done to before any program ran.
+fn fixture_of(test: &str, stage: Stage, wrong: impl FnOnce(&Clocks)) -> Option<(Fixture, Clocks)> {
     if !Clocks::can_be_wrong() {
         eprintln!("skipped {test}: libfaketime isn't installed");
         return None;
@@ -28,9 +40,7 @@ fn fixture(test: &str, stage: Stage, wrong: &[(&str, i64)]) -> Option<(Fixture, 
     let fixture = fixture_with(test, stage, |programs, directory| {
         let lied_to = Clocks::lie_to(programs, &directory.join("clocks")).unwrap();
         let (made, programs) = lied_to.unwrap();
-        for (machine, days) in wrong {
-            made.set(machine, *days).unwrap();
-        }
+        wrong(&made);
         clocks = Some(made);
         programs
     })?;
@@ -149,6 +159,141 @@ fn clocks_that_jump_by_years_change_nothing_that_is_allowed_or_saved() {
         );
     }
     hospital.operator.ok(&["audit", "verify"]).unwrap();
+}
+
+/// What opens a port of the PACS to the CT for a year, and for good.
+fn opened(until: i16) -> String {
+    let rule = |name: &str, port: u16, more: &str| {
+        format!(
+            "[service.{name}]\nports = [\"tcp/{port}\"]\n[rule.{name}]\nfrom = \"ct-1\"\nto = \"pacs-1\"\nservices = [\"{name}\"]\n{more}"
+        )
+    };
+    let timed = rule("timed", TIMED, &format!("expires = {until}-01-01T00:00:00Z\n"));
+    format!("{POLICY}{timed}{}", rule("lasting", LASTING, ""))
+}
+
+const TIMED: u16 = 6_001;
+const LASTING: u16 = 6_002;
+
+/// Whether the CT can open this port of the PACS, where somebody listens.
+fn opens(hospital: &Hospital, port: u16) -> bool {
+    let (ct, pacs) = (hospital.machine("ct-1"), hospital.machine("pacs-1"));
+    open_tcp(&ct.host, (pacs.address(), port), Duration::from_secs(2)).is_ok()
+}
+
+/// Waits until packets between the two gateways take a relay, and pings come through.
+fn by_a_relay(hospital: &Hospital, when: &str) {
+    for name in ["imaging", "servers"] {
+        wait::until_ok(PATIENCE, &format!("packets to take a relay {when}"), || {
+            let status = hospital.gateways[name].status()?;
+            let peers = status["data_plane"]["engine"]["peers"].as_array().cloned();
+            let peers = peers.unwrap_or_default();
+            let so = |peer: &serde_json::Value| peer["live"] == true && peer["relay"].is_u64();
+            anyhow::ensure!(
+                !peers.is_empty() && peers.iter().all(so),
+                "{name}: {peers:?}, {}, {}",
+                status["relays"],
+                status["control"]
+            );
+            Ok(())
+        })
+        .unwrap();
+    }
+    all_is_well(hospital, when);
+}
+
+#[test]
+fn a_controllers_clock_that_jumps_while_it_runs_costs_no_pair_its_relay() {
+    let test = "a_controllers_clock_that_jumps_while_it_runs_costs_no_pair_its_relay";
+    let steps = |clocks: &Clocks| clocks.step("controller", 0).unwrap();
+    let Some((mut fixture, clocks)) = fixture_of(test, Stage::Enforced, steps) else { return };
+    let hospital = &mut fixture.hospital;
+    let file = hospital.operator.write_policy("timed.toml", &opened(year_in(700))).unwrap();
+    hospital.operator.apply(&file, "for two years").unwrap();
+    hospital.router.ip("rule add pref 10 ipproto udp dport 51820 blackhole").unwrap();
+    by_a_relay(hospital, "before the clock jumps");
+    let pacs = hospital.machine("pacs-1").clone();
+    let _listeners = [TIMED, LASTING]
+        .map(|port| pacs.host.enter(|| TcpListener::bind(pacs.at(port))).unwrap().unwrap());
+    for port in [TIMED, LASTING] {
+        wait::until(PATIENCE, "an open port", || opens(hospital, port).then_some(())).unwrap();
+    }
+
+    let mut was_ahead = false;
+    for (round, days) in [4_000, 0, -9_000, 0].into_iter().enumerate() {
+        let when = format!("with a controller at {days:+} days, in round {round}");
+        let ct = &hospital.machine("ct-1").host;
+        let (beat, window) = (Duration::from_millis(5), 32);
+        let stalls = Stalls::watch().unwrap();
+        let pinging = Pinging::start_within(ct, pacs.address(), u64::MAX, beat, window).unwrap();
+        clocks.step("controller", days).unwrap();
+        // It says so itself.
+        wait::until_ok(PATIENCE, &format!("the clock to jump {when}"), || {
+            let label = format!("at={round}-{}", pinging.received());
+            let change = ["device", "label", "ct-1", &label, "--reason", "clocks", "--yes"];
+            let years = year_in(days);
+            hospital.operator.ok(&change)?;
+            let years = [years, year_in(days)];
+            let audit = hospital.operator.json(&["audit", "list", "--limit", "1"])?.to_string();
+            let jumped = years.iter().any(|year| audit.contains(&format!("\"{year}-")));
+            anyhow::ensure!(jumped, "{years:?} isn't in {audit}");
+            Ok(())
+        })
+        .unwrap();
+        let before = pinging.received();
+        wait::until(PATIENCE, &format!("pings {when}"), || {
+            (pinging.received() > before + 400).then_some(())
+        })
+        .unwrap();
+        let series = pinging.stop().unwrap();
+        none_lost(&series, beat, stalls.worst(), &format!("the clock jumps: {when}"));
+
+        // Whoever starts now shows its pass anew, and hears that time.
+        for name in ["servers", "imaging"] {
+            let gateway = hospital.gateway(name);
+            gateway.kill().unwrap();
+            gateway.start().unwrap();
+            gateway.wait_running().unwrap();
+            let hospital = &*hospital;
+            wait::until_ok(PATIENCE, &format!("{name} to be at the controller {when}"), || {
+                let control = hospital.gateways[name].status()?["control"].clone();
+                anyhow::ensure!(!control["connected"].is_null(), "{control}");
+                Ok(())
+            })
+            .unwrap();
+        }
+        by_a_relay(hospital, &when);
+        was_ahead |= days > 0;
+        wait::until(PATIENCE, &format!("what lasts to be open {when}"), || {
+            opens(hospital, LASTING).then_some(())
+        })
+        .unwrap();
+        // What has once counted as over stays so until operators begin anew.
+        wait::until(PATIENCE, &format!("what is timed to be over {when}"), || {
+            (opens(hospital, TIMED) != was_ahead).then_some(())
+        })
+        .unwrap();
+        nobody_lags(hospital, was_ahead && days <= 0);
+    }
+    // All keys change at once, as after a theft.
+    let keys = |hospital: &Hospital| {
+        let of = |name| {
+            let keys = hospital.gateways[name].status().unwrap()["control"]["keys"].clone();
+            let keys = keys.as_array().cloned().unwrap_or_default();
+            keys.into_iter().find(|key| key["serves"] != "clients").unwrap()["key"].to_string()
+        };
+        ["imaging", "servers"].map(of)
+    };
+    let old = keys(hospital);
+    let rotate = ["gateway", "rotate", "--all", "--now", "--yes", "--timeout", "180s"];
+    hospital.operator.ok(&[&rotate[..], &["--reason", "drill"]].concat()).unwrap();
+    wait::until_ok(PATIENCE, "other keys", || {
+        let now = keys(hospital);
+        anyhow::ensure!(now.iter().zip(&old).all(|(now, old)| now != old), "{now:?}, {old:?}");
+        Ok(())
+    })
+    .unwrap();
+    by_a_relay(hospital, "after keys were changed");
 }
 
 /// Who opens what to whom in the weeks that are watched.

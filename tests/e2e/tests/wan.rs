@@ -1,5 +1,8 @@
 //! Underlays that misbehave, under the real programs: what is allowed comes through whole, and nothing else does.
 
+#[path = "wan/uplinks.rs"]
+mod uplinks;
+
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -9,7 +12,7 @@ use anteroom_lab::capture::Capture;
 use anteroom_lab::hospital::{Hospital, Machine, address};
 use anteroom_lab::ping::{self, Pinging};
 use anteroom_lab::story::only_ciphertext;
-use anteroom_lab::topology::{Host, cable};
+use anteroom_lab::topology::Host;
 use anteroom_lab::wait;
 use anteroom_lab::wan::Attach;
 use anteroom_lab::wan::conditions::Conditions;
@@ -275,112 +278,6 @@ fn gateways_behind_nats_at_both_ends_find_a_direct_path_where_there_can_be_one()
         Ok(())
     })
     .unwrap();
-}
-
-/// Which underlay a gateway says that it uses, and why.
-fn underlay(hospital: &Hospital, gateway: &str) -> anyhow::Result<(String, String)> {
-    let status = hospital.gateways[gateway].status()?;
-    let underlays = &status["data_plane"]["underlays"];
-    let word = |key: &str| underlays[key].as_str().map(str::to_owned);
-    word("using").zip(word("why")).ok_or_else(|| anyhow::anyhow!("no underlays: {underlays}"))
-}
-
-fn wait_for_underlay(hospital: &Hospital, wanted: &str, why: &str, when: &str) {
-    wait::until_ok(PATIENCE, &format!("{wanted} to be used {when}"), || {
-        let found = underlay(hospital, "imaging")?;
-        anyhow::ensure!(found.0 == wanted && found.1.contains(why), "{found:?}");
-        Ok(())
-    })
-    .unwrap();
-}
-
-#[test]
-fn a_gateway_with_a_second_uplink_takes_it_when_the_first_is_dead_or_silent_and_goes_back() {
-    let test =
-        "a_gateway_with_a_second_uplink_takes_it_when_the_first_is_dead_or_silent_and_goes_back";
-    let Some(mut fixture) = hospital(test) else { return };
-    // Another way to the router, which is used by nobody yet.
-    let (near, far) = (Ipv4Addr::new(100, 64, 9, 2), Ipv4Addr::new(100, 64, 9, 1));
-    let router = fixture.hospital.router.clone();
-    let gateway = fixture.hospital.gateway("imaging");
-    cable((&gateway.host, "backup", None), (&router, "backup")).unwrap();
-    gateway.host.address("backup", near, 24).unwrap();
-    router.address("backup", far, 24).unwrap();
-    gateway.host.ip(&format!("route add default via {far} dev backup metric 500")).unwrap();
-    for interface in ["all", "uplink", "backup"] {
-        let file = format!("/proc/sys/net/ipv4/conf/{interface}/rp_filter");
-        gateway.host.enter(|| std::fs::write(&file, "0")).unwrap().unwrap();
-    }
-    gateway.stop().unwrap();
-    let text = std::fs::read_to_string(&gateway.config).unwrap();
-    let text = text.replace("[underlay]", "[underlay]\nbackup = \"backup\"");
-    std::fs::write(&gateway.config, text).unwrap();
-    gateway.start().unwrap();
-    gateway.wait_running().unwrap();
-    let hospital = &fixture.hospital;
-    let (ct, pacs) = ends(hospital);
-    let proved = |when: &str| {
-        for (here, there) in [("imaging", "servers"), ("servers", "imaging")] {
-            wait::until_ok(PATIENCE, &format!("a direct path {when}"), || {
-                let now = way(hospital, here, there)?;
-                anyhow::ensure!(now == ("proved".into(), false), "{here}: {now:?}");
-                Ok(())
-            })
-            .unwrap();
-        }
-    };
-    reaches(&ct.host, pacs.address(), "with two uplinks");
-    proved("with two uplinks");
-    wait_for_underlay(hospital, "uplink", "first", "at first");
-    let mut talk = Talk::start(ct, pacs);
-    talk.goes_on(PART as u64, "with two uplinks");
-
-    let silence = [
-        "pref 10 iif imaging blackhole".to_owned(),
-        format!("pref 11 to {}/32 blackhole", address("imaging", 2)),
-    ];
-    let mut gaps = Vec::new();
-    for (what, why) in [("a dead cable", "no carrier"), ("silence", "nothing came back")] {
-        let dead = what == "a dead cable";
-        gaps.push(outage(ct, pacs, &format!("{what} at the first uplink, under load"), || {
-            if dead {
-                hospital.campus.ip("link set u-imaging down").unwrap();
-            } else {
-                for rule in &silence {
-                    router.ip(&format!("rule add {rule}")).unwrap();
-                }
-            }
-        }));
-        wait_for_underlay(hospital, "backup", why, &format!("after {what}"));
-        talk.goes_on(PART as u64, &format!("over the second uplink after {what}"));
-        // The controller sees it too.
-        hospital.operator.ok(&["status", "--wait", "60"]).unwrap();
-        proved("over the second uplink");
-
-        let series = Pinging::start(&ct.host, pacs.address(), u64::MAX, BEAT).unwrap();
-        if dead {
-            hospital.campus.ip("link set u-imaging up").unwrap();
-        } else {
-            for rule in &silence {
-                router.ip(&format!("rule del {rule}")).unwrap();
-            }
-        }
-        wait_for_underlay(hospital, "uplink", "good again", &format!("again after {what}"));
-        let back = series.received();
-        wait::until(PATIENCE, "answers over the first uplink", || {
-            (series.received() >= back + 60).then_some(())
-        })
-        .unwrap();
-        let series = series.stop().unwrap();
-        println!("back after {what}: {} of {} pings lost", series.lost(), series.sent);
-        // Nothing forces this change: the second one is good until the first is.
-        assert_eq!(series.lost(), 0, "back after {what}: {series:?}");
-        talk.goes_on(PART as u64, &format!("over the first uplink again after {what}"));
-        proved("over the first uplink again");
-    }
-    talk.stop();
-    nothing_else_passes(hospital, "with two uplinks");
-    assert!(gaps.iter().all(|gap| *gap < RECOVERY), "{gaps:?}");
 }
 
 #[test]

@@ -4,14 +4,7 @@ use super::*;
 
 /// Has the agent of a gateway start anew with peers' QUIC taken at this port.
 pub(super) fn take_quic(hospital: &mut Hospital, gateway: &str, port: u16) {
-    let gateway = hospital.gateway(gateway);
-    let text = std::fs::read_to_string(&gateway.config).unwrap();
-    let key = "listen = \"0.0.0.0:51820\"\n";
-    assert!(text.contains(key), "{text}");
-    std::fs::write(&gateway.config, text.replace(key, &format!("{key}quic = {port}\n"))).unwrap();
-    gateway.stop().unwrap();
-    gateway.start().unwrap();
-    gateway.wait_running().unwrap();
+    with_underlay(hospital, gateway, &format!("quic = {port}"));
 }
 
 /// A stranger looks for QUIC there, in all ways that a server would have to answer.
