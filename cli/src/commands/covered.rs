@@ -13,6 +13,8 @@ pub(super) struct CoverageRow {
     active_days: u32,
     /// What wasn't seen.
     missing: Vec<String>,
+    /// What is likely still to come, and would be dropped.
+    unforeseen: Vec<String>,
 }
 
 impl CoverageRow {
@@ -23,6 +25,7 @@ impl CoverageRow {
             watched_days: found.watched_days,
             active_days: found.active_days,
             missing: found.missing.iter().map(ToString::to_string).collect(),
+            unforeseen: found.unforeseen.iter().map(ToString::to_string).collect(),
         }
     }
 
@@ -37,6 +40,12 @@ impl CoverageRow {
         }
         if !self.enough {
             text.push_str(". Too little for enforce");
+        }
+        if !self.unforeseen.is_empty() {
+            text.push_str(&format!(
+                ". Not covered, more like it may come: {}",
+                self.unforeseen.join("; ")
+            ));
         }
         text
     }

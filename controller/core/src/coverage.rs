@@ -3,7 +3,8 @@
 //! A rule can only be learnt from what happened while somebody watched. So this asks, for each device, whether the
 //! watch was long enough, held a weekend and a month's end, and whether the device did what its class does: a conversation that
 //! four fifths of its class have and it hasn't, or a connection back that its protocol implies (storage commitment after DICOM) and that others get,
-//! is likely still to come.
+//! is likely still to come. Beside that it says what no watch is long enough for: kinds of conversation that go on bringing pairs which no
+//! rule opens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,6 +18,10 @@ use crate::history::{History, Way};
 use crate::model::Model;
 use crate::parties::label;
 use crate::resolve::Resolved;
+
+mod unforeseen;
+
+pub use unforeseen::Unforeseen;
 
 const DAY: u64 = 86_400_000;
 /// Fewest of a class that say what is usual in it.
@@ -125,6 +130,9 @@ pub struct Coverage {
     pub missing: Vec<Missing>,
     /// Whether enough was seen to enforce it.
     pub enough: bool,
+    /// What is likely still to come, by what devices of its class did on one day only, and would be dropped under the policy: the likeliest
+    /// kinds. It is no reason against enforcing.
+    pub unforeseen: Vec<Unforeseen>,
 }
 
 impl Coverage {
@@ -205,6 +213,7 @@ pub fn coverage(
         }
     }
     let usual = usual(resolved, &days, &kinds);
+    let mut unforeseen = unforeseen::unforeseen(resolved, history, today, &class);
     let none = BTreeSet::new();
     let mut found = BTreeMap::new();
     for (id, device) in resolved.model.devices.iter().filter(|(_, device)| !Model::is_host(device))
@@ -261,9 +270,11 @@ pub fn coverage(
             .iter()
             .any(|missing| !matches!(missing, Missing::Usual { .. } | Missing::Back { .. }));
         let enough = !watch && !back_missing && had as f64 >= demand.usual * expected.len() as f64;
+        let unforeseen = unforeseen.remove(id).unwrap_or_default();
+        let usual = expected.len();
         found.insert(
             *id,
-            Coverage { watched_days, active_days, usual: expected.len(), had, missing, enough },
+            Coverage { watched_days, active_days, usual, had, missing, enough, unforeseen },
         );
     }
     found
@@ -373,6 +384,53 @@ mod tests {
         assert!(!of(3).enough, "never seen");
         let words: Vec<String> = of(3).missing.iter().map(ToString::to_string).collect();
         assert!(words[0].contains("0 days of the 14"), "{words:?}");
+    }
+
+    #[test]
+    fn what_a_class_goes_on_to_do_and_no_rule_opens_is_said_of_all_of_it() {
+        let mut model = hospital();
+        for (first, class) in [(10, "desk"), (30, "printer")] {
+            for number in first..first + 8 {
+                let called = format!("{class}-{number}");
+                let address = [10, 20, 1, number as u8];
+                let port = format!("port{number}");
+                model.devices.extend([device(number, &called, 1, &port, address, class)]);
+            }
+        }
+        let mut history = History::new(1000);
+        for number in 0..7 {
+            // Each has its printer, and went to another one once; the last desk did nothing of the kind.
+            daily(&mut history, 10 + number, 30 + number, 9100, 0..30);
+            daily(&mut history, 10 + number, 30 + (number + 1) % 8, 9100, 20..21);
+        }
+        // One of them scanned.
+        for number in 30..38 {
+            daily(&mut history, 10, number, 445, 25..26);
+        }
+        let of = |policy: &str, number| {
+            let resolved = Resolved::from_text(&model, "policy", policy).unwrap();
+            let found = coverage(&resolved, &history, &Demand::default(), NOW);
+            let unforeseen = &found[&member_id(number)].unforeseen;
+            unforeseen.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let printing =
+            "tcp/9100 opened to printer (7 pairs of its class seen on one day, in no rule)";
+        let own = "tcp/9100 opened to printer (1 pair seen on one day, in no rule)";
+        assert_eq!(of("format = 1", 17), [printing]);
+        assert_eq!(of("format = 1", 11), [own]);
+        assert_eq!(
+            of("format = 1", 10).len(),
+            2,
+            "whoever scanned is told of it, and nobody else of its class"
+        );
+        assert_eq!(
+            of("format = 1", 37)[0],
+            "tcp/445 opened to it by desk (1 pair seen on one day, in no rule)"
+        );
+        let open = "format = 1\n[segment.desks]\nmatch = { label = { class = \"desk\" } }\n[segment.printers]\nmatch = { label = { class = \"printer\" } }\n\
+                    [rule.print]\nfrom = \"desks\"\nto = \"printers\"\nservices = [\"jetdirect\"]\n";
+        assert_eq!(of(open, 17), [""; 0]);
+        assert_eq!(of(open, 11), [""; 0]);
     }
 
     #[test]

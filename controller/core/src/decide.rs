@@ -320,7 +320,7 @@ fn judge<'a>(
 
 /// Whether a device opens the flow to a server of its site's infrastructure. Quarantine leaves that open: it is
 /// part of keeping an address and the time.
-fn is_infrastructure(resolved: &Resolved, gateway: GatewayId, flow: &Flow) -> bool {
+pub(crate) fn is_infrastructure(resolved: &Resolved, gateway: GatewayId, flow: &Flow) -> bool {
     let Party::Address(server) = flow.to else { return false };
     let site = resolved.model.gateways.get(&gateway).map(|gateway| &gateway.site);
     let Some(found) = site.and_then(|site| resolved.policy.infrastructure.get(site)) else {

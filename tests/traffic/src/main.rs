@@ -53,18 +53,33 @@ fn main() {
     let (wanted, flat) = (measure::wanted_pairs(&world), measure::flat_pairs(&world));
     println!("true policy: {wanted} pairs; flat network: {flat}\n{}", measure::HEADING);
     let began = Instant::now();
-    let uncovered = measure::uncovered(&resolved, &history);
-    println!("{} devices watched too little, found in {:.1?}", uncovered.len(), began.elapsed());
+    let covered = measure::Covered::of(&suggested, &history);
+    println!(
+        "{} devices watched too little, found in {:.1?}",
+        covered.uncovered.len(),
+        began.elapsed()
+    );
     let rows = [
-        measure::policy(&world, "suggestion", &suggested, &uncovered),
-        measure::exact(&world, &history, &uncovered),
-        measure::subnets(&world, &history, &uncovered),
+        measure::policy(&world, "suggestion", &suggested, &covered),
+        measure::exact(&world, &history, &covered),
+        measure::subnets(&world, &history, &covered),
     ];
     for row in &rows {
         println!(
             "{row}  {:.2} of true, {:.2} % below flat",
             row.pairs as f64 / wanted as f64,
             100.0 - 100.0 * row.pairs as f64 / flat as f64
+        );
+    }
+    let odd = rows[0].blocked_edges.iter().filter(|edge| edge.is_often() || !edge.told);
+    for edge in odd.take(40) {
+        let (protocol, port) = edge.service;
+        println!(
+            "  {}{protocol:?}/{port} on {} days: {} > {}",
+            if edge.told { "" } else { "untold: " },
+            edge.days,
+            world.describe(edge.from),
+            world.describe(edge.to)
         );
     }
     for (what, flows) in rows[0].worst.iter().take(12) {

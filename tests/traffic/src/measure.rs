@@ -30,10 +30,8 @@ pub struct Row {
     pub blocked: u64,
     /// Those of them with a device that was watched too little, which is kept from being enforced.
     pub uncovered: u64,
-    /// Edges that the blocked flows of the other devices were.
-    pub blocked_edges: usize,
-    /// Those of them that were seen on more than two days of the held-out weeks: they aren't rare.
-    pub blocked_often: usize,
+    /// Edges that the blocked flows of the other devices were, sorted.
+    pub blocked_edges: Vec<Blocked>,
     /// Flows of misconfigured and infected devices that it lets through.
     pub wrong_passed: u64,
     /// All of those.
@@ -42,27 +40,68 @@ pub struct Row {
     pub worst: Vec<(String, u64)>,
 }
 
+/// An edge that would have been blocked.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Blocked {
+    /// Who opened it.
+    pub from: Party,
+    /// To whom.
+    pub to: Party,
+    /// What.
+    pub service: Service,
+    /// On how many of the held-out days.
+    pub days: usize,
+    /// Whether the coverage of one of its ends had said that more of the kind may come.
+    pub told: bool,
+}
+
+impl Blocked {
+    /// Whether it isn't rare.
+    #[must_use]
+    pub const fn is_often(&self) -> bool {
+        self.days > OFTEN
+    }
+}
+
+impl Row {
+    /// Blocked edges that aren't rare.
+    #[must_use]
+    pub fn blocked_often(&self) -> usize {
+        self.blocked_edges.iter().filter(|edge| edge.is_often()).count()
+    }
+
+    /// Blocked edges of which no coverage had said anything.
+    #[must_use]
+    pub fn blocked_untold(&self) -> usize {
+        self.blocked_edges.iter().filter(|edge| !edge.told).count()
+    }
+}
+
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let share = |part: u64, all: u64| 100.0 * part as f64 / all.max(1) as f64;
         write!(
             f,
-            "{:<14} {:>12} {:>12} {:>10} {:>9.4} % {:>8} {:>8} {:>10} {:>8.1} %",
+            "{:<14} {:>12} {:>12} {:>10} {:>9.4} % {:>8} {:>8} {:>8} {:>10} {:>8.1} %",
             self.name,
             self.pairs,
             self.beyond,
             self.blocked,
             share(self.blocked, self.flows),
-            self.blocked_edges,
-            self.blocked_often,
+            self.blocked_edges.len(),
+            self.blocked_often(),
+            self.blocked_untold(),
             self.uncovered,
             share(self.wrong_passed, self.wrong)
         )
     }
 }
 
+/// On how many of the held-out days an edge is still rare.
+const OFTEN: usize = 2;
+
 /// The heading of [`Row`]s.
-pub const HEADING: &str = "policy                pairs  beyond true    blocked  of flows    edges    often  uncovered  wrong let in";
+pub const HEADING: &str = "policy                pairs  beyond true    blocked  of flows    edges    often   untold  uncovered  wrong let in";
 
 /// The history of the first eight weeks.
 #[must_use]
@@ -74,19 +113,47 @@ pub fn history(world: &World, limit: usize) -> History {
     history
 }
 
-/// Devices that were watched too little to be enforced.
-#[must_use]
-pub fn uncovered(resolved: &Resolved, history: &History) -> HashSet<Party> {
-    let found =
-        coverage(resolved, history, &Demand::default(), history.span().unwrap_or_default().1);
-    found.iter().filter(|(_, found)| !found.enough).map(|(id, _)| Party::Member(*id)).collect()
+/// What coverage says before anything is enforced.
+#[derive(Debug, Clone, Default)]
+pub struct Covered {
+    /// Devices that were watched too little to be enforced.
+    pub uncovered: HashSet<Party>,
+    /// Of which device more is expected: as the one that opens or not, and with which service.
+    unforeseen: HashSet<(Party, bool, Service)>,
+}
+
+impl Covered {
+    /// What is said where `resolved` has the policy that is to be enforced.
+    #[must_use]
+    pub fn of(resolved: &Resolved, history: &History) -> Self {
+        let now = history.span().unwrap_or_default().1;
+        let mut covered = Self::default();
+        for (id, found) in coverage(resolved, history, &Demand::default(), now) {
+            let party = Party::Member(id);
+            if !found.enough {
+                covered.uncovered.insert(party);
+            }
+            covered.unforeseen.extend(
+                found
+                    .unforeseen
+                    .iter()
+                    .map(|one| (party, one.opens, (one.service.protocol, one.service.first))),
+            );
+        }
+        covered
+    }
+
+    fn told(&self, from: Party, to: Party, service: Service) -> bool {
+        self.unforeseen.contains(&(from, true, service))
+            || self.unforeseen.contains(&(to, false, service))
+    }
 }
 
 /// Measures a policy that answers by `opens`.
 pub fn hold_out(
     world: &World,
     name: &str,
-    uncovered: &HashSet<Party>,
+    covered: &Covered,
     mut opens: impl FnMut(Party, Party, Service) -> bool,
 ) -> Row {
     let mut row = Row { name: name.to_owned(), ..Row::default() };
@@ -105,7 +172,9 @@ pub fn hold_out(
             None => {
                 row.flows += flows;
                 if !open {
-                    if uncovered.contains(&seen.from) || uncovered.contains(&seen.to) {
+                    if covered.uncovered.contains(&seen.from)
+                        || covered.uncovered.contains(&seen.to)
+                    {
                         row.uncovered += flows;
                         return;
                     }
@@ -124,8 +193,14 @@ pub fn hold_out(
             }
         }
     });
-    row.blocked_edges = blocked.len();
-    row.blocked_often = blocked.values().filter(|days| days.len() > 2).count();
+    row.blocked_edges = blocked
+        .into_iter()
+        .map(|((from, to, service), days)| {
+            let told = covered.told(from, to, service);
+            Blocked { from, to, service, days: days.len(), told }
+        })
+        .collect();
+    row.blocked_edges.sort_unstable();
     row.worst = worst.into_iter().collect();
     row.worst.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     row
@@ -152,11 +227,11 @@ pub fn flat_pairs(world: &World) -> u64 {
 
 /// A policy of the program's own kind.
 #[must_use]
-pub fn policy(world: &World, name: &str, resolved: &Resolved, uncovered: &HashSet<Party>) -> Row {
+pub fn policy(world: &World, name: &str, resolved: &Resolved, covered: &Covered) -> Row {
     let opens = |from: Party, to: Party, (protocol, port): Service| {
         allows(resolved, from, to, protocol, port)
     };
-    let mut row = hold_out(world, name, uncovered, opens);
+    let mut row = hold_out(world, name, covered, opens);
     // By who opens: members, and addresses outside one by one.
     let mut by_from: HashMap<Party, Vec<usize>> = HashMap::new();
     for (place, rule) in resolved.rules.iter().enumerate() {
@@ -244,13 +319,13 @@ pub fn allows(resolved: &Resolved, from: Party, to: Party, protocol: Protocol, p
 
 /// Every edge that was answered, and nothing else.
 #[must_use]
-pub fn exact(world: &World, history: &History, uncovered: &HashSet<Party>) -> Row {
+pub fn exact(world: &World, history: &History, covered: &Covered) -> Row {
     let seen: HashSet<(Party, Party, Service)> = history
         .edges()
         .filter(Edge::answered)
         .map(|edge| (edge.from, edge.to, (edge.protocol, edge.port)))
         .collect();
-    let mut row = hold_out(world, "exact edges", uncovered, |from, to, service| {
+    let mut row = hold_out(world, "exact edges", covered, |from, to, service| {
         seen.contains(&(from, to, service))
     });
     row.pairs = seen.len() as u64;
@@ -263,7 +338,7 @@ pub fn exact(world: &World, history: &History, uncovered: &HashSet<Party>) -> Ro
 
 /// For each two subnets the services that were seen between them.
 #[must_use]
-pub fn subnets(world: &World, history: &History, uncovered: &HashSet<Party>) -> Row {
+pub fn subnets(world: &World, history: &History, covered: &Covered) -> Row {
     let mut members: HashMap<u32, HashSet<Party>> = HashMap::new();
     let mut homes: HashMap<Party, u32> = HashMap::new();
     for (id, device) in &world.model.devices {
@@ -280,7 +355,7 @@ pub fn subnets(world: &World, history: &History, uncovered: &HashSet<Party>) -> 
         .filter(Edge::answered)
         .map(|edge| (home(edge.from), home(edge.to), (edge.protocol, edge.port)))
         .collect();
-    let mut row = hold_out(world, "subnet pairs", uncovered, |from, to, service| {
+    let mut row = hold_out(world, "subnet pairs", covered, |from, to, service| {
         open.contains(&(home(from), home(to), service))
     });
     let size = |home: u32| members.get(&home).map_or(256, |members| members.len() as u64);
@@ -297,6 +372,22 @@ pub fn subnets(world: &World, history: &History, uncovered: &HashSet<Party>) -> 
 }
 
 impl World {
+    /// A party, and what is odd about it.
+    #[must_use]
+    pub fn describe(&self, party: Party) -> String {
+        let Some(place) = self.place_of.get(&party) else { return self.class(party) };
+        let truth = &self.devices[*place];
+        let device = self.model.devices.get(&truth.id);
+        let called = device.map_or_else(String::new, |device| device.name.to_string());
+        let label = device.and_then(|device| device.labels.values().next());
+        format!(
+            "{called} (labelled {}, on for {:.0} % of days from day {})",
+            label.map_or("nothing", String::as_str),
+            100.0 * truth.presence,
+            truth.born
+        )
+    }
+
     /// What a party really is.
     #[must_use]
     pub fn class(&self, party: Party) -> String {

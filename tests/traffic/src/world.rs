@@ -47,9 +47,9 @@ pub(crate) struct Truth {
     /// How much it is used.
     vigour: f64,
     /// On what share of days it is on.
-    presence: f64,
+    pub(crate) presence: f64,
     /// The day on which it comes.
-    born: u64,
+    pub(crate) born: u64,
     wrong: Option<Wrong>,
 }
 

@@ -10,6 +10,7 @@ use anteroom_proto::time::UnixMillis;
 
 use super::policy::{mode, moment};
 use super::{Evidence, Findings, Severity};
+use crate::coverage::Coverage;
 use crate::model::{Device, Model};
 use crate::parties::{member_label, some_of};
 use crate::resolve::{Resolved, ResolvedRule, Side};
@@ -86,7 +87,7 @@ fn watched(
     for (id, device) in enforced {
         let subject = format!("device {}", device.name);
         match evidence.coverage.get(id) {
-            Some(found) if found.enough => {}
+            Some(found) if found.enough => unforeseen(subject, found, findings),
             Some(found) => {
                 let missing: Vec<String> = found.missing.iter().map(ToString::to_string).collect();
                 findings.add(
@@ -119,6 +120,19 @@ fn watched(
             None => {}
         }
     }
+}
+
+/// What is likely still to come of a device that was watched long enough.
+fn unforeseen(subject: String, coverage: &Coverage, findings: &mut Findings) {
+    if coverage.unforeseen.is_empty() {
+        return;
+    }
+    let kinds: Vec<String> = coverage.unforeseen.iter().map(ToString::to_string).collect();
+    let text = format!(
+        "More like this may come, and is dropped then: {}. If it is wanted, a rule from segment to segment opens it.",
+        some_of(&kinds, MISSING)
+    );
+    findings.add(Severity::Warning, "not-covered", subject, text);
 }
 
 /// Most devices that one command in a message names.

@@ -204,7 +204,7 @@ impl Talk<'_> {
         let bound = self.options.unseen * all as f64;
         let tops = [0, 1].map(|end| if self.is_common(end) { self.tops[end] } else { 0 });
         let mut best: Option<(bool, u64, u64, [usize; 2])> = None;
-        let mut keys: Vec<(u32, u32, u32)> = Vec::with_capacity(self.pairs.len());
+        let mut keys: Vec<(u32, u32, u32, u32, u32)> = Vec::with_capacity(self.pairs.len());
         for rungs in (0..RUNGS * RUNGS).map(|at| [at / RUNGS, at % RUNGS]) {
             if rungs[0] > tops[0] || rungs[1] > tops[1] {
                 continue;
@@ -212,12 +212,27 @@ impl Talk<'_> {
             keys.clear();
             keys.extend(self.pairs.iter().map(|pair| {
                 let (from, to) = (self.at(pair, 0, rungs[0]), self.at(pair, 1, rungs[1]));
-                (from.1, to.1, pair.days.count_ones())
+                (from.1, to.1, pair.from, pair.to, pair.days.count_ones())
             }));
             keys.sort_unstable();
             let (mut single, mut opens) = (0_u64, 0_u64);
             for cell in keys.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
-                single += u64::from(cell.len() == 1 && cell[0].2 <= 1);
+                let at = [(rungs[0] as u8, cell[0].0), (rungs[1] as u8, cell[0].1)];
+                // What too few speak for stays pairs, and of these more are likely still to come.
+                if rungs != [0, 0]
+                    && !self.enough_speak(
+                        at,
+                        [
+                            cell.iter().map(|key| key.2).collect(),
+                            cell.iter().map(|key| key.3).collect(),
+                        ],
+                    )
+                {
+                    single += cell.iter().filter(|key| key.4 <= 1).count() as u64;
+                    opens = opens.saturating_add(cell.len() as u64);
+                    continue;
+                }
+                single += u64::from(cell.len() == 1 && cell[0].4 <= 1);
                 let size = |end: usize, cell: u32| self.facts.cells[rungs[end]][cell as usize].size;
                 opens = opens.saturating_add(size(0, cell[0].0).saturating_mul(size(1, cell[0].1)));
             }
@@ -250,22 +265,32 @@ impl Talk<'_> {
         let mut order: Vec<usize> = (0..labels.len()).collect();
         order.sort_unstable_by_key(|place| (labels[*place], *place));
         for start in chunks(&order, |place| labels[place]) {
-            let agree = |end: usize| {
-                let (rung, cell) = labels[start[0]][end];
-                let size = self.facts.cells[usize::from(rung)][cell as usize].size;
-                let distinct: BTreeSet<u32> =
-                    start.iter().map(|place| self.at(&self.pairs[*place], end, 0).1).collect();
-                let wanted =
-                    (FEWEST_TO_COME * size as f64).max(size.min(self.options.agree as u64) as f64);
-                rung == 0 || distinct.len() as f64 >= wanted
-            };
-            if !(agree(0) && agree(1)) {
+            let speaking = [0, 1].map(|end| {
+                start.iter().map(|place| self.at(&self.pairs[*place], end, 0).1).collect()
+            });
+            if !self.enough_speak(labels[start[0]], speaking) {
                 for place in start {
                     let pair = &self.pairs[place];
                     labels[place] = [self.at(pair, 0, 0), self.at(pair, 1, 0)];
                 }
             }
         }
+    }
+
+    /// Whether of each end of a block enough parties were seen for it to be opened because of what is to come. What was seen may name a party
+    /// more than once.
+    fn enough_speak(&self, at: Label, speaking: [Vec<u32>; 2]) -> bool {
+        at.into_iter().zip(speaking).all(|((rung, cell), mut parties)| {
+            if rung == 0 {
+                return true;
+            }
+            let size = self.facts.cells[usize::from(rung)][cell as usize].size;
+            let wanted =
+                (FEWEST_TO_COME * size as f64).max(size.min(self.options.agree as u64) as f64);
+            parties.sort_unstable();
+            parties.dedup();
+            parties.len() as f64 >= wanted
+        })
     }
 
     /// Lifts the cells on `rung` at one end by a rung, where enough of the cells that it would unite agree.

@@ -14,7 +14,8 @@ const FEW_DAYS: u32 = 2;
 /// Takes out of the pairs what scanners alone do, and gives it back for questions.
 ///
 /// A device scans with a service if it calls at least ten whom fewer than three of its class call, and either gets no answer from as many others, or
-/// has class mates and calls most of the ten on two days at most.
+/// has class mates and calls most of the ten on two days at most. Those who call itself again and again aren't among the ten: a server that fills
+/// its pumps' drug libraries once a month is no scanner.
 pub(super) fn take(facts: &mut Facts) -> Vec<Pair> {
     let mut silent: BTreeMap<u32, usize> = BTreeMap::new();
     for call in &facts.unanswered {
@@ -33,8 +34,11 @@ pub(super) fn take(facts: &mut Facts) -> Vec<Pair> {
         let (class, far) = (facts.class[pair.from as usize], facts.class[pair.to as usize]);
         callers.get(&(class, pair.service, far)).is_none_or(|callers| callers.len() < MATES)
     };
+    let regular = facts.pairs.iter().filter(|pair| pair.days.count_ones() > FEW_DAYS);
+    let callers_of: BTreeSet<(u32, u32)> = regular.map(|pair| (pair.to, pair.from)).collect();
     let mut calls: BTreeMap<(u32, u32), (usize, usize)> = BTreeMap::new();
-    for pair in facts.pairs.iter().filter(|pair| alone(pair)) {
+    let strangers = |pair: &&Pair| alone(pair) && !callers_of.contains(&(pair.from, pair.to));
+    for pair in facts.pairs.iter().filter(strangers) {
         let (all, brief) = calls.entry((pair.from, pair.service)).or_default();
         *all += 1;
         *brief += usize::from(pair.days.count_ones() <= FEW_DAYS);

@@ -234,6 +234,27 @@ fn what_a_scanner_reaches_is_no_rule() {
 }
 
 #[test]
+fn a_server_that_calls_its_own_callers_once_a_month_is_no_scanner() {
+    let mut model = empty();
+    class(&mut model, "pump", 10, 30, 1);
+    class(&mut model, "pump-server", 100, 3, 4);
+    let mut history = History::new(10_000);
+    for number in 10..40 {
+        let server = member(100 + number % 2);
+        calls(&mut history, member(number), server, 443, 0..60);
+        let day = u64::from(number);
+        calls(&mut history, server, member(number), 1500, [day, day + 10]);
+    }
+    let (found, after) = learn(&model, &history);
+    assert_eq!(found.questions, [], "{}", found.text);
+    assert!(
+        (10..40).all(|number| opens(&after, member(100 + number % 2), member(number), 1500)),
+        "{}",
+        found.text
+    );
+}
+
+#[test]
 fn a_device_without_a_label_is_known_by_what_it_does() {
     let mut model = empty();
     class(&mut model, "ct", 10, 8, 1);
