@@ -24,6 +24,9 @@ pub enum DeviceCommand {
         /// Only what nobody has confirmed yet
         #[arg(long)]
         new: bool,
+        /// Every column: gateway, port, Ethernet address, labels and when it was last seen, too
+        #[arg(long)]
+        wide: bool,
         /// Only those that are taken for this: vendor, class, make, model, role, os or hostname, and a value or `unknown`; may be repeated
         #[arg(long, value_name = "FIELD=VALUE", value_parser = parse_label)]
         is: Vec<Label>,

@@ -28,7 +28,7 @@ use crate::args::{Label, SurfaceArgs};
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
 use crate::output::Output;
-use crate::output::table::{facts, join, table};
+use crate::output::table::{count, facts, join, table};
 use crate::output::time::{Moment, ago, now};
 use crate::recognised::{FieldRow, Recognised, explained, is as has_field, rows as rows_of, short};
 use crate::recorded::{Reader, each};
@@ -252,6 +252,7 @@ pub(super) fn surfaces(model: &Model, resolved: Option<&Resolved>) -> Surfaces {
 /// `anteroom device list`.
 pub(super) fn list(
     new: bool,
+    wide: bool,
     is: &[Label],
     wanted: &SurfaceArgs,
     remote: &mut Remote,
@@ -299,11 +300,27 @@ pub(super) fn list(
         output.data(&rows, |_| "No device fits.".to_owned())?;
         return Ok(Exit::Ok);
     }
-    output.data(&rows, |rows| render(rows, new, !is.is_empty()))?;
+    output.data(&rows, |rows| render(rows, new, wide, !is.is_empty()))?;
     Ok(Exit::Ok)
 }
 
-fn render(rows: &[DeviceRow], only_new: bool, filtered: bool) -> String {
+/// What a column says of a device.
+type Cell<'a> = Box<dyn Fn(&DeviceRow) -> String + 'a>;
+
+/// Its name, or by what it is confirmed.
+fn called(row: &DeviceRow) -> String {
+    row.name.clone().unwrap_or_else(|| row.mac.clone())
+}
+
+fn port(row: &DeviceRow) -> String {
+    row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port))
+}
+
+fn or_dash(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| "-".into(), |value| value.to_string())
+}
+
+fn render(rows: &[DeviceRow], only_new: bool, wide: bool, filtered: bool) -> String {
     if rows.is_empty() && filtered {
         return "No device is taken for that. `anteroom device list` shows them all.".into();
     }
@@ -315,39 +332,38 @@ fn render(rows: &[DeviceRow], only_new: bool, filtered: bool) -> String {
         };
     }
     let now = now();
-    let lines = rows.iter().map(|row| {
-        vec![
-            row.name.clone().unwrap_or_else(|| "(new)".into()),
-            row.mode.clone().unwrap_or_else(|| "-".into()),
-            row.gateway.clone(),
-            row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port)),
-            row.mac.clone(),
-            shown_addresses(row),
-            row.surface.criticality.as_ref().map_or_else(|| "-".into(), ToString::to_string),
-            labels(row),
-            short(&row.claims),
-            row.last_seen.map_or_else(|| "never".into(), |at| ago(at.0, now)),
-            row.coverage.as_ref().map_or_else(|| "-".into(), CoverageRow::short),
-            notes(row),
-        ]
-    });
-    let mut text = table(
-        &[
-            "DEVICE",
-            "MODE",
-            "GATEWAY",
-            "PORT",
-            "MAC",
-            "ADDRESSES",
-            "CRITICALITY",
-            "LABELS",
-            "TAKEN FOR",
-            "LAST SEEN",
-            "COVERAGE",
-            "NOTES",
-        ],
-        lines,
-    );
+    let any_critical = rows.iter().any(|row| row.surface.criticality.is_some());
+    let mut columns: Vec<(&str, Cell<'_>)> = vec![("DEVICE", Box::new(called))];
+    if !only_new {
+        columns.push(("MODE", Box::new(|row| row.mode.clone().unwrap_or_else(|| "-".into()))));
+    }
+    if wide || only_new {
+        columns.push(("GATEWAY", Box::new(|row| row.gateway.clone())));
+        columns.push(("PORT", Box::new(port)));
+    }
+    if wide {
+        columns.push(("MAC", Box::new(|row| row.mac.clone())));
+    }
+    columns.push(("ADDRESSES", Box::new(shown_addresses)));
+    if wide || any_critical {
+        columns.push(("CRITICALITY", Box::new(|row| or_dash(row.surface.criticality.as_ref()))));
+    }
+    if wide {
+        columns.push(("LABELS", Box::new(labels)));
+    }
+    columns.push(("TAKEN FOR", Box::new(|row| short(&row.claims))));
+    if wide || only_new {
+        let seen = move |row: &DeviceRow| row.last_seen.map_or("never".into(), |at| ago(at.0, now));
+        columns.push(("LAST SEEN", Box::new(seen)));
+    }
+    if !only_new {
+        let coverage = |row: &DeviceRow| or_dash(row.coverage.as_ref().map(CoverageRow::short));
+        columns.push(("COVERAGE", Box::new(coverage)));
+    }
+    columns.push(("NOTES", Box::new(notes)));
+    let headers: Vec<&str> = columns.iter().map(|(header, _)| *header).collect();
+    let lines = rows.iter().map(|row| columns.iter().map(|(_, cell)| cell(row)).collect());
+    let mut text = table(&headers, lines);
     if rows.iter().any(|row| row.state == State::New) {
         text.push_str("\nTo take a new one in: anteroom device confirm MAC --name NAME");
     }
@@ -383,7 +399,8 @@ fn notes(row: &DeviceRow) -> String {
     match row.state {
         State::Detached => notes.push("DETACHED: its gateway was revoked".into()),
         State::NotSeen => notes.push("not seen by its gateway".into()),
-        State::Confirmed | State::New => {}
+        State::New => notes.push("new".into()),
+        State::Confirmed => {}
     }
     if row.held {
         notes.push("HELD until it is confirmed".into());
@@ -496,20 +513,20 @@ fn render_detail(detail: &DeviceDetail) -> String {
         (Some(mode), Some(since)) => format!("{mode}, since revision {since}"),
         _ => String::new(),
     };
-    let port =
-        row.vlan.map_or_else(|| row.port.clone(), |vlan| format!("{} vlan {vlan}", row.port));
+    let port = port(row);
     let reach = detail.blast_radius.as_ref().map(|blast| {
         format!(
-            "{} services of members, {} of externals; {} members on any port{}{}",
-            blast.pairs,
+            "{} of members, {} of externals; {} on any port{}{}",
+            count(blast.pairs, "service", "services"),
             blast.external_pairs,
-            blast.unguarded,
+            count(blast.unguarded, "member", "members"),
             match blast.neighbours {
                 0 => String::new(),
                 n => format!(", {n} of them because they share its port"),
             },
             match blast.life_support {
                 0 => String::new(),
+                1 => "; 1 of all members is life support".to_owned(),
                 n => format!("; {n} of all members are life support"),
             }
         )

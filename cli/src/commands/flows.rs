@@ -203,12 +203,10 @@ impl FlowRow {
 
     fn verdict_text(&self) -> String {
         let mut text = self.verdict.to_string();
-        if self.in_the_clear {
-            text.push_str(if self.patient_data {
-                ", patient data in the clear"
-            } else {
-                ", in the clear"
-            });
+        if self.in_the_clear && self.patient_data {
+            text.push_str(", patient data in the clear");
+        } else if matches!(self.verdict, Verdict::WouldDrop(_)) {
+            text.push_str(", in the clear");
         } else if self.patient_data {
             text.push_str(", patient data");
         }

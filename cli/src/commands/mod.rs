@@ -90,8 +90,8 @@ pub(crate) fn run(command: Command, home: &Home, output: &mut Output<'_>) -> Res
             }
         },
         Command::Device(command) => match command {
-            DeviceCommand::List { new, is, surface } => {
-                device::list(new, &is, &surface, &mut open(home, output)?, output)
+            DeviceCommand::List { new, wide, is, surface } => {
+                device::list(new, wide, &is, &surface, &mut open(home, output)?, output)
             }
             DeviceCommand::Show { name } => device::show(&name, &mut open(home, output)?, output),
             DeviceCommand::Confirm(args) => {

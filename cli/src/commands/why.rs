@@ -58,11 +58,7 @@ fn render_one(answer: &Answer) -> String {
             drop.flows
         )
     });
-    let clear = if answer.verdict.starts_with("clear") || answer.verdict.starts_with("would-drop") {
-        ", in the clear"
-    } else {
-        ""
-    };
+    let clear = if answer.verdict.starts_with("would-drop") { ", in the clear" } else { "" };
     let alike = match answer.alike {
         0 => String::new(),
         more => format!(", and {more} more alike"),

@@ -13,24 +13,30 @@ pub fn now() -> UnixMillis {
     UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A moment that is written as RFC 3339, in UTC.
+/// A moment that is written as RFC 3339, in UTC: to the second for people, to the millisecond for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub UnixMillis);
 
-impl fmt::Display for Moment {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Moment {
+    fn text(self, decimals: usize) -> String {
         let stamp =
             i64::try_from(self.0.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-        match stamp {
-            Some(stamp) => write!(f, "{stamp:.3}"),
-            None => f.write_str("a time that no calendar holds"),
-        }
+        stamp.map_or_else(
+            || "a time that no calendar holds".to_owned(),
+            |stamp| format!("{stamp:.decimals$}"),
+        )
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text(0))
     }
 }
 
 impl Serialize for Moment {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(&self.text(3))
     }
 }
 
@@ -87,7 +93,9 @@ mod tests {
 
     #[test]
     fn moments_are_rfc_3339() {
-        assert_eq!(Moment(UnixMillis(1_764_000_000_250)).to_string(), "2025-11-24T16:00:00.250Z");
+        let moment = Moment(UnixMillis(1_764_000_000_250));
+        assert_eq!(moment.to_string(), "2025-11-24T16:00:00Z");
+        assert_eq!(serde_json::to_string(&moment).unwrap(), "\"2025-11-24T16:00:00.250Z\"");
         assert_eq!(Moment(UnixMillis(u64::MAX)).to_string(), "a time that no calendar holds");
     }
 

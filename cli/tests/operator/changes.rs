@@ -94,8 +94,16 @@ fn a_device_is_confirmed_as_it_was_sighted() {
     let ran = ana.run(&[&words[..3], &["--name", "ct-2", "--gateway", "imaging"]].concat());
     assert!(ran.fails(1).contains("is confirmed already, as ct-1"), "{ran:#?}");
     let list = ana.run(&["device", "list"]).ok().out;
-    assert!(list.contains("| ct-1   | observe | imaging "), "{list}");
-    assert!(list.contains("| (new)  | -       | ward "), "{list}");
+    assert!(list.contains("| ct-1              | observe | 10.20.1.10 "), "{list}");
+    assert!(
+        list.find("NOTES").is_some_and(|place| place < 100),
+        "notes alone may be longer: {list}"
+    );
+    let new = list.lines().find(|line| line.contains("| new")).unwrap();
+    let wide = ana.run(&["device", "list", "--wide"]).ok().out;
+    assert!(wide.contains(" imaging ") && wide.contains("LAST SEEN"), "{wide}");
+    let mac = new.split_whitespace().nth(1).unwrap();
+    assert!(mac.parse::<anteroom_proto::mac::MacAddr>().is_ok(), "what `confirm` takes: {new}");
 }
 
 #[test]

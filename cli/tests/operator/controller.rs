@@ -69,6 +69,10 @@ pub(crate) struct State {
     pub(crate) turned_away: u64,
     /// Whether it is too old to give its flow history.
     pub(crate) without_history: bool,
+    /// Whether it gives its flow history whole only, and knows no words to choose by.
+    pub(crate) chooses_nothing: bool,
+    /// How often it was asked to choose all the same.
+    pub(crate) asked_to_choose: usize,
     /// Gateways that don't confirm anything.
     pub(crate) offline: Vec<GatewayId>,
     /// Whether no gateway has ever said where it is.
@@ -121,6 +125,8 @@ impl Controller {
             hints: Vec::new(),
             turned_away: 0,
             without_history: false,
+            chooses_nothing: false,
+            asked_to_choose: 0,
             offline: Vec::new(),
             unreachable: false,
             refusal: None,
@@ -369,9 +375,14 @@ impl State {
     }
 
     /// Pages of two edges, whatever is asked for.
-    fn history(&self, query: &str) -> (u16, Value) {
+    fn history(&mut self, query: &str) -> (u16, Value) {
         if self.without_history {
             return no(404, "not-found", "no such path");
+        }
+        let chosen = |word: &str| query.split('&').any(|pair| pair.starts_with(word));
+        if self.chooses_nothing && (chosen("member=") || chosen("verdicts=")) {
+            self.asked_to_choose += 1;
+            return no(400, "invalid", "unknown field");
         }
         let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
         let from = after.map_or(0, |after| after.parse::<usize>().unwrap());

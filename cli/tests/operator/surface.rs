@@ -34,7 +34,7 @@ fn labels_and_segments_say_how_much_hangs_on_a_device_and_views_go_by_it() {
     let file = ana.write("policy.toml", POLICY);
     ana.run(&["policy", "apply", &file, "--yes", "--reason", "r"]).ok();
 
-    let list = ana.run(&["device", "list"]).ok().out;
+    let list = ana.run(&["device", "list", "--wide"]).ok().out;
     let line = |name: &str| list.lines().find(|line| line.contains(name)).unwrap().to_owned();
     assert!(line("pacs-1").contains("| clinical (segment archives) |"), "{list}");
     assert!(line("pacs-1").contains("owner=PACS team (segment archives)"), "{list}");
@@ -75,6 +75,25 @@ fn a_life_support_device_is_enforced_only_once_its_failure_was_chosen() {
     let mode = ["device", "mode", "ct-1", "enforce", "--confirm", "ct-1", "--yes"];
     let told = ana.run(&[&mode[..], &["--force", "--reason", "r"]].concat());
     assert!(told.fails(4).contains("It is life support, as segment archives is"), "{told:#?}");
+}
+
+#[test]
+fn flows_are_chosen_here_where_a_controller_knows_no_words_to_choose_by() {
+    let (controller, ana) = watched();
+    let file = ana.write("policy.toml", POLICY);
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "r"]).ok();
+    let asked: [&[&str]; 3] = [
+        &["--json", "flows", "--would-drop"],
+        &["--json", "flows", "ct-1", "--would-drop"],
+        &["--json", "flows", "pacs-1", "--clear", "--owner", "PACS team"],
+    ];
+    let answers = || asked.map(|words| ana.run(words).ok().json());
+    let before = answers();
+    assert!(before[0].as_array().is_some_and(|rows| !rows.is_empty()), "{}", before[0]);
+    controller.state().chooses_nothing = true;
+    assert_eq!(answers(), before);
+    // Once a command: what it was refused it doesn't ask for again on the next page.
+    assert_eq!(controller.state().asked_to_choose, asked.len());
 }
 
 #[test]
@@ -122,7 +141,7 @@ fn what_policy_would_drop_of_observed_devices_shows_before_they_leave_observe() 
         assert_ne!(row["port"], 104, "a rule allows that: {row}");
     }
     let text = ana.run(&["flows", "--would-drop"]).ok().out;
-    assert!(text.contains("clear, in the clear; policy would drop it (not-visible)"), "{text}");
+    assert!(text.contains("| clear; policy would drop it (not-visible)"), "{text}");
     let few = ana.run(&["--json", "flows", "--would-drop", "--limit", "1"]).ok().json();
     assert_eq!(few.as_array().unwrap().len(), 1);
     let of_archive = ana.run(&["--json", "flows", "--criticality", "clinical"]).ok().json();

@@ -6,6 +6,8 @@ use anteroom_proto::mac::MacAddr;
 
 /// Longest list that is read, in bytes.
 pub const MAX_LIST_LEN: usize = 64 * 1024 * 1024;
+/// The prefix that the IEEE's lists have as ICANN's.
+const IANA: [u8; 3] = [0x00, 0x00, 0x5e];
 /// Most prefixes that are kept.
 const MAX_PREFIXES: usize = 200_000;
 /// Words that say of a firm what kind it is and not which.
@@ -115,8 +117,9 @@ impl Ouis {
 
     /// The length in bits of the longest prefix that fits, and whose it is.
     pub(super) fn longest(&self, mac: MacAddr) -> Option<(u8, &str)> {
-        // All zeros is what has none.
-        if mac.is_local() || mac.is_group() || mac.0 == [0; 6] {
+        // All zeros is what has none. Addresses of the IANA are no maker's: virtual routers and examples have them (RFC 9542).
+        let nobodys = mac.0 == [0; 6] || mac.0.starts_with(&IANA);
+        if mac.is_local() || mac.is_group() || nobodys {
             return None;
         }
         let all = mac.0.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
@@ -232,6 +235,8 @@ mod tests {
         ouis.insert(0, 24, "Xerox");
         assert_eq!(maker(&ouis, "00:00:00:00:00:00"), None);
         assert_eq!(maker(&ouis, "00:00:00:00:00:01").as_deref(), Some("Xerox"));
+        ouis.insert(0x00_00_5e, 24, "ICANN, IANA Department");
+        assert_eq!(maker(&ouis, "00:00:5e:00:53:01"), None);
     }
 
     #[test]
