@@ -15,7 +15,7 @@ use quinn::{ConnectionError, Endpoint, VarInt};
 
 use crate::answers;
 use crate::endpoint;
-use crate::lost::{Counted, Lost};
+use crate::lost::{Lost, Tallied};
 use crate::tcp::{self, Tcp, TcpReceive, TcpSend};
 use crate::tls::Protocol;
 
@@ -115,7 +115,7 @@ impl From<quinn::SendDatagramError> for SendDatagramError {
 #[derive(Debug, Clone)]
 pub enum Connection {
     /// Over QUIC.
-    Quic(Counted),
+    Quic(Tallied),
     /// Over TCP.
     Tcp(Tcp),
 }

@@ -29,7 +29,7 @@ impl Lost {
 
 /// A connection over QUIC whose datagrams are counted: those that are read and sent by this one and its clones.
 #[derive(Debug, Clone)]
-pub struct Counted {
+pub struct Tallied {
     connection: quinn::Connection,
     tally: Arc<Tally>,
 }
@@ -44,7 +44,7 @@ struct Tally {
     unsent: AtomicU64,
 }
 
-impl From<quinn::Connection> for Counted {
+impl From<quinn::Connection> for Tallied {
     fn from(connection: quinn::Connection) -> Self {
         let tally = Tally::default();
         tally.space.store(connection.datagram_send_buffer_space(), Ordering::Relaxed);
@@ -52,7 +52,7 @@ impl From<quinn::Connection> for Counted {
     }
 }
 
-impl Deref for Counted {
+impl Deref for Tallied {
     type Target = quinn::Connection;
 
     fn deref(&self) -> &quinn::Connection {
@@ -60,7 +60,7 @@ impl Deref for Counted {
     }
 }
 
-impl Counted {
+impl Tallied {
     pub(crate) fn send_datagram(&self, datagram: Bytes) -> Result<(), SendDatagramError> {
         self.connection.send_datagram(datagram)?;
         self.tally.sent.fetch_add(1, Ordering::Relaxed);
