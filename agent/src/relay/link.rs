@@ -1,6 +1,7 @@
 //! The connection to one relay: made, kept, made again.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -19,8 +20,8 @@ use anteroom_proto::relay::{
 };
 use anteroom_transport::egress;
 use anteroom_transport::endpoint::Link as Connected;
-use anteroom_transport::link::Closed;
-use anteroom_transport::message::{MessageReader, MessageWriter};
+use anteroom_transport::link::{Closed, StreamError};
+use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
 use tokio::sync::watch;
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -65,8 +66,8 @@ pub(super) struct Link {
 
 /// Why a connection is left.
 pub(super) enum Problem {
-    /// It has ended, and knows why.
-    Ended,
+    /// It has ended, and knows why; or else its stream does.
+    Ended(Option<String>),
     /// It is there, and nothing is heard.
     Silent,
     /// What was said, or is missing.
@@ -76,10 +77,25 @@ pub(super) enum Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Ended => "the connection ended",
+            Self::Ended(_) => "the connection ended",
             Self::Silent => "the relay says nothing",
             Self::Said(problem) => problem,
         })
+    }
+}
+
+impl From<MessageError> for Problem {
+    fn from(error: MessageError) -> Self {
+        match error {
+            MessageError::Gone(error) => error.into(),
+            error => Self::Said(plain(&error.to_string())),
+        }
+    }
+}
+
+impl From<StreamError> for Problem {
+    fn from(error: StreamError) -> Self {
+        Self::Ended(Some(plain(&error.to_string())))
     }
 }
 
@@ -202,15 +218,16 @@ impl Link {
     async fn over(&mut self, link: Connected, problem: Problem, since: Option<Instant>) -> String {
         let (reason, carrier) = (link.connection().close_reason(), link.connection().carrier());
         let silent = match problem {
-            Problem::Ended => reason.as_ref().is_some_and(Closed::is_silence),
+            Problem::Ended(_) => reason.as_ref().is_some_and(Closed::is_silence),
             Problem::Silent => true,
             Problem::Said(_) => false,
         };
         self.again.ended(carrier, since.map(|since| since.elapsed()), silent);
         link.close("").await;
         match (problem, reason) {
-            (Problem::Ended, Some(reason)) => format!("the connection ended: {reason}"),
-            (Problem::Ended, None) => "the connection ended: no word why".into(),
+            (Problem::Ended(_), Some(reason)) => format!("the connection ended: {reason}"),
+            (Problem::Ended(Some(why)), None) => format!("the relay ended its stream: {why}"),
+            (Problem::Ended(None), None) => "the relay ended its stream: no word why".into(),
             (problem, _) => problem.to_string(),
         }
     }
@@ -250,37 +267,36 @@ impl Link {
         let documents = chain.to_signed();
         let greeting = async {
             // A relay may take the connection and grant no stream, or no room in it.
-            let (send, receive) = link.connection().open_bi().await.ok()?;
+            let opened = link.connection().open_bi().await;
+            let (send, receive) =
+                opened.map_err(|closed| Problem::Ended(Some(plain(&closed.to_string()))))?;
             let mut reader = MessageReader::<FromRelay>::new(receive, MAX_FROM_RELAY);
             let mut writer = MessageWriter::<ToRelay>::new(send);
-            writer.send(&ToRelay::Hello(Box::new(hello))).await.ok()?;
-            let welcomed = loop {
-                match reader.next().await.ok()?? {
+            writer.send(&ToRelay::Hello(Box::new(hello))).await?;
+            let welcome = loop {
+                match reader.next().await?.ok_or(Problem::Ended(None))? {
                     FromRelay::AuthorityWanted { after } => {
                         let after = usize::try_from(after).unwrap_or(usize::MAX);
                         let missing = documents.get(after..).unwrap_or_default();
                         let missing = as_many_as_fit(missing).to_vec();
-                        writer.send(&ToRelay::Authority(missing)).await.ok()?;
+                        writer.send(&ToRelay::Authority(missing)).await?;
                     }
-                    FromRelay::Welcome(welcome) => break Ok(welcome),
-                    FromRelay::Refused(refusal) => break Err(refused(&refusal)),
-                    _ => break Err("the relay speaks before it says welcome".into()),
+                    FromRelay::Welcome(welcome) => break welcome,
+                    FromRelay::Refused(refusal) => return Err(Problem::Said(refused(&refusal))),
+                    _ => {
+                        let problem = "the relay speaks before it says welcome";
+                        return Err(Problem::Said(problem.into()));
+                    }
                 }
             };
-            Some(welcomed.map(|welcome| (welcome, reader, writer)))
+            Ok((welcome, reader, writer))
         };
-        let (reader, writer) = match timeout(GREETING, greeting).await {
-            Ok(Some(Ok((welcome, reader, writer)))) => {
-                if !(VERSIONS.0..=VERSIONS.1).contains(&welcome.version) {
-                    let problem = format!("the relay speaks version {}, unasked", welcome.version);
-                    return Err(Problem::Said(problem));
-                }
-                (reader, writer)
-            }
-            Ok(Some(Err(problem))) => return Err(Problem::Said(problem)),
-            Ok(None) => return Err(Problem::Ended),
-            Err(_) => return Err(Problem::Silent),
-        };
+        let greeted = timeout(GREETING, greeting).await;
+        let (welcome, reader, writer) = greeted.unwrap_or(Err(Problem::Silent))?;
+        if !(VERSIONS.0..=VERSIONS.1).contains(&welcome.version) {
+            let problem = format!("the relay speaks version {}, unasked", welcome.version);
+            return Err(Problem::Said(problem));
+        }
         Ok(Greeting { shown: pass, reader, writer })
     }
 
@@ -298,9 +314,9 @@ impl Link {
         self.table.asks(id, shared.connection.remote_address()).await;
         let ended = async {
             let problem = tokio::select! {
-                problem = self.messages(shared, greeting) => problem,
-                () = take_packets(shared, outgoing, hand) => None,
-                () = bring_packets(shared, id, inlet) => None,
+                Err(problem) = self.messages(shared, greeting) => problem,
+                () = take_packets(shared, outgoing, hand) => Problem::Ended(None),
+                () = bring_packets(shared, id, inlet) => Problem::Ended(None),
             };
             // A relay that takes the better one ends this one before its welcome is here.
             shared.reach(|change| change == Change::None).await;
@@ -309,7 +325,7 @@ impl Link {
         tokio::select! {
             biased;
             changed = changed => Ok(changed),
-            problem = ended => Err(problem.map_or(Problem::Ended, Problem::Said)),
+            problem = ended => Err(problem),
         }
     }
 
@@ -406,14 +422,14 @@ impl Link {
         &self,
         shared: &Shared,
         Greeting { mut shown, mut reader, mut writer }: Greeting,
-    ) -> Option<String> {
+    ) -> Result<Infallible, Problem> {
         let mut look = interval(LOOK);
         let begun = Instant::now();
         let mut known = self.known.clone();
         let mut named = names(&shown);
         loop {
             tokio::select! {
-                message = reader.next() => match message.ok()?? {
+                message = reader.next() => match message?.ok_or(Problem::Ended(None))? {
                     FromRelay::Peers(states) => {
                         shared.peers().hear(states, |gateway| named.contains(gateway));
                         shared.heard.notify_one();
@@ -425,18 +441,18 @@ impl Link {
                         self.table.problem(self.id, problem);
                         continue;
                     }
-                    FromRelay::Refused(refusal) => return Some(refused(&refusal)),
+                    FromRelay::Refused(refusal) => return Err(Problem::Said(refused(&refusal))),
                     FromRelay::AuthorityWanted { .. } | FromRelay::Welcome(_) => {
-                        return Some("the relay speaks out of turn".into());
+                        return Err(Problem::Said("the relay speaks out of turn".into()));
                     }
                 },
                 changed = known.changed() => {
-                    changed.ok()?;
+                    changed.map_err(|_| Problem::Said("this gateway ends".into()))?;
                     let pass = known.borrow_and_update().pass_for(shared.identity).cloned();
                     if let Some(pass) = pass.filter(|pass| *pass != shown) {
                         shown = pass.clone();
                         named = names(&shown);
-                        writer.send(&ToRelay::Pass(Box::new(pass))).await.ok()?;
+                        writer.send(&ToRelay::Pass(Box::new(pass))).await?;
                     }
                     continue;
                 }
