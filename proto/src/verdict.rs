@@ -95,7 +95,8 @@ words! {
         PeerUnauthenticated = "peer-unauthenticated", "A tunnel packet that failed authentication or was seen before.";
         PeerSource = "peer-source", "A packet out of a tunnel whose source isn't a member of that peer.";
         PeerDestination = "peer-destination", "A packet out of a tunnel for an address that is no device here.";
-        HandshakeLimit = "handshake-limit", "More handshakes at once than are answered.";
+        Classic = "classic", "A packet that another gateway sent without a pre-shared key, where `classic = \"never\"` under [keys] in agent.toml takes none.";
+        HandshakeLimit = "handshake-limit", "More handshakes, or messages of one gateway, at once than are answered.";
         QueueFull = "queue-full", "A bounded queue was full.";
         PartMissing = "part-missing", "A packet that its gateway cut to fit the path, and not all of whose parts came.";
         EgressFailed = "egress-failed", "The interface didn't take the frame.";

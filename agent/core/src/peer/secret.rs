@@ -212,8 +212,8 @@ pub(super) struct Secrecy {
     since: Option<Instant>,
     /// Whether there could be such a key, and packets go without, or wait.
     pub(super) is_awaited: bool,
-    /// Whether this gateway could have such keys, and has none with this peer: it tells it no keys of lanes either, which are
-    /// as secret as the tunnel in which they are told, and last for as long as it runs.
+    /// Whether this gateway could have such keys, or must, and has none with this peer: it tells it no keys of lanes either,
+    /// which are as secret as the tunnel in which they are told, and last for as long as it runs.
     pub(super) hides_lanes: bool,
     /// Whether packets wait.
     pub(super) withholds: bool,
@@ -274,7 +274,7 @@ impl Secrecy {
         };
         (self.is_awaited, self.withholds) = (false, false);
         if let Some(psk) = sending {
-            self.hides_lanes = own_kem && !psk;
+            self.hides_lanes = (own_kem || strict) && !psk;
         }
         match (sending, lacks) {
             (None, _) => (self.since, self.state) = (None, State::Awaited),

@@ -325,6 +325,9 @@ impl Peers {
             }
             (_, Received::Ipv4(packet)) => {
                 self.note_heard((said, Proof::Keys), from, now, out);
+                if self.is_refused(number) {
+                    return Opened::Dropped(DropReason::Classic);
+                }
                 return match self.slot_of(number) {
                     Some(peer) => Opened::Packet { peer, packet },
                     None => Opened::Dropped(DropReason::PeerUnknown),

@@ -32,9 +32,18 @@ const SILENT: Duration = Duration::from_millis(2500);
 const FOR_OTHER: Duration = Duration::from_millis(300);
 
 impl Peers {
-    /// Has packets for other gateways wait for a pre-shared key however long that takes. To be called before there are peers.
+    /// Has packets for other gateways wait for a pre-shared key however long that takes, and takes none of theirs without. To be
+    /// called before there are peers.
     pub const fn refuse_classic(&mut self) {
         self.never_classic = true;
+    }
+
+    /// Whether packets of devices that come through a tunnel aren't taken. What gateways say to each other is: they agree on a
+    /// key by that.
+    pub(super) fn is_refused(&self, tunnel: u32) -> bool {
+        let tunnel = self.tunnels.get(tunnel).filter(|_| self.never_classic);
+        let bare = tunnel.filter(|tunnel| !tunnel.has_psk());
+        bare.and_then(|tunnel| self.peers.get(tunnel.peer)).is_some_and(|peer| !peer.client)
     }
 
     /// Finds out whether packets for a peer may go.

@@ -69,11 +69,15 @@ impl Peers {
         let unknown = DropReason::PeerUnknown;
         let local = self.local.ok_or(DropReason::PeerDestination)?;
         let index = self.tunnels.get(number).ok_or(unknown)?.peer;
+        let refused = self.is_refused(number);
         let peer = self.peers.get_mut(index).ok_or(unknown)?;
         if peer.client {
             return Err(DropReason::Ipv6);
         }
         if let Some(message) = size::wire::read(packet, peer.overlay, local.overlay)? {
+            if matches!(message, size::wire::SizeMessage::Part(_)) && refused {
+                return Err(DropReason::Classic);
+            }
             return self.hear_size(index, message, now, out);
         }
         if !peer.read.take(now) {
@@ -99,6 +103,8 @@ impl Peers {
                 self.inbox.push_back((gateway, message));
                 return Ok(None);
             }
+            // What goes through lanes is as secret as the tunnel in which their keys are told.
+            Message::Lanes(_) if refused => return Err(DropReason::Classic),
             Message::Lanes(offer) => {
                 let slot = PeerSlot { index, generation: peer.generation };
                 let key = self.tunnels.get(number).ok_or(unknown)?.key;

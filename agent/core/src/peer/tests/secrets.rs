@@ -306,7 +306,11 @@ fn where_classic_is_refused_nothing_goes_without_a_key_whoever_lacks_it() {
             let classic = packets.filter(|(_, _, datagram)| !has_psk(datagram)).count();
             assert_eq!(classic, 0, "{both:?}, refused at {end}");
             if kems != Kems::Garbage {
-                assert_eq!(test.long().0[1 - end], 0, "{both:?}, refused at {end}");
+                assert_eq!(test.long().0, [0, 0], "{both:?}, refused at {end}");
+                // The other one goes on without, once it has waited: nothing of that is taken, and all is counted.
+                let drops = test.world.sides[end].drops.iter();
+                let refused = drops.filter(|reason| **reason == DropReason::Classic).count();
+                assert!(refused > 200, "{refused}: {both:?}, refused at {end}");
             }
             // And it isn't busy with that.
             let words = test.world.delivered.iter().filter(|(to, ..)| *to != end).count();
@@ -319,6 +323,7 @@ fn where_classic_is_refused_nothing_goes_without_a_key_whoever_lacks_it() {
         test.assert_quantum();
         let (arrived, _, without) = test.long();
         assert_eq!((arrived, without), ([200, 200], 0), "refused at {end}");
+        assert!(!test.world.sides[end].drops.contains(&DropReason::Classic), "refused at {end}");
     }
 }
 
