@@ -96,6 +96,7 @@ words! {
         PeerSource = "peer-source", "A packet out of a tunnel whose source isn't a member of that peer.";
         PeerDestination = "peer-destination", "A packet out of a tunnel for an address that is no device here.";
         Classic = "classic", "A packet that another gateway sent without a pre-shared key, where `classic = \"never\"` under [keys] in agent.toml takes none.";
+        PeerPlace = "peer-place", "A peer's handshake or knock from an address where it isn't: that of a relay, or of one that operators took out.";
         HandshakeLimit = "handshake-limit", "More handshakes, or messages of one gateway, at once than are answered.";
         QueueFull = "queue-full", "A bounded queue was full.";
         PartMissing = "part-missing", "A packet that its gateway cut to fit the path, and not all of whose parts came.";

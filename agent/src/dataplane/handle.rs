@@ -33,6 +33,9 @@ use crate::net::packet::PacketSocket;
 use crate::net::sentry::Sentry;
 use crate::net::wiring::Wiring;
 
+#[cfg(test)]
+pub(crate) mod fake;
+
 /// Commands that wait for the worker at most; more make the caller wait.
 pub(super) const COMMANDS: usize = 64;
 
@@ -78,6 +81,7 @@ pub(super) enum Command {
     OpenRelay(RelayId, Queues),
     CloseRelay(RelayId),
     SetMirror(RelayId, Option<SocketAddr>),
+    ForgetRelays { relays: Vec<RelayId>, addresses: Vec<IpAddr>, document: u64 },
     Silence(oneshot::Sender<Silence>),
     Moved,
     Indirect(oneshot::Sender<Vec<GatewayId>>),
@@ -372,6 +376,20 @@ impl Handle {
         self.commander.send(Command::CloseRelay(relay)).await
     }
 
+    /// Tells that the authority document of this number took these relays out, and the `addresses` of all that ever were, the
+    /// oldest first, those aside where one is now: what was found with their help is found anew.
+    ///
+    /// # Errors
+    /// As [`Handle::apply`].
+    pub async fn forget_relays(
+        &self,
+        relays: Vec<RelayId>,
+        addresses: Vec<IpAddr>,
+        document: u64,
+    ) -> Result<(), Stopped> {
+        self.commander.send(Command::ForgetRelays { relays, addresses, document }).await
+    }
+
     /// The gateways whose packets don't go directly, as WireGuard has it.
     ///
     /// # Errors
@@ -446,127 +464,6 @@ impl Handle {
             sentry.end().await;
         }
         ended
-    }
-}
-
-/// A data plane that does nothing, for tests of those who speak with one.
-#[cfg(test)]
-pub(crate) mod fake {
-    use std::path::Path;
-
-    use super::*;
-    use crate::dataplane::relayed::Delivery;
-    use crate::dataplane::underlays;
-
-    /// What was told of relays.
-    #[derive(Debug)]
-    pub(crate) enum Told {
-        Relays(GatewayId, Vec<RelayPath>),
-        Opened(RelayId, Queues),
-        Closed(RelayId),
-    }
-
-    /// The worker's side.
-    pub(crate) struct FakeWorker {
-        commands: mpsc::Receiver<Command>,
-        brought: Delivery,
-        /// Whose packets it says go no direct way.
-        pub(crate) indirect: Arc<std::sync::Mutex<Vec<GatewayId>>>,
-        pub(crate) uplink: Uplink,
-    }
-
-    /// The uplink that it says it has.
-    #[derive(Clone)]
-    pub(crate) struct Uplink(watch::Sender<Option<underlays::Told>>);
-
-    impl Uplink {
-        /// Another one is taken.
-        pub(crate) fn change(&self) {
-            self.0.send_modify(|told| {
-                let before = told.as_ref().map_or(0, |told| told.status().changes);
-                *told = Some(underlays::Told::after(before + 1));
-            });
-        }
-    }
-
-    impl FakeWorker {
-        /// A worker and its handle.
-        pub(crate) fn new() -> (Self, Handle) {
-            let text = "[uplink]\ninterface = \"up0\"\n[underlay]\nlisten = \"0.0.0.0:51820\"\n\
-                        [[port]]\nname = \"port1\"\ninterface = \"p1\"\n";
-            let (commands, receiver) = mpsc::channel(COMMANDS);
-            let wake = Arc::new(EventFd::new().unwrap());
-            let (inlet, brought) = Inlet::new(wake.clone());
-            let (told, underlays) = watch::channel(None);
-            let handle = Handle {
-                inlet,
-                commander: Commander { commands, wake },
-                heartbeat: Arc::new(Heartbeat::new()),
-                lane_heartbeats: Arc::default(),
-                endpoints: watch::channel(Vec::new()).1,
-                open: watch::channel(Vec::new()).1,
-                sentry: Some(Sentry::unanswering()),
-                defences: Vec::new(),
-                network: None,
-                mirrors: Mirrors::default(),
-                underlays,
-                keeps: watch::channel(()).1,
-                config: Arc::new(Config::parse(Path::new("test.toml"), text).unwrap()),
-                seed: [7; 32],
-                one_port: Err("this is a test".into()),
-                findings: None,
-            };
-            let (indirect, uplink) = (Arc::default(), Uplink(told));
-            (Self { commands: receiver, brought, indirect, uplink }, handle)
-        }
-
-        /// The next thing that is told of relays.
-        pub(crate) async fn told(&mut self) -> Told {
-            self.split().0.await
-        }
-
-        /// The next thing that is told of relays, and the next packet that one brought.
-        pub(crate) fn split(
-            &mut self,
-        ) -> (
-            impl Future<Output = Told>,
-            impl Future<Output = (anteroom_agent_core::target::Through, Vec<u8>)>,
-        ) {
-            let Self { commands, brought, indirect, .. } = self;
-            let told = async {
-                loop {
-                    match commands.recv().await.expect("somebody has the handle") {
-                        Command::SetRelays(gateway, relays) => {
-                            return Told::Relays(gateway, relays);
-                        }
-                        Command::OpenRelay(relay, queues) => return Told::Opened(relay, queues),
-                        Command::CloseRelay(relay) => return Told::Closed(relay),
-                        Command::Indirect(answer) => {
-                            let indirect = indirect.lock().unwrap().clone();
-                            let _ = answer.send(indirect);
-                        }
-                        _ => {}
-                    }
-                }
-            };
-            let brought = async {
-                let mut one = Vec::new();
-                loop {
-                    // With no pause behind it: whoever drops the future loses nothing.
-                    brought.take(1, &mut one);
-                    if let Some(packet) = one.pop() {
-                        return (packet.from, packet.bytes.to_vec());
-                    }
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            };
-            (told, brought)
-        }
-
-        /// The next packet that a relay brought.
-        pub(crate) async fn brought(&mut self) -> (anteroom_agent_core::target::Through, Vec<u8>) {
-            self.split().1.await
-        }
     }
 }
 

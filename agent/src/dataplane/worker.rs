@@ -444,6 +444,10 @@ impl Worker {
             }
             Command::Moved => self.engine.note_moved(now),
             Command::SetMirror(relay, at) => self.engine.set_mirror(relay, at, now),
+            Command::ForgetRelays { relays, addresses, document } => {
+                let out = &mut self.outbox;
+                self.engine.forget_relays(&relays, &addresses, document, now, out);
+            }
             Command::Indirect(answer) => {
                 let _ = answer.send(self.engine.indirect(now));
             }

@@ -7,6 +7,7 @@
 //! Nothing here needs a controller: chain and pass are on disk, and a pass doesn't expire by any clock.
 
 mod carried;
+mod former;
 mod link;
 mod peers;
 mod table;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 
 use crate::again::Again;
 use crate::task::Task;
+use former::Former;
 use link::Link;
 pub(crate) use table::{Table, differs};
 
@@ -134,6 +136,7 @@ impl Known {
 pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<Table>) {
     let mut links: BTreeMap<u16, (Place, Task)> = BTreeMap::new();
     let mut next = 0_u16;
+    let mut former = Former::default();
     let telling = tokio::spawn({
         let table = table.clone();
         async move { table.keep_telling().await }
@@ -141,16 +144,26 @@ pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<
     let _telling = Task(telling);
     loop {
         let chain = known.borrow_and_update().chain.clone();
-        let wanted = chain.map(|chain| places(chain.newest())).unwrap_or_default();
-        let gone: Vec<u16> = links
-            .iter()
-            .filter(|(_, (place, _))| !wanted.contains(place))
-            .map(|(number, _)| *number)
-            .collect();
-        for number in gone {
-            if let Some((_, mut link)) = links.remove(&number) {
+        let wanted = chain.as_ref().map(|chain| places(chain.newest())).unwrap_or_default();
+        let gone = links.iter().filter(|(_, (place, _))| !wanted.contains(place));
+        let gone: Vec<(u16, PublicKey)> = gone.map(|(id, (place, _))| (*id, place.key)).collect();
+        let stays = links.iter().filter(|(_, (place, _))| wanted.contains(place));
+        former.note(
+            gone.iter().filter_map(|(number, _)| table.met_at(RelayId(*number))),
+            stays.filter_map(|(number, _)| table.met_at(RelayId(*number))),
+        );
+        for (number, _) in &gone {
+            if let Some((_, mut link)) = links.remove(number) {
                 link.end().await;
             }
+        }
+        let named = |key: &PublicKey| wanted.iter().any(|place| place.key == *key);
+        let out = gone.iter().filter(|(_, key)| !named(key)).map(|(number, _)| RelayId(*number));
+        let out: Vec<RelayId> = out.collect();
+        if let Some((addresses, document)) = former.told(chain.as_deref(), !out.is_empty()) {
+            table.take_out(out, addresses, document).await;
+        }
+        for (number, _) in gone {
             table.forget(RelayId(number)).await;
         }
         for place in wanted {

@@ -1,7 +1,7 @@
 //! Which peers are at which relay, as the connections learn it and the data plane is told it.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ struct Entry {
     doubted: Option<Instant>,
     /// When it last gave one that was waited for.
     answered: Option<Instant>,
+    /// Where it was connected last.
+    met_at: Option<IpAddr>,
 }
 
 impl Entry {
@@ -45,6 +47,7 @@ impl Entry {
             round_trip: Duration::MAX,
             doubted: None,
             answered: None,
+            met_at: None,
         }
     }
 
@@ -122,6 +125,18 @@ impl Table {
         let _ = self.handle.close_relay(id).await;
     }
 
+    /// Has the data plane find anew what it found with the help of relays that an authority document took out. `former` are the
+    /// addresses of all that ever were.
+    pub(super) async fn take_out(&self, ids: Vec<RelayId>, former: Vec<IpAddr>, document: u64) {
+        self.entries().retain(|id, _| !ids.contains(id));
+        let _ = self.handle.forget_relays(ids, former, document).await;
+    }
+
+    /// Where a relay was connected last.
+    pub(super) fn met_at(&self, id: RelayId) -> Option<IpAddr> {
+        self.entries().get(&id)?.met_at
+    }
+
     /// Changes what is known of a relay.
     fn with(&self, id: RelayId, change: impl FnOnce(&mut Entry)) {
         if let Some(entry) = self.entries().get_mut(&id) {
@@ -145,6 +160,7 @@ impl Table {
 
     /// The relay may be asked at `at` how the tunnels look from outside, until its connection ends.
     pub(super) async fn asks(&self, id: RelayId, at: SocketAddr) {
+        self.with(id, |entry| entry.met_at = Some(at.ip().to_canonical()));
         // Where the data plane has ended nobody asks.
         let _ = self.handle.set_mirror(id, at).await;
     }

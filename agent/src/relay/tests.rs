@@ -325,10 +325,20 @@ async fn a_relay_that_the_authority_names_no_more_is_left() {
     let chain = Some(Arc::new(bed.organisation.followed()));
     bed.known.send_modify(|known| known.chain = chain);
     soon("the data plane to be told", async {
-        let (mut closed, mut left) = (false, false);
+        let (mut closed, mut left, mut out) = (false, false, false);
         while !(closed && left) {
             match bed.worker.told().await {
-                Told::Closed(one) => closed |= one == relay,
+                Told::TakenOut(relays, addresses, document) => {
+                    assert!(!closed, "before its queues are gone");
+                    assert_eq!(relays, [relay]);
+                    assert!(addresses.is_empty(), "the controller is at the same: {addresses:?}");
+                    assert_eq!(document, bed.organisation.followed().newest().number);
+                    out = true;
+                }
+                Told::Closed(one) => {
+                    assert!(out, "what it showed is forgotten");
+                    closed |= one == relay;
+                }
                 Told::Relays(gateway, paths) => left |= gateway == peer(5) && paths.is_empty(),
                 Told::Opened(..) => {}
             }

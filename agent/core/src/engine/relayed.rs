@@ -1,6 +1,6 @@
 //! Datagrams that came through a relay, and what the shell tells of relays.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use anteroom_proto::id::GatewayId;
@@ -28,6 +28,20 @@ impl Engine {
     /// Peers are told what it answers, and knock there while no direct path is proved.
     pub fn set_mirror(&mut self, relay: RelayId, at: Option<SocketAddr>, now: Instant) {
         self.peers.set_mirror(relay, at, now);
+    }
+
+    /// Tells that an authority document took relays out: see [`crate::peer::Peers::forget_relays`].
+    pub fn forget_relays(
+        &mut self,
+        relays: &[RelayId],
+        addresses: &[IpAddr],
+        document: u64,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        self.peers.forget_relays(relays, addresses, document, now, out);
+        self.take_events(now);
+        self.tend_lanes(now, out);
     }
 
     /// The gateways whose packets don't go directly, as WireGuard has it, or may not arrive: those that QUIC to the peer

@@ -126,6 +126,12 @@ impl Mirrors {
         }
     }
 
+    /// Whether a relay is asked there.
+    pub(super) fn is_at(&self, at: SocketAddr) -> bool {
+        let at = SocketAddr::new(at.ip().to_canonical(), at.port());
+        self.mirrors.values().any(|mirror| mirror.at == at)
+    }
+
     /// When somebody is to be asked.
     pub(super) fn due(&self) -> Option<Instant> {
         self.mirrors.values().map(|mirror| mirror.next).min()

@@ -531,6 +531,13 @@ impl Route {
         self.ours = None;
     }
 
+    /// What was found out by knocks is worth nothing any more, on either side: the peer is given another key.
+    pub(super) fn forget_knocks(&mut self) {
+        self.note_restart();
+        self.knocks.clear();
+        (self.hint, self.hint_due) = (None, None);
+    }
+
     /// How many runs of the peer came before this one.
     pub(super) const fn runs(&self) -> u32 {
         self.runs

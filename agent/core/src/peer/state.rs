@@ -1,6 +1,6 @@
 //! One peer: where it is, whether it lives, what it says about itself.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anteroom_proto::id::{BootId, GatewayId};
@@ -279,6 +279,31 @@ impl Peer {
         self.endpoint.or_else(|| self.candidates.first().copied())
     }
 
+    /// Where it was last heard, if anywhere.
+    pub(super) const fn heard_at(&self) -> Option<SocketAddr> {
+        self.endpoint
+    }
+
+    /// Whether the view, or what stands for it, has it at this address, at whatever port.
+    pub(super) fn is_placed_at(&self, ip: IpAddr) -> bool {
+        self.candidates.iter().any(|place| place.ip().to_canonical() == ip.to_canonical())
+    }
+
+    /// Where it was heard, and where it says that it is seen, may be a relay's doing: it is found anew; `keep` has it stay where
+    /// it was heard. Says whether packets went somewhere that is forgotten. What it says stays if it holds the document of this
+    /// number: then that relay has no part in it.
+    pub(super) fn forget_places(&mut self, document: u64, keep: bool) -> bool {
+        if self.authority().is_none_or(|held| held < document) {
+            self.outside = Outside::default();
+        }
+        self.route.forget_knocks();
+        let lost = self.endpoint.filter(|at| !keep && !self.is_placed_at(at.ip()));
+        if lost.is_some() {
+            self.endpoint = None;
+        }
+        lost.is_some() && self.route.via().is_none()
+    }
+
     /// Where packets go now.
     pub(super) fn way(&self) -> Option<Target> {
         self.route.target(self.gateway, self.endpoint())
@@ -362,11 +387,14 @@ impl Peer {
         all.get(place).copied()
     }
 
-    /// Something authentic came from `from`. Says whether its packets went elsewhere until now, and go there now: which
-    /// relay they take, and whether they take one, is the route's to say.
-    pub(super) fn note_heard(&mut self, from: Target, now: Instant) -> bool {
+    /// Something authentic came from `from`, which says where the peer is if it may be `at_home` there. Says whether its packets
+    /// went elsewhere until now, and go there now: which relay they take, and whether they take one, is the route's to say.
+    pub(super) fn note_heard(&mut self, from: Target, at_home: bool, now: Instant) -> bool {
         self.heard = Some(now);
         let Target::Udp(from) = from else { return false };
+        if !at_home {
+            return false;
+        }
         let moved = self.endpoint() != Some(from);
         self.endpoint = Some(from);
         moved && self.route.via().is_none()

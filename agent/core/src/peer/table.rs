@@ -1,5 +1,6 @@
 //! The table of peers: what comes in, what goes out, and what the engine asks.
 
+mod gone;
 mod keys;
 mod outside;
 mod paths;
@@ -8,6 +9,7 @@ mod said;
 mod secrets;
 mod sizes;
 mod upkeep;
+mod way;
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -26,14 +28,18 @@ use super::outside::Mirrors;
 use super::own::Owns;
 use super::random::Random;
 use super::slots::Slots;
-use super::tunnel::{MAX_PACKET_LEN, Received, Tunnel, sealed_room};
+use super::tunnel::{MAX_PACKET_LEN, Received, Tunnel};
 use super::{Config, Local, Opened, Peer, PeerEvent, PeerSlot, SCRATCH_LEN, Sent, open_room};
 use crate::sink::Sink;
 use crate::size::join::Joiner;
 use crate::target::{RelayPath, Target, Whose};
 use crate::wire::array;
+use gone::Gone;
 use paths::Agreed;
 use sizes::Sizes;
+pub use way::Way;
+pub(super) use way::dscp;
+use way::{seal, write};
 
 /// Most tunnels: 19 of the 24 bits that boringtun leaves of a receiver index. Four others name the owner.
 const MAX_TUNNELS: usize = PSK_BIT as usize;
@@ -109,6 +115,8 @@ pub struct Peers {
     /// Relays that say how this gateway looks from outside.
     mirrors: Mirrors,
     hearing: Hearing,
+    /// Relays that operators took out.
+    gone: Gone,
 }
 
 impl std::fmt::Debug for Peers {
@@ -163,6 +171,7 @@ impl Peers {
             on_relays: 0,
             mirrors: Mirrors::new(knock_secret),
             hearing: Hearing::default(),
+            gone: Gone::default(),
             knock_secret,
             knocked: 0,
         }
@@ -465,12 +474,19 @@ impl Peers {
                 }
             }
         };
-        if let Target::Relay(through) = from {
+        let peer = self.tunnels.get(number).and_then(|tunnel| self.peers.get(tunnel.peer));
+        match from {
             // A relay says who sent it, and answers go to whoever the tunnel leads to: they must be the same.
-            let peer = self.tunnels.get(number).and_then(|tunnel| self.peers.get(tunnel.peer));
-            if peer.is_none_or(|peer| peer.gateway != through.peer) {
+            Target::Relay(through) if peer.is_none_or(|peer| peer.gateway != through.peer) => {
                 return Err(DropReason::PeerUnauthenticated);
             }
+            Target::Udp(at)
+                if matches!(kind, Kind::Initiation | Kind::Response { .. })
+                    && peer.is_some_and(|peer| !self.may_be_at(peer, at, now)) =>
+            {
+                return Err(DropReason::PeerPlace);
+            }
+            _ => {}
         }
         Ok(Some((kind, number)))
     }
@@ -497,6 +513,7 @@ impl Peers {
         out: &mut impl Sink,
     ) {
         self.hearing.note_heard(now);
+        let at_home = self.is_at_home(number, from, now);
         let Some(tunnel) = self.tunnels.get_mut(number) else { return };
         let fresh = tunnel.note_heard(proof != Proof::Alive, now) || proof == Proof::Established;
         let index = tunnel.peer;
@@ -518,9 +535,9 @@ impl Peers {
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
         // A copy of an initiation proves nothing about where a client is.
-        let moved = (!peer.client || proof != Proof::Alive) && peer.note_heard(from, now);
+        let moved = (!peer.client || proof != Proof::Alive) && peer.note_heard(from, at_home, now);
         if proof != Proof::Alive {
-            peer.route.note_heard(from.relay().is_none(), now);
+            peer.route.note_heard(at_home && from.relay().is_none(), now);
         }
         if fresh {
             peer.note_session(now);
@@ -560,45 +577,4 @@ impl Peers {
             self.events.push_back(index);
         }
     }
-}
-
-/// The way to a peer: a tunnel with a session, and where the peer is.
-pub struct Way<'a> {
-    tunnel: &'a mut Tunnel,
-    to: Target,
-}
-
-impl Way<'_> {
-    /// Seals an IP packet and gives it to the sink. The packet's DSCP goes to the outer header as well. A packet that
-    /// is too long for any datagram goes nowhere: see [`super::MAX_PACKET_LEN`].
-    pub fn send(&mut self, packet: &[u8], out: &mut impl Sink) {
-        seal(self.tunnel, self.to, (Whose::of(packet), packet), out);
-    }
-}
-
-/// The byte of the outer header for a packet.
-pub(super) fn dscp(packet: &[u8]) -> u8 {
-    // ECN stays inside: nothing would bring a mark on the outer header back in (RFC 6040).
-    match packet.first().map(|first| first >> 4) {
-        Some(4) => packet.get(1).map_or(0, |byte| byte & 0xfc),
-        Some(6) => packet.first_chunk::<2>().map_or(0, |[a, b]| (a << 4 | b >> 4) & 0xfc),
-        _ => 0,
-    }
-}
-
-/// Seals somebody's packet for `to`.
-fn seal(tunnel: &mut Tunnel, to: Target, (whose, packet): (Whose, &[u8]), out: &mut impl Sink) {
-    let what = (whose, sealed_room(packet.len()));
-    to.put_sealed(out, dscp(packet), what, |buffer| tunnel.seal(packet, buffer));
-}
-
-/// Sends a message that is written already.
-fn write(out: &mut impl Sink, to: Target, dscp: u8, message: &[u8]) {
-    to.put(out, dscp, message.len(), |buffer| match buffer.get_mut(..message.len()) {
-        Some(room) => {
-            room.copy_from_slice(message);
-            message.len()
-        }
-        None => 0,
-    });
 }

@@ -85,7 +85,7 @@ impl Peers {
     }
 
     /// Leaves a way that there is no more, and one that has died.
-    fn settle_path(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+    pub(super) fn settle_path(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get(index) else { return };
         let (route, nearest) = (&peer.route, peer.route.nearest());
         let questions = peer.questions().filter(|_| self.local.is_some());
@@ -120,7 +120,7 @@ impl Peers {
     }
 
     /// Has packets go another way.
-    fn turn(&mut self, index: u32, via: Option<RelayId>, why: PathReason, now: Instant) {
+    pub(super) fn turn(&mut self, index: u32, via: Option<RelayId>, why: PathReason, now: Instant) {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let before = peer.route.via();
         peer.route.turn(via, why, now);
@@ -203,6 +203,10 @@ impl Peers {
             (Due::All, None) => peer.endpoint().into_iter().collect(),
             (Due::All, Some(_)) => peer.places(),
         };
+        let places: Vec<SocketAddr> = match self.peers.get(index) {
+            Some(peer) => places.into_iter().filter(|at| self.may_knock_at(peer, *at)).collect(),
+            None => return,
+        };
         let back = self.knock_number(index);
         for to in places {
             let nonce = self.next_nonce();
@@ -272,6 +276,9 @@ impl Peers {
                 let (key, good) = peer.route.ours.ok_or(unknown)?;
                 if token != good || !knock::is_good(datagram, key) {
                     return Err(DropReason::PeerUnauthenticated);
+                }
+                if !self.may_knock_at(peer, from) {
+                    return Err(DropReason::PeerPlace);
                 }
                 let peer = self.peers.get_mut(index).ok_or(unknown)?;
                 if !peer.route.is_first(nonce) {

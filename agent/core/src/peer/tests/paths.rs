@@ -9,6 +9,7 @@ use crate::target::RelayPath;
 
 mod half_dead;
 mod quic;
+mod stolen;
 
 const ROOM: u16 = 1_160;
 const NEAR: RelayId = RelayId(1);

@@ -1,0 +1,147 @@
+//! Relays that operators took out: what gateways learnt through them of each other counts no more.
+//!
+//! A relay that somebody took over sees handshakes. It may hand them to a gateway by UDP, from an address of its own or of another
+//! machine, forward what follows, and so be what both ends take for a direct path. As long as operators name it, that is no more
+//! than a relay can do anyhow, and gateways behind the same NAT as an honest one look the same. Once they don't, it isn't to stay.
+//! So where a peer is found then, but for where the view has it, is forgotten, with all that knocks had shown. Packets go through
+//! another relay meanwhile, and direct paths are found anew. What the relay may have kept to come back with, sealed packets and
+//! handshakes, tells nobody where a peer is until it is too old to open.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anteroom_proto::v1::telemetry::PathReason;
+
+use super::Peers;
+use crate::peer::Peer;
+use crate::sink::Sink;
+use crate::target::{RelayId, Target};
+
+/// Most addresses of such relays that are known, the newest.
+const MAX_ADDRESSES: usize = 64;
+/// How long what was sealed before may open: WireGuard's REJECT-AFTER-TIME, twice, since a session that a held back handshake made
+/// is as old as that.
+const HELD_BACK: Duration = Duration::from_secs(2 * 180);
+/// How far apart peers hear of new keys for knocks, and within what all of them do.
+const APART: Duration = Duration::from_millis(1);
+const SPREAD: Duration = Duration::from_millis(500);
+
+/// What is known of relays that operators took out.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    /// Their addresses, without those of relays that are named now.
+    addresses: Vec<IpAddr>,
+    /// The newest document of which that is so.
+    document: u64,
+    /// When the last one went in this run.
+    last: Option<Instant>,
+}
+
+impl Gone {
+    fn is_at(&self, ip: IpAddr) -> bool {
+        self.addresses.contains(&ip.to_canonical())
+    }
+}
+
+impl Peers {
+    /// The authority document of this number doesn't name these relays any more, as the one before did: what was found with their
+    /// help is found anew. `addresses` are those of all that were ever taken out, as far as is known, the oldest first, without
+    /// those of relays that are named now: no peer is there but whom the view has there, or who says so and holds that document.
+    /// The last 64 count.
+    pub fn forget_relays(
+        &mut self,
+        relays: &[RelayId],
+        addresses: &[IpAddr],
+        document: u64,
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
+        let surplus = addresses.len().saturating_sub(MAX_ADDRESSES);
+        self.gone.addresses = addresses.iter().skip(surplus).map(IpAddr::to_canonical).collect();
+        self.gone.document = document;
+        if relays.is_empty() {
+            return;
+        }
+        self.gone.last = Some(now);
+        for relay in relays {
+            self.mirrors.set(*relay, None, now);
+        }
+        self.relayed.retain(|_, paths| {
+            paths.retain(|path| !relays.contains(&path.relay));
+            !paths.is_empty()
+        });
+        let numbers = self.peers.numbers();
+        let count = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+        let apart = SPREAD.checked_div(count).unwrap_or_default().min(APART);
+        let mut at = now;
+        for index in numbers {
+            self.take_relays(index, now);
+            self.settle_path(index, now, out);
+            let gone = &self.gone;
+            let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else {
+                continue;
+            };
+            // Where nobody else reaches it, what still works goes on, but not at the relay's own address.
+            let theirs = peer.heard_at().is_some_and(|at| gone.is_at(at.ip()));
+            let keep = !theirs && !peer.route.has_relay();
+            let lost = peer.forget_places(document, keep);
+            peer.next_probe = at;
+            let nearest = peer.route.nearest();
+            match nearest.filter(|_| lost) {
+                Some(relay) => {
+                    self.turn(index, Some(relay), PathReason::Untried, now);
+                    self.probe(index, now, out);
+                }
+                None if lost => {
+                    self.fit(index, true, now);
+                    self.review(index);
+                }
+                None => {}
+            }
+            self.wake(index, at);
+            at += apart;
+        }
+    }
+
+    /// Whether what a relay that was taken out kept back may still open.
+    fn is_wary(&self, now: Instant) -> bool {
+        self.gone.last.is_some_and(|at| now.saturating_duration_since(at) < HELD_BACK)
+    }
+
+    /// Whether a relay is there, or was, and not this peer.
+    fn is_relays(&self, peer: &Peer, at: SocketAddr) -> bool {
+        if self.mirrors.is_at(at) {
+            return true;
+        }
+        if !self.gone.is_at(at.ip()) {
+            return false;
+        }
+        // Behind the same NAT as such a relay: those that are named see the peer there, and it knows which are.
+        let informed = peer.authority().is_some_and(|held| held >= self.gone.document);
+        let said = informed && peer.outside().places.contains(&at);
+        !said && !peer.is_placed_at(at.ip())
+    }
+
+    /// Whether a peer may be found at an address: by knocks there, or from there.
+    pub(super) fn may_knock_at(&self, peer: &Peer, at: SocketAddr) -> bool {
+        peer.client || !self.is_relays(peer, at)
+    }
+
+    /// Whether something that opens, and came from `at`, shows that the peer is there.
+    pub(super) fn may_be_at(&self, peer: &Peer, at: SocketAddr, now: Instant) -> bool {
+        if peer.client || peer.heard_at() == Some(at) {
+            return true;
+        }
+        let known = || peer.is_placed_at(at.ip()) || peer.places().contains(&at);
+        !self.is_relays(peer, at) && (!self.is_wary(now) || !peer.route.has_relay() || known())
+    }
+
+    /// As [`Self::may_be_at`], for the peer of a tunnel.
+    pub(super) fn is_at_home(&self, tunnel: u32, from: Target, now: Instant) -> bool {
+        let peer = self.tunnels.get(tunnel).and_then(|tunnel| self.peers.get(tunnel.peer));
+        match from {
+            Target::Udp(at) => peer.is_some_and(|peer| self.may_be_at(peer, at, now)),
+            Target::Relay(_) => true,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! A relay that somebody took over and that makes itself the direct path, and operators who take it out.
+
+use std::net::IpAddr;
+
+use super::*;
+
+/// Where the relay is, and where it forwards from; the other is a machine that nobody knows to be its own.
+const RELAY: [u8; 4] = [203, 0, 113, 9];
+const HELPER: [u8; 4] = [198, 51, 100, 66];
+/// The document that names it no more.
+const DOCUMENT: u64 = 2;
+/// As long as sealed packets and handshakes of before may open.
+const HELD_BACK: Duration = Duration::from_secs(400);
+
+/// Two gateways with no direct path, and the relay between them that is taken for one.
+fn deceived(forwards_from: [u8; 4]) -> World {
+    let mut world = World::pair();
+    world.direct(false, false);
+    world.relays.detour = Some((NEAR, SocketAddr::from((forwards_from, 5_000))));
+    world.offer(&[NEAR, FAR]);
+    world.run(Duration::from_secs(5));
+    world.talk(Duration::from_secs(20));
+    for here in 0..2 {
+        assert_eq!(world.path(here), (None, PathReason::Proved), "side {here}");
+    }
+    world
+}
+
+impl World {
+    /// A gateway hears that the relay is named no more.
+    fn take_out(&mut self, here: usize) {
+        let (now, side) = (self.now, &mut self.sides[here]);
+        let addresses = [IpAddr::from(RELAY)];
+        side.peers.forget_relays(&[NEAR], &addresses, DOCUMENT, now, &mut side.sent);
+        let overlay = side.overlay;
+        let local = Local { overlay, revision: 1, authority: DOCUMENT, confirmed_time: None };
+        side.peers.set_local(local, now);
+        let (other, side) = (self.sides[1 - here].gateway, &mut self.sides[here]);
+        side.peers.set_relays(other, &[path(FAR)], now, &mut side.sent);
+    }
+
+    /// The thief says again, from his address, whatever he had kept.
+    fn play_back(&mut self) {
+        let (_, from) = self.relays.detour.unwrap();
+        for (here, datagram) in self.relays.detoured.clone() {
+            self.sides[1 - here].deliver(from, &datagram, self.now);
+        }
+        self.settle();
+    }
+}
+
+#[test]
+fn a_relay_that_was_taken_out_is_no_direct_path_any_more_and_does_not_come_back() {
+    for forwards_from in [RELAY, HELPER] {
+        let mut world = deceived(forwards_from);
+        // What it keeps back opens later: packets, knocks, and what comes to the relay itself when the path has died by that.
+        world.relays.detoured.clear();
+        world.relays.holds = true;
+        world.talk(Duration::from_secs(3));
+        world.relays.holds = false;
+        let held = std::mem::take(&mut world.relays.held);
+        let held = held.into_iter().map(|(here, _, _, datagram)| (here, datagram));
+        world.relays.detoured.extend(held);
+        let kept = |kind| world.relays.detoured.iter().filter(|(_, one)| one[0] == kind).count();
+        assert!(kept(4) > 10 && kept(5) > 1, "{} packets, {} knocks", kept(4), kept(5));
+        world.take_out(0);
+        world.take_out(1);
+        for here in 0..2 {
+            assert_eq!(world.path(here).0, Some(FAR), "side {here}");
+        }
+        let before = world.relays.detoured.len();
+        let begun = world.now;
+        while world.now < begun + HELD_BACK {
+            world.play_back();
+            let silent = world.talk(Duration::from_secs(5));
+            assert_eq!(silent, [Duration::ZERO; 2], "{forwards_from:?}");
+        }
+        assert_eq!(world.relays.detoured.len(), before, "{forwards_from:?}: sent to the thief");
+        for here in 0..2 {
+            assert_eq!(world.path(here).0, Some(FAR), "{forwards_from:?}: side {here}");
+        }
+        // A path of which the relay is no part is found, and taken.
+        world.direct(true, true);
+        world.talk(Duration::from_secs(20));
+        for here in 0..2 {
+            assert_eq!(world.path(here), (None, PathReason::Proved), "side {here}");
+        }
+        assert_eq!(world.relays.detoured.len(), before);
+    }
+}
+
+#[test]
+fn who_is_behind_the_same_nat_as_a_relay_that_was_taken_out_is_reached_directly_once_it_says_so() {
+    let seen = SocketAddr::from((RELAY, 40_000));
+    let mirror = SocketAddr::from(([203, 0, 113, 77], 4_433));
+    for informed in [true, false] {
+        let mut world = World::pair();
+        // The view has it where nobody else gets to.
+        world.sides[1].at = seen;
+        world.offer(&[NEAR, FAR]);
+        world.run(Duration::from_secs(1));
+        world.talk(Duration::from_secs(20));
+        assert_eq!(world.path(0), (None, PathReason::Proved));
+        world.take_out(0);
+        if informed {
+            world.take_out(1);
+        }
+        assert_eq!(world.path(0), (Some(FAR), PathReason::Untried));
+        world.talk(Duration::from_secs(20));
+        assert_eq!(world.path(0).0, Some(FAR), "nobody but the relay's thief is known to be there");
+
+        let (now, side) = (world.now, &mut world.sides[1]);
+        side.peers.set_mirror(FAR, Some(mirror), now);
+        side.sent.datagrams.clear();
+        side.peers.handle_timeout(now, &mut side.sent);
+        let question = side.sent.datagrams.iter().find(|sent| sent.0 == mirror).unwrap();
+        let nonce = anteroom_proto::relay::mirror::parse_question(&question.2).unwrap();
+        let answer = anteroom_proto::relay::mirror::answer(nonce, seen);
+        assert_eq!(side.deliver(mirror, &answer, now), None);
+        assert_eq!(world.talk(Duration::from_secs(10)), [Duration::ZERO; 2]);
+        let direct = (informed).then_some((None, PathReason::Proved));
+        let relayed = (Some(FAR), PathReason::Untried);
+        assert_eq!(world.path(0), direct.unwrap_or(relayed), "informed: {informed}");
+    }
+}
+
+#[test]
+fn a_direct_path_to_where_the_view_has_a_peer_outlasts_a_relay_beside_it() {
+    let mut world = World::live_pair();
+    world.offer(&[NEAR, FAR]);
+    world.talk(Duration::from_secs(10));
+    let (now, at) = (world.now, world.sides[1].at);
+    let carried = world.relays.carried;
+    let side = &mut world.sides[0];
+    side.peers.forget_relays(&[NEAR], &[at.ip()], DOCUMENT, now, &mut side.sent);
+    assert_eq!(world.talk(Duration::from_secs(10)), [Duration::ZERO; 2]);
+    assert_eq!(world.path(0), (None, PathReason::Proved));
+    assert_eq!(world.relays.carried, carried);
+}
+
+#[test]
+fn where_no_other_relay_reaches_a_peer_it_stays_where_it_is_but_at_the_relays_own_address() {
+    for (forwards_from, stays) in [(HELPER, true), (RELAY, false)] {
+        let mut world = deceived(forwards_from);
+        let now = world.now;
+        for side in &mut world.sides {
+            let relays = [NEAR, FAR];
+            side.peers.forget_relays(&relays, &[RELAY.into()], DOCUMENT, now, &mut side.sent);
+        }
+        let sent = world.relays.detoured.len();
+        let silent = world.talk(Duration::from_secs(20))[0] > Duration::from_secs(5);
+        assert_eq!(silent, !stays, "{forwards_from:?}");
+        assert_eq!(world.relays.detoured.len() > sent, stays, "{forwards_from:?}");
+        world.direct(true, true);
+        world.relays.detour = None;
+        world.talk(Duration::from_secs(20));
+        assert!(world.live(0, 1) && world.live(1, 0), "{forwards_from:?}");
+    }
+}
