@@ -37,12 +37,13 @@ use anteroom_transport::link::Carrier;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use crate::again::Again;
 use crate::config::Rotate as Rotating;
 use crate::keys::{KeyStatus, Ring};
+use crate::looks::Looks;
 use crate::plane::{Plane, PlaneError};
 use crate::relay::{Known, RelayStatus};
 use crate::state::{Enrolled, Enrolment, StateError};
@@ -393,12 +394,11 @@ impl<P: Plane> Client<P> {
     ) -> Result<Option<T>, PlaneError> {
         let mut stop = self.stop.clone();
         let mut what = std::pin::pin!(what);
-        let mut looks = interval(rotate::LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = Looks::every(rotate::LOOK);
         loop {
             tokio::select! {
                 done = &mut what => return Ok(Some(done)),
-                _ = looks.tick() => self.tend_keys_alone().await?,
+                () = looks.next() => self.tend_keys_alone().await?,
                 () = stopped(&mut stop) => return Ok(None),
             }
         }

@@ -11,6 +11,7 @@ pub mod enroll;
 pub mod kem;
 pub mod keys;
 pub mod local;
+mod looks;
 pub mod net;
 pub mod plane;
 pub mod relay;

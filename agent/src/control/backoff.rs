@@ -6,10 +6,13 @@ use std::time::Duration;
 pub(super) const FIRST: Duration = Duration::from_millis(200);
 /// Longest wait.
 pub(super) const LONGEST: Duration = Duration::from_secs(5);
+/// After so many failures in a row, which takes minutes, the longest wait is this one: a try costs a handshake with post-quantum
+/// keys, and whoever is away for hours isn't missed for seconds.
+const LONGEST_AWAY: (u32, Duration) = (64, Duration::from_secs(15));
 /// Longest wait after a controller's word that it won't have this gateway.
 pub(super) const LONGEST_UNWANTED: Duration = Duration::from_secs(300);
 
-/// Doubles from [`FIRST`] to [`LONGEST`]; each wait is drawn from its upper half, so that a fleet that lost its
+/// Doubles from [`FIRST`] to [`LONGEST`], and in the end to [`LONGEST_AWAY`]; each wait is drawn from its upper half, so that a fleet that lost its
 /// controller doesn't come back as one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Backoff {
@@ -19,7 +22,8 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// The wait after one more failure. `random` is any number that differs between gateways.
     pub(crate) fn next(&mut self, random: u32) -> Duration {
-        self.wait(LONGEST, random)
+        let (many, away) = LONGEST_AWAY;
+        self.wait(if self.failures < many { LONGEST } else { away }, random)
     }
 
     /// The wait after one more refusal that only an operator can change: it grows to [`LONGEST_UNWANTED`], so that a
@@ -49,13 +53,19 @@ mod tests {
         let mut backoff = Backoff::default();
         assert_eq!(backoff.next(0), FIRST / 2);
         let mut last = Duration::ZERO;
-        for _ in 0..100 {
+        let mut soonest = Duration::ZERO;
+        for _ in 1..LONGEST_AWAY.0 {
             let wait = backoff.clone().next(u32::MAX);
             assert!(wait >= last && wait <= LONGEST, "{wait:?} after {last:?}");
-            assert!(backoff.next(0) <= wait / 2 + Duration::from_millis(1));
+            let least = backoff.next(0);
+            assert!(least <= wait / 2 + Duration::from_millis(1));
+            soonest += least;
             last = wait;
         }
         assert_eq!(last, LONGEST);
+        assert!(soonest >= Duration::from_secs(120), "rarely after no more than {soonest:?}");
+        assert_eq!(backoff.clone().next(u32::MAX), LONGEST_AWAY.1);
+        assert_eq!(backoff.next(0), LONGEST_AWAY.1 / 2);
         backoff.reset();
         assert_eq!(backoff.next(u32::MAX), FIRST);
     }

@@ -18,7 +18,7 @@ use crate::keys::Ring;
 use crate::plane::{Plane, PlaneError};
 
 /// How often it is looked at.
-pub(super) const LOOK: Duration = Duration::from_millis(500);
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// How long after a failure to write keys down it is tried again.
 const AGAIN: Duration = Duration::from_secs(30);
 /// Least time between two new keys, whoever asks for them: each costs all peers a handshake.

@@ -26,13 +26,14 @@ use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
 use super::clock::held_ahead;
 use super::fitted::Reads;
 use super::greet::{Greeted, Greeting, Welcomed, Words, greet, greet_better, of};
 use super::{Client, alarm, rotate, stopped};
+use crate::looks::Looks;
 use crate::plane::{Plane, PlaneError};
 use crate::relay;
 use crate::silence;
@@ -274,10 +275,7 @@ impl<P: Plane> Client<P> {
         let mut looking = std::pin::pin!(looking);
 
         let every = Duration::from_millis(welcome.report_every.into()).clamp(REPORTS.0, REPORTS.1);
-        let mut reports = interval(every);
-        let mut key_looks = interval(rotate::LOOK);
-        key_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        reports.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut reports, mut key_looks) = (Looks::every(every), Looks::every(rotate::LOOK));
         let mut resend = Instant::now() + RESEND;
         self.tell_again(out)?;
         loop {
@@ -291,7 +289,7 @@ impl<P: Plane> Client<P> {
                     }
                     None => return Err(End::Lost("the controller closed the connection".into())),
                 },
-                _ = reports.tick(), if self.outbox.has_room() => {
+                () = reports.next(), if self.outbox.has_room() => {
                     if self.outbox.waiting().next().is_none() {
                         resend = Instant::now() + RESEND;
                     }
@@ -304,7 +302,7 @@ impl<P: Plane> Client<P> {
                         out.send(ToController::Applied(self.with_alarms(applied)))?;
                     }
                 }
-                _ = key_looks.tick() => {
+                () = key_looks.next() => {
                     self.tend_keys(out).await?;
                     self.tend_identities(out).await?;
                 }

@@ -13,9 +13,10 @@ use anteroom_transport::datagrams;
 use anteroom_transport::link::{Carrier, Connection as Counted, SendDatagramError};
 use quinn::{Connection, VarInt};
 use tokio::sync::watch;
-use tokio::time::{Instant, interval};
+use tokio::time::Instant;
 
 use crate::dataplane::relayed::{Inlet, Outgoing};
+use crate::looks::Looks;
 use crate::relay::Table;
 use crate::task::Task;
 use crate::text::plain;
@@ -87,12 +88,12 @@ impl Link {
     }
 
     async fn look(&self, table: &Table, carries: impl AsyncFnOnce()) {
-        let mut look = interval(LOOK);
+        let mut look = Looks::every(LOOK);
         let mut carries = Some(carries);
         let mut leaves = self.leaves.clone();
         loop {
             tokio::select! {
-                _ = look.tick() => {}
+                () = look.next() => {}
                 Ok(()) = leaves.changed() => {}
             }
             let mut rooms = HashMap::from([(self.peer, self.connection.sealed_room())]);

@@ -27,10 +27,11 @@ use anteroom_transport::direct::shared::Shared;
 use anteroom_transport::direct::{Caller, Direct};
 use quinn::{Connection, VarInt};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::dataplane::Handle;
+use crate::looks::Looks;
 use crate::relay::Table;
 use crate::task::Task;
 use link::{Active, Link};
@@ -128,8 +129,7 @@ pub(crate) async fn run(
     let (events, mut happened) = mpsc::channel(EVENTS);
     let mut identity = who.identity.clone();
     let mut keeper = Keeper::new(who, handle, table, events, status);
-    let mut look = interval(LOOK);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut look = Looks::every(LOOK);
     views.mark_changed();
     loop {
         tokio::select! {
@@ -142,7 +142,7 @@ pub(crate) async fn run(
             }
             Ok(()) = identity.changed() => keeper.prepare_anew(),
             Some(event) = happened.recv() => keeper.take(event).await,
-            _ = look.tick(), if keeper.is_of_use() => {
+            () = look.next(), if keeper.is_of_use() => {
                 if keeper.tend().await.is_none() {
                     break;
                 }

@@ -24,7 +24,7 @@ use anteroom_transport::link::{Closed, StreamError};
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::carried::{BARRIER, Change, InHand, Shared, bring_packets, take_packets};
@@ -33,6 +33,7 @@ use super::{Known, Place, Who};
 use crate::again::Again;
 use crate::control::Backoff;
 use crate::dataplane::relayed::{Inlet, Outgoing};
+use crate::looks::Looks;
 use crate::seek::Search;
 use crate::silence;
 use crate::text::plain;
@@ -423,7 +424,7 @@ impl Link {
         shared: &Shared,
         Greeting { mut shown, mut reader, mut writer }: Greeting,
     ) -> Result<Infallible, Problem> {
-        let mut look = interval(LOOK);
+        let mut look = Looks::every(LOOK);
         let begun = Instant::now();
         let mut known = self.known.clone();
         let mut named = names(&shown);
@@ -456,7 +457,7 @@ impl Link {
                     }
                     continue;
                 }
-                _ = look.tick() => {}
+                () = look.next() => {}
             }
             // What was known by an earlier connection stands until this one has said something.
             if shared.peers().numbers.is_empty() && begun.elapsed() < LOOK {

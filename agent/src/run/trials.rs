@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::trial::Standing;
-use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use super::gate::Gate;
 use crate::bypass::Machine;
+use crate::looks;
 use crate::state::StateDir;
 use crate::trial::Kept;
 
@@ -27,7 +27,7 @@ pub(super) fn load(state: &StateDir) -> Vec<Kept> {
 /// mode that devices went back to.
 pub(super) async fn keep(gate: Gate, state: Arc<StateDir>, mut known: Vec<Standing>) {
     loop {
-        sleep(LOOK).await;
+        looks::pause(LOOK).await;
         let Ok(trials) = gate.trials().await else { continue };
         if trials == known {
             continue;

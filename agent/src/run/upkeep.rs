@@ -14,6 +14,7 @@ use tracing::{error, warn};
 
 use super::gate::{Gate, Open};
 use crate::control::Reach;
+use crate::looks;
 use crate::plane::Plane;
 use crate::relay::Known;
 use crate::state::StateDir;
@@ -80,7 +81,7 @@ pub(super) async fn watch_reach(gate: Gate, into: watch::Sender<Reach>) {
 /// Saves what the engine learns for as long as it is polled.
 pub(super) async fn save_learned(gate: Gate, state: Arc<StateDir>, mut saved: Learned) {
     for look in (1..=LOOKS).cycle() {
-        sleep(LOOK).await;
+        looks::pause(LOOK).await;
         let Ok(learned) = gate.learned().await else { continue };
         let urgent = learned.claims != saved.claims || learned.agreed != saved.agreed;
         if urgent || (look == LOOKS && lasting(&learned) != lasting(&saved)) {

@@ -18,8 +18,9 @@ use anteroom_transport::{dial, egress};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
+use crate::looks;
 pub(crate) use pace::Pace;
-use watch::{State, Watch};
+use watch::{IDLE, State, Watch};
 
 /// How long the first tries of TCP may take, or as many round trips: what comes back answers at once, and a connection's own second
 /// question would be late.
@@ -171,7 +172,7 @@ pub(crate) async fn over_tcp<T: Fn(Word)>(
     let (mut tried, mut failures) = (None::<Instant>, 0_u32);
     loop {
         tokio::select! {
-            () = sleep(watch.pause()) => {}
+            () = next_look(&watch) => {}
             changed = doubts.changed(), if state == State::Fine => {
                 if changed.is_err() {
                     return std::future::pending().await;
@@ -236,6 +237,14 @@ pub(crate) async fn over_tcp<T: Fn(Word)>(
         {
             return Fallen { link, address, at_once, silence: Silence(watch), owing };
         }
+    }
+}
+
+/// Waits until the next look is due. One at a connection that nothing is missing from and nothing much goes by comes with others'.
+async fn next_look(watch: &Watch) {
+    match watch.pause() {
+        IDLE => looks::pause(IDLE).await,
+        soon => sleep(soon).await,
     }
 }
 

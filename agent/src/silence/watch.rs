@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 /// Between two looks while packets flow, while none do, and while an answer is missing.
 const BUSY: Duration = Duration::from_millis(250);
-const IDLE: Duration = Duration::from_secs(1);
+pub(super) const IDLE: Duration = Duration::from_secs(1);
 pub(super) const ASK: Duration = Duration::from_millis(200);
 /// Questions in a look that are more than what keeps a connection warm.
 const FLOW: u64 = 4;

@@ -6,6 +6,7 @@
 
 pub mod aead;
 pub mod compare;
+pub mod idle;
 pub mod instructions;
 pub mod load;
 pub mod machine;

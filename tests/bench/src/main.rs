@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anteroom_bench::compare::{self, Plan};
+use anteroom_bench::idle;
 use anteroom_bench::instructions::Counter;
 use anteroom_bench::machine::Machine;
 use anteroom_bench::plot;
@@ -46,6 +47,28 @@ enum Action {
     Scale(Scale),
     /// Measure what one gateway's threads make of traffic with several others at once
     Peers(Peers),
+    /// Measure what gateways in use take with nothing under way: a live controller, devices in enforce, relays
+    Idle(Idle),
+}
+
+#[derive(Debug, Args)]
+struct Idle {
+    /// With how many relays of their own beside the controller, which relays as well; one after the other
+    #[arg(long, value_delimiter = ',', value_name = "NUMBER,…", default_value = "0,1",
+        value_parser = clap::value_parser!(u8).range(0..=i64::from(idle::MOST)))]
+    relays: Vec<u8>,
+    /// Another build of anteroom-agent
+    #[arg(long, value_name = "FILE")]
+    agent: Option<PathBuf>,
+    /// How often to measure
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long each measurement takes
+    #[arg(long, default_value_t = 20.0, value_parser = seconds)]
+    seconds: f64,
+    /// Write every figure to this file as soon as it is known: one JSON object a line, {subject, test, value, unit, round}
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -171,6 +194,7 @@ fn check(cli: &Cli) -> Result<()> {
             once("--subjects", peers.subjects.iter().map(Kind::name))?;
             once("--far", peers.far.iter())
         }
+        Some(Action::Idle(idle)) => once("--relays", idle.relays.iter()),
         None => {
             let Options { subjects, tests, card, .. } = &cli.options;
             once("--subjects", subjects.iter().map(Kind::name))?;
@@ -199,6 +223,7 @@ fn outside(cli: &Cli) -> Result<ExitCode> {
     let json = match &cli.action {
         Some(Action::Scale(scale)) => &scale.json,
         Some(Action::Peers(peers)) => &peers.json,
+        Some(Action::Idle(idle)) => &idle.json,
         None => &cli.options.json,
     };
     if let Some(file) = json {
@@ -214,6 +239,10 @@ fn outside(cli: &Cli) -> Result<ExitCode> {
         Some(Action::Scale(scale)) => scale.agent.is_none() && scale.rows.is_empty(),
         Some(Action::Peers(peers)) => {
             peers.subjects.iter().any(|kind| matches!(kind, Kind::Anteroom | Kind::Lanes(..)))
+        }
+        Some(Action::Idle(_)) => {
+            programs::Programs::of(profile()).build(profile(), true)?;
+            false
         }
         None => {
             let Options { install, subjects, rows, .. } = &cli.options;
@@ -257,6 +286,7 @@ fn inside(cli: &Cli) -> Result<ExitCode> {
     let record = match &cli.action {
         Some(Action::Scale(scale)) => grow(scale, &tools, &logs)?,
         Some(Action::Peers(peers)) => share(peers, &tools, &logs)?,
+        Some(Action::Idle(idle)) => rest(idle, &logs)?,
         None => compare(&cli.options, &tools, &logs)?,
     };
     match record {
@@ -309,6 +339,24 @@ fn share(peers: &Peers, tools: &Tools, logs: &Path) -> Result<Record> {
     let rounds = peers.rounds as usize;
     println!(
         "\nMedian [smallest..largest] of {rounds} rounds, or of n\n{}",
+        report::table(&record.rows, rounds)
+    );
+    Ok(record)
+}
+
+fn rest(idle: &Idle, logs: &Path) -> Result<Record> {
+    let mut programs = programs::Programs::of(profile());
+    programs.agent = idle.agent.clone().unwrap_or(programs.agent);
+    let plan = idle::Plan {
+        relays: idle.relays.clone(),
+        rounds: idle.rounds,
+        time: duration(idle.seconds)?,
+    };
+    let mut record = Record::open(idle.json.as_deref())?;
+    idle::run(&plan, programs, logs, &mut record)?;
+    let rounds = idle.rounds as usize;
+    println!(
+        "\nTwo gateways together. Median [smallest..largest] of {rounds} rounds, or of n\n{}",
         report::table(&record.rows, rounds)
     );
     Ok(record)

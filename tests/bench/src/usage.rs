@@ -98,6 +98,45 @@ impl Cpu {
     }
 }
 
+/// How often threads had gone to sleep at one moment, by thread, each with its name. As often they were woken.
+#[derive(Debug, Clone, Default)]
+pub struct Wakes(BTreeMap<u32, (String, u64)>);
+
+impl Wakes {
+    /// Of these processes' threads until now.
+    ///
+    /// # Errors
+    /// If one of the processes is gone.
+    pub fn of(pids: &[u32]) -> Result<Self> {
+        let mut wakes = Self::default();
+        for pid in pids {
+            for thread in threads(*pid).with_context(|| format!("the threads of process {pid}"))? {
+                // None for a thread that ended just now.
+                let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"));
+                wakes.0.extend(text.ok().as_deref().and_then(sleeps_of).map(|told| (thread, told)));
+            }
+        }
+        Ok(wakes)
+    }
+
+    /// How often they were woken since an earlier moment, by name: what threads of one name have together.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> BTreeMap<String, u64> {
+        let mut by_name = BTreeMap::new();
+        for (thread, (name, count)) in &self.0 {
+            let earlier = before.0.get(thread).map_or(0, |(_, count)| *count);
+            *by_name.entry(name.clone()).or_default() += count.saturating_sub(earlier);
+        }
+        by_name
+    }
+}
+
+/// A thread's name and how often it went to sleep by itself, from the text of `/proc/PID/task/THREAD/status`.
+fn sleeps_of(status: &str) -> Option<(String, u64)> {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    Some((field("Name:")?.to_owned(), field("voluntary_ctxt_switches:")?.parse().ok()?))
+}
+
 /// The numbers of a process's threads.
 pub(crate) fn threads(pid: u32) -> io::Result<Vec<u32>> {
     let mut threads = Vec::new();
@@ -142,6 +181,23 @@ pub fn resident(pids: &[u32]) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sleeps_are_counted_by_name() {
+        let status = |count| {
+            format!(
+                "Name:\ta b\nState:\tS\nvoluntary_ctxt_switches:\t{count}\nnonvoluntary_ctxt_switches:\t9\n"
+            )
+        };
+        let told = |counts: &[u64]| {
+            Wakes(
+                (0..).zip(counts.iter().map(|count| sleeps_of(&status(*count)).unwrap())).collect(),
+            )
+        };
+        let since = told(&[7, 20, 5]).since(&told(&[3, 20]));
+        assert_eq!(since, BTreeMap::from([("a b".into(), 9)]));
+        assert_eq!(sleeps_of("Name:\tx\n"), None);
+    }
 
     #[test]
     fn the_time_is_found_behind_any_name() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anteroom_bench::compare::{self, Plan};
+use anteroom_bench::idle;
 use anteroom_bench::report::Record;
 use anteroom_bench::scale::{self, Sweep};
 use anteroom_bench::spread;
@@ -135,4 +136,20 @@ fn a_relay_between_gateways_can_be_measured() {
     let rows = record.rows;
     assert_eq!(record.failed, 0, "{rows:#?}");
     assert!(rows.iter().any(|row| row.test == "tcp-1 rate" && row.value > 0.0), "{rows:#?}");
+}
+
+#[test]
+fn gateways_at_rest_with_a_controller_and_a_relay_are_measured() {
+    if !ready("gateways_at_rest_with_a_controller_and_a_relay_are_measured") {
+        return;
+    }
+    let logs = tempfile::tempdir().expect("a directory");
+    let plan = idle::Plan { relays: vec![1], rounds: 1, time: Duration::from_secs(3) };
+    let mut record = Record::default();
+    idle::run(&plan, Programs::of(Profile::Dev), logs.path(), &mut record).expect("figures");
+    let rows = record.rows;
+    for what in ["cpu", "memory", "wake-ups", "wake-ups: relays"] {
+        let test = format!("and a relay: {what}");
+        assert!(rows.iter().any(|row| row.test == test && row.value > 0.0), "{test}: {rows:#?}");
+    }
 }

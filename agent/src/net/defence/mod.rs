@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time;
 
 use crate::config::InterfaceName;
+use crate::looks;
 use crate::net::link::{Link, LinkError, Links};
 use arp::ArpSocket;
 use hops::{Hops, Step};
@@ -98,12 +99,12 @@ impl Post {
     ) where
         F: Future<Output = Vec<SocketAddr>> + Send,
     {
-        let mut looked: Option<Instant> = None;
+        let mut due = Instant::now();
         let mut searched = Instant::now();
         loop {
             let now = Instant::now();
-            if looked.is_none_or(|at| now.saturating_duration_since(at) >= LOOK) {
-                looked = Some(now);
+            if now >= due {
+                due = looks::next(LOOK, time::Instant::from_std(now)).into_std();
                 let peers = peers().await;
                 let outcome = self.look(&peers).await;
                 self.complain(outcome);
@@ -116,12 +117,12 @@ impl Post {
             for step in self.hops.due(Instant::now()) {
                 self.take(step).await;
             }
-            let mut wait = LOOK;
+            let mut until = due;
             if self.hops.any_missing() {
-                wait = SEARCH;
+                until = until.min(Instant::now() + SEARCH);
             }
             if let Some(due) = self.hops.poll_timeout() {
-                wait = wait.min(due.saturating_duration_since(Instant::now()));
+                until = until.min(due);
             }
             let heard = async {
                 match &mut self.at {
@@ -152,12 +153,12 @@ impl Post {
                     }
                     Err(error) => {
                         self.at = None;
-                        looked = None;
+                        due = Instant::now();
                         self.complain(Err(error));
                         time::sleep(SEARCH).await;
                     }
                 },
-                () = time::sleep(wait) => {}
+                () = time::sleep_until(until.into()) => {}
             }
         }
     }
