@@ -77,29 +77,51 @@ impl Peers {
         for index in numbers {
             self.take_relays(index, now);
             self.settle_path(index, now, out);
-            let gone = &self.gone;
-            let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else {
-                continue;
-            };
-            // Where nobody else reaches it, what still works goes on, but not at the relay's own address.
-            let theirs = peer.heard_at().is_some_and(|at| gone.is_at(at.ip()));
-            let keep = !theirs && !peer.route.has_relay();
-            let lost = peer.forget_places(document, keep);
-            peer.next_probe = at;
-            let nearest = peer.route.nearest();
-            match nearest.filter(|_| lost) {
-                Some(relay) => {
-                    self.turn(index, Some(relay), PathReason::Untried, now);
-                    self.probe(index, now, out);
-                }
-                None if lost => {
-                    self.fit(index, true, now);
-                    self.review(index);
-                }
-                None => {}
+            if self.find_anew(index, (now, at), out) {
+                at += apart;
             }
-            self.wake(index, at);
-            at += apart;
+        }
+    }
+
+    /// Forgets where a peer was found, and asks for it again at `at`. False: it is no gateway.
+    fn find_anew(
+        &mut self,
+        index: u32,
+        (now, at): (Instant, Instant),
+        out: &mut impl Sink,
+    ) -> bool {
+        let gone = &self.gone;
+        let Some(peer) = self.peers.get_mut(index).filter(|peer| !peer.client) else {
+            return false;
+        };
+        // Where nobody else reaches it, what still works goes on, but not at the relay's own address.
+        let theirs = peer.heard_at().is_some_and(|at| gone.is_at(at.ip()));
+        let keep = !theirs && !peer.route.has_relay();
+        let lost = peer.forget_places(gone.document, keep);
+        peer.next_probe = at;
+        let nearest = peer.route.nearest();
+        match nearest.filter(|_| lost) {
+            Some(relay) => {
+                self.turn(index, Some(relay), PathReason::Untried, now);
+                self.probe(index, now, out);
+            }
+            None if lost => {
+                self.fit(index, true, now);
+                self.review(index);
+            }
+            None => {}
+        }
+        self.wake(index, at);
+        true
+    }
+
+    /// Leaves an address of a relay that was taken out where a peer says no more that it is there: it may have said so when it had
+    /// the document already, and hadn't forgotten yet what that relay had told it.
+    pub(super) fn leave_relays(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+        let Some(peer) = self.peers.get(index) else { return };
+        let theirs = |at: SocketAddr| self.gone.is_at(at.ip()) && self.is_relays(peer, at);
+        if peer.heard_at().is_some_and(theirs) {
+            self.find_anew(index, (now, now), out);
         }
     }
 
@@ -129,7 +151,7 @@ impl Peers {
 
     /// Whether something that opens, and came from `at`, shows that the peer is there.
     pub(super) fn may_be_at(&self, peer: &Peer, at: SocketAddr, now: Instant) -> bool {
-        if peer.client || peer.heard_at() == Some(at) {
+        if peer.client || (peer.heard_at() == Some(at) && !self.gone.is_at(at.ip())) {
             return true;
         }
         let known = || peer.is_placed_at(at.ip()) || peer.places().contains(&at);

@@ -134,6 +134,7 @@ impl Peers {
             self.review(index);
         }
         self.judge(index, now);
+        self.leave_relays(index, now, out);
         if self.peers.get(index).and_then(Peer::answered) == Some(now) {
             self.hearing.note_answered(now);
         }

@@ -32,11 +32,30 @@ impl World {
         let (now, side) = (self.now, &mut self.sides[here]);
         let addresses = [IpAddr::from(RELAY)];
         side.peers.forget_relays(&[NEAR], &addresses, DOCUMENT, now, &mut side.sent);
+        self.hold_document(here);
+        let (other, side) = (self.sides[1 - here].gateway, &mut self.sides[here]);
+        side.peers.set_relays(other, &[path(FAR)], now, &mut side.sent);
+    }
+
+    /// A gateway holds the document, and says so.
+    fn hold_document(&mut self, here: usize) {
+        let (now, side) = (self.now, &mut self.sides[here]);
         let overlay = side.overlay;
         let local = Local { overlay, revision: 1, authority: DOCUMENT, confirmed_time: None };
         side.peers.set_local(local, now);
-        let (other, side) = (self.sides[1 - here].gateway, &mut self.sides[here]);
-        side.peers.set_relays(other, &[path(FAR)], now, &mut side.sent);
+    }
+
+    /// A relay says to a gateway how it looks from outside.
+    fn mirror(&mut self, here: usize, relay: RelayId, seen: SocketAddr) {
+        let mirror = SocketAddr::from(([203, 0, 113, 77], 4_433));
+        let (now, side) = (self.now, &mut self.sides[here]);
+        side.peers.set_mirror(relay, Some(mirror), now);
+        side.sent.datagrams.clear();
+        side.peers.handle_timeout(now, &mut side.sent);
+        let question = side.sent.datagrams.iter().find(|sent| sent.0 == mirror).unwrap();
+        let nonce = anteroom_proto::relay::mirror::parse_question(&question.2).unwrap();
+        let answer = anteroom_proto::relay::mirror::answer(nonce, seen);
+        assert_eq!(side.deliver(mirror, &answer, now), None);
     }
 
     /// The thief says again, from his address, whatever he had kept.
@@ -92,7 +111,6 @@ fn a_relay_that_was_taken_out_is_no_direct_path_any_more_and_does_not_come_back(
 #[test]
 fn who_is_behind_the_same_nat_as_a_relay_that_was_taken_out_is_reached_directly_once_it_says_so() {
     let seen = SocketAddr::from((RELAY, 40_000));
-    let mirror = SocketAddr::from(([203, 0, 113, 77], 4_433));
     for informed in [true, false] {
         let mut world = World::pair();
         // The view has it where nobody else gets to.
@@ -109,18 +127,36 @@ fn who_is_behind_the_same_nat_as_a_relay_that_was_taken_out_is_reached_directly_
         world.talk(Duration::from_secs(20));
         assert_eq!(world.path(0).0, Some(FAR), "nobody but the relay's thief is known to be there");
 
-        let (now, side) = (world.now, &mut world.sides[1]);
-        side.peers.set_mirror(FAR, Some(mirror), now);
-        side.sent.datagrams.clear();
-        side.peers.handle_timeout(now, &mut side.sent);
-        let question = side.sent.datagrams.iter().find(|sent| sent.0 == mirror).unwrap();
-        let nonce = anteroom_proto::relay::mirror::parse_question(&question.2).unwrap();
-        let answer = anteroom_proto::relay::mirror::answer(nonce, seen);
-        assert_eq!(side.deliver(mirror, &answer, now), None);
+        world.mirror(1, FAR, seen);
         assert_eq!(world.talk(Duration::from_secs(10)), [Duration::ZERO; 2]);
         let direct = (informed).then_some((None, PathReason::Proved));
         let relayed = (Some(FAR), PathReason::Untried);
         assert_eq!(world.path(0), direct.unwrap_or(relayed), "informed: {informed}");
+    }
+}
+
+#[test]
+fn what_a_relay_had_told_a_peer_that_knows_of_its_end_and_has_not_forgotten_yet_holds_no_longer() {
+    let mut world = deceived(RELAY);
+    let thief = SocketAddr::from((RELAY, 5_000));
+    world.mirror(0, NEAR, thief);
+    world.hold_document(0);
+    world.talk(Duration::from_secs(5));
+    world.take_out(1);
+    world.talk(Duration::from_secs(1));
+    let other = world.sides[0].gateway;
+    let peer = world.sides[1].peer(other);
+    assert_eq!(peer.authority(), Some(DOCUMENT));
+    assert_eq!(peer.heard_at(), Some(thief), "it says so, and knows of the document");
+    world.take_out(0);
+    assert_eq!(world.talk(Duration::from_secs(10)), [Duration::ZERO; 2]);
+    let before = world.relays.detoured.len();
+    world.talk(Duration::from_secs(20));
+    assert_eq!(world.relays.detoured.len(), before);
+    for here in 0..2 {
+        let other = world.sides[1 - here].gateway;
+        assert_ne!(world.sides[here].peer(other).heard_at(), Some(thief), "side {here}");
+        assert_eq!(world.path(here).0, Some(FAR), "side {here}");
     }
 }
 
