@@ -72,6 +72,9 @@ pub struct EngineStatus {
     /// How often a peer's lane key, or one lane more, was turned away since the start.
     #[serde(default)]
     pub lanes_turned_away: u64,
+    /// How often a peer, or a tunnel with one more pair of keys, found no room since the start.
+    #[serde(default)]
+    pub tunnels_turned_away: u64,
     /// How the tunnels look from outside, as relays say.
     #[serde(default)]
     pub outside: Outside,

@@ -365,6 +365,13 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
             times(engine.lanes_turned_away)
         );
     }
+    if engine.tunnels_turned_away > 0 {
+        let _ = writeln!(
+            text,
+            "A peer, or a tunnel with one more of a peer's keys, was turned away {}: there is room for no more.",
+            times(engine.tunnels_turned_away)
+        );
+    }
     let drops = engine.drops.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]);
     push_table(text, &table(&["dropped because", "packets"], drops));
     let interfaces = status.interfaces.iter().map(|interface| {

@@ -89,6 +89,7 @@ impl Engine {
             peers: self.tunnels(now),
             lanes: self.lanes(),
             lanes_turned_away: self.lanes_turned_away(),
+            tunnels_turned_away: self.peers.turned_away(),
             outside: self.peers.outside(),
             shut_off: self.peers.shut_off(),
             bypasses: self.bypasses.in_force.clone(),

@@ -60,6 +60,11 @@ impl<T> Slots<T> {
 
 #[cfg(test)]
 impl<T> Slots<T> {
+    /// No more places from now on than these.
+    pub(super) const fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
     /// Places that there are, taken or free.
     pub(super) const fn places(&self) -> usize {
         self.places.len()

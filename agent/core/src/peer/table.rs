@@ -94,6 +94,8 @@ pub struct Peers {
     /// Watched peers that are to be looked at anew, by their numbers.
     reviews: VecDeque<u32>,
     drops: [u64; DropReason::ALL.len()],
+    /// How often there was no room for a peer, or for a tunnel.
+    turned_away: u64,
     agenda: Agenda,
     /// How often peers were looked at because it was time to.
     #[cfg(test)]
@@ -159,6 +161,7 @@ impl Peers {
             offers: VecDeque::new(),
             reviews: VecDeque::new(),
             drops: [0; DropReason::ALL.len()],
+            turned_away: 0,
             agenda: Agenda::default(),
             #[cfg(test)]
             tended: 0,
@@ -212,6 +215,19 @@ impl Peers {
     #[cfg(test)]
     pub(crate) fn made_tunnels(&self) -> usize {
         self.tunnels.iter().filter(|(_, tunnel)| tunnel.is_made()).count()
+    }
+
+    /// How often a peer, or a tunnel with one more pair of keys, was turned away for want of room since the start.
+    #[must_use]
+    pub const fn turned_away(&self) -> u64 {
+        self.turned_away
+    }
+
+    /// Leaves room for no more than so many peers and tunnels.
+    #[cfg(test)]
+    pub(crate) const fn bound_for_tests(&mut self, peers: usize, tunnels: usize) {
+        self.peers.set_max(peers);
+        self.tunnels.set_max(tunnels);
     }
 
     /// All peers.

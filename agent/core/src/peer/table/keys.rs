@@ -145,7 +145,10 @@ impl Peers {
                             let tunnel = Tunnel::new(&own.secret, who, index, limiter, times);
                             tunnel.of(own.number)
                         });
-                        let Some(number) = made_one else { continue };
+                        let Some(number) = made_one else {
+                            self.turned_away += 1;
+                            continue;
+                        };
                         self.by_key.insert(pair, number);
                         made = true;
                         number

@@ -86,6 +86,7 @@ impl Peers {
         self.next_generation = generation.wrapping_add(1);
         let number = self.peers.insert(|_| Peer::new(config, generation, now));
         let Some(number) = number else {
+            self.turned_away += 1;
             tracing::warn!(gateway = %config.gateway, "no room for more than {MAX_PEERS} peers");
             return None;
         };

@@ -346,8 +346,9 @@ impl Peers {
             let tunnel = Tunnel::new(&ours.secret, who, bits | number, ours.limiter(), times);
             tunnel.of(own).under(psk)
         });
-        if let Some(number) = made {
-            self.by_key.insert((own, key, true), number);
+        match made {
+            Some(number) => drop(self.by_key.insert((own, key, true), number)),
+            None => self.turned_away += 1,
         }
         self.pair(index, None, now);
         self.choose_again(index, now);

@@ -175,6 +175,36 @@ fn not_even_the_first_packets_of_two_that_never_met_go_without() {
 }
 
 #[test]
+fn tunnels_and_peers_that_find_no_room_are_counted_and_made_when_there_is_some() {
+    let mut test = Rotation::with_kems([Kems::Good; 2]);
+    let turned_away = |test: &Rotation| test.world.sides[0].peers.turned_away();
+    test.world.sides[0].peers.bound_for_tests(1, 1);
+    test.world.run(Duration::from_secs(1));
+    let before = turned_away(&test);
+    assert!(before > 0, "a tunnel with the pre-shared key");
+    assert!(test.psk(0).len() == 1 && test.states()[0] != State::MlKem768, "{:?}", test.states());
+
+    // One more key of the peer's, and one more peer.
+    test.make(1);
+    test.tell(1);
+    let keys = turned_away(&test);
+    assert!(keys > before, "a tunnel with a new key");
+    let now = test.world.now;
+    let known = test.world.sides[1].gateway;
+    let mut stranger = Side::new(9, 9, now).as_peer();
+    stranger.gateway = GatewayId::from_bytes([99; 16]);
+    test.world.sides[0].peers.admit(&stranger, now);
+    assert_eq!(turned_away(&test), keys + 1, "a peer");
+    assert!(test.world.sides[0].peers.slot(stranger.gateway).is_none());
+    assert!(test.world.sides[0].peers.slot(known).is_some());
+
+    test.world.sides[0].peers.bound_for_tests(16, 16);
+    test.tell(1);
+    test.world.run(Duration::from_secs(600));
+    test.assert_quantum();
+}
+
+#[test]
 fn keys_change_again_and_again_and_each_pair_has_a_pre_shared_one_of_its_own() {
     let mut test = Rotation::with_kems([Kems::Good; 2]);
     test.world.run(Duration::from_secs(1));
