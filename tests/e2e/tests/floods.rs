@@ -1,5 +1,6 @@
 //! One device that uses up all that it can, in a real gateway, beside a neighbour whose traffic goes on (statement 5).
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anteroom_agent::state::{Held, StateDir};
 use anteroom_e2e::attack::{self, Mac};
-use anteroom_e2e::{Fixture, Stage, fixture, fixture_with, talk};
+use anteroom_e2e::{Fixture, Stage, drops, fixture, fixture_with, talk};
 use anteroom_lab::anteroom::Gateway;
 use anteroom_lab::hospital::{Hospital, address};
 use anteroom_lab::packet::PacketSocket;
@@ -400,6 +401,96 @@ fn initiation(gateway: &Gateway) -> Vec<u8> {
     match tunnel.format_handshake_initiation(&mut buffer, true) {
         TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
         other => panic!("{other:?}"),
+    }
+}
+
+/// How often a gateway dropped something, by reason, in `after` beyond `before`.
+fn grown(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let more = |(reason, count): (&String, &u64)| {
+        let more = count - before.get(reason).unwrap_or(&0);
+        (more > 0).then(|| (reason.clone(), more))
+    };
+    after.iter().filter_map(more).collect()
+}
+
+/// Nothing but datagrams that found a socket's buffer full, as they may where the machine gives a gateway no processor for
+/// long, is ever lost of a tunnel in little use: no gate for handshakes stands in its way.
+#[test]
+fn an_idle_tunnel_loses_no_packet_beside_ten_thousand_initiations_a_second() {
+    /// Initiations a second, and how many the gateway has to have turned away.
+    const RATE: u64 = 10_000;
+    const TURNED_AWAY: u64 = 20_000;
+    const PINGS: u64 = 200;
+    /// What initiations are dropped for, and what packets of a tunnel could be.
+    const OF_FLOOD: [&str; 2] = ["handshake-limit", "peer-unknown"];
+    const OF_TUNNEL: [&str; 7] = [
+        "malformed",
+        "peer-unauthenticated",
+        "peer-source",
+        "peer-destination",
+        "queue-full",
+        "tunnel-down",
+        "too-big",
+    ];
+    /// Floods at most until one meets no full buffer.
+    const ROUNDS: usize = 5;
+    const PATIENCE: Duration = Duration::from_secs(120);
+    let test = "an_idle_tunnel_loses_no_packet_beside_ten_thousand_initiations_a_second";
+    let Some(fixture) = fixture(test, Stage::Enforced) else { return };
+    let hospital = &fixture.hospital;
+    // Where answers to them go.
+    hospital.router.ip("route add blackhole 198.18.0.0/15").unwrap();
+    let flooded = &hospital.gateways["imaging"];
+    let frames = Arc::new(initiations(hospital, "imaging", 51_820, &initiation(flooded)));
+    let (ct, pacs) = (hospital.machine("ct-1").host.clone(), hospital.machine("pacs-1").address());
+    let counted = || ["imaging", "servers"].map(|name| drops(&hospital.gateways[name]).unwrap());
+    let overruns = || -> u64 {
+        ["imaging", "servers"]
+            .map(|name| overrun(&hospital.gateways[name].host).unwrap())
+            .iter()
+            .sum()
+    };
+    for _ in 0..ROUNDS {
+        let pings = Pinging::start(&ct, pacs, u64::MAX, 4 * BEAT).unwrap();
+        let pinged = |what: &str, more: u64| {
+            let before = pings.received();
+            wait::until(PATIENCE, what, || (pings.received() >= before + more).then_some(()))
+        };
+        pinged("pings before the flood", 10).unwrap();
+        let (before, full) = (counted(), overruns());
+        let flood = Paced::start(&hospital.campus, "u-imaging", frames.clone(), RATE);
+        wait::until_ok(PATIENCE, "the gateway to have turned the flood away", || {
+            let grown = grown(&before[0], &drops(flooded)?);
+            let limited = grown.get("handshake-limit").copied().unwrap_or_default();
+            anyhow::ensure!(limited >= TURNED_AWAY, "{grown:?}");
+            Ok(())
+        })
+        .unwrap();
+        pinged("pings beside the flood", PINGS).unwrap();
+        let rate = flood.stop();
+        // What is still missing when these are back is lost.
+        pinged("pings after the flood", 50).unwrap();
+        let series = pings.stop().unwrap();
+        let (after, full) = (counted(), overruns() - full);
+        let [here, there] = [0, 1].map(|at| grown(&before[at], &after[at]));
+        println!(
+            "{rate:.0} initiations a second: {} of {} pings lost, p99 {:?} us; dropped here {here:?}, there {there:?}; {full} \
+             datagrams found a socket full",
+            series.lost(),
+            series.sent,
+            series.percentile(0.99),
+        );
+        let state =
+            || format!("{series:?} here {here:?} there {there:?} {full} found a socket full");
+        assert!(series.lost() <= full, "{}", state());
+        let dropped = |of: &BTreeMap<String, u64>, reasons: &[&str]| {
+            reasons.iter().filter_map(|reason| of.get(*reason)).sum::<u64>()
+        };
+        assert_eq!(dropped(&here, &OF_TUNNEL), 0, "{}", state());
+        assert_eq!(dropped(&there, &OF_TUNNEL) + dropped(&there, &OF_FLOOD), 0, "{}", state());
+        if full == 0 {
+            break;
+        }
     }
 }
 
