@@ -45,8 +45,6 @@ const READ: (u32, u32) = (512, 256);
 /// Hellos of one peer that are answered at once, and gained each second, and probes of sizes.
 const ANSWERED: (u32, u32) = (32, 16);
 const SIZES_ANSWERED: (u32, u32) = (64, 32);
-/// Earlier runs of one peer that are told from a new one.
-const MAX_EARLIER: usize = 4;
 /// Most addresses of one peer that are tried.
 const MAX_ENDPOINTS: usize = 8;
 /// Most that are knocked at in one round: with where it was heard and knocked from, and how it looks from outside.
@@ -91,8 +89,6 @@ pub struct Peer {
     probes: Vec<(u64, Instant)>,
     round_trip: Option<Duration>,
     said: Option<Hello>,
-    /// Earlier runs of it, the newest first: what they said may be held back on the way, and comes too late for good.
-    earlier: [Option<BootId>; MAX_EARLIER],
     /// How it looks from outside, as it says.
     outside: Outside,
     /// Whether it says that it answers full knocks.
@@ -167,7 +163,6 @@ impl Peer {
             probes: Vec::new(),
             round_trip: None,
             said: None,
-            earlier: [None; MAX_EARLIER],
             outside: Outside::default(),
             answers_full: false,
             lanes: false,
@@ -518,12 +513,7 @@ impl Peer {
     /// whether there is something to tell.
     pub(super) fn note_said(&mut self, hello: Hello, want_time: bool, now: Instant) -> bool {
         let known = self.said.as_ref().filter(|said| said.boot == hello.boot);
-        if self.earlier.contains(&Some(hello.boot)) {
-            return false;
-        }
-        if let Some(before) = self.said.as_ref().filter(|_| known.is_none()) {
-            self.earlier.rotate_right(1);
-            self.earlier[0] = Some(before.boot);
+        if known.is_none() && self.said.is_some() {
             self.route.note_restart();
         }
         if known.is_some_and(|said| said.sequence >= hello.sequence) {
