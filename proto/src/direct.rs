@@ -2,7 +2,8 @@
 //! QUIC through.
 //!
 //! Nothing is said on such a connection: both ends know each other by their identity keys, and what travels are sealed
-//! packets, as QUIC datagrams, as through a relay ([`crate::relay::packet`]); the other end's number is [`PEER`].
+//! packets, as QUIC datagrams, as through a relay ([`crate::relay::packet`]); the other end's number is [`PEER`]. One
+//! datagram is none of these: [`LEAVES`].
 //!
 //! Whoever listens answers nobody but its peers. The connection id of a dialler's first packet shows that it knows what
 //! only the two identity keys can agree on ([`Knock`]); what doesn't gets no answer.
@@ -29,6 +30,9 @@ const CODE_LEN: usize = KNOCK_LEN - HINT_LEN - NONCE_LEN;
 
 /// The number of the other end in packets: there is no third.
 pub const PEER: PeerNumber = PeerNumber::FIRST;
+/// The whole of a datagram by which one end says that it sends by other ways from now on, and ends the connection once
+/// the other had time to do so too. Ends that don't know it read past it, as past all that is no packet.
+pub const LEAVES: [u8; 2] = [0xff, 0xfd];
 
 /// How one gateway shows another that it is the peer that it says, before anything is answered.
 ///

@@ -398,10 +398,10 @@ impl Handle {
         self.ask(Command::Indirect).await
     }
 
-    /// How often another underlay was taken since the start.
+    /// Which of two underlays is used, as it changes.
     #[must_use]
-    pub fn uplink_changes(&self) -> u64 {
-        self.underlays.borrow().as_ref().map_or(0, |told| told.status().changes)
+    pub(crate) fn underlays(&self) -> watch::Receiver<Option<Told>> {
+        self.underlays.clone()
     }
 
     /// The socket for peers' QUIC on the tunnels' own port, and what is handed over between the two.

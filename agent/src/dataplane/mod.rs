@@ -54,6 +54,7 @@ pub use status::{
     InterfaceCounters, InterfaceStatus, LaneThreadStatus, Offloads, Status, ThreadsStatus,
     UnderlayCounters, UnderlayStatus,
 };
+pub(crate) use underlays::Told as UnderlaysTold;
 pub use underlays::{UnderlayLink, UnderlaysStatus};
 
 /// Most views' leavings that wait to be dropped.

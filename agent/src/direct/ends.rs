@@ -11,29 +11,67 @@ use super::link::Active;
 use super::plan::Need;
 use super::{Keeper, LOOK, PARTING};
 
+/// Why peers' connections end that came to another uplink.
+const MOVED: &str = "this gateway's uplink changed";
+
 impl Keeper {
-    /// Ends connections that have fallen silent, and those of peers that came to an uplink that isn't used any more: what they
-    /// are sent bears that one's address, and they take nothing from another.
+    /// Ends connections that have fallen silent.
     pub(super) async fn end_the_dead(&mut self, now: Instant) {
-        let moves = self.handle.uplink_changes();
-        let moved = std::mem::replace(&mut self.moves, moves) != moves;
-        let dead = self.links.iter_mut().filter_map(|(gateway, link)| {
-            let why = match (moved && !link.dialled, link.is_silent(now)) {
-                (true, _) => "this gateway's uplink changed",
-                (_, true) => "nothing came for 5 s",
-                _ => return None,
-            };
-            Some((*gateway, why))
-        });
-        let dead: Vec<_> = dead.collect();
-        if moved {
-            let gone = self.leaving.extract_if(.., |(_, _, link)| !link.dialled);
-            for link in gone.map(|(_, _, link)| link).collect::<Vec<_>>() {
-                self.forget(link).await;
-            }
+        let links = self.links.iter_mut();
+        let dead = links.filter_map(|(gateway, link)| link.is_silent(now).then_some(*gateway));
+        for gateway in dead.collect::<Vec<_>>() {
+            self.ended(gateway, "nothing came for 5 s").await;
         }
-        for (gateway, why) in dead {
-            self.ended(gateway, why).await;
+    }
+
+    /// Another uplink may be in use: `changes` says how often one was taken, `forced` whether the one before had failed.
+    ///
+    /// Connections of peers that came to that one are let go: what they are sent bears its address, and they take nothing
+    /// from another. Where it works still nothing is lost: each end takes what is under way until the other sends by other ways.
+    pub(super) async fn follow_uplink(&mut self, changes: u64, forced: bool) {
+        if std::mem::replace(&mut self.moves, changes) == changes {
+            return;
+        }
+        let came = self.links.iter().filter(|(_, link)| !link.dialled);
+        let came: Vec<GatewayId> = came.map(|(gateway, _)| *gateway).collect();
+        if !forced {
+            for gateway in came {
+                self.let_go(gateway, MOVED, true);
+            }
+            let before = self.leaving.iter_mut().filter(|(_, _, link)| !link.dialled);
+            before.for_each(|(_, _, link)| link.parted = true);
+            return;
+        }
+        let gone = self.leaving.extract_if(.., |(_, _, link)| !link.dialled);
+        for link in gone.map(|(_, _, link)| link).collect::<Vec<_>>() {
+            self.forget(link).await;
+        }
+        for gateway in came {
+            self.ended(gateway, MOVED).await;
+        }
+    }
+
+    /// As [`part`](Self::part), and says in the status why. `tells`: the peer doesn't know of it yet.
+    pub(super) fn let_go(&mut self, gateway: GatewayId, why: &str, tells: bool) {
+        let Some(link) = self.links.get_mut(&gateway) else { return };
+        link.tells = tells;
+        link.tell();
+        let (lasted, now) = (link.since.elapsed(), Instant::now());
+        info!(%gateway, "{why}: the QUIC connection is let go");
+        self.part(gateway);
+        let random = getrandom::u32().unwrap_or_default();
+        self.needs.entry(gateway).or_default().ended(lasted, now, random);
+        self.errors.insert(gateway, format!("the connection is let go: {why}"));
+    }
+
+    /// Ends connections that were kept for what was under way, and tells peers of the others that they end.
+    pub(super) async fn end_the_left(&mut self, now: Instant) {
+        let gone = self.leaving.extract_if(.., |(until, _, _)| *until <= now);
+        for link in gone.map(|(_, _, link)| link).collect::<Vec<_>>() {
+            self.forget(link).await;
+        }
+        for (_, _, link) in &self.leaving {
+            link.tell();
         }
     }
 
@@ -57,9 +95,10 @@ impl Keeper {
     }
 
     /// Goes back to the connection before, if the peer still has it: it may not have wanted the one after.
-    fn goes_back(&mut self, gateway: GatewayId) -> bool {
+    pub(super) fn goes_back(&mut self, gateway: GatewayId) -> bool {
         let is_there = |(_, of, link): &(Instant, GatewayId, Active)| {
             *of == gateway
+                && !link.parted
                 && link.connection.close_reason().is_none()
                 && self.is_peer(gateway, &link.identity)
         };
@@ -82,7 +121,8 @@ impl Keeper {
 
     /// Has packets to a peer go other ways, and takes for a while what it still sends by the connection, which ends then.
     pub(super) fn part(&mut self, gateway: GatewayId) {
-        let Some(link) = self.links.remove(&gateway) else { return };
+        let Some(mut link) = self.links.remove(&gateway) else { return };
+        link.parted = true;
         link.leaves.send_replace(true);
         self.table.found(link.id, HashMap::new(), Duration::MAX, 0);
         self.leaving.push((Instant::now() + PARTING, gateway, link));

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayId, Through};
-use anteroom_proto::direct::PEER;
+use anteroom_proto::direct::{LEAVES, PEER};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN};
 use anteroom_transport::datagrams;
 use anteroom_transport::link::{Carrier, Connection as Counted, SendDatagramError};
+use bytes::Bytes;
 use quinn::{Connection, VarInt};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -39,6 +40,10 @@ pub(super) struct Active {
     pub(super) heard: (u64, Instant),
     /// True while another has its place.
     pub(super) leaves: watch::Sender<bool>,
+    /// Whether it is let go for good, so that nothing comes back to it.
+    pub(super) parted: bool,
+    /// Whether the peer has to be told so.
+    pub(super) tells: bool,
     pub(super) carrying: Task,
 }
 
@@ -50,6 +55,14 @@ impl Active {
             self.heard = (count, now);
         }
         now.saturating_duration_since(self.heard.1) >= SILENCE
+    }
+
+    /// Tells the peer, where it has to be told, that this end sends by other ways. What tells it may be lost: it is told again.
+    pub(super) fn tell(&self) {
+        if self.tells {
+            // One that can't be sent on is at its end.
+            let _ = self.connection.send_datagram(Bytes::from_static(&LEAVES));
+        }
     }
 }
 
@@ -70,15 +83,21 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Carries packets until the connection ends, and says why it did. `carries` is told once the data plane can know of it.
-    pub(super) async fn run(self, table: &Table, carries: impl AsyncFnOnce()) -> String {
+    /// Carries packets until the connection ends, and says why it did. `carries` is told once the data plane can know of it,
+    /// `left` when the peer says that it sends by other ways.
+    pub(super) async fn run(
+        self,
+        table: &Table,
+        carries: impl AsyncFnOnce(),
+        left: impl AsyncFnOnce(),
+    ) -> String {
         let Some((outgoing, inlet)) = table.opened(self.id, Carrier::Quic).await else {
             return "the data plane has stopped".into();
         };
         tokio::select! {
             () = self.look(table, carries) => {}
             () = self.take_packets(outgoing) => {}
-            () = self.bring_packets(&inlet) => {}
+            () = self.bring_packets(&inlet, left) => {}
         }
         plain(&self.connection.closed().await.to_string())
     }
@@ -127,10 +146,14 @@ impl Link {
     }
 
     /// Brings the data plane what the peer has for it, until the connection ends.
-    async fn bring_packets(&self, inlet: &Inlet) {
+    async fn bring_packets(&self, inlet: &Inlet, left: impl AsyncFnOnce()) {
         let from = Through { relay: self.id, peer: self.peer };
+        let mut left = Some(left);
         let mut batch = Vec::new();
         while datagrams::read(&self.connection, BATCH, &mut batch).await.is_ok() {
+            let before = batch.len();
+            batch.retain(|datagram: &Bytes| datagram[..] != LEAVES);
+            let leaves = batch.len() < before;
             inlet.bring(batch.iter().filter_map(|datagram| match packet::parse(datagram) {
                 Some(Datagram::Packet { peer: PEER, sealed, .. }) => Some((from, sealed)),
                 _ => {
@@ -139,6 +162,9 @@ impl Link {
                 }
             }));
             batch.clear();
+            if let Some(left) = left.take_if(|_| leaves) {
+                left().await;
+            }
         }
     }
 }

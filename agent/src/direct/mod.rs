@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::dataplane::Handle;
+use crate::dataplane::{Handle, UnderlaysTold};
 use crate::looks::Looks;
 use crate::relay::Table;
 use crate::task::Task;
@@ -50,7 +50,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(10);
 /// How long what is on its way on a connection is taken after another has its place.
 const LEAVING: Duration = Duration::from_secs(2);
-/// How long that is taken where one of the two gets another identity key: the other may hear of it later.
+/// How long that is taken where one of the two gets another identity key or takes another uplink: the other may hear of it later.
 const PARTING: Duration = Duration::from_secs(10);
 /// How long the end of all connections may take.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -78,6 +78,8 @@ enum Event {
     Came(u64, PublicKey, Connection),
     /// A connection can carry packets.
     Carries(GatewayId, RelayId),
+    /// The peer sends by other ways than a connection, which it ends soon.
+    Left(GatewayId, RelayId),
     /// A connection ended.
     Ended(GatewayId, RelayId, String),
     /// The socket of this number failed.
@@ -105,7 +107,7 @@ struct Keeper {
     dialled: u64,
     /// When socket and connections are made anew, with another identity key.
     anew: Option<Instant>,
-    /// How often this gateway's uplink had changed when it was last looked.
+    /// How often this gateway's uplink had changed when that was last told.
     moves: u64,
     needs: HashMap<GatewayId, Need>,
     errors: HashMap<GatewayId, String>,
@@ -128,6 +130,7 @@ pub(crate) async fn run(
 ) {
     let (events, mut happened) = mpsc::channel(EVENTS);
     let mut identity = who.identity.clone();
+    let mut underlays = handle.underlays();
     let mut keeper = Keeper::new(who, handle, table, events, status);
     let mut look = Looks::every(LOOK);
     views.mark_changed();
@@ -141,6 +144,12 @@ pub(crate) async fn run(
                 keeper.follow(view).await;
             }
             Ok(()) = identity.changed() => keeper.prepare_anew(),
+            Ok(()) = underlays.changed() => {
+                let changes = underlays.borrow_and_update().as_ref().map(UnderlaysTold::changes);
+                if let Some((changes, forced)) = changes {
+                    keeper.follow_uplink(changes, forced).await;
+                }
+            }
             Some(event) = happened.recv() => keeper.take(event).await,
             () = look.next(), if keeper.is_of_use() => {
                 if keeper.tend().await.is_none() {
@@ -336,11 +345,7 @@ impl Keeper {
             self.open(now);
         }
         self.end_the_dead(now).await;
-        let gone = self.leaving.extract_if(.., |(until, _, _)| *until <= now);
-        let gone: Vec<Active> = gone.map(|(_, _, link)| link).collect();
-        for link in gone {
-            self.forget(link).await;
-        }
+        self.end_the_left(now).await;
         self.full &= self.links.len() >= MOST;
         let mut due: Vec<(Option<Instant>, &Peer)> = Vec::new();
         for peer in peers {
@@ -437,6 +442,11 @@ impl Keeper {
                     }
                 }
             }
+            Event::Left(gateway, id) => {
+                if self.links.get(&gateway).is_some_and(|link| link.id == id) {
+                    self.let_go(gateway, "the peer sends by other ways", false);
+                }
+            }
             Event::Ended(gateway, id, why) => {
                 if self.links.get(&gateway).is_some_and(|link| link.id == id) {
                     self.ended(gateway, &why).await;
@@ -503,12 +513,27 @@ impl Keeper {
             let carries = async || {
                 let _ = events.send(Event::Carries(gateway, id)).await;
             };
-            let why = link.run(&table, carries).await;
+            let left = async || {
+                let _ = events.send(Event::Left(gateway, id)).await;
+            };
+            let why = link.run(&table, carries, left).await;
             let _ = events.send(Event::Ended(gateway, id, why)).await;
         }));
         let since = Instant::now();
         let heard = (0, since);
-        let active = Active { id, identity, dialled, since, connection, heard, leaves, carrying };
+        let (parted, tells) = (false, false);
+        let active = Active {
+            id,
+            identity,
+            dialled,
+            since,
+            connection,
+            heard,
+            leaves,
+            parted,
+            tells,
+            carrying,
+        };
         // Packets go by the one before until this one carries them, and what is under way then still arrives.
         if let Some(before) = self.links.insert(gateway, active) {
             self.leaving.push((since + plan::SETTLED, gateway, before));

@@ -1,5 +1,7 @@
 //! Gateways over real QUIC on loopback, with data planes that do as the tests say.
 
+mod parting;
+
 use std::net::Ipv4Addr;
 use std::sync::Mutex;
 
@@ -334,6 +336,29 @@ async fn a_connection_is_left_when_the_next_carries_packets_and_not_before() {
     assert!(after.close_reason().is_none());
 }
 
+/// What keeps one gateway's connections, with nobody who turns it: time stands still for it.
+struct Alone {
+    keeper: Keeper,
+    happened: mpsc::Receiver<Event>,
+    worker: FakeWorker,
+    _identities: watch::Sender<IdentityKey>,
+}
+
+impl Alone {
+    async fn new(end: u8, port: Option<u16>, peers: Vec<Peer>) -> Self {
+        let (worker, handle) = FakeWorker::new();
+        let table = Arc::new(Table::new(handle.clone(), watch::channel(Vec::new()).0));
+        let (_identities, identity) = watch::channel(identity(end));
+        let bind = address(end).into();
+        let who = Who { gateway: gateway(end), identity, bind, port, shared: false };
+        let (events, happened) = mpsc::channel(EVENTS);
+        let mut keeper = Keeper::new(who, handle, table, events, watch::channel(<_>::default()).0);
+        keeper.follow(view(peers)).await;
+        keeper.open(Instant::now());
+        Self { keeper, happened, worker, _identities }
+    }
+}
+
 /// Hands on both ways between whoever comes to `at` and `to`.
 async fn forward(at: SocketAddr, to: SocketAddr) -> Task {
     let [front, back] = [at, SocketAddr::new(at.ip(), 0)].map(tokio::net::UdpSocket::bind);
@@ -435,7 +460,7 @@ async fn at_a_change_of_uplink_connections_that_came_end_and_those_made_stay() {
     })
     .await;
     middle.way(2).await;
-    middle.uplink.change();
+    middle.uplink.change(true);
     soon("the end of the one that came", second.closed()).await;
     middle
         .until("told why", |status| {
@@ -511,15 +536,8 @@ async fn a_connection_that_was_left_goes_on_where_the_next_ends_at_once() {
 #[tokio::test]
 async fn what_a_socket_before_took_or_told_is_of_no_interest() {
     const PORT: u16 = 4444;
-    let (_worker, handle) = FakeWorker::new();
-    let table = Arc::new(Table::new(handle.clone(), watch::channel(Vec::new()).0));
-    let (_identities, identities) = watch::channel(identity(1));
-    let (bind, port) = (address(1).into(), Some(PORT));
-    let who = Who { gateway: gateway(1), identity: identities, bind, port, shared: false };
-    let (events, mut happened) = mpsc::channel(EVENTS);
-    let mut keeper = Keeper::new(who, handle, table, events, watch::channel(<_>::default()).0);
-    keeper.follow(view(vec![peer(2, None)])).await;
-    keeper.open(Instant::now());
+    let mut alone = Alone::new(1, Some(PORT), vec![peer(2, None)]).await;
+    let Alone { keeper, happened, .. } = &mut alone;
     let maker = raw(2, None, &[]);
     let (at, key) = (SocketAddr::from((address(1), PORT)), identity(1).public());
     let _connection = soon("a connection", maker.connect(at, &key)).await.unwrap();

@@ -30,11 +30,11 @@ pub(crate) struct FakeWorker {
 pub(crate) struct Uplink(watch::Sender<Option<underlays::Told>>);
 
 impl Uplink {
-    /// Another one is taken.
-    pub(crate) fn change(&self) {
+    /// Another one is taken, which the failure of the one before forces or doesn't.
+    pub(crate) fn change(&self, forced: bool) {
         self.0.send_modify(|told| {
-            let before = told.as_ref().map_or(0, |told| told.status().changes);
-            *told = Some(underlays::Told::after(before + 1));
+            let before = told.as_ref().map_or(0, |told| told.changes().0);
+            *told = Some(underlays::Told::after(before + 1, forced));
         });
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The tunnels' sockets and those of connections to controllers and relays stay as they are, and hear on both all the time; what
 //! changes is the interface by which they send (`IP_UNICAST_IF`). While the first is used, routes decide, as on a machine that has
-//! no second. What was on its way is taken wherever it comes in, so a change that isn't forced loses nothing.
+//! no second. What was on its way is taken wherever it comes in, so a change that isn't forced loses nothing; QUIC that peers made
+//! to the one before is let go as [`crate::direct`] does it, by a relay.
 
 mod choice;
 
@@ -73,16 +74,23 @@ pub struct UnderlayLink {
     pub usable: bool,
 }
 
-/// What is told of it to whoever asks for the status.
+/// What is told of it to whoever asks for the status, or depends on it.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
+pub(crate) struct Told {
     status: UnderlaysStatus,
     since: Instant,
     /// Since when the first is good, while the second is used.
     good: Option<Instant>,
+    /// Whether the one in use was taken because the other failed.
+    forced: bool,
 }
 
 impl Told {
+    /// How often another one was taken since the start, and whether the last time since the one before had failed.
+    pub(crate) const fn changes(&self) -> (u64, bool) {
+        (self.status.changes, self.forced)
+    }
+
     /// As it is now.
     pub(super) fn status(&self) -> UnderlaysStatus {
         UnderlaysStatus {
@@ -92,9 +100,9 @@ impl Told {
         }
     }
 
-    /// As it is after so many changes.
+    /// As it is after so many changes, the last of which was forced or not.
     #[cfg(test)]
-    pub(super) fn after(changes: u64) -> Self {
+    pub(super) fn after(changes: u64, forced: bool) -> Self {
         let status = UnderlaysStatus {
             using: "up0".into(),
             why: "a test says so".into(),
@@ -105,7 +113,7 @@ impl Told {
             interfaces: Vec::new(),
             problems: Vec::new(),
         };
-        Self { status, since: Instant::now(), good: None }
+        Self { status, since: Instant::now(), good: None, forced }
     }
 }
 
@@ -351,11 +359,12 @@ impl Underlays {
             problems: self.problems.clone(),
         };
         let (since, good) = (self.choice.since(), back.and_then(|(_, good)| good));
+        let forced = matches!(self.choice.why(), Why::Down | Why::Silent);
         self.told.send_if_modified(|told| {
             let changed =
                 told.as_ref().is_none_or(|told| told.status != status || told.good != good);
             if changed {
-                *told = Some(Told { status, since, good });
+                *told = Some(Told { status, since, good, forced });
             }
             changed
         });

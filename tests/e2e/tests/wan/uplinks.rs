@@ -151,6 +151,8 @@ enum By {
     Relay,
     /// QUIC to the peer, which this gateway connects to.
     QuicThatItMade,
+    /// QUIC to the peer, which connects to this gateway.
+    QuicThatItTook,
 }
 
 /// Waits until packets between the two take it.
@@ -176,6 +178,7 @@ fn where_only_quic_passes(test: &str, by: By) {
     let taker = match by {
         By::Relay => None,
         By::QuicThatItMade => Some("servers"),
+        By::QuicThatItTook => Some("imaging"),
     };
     if let Some(gateway) = taker {
         with_underlay(hospital, gateway, "quic = 443");
@@ -219,4 +222,10 @@ fn where_only_quic_to_relays_passes_a_second_uplink_is_taken_and_the_way_back_lo
 fn where_only_quic_that_it_made_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing() {
     let test = "uplinks::where_only_quic_that_it_made_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing";
     where_only_quic_passes(test, By::QuicThatItMade);
+}
+
+#[test]
+fn where_only_quic_that_it_took_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing() {
+    let test = "uplinks::where_only_quic_that_it_took_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing";
+    where_only_quic_passes(test, By::QuicThatItTook);
 }
