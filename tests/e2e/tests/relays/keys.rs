@@ -1,4 +1,4 @@
-//! Keys that change while no tunnel gets through, and a relay that stands alone carries all.
+//! Keys that change while no tunnel gets through, and a relay that stands alone or QUIC between the two gateways carries all.
 
 use anteroom_e2e::none_lost;
 use anteroom_lab::wan::conditions::Conditions;
@@ -95,4 +95,23 @@ fn keys_change_without_a_loss_while_a_relay_that_stands_alone_carries_all() {
     hospital.operator.ok(&["status", "--wait", "60"]).unwrap();
     keys_change(hospital, "by a relay that stands alone", || by_east(&relays));
     by_east(&relays);
+}
+
+#[test]
+fn keys_change_without_a_loss_while_quic_between_the_two_carries_all() {
+    let test = "keys::keys_change_without_a_loss_while_quic_between_the_two_carries_all";
+    let Some(mut fixture) = fixture(test, Stage::Enforced) else { return };
+    for gateway in ["imaging", "servers"] {
+        quic::take_quic(&mut fixture.hospital, gateway, 443);
+    }
+    let hospital = &fixture.hospital;
+    hospital.router.ip("rule add pref 10 ipproto udp dport 51820 blackhole").unwrap();
+    let by_quic = || {
+        wait_until(hospital, "packets to go by QUIC", |_, relay| {
+            relay.as_u64().is_some_and(|number| number >= FIRST_DIRECT.into())
+        });
+    };
+    by_quic();
+    keys_change(hospital, "by QUIC between the two", by_quic);
+    by_quic();
 }
