@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// How long a single change may keep what is allowed from going on: far beyond what any takes, and what people would
 /// call broken.
 const BROKEN: Duration = Duration::from_secs(10);
-/// How much longer it takes where a connection must first be found dead (after ten seconds without a word), and TCP tried
+/// How much longer it takes where QUIC must first give a connection up (after ten seconds without a word), and TCP is tried
 /// when QUIC gave no answer.
 const UNTIL_TCP: Duration = Duration::from_secs(20);
 
@@ -329,11 +329,11 @@ impl Burst {
         }
     }
 
-    /// How long none of what is allowed may pass, at most; `over_tcp` says whether only TCP passed before.
-    pub(super) fn bound(&self, over_tcp: bool) -> Duration {
+    /// How long none of what is allowed may pass, at most; `until_tcp` says whether connections may have to be given up by QUIC
+    /// first.
+    pub(super) fn bound(&self, until_tcp: bool) -> Duration {
         let each = self.0.iter().map(|(pause, change)| *pause + change.lasts().unwrap_or_default());
-        let tcp = over_tcp || self.changes().any(|change| change == Change::TcpOnly);
-        BROKEN + each.sum::<Duration>() + if tcp { UNTIL_TCP } else { Duration::ZERO }
+        BROKEN + each.sum::<Duration>() + if until_tcp { UNTIL_TCP } else { Duration::ZERO }
     }
 }
 
@@ -384,7 +384,9 @@ mod tests {
             let by_operator = changes.iter().filter(|change| change.is_by_operator()).count();
             assert!(by_operator <= 1, "{burst}");
             assert!(burst.0.iter().all(|(pause, _)| *pause < PAUSE) && burst.0[0].0.is_zero());
-            assert!(burst.bound(false) >= BROKEN && burst.bound(true) > burst.bound(false) - PAUSE);
+            assert!(
+                burst.bound(false) >= BROKEN && burst.bound(true) == burst.bound(false) + UNTIL_TCP
+            );
         }
         let together = [Change::ReplaceRelay(0), Change::Controller(PAUSE)];
         assert!(together[0].excludes(together[1]) && together[1].excludes(together[0]));

@@ -4,6 +4,7 @@
 //! strangers send arrives nowhere; nothing of the devices can be read on the campus; a rule that closes cuts, and one
 //! that opens opens. Which changes come in which order follows from a seed.
 
+mod carriers;
 mod changes;
 mod endless;
 mod flood;
@@ -18,7 +19,7 @@ mod world;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::clocks::Clocks;
 use crate::figures::enforced_hospital;
@@ -30,6 +31,7 @@ use crate::story::Report;
 use crate::wait;
 use crate::wan::chance::Chance;
 
+use carriers::Carriers;
 use changes::{Burst, Change};
 use flows::Flows;
 use orders::Orders;
@@ -155,6 +157,9 @@ impl Soak {
             // What was away for the change before has come back, or the command would be right to complain.
             self.world.settle()?;
         }
+        // Why a connection was left can be said where nothing else happened to it.
+        let blocked = good && burst.alone() == Some(Change::TcpOnly);
+        let carriers = blocked.then(|| Carriers::read(&self.world.hospital)).transpose()?;
         let _ = self.stalls.worst();
         let hospital = &self.world.hospital;
         let pairs = [("ct-1", "pacs-1"), ("monitor-1", "hl7-1")];
@@ -185,8 +190,13 @@ impl Soak {
         let cost = Cost::of(&series, BEAT, self.stalls.worst());
         self.tally.note(burst, good, cost);
         after?;
+        let given_up = match carriers {
+            Some(before) => Some(Carriers::read(&self.world.hospital)?.given_up(&before)),
+            None => None,
+        };
         if self.strict {
-            judge(burst, good, over_tcp, cost)?;
+            judge(burst, good, waits_for_quic(burst, over_tcp, given_up.as_deref()), cost)
+                .with_context(|| format!("given up by QUIC: {given_up:?}"))?;
         }
         Ok(())
     }
@@ -281,8 +291,15 @@ impl Soak {
     }
 }
 
-/// An error if changes cost more than they may.
-fn judge(burst: &Burst, good: bool, over_tcp: bool, cost: Cost) -> Result<()> {
+/// Whether connections may have had to wait until QUIC gave them up, or had no answer: only TCP passed before, or does since, and
+/// not all that took QUIC were left because they were silent. `given_up` are those that weren't, where that can be said.
+fn waits_for_quic(burst: &Burst, over_tcp: bool, given_up: Option<&[String]>) -> bool {
+    let tcp_alone = burst.changes().any(|change| change == Change::TcpOnly);
+    over_tcp || given_up.map_or(tcp_alone, |given_up| !given_up.is_empty())
+}
+
+/// An error if changes cost more than they may. `until_tcp`: as [`Burst::bound`] has it.
+fn judge(burst: &Burst, good: bool, until_tcp: bool, cost: Cost) -> Result<()> {
     let lossless = good && burst.alone().is_some_and(Change::is_lossless);
     ensure!(
         cost.lost == 0 || !lossless,
@@ -292,7 +309,7 @@ fn judge(burst: &Burst, good: bool, over_tcp: bool, cost: Cost) -> Result<()> {
         cost.gap,
         cost.stall
     );
-    let bound = burst.bound(over_tcp) + 2 * cost.stall;
+    let bound = burst.bound(until_tcp) + 2 * cost.stall;
     ensure!(
         cost.gap <= bound,
         "no ping was answered for {:?}, and {bound:?} is the most that may be; this machine kept a thread waiting for {:?}",
@@ -325,6 +342,19 @@ mod tests {
         assert!(judge(&kill, true, true, cost(99, secs(11))).is_ok());
         let cut = Burst(vec![(secs(0), Change::Cut(secs(4))), (secs(1), Change::Rotate)]);
         assert!(judge(&cut, true, false, cost(99, secs(14))).is_ok());
+    }
+
+    #[test]
+    fn quic_is_waited_for_only_where_it_had_to_give_a_connection_up() {
+        let (blocked, kill) = (Burst::of(Change::TcpOnly), Burst::of(Change::Kill("ward")));
+        let late = ["ward, controller".to_owned()];
+        assert!(
+            !waits_for_quic(&blocked, false, Some(&[])),
+            "all were left because they were silent"
+        );
+        assert!(waits_for_quic(&blocked, false, Some(&late)));
+        assert!(waits_for_quic(&blocked, false, None), "nobody knows");
+        assert!(waits_for_quic(&kill, true, None) && !waits_for_quic(&kill, false, None));
     }
 
     #[test]
