@@ -59,8 +59,17 @@ struct FakeRelay {
 struct Guest {
     connection: Connection,
     reader: MessageReader<ToRelay>,
-    writer: MessageWriter<FromRelay>,
+    writer: MessageWriter<Words>,
     hello: Hello,
+}
+
+/// What a relay says.
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Words {
+    Known(FromRelay),
+    /// In another version's words.
+    Unknown(BTreeMap<&'static str, u8>),
 }
 
 impl FakeRelay {
@@ -112,7 +121,11 @@ impl FakeRelay {
 
 impl Guest {
     async fn say(&mut self, message: FromRelay) {
-        soon("a message to be taken", self.writer.send(&message)).await.unwrap();
+        self.utter(Words::Known(message)).await;
+    }
+
+    async fn utter(&mut self, words: Words) {
+        soon("a message to be taken", self.writer.send(&words)).await.unwrap();
     }
 
     async fn welcome(&mut self) {
@@ -311,6 +324,25 @@ async fn without_a_pass_nobody_connects_and_a_lost_connection_is_made_again() {
     bed.until("connected again", |relay| relay.connected && relay.last_error.is_none()).await;
     guest.tell(&[(5, 4, Some(1_000))]).await;
     bed.told(5, &[1_000]).await;
+}
+
+#[tokio::test]
+async fn what_cant_be_read_of_a_relay_is_said_in_place_of_that_its_connection_ended() {
+    let mut bed = Bed::new();
+    bed.give_pass(1);
+    for welcome in [false, true] {
+        let mut guest = bed.relay.greet().await;
+        if welcome {
+            guest.welcome().await;
+            bed.until("connected", |relay| relay.connected && relay.last_error.is_none()).await;
+        }
+        guest.utter(Words::Unknown(BTreeMap::from([("waltz", 3)]))).await;
+        let said = |relay: &RelayStatus| {
+            let error = relay.last_error.as_deref().unwrap_or_default();
+            !relay.connected && error.contains("isn't a message of this protocol")
+        };
+        bed.until("told what it sent", said).await;
+    }
 }
 
 #[tokio::test]

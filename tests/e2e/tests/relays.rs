@@ -9,6 +9,8 @@ mod hostile;
 mod keys;
 #[path = "relays/quic.rs"]
 mod quic;
+#[path = "relays/thief.rs"]
+mod thief;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};

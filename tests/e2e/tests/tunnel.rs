@@ -1,6 +1,8 @@
 //! Attacks on tunnels and on the control channel: a stolen gateway (statements 3, 4 and 10), replays, altered packets, and
 //! floods.
 
+#[path = "tunnel/classic.rs"]
+mod classic;
 #[path = "tunnel/rekey.rs"]
 mod rekey;
 #[path = "tunnel/stolen.rs"]

@@ -26,6 +26,7 @@ use anyhow::{Context as _, ensure};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
+use super::thief::Detour;
 use super::{BEAT, DEADLINE, MANY, Relays, wait_for};
 
 /// Between two bursts of the flood at each gateway.
@@ -35,11 +36,24 @@ const BURST: usize = 12;
 /// Packets that are kept to be said again.
 const KEPT: usize = 256;
 /// The port that it listens on.
-const PORT: u16 = 4_500;
+pub(super) const PORT: u16 = 4_500;
+
+/// What it does with what gateways give it to carry.
+#[derive(Debug)]
+pub(super) enum Manner {
+    /// Says it again, and lies.
+    Lies,
+    /// Hands it on by UDP where it can.
+    Detours(Arc<Detour>),
+}
 
 /// Who is connected, by the gateway's place in [`GATEWAYS`], and what was done to them.
-#[derive(Debug, Default)]
-struct Guests {
+#[derive(Debug)]
+pub(super) struct Guests {
+    manner: Manner,
+    /// Where gateways come from.
+    homes: [IpAddr; 3],
+    ids: [GatewayId; 3],
     here: Mutex<BTreeMap<usize, Connection>>,
     carried: AtomicU64,
     repeated: AtomicU64,
@@ -48,19 +62,25 @@ struct Guests {
 }
 
 impl Guests {
+    fn new(manner: Manner, homes: [IpAddr; 3], ids: [GatewayId; 3]) -> Self {
+        let (carried, repeated, misnamed, made_up) = Default::default();
+        let here = Mutex::default();
+        Self { manner, homes, ids, here, carried, repeated, misnamed, made_up }
+    }
+
     fn at(&self, place: usize) -> Option<Connection> {
         self.here.lock().unwrap().get(&place).cloned()
     }
 
-    fn names(&self) -> Vec<usize> {
+    pub(super) fn names(&self) -> Vec<usize> {
         self.here.lock().unwrap().keys().copied().collect()
     }
 }
 
 /// The relay, in a thread of its own. It ends with this value.
-struct Hostile {
-    code: String,
-    guests: Arc<Guests>,
+pub(super) struct Hostile {
+    pub(super) code: String,
+    pub(super) guests: Arc<Guests>,
     stop: watch::Sender<bool>,
 }
 
@@ -70,9 +90,9 @@ impl Drop for Hostile {
     }
 }
 
-/// The gateway's place in [`GATEWAYS`] whose address this is.
-fn place_of(from: SocketAddr) -> Option<usize> {
-    GATEWAYS.iter().position(|name| from.ip() == IpAddr::V4(address(name, 2)))
+/// Where gateways are in their networks.
+pub(super) fn homes() -> [IpAddr; 3] {
+    GATEWAYS.map(|name| address(name, 2).into())
 }
 
 fn number(place: usize) -> PeerNumber {
@@ -91,11 +111,16 @@ fn send(to: &Connection, datagram: Vec<u8>, count: &AtomicU64) {
 }
 
 impl Hostile {
-    fn start(host: &Host, at: Ipv4Addr, ids: [GatewayId; 3]) -> Self {
+    pub(super) fn start(
+        host: &Host,
+        at: Ipv4Addr,
+        (manner, homes): (Manner, [IpAddr; 3]),
+        ids: [GatewayId; 3],
+    ) -> Self {
         let identity = IdentityKey::from_seed(&[77; 32]);
         let addresses = vec![format!("{at}:{PORT}")];
         let code = RelayCode { key: identity.public(), addresses }.to_string();
-        let guests = Arc::new(Guests::default());
+        let guests = Arc::new(Guests::new(manner, homes, ids));
         let (stop, mut stopped) = watch::channel(false);
         let all = guests.clone();
         host.thread(move || {
@@ -110,7 +135,7 @@ impl Hostile {
                         let (all, changes) = (all.clone(), changes.clone());
                         tokio::spawn(async move {
                             if let Ok(connection) = incoming.await {
-                                serve(connection.into(), ids, &all, &changes).await;
+                                serve(connection.into(), &all, &changes).await;
                             }
                         });
                     }
@@ -133,13 +158,9 @@ impl Hostile {
 }
 
 /// Takes a gateway in, whatever its pass says, for as long as it stays.
-async fn serve(
-    connection: Connection,
-    ids: [GatewayId; 3],
-    guests: &Arc<Guests>,
-    changes: &watch::Sender<u64>,
-) {
-    let Some(own) = place_of(connection.remote_address()) else { return };
+async fn serve(connection: Connection, guests: &Arc<Guests>, changes: &watch::Sender<u64>) {
+    let from = connection.remote_address().ip();
+    let Some(own) = guests.homes.iter().position(|home| *home == from) else { return };
     let Ok((send, receive)) = connection.accept_bi().await else { return };
     let mut reader = MessageReader::<ToRelay>::new(receive, MAX_TO_RELAY);
     let mut writer = MessageWriter::<FromRelay>::new(send);
@@ -155,7 +176,7 @@ async fn serve(
     changed.mark_changed();
     let tell = async {
         while changed.changed().await.is_ok() {
-            let states = ids.iter().enumerate().filter(|(place, _)| *place != own);
+            let states = guests.ids.iter().enumerate().filter(|(place, _)| *place != own);
             let states = states.map(|(place, id)| {
                 let room = guests.at(place).and_then(|peer| peer.max_datagram_size());
                 let room = room.and_then(|room| u16::try_from(room - HEADER_LEN).ok());
@@ -167,9 +188,17 @@ async fn serve(
         }
     };
     let listen = async { while let Ok(Some(_)) = reader.next().await {} };
+    let treat = async {
+        match &guests.manner {
+            Manner::Lies => tokio::select! {
+                () = carry(&connection, own, guests) => {}
+                () = flood(&connection, own, guests) => {}
+            },
+            Manner::Detours(detour) => hand_over(&connection, own, guests, detour).await,
+        }
+    };
     tokio::select! {
-        () = carry(&connection, own, guests) => {}
-        () = flood(&connection, own, guests) => {}
+        () = treat => {}
         () = tell => {}
         () = listen => {}
     }
@@ -204,6 +233,21 @@ async fn carry(connection: &Connection, own: usize, guests: &Guests) {
             && let Some(to) = guests.at(whom)
         {
             send(&to, says(number(own), &old), &guests.repeated);
+        }
+    }
+}
+
+/// Carries what a gateway sends: by UDP, once it is known where the other one is to be found by that.
+async fn hand_over(connection: &Connection, own: usize, guests: &Guests, detour: &Detour) {
+    while let Ok(datagram) = connection.read_datagram().await {
+        let Some(Datagram::Packet { peer, sealed, .. }) = packet::parse(&datagram) else {
+            continue;
+        };
+        let whom = usize::from(peer.get());
+        if !detour.hand(whom, sealed)
+            && let Some(to) = guests.at(whom)
+        {
+            send(&to, says(number(own), sealed), &guests.carried);
         }
     }
 }
@@ -245,7 +289,7 @@ async fn flood(connection: &Connection, own: usize, guests: &Guests) {
     }
 }
 
-fn id_of(hospital: &Hospital, gateway: &str) -> GatewayId {
+pub(super) fn id_of(hospital: &Hospital, gateway: &str) -> GatewayId {
     let status = hospital.gateways[gateway].status().unwrap();
     let id = status["data_plane"]["engine"]["gateway"].as_str().unwrap();
     id.parse().unwrap()
@@ -281,7 +325,8 @@ fn a_relay_that_replays_floods_and_lies_brings_each_packet_once_and_stops_nothin
     let hospital = &relays.fixture.hospital;
     let ids = GATEWAYS.map(|gateway| id_of(hospital, gateway));
     let machine = hospital.machine("ws-1");
-    let hostile = Hostile::start(&machine.host, machine.address(), ids);
+    let manner = (Manner::Lies, homes());
+    let hostile = Hostile::start(&machine.host, machine.address(), manner, ids);
     relays.signed(&["relay", "add", "east", "--code", &hostile.code]);
     relays.wait_for_guests(&["east"]);
     wait::until_ok(DEADLINE, "all gateways to be there", || {
