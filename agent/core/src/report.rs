@@ -81,6 +81,9 @@ pub struct EngineStatus {
     /// Peers on a relay whose NAT lets no direct path come to be together with this gateway's.
     #[serde(default)]
     pub shut_off: Vec<GatewayId>,
+    /// Peers on a relay of which another one is clearly nearer, and its number. Packets go there once that has lasted.
+    #[serde(default)]
+    pub nearer: BTreeMap<GatewayId, u16>,
     /// Bypasses in force: what rules open to these gateways' devices goes in the clear.
     pub bypasses: Vec<BypassStatus>,
     /// Devices that are enforced on trial, or were.

@@ -1,6 +1,7 @@
 //! Where a sealed datagram goes, or came from: straight through the underlay, or through a relay.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::telemetry::FIRST_DIRECT;
@@ -120,4 +121,6 @@ pub struct RelayPath {
     pub relay: RelayId,
     /// The longest sealed datagram that gets through, in bytes.
     pub room: u16,
+    /// How far the relay is from here: the round trip to it, smoothed.
+    pub round_trip: Duration,
 }

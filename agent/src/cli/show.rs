@@ -326,7 +326,10 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     push_table(text, &table(&headers, devices));
     let headers =
         ["peer", "tunnel", "psk", "lanes", "round trip", "path", "path mtu", "revision", "address"];
-    let peers = engine.peers.iter().map(|peer| ways::tunnel(peer, engine.lanes.get(&peer.gateway)));
+    let peers = engine.peers.iter().map(|peer| {
+        let nearer = engine.nearer.get(&peer.gateway).copied();
+        ways::tunnel(peer, nearer, engine.lanes.get(&peer.gateway))
+    });
     push_table(text, &table(&headers, peers));
     if let Some(underlays) = &status.underlays {
         let _ = writeln!(
@@ -507,7 +510,7 @@ pub(super) fn why(why: &Explanation) -> String {
         facts.add("rule", rule);
     }
     if let Some(state) = &why.tunnel {
-        facts.add("tunnel", ways::tunnel(state, None).join(", "));
+        facts.add("tunnel", ways::tunnel(state, None, None).join(", "));
     }
     if let Some(flow) = &why.flow {
         let idle = span(flow.idle_ms);

@@ -21,6 +21,8 @@ use crate::silence::Word;
 /// By how much a round trip differs at the least, an eighth of itself aside, before anybody is told. It never stands still, and
 /// each change is told to the data plane, to whoever asks, and to the controller.
 const NOTABLE: Duration = Duration::from_millis(1);
+/// By how much it differs at the least, a quarter of itself aside, before the data plane is told of each peer.
+const FAR: Duration = Duration::from_millis(2);
 /// Least time between two looks at what changed: many peers come and go together.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -31,6 +33,8 @@ struct Entry {
     /// Longest packet for each peer that is there now.
     rooms: HashMap<GatewayId, u16>,
     round_trip: Duration,
+    /// The round trip as the data plane is told it.
+    distance: Duration,
     /// Since when it owes answers, so that others come before it.
     doubted: Option<Instant>,
     /// When it last gave one that was waited for.
@@ -40,14 +44,36 @@ struct Entry {
 }
 
 impl Entry {
-    fn new(status: RelayStatus) -> Self {
+    fn new(id: RelayId, addresses: Vec<String>, key: PublicKey) -> Self {
+        let status = RelayStatus {
+            number: id.0,
+            addresses,
+            key,
+            fingerprint: key.fingerprint().to_string(),
+            connected: false,
+            over_tcp: false,
+            silences: 0,
+            round_trip: None,
+            peers: 0,
+            dropped: 0,
+            last_error: None,
+        };
         Self {
             status,
             rooms: HashMap::new(),
             round_trip: Duration::MAX,
+            distance: Duration::MAX,
             doubted: None,
             answered: None,
             met_at: None,
+        }
+    }
+
+    /// The round trip to it was measured.
+    fn note_round_trip(&mut self, round_trip: Duration) {
+        self.round_trip = round_trip;
+        if round_trip.abs_diff(self.distance) > FAR.max(self.distance / 4) {
+            self.distance = round_trip;
         }
     }
 
@@ -81,40 +107,14 @@ impl Table {
     }
 
     pub(super) fn add(&self, id: RelayId, place: &Place) {
-        let status = RelayStatus {
-            number: id.0,
-            addresses: place.addresses.clone(),
-            key: place.key,
-            fingerprint: place.key.fingerprint().to_string(),
-            connected: false,
-            over_tcp: false,
-            silences: 0,
-            round_trip: None,
-            peers: 0,
-            dropped: 0,
-            last_error: None,
-        };
-        let entry = Entry::new(status);
+        let entry = Entry::new(id, place.addresses.clone(), place.key);
         self.entries().insert(id, entry);
         self.changed.notify_one();
     }
 
     /// Takes in a QUIC connection to a peer itself. The status of relays says nothing of it.
     pub(crate) fn add_direct(&self, id: RelayId, key: PublicKey) {
-        let status = RelayStatus {
-            number: id.0,
-            addresses: Vec::new(),
-            key,
-            fingerprint: key.fingerprint().to_string(),
-            connected: false,
-            over_tcp: false,
-            silences: 0,
-            round_trip: None,
-            peers: 0,
-            dropped: 0,
-            last_error: None,
-        };
-        let entry = Entry::new(status);
+        let entry = Entry::new(id, Vec::new(), key);
         self.entries().insert(id, entry);
     }
 
@@ -216,7 +216,7 @@ impl Table {
         if is_news {
             self.with(id, |entry| {
                 entry.rooms = rooms;
-                entry.round_trip = round_trip;
+                entry.note_round_trip(round_trip);
                 entry.status.dropped = dropped;
                 entry.status.round_trip = u32::try_from(round_trip.as_micros()).ok();
             });
@@ -288,7 +288,7 @@ fn paths(entries: &BTreeMap<RelayId, Entry>) -> HashMap<GatewayId, Vec<RelayPath
                 })
             });
             if !is_outdone {
-                let path = RelayPath { relay: **relay, room: *room };
+                let path = RelayPath { relay: **relay, room: *room, round_trip: entry.distance };
                 paths.entry(*gateway).or_default().push(path);
             }
         }
@@ -316,21 +316,11 @@ mod tests {
     }
 
     fn entry(millis: u64, rooms: &[(u8, u16)]) -> Entry {
-        let status = RelayStatus {
-            number: 0,
-            addresses: Vec::new(),
-            key: IdentityKey::from_seed(&[1; 32]).public(),
-            fingerprint: String::new(),
-            connected: true,
-            over_tcp: false,
-            silences: 0,
-            round_trip: None,
-            peers: 0,
-            dropped: 0,
-            last_error: None,
-        };
         let rooms = rooms.iter().map(|(n, room)| (gateway(*n), *room)).collect();
-        Entry { rooms, round_trip: Duration::from_millis(millis), ..Entry::new(status) }
+        let key = IdentityKey::from_seed(&[1; 32]).public();
+        let mut entry = Entry { rooms, ..Entry::new(RelayId(0), Vec::new(), key) };
+        entry.note_round_trip(Duration::from_millis(millis));
+        entry
     }
 
     fn order(entries: &BTreeMap<RelayId, Entry>, to: u8) -> Vec<(u16, u16)> {
@@ -345,6 +335,17 @@ mod tests {
         assert_eq!(order(&relays, 1), [(1, 1_100), (0, 1_300)]);
         assert_eq!(order(&relays, 2), [(0, 1_300)]);
         assert_eq!(paths(&relays).len(), 2);
+    }
+
+    #[test]
+    fn the_data_plane_is_told_how_far_a_relay_is_where_that_matters() {
+        let mut relays = BTreeMap::from([(RelayId(0), entry(40, &[(1, 1_300)]))]);
+        let mut told = |millis| {
+            let one = relays.get_mut(&RelayId(0)).unwrap();
+            one.note_round_trip(Duration::from_millis(millis));
+            paths(&relays)[&gateway(1)][0].round_trip.as_millis()
+        };
+        assert_eq!([40, 50, 31, 51, 45, 9, 10, 6].map(&mut told), [40, 40, 40, 51, 51, 9, 9, 6]);
     }
 
     #[test]

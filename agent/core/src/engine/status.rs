@@ -92,6 +92,7 @@ impl Engine {
             tunnels_turned_away: self.peers.turned_away(),
             outside: self.peers.outside(),
             shut_off: self.peers.shut_off(),
+            nearer: self.peers.nearer(),
             bypasses: self.bypasses.in_force.clone(),
             trials: self.recorder.trials.reports(now),
             alarms: self.alarms(now),

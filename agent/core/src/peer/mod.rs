@@ -14,6 +14,7 @@ mod hearing;
 mod knock;
 pub(crate) mod lanes;
 pub mod message;
+mod nearer;
 pub mod outside;
 mod own;
 mod queue;

@@ -22,6 +22,7 @@ use anteroom_proto::v1::telemetry::PathReason;
 
 use super::allowance::Allowance;
 use super::knock::{self, KnockKey, Knocker};
+use super::nearer::Nearer;
 use super::trial::Trial;
 use crate::target::{RelayId, RelayPath, Target, Through};
 
@@ -134,6 +135,8 @@ pub(super) struct Route {
     answers: Allowance,
     /// Whether a direct path that answers is taken.
     pub(super) trial: Trial,
+    /// Whether another relay is.
+    pub(super) nearer: Nearer,
 }
 
 /// Where it is time to knock.
@@ -183,6 +186,7 @@ impl Route {
             hint_knocked: None,
             answers: Allowance::new(ANSWERS, ANSWERS_PER_SECOND, now),
             trial: Trial::default(),
+            nearer: Nearer::default(),
         }
     }
 
@@ -239,6 +243,7 @@ impl Route {
         if self.link().is_some() && self.link() != link {
             (self.tried, self.next) = (None, now);
         }
+        self.nearer.look(&self.relays, self.via, now);
         if before != self.has_relay() {
             self.begin(now);
             if self.via.is_none() {
@@ -257,9 +262,13 @@ impl Route {
         self.nearest().filter(|nearest| nearest.is_direct())
     }
 
-    /// QUIC to the peer itself, if packets take a relay all the same and it is time to try.
+    /// QUIC to the peer itself, if packets take a relay all the same and it is time to try; or else a relay that is clearly nearer.
     pub(super) fn better(&mut self, now: Instant) -> Option<RelayId> {
-        let link = self.link().filter(|_| self.via.is_some_and(|via| !via.is_direct()))?;
+        self.via.filter(|via| !via.is_direct())?;
+        let Some(link) = self.link() else {
+            self.nearer.look(&self.relays, self.via, now);
+            return self.nearer.take(now);
+        };
         let recent = |at: Instant| now.saturating_duration_since(at) < TRY_LINK_EVERY;
         if self.tried.is_some_and(recent) {
             return None;
@@ -277,6 +286,7 @@ impl Route {
         // Where the answer to a knock led to a direct path, knocks are answered there.
         self.echoes &= via.is_none();
         self.proved = if why == PathReason::Proved { Some(now) } else { None };
+        self.nearer.look(&self.relays, via, now);
         self.begin(now);
     }
 
@@ -527,6 +537,7 @@ impl Route {
     pub(super) fn note_restart(&mut self) {
         (self.newest, self.seen) = (0, 0);
         self.trial.forget();
+        self.nearer.forget();
         self.runs = self.runs.wrapping_add(1);
         self.ours = None;
     }

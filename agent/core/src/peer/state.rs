@@ -506,6 +506,9 @@ impl Peer {
         if self.route.via().is_some() && !busy && !self.secrecy.is_urgent(now) {
             self.next_probe = now + PROBE.0;
         }
+        if let Some(via) = self.route.via() {
+            self.route.nearer.note_round_trip(via, self.route.since(), sent, now);
+        }
         self.note_round_trip(now.saturating_duration_since(sent));
     }
 

@@ -1,6 +1,6 @@
 //! Relays, and gateways that datagrams don't get between directly.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hash;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,6 +19,20 @@ struct Relay {
     /// How long a datagram takes through it.
     latency: Duration,
     up: bool,
+    /// How far it is from gateways that are another distance away than that: both ways, from these.
+    near: BTreeMap<usize, Duration>,
+}
+
+impl Relay {
+    /// How long a datagram takes between two gateways through it.
+    fn takes(&self, from: usize, to: usize) -> Duration {
+        (self.round_trip(from) + self.round_trip(to)) / 2
+    }
+
+    /// The round trip to it from a gateway.
+    fn round_trip(&self, from: usize) -> Duration {
+        self.near.get(&from).copied().unwrap_or(self.latency)
+    }
 }
 
 /// All relays, which all gateways know.
@@ -52,7 +66,7 @@ impl Relays {
 impl World {
     /// Adds a relay through which a datagram takes so long. Each gateway is connected to it.
     pub fn relay(&mut self, latency: Duration) -> RelayId {
-        self.relays.relays.push(Relay { latency, up: true });
+        self.relays.relays.push(Relay { latency, up: true, near: BTreeMap::new() });
         self.tell_relays();
         RelayId(u16::try_from(self.relays.relays.len() - 1).unwrap_or(u16::MAX))
     }
@@ -60,6 +74,12 @@ impl World {
     /// A relay goes away, or is back.
     pub fn set_relay(&mut self, relay: RelayId, up: bool) {
         self.relays.relays[usize::from(relay.0)].up = up;
+        self.tell_relays();
+    }
+
+    /// A relay is so far from one gateway: the round trip, which is the relay's latency where nothing else is said.
+    pub fn set_round_trip(&mut self, relay: RelayId, gateway: usize, round_trip: Duration) {
+        self.relays.relays[usize::from(relay.0)].near.insert(gateway, round_trip);
         self.tell_relays();
     }
 
@@ -76,19 +96,24 @@ impl World {
 
     /// Tells all gateways that run which relays there are, nearest first.
     pub fn tell_relays(&mut self) {
-        let mut up: Vec<(Duration, RelayPath)> = (0..)
-            .zip(&self.relays.relays)
-            .filter(|(_, relay)| relay.up)
-            .map(|(at, relay)| (relay.latency, RelayPath { relay: RelayId(at), room: ROOM }))
-            .collect();
-        up.sort_by_key(|(latency, path)| (*latency, path.relay));
-        let paths: Vec<RelayPath> = up.into_iter().map(|(_, path)| path).collect();
-        for at in 0..self.gateways.len() {
+        let paths = |from: usize| {
+            let up = (0..).zip(&self.relays.relays).filter(|(_, relay)| relay.up);
+            let mut paths: Vec<RelayPath> = up
+                .map(|(at, relay)| {
+                    let round_trip = relay.round_trip(from);
+                    RelayPath { relay: RelayId(at), room: ROOM, round_trip }
+                })
+                .collect();
+            paths.sort_by_key(|path| (path.round_trip, path.relay));
+            paths
+        };
+        let paths: Vec<Vec<RelayPath>> = (0..self.gateways.len()).map(paths).collect();
+        for (at, paths) in paths.iter().enumerate() {
             for other in (0..self.gateways.len()).filter(|other| *other != at) {
                 let (id, now) = (self.plan.gateways[other].id, self.now);
                 let Some(engine) = self.gateways[at].engine.as_mut() else { continue };
                 let mut out = Out::default();
-                engine.set_relays(id, &paths, now, &mut out);
+                engine.set_relays(id, paths, now, &mut out);
                 self.send(at, out);
             }
             let now = self.now;
@@ -123,7 +148,7 @@ impl World {
             let Some(at) = at.filter(|_| relay.up && bytes.len() <= usize::from(ROOM)) else {
                 continue;
             };
-            let (latency, from) = (relay.latency, self.plan.gateways[from].id);
+            let (latency, from) = (relay.takes(from, at), self.plan.gateways[from].id);
             self.relays.carried += 1;
             let from = Through { relay: to.relay, peer: from };
             self.push(latency, Event::Relayed { to: at, from, bytes });

@@ -215,3 +215,76 @@ fn a_gateway_that_gets_another_address_is_found_within_two_seconds() {
         }
     }
 }
+
+/// The relays that packets take between imaging and the servers.
+fn used(world: &mut World) -> [Option<u16>; 2] {
+    paths(world).map(|path| path.0)
+}
+
+#[test]
+fn a_pair_is_back_on_the_nearest_relay_a_minute_after_that_is() {
+    let (mut world, near) = apart(12, Mode::Enforce, Duration::from_millis(5));
+    let far = world.relay(Duration::from_millis(40));
+    world.run(Duration::from_secs(20));
+    assert_eq!(used(&mut world), [Some(near.0); 2]);
+    let mut talk = Talk::new(world, [CT, PACS], 12);
+    let busy = [talk.open(CT, PACS, DICOM.1)];
+    talk.run(Duration::from_secs(1));
+    talk.world.set_relay(near, false);
+    talk.run(Duration::from_secs(20));
+    talk.world.set_relay(near, true);
+    assert_eq!(used(&mut talk.world), [Some(far.0); 2]);
+    let words = talk.said();
+    let back = talk.world.now;
+    while used(&mut talk.world) != [Some(near.0); 2] {
+        let passed = talk.world.now - back;
+        assert!(passed < Duration::from_secs(90), "{:?}", paths(&mut talk.world));
+        talk.chatter(&busy, 20);
+        talk.run(Duration::from_millis(200));
+    }
+    assert!(talk.world.now - back >= Duration::from_secs(55), "not because of a moment");
+    talk.chatter(&busy, 500);
+    talk.run(Duration::from_secs(2));
+    assert!(talk.said() > words + 1_000, "{} words", talk.said() - words);
+    assert_eq!(talk.lost(), [] as [String; 0]);
+}
+
+#[test]
+fn round_trips_that_come_and_go_move_no_packets() {
+    let (mut world, near) = apart(13, Mode::Enforce, Duration::from_millis(20));
+    let other = world.relay(Duration::from_millis(22));
+    for second in 0..600_u64 {
+        // Each is twice as far as the other at times, for half a minute on end.
+        let jitter = Duration::from_millis(20 + 30 * (second / 30 % 2));
+        let back = Duration::from_millis(70) - jitter;
+        for gateway in [IMAGING, SERVERS] {
+            world.set_round_trip(near, gateway, jitter);
+            world.set_round_trip(other, gateway, back);
+        }
+        world.run(Duration::from_secs(1));
+        assert_eq!(used(&mut world), [Some(near.0); 2], "after {second} s");
+    }
+}
+
+#[test]
+fn ends_that_are_near_different_relays_agree_on_one() {
+    let (mut world, one) = apart(14, Mode::Enforce, Duration::from_millis(2));
+    let other = world.relay(Duration::from_millis(40));
+    world.set_round_trip(one, SERVERS, Duration::from_millis(40));
+    world.set_round_trip(other, SERVERS, Duration::from_millis(2));
+    let (mut moves, mut last) = (0, used(&mut world));
+    for _ in 0..(4 * 3_600) {
+        world.run(Duration::from_secs(1));
+        let now = used(&mut world);
+        moves += usize::from(now != last);
+        last = now;
+    }
+    assert!(last[0] == last[1] && moves <= 4, "{moves} moves to {last:?}");
+
+    // The one that they agreed on gets far for the end that isn't near it, and stays as near as it was to the other one.
+    let (used_one, from, unused) =
+        if last[0] == Some(one.0) { (one, SERVERS, other) } else { (other, IMAGING, one) };
+    world.set_round_trip(used_one, from, Duration::from_millis(300));
+    world.run(Duration::from_secs(2 * 3_600));
+    assert_eq!(used(&mut world), [Some(unused.0); 2]);
+}

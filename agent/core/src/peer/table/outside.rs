@@ -1,5 +1,6 @@
 //! How this gateway and its peers look from outside: see [`crate::peer::outside`].
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,7 @@ impl Peers {
             if let Some(peer) = self.peers.get_mut(number) {
                 peer.next_probe = at;
                 peer.route.trial.forget();
+                peer.route.nearer.forget();
             }
             self.wake(number, at);
             at += apart;
@@ -77,6 +79,13 @@ impl Peers {
         all.filter(|peer| peer.route.via().is_some() && peer.outside().varies == Some(true))
             .map(|peer| peer.gateway)
             .collect()
+    }
+
+    /// Peers on a relay of which another one is clearly nearer, and its number.
+    #[must_use]
+    pub fn nearer(&self) -> BTreeMap<GatewayId, u16> {
+        let all = self.peers.iter().map(|(_, peer)| peer);
+        all.filter_map(|peer| Some((peer.gateway, peer.route.nearer.clear()?.0))).collect()
     }
 
     /// Whether packets for any peer take a relay.

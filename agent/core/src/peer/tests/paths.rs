@@ -16,7 +16,7 @@ const NEAR: RelayId = RelayId(1);
 const FAR: RelayId = RelayId(2);
 
 fn path(relay: RelayId) -> RelayPath {
-    RelayPath { relay, room: ROOM }
+    RelayPath { relay, room: ROOM, round_trip: Duration::from_millis(20) }
 }
 
 impl World {
@@ -309,7 +309,7 @@ fn a_relay_that_says_it_takes_next_to_nothing_isnt_used() {
     let mut world = apart();
     let (gateway, now) = (world.sides[1].gateway, world.now);
     let side = &mut world.sides[0];
-    let liar = |room| RelayPath { relay: NEAR, room };
+    let liar = |room| RelayPath { room, ..path(NEAR) };
     for room in [0, 33, 1_099] {
         side.peers.set_relays(gateway, &[liar(room), path(FAR)], now, &mut side.sent);
         let peer = side.peer(gateway);

@@ -83,7 +83,8 @@ impl Far {
             test.ping_for(Duration::from_secs(5));
         }
         for (side, other) in [(0, 1), (1, 0)] {
-            let relay = RelayPath { relay: RelayId(1), room: 1_300 };
+            let relay =
+                RelayPath { relay: RelayId(1), room: 1_300, round_trip: Duration::from_millis(1) };
             let gateway = test.world.sides[other].gateway;
             if case.relay && !case.anew.contains(&side) {
                 let (now, side) = (test.world.now, &mut test.world.sides[side]);

@@ -260,7 +260,8 @@ fn parts_through_a_relay_are_of_the_device_whose_packet_was_cut() {
     for device in devices {
         assert_eq!(cut(&mut world, device), Sent::Queued);
     }
-    let relays = [RelayPath { relay: RelayId(1), room: 1_160 }];
+    let round_trip = Duration::from_millis(1);
+    let relays = [RelayPath { relay: RelayId(1), room: 1_160, round_trip }];
     for here in [0, 1] {
         let gateway = world.sides[1 - here].gateway;
         let side = &mut world.sides[here];
