@@ -412,29 +412,30 @@ async fn a_try_for_quic_that_comes_to_nothing_leaves_the_connection_over_tcp_as_
     bed.until("over TCP", |relay| relay.connected && relay.over_tcp).await;
     // A handshake gets through, and nothing behind it.
     let quic = soon("a try for QUIC", bed.relay.endpoint.accept()).await.unwrap().await.unwrap();
-    let mut arrived = 0_u8;
-    let trying = async {
-        loop {
-            arrived += 1;
-            queues.put(peer(5), &sealed(arrived));
-            let arriving = async {
-                loop {
-                    let datagram = guest.connection.read_datagram().await.unwrap();
-                    if let Some(Datagram::Packet { sealed, .. }) = packet::parse(&datagram) {
-                        return sealed.to_vec();
-                    }
+    let (mut during, mut after) = (0_u32, 0_u32);
+    while after < 10 {
+        let mark = 1 + during + after;
+        let wanted = sealed(u8::try_from(mark % 200).unwrap());
+        queues.put(peer(5), &wanted);
+        let what = format!("packet {mark}, {during} of them while the try was under way");
+        let got = soon(&what, async {
+            loop {
+                let datagram = guest.connection.read_datagram().await.unwrap();
+                if let Some(Datagram::Packet { sealed, .. }) = packet::parse(&datagram) {
+                    return sealed.to_vec();
                 }
-            };
-            let arriving = timeout(Duration::from_secs(5), arriving).await;
-            let got = arriving.unwrap_or_else(|_| panic!("packet {arrived} is held up"));
-            assert_eq!(got, sealed(arrived));
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            if quic.close_reason().is_some() && arrived > 60 {
-                return;
             }
+        })
+        .await;
+        assert_eq!(got, wanted, "{what}");
+        match quic.close_reason() {
+            None => during += 1,
+            Some(_) => after += 1,
         }
-    };
-    soon("the end of the try", trying).await;
+        // The next one goes at once where the try ends.
+        let _ = timeout(Duration::from_millis(100), quic.closed()).await;
+    }
+    assert!(during > 3, "packets were held up for as long as the try was under way: {during}");
     assert_eq!(guest.connection.close_reason().map(|why| why.to_string()), None);
     bed.until("over TCP as before", |relay| relay.connected && relay.over_tcp).await;
 
