@@ -174,6 +174,8 @@ pub(crate) struct Client<P> {
     moves: watch::Receiver<u64>,
     /// How they stand.
     relay_status: watch::Receiver<Vec<RelayStatus>>,
+    /// The newest document that the data plane was told of by whoever connects to relays; none while nobody does.
+    heeded: watch::Receiver<Option<u64>>,
     /// The UDP port where peers' QUIC connections are taken, if they are.
     quic: Option<u16>,
 }
@@ -246,8 +248,16 @@ impl<P: Plane> Client<P> {
             again: Again::default(),
             moves: egress::moves(),
             relay_status: watch::channel(Vec::new()).1,
+            heeded: watch::channel(None).1,
             quic: None,
         }
+    }
+
+    /// Has peers told of an authority document only once `heeded` says that the data plane knows which relays it takes out.
+    #[must_use]
+    pub(crate) fn heeding(mut self, heeded: watch::Receiver<Option<u64>>) -> Self {
+        self.heeded = heeded;
+        self
     }
 
     /// Has peers told where their QUIC connections are taken.

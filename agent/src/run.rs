@@ -211,11 +211,13 @@ impl Run {
         let (known, pass) = watch::channel(Known { chain: None, pass: upkeep::held_pass(&state) });
         let whose = enrolled.as_ref().map(|enrolled| enrolled.enrolment.clone());
         let (relays_sender, relays) = watch::channel(Vec::new());
+        let (heeded_sender, heeded) = watch::channel(None);
         let client = enrolled.map(|enrolled: Enrolled| {
             Client::new(state.clone(), gate.clone(), enrolled, boot, reach, stop.clone())
                 .rotating(keys.rotate.every())
                 .with_quic(quic.1)
                 .with_relays(known, relays.clone())
+                .heeding(heeded)
         });
         let key = client.as_ref().map(Client::identity);
         let whose = whose.zip(key.clone());
@@ -231,7 +233,8 @@ impl Run {
         let (direct_sender, direct) = watch::channel(DirectStatus::default());
         let (leave, leaving) = watch::channel(());
         let relaying = relayed.map(|who| {
-            let table = |handle| Arc::new(relay::Table::new(handle, relays_sender));
+            let table =
+                |handle| Arc::new(relay::Table::new(handle, relays_sender).saying(heeded_sender));
             let known = pass.clone();
             tokio::spawn(use_relays(who, own, known, gate.clone(), table, direct_sender, leaving))
         });

@@ -424,8 +424,11 @@ impl<P: Plane> Client<P> {
                 root.number, self.floor.revision.1
             ));
         }
-        self.plane.set_authority(number).await?;
         self.tell_relays();
+        // Whoever says that it holds a document has forgotten what relays told that it takes out: peers go by that.
+        let heeded = |at: &Option<u64>| at.is_none_or(|heeded| heeded >= number);
+        let _ = self.heeded.wait_for(heeded).await;
+        self.plane.set_authority(number).await?;
         Ok(true)
     }
 

@@ -238,6 +238,8 @@ struct World {
     status: watch::Receiver<ControlStatus>,
     /// What whoever connects to relays is told.
     relays: watch::Receiver<Known>,
+    /// And by which document it has told the data plane, if it is there.
+    heeded: watch::Sender<Option<u64>>,
     agent: JoinHandle<Result<(), PlaneError>>,
 }
 
@@ -289,6 +291,7 @@ impl World {
         });
         let (stop, stop_receiver) = watch::channel(false);
         let (known, relays) = watch::channel(Known::default());
+        let (heeded, heeded_receiver) = watch::channel(None);
         let client = Client::new(
             disk(state.clone()),
             plane.clone(),
@@ -297,7 +300,8 @@ impl World {
             reach_receiver,
             stop_receiver,
         )
-        .with_relays(known, watch::channel(Vec::new()).1);
+        .with_relays(known, watch::channel(Vec::new()).1)
+        .heeding(heeded_receiver);
         let status = client.status();
         let agent = tokio::spawn(client.run());
         Self {
@@ -310,6 +314,7 @@ impl World {
             stop,
             status,
             relays,
+            heeded,
             agent,
         }
     }

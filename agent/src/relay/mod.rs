@@ -132,8 +132,19 @@ impl Known {
     }
 }
 
+/// Says that nobody connects to relays any more when it is dropped.
+struct Heeding(Arc<Table>);
+
+impl Drop for Heeding {
+    fn drop(&mut self) {
+        self.0.heed(None);
+    }
+}
+
 /// Stays connected to all relays for as long as it is polled.
 pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<Table>) {
+    // Nobody waits for it any more once it has ended, however it did.
+    let heeding = Heeding(table.clone());
     let mut links: BTreeMap<u16, (Place, Task)> = BTreeMap::new();
     let mut next = 0_u16;
     let mut former = Former::default();
@@ -163,6 +174,7 @@ pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<
         if let Some((addresses, document)) = former.told(chain.as_deref(), !out.is_empty()) {
             table.take_out(out, addresses, document).await;
         }
+        heeding.0.heed(Some(chain.map_or(0, |chain| chain.newest().number)));
         for (number, _) in gone {
             table.forget(RelayId(number)).await;
         }

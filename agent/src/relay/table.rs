@@ -95,11 +95,26 @@ pub(crate) struct Table {
     entries: Mutex<BTreeMap<RelayId, Entry>>,
     changed: Notify,
     status: watch::Sender<Vec<RelayStatus>>,
+    /// The newest document that the data plane was told of, as far as relays go.
+    heeded: watch::Sender<Option<u64>>,
 }
 
 impl Table {
     pub(crate) fn new(handle: Handle, status: watch::Sender<Vec<RelayStatus>>) -> Self {
-        Self { handle, entries: Mutex::default(), changed: Notify::new(), status }
+        let (changed, heeded) = (Notify::new(), watch::channel(None).0);
+        Self { handle, entries: Mutex::default(), changed, status, heeded }
+    }
+
+    /// Says by `heeded` which document the data plane was told of last, as far as relays go: none while nobody connects to relays.
+    #[must_use]
+    pub(crate) fn saying(mut self, heeded: watch::Sender<Option<u64>>) -> Self {
+        self.heeded = heeded;
+        self
+    }
+
+    /// The data plane was told what the document of this number says of relays; none: it is told nothing any more.
+    pub(super) fn heed(&self, document: Option<u64>) {
+        self.heeded.send_replace(document);
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<RelayId, Entry>> {

@@ -150,6 +150,7 @@ struct Bed {
     worker: FakeWorker,
     organisation: Organisation,
     known: watch::Sender<Known>,
+    heeded: watch::Receiver<Option<u64>>,
     status: watch::Receiver<Vec<RelayStatus>>,
     _running: Task,
 }
@@ -168,12 +169,13 @@ impl Bed {
         let (worker, handle) = FakeWorker::new();
         let (known, receiver) = watch::channel(Known::default());
         let (status_sender, status) = watch::channel(Vec::new());
+        let (heeding, heeded) = watch::channel(None);
         let who = Who { organisation: ORGANISATION, identity: watch::channel(identity()).1 };
-        let running =
-            Task(tokio::spawn(run(who, receiver, Arc::new(Table::new(handle, status_sender)))));
+        let table = Table::new(handle, status_sender).saying(heeding);
+        let running = Task(tokio::spawn(run(who, receiver, Arc::new(table))));
         let chain = Some(Arc::new(organisation.followed()));
         known.send_modify(|known| known.chain = chain);
-        Self { relay, worker, organisation, known, status, _running: running }
+        Self { relay, worker, organisation, known, heeded, status, _running: running }
     }
 
     fn pass(&self, sequence: u64) -> Signed<RelayPass> {
@@ -354,8 +356,10 @@ async fn a_relay_that_the_authority_names_no_more_is_left() {
     guest.tell(&[(5, 0, Some(1_000))]).await;
     let relay = bed.told(5, &[1_000]).await[0].relay;
     bed.organisation.extend(|next| next.relays.clear());
-    let chain = Some(Arc::new(bed.organisation.followed()));
-    bed.known.send_modify(|known| known.chain = chain);
+    let followed = bed.organisation.followed();
+    let number = followed.newest().number;
+    assert_eq!(*bed.heeded.borrow(), Some(number - 1));
+    bed.known.send_modify(|known| known.chain = Some(Arc::new(followed)));
     soon("the data plane to be told", async {
         let (mut closed, mut left, mut out) = (false, false, false);
         while !(closed && left) {
@@ -364,7 +368,7 @@ async fn a_relay_that_the_authority_names_no_more_is_left() {
                     assert!(!closed, "before its queues are gone");
                     assert_eq!(relays, [relay]);
                     assert!(addresses.is_empty(), "the controller is at the same: {addresses:?}");
-                    assert_eq!(document, bed.organisation.followed().newest().number);
+                    assert_eq!(document, number);
                     out = true;
                 }
                 Told::Closed(one) => {
@@ -377,6 +381,7 @@ async fn a_relay_that_the_authority_names_no_more_is_left() {
         }
     })
     .await;
+    assert_eq!(*bed.heeded.borrow(), Some(number), "that it was told");
     soon("the end of the connection", guest.connection.closed()).await;
     let key = bed.relay.key.fingerprint().to_string();
     let gone = |all: &Vec<RelayStatus>| all.iter().all(|one| one.fingerprint != key);

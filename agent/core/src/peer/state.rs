@@ -15,6 +15,7 @@ use super::queue::Queue;
 use super::random::Random;
 use super::route::Route;
 use super::secret::{self, Secrecy};
+use super::table::Knows;
 use super::trial;
 use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent, inner_mtu};
 use crate::lane::CAPABILITY;
@@ -91,6 +92,8 @@ pub struct Peer {
     said: Option<Hello>,
     /// How it looks from outside, as it says.
     outside: Outside,
+    /// What it knows of relays that were taken out.
+    pub(super) knows: Knows,
     /// Whether it says that it answers full knocks.
     pub(super) answers_full: bool,
     /// Whether it says that it can use lanes: asked for every packet of bulk.
@@ -164,6 +167,7 @@ impl Peer {
             round_trip: None,
             said: None,
             outside: Outside::default(),
+            knows: Knows::default(),
             answers_full: false,
             lanes: false,
             live: false,

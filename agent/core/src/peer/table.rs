@@ -35,6 +35,7 @@ use crate::size::join::Joiner;
 use crate::target::{RelayPath, Target, Whose};
 use crate::wire::array;
 use gone::Gone;
+pub(super) use gone::Knows;
 use paths::Agreed;
 use sizes::Sizes;
 pub use way::Way;

@@ -117,3 +117,31 @@ async fn a_lost_chain_comes_back_with_the_welcome() {
     assert_eq!(session.hear_applied().await.refused, None);
     world.finish().await;
 }
+
+#[tokio::test]
+async fn peers_hear_of_a_document_once_the_data_plane_knows_which_relays_it_takes_out() {
+    let mut world = World::new();
+    world.heeded.send_replace(Some(1));
+    let mut session = world.session().await;
+    session.welcome(60_000, 5).await;
+    let mut relays = world.relays.clone();
+    for number in [2, 3] {
+        world.organisation.extend(|_| {});
+        session.send(ToAgent::Authority(world.organisation.chain.clone())).await;
+        let here = |known: &Known| {
+            known.chain.as_ref().is_some_and(|chain| chain.newest().number == number)
+        };
+        timeout(DEADLINE, relays.wait_for(here)).await.expect("relays are told first").unwrap();
+        let told = world.plane.told(|told| told.authorities.last().copied());
+        assert_eq!(told, Some(number - 1), "peers aren't yet");
+        // It is done, and the second time nobody does it any more.
+        world.heeded.send_replace(Some(number).filter(|number| *number == 2));
+        let told = async {
+            while world.plane.told(|told| told.authorities.last() != Some(&number)) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(DEADLINE, told).await.expect("peers are told");
+    }
+    world.finish().await;
+}

@@ -6,6 +6,10 @@
 //! So where a peer is found then, but for where the view has it, is forgotten, with all that knocks had shown. Packets go through
 //! another relay meanwhile, and direct paths are found anew. What the relay may have kept to come back with, sealed packets and
 //! handshakes, tells nobody where a peer is until it is too old to open.
+//!
+//! A peer may hear of it later. It goes on by the way through that relay until then, which forwards its knocks as well. So each peer
+//! is a matter of its own: until it says that it holds the document, and as long again as what was sealed may open, it is found at no
+//! address but the view's and those that it says it has since, and what was found meanwhile is forgotten once more.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -33,13 +37,32 @@ pub(super) struct Gone {
     addresses: Vec<IpAddr>,
     /// The newest document of which that is so.
     document: u64,
+    /// The newest document that took one out in this run, or the first that was told: it may have.
+    taken: u64,
     /// When the last one went in this run.
     last: Option<Instant>,
+}
+
+/// What a peer knows of the last document that took a relay out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::peer) enum Knows {
+    /// It never said anything else, and wasn't a peer at that time.
+    #[default]
+    Always,
+    /// Not of it yet.
+    NotYet,
+    /// Since then, as far as is known.
+    Since(Instant),
 }
 
 impl Gone {
     fn is_at(&self, ip: IpAddr) -> bool {
         self.addresses.contains(&ip.to_canonical())
+    }
+
+    /// Whether a peer says that it holds the document that took the last relay out.
+    fn is_known_to(&self, peer: &Peer) -> bool {
+        peer.authority().is_some_and(|held| held >= self.taken)
     }
 }
 
@@ -59,6 +82,9 @@ impl Peers {
         let surplus = addresses.len().saturating_sub(MAX_ADDRESSES);
         self.gone.addresses = addresses.iter().skip(surplus).map(IpAddr::to_canonical).collect();
         self.gone.document = document;
+        if !relays.is_empty() || self.gone.taken == 0 {
+            self.gone.taken = document;
+        }
         if relays.is_empty() {
             return;
         }
@@ -75,6 +101,10 @@ impl Peers {
         let apart = SPREAD.checked_div(count).unwrap_or_default().min(APART);
         let mut at = now;
         for index in numbers {
+            if let Some(peer) = self.peers.get_mut(index) {
+                let informed = self.gone.is_known_to(peer);
+                peer.knows = if informed { Knows::Since(now) } else { Knows::NotYet };
+            }
             self.take_relays(index, now);
             self.settle_path(index, now, out);
             if self.find_anew(index, (now, at), out) {
@@ -97,7 +127,7 @@ impl Peers {
         // Where nobody else reaches it, what still works goes on, but not at the relay's own address.
         let theirs = peer.heard_at().is_some_and(|at| gone.is_at(at.ip()));
         let keep = !theirs && !peer.route.has_relay();
-        let lost = peer.forget_places(gone.document, keep);
+        let lost = peer.forget_places(gone.taken, keep);
         peer.next_probe = at;
         let nearest = peer.route.nearest();
         match nearest.filter(|_| lost) {
@@ -115,19 +145,42 @@ impl Peers {
         true
     }
 
-    /// Leaves an address of a relay that was taken out where a peer says no more that it is there: it may have said so when it had
-    /// the document already, and hadn't forgotten yet what that relay had told it.
+    /// A peer said which document it holds, and where it is: finds it anew where it knows from now on that a relay was taken out. It
+    /// went by that one until then. And leaves an address of such a relay where it says no more that it is there.
     pub(super) fn leave_relays(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
         let Some(peer) = self.peers.get(index) else { return };
+        let knows = match (peer.knows, self.gone.is_known_to(peer)) {
+            (Knows::NotYet, true) => Knows::Since(now),
+            (Knows::Always, false) if peer.authority().is_some() => Knows::NotYet,
+            (known, _) => known,
+        };
+        let learnt = knows != peer.knows && knows != Knows::NotYet;
         let theirs = |at: SocketAddr| self.gone.is_at(at.ip()) && self.is_relays(peer, at);
-        if peer.heard_at().is_some_and(theirs) {
+        let left = learnt || peer.heard_at().is_some_and(theirs);
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.knows = knows;
+        }
+        if left {
             self.find_anew(index, (now, now), out);
         }
     }
 
-    /// Whether what a relay that was taken out kept back may still open.
-    fn is_wary(&self, now: Instant) -> bool {
-        self.gone.last.is_some_and(|at| now.saturating_duration_since(at) < HELD_BACK)
+    /// Whether a relay that was taken out may still lead to where a peer isn't: by what it kept back, which may open yet, or by
+    /// the peer, which doesn't know yet. Where no other relay reaches the peer, it is taken where it is found.
+    fn is_wary(&self, peer: &Peer, now: Instant) -> bool {
+        let recent = |at: Instant| now.saturating_duration_since(at) < HELD_BACK;
+        let wary = match peer.knows {
+            Knows::Always => self.gone.last.is_some_and(recent),
+            Knows::NotYet => true,
+            Knows::Since(at) => recent(at),
+        };
+        wary && peer.route.has_relay()
+    }
+
+    /// Whether a peer is at an address without any doubt: the view has it there, or it says so and knows which relay is none any more.
+    fn is_sure(&self, peer: &Peer, at: SocketAddr) -> bool {
+        let said = || self.gone.is_known_to(peer) && peer.outside().places.contains(&at);
+        peer.is_placed_at(at.ip()) || said()
     }
 
     /// Whether a relay is there, or was, and not this peer.
@@ -145,17 +198,15 @@ impl Peers {
     }
 
     /// Whether a peer may be found at an address: by knocks there, or from there.
-    pub(super) fn may_knock_at(&self, peer: &Peer, at: SocketAddr) -> bool {
-        peer.client || !self.is_relays(peer, at)
+    pub(super) fn may_knock_at(&self, peer: &Peer, at: SocketAddr, now: Instant) -> bool {
+        let sure = || peer.heard_at() == Some(at) || self.is_sure(peer, at);
+        peer.client || (!self.is_relays(peer, at) && (!self.is_wary(peer, now) || sure()))
     }
 
     /// Whether something that opens, and came from `at`, shows that the peer is there.
     pub(super) fn may_be_at(&self, peer: &Peer, at: SocketAddr, now: Instant) -> bool {
-        if peer.client || (peer.heard_at() == Some(at) && !self.gone.is_at(at.ip())) {
-            return true;
-        }
-        let known = || peer.is_placed_at(at.ip()) || peer.places().contains(&at);
-        !self.is_relays(peer, at) && (!self.is_wary(now) || !peer.route.has_relay() || known())
+        let there = peer.heard_at() == Some(at) && !self.gone.is_at(at.ip());
+        there || self.may_knock_at(peer, at, now)
     }
 
     /// As [`Self::may_be_at`], for the peer of a tunnel.

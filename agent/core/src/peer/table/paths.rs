@@ -204,7 +204,9 @@ impl Peers {
             (Due::All, Some(_)) => peer.places(),
         };
         let places: Vec<SocketAddr> = match self.peers.get(index) {
-            Some(peer) => places.into_iter().filter(|at| self.may_knock_at(peer, *at)).collect(),
+            Some(peer) => {
+                places.into_iter().filter(|at| self.may_knock_at(peer, *at, now)).collect()
+            }
             None => return,
         };
         let back = self.knock_number(index);
@@ -277,7 +279,7 @@ impl Peers {
                 if token != good || !knock::is_good(datagram, key) {
                     return Err(DropReason::PeerUnauthenticated);
                 }
-                if !self.may_knock_at(peer, from) {
+                if !self.may_knock_at(peer, from, now) {
                     return Err(DropReason::PeerPlace);
                 }
                 let peer = self.peers.get_mut(index).ok_or(unknown)?;

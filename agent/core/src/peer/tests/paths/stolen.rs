@@ -109,6 +109,66 @@ fn a_relay_that_was_taken_out_is_no_direct_path_any_more_and_does_not_come_back(
 }
 
 #[test]
+fn a_relay_stays_out_however_much_later_the_other_end_hears_of_it() {
+    for (forwards_from, first) in [(HELPER, 0), (HELPER, 1), (RELAY, 0)] {
+        for gap in [1, 10, 900] {
+            let mut world = deceived(forwards_from);
+            // It tells who still believes it that it is where the thief forwards from.
+            let helper = SocketAddr::from((forwards_from, 5_000));
+            world.mirror(1 - first, NEAR, helper);
+            world.take_out(first);
+            world.talk(Duration::from_secs(gap));
+            let state = |world: &World| {
+                let knows = [0, 1].map(|here: usize| {
+                    let peer = world.sides[here].peer(world.sides[1 - here].gateway);
+                    (peer.heard_at(), peer.places(), peer.knows)
+                });
+                format!("{forwards_from:?}, {first} first by {gap} s: {knows:?}")
+            };
+            assert_eq!(world.path(first).0, Some(FAR), "{}", state(&world));
+            world.take_out(1 - first);
+            assert_eq!(
+                world.talk(Duration::from_secs(2)),
+                [Duration::ZERO; 2],
+                "{}",
+                state(&world)
+            );
+            let before = world.relays.detoured.len();
+            world.talk(HELD_BACK * 2);
+            assert_eq!(world.relays.detoured.len(), before, "{}", state(&world));
+            for here in 0..2 {
+                assert_eq!(world.path(here).0, Some(FAR), "side {here}: {}", state(&world));
+            }
+            world.direct(true, true);
+            world.talk(Duration::from_secs(20));
+            for here in 0..2 {
+                assert_eq!(world.path(here), (None, PathReason::Proved), "{}", state(&world));
+            }
+            assert_eq!(world.relays.detoured.len(), before, "{}", state(&world));
+        }
+    }
+}
+
+#[test]
+fn who_starts_with_the_document_finds_a_peer_anew_that_hears_of_it_later() {
+    let mut world = deceived(HELPER);
+    let (now, side) = (world.now, &mut world.sides[0]);
+    side.peers.forget_relays(&[], &[RELAY.into()], DOCUMENT, now, &mut side.sent);
+    world.hold_document(0);
+    let (other, side) = (world.sides[1].gateway, &mut world.sides[0]);
+    side.peers.set_relays(other, &[path(FAR)], now, &mut side.sent);
+    world.talk(Duration::from_secs(10));
+    world.take_out(1);
+    assert_eq!(world.talk(Duration::from_secs(2)), [Duration::ZERO; 2]);
+    let before = world.relays.detoured.len();
+    world.talk(HELD_BACK * 2);
+    assert_eq!(world.relays.detoured.len(), before);
+    for here in 0..2 {
+        assert_eq!(world.path(here).0, Some(FAR), "side {here}: {:?}", world.path(here));
+    }
+}
+
+#[test]
 fn who_is_behind_the_same_nat_as_a_relay_that_was_taken_out_is_reached_directly_once_it_says_so() {
     let seen = SocketAddr::from((RELAY, 40_000));
     for informed in [true, false] {
