@@ -191,8 +191,9 @@ impl Wire {
                 if let Some(slot) = own.peers.slot(other) {
                     let sent = if len > own.peers.limit(slot) && own.peers.takes_parts(slot) {
                         let (now, out) = (self.now, &mut own.sent);
-                        let each =
-                            |peers: &mut Peers, part: &mut [u8]| peers.send(slot, part, now, out);
+                        let each = |peers: &mut Peers, _, part: &mut [u8]| {
+                            peers.send(slot, part, now, out)
+                        };
                         own.peers.send_parts(slot, &packet, each)
                     } else {
                         own.peers.send(slot, &packet, self.now, &mut own.sent)
