@@ -5,12 +5,15 @@ use std::path::Path;
 use anteroom_agent_core::wire::arp;
 use anteroom_controller_core::model::Model;
 use anteroom_fuzz_bodies::documents::{GATEWAY, ORGANISATION};
+use anteroom_proto::approval::Place;
 use anteroom_proto::cbor;
 use anteroom_proto::id::{InviteId, MemberId, RuleId};
 use anteroom_proto::intent::{Endpoint, Intent};
 use anteroom_proto::invite::{IdentityClaim, Invite};
 use anteroom_proto::key::{Hash, IdentityKey};
+use anteroom_proto::mode::Mode;
 use anteroom_proto::operation::{Operation, ViewNumber};
+use anteroom_proto::rollout::{Expected, Trial};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{Refusal, RefusalCode, ToAgent};
 use anteroom_sim::{hospital, packet, plan};
@@ -101,6 +104,19 @@ fn documents() -> Seeds {
     small.rules.truncate(1);
     small.rules[0].to = Endpoint::Member(MemberId::from_bytes([5; 16]));
     small.rules[0].id = RuleId::of("scans");
+    let mut trial = small.clone();
+    trial.devices[0].member.mode = Mode::Enforce;
+    trial.devices[0].rollout.trial = Some(Trial {
+        since: Place::new(1, 7),
+        within: 60_000,
+        back_to: Mode::Protect,
+        expects: vec![Expected {
+            remote: [10, 20, 9, 5].into(),
+            outbound: true,
+            protocol: 6,
+            port: 104,
+        }],
+    });
     let operation = Operation {
         organisation: ORGANISATION,
         gateway: GATEWAY,
@@ -142,6 +158,8 @@ fn documents() -> Seeds {
     let cases = [
         ("refused", kind(1, cbor::encode(&refused))),
         ("intent", kind(3, cbor::encode(&small))),
+        ("trial", kind(3, cbor::encode(&trial))),
+        ("view-trial", kind(16, view(&trial, Vec::new()))),
         ("operation", kind(4, cbor::encode(&operation))),
         ("model", kind(6, model.encode())),
         ("invite", kind(9, cbor::encode(&invite))),
