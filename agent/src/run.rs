@@ -265,7 +265,8 @@ impl Run {
             }
         });
         let saving = tokio::spawn(upkeep::save_learned(gate.clone(), state.clone(), learned));
-        let trying = tokio::spawn(trials::keep(gate.clone(), state.clone(), Vec::new()));
+        let (keep_trials, left) = watch::channel(());
+        let mut trying = tokio::spawn(trials::keep(gate.clone(), state.clone(), left));
         let next = tokio::select! {
             ended = &mut control => match ended {
                 Ok(Ok(())) => Ok(Next::Stop),
@@ -286,9 +287,12 @@ impl Run {
             }
         };
         saving.abort();
-        trying.abort();
         keeping_pass.abort();
         upkeep::save_now(&gate, &state).await;
+        drop(keep_trials);
+        if timeout(FAREWELL, &mut trying).await.is_err() {
+            trying.abort();
+        }
         gate.shutdown().await;
         // Relays carry the data plane's last packets, too. Peers are told that it's over.
         drop(leave);

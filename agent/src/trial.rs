@@ -3,11 +3,13 @@
 //!
 //! The engine counts by the monotonic clock; what is written down is the machine's uptime at which the trial ends. An
 //! agent that is started again goes on counting. After a start of the machine nobody can tell how much time has gone
-//! by, so a trial is over then, and so is one of which nothing is written.
+//! by, so a trial is over then, and so is one of which nothing is written ([`Why::Lost`]).
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use anteroom_agent_core::trial::{Standing, trial_of};
+use anteroom_agent_core::trial::{Standing, effective, trial_of};
+use anteroom_proto::approval::Place;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::rollout::{Over, Why};
 use anteroom_proto::time::UnixMillis;
@@ -21,7 +23,7 @@ use crate::bypass::Machine;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Kept {
     member: MemberId,
-    since: u64,
+    since: Place,
     /// The boot of the machine in which it began.
     boot: String,
     /// The uptime at which it ends at the latest, in milliseconds.
@@ -48,6 +50,8 @@ impl Kept {
         let ends = if same_boot { machine.now.checked_add(left) } else { None };
         let over = self.over.or_else(|| match ends {
             Some(_) => None,
+            // Without an id of this boot nobody knows whether it is another one.
+            None if machine.boot.is_empty() || self.boot.is_empty() => Some(lost(wall)),
             None => Some(restarted(wall)),
         });
         Standing { member: self.member, since: self.since, ends: ends.unwrap_or(machine.now), over }
@@ -56,6 +60,16 @@ impl Kept {
 
 const fn restarted(at: UnixMillis) -> Over {
     Over { why: Why::Restarted, at }
+}
+
+const fn lost(at: UnixMillis) -> Over {
+    Over { why: Why::Lost, at }
+}
+
+/// `view` with its devices in the modes that they are in, by what was kept of trials.
+pub(crate) fn as_it_is(view: &View, kept: Vec<Kept>) -> Cow<'_, View> {
+    let trials = restore(kept, Some(view), &Machine::look(), UnixMillis(0));
+    effective(view, &trials)
 }
 
 /// The trials of an earlier run, for the view that it left on disk.
@@ -72,7 +86,7 @@ pub(crate) fn restore(
         let key = (device.member.id, trial.since);
         if !found.iter().any(|known| (known.member, known.since) == key) {
             let (member, since) = key;
-            let over = Some(restarted(wall));
+            let over = Some(lost(wall));
             found.push(Standing { member, since, ends: machine.now, over });
         }
     }
@@ -100,7 +114,7 @@ mod tests {
         let mut view = organisation.verified(&organisation.view(1, 1, Mode::Enforce));
         view.intent.devices[0].rollout = Rollout {
             trial: Some(Trial {
-                since: 7,
+                since: Place::new(0, 7),
                 within: 60_000,
                 back_to: Mode::Protect,
                 expects: Vec::new(),
@@ -113,7 +127,7 @@ mod tests {
     fn begun(machine: &Machine) -> Standing {
         let ends = machine.now + Duration::from_secs(60);
         let member = view().intent.devices[0].member.id;
-        Standing { member, since: 7, ends, over: None }
+        Standing { member, since: Place::new(0, 7), ends, over: None }
     }
 
     fn left(standing: &Standing, machine: &Machine) -> u64 {
@@ -136,25 +150,29 @@ mod tests {
     fn a_start_of_the_machine_ends_it() {
         let first = machine("a", 100_000);
         let kept = Kept::of(&begun(&first), &first);
-        for boot in ["b", ""] {
+        for (boot, over) in [("b", restarted(WALL)), ("", lost(WALL))] {
             let found = restore(vec![kept.clone()], Some(&view()), &machine(boot, 5_000), WALL);
-            assert_eq!(found[0].over, Some(restarted(WALL)), "{boot:?}");
+            assert_eq!(found[0].over, Some(over), "{boot:?}");
         }
         let unknown = machine("", 100_000);
         let kept = Kept::of(&begun(&unknown), &unknown);
         let found = restore(vec![kept], Some(&view()), &unknown, WALL);
-        assert_eq!(found[0].over, Some(restarted(WALL)), "nobody knows which boot");
+        assert_eq!(found[0].over, Some(lost(WALL)), "nobody knows which boot");
     }
 
     #[test]
     fn a_trial_of_which_nothing_is_written_is_over() {
         let now = machine("a", 100_000);
         let found = restore(Vec::new(), Some(&view()), &now, WALL);
-        assert_eq!(found[0].over, Some(restarted(WALL)));
+        assert_eq!(found[0].over, Some(lost(WALL)));
+        assert_eq!(as_it_is(&view(), Vec::new()).intent.devices[0].member.mode, Mode::Protect);
         let mut other = Kept::of(&begun(&now), &now);
-        other.since = 6;
+        other.since = Place::new(0, 6);
         let found = restore(vec![other], Some(&view()), &now, WALL);
-        assert!(found.iter().any(|one| one.since == 7 && one.over.is_some()), "{found:?}");
+        assert!(
+            found.iter().any(|one| one.since == Place::new(0, 7) && one.over.is_some()),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -1,45 +1,55 @@
-//! The model as things are: what a trial is over for is told in the mode that it went back to, and said.
+//! The model as things are: devices that went back from a trial, or that their gateways hold back, in the modes that they are
+//! in.
 
 use anteroom_controller_core::model::Model;
-use anteroom_controller_core::standing::{self, gone_back};
-use anteroom_proto::api::GatewayStatus;
-use anteroom_proto::id::GatewayId;
-use anteroom_proto::rollout::TrialReport;
+use anteroom_controller_core::standing::Standing;
+use anteroom_proto::mode::Mode;
 
 use crate::change;
 use crate::error::Error;
 use crate::output::Output;
 use crate::remote::Remote;
 
-/// The newest model, with devices that went back from a trial in the modes that they are in. Says which those are.
+/// The newest model, with devices in the modes that they are in. Says of which that isn't what was ordered.
 ///
 /// # Errors
 /// As the controller or the way to it has it, or when what it serves isn't to be believed.
 pub(crate) fn model_as_it_is(remote: &mut Remote, output: &mut Output<'_>) -> Result<Model, Error> {
     let model = change::fetch(remote)?.model;
-    if model.devices.values().all(|device| device.rollout.trial.is_none()) {
-        return Ok(model);
+    let standing = standing(&model, remote)?;
+    say(&model, &standing, output)?;
+    Ok(standing.apply(&model))
+}
+
+/// The devices of `model` that aren't in the mode that it orders, by what their gateways tell.
+///
+/// # Errors
+/// When the controller can't be reached.
+pub(crate) fn standing(model: &Model, remote: &mut Remote) -> Result<Standing, Error> {
+    // In any other mode nobody goes back, and nobody is held back.
+    if model.devices.values().all(|device| device.mode != Mode::Enforce) {
+        return Ok(Standing::default());
     }
-    let statuses = remote.gateways()?;
-    let gone = gone_back(&model, told(&statuses));
-    for (id, trial) in &gone {
-        let (Some(device), Some(over)) = (model.devices.get(id), &trial.over) else { continue };
-        let back_to = device.rollout.trial.as_ref().map_or(device.mode, |trial| trial.back_to);
+    Ok(Standing::of(model, &remote.gateways()?))
+}
+
+/// Says which devices aren't in the mode that was ordered.
+///
+/// # Errors
+/// When the output can't be written.
+pub(crate) fn say(
+    model: &Model,
+    standing: &Standing,
+    output: &mut Output<'_>,
+) -> Result<(), Error> {
+    for (id, aside) in standing.iter() {
+        let Some(device) = model.devices.get(&id) else { continue };
+        let (mode, ordered) = (aside.mode, aside.ordered);
+        let why = aside.words(model);
         output.note(format_args!(
-            "{} is in {back_to}, though {} was ordered: its trial is over ({})",
-            device.name, device.mode, over.why
+            "{} is in {mode}, though {ordered} was ordered: {why}",
+            device.name
         ))?;
     }
-    Ok(standing::as_it_is(&model, gone.into_keys()))
-}
-
-/// The model with devices in the modes that they are in, by what gateways tell.
-pub(crate) fn as_it_is(model: &Model, statuses: &[GatewayStatus]) -> Model {
-    standing::as_it_is(model, gone_back(model, told(statuses)).into_keys())
-}
-
-fn told(statuses: &[GatewayStatus]) -> impl Iterator<Item = (GatewayId, &TrialReport)> {
-    statuses
-        .iter()
-        .flat_map(|status| status.trials.iter().map(move |trial| (status.gateway, trial)))
+    Ok(())
 }

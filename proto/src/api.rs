@@ -20,7 +20,7 @@ use crate::invite::{IdentityClaim, Invite};
 use crate::key::{Hash, PublicKey};
 use crate::name::Name;
 use crate::rekey::{RekeyOffer, RekeyOrder};
-use crate::rollout::TrialReport;
+use crate::rollout::{HeldBackReport, TrialReport};
 use crate::time::UnixMillis;
 use crate::v1::PortInfo;
 use crate::v1::telemetry::{FileBypass, RelayUse, Sighting, TunnelState};
@@ -365,6 +365,9 @@ pub struct GatewayStatus {
     /// Devices there that are enforced on trial, or were.
     #[serde(default)]
     pub trials: Vec<TrialReport>,
+    /// Devices there that aren't in the mode that was signed, for lack of approvals.
+    #[serde(default)]
+    pub held_back: Vec<HeldBackReport>,
     /// The identity key that its connection of now has proved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<PublicKey>,

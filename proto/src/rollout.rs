@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::approval::Approval;
+use crate::approval::{Approval, Place};
 use crate::cose::Signed;
 use crate::id::MemberId;
 use crate::mode::Mode;
@@ -44,7 +44,7 @@ impl Rollout {
 #[serde(deny_unknown_fields)]
 pub struct Trial {
     /// The revision that ordered it: a trial that is over doesn't begin again, another one does.
-    pub since: u64,
+    pub since: Place,
     /// How long it lasts, in milliseconds from when the gateway has it in force. A start of the machine ends it.
     pub within: u64,
     /// The mode that the device goes back to. A gateway knows protect only: with any other the trial doesn't end.
@@ -93,12 +93,24 @@ pub struct TrialReport {
     /// The device.
     pub member: MemberId,
     /// The trial: [`Trial::since`].
-    pub since: u64,
+    pub since: Place,
     /// How long it still lasts, in milliseconds; 0 once it is over.
     pub left: u64,
     /// Why and when the device went back, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub over: Option<Over>,
+}
+
+/// A device that isn't in the mode that its leaf has, since two operators must have approved of that, and haven't: as its
+/// gateway tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBackReport {
+    /// The device.
+    pub member: MemberId,
+    /// The mode that the leaf has.
+    pub signed: Mode,
+    /// The mode that it is in.
+    pub mode: Mode,
 }
 
 /// That a device went back.
@@ -118,8 +130,15 @@ pub enum Why {
     Unconfirmed,
     /// The machine was started anew, so that nobody can tell how long it ran.
     Restarted,
+    /// Nothing is written of how long it ran: the gateway's agent was started anew, and couldn't keep that.
+    Lost,
     /// A connection that the device had before fails.
     Failing(Failing),
+    /// Another device on its port went back: devices of a port have one mode.
+    Neighbour {
+        /// Which one.
+        member: MemberId,
+    },
 }
 
 /// What fails.
@@ -138,6 +157,10 @@ impl fmt::Display for Why {
         match self {
             Self::Unconfirmed => f.write_str("nobody confirmed in time"),
             Self::Restarted => f.write_str("the gateway's machine was started anew"),
+            Self::Lost => f.write_str(
+                "the gateway's agent was started anew, and nothing was written of how long it ran",
+            ),
+            Self::Neighbour { member } => write!(f, "{member}, on the same port, went back"),
             Self::Failing(Failing { what, reason: Some(reason), attempts }) => {
                 write!(
                     f,
@@ -196,7 +219,12 @@ mod tests {
 
     #[test]
     fn a_trial_that_goes_back_elsewhere_is_none_that_a_gateway_knows() {
-        let trial = |back_to| Trial { since: 1, within: 60_000, back_to, expects: Vec::new() };
+        let trial = |back_to| Trial {
+            since: Place::new(0, 1),
+            within: 60_000,
+            back_to,
+            expects: Vec::new(),
+        };
         assert!(trial(Mode::Protect).is_known());
         for other in [Mode::Observe, Mode::Enforce, Mode::Unrecognised] {
             assert!(!trial(other).is_known(), "{other}");

@@ -11,7 +11,7 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
 use anteroom_proto::operation::ViewNumber;
-use anteroom_proto::rollout::TrialReport;
+use anteroom_proto::rollout::{HeldBackReport, TrialReport};
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::Unlisted;
@@ -43,6 +43,8 @@ pub struct EngineReport {
     pub bypasses: Vec<FileBypass>,
     /// Devices that are enforced on trial, or were.
     pub trials: Vec<TrialReport>,
+    /// Devices that aren't in the mode that was signed, for lack of approvals.
+    pub held_back: Vec<HeldBackReport>,
 }
 
 /// The engine at a glance.

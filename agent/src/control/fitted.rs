@@ -49,6 +49,7 @@ impl Reads {
         }
         if !self.trials {
             report.trials.clear();
+            report.held_back.clear();
         }
         ToController::Report(Box::new(report))
     }
@@ -58,9 +59,11 @@ impl Reads {
 mod tests {
     use std::collections::BTreeMap;
 
+    use anteroom_proto::approval::Place;
     use anteroom_proto::id::{BootId, GatewayId, MemberId};
     use anteroom_proto::key::IdentityKey;
-    use anteroom_proto::rollout::TrialReport;
+    use anteroom_proto::mode::Mode;
+    use anteroom_proto::rollout::{HeldBackReport, TrialReport};
     use anteroom_proto::time::UnixMillis;
     use anteroom_proto::v1::telemetry::{RelayUse, Secrecy, TunnelState};
 
@@ -103,9 +106,14 @@ mod tests {
             hints: Vec::new(),
             trials: vec![TrialReport {
                 member: MemberId::from_bytes([4; 16]),
-                since: 1,
+                since: Place::new(0, 1),
                 left: 1,
                 over: None,
+            }],
+            held_back: vec![HeldBackReport {
+                member: MemberId::from_bytes([5; 16]),
+                signed: Mode::Enforce,
+                mode: Mode::Protect,
             }],
         }
     }
@@ -157,5 +165,10 @@ mod tests {
         assert_eq!(said(&[TELLS_TCP, "of a later release"]), [false, true, false, false]);
         assert_eq!(said(&[TELLS_TRIALS]), [false, false, false, true]);
         assert_eq!(said(&[TELLS_PSK, TELLS_TCP]), [true, true, false, false]);
+        let held_back = |what: &[String]| match Reads::of(what).fitted(&report()) {
+            ToController::Report(report) => report.held_back.len(),
+            other => panic!("not a report: {other:?}"),
+        };
+        assert_eq!((held_back(&[]), held_back(&[TELLS_TRIALS.to_owned()])), (0, 1));
     }
 }

@@ -10,7 +10,7 @@ use anteroom_proto::id::BootId;
 use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{
-    MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS, RelayUse, Report,
+    MAX_BYPASSES, MAX_EDGES, MAX_HELD_BACK, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS, RelayUse, Report,
 };
 
 /// With so many reports unacknowledged no more are taken in.
@@ -67,6 +67,7 @@ impl Outbox {
             alarms,
             bypasses,
             trials,
+            held_back,
         } = report;
         let mut rest = Some((drops, overflow));
         while rest.is_some() || !sightings.is_empty() || !edges.is_empty() || !hints.is_empty() {
@@ -87,6 +88,7 @@ impl Outbox {
                 relays: relays.iter().copied().take(MAX_RELAYS).collect(),
                 hints: front(&mut hints, DEVICES_OF_A_REPORT),
                 trials: trials.iter().take(MAX_TRIALS).cloned().collect(),
+                held_back: held_back.iter().copied().take(MAX_HELD_BACK).collect(),
             });
         }
         self.waiting.iter().skip(before)
@@ -199,6 +201,7 @@ pub(super) mod tests {
             alarms: Vec::new(),
             bypasses: Vec::new(),
             trials: Vec::new(),
+            held_back: Vec::new(),
         };
         let hint = |n: usize| Hint {
             kind: HintKind::DicomImplementation,

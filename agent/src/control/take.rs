@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use anteroom_agent_core::trial::{firm_ports, trial_of};
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::RuleId;
@@ -51,6 +52,12 @@ fn problems(view: &View, shortcomings: Vec<String>) -> Vec<String> {
         let member = device.member.id;
         format!("{member} is to go back from its trial to a mode that this agent doesn't go back to, so it never does: update the agent")
     });
+    let firm = firm_ports(&view.intent.devices);
+    let stuck = view.intent.devices.iter().filter(|device| trial_of(device).is_some());
+    let stuck = stuck.filter_map(|device| {
+        let (member, other) = (device.member.id, firm.get(&device.port)?);
+        Some(format!("{member} is on trial, and can't go back by itself: {other} at {} is enforced for good, and a port has one mode", device.port))
+    });
     let devices = view.intent.devices.iter().map(|device| &device.member);
     let modes = devices.chain(&view.intent.members).filter(|member| member.mode == Mode::Unrecognised).map(
         |member| {
@@ -64,6 +71,7 @@ fn problems(view: &View, shortcomings: Vec<String>) -> Vec<String> {
         .chain(rules)
         .chain(modes)
         .chain(trials)
+        .chain(stuck)
         .take(MAX_PROBLEMS)
         .collect()
 }

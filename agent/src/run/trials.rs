@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anteroom_agent_core::trial::Standing;
+use anteroom_agent_core::trial::{Standing, trial_of};
+use anteroom_proto::view::View;
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::gate::Gate;
@@ -23,11 +25,19 @@ pub(super) fn load(state: &StateDir) -> Vec<Kept> {
     })
 }
 
-/// Writes trials down as they begin and end, for as long as it is polled, and has ports be what they are to be in the
-/// mode that devices went back to.
-pub(super) async fn keep(gate: Gate, state: Arc<StateDir>, mut known: Vec<Standing>) {
-    loop {
-        looks::pause(LOOK).await;
+/// Writes trials down as they begin and end, until `leaving` has no sender any more, and what came to be until then; has
+/// ports be what they are to be in the mode that devices went back to.
+pub(super) async fn keep(gate: Gate, state: Arc<StateDir>, mut leaving: watch::Receiver<()>) {
+    let mut known: Vec<Standing> = Vec::new();
+    let mut views = gate.views();
+    let mut last = false;
+    while !last {
+        let ordered = views.borrow_and_update().as_deref().is_some_and(orders_trials);
+        last = tokio::select! {
+            () = looks::pause(LOOK), if ordered || !known.is_empty() => false,
+            changed = views.changed() => changed.is_err(),
+            _ = leaving.changed() => true,
+        };
         let Ok(trials) = gate.trials().await else { continue };
         if trials == known {
             continue;
@@ -54,8 +64,12 @@ pub(super) async fn keep(gate: Gate, state: Arc<StateDir>, mut known: Vec<Standi
     }
 }
 
+fn orders_trials(view: &View) -> bool {
+    view.intent.devices.iter().any(|device| trial_of(device).is_some())
+}
+
 fn tell(trial: &Standing, before: Option<&Standing>) {
-    let (member, revision) = (trial.member, trial.since);
+    let (member, revision) = (trial.member, trial.since.revision);
     match (&trial.over, before) {
         (Some(_), Some(Standing { over: Some(_), .. })) | (None, Some(_)) => {}
         (Some(over), _) => {

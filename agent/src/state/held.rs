@@ -1,5 +1,6 @@
 //! What a gateway holds at start, everything verified again.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use anteroom_agent_core::report::Learned;
@@ -12,6 +13,7 @@ use anteroom_proto::view::{Floor, KnownKeys, SignedView, View};
 use crate::config::Config;
 use crate::keys::Ring;
 use crate::net::wiring::Wiring;
+use crate::trial;
 
 use super::{Enrolment, Nexts, StateDir, StateError, records};
 
@@ -98,6 +100,7 @@ pub fn wiring_on_disk(config: &Config) -> Wiring {
     match Held::load(&state) {
         Ok(held) if !held.closed => {
             let view = held.enrolled.and_then(|enrolled| enrolled.view);
+            let view = view.as_deref().map(|view| as_it_is(view, &state));
             Wiring::of(config, view.as_deref())
         }
         _ => closed,
@@ -111,7 +114,13 @@ fn sealed_wiring(config: &Config, state: &StateDir) -> Option<Wiring> {
     let demands = records::DEMANDS.read::<Demands>(state.path()).ok().flatten();
     let limits = (&floor, demands.as_ref());
     let (_, view) = signed(state, &enrolment, limits, &mut Vec::new()).ok()?;
-    (view.is_some() || !state.ever_enforced()).then(|| Wiring::of(config, view.as_ref()))
+    let now = view.as_ref().map(|view| as_it_is(view, state));
+    (view.is_some() || !state.ever_enforced()).then(|| Wiring::of(config, now.as_deref()))
+}
+
+/// `view` with its devices in the modes that they are in: those whose trial is over have gone back.
+fn as_it_is<'a>(view: &'a View, state: &StateDir) -> Cow<'a, View> {
+    trial::as_it_is(view, state.trials().unwrap_or_default())
 }
 
 /// Whether `view` has a device in enforce.

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::output::time::now;
 use crate::recorded::{Reader, each};
 use crate::remote::Remote;
+use crate::standing::standing;
 
 /// The newest edges, by which a change is judged that touches no device and no policy.
 const NEWEST: u32 = 10_000;
@@ -41,8 +42,12 @@ pub(super) fn of_change(
     if before.policy == after.policy && before.devices == after.devices {
         return evidence(remote);
     }
+    let standing = standing(before, remote)?;
+    let (before, after) = (&standing.apply(before), &standing.apply(after));
+    let newest =
+        |remote: &mut Remote| Ok(Evidence { standing: standing.clone(), ..evidence(remote)? });
     // What doesn't resolve is told by the plan itself.
-    let Ok(resolved) = Resolved::new(after) else { return evidence(remote) };
+    let Ok(resolved) = Resolved::new(after) else { return newest(remote) };
     let enforced: BTreeSet<MemberId> = after
         .devices
         .iter()
@@ -63,12 +68,13 @@ pub(super) fn of_change(
         }
     })?;
     if told.is_none() {
-        return evidence(remote);
+        return newest(remote);
     }
     if !enforced.is_empty() {
         found.coverage = coverage(&resolved, &reader.history, &Demand::default(), now());
         found.coverage.retain(|id, _| enforced.contains(id));
     }
     found.sightings = remote.sightings()?;
+    found.standing = standing;
     Ok(found)
 }

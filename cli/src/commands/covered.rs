@@ -1,7 +1,17 @@
 //! How much was seen of a device, in lists.
 
-use anteroom_controller_core::coverage::Coverage;
+use std::collections::BTreeMap;
+
+use anteroom_controller_core::coverage::{Coverage, Demand, coverage};
+use anteroom_controller_core::resolve::Resolved;
+use anteroom_proto::id::MemberId;
 use serde::Serialize;
+
+use crate::error::Error;
+use crate::output::time::now;
+use crate::recognised::Recognised;
+use crate::recorded::{Reader, each};
+use crate::remote::Remote;
 
 /// How much was seen of what is expected of a device.
 #[derive(Debug, Serialize)]
@@ -49,4 +59,21 @@ impl CoverageRow {
         }
         text
     }
+}
+
+/// The coverage of every device, and what each is taken for. Nothing of the coverage where the policy has problems (`resolved` is none)
+/// or the controller is too old; flows then say nothing of what devices are, either.
+pub(super) fn judged(
+    resolved: Option<&Resolved>,
+    remote: &mut Remote,
+) -> Result<(BTreeMap<MemberId, Coverage>, Recognised), Error> {
+    let Some(resolved) = resolved else {
+        return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
+    };
+    let mut reader = Reader::new(resolved);
+    if each(remote, &mut |edge| reader.take(&edge))?.is_none() {
+        return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
+    }
+    let coverages = coverage(resolved, &reader.history, &Demand::default(), now());
+    Ok((coverages, Recognised::load(remote, Some(&reader.history))?))
 }

@@ -4,34 +4,33 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anteroom_controller_core::blast::{BlastRadius, Radii, services};
 use anteroom_controller_core::classify::Field;
-use anteroom_controller_core::coverage::{Coverage, Demand, coverage};
 use anteroom_controller_core::model::{Attachment, Device, Model};
 use anteroom_controller_core::names::Names;
 use anteroom_controller_core::problem::did_you_mean;
 use anteroom_controller_core::resolve::Resolved;
+use anteroom_controller_core::standing::Standing;
 use anteroom_controller_core::surface::{
     CRITICALITY, KEYS, LOCATION, OWNER, SENSITIVITY, Surface, Surfaces,
 };
-use anteroom_proto::api::{EdgeQuery, SightingRecord};
+use anteroom_proto::api::{EdgeQuery, GatewayStatus, SightingRecord};
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::inventory::Hint;
 use anteroom_proto::rollout::TrialReport;
 use serde::Serialize;
 
 use super::cables::Ports;
-use super::covered::CoverageRow;
+use super::covered::{CoverageRow, judged};
 use super::enrol;
 use super::flows::{FlowRow, Known, render as render_flows};
 use super::holdings::Holdings;
-use super::rollout::{trial_of, trial_words};
+use super::rollout::{enforcing_words, trial_of};
 use crate::args::{Label, SurfaceArgs};
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{count, facts, join, table};
 use crate::output::time::{Moment, ago, now};
-use crate::recognised::{FieldRow, Recognised, explained, is as has_field, rows as rows_of, short};
-use crate::recorded::{Reader, each};
+use crate::recognised::{FieldRow, explained, is as has_field, rows as rows_of, short};
 use crate::remote::Remote;
 
 /// How many of a device's flows `show` prints.
@@ -57,7 +56,10 @@ pub(super) struct DeviceRow {
     name: Option<String>,
     id: Option<String>,
     state: State,
+    /// The mode that it is in.
     mode: Option<String>,
+    /// The mode that was ordered, where that is another.
+    ordered: Option<String>,
     mode_since: Option<u64>,
     quarantined: bool,
     gateway: String,
@@ -90,23 +92,9 @@ pub(super) struct DeviceRow {
     claims: BTreeMap<&'static str, FieldRow>,
     /// The trial that it is on, or was, as its gateway tells.
     trial: Option<TrialReport>,
-}
-
-/// The coverage of every device, and what each is taken for. Nothing of the coverage where the policy has problems (`resolved` is none)
-/// or the controller is too old; flows then say nothing of what devices are, either.
-fn judged(
-    resolved: Option<&Resolved>,
-    remote: &mut Remote,
-) -> Result<(BTreeMap<MemberId, Coverage>, Recognised), Error> {
-    let Some(resolved) = resolved else {
-        return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
-    };
-    let mut reader = Reader::new(resolved);
-    if each(remote, &mut |edge| reader.take(&edge))?.is_none() {
-        return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
-    }
-    let coverages = coverage(resolved, &reader.history, &Demand::default(), now());
-    Ok((coverages, Recognised::load(remote, Some(&reader.history))?))
+    /// What is to be said of how it is enforced.
+    #[serde(skip)]
+    enforcing: Option<String>,
 }
 
 /// Whether `record` is a sighting of `device` where it was confirmed.
@@ -173,6 +161,7 @@ fn confirmed_row(
             (Some(_), Some(_)) => State::Confirmed,
         },
         mode: Some(device.mode.to_string()),
+        ordered: None,
         mode_since: Some(device.mode_since),
         quarantined: device.quarantined,
         gateway: names.get(device.attachment.gateway),
@@ -197,6 +186,7 @@ fn confirmed_row(
         coverage: None,
         claims: BTreeMap::new(),
         trial: None,
+        enforcing: None,
     }
 }
 
@@ -207,6 +197,7 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
         id: None,
         state: State::New,
         mode: None,
+        ordered: None,
         mode_since: None,
         quarantined: false,
         gateway: names.get(record.gateway),
@@ -236,6 +227,27 @@ fn new_row(record: &SightingRecord, model: &Model, names: &GatewayNames) -> Devi
         coverage: None,
         claims: BTreeMap::new(),
         trial: None,
+        enforcing: None,
+    }
+}
+
+impl DeviceRow {
+    /// With what its gateway tells of how it is enforced.
+    fn with_told(
+        self,
+        (id, device): (MemberId, &Device),
+        model: &Model,
+        statuses: &[GatewayStatus],
+        standing: &Standing,
+    ) -> Self {
+        let (trial, aside) = (trial_of(id, device, statuses), standing.get(id));
+        Self {
+            mode: aside.map(|aside| aside.mode.to_string()).or(self.mode),
+            ordered: aside.map(|aside| aside.ordered.to_string()),
+            enforcing: enforcing_words(aside, trial.as_ref(), model),
+            trial,
+            ..self
+        }
     }
 }
 
@@ -282,12 +294,14 @@ pub(super) fn list(
         let ports = Ports::of(&model);
         let surfaces = surfaces(&model, resolved.as_ref());
         let statuses = remote.gateways()?;
-        let confirmed = model.devices.iter().map(|(id, device)| DeviceRow {
-            coverage: coverages.get(id).map(CoverageRow::new),
-            claims: rows_of(&recognised.device(*id, device)),
-            trial: trial_of(*id, device, &statuses),
-            ..confirmed_row(*id, device, &model, (&ports, &holdings), &surfaces, &names)
-        });
+        let standing = Standing::of(&model, &statuses);
+        let confirmed =
+            model.devices.iter().map(|(id, device)| DeviceRow {
+                coverage: coverages.get(id).map(CoverageRow::new),
+                claims: rows_of(&recognised.device(*id, device)),
+                ..confirmed_row(*id, device, &model, (&ports, &holdings), &surfaces, &names)
+                    .with_told((*id, device), &model, &statuses, &standing)
+            });
         rows.extend(confirmed);
     }
     rows.retain(|row| is.iter().all(|wanted| has_field(&row.claims, wanted)));
@@ -408,7 +422,7 @@ fn notes(row: &DeviceRow) -> String {
     if row.quarantined {
         notes.push("QUARANTINED".into());
     }
-    notes.extend(row.trial.as_ref().map(trial_words));
+    notes.extend(row.enforcing.clone());
     if !row.kinds.is_empty() {
         notes.push(format!("also sends {}", row.kinds.join(", ")));
     }
@@ -486,17 +500,16 @@ pub(super) fn show(
     let coverage = coverages.get(&id).map(CoverageRow::new);
     let claims = rows_of(&recognised.device(id, device));
     let seen = (&Ports::of(&model), &holdings);
+    let statuses = remote.gateways()?;
+    let standing = Standing::of(&model, &statuses);
     let row = confirmed_row(id, device, &model, seen, known.surfaces(), &names);
-    let blast_radius = known.resolved().and_then(|resolved| {
+    let row = row.with_told((id, device), &model, &statuses, &standing);
+    let there = Resolved::new(&standing.apply(&model)).ok();
+    let blast_radius = there.as_ref().and_then(|resolved| {
         Radii::one(resolved, known.surfaces(), services(&[resolved]), now(), id)
     });
     let detail = DeviceDetail {
-        row: DeviceRow {
-            coverage,
-            claims,
-            trial: trial_of(id, device, &remote.gateways()?),
-            ..row
-        },
+        row: DeviceRow { coverage, claims, ..row },
         hints: recognised.hints(&device.attachment, Some(id)).iter().map(HintRow::new).collect(),
         mud_urls: recognised.mud_urls(&device.attachment, Some(id)),
         blast_radius,
@@ -509,8 +522,11 @@ pub(super) fn show(
 fn render_detail(detail: &DeviceDetail) -> String {
     let (row, now) = (&detail.row, now());
     let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
-    let mode = match (&row.mode, row.mode_since) {
-        (Some(mode), Some(since)) => format!("{mode}, since revision {since}"),
+    let mode = match (&row.mode, &row.ordered, row.mode_since) {
+        (Some(mode), Some(ordered), Some(since)) => {
+            format!("{mode}, though revision {since} orders {ordered}")
+        }
+        (Some(mode), None, Some(since)) => format!("{mode}, since revision {since}"),
         _ => String::new(),
     };
     let port = port(row);

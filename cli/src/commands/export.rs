@@ -36,6 +36,7 @@ use crate::output::table::{bytes, count, facts};
 use crate::output::time::Moment;
 use crate::recorded::Recorded;
 use crate::remote::Remote;
+use crate::standing::{say, standing};
 
 /// The signed manifest's file.
 const MANIFEST: &str = "manifest.cose";
@@ -91,7 +92,9 @@ pub(super) fn create(
     };
     let current = change::fetch(remote)?;
     let head = audit::head(remote)?;
-    let recorded = Recorded::of(remote, &current.model)?;
+    let standing = standing(&current.model, remote)?;
+    say(&current.model, &standing, output)?;
+    let recorded = Recorded::of(remote, &standing.apply(&current.model))?;
     recorded.warn_of_gaps(output)?;
     let sightings = remote.sightings()?;
     let observed = observed(&current.model, &sightings, &recorded);

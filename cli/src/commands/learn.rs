@@ -27,6 +27,7 @@ use crate::output::time::{Moment, ago};
 use crate::recognised::Recognised;
 use crate::recorded::Recorded;
 use crate::remote::Remote;
+use crate::standing::model_as_it_is;
 
 /// Most lines of what would break that people get to see; JSON has all.
 const LINES: usize = 500;
@@ -92,11 +93,13 @@ pub(super) fn suggest(
                 .into(),
         ));
     };
-    let recognised = Recognised::load(remote, Some(&recorded.history))?.sure_classes(&model);
-    let mut found = learn(&recorded.resolved, &recorded.history, &recognised, &Options::default())
+    let recognised = Recognised::load(remote, Some(&recorded.history))?;
+    let classes = recognised.sure_classes(&model);
+    let mut found = learn(&recorded.resolved, &recorded.history, &classes, &Options::default())
         .map_err(ChangeError::from)?;
     let text = std::mem::take(&mut found.text);
-    let (text, by_makers) = extend_suggestion(&model, &recorded.history, text, muds)?;
+    let (text, by_makers) =
+        extend_suggestion(&model, (&recorded.history, &recognised), text, muds, output)?;
     found.text = text;
     if let Some(path) = out {
         // Only what was asked to be extended is replaced.
@@ -261,7 +264,7 @@ pub(super) fn simulate(
 ) -> Result<Exit, Error> {
     let text = read(path)?;
     let file = path.display().to_string();
-    let model = change::fetch(remote)?.model;
+    let model = model_as_it_is(remote, output)?;
     let mut enforced = BTreeSet::new();
     for name in devices {
         enforced.insert(model.find_device(name).map_err(ChangeError::from)?.0);

@@ -263,19 +263,22 @@ fn known(resolved: &Resolved, peers: &BTreeMap<String, Name>) -> Result<(), Erro
     }
 }
 
-/// Extends a suggestion by what makers say: `files` are pairs of a class and its MUD file. Gives the extended text, and how many rules came of it.
+/// Extends a suggestion by what makers say: `files` are pairs of a class and its MUD file. Gives the extended text, and how many rules
+/// came of it. Warns of devices that tell of other files.
 pub(super) fn extend_suggestion(
     model: &Model,
-    history: &History,
+    (history, recognised): (&History, &Recognised),
     text: String,
     files: &[(String, std::path::PathBuf)],
+    output: &mut Output<'_>,
 ) -> Result<(String, usize), Error> {
     let (mut text, mut rules) = (text, 0);
     for (class, path) in files {
         let (called, mud) = read(path)?;
         let resolved =
             Resolved::from_text(model, "the suggestion", &text).map_err(ChangeError::from)?;
-        members(&resolved, class)?;
+        let devices = members(&resolved, class)?;
+        warn_of_others(&told(model, &devices, &mud, recognised), &mud, output)?;
         let found = draft(&resolved, history, &called, &mud, class, &BTreeMap::new())
             .map_err(ChangeError::from)?;
         rules += found.rules.len();

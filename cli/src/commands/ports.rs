@@ -8,11 +8,12 @@ use anteroom_proto::mac::MacAddr;
 use serde::Serialize;
 
 use crate::args::SwitchKind;
-use crate::change::{self, ChangeError};
+use crate::change::ChangeError;
 use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{join, table};
 use crate::remote::Remote;
+use crate::standing::model_as_it_is;
 
 #[derive(Debug, Serialize)]
 struct PortRow {
@@ -30,7 +31,7 @@ pub(super) fn ports(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let model = change::fetch(remote)?.model;
+    let model = model_as_it_is(remote, output)?;
     let (id, _) = model.find_gateway(name).map_err(ChangeError::from)?;
     if switch == Some(SwitchKind::Cisco) {
         let lines = cisco(&model, name, id);

@@ -7,7 +7,9 @@ use anteroom_controller_core::edit::EditError;
 use anteroom_controller_core::model::{Device, Model};
 use anteroom_controller_core::plan::breaks;
 use anteroom_controller_core::resolve::Resolved;
+use anteroom_controller_core::standing::{Aside, Because, why_words};
 use anteroom_proto::api::{Edge, EdgeQuery, GatewayStatus};
+use anteroom_proto::approval::Place;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::{Mode, ParseModeError};
 use anteroom_proto::rollout::TrialReport;
@@ -53,8 +55,10 @@ pub(super) fn mode(args: DeviceMode, home: &Home, output: &mut Output<'_>) -> Re
     }
     let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
     let edges = recorded(names, &mut remote, output)?;
+    let incarnation = remote.chain().newest().incarnation;
     change::make(&mut remote, output, request, &|model, number| {
-        try_out(model, number, (names, within), &edges, args.accept_breaks)
+        let at = Place::new(incarnation, number);
+        try_out(model, at, (names, within), &edges, args.accept_breaks)
     })
 }
 
@@ -87,13 +91,13 @@ fn recorded(
 
 fn try_out(
     model: &mut Model,
-    number: u64,
+    at: Place,
     (names, within): (&[String], u64),
     edges: &BTreeMap<String, Vec<Edge>>,
     accept_breaks: bool,
 ) -> Result<(), EditError> {
     for name in names {
-        model.enforce_on_trial(name, within, Vec::new(), number)?;
+        model.enforce_on_trial(name, within, Vec::new(), at)?;
     }
     // What would break is a matter of all of them together.
     let after = Resolved::new(model)?;
@@ -102,7 +106,7 @@ fn try_out(
         let given_up = |edge: &Edge| accept_breaks && breaks(&after, edge, now());
         let recorded = edges.get(name).map(Vec::as_slice).unwrap_or_default();
         let expects = baseline(&after, id, recorded, given_up, now());
-        model.enforce_on_trial(name, within, expects, number)?;
+        model.enforce_on_trial(name, within, expects, at)?;
     }
     Ok(())
 }
@@ -125,7 +129,7 @@ pub(super) fn keep(
         {
             return Err(Error::Refused(format!(
                 "{name} is back in protect, its trial is over: {}. Order another with `anteroom device mode {name} enforce --confirm-within TIME`. Nothing was changed",
-                over.why
+                why_words(&over.why, &model)
             )));
         }
     }
@@ -147,12 +151,28 @@ pub(super) fn trial_of(
 }
 
 /// A trial, as it stands, for people.
-pub(super) fn trial_words(trial: &TrialReport) -> String {
+pub(super) fn trial_words(trial: &TrialReport, model: &Model) -> String {
     let seconds = trial.left.div_ceil(1000);
     match &trial.over {
-        Some(over) => format!("BACK IN PROTECT: {}", over.why),
+        Some(over) => format!("BACK IN PROTECT: {}", why_words(&over.why, model)),
         None if seconds > 120 => format!("on trial, protect in {} min", seconds.div_ceil(60)),
         None => format!("on trial, protect in {seconds} s"),
+    }
+}
+
+/// What is to be said of how a device is enforced: that it is held back, or how its trial stands.
+pub(super) fn enforcing_words(
+    aside: Option<&Aside>,
+    trial: Option<&TrialReport>,
+    model: &Model,
+) -> Option<String> {
+    match aside.filter(|aside| aside.because == Because::HeldBack) {
+        Some(aside) => Some(format!(
+            "NOT ENFORCED, IN {}: {}",
+            aside.mode.to_string().to_uppercase(),
+            aside.words(model)
+        )),
+        None => trial.map(|trial| trial_words(trial, model)),
     }
 }
 

@@ -14,7 +14,6 @@ use serde::Serialize;
 
 use super::learn::millis;
 use crate::args::SurfaceArgs;
-use crate::change;
 use crate::error::{Error, Exit};
 use crate::home::Review;
 use crate::output::Output;
@@ -22,6 +21,7 @@ use crate::output::table::{count, table};
 use crate::output::time::{Moment, ago};
 use crate::recorded::Recorded;
 use crate::remote::Remote;
+use crate::standing::model_as_it_is;
 
 #[derive(Debug, Serialize)]
 struct Reviewed {
@@ -133,7 +133,7 @@ pub(super) fn stale(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let model = change::fetch(remote)?.model;
+    let model = model_as_it_is(remote, output)?;
     let organisation = model.organisation;
     let recorded = Recorded::of(remote, &model)?;
     recorded.warn_of_gaps(output)?;

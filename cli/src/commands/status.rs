@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anteroom_controller_core::model::{Client, Model};
 use anteroom_controller_core::names::Names;
 use anteroom_controller_core::resolve::Resolved;
+use anteroom_controller_core::standing::{Because, Standing};
 use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::Mode;
@@ -15,7 +16,7 @@ use serde::Serialize;
 use super::cables::notices;
 use super::device::{surfaces, unconfirmed};
 use super::gateway::{GatewayRow, State, render as render_gateways, rows};
-use super::rollout::{trial_of, trial_words};
+use super::rollout::{enforcing_words, trial_of, trial_words};
 use crate::args::Status;
 use crate::change;
 use crate::error::{Error, Exit};
@@ -23,7 +24,6 @@ use crate::output::Output;
 use crate::output::table::count;
 use crate::output::time::{ago, now};
 use crate::remote::Remote;
-use crate::standing::as_it_is;
 
 /// How often `--wait` looks.
 const WAIT_PAUSE: Duration = Duration::from_millis(250);
@@ -144,7 +144,7 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
     let mut devices = Devices::default();
     let resolved = Resolved::new(&current.model).ok();
     let surfaces = surfaces(&current.model, resolved.as_ref());
-    for (id, device) in &as_it_is(&current.model, &statuses).devices {
+    for (id, device) in &Standing::of(&current.model, &statuses).apply(&current.model).devices {
         devices.total += 1;
         if surfaces.member(*id).is_life_support() {
             devices.life_support += 1;
@@ -187,11 +187,20 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
     })
 }
 
-/// Devices that went back from their trial, and those that are on one, with what operators are to do about them.
+/// Devices that went back from their trial or are held back, and those that are on one, with what operators are to do about them.
 fn trials(model: &Model, statuses: &[GatewayStatus]) -> (Vec<Problem>, Vec<Problem>) {
     let (mut over, mut running) = (Vec::new(), Vec::new());
+    let standing = Standing::of(model, statuses);
     for (id, device) in &model.devices {
-        let (Some(trial), name) = (trial_of(*id, device, statuses), &device.name) else { continue };
+        let name = &device.name;
+        if let Some(aside) = standing.get(*id).filter(|aside| aside.because == Because::HeldBack) {
+            let words = enforcing_words(Some(aside), None, model).unwrap_or_default();
+            let next = "--propose FILE, then another operator's anteroom approve FILE";
+            let problem = format!("{words}; anteroom device mode {name} enforce {next}");
+            over.push(Problem { subject: format!("device {name}"), problem });
+            continue;
+        }
+        let Some(trial) = trial_of(*id, device, statuses) else { continue };
         let (list, next) = match trial.over {
             Some(_) => (
                 &mut over,
@@ -201,7 +210,7 @@ fn trials(model: &Model, statuses: &[GatewayStatus]) -> (Vec<Problem>, Vec<Probl
             ),
             None => (&mut running, format!("confirm with anteroom device keep {name}")),
         };
-        let problem = format!("{}; {next}", trial_words(&trial));
+        let problem = format!("{}; {next}", trial_words(&trial, model));
         list.push(Problem { subject: format!("device {name}"), problem });
     }
     (over, running)

@@ -261,6 +261,19 @@ fn mud_files_go_out_and_come_in() {
     let ran = ana.run(&["--json", "mud", "import", &file, "--for", "ct"]).ok();
     assert!(ran.err.contains("ct-1 tells of another file"), "{}", ran.err);
     assert_eq!(ran.json()["told"][0]["same"], false);
+    let suggest = ["policy", "suggest", "--mud", &format!("ct={file}")];
+    let (watching, bea) = crate::learn::watched();
+    let suggested = |hint: Option<&str>| {
+        watching.state().hints.clear();
+        if let Some(url) = hint {
+            watching.hint("imaging", crate::changes::MAC, HintKind::DhcpMudUrl, url);
+        }
+        bea.run(&suggest).ok().err
+    };
+    assert!(!suggested(None).contains("another file"));
+    assert!(!suggested(Some("https://mud.example/ct.json")).contains("another file"));
+    let warned = suggested(Some("https://other.example/x"));
+    assert!(warned.contains("ct-1 tells of another file of its maker's: https://other.example/x"));
     controller.state().hints.clear();
     controller.hint(
         "imaging",

@@ -19,6 +19,7 @@ use anteroom_proto::inventory::HintKind;
 use anteroom_proto::invite::{IdentityClaim, Invite, InviteCode};
 use anteroom_proto::key::{Hash, IdentityKey, PublicKey};
 use anteroom_proto::mac::MacAddr;
+use anteroom_proto::rollout::{HeldBackReport, TrialReport};
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{FileBypass, Sighting};
@@ -54,6 +55,9 @@ pub(crate) struct State {
     pub(crate) passes: Vec<&'static str>,
     /// What gateways report of their cables.
     pub(crate) alarms: BTreeMap<GatewayId, Vec<Alarm>>,
+    /// What gateways tell of devices on trial, and of those that they hold back.
+    pub(crate) trials: BTreeMap<GatewayId, Vec<TrialReport>>,
+    pub(crate) held_back: BTreeMap<GatewayId, Vec<HeldBackReport>>,
     /// Bypass orders that it was told of.
     pub(crate) bypasses: Vec<Signed<BypassOrder>>,
     /// Bypasses that every gateway follows by file.
@@ -115,6 +119,8 @@ impl Controller {
             ports: vec!["port1", "port2"],
             passes: Vec::new(),
             alarms: BTreeMap::new(),
+            trials: BTreeMap::new(),
+            held_back: BTreeMap::new(),
             bypasses: Vec::new(),
             file_bypasses: Vec::new(),
             tunnel_keys: BTreeMap::new(),
@@ -466,7 +472,8 @@ impl State {
                     relays: Vec::new(),
                     drops: BTreeMap::from([("no-rule".into(), 3)]),
                     bypasses: self.file_bypasses.clone(),
-                    trials: Vec::new(),
+                    trials: self.trials.get(gateway).cloned().unwrap_or_default(),
+                    held_back: self.held_back.get(gateway).cloned().unwrap_or_default(),
                     alarms: self.alarms.get(gateway).cloned().unwrap_or_default(),
                 }
             })

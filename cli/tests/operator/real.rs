@@ -133,6 +133,7 @@ impl Gateway {
             alarms: Vec::new(),
             bypasses: Vec::new(),
             trials: Vec::new(),
+            held_back: Vec::new(),
             relays: Vec::new(),
             hints: Vec::new(),
         };

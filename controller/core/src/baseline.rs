@@ -128,6 +128,7 @@ fn expected(edge: &Edge) -> Option<Expected> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use anteroom_proto::approval::Place;
     use anteroom_proto::mode::Mode;
     use anteroom_proto::rhythm::Rhythm;
     use anteroom_proto::verdict::{DropReason, Verdict};
@@ -220,10 +221,10 @@ mod tests {
         model.set_mode("ct-1", Mode::Protect, 2).unwrap();
         let told = |model: &Model| words(&Resolved::new(model).unwrap(), id, NOW);
         assert_eq!(told(&model), None);
-        model.enforce_on_trial("ct-1", 60_000, found, 3).unwrap();
+        model.enforce_on_trial("ct-1", 60_000, found, Place::new(0, 3)).unwrap();
         let essential = "256 connections, essential: tcp/2575 to 10.20.9.9 (rule.vital)";
         assert_eq!(told(&model).as_deref(), Some(essential));
-        model.enforce_on_trial("ct-1", 60_000, Vec::new(), 4).unwrap();
+        model.enforce_on_trial("ct-1", 60_000, Vec::new(), Place::new(0, 4)).unwrap();
         assert_eq!(told(&model).as_deref(), Some("nothing: only the time ends it"));
     }
 }

@@ -4,7 +4,8 @@ use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::{Document, Signed};
 use anteroom_proto::inventory::{MAX_DEVICES, MAX_HINTS, value};
 use anteroom_proto::v1::telemetry::{
-    MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS, Report,
+    MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_HELD_BACK, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS,
+    Report,
 };
 use anteroom_proto::verdict::DropReason;
 
@@ -54,6 +55,9 @@ pub(super) fn bounded(mut report: Report) -> (Report, usize) {
     let before = report.trials.len();
     report.trials.truncate(MAX_TRIALS);
     cut(before, report.trials.len());
+    let before = report.held_back.len();
+    report.held_back.truncate(MAX_HELD_BACK);
+    cut(before, report.held_back.len());
     for sighting in &mut report.sightings {
         let before = sighting.addresses.len() + sighting.kinds.len();
         sighting.addresses.truncate(MAX_ADDRESSES);

@@ -1,6 +1,7 @@
 //! What gateways report of devices that are enforced on trial.
 
 use anteroom_controller_core::model::Model;
+use anteroom_controller_core::standing::why_words;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::rollout::{Over, TrialReport};
 
@@ -42,12 +43,15 @@ pub(super) fn taken(
                     actor: gateway.to_string(),
                     action: "device went back".into(),
                     subject: device.name.to_string(),
-                    reason: Some(over.why.to_string()),
+                    reason: Some(why_words(&over.why, model)),
                     before: Some(format!(
                         "mode {}, on trial since revision {}",
-                        device.mode, trial.since
+                        device.mode, trial.since.revision
                     )),
-                    after: Some(format!("mode {back_to}, as revision {} has it", trial.since)),
+                    after: Some(format!(
+                        "mode {back_to}, as revision {} has it",
+                        trial.since.revision
+                    )),
                     ..NewAudit::default()
                 });
             }
@@ -65,6 +69,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use anteroom_controller_core::model::{Attachment, Device};
+    use anteroom_proto::approval::Place;
     use anteroom_proto::id::{MemberId, OrganisationId};
     use anteroom_proto::intent::OnFailure;
     use anteroom_proto::mac::MacAddr;
@@ -79,7 +84,12 @@ mod tests {
 
     fn model() -> Model {
         let mut model = Model::new(OrganisationId::from_bytes([9; 16]));
-        let trial = Trial { since: 7, within: 60_000, back_to: Mode::Protect, expects: Vec::new() };
+        let trial = Trial {
+            since: Place::new(0, 7),
+            within: 60_000,
+            back_to: Mode::Protect,
+            expects: Vec::new(),
+        };
         let device = Device {
             name: "ct-1".parse().unwrap(),
             attachment: Attachment {
@@ -105,7 +115,12 @@ mod tests {
 
     fn told(since: u64, why: Option<Why>) -> TrialReport {
         let over = why.map(|why| Over { why, at: UnixMillis(5) });
-        TrialReport { member: DEVICE, since, left: if over.is_some() { 0 } else { 1_000 }, over }
+        TrialReport {
+            member: DEVICE,
+            since: Place::new(0, since),
+            left: if over.is_some() { 0 } else { 1_000 },
+            over,
+        }
     }
 
     #[test]

@@ -151,6 +151,7 @@ fn status(
         alarms: facts.alarms,
         bypasses: facts.bypasses,
         trials: facts.trials,
+        held_back: facts.held_back,
         identity: api.controller.online.identity(gateway),
         rekey: rekey.map(|rekey| RekeyState {
             unable: online.is_some() && !api.controller.online.rekeys(gateway),

@@ -50,6 +50,7 @@ mod standing;
 use standing::{
     alarms_stand_as_the_newest_report_has_them,
     bypasses_by_file_stand_as_the_newest_report_has_them,
+    devices_held_back_stand_as_the_newest_report_has_them,
     trials_stand_as_the_newest_report_has_them,
 };
 
@@ -103,6 +104,7 @@ conforms! {
     edges_never_answered_make_room
     bypasses_by_file_stand_as_the_newest_report_has_them
     trials_stand_as_the_newest_report_has_them
+    devices_held_back_stand_as_the_newest_report_has_them
     alarms_stand_as_the_newest_report_has_them
     counts_do_not_overflow
     edges_are_found_by_what_is_asked
@@ -237,6 +239,7 @@ pub(super) fn report(boot: u8, sequence: u64) -> Report {
         alarms: vec![],
         bypasses: vec![],
         trials: vec![],
+        held_back: vec![],
         relays: Vec::new(),
         hints: Vec::new(),
     }

@@ -12,7 +12,7 @@ use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::invite::{IdentityClaim, Invite};
 use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::operation::ViewNumber;
-use anteroom_proto::rollout::TrialReport;
+use anteroom_proto::rollout::{HeldBackReport, TrialReport};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{FileBypass, TunnelState};
 use anteroom_proto::v1::{Applied, Reachable};
@@ -156,6 +156,8 @@ pub struct GatewayFacts {
     pub bypasses: Vec<FileBypass>,
     /// Devices there that are enforced on trial, or were.
     pub trials: Vec<TrialReport>,
+    /// Devices there that aren't in the mode that was signed, for lack of approvals.
+    pub held_back: Vec<HeldBackReport>,
     /// Sightings and edges turned away, or dropped unanswered, for want of room here, and what the gateway itself threw away.
     pub away: (u64, u64, u64),
 }

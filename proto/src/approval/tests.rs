@@ -85,7 +85,12 @@ fn an_approval_is_for_one_device_one_step_one_revision_and_one_organisation() {
     assert!(!voters.agree(MEMBER, &good, FOR_GOOD, |place| place == at(8)));
     assert!(!voters.agree(MEMBER, &good, Step::Waive {}, |_| true));
     assert!(!voters.agree(MemberId::from_bytes([8; 16]), &good, FOR_GOOD, |_| true));
-    let trial = Trial { since: 7, within: 60_000, back_to: Mode::Protect, expects: Vec::new() };
+    let trial = Trial {
+        since: Place::new(0, 7),
+        within: 60_000,
+        back_to: Mode::Protect,
+        expects: Vec::new(),
+    };
     assert!(!voters.agree(MEMBER, &good, Step::enforce(Some(&trial)), |_| true));
     let elsewhere = Voters { organisation: OrganisationId::from_bytes([2; 16]), ..voters };
     assert!(!elsewhere.agree(MEMBER, &good, FOR_GOOD, |_| true));

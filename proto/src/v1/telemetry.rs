@@ -14,7 +14,7 @@ use crate::inventory::DeviceHints;
 use crate::key::PublicKey;
 use crate::mac::MacAddr;
 use crate::name::Name;
-use crate::rollout::TrialReport;
+use crate::rollout::{HeldBackReport, TrialReport};
 use crate::time::UnixMillis;
 use crate::verdict::Verdict;
 
@@ -28,6 +28,8 @@ pub const MAX_BYPASSES: usize = 256;
 pub const MAX_RELAYS: usize = 64;
 /// Most devices on trial in one report.
 pub const MAX_TRIALS: usize = 256;
+/// Most devices that are held back in one report.
+pub const MAX_HELD_BACK: usize = 256;
 /// Most alarms that stand at one gateway.
 pub const MAX_ALARMS: usize = 520;
 
@@ -66,6 +68,10 @@ pub struct Report {
     /// Devices that are enforced on trial, or were, at most [`MAX_TRIALS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trials: Vec<TrialReport>,
+    /// Devices that aren't in the mode that was signed, for lack of approvals, at most [`MAX_HELD_BACK`]. Only for controllers
+    /// that say that they read trials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held_back: Vec<HeldBackReport>,
 }
 
 /// A relay that a gateway is connected to. What a later release adds is passed over: operators' programs read it too.

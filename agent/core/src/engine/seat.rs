@@ -1,19 +1,16 @@
 //! Who is where: the devices of a view in their places on this gateway's ports, each in the mode that it is in.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use anteroom_proto::intent::{Device as IntentDevice, Member};
 
 use super::Engine;
 use crate::device::Device;
-use crate::flow::FlowKey;
 use crate::on_failure;
 use crate::policy::{Place, Policy};
 use crate::port::PortId;
 use crate::security::Guarded;
 use crate::station::Absent;
-use crate::trial::Standing;
 
 impl Engine {
     /// Gives the devices of a policy's view their places here, each in the mode that it is in.
@@ -81,39 +78,5 @@ impl Engine {
                 self.recorder.trials.place(device.member.id, station);
             }
         }
-    }
-
-    /// Tells the trials of an earlier run, before a view that orders them.
-    pub fn restore_trials(&mut self, kept: Vec<Standing>) {
-        self.recorder.trials.restore(kept);
-    }
-
-    /// The trials that the view in force orders, as they are kept over a restart.
-    #[must_use]
-    pub fn trials(&self) -> Vec<Standing> {
-        self.recorder.trials.standing()
-    }
-
-    /// When trials are to be looked at.
-    pub(super) fn trial_due(&self) -> Option<Instant> {
-        self.recorder.trials.due()
-    }
-
-    /// Has devices go back whose trial is over. Their flows stay, and are judged anew.
-    pub(super) fn look_at_trials(&mut self, now: Instant) {
-        let flows = &self.flows;
-        let answered = |key: &FlowKey| {
-            let [_, back] = flows.get(flows.find(key)?)?.totals();
-            Some(back.packets > 0)
-        };
-        if !self.recorder.trials.look(&self.clock, now, answered) {
-            return;
-        }
-        let Some(mut policy) = self.policy.take() else { return };
-        self.seat(&mut policy);
-        self.policy = Some(policy);
-        self.reconcile_holdings(now);
-        self.epoch += 1;
-        self.find_boundary(now);
     }
 }

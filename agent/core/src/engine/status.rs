@@ -58,6 +58,7 @@ impl Engine {
             alarms: self.alarms(now),
             bypasses: self.bypasses.by_file(),
             trials: self.recorder.trials.reports(now),
+            held_back: self.held_back(),
         }
     }
 

@@ -254,6 +254,16 @@ impl Flow {
         totals
     }
 
+    /// Whether its responder answers: with more than that it refuses.
+    pub(crate) fn is_answered(&self) -> bool {
+        match self.state {
+            State::Established | State::Finished | State::Answered => true,
+            State::HalfOpen | State::Reset => self.tracker.accepted(),
+            State::Dropped | State::PickedUp | State::OneWay => false,
+            State::Other => self.totals()[1].packets > 0,
+        }
+    }
+
     /// Whether there is something to be reported.
     fn has_news(&self) -> bool {
         self.opened || self.unreported.iter().any(|few| few.packets > 0)

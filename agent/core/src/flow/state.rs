@@ -102,6 +102,11 @@ impl Tracker {
     const FINISHED: [u8; 2] = [4, 8];
     const BOTH_FINISHED: u8 = Self::FINISHED[0] | Self::FINISHED[1];
 
+    /// Whether the responder has taken the connection, as far as its beginning was seen.
+    pub(crate) const fn accepted(self) -> bool {
+        self.has(Self::ACCEPTED)
+    }
+
     const fn has(self, bits: u8) -> bool {
         self.0 & bits == bits
     }

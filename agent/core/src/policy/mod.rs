@@ -48,7 +48,7 @@ pub(crate) struct MemberEntry {
     /// The revision that made the mode what it is.
     mode_since: u64,
     /// Whether the controller cut its gateway off.
-    suspended: bool,
+    pub(crate) suspended: bool,
     /// Whether it is of this gateway's own site.
     own_site: bool,
     /// Whether it is a client, whose only path is the tunnel.

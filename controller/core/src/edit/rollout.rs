@@ -1,5 +1,6 @@
 //! Enforcing a device on trial, and confirming it.
 
+use anteroom_proto::approval::Place;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::rollout::{Expected, MAX_EXPECTED, Rollout, TRIAL_RANGE, Trial};
@@ -11,7 +12,7 @@ use crate::model::Model;
 impl Model {
     /// Enforces a device on trial: `within` milliseconds after its gateway has it in force it goes back to protect by
     /// itself, unless [`Model::keep`] came before that. `expects` are the connections that it is measured by.
-    /// `revision` is the number of the revision being made.
+    /// `at` is the revision being made.
     ///
     /// # Errors
     /// As [`Model::set_mode`]; when the device is enforced for good already, or the time can't be.
@@ -20,7 +21,7 @@ impl Model {
         name: &str,
         within: u64,
         mut expects: Vec<Expected>,
-        revision: u64,
+        at: Place,
     ) -> Result<MemberId, EditError> {
         let (_, device) = self.find_device(name)?;
         let invalid = |problem: String| EditError::Invalid {
@@ -38,12 +39,12 @@ impl Model {
         if !(TRIAL_RANGE.0..=TRIAL_RANGE.1).contains(&within) {
             return Err(invalid("it lasts from 10 seconds to 7 days".into()));
         }
-        let id = self.set_mode(name, Mode::Enforce, revision)?;
+        let id = self.set_mode(name, Mode::Enforce, at.revision)?;
         expects.sort_unstable();
         expects.dedup();
         expects.truncate(MAX_EXPECTED);
         if let Some(device) = self.devices.get_mut(&id) {
-            let trial = Trial { since: revision, within, back_to: Mode::Protect, expects };
+            let trial = Trial { since: at, within, back_to: Mode::Protect, expects };
             device.rollout.trial = Some(trial);
         }
         Ok(id)
@@ -87,22 +88,30 @@ mod tests {
     #[test]
     fn a_trial_is_kept_ended_or_begun_anew_by_operators() {
         let mut model = model();
-        let id = model.enforce_on_trial("ct-1", 60_000, vec![expected(2), expected(1)], 4).unwrap();
+        let id = model
+            .enforce_on_trial("ct-1", 60_000, vec![expected(2), expected(1)], Place::new(0, 4))
+            .unwrap();
         let device = model.devices[&id].clone();
         let trial = device.rollout.trial.clone().unwrap();
         assert_eq!((device.mode, device.mode_since), (Mode::Enforce, 4));
-        assert_eq!((trial.since, trial.back_to), (4, Mode::Protect));
+        assert_eq!((trial.since, trial.back_to), (Place::new(0, 4), Mode::Protect));
         assert_eq!(trial.expects, [expected(1), expected(2)]);
         // Another one, longer: it begins anew.
-        model.enforce_on_trial("ct-1", 120_000, Vec::new(), 5).unwrap();
+        model.enforce_on_trial("ct-1", 120_000, Vec::new(), Place::new(0, 5)).unwrap();
         let again = &model.devices[&id];
-        assert_eq!((again.mode_since, again.rollout.trial.as_ref().unwrap().since), (4, 5));
+        assert_eq!(
+            (again.mode_since, again.rollout.trial.as_ref().unwrap().since),
+            (4, Place::new(0, 5))
+        );
         model.keep("ct-1").unwrap();
         assert!(model.devices[&id].rollout.is_plain());
         assert_eq!(model.devices[&id].mode, Mode::Enforce);
         let error = model.keep("ct-1").unwrap_err().to_string();
         assert_eq!(error, "device ct-1: it isn't on trial, its mode is enforce");
-        let error = model.enforce_on_trial("ct-1", 60_000, Vec::new(), 6).unwrap_err().to_string();
+        let error = model
+            .enforce_on_trial("ct-1", 60_000, Vec::new(), Place::new(0, 6))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("it is enforced already"), "{error}");
     }
 
@@ -110,7 +119,7 @@ mod tests {
     fn whoever_sets_a_mode_ends_the_trial() {
         for mode in [Mode::Observe, Mode::Protect, Mode::Enforce] {
             let mut model = model();
-            let id = model.enforce_on_trial("ct-1", 60_000, Vec::new(), 4).unwrap();
+            let id = model.enforce_on_trial("ct-1", 60_000, Vec::new(), Place::new(0, 4)).unwrap();
             model.set_mode("ct-1", mode, 5).unwrap();
             assert!(model.devices[&id].rollout.is_plain(), "{mode}");
         }
@@ -121,7 +130,10 @@ mod tests {
         for within in [0, 9_999, 604_800_001, u64::MAX] {
             let mut model = model();
             let before = model.clone();
-            assert!(model.enforce_on_trial("ct-1", within, Vec::new(), 4).is_err(), "{within}");
+            assert!(
+                model.enforce_on_trial("ct-1", within, Vec::new(), Place::new(0, 4)).is_err(),
+                "{within}"
+            );
             assert_eq!(model, before);
         }
     }

@@ -123,7 +123,13 @@ pub(super) fn page(content: &Content) -> String {
     for (name, value) in [
         ("Made", format!("{} by {}", stamp.made_at, stamp.made_by)),
         ("Organisation", stamp.organisation.clone()),
-        ("Policy and modes", format!("as signed in revision {}", stamp.revision)),
+        (
+            "Policy and modes",
+            format!(
+                "as signed in revision {}; devices that aren't in the mode that was ordered in the one that they are in",
+                stamp.revision
+            ),
+        ),
         ("Recorded traffic", history),
         ("Newest audit entry", audit),
     ] {

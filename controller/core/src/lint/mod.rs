@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coverage::Coverage;
 use crate::resolve::Resolved;
+use crate::standing::Standing;
 use crate::surface::Surfaces;
 
 mod addresses;
@@ -36,6 +37,8 @@ pub struct Evidence {
     pub sightings: Vec<SightingRecord>,
     /// How much was seen of devices that are to be enforced. Of one that isn't in it only how long it is known is looked at.
     pub coverage: BTreeMap<MemberId, Coverage>,
+    /// Devices that aren't in the mode that was ordered.
+    pub standing: Standing,
 }
 
 /// How bad a finding is.

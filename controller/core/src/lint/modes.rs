@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anteroom_proto::approval::Place;
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
@@ -157,7 +158,7 @@ fn ports(resolved: &Resolved, findings: &mut Findings) {
         let subject = format!("{port} of gateway {}", gateway.name);
         let modes: BTreeSet<Mode> = devices.iter().map(|device| device.mode).collect();
         let since = |device: &&Device| device.rollout.trial.as_ref().map(|trial| trial.since);
-        let trials: BTreeSet<Option<u64>> = devices.iter().map(since).collect();
+        let trials: BTreeSet<Option<Place>> = devices.iter().map(since).collect();
         let names: Vec<String> =
             devices.iter().map(|device| format!("{} ({})", device.name, device.mode)).collect();
         let names = some_of(&names, 8);

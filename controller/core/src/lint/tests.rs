@@ -1,3 +1,4 @@
+use anteroom_proto::approval::Place;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::rollout::{Expected, Trial};
@@ -195,7 +196,7 @@ fn a_trial_that_is_measured_by_nothing_or_by_a_part_is_named() {
         linted(|model| {
             model.set_mode("ct-1", Mode::Protect, 2).unwrap();
             let expects = (1..=expects).map(expected).collect();
-            model.enforce_on_trial("ct-1", 60_000, expects, 3).unwrap();
+            model.enforce_on_trial("ct-1", 60_000, expects, Place::new(0, 3)).unwrap();
         })
     };
     let nothing = "warning [trial-measured-by-nothing] device ct-1: No connection of it";
@@ -213,7 +214,7 @@ fn devices_of_a_port_are_on_one_trial_or_on_none() {
             set_modes(model, Mode::Enforce, &["ct-1", "mri-1"]);
             for (device, since) in trials {
                 let trial = Trial {
-                    since: *since,
+                    since: Place::new(0, *since),
                     within: 60_000,
                     back_to: Mode::Protect,
                     expects: vec![expected(104)],

@@ -10,11 +10,17 @@ use crate::baseline;
 use crate::model::{Client, Device, Gateway, Model};
 use crate::policy::{At, Expect, Policy};
 use crate::resolve::Resolved;
+use crate::standing::Standing;
 
-pub(super) fn between(before: &Resolved, after: &Resolved, now: UnixMillis) -> Vec<Change> {
+pub(super) fn between(
+    before: &Resolved,
+    after: &Resolved,
+    standing: &Standing,
+    now: UnixMillis,
+) -> Vec<Change> {
     let mut changes = Changes::default();
     gateways(&before.model, &after.model, &mut changes);
-    devices(before, after, now, &mut changes);
+    devices(before, after, standing, now, &mut changes);
     clients(&before.model, &after.model, &mut changes);
     policy(&before.policy, &after.policy, &mut changes);
     let text = |resolved: &Resolved| resolved.model.policy.clone();
@@ -71,7 +77,13 @@ fn labels(labels: &BTreeMap<Name, String>) -> Option<String> {
     (!all.is_empty()).then(|| all.join(" "))
 }
 
-fn devices(old: &Resolved, new: &Resolved, now: UnixMillis, changes: &mut Changes) {
+fn devices(
+    old: &Resolved,
+    new: &Resolved,
+    standing: &Standing,
+    now: UnixMillis,
+    changes: &mut Changes,
+) {
     let (before, after) = (&old.model, &new.model);
     let measured = |resolved: &Resolved, id| {
         baseline::words(resolved, id, now).map(|by| format!("measured by {by}"))
@@ -91,7 +103,16 @@ fn devices(old: &Resolved, new: &Resolved, now: UnixMillis, changes: &mut Change
         if let Some(new) = new {
             let was = old.and_then(|device| labels(&device.labels));
             changes.add("device labels", name.as_str(), was, labels(&new.labels));
-            changes.add("mode", name.as_str(), old.map(Device::mode_words), Some(new.mode_words()));
+            let (was, is) = (old.map(Device::mode_words), new.mode_words());
+            if was.as_ref() != Some(&is) {
+                // A change is told from where the device is.
+                let aside = standing.get(*id).map(|aside| aside.mode);
+                let was = was.map(|was| match aside {
+                    Some(mode) => format!("{was} (it is in {mode})"),
+                    None => was,
+                });
+                changes.add("mode", name.as_str(), was, Some(is));
+            }
             changes.add("trial", name.as_str(), trials.0, trials.1);
             let quarantined = |device: &Device| device.quarantined.then(|| "on".to_owned());
             changes.add("quarantine", name.as_str(), old.and_then(quarantined), quarantined(new));

@@ -13,6 +13,7 @@ use crate::compile::{Compiled, compile};
 use crate::lint::{Evidence, Finding, MAX_FINDINGS, Severity, lint};
 use crate::model::Model;
 use crate::problem::Problems;
+use crate::resolve::Resolved;
 use crate::surface::Criticality;
 
 mod breaks;
@@ -191,13 +192,21 @@ impl Plan {
         evidence: &Evidence,
         now: UnixMillis,
     ) -> Self {
-        let (old, new) = (&before.resolved, &after.resolved);
+        // What it does is measured by the modes that devices are in.
+        let standing = &evidence.standing;
+        let as_it_is = |compiled: &'_ Compiled| {
+            let there = (!standing.is_empty()).then(|| standing.apply(&compiled.resolved.model));
+            there.and_then(|model| Resolved::new(&model).ok())
+        };
+        let (old_now, new_now) = (as_it_is(before), as_it_is(after));
+        let old = old_now.as_ref().unwrap_or(&before.resolved);
+        let new = new_now.as_ref().unwrap_or(&after.resolved);
         let affected = before.affected(after).into_iter().map(|id| {
             let gateway = new.model.gateways.get(&id).or_else(|| old.model.gateways.get(&id));
             let name = gateway.map_or_else(|| id.to_string(), |gateway| gateway.name.to_string());
             AffectedGateway { id, name }
         });
-        let (warnings, mut refusals) = judged(before, after, evidence, now);
+        let (warnings, mut refusals) = judged(old, new, evidence, now);
         let would_break = breaks::between(old, new, &evidence.edges, now);
         if !only_closes(&old.model, &new.model) {
             refusals.extend(would_break.iter().filter_map(breaks::refusal).take(MAX_FINDINGS));
@@ -206,7 +215,7 @@ impl Plan {
             id: Self::id(base, after.model_hash),
             base,
             policy: new.model.policy.clone(),
-            changes: changes::between(old, new, now),
+            changes: changes::between(&before.resolved, &after.resolved, standing, now),
             opened: permissions::opened(old, new, now),
             closed: permissions::opened(new, old, now),
             affected: affected.collect(),
@@ -269,19 +278,19 @@ fn some_of_each(lines: &mut Vec<WouldBreak>) -> usize {
 /// Warnings and refusals. What was so before the change doesn't stop it, and nothing stops a change that only cuts
 /// gateways or clients off or quarantines devices.
 fn judged(
-    before: &Compiled,
-    after: &Compiled,
+    before: &Resolved,
+    after: &Resolved,
     evidence: &Evidence,
     now: UnixMillis,
 ) -> (Vec<Finding>, Vec<Finding>) {
-    let old = lint(&before.resolved, evidence, now);
-    let closes = only_closes(&before.resolved.model, &after.resolved.model);
+    let old = lint(before, evidence, now);
+    let closes = only_closes(&before.model, &after.model);
     let (refusals, warnings): (Vec<Finding>, Vec<Finding>) =
-        lint(&after.resolved, evidence, now).into_iter().partition(|finding| {
+        lint(after, evidence, now).into_iter().partition(|finding| {
             finding.severity != Severity::Warning
                 && !closes
                 && !old.contains(finding)
-                && !was_enforced(&before.resolved.model, &after.resolved.model, finding)
+                && !was_enforced(&before.model, &after.model, finding)
         });
     let warnings = warnings
         .into_iter()

@@ -1,7 +1,9 @@
 //! What stands at a gateway: it is as the newest report has it.
 
 use anteroom_proto::alarm::{Alarm, AlarmKind};
-use anteroom_proto::rollout::{Over, TrialReport, Why};
+use anteroom_proto::approval::Place;
+use anteroom_proto::mode::Mode;
+use anteroom_proto::rollout::{HeldBackReport, Over, TrialReport, Why};
 use anteroom_proto::v1::telemetry::FileBypass;
 
 use super::*;
@@ -20,8 +22,12 @@ pub(super) async fn bypasses_by_file_stand_as_the_newest_report_has_them(store: 
 
 pub(super) async fn trials_stand_as_the_newest_report_has_them(store: &dyn Store) {
     enrolled(store, 1).await;
-    let running =
-        TrialReport { member: MemberId::from_bytes([2; 16]), since: 7, left: 60_000, over: None };
+    let running = TrialReport {
+        member: MemberId::from_bytes([2; 16]),
+        since: Place::new(0, 7),
+        left: 60_000,
+        over: None,
+    };
     let over = Some(Over { why: Why::Unconfirmed, at: UnixMillis(9) });
     let over = TrialReport { left: 0, over, ..running.clone() };
     let mut sequence = 0;
@@ -31,6 +37,19 @@ pub(super) async fn trials_stand_as_the_newest_report_has_them(store: &dyn Store
         store.record_report(gateway(1), &new, UnixMillis(7)).await.unwrap();
         assert_eq!(store.gateways().await.unwrap()[&gateway(1)].trials, trials);
         assert_eq!(store.gateway(gateway(1)).await.unwrap().unwrap().trials, trials);
+    }
+}
+
+pub(super) async fn devices_held_back_stand_as_the_newest_report_has_them(store: &dyn Store) {
+    enrolled(store, 1).await;
+    let member = MemberId::from_bytes([2; 16]);
+    let one = HeldBackReport { member, signed: Mode::Enforce, mode: Mode::Protect };
+    let mut sequence = 0;
+    for held_back in [vec![one], vec![]] {
+        sequence += 1;
+        let new = Report { held_back: held_back.clone(), ..report(1, sequence) };
+        store.record_report(gateway(1), &new, UnixMillis(7)).await.unwrap();
+        assert_eq!(store.gateways().await.unwrap()[&gateway(1)].held_back, held_back);
     }
 }
 

@@ -297,6 +297,7 @@ fn facts(row: &SqliteRow) -> Result<GatewayFacts, StoreError> {
         alarms: columns.maybe_cbor("alarms")?.unwrap_or_default(),
         bypasses: columns.maybe_cbor("bypasses")?.unwrap_or_default(),
         trials: columns.maybe_cbor("trials")?.unwrap_or_default(),
+        held_back: columns.maybe_cbor("held_back")?.unwrap_or_default(),
         away: (
             columns.uint("sightings_away")?,
             columns.uint("edges_away")?,

@@ -57,7 +57,7 @@ pub(super) async fn record(
          edges_away = edges_away + ?4, \
          overflow = CASE WHEN overflow >= ?7 THEN overflow ELSE overflow + ?5 END, \
          last_seen = ?6, alarms = ?8, bypasses = ?9, hints_away = hints_away + ?10, \
-          trials = ?11 WHERE gateway = ?1",
+          trials = ?11, held_back = ?12 WHERE gateway = ?1",
     )
     .bind(gateway.as_bytes().as_slice())
     .bind(cbor::encode(&report.tunnels))
@@ -70,6 +70,7 @@ pub(super) async fn record(
     .bind(cbor::encode(&report.bypasses))
     .bind(int(hints))
     .bind(cbor::encode(&report.trials))
+    .bind(cbor::encode(&report.held_back))
     .execute(change)
     .await
     .map_err(failed("store a report"))?;

@@ -186,6 +186,7 @@ pub(crate) fn empty_report(boot: BootId, sequence: u64) -> anteroom_proto::v1::t
         alarms: vec![],
         bypasses: vec![],
         trials: vec![],
+        held_back: vec![],
         relays: Vec::new(),
         hints: Vec::new(),
     }

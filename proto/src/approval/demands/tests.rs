@@ -49,7 +49,7 @@ fn free(device: Device) -> Device {
 }
 
 fn trial(since: u64, within: u64) -> Option<Trial> {
-    Some(Trial { since, within, back_to: Mode::Protect, expects: Vec::new() })
+    Some(Trial { since: Place::new(0, since), within, back_to: Mode::Protect, expects: Vec::new() })
 }
 
 fn leaf(devices: &[Device]) -> Intent {

@@ -17,3 +17,4 @@ mod relays;
 mod rules;
 mod scenarios;
 mod sizes;
+mod trials;

@@ -1,5 +1,6 @@
 //! Devices that are enforced on trial: when they go back, and what they go back to.
 
+use anteroom_proto::approval::Place;
 use anteroom_proto::rollout::{Expected, Failing, Rollout, Trial, TrialReport, Why};
 
 use super::*;
@@ -22,7 +23,7 @@ fn on_trial(since: u64, back_to: Mode) -> Arc<View> {
     let mut view = (*view([Mode::Enforce, Mode::Enforce], &["tcp/104"])).clone();
     view.intent.devices[0].rollout = Rollout {
         trial: Some(Trial {
-            since,
+            since: Place::new(0, since),
             within: 60_000,
             back_to,
             expects: vec![expected(ARCHIVE, 104), expected(PRINTER, 9100)],
@@ -355,4 +356,165 @@ fn peers_agree_on_a_pair_whether_a_trial_is_over_or_not() {
     assert_eq!(digest(&engine), before);
     engine.apply(confirmed(), now + MINUTE);
     assert_eq!(digest(&engine), before, "nor do they have to know of it");
+}
+
+/// A member behind another gateway.
+const PACS: [u8; 4] = [10, 20, 4, 20];
+
+/// As [`on_trial`], measured by one connection, with `change` made to it.
+fn measured_by(what: Expected, change: impl FnOnce(&mut View)) -> Arc<View> {
+    let mut view = (*on_trial(7, Mode::Protect)).clone();
+    let trial = view.intent.devices[0].rollout.trial.as_mut().unwrap();
+    (trial.expects, trial.within) = (vec![what], 600_000);
+    change(&mut view);
+    Arc::new(view)
+}
+
+fn passes(engine: &mut Engine, flags: u8, outbound: bool, now: Instant) {
+    let (from, to) = if outbound { (DEVICE, ARCHIVE) } else { (ARCHIVE, DEVICE) };
+    let ports = if outbound { (40_000, 104) } else { (104, 40_000) };
+    let packet = ipv4(from, to, 6, &tcp(ports.0, ports.1, flags, &[1; 8]));
+    let (port, macs) = if outbound {
+        (PORT, (mac(0x77), mac(10)))
+    } else {
+        (PortId::UPLINK, (mac(10), mac(0x77)))
+    };
+    let _ = feed(engine, port, VnetHeader::default(), &frame(macs.0, macs.1, &packet), now);
+}
+
+#[test]
+fn a_connection_that_is_refused_is_not_answered() {
+    let mut now = start();
+    let mut engine = begun(measured_by(expected(ARCHIVE, 104), |_| ()), now);
+    now += Duration::from_secs(11);
+    for from in 1..=u16::from(ATTEMPTS) {
+        assert_eq!(why(&engine, now), None, "after {} attempts", from - 1);
+        assert!(opens(&mut engine, ARCHIVE, (from, 104), now));
+        let packet = ipv4(ARCHIVE, DEVICE, 6, &tcp(104, from, 0x14, &[]));
+        let bytes = frame(mac(10), mac(0x77), &packet);
+        let _ = feed(&mut engine, PortId::UPLINK, VnetHeader::default(), &bytes, now);
+        now += Duration::from_millis(1_100);
+        turn(&mut engine, now);
+    }
+    let failing = Failing { what: expected(ARCHIVE, 104), reason: None, attempts: ATTEMPTS };
+    assert_eq!(why(&engine, now), Some(Why::Failing(failing)));
+}
+
+#[test]
+fn a_connection_from_before_that_falls_silent_ends_it() {
+    let begin = start();
+    for silent in [true, false] {
+        let mut engine = begun(view([Mode::Protect, Mode::Enforce], &["tcp/104"]), begin);
+        for (flags, outbound) in [(0x02, true), (0x12, false), (0x10, true), (0x18, false)] {
+            passes(&mut engine, flags, outbound, begin);
+        }
+        engine.apply(measured_by(expected(ARCHIVE, 104), |_| ()), begin);
+        let mut now = begin;
+        for second in 0..120 {
+            now = begin + Duration::from_secs(second);
+            passes(&mut engine, 0x18, true, now);
+            if !silent {
+                passes(&mut engine, 0x10, false, now);
+            }
+            turn(&mut engine, now);
+        }
+        let failing = Failing { what: expected(ARCHIVE, 104), reason: None, attempts: ATTEMPTS };
+        assert_eq!(why(&engine, now), silent.then_some(Why::Failing(failing)));
+    }
+}
+
+#[test]
+fn what_a_controller_brings_about_ends_no_trial_and_a_path_that_never_was_does() {
+    let tries = |change: &dyn Fn(&mut View), worked: bool| {
+        let mut now = start();
+        let mut engine = begun(measured_by(expected(PACS, 104), change), now);
+        if worked {
+            engine.peer_states.get_mut(&OTHER).unwrap().live = true;
+            engine.look_at_trials(now);
+            engine.peer_states.get_mut(&OTHER).unwrap().live = false;
+        }
+        now += Duration::from_secs(11);
+        for from in 0..10 {
+            if why(&engine, now).is_some() {
+                break;
+            }
+            assert!(!opens(&mut engine, PACS, (40_000 + from, 104), now));
+            now += Duration::from_millis(1_100);
+            turn(&mut engine, now);
+        }
+        (why(&engine, now).is_some(), engine.status(now).drops)
+    };
+    let ends = |change: &dyn Fn(&mut View), worked| {
+        let (ends, drops) = tries(change, worked);
+        assert!(!drops.is_empty(), "nothing was dropped");
+        ends
+    };
+    assert!(ends(&|_| (), false), "no tunnel ever came up");
+    assert!(!ends(&|_| (), true), "the peer's gateway died");
+    assert!(!ends(&|view| view.operation.suspended.push(OTHER), false), "it was suspended");
+    let device = MemberId::from_bytes([10; 16]);
+    assert!(!ends(&|view| view.operation.quarantined.push(device), false), "it is quarantined");
+}
+
+#[test]
+fn a_neighbour_that_is_enforced_for_good_keeps_a_device_where_it_is_and_nobody_is_told_otherwise() {
+    let now = start();
+    let shared = |firm: bool| {
+        let mut view = (*on_trial(7, Mode::Protect)).clone();
+        view.intent.devices[1].port = view.intent.devices[0].port.clone();
+        if !firm {
+            view.intent.devices[1].rollout = view.intent.devices[0].rollout.clone();
+        }
+        Arc::new(view)
+    };
+    let mut engine = begun(shared(true), now);
+    let later = now + 2 * MINUTE;
+    turn(&mut engine, later);
+    assert_eq!((mode(&engine, later), why(&engine, later)), (Mode::Enforce, None));
+    assert_eq!(
+        effective(&shared(true), &engine.trials()).intent.devices[0].member.mode,
+        Mode::Enforce
+    );
+    assert!(!opens(&mut engine, PRINTER, (40_000, 9100), later));
+    // Once nothing holds it, its time has been over for long; the other one's begins.
+    engine.apply(shared(false), later);
+    turn(&mut engine, later);
+    let whys: Vec<Option<Why>> = engine
+        .status(later)
+        .trials
+        .into_iter()
+        .map(|told| told.over.map(|over| over.why))
+        .collect();
+    let neighbour = Why::Neighbour { member: MemberId::from_bytes([10; 16]) };
+    assert_eq!(whys, [Some(Why::Unconfirmed), Some(neighbour)]);
+    assert!(opens(&mut engine, PRINTER, (40_001, 9100), later));
+}
+
+#[test]
+fn a_device_that_is_held_back_is_told_in_the_mode_that_it_is_in() {
+    use anteroom_proto::approval::{HeldBack, Step, Upheld};
+    use anteroom_proto::rollout::HeldBackReport;
+
+    let now = start();
+    let member = MemberId::from_bytes([10; 16]);
+    let step = Step::Enforce { trial: None };
+    let held = |mode, view: &mut View| {
+        view.intent.devices[0].member.mode = mode;
+        let back = HeldBack { member, step, signed: Mode::Enforce, mode };
+        view.upheld = Upheld { held_back: vec![back], ..Upheld::default() };
+    };
+    let told = |engine: &mut Engine, now| engine.report(now).held_back;
+    let in_protect = HeldBackReport { member, signed: Mode::Enforce, mode: Mode::Protect };
+    let mut plain = (*confirmed()).clone();
+    held(Mode::Protect, &mut plain);
+    let mut engine = begun(Arc::new(plain), now);
+    assert_eq!(told(&mut engine, now), [in_protect]);
+    assert!(opens(&mut engine, PRINTER, (40_000, 9100), now), "it is in protect");
+    // On the terms of before: nothing is told until that trial is over.
+    let mut before = (*on_trial(7, Mode::Protect)).clone();
+    held(Mode::Enforce, &mut before);
+    engine.apply(Arc::new(before), now);
+    assert_eq!((told(&mut engine, now), mode(&engine, now)), (Vec::new(), Mode::Enforce));
+    turn(&mut engine, now + MINUTE);
+    assert_eq!(told(&mut engine, now + MINUTE), [in_protect]);
 }

@@ -1,25 +1,33 @@
 //! Trials: devices that are enforced until somebody confirms it, and go back by themselves otherwise.
 //!
-//! It is all decided here, with no controller: when the time is over, and whether the device's connections fail. What
-//! it goes back to, and by which connections that is measured, stands in the leaf that operators signed.
+//! It is all decided here, with no controller: when the time is over, and whether the device's connections fail
+//! ([`attempts`]). What it goes back to, and by which connections that is measured, stands in the leaf that operators signed.
 //!
-//! A connection fails when a packet of it is dropped for want of a rule or of a path, or when it was opened and
-//! nobody answers. Failures count that are at least a second apart, so that one burst is one; an answer to
-//! any connection of the same kind begins the count anew. [`ATTEMPTS`] in a row end the trial.
+//! Failures count that are at least a second apart, so that one burst is one; an answer begins the count anew.
+//! [`ATTEMPTS`] in a row end the trial. What a controller brought about doesn't count: peers that it suspended, devices that it
+//! quarantined, and tunnels that came down since the trial began.
+
+mod attempts;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anteroom_proto::id::MemberId;
+use anteroom_proto::approval::Place;
+use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::intent::Device;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
 use anteroom_proto::rollout::{
     Expected, Failing, MAX_EXPECTED, Over, TRIAL_RANGE, Trial, TrialReport, Why,
 };
+use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::DropReason;
 use anteroom_proto::view::View;
+
+pub(crate) use attempts::Progress;
+use attempts::{Attempts, Judge};
 
 use crate::clock::Clock;
 use crate::flow::FlowKey;
@@ -28,12 +36,6 @@ use crate::wire::{FiveTuple, icmp};
 
 /// Failures in a row that end a trial.
 pub const ATTEMPTS: u8 = 3;
-/// How far apart failures are that count as two.
-const APART: Duration = Duration::from_secs(1);
-/// For how long packets of the same ports are one attempt: TCP sends a SYN again after 1, 3, 7 and 15 s.
-const AGAIN: Duration = Duration::from_secs(20);
-/// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(8);
 /// For how long after its beginning only missing rules count: tunnels have to come up, and flows to find their new
 /// path.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -44,7 +46,7 @@ pub struct Standing {
     /// The device.
     pub member: MemberId,
     /// The trial: [`Trial::since`].
-    pub since: u64,
+    pub since: Place,
     /// When it ends at the latest.
     pub ends: Instant,
     /// Why and when the device went back, if it did.
@@ -54,8 +56,9 @@ pub struct Standing {
 /// `view` with its devices in the modes that they are in: those whose trial is over have gone back.
 #[must_use]
 pub fn effective<'a>(view: &'a View, trials: &[Standing]) -> Cow<'a, View> {
+    let firm = firm_ports(&view.intent.devices);
     let over = |device: &Device| {
-        let trial = trial_of(device)?;
+        let trial = trial_of(device).filter(|_| !firm.contains_key(&device.port))?;
         let same =
             |known: &&Standing| known.member == device.member.id && known.since == trial.since;
         trials.iter().find(same)?.over.as_ref().map(|_| trial.back_to)
@@ -63,13 +66,21 @@ pub fn effective<'a>(view: &'a View, trials: &[Standing]) -> Cow<'a, View> {
     if view.intent.devices.iter().all(|device| over(device).is_none()) {
         return Cow::Borrowed(view);
     }
-    let mut view = view.clone();
-    for device in &mut view.intent.devices {
-        if let Some(mode) = over(device) {
+    let mut changed = view.clone();
+    for (device, signed) in changed.intent.devices.iter_mut().zip(&view.intent.devices) {
+        if let Some(mode) = over(signed) {
             device.member.mode = mode;
         }
     }
-    Cow::Owned(view)
+    Cow::Owned(changed)
+}
+
+/// The ports with a device that is enforced for good, and which: a port has one mode, the strictest, so nobody there can go
+/// back.
+#[must_use]
+pub fn firm_ports(devices: &[Device]) -> BTreeMap<&Name, MemberId> {
+    let firm = |device: &&Device| device.member.mode == Mode::Enforce && trial_of(device).is_none();
+    devices.iter().filter(firm).map(|device| (&device.port, device.member.id)).collect()
 }
 
 /// The trial that a device is on, as far as this gateway can follow it.
@@ -79,37 +90,33 @@ pub fn trial_of(device: &Device) -> Option<&Trial> {
     (device.member.mode == Mode::Enforce && trial.is_known()).then_some(trial)
 }
 
-/// What became of one connection.
-#[derive(Debug, Default)]
-struct Attempts {
-    failed: u8,
-    last: Option<Instant>,
-    /// The newest reason for a drop; none where nobody answered.
-    reason: Option<DropReason>,
-    /// What was dropped last: a packet that is sent again is the same attempt for [`AGAIN`].
-    dropped: Option<FiveTuple>,
-    /// A flow of it whose answer is awaited, and since when.
-    awaited: Option<(FlowKey, Instant)>,
+/// What trials are looked at by.
+pub(crate) trait Surroundings {
+    /// What is known of a flow; none where it is gone.
+    fn flow(&self, key: &FlowKey) -> Option<Progress>;
+    /// Shows some of a station's flows, with the tuple of their first packet and whether the station opened them.
+    fn flows_of(
+        &self,
+        station: StationId,
+        show: &mut dyn FnMut(FlowKey, &FiveTuple, bool, Progress),
+    );
+    /// The other end of a connection.
+    fn far(&self, address: Ipv4Addr) -> Far;
+    /// Whether a device here is quarantined.
+    fn is_quarantined(&self, member: MemberId) -> bool;
+    /// Whether there is a tunnel to a gateway that carries packets.
+    fn is_live(&self, gateway: GatewayId) -> bool;
+    /// The gateways to which there is one.
+    fn live(&self) -> Vec<GatewayId>;
 }
 
-impl Attempts {
-    /// A packet of it was dropped.
-    fn drop(&mut self, tuple: FiveTuple, reason: DropReason, now: Instant) {
-        let since = self.last.map(|last| now.saturating_duration_since(last));
-        if self.dropped == Some(tuple) && since.is_some_and(|since| since < AGAIN) {
-            return;
-        }
-        self.dropped = Some(tuple);
-        self.fail(Some(reason), now);
-    }
-
-    fn fail(&mut self, reason: Option<DropReason>, now: Instant) {
-        let counts = self.last.is_none_or(|last| now.saturating_duration_since(last) >= APART);
-        if counts {
-            self.failed = self.failed.saturating_add(1);
-            (self.last, self.reason) = (Some(now), reason);
-        }
-    }
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Far {
+    /// Whether the controller cut it off, or it is quarantined.
+    pub(crate) closed: bool,
+    /// The gateway that it is behind, where it is another gateway's member.
+    pub(crate) gateway: Option<GatewayId>,
 }
 
 /// A trial that the view in force orders.
@@ -119,6 +126,11 @@ struct Running {
     port: Name,
     back_to: Mode,
     begun: Instant,
+    /// Whether somebody on its port is enforced for good: it stays as it is for as long.
+    stuck: bool,
+    /// Where it is, and whether the flows that it had when the trial began were looked for.
+    station: Option<StationId>,
+    surveyed: bool,
     expects: BTreeMap<Expected, Attempts>,
 }
 
@@ -126,8 +138,11 @@ struct Running {
 #[derive(Debug, Default)]
 pub(crate) struct Trials {
     running: Vec<Running>,
-    /// Where their devices are.
+    /// Their devices, and where these are.
+    members: BTreeMap<MemberId, usize>,
     places: BTreeMap<StationId, usize>,
+    /// When there was last a tunnel to a gateway that carries packets, since the first of them began.
+    live: BTreeMap<GatewayId, Instant>,
     /// Those of an earlier run, until a view is in force.
     kept: Vec<Standing>,
 }
@@ -141,11 +156,13 @@ impl Trials {
     /// Takes over what a view orders. A trial that is known goes on, or is over, as it was.
     pub(crate) fn renew(&mut self, devices: &[Device], now: Instant) {
         let before: Vec<Running> = std::mem::take(&mut self.running);
-        let mut before: BTreeMap<(MemberId, u64), Running> = before
+        let mut before: BTreeMap<(MemberId, Place), Running> = before
             .into_iter()
             .map(|known| ((known.standing.member, known.standing.since), known))
             .collect();
         self.places.clear();
+        self.members.clear();
+        let firm = firm_ports(devices);
         for device in devices {
             let Some(trial) = trial_of(device) else { continue };
             let key = (device.member.id, trial.since);
@@ -163,6 +180,9 @@ impl Trials {
                     port: device.port.clone(),
                     back_to: trial.back_to,
                     begun: now,
+                    stuck: false,
+                    station: None,
+                    surveyed: false,
                     expects: trial
                         .expects
                         .iter()
@@ -174,28 +194,35 @@ impl Trials {
             // Where it is now, and not where it began.
             running.port.clone_from(&device.port);
             running.back_to = trial.back_to;
+            running.stuck = firm.contains_key(&device.port);
+            running.station = None;
+            self.members.insert(device.member.id, self.running.len());
             self.running.push(running);
+        }
+        if self.running.is_empty() {
+            self.live.clear();
         }
         self.kept.clear();
     }
 
     /// Says where a device on trial is.
     pub(crate) fn place(&mut self, member: MemberId, station: StationId) {
-        let at = self.running.iter().position(|running| running.standing.member == member);
-        if let Some(at) = at {
-            self.places.insert(station, at);
+        let Some(at) = self.members.get(&member) else { return };
+        self.places.insert(station, *at);
+        if let Some(running) = self.running.get_mut(*at) {
+            running.station = Some(station);
         }
     }
 
     /// The mode that a device has gone back to.
     pub(crate) fn gone_back(&self, member: MemberId) -> Option<Mode> {
-        let known = self.running.iter().find(|running| running.standing.member == member)?;
-        known.standing.over.as_ref().map(|_| known.back_to)
+        let known = self.running.get(*self.members.get(&member)?)?;
+        known.over().map(|_| known.back_to)
     }
 
     fn at(&mut self, station: StationId) -> Option<&mut Running> {
         let at = *self.places.get(&station)?;
-        self.running.get_mut(at).filter(|running| running.standing.over.is_none())
+        self.running.get_mut(at).filter(|running| running.goes_on())
     }
 
     /// Notes that a packet was dropped. Only what the device itself sent counts: anybody can send in another's name to it.
@@ -219,8 +246,10 @@ impl Trials {
         else {
             return;
         };
-        if let Some(attempts) = expects.get_mut(&expected) {
-            attempts.drop(*tuple, reason, now);
+        match expects.get_mut(&expected) {
+            Some(attempts) if lacks_path(reason) => attempts.stranded(*tuple, reason, now),
+            Some(attempts) => attempts.dropped(*tuple, reason, now),
+            None => {}
         }
     }
 
@@ -239,63 +268,38 @@ impl Trials {
         if now.saturating_duration_since(running.begun) < SETTLE {
             return;
         }
-        let attempts = running.expects.get_mut(&reading(tuple, outbound));
-        if let Some(attempts) = attempts.filter(|attempts| attempts.awaited.is_none()) {
-            attempts.awaited = Some((key, now));
+        if let Some(attempts) = running.expects.get_mut(&reading(tuple, outbound)) {
+            attempts.opened(key, now);
         }
     }
 
-    /// Looks for answers and ends. `answered`: whether the responder of a flow has sent anything; none where it isn't
-    /// known any more. Says whether a device is to go back.
-    pub(crate) fn look(
-        &mut self,
-        clock: &Clock,
-        now: Instant,
-        answered: impl Fn(&FlowKey) -> Option<bool>,
-    ) -> bool {
-        let mut gone: Vec<(Name, Over)> = Vec::new();
-        for running in &mut self.running {
-            if running.standing.over.is_some() {
-                continue;
-            }
-            for attempts in running.expects.values_mut() {
-                let Some((key, since)) = attempts.awaited else { continue };
-                let late = now.saturating_duration_since(since) >= ANSWER;
-                match answered(&key) {
-                    Some(true) => *attempts = Attempts::default(),
-                    Some(false) if late => {
-                        attempts.awaited = None;
-                        attempts.fail(None, now);
-                    }
-                    Some(false) => {}
-                    None => attempts.awaited = None,
-                }
-            }
-            let failing = running.expects.iter().find(|(_, attempts)| attempts.failed >= ATTEMPTS);
-            let why = match failing {
-                Some((what, attempts)) => Why::Failing(Failing {
-                    what: *what,
-                    reason: attempts.reason.map(|reason| reason.as_str().to_owned()),
-                    attempts: attempts.failed,
-                }),
-                None if running.standing.ends <= now => Why::Unconfirmed,
-                None => continue,
-            };
-            let over = Over { why, at: clock.wall(now) };
-            gone.push((running.port.clone(), over.clone()));
-            running.standing.over = Some(over);
+    /// Looks for answers and ends. Says whether a device is to go back.
+    pub(crate) fn look(&mut self, clock: &Clock, around: &impl Surroundings, now: Instant) -> bool {
+        if !self.running.iter().any(Running::goes_on) {
+            return false;
+        }
+        let live = around.live().into_iter().map(|gateway| (gateway, now));
+        self.live.extend(live);
+        let mut gone: Vec<(Name, MemberId, UnixMillis)> = Vec::new();
+        for running in self.running.iter_mut().filter(|running| running.goes_on()) {
+            running.judge(&self.live, around, now);
+            let Some(why) = running.end(now) else { continue };
+            let at = clock.wall(now);
+            gone.push((running.port.clone(), running.standing.member, at));
+            running.standing.over = Some(Over { why, at });
         }
         // Devices that share a port have one mode, the strictest: one alone goes nowhere.
-        for running in self.running.iter_mut().filter(|running| running.standing.over.is_none()) {
-            let neighbour = gone.iter().find(|(port, _)| *port == running.port);
-            running.standing.over = neighbour.map(|(_, over)| over.clone());
+        for running in self.running.iter_mut().filter(|running| running.goes_on()) {
+            let neighbour = gone.iter().find(|(port, ..)| *port == running.port);
+            running.standing.over = neighbour
+                .map(|(_, member, at)| Over { why: Why::Neighbour { member: *member }, at: *at });
         }
         !gone.is_empty()
     }
 
     /// When [`Self::look`] is wanted at the latest. Answers and failures are looked for with each sweep.
     pub(crate) fn due(&self) -> Option<Instant> {
-        let running = self.running.iter().filter(|running| running.standing.over.is_none());
+        let running = self.running.iter().filter(|running| running.goes_on());
         running.map(|running| running.standing.ends).min()
     }
 
@@ -306,17 +310,86 @@ impl Trials {
 
     /// All of them, as they are told.
     pub(crate) fn reports(&self, now: Instant) -> Vec<TrialReport> {
-        let told = |Running { standing, .. }: &Running| {
+        let told = |running: &Running| {
+            let standing = &running.standing;
+            let over = running.over().cloned();
             let left = standing.ends.saturating_duration_since(now).as_millis();
-            let left = if standing.over.is_some() { 0 } else { left };
+            let left = if over.is_some() { 0 } else { left };
             TrialReport {
                 member: standing.member,
                 since: standing.since,
                 left: u64::try_from(left).unwrap_or(u64::MAX),
-                over: standing.over.clone(),
+                over,
             }
         };
         self.running.iter().map(told).collect()
+    }
+}
+
+impl Running {
+    /// Whether it may still end.
+    const fn goes_on(&self) -> bool {
+        self.standing.over.is_none() && !self.stuck
+    }
+
+    /// Why its device has gone back.
+    fn over(&self) -> Option<&Over> {
+        self.standing.over.as_ref().filter(|_| !self.stuck)
+    }
+
+    /// Looks what became of its connections.
+    fn judge(
+        &mut self,
+        live: &BTreeMap<GatewayId, Instant>,
+        around: &impl Surroundings,
+        now: Instant,
+    ) {
+        if around.is_quarantined(self.standing.member) {
+            self.expects.values_mut().for_each(Attempts::forget);
+            return;
+        }
+        if let Some(station) = self.station.filter(|_| !self.surveyed) {
+            self.surveyed = true;
+            let expects = &mut self.expects;
+            around.flows_of(station, &mut |key, tuple, outbound, progress| {
+                if let Some(attempts) = expects.get_mut(&reading(tuple, outbound)) {
+                    attempts.is_there(key, &progress);
+                }
+            });
+        }
+        let begun = self.begun;
+        for (expected, attempts) in &mut self.expects {
+            let judge = Judge {
+                flow: |key: &FlowKey| around.flow(key),
+                path_counts: || {
+                    let far = around.far(expected.remote);
+                    // A tunnel that carried packets since then shows that there is a path, and that it is lost now is
+                    // nothing that the policy did.
+                    let worked =
+                        |gateway| live.get(&gateway).is_some_and(|heard: &Instant| *heard >= begun);
+                    !far.closed && !far.gateway.is_some_and(worked)
+                },
+                silence_counts: |peer: Option<GatewayId>| {
+                    !around.far(expected.remote).closed
+                        && peer.is_none_or(|peer| around.is_live(peer))
+                },
+            };
+            attempts.look(&judge, now);
+        }
+    }
+
+    /// Why it ends, if it does.
+    fn end(&self, now: Instant) -> Option<Why> {
+        let failed = self.expects.iter().map(|(what, attempts)| (what, attempts.failed()));
+        let failing = failed.into_iter().find(|(_, (failed, _))| *failed >= ATTEMPTS);
+        match failing {
+            Some((what, (attempts, reason))) => {
+                let reason = reason.map(|reason| reason.as_str().to_owned());
+                Some(Why::Failing(Failing { what: *what, reason, attempts }))
+            }
+            None if self.standing.ends <= now => Some(Why::Unconfirmed),
+            None => None,
+        }
     }
 }
 
