@@ -27,7 +27,7 @@ use anteroom_transport::tls::Protocol;
 use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::clock::held_ahead;
 use super::fitted::Reads;
@@ -47,6 +47,9 @@ const QUEUE: usize = 64;
 const REPORTS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
 /// After how long without a word about them reports are sent again on the same connection.
 const RESEND: Duration = Duration::from_secs(30);
+/// How long peers aren't told of an authority document while the data plane hasn't heard which relays it takes out. That is a matter
+/// of milliseconds; a connection to the controller, by which revocations come, waits for nothing without an end.
+const HEEDED: Duration = Duration::from_secs(10);
 
 /// How a connection ended.
 pub(super) struct Ended {
@@ -427,7 +430,12 @@ impl<P: Plane> Client<P> {
         self.tell_relays();
         // Whoever says that it holds a document has forgotten what relays told that it takes out: peers go by that.
         let heeded = |at: &Option<u64>| at.is_none_or(|heeded| heeded >= number);
-        let _ = self.heeded.wait_for(heeded).await;
+        if timeout(HEEDED, self.heeded.wait_for(heeded)).await.is_err() {
+            warn!(
+                number,
+                "the data plane doesn't hear which relays an authority document takes out"
+            );
+        }
         self.plane.set_authority(number).await?;
         Ok(true)
     }
