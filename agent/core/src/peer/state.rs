@@ -94,6 +94,8 @@ pub struct Peer {
     outside: Outside,
     /// What it knows of relays that were taken out.
     pub(super) knows: Knows,
+    /// Whether it was left where it was found when a relay was taken out, since no other one reached it.
+    pub(super) left_there: bool,
     /// Whether it says that it answers full knocks.
     pub(super) answers_full: bool,
     /// Whether it says that it can use lanes: asked for every packet of bulk.
@@ -168,6 +170,7 @@ impl Peer {
             said: None,
             outside: Outside::default(),
             knows: Knows::default(),
+            left_there: false,
             answers_full: false,
             lanes: false,
             live: false,

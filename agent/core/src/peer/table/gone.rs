@@ -127,6 +127,7 @@ impl Peers {
         // Where nobody else reaches it, what still works goes on, but not at the relay's own address.
         let theirs = peer.heard_at().is_some_and(|at| gone.is_at(at.ip()));
         let keep = !theirs && !peer.route.has_relay();
+        peer.left_there = keep;
         let lost = peer.forget_places(gone.taken, keep);
         peer.next_probe = at;
         let nearest = peer.route.nearest();
@@ -163,6 +164,17 @@ impl Peers {
         if left {
             self.find_anew(index, (now, now), out);
         }
+    }
+
+    /// A relay reaches a peer that was left where it was found for want of one: it is found anew, as it would have been then.
+    pub(super) fn leave_at_last(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+        let reached = |peer: &&Peer| peer.left_there && peer.route.has_relay();
+        let Some(peer) = self.peers.get(index).filter(reached) else { return };
+        let informed = self.gone.is_known_to(peer);
+        if let Some(peer) = self.peers.get_mut(index) {
+            peer.knows = if informed { Knows::Since(now) } else { Knows::NotYet };
+        }
+        self.find_anew(index, (now, now), out);
     }
 
     /// Whether a relay that was taken out may still lead to where a peer isn't: by what it kept back, which may open yet, or by

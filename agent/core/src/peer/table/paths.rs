@@ -48,6 +48,7 @@ impl Peers {
             let had = self.peers.get(index).is_some_and(|peer| peer.route.has_relay());
             self.take_relays(index, now);
             self.settle_path(index, now, out);
+            self.leave_at_last(index, now, out);
             if let Some(peer) = self.peers.get(index).filter(|peer| peer.sending.is_none() && !had)
             {
                 for number in &peer.tunnels {

@@ -253,3 +253,28 @@ fn where_no_other_relay_reaches_a_peer_it_stays_where_it_is_but_at_the_relays_ow
         assert!(world.live(0, 1) && world.live(1, 0), "{forwards_from:?}");
     }
 }
+
+#[test]
+fn a_relay_that_comes_after_the_only_one_was_taken_out_has_what_that_one_made_up_forgotten() {
+    for gap in [5, 900] {
+        let mut world = deceived(HELPER);
+        for here in 0..2 {
+            let (now, side) = (world.now, &mut world.sides[here]);
+            let relays = [NEAR, FAR];
+            side.peers.forget_relays(&relays, &[RELAY.into()], DOCUMENT, now, &mut side.sent);
+            world.hold_document(here);
+        }
+        world.talk(Duration::from_secs(gap));
+        for here in 0..2 {
+            assert_eq!(world.path(here).0, None, "side {here}: nobody else carries anything");
+        }
+        world.offer(&[FAR]);
+        assert_eq!(world.talk(Duration::from_secs(2)), [Duration::ZERO; 2], "{gap} s later");
+        let before = world.relays.detoured.len();
+        world.talk(HELD_BACK * 2);
+        assert_eq!(world.relays.detoured.len(), before, "{gap} s later: sent to the thief");
+        for here in 0..2 {
+            assert_eq!(world.path(here).0, Some(FAR), "{gap} s later: side {here}");
+        }
+    }
+}
