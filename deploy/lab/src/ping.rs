@@ -70,7 +70,7 @@ impl Pinging {
         Self::start_within(host, to, count, every, usize::MAX)
     }
 
-    /// As [`start`](Self::start), with no more than `window` pings under way: after a moment in which the machine stood
+    /// As [`start`](Self::start), with no more than `window` pings of the last second under way: after a moment in which the machine stood
     /// still they don't come faster than anybody's buffers hold them, and what is lost isn't the machine's doing.
     ///
     /// # Errors
@@ -150,7 +150,7 @@ fn series(
         due = due.max(now.checked_sub(every * CATCH_UP).unwrap_or(begun));
         let mut wait = due.saturating_duration_since(now).min(Duration::from_millis(20));
         if sent < count && !stop.load(Ordering::Relaxed) {
-            if under_way.len() >= window {
+            if under_way.len() >= window && recent(&under_way, now) >= window {
                 wait = Duration::from_millis(20);
             } else if now >= due {
                 let sequence = u16::try_from(sent & 0xffff).unwrap_or(0);
@@ -202,6 +202,11 @@ fn series(
     })
 }
 
+/// Requests that a reply may still come to: those that were lost keep nobody from going on.
+fn recent(under_way: &BTreeMap<u16, (u64, Instant)>, now: Instant) -> usize {
+    under_way.values().filter(|(_, at)| now.saturating_duration_since(*at) < UNDER_WAY).count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,5 +228,9 @@ mod tests {
         assert!(series.percentile(0.5).unwrap() < 100_000, "{series:?}");
         let series = ping(&here, Ipv4Addr::new(10, 0, 0, 3), 10, every).unwrap();
         assert_eq!((series.received, series.longest_gap), (0, 10), "{series:?}");
+        // A window full of lost pings isn't full for good.
+        let nobody = Ipv4Addr::new(10, 0, 0, 3);
+        let series = Pinging::start_within(&here, nobody, 10, every, 4).unwrap().finish().unwrap();
+        assert_eq!((series.sent, series.received), (10, 0), "{series:?}");
     }
 }
