@@ -109,7 +109,7 @@ pub fn in_private_network(test_name: &str) -> bool {
     false
 }
 
-/// A place among the private worlds that one test program has at once: one more than the machine has cores. Each is a
+/// A place among the private worlds that one test program has at once: as many as the machine has cores. Each is a
 /// machine room of its own with a dozen programs, while tests are started many at a time, since most of them only wait.
 struct Place;
 
@@ -122,7 +122,7 @@ impl Place {
 
     fn wait() -> Self {
         let (taken, left) = Self::taken();
-        let most = std::thread::available_parallelism().map_or(1, usize::from) + 1;
+        let most = std::thread::available_parallelism().map_or(1, usize::from);
         let taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
         let mut taken =
             left.wait_while(taken, |taken| *taken >= most).unwrap_or_else(PoisonError::into_inner);
