@@ -95,7 +95,7 @@ words! {
         PeerUnauthenticated = "peer-unauthenticated", "A tunnel packet that failed authentication or was seen before.";
         PeerSource = "peer-source", "A packet out of a tunnel whose source isn't a member of that peer.";
         PeerDestination = "peer-destination", "A packet out of a tunnel for an address that is no device here.";
-        Classic = "classic", "A packet that another gateway sent without a pre-shared key, where `classic = \"never\"` under [keys] in agent.toml takes none.";
+        Classic = "classic", "A packet that another gateway sent without a pre-shared key, where `classic = \"never\"` under `[keys]` in agent.toml takes none.";
         PeerPlace = "peer-place", "A peer's handshake or knock from an address where it isn't: that of a relay, or of one that operators took out.";
         HandshakeLimit = "handshake-limit", "More handshakes, or messages of one gateway, at once than are answered.";
         QueueFull = "queue-full", "A bounded queue was full.";

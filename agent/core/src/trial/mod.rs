@@ -1,7 +1,7 @@
 //! Trials: devices that are enforced until somebody confirms it, and go back by themselves otherwise.
 //!
 //! It is all decided here, with no controller: when the time is over, and whether the device's connections fail
-//! ([`attempts`]). What it goes back to, and by which connections that is measured, stands in the leaf that operators signed.
+//! (`attempts`). What it goes back to, and by which connections that is measured, stands in the leaf that operators signed.
 //!
 //! Failures count that are at least a second apart, so that one burst is one; an answer begins the count anew.
 //! [`ATTEMPTS`] in a row end the trial. What a controller brought about doesn't count: peers that it suspended, devices that it
