@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use anteroom_proto::api::Edge;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::name::Name;
+use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::rollout::{Expected, MAX_EXPECTED};
 use anteroom_proto::service::Protocol;
 use anteroom_proto::time::UnixMillis;
@@ -19,8 +20,9 @@ use crate::resolve::Resolved;
 pub const LOOK_BACK: u64 = 14 * 24 * 60 * 60 * 1000;
 
 /// The connections of a device that were let pass and answered within [`LOOK_BACK`], as its own gateway recorded
-/// them: at most [`MAX_EXPECTED`], those of essential rules first, then what was seen last. (The number of flows says
-/// little: a monitor's one connection for alarms lasts for weeks.) `accepted` says which of them the operator gives up.
+/// them: at most [`MAX_EXPECTED`], those of essential rules first, then what was seen on the most days, then what was seen last. (The
+/// number of flows says little: a monitor's one connection for alarms lasts for weeks. Days keep a scan of one afternoon from taking the
+/// places of what is there every day.) `accepted` says which of them the operator gives up.
 ///
 /// Broadcasts, DHCP, and flows to many ports that were folded into one edge are none.
 #[must_use]
@@ -37,7 +39,7 @@ pub fn baseline(
         return Vec::new();
     };
     let since = now.0.saturating_sub(LOOK_BACK);
-    let mut found: BTreeMap<Expected, UnixMillis> = BTreeMap::new();
+    let mut found: BTreeMap<Expected, (Rhythm, UnixMillis)> = BTreeMap::new();
     for edge in edges
         .iter()
         .filter(|edge| edge.gateway == gateway && edge.last.0 >= since)
@@ -48,14 +50,15 @@ pub fn baseline(
         .filter(|edge| !accepted(edge))
     {
         if let Some(expected) = expected(edge) {
-            let last = found.entry(expected).or_insert(edge.last);
+            let (rhythm, last) = found.entry(expected).or_insert((Rhythm::default(), edge.last));
+            rhythm.merge(&edge.rhythm);
             *last = edge.last.max(*last);
         }
     }
-    let mut found: Vec<(Expected, UnixMillis)> = found.into_iter().collect();
-    found.sort_by_cached_key(|(expected, last)| {
+    let mut found: Vec<(Expected, (Rhythm, UnixMillis))> = found.into_iter().collect();
+    found.sort_by_cached_key(|(expected, (rhythm, last))| {
         let essential = essential(resolved, device, expected, now).is_some();
-        (!essential, Reverse(*last), *expected)
+        (!essential, Reverse(rhythm.active_days()), Reverse(*last), *expected)
     });
     found.into_iter().map(|(expected, _)| expected).take(MAX_EXPECTED).collect()
 }
@@ -130,7 +133,6 @@ mod tests {
 
     use anteroom_proto::approval::Place;
     use anteroom_proto::mode::Mode;
-    use anteroom_proto::rhythm::Rhythm;
     use anteroom_proto::verdict::{DropReason, Verdict};
 
     use super::*;
@@ -196,7 +198,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_essential_is_kept_where_there_are_many_and_then_what_was_seen_last() {
+    fn what_is_essential_is_kept_where_there_are_many_then_what_is_there_each_day_then_what_was_seen_last()
+     {
         let mut model = fixture::hospital();
         model.policy.push_str(
             "[external.nurses]\nprefixes = [\"10.20.9.9/32\"]\n[rule.vital]\nfrom = \"ct-1\"\nto = \"nurses\"\n\
@@ -212,11 +215,18 @@ mod tests {
         // One connection that lasts for weeks, and was told of before all others.
         let alarms = edge(&model, "ct-1", [10, 20, 9, 9], 2575, 1);
         edges.push(Edge { last: UnixMillis(NOW.0 - 10_000_000), ..alarms });
+        // One on two days, before somebody tried all the others in one afternoon.
+        let mut daily = edge(&model, "ct-1", [10, 20, 4, 11], 9_100, 2);
+        daily.last = UnixMillis(NOW.0 - 20_000_000);
+        const DAY: u64 = 24 * 60 * 60 * 1000;
+        daily.rhythm.record(UnixMillis(NOW.0 - DAY), NOW);
+        edges.push(daily);
         let resolved = Resolved::new(&model).unwrap();
         let found = baseline(&resolved, id, &edges, |_| false, NOW);
         assert_eq!(found.len(), MAX_EXPECTED);
         assert_eq!(found[0].port, 2575, "the essential one first");
-        assert!(found[1..].iter().all(|expected| expected.port <= 3_255), "then the newest");
+        assert_eq!(found[1].port, 9100, "then what is there on more days");
+        assert!(found[2..].iter().all(|expected| expected.port <= 3_254), "then the newest");
 
         model.set_mode("ct-1", Mode::Protect, 2).unwrap();
         let told = |model: &Model| words(&Resolved::new(model).unwrap(), id, NOW);

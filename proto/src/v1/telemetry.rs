@@ -162,7 +162,8 @@ pub struct EdgeDelta {
     pub rule: Option<RuleId>,
     /// Flows opened.
     pub flows: u64,
-    /// Packets from the device.
+    /// Packets from the device. Either way, a refusal (TCP that was reset before the responder took the connection) isn't
+    /// counted: packets both ways are a conversation.
     pub packets_out: u64,
     /// Packets to the device.
     pub packets_in: u64,

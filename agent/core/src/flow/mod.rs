@@ -280,6 +280,11 @@ impl Flow {
         few.packets.max(few.bytes) >= MANY
     }
 
+    /// Takes back what was counted from a responder that refuses: whoever reads of packets both ways takes them for a conversation.
+    const fn uncount_answer(&mut self) {
+        self.unreported[1] = Few { packets: 0, bytes: 0 };
+    }
+
     /// Takes out what was counted since the last time.
     pub(crate) fn take_news(&mut self) -> News {
         let counts = self

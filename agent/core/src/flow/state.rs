@@ -101,10 +101,17 @@ impl Tracker {
     /// The initiator, and the responder, have said that they are done.
     const FINISHED: [u8; 2] = [4, 8];
     const BOTH_FINISHED: u8 = Self::FINISHED[0] | Self::FINISHED[1];
+    /// The connection was reset before the responder took it.
+    const REFUSED: u8 = 16;
 
     /// Whether the responder has taken the connection, as far as its beginning was seen.
     pub(crate) const fn accepted(self) -> bool {
         self.has(Self::ACCEPTED)
+    }
+
+    /// Whether the connection was reset before the responder took it, as far as its beginning was seen.
+    pub(crate) const fn refused(self) -> bool {
+        self.has(Self::REFUSED)
     }
 
     const fn has(self, bits: u8) -> bool {
@@ -144,6 +151,9 @@ impl Tracker {
 
     const fn next_tcp(&mut self, state: State, flags: TcpFlags, forward: bool) -> State {
         if flags.has(TcpFlags::RST) {
+            if matches!(state, State::HalfOpen) && !self.has(Self::ACCEPTED) {
+                self.0 |= Self::REFUSED;
+            }
             return State::Reset;
         }
         let may_restart = matches!(state, State::Reset | State::Finished | State::PickedUp);
@@ -227,6 +237,23 @@ mod tests {
         }
         // A forged ACK before a forged SYN gains nothing over the SYN alone.
         assert_eq!(run(&[(ACK, true), (SYN, true), (SYN | ACK, false)]), State::HalfOpen);
+    }
+
+    #[test]
+    fn a_connection_is_refused_that_is_reset_before_it_was_taken() {
+        let refused = |packets: &[(u8, bool)]| {
+            let (mut tracker, mut state) = Tracker::first(6, TcpFlags(packets[0].0), packets[0].1);
+            for (flags, forward) in &packets[1..] {
+                state = tracker.next(state, 6, TcpFlags(*flags), *forward);
+            }
+            tracker.refused()
+        };
+        assert!(refused(&[(SYN, true), (RST | ACK, false)]));
+        assert!(refused(&[(SYN, true), (RST | ACK, false), (RST | ACK, false)]), "said twice");
+        assert!(!refused(&[(SYN, true), (RST | ACK, false), (SYN, true)]), "tried once more");
+        assert!(!refused(&[(SYN, true), (SYN | ACK, false), (RST, true)]), "it was taken");
+        assert!(!refused(&[(ACK, true), (RST, false)]), "its beginning wasn't seen");
+        assert!(!refused(&[(SYN, true), (ACK, false), (RST, false)]), "it began before");
     }
 
     #[test]

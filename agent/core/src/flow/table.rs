@@ -291,6 +291,9 @@ impl FlowTable {
         let had_news = flow.has_news();
         let much = flow.count(passed, now);
         let (share, before, state) = (flow.share.index(), flow.state, next(flow));
+        if flow.tracker.refused() {
+            flow.uncount_answer();
+        }
         let listed = flow.last.second();
         flow.state = state;
         flow.last = now;

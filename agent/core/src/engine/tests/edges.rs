@@ -1,5 +1,7 @@
 //! Packets that don't fit the common case: forged, in pieces, or with nowhere to go.
 
+use std::collections::BTreeSet;
+
 use anteroom_proto::verdict::Verdict;
 
 use super::super::passage::{Decision, Via};
@@ -62,6 +64,51 @@ fn forged_acknowledgements_take_no_flow_away_from_a_device() {
         assert_eq!(out.frames.len(), 1, "{what}: {drops:?}");
     }
     assert_eq!(count(&engine, now, DropReason::FlowTableFull), 0);
+}
+
+#[test]
+fn a_port_that_refuses_has_not_answered() {
+    let now = start();
+    let mut engine = engine(Limits::default(), now);
+    engine.apply(view([Mode::Observe, Mode::Observe], &["tcp/104"]), now);
+    let (device, stranger) = ([10, 20, 1, 10], [10, 20, 9, 5]);
+    let plain = VnetHeader::default();
+    let out_of = |packet: Vec<u8>| (PORT, frame(mac(0x77), mac(10), &packet));
+    let into = |packet: Vec<u8>| (PortId::UPLINK, frame(mac(10), mac(0x77), &packet));
+    const RST: u8 = 4;
+    const SCANNED: u16 = 1_000;
+    let mut packets = Vec::new();
+    for port in 1..=SCANNED {
+        // Each way: a port scan by the device, and one of it.
+        packets.push(out_of(ipv4(device, stranger, 6, &tcp(40_000, port, SYN, &[]))));
+        packets.push(into(ipv4(stranger, device, 6, &tcp(port, 40_000, RST | ACK, &[]))));
+        packets.push(into(ipv4(stranger, device, 6, &tcp(50_000, port, SYN, &[]))));
+        packets.push(out_of(ipv4(device, stranger, 6, &tcp(port, 50_000, RST | ACK, &[]))));
+    }
+    // Two that were taken, and then reset.
+    for flags in [SYN, ACK] {
+        packets.push(out_of(ipv4(device, stranger, 6, &tcp(40_001, 5_000, flags, &[]))));
+        packets.push(into(ipv4(stranger, device, 6, &tcp(50_001, 5_001, flags, &[]))));
+        let answer = if flags == SYN { SYN | ACK } else { RST };
+        packets.push(into(ipv4(stranger, device, 6, &tcp(5_000, 40_001, answer, &[]))));
+        packets.push(out_of(ipv4(device, stranger, 6, &tcp(5_001, 50_001, answer, &[]))));
+    }
+    for (port, bytes) in packets {
+        let out = feed(&mut engine, port, plain, &bytes, now);
+        assert!(!out.frames.is_empty(), "{:#?}", engine.status(now));
+    }
+    let edges = engine.report(now).edges;
+    let answered: BTreeSet<_> = edges
+        .iter()
+        .filter(|edge| edge.packets_in > 0 && edge.packets_out > 0)
+        .map(|edge| (edge.outbound, edge.port, edge.packets_out, edge.packets_in))
+        .collect();
+    let taken = [(true, 5_000, 2, 2), (false, 5_001, 2, 2)];
+    assert_eq!(answered, taken.into(), "{edges:#?}");
+    let flows: u64 = edges.iter().map(|edge| edge.flows).sum();
+    assert_eq!(flows, u64::from(SCANNED) * 2 + 2, "{edges:#?}");
+    let most = Limits::default().unanswered_per_device + 40;
+    assert!(edges.len() < most, "{} edges of a scan", edges.len());
 }
 
 #[test]
