@@ -38,7 +38,7 @@ pub(super) async fn add(
             let last = hint.last.min(at);
             let span = (hint.first.min(last), last);
             let new = (hint.kind, hint.value.as_str());
-            if see_again(change, gateway, device, new, span).await? {
+            if put(change, SEE_AGAIN, gateway, device, new, span).await? > 0 {
                 continue;
             }
             let held = held(change, gateway, device, hint.kind).await?;
@@ -52,7 +52,7 @@ pub(super) async fn add(
                     continue;
                 }
             }
-            insert(change, gateway, device, new, span).await?;
+            put(change, INSERT, gateway, device, new, span).await?;
         }
     }
     Ok(away)
@@ -80,32 +80,36 @@ async fn belong(
     Ok(())
 }
 
-/// Notes that a hint was seen again. False where it isn't there.
-async fn see_again(
+/// Notes that a hint was seen again.
+const SEE_AGAIN: &str = "UPDATE hints SET port = ?6, member = CASE WHEN length(?7) > 0 THEN ?7 ELSE member END, \
+     first = MIN(first, ?8), last = MAX(last, ?9) \
+     WHERE gateway = ?1 AND mac = ?2 AND vlan = ?3 AND kind = ?4 AND value = ?5";
+const INSERT: &str = "INSERT INTO hints (gateway, mac, vlan, kind, value, port, member, first, last) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+
+/// Puts a hint where a statement wants it. Gives how many rows it changed.
+async fn put(
     change: &mut SqliteConnection,
+    statement: &'static str,
     gateway: GatewayId,
     device: &DeviceHints,
     (kind, value): (HintKind, &str),
     (first, last): (UnixMillis, UnixMillis),
-) -> Result<bool, StoreError> {
-    let seen = sqlx::query(
-        "UPDATE hints SET port = ?6, member = CASE WHEN length(?7) > 0 THEN ?7 ELSE member END, \
-         first = MIN(first, ?8), last = MAX(last, ?9) \
-         WHERE gateway = ?1 AND mac = ?2 AND vlan = ?3 AND kind = ?4 AND value = ?5",
-    )
-    .bind(gateway.as_bytes().as_slice())
-    .bind(device.mac.0.as_slice())
-    .bind(vlan(device))
-    .bind(kind.word())
-    .bind(value)
-    .bind(device.port.as_str())
-    .bind(member(device))
-    .bind(int(first.0))
-    .bind(int(last.0))
-    .execute(change)
-    .await
-    .map_err(failed(DOING))?;
-    Ok(seen.rows_affected() > 0)
+) -> Result<u64, StoreError> {
+    let done = sqlx::query(statement)
+        .bind(gateway.as_bytes().as_slice())
+        .bind(device.mac.0.as_slice())
+        .bind(vlan(device))
+        .bind(kind.word())
+        .bind(value)
+        .bind(device.port.as_str())
+        .bind(member(device))
+        .bind(int(first.0))
+        .bind(int(last.0))
+        .execute(change)
+        .await
+        .map_err(failed(DOING))?;
+    Ok(done.rows_affected())
 }
 
 async fn held(
@@ -160,32 +164,6 @@ async fn forget_old(
     Ok(forgotten.rows_affected() > 0)
 }
 
-async fn insert(
-    change: &mut SqliteConnection,
-    gateway: GatewayId,
-    device: &DeviceHints,
-    (kind, value): (HintKind, &str),
-    (first, last): (UnixMillis, UnixMillis),
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO hints (gateway, mac, vlan, kind, value, port, member, first, last) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(gateway.as_bytes().as_slice())
-    .bind(device.mac.0.as_slice())
-    .bind(vlan(device))
-    .bind(kind.word())
-    .bind(value)
-    .bind(device.port.as_str())
-    .bind(member(device))
-    .bind(int(first.0))
-    .bind(int(last.0))
-    .execute(change)
-    .await
-    .map_err(failed(DOING))?;
-    Ok(())
-}
-
 fn vlan(device: &DeviceHints) -> i64 {
     device.vlan.map_or(-1, i64::from)
 }
@@ -206,23 +184,25 @@ pub(super) async fn page(
         .await
         .map_err(failed("read the hints"))?;
     let last = rows.last().map(|row| Columns::new(row, "hint").uint("place")).transpose()?;
-    Ok((rows.iter().map(hint).collect::<Result<_, _>>()?, last))
+    Ok((rows.iter().filter_map(|row| hint(row).transpose()).collect::<Result<_, _>>()?, last))
 }
 
-fn hint(row: &SqliteRow) -> Result<RecordedHint, StoreError> {
+/// None where another release stored it, of a kind that this one doesn't know.
+fn hint(row: &SqliteRow) -> Result<Option<RecordedHint>, StoreError> {
     let columns = Columns::new(row, "hint");
+    let Ok(kind) = columns.text("kind")?.parse() else { return Ok(None) };
     let vlan: i64 = sqlx::Row::try_get(row, "vlan").map_err(failed("read the hints"))?;
-    Ok(RecordedHint {
+    Ok(Some(RecordedHint {
         gateway: GatewayId::from_bytes(columns.array("gateway")?),
         port: columns.parsed("port")?,
         mac: MacAddr(columns.array("mac")?),
         vlan: u16::try_from(vlan).ok(),
         member: columns.array_or_empty("member")?.map(MemberId::from_bytes),
-        kind: columns.parsed("kind")?,
+        kind,
         value: columns.text("value")?,
         first: UnixMillis(columns.uint("first")?),
         last: UnixMillis(columns.uint("last")?),
-    })
+    }))
 }
 
 pub(super) async fn away(readers: &SqlitePool) -> Result<u64, StoreError> {
