@@ -20,8 +20,8 @@ pub const MAX_VALUE: usize = 160;
 pub const MAX_HINTS: usize = 128;
 /// Most hints of one kind that are kept of one device, but for DICOM's syntaxes: see [`most_of`].
 pub const MAX_OF_KIND: usize = 16;
-/// Most of DICOM's abstract syntaxes that are kept of one device. Archives take far more than [`MAX_OF_KIND`].
-pub const MAX_SYNTAXES: usize = 48;
+/// Most of DICOM's abstract syntaxes that are kept of one device in either role. Archives take far more than [`MAX_OF_KIND`].
+pub const MAX_SYNTAXES: usize = 40;
 /// Most devices in one report that hints are told of.
 pub const MAX_DEVICES: usize = 256;
 
@@ -29,7 +29,7 @@ pub const MAX_DEVICES: usize = 256;
 #[must_use]
 pub const fn most_of(kind: HintKind) -> usize {
     match kind {
-        HintKind::DicomSyntax => MAX_SYNTAXES,
+        HintKind::DicomUses | HintKind::DicomOffers => MAX_SYNTAXES,
         _ => MAX_OF_KIND,
     }
 }
@@ -132,10 +132,19 @@ kinds! {
     LldpRevision = "lldp.revision",
     /// Its vendor's description of it in LLDP (RFC 8520).
     LldpMudUrl = "lldp.mud-url",
+    /// Its name in Cisco's discovery protocol.
+    CdpName = "cdp.name",
+    /// Its platform in Cisco's discovery protocol: `Cisco IP Phone 7941`.
+    CdpPlatform = "cdp.platform",
+    /// The first line that it says of its software in Cisco's discovery protocol.
+    CdpSoftware = "cdp.software",
     /// How its TCP opens: `initial TTL:window:options in order`, such as `64:29200:mss,sack,ts,nop,ws`.
     TcpSyn = "tcp.syn",
     /// How its TCP answers, in the same form.
     TcpSynAck = "tcp.syn-ack",
+    /// How it shows that it passes on what others send: `ttl`, which has been lowered, or `addresses`, of which it uses many. What
+    /// comes from beyond it is nobody's.
+    Forwards = "forwards",
     /// A port of its own that answered: `tcp/104`.
     Listens = "port.listens",
     /// The application entity's title by which it calls others.
@@ -146,10 +155,13 @@ kinds! {
     DicomImplementation = "dicom.implementation",
     /// Its DICOM implementation's version.
     DicomVersion = "dicom.version",
-    /// `scu` where it opened an association, `scp` where it took one.
+    /// `scu` where it uses what others offer, `scp` where it offers: mostly whoever opens an association uses, unless both agree on
+    /// the reverse.
     DicomRole = "dicom.role",
-    /// What it asks for or accepts: the UID of an abstract syntax.
-    DicomSyntax = "dicom.syntax",
+    /// What it asks others for, or uses though they asked: the UID of an abstract syntax.
+    DicomUses = "dicom.uses",
+    /// What it does for others who ask, or that it asked to do for them: the UID of an abstract syntax.
+    DicomOffers = "dicom.offers",
     /// The application that sends, by MSH-3 of its messages.
     Hl7Sender = "hl7.sender",
     /// The application by which others address it, MSH-5.
@@ -192,6 +204,8 @@ kinds! {
     SmbDialect = "smb.dialect",
     /// Its name in NetBIOS.
     NetbiosName = "netbios.name",
+    /// The version of Windows, or of what passes for it, by which it announces itself to its neighbours: `5.1`.
+    NetbiosVersion = "netbios.version",
     /// `agent` where it answers SNMP, `manager` where it asks.
     SnmpRole = "snmp.role",
     /// Its description by SNMP (sysDescr).

@@ -5,6 +5,9 @@
 //! for weeks are looked at now and then. Each port has a part of the table of its own, and each of its two ways a number of frames in
 //! a second, of which no sender gets all: whoever floods is passed over, not its neighbours.
 
+use crate::cdp;
+use crate::frame::LONGEST;
+
 /// Frames of one direction of a flow that are let through.
 const FIRST: u8 = 16;
 /// After so long they are let through again, in milliseconds.
@@ -187,6 +190,9 @@ fn key(frame: &[u8], seed: u64) -> Option<u64> {
             }
             at + 40
         }
+        length if usize::from(length) <= LONGEST => {
+            return frame.get(at..)?.starts_with(&cdp::LLC).then_some(key);
+        }
         _ => return None,
     };
     let both = u32::from(be16(ports)?) << 16 | u32::from(be16(ports + 2)?);
@@ -262,6 +268,11 @@ mod tests {
         arp[12..14].copy_from_slice(&[8, 6]);
         assert_eq!(gate.look(&arp, FROM, 0), None);
         let whole = frame(1);
+        // Spanning tree's, and Cisco's discovery.
+        let of_length = |llc: [u8; 8]| [&arp[..12], &[0, 60], &llc[..], &[0; 52]].concat();
+        let llc = [0x42, 0x42, 3, 0, 0, 0, 0, 0];
+        assert_eq!(gate.look(&of_length(llc), FROM, 0), None);
+        assert_eq!(gate.look(&of_length(cdp::LLC), FROM, 0), Some(Look::Anew));
         for end in 0..38 {
             assert_eq!(gate.look(&whole[..end], FROM, 0), None, "cut at {end}");
         }

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+mod cdp;
 mod collector;
 mod cursor;
 mod frame;
@@ -27,7 +28,7 @@ mod text;
 mod udp;
 
 pub use collector::{Collector, Told};
-pub use frame::sender;
+pub use frame::{sender, source};
 pub use gate::{Gate, Look, Way};
 pub use sensor::Sensor;
 pub use sight::{Sight, Sights, Station};

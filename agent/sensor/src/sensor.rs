@@ -1,16 +1,19 @@
 //! Frames in, sights out.
 
+use anteroom_proto::inventory::HintKind;
+
 use crate::frame::{self, Frame, Segment};
 use crate::gate::Look;
 use crate::sight::Sights;
 use crate::stream::Streams;
-use crate::{lldp, tcp, udp};
+use crate::{cdp, lldp, tcp, udp};
 
 /// Reads frames. Keeps the first bytes of streams, bounded, and who was asked by UDP.
 #[derive(Debug, Default)]
 pub struct Sensor {
     streams: Streams,
     asked: udp::Asked,
+    repeaters: udp::Repeaters,
 }
 
 impl Sensor {
@@ -33,11 +36,21 @@ impl Sensor {
         match frame::parse(bytes, vlan) {
             None => {}
             Some(Frame::Lldp { from, units }) => lldp::read(from, units, sights),
+            Some(Frame::Cdp { from, message }) => cdp::read(from, message, sights),
             Some(Frame::Udp(datagram)) => {
                 self.asked.take(&datagram, sights);
-                udp::read(&datagram, sights);
+                if datagram.forwarded {
+                    sights.tell(datagram.from, HintKind::Forwards, "ttl");
+                } else {
+                    udp::read(&datagram, &mut self.repeaters, sights);
+                }
             }
-            Some(Frame::Tcp(segment)) => self.segment(&segment, look, sights),
+            Some(Frame::Tcp(segment)) => {
+                if segment.forwarded {
+                    sights.tell(segment.from, HintKind::Forwards, "ttl");
+                }
+                self.segment(&segment, look, sights);
+            }
         }
     }
 
@@ -51,7 +64,7 @@ impl Sensor {
 
 #[cfg(test)]
 mod tests {
-    use anteroom_proto::inventory::{HintKind, MAX_VALUE};
+    use anteroom_proto::inventory::MAX_VALUE;
     use proptest::prelude::*;
 
     use super::*;
@@ -112,11 +125,22 @@ mod tests {
         assert_eq!(told, wanted.map(|(kind, value)| (kind, value.to_owned())));
     }
 
+    /// A device's hello (WS-Discovery) with something in it.
+    fn envelope(held: &str) -> String {
+        format!(
+            "<s:Envelope xmlns:s=\"http://www.w3.org/2003/05/soap-envelope\"><s:Body><Hello xmlns=\"http://docs.oasis-open.org/ws-dd/ns/discovery/2009/01\">{held}</Hello></s:Body></s:Envelope>"
+        )
+    }
+
+    fn hello(kind: &str) -> String {
+        envelope(&format!("<Types>{kind}</Types>"))
+    }
+
     #[test]
     fn bodies_that_inflate_without_end_are_read_up_to_a_bound() {
         use std::io::Write;
         let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-        packed.write_all(b"<Hello><Types>p:MedicalDevice</Types></Hello>").unwrap();
+        packed.write_all(hello("p:MedicalDevice").as_bytes()).unwrap();
         packed.write_all(&vec![b' '; 4 << 20]).unwrap();
         let packed = packed.finish().unwrap();
         let head = format!(
@@ -137,7 +161,7 @@ mod tests {
         use std::io::Write;
         let message = |kind: &str, spaces: usize| {
             let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
-            write!(packed, "<Hello><Types>{kind}</Types></Hello>").unwrap();
+            packed.write_all(hello(kind).as_bytes()).unwrap();
             packed.write_all(&vec![b' '; spaces]).unwrap();
             let packed = packed.finish().unwrap();
             let head = format!(
@@ -195,9 +219,64 @@ mod tests {
 
     #[test]
     fn scopes_of_patients_are_passed_by() {
-        let hello = b"<e:Envelope><Hello><Scopes>sdc.ctxt.pat:/x/Mustermann sdc.ctxt.loc:/x?bed=7 sdc.ctxt.locator:/Mustermann sdc.ctxt.opr:/x/Muster sdc%2ectxt.pat:/x/Muster biceps.ctxt.pat:/Muster</Scopes></Hello></e:Envelope>";
-        let told = told(&[frame(false, (3702, 3702), 0, hello)]);
+        let scopes = "<Scopes>sdc.ctxt.pat:/x/Mustermann sdc.ctxt.loc:/x?bed=7 sdc.ctxt.locator:/Mustermann sdc.ctxt.opr:/x/Muster sdc%2ectxt.pat:/x/Muster biceps.ctxt.pat:/Muster</Scopes>";
+        let told = told(&[frame(false, (3702, 3702), 0, envelope(scopes).as_bytes())]);
         assert_eq!(told, [(HintKind::WsdScope, "sdc.ctxt.loc:/x?bed=7".to_owned())]);
+    }
+
+    #[test]
+    fn what_lies_behind_a_router_is_not_the_routers() {
+        let lowered = |mut frame: Vec<u8>, by: u8| {
+            frame[22] -= by;
+            frame
+        };
+        let request = b"GET / HTTP/1.1\r\nHost: ris.example\r\nUser-Agent: Viewer/2\r\n\r\n";
+        let query = b"\x01\x02\x01\0\0\x01\0\0\0\0\0\0\x03ntp\0\0\x01\0\x01";
+        let mut opening = frame(true, (40001, 104), 0, &[]);
+        opening[14 + 20 + 13] = 0x02;
+        let frames =
+            [frame(true, (40000, 80), 1, request), frame(false, (40000, 53), 0, query), opening];
+        for by in 1..=3 {
+            let frames = frames.clone().map(|frame| lowered(frame, by));
+            for frame in frames {
+                assert_eq!(told(&[frame]), [(HintKind::Forwards, "ttl".to_owned())]);
+            }
+        }
+        // Some systems begin with 60.
+        for by in [0, 4] {
+            let frames = frames.clone().map(|frame| lowered(frame, by));
+            let told = told(&frames);
+            for kind in [HintKind::HttpAgent, HintKind::DnsQuery, HintKind::TcpSyn] {
+                assert!(told.iter().any(|(found, _)| *found == kind), "{kind}: {told:?}");
+            }
+            assert!(told.iter().all(|(kind, _)| *kind != HintKind::Forwards), "{told:?}");
+        }
+        // A server behind a router answers: what that says of its client counts.
+        let answers = |by| {
+            let mut answer = frame(
+                true,
+                (2575, 40000),
+                1,
+                b"\x0bMSH|^~\\&|EHR|H|MONITOR|ICU|1||ACK|1|P|2.5\r\x1c\r",
+            );
+            // The other way round.
+            answer[..12].rotate_left(6);
+            answer[26..34].rotate_left(4);
+            told(&[
+                frame(
+                    true,
+                    (40000, 2575),
+                    1,
+                    b"\x0bMSH|^~\\&|MONITOR|ICU|EHR|H|1||ORU^R01|1|P|2.5\r\x1c\r",
+                ),
+                lowered(answer, by),
+            ])
+        };
+        let sender = |told: &[(HintKind, String)], name: &str| {
+            told.contains(&(HintKind::Hl7Sender, name.to_owned()))
+        };
+        assert!(sender(&answers(0), "EHR"), "{:?}", answers(0));
+        assert!(!sender(&answers(1), "EHR") && sender(&answers(1), "MONITOR"), "{:?}", answers(1));
     }
 
     proptest! {

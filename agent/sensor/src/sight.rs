@@ -53,11 +53,14 @@ impl Sights {
         self.begun = self.seen.len();
     }
 
-    /// Tells of bytes off the wire. Nothing is told of groups, nor what [`value`] leaves nothing of.
-    pub(crate) fn tell(&mut self, who: Station, kind: HintKind, bytes: impl AsRef<[u8]>) {
-        if who.mac.is_group() {
-            return;
-        }
+    /// Tells of bytes off the wire. Nothing is told of nobody and of groups, nor what [`value`] leaves nothing of.
+    pub(crate) fn tell(
+        &mut self,
+        who: impl Into<Option<Station>>,
+        kind: HintKind,
+        bytes: impl AsRef<[u8]>,
+    ) {
+        let Some(who) = who.into().filter(|who| !who.mac.is_group()) else { return };
         let Some(value) = value(bytes.as_ref()) else { return };
         let sight = Sight { who, kind, value };
         let seen = &self.seen[self.begun..];

@@ -41,10 +41,12 @@ struct Key {
 /// What was said so far between two stations.
 #[derive(Debug)]
 pub(crate) struct Talk<'a> {
-    /// Who opened the connection.
-    pub(crate) client: Station,
-    /// Who took it.
-    pub(crate) server: Station,
+    /// Who opened the connection; none where it stands behind a router, whose station says nothing of it.
+    pub(crate) client: Option<Station>,
+    /// Who took it; none as above.
+    pub(crate) server: Option<Station>,
+    /// The addresses of both.
+    pub(crate) ips: (IpAddr, IpAddr),
     /// The port that the server listens at.
     pub(crate) port: u16,
     /// The first bytes of the client.
@@ -67,6 +69,8 @@ struct Half {
     who: Option<Station>,
     /// Whether it was heard itself; else it is whom the other side speaks to.
     heard: bool,
+    /// Whether what was heard of it was passed on by a router.
+    forwarded: bool,
     /// Whether its bytes are the connection's first.
     from_start: bool,
     /// The sequence number that comes next, once it is known.
@@ -82,8 +86,20 @@ struct Half {
 }
 
 impl Half {
-    fn open(who: Station, next: u32) -> Self {
-        Self { who: Some(who), heard: true, from_start: true, next: Some(next), ..Self::default() }
+    fn open(segment: &Segment<'_>) -> Self {
+        Self {
+            who: Some(segment.from),
+            heard: true,
+            forwarded: segment.forwarded,
+            from_start: true,
+            next: Some(segment.sequence.wrapping_add(1)),
+            ..Self::default()
+        }
+    }
+
+    /// Who its hints are of.
+    fn speaker(&self) -> Option<Station> {
+        self.who.filter(|_| !self.forwarded)
     }
 
     fn kept(&self) -> usize {
@@ -97,6 +113,7 @@ impl Half {
             return false;
         }
         (self.who, self.heard) = (Some(segment.from), true);
+        self.forwarded |= segment.forwarded;
         if self.full {
             return false;
         }
@@ -179,12 +196,23 @@ fn ahead(next: u32, sequence: u32) -> Place {
     }
 }
 
+/// Whether these are the first bytes of one that asks, whatever its port: an association of DICOM, a hello of TLS or OPC UA, a
+/// request by HTTP.
+fn asks(payload: &[u8]) -> bool {
+    matches!(payload, [1, 0, _, _, _, _, 0, 1, 0, 0, ..] | [22, 3, 0..=4, _, _, 1, ..])
+        || [&b"HELF"[..], b"GET ", b"POST ", b"PUT ", b"HEAD ", b"OPTIONS "]
+            .iter()
+            .any(|start| payload.starts_with(start))
+}
+
 #[derive(Debug)]
 struct Flow {
     /// Of the key's ends, in their order.
     halves: [Half; 2],
     /// Which of the ends opened the flow.
     client: usize,
+    /// Whether that is known, since the opening was seen; else it is a guess.
+    opened: bool,
     /// Who it is held against.
     opener: MacAddr,
     inflate: u64,
@@ -193,7 +221,14 @@ struct Flow {
 
 impl Flow {
     fn new(client: usize, opener: MacAddr) -> Self {
-        Self { halves: Default::default(), client, opener, inflate: MOST_INFLATED, done: false }
+        Self {
+            halves: Default::default(),
+            client,
+            opened: false,
+            opener,
+            inflate: MOST_INFLATED,
+            done: false,
+        }
     }
 
     fn kept(&self) -> usize {
@@ -202,7 +237,7 @@ impl Flow {
 
     /// Its ends open it: whatever was said between them before is over.
     fn open(&mut self, segment: &Segment<'_>, sender: usize) {
-        let half = Half::open(segment.from, segment.sequence.wrapping_add(1));
+        let half = Half::open(segment);
         if segment.ack {
             self.client = 1 - sender;
             if self.halves[sender].bytes.is_empty() {
@@ -212,6 +247,7 @@ impl Flow {
             *self = Self::new(sender, self.opener);
             self.halves[sender] = half;
         }
+        self.opened = true;
     }
 
     /// Takes a segment with bytes, or the last one.
@@ -225,7 +261,7 @@ impl Flow {
     ) {
         if look == Look::Anew {
             if self.done {
-                *self = Self::new(self.client, self.opener);
+                *self = Self { opened: self.opened, ..Self::new(self.client, self.opener) };
             } else if !self.halves[sender].continues(segment.sequence) {
                 self.halves[sender] = Half::default();
             }
@@ -233,15 +269,19 @@ impl Flow {
         if self.done {
             return;
         }
+        if !self.opened && self.halves[sender].bytes.is_empty() && asks(segment.payload) {
+            (self.client, self.opened) = (sender, true);
+        }
         self.halves[1 - sender].who.get_or_insert(segment.to);
         let news = self.halves[sender].take(segment);
         let client = self.client;
         let [first, second] = &mut self.halves;
         let (asking, answering) = if client == 0 { (first, second) } else { (second, first) };
-        if news && let (Some(asker), Some(answerer)) = (asking.who, answering.who) {
+        if news {
             self.done = read(Talk {
-                client: asker,
-                server: answerer,
+                client: asking.speaker(),
+                server: answering.speaker(),
+                ips: (ends[client].0, ends[1 - client].0),
                 port: ends[1 - client].1,
                 asked: &asking.bytes,
                 answered: &answering.bytes,
@@ -361,172 +401,4 @@ impl Streams {
 }
 
 #[cfg(test)]
-mod tests {
-    use anteroom_proto::mac::MacAddr;
-
-    use super::*;
-
-    const CLIENT: Station = Station { mac: MacAddr([2, 0, 0, 0, 0, 1]), vlan: None };
-    const SERVER: Station = Station { mac: MacAddr([2, 0, 0, 0, 0, 2]), vlan: None };
-
-    fn segment(port: u16, sequence: u32, payload: &[u8]) -> Segment<'_> {
-        Segment {
-            from: CLIENT,
-            to: SERVER,
-            ips: (IpAddr::from([10, 0, 0, 9]), IpAddr::from([10, 0, 0, 1])),
-            ports: (port, 104),
-            ttl: 64,
-            syn: false,
-            ack: true,
-            rst: false,
-            fin: false,
-            cut: false,
-            window: 0,
-            sequence,
-            options: &[],
-            payload,
-        }
-    }
-
-    fn opened(port: u16, sequence: u32) -> Segment<'static> {
-        Segment { syn: true, ack: false, ..segment(port, sequence, &[]) }
-    }
-
-    fn read(streams: &mut Streams, segment: &Segment<'_>) -> Option<Vec<u8>> {
-        let mut read = None;
-        streams.take(segment, Look::Further, |talk| {
-            assert_eq!((talk.client, talk.server, talk.port), (CLIENT, SERVER, 104));
-            read = Some(talk.asked.to_vec());
-            false
-        });
-        read
-    }
-
-    #[test]
-    fn segments_are_put_in_order_and_overlaps_taken_once() {
-        let mut streams = Streams::default();
-        let start = u32::MAX - 3;
-        read(&mut streams, &opened(4000, start.wrapping_sub(1)));
-        assert_eq!(read(&mut streams, &segment(4000, start.wrapping_add(4), b"efgh")), None);
-        assert_eq!(read(&mut streams, &segment(4000, start, b"ab")), Some(b"ab".to_vec()));
-        assert_eq!(read(&mut streams, &segment(4000, start, b"ab")), None, "a repetition");
-        let all = read(&mut streams, &segment(4000, start.wrapping_add(1), b"bcde"));
-        assert_eq!(all, Some(b"abcdefgh".to_vec()));
-        assert_eq!(read(&mut streams, &segment(4000, start.wrapping_add(1 << 20), b"far")), None);
-    }
-
-    #[test]
-    fn a_port_that_is_used_again_begins_anew() {
-        let mut streams = Streams::default();
-        read(&mut streams, &opened(4000, 10));
-        read(&mut streams, &segment(4000, 11, b"old"));
-        read(&mut streams, &opened(4000, 900));
-        assert_eq!(read(&mut streams, &segment(4000, 901, b"new")), Some(b"new".to_vec()));
-    }
-
-    fn assert_accounts(streams: &Streams) {
-        let kept: usize = streams.flows.values().map(Flow::kept).sum();
-        assert_eq!(kept, streams.kept);
-        assert_eq!(kept, streams.shares.values().map(|share| share.kept).sum::<usize>());
-        assert_eq!(streams.flows.len(), streams.shares.values().map(|share| share.flows).sum());
-        assert_eq!(streams.flows.len(), streams.order.len());
-        assert!(kept <= MOST_KEPT, "{kept}");
-        assert!(streams.flows.len() <= MOST_FLOWS, "{}", streams.flows.len());
-    }
-
-    #[test]
-    fn one_machine_that_opens_flows_without_end_pushes_out_its_own() {
-        let mut streams = Streams::default();
-        let quiet = MacAddr([2, 0, 0, 0, 0, 7]);
-        let from = Station { mac: quiet, vlan: None };
-        let ips = (IpAddr::from([10, 0, 0, 7]), IpAddr::from([10, 0, 0, 1]));
-        let quiet = |segment: Segment<'static>| Segment { from, ips, ..segment };
-        streams.take(&quiet(opened(1000, 0)), Look::Anew, |_| false);
-        streams.take(&quiet(segment(1000, 1, b"first")), Look::Further, |_| false);
-        let large = vec![7; 60_000];
-        for port in 1024..11_024 {
-            read(&mut streams, &opened(port, 0));
-            let seen = read(&mut streams, &segment(port, 1, &large)).expect("the first bytes");
-            assert_eq!(seen.len(), MOST_BYTES);
-            assert_eq!(read(&mut streams, &segment(port, 60_001, &large)), None);
-        }
-        assert_accounts(&streams);
-        assert!(streams.pushed_out() > 9000, "{}", streams.pushed_out());
-        let mut said = Vec::new();
-        streams.take(&quiet(segment(1000, 6, b" more")), Look::Further, |talk| {
-            said = talk.asked.to_vec();
-            false
-        });
-        assert_eq!(said, b"first more", "the quiet one's flow is still known");
-    }
-
-    #[test]
-    fn nobody_puts_words_into_anothers_mouth() {
-        let mut streams = Streams::default();
-        read(&mut streams, &opened(4000, 10));
-        let lie = Segment { from: SERVER, ..segment(4000, 11, b"lie") };
-        assert_eq!(read(&mut streams, &lie), None);
-        assert_eq!(read(&mut streams, &segment(4000, 11, b"true")), Some(b"true".to_vec()));
-    }
-
-    #[test]
-    fn a_second_look_at_a_long_connection_reads_from_where_it_is() {
-        let mut streams = Streams::default();
-        read(&mut streams, &opened(4000, 10));
-        read(&mut streams, &segment(4000, 11, b"first"));
-        let later = segment(4000, 5_000_000, b"later");
-        assert_eq!(read(&mut streams, &later), None, "far away");
-        let mut said = Vec::new();
-        streams.take(&later, Look::Anew, |talk| {
-            assert!(!talk.answered_from_start);
-            said = talk.asked.to_vec();
-            false
-        });
-        assert_eq!(said, b"later");
-        assert_accounts(&streams);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn accounts_agree_with_what_is_kept(
-            steps in proptest::collection::vec((0..3_u16, 0..60_000_u32, 0..20_000_usize, 0..32_u8), 0..200),
-        ) {
-            let mut streams = Streams::default();
-            let bytes = vec![1; 20_000];
-            for (port, sequence, length, flags) in steps {
-                let flag = |bit: u8| flags & bit != 0;
-                let one = segment(4000 + port, sequence, &bytes[..length]);
-                let one = Segment { syn: flag(1) && flag(2), ack: flag(4), fin: flag(8) && flag(1), ..one };
-                let back = Segment {
-                    from: one.to,
-                    to: one.from,
-                    ips: (one.ips.1, one.ips.0),
-                    ports: (one.ports.1, one.ports.0),
-                    ..one
-                };
-                let look = if flag(1) { Look::Anew } else { Look::Further };
-                streams.take(if flag(16) { &one } else { &back }, look, |talk| talk.asked.len() > 9000);
-                assert_accounts(&streams);
-            }
-        }
-    }
-
-    #[test]
-    fn of_a_flow_that_was_under_way_the_lower_port_is_the_server() {
-        let mut streams = Streams::default();
-        let answer = Segment {
-            from: SERVER,
-            to: CLIENT,
-            ips: (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 9])),
-            ports: (104, 4000),
-            ..segment(4000, 5, b"hello")
-        };
-        let mut who = None;
-        streams.take(&answer, Look::Further, |talk| {
-            who = Some((talk.client, talk.answered.to_vec()));
-            true
-        });
-        assert_eq!(who, Some((CLIENT, b"hello".to_vec())));
-        assert_eq!(read(&mut streams, &segment(4000, 50, b"more")), None, "it is done with");
-    }
-}
+mod tests;

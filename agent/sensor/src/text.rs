@@ -1,5 +1,7 @@
 //! Text as old protocols write it.
 
+use std::net::IpAddr;
+
 /// Longest text that is made of UTF-16: far more than a hint holds.
 const MOST_UNITS: usize = 256;
 
@@ -45,6 +47,29 @@ pub(crate) fn wire_name(mut bytes: &[u8]) -> Option<String> {
     (!name.is_empty()).then_some(name)
 }
 
+/// A host's name: nothing but what one is made of. What people type where one is asked for is none.
+pub(crate) fn host_name(name: &[u8]) -> Option<&[u8]> {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (!name.is_empty() && name.len() <= 253 && name.iter().all(is_part)).then_some(name)
+}
+
+/// The address in a URL: `http://10.0.0.7:8080/x`, `https://[fe80::1%1]/`. None where a name stands there.
+pub(crate) fn address_of_url(url: &[u8]) -> Option<IpAddr> {
+    let (_, rest) = std::str::from_utf8(url).ok()?.split_once("://")?;
+    let host = rest.split(['/', '?', '#']).next()?;
+    let host = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next()?.split('%').next()?,
+        None => host.split(':').next()?,
+    };
+    host.parse().ok()
+}
+
+/// Whether one of these addresses is the sender's. None where none of them tells, for want of the sender's family.
+pub(crate) fn is_own(sender: IpAddr, addresses: impl IntoIterator<Item = IpAddr>) -> Option<bool> {
+    let alike = addresses.into_iter().filter(|address| address.is_ipv4() == sender.is_ipv4());
+    alike.map(|address| address == sender).reduce(|own, next| own || next)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -62,5 +87,32 @@ mod tests {
     fn utf16_ends_at_its_zero() {
         assert_eq!(utf16(b"W\0i\0n\0\0\0x\0"), "Win");
         assert_eq!(utf16(b"W"), "");
+    }
+
+    #[test]
+    fn addresses_stand_in_urls_where_hosts_do() {
+        for (url, wanted) in [
+            ("http://10.0.0.7:8080/x", Some("10.0.0.7")),
+            ("https://[fe80::1%25eth0]:6464", Some("fe80::1")),
+            ("soap.udp://10.0.0.7?x", Some("10.0.0.7")),
+            ("http://pump-7.local/", None),
+            ("http://x/10.0.0.7", None),
+            ("urn:uuid:10.0.0.7", None),
+            ("http://[fe80::1", Some("fe80::1")),
+        ] {
+            let wanted = wanted.map(|ip| ip.parse::<IpAddr>().unwrap());
+            assert_eq!(address_of_url(url.as_bytes()), wanted, "{url}");
+        }
+        assert_eq!(address_of_url(b"http://\xff/"), None);
+    }
+
+    #[test]
+    fn what_is_no_name_of_a_host_is_none() {
+        for name in ["ct-1.ward", "_ldap._tcp.ward", "xn--mnchen-3ya.example"] {
+            assert_eq!(host_name(name.as_bytes()), Some(name.as_bytes()));
+        }
+        for name in ["", "erika@ris", "Erika Mustermann", "ris/x", "a\0b", &"a".repeat(254)] {
+            assert_eq!(host_name(name.as_bytes()), None, "{name:?}");
+        }
     }
 }

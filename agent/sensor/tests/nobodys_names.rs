@@ -138,7 +138,10 @@ fn of_http_neither_paths_nor_forms_nor_answers_name_anybody() {
         "GetContextStatesResponse><Person><Types>@</Types></Person><Scopes>@</Scopes></GetContextStatesResponse",
         "ProbeMatch><Types>d:MedicalDevice</Types><Scopes>sdc.ctxt.pat:/@ sdc%2ectxt.pat:@ http://x/patient=@</Scopes></ProbeMatch",
     ] {
-        let body = format!("<Envelope><Body><{}></Body></Envelope>", report.replace('@', NAME));
+        let body = format!(
+            "<s:Envelope xmlns:s=\"http://www.w3.org/2003/05/soap-envelope\" xmlns=\"http://docs.oasis-open.org/ws-dd/ns/discovery/2009/01\"><s:Body><{}></s:Body></s:Envelope>",
+            report.replace('@', NAME)
+        );
         let head = "HTTP/1.1 200 OK\r\nServer: sdc\r\nContent-Type: application/soap+xml";
         let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let talk = Talk::open(8080).asks("POST / HTTP/1.1\r\nHost: sdc\r\n\r\n").answers(answer);

@@ -12,12 +12,24 @@ pub mod truth;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anteroom_controller_core::classify::Observation;
-use anteroom_proto::inventory::{MAX_HINTS, MAX_OF_KIND};
+use anteroom_proto::inventory::{MAX_HINTS, most_of};
 use anteroom_proto::mac::MacAddr;
 use anteroom_sensor::{Look, Sensor, Sights, capture};
+
+/// Where captures lie for tests: beside the repository, or where `ANTEROOM_TRAFFIC` says. None, said in a line, where they aren't there.
+#[must_use]
+pub fn folder() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traffic");
+    let folder = std::env::var_os("ANTEROOM_TRAFFIC").map_or(folder, PathBuf::from);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("passed over: there are no captures in {}", folder.display());
+    None
+}
 
 /// One session of one device.
 #[derive(Debug, Clone)]
@@ -48,7 +60,7 @@ pub fn observe(bytes: &[u8]) -> Result<BTreeMap<MacAddr, Observation>, capture::
             let observation = seen.entry(mac).or_insert_with(|| at(mac));
             // As much as gateways keep.
             let of_kind = observation.hints.iter().filter(|(kind, _)| *kind == sight.kind).count();
-            if observation.hints.len() < MAX_HINTS && of_kind < MAX_OF_KIND {
+            if observation.hints.len() < MAX_HINTS && of_kind < most_of(sight.kind) {
                 observation.add(sight.kind, &sight.value);
             }
         }

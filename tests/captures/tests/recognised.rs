@@ -1,21 +1,10 @@
 //! Devices of real captures are recognised, and strangers aren't taken for somebody else.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anteroom_captures::measure::{self, Tally, sum};
-use anteroom_captures::{Session, load, observe};
+use anteroom_captures::{Session, folder, load, observe};
 use anteroom_controller_core::classify::{Claims, Field, Rulebook};
-
-/// Where the captures lie, beside the repository. None, said in a line, where they aren't there.
-fn folder() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traffic");
-    let folder = std::env::var_os("ANTEROOM_TRAFFIC").map_or(folder, PathBuf::from);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!("passed over: there are no captures in {}", folder.display());
-    None
-}
 
 fn sessions() -> Option<Vec<Session>> {
     Some(load(&folder()?.join("iot-setup")).expect("captures of devices"))
@@ -99,7 +88,7 @@ fn medical_and_industrial_programs_have_the_roles_that_they_play() {
     let provider = claims(&folder, "medical/sdc-wsdiscovery.pcap", here);
     has_roles(&provider, &["sdc-provider"]);
     // Its program writes it without the umlaut.
-    assert_eq!(provider.value(Field::Make), "Draeger", "{provider:#?}");
+    assert_eq!(provider.value(Field::Make), "Dräger", "{provider:#?}");
 
     let plc = claims(&folder, "ot/modicon.pcap", "00:00:54:14:f2:4f");
     // It serves pages as well, but that was captured on both sides of a router, whose they seem to be.

@@ -17,7 +17,7 @@ use anteroom_proto::api::HintsQuery;
 use anteroom_proto::inventory::HintKind;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::time::UnixMillis;
-use anteroom_sensor::{Collector, Gate, Sensor, Sights, sender};
+use anteroom_sensor::{Collector, Gate, Sensor, Sights, sender, source};
 use serde_json::Value;
 
 /// How long anything may take on a machine that has a lot else to do.
@@ -67,7 +67,7 @@ impl Alone {
         let frame = &frame[..frame.len().min(SNAP)];
         self.sensor.frame(frame, None, look, &mut self.sights);
         if let Some(who) = sender(frame, None).filter(|_| arrived) {
-            self.collector.heard(who, UnixMillis(1));
+            self.collector.heard(who, source(frame), UnixMillis(1));
         }
         for sight in self.sights.drain() {
             self.collector.note(sight, UnixMillis(1));

@@ -2,12 +2,14 @@
 //! bodies those are read that describe the device itself: web services' discovery and metadata, and UPnP's descriptions.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 
 use anteroom_proto::inventory::HintKind;
 
 use crate::sight::{Sights, Station};
 use crate::soap;
 use crate::stream::Talk;
+use crate::text;
 
 /// Most header lines of a message that is believed.
 const MOST_LINES: usize = 64;
@@ -27,16 +29,17 @@ struct Message<'b> {
 
 pub(super) fn read(talk: &mut Talk<'_>, sights: &mut Sights) -> bool {
     let [asked, answered] = &mut talk.done;
-    let mut side = Side { who: talk.client, inflate: talk.inflate, sights };
+    let mut side = Side { who: talk.client, ip: talk.ips.0, inflate: talk.inflate, sights };
     side.read(talk.asked, asked, false, talk.ended[0]);
-    side.who = talk.server;
+    (side.who, side.ip) = (talk.server, talk.ips.1);
     side.read(talk.answered, answered, true, talk.ended[1]);
     false
 }
 
 /// One that asks or answers.
 struct Side<'a> {
-    who: Station,
+    who: Option<Station>,
+    ip: IpAddr,
     inflate: &'a mut u64,
     sights: &'a mut Sights,
 }
@@ -53,7 +56,15 @@ impl Side<'_> {
             }
             *done = bytes.len() - after.len();
             if message.is_xml {
-                soap::read(self.who, &message.body, message.encoding, self.inflate, self.sights);
+                let body = soap::Body {
+                    who: self.who,
+                    ip: self.ip,
+                    bytes: &message.body,
+                    encoding: message.encoding,
+                    answers,
+                    repeats: false,
+                };
+                soap::read(body, self.inflate, self.sights);
             }
         }
     }
@@ -80,7 +91,7 @@ pub(crate) fn name_of_host(host: &[u8]) -> Option<&[u8]> {
     let name = host.split(|byte| *byte == b':').next()?;
     let is_address =
         std::str::from_utf8(name).is_ok_and(|text| text.parse::<std::net::IpAddr>().is_ok());
-    (!is_address && !name.is_empty()).then_some(name)
+    text::host_name(name).filter(|_| !is_address)
 }
 
 /// The message that these bytes begin with, perhaps in part, and what follows it.
@@ -147,8 +158,15 @@ fn unchunked(bytes: &[u8]) -> (Cow<'_, [u8]>, &[u8], bool) {
         let Some(chunk) = rest.get(at..) else { break };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if length == 0 {
-            rest = chunk.get(2..).unwrap_or_default();
-            return (Cow::Owned(body), rest, true);
+            // Lines may follow, up to an empty one.
+            let ends = match chunk {
+                [b'\r', b'\n', ..] => Some(2),
+                lines => lines.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4),
+            };
+            return match ends.and_then(|end| chunk.get(end..)) {
+                Some(rest) => (Cow::Owned(body), rest, true),
+                None => (Cow::Owned(body), &[], false),
+            };
         }
         body.extend_from_slice(&chunk[..length.min(chunk.len())]);
         rest = chunk.get(length.saturating_add(2)..).unwrap_or_default();

@@ -26,16 +26,17 @@ pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
     if talk.answered.starts_with(b"ACKF") {
         sights.tell(talk.server, HintKind::OpcuaRole, "server");
     }
-    for (who, bytes) in [(talk.client, talk.asked), (talk.server, talk.answered)] {
-        for message in messages(bytes) {
+    let [asked, answered] = [(talk.asked, talk.ended[0]), (talk.answered, talk.ended[1])];
+    for (who, (bytes, ended)) in [(talk.client, asked), (talk.server, answered)] {
+        for message in messages(bytes, ended) {
             application(who, message, sights);
         }
     }
     false
 }
 
-/// Bodies of the service messages, as far as they came.
-fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// Bodies of the service messages; the last as far as it came, where nothing more comes.
+fn messages(bytes: &[u8], ended: bool) -> impl Iterator<Item = &[u8]> {
     let mut rest = Cursor(bytes);
     std::iter::from_fn(move || {
         let kind = rest.take(4)?;
@@ -43,7 +44,7 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
             return None;
         }
         let length = usize::try_from(rest.le32()?).ok()?.checked_sub(8)?;
-        let body = rest.take_most(length);
+        let body = if ended { rest.take_most(length) } else { rest.take(length)? };
         Some(if kind == b"MSGF" { body } else { &[] })
     })
     .take(MOST_MESSAGES)
@@ -57,7 +58,7 @@ fn endpoint(hello: &[u8]) -> Option<&[u8]> {
     string(&mut hello)
 }
 
-fn application(who: Station, body: &[u8], sights: &mut Sights) -> Option<()> {
+fn application(who: Option<Station>, body: &[u8], sights: &mut Sights) -> Option<()> {
     let mut body = Cursor(body);
     // Channel, token, sequence and request.
     body.take(16)?;
@@ -92,7 +93,7 @@ fn application(who: Station, body: &[u8], sights: &mut Sights) -> Option<()> {
 }
 
 /// An ApplicationDescription: its URI, its product's, its name.
-fn described(who: Station, body: &mut Cursor<'_>, sights: &mut Sights) -> Option<()> {
+fn described(who: Option<Station>, body: &mut Cursor<'_>, sights: &mut Sights) -> Option<()> {
     let uri = string(body).unwrap_or_default();
     let product = string(body).unwrap_or_default();
     sights.tell(who, HintKind::OpcuaApplication, uri);

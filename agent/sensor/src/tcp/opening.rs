@@ -13,6 +13,10 @@ pub(crate) const PASSING: u16 = 32768;
 
 /// Reads a SYN or a SYN-ACK.
 pub(crate) fn opening(segment: &Segment<'_>, sights: &mut Sights) {
+    // Behind a router there may be anybody.
+    if segment.forwarded {
+        return;
+    }
     let kind = if segment.ack { HintKind::TcpSynAck } else { HintKind::TcpSyn };
     let habit = format!(
         "{}:{}:{}",

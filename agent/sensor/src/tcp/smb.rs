@@ -16,15 +16,18 @@ const SESSION_SETUP_1: u8 = 0x73;
 const NEGOTIATE_2: u16 = 0;
 /// That texts are UTF-16 (flags of SMB 1).
 const UNICODE: u16 = 0x8000;
+/// That a version is given (flags of NTLM).
+const VERSION: u32 = 0x0200_0000;
 /// Names in what an NTLM challenge says of the server.
 const COMPUTER_NAME: u16 = 1;
 const DNS_COMPUTER_NAME: u16 = 3;
 
 pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
-    for (who, is_server, bytes) in
-        [(talk.client, false, talk.asked), (talk.server, true, talk.answered)]
+    let [asked, answered] = [(talk.asked, talk.ended[0]), (talk.answered, talk.ended[1])];
+    for (who, is_server, (bytes, ended)) in
+        [(talk.client, false, asked), (talk.server, true, answered)]
     {
-        for message in messages(bytes) {
+        for message in messages(bytes, ended) {
             if let Some(message) = message.strip_prefix(b"\xffSMB") {
                 first(who, is_server, message, sights);
             } else if let Some(message) = message.strip_prefix(b"\xfeSMB") {
@@ -38,14 +41,15 @@ pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
     false
 }
 
-/// Messages behind their lengths (RFC 1002, session messages), the last as far as it came.
-fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// Messages behind their lengths (RFC 1002, session messages); the last as far as it came, where nothing more comes.
+fn messages(bytes: &[u8], ended: bool) -> impl Iterator<Item = &[u8]> {
     let mut rest = Cursor(bytes);
     std::iter::from_fn(move || {
         let kind = rest.u8()?;
         let length = rest.be24()?;
         match kind {
-            0 => Some(rest.take_most(length)),
+            0 if ended => Some(rest.take_most(length)),
+            0 => rest.take(length),
             // A session is asked for, or granted.
             0x81 | 0x82 => {
                 rest.take(length)?;
@@ -57,7 +61,7 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     .take(MOST_MESSAGES)
 }
 
-fn first(who: Station, is_server: bool, message: &[u8], sights: &mut Sights) -> Option<()> {
+fn first(who: Option<Station>, is_server: bool, message: &[u8], sights: &mut Sights) -> Option<()> {
     let mut message = Cursor(message);
     let order = message.u8()?;
     // Status, one byte of flags.
@@ -110,13 +114,19 @@ fn texts(mut bytes: &[u8], unicode: bool) -> impl Iterator<Item = String> {
             Some(text)
         } else {
             let text = text::until_zero(bytes);
-            bytes = bytes.get(text.len() + 1..).unwrap_or_default();
+            // One that doesn't end isn't there in whole.
+            bytes = bytes.get(text.len() + 1..)?;
             Some(String::from_utf8_lossy(text).into_owned())
         }
     })
 }
 
-fn second(who: Station, is_server: bool, message: &[u8], sights: &mut Sights) -> Option<()> {
+fn second(
+    who: Option<Station>,
+    is_server: bool,
+    message: &[u8],
+    sights: &mut Sights,
+) -> Option<()> {
     let mut message = Cursor(message);
     // Structure's size, credits, status.
     message.take(8)?;
@@ -152,16 +162,19 @@ fn dialect_name(dialect: u16) -> String {
 }
 
 /// What a server says of itself as it challenges by NTLM (MS-NLMP 2.2.1.2). The client's answer, with the user, isn't read.
-fn challenge(who: Station, message: &[u8], sights: &mut Sights) -> Option<()> {
+fn challenge(who: Option<Station>, message: &[u8], sights: &mut Sights) -> Option<()> {
     const MARK: &[u8] = b"NTLMSSP\0\x02\0\0\0";
     let at = message.windows(MARK.len()).position(|part| part == MARK)?;
     let challenge = &message[at..];
+    // Flags stand behind mark and target's name.
+    let has_version = Cursor(challenge.get(20..)?).le32()? & VERSION != 0;
     let mut fields = Cursor(challenge.get(40..)?);
     let length = usize::from(fields.le16()?);
     fields.take(2)?;
     let offset = usize::try_from(fields.le32()?).ok()?;
     // Others than Windows leave the build out, whatever they pass for.
     if let [major @ 1..=20, minor, low, high] = fields.take(4)?
+        && has_version
         && (*low, *high) != (0, 0)
     {
         let build = u16::from_le_bytes([*low, *high]);

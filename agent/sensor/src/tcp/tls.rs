@@ -8,6 +8,7 @@ use super::ja4;
 use crate::cursor::Cursor;
 use crate::sight::Sights;
 use crate::stream::Talk;
+use crate::text;
 
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
@@ -37,7 +38,9 @@ impl Hello<'_> {
 pub(super) fn read(talk: &Talk<'_>, sights: &mut Sights) -> bool {
     let asked = handshakes(talk.asked);
     if let Some(hello) = message(&asked, CLIENT_HELLO).and_then(hello) {
-        if let Some(name) = hello.extension(SERVER_NAME).and_then(server_name) {
+        if let Some(name) =
+            hello.extension(SERVER_NAME).and_then(server_name).and_then(text::host_name)
+        {
             sights.tell(talk.client, HintKind::TlsName, name);
         }
         sights.tell(talk.client, HintKind::TlsJa4, ja4::of(&hello));

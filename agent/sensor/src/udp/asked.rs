@@ -42,7 +42,9 @@ impl Asked {
         let to = (datagram.ips.1, datagram.ports.1);
         let asker = self.askers.get(&datagram.to.mac);
         if from.1 < PASSING && asker.is_some_and(|asker| asker.known.contains(&(to, from))) {
-            sights.tell(datagram.from, HintKind::Listens, format!("udp/{}", from.1));
+            // Behind a router there may be anybody.
+            let who = (!datagram.forwarded).then_some(datagram.from);
+            sights.tell(who, HintKind::Listens, format!("udp/{}", from.1));
             return;
         }
         // Where both use the same port, whoever speaks first says nothing about who listens.
@@ -93,6 +95,7 @@ mod tests {
             to: station(to),
             ips: (ip(from), ip(to)),
             ports,
+            forwarded: false,
             payload: &[],
         }
     }

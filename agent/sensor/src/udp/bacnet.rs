@@ -222,6 +222,7 @@ mod tests {
             to: station(2),
             ips: (ip(1), ip(2)),
             ports: (47808, 47808),
+            forwarded: false,
             payload,
         };
         read(&datagram, &mut sights);

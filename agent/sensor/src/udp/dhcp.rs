@@ -133,6 +133,7 @@ mod tests {
             to: Station { mac: MacAddr([2, 0, 0, 0, 0, 9]), vlan: Some(7) },
             ips: ([0, 0, 0, 0].into(), [10, 0, 0, 1].into()),
             ports: (68, 67),
+            forwarded: false,
             payload,
         };
         let mut sights = Sights::default();

@@ -93,6 +93,7 @@ mod tests {
             to: station(2),
             ips: ([10, 0, 0, 1].into(), [10, 0, 0, 2].into()),
             ports,
+            forwarded: false,
             payload,
         };
         let mut sights = Sights::default();

@@ -127,7 +127,7 @@ fn read(copied: &Copied, at: usize, sensor: &mut Sensor, sights: &mut Sights, sh
             port != at && heard.is_some_and(|at| now.0.saturating_sub(at.0) < MOVES)
         });
         if !is_elsewhere && let Some(collector) = known.ports.get_mut(at) {
-            collector.heard(sender, now);
+            collector.heard(sender, anteroom_sensor::source(copied.bytes()), now);
         }
     }
     for sight in sights.drain() {

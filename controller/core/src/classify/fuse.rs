@@ -15,10 +15,28 @@ pub(super) struct Point {
     pub(super) evidence: Evidence,
 }
 
-/// What makes two values the same one: case and what stands between letters don't.
+/// What makes two values the same one: case, umlauts and accents, and what stands between letters don't.
 pub(super) fn same(value: &str) -> String {
-    let kept = value.chars().filter(|c| c.is_alphanumeric());
-    let same: String = kept.flat_map(char::to_lowercase).collect();
+    let mut same = String::with_capacity(value.len());
+    for c in value.chars().flat_map(char::to_lowercase) {
+        match c {
+            // By two letters, as those write them who can't, and by one with a mark behind it.
+            '\u{308}' if same.ends_with(['a', 'o', 'u']) => same.push('e'),
+            'ä' | 'æ' => same.push_str("ae"),
+            'ö' | 'ø' | 'œ' => same.push_str("oe"),
+            'ü' => same.push_str("ue"),
+            'ß' => same.push_str("ss"),
+            'à' | 'á' | 'â' | 'ã' | 'å' => same.push('a'),
+            'ç' => same.push('c'),
+            'è' | 'é' | 'ê' | 'ë' => same.push('e'),
+            'ì' | 'í' | 'î' | 'ï' => same.push('i'),
+            'ñ' => same.push('n'),
+            'ò' | 'ó' | 'ô' | 'õ' => same.push('o'),
+            'ù' | 'ú' | 'û' => same.push('u'),
+            c if c.is_alphanumeric() => same.push(c),
+            _ => {}
+        }
+    }
     if same.is_empty() { value.to_owned() } else { same }
 }
 

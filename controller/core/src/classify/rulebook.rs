@@ -385,6 +385,8 @@ const fn says(kind: HintKind) -> bool {
             | K::DhcpFqdn
             | K::DhcpMudUrl
             | K::Dhcp6VendorClass
+            | K::CdpName
+            | K::CdpPlatform
             | K::LldpName
             | K::LldpDescription
             | K::LldpModel

@@ -76,8 +76,8 @@ fn medical_equipment_is_recognised_by_what_its_protocols_state() {
             (K::DicomRole, "scu"),
             (K::DicomCallingAe, "CT1"),
             (K::DicomImplementation, "1.3.12.2.1107.5.9.20000101"),
-            (K::DicomSyntax, "1.2.840.10008.5.1.4.1.1.2"),
-            (K::DicomSyntax, "1.2.840.10008.5.1.4.31"),
+            (K::DicomUses, "1.2.840.10008.5.1.4.1.1.2"),
+            (K::DicomUses, "1.2.840.10008.5.1.4.31"),
         ],
     );
     assert_eq!(claims.value(Field::Class), "ct", "{claims:?}");
@@ -90,7 +90,7 @@ fn medical_equipment_is_recognised_by_what_its_protocols_state() {
         &[
             (K::DicomRole, "scp"),
             (K::DicomCalledAe, "ORTHANC"),
-            (K::DicomSyntax, "1.2.840.10008.5.1.4.1.2.2.1"),
+            (K::DicomOffers, "1.2.840.10008.5.1.4.1.2.2.1"),
         ],
     );
     assert_eq!(archive.value(Field::Class), "pacs", "{archive:?}");
@@ -123,12 +123,99 @@ fn who_stores_images_of_several_kinds_is_no_modality() {
         "02:00:00:00:00:01",
         &[
             (K::DicomRole, "scu"),
-            (K::DicomSyntax, "1.2.840.10008.5.1.4.1.1.2"),
-            (K::DicomSyntax, "1.2.840.10008.5.1.4.1.1.4"),
-            (K::DicomSyntax, "1.2.840.10008.5.1.4.1.1.6.1"),
+            (K::DicomUses, "1.2.840.10008.5.1.4.1.1.2"),
+            (K::DicomUses, "1.2.840.10008.5.1.4.1.1.4"),
+            (K::DicomUses, "1.2.840.10008.5.1.4.1.1.6.1"),
         ],
     );
     assert_eq!(claims.value(Field::Class), "unknown", "{claims:?}");
+}
+
+/// Images of a kind, by what their storage ends with.
+fn images(kind: &str) -> String {
+    format!("1.2.840.10008.5.1.4.1.1.{kind}")
+}
+
+#[test]
+fn what_announces_itself_to_its_neighbours_is_known() {
+    for (kind, value, field, wanted) in [
+        (K::NetbiosVersion, "5.1", Field::Os, "Windows XP"),
+        (K::NetbiosVersion, "5.2", Field::Os, "Windows Server 2003"),
+        (K::SmbOs, "Windows 6.1.7601", Field::Os, "Windows 7"),
+        (K::SmbOs, "Windows 10.0.19045", Field::Os, "Windows 10"),
+        (K::SmbOs, "Windows 10.0.22631", Field::Os, "Windows 11"),
+        (K::CdpPlatform, "Cisco IP Phone 7941", Field::Class, "phone"),
+        (K::CdpPlatform, "cisco AIR-CAP3702I-E-K9", Field::Class, "access-point"),
+        (K::CdpPlatform, "cisco WS-C2960X-48FPD-L", Field::Class, "switch"),
+        (K::Forwards, "ttl", Field::Role, "router"),
+    ] {
+        let claims = shipped("02:00:00:00:00:01", &[(kind, value)]);
+        assert_eq!(claims.value(field), wanted, "{kind} = {value}: {claims:#?}");
+    }
+}
+
+#[test]
+fn an_archive_that_sends_images_back_is_no_modality() {
+    const WORKLIST: &str = "1.2.840.10008.5.1.4.31";
+    const COMMITMENT: &str = "1.2.840.10008.1.20.1";
+    const FIND: &str = "1.2.840.10008.5.1.4.1.2.2.1";
+    let class = |uses: &[&str], offers: &[&str]| {
+        let mut hints = vec![(K::DicomRole, "scu")];
+        hints.extend(uses.iter().map(|syntax| (K::DicomUses, *syntax)));
+        hints.extend(offers.iter().map(|syntax| (K::DicomOffers, *syntax)));
+        if !offers.is_empty() {
+            hints.push((K::DicomRole, "scp"));
+        }
+        shipped("02:00:00:00:00:01", &hints).value(Field::Class).to_owned()
+    };
+    for (kind, wanted) in [
+        ("2", "ct"),
+        ("2.1", "ct"),
+        ("4", "mr"),
+        ("6.1", "ultrasound"),
+        ("1", "x-ray"),
+        ("1.1", "x-ray"),
+        ("1.2", "mammography"),
+        ("12.1", "angiography"),
+        ("20", "nuclear-medicine"),
+        ("128", "nuclear-medicine"),
+    ] {
+        let images = images(kind);
+        let images = images.as_str();
+        assert_eq!(class(&[images], &[]), wanted, "{kind} alone");
+        assert_eq!(class(&[images, COMMITMENT], &[]), wanted, "it asks for a commitment");
+        assert_eq!(class(&[images], &[images]), "unknown", "{kind} both ways");
+        // Its archive is asked for it, or has committed itself to it.
+        assert_eq!(class(&[images], &[images, FIND]), "pacs", "{kind}");
+        assert_eq!(class(&[images], &[FIND]), "pacs", "{kind}");
+        assert_eq!(class(&[images], &[images, COMMITMENT]), "pacs", "{kind}");
+        assert_eq!(class(&[], &[COMMITMENT]), "pacs");
+        // A console that takes earlier images, and is asked for its own.
+        for offers in [&[images][..], &[images, FIND]] {
+            assert_eq!(class(&[images, WORKLIST], offers), wanted, "{kind}, {offers:?}");
+        }
+    }
+    // A viewer fetches images: it offers to take them.
+    assert_eq!(class(&[FIND], &[&images("2"), &images("4")]), "unknown");
+}
+
+#[test]
+fn a_maker_is_one_however_its_name_is_written() {
+    for (kind, value) in [
+        (K::WsdManufacturer, "Draeger"),
+        (K::WsdManufacturer, "Dräger"),
+        (K::WsdManufacturer, "Dra\u{308}ger"),
+        (K::WsdManufacturer, "DRÄGER"),
+        (K::WsdManufacturer, "Drägerwerk AG & Co. KGaA"),
+        (K::DhcpVendorClass, "Draeger Infinity"),
+        (K::DhcpVendorClass, "Dräger Infinity"),
+    ] {
+        let claims = shipped("02:00:00:00:00:01", &[(kind, value), (K::Speaks, "infinity")]);
+        assert_eq!(claims.value(Field::Make), "Dräger", "{value:?}: {claims:#?}");
+        assert_eq!(claims.of(Field::Make).count(), 1, "{value:?}: {claims:#?}");
+        let confidence = claims.known(Field::Make).unwrap().confidence;
+        assert!(confidence > 90, "{value:?} adds up with what it speaks: {confidence}");
+    }
 }
 
 #[test]

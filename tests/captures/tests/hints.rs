@@ -1,21 +1,11 @@
 //! The sensor on captures of real devices and real programs.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use anteroom_captures::folder;
 use anteroom_proto::inventory::HintKind;
 use anteroom_sensor::{Look, Sensor, Sight, Sights, capture};
-
-/// Where the captures lie, beside the repository. None, said in a line, where they aren't there.
-fn folder() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/traffic");
-    let folder = std::env::var_os("ANTEROOM_TRAFFIC").map_or(folder, PathBuf::from);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    eprintln!("passed over: there are no captures in {}", folder.display());
-    None
-}
 
 /// What a capture shows.
 fn sights(folder: &Path, name: &str) -> BTreeSet<Sight> {
@@ -57,7 +47,8 @@ fn associations_of_dicom_name_both_sides() {
             (HintKind::DicomCalledAe, "ORTHANC"),
             (HintKind::DicomImplementation, "1.2.276.0.7230010.3.0.3.6.7"),
             (HintKind::DicomVersion, "OFFIS_DCMTK_367"),
-            (HintKind::DicomSyntax, "1.2.840.10008.1.1"),
+            (HintKind::DicomUses, "1.2.840.10008.1.1"),
+            (HintKind::DicomOffers, "1.2.840.10008.1.1"),
             (HintKind::Listens, "tcp/4242"),
             (HintKind::HttpAgent, "curl/7.88.1"),
         ],
