@@ -13,17 +13,19 @@ mod kept;
 pub mod peer;
 pub mod sensor;
 mod sizes;
+pub mod streams;
 pub mod text;
 
 /// A fuzzer: takes any bytes, panics where an invariant doesn't hold.
 pub type Body = fn(&[u8]);
 
 /// All fuzzers by name, which is also the name of their directory under `tests/fuzz/corpus`.
-pub const ALL: [(&str, Body); 6] = [
+pub const ALL: [(&str, Body); 7] = [
     ("documents", documents::run),
     ("engine", engine::run),
     ("frames", frames::run),
     ("peer", peer::run),
     ("sensor", sensor::run),
+    ("streams", streams::run),
     ("text", text::run),
 ];

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anteroom_fuzz_bodies::ALL;
+use anteroom_fuzz_bodies::{ALL, Body};
 
 #[test]
 fn every_kept_input_holds() {
@@ -40,7 +40,17 @@ fn plain_inputs_hold() {
 /// What the sensor reads comes from anybody: its kept inputs, with some bytes changed, doubled, left out or taken from another one.
 #[test]
 fn kept_inputs_of_the_sensor_hold_however_they_are_changed() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus/sensor");
+    change("sensor", anteroom_fuzz_bodies::sensor::run);
+}
+
+/// Conversations, changed in the same way: however they are cut, the same is told of them.
+#[test]
+fn kept_conversations_hold_however_they_are_changed() {
+    change("streams", anteroom_fuzz_bodies::streams::run);
+}
+
+fn change(name: &str, body: Body) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus").join(name);
     let mut files: Vec<_> =
         std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
@@ -75,8 +85,8 @@ fn kept_inputs_of_the_sensor_hold_however_they_are_changed() {
                 }
             }
         }
-        if std::panic::catch_unwind(|| anteroom_fuzz_bodies::sensor::run(&bytes)).is_err() {
-            panic!("round {round} fails with {bytes:02x?}");
+        if std::panic::catch_unwind(|| body(&bytes)).is_err() {
+            panic!("{name}: round {round} fails with {bytes:02x?}");
         }
     }
 }
