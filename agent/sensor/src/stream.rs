@@ -97,6 +97,15 @@ impl Half {
         }
     }
 
+    /// Whether a segment that opens is a router's copy of the one by which this began.
+    fn is_copied_by(&self, segment: &Segment<'_>) -> bool {
+        segment.forwarded
+            && self.heard
+            && !self.forwarded
+            && self.bytes.is_empty()
+            && self.next == Some(segment.sequence.wrapping_add(1))
+    }
+
     /// Who its hints are of.
     fn speaker(&self) -> Option<Station> {
         self.who.filter(|_| !self.forwarded)
@@ -237,6 +246,10 @@ impl Flow {
 
     /// Its ends open it: whatever was said between them before is over.
     fn open(&mut self, segment: &Segment<'_>, sender: usize) {
+        // Seen on both sides of a router, it is of the one whom it was heard of first hand.
+        if self.halves[sender].is_copied_by(segment) {
+            return;
+        }
         let half = Half::open(segment);
         if segment.ack {
             self.client = 1 - sender;

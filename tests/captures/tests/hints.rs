@@ -145,6 +145,11 @@ fn old_machines_and_controllers_of_buildings_are_recognised() {
         "ot/modicon.pcap",
         &[(HintKind::HttpServer, "Schneider-WEB/V2.1.4"), (HintKind::ModbusRole, "server")],
     );
+    // It was captured on both sides of a router, who only passed that on.
+    let server = sights(&folder, "ot/modicon.pcap");
+    let server = server.iter().filter(|sight| sight.kind == HintKind::HttpServer);
+    let macs: Vec<_> = server.map(|sight| sight.who.mac.to_string()).collect();
+    assert_eq!(macs, ["00:00:54:14:f2:4f"]);
     shows(&folder, "ot/bacnet_example.pcap", &[(HintKind::BacnetInstance, "136")]);
 }
 

@@ -107,6 +107,51 @@ fn nobody_puts_words_into_anothers_mouth() {
 }
 
 #[test]
+fn what_is_seen_on_both_sides_of_a_router_is_of_who_said_it() {
+    let station = |n| Station { mac: MacAddr([2, 0, 0, 0, 1, n]), vlan: None };
+    let (inside, outside) = (station(1), station(2));
+    let back = |segment: Segment<'static>| Segment {
+        from: SERVER,
+        to: inside,
+        ips: (segment.ips.1, segment.ips.0),
+        ports: (segment.ports.1, segment.ports.0),
+        ..segment
+    };
+    let request = Segment { to: outside, ..segment(4000, 11, b"asks") };
+    let answer = back(segment(4000, 91, b"answers"));
+    let passed_on = |segment: &Segment<'static>| {
+        let (from, to) = if segment.from == CLIENT { (inside, SERVER) } else { (outside, CLIENT) };
+        Segment { from, to, forwarded: true, ..*segment }
+    };
+    let all = [
+        Segment { to: outside, ..opened(4000, 10) },
+        Segment { syn: true, ..back(segment(4000, 90, &[])) },
+        request,
+        answer,
+    ];
+    let both = |copy_first: bool| {
+        let mut streams = Streams::default();
+        let mut found = Vec::new();
+        for segment in &all {
+            let mut seen = [*segment, passed_on(segment)];
+            if copy_first {
+                seen.reverse();
+            }
+            for segment in &seen {
+                streams.take(segment, Look::Further, |talk| {
+                    found.push((talk.client, talk.server, talk.asked.len(), talk.answered.len()));
+                    false
+                });
+            }
+        }
+        found
+    };
+    let wanted = [(Some(CLIENT), Some(SERVER), 4, 0), (Some(CLIENT), Some(SERVER), 4, 7)];
+    assert_eq!(both(false), wanted);
+    assert_eq!(both(true), wanted);
+}
+
+#[test]
 fn a_second_look_at_a_long_connection_reads_from_where_it_is() {
     let mut streams = Streams::default();
     read(&mut streams, &opened(4000, 10));

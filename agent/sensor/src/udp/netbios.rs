@@ -176,7 +176,7 @@ mod tests {
             assert_eq!(told(ip, &announcement(order, [5, 1], 0x1003)), all);
         }
         let whole = announcement(HOST, [6, 1], 0x1003 | IS_UNIX);
-        assert_eq!(told(ip, &whole), [name.clone()], "Samba says so of itself");
+        assert_eq!(told(ip, &whole), std::slice::from_ref(&name), "Samba says so of itself");
         assert_eq!(told(ip, &announcement(12, [5, 1], 0)), [name], "a group's");
         assert_eq!(told([10, 0, 0, 9], &whole), [], "carried on from elsewhere");
         for end in 0..whole.len() {
