@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anteroom_captures::measure::{self, Table, Tally};
 use anteroom_captures::{Session, load};
-use anteroom_controller_core::classify::{Field, Rulebook};
+use anteroom_controller_core::classify::{Field, KNOWN, Rulebook, SURE};
 
 const USAGE: &str = "usage: anteroom-captures DIR [--seed N] [--train DIR] [--show DEVICE]";
 
@@ -74,15 +74,33 @@ fn run() -> Result<(), String> {
     }
     let learnt = measure::learnt(&train, &rules);
     let columns = [
-        ("learnt", measure::kinds(&learnt, &test)),
-        ("never seen", measure::strangers(&sessions, &rules)),
-        ("another device", measure::twins(&sessions, &rules)),
-        ("class by rules", measure::field(&rules, &test, Field::Class)),
-        ("make by rules", measure::field(&rules, &test, Field::Make)),
-        ("model by rules", measure::field(&rules, &test, Field::Model)),
+        ("class, learnt", class(&learnt, &test)),
+        ("model, learnt", shown(&learnt, &test)),
+        ("model, never seen", measure::strangers(&sessions, &rules, shown)),
+        ("model, another device", measure::twins(&sessions, &rules)),
+        ("class, by rules", class(&rules, &test)),
+        ("class, never seen", measure::strangers(&sessions, &rules, class)),
+        ("model, learnt, proposed", proposed(&learnt, &test)),
+        ("model, never seen, proposed", measure::strangers(&sessions, &rules, proposed)),
+        ("make, by rules", measure::field(&rules, &test, Field::Make)),
+        ("model, by rules", shown(&rules, &test)),
     ];
     print(&columns);
     Ok(())
+}
+
+fn class(book: &Rulebook, test: &[&Session]) -> Table {
+    measure::field(book, test, Field::Class)
+}
+
+/// Models as they are shown.
+fn shown(book: &Rulebook, test: &[&Session]) -> Table {
+    measure::models(book, test, KNOWN)
+}
+
+/// Models as they are proposed for labels.
+fn proposed(book: &Rulebook, test: &[&Session]) -> Table {
+    measure::models(book, test, SURE)
 }
 
 fn print(columns: &[(&str, Table)]) {

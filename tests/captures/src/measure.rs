@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anteroom_controller_core::classify::learnt::{Example, learn};
-use anteroom_controller_core::classify::{Claims, Field, Rulebook};
+use anteroom_controller_core::classify::{Field, KNOWN, Rulebook};
 use anteroom_proto::name::Name;
 
 use crate::Session;
@@ -73,15 +73,26 @@ pub fn split(sessions: &[Session], seed: u64) -> (Vec<&Session>, Vec<&Session>) 
     (train, test)
 }
 
-/// The shipped rules with what is learnt from sessions: each kind's name stands as the model.
+/// The shipped rules with what is learnt from sessions. Models are called as an operator who confirms them would: in the words that the rules
+/// recognise, where they do.
 #[must_use]
 pub fn learnt(train: &[&Session], rules: &Rulebook) -> Rulebook {
+    let mut models: BTreeMap<&str, String> = BTreeMap::new();
+    for session in train {
+        let claims = rules.classify(&session.observation);
+        let recognised = claims.known(Field::Model).map(|claim| &claim.value);
+        if let Some(value) = recognised.filter(|value| is_model(value, &session.kind)) {
+            models.entry(&session.kind).or_insert_with(|| value.clone());
+        }
+    }
     let examples: Vec<Example> = train
         .iter()
         .filter_map(|session| {
             let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             let name: Name = session.kind.to_lowercase().replace(|c| !fits(c), "-").parse().ok()?;
-            let mut fields = BTreeMap::from([(Field::Model, session.kind.clone())]);
+            let called = models.get(session.kind.as_str()).map(String::as_str);
+            let model = called.unwrap_or_else(|| truth::model(&session.kind)).to_owned();
+            let mut fields = BTreeMap::from([(Field::Model, model)]);
             if let Some((class, make, _)) = truth::of(&session.kind) {
                 fields.insert(Field::Class, class.to_owned());
                 fields.insert(Field::Make, make.to_owned());
@@ -94,39 +105,38 @@ pub fn learnt(train: &[&Session], rules: &Rulebook) -> Rulebook {
     book
 }
 
-/// The kind that a session's device is taken for by what was learnt. The shipped rules may state a model in its maker's words; a kind that was learnt is
-/// the answer wherever it is known and nothing that it was learnt as stands against it.
-#[must_use]
-pub fn kind(claims: &Claims) -> Option<&str> {
-    let learnt = claims
-        .of(Field::Model)
-        .find(|claim| claim.evidence.iter().any(|evidence| evidence.source == "likeness"));
-    learnt.map(|claim| claim.value.as_str())
+/// Whether a model is a kind's, which may be written at greater length: HS100(EU), DCS-930LB.
+fn is_model(value: &str, kind: &str) -> bool {
+    plain(value).contains(&plain(truth::model(kind)))
 }
 
-/// Judges sessions by the kind that was learnt.
+/// Judges what sessions' devices are shown as by their models. Claims that are less sure than `least` percent count for none.
 #[must_use]
-pub fn kinds(book: &Rulebook, test: &[&Session]) -> Table {
+pub fn models(book: &Rulebook, test: &[&Session], least: u8) -> Table {
     let mut table = Table::new();
     for session in test {
         let claims = book.classify(&session.observation);
-        // A model that rules state in another spelling is the same claim.
-        let found = kind(&claims).map(|kind| plain(kind) == plain(&session.kind));
+        let claim = claims.known(Field::Model).filter(|claim| claim.confidence >= least);
+        let found = claim.map(|claim| is_model(&claim.value, &session.kind));
         table.entry(session.kind.clone()).or_default().add(found);
     }
     table
 }
 
-/// Leaves each kind out of learning in turn, and judges its sessions: whatever it is taken for is wrong.
+/// Leaves each kind out of learning in turn, and judges its sessions: what is learnt of others is wrong of their models.
 #[must_use]
-pub fn strangers(sessions: &[Session], rules: &Rulebook) -> Table {
+pub fn strangers(
+    sessions: &[Session],
+    rules: &Rulebook,
+    judge: impl Fn(&Rulebook, &[&Session]) -> Table,
+) -> Table {
     let kinds_of_all: BTreeSet<&str> =
         sessions.iter().map(|session| session.kind.as_str()).collect();
     let mut table = Table::new();
     for left_out in kinds_of_all {
         let (test, train): (Vec<&Session>, Vec<&Session>) =
             sessions.iter().partition(|session| session.kind == left_out);
-        table.extend(kinds(&learnt(&train, rules), &test));
+        table.extend(judge(&learnt(&train, rules), &test));
     }
     table
 }
@@ -142,7 +152,7 @@ pub fn twins(sessions: &[Session], rules: &Rulebook) -> Table {
     for device in devices.values().filter(|devices| devices.len() > 1).flatten() {
         let (test, train): (Vec<&Session>, Vec<&Session>) =
             sessions.iter().partition(|session| session.device == *device);
-        for (kind, tally) in kinds(&learnt(&train, rules), &test) {
+        for (kind, tally) in models(&learnt(&train, rules), &test, KNOWN) {
             let sum = table.entry(kind).or_default();
             *sum = sum.and(tally);
         }
@@ -170,10 +180,9 @@ pub fn field(book: &Rulebook, test: &[&Session], field: Field) -> Table {
             continue;
         }
         let claims = book.classify(&session.observation);
-        let found = claims.known(field).map(|claim| {
-            // A longer name of the same model is right: HS100(EU), DCS-930LB.
-            let found = plain(&claim.value);
-            found == plain(wanted) || (field == Field::Model && found.contains(&plain(wanted)))
+        let found = claims.known(field).map(|claim| match field {
+            Field::Model => is_model(&claim.value, &session.kind),
+            _ => plain(&claim.value) == plain(wanted),
         });
         table.entry(session.kind.clone()).or_default().add(found);
     }

@@ -23,9 +23,9 @@ pub const KINDS: &[(&str, &str, &str, &str)] = &[
     ("SmarterCoffee", "coffee-machine", "Smarter", ""),
     ("TP-LinkPlugHS100", "smart-plug", "TP-Link", "HS100"),
     ("TP-LinkPlugHS110", "smart-plug", "TP-Link", "HS110"),
-    ("WeMoInsightSwitch", "smart-plug", "Belkin", "Insight"),
-    ("WeMoLink", "lighting", "Belkin", "Link"),
-    ("WeMoSwitch", "smart-plug", "Belkin", "Switch"),
+    ("WeMoInsightSwitch", "smart-plug", "Belkin", "WeMo Insight"),
+    ("WeMoLink", "lighting", "Belkin", "WeMo Link"),
+    ("WeMoSwitch", "smart-plug", "Belkin", "WeMo Switch"),
     ("Withings", "scale", "Withings", "WS-30"),
     ("iKettle2", "kettle", "Smarter", "iKettle"),
 ];
@@ -37,4 +37,10 @@ pub fn of(kind: &str) -> Option<(&'static str, &'static str, &'static str)> {
         .iter()
         .find(|(name, ..)| *name == kind)
         .map(|(_, class, make, model)| (*class, *make, *model))
+}
+
+/// A kind's model: the kind itself where no protocol could state one.
+#[must_use]
+pub fn model(kind: &str) -> &str {
+    of(kind).map(|(_, _, model)| model).filter(|model| !model.is_empty()).unwrap_or(kind)
 }

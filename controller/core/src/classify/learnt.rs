@@ -17,7 +17,8 @@
 //! near as the nearest ([`LEAD`]) have a say too: a field is claimed only where all of them have the same value.
 //!
 //! A device that states another product than all that was seen of a name, in a place where at least half of them stated theirs, isn't of that name
-//! however much else is alike: a maker's next model shares its software.
+//! however much else is alike: a maker's next model shares its software. Where nothing that both have states a product, it may be the next model
+//! all the same: its class and its make are claimed as surely as it is alike, its model never so surely that it is proposed ([`UNSTATED`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -30,7 +31,7 @@ use toml_edit::{Key, Value};
 
 use super::fuse::Point;
 use super::rulebook::port_text;
-use super::{Evidence, Field, Observation};
+use super::{Evidence, Field, Observation, SURE};
 use crate::policy::key;
 
 /// Most traits of one name.
@@ -49,6 +50,8 @@ const ODD: usize = 10;
 const SLACK: u8 = 5;
 /// By how much one name must be nearer than another for the other to have no say.
 pub const LEAD: f64 = 0.12;
+/// How sure a model is at most of which nothing states that it is this one, in percent.
+pub const UNSTATED: u8 = SURE - 5;
 /// Ports from here on are chosen anew each time.
 const DYNAMIC: u16 = 32768;
 /// Traits that fewer observations than this share, in percent, aren't written down.
@@ -84,10 +87,7 @@ impl Like {
     fn is_denied_by(&self, traits: &BTreeSet<String>) -> bool {
         let places = STATED.into_iter().map(Some).chain([None]);
         places.into_iter().any(|place| {
-            let stated = |found: &&String| match place {
-                Some(place) => found.starts_with(place),
-                None => is_device_type(found),
-            };
+            let stated = |found: &&String| stands_at(found, place);
             let own: BTreeSet<&String> = traits.iter().filter(stated).collect();
             let mut most = 0;
             for (known, share) in self.traits.iter().filter(|(known, _)| stated(known)) {
@@ -295,18 +295,20 @@ impl Likes {
         let mut common: Vec<&String> =
             common.iter().filter(|found| like.traits.contains_key(*found)).collect();
         common.sort_by(|a, b| self.weight(b).total_cmp(&self.weight(a)).then_with(|| a.cmp(b)));
+        let is_stated = common.iter().any(|found| is_of_product(found));
         let shown: Vec<&str> = common.iter().take(3).map(|found| found.as_str()).collect();
         let beyond = (best - f64::from(NEAR) / 100.0) / (1.0 - f64::from(NEAR) / 100.0);
         for (field, value) in &like.fields {
             if close.iter().any(|other| other.fields.get(field) != Some(value)) {
                 continue;
             }
+            let most = if *field == Field::Model && !is_stated { UNSTATED } else { 95 };
             points.push(Point {
                 field: *field,
                 value: value.clone(),
                 evidence: Evidence {
                     // From 55 where it is only just believed to 95 where all is alike.
-                    weight: (55.0 + 40.0 * beyond).clamp(1.0, 95.0) as u8,
+                    weight: (55.0 + 40.0 * beyond).clamp(1.0, f64::from(most)) as u8,
                     source: "likeness".into(),
                     seen: format!("{:.0} % alike, as in {}", best * 100.0, shown.join(", ")),
                     rule: format!("like {name}"),
@@ -314,6 +316,16 @@ impl Likes {
             });
         }
     }
+}
+
+/// Whether a trait is one that states a product.
+fn is_of_product(found: &str) -> bool {
+    STATED.into_iter().map(Some).chain([None]).any(|place| stands_at(found, place))
+}
+
+/// Whether a trait stands where this states a product; without one, whether it is a maker's type of device.
+fn stands_at(found: &str, place: Option<&str>) -> bool {
+    place.map_or_else(|| is_device_type(found), |place| found.starts_with(place))
 }
 
 /// Whether a trait is a type of device that a maker has named for UPnP, not one that the forum has.
@@ -529,6 +541,29 @@ mod tests {
         let mut known = Likes::default();
         known.extend(learn(&[pump("pump-a", "1"), pump("pump-a", "2"), pump("pump-a", "3")]));
         assert_eq!(known.near(&pump("x", "4").observation).len(), 1);
+    }
+
+    /// Of two models that state nothing, whoever knows one alone takes the other for it: no label is made of that.
+    #[test]
+    fn a_model_that_nothing_states_is_not_proposed() {
+        use HintKind as K;
+        let pump = |model: Option<&str>| {
+            let mut hints = vec![(K::HttpAgent, "PumpOS/1"), (K::DnsQuery, "alpha.example")];
+            hints.extend(model.map(|model| (K::MdnsModel, model)));
+            example("pump-a", &hints)
+        };
+        let surest = |example: &Example| {
+            let mut known = Likes::default();
+            known.extend(learn(&[example.clone(), example.clone()]));
+            let mut points = Vec::new();
+            known.points(&example.observation, &mut points);
+            let of = |field| {
+                points.iter().find(|point| point.field == field).map(|point| point.evidence.weight)
+            };
+            (of(Field::Class), of(Field::Model))
+        };
+        assert_eq!(surest(&pump(Some("A 1"))), (Some(95), Some(95)));
+        assert_eq!(surest(&pump(None)), (Some(95), Some(UNSTATED)));
     }
 
     #[test]
