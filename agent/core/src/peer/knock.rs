@@ -6,12 +6,13 @@
 //!
 //! ```text
 //! knock:  5 0 0 0 | number (4) | number for the answer (4) | token (8) | nonce (8) | code (16) | zeros
-//! answer: 6 0 0 0 | number (4) | nonce (8) | code (16)
+//! answer: 6 0 0 0 | number (4) | nonce (8) | sealed long datagrams that came (4) | full knocks (4) | code (16)
 //! ```
 //!
 //! Number and token find the peer and turn others away before anything is computed; the code is HMAC-SHA-256 over all
 //! before it, and in a *full* knock, which has zeros, over the length of the whole (4), cut to 16 bytes, by the key of
-//! whoever is knocked at. What says that a datagram as long as a packet gets through is that a full one is answered.
+//! whoever is knocked at. What says that a datagram as long as a packet gets through is that a full one is answered. How many long
+//! datagrams came is told to whom understands it, and left out otherwise: see [`doubt`](super::doubt).
 
 use std::fmt;
 
@@ -19,14 +20,16 @@ use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
+use super::doubt::Came;
 use crate::wire::{array, put};
 
 /// Length of a knock.
 pub(super) const KNOCK_LEN: usize = 44;
 /// Longest full knock: what an Ethernet frame carries, over IPv4.
 pub(super) const MAX_KNOCK_LEN: usize = 1_472;
-/// Length of an answer.
+/// Length of an answer, and of one that says how many long datagrams came.
 pub(super) const ANSWER_LEN: usize = 32;
+pub(super) const COUNTING_LEN: usize = ANSWER_LEN + 8;
 const CODE_LEN: usize = 16;
 const KNOCK: u32 = 5;
 const ANSWER: u32 = 6;
@@ -82,6 +85,8 @@ pub(super) enum Heard {
     Answer {
         number: u32,
         nonce: u64,
+        /// How many long datagrams came.
+        came: Option<Came>,
     },
 }
 
@@ -96,7 +101,12 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Heard> {
             token: long(12)?,
             nonce: long(20)?,
         }),
-        (ANSWER, ANSWER_LEN) => Some(Heard::Answer { number: word(4)?, nonce: long(8)? }),
+        (ANSWER, ANSWER_LEN | COUNTING_LEN) => {
+            let counts = datagram.len() == COUNTING_LEN;
+            let came =
+                if counts { Some(Came { sealed: word(16)?, knocks: word(20)? }) } else { None };
+            Some(Heard::Answer { number: word(4)?, nonce: long(8)?, came })
+        }
         _ => None,
     }
 }
@@ -140,12 +150,16 @@ pub(super) fn full_knock(at: &Knocker, back: u32, nonce: u64, len: usize) -> Vec
     bytes
 }
 
-/// The answer to a knock that was found good by `key`.
-pub(super) fn answer(key: KnockKey, back: u32, nonce: u64) -> [u8; ANSWER_LEN] {
-    let mut bytes = [0; ANSWER_LEN];
+/// The answer to a knock that was found good by `key`. `came`: how many long datagrams did, where that is told.
+pub(super) fn answer(key: KnockKey, back: u32, nonce: u64, came: Option<Came>) -> Vec<u8> {
+    let mut bytes = vec![0; if came.is_some() { COUNTING_LEN } else { ANSWER_LEN }];
     put(&mut bytes, 0, &ANSWER.to_le_bytes());
     put(&mut bytes, 4, &back.to_le_bytes());
     put(&mut bytes, 8, &nonce.to_le_bytes());
+    if let Some(came) = came {
+        put(&mut bytes, 16, &came.sealed.to_le_bytes());
+        put(&mut bytes, 20, &came.knocks.to_le_bytes());
+    }
     seal(&mut bytes, key, None);
     bytes
 }
@@ -217,9 +231,12 @@ mod tests {
             nonce: u64::MAX - 1,
         };
         assert_eq!(parse(&knock), Some(heard));
-        let answer = answer(key, 0x0506_0708, 9);
-        assert_eq!(parse(&answer), Some(Heard::Answer { number: 0x0506_0708, nonce: 9 }));
-        for good in [&knock[..], &answer] {
+        let answers = [None, Some(Came { sealed: u32::MAX - 7, knocks: 8 })].map(|came| {
+            let answer = answer(key, 0x0506_0708, 9, came);
+            assert_eq!(parse(&answer), Some(Heard::Answer { number: 0x0506_0708, nonce: 9, came }));
+            answer
+        });
+        for good in [&knock[..], &answers[0], &answers[1]] {
             assert!(is_good(good, key));
             assert!(!is_good(good, KnockKey::of(&[1; 32], &[3; 16], 0)), "another peer's key");
             for bit in 0..good.len() * 8 {
@@ -228,7 +245,8 @@ mod tests {
                 assert!(!is_good(&changed, key), "bit {bit}");
             }
             for len in 0..good.len() {
-                assert_eq!(parse(&good[..len]), None, "{len} bytes");
+                let cut = &good[..len];
+                assert!(parse(cut).is_none() || !is_good(cut, key), "{len} bytes");
             }
         }
         assert_eq!(format!("{key:?}"), "KnockKey(..)");

@@ -8,7 +8,9 @@
 
 mod agenda;
 mod allowance;
+mod awaited;
 pub(crate) mod doorman;
+mod doubt;
 mod front;
 mod hearing;
 mod knock;

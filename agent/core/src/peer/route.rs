@@ -13,7 +13,6 @@
 //!   lose knocks among much else. While packets flow
 //!   it is knocked every quarter of a second; with the first packet after a pause at once.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -21,6 +20,8 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::telemetry::PathReason;
 
 use super::allowance::Allowance;
+use super::awaited::{Awaited, Knock};
+use super::doubt::Doubt;
 use super::knock::{self, KnockKey, Knocker};
 use super::nearer::Nearer;
 use super::trial::Trial;
@@ -68,18 +69,6 @@ const LATELY: Duration = Duration::from_millis(2_500);
 const UNDER_WAY: Duration = Duration::from_millis(250);
 /// Least room that counts: an honest relay's connections carry more, since QUIC demands 1,200 bytes of every path.
 pub(super) const LEAST_ROOM: u16 = 1_100;
-/// Knocks whose answers are still taken.
-const IN_FLIGHT: usize = 32;
-
-/// A knock that wasn't answered yet.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Knock {
-    nonce: u64,
-    pub(super) to: SocketAddr,
-    pub(super) at: Instant,
-    /// Whether it was as long as a packet.
-    pub(super) full: bool,
-}
 
 /// The way to one peer.
 #[derive(Debug)]
@@ -99,7 +88,7 @@ pub(super) struct Route {
     pub(super) ours: Option<(KnockKey, u64)>,
     next: Instant,
     /// Knocks that weren't answered yet.
-    knocks: VecDeque<Knock>,
+    knocks: Awaited,
     /// When the last was sent, answered or not.
     knocked: Option<Instant>,
     /// Since when no knock on the direct path was answered, and how many weren't.
@@ -135,6 +124,8 @@ pub(super) struct Route {
     answers: Allowance,
     /// Whether a direct path that answers is taken.
     pub(super) trial: Trial,
+    /// Whether one that packets take still carries them.
+    pub(super) doubt: Doubt,
     /// Whether another relay is.
     pub(super) nearer: Nearer,
 }
@@ -166,7 +157,7 @@ impl Route {
             theirs: None,
             ours: None,
             next: now,
-            knocks: VecDeque::new(),
+            knocks: Awaited::default(),
             knocked: None,
             silent: None,
             proved: None,
@@ -186,6 +177,7 @@ impl Route {
             hint_knocked: None,
             answers: Allowance::new(ANSWERS, ANSWERS_PER_SECOND, now),
             trial: Trial::default(),
+            doubt: Doubt::default(),
             nearer: Nearer::default(),
         }
     }
@@ -306,6 +298,7 @@ impl Route {
 
     /// Knocks begin anew.
     fn begin(&mut self, now: Instant) {
+        self.doubt.begin();
         self.silent = None;
         self.rounds = 0;
         self.next = now;
@@ -336,8 +329,8 @@ impl Route {
         self.proved.is_some_and(|at| now.saturating_duration_since(at) <= FRESH)
     }
 
-    /// Packets are sent. Says whether a knock is due earlier than was thought.
-    pub(super) fn note_use(&mut self, now: Instant) -> bool {
+    /// Packets are sent, of up to `len` bytes when they are sealed. Says whether a knock is due earlier than was thought.
+    pub(super) fn note_use(&mut self, len: usize, now: Instant) -> bool {
         if self.is_on_link() {
             let paused = !self.is_used(now);
             self.used = Some(now);
@@ -347,6 +340,7 @@ impl Route {
             return false;
         }
         self.used = Some(now);
+        self.doubt.note_sent(len);
         let due = self.knocked.map_or(now, |at| now.max(at + BUSY));
         let sooner = due < self.next && self.theirs.is_some();
         if sooner {
@@ -367,7 +361,8 @@ impl Route {
 
     /// When it is to be looked at again, given that there is a session.
     pub(super) fn due(&self) -> Option<Instant> {
-        let next = self.hint_due.map_or(self.next, |hint| hint.min(self.next));
+        let others = [self.hint_due, self.doubt.due()];
+        let next = others.into_iter().flatten().fold(self.next, Instant::min);
         (self.has_relay() && self.theirs.is_some()).then_some(next)
     }
 
@@ -391,6 +386,7 @@ impl Route {
         self.via.is_none()
             && self.has_relay()
             && (self.silent.as_ref().is_some_and(silent)
+                || self.doubt.is_over()
                 || hellos.is_some_and(|(since, count, said)| {
                     let on_its_way = under_way(round_trip).max(PATIENCE.0);
                     let knocks = self.echoed.is_some_and(|at| at > since + on_its_way);
@@ -424,15 +420,15 @@ impl Route {
         Due::All
     }
 
-    /// A knock is sent to `to`. `full`: as long as a packet.
-    pub(super) fn note_knock(&mut self, nonce: u64, to: SocketAddr, full: bool, now: Instant) {
-        if self.knocks.len() >= IN_FLIGHT {
-            self.knocks.pop_front();
-        }
-        self.knocks.push_back(Knock { nonce, to, at: now, full });
-        if full {
-            return;
-        }
+    /// A knock is sent to `to`, whose answer is awaited. `full`: as long as a packet.
+    pub(super) fn await_answer(&mut self, nonce: u64, to: SocketAddr, full: bool, now: Instant) {
+        let long = !full && self.via.is_none() && self.doubt.take_sent();
+        self.knocks.add(Knock { nonce, to, at: now, full, long });
+    }
+
+    /// A knock is sent to `to`, and that it is answered is what counts.
+    pub(super) fn note_knock(&mut self, nonce: u64, to: SocketAddr, now: Instant) {
+        self.await_answer(nonce, to, false, now);
         self.knocked = Some(now);
         if self.via.is_none() {
             let (since, count) = self.silent.unwrap_or((now, 0));
@@ -450,13 +446,12 @@ impl Route {
 
     /// Whether the answer to this knock is still taken.
     pub(super) fn awaits(&self, nonce: u64) -> bool {
-        self.knocks.iter().any(|knock| knock.nonce == nonce)
+        self.knocks.has(nonce)
     }
 
     /// Takes a knock out that was answered.
     pub(super) fn take_knock(&mut self, nonce: u64) -> Option<Knock> {
-        let place = self.knocks.iter().position(|knock| knock.nonce == nonce)?;
-        self.knocks.remove(place)
+        self.knocks.take(nonce)
     }
 
     /// A knock was answered while packets take a relay.
@@ -537,6 +532,7 @@ impl Route {
     pub(super) fn note_restart(&mut self) {
         (self.newest, self.seen) = (0, 0);
         self.trial.forget();
+        self.doubt.begin();
         self.nearer.forget();
         self.runs = self.runs.wrapping_add(1);
         self.ours = None;
@@ -545,7 +541,7 @@ impl Route {
     /// What was found out by knocks is worth nothing any more, on either side: the peer is given another key.
     pub(super) fn forget_knocks(&mut self) {
         self.note_restart();
-        self.knocks.clear();
+        self.knocks = Awaited::default();
         (self.hint, self.hint_due) = (None, None);
     }
 

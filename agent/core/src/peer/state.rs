@@ -9,6 +9,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::TunnelState;
 
 use super::allowance::Allowance;
+use super::doubt;
 use super::message::Hello;
 use super::outside::{MAX_PLACES, Outside};
 use super::queue::Queue;
@@ -98,6 +99,8 @@ pub struct Peer {
     pub(super) left_there: bool,
     /// Whether it says that it answers full knocks.
     pub(super) answers_full: bool,
+    /// Whether it says that it understands answers that tell how many long datagrams came.
+    pub(super) counts_long: bool,
     /// Whether it says that it can use lanes: asked for every packet of bulk.
     lanes: bool,
     live: bool,
@@ -172,6 +175,7 @@ impl Peer {
             knows: Knows::default(),
             left_there: false,
             answers_full: false,
+            counts_long: false,
             lanes: false,
             live: false,
             told: Told::default(),
@@ -445,7 +449,7 @@ impl Peer {
     }
 
     /// It showed that it hears this gateway. After a silence the path to it may be another.
-    fn note_hears(&mut self, now: Instant) {
+    pub(super) fn note_hears(&mut self, now: Instant) {
         let last = self.answered.replace(now);
         self.forget_questions();
         let silence = last.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
@@ -539,6 +543,7 @@ impl Peer {
         self.secrecy.can = Some(hello.capabilities.iter().any(|one| one == secret::CAPABILITY));
         self.route.theirs = hello.knocker;
         self.answers_full = hello.capabilities.iter().any(|one| one == trial::CAPABILITY);
+        self.counts_long = hello.capabilities.iter().any(|one| one == doubt::CAPABILITY);
         let outside = hello.outside.clone().unwrap_or_default().believed();
         if outside.places.iter().any(|place| !self.outside.places.contains(place)) {
             self.route.note_places(now);

@@ -1,6 +1,7 @@
 //! The table of peers: what comes in, what goes out, and what the engine asks.
 
 mod gone;
+mod heard;
 mod keys;
 mod outside;
 mod paths;
@@ -36,7 +37,7 @@ use crate::target::{RelayPath, Target, Whose};
 use crate::wire::array;
 use gone::Gone;
 pub(super) use gone::Knows;
-use paths::Agreed;
+use heard::{Proof, Said};
 use sizes::Sizes;
 pub use way::Way;
 pub(super) use way::dscp;
@@ -55,17 +56,6 @@ pub(super) const CONTROL: u8 = 0xc0;
 
 /// Most peers that are looked at in one turn, as packets wait meanwhile. Each may cost a handshake's first message.
 const TENDED_AT_ONCE: usize = 32;
-
-/// What something authentic proves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Proof {
-    /// That the peer is there: an initiation.
-    Alive,
-    /// That it has the session's keys: data, or a keepalive.
-    Keys,
-    /// That a handshake of ours is complete: a response.
-    Established,
-}
 
 /// All peers of one engine instance.
 pub struct Peers {
@@ -317,7 +307,7 @@ impl Peers {
         if kind == Kind::Initiation && leads && tunnel.is_calling(now) {
             return Opened::Dropped(DropReason::HandshakeLimit);
         }
-        let said = (kind, number);
+        let said = Said { kind, tunnel: number, len: datagram.len() };
         match (kind, tunnel.open(datagram, room)) {
             (_, Received::Refused(reason)) => return Opened::Dropped(reason),
             (_, Received::Stale) => {
@@ -342,15 +332,15 @@ impl Peers {
                 }
                 write(out, from, CONTROL, reply);
                 let proof = if initiator { Proof::Established } else { Proof::Alive };
-                self.note_heard((said, proof), from, now, out);
+                self.note_heard(said, proof, from, now, out);
             }
-            (_, Received::Nothing) => self.note_heard((said, Proof::Keys), from, now, out),
+            (_, Received::Nothing) => self.note_heard(said, Proof::Keys, from, now, out),
             (_, Received::Nonsense) => {
-                self.note_heard((said, Proof::Keys), from, now, out);
+                self.note_heard(said, Proof::Keys, from, now, out);
                 return Opened::Dropped(DropReason::Malformed);
             }
             (_, Received::Ipv4(packet)) => {
-                self.note_heard((said, Proof::Keys), from, now, out);
+                self.note_heard(said, Proof::Keys, from, now, out);
                 if self.is_refused(number) {
                     return Opened::Dropped(DropReason::Classic);
                 }
@@ -360,7 +350,7 @@ impl Peers {
                 };
             }
             (_, Received::Ipv6(packet)) => {
-                self.note_heard((said, Proof::Keys), from, now, out);
+                self.note_heard(said, Proof::Keys, from, now, out);
                 match self.hear(number, packet, now, out) {
                     Ok(None) => {}
                     Ok(Some(packet)) => {
@@ -508,69 +498,10 @@ impl Peers {
         Ok(Some((kind, number)))
     }
 
-    /// Whether this end of a tunnel between gateways is the one whose initiation counts, of two that cross.
-    fn leads(&self, tunnel: u32) -> bool {
-        let peer = self.tunnels.get(tunnel).and_then(|tunnel| self.peers.get(tunnel.peer));
-        let (Some(local), Some(peer)) = (self.local, peer) else { return false };
-        !peer.client && local.overlay < peer.overlay
-    }
-
     fn slot_of(&self, tunnel: u32) -> Option<PeerSlot> {
         let index = self.tunnels.get(tunnel)?.peer;
         let generation = self.peers.get(index)?.generation;
         Some(PeerSlot { index, generation })
-    }
-
-    /// Something authentic came through a tunnel.
-    fn note_heard(
-        &mut self,
-        ((kind, number), proof): ((Kind, u32), Proof),
-        from: Target,
-        now: Instant,
-        out: &mut impl Sink,
-    ) {
-        self.hearing.note_heard(now);
-        let at_home = self.is_at_home(number, from, now);
-        let Some(tunnel) = self.tunnels.get_mut(number) else { return };
-        let fresh = tunnel.note_heard(proof != Proof::Alive, now) || proof == Proof::Established;
-        let index = tunnel.peer;
-        let agreed = match kind {
-            Kind::Data { receiver } => tunnel.confirm(receiver),
-            Kind::Response { .. } if proof == Proof::Established => {
-                tunnel.note_established();
-                Some(from.relay())
-            }
-            _ => None,
-        };
-        if let Some(via) = agreed {
-            tunnel.note_agreed(via, now);
-        }
-        if fresh {
-            self.hearing.note_answered(now);
-            self.choose_sending(index);
-            self.judge(index, now);
-        }
-        let Some(peer) = self.peers.get_mut(index) else { return };
-        // A copy of an initiation proves nothing about where a client is.
-        let moved = (!peer.client || proof != Proof::Alive) && peer.note_heard(from, at_home, now);
-        if proof != Proof::Alive {
-            peer.route.note_heard(at_home && from.relay().is_none(), now);
-        }
-        if fresh {
-            peer.note_session(now);
-        }
-        if moved {
-            self.fit(index, true, now);
-            self.review(index);
-        }
-        if let Some(via) = agreed {
-            let ours = proof == Proof::Established;
-            self.session_agreed((index, number), via, Agreed { ours, fresh }, now);
-        }
-        if fresh {
-            self.begin(number, now, out);
-        }
-        self.look(index, now);
     }
 
     fn wake(&mut self, index: u32, at: Instant) {

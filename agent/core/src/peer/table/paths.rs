@@ -8,10 +8,12 @@ use anteroom_proto::v1::telemetry::PathReason;
 use anteroom_proto::verdict::DropReason;
 
 use super::{CONTROL, MAX_PEERS, OWNER_SHIFT, Peers, sizes, write};
-use crate::peer::front;
+use crate::peer::awaited::Knock;
+use crate::peer::doubt::Came;
 use crate::peer::knock::{self, Heard, KnockKey, Knocker};
-use crate::peer::route::{Due, Knock, LEAST_ROOM};
-use crate::peer::{Peer, PeerSlot};
+use crate::peer::route::{Due, LEAST_ROOM};
+use crate::peer::trial::Length;
+use crate::peer::{Peer, PeerSlot, doubt, front};
 use crate::sink::Sink;
 use crate::target::{RelayId, RelayPath, Target, Through};
 
@@ -214,7 +216,7 @@ impl Peers {
         for to in places {
             let nonce = self.next_nonce();
             let Some(peer) = self.peers.get_mut(index) else { return };
-            peer.route.note_knock(nonce, to, false, now);
+            peer.route.note_knock(nonce, to, now);
             // Those at other addresses may never be answered, which says nothing.
             if peer.route.via().is_none() {
                 self.hearing.note_asked(peer.route.why() == PathReason::Proved, now);
@@ -234,9 +236,33 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let Some(theirs) = peer.route.theirs else { return };
         let Some(length) = peer.route.trial.ask(to, now) else { return };
-        peer.route.note_knock(nonce, to, true, now);
+        peer.route.await_answer(nonce, to, true, now);
         let knock = knock::full_knock(&theirs, back, nonce, sizes::datagram(length, &to));
         write(out, to.into(), CONTROL, &knock);
+    }
+
+    /// Finds out whether anything long still gets through on the direct path that packets take, where that is in doubt.
+    pub(super) fn doubt_path(&mut self, index: u32, now: Instant, out: &mut impl Sink) {
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        if !peer.route.doubt.take_due(now) {
+            return;
+        }
+        let Some(peer) = self.peers.get(index) else { return };
+        let asks = peer.answers_full && peer.route.via().is_none() && peer.route.has_relay();
+        let to = peer.endpoint().filter(|to| asks && self.may_knock_at(peer, *to, now));
+        let back = self.knock_number(index);
+        let nonces = [self.next_nonce(), self.next_nonce()];
+        let Some(peer) = self.peers.get_mut(index) else { return };
+        let (Some(to), Some(theirs)) = (to, peer.route.theirs) else {
+            return peer.route.doubt.end();
+        };
+        let [full, short] = nonces;
+        let len = sizes::datagram(Length::Least, &to);
+        peer.route.await_answer(full, to, true, now);
+        write(out, to.into(), CONTROL, &knock::full_knock(&theirs, back, full, len));
+        // What comes behind it tells of it.
+        peer.route.await_answer(short, to, false, now);
+        write(out, to.into(), CONTROL, &knock::knock(&theirs, back, short));
     }
 
     /// What a peer is given to knock with.
@@ -290,12 +316,16 @@ impl Peers {
                 if !peer.route.may_answer(now) {
                     return Err(DropReason::HandshakeLimit);
                 }
-                write(out, from.into(), CONTROL, &knock::answer(key, back, nonce));
+                if datagram.len() > doubt::SHORT {
+                    peer.route.doubt.note_full();
+                }
+                let came = peer.counts_long.then(|| peer.route.doubt.came());
+                write(out, from.into(), CONTROL, &knock::answer(key, back, nonce, came));
                 if peer.route.note_knocked(nonce, from, now) {
                     self.wake(index, now);
                 }
             }
-            Heard::Answer { nonce, .. } => {
+            Heard::Answer { nonce, came, .. } => {
                 let theirs = peer.route.theirs.ok_or(unknown)?;
                 if !peer.route.awaits(nonce) {
                     return Err(unknown);
@@ -303,21 +333,32 @@ impl Peers {
                 if !knock::is_good(datagram, theirs.key) {
                     return Err(DropReason::PeerUnauthenticated);
                 }
-                self.answered(index, nonce, now, out);
+                self.answered(index, (nonce, came), now, out);
             }
         }
         Ok(())
     }
 
-    /// A knock was answered: the path to where it went works, both ways.
-    fn answered(&mut self, index: u32, nonce: u64, now: Instant, out: &mut impl Sink) {
+    /// A knock was answered: the path to where it went works, both ways. The answer may say how many long datagrams came there.
+    fn answered(
+        &mut self,
+        index: u32,
+        (nonce, came): (u64, Option<Came>),
+        now: Instant,
+        out: &mut impl Sink,
+    ) {
         let Some(peer) = self.peers.get_mut(index) else { return };
-        let Some(Knock { to, at: sent, full, .. }) = peer.route.take_knock(nonce) else { return };
+        let Some(knock) = peer.route.take_knock(nonce) else { return };
+        let Knock { to, at: sent, full, long, .. } = knock;
         self.hearing.note_answered(now);
         if peer.route.via().is_none() {
             // It may have moved since.
             if peer.endpoint() == Some(to) {
                 peer.route.note_answer(now);
+                // What its keys opened went to it a moment ago.
+                if came.is_some_and(|came| peer.route.doubt.note_said(came, (sent, long), now)) {
+                    peer.note_hears(now);
+                }
                 peer.note_round_trip(now.saturating_duration_since(sent));
             }
             self.wake(index, now);

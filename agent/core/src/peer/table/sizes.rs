@@ -80,7 +80,7 @@ impl Peers {
     pub fn note_use(&mut self, slot: PeerSlot, len: usize, now: Instant) {
         let peer = self.peers.get_mut(slot.index);
         let Some(peer) = peer else { return };
-        if peer.route.note_use(now) {
+        if peer.route.note_use(len + OVERHEAD, now) {
             if peer.route.is_on_link() {
                 // Nobody has asked for a while whether it still works.
                 peer.next_probe = now;

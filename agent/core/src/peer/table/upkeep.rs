@@ -11,7 +11,7 @@ use super::{CONTROL, Peer, Peers, Tunnel, seal, write};
 use crate::peer::message::{self, Hello, Message};
 use crate::peer::state::NEVER;
 use crate::peer::tunnel::{SMALL, Update, sealed_room};
-use crate::peer::{PeerSlot, front, secret, trial};
+use crate::peer::{OVERHEAD, PeerSlot, doubt, front, secret, trial};
 use crate::sink::Sink;
 use crate::size;
 use crate::target::Target;
@@ -240,8 +240,10 @@ impl Peers {
         if self.own.has_kem() && capabilities.len() < message::MAX_CAPABILITIES {
             capabilities.push(secret::CAPABILITY.to_owned());
         }
-        if capabilities.len() < message::MAX_CAPABILITIES {
-            capabilities.push(trial::CAPABILITY.to_owned());
+        for capability in [trial::CAPABILITY, doubt::CAPABILITY] {
+            if capabilities.len() < message::MAX_CAPABILITIES {
+                capabilities.push(capability.to_owned());
+            }
         }
         let hello = Hello {
             versions: (message::VERSION, message::VERSION),
@@ -259,6 +261,10 @@ impl Peers {
         let packet = message::pack(local.overlay, peer.overlay, &message(hello));
         let room = sealed_room(packet.len());
         to.put(out, CONTROL, room, |buffer| tunnel.seal(&packet, buffer));
+        let directly = |peer: &&mut Peer| peer.endpoint().map(Target::Udp) == Some(to);
+        if let Some(peer) = self.peers.get_mut(index).filter(directly) {
+            peer.route.doubt.note_sent(packet.len() + OVERHEAD);
+        }
     }
 
     /// Sends an initiation.
@@ -330,6 +336,7 @@ impl Peers {
         }
         self.tend_path(index, now, out);
         self.probe_sizes(index, now, out);
+        self.doubt_path(index, now, out);
         let Some(peer) = self.peers.get_mut(index) else { return };
         let tunnels = peer.tunnels[..wanted.min(peer.tunnels.len())].iter();
         let tunnels = tunnels.filter_map(|number| self.tunnels.get(*number)).map(Tunnel::wake_at);

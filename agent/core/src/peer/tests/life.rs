@@ -25,7 +25,7 @@ fn two_gateways_find_each_other_and_carry_packets() {
     );
     let peer = world.sides[0].peer(gateway);
     assert_eq!((peer.revision(), peer.authority()), (Some(1), Some(1)));
-    assert_eq!(peer.capabilities(), ["test", trial::CAPABILITY]);
+    assert_eq!(peer.capabilities(), ["test", trial::CAPABILITY, doubt::CAPABILITY]);
     assert_eq!(peer.round_trip(), Some(Duration::ZERO));
     let state = peer.state(world.now);
     assert!(state.live && state.endpoint == Some(world.sides[1].at), "{state:?}");

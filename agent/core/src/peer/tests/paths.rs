@@ -3,7 +3,7 @@
 use anteroom_proto::v1::telemetry::PathReason;
 
 use super::super::front::{KEEPALIVE_LEN, RESPONSE_LEN};
-use super::super::knock::{self, ANSWER_LEN, KNOCK_LEN};
+use super::super::knock::{self, COUNTING_LEN, KNOCK_LEN};
 use super::*;
 use crate::target::RelayPath;
 
@@ -409,7 +409,7 @@ fn knocks_are_answered_to_peers_alone_and_old_ones_lead_nowhere() {
         assert_eq!(answers(&mut world, &changed), 0, "byte {at}");
     }
     assert_eq!(answers(&mut world, &knock), 1);
-    assert_eq!(world.sides[1].sent.datagrams[0].2.len(), ANSWER_LEN, "no longer than the knock");
+    assert_eq!(world.sides[1].sent.datagrams[0].2.len(), COUNTING_LEN, "no longer than the knock");
     let peer = world.sides[0].gateway;
     assert_eq!(world.sides[1].peer(peer).route.hint(), Some(elsewhere), "it may be there");
     assert_eq!(answers(&mut world, &knock), 0, "a copy is not answered");

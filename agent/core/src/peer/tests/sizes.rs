@@ -28,7 +28,7 @@ fn world(sizes: (usize, usize)) -> (World, Path) {
 }
 
 impl Side {
-    fn answers_probes(&mut self) {
+    pub(super) fn answers_probes(&mut self) {
         #[allow(clippy::disallowed_methods, reason = "tests need some instant to count from")]
         let now = Instant::now();
         let mut config = self.peers.config.clone();
@@ -42,14 +42,14 @@ impl Side {
 }
 
 impl World {
-    fn limit(&self, here: usize) -> usize {
+    pub(super) fn limit(&self, here: usize) -> usize {
         let there = self.sides[1 - here].gateway;
         let peers = &self.sides[here].peers;
         peers.limit(peers.slot(there).unwrap())
     }
 
     /// Sends as the engine does: in parts what is over the limit. Says what arrived.
-    fn carry(&mut self, here: usize, len: usize) -> Vec<Vec<u8>> {
+    pub(super) fn carry(&mut self, here: usize, len: usize) -> Vec<Vec<u8>> {
         let there = 1 - here;
         let gateway = self.sides[there].gateway;
         let sent = packet(len as u32, len - 20);

@@ -4,6 +4,8 @@ use super::*;
 
 /// What a handshake and a knock need, and no packet of a device.
 const SMALL: usize = 148;
+/// A packet of a device that goes through a relay in one piece, as well.
+const LARGE: usize = 1_100;
 
 impl World {
     /// Says what gets through directly, both ways.
@@ -26,6 +28,35 @@ impl World {
         }
         (lost, moves)
     }
+
+    /// Sends a packet of this length each way every 50 ms for some time. Says for how long, at most, one side heard nothing.
+    fn stream(&mut self, len: usize, time: Duration) -> [Duration; 2] {
+        let (mut longest, mut last) = ([Duration::ZERO; 2], [self.now; 2]);
+        let end = self.now + time;
+        while self.now < end {
+            for here in 0..2 {
+                if !self.carry(1 - here, len).is_empty() {
+                    last[here] = self.now;
+                }
+                longest[here] = longest[here].max(self.now - last[here]);
+            }
+            self.run(Duration::from_millis(50));
+        }
+        longest
+    }
+}
+
+/// Two gateways with a direct path that has been good for more than a minute, sizes and all.
+fn streaming(more: u64) -> World {
+    let mut world = World::new(2);
+    world.sides.iter_mut().for_each(Side::answers_probes);
+    world.introduce(0, 1);
+    world.introduce(1, 0);
+    world.run(Duration::from_millis(100));
+    world.offer(&[NEAR]);
+    assert_eq!(world.stream(LARGE, Duration::from_millis(70_000 + more)), [Duration::ZERO; 2]);
+    assert_eq!([0, 1].map(|here| world.path(here)), [(None, PathReason::Proved); 2]);
+    world
 }
 
 #[test]
@@ -88,6 +119,79 @@ fn a_direct_path_that_carries_small_datagrams_only_after_a_while_is_left_once() 
         let bound = Duration::from_secs(13);
         assert!(silence.iter().all(|time| *time < bound), "{there} {back}: {silence:?}");
         assert_eq!(world.loss(Duration::from_secs(300)).0, [0; 2], "{there} {back}");
+    }
+}
+
+#[test]
+fn one_that_was_good_for_long_is_left_within_two_seconds() {
+    for (offset, len) in (0..1_000).step_by(85).zip([LARGE, 300, 1_400].into_iter().cycle()) {
+        for (there, back) in [(true, true), (true, false), (false, true)] {
+            let name = format!("{len} bytes, {there} {back} after {offset} ms");
+            let mut world = streaming(offset);
+            world.fate = Box::new(move |from, _, bytes| {
+                usize::from(bytes.len() <= SMALL || !(if from == 0 { there } else { back }))
+            });
+            let silence = world.stream(len, Duration::from_secs(15));
+            let bound = Duration::from_secs(2);
+            assert!(silence.iter().all(|time| *time < bound), "{name}: {silence:?}");
+            // The end whose packets get through has no reason to leave.
+            let relayed = [0, 1].map(|here| world.path(here).0.is_some());
+            assert_eq!(relayed, [there, back], "{name}");
+        }
+    }
+}
+
+#[test]
+fn one_that_nobody_uses_is_left_as_well() {
+    let mut world = streaming(0);
+    world.run(Duration::from_secs(10));
+    world.let_through(|bytes| bytes.len() <= SMALL);
+    world.run(Duration::from_secs(6));
+    assert_eq!([0, 1].map(|here| world.path(here)), [(Some(NEAR), PathReason::Died); 2]);
+    assert_eq!(world.stream(LARGE, Duration::from_secs(5)), [Duration::ZERO; 2]);
+}
+
+#[test]
+fn no_knock_is_as_long_as_a_packet_while_nothing_gets_lost() {
+    let mut world = streaming(0);
+    world.delivered.clear();
+    world.stream(LARGE, Duration::from_secs(30));
+    let long =
+        |(_, _, bytes): &&(usize, SocketAddr, Vec<u8>)| bytes[0] == 5 && bytes.len() > KNOCK_LEN;
+    assert_eq!(world.delivered.iter().filter(long).count(), 0);
+}
+
+#[test]
+fn a_path_that_shrinks_is_kept() {
+    let mut world = streaming(0);
+    world.let_through(|bytes| bytes.len() <= 700);
+    world.stream(LARGE, Duration::from_secs(20));
+    assert_eq!([0, 1].map(|here| world.path(here)), [(None, PathReason::Proved); 2]);
+    assert!(world.limit(0) < 700, "it is cut");
+}
+
+/// For how many of so many seconds packets take the relay of two gateways whose direct path loses one datagram in `one_in`, each way.
+fn relayed(one_in: u64, seed: u64, seconds: u32) -> u32 {
+    let mut world = streaming(seed % 1_000);
+    let mut count = seed;
+    world.fate = Box::new(move |_, _, _| {
+        count =
+            count.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::from(!(count >> 33).is_multiple_of(one_in))
+    });
+    let mut relayed = 0;
+    for _ in 0..seconds {
+        world.stream(LARGE, Duration::from_secs(1));
+        relayed += u32::from(world.path(0).0.is_some());
+    }
+    relayed
+}
+
+#[test]
+fn a_path_that_loses_up_to_a_quarter_of_everything_each_way_is_kept() {
+    for one_in in [20, 10, 6, 4] {
+        let relayed: Vec<u32> = (0..4).map(|seed| relayed(one_in, seed * 70, 300)).collect();
+        assert_eq!(relayed, [0; 4], "of 300 seconds each through the relay, one in {one_in} lost");
     }
 }
 
