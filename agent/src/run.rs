@@ -16,6 +16,7 @@ use anteroom_agent_core::config::TunnelIdentity;
 use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::{IdentityKey, TunnelSecret};
 use anteroom_proto::view::Floor;
+use anteroom_transport::egress;
 use anyhow::Context;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -228,8 +229,11 @@ impl Run {
             port: quic.1,
             shared: quic.2,
         });
-        let relayed = whose
-            .map(|(enrolment, identity)| Who { organisation: enrolment.organisation, identity });
+        let relayed = whose.map(|(enrolment, identity)| Who {
+            organisation: enrolment.organisation,
+            identity,
+            mtu: egress::mtu(),
+        });
         let (direct_sender, direct) = watch::channel(DirectStatus::default());
         let (leave, leaving) = watch::channel(());
         let relaying = relayed.map(|who| {

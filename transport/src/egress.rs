@@ -32,6 +32,7 @@ static EGRESS: Mutex<Egress> = Mutex::new(Egress { steer: None, sockets: Vec::ne
 static TURNS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 static MOVES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 static DOUBTS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
+static MTU: LazyLock<watch::Sender<Option<u16>>> = LazyLock::new(|| watch::Sender::new(None));
 
 /// Has every socket of a connection go by `how` from now on: those that there are, and those to come.
 pub fn steer(how: Arc<Steer>) {
@@ -71,6 +72,17 @@ pub fn doubt() {
 #[must_use]
 pub fn doubts() -> watch::Receiver<u64> {
     DOUBTS.subscribe()
+}
+
+/// Says how many bytes of IP the interface takes in one piece by which connections leave now.
+pub fn carries(mtu: u16) {
+    MTU.send_if_modified(|told| told.replace(mtu) != Some(mtu));
+}
+
+/// How many bytes of IP that interface takes in one piece, as it changes. None: nobody has said.
+#[must_use]
+pub fn mtu() -> watch::Receiver<Option<u16>> {
+    MTU.subscribe()
 }
 
 /// Whether nothing can come from `address` any more, since no interface has it.

@@ -4,7 +4,7 @@
 //! over them needn't know which it is; people want to.
 
 use std::fmt;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use crate::lost::{Lost, Tallied};
 use crate::tcp::{self, Tcp, TcpReceive, TcpSend};
 use crate::tls::Protocol;
 
+/// Every path of QUIC takes datagrams of so many bytes (RFC 9000, section 14).
+const LEAST: u16 = 1_200;
 /// How long a closing word may take to leave.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -267,6 +269,19 @@ impl Connection {
             Self::Quic(connection) => connection.max_datagram_size(),
             Self::Tcp(connection) => connection.max_datagram_size(),
         }
+    }
+
+    /// Whether it sends packets that an interface which takes `mtu` bytes of IP doesn't take in one piece. One over QUIC whose way
+    /// has changed would find that out by what it loses. One over TCP ends where its way changes.
+    #[must_use]
+    pub fn is_too_long_for(&self, mtu: u16) -> bool {
+        let Self::Quic(connection) = self else { return false };
+        let longest = connection.stats().path.current_mtu;
+        let headers = match connection.remote_address().ip().to_canonical() {
+            IpAddr::V4(_) => 20 + 8,
+            IpAddr::V6(_) => 40 + 8,
+        };
+        longest > LEAST && usize::from(longest) + headers > usize::from(mtu)
     }
 
     /// The longest sealed packet that it carries now, behind its header; 0 where it carries none.

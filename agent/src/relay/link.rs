@@ -330,17 +330,29 @@ impl Link {
         }
     }
 
-    /// A connection by the identity key that this gateway has, once it has another one and a pass for that.
-    async fn renewed(&self, shared: &Shared) -> (Connected, IdentityKey) {
+    /// A connection by the identity key that this gateway has, once it has another one and a pass for that; or one that begins
+    /// with short packets, and knows nothing yet of its way's round trip and width, once this one's have become too long for the
+    /// interface by which they leave. `tried`: for which of its sizes one was had.
+    async fn renewed(&self, shared: &Shared, tried: &mut Option<u16>) -> (Connected, IdentityKey) {
         let (mut who, mut known) = (self.who.identity.clone(), self.known.clone());
+        let mut mtu = self.who.mtu.clone();
         loop {
             let key = who.borrow_and_update().clone();
             let passed = known.borrow_and_update().pass_for(key.public()).is_some();
-            if key.public() != shared.identity && passed {
+            let takes = *mtu.borrow_and_update();
+            if *tried != takes {
+                *tried = None;
+            }
+            let too_long = |mtu| shared.connection.is_too_long_for(mtu);
+            let too_long = tried.is_none() && takes.is_some_and(too_long);
+            if passed && (key.public() != shared.identity || too_long) {
                 match self.dial(&key).await {
-                    Ok(link) => return (link, key),
+                    Ok(link) => {
+                        *tried = takes;
+                        return (link, key);
+                    }
                     Err(problem) => {
-                        debug!("relay {}: no connection by the new key: {problem}", self.name());
+                        debug!("relay {}: no new connection: {problem}", self.name());
                         sleep(LOOK).await;
                         continue;
                     }
@@ -349,6 +361,7 @@ impl Link {
             let changed = tokio::select! {
                 changed = who.changed() => changed,
                 changed = known.changed() => changed,
+                changed = mtu.changed() => changed,
             };
             if changed.is_err() {
                 // Whoever would say so is gone, and ends this, too.
@@ -358,12 +371,13 @@ impl Link {
     }
 
     /// A connection that the relay has greeted in place of this one, as soon as one can be had: over QUIC where this one is
-    /// over TCP, over TCP where this one is over QUIC and nothing gets through it, and by another identity key where this gateway
-    /// has got one. Where it isn't greeted, packets go on as before.
+    /// over TCP, over TCP where this one is over QUIC and nothing gets through it, and anew where this gateway has got another
+    /// identity key or another uplink takes shorter packets only. Where it isn't greeted, packets go on as before.
     async fn change(&self, shared: &Shared, again: &mut Again) -> Better {
         let mut tries = *again;
         let mut pace = silence::Pace::default();
         let moves = tokio::sync::Mutex::new(egress::moves());
+        let mut tried = None;
         loop {
             let moved = || async {
                 // Whoever says so is there for as long as the process is.
@@ -373,7 +387,7 @@ impl Link {
             let tell = |word| self.table.heard(self.id, word);
             let held = &shared.connection;
             let (better, key, fell, silence) = tokio::select! {
-                (better, key) = self.renewed(shared) => (better, key, None, None),
+                (better, key) = self.renewed(shared, &mut tried) => (better, key, None, None),
                 (better, _) = tries.quic(held, &key, protocol, moved) => (better, key.clone(), None, None),
                 fallen = silence::over_tcp(held, &key, protocol, &mut pace, tell) => {
                     (fallen.link, key.clone(), Some(fallen.at_once), Some((fallen.silence, fallen.owing)))

@@ -113,6 +113,8 @@ pub(crate) struct Who {
     pub(crate) organisation: OrganisationId,
     /// Its identity key, as it changes.
     pub(crate) identity: watch::Receiver<IdentityKey>,
+    /// How many bytes of IP the interface takes in one piece by which connections leave, as it changes. None: it isn't known.
+    pub(crate) mtu: watch::Receiver<Option<u16>>,
 }
 
 impl Who {

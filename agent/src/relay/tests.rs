@@ -152,6 +152,9 @@ struct Bed {
     known: watch::Sender<Known>,
     heeded: watch::Receiver<Option<u64>>,
     status: watch::Receiver<Vec<RelayStatus>>,
+    mtu: watch::Sender<Option<u16>>,
+    /// Whoever changes its identity key is there for as long as the gateway.
+    _renew: watch::Sender<IdentityKey>,
     _running: Task,
 }
 
@@ -170,12 +173,24 @@ impl Bed {
         let (known, receiver) = watch::channel(Known::default());
         let (status_sender, status) = watch::channel(Vec::new());
         let (heeding, heeded) = watch::channel(None);
-        let who = Who { organisation: ORGANISATION, identity: watch::channel(identity()).1 };
+        let (mtu, renew) = (watch::Sender::new(None), watch::Sender::new(identity()));
+        let who =
+            Who { organisation: ORGANISATION, identity: renew.subscribe(), mtu: mtu.subscribe() };
         let table = Table::new(handle, status_sender).saying(heeding);
         let running = Task(tokio::spawn(run(who, receiver, Arc::new(table))));
         let chain = Some(Arc::new(organisation.followed()));
         known.send_modify(|known| known.chain = chain);
-        Self { relay, worker, organisation, known, heeded, status, _running: running }
+        Self {
+            relay,
+            worker,
+            organisation,
+            known,
+            heeded,
+            status,
+            mtu,
+            _renew: renew,
+            _running: running,
+        }
     }
 
     fn pass(&self, sequence: u64) -> Signed<RelayPass> {
@@ -457,6 +472,35 @@ async fn a_try_for_quic_that_comes_to_nothing_leaves_the_connection_over_tcp_as_
     let datagram = soon("what waited", better.connection.read_datagram()).await.unwrap();
     let wanted = Datagram::Packet { peer: number(3), bulk: false, sealed: &sealed(200) };
     assert_eq!(packet::parse(&datagram), Some(wanted), "the first by the new one");
+}
+
+#[tokio::test]
+async fn a_connection_whose_packets_another_uplink_does_not_take_is_made_anew_and_loses_nothing() {
+    let mut bed = Bed::new();
+    bed.give_pass(1);
+    bed.mtu.send_replace(Some(1_500));
+    let mut guest = bed.relay.greet().await;
+    guest.welcome().await;
+    let queues = bed.opened().await;
+    guest.tell(&[(5, 0, Some(1_440))]).await;
+    soon("the search for the longest", async {
+        while !matches!(
+            bed.worker.told().await,
+            Told::Relays(_, paths) if paths.first().is_some_and(|path| path.room > 1_300)
+        ) {}
+    })
+    .await;
+    bed.mtu.send_replace(Some(1_300));
+    let mut better = bed.relay.greet().await;
+    assert_eq!(better.hello.pass, guest.hello.pass);
+    guest.say(FromRelay::Refused(Refusal::new(RefusalCode::Replaced, "by a newer one"))).await;
+    queues.put(peer(5), &sealed(7));
+    better.welcome().await;
+    better.tell(&[(5, 3, Some(1_440))]).await;
+    let datagram = soon("what waited", better.connection.read_datagram()).await.unwrap();
+    let wanted = Datagram::Packet { peer: number(3), bulk: false, sealed: &sealed(7) };
+    assert_eq!(packet::parse(&datagram), Some(wanted));
+    bed.until("connected", |relay| relay.connected && !relay.over_tcp).await;
 }
 
 #[tokio::test]

@@ -317,6 +317,7 @@ impl Underlays {
         match mtu.filter(|mtu| self.told_mtu != Some(*mtu)) {
             Some(mtu) => {
                 self.told_mtu = Some(mtu);
+                egress::carries(mtu);
                 self.commander.send(Command::SetUnderlayMtu(mtu)).await
             }
             None => Ok(()),
