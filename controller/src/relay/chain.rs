@@ -30,7 +30,7 @@ pub(super) struct Following {
 impl Service {
     /// The authority chain, once it is as new as the gateway's, where that can be had from it.
     pub(super) async fn catch_up(
-        &self,
+        self: &Arc<Self>,
         wanted: u64,
         reader: &mut Reader,
         writer: &mut Writer,
@@ -61,7 +61,7 @@ impl Service {
 
     /// Takes `documents`, which follow number `after`.
     async fn extend(
-        &self,
+        self: &Arc<Self>,
         following: &Following,
         after: u64,
         documents: &[Signed<Authority>],

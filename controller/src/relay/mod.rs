@@ -10,6 +10,7 @@ mod session;
 pub mod standalone;
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use arc_swap::ArcSwapOption;
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::agents::admission::Permit;
 use crate::agents::{LAST_WORD, refuse_datagrams};
@@ -52,6 +53,8 @@ pub struct Service {
     /// Held while documents are taken: they come one after another.
     extending: Arc<AsyncMutex<()>>,
     told: Mutex<(Option<Instant>, Counts)>,
+    /// Whether somebody waits for what the core has due.
+    waiting: AtomicBool,
 }
 
 type Reader = MessageReader<ToRelay>;
@@ -77,6 +80,7 @@ impl Service {
             following,
             extending: Arc::default(),
             told: Mutex::default(),
+            waiting: AtomicBool::default(),
         }
     }
 
@@ -86,10 +90,10 @@ impl Service {
     }
 
     /// Goes by this chain from now on. Where its newest document doesn't name this relay, everyone is sent away.
-    pub fn set_authority(&self, chain: Arc<AuthorityChain>) {
+    pub fn set_authority(self: &Arc<Self>, chain: Arc<AuthorityChain>) {
         let newest = chain.newest();
         let named = newest.relay_keys().contains(&self.own);
-        self.core().set_authority(newest);
+        self.core().set_authority(newest, Instant::now());
         self.wake();
         let number = newest.number;
         self.chain.store(Some(chain));
@@ -103,7 +107,7 @@ impl Service {
     }
 
     /// Keeps these gateways out from now on.
-    pub fn set_barred(&self, barred: BTreeSet<GatewayId>) {
+    pub fn set_barred(self: &Arc<Self>, barred: BTreeSet<GatewayId>) {
         let out = self.core().set_barred(barred);
         for session in out {
             let message = "operators have taken this gateway out of the organisation";
@@ -185,15 +189,36 @@ impl Service {
         }
     }
 
-    /// Tells everyone for whom there is news.
-    fn wake(&self) {
-        let woken = self.core().woken();
+    /// Tells everyone for whom there is news, and sees to it that what the core has due is done in time.
+    fn wake(self: &Arc<Self>) {
+        let (woken, due) = {
+            let mut core = self.core();
+            (core.woken(), core.due())
+        };
+        if let Some(due) = due {
+            self.wait_for(due);
+        }
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         for id in woken {
             if let Some(live) = live.get(&id) {
                 live.news.notify_one();
             }
         }
+    }
+
+    /// Whatever is due later than what is waited for is seen then.
+    fn wait_for(self: &Arc<Self>, due: Instant) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.waiting.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let service = self.clone();
+        runtime.spawn(async move {
+            sleep_until(due.into()).await;
+            service.waiting.store(false, Ordering::Relaxed);
+            service.core().turn(Instant::now());
+            service.wake();
+        });
     }
 
     /// Serves one connection to its end.
@@ -244,7 +269,7 @@ impl Service {
 
     /// The first words: who it is, and with whom it shares a view.
     async fn greet(
-        &self,
+        self: &Arc<Self>,
         key: PublicKey,
         reader: &mut Reader,
         writer: &mut Writer,

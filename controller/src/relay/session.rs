@@ -410,7 +410,7 @@ impl Reading<'_> {
         let renewed = RelayPass::verify(pass, chain.newest(), self.key)
             .map_err(|error| Refusal::new(RefusalCode::Pass, error.to_string()))
             .and_then(|pass| {
-                self.service.core().renew(self.id, &pass)?;
+                self.service.core().renew(self.id, &pass, Instant::now())?;
                 Ok(pass.number)
             });
         self.service.wake();

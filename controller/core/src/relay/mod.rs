@@ -5,13 +5,15 @@
 //! every connection in [`Relay::woken`] its [`Relay::news`].
 //!
 //! A packet passes only where both gateways are here, each pass names the other, and at least one of the two isn't
-//! stale: a gateway that hasn't seen its controller for long is still vouched for by the fresh pass of its peer.
+//! stale: a gateway that hasn't seen its controller for long is still vouched for by the fresh pass of its peer. One that has just
+//! become stale counts for a moment longer: its newer one may be under way. [`Relay::turn`] ends that.
 
 mod bucket;
 mod count;
 mod inbox;
 mod limits;
 mod session;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -55,6 +57,8 @@ pub struct Relay {
     newest: BTreeMap<GatewayId, PassNumber>,
     /// The newest pass of all that was seen, and when it was signed: all the relay knows of the time.
     clock: (PassNumber, UnixMillis),
+    /// When a pass that has become stale stops counting, the first of them.
+    due: Option<Instant>,
     barred: BTreeSet<GatewayId>,
     former: BTreeSet<PublicKey>,
     waiting: usize,
@@ -75,6 +79,7 @@ impl Relay {
             here: BTreeMap::new(),
             newest: BTreeMap::new(),
             clock: (PassNumber::default(), UnixMillis(0)),
+            due: None,
             barred: BTreeSet::new(),
             former: BTreeSet::new(),
             waiting: 0,
@@ -83,10 +88,10 @@ impl Relay {
         }
     }
 
-    /// From now on these controllers sign passes. Who came with a pass of another stays, as if that were stale.
-    pub fn set_authority(&mut self, authority: &Authority) {
+    /// From now on these controllers sign passes. Who came with a pass of another stays, as if that had become stale.
+    pub fn set_authority(&mut self, authority: &Authority, now: Instant) {
         self.controllers = authority.controller_keys();
-        self.judge_all();
+        self.judge_all(now);
     }
 
     /// From now on these gateways are kept out: operators have taken them out. Gives the connections that are over.
@@ -134,15 +139,20 @@ impl Relay {
             self.counts.refused += 1;
             return Err(Refusal::new(RefusalCode::Pass, "the pass names too many peers"));
         }
-        session.stale = session.is_stale(self.clock.1, &self.controllers);
         let generation = session.generation;
-        let (slot, replaced) = match self.here.get(&pass.gateway).copied() {
+        let here = self.here.get(&pass.gateway).copied();
+        // What a stale pass still counts isn't had anew by connecting again.
+        if let Some(before) = here.and_then(|slot| self.slots.get(slot as usize)?.as_ref()) {
+            session.standing = before.standing;
+        }
+        session.review(self.clock.1, &self.controllers, now);
+        let (slot, replaced) = match here {
             Some(slot) => (slot, self.replace(slot, session)),
             None => (self.place(session), None),
         };
         self.here.insert(pass.gateway, slot);
-        self.remember(pass);
-        self.judge(slot);
+        self.remember(pass, now);
+        self.judge(slot, now);
         Ok(Entered { session: SessionId { slot, generation }, replaced })
     }
 
@@ -203,15 +213,25 @@ impl Relay {
     ///
     /// # Errors
     /// [`Refusal`], to be told to the gateway; it is counted, and the pass before goes on to count.
-    pub fn renew(&mut self, id: SessionId, pass: &Verified<RelayPass>) -> Result<(), Refusal> {
-        let taken = self.try_renew(id, pass);
+    pub fn renew(
+        &mut self,
+        id: SessionId,
+        pass: &Verified<RelayPass>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let taken = self.try_renew(id, pass, now);
         if taken.is_err() {
             self.counts.refused += 1;
         }
         taken
     }
 
-    fn try_renew(&mut self, id: SessionId, pass: &Verified<RelayPass>) -> Result<(), Refusal> {
+    fn try_renew(
+        &mut self,
+        id: SessionId,
+        pass: &Verified<RelayPass>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let gone = || Refusal::new(RefusalCode::Replaced, "this connection is over");
         if self.session(id).ok_or_else(gone)?.gateway != pass.gateway {
             return Err(Refusal::new(RefusalCode::Pass, "the pass is for another gateway"));
@@ -224,8 +244,8 @@ impl Relay {
         if !self.session_mut(id).ok_or_else(gone)?.take(pass) {
             return Err(full());
         }
-        self.remember(pass);
-        self.judge(id.slot);
+        self.remember(pass, now);
+        self.judge(id.slot, now);
         Ok(())
     }
 
@@ -261,7 +281,7 @@ impl Relay {
         }
     }
 
-    fn remember(&mut self, pass: &Verified<RelayPass>) {
+    fn remember(&mut self, pass: &Verified<RelayPass>, now: Instant) {
         self.newest.insert(pass.gateway, pass.number);
         if self.newest.len() > self.limits.remembered {
             let oldest = self
@@ -278,7 +298,7 @@ impl Relay {
             let before = self.clock.1;
             self.clock = (pass.number, pass.issued_at);
             if self.clock.1 != before {
-                self.judge_all();
+                self.judge_all(now);
             }
         }
     }
@@ -486,85 +506,6 @@ impl Relay {
     fn id_of(&self, slot: u32) -> Option<SessionId> {
         let session = self.slots.get(slot as usize)?.as_ref()?;
         Some(SessionId { slot, generation: session.generation })
-    }
-
-    /// Looks again at who is stale, after the newest signed time or the controllers have changed.
-    fn judge_all(&mut self) {
-        let changed: Vec<u32> = (0u32..)
-            .zip(&self.slots)
-            .filter_map(|(slot, session)| {
-                let session = session.as_ref()?;
-                let stale = session.is_stale(self.clock.1, &self.controllers);
-                (stale != session.stale).then_some(slot)
-            })
-            .collect();
-        for slot in changed {
-            self.judge(slot);
-        }
-    }
-
-    /// Opens and closes the ways between this gateway and all that it has ever named.
-    fn judge(&mut self, slot: u32) {
-        let Some(session) = self.slots[slot as usize].as_mut() else { return };
-        session.stale = session.is_stale(self.clock.1, &self.controllers);
-        // Lent out, so that it can be looked at beside the others.
-        let mut routes = std::mem::take(&mut session.routes);
-        let own = SessionId { slot, generation: session.generation };
-        for (number, route) in (0u16..).zip(&mut routes) {
-            let Some(number) = packet::PeerNumber::new(number) else { break };
-            let way = self.way(slot, route.gateway);
-            if way == route.way {
-                continue;
-            }
-            let before = std::mem::replace(&mut route.way, way);
-            if let Some(session) = self.slots[slot as usize].as_mut() {
-                session.news.insert(number);
-                self.woken.insert(own);
-            }
-            let Some(Way { slot: other, number: theirs }) = way.or(before) else { continue };
-            if way.is_none() {
-                self.purge(other, slot);
-                self.purge(slot, other);
-            }
-            let Some(session) = self.slots[other as usize].as_mut() else { continue };
-            if let Some(back) = session.routes.get_mut(usize::from(theirs.get())) {
-                back.way = way.map(|_| Way { slot, number });
-                session.news.insert(theirs);
-                self.woken.insert(SessionId { slot: other, generation: session.generation });
-            }
-        }
-        if let Some(session) = self.slots[slot as usize].as_mut() {
-            session.routes = routes;
-        }
-    }
-
-    /// The way from the gateway in `slot` to `gateway`, if both passes allow it and it is here.
-    fn way(&self, slot: u32, gateway: GatewayId) -> Option<Way> {
-        let from = self.slots.get(slot as usize)?.as_ref()?;
-        let other = *self.here.get(&gateway)?;
-        let to = self.slots.get(other as usize)?.as_ref()?;
-        let named = from.pass.names(gateway) && to.pass.names(from.gateway);
-        let fresh = !from.stale || !to.stale;
-        let number = *to.numbers.get(&from.gateway)?;
-        (named && fresh).then_some(Way { slot: other, number })
-    }
-
-    /// Throws away what the gateway in slot `from` has waiting for the one in slot `to`.
-    fn purge(&mut self, to: u32, from: u32) {
-        let Some(session) = self.slots[to as usize].as_mut() else { return };
-        let (packets, bytes) = session.inbox.purge(from);
-        self.settle(from, packets, bytes);
-    }
-
-    /// Packets of the gateway in slot `from` were thrown away with the way that they were to take.
-    fn settle(&mut self, from: u32, packets: usize, bytes: usize) {
-        self.waiting -= bytes;
-        if let Some(sender) = self.slots.get_mut(from as usize).and_then(Option::as_mut) {
-            sender.queued -= bytes;
-        }
-        for _ in 0..packets {
-            self.counts.drop(Dropped::Gone);
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! One gateway's connection to a relay, as far as who may send what to whom goes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anteroom_proto::cose::Verified;
 use anteroom_proto::id::GatewayId;
@@ -12,6 +12,21 @@ use anteroom_proto::time::UnixMillis;
 
 use super::bucket::{Bucket, Rate};
 use super::inbox::Inbox;
+
+/// For how long a pass that has just become stale goes on to count. Where a controller's clock was set, all passes but the first of the new
+/// time are stale until the relay has been shown theirs, which a controller sends at once. So it is longer than it takes for that to
+/// reach any number of gateways on slow lines, or connections that have to be made anew.
+pub(super) const GRACE: Duration = Duration::from_secs(30);
+
+/// What a pass is worth beside the newest one known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Fresh,
+    /// Stale since then, and counts as if it weren't for as long as a newer one may be under way.
+    Doubted(Instant),
+    /// It lets nobody in who couldn't show a fresher one.
+    Stale,
+}
 
 /// Where a connection stands in the relay. It never means another connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,8 +57,7 @@ pub(super) struct Session {
     pub(super) gateway: GatewayId,
     pub(super) pass: RelayPass,
     pub(super) signer: PublicKey,
-    /// Whether the pass lets nobody in who couldn't show a fresher one.
-    pub(super) stale: bool,
+    pub(super) standing: Standing,
     pub(super) routes: Vec<Route>,
     pub(super) numbers: BTreeMap<GatewayId, PeerNumber>,
     /// The longest sealed packet that can be handed to the gateway.
@@ -69,7 +83,7 @@ impl Session {
             gateway: pass.gateway,
             signer: pass.signer(),
             pass: RelayPass::clone(pass),
-            stale: false,
+            standing: Standing::Stale,
             routes: Vec::new(),
             numbers: BTreeMap::new(),
             room,
@@ -99,8 +113,34 @@ impl Session {
         true
     }
 
-    /// Whether the pass is stale, if the newest pass known was signed at `signed` and these are the controllers.
-    pub(super) fn is_stale(&self, signed: UnixMillis, controllers: &[PublicKey]) -> bool {
-        signed >= self.pass.stale_at() || !controllers.contains(&self.signer)
+    /// Looks again at what the pass is worth, if the newest one known was signed at `signed` and these are the controllers. Says whether
+    /// it counts for something else than before.
+    pub(super) fn review(
+        &mut self,
+        signed: UnixMillis,
+        controllers: &[PublicKey],
+        now: Instant,
+    ) -> bool {
+        let was = self.is_stale();
+        let stale = signed >= self.pass.stale_at() || !controllers.contains(&self.signer);
+        self.standing = match self.standing {
+            _ if !stale => Standing::Fresh,
+            Standing::Fresh => Standing::Doubted(now),
+            Standing::Doubted(_) if self.due().is_some_and(|due| due <= now) => Standing::Stale,
+            standing => standing,
+        };
+        self.is_stale() != was
+    }
+
+    pub(super) fn is_stale(&self) -> bool {
+        self.standing == Standing::Stale
+    }
+
+    /// When the pass stops counting, if nothing happens.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self.standing {
+            Standing::Doubted(since) => Some(since + GRACE),
+            Standing::Fresh | Standing::Stale => None,
+        }
     }
 }

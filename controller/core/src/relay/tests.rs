@@ -16,6 +16,7 @@ use super::*;
 mod fair;
 mod random;
 mod refused;
+mod stale;
 
 const ORGANISATION: OrganisationId = OrganisationId::from_bytes([1; 16]);
 const ROOM: u16 = 1400;
@@ -70,7 +71,7 @@ fn pass(of: u16, sequence: u64, peers: &[u16]) -> Verified<RelayPass> {
 
 fn relay(limits: Limits) -> Relay {
     let mut relay = Relay::new(limits);
-    relay.set_authority(&authority(100));
+    relay.set_authority(&authority(100), Instant::now());
     relay
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::session::GRACE;
 use super::*;
 
 const GATEWAYS: u16 = 5;
@@ -22,6 +23,8 @@ enum Step {
     Bar(u8),
     /// Hours go by on the controller's clock.
     Hours(u64),
+    /// Seconds go by.
+    Seconds(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -36,6 +39,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (who(), 1000u16..1500).prop_map(|(who, room)| Step::Room(who, room)),
         1 => prop_oneof![4 => Just(0u8), 1 => any::<u8>()].prop_map(Step::Bar),
         1 => (0u64..2).prop_map(Step::Hours),
+        2 => (0u64..40).prop_map(Step::Seconds),
     ]
 }
 
@@ -45,6 +49,8 @@ struct Mirror {
     id: SessionId,
     peers: u8,
     issued: u64,
+    /// Since when the pass is stale.
+    stale: Option<Instant>,
     room: u16,
     /// From the relay's news: number to gateway and room.
     told: BTreeMap<u16, (GatewayId, Option<u16>)>,
@@ -55,9 +61,9 @@ fn named(mask: u8, who: u16) -> Vec<u16> {
 }
 
 /// Whether packets may pass, by the definition and nothing else.
-fn open(here: &BTreeMap<u16, Mirror>, newest: u64, a: u16, b: u16) -> bool {
+fn open(here: &BTreeMap<u16, Mirror>, now: Instant, a: u16, b: u16) -> bool {
     let (Some(one), Some(other)) = (here.get(&a), here.get(&b)) else { return false };
-    let fresh = |mirror: &Mirror| newest < mirror.issued + 1;
+    let fresh = |mirror: &Mirror| mirror.stale.is_none_or(|since| now < since + GRACE);
     named(one.peers, a).contains(&b)
         && named(other.peers, b).contains(&a)
         && (fresh(one) || fresh(other))
@@ -68,7 +74,7 @@ proptest! {
 
     #[test]
     fn nothing_passes_that_both_passes_dont_allow(steps in prop::collection::vec(step(), 1..150)) {
-        let now = Instant::now();
+        let mut now = Instant::now();
         let limits = Limits { inbox: 6_000, outbox: 8_000, waiting: 20_000, ..Limits::default() };
         let mut relay = relay(limits);
         let mut here: BTreeMap<u16, Mirror> = BTreeMap::new();
@@ -84,7 +90,7 @@ proptest! {
                     prop_assert_eq!(entered.is_err(), barred & (1 << who) != 0);
                     let Ok(entered) = entered else { continue };
                     newest = hours;
-                    let mirror = Mirror { id: entered.session, peers, issued: hours, room: ROOM, told: BTreeMap::new() };
+                    let mirror = Mirror { id: entered.session, peers, issued: hours, stale: None, room: ROOM, told: BTreeMap::new() };
                     let before = here.insert(who, mirror);
                     prop_assert_eq!(entered.replaced, before.map(|before| before.id));
                 }
@@ -92,9 +98,9 @@ proptest! {
                     let Some(mirror) = here.get_mut(&who) else { continue };
                     sequence += 1;
                     let pass = pass_by(100, who, sequence, hours, &named(peers, who));
-                    prop_assert_eq!(relay.renew(mirror.id, &pass), Ok(()));
+                    prop_assert_eq!(relay.renew(mirror.id, &pass, now), Ok(()));
                     newest = hours;
-                    (mirror.peers, mirror.issued) = (peers, hours);
+                    (mirror.peers, mirror.issued, mirror.stale) = (peers, hours, None);
                 }
                 Step::Leave(who) => {
                     if let Some(mirror) = here.remove(&who) { relay.leave(mirror.id); }
@@ -119,7 +125,7 @@ proptest! {
                     let (from, to) = sent[mark as usize];
                     prop_assert_eq!(to, gateway(who));
                     prop_assert_eq!(mirror.told.get(&number).map(|told| told.0), Some(gateway(from)));
-                    prop_assert!(open(&here, newest, from, who));
+                    prop_assert!(open(&here, now, from, who));
                 }
                 Step::Room(who, room) => {
                     let Some(mirror) = here.get_mut(&who) else { continue };
@@ -135,6 +141,19 @@ proptest! {
                     prop_assert_eq!(over, gone);
                 }
                 Step::Hours(more) => hours += more,
+                Step::Seconds(more) => {
+                    let then = now + Duration::from_secs(more);
+                    while let Some(due) = relay.due().filter(|due| *due <= then) {
+                        prop_assert!(due > now, "what is due isn't done");
+                        now = due;
+                        relay.turn(now);
+                    }
+                    now = then;
+                }
+            }
+            for mirror in here.values_mut() {
+                let stale = newest > mirror.issued;
+                mirror.stale = stale.then(|| mirror.stale.unwrap_or(now));
             }
             // Everyone who has something to hear is woken, and knows then what is.
             let woken = relay.woken();
@@ -148,7 +167,7 @@ proptest! {
             for (a, one) in &here {
                 for b in 0..GATEWAYS {
                     let told = one.told.values().find(|(peer, _)| *peer == gateway(b));
-                    let expected = open(&here, newest, *a, b).then(|| here[&b].room);
+                    let expected = open(&here, now, *a, b).then(|| here[&b].room);
                     prop_assert_eq!(told.and_then(|(_, room)| *room), expected, "{} of {}", a, b);
                 }
             }
