@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anteroom_controller_core::relay::Dropped;
 use anteroom_proto::cose::Signed;
@@ -10,6 +10,7 @@ use anteroom_proto::id::OrganisationId;
 use anteroom_proto::relay::packet::PeerNumber;
 use anteroom_proto::relay::pass::{PassNumber, RelayPass};
 use anteroom_proto::relay::{FromRelay, RefusalCode, ToRelay};
+use anteroom_proto::time::UnixMillis;
 use anteroom_transport::endpoint;
 use anteroom_transport::tls::Protocol;
 
@@ -81,6 +82,33 @@ async fn nobody_sends_to_whom_the_other_pass_doesnt_name() {
     let counts = bed.relay().service().counts();
     assert!(counts.packets <= rounds, "one number of all leads to somebody: {counts:?}");
     assert!(dropped(Dropped::NotShared) <= rounds, "and one to whom it isn't shared: {counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_stale_passes_open_nothing_once_newer_ones_had_their_time() {
+    let bed = Bed::new("");
+    let mut a = Gateway::connect(&bed, 1, 1, &[2]).await;
+    let mut b = Gateway::connect(&bed, 2, 2, &[1]).await;
+    let to_b = a.meet(2).await;
+    b.meet(1).await;
+    // As if the controller's clock had been set.
+    let shown = Instant::now();
+    let later = RelayPass { issued_at: UnixMillis(u64::MAX / 2), ..pass(3, 3, &[]) };
+    let _c = Gateway::greet(&bed, 3, signed(&later), &bed.chain).await.ok().unwrap();
+    // Nobody sends anything: the relay sees to it by itself.
+    a.hear_of(2, |room| room.is_none()).await;
+    b.hear_of(1, |room| room.is_none()).await;
+    assert!(shown.elapsed() >= Duration::from_secs(30), "closed after {:?}", shown.elapsed());
+    until("it to be refused", || {
+        a.send(to_b, 1, 100);
+        let counts = bed.relay().service().counts();
+        (counts.dropped(Dropped::NotShared) > 0 && counts.packets == 0, counts)
+    })
+    .await;
+    let renewed = RelayPass { issued_at: later.issued_at, ..pass(2, 4, &[1]) };
+    b.writer.send(&ToRelay::Pass(Box::new(signed(&renewed)))).await.unwrap();
+    a.meet(2).await;
+    a.deliver(to_b, 2, 100, &b).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
