@@ -15,6 +15,9 @@ use crate::topology::Host;
 /// How long after the last request or reply the next reply may come before it counts as lost.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 
+/// How many of those that were lost are named.
+const MISSING: usize = 16;
+
 /// How many requests that are late go at once, where the thread that sends them had no processor for a while. More would
 /// come faster than the socket buffers of an unprivileged gateway hold them, and what they lose isn't the gateway's doing.
 const CATCH_UP: u32 = 16;
@@ -29,6 +32,11 @@ pub struct Series {
     /// Round-trip times in microseconds, sorted.
     #[serde(skip)]
     pub times: Vec<u64>,
+    /// The first of those without a reply, by number, with when they were sent.
+    #[serde(skip)]
+    pub missing: Vec<(u64, SystemTime)>,
+    /// Requests that the sender's own kernel didn't take. They count as lost.
+    pub untaken: u64,
     /// The longest run of requests without a reply.
     pub longest_gap: u64,
     /// When the first reply came.
@@ -138,7 +146,7 @@ fn series(
     let begun = Instant::now();
     let mut due = begun;
     let mut under_way: BTreeMap<u16, (u64, Instant)> = BTreeMap::new();
-    let mut answered = Vec::new();
+    let (mut answered, mut missing, mut untaken) = (Vec::new(), BTreeMap::new(), 0);
     let mut times = Vec::new();
     let mut first_reply_at = None;
     let mut last_reply_at = None;
@@ -155,8 +163,9 @@ fn series(
             } else if now >= due {
                 let sequence = u16::try_from(sent & 0xffff).unwrap_or(0);
                 under_way.insert(sequence, (sent, now));
+                missing.insert(sent, SystemTime::now());
                 // A neighbour that isn't there is a lost ping, not a broken socket.
-                socket.echo(to, identifier, sequence).ok();
+                untaken += u64::from(socket.echo(to, identifier, sequence).is_err());
                 answered.push(false);
                 sent += 1;
                 due += every;
@@ -176,6 +185,7 @@ fn series(
                 continue;
             }
             let Some((number, at)) = under_way.remove(&sequence) else { continue };
+            missing.remove(&number);
             let now = SystemTime::now();
             first_reply_at.get_or_insert(now);
             last_reply_at = Some(now);
@@ -196,6 +206,8 @@ fn series(
         sent,
         received: u64::try_from(times.len()).unwrap_or(u64::MAX),
         times,
+        missing: missing.into_iter().take(MISSING).collect(),
+        untaken,
         longest_gap: u64::try_from(longest).unwrap_or(u64::MAX),
         first_reply_at,
         last_reply_at,

@@ -258,6 +258,8 @@ mod tests {
             sent: 100,
             received: 100 - lost,
             times: vec![100, slowest],
+            missing: vec![],
+            untaken: 0,
             longest_gap: lost,
             first_reply_at: None,
             last_reply_at: None,

@@ -155,6 +155,8 @@ mod tests {
             sent: 100,
             received,
             times: Vec::new(),
+            missing: Vec::new(),
+            untaken: 0,
             longest_gap,
             first_reply_at: None,
             last_reply_at: None,

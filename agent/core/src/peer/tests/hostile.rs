@@ -149,7 +149,8 @@ fn short_buffers_lose_a_packet_and_nothing_else() {
     assert_carries(&mut world);
 }
 
-fn initiation(from: &StaticSecret, to: TunnelPublicKey, index: u32) -> Vec<u8> {
+/// What only the holder of the key `from` can begin.
+pub(super) fn initiation(from: &StaticSecret, to: TunnelPublicKey, index: u32) -> Vec<u8> {
     let to = PublicKey::from(*to.as_bytes());
     let mut tunn = Tunn::new(from.clone(), to, None, None, index, None);
     match tunn.format_handshake_initiation(&mut [0; 148], false) {

@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use boringtun::x25519::StaticSecret;
+
+use super::super::hostile::initiation;
 use super::*;
 
 /// Where the relay is, and where it forwards from; the other is a machine that nobody knows to be its own.
@@ -277,4 +280,61 @@ fn a_relay_that_comes_after_the_only_one_was_taken_out_has_what_that_one_made_up
             assert_eq!(world.path(here).0, Some(FAR), "{gap} s later: side {here}");
         }
     }
+}
+
+#[test]
+fn a_handshake_that_a_relay_swallowed_leads_nowhere_once_it_is_taken_out() {
+    for forwards_from in [RELAY, HELPER] {
+        let mut world = deceived(forwards_from);
+        let thief = SocketAddr::from((forwards_from, 5_000));
+        // Younger than whatever either heard of the other: it opens.
+        let swallowed = [0_u8, 1].map(|here| {
+            let to = world.sides[usize::from(1 - here)].secret.public();
+            initiation(&StaticSecret::from([here + 1; 32]), to, 1)
+        });
+        world.take_out(0);
+        world.take_out(1);
+        assert_eq!(world.talk(Duration::from_secs(10)), [Duration::ZERO; 2], "{forwards_from:?}");
+        let before = world.relays.detoured.len();
+        for (here, first) in swallowed.iter().enumerate() {
+            let heard = world.sides[1 - here].deliver(thief, first, world.now);
+            assert_eq!(heard, Some(DropReason::PeerPlace), "{forwards_from:?}: of side {here}");
+        }
+        assert_eq!(world.talk(Duration::from_secs(10)), [Duration::ZERO; 2], "{forwards_from:?}");
+        for here in 0..2 {
+            assert_eq!(world.path(here).0, Some(FAR), "{forwards_from:?}: side {here}");
+        }
+        assert_eq!(world.relays.detoured.len(), before, "{forwards_from:?}: sent to the thief");
+    }
+}
+
+#[test]
+fn where_a_peer_was_found_after_the_only_relay_was_taken_out_outlasts_relays_that_come_and_go() {
+    let mut world = deceived(HELPER);
+    for here in 0..2 {
+        let (now, side) = (world.now, &mut world.sides[here]);
+        let relays = [NEAR, FAR];
+        side.peers.forget_relays(&relays, &[RELAY.into()], DOCUMENT, now, &mut side.sent);
+        world.hold_document(here);
+    }
+    world.talk(Duration::from_secs(5));
+    world.offer(&[FAR]);
+    world.talk(Duration::from_secs(5));
+    assert_eq!(world.path(0).0, Some(FAR));
+    // Behind a NAT: the view doesn't have this place.
+    let seen = SocketAddr::from(([192, 0, 2, 77], 40_000));
+    world.sides[1].at = seen;
+    world.mirror(1, FAR, seen);
+    world.direct(true, true);
+    world.talk(Duration::from_secs(20));
+    let found =
+        |world: &World| (world.path(0), world.sides[0].peer(world.sides[1].gateway).heard_at());
+    assert_eq!(found(&world), ((None, PathReason::Proved), Some(seen)));
+    let carried = world.relays.carried;
+    for relays in [&[FAR, NEAR][..], &[NEAR], &[FAR]] {
+        world.offer(relays);
+        assert_eq!(world.talk(Duration::from_secs(5)), [Duration::ZERO; 2], "{relays:?}");
+        assert_eq!(found(&world), ((None, PathReason::Proved), Some(seen)), "{relays:?}");
+    }
+    assert_eq!(world.relays.carried, carried, "packets took a relay");
 }
