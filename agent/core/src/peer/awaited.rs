@@ -4,6 +4,8 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use super::doubt::Sent;
+
 /// Those whose answers are still taken.
 const MAX: usize = 32;
 
@@ -15,8 +17,8 @@ pub(super) struct Knock {
     pub(super) at: Instant,
     /// Whether it was as long as a packet.
     pub(super) full: bool,
-    /// Whether anything long went to the peer since the short knock before, if this is a short one.
-    pub(super) long: bool,
+    /// What went to the peer since the short knock before, if this is a short one.
+    pub(super) sent: Sent,
 }
 
 /// The latest knocks at one peer that weren't answered.

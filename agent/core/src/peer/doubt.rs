@@ -2,10 +2,11 @@
 //!
 //! There are networks that stop letting long ones through, or do so one way only, and go on answering knocks. So a gateway counts the
 //! long datagrams that each peer's keys opened and that came directly, full knocks among them, and each answer to a knock says how
-//! many these are by now (where the peer understands that). Datagrams travel in their order, so where a long one was sent before a
-//! knock, and its answer says that none has come since the answer before, that one got lost. Then the peer is asked by full knocks,
-//! of what every host takes, each with a short one behind it. As soon as an answer says that any long one has come all is well;
-//! where all of [`ASKED`] have got lost, and a short one sent after them is answered, nothing but short ones gets through.
+//! many these are by now (where the peer understands that), and how many of them are at least as long as what every host takes.
+//! Datagrams travel in their order, so where one was sent before a knock, and its answer says that none such has come since the
+//! answer before, that one got lost. Then the peer is asked by full knocks, of what every host takes, each with a short one behind
+//! it. As soon as an answer says that any of that length has come all is well; where all of [`ASKED`] have got lost, and a short one
+//! sent after them is answered, nothing but shorter ones gets through.
 //!
 //! It's not by chance that all get lost: where each of them does with a chance of one in six, whatever else is sent, that happens
 //! once in 1.7 million times that the peer is asked. Answers that get lost say nothing.
@@ -18,6 +19,8 @@ use super::front;
 pub(super) const CAPABILITY: &str = "counts-long";
 /// Longest datagram that isn't long: a handshake's first message.
 pub(super) const SHORT: usize = front::INITIATION_LEN;
+/// Least length of what every host takes, behind the longest headers of IP and UDP: no full knock is shorter.
+const FULL: usize = 576 - 48;
 /// Full knocks that must all have got lost.
 const ASKED: u32 = 8;
 /// No more are sent where short ones aren't answered either, until one is.
@@ -30,8 +33,17 @@ const EVERY: Duration = Duration::from_millis(100);
 pub(super) struct Came {
     /// Those that its keys opened.
     pub(super) sealed: u32,
-    /// Full knocks.
-    pub(super) knocks: u32,
+    /// Those as long as what every host takes, full knocks among them.
+    pub(super) full: u32,
+}
+
+/// What went directly between two short knocks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sent {
+    /// Anything long.
+    long: bool,
+    /// Anything as long as what every host takes.
+    full: bool,
 }
 
 /// What the peer says that it got.
@@ -45,8 +57,8 @@ struct Said {
 /// Full knocks are sent, since the peer says that it got nothing long.
 #[derive(Debug, Clone, Copy)]
 struct Asking {
-    /// What it said then.
-    came: Came,
+    /// How many full ones it said had come then.
+    full: u32,
     next: Instant,
     count: u32,
     /// When there were enough of them.
@@ -58,8 +70,8 @@ struct Asking {
 pub(super) struct Doubt {
     /// Those that came.
     came: Came,
-    /// Whether any was sent since the last knock.
-    sent: bool,
+    /// What was sent since the last knock.
+    sent: Sent,
     said: Option<Said>,
     asking: Option<Asking>,
     /// When a full knock was last sent.
@@ -68,14 +80,19 @@ pub(super) struct Doubt {
 }
 
 impl Doubt {
-    /// A long datagram of the peer came directly, which its keys opened.
-    pub(super) const fn note_sealed(&mut self) {
-        self.came.sealed = self.came.sealed.wrapping_add(1);
+    /// A datagram of this length came directly, which the peer's keys opened.
+    pub(super) const fn note_sealed(&mut self, len: usize) {
+        if len > SHORT {
+            self.came.sealed = self.came.sealed.wrapping_add(1);
+        }
+        self.note_full(len);
     }
 
-    /// A long knock of the peer came.
-    pub(super) const fn note_full(&mut self) {
-        self.came.knocks = self.came.knocks.wrapping_add(1);
+    /// So did a knock of the peer, or a sealed datagram.
+    pub(super) const fn note_full(&mut self, len: usize) {
+        if len >= FULL {
+            self.came.full = self.came.full.wrapping_add(1);
+        }
     }
 
     /// How many came.
@@ -85,20 +102,21 @@ impl Doubt {
 
     /// A datagram of this length goes directly.
     pub(super) const fn note_sent(&mut self, len: usize) {
-        self.sent |= len > SHORT;
+        self.sent.long |= len > SHORT;
+        self.sent.full |= len >= FULL;
     }
 
-    /// A short knock goes directly. Says whether a long datagram went since the one before.
-    pub(super) const fn take_sent(&mut self) -> bool {
-        std::mem::replace(&mut self.sent, false)
+    /// A short knock goes directly. Says what went since the one before.
+    pub(super) const fn take_sent(&mut self) -> Sent {
+        std::mem::replace(&mut self.sent, Sent { long: false, full: false })
     }
 
-    /// An answer on the direct path says that so many came. It is to a knock that was sent at `at`, behind a long datagram
-    /// if `long`. Returns whether more have come that its keys opened.
+    /// An answer on the direct path says that so many came. It is to a knock that was sent at `at`, behind what was `sent` since the
+    /// knock before. Returns whether more have come that the peer's keys opened.
     pub(super) fn note_said(
         &mut self,
         came: Came,
-        (at, long): (Instant, bool),
+        (at, sent): (Instant, Sent),
         now: Instant,
     ) -> bool {
         let newer = |before: &Said| at >= before.at;
@@ -106,12 +124,15 @@ impl Doubt {
             return false;
         }
         let before = self.said.replace(Said { came, at });
+        let is_missing = |before: Came| {
+            (sent.long && before.sealed == came.sealed) || (sent.full && before.full == came.full)
+        };
         match &self.asking {
-            Some(asking) if asking.came != came => self.asking = None,
+            Some(asking) if asking.full != came.full => self.asking = None,
             Some(asking) => self.over |= asking.enough.is_some_and(|enough| at >= enough),
-            None if long && before.is_some_and(|before| before.came == came) => {
+            None if before.is_some_and(|before| is_missing(before.came)) => {
                 let next = self.asked.map_or(now, |at| now.max(at + EVERY));
-                self.asking = Some(Asking { came, next, count: 0, enough: None });
+                self.asking = Some(Asking { full: came.full, next, count: 0, enough: None });
             }
             None => {}
         }
@@ -179,13 +200,13 @@ mod tests {
 
     enum Datagram {
         Packet,
-        Knock { full: bool, at: u64, long: bool },
+        Knock { full: bool, at: u64, long: Sent },
     }
 
     struct Answer {
         came: Came,
         at: u64,
-        long: bool,
+        long: Sent,
     }
 
     impl Path {
@@ -227,7 +248,7 @@ mod tests {
         }
 
         fn knock(&mut self, full: bool, short_only: bool) {
-            let long = !full && self.here.take_sent();
+            let long = if full { Sent::default() } else { self.here.take_sent() };
             self.full += u64::from(full);
             self.send(Datagram::Knock { full, at: self.ms, long }, short_only);
         }
@@ -241,12 +262,12 @@ mod tests {
                     if let Some((_, datagram)) = self.there_at.get(at).filter(|one| one.0 == ms) {
                         let knock = match *datagram {
                             Datagram::Packet => {
-                                self.there.note_sealed();
+                                self.there.note_sealed(1_132);
                                 None
                             }
                             Datagram::Knock { full, at, long } => {
                                 if full {
-                                    self.there.note_full();
+                                    self.there.note_full(548);
                                 }
                                 Some((at, long))
                             }
@@ -322,7 +343,7 @@ mod tests {
         // An answer that was overtaken.
         let (at, now) = (path.at(path.ms - 3_000), path.at(path.ms));
         for _ in 0..3 {
-            path.here.note_said(Came::default(), (at, true), now);
+            path.here.note_said(Came::default(), (at, Sent { long: true, full: true }), now);
         }
         assert!(path.here.asking.is_none());
     }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! knock:  5 0 0 0 | number (4) | number for the answer (4) | token (8) | nonce (8) | code (16) | zeros
-//! answer: 6 0 0 0 | number (4) | nonce (8) | sealed long datagrams that came (4) | full knocks (4) | code (16)
+//! answer: 6 0 0 0 | number (4) | nonce (8) | sealed long datagrams that came (4) | full-size ones (4) | code (16)
 //! ```
 //!
 //! Number and token find the peer and turn others away before anything is computed; the code is HMAC-SHA-256 over all
@@ -104,7 +104,7 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Heard> {
         (ANSWER, ANSWER_LEN | COUNTING_LEN) => {
             let counts = datagram.len() == COUNTING_LEN;
             let came =
-                if counts { Some(Came { sealed: word(16)?, knocks: word(20)? }) } else { None };
+                if counts { Some(Came { sealed: word(16)?, full: word(20)? }) } else { None };
             Some(Heard::Answer { number: word(4)?, nonce: long(8)?, came })
         }
         _ => None,
@@ -158,7 +158,7 @@ pub(super) fn answer(key: KnockKey, back: u32, nonce: u64, came: Option<Came>) -
     put(&mut bytes, 8, &nonce.to_le_bytes());
     if let Some(came) = came {
         put(&mut bytes, 16, &came.sealed.to_le_bytes());
-        put(&mut bytes, 20, &came.knocks.to_le_bytes());
+        put(&mut bytes, 20, &came.full.to_le_bytes());
     }
     seal(&mut bytes, key, None);
     bytes
@@ -231,7 +231,7 @@ mod tests {
             nonce: u64::MAX - 1,
         };
         assert_eq!(parse(&knock), Some(heard));
-        let answers = [None, Some(Came { sealed: u32::MAX - 7, knocks: 8 })].map(|came| {
+        let answers = [None, Some(Came { sealed: u32::MAX - 7, full: 8 })].map(|came| {
             let answer = answer(key, 0x0506_0708, 9, came);
             assert_eq!(parse(&answer), Some(Heard::Answer { number: 0x0506_0708, nonce: 9, came }));
             answer

@@ -21,7 +21,7 @@ use anteroom_proto::v1::telemetry::PathReason;
 
 use super::allowance::Allowance;
 use super::awaited::{Awaited, Knock};
-use super::doubt::Doubt;
+use super::doubt::{Doubt, Sent};
 use super::knock::{self, KnockKey, Knocker};
 use super::nearer::Nearer;
 use super::trial::Trial;
@@ -422,8 +422,9 @@ impl Route {
 
     /// A knock is sent to `to`, whose answer is awaited. `full`: as long as a packet.
     pub(super) fn await_answer(&mut self, nonce: u64, to: SocketAddr, full: bool, now: Instant) {
-        let long = !full && self.via.is_none() && self.doubt.take_sent();
-        self.knocks.add(Knock { nonce, to, at: now, full, long });
+        let directly = !full && self.via.is_none();
+        let sent = if directly { self.doubt.take_sent() } else { Sent::default() };
+        self.knocks.add(Knock { nonce, to, at: now, full, sent });
     }
 
     /// A knock is sent to `to`, and that it is answered is what counts.

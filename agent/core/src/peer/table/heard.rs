@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use super::Peers;
 use super::paths::Agreed;
-use crate::peer::doubt;
 use crate::peer::front::Kind;
 use crate::sink::Sink;
 use crate::target::Target;
@@ -69,8 +68,8 @@ impl Peers {
             self.judge(index, now);
         }
         let Some(peer) = self.peers.get_mut(index) else { return };
-        if matches!((kind, from), (Kind::Data { .. }, Target::Udp(_))) && len > doubt::SHORT {
-            peer.route.doubt.note_sealed();
+        if matches!((kind, from), (Kind::Data { .. }, Target::Udp(_))) {
+            peer.route.doubt.note_sealed(len);
         }
         // A copy of an initiation proves nothing about where a client is.
         let moved = (!peer.client || proof != Proof::Alive) && peer.note_heard(from, at_home, now);

@@ -13,7 +13,7 @@ use crate::peer::doubt::Came;
 use crate::peer::knock::{self, Heard, KnockKey, Knocker};
 use crate::peer::route::{Due, LEAST_ROOM};
 use crate::peer::trial::Length;
-use crate::peer::{Peer, PeerSlot, doubt, front};
+use crate::peer::{Peer, PeerSlot, front};
 use crate::sink::Sink;
 use crate::target::{RelayId, RelayPath, Target, Through};
 
@@ -316,9 +316,7 @@ impl Peers {
                 if !peer.route.may_answer(now) {
                     return Err(DropReason::HandshakeLimit);
                 }
-                if datagram.len() > doubt::SHORT {
-                    peer.route.doubt.note_full();
-                }
+                peer.route.doubt.note_full(datagram.len());
                 let came = peer.counts_long.then(|| peer.route.doubt.came());
                 write(out, from.into(), CONTROL, &knock::answer(key, back, nonce, came));
                 if peer.route.note_knocked(nonce, from, now) {
@@ -349,17 +347,17 @@ impl Peers {
     ) {
         let Some(peer) = self.peers.get_mut(index) else { return };
         let Some(knock) = peer.route.take_knock(nonce) else { return };
-        let Knock { to, at: sent, full, long, .. } = knock;
+        let Knock { to, at, full, sent, .. } = knock;
         self.hearing.note_answered(now);
         if peer.route.via().is_none() {
             // It may have moved since.
             if peer.endpoint() == Some(to) {
                 peer.route.note_answer(now);
                 // What its keys opened went to it a moment ago.
-                if came.is_some_and(|came| peer.route.doubt.note_said(came, (sent, long), now)) {
+                if came.is_some_and(|came| peer.route.doubt.note_said(came, (at, sent), now)) {
                     peer.note_hears(now);
                 }
-                peer.note_round_trip(now.saturating_duration_since(sent));
+                peer.note_round_trip(now.saturating_duration_since(at));
             }
             self.wake(index, now);
             return;

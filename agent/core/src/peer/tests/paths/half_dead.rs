@@ -142,6 +142,20 @@ fn one_that_was_good_for_long_is_left_within_two_seconds() {
 }
 
 #[test]
+fn one_that_carries_packets_of_middling_length_only_is_left_as_well() {
+    let mut world = streaming(0);
+    world.let_through(|bytes| bytes.len() <= 300);
+    let end = world.now + Duration::from_secs(2);
+    let mut both = false;
+    while world.now < end && !both {
+        world.stream(200, Duration::from_millis(50));
+        world.stream(LARGE, Duration::from_millis(50));
+        both = [0, 1].iter().all(|here| world.path(*here).0.is_some());
+    }
+    assert!(both, "{:?}", [0, 1].map(|here| world.path(here)));
+}
+
+#[test]
 fn one_that_nobody_uses_is_left_as_well() {
     let mut world = streaming(0);
     world.run(Duration::from_secs(10));
