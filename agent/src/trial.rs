@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use anteroom_agent_core::trial::{Standing, effective, trial_of};
+use anteroom_agent_core::trial::{TrialState, effective, trial_of};
 use anteroom_proto::approval::Place;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::rollout::{Over, Why};
@@ -32,19 +32,19 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    pub(crate) fn of(standing: &Standing, machine: &Machine) -> Self {
-        let left = standing.ends.saturating_duration_since(machine.now).as_millis();
+    pub(crate) fn of(state: &TrialState, machine: &Machine) -> Self {
+        let left = state.ends.saturating_duration_since(machine.now).as_millis();
         let left = u64::try_from(left).unwrap_or(u64::MAX);
         Self {
-            member: standing.member,
-            since: standing.since,
+            member: state.member,
+            since: state.since,
             boot: machine.boot.clone(),
             ends_uptime: machine.uptime.saturating_add(left),
-            over: standing.over.clone(),
+            over: state.over.clone(),
         }
     }
 
-    fn standing(self, machine: &Machine, wall: UnixMillis) -> Standing {
+    fn state(self, machine: &Machine, wall: UnixMillis) -> TrialState {
         let left = Duration::from_millis(self.ends_uptime.saturating_sub(machine.uptime));
         let same_boot = !machine.boot.is_empty() && self.boot == machine.boot;
         let ends = if same_boot { machine.now.checked_add(left) } else { None };
@@ -54,7 +54,12 @@ impl Kept {
             None if machine.boot.is_empty() || self.boot.is_empty() => Some(lost(wall)),
             None => Some(restarted(wall)),
         });
-        Standing { member: self.member, since: self.since, ends: ends.unwrap_or(machine.now), over }
+        TrialState {
+            member: self.member,
+            since: self.since,
+            ends: ends.unwrap_or(machine.now),
+            over,
+        }
     }
 }
 
@@ -78,16 +83,16 @@ pub(crate) fn restore(
     view: Option<&View>,
     machine: &Machine,
     wall: UnixMillis,
-) -> Vec<Standing> {
-    let mut found: Vec<Standing> =
-        kept.into_iter().map(|kept| kept.standing(machine, wall)).collect();
+) -> Vec<TrialState> {
+    let mut found: Vec<TrialState> =
+        kept.into_iter().map(|kept| kept.state(machine, wall)).collect();
     for device in view.iter().flat_map(|view| &view.intent.devices) {
         let Some(trial) = trial_of(device) else { continue };
         let key = (device.member.id, trial.since);
         if !found.iter().any(|known| (known.member, known.since) == key) {
             let (member, since) = key;
             let over = Some(lost(wall));
-            found.push(Standing { member, since, ends: machine.now, over });
+            found.push(TrialState { member, since, ends: machine.now, over });
         }
     }
     found
@@ -124,14 +129,14 @@ mod tests {
         view
     }
 
-    fn begun(machine: &Machine) -> Standing {
+    fn begun(machine: &Machine) -> TrialState {
         let ends = machine.now + Duration::from_secs(60);
         let member = view().intent.devices[0].member.id;
-        Standing { member, since: Place::new(0, 7), ends, over: None }
+        TrialState { member, since: Place::new(0, 7), ends, over: None }
     }
 
-    fn left(standing: &Standing, machine: &Machine) -> u64 {
-        let left = standing.ends.saturating_duration_since(machine.now);
+    fn left(state: &TrialState, machine: &Machine) -> u64 {
+        let left = state.ends.saturating_duration_since(machine.now);
         u64::try_from(left.as_millis()).unwrap()
     }
 
@@ -179,7 +184,7 @@ mod tests {
     fn what_is_over_stays_so() {
         let first = machine("a", 100_000);
         let over = Some(Over { why: Why::Unconfirmed, at: UnixMillis(9) });
-        let kept = Kept::of(&Standing { over: over.clone(), ..begun(&first) }, &first);
+        let kept = Kept::of(&TrialState { over: over.clone(), ..begun(&first) }, &first);
         for boot in ["a", "b"] {
             let found = restore(vec![kept.clone()], Some(&view()), &machine(boot, 110_000), WALL);
             assert_eq!(found[0].over, over);

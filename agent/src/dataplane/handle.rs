@@ -11,7 +11,7 @@ use anteroom_agent_core::peer::{KeyUse, OwnKey, Silence};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
 use anteroom_agent_core::target::{RelayId, RelayPath};
-use anteroom_agent_core::trial::{Standing, effective, trial_of};
+use anteroom_agent_core::trial::{TrialState, effective, trial_of};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
@@ -66,7 +66,7 @@ pub(super) enum Command {
     SetOwnKeys(Vec<OwnKey>, oneshot::Sender<()>),
     SetIdentity(Box<IdentityKey>, oneshot::Sender<()>),
     KeyUse(oneshot::Sender<Vec<KeyUse>>),
-    Trials(oneshot::Sender<Vec<Standing>>),
+    Trials(oneshot::Sender<Vec<TrialState>>),
     SetOwnAddresses(Vec<IpAddr>),
     SetUnderlayMtu(u16),
     Report(oneshot::Sender<EngineReport>),
@@ -261,7 +261,7 @@ impl Handle {
     ///
     /// # Errors
     /// As [`Handle::apply`].
-    pub(crate) async fn trials(&self) -> Result<Vec<Standing>, Stopped> {
+    pub(crate) async fn trials(&self) -> Result<Vec<TrialState>, Stopped> {
         self.ask(Command::Trials).await
     }
 

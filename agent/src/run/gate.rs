@@ -10,7 +10,7 @@ use anteroom_agent_core::engine::Engine;
 use anteroom_agent_core::lane;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
-use anteroom_agent_core::trial::{Standing, effective};
+use anteroom_agent_core::trial::{TrialState, effective};
 use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::key::{IdentityKey, TunnelSecret};
 use anteroom_proto::name::Name;
@@ -57,7 +57,7 @@ pub(super) struct Gate {
     /// Bypass orders from files, for an engine that starts later.
     bypasses: Arc<Mutex<Vec<LoadedBypass>>>,
     /// Trials of an earlier run, for an engine that starts later.
-    trials: Arc<Mutex<Vec<Standing>>>,
+    trials: Arc<Mutex<Vec<TrialState>>>,
     /// The tunnel keys, for an engine that starts later.
     own_keys: Arc<Mutex<Vec<OwnKey>>>,
     /// The identity key, where it was replaced since the start, for an engine that starts later.
@@ -115,12 +115,12 @@ impl Gate {
     }
 
     /// Tells the trials of an earlier run, before it opens.
-    pub(super) fn restore_trials(&self, trials: Vec<Standing>) {
+    pub(super) fn restore_trials(&self, trials: Vec<TrialState>) {
         *self.trials.lock().unwrap_or_else(PoisonError::into_inner) = trials;
     }
 
     /// The trials that the view in force orders.
-    pub(super) async fn trials(&self) -> Result<Vec<Standing>, PlaneError> {
+    pub(super) async fn trials(&self) -> Result<Vec<TrialState>, PlaneError> {
         Ok(self.get()?.trials().await?)
     }
 

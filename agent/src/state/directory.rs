@@ -265,6 +265,14 @@ impl StateDir {
         records::TRIALS.write(&self.path, &kept)
     }
 
+    /// Forgets the trials that were under way: at the next start they all count as over.
+    ///
+    /// # Errors
+    /// When the file can't be removed.
+    pub(crate) fn forget_trials(&self) -> Result<(), StateError> {
+        records::TRIALS.remove(&self.path)
+    }
+
     /// The pass for relays, unverified.
     ///
     /// # Errors

@@ -11,22 +11,22 @@ use super::Engine;
 use crate::flow::{Flow, FlowKey, FlowTable, State};
 use crate::policy::{Peers, Policy};
 use crate::station::{StationId, Stations};
-use crate::trial::{Far, Progress, Standing, Surroundings};
+use crate::trial::{Far, Progress, Surroundings, TrialState};
 use crate::wire::FiveTuple;
 
-/// Most flows of a device that are looked at when its trial begins.
+/// Most flows of a device that are looked at when its trial begins, and when things have settled.
 const MOST_FLOWS: usize = 8_192;
 
 impl Engine {
     /// Tells the trials of an earlier run, before a view that orders them.
-    pub fn restore_trials(&mut self, kept: Vec<Standing>) {
+    pub fn restore_trials(&mut self, kept: Vec<TrialState>) {
         self.recorder.trials.restore(kept);
     }
 
     /// The trials that the view in force orders, as they are kept over a restart.
     #[must_use]
-    pub fn trials(&self) -> Vec<Standing> {
-        self.recorder.trials.standing()
+    pub fn trials(&self) -> Vec<TrialState> {
+        self.recorder.trials.states()
     }
 
     /// Devices that aren't in the mode that operators signed, since two must have approved of that, and haven't.
@@ -97,11 +97,16 @@ impl Surroundings for Around<'_> {
     fn flows_of(
         &self,
         station: StationId,
+        unanswered: bool,
         show: &mut dyn FnMut(FlowKey, &FiveTuple, bool, Progress),
     ) {
         let share = self.stations.share(station);
         for (_, flow) in self.flows.of_share(share).take(MOST_FLOWS) {
-            let lasts = !matches!(flow.state, State::Dropped | State::HalfOpen | State::OneWay);
+            let lasts = match flow.state {
+                State::Dropped => false,
+                State::HalfOpen | State::OneWay => unanswered,
+                _ => true,
+            };
             if flow.station == station && lasts {
                 show(flow.key, &flow.tuple(), flow.outbound, self.progress(flow));
             }

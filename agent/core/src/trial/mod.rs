@@ -42,7 +42,7 @@ const SETTLE: Duration = Duration::from_secs(10);
 
 /// A trial at this gateway, as it is kept over a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct TrialState {
     /// The device.
     pub member: MemberId,
     /// The trial: [`Trial::since`].
@@ -55,12 +55,12 @@ pub struct Standing {
 
 /// `view` with its devices in the modes that they are in: those whose trial is over have gone back.
 #[must_use]
-pub fn effective<'a>(view: &'a View, trials: &[Standing]) -> Cow<'a, View> {
+pub fn effective<'a>(view: &'a View, trials: &[TrialState]) -> Cow<'a, View> {
     let firm = firm_ports(&view.intent.devices);
     let over = |device: &Device| {
         let trial = trial_of(device).filter(|_| !firm.contains_key(&device.port))?;
         let same =
-            |known: &&Standing| known.member == device.member.id && known.since == trial.since;
+            |known: &&TrialState| known.member == device.member.id && known.since == trial.since;
         trials.iter().find(same)?.over.as_ref().map(|_| trial.back_to)
     };
     if view.intent.devices.iter().all(|device| over(device).is_none()) {
@@ -94,10 +94,12 @@ pub fn trial_of(device: &Device) -> Option<&Trial> {
 pub(crate) trait Surroundings {
     /// What is known of a flow; none where it is gone.
     fn flow(&self, key: &FlowKey) -> Option<Progress>;
-    /// Shows some of a station's flows, with the tuple of their first packet and whether the station opened them.
+    /// Shows some of a station's flows, with the tuple of their first packet and whether the station opened them; with `unanswered`
+    /// those that nobody has answered yet as well.
     fn flows_of(
         &self,
         station: StationId,
+        unanswered: bool,
         show: &mut dyn FnMut(FlowKey, &FiveTuple, bool, Progress),
     );
     /// The other end of a connection.
@@ -122,15 +124,16 @@ pub(crate) struct Far {
 /// A trial that the view in force orders.
 #[derive(Debug)]
 struct Running {
-    standing: Standing,
+    state: TrialState,
     port: Name,
     back_to: Mode,
     begun: Instant,
     /// Whether somebody on its port is enforced for good: it stays as it is for as long.
     stuck: bool,
-    /// Where it is, and whether the flows that it had when the trial began were looked for.
+    /// Where it is, and when its flows are to be looked for: as the trial begins, for those that were there before, and once
+    /// [`SETTLE`] is over, for those that began meanwhile or were picked up after a restart; after a quarantine likewise.
     station: Option<StationId>,
-    surveyed: bool,
+    survey: Option<Instant>,
     expects: BTreeMap<Expected, Attempts>,
 }
 
@@ -144,12 +147,12 @@ pub(crate) struct Trials {
     /// When there was last a tunnel to a gateway that carries packets, since the first of them began.
     live: BTreeMap<GatewayId, Instant>,
     /// Those of an earlier run, until a view is in force.
-    kept: Vec<Standing>,
+    kept: Vec<TrialState>,
 }
 
 impl Trials {
     /// Takes back what an earlier run had.
-    pub(crate) fn restore(&mut self, kept: Vec<Standing>) {
+    pub(crate) fn restore(&mut self, kept: Vec<TrialState>) {
         self.kept = kept;
     }
 
@@ -158,7 +161,7 @@ impl Trials {
         let before: Vec<Running> = std::mem::take(&mut self.running);
         let mut before: BTreeMap<(MemberId, Place), Running> = before
             .into_iter()
-            .map(|known| ((known.standing.member, known.standing.since), known))
+            .map(|known| ((known.state.member, known.state.since), known))
             .collect();
         self.places.clear();
         self.members.clear();
@@ -170,10 +173,10 @@ impl Trials {
                 let within = trial.within.clamp(TRIAL_RANGE.0, TRIAL_RANGE.1);
                 let ends = now.checked_add(Duration::from_millis(within)).unwrap_or(now);
                 let kept = self.kept.iter().find(|kept| (kept.member, kept.since) == key);
-                let fresh = Standing { member: key.0, since: key.1, ends, over: None };
+                let fresh = TrialState { member: key.0, since: key.1, ends, over: None };
                 Running {
                     // What was kept can only be shorter.
-                    standing: kept.map_or(fresh, |kept| Standing {
+                    state: kept.map_or(fresh, |kept| TrialState {
                         ends: kept.ends.min(ends),
                         ..kept.clone()
                     }),
@@ -182,7 +185,7 @@ impl Trials {
                     begun: now,
                     stuck: false,
                     station: None,
-                    surveyed: false,
+                    survey: Some(now),
                     expects: trial
                         .expects
                         .iter()
@@ -285,13 +288,13 @@ impl Trials {
             running.judge(&self.live, around, now);
             let Some(why) = running.end(now) else { continue };
             let at = clock.wall(now);
-            gone.push((running.port.clone(), running.standing.member, at));
-            running.standing.over = Some(Over { why, at });
+            gone.push((running.port.clone(), running.state.member, at));
+            running.state.over = Some(Over { why, at });
         }
         // Devices that share a port have one mode, the strictest: one alone goes nowhere.
         for running in self.running.iter_mut().filter(|running| running.goes_on()) {
             let neighbour = gone.iter().find(|(port, ..)| *port == running.port);
-            running.standing.over = neighbour
+            running.state.over = neighbour
                 .map(|(_, member, at)| Over { why: Why::Neighbour { member: *member }, at: *at });
         }
         !gone.is_empty()
@@ -300,24 +303,24 @@ impl Trials {
     /// When [`Self::look`] is wanted at the latest. Answers and failures are looked for with each sweep.
     pub(crate) fn due(&self) -> Option<Instant> {
         let running = self.running.iter().filter(|running| running.goes_on());
-        running.map(|running| running.standing.ends).min()
+        running.map(|running| running.state.ends).min()
     }
 
     /// All of them, as they are kept over a restart.
-    pub(crate) fn standing(&self) -> Vec<Standing> {
-        self.running.iter().map(|running| running.standing.clone()).collect()
+    pub(crate) fn states(&self) -> Vec<TrialState> {
+        self.running.iter().map(|running| running.state.clone()).collect()
     }
 
     /// All of them, as they are told.
     pub(crate) fn reports(&self, now: Instant) -> Vec<TrialReport> {
         let told = |running: &Running| {
-            let standing = &running.standing;
+            let state = &running.state;
             let over = running.over().cloned();
-            let left = standing.ends.saturating_duration_since(now).as_millis();
+            let left = state.ends.saturating_duration_since(now).as_millis();
             let left = if over.is_some() { 0 } else { left };
             TrialReport {
-                member: standing.member,
-                since: standing.since,
+                member: state.member,
+                since: state.since,
                 left: u64::try_from(left).unwrap_or(u64::MAX),
                 over,
             }
@@ -329,12 +332,12 @@ impl Trials {
 impl Running {
     /// Whether it may still end.
     const fn goes_on(&self) -> bool {
-        self.standing.over.is_none() && !self.stuck
+        self.state.over.is_none() && !self.stuck
     }
 
     /// Why its device has gone back.
     fn over(&self) -> Option<&Over> {
-        self.standing.over.as_ref().filter(|_| !self.stuck)
+        self.state.over.as_ref().filter(|_| !self.stuck)
     }
 
     /// Looks what became of its connections.
@@ -344,14 +347,19 @@ impl Running {
         around: &impl Surroundings,
         now: Instant,
     ) {
-        if around.is_quarantined(self.standing.member) {
+        if around.is_quarantined(self.state.member) {
             self.expects.values_mut().for_each(Attempts::forget);
+            // Its flows are taken for dropped until they say something again.
+            self.survey = now.checked_add(SETTLE);
             return;
         }
-        if let Some(station) = self.station.filter(|_| !self.surveyed) {
-            self.surveyed = true;
+        let due = self.survey.is_some_and(|due| due <= now);
+        if let Some(station) = self.station.filter(|_| due) {
+            self.survey = self.begun.checked_add(SETTLE).filter(|settled| *settled > now);
+            let settled = self.survey.is_none();
             let expects = &mut self.expects;
-            around.flows_of(station, &mut |key, tuple, outbound, progress| {
+            // What nobody answered before it began isn't the trial's doing.
+            around.flows_of(station, settled, &mut |key, tuple, outbound, progress| {
                 if let Some(attempts) = expects.get_mut(&reading(tuple, outbound)) {
                     attempts.is_there(key, &progress);
                 }
@@ -387,7 +395,7 @@ impl Running {
                 let reason = reason.map(|reason| reason.as_str().to_owned());
                 Some(Why::Failing(Failing { what: *what, reason, attempts }))
             }
-            None if self.standing.ends <= now => Some(Why::Unconfirmed),
+            None if self.state.ends <= now => Some(Why::Unconfirmed),
             None => None,
         }
     }

@@ -1,10 +1,12 @@
 //! Devices that are enforced on trial: when they go back, and what they go back to.
 
+use std::ops::Range;
+
 use anteroom_proto::approval::Place;
 use anteroom_proto::rollout::{Expected, Failing, Rollout, Trial, TrialReport, Why};
 
 use super::*;
-use crate::trial::{ATTEMPTS, Standing, effective};
+use crate::trial::{ATTEMPTS, TrialState, effective};
 
 const PORT: PortId = PortId::device(0);
 const DEVICE: [u8; 4] = [10, 20, 1, 10];
@@ -259,7 +261,7 @@ fn an_allowed_connection_that_nobody_answers_any_more_ends_it_and_an_answer_begi
 fn an_earlier_run_of_the_agent_counts() {
     let now = start();
     let first = begun(on_trial(7, Mode::Protect), now);
-    let [kept] = <[Standing; 1]>::try_from(first.trials()).unwrap();
+    let [kept] = <[TrialState; 1]>::try_from(first.trials()).unwrap();
     assert_eq!(kept.ends, now + MINUTE);
     // Started again in the middle: it ends when it would have.
     let half = now + MINUTE / 2;
@@ -270,7 +272,7 @@ fn an_earlier_run_of_the_agent_counts() {
     turn(&mut second, now + MINUTE);
     assert_eq!(mode(&second, now + MINUTE), Mode::Protect);
     // What was kept prolongs nothing.
-    let late = Standing { ends: now + 100 * MINUTE, ..kept.clone() };
+    let late = TrialState { ends: now + 100 * MINUTE, ..kept.clone() };
     let mut third = engine(Limits::default(), now);
     third.restore_trials(vec![late]);
     third.apply(on_trial(7, Mode::Protect), now);
@@ -282,7 +284,7 @@ fn an_earlier_run_of_the_agent_counts() {
     let view = on_trial(7, Mode::Protect);
     fourth.apply(view.clone(), now);
     assert_eq!(mode(&fourth, now), Mode::Protect);
-    let modes = |trials: &[Standing]| {
+    let modes = |trials: &[TrialState]| {
         let view = effective(&view, trials).into_owned();
         view.intent.devices.iter().map(|device| device.member.mode).collect::<Vec<_>>()
     };
@@ -421,6 +423,87 @@ fn a_connection_from_before_that_falls_silent_ends_it() {
         let failing = Failing { what: expected(ARCHIVE, 104), reason: None, attempts: ATTEMPTS };
         assert_eq!(why(&engine, now), silent.then_some(Why::Failing(failing)));
     }
+}
+
+/// A connection of the device to the archive that says something every second, and is answered until second `silent`. Says why the trial
+/// is over after two minutes.
+fn falls_silent(
+    engine: &mut Engine,
+    begin: Instant,
+    seconds: Range<u64>,
+    silent: u64,
+) -> Option<Why> {
+    let mut now = begin;
+    for second in 0..seconds.end {
+        now = begin + Duration::from_secs(second);
+        if seconds.contains(&second) {
+            passes(engine, 0x18, true, now);
+            if second < silent {
+                passes(engine, 0x10, false, now);
+            }
+        }
+        turn(engine, now);
+    }
+    why(engine, now)
+}
+
+#[test]
+fn a_connection_that_begins_while_things_settle_and_falls_silent_ends_it() {
+    let failing = Failing { what: expected(ARCHIVE, 104), reason: None, attempts: ATTEMPTS };
+    for (silent, ended) in [(20, Some(Why::Failing(failing))), (200, None)] {
+        let begin = start();
+        let mut engine = begun(measured_by(expected(ARCHIVE, 104), |_| ()), begin);
+        turn(&mut engine, begin + Duration::from_secs(1));
+        let opened = begin + Duration::from_secs(3);
+        for (flags, outbound) in [(0x02, true), (0x12, false), (0x10, true)] {
+            passes(&mut engine, flags, outbound, opened);
+        }
+        assert_eq!(falls_silent(&mut engine, begin, 4..120, silent), ended, "from {silent} s on");
+    }
+}
+
+#[test]
+fn a_connection_that_is_picked_up_after_a_restart_and_falls_silent_ends_it() {
+    let failing = Failing { what: expected(ARCHIVE, 104), reason: None, attempts: ATTEMPTS };
+    for (silent, ended) in [(20, Some(Why::Failing(failing))), (200, None)] {
+        let begin = start();
+        let view = measured_by(expected(ARCHIVE, 104), |_| ());
+        let first = begun(view.clone(), begin);
+        let again = begin + Duration::from_secs(30);
+        let mut engine = engine(Limits::default(), again);
+        engine.restore_trials(first.trials());
+        engine.apply(view, again);
+        let router = "10.20.1.1".parse().unwrap();
+        let heard = crate::wire::arp::request(mac(0x77), router, DEVICE.into());
+        let _ = feed(&mut engine, PortId::UPLINK, VnetHeader::default(), &heard, again);
+        assert_eq!(falls_silent(&mut engine, again, 2..120, silent), ended, "from {silent} s on");
+    }
+}
+
+#[test]
+fn a_connection_that_outlasts_a_quarantine_and_falls_silent_ends_it() {
+    let begin = start();
+    let quarantined = |yes: bool| {
+        measured_by(expected(ARCHIVE, 104), |view| {
+            if yes {
+                view.operation.quarantined.push(MemberId::from_bytes([10; 16]));
+            }
+        })
+    };
+    let mut engine = begun(quarantined(false), begin);
+    for (flags, outbound) in [(0x02, true), (0x12, false), (0x10, true)] {
+        passes(&mut engine, flags, outbound, begin);
+    }
+    assert_eq!(falls_silent(&mut engine, begin, 1..20, 20), None);
+    let cut_off = begin + Duration::from_secs(20);
+    engine.apply(quarantined(true), cut_off);
+    assert_eq!(falls_silent(&mut engine, cut_off, 1..20, 0), None, "the controller did that");
+    let released = begin + Duration::from_secs(40);
+    engine.apply(quarantined(false), released);
+    let failing = Failing { what: expected(ARCHIVE, 104), reason: None, attempts: ATTEMPTS };
+    let over = falls_silent(&mut engine, released, 1..120, 10);
+    let status = engine.status(released + 2 * MINUTE);
+    assert_eq!(over, Some(Why::Failing(failing)), "{:?}", status.drops);
 }
 
 #[test]
