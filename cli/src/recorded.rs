@@ -1,12 +1,13 @@
 //! What gateways recorded, read from the controller page by page.
 
-use anteroom_controller_core::coverage::{Coverage, Demand, coverage};
+use anteroom_controller_core::coverage::{Coverage, Wanted, coverage};
 use anteroom_controller_core::history::{Folded, History};
 use anteroom_controller_core::model::Model;
 use anteroom_controller_core::names::Names;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::api::{Edge, HistoryQuery};
-use anteroom_proto::id::MemberId;
+use anteroom_proto::id::{GatewayId, MemberId};
+use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::time::UnixMillis;
 use std::collections::BTreeMap;
 
@@ -30,6 +31,8 @@ pub struct Recorded {
     pub history: History,
     /// Edges that found no room, at gateways, the controller or here.
     pub turned_away: u64,
+    /// Answered edges that were quiet for long and made room for others.
+    pub forgotten: u64,
     /// Whether there were more edges than are read.
     pub cut_off: bool,
     /// Edges of devices that nobody confirmed: nothing is learnt of them.
@@ -46,7 +49,7 @@ impl Recorded {
     pub fn load(remote: &mut Remote, resolved: Resolved) -> Result<Self, Error> {
         let (history, unconfirmed, told) = {
             let mut reader = Reader::new(&resolved);
-            let told = each(remote, &mut |edge| reader.take(&edge))?.ok_or_else(|| {
+            let told = reader.read(remote, &mut |_| ())?.ok_or_else(|| {
                 Error::Other(
                     "the controller is too old to give its flow history: bring it to this version first"
                         .into(),
@@ -55,8 +58,8 @@ impl Recorded {
             (reader.history, reader.unconfirmed, told)
         };
         let turned_away = told.turned_away.saturating_add(history.turned_away());
-        let cut_off = told.cut_off;
-        Ok(Self { resolved, history, turned_away, cut_off, unconfirmed, now: now() })
+        let Told { cut_off, forgotten, .. } = told;
+        Ok(Self { resolved, history, turned_away, forgotten, cut_off, unconfirmed, now: now() })
     }
 
     /// As [`Recorded::load`], by the policy that is in force.
@@ -70,7 +73,7 @@ impl Recorded {
     /// How much was seen of each device.
     #[must_use]
     pub fn coverage(&self) -> BTreeMap<MemberId, Coverage> {
-        coverage(&self.resolved, &self.history, &Demand::default(), self.now)
+        coverage(&self.resolved, &self.history, &Wanted::default(), self.now)
     }
 
     /// Says what isn't in it.
@@ -78,7 +81,8 @@ impl Recorded {
     /// # Errors
     /// When the output can't be written.
     pub fn warn_of_gaps(&self, output: &mut Output<'_>) -> Result<(), Error> {
-        Told { turned_away: self.turned_away, cut_off: self.cut_off }.warn(output)?;
+        let Self { turned_away, forgotten, cut_off, .. } = *self;
+        Told { turned_away, forgotten, cut_off, ..Told::default() }.warn(output)?;
         if self.unconfirmed > 0 {
             output.warn(format_args!(
                 "{} edges are of devices that nobody confirmed, and teach nothing: `anteroom device list --new`",
@@ -110,28 +114,58 @@ impl<'a> Reader<'a> {
         }
     }
 
-    pub(crate) fn take(&mut self, edge: &Edge) {
+    /// Folds all that the controller holds, and shows each edge. Gives what isn't there; none where the controller is too old for this.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub(crate) fn read(
+        &mut self,
+        remote: &mut Remote,
+        visit: &mut dyn FnMut(Edge),
+    ) -> Result<Option<Told>, Error> {
+        let told = each(remote, &mut |edge| {
+            self.take(&edge);
+            visit(edge);
+        })?;
+        for (gateway, when) in told.iter().flat_map(|told| &told.watched) {
+            self.history.watched(*gateway, when);
+        }
+        Ok(told)
+    }
+
+    fn take(&mut self, edge: &Edge) {
         let folded = self.history.recorded(self.resolved, &self.names, edge, self.now);
         self.unconfirmed += usize::from(folded == Folded::Stranger);
     }
 }
 
-/// What isn't among the edges that were read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What is told beside the edges that were read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Told {
     /// How many found no room, at gateways or at the controller.
     pub(crate) turned_away: u64,
+    /// How many were quiet for long and made room for others.
+    pub(crate) forgotten: u64,
+    /// When gateways reported anything.
+    pub(crate) watched: BTreeMap<GatewayId, Rhythm>,
     /// Whether there are more than are read.
     pub(crate) cut_off: bool,
 }
 
 impl Told {
     /// Says so.
-    pub(crate) fn warn(self, output: &mut Output<'_>) -> Result<(), Error> {
+    pub(crate) fn warn(&self, output: &mut Output<'_>) -> Result<(), Error> {
         if self.turned_away > 0 {
             output.warn(format_args!(
                 "{} edges of traffic found no room and aren't in the history",
                 self.turned_away
+            ))?;
+        }
+        if self.forgotten > 0 {
+            output.warn(format_args!(
+                "{} conversations that were quiet for weeks made room for others, and aren't in the history any more: what \
+                 happens rarely may be missing",
+                self.forgotten
             ))?;
         }
         if self.cut_off {
@@ -198,6 +232,8 @@ pub(crate) fn each_of(
         };
         if query.after.is_none() {
             told.turned_away = page.turned_away;
+            told.forgotten = page.forgotten;
+            told.watched = page.watched;
         }
         read = read.saturating_add(page.edges.len());
         let full = read > MOST;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use anteroom_controller_core::coverage::{Demand, coverage};
+use anteroom_controller_core::coverage::{Wanted, coverage};
 use anteroom_controller_core::lint::Evidence;
 use anteroom_controller_core::model::Model;
 use anteroom_controller_core::plan::Judge;
 use anteroom_controller_core::resolve::Resolved;
-use anteroom_proto::api::EdgeQuery;
+use anteroom_proto::api::{Edge, EdgeQuery};
 use anteroom_proto::id::MemberId;
 use anteroom_proto::mode::Mode;
 
@@ -58,20 +58,21 @@ pub(super) fn of_change(
     let old = Resolved::new(before);
     let judge = old.as_ref().ok().map(|old| Judge::new(old, &resolved, now()));
     let mut found = Evidence::default();
-    let mut reader = Reader::new(&resolved);
-    let told = each(remote, &mut |edge| {
-        if !enforced.is_empty() {
-            reader.take(&edge);
-        }
+    let mut reader = (!enforced.is_empty()).then(|| Reader::new(&resolved));
+    let mut visit = |edge: Edge| {
         if found.edges.len() < MOST && judge.as_ref().is_none_or(|judge| judge.breaks(&edge)) {
             found.edges.push(edge);
         }
-    })?;
+    };
+    let told = match &mut reader {
+        Some(reader) => reader.read(remote, &mut visit)?,
+        None => each(remote, &mut visit)?,
+    };
     if told.is_none() {
         return newest(remote);
     }
-    if !enforced.is_empty() {
-        found.coverage = coverage(&resolved, &reader.history, &Demand::default(), now());
+    if let Some(reader) = reader {
+        found.coverage = coverage(&resolved, &reader.history, &Wanted::default(), now());
         found.coverage.retain(|id, _| enforced.contains(id));
     }
     found.sightings = remote.sightings()?;

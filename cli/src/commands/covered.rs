@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anteroom_controller_core::coverage::{Coverage, Demand, coverage};
+use anteroom_controller_core::coverage::{Coverage, Wanted, coverage};
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_proto::id::MemberId;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::output::time::now;
 use crate::recognised::Recognised;
-use crate::recorded::{Reader, each};
+use crate::recorded::Reader;
 use crate::remote::Remote;
 
 /// How much was seen of what is expected of a device.
@@ -19,7 +19,9 @@ pub(super) struct CoverageRow {
     percent: u8,
     /// Whether that is enough for enforce.
     enough: bool,
+    /// Days on which its own gateway watched it, and those since the first of them on which that told nothing.
     watched_days: u32,
+    silent_days: u32,
     active_days: u32,
     /// What wasn't seen.
     missing: Vec<String>,
@@ -33,6 +35,7 @@ impl CoverageRow {
             percent: found.percent(),
             enough: found.enough,
             watched_days: found.watched_days,
+            silent_days: found.silent_days,
             active_days: found.active_days,
             missing: found.missing.iter().map(ToString::to_string).collect(),
             unforeseen: found.unforeseen.iter().map(ToString::to_string).collect(),
@@ -71,9 +74,9 @@ pub(super) fn judged(
         return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
     };
     let mut reader = Reader::new(resolved);
-    if each(remote, &mut |edge| reader.take(&edge))?.is_none() {
+    if reader.read(remote, &mut |_| ())?.is_none() {
         return Ok((BTreeMap::new(), Recognised::load(remote, None)?));
     }
-    let coverages = coverage(resolved, &reader.history, &Demand::default(), now());
+    let coverages = coverage(resolved, &reader.history, &Wanted::default(), now());
     Ok((coverages, Recognised::load(remote, Some(&reader.history))?))
 }

@@ -118,7 +118,7 @@ pub(super) fn create(
         made_by: format!("{} ({})", remote.config().operator, remote.key().public().fingerprint()),
         revision: manifest.revision,
         history: span.map(|(first, last)| (first.to_string(), last.to_string())),
-        turned_away: recorded.turned_away,
+        turned_away: recorded.turned_away.saturating_add(recorded.forgotten),
         audit: head.map(|(number, hash)| (number, hash.to_string())),
     };
     let since = UnixMillis(recorded.now.0.saturating_sub(millis(args.over)));

@@ -44,7 +44,9 @@ struct Suggested {
     /// Edges that it was learnt from, and that nothing could be learnt from.
     edges: usize,
     no_evidence: usize,
+    /// Edges that found no room, and those that were there and made some.
     turned_away: u64,
+    forgotten: u64,
     first_seen: Option<Moment>,
     last_seen: Option<Moment>,
     /// Devices that were watched too little to be enforced, the most critical first.
@@ -170,6 +172,7 @@ fn suggested(
         edges: history.len(),
         no_evidence: found.no_evidence,
         turned_away: recorded.turned_away,
+        forgotten: recorded.forgotten,
         first_seen: Some(Moment(first)),
         last_seen: Some(Moment(last)),
         uncovered: uncovered.into_iter().map(|id| names.member(id)).collect(),

@@ -168,14 +168,19 @@ pub(super) fn stale(
     if record {
         remote.home().write_review(&Review { organisation, at: *now, found })?;
     }
-    output.data(&reviewed, |reviewed| render(reviewed, *now))?;
+    let never = if recorded.turned_away.max(recorded.forgotten) > 0 || recorded.cut_off {
+        "never, as far as is recorded"
+    } else {
+        "never"
+    };
+    output.data(&reviewed, |reviewed| render(reviewed, *now, never))?;
     Ok(Exit::Ok)
 }
 
-fn render(reviewed: &Reviewed, now: UnixMillis) -> String {
+fn render(reviewed: &Reviewed, now: UnixMillis, never: &str) -> String {
     let since = reviewed.since;
     let mut text = String::new();
-    let used = |row: &Row| row.at.map_or_else(|| "never".to_owned(), |at| ago(at.0, now));
+    let used = |row: &Row| row.at.map_or_else(|| never.to_owned(), |at| ago(at.0, now));
     for (title, kind, rows) in [
         ("that no flow used", "RULE", &reviewed.rules),
         ("past their day of review", "EXTERNAL", &reviewed.externals),

@@ -70,7 +70,7 @@ pub(crate) struct State {
     /// What devices let be seen of themselves.
     pub(crate) hints: Vec<RecordedHint>,
     /// Edges that found no room.
-    pub(crate) turned_away: u64,
+    pub(crate) recording: HistoryPage,
     /// Whether it is too old to give its flow history.
     pub(crate) without_history: bool,
     /// Whether it gives its flow history whole only, and knows no words to choose by.
@@ -129,7 +129,7 @@ impl Controller {
             sightings: Vec::new(),
             edges: Vec::new(),
             hints: Vec::new(),
-            turned_away: 0,
+            recording: HistoryPage::default(),
             without_history: false,
             chooses_nothing: false,
             asked_to_choose: 0,
@@ -395,7 +395,8 @@ impl State {
         let edges: Vec<Edge> = self.edges.iter().skip(from).take(2).cloned().collect();
         let end = from + edges.len();
         let next = (end < self.edges.len()).then_some(end as u64);
-        ok(&HistoryPage { edges, next, turned_away: if from == 0 { self.turned_away } else { 0 } })
+        let of_all = if from == 0 { self.recording.clone() } else { HistoryPage::default() };
+        ok(&HistoryPage { edges, next, ..of_all })
     }
 
     fn numbered(&self, path: &str) -> (u16, Value) {

@@ -130,13 +130,17 @@ fn a_policy_is_suggested_checked_simulated_and_enforced() {
 #[test]
 fn an_extended_file_keeps_its_lines_and_is_the_only_one_replaced() {
     let (controller, ana) = watched();
-    controller.state().turned_away = 7;
+    controller.state().recording.turned_away = 7;
+    controller.state().recording.forgotten = 9;
     let mine = ana.write(
         "mine.toml",
         "# Ours.\nformat = 1\n[rule.images]\nfrom = \"ct-1\"\nto = \"pacs-1\"\nservices = [\"dicom\"]\n",
     );
     let ran = ana.run(&["policy", "suggest", "--extend", &mine, "-o", &mine]).ok();
     assert!(ran.err.contains("7 edges of traffic found no room"), "{ran:#?}");
+    assert!(ran.err.contains("9 conversations that were quiet for weeks made room"), "{ran:#?}");
+    let told = ana.run(&["--json", "policy", "suggest", "--extend", &mine]).ok().json();
+    assert_eq!((&told["turned_away"], &told["forgotten"]), (&7.into(), &9.into()), "{told}");
     let text = std::fs::read_to_string(&mine).unwrap();
     assert!(text.starts_with("# Ours.\nformat = 1\n[rule.images]\n"), "{text}");
     assert!(text.contains("[rule.pacs-1-to-ct-1]"), "{text}");
@@ -222,6 +226,34 @@ fn a_review_says_what_is_stale_and_what_changed() {
     assert!(text.contains("  + rule.used\n") && text.contains("  - rule.unused\n"), "{text}");
     let ran = ana.run(&["policy", "stale", "--over", "soon"]);
     assert_eq!(ran.code, 64, "{ran:#?}");
+}
+
+#[test]
+fn days_on_which_its_gateway_reported_are_watched_though_the_device_was_quiet() {
+    let (controller, ana) = watched();
+    let mut quiet = seen(&controller, "10.20.4.10", true, 104, 45);
+    let always = quiet.rhythm;
+    quiet.rhythm = Rhythm::default();
+    for back in [0, 1, 44] {
+        let at = UnixMillis(now() - back * DAY);
+        quiet.rhythm.record(at, at);
+    }
+    let gateway = quiet.gateway;
+    controller.state().edges = vec![quiet];
+    let coverage = || {
+        let rows = ana.run(&["--json", "device", "list"]).ok().json();
+        let row = rows.as_array().unwrap().iter().find(|row| row["name"] == "ct-1").unwrap();
+        row["coverage"].clone()
+    };
+    let days = coverage();
+    assert_eq!((&days["watched_days"], &days["silent_days"]), (&3.into(), &42.into()), "{days}");
+    assert_eq!(days["enough"], false, "{days}");
+    let missing = days["missing"][0].as_str().unwrap();
+    assert!(missing.contains("its gateway told nothing on 42 days since"), "{days}");
+    controller.state().recording.watched = [(gateway, always)].into();
+    let days = coverage();
+    assert_eq!((&days["watched_days"], &days["silent_days"]), (&45.into(), &0.into()), "{days}");
+    assert_eq!((&days["active_days"], &days["enough"]), (&3.into(), &true.into()), "{days}");
 }
 
 #[test]

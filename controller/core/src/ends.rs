@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use anteroom_proto::api::Edge;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::service::Protocol;
-use anteroom_proto::verdict::DropReason;
+use anteroom_proto::verdict::{DropReason, Verdict};
 use ipnet::Ipv4Net;
 
 use crate::decide::{Flow, Party};
@@ -28,8 +28,19 @@ pub(crate) fn remote(resolved: &Resolved, edge: &Edge, own: MemberId) -> Option<
 
 /// Why no rule can carry an edge of `device`, where none can: such traffic isn't for the policy to allow.
 pub(crate) fn uncarried(edge: &Edge, device: &Device) -> Option<DropReason> {
+    uncarried_on(edge, device.prefix_len)
+}
+
+/// As [`uncarried`], of whoever has this on-link prefix, where it is known.
+pub(crate) fn uncarried_on(edge: &Edge, prefix_len: Option<u8>) -> Option<DropReason> {
     let IpAddr::V4(remote) = edge.remote else { return Some(DropReason::Ipv6) };
-    let link = match (edge.local, device.prefix_len) {
+    // Its gateway saw by the frame that it was for all on the link, whatever its address looks like.
+    if let Verdict::Drop(DropReason::Broadcast) | Verdict::WouldDrop(DropReason::Broadcast) =
+        edge.verdict
+    {
+        return Some(DropReason::Broadcast);
+    }
+    let link = match (edge.local, prefix_len) {
         // Links of one or two addresses have no broadcast address (RFC 3021).
         (IpAddr::V4(local), Some(len)) if len < 31 => Ipv4Net::new(local, len).ok(),
         _ => None,

@@ -17,7 +17,7 @@ use super::extract::{Body, Params};
 use super::failure::Failure;
 use super::login::Caller;
 use super::{Api, MAX_LIST, limit};
-use crate::store::GatewayFacts;
+use crate::store::{GatewayFacts, Recording};
 use crate::{change, clock};
 
 /// Words that [`EdgeQuery::verdict`] may be.
@@ -190,11 +190,13 @@ pub(super) async fn history(
     let verdicts: Vec<&str> = query.verdicts.iter().flat_map(|list| list.split(',')).collect();
     known_verdicts("verdicts", &verdicts)?;
     let store = &api.controller.store;
-    let turned_away = if query.after.is_none() { store.edges_away().await? } else { 0 };
+    let first = query.after.is_none();
+    let of_all = if first { store.recording().await? } else { Recording::default() };
     let (edges, last) = store.history(&query, limit).await?;
     // A page that isn't full is the last one.
     let next = last.filter(|_| u32::try_from(edges.len()).is_ok_and(|len| len >= limit));
-    Ok(Json(HistoryPage { edges, next, turned_away }))
+    let Recording { turned_away, forgotten, watched } = of_all;
+    Ok(Json(HistoryPage { edges, next, turned_away, forgotten, watched }))
 }
 
 pub(super) async fn hints(

@@ -43,7 +43,9 @@ use hints::{
 };
 mod history;
 use history::{
-    an_edge_remembers_when, the_history_is_read_of_some_alone, the_history_is_read_page_by_page,
+    an_edge_remembers_when, the_days_on_which_a_gateway_reported_are_kept,
+    the_history_is_read_of_some_alone, the_history_is_read_page_by_page,
+    what_old_edges_made_room_for_is_counted,
 };
 
 mod standing;
@@ -111,6 +113,8 @@ conforms! {
     the_history_is_read_page_by_page
     the_history_is_read_of_some_alone
     an_edge_remembers_when
+    the_days_on_which_a_gateway_reported_are_kept
+    what_old_edges_made_room_for_is_counted
     each_hint_is_kept_once_and_belongs_to_the_member
     hints_are_bounded_and_old_ones_make_room
     the_audit_log_is_a_chain
@@ -372,7 +376,7 @@ async fn no_pass_number_is_given_twice(store: &dyn Store) {
 async fn nothing_counts_twice(store: &dyn Store) {
     enrolled(store, 1).await;
     let at = UnixMillis(1000);
-    let once = Recorded::Stored { turned_away: 0 };
+    let once = Recorded::Stored { turned_away: 0, forgotten: 0 };
     for (boot, sequence, expected) in [
         (1, 1, once),
         (1, 1, Recorded::Duplicate),
@@ -400,7 +404,7 @@ async fn telemetry_is_bounded(store: &dyn Store) {
     new.sightings[0].claim = Some(claim.clone());
     new.edges = (0..6).map(|port| edge(port, Verdict::Tunnel)).collect();
     let recorded = store.record_report(gateway(1), &new, UnixMillis(500)).await.unwrap();
-    assert_eq!(recorded, Recorded::Stored { turned_away: 4 });
+    assert_eq!(recorded, Recorded::Stored { turned_away: 4, forgotten: 0 });
     let facts = store.gateway(gateway(1)).await.unwrap().unwrap();
     assert_eq!(facts.away, (2, 2, 2));
     // What is there still grows, and a restarted agent's sighting doesn't forget.
@@ -409,7 +413,7 @@ async fn telemetry_is_bounded(store: &dyn Store) {
         vec![Sighting { addresses: vec![], kinds: vec!["ipv6".into()], ..sighting(0) }];
     next.edges = vec![edge(0, Verdict::Tunnel)];
     let recorded = store.record_report(gateway(1), &next, UnixMillis(600)).await.unwrap();
-    assert_eq!(recorded, Recorded::Stored { turned_away: 0 });
+    assert_eq!(recorded, Recorded::Stored { turned_away: 0, forgotten: 0 });
     let seen = store.sightings(10).await.unwrap();
     assert_eq!((seen.len(), seen[0].first_seen), (3, UnixMillis(500)));
     assert_eq!(seen[0].sighting.kinds, ["broadcast", "ipv6"]);
@@ -419,7 +423,7 @@ async fn telemetry_is_bounded(store: &dyn Store) {
     let mut late = report(1, 3);
     late.edges = vec![edge(99, Verdict::Tunnel)];
     let recorded = store.record_report(gateway(1), &late, UnixMillis(5000)).await.unwrap();
-    assert_eq!(recorded, Recorded::Stored { turned_away: 0 });
+    assert_eq!(recorded, Recorded::Stored { turned_away: 0, forgotten: 1 });
     let edges = store.edges(&EdgeQuery::default(), 10).await.unwrap();
     assert_eq!(edges.len(), 4);
     assert!(edges.iter().any(|edge| edge.port == 99));
@@ -451,7 +455,7 @@ async fn edges_never_answered_make_room(store: &dyn Store) {
         sequence += 1;
         let new = Report { edges, ..report(1, sequence) };
         match store.record_report(gateway, &new, UnixMillis(at)).await.unwrap() {
-            Recorded::Stored { turned_away } => turned_away,
+            Recorded::Stored { turned_away, .. } => turned_away,
             Recorded::Duplicate => panic!("report {sequence} counts as a duplicate"),
         }
     };

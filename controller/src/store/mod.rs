@@ -28,7 +28,7 @@ use async_trait::async_trait;
 
 pub use record::{
     Advance, AppliedFacts, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, NewAudit,
-    NewRevision, Recorded, StoredInvite, StoredRevision, ViewState,
+    NewRevision, Recorded, Recording, StoredInvite, StoredRevision, ViewState,
 };
 
 /// Why the store didn't do what was asked. Nothing was changed then.
@@ -60,7 +60,8 @@ pub enum StoreError {
 }
 
 /// How much telemetry is kept per gateway. What is beyond is turned away and counted; but a new edge takes the
-/// place of one that was never answered (packets from one side only), oldest first, which is counted as well.
+/// place of one that was never answered (packets from one side only), oldest first, or else of one that was quiet for long, which
+/// is counted as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Sightings per gateway.
@@ -88,7 +89,8 @@ impl Default for Limits {
         Self {
             sightings: 4096,
             edges: 20_000,
-            edge_age: 7 * 24 * 60 * 60 * 1000,
+            // More than a month, so that what happens at its end is there when it happens again.
+            edge_age: 40 * 24 * 60 * 60 * 1000,
             hints: 50_000,
             hint_age: 30 * 24 * 60 * 60 * 1000,
             boots: 16,
@@ -252,8 +254,8 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
         query: &HistoryQuery,
         limit: u32,
     ) -> Result<(Vec<Edge>, Option<u64>), StoreError>;
-    /// Edges that found no room, here and at all gateways.
-    async fn edges_away(&self) -> Result<u64, StoreError>;
+    /// What the flow history holds: when gateways watched, and what found or kept no room.
+    async fn recording(&self) -> Result<Recording, StoreError>;
 
     /// Up to `limit` hints in a lasting order, from behind place `after` on (from the first one, where it is none), and the place
     /// of the last of them.

@@ -12,6 +12,7 @@ use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::invite::{IdentityClaim, Invite};
 use anteroom_proto::key::{Hash, PublicKey};
 use anteroom_proto::operation::ViewNumber;
+use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::rollout::{HeldBackReport, TrialReport};
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{FileBypass, TunnelState};
@@ -210,6 +211,17 @@ pub struct Advance {
     pub refused: Option<String>,
 }
 
+/// What the flow history holds, and what it doesn't.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recording {
+    /// Edges that found no room, here and at all gateways, and those that were never answered and made room for others.
+    pub turned_away: u64,
+    /// Answered edges that were quiet for [`Limits::edge_age`](super::Limits::edge_age) and made room for others.
+    pub forgotten: u64,
+    /// When gateways reported anything, as far as that was kept.
+    pub watched: BTreeMap<GatewayId, Rhythm>,
+}
+
 /// What became of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recorded {
@@ -217,6 +229,8 @@ pub enum Recorded {
     Stored {
         /// What found no room, and the edges that were never answered and made room for others.
         turned_away: u64,
+        /// Edges that were quiet for [`Limits::edge_age`](super::Limits::edge_age) and made room for others.
+        forgotten: u64,
     },
     /// It was stored before.
     Duplicate,

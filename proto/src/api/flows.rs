@@ -1,5 +1,6 @@
 //! Recorded flows, as operators read them.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -93,4 +94,11 @@ pub struct HistoryPage {
     pub next: Option<u64>,
     /// Edges that found no room so far, at gateways or at the controller. Told on the first page only.
     pub turned_away: u64,
+    /// Answered edges that were quiet for long and made room for others so far. Told on the first page only.
+    #[serde(default)]
+    pub forgotten: u64,
+    /// When gateways reported anything, whatever it was: days on which one told nothing it may not have watched. As far as it is
+    /// known; told on the first page only.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub watched: BTreeMap<GatewayId, Rhythm>,
 }

@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use anteroom_controller_core::coverage::{Demand, coverage};
+use anteroom_controller_core::coverage::{Wanted, coverage};
 use anteroom_controller_core::decide::Party;
 use anteroom_controller_core::history::{Edge, History};
 use anteroom_controller_core::resolve::Resolved;
+use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::service::Protocol;
 
-use crate::world::{HISTORY, World, Wrong};
+use crate::world::{HISTORY, World, Wrong, morning};
 
 /// A service as pairs are counted by.
 pub type Service = (Protocol, u16);
@@ -107,8 +108,22 @@ pub const HEADING: &str = "policy                pairs  beyond true    blocked  
 #[must_use]
 pub fn history(world: &World, limit: usize) -> History {
     let mut history = History::new(limit);
+    // Gateways report all the time, traffic or not.
+    let mut always = Rhythm::default();
+    always.record(morning(0), morning(HISTORY - 1));
+    for gateway in world.model.gateways.keys() {
+        history.watched(*gateway, &always);
+    }
     world.days(0..HISTORY, |seen, _| {
         history.add(seen);
+        // The gateways of both ends tell of it.
+        for end in [seen.from, seen.to] {
+            if let Party::Member(id) = end
+                && let Some(device) = world.model.devices.get(&id)
+            {
+                history.told_of(id, device.attachment.gateway, (seen.first, seen.last));
+            }
+        }
     });
     history
 }
@@ -128,7 +143,7 @@ impl Covered {
     pub fn of(resolved: &Resolved, history: &History) -> Self {
         let now = history.span().unwrap_or_default().1;
         let mut covered = Self::default();
-        for (id, found) in coverage(resolved, history, &Demand::default(), now) {
+        for (id, found) in coverage(resolved, history, &Wanted::default(), now) {
             let party = Party::Member(id);
             if !found.enough {
                 covered.uncovered.insert(party);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use anteroom_controller_core::blast::{self, Radii};
-use anteroom_controller_core::coverage::{Demand, coverage};
+use anteroom_controller_core::coverage::{Wanted, coverage};
 use anteroom_controller_core::decide::Party;
 use anteroom_controller_core::export::{self, Observed, Stamp};
 use anteroom_controller_core::history::{self, History};
@@ -65,7 +65,7 @@ pub(crate) fn time(today: &Resolved, suggested: &Resolved, history: &History, no
         println!("  {} of {} flows broken", broken.broken_flows, broken.flows);
     }
     let observed = Observed {
-        coverage: timed("coverage", || coverage(suggested, history, &Demand::default(), now)),
+        coverage: timed("coverage", || coverage(suggested, history, &Wanted::default(), now)),
         ..Observed::default()
     };
     let files = timed("export create", || {

@@ -417,7 +417,7 @@ impl World {
         } else {
             (Party::Member(far.id), 2)
         };
-        let at = UnixMillis((START + day) * DAY + HOUR * 10);
+        let at = morning(day);
         if !self.is_wanted(Party::Member(own.id), to, Protocol::Tcp, port) {
             each(
                 &seen(Party::Member(own.id), to, (Protocol::Tcp, port), 1, back, (at, at)),
@@ -453,6 +453,11 @@ impl World {
             }
         }
     }
+}
+
+/// Ten o'clock on one of the days that a hospital is told of.
+pub(crate) const fn morning(day: u64) -> UnixMillis {
+    UnixMillis((START + day) * DAY + HOUR * 10)
 }
 
 fn seen(

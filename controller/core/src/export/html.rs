@@ -139,7 +139,7 @@ pub(super) fn page(content: &Content) -> String {
     if stamp.turned_away > 0 {
         let _ = writeln!(
             page,
-            "<p class=\"note\">{} edges of traffic found no room where they were recorded, and are in no map here.</p>",
+            "<p class=\"note\">{} edges of traffic found no room where they were recorded, or made some for others after weeks of silence, and are in no map here.</p>",
             stamp.turned_away
         );
     }

@@ -76,7 +76,7 @@ pub struct Stamp {
     pub revision: u64,
     /// First and last packet of the recorded traffic; none where none was recorded.
     pub history: Option<(String, String)>,
-    /// Edges of traffic that found no room, and are in no map.
+    /// Edges of traffic that found no room, or made some after weeks of silence, and are in no map.
     pub turned_away: u64,
     /// Newest entry of the audit log: its number and hash.
     pub audit: Option<(u64, String)>,

@@ -1,28 +1,30 @@
 //! The flow history: who opened what to whom, how much, since when and in which rhythm, in bounded memory.
 //!
-//! It is made of what gateways report ([`EdgeDelta`]). Both gateways of a pair report the same flows; each side is
+//! It is made of what gateways report ([`anteroom_proto::v1::telemetry::EdgeDelta`]), and the controller keeps ([`api::Edge`]). Both gateways of a pair report the same flows; each side is
 //! added up by itself and the larger sum stands, so nothing counts twice and nothing is missing while one of them is away. What keeps a
 //! report from counting twice is its boot and sequence id, which the store looks at.
 //!
 //! [`crate::suggest`], [`crate::coverage`], [`crate::simulate`] and [`crate::stale`] read it.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use anteroom_proto::api;
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::service::Protocol;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::EdgeDelta;
 use anteroom_proto::verdict::{DropReason, Verdict};
 
 use crate::decide::{End, Party};
+use crate::ends;
 use crate::names::Names;
 use crate::resolve::Resolved;
 
 #[cfg(test)]
 mod tests;
+mod watch;
+
+pub use watch::Watch;
 
 /// By which way flows went, or that they didn't.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -124,8 +126,6 @@ pub struct Edge {
     pub last: UnixMillis,
     /// When.
     pub rhythm: Rhythm,
-    /// Whether the gateway of the one who opened told of it, and that of the other.
-    pub told: [bool; 2],
 }
 
 impl Edge {
@@ -166,6 +166,7 @@ pub struct History {
     unanswered: usize,
     turned_away: u64,
     uncarried: BTreeMap<(MemberId, DropReason), u64>,
+    watch: Watch,
 }
 
 /// What became of a report's edge.
@@ -193,33 +194,8 @@ impl History {
             unanswered: 0,
             turned_away: 0,
             uncarried: BTreeMap::new(),
+            watch: Watch::new(),
         }
-    }
-
-    /// Adds an edge of a report, as `resolved` knows its ends.
-    pub fn fold(
-        &mut self,
-        resolved: &Resolved,
-        names: &Names,
-        gateway: GatewayId,
-        delta: &EdgeDelta,
-    ) -> Folded {
-        let report = Report {
-            member: delta.member.or_else(|| names.member_of(gateway, delta.mac)),
-            remote: delta.remote,
-            remote_member: delta.remote_member,
-            outbound: delta.outbound,
-            protocol: delta.protocol,
-            port: delta.port,
-            verdict: delta.verdict,
-            flows: delta.flows,
-            packets: [delta.packets_out, delta.packets_in],
-            bytes: [delta.bytes_out, delta.bytes_in],
-            span: (delta.first, delta.last),
-        };
-        let mut rhythm = Rhythm::default();
-        rhythm.record(delta.first, delta.last);
-        self.report(resolved, &report, &rhythm)
     }
 
     /// A history of edges as the controller's API gives them.
@@ -250,71 +226,65 @@ impl History {
             rhythm.record(first, first);
             rhythm.record(last, last);
         }
-        let report = Report {
-            member: edge.member.or_else(|| names.member_of(edge.gateway, edge.mac)),
-            remote: edge.remote,
-            remote_member: edge.remote_member,
-            outbound: edge.outbound,
-            protocol: edge.protocol,
-            port: edge.port,
-            verdict: edge.verdict,
-            flows: edge.flows,
-            packets: [edge.packets_out, edge.packets_in],
-            bytes: [edge.bytes_out, edge.bytes_in],
-            span: (first, last),
-        };
-        self.report(resolved, &report, &rhythm)
-    }
-
-    fn report(&mut self, resolved: &Resolved, report: &Report, rhythm: &Rhythm) -> Folded {
-        let Some(member) = report.member.filter(|id| resolved.model.member_name(*id).is_some())
-        else {
+        self.watch.told(edge.gateway, &rhythm);
+        let own = ends::own(edge, names);
+        let Some(member) = own.filter(|id| resolved.model.member_name(*id).is_some()) else {
             return Folded::Stranger;
         };
-        let protocol = match (report.remote, report.protocol) {
-            (IpAddr::V6(_), _) => Err(DropReason::Ipv6),
-            (IpAddr::V4(to), _) if to.is_multicast() || to.is_broadcast() => {
-                Err(DropReason::Broadcast)
-            }
-            (_, 6) => Ok(Protocol::Tcp),
-            (_, 17) => Ok(Protocol::Udp),
-            (_, 1) => Ok(Protocol::IcmpEcho),
-            _ => Err(DropReason::OtherProtocol),
-        };
-        let protocol = match protocol {
-            Ok(protocol) => protocol,
-            Err(reason) => {
-                let count = self.uncarried.entry((member, reason)).or_default();
-                *count = count.saturating_add(report.flows.max(1));
-                return Folded::Uncarried(reason);
-            }
-        };
-        let IpAddr::V4(address) = report.remote else { return Folded::Stranger };
-        let known = report.remote_member.filter(|id| resolved.site_of(*id).is_some());
-        let here = || resolved.site_of(member).and_then(|site| resolved.member_at(site, address));
-        let remote = known.or_else(here).map_or(Party::Address(address), Party::Member);
-        let near = Party::Member(member);
-        let (from, to, at) =
-            if report.outbound { (near, remote, End::From) } else { (remote, near, End::To) };
-        let (there, back) = if report.outbound { (0, 1) } else { (1, 0) };
+        let device = resolved.model.devices.get(&member);
+        let prefix_len = device.and_then(|device| device.prefix_len);
+        if let Some(reason) = ends::uncarried_on(edge, prefix_len) {
+            let count = self.uncarried.entry((member, reason)).or_default();
+            *count = count.saturating_add(edge.flows.max(1));
+            return Folded::Uncarried(reason);
+        }
+        let Some(flow) = ends::flow(resolved, edge, member) else { return Folded::Stranger };
+        let way = Way::from(edge.verdict);
+        if way != Way::Dropped {
+            self.watch.told_of(member, edge.gateway, (first, last));
+        }
+        let (packets, bytes) =
+            ([edge.packets_out, edge.packets_in], [edge.bytes_out, edge.bytes_in]);
+        let (there, back) = if edge.outbound { (0, 1) } else { (1, 0) };
         let seen = Seen {
-            from,
-            to,
-            protocol,
-            port: if protocol == Protocol::IcmpEcho { 0 } else { report.port },
-            way: report.verdict.into(),
-            at,
+            from: flow.from,
+            to: flow.to,
+            protocol: flow.protocol,
+            port: if flow.protocol == Protocol::IcmpEcho { 0 } else { flow.port },
+            way,
+            at: if edge.outbound { End::From } else { End::To },
             counts: Counts {
-                flows: report.flows,
-                packets: report.packets[there],
-                packets_back: report.packets[back],
-                bytes: report.bytes[there],
-                bytes_back: report.bytes[back],
+                flows: edge.flows,
+                packets: packets[there],
+                packets_back: packets[back],
+                bytes: bytes[there],
+                bytes_back: bytes[back],
             },
-            first: report.span.0,
-            last: report.span.1,
+            first,
+            last,
         };
-        if self.put(&seen, rhythm) { Folded::Added } else { Folded::TurnedAway }
+        if self.put(&seen, &rhythm) { Folded::Added } else { Folded::TurnedAway }
+    }
+
+    /// Adds the days on which a gateway reported anything, as far as they are known; whatever it told of edges adds to them.
+    pub fn watched(&mut self, gateway: GatewayId, when: &Rhythm) {
+        self.watch.told(gateway, when);
+    }
+
+    /// Adds that a gateway told of a member behind it, in this span.
+    pub fn told_of(
+        &mut self,
+        member: MemberId,
+        gateway: GatewayId,
+        span: (UnixMillis, UnixMillis),
+    ) {
+        self.watch.told_of(member, gateway, span);
+    }
+
+    /// When gateways watched, and whom.
+    #[must_use]
+    pub const fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// Adds what was seen at one end. False where there was no room for it.
@@ -409,7 +379,6 @@ impl History {
             first: tally.first,
             last: tally.last,
             rhythm: tally.rhythm,
-            told: tally.sides.map(|side| side != Counts::default()),
         })
     }
 
@@ -420,19 +389,4 @@ impl History {
         let last = self.edges.values().map(|tally| tally.last).max()?;
         Some((first, last))
     }
-}
-
-/// What a delta and a stored edge have in common.
-struct Report {
-    member: Option<MemberId>,
-    remote: IpAddr,
-    remote_member: Option<MemberId>,
-    outbound: bool,
-    protocol: u8,
-    port: u16,
-    verdict: Verdict,
-    flows: u64,
-    packets: [u64; 2],
-    bytes: [u64; 2],
-    span: (UnixMillis, UnixMillis),
 }

@@ -5,8 +5,9 @@ use anteroom_proto::verdict::Verdict;
 use super::*;
 use crate::fixture::{HOUR, NOW, gateway_id, hospital, mac, member_id};
 
-fn delta(number: u32, remote: [u8; 4], outbound: bool) -> EdgeDelta {
-    EdgeDelta {
+fn told(number: u32, remote: [u8; 4], outbound: bool) -> api::Edge {
+    api::Edge {
+        gateway: gateway_id(1),
         mac: mac(number),
         member: None,
         local: Ipv4Addr::new(10, 20, 1, 10).into(),
@@ -24,8 +25,11 @@ fn delta(number: u32, remote: [u8; 4], outbound: bool) -> EdgeDelta {
         bytes_in: 9000,
         first: NOW,
         last: UnixMillis(NOW.0 + HOUR),
+        rhythm: Rhythm::default(),
     }
 }
+
+const LATER: UnixMillis = UnixMillis(NOW.0 + 2 * HOUR);
 
 #[test]
 fn both_gateways_of_a_pair_make_one_edge_that_counts_once() {
@@ -33,13 +37,11 @@ fn both_gateways_of_a_pair_make_one_edge_that_counts_once() {
     let names = Names::of(&resolved.model);
     let mut history = History::new(100);
     // The scanner tells the archive of ten packets, the archive's gateway of nine of them.
-    assert_eq!(
-        history.fold(&resolved, &names, gateway_id(1), &delta(1, [10, 20, 4, 10], true)),
-        Folded::Added
-    );
-    let mut far = delta(5, [10, 20, 1, 10], false);
-    (far.packets_in, far.packets_out) = (9, 20);
-    assert_eq!(history.fold(&resolved, &names, gateway_id(3), &far), Folded::Added);
+    let near = told(1, [10, 20, 4, 10], true);
+    assert_eq!(history.recorded(&resolved, &names, &near, LATER), Folded::Added);
+    let far = told(5, [10, 20, 1, 10], false);
+    let far = api::Edge { gateway: gateway_id(3), packets_in: 9, packets_out: 20, ..far };
+    assert_eq!(history.recorded(&resolved, &names, &far, LATER), Folded::Added);
     let edges: Vec<Edge> = history.edges().collect();
     assert_eq!(edges.len(), 1, "{edges:?}");
     assert_eq!(
@@ -57,12 +59,22 @@ fn what_no_rule_can_open_is_counted_apart_and_strangers_teach_nothing() {
     let resolved = Resolved::new(&hospital()).unwrap();
     let names = Names::of(&resolved.model);
     let mut history = History::new(100);
-    let mut fold = |gateway, delta: &EdgeDelta| history.fold(&resolved, &names, gateway, delta);
-    let multicast = delta(1, [239, 255, 255, 250], true);
-    assert_eq!(fold(gateway_id(1), &multicast), Folded::Uncarried(DropReason::Broadcast));
-    let gre = EdgeDelta { protocol: 47, ..delta(1, [10, 20, 4, 10], true) };
-    assert_eq!(fold(gateway_id(1), &gre), Folded::Uncarried(DropReason::OtherProtocol));
-    assert_eq!(fold(gateway_id(2), &delta(99, [10, 20, 4, 10], true)), Folded::Stranger);
+    let mut recorded = |edge: &api::Edge| history.recorded(&resolved, &names, edge, LATER);
+    let broadcast = Folded::Uncarried(DropReason::Broadcast);
+    // The last is the broadcast address of the scanner's own network.
+    for group in [[224, 0, 0, 251], [239, 255, 255, 250], [255, 255, 255, 255], [10, 20, 1, 255]] {
+        let datagram = api::Edge { protocol: 17, ..told(1, group, true) };
+        assert_eq!(recorded(&datagram), broadcast, "{group:?}");
+    }
+    // Of another network its gateway alone knows, once it holds the frame against a policy.
+    let elsewhere = told(1, [10, 20, 7, 127], true);
+    for verdict in [Verdict::WouldDrop(DropReason::Broadcast), Verdict::Drop(DropReason::Broadcast)]
+    {
+        assert_eq!(recorded(&api::Edge { verdict, ..elsewhere.clone() }), broadcast, "{verdict}");
+    }
+    let gre = api::Edge { protocol: 47, ..told(1, [10, 20, 4, 10], true) };
+    assert_eq!(recorded(&gre), Folded::Uncarried(DropReason::OtherProtocol));
+    assert_eq!(recorded(&told(99, [10, 20, 4, 10], true)), Folded::Stranger);
     assert!(history.is_empty());
     assert_eq!(history.uncarried().len(), 2);
 }

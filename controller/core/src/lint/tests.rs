@@ -7,7 +7,7 @@ use insta::assert_snapshot;
 use ipnet::Ipv4Net;
 
 use super::*;
-use crate::coverage::{Demand, coverage};
+use crate::coverage::{Wanted, coverage};
 use crate::fixture::{
     HOUR, NOW, client, device, gateway, gateway_id, hospital, mac, member_id, name, set_modes,
 };
@@ -301,7 +301,7 @@ fn enforce_wants_what_is_expected_to_have_been_seen() {
         let resolved = Resolved::new(&model).unwrap();
         let edges: Vec<Edge> = edges.into_iter().collect();
         let history = History::of(&resolved, &edges, 10, NOW);
-        let coverage = coverage(&resolved, &history, &Demand::default(), NOW);
+        let coverage = coverage(&resolved, &history, &Wanted::default(), NOW);
         found(&model, &Evidence { edges, coverage, ..Evidence::default() })
     };
     assert_snapshot!(judged(5), @"refusal [observed-too-briefly] device pump-1: Of what is expected of it 50 % was seen, and enforce may cut off the rest: watched for 5 days of the 14 that are asked for, no end of a month was watched. Until that was watched `anteroom device mode pump-1 protect` is as far as it goes; to go on all the same, `anteroom device mode pump-1 enforce --force --reason WHY`.");

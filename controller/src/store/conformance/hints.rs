@@ -20,7 +20,7 @@ fn seen(device: u8, member: Option<u8>, hints: Vec<(HintKind, String, u64)>) -> 
 async fn tell(store: &dyn Store, from: u8, sequence: u64, at: u64, device: DeviceHints) -> u64 {
     let new = Report { hints: vec![device], edges: vec![], ..report(from, sequence) };
     match store.record_report(gateway(from), &new, UnixMillis(at)).await.unwrap() {
-        Recorded::Stored { turned_away } => turned_away,
+        Recorded::Stored { turned_away, .. } => turned_away,
         Recorded::Duplicate => panic!("report {sequence} is new"),
     }
 }

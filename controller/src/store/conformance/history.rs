@@ -35,6 +35,49 @@ pub(super) async fn an_edge_remembers_when(store: &dyn Store) {
     assert_eq!(edges[0].rhythm.days().collect::<Vec<_>>(), [100, 92, 90]);
 }
 
+pub(super) async fn the_days_on_which_a_gateway_reported_are_kept(store: &dyn Store) {
+    for number in 1..=3 {
+        enrolled(store, number).await;
+    }
+    let mut sequence = 0;
+    let mut record = async |number, edges, at| {
+        sequence += 1;
+        let new = Report { edges, ..report(1, sequence) };
+        store.record_report(gateway(number), &new, UnixMillis(at)).await.unwrap()
+    };
+    assert_eq!(store.recording().await.unwrap().watched, [].into(), "nobody has reported");
+    // Traffic or not; a report that comes again on another day marks nothing.
+    record(1, vec![], 90 * DAY).await;
+    record(1, vec![], 93 * DAY).await;
+    let again = Report { edges: vec![], ..report(1, 2) };
+    let again = store.record_report(gateway(1), &again, UnixMillis(95 * DAY)).await.unwrap();
+    assert_eq!(again, Recorded::Duplicate);
+    // What it added up while no controller was there; a clock that runs ahead marks today at most.
+    record(2, vec![at(104, 96 * DAY, 98 * DAY)], 99 * DAY).await;
+    record(2, vec![at(104, 900 * DAY, 901 * DAY)], 100 * DAY).await;
+    let watched = store.recording().await.unwrap().watched;
+    let days = |number| watched[&gateway(number)].days().collect::<Vec<_>>();
+    assert_eq!((days(1), days(2)), (vec![93, 90], vec![100, 99, 98, 97, 96]));
+    assert_eq!(watched.len(), 2, "the third hasn't reported");
+}
+
+pub(super) async fn what_old_edges_made_room_for_is_counted(store: &dyn Store) {
+    enrolled(store, 1).await;
+    let record = async |sequence, edges, at| {
+        let new = Report { edges, overflow: 0, ..report(1, sequence) };
+        store.record_report(gateway(1), &new, UnixMillis(at)).await.unwrap()
+    };
+    let full = (0..4).map(|port| at(port, 100, 200 + u64::from(port))).collect();
+    let recorded = record(1, full, 500).await;
+    assert_eq!(recorded, Recorded::Stored { turned_away: 0, forgotten: 0 });
+    // Two have been quiet for longer than the limit, and three are new.
+    let late = (10..13).map(|port| at(port, 1202, 1202)).collect();
+    let recorded = record(2, late, 1202).await;
+    assert_eq!(recorded, Recorded::Stored { turned_away: 1, forgotten: 2 });
+    let found = store.recording().await.unwrap();
+    assert_eq!((found.turned_away, found.forgotten), (1, 2));
+}
+
 pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
     enrolled(store, 1).await;
     enrolled(store, 2).await;
@@ -60,7 +103,7 @@ pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
         .map(|(number, port)| (gateway(number), port))
         .into();
     assert_eq!(seen, wanted);
-    assert_eq!(store.edges_away().await.unwrap(), store_away(store).await);
+    assert_eq!(store.recording().await.unwrap().turned_away, store_away(store).await);
 }
 
 pub(super) async fn the_history_is_read_of_some_alone(store: &dyn Store) {

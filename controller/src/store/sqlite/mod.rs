@@ -44,7 +44,7 @@ use sqlx::{Sqlite, Transaction};
 
 use super::{
     Advance, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, Limits, NewAudit,
-    NewRevision, Recorded, Store, StoreError, StoredInvite, StoredRevision,
+    NewRevision, Recorded, Recording, Store, StoreError, StoredInvite, StoredRevision,
 };
 use value::failed;
 
@@ -434,8 +434,8 @@ impl Store for SqliteStore {
         telemetry::history(&self.readers, query, limit).await
     }
 
-    async fn edges_away(&self) -> Result<u64, StoreError> {
-        telemetry::edges_away(&self.readers).await
+    async fn recording(&self) -> Result<Recording, StoreError> {
+        telemetry::recording(&self.readers).await
     }
 
     async fn hints(

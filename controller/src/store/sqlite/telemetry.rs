@@ -14,7 +14,7 @@ use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 
 use super::hints;
 use super::value::{Columns, failed, int, uint};
-use crate::store::{Limits, Recorded, StoreError};
+use crate::store::{Limits, Recorded, Recording, StoreError};
 
 /// Largest step by which a count grows: two of them still fit an integer of SQLite, so that no sum overflows.
 const MAX_STEP: u64 = 1 << 62;
@@ -37,6 +37,7 @@ pub(super) async fn record(
     }
     let sightings = add_sightings(change, gateway, &report.sightings, at, limits).await?;
     let edges = add_edges(change, gateway, &report.edges, at, limits).await?;
+    add_watched(change, gateway, report, at).await?;
     let hints = hints::add(change, gateway, &report.hints, at, limits).await?;
     for (reason, count) in &report.drops {
         sqlx::query(
@@ -57,12 +58,13 @@ pub(super) async fn record(
          edges_away = edges_away + ?4, \
          overflow = CASE WHEN overflow >= ?7 THEN overflow ELSE overflow + ?5 END, \
          last_seen = ?6, alarms = ?8, bypasses = ?9, hints_away = hints_away + ?10, \
-          trials = ?11, held_back = ?12 WHERE gateway = ?1",
+          trials = ?11, held_back = ?12, edges_forgotten = edges_forgotten + ?13 \
+          WHERE gateway = ?1",
     )
     .bind(gateway.as_bytes().as_slice())
     .bind(cbor::encode(&report.tunnels))
     .bind(int(sightings))
-    .bind(int(edges))
+    .bind(int(edges.away))
     .bind(step(report.overflow))
     .bind(int(at.0))
     .bind(int(MAX_STEP))
@@ -71,10 +73,12 @@ pub(super) async fn record(
     .bind(int(hints))
     .bind(cbor::encode(&report.trials))
     .bind(cbor::encode(&report.held_back))
+    .bind(int(edges.forgotten))
     .execute(change)
     .await
     .map_err(failed("store a report"))?;
-    Ok(Recorded::Stored { turned_away: sightings + edges + hints })
+    let turned_away = sightings + edges.away + hints;
+    Ok(Recorded::Stored { turned_away, forgotten: edges.forgotten })
 }
 
 /// Moves the watermark up to this report. False where it stands there or beyond already.
@@ -216,19 +220,28 @@ fn kind(verdict: Verdict) -> &'static str {
     }
 }
 
+/// What new edges cost others, and what found no room.
+#[derive(Debug, Clone, Copy, Default)]
+struct RoomMade {
+    /// Edges that found no room, and those that were never answered and made some.
+    away: u64,
+    /// Answered edges that were quiet for long and made some.
+    forgotten: u64,
+}
+
 async fn add_edges(
     change: &mut SqliteConnection,
     gateway: GatewayId,
     edges: &[EdgeDelta],
     at: UnixMillis,
     limits: &Limits,
-) -> Result<u64, StoreError> {
+) -> Result<RoomMade, StoreError> {
+    let mut made = RoomMade::default();
     if edges.is_empty() {
-        return Ok(0);
+        return Ok(made);
     }
     let query = "SELECT COUNT(*) FROM edges WHERE gateway = ?";
     let mut held = count(change, query, gateway).await?;
-    let mut away = 0;
     for edge in edges {
         if grow_edge(change, gateway, edge, at).await? {
             continue;
@@ -237,9 +250,11 @@ async fn add_edges(
             // A scan leaves edges by the thousand that nobody answered; they go before the others, and before
             // an old one, so that it costs no edge of a conversation.
             if drop_unanswered_edge(change, gateway).await? {
-                away += 1;
-            } else if !drop_old_edge(change, gateway, at, limits.edge_age).await? {
-                away += 1;
+                made.away += 1;
+            } else if drop_old_edge(change, gateway, at, limits.edge_age).await? {
+                made.forgotten += 1;
+            } else {
+                made.away += 1;
                 continue;
             }
         } else {
@@ -247,7 +262,44 @@ async fn add_edges(
         }
         insert_edge(change, gateway, edge, at).await?;
     }
-    Ok(away)
+    Ok(made)
+}
+
+/// Marks when the gateway reported, and the time that what it told of covers: while no controller was there it watched all the same.
+async fn add_watched(
+    change: &mut SqliteConnection,
+    gateway: GatewayId,
+    report: &Report,
+    at: UnixMillis,
+) -> Result<(), StoreError> {
+    let doing = "store when a gateway watched";
+    let row = sqlx::query("SELECT watched FROM gateways WHERE gateway = ?")
+        .bind(gateway.as_bytes().as_slice())
+        .fetch_optional(&mut *change)
+        .await
+        .map_err(failed(doing))?;
+    let before = row.map(|row| stored_watch(&Columns::new(&row, "gateway"))).transpose()?;
+    let before = before.unwrap_or_default();
+    let mut watched = before;
+    watched.record(at, at);
+    report.edges.iter().for_each(|edge| watched.merge(&rhythm_of(edge, at)));
+    if watched == before {
+        return Ok(());
+    }
+    sqlx::query("UPDATE gateways SET watched = ?2 WHERE gateway = ?1")
+        .bind(gateway.as_bytes().as_slice())
+        .bind(watched.to_bytes().to_vec())
+        .execute(change)
+        .await
+        .map_err(failed(doing))?;
+    Ok(())
+}
+
+fn stored_watch(gateway: &Columns<'_>) -> Result<Rhythm, StoreError> {
+    match gateway.maybe_bytes("watched")? {
+        Some(_) => gateway.array("watched").map(Rhythm::from_bytes),
+        None => Ok(Rhythm::default()),
+    }
 }
 
 /// Binds ?1 to ?18: what tells an edge from others, then its numbers.
@@ -464,16 +516,24 @@ pub(super) async fn history(
     Ok((rows.iter().map(edge).collect::<Result<_, _>>()?, last))
 }
 
-pub(super) async fn edges_away(readers: &SqlitePool) -> Result<u64, StoreError> {
-    let rows = sqlx::query("SELECT edges_away, overflow FROM gateways")
-        .fetch_all(readers)
-        .await
-        .map_err(failed("count the edges that found no room"))?;
-    rows.iter().try_fold(0_u64, |sum, row| {
+pub(super) async fn recording(readers: &SqlitePool) -> Result<Recording, StoreError> {
+    let rows =
+        sqlx::query("SELECT gateway, edges_away, overflow, edges_forgotten, watched FROM gateways")
+            .fetch_all(readers)
+            .await
+            .map_err(failed("read what the flow history holds"))?;
+    let mut all = Recording::default();
+    for row in &rows {
         let columns = Columns::new(row, "gateway");
         let away = columns.uint("edges_away")?.saturating_add(columns.uint("overflow")?);
-        Ok(sum.saturating_add(away))
-    })
+        all.turned_away = all.turned_away.saturating_add(away);
+        all.forgotten = all.forgotten.saturating_add(columns.uint("edges_forgotten")?);
+        let watched = stored_watch(&columns)?;
+        if !watched.is_empty() {
+            all.watched.insert(GatewayId::from_bytes(columns.array("gateway")?), watched);
+        }
+    }
+    Ok(all)
 }
 
 fn edge(row: &SqliteRow) -> Result<Edge, StoreError> {

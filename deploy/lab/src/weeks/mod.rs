@@ -1,4 +1,4 @@
-//! Five weeks of a hospital in a minute and a half: who talks to whom is watched, a policy is proposed from it, proved against what was
+//! Five weeks of a hospital in a few minutes: who talks to whom is watched, a policy is proposed from it, proved against what was
 //! recorded, and enforced one device at a time; then a pump falls to an intruder.
 //!
 //! Time passes by the clocks of the controller, the gateways and the operator: what monitors and pumps report goes on meanwhile,
@@ -16,6 +16,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use jiff::Span;
+use jiff::civil::Date;
 
 use crate::clocks::Clocks;
 use crate::hospital::{GATEWAYS, Hospital};
@@ -31,6 +33,24 @@ const FALLEN: &str = "pump-3";
 
 /// The days that are played, counted from today: there is a month's end between them whatever today is.
 const DAYS: [i64; 5] = [-34, -25, -16, -7, 0];
+
+/// So many days before the last one nothing is left out.
+const LAST_DAYS: i64 = 10;
+
+/// The days right before the `day`th of [`DAYS`] on which machines report while nobody works: two weeks have to be watched day by day, with a
+/// weekend and with the last two days of a month and the first of the next.
+fn quiet_days(day: usize, today: Date) -> impl Iterator<Item = i64> {
+    let end = DAYS.get(day).copied().unwrap_or_default();
+    let begin = day.checked_sub(1).and_then(|before| DAYS.get(before)).map_or(end, |day| day + 1);
+    let ends_a_month = move |offset: i64| {
+        let is_first = |more| {
+            let day = today.checked_add(Span::new().days(offset + more));
+            day.is_ok_and(|day| day.day() == 1)
+        };
+        (0..3).any(is_first)
+    };
+    (begin..end).filter(move |offset| *offset >= -LAST_DAYS || ends_a_month(*offset))
+}
 
 /// The hours of the `day`th of [`DAYS`] that are played, counted from now. All of them together go around the clock.
 fn hours(day: usize) -> impl Iterator<Item = i64> {
@@ -121,7 +141,33 @@ impl Weeks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::civil::Weekday;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn two_weeks_with_a_weekend_and_a_months_end_are_watched_whatever_today_is() {
+        let mut today: Date = "2026-01-01".parse().unwrap();
+        for _ in 0..800 {
+            let quiet = (0..DAYS.len()).flat_map(|day| quiet_days(day, today));
+            let watched: BTreeSet<Date> =
+                DAYS.into_iter().chain(quiet).map(|day| today + Span::new().days(day)).collect();
+            let next = |day: &Date, more: i64| watched.contains(&(*day + Span::new().days(more)));
+            assert!(watched.len() >= 14, "{today}: {watched:?}");
+            let weekend = |day: &&Date| day.weekday() == Weekday::Saturday && next(day, 1);
+            assert!(watched.iter().any(|day| weekend(&day)), "{today}: {watched:?}");
+            let month_end = |day: &&Date| day.day() == 1 && next(day, -1) && next(day, -2);
+            assert!(watched.iter().any(|day| month_end(&day)), "{today}: {watched:?}");
+            today = today.tomorrow().unwrap();
+        }
+        // Time only goes on.
+        for day in 1..DAYS.len() {
+            let all: Vec<i64> = hours(day - 1)
+                .chain(quiet_days(day, today).map(|quiet| quiet * 24))
+                .chain(hours(day))
+                .collect();
+            assert!(all.is_sorted(), "{all:?}");
+        }
+    }
 
     #[test]
     fn what_is_played_goes_around_the_clock_and_ends_now() {

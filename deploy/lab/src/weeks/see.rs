@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
+use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
 use super::habits::{DAILY, Habits, ONCE, REPORTING, WORKDAYS};
-use super::{DAYS, FALLEN, PATIENCE, Weeks, hours};
+use super::{DAYS, FALLEN, PATIENCE, Weeks, hours, quiet_days};
 use crate::clinical::hl7;
 use crate::hospital::{Hospital, Machine};
 use crate::scan::{self, Findings, Leg};
@@ -161,7 +162,7 @@ impl Weeks {
         let weeks = self.weeks_pass();
         let covered = self.report.check(
             "coverage",
-            "how much was seen of what is expected of each device: enough, after five weeks",
+            "how much was seen of what is expected of each device: enough, of two weeks and more in five",
             || coverage(&self.hospital, weeks),
         )?;
         let recognised = self.report.seen("recognised").unwrap_or_default();
@@ -186,6 +187,9 @@ impl Weeks {
     /// Plays one of [`DAYS`]; what is daily is done at its end, for the `done`th time.
     fn day_passes(&mut self, day: usize, done: &mut u64) -> Result<String> {
         let before: u64 = self.habits.acknowledged().iter().sum();
+        for quiet in quiet_days(day, Timestamp::now().to_zoned(TimeZone::UTC).date()) {
+            self.pass_to(quiet * 24)?;
+        }
         // The first hour of all is over.
         for hour in hours(day).skip(usize::from(day == 0)) {
             self.pass_to(hour)?;
