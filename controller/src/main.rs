@@ -136,11 +136,8 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if let Command::Relay { .. } = arguments.command {
-        runtime.worker_threads(relay_threads());
-    }
-    let done = runtime
+    let threads = matches!(arguments.command, Command::Relay { .. }).then(relay_threads);
+    let done = runtime(threads)
         .enable_all()
         .build()
         .context("the async runtime can't be started")
@@ -152,6 +149,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What runs everything, on so many threads, or on one for each core. One alone needs none of what makes tasks safe to move.
+fn runtime(threads: Option<usize>) -> tokio::runtime::Builder {
+    use tokio::runtime::Builder;
+    let Some(threads) = threads else { return Builder::new_multi_thread() };
+    if threads == 1 {
+        return Builder::new_current_thread();
+    }
+    let mut runtime = Builder::new_multi_thread();
+    runtime.worker_threads(threads);
+    runtime
 }
 
 /// Threads of a relay: one core is left to the kernel, which does as much for each packet. On two cores a second thread would

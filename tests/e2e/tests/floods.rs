@@ -1,5 +1,8 @@
 //! One device that uses up all that it can, in a real gateway, beside a neighbour whose traffic goes on (statement 5).
 
+#[path = "floods/turns.rs"]
+mod turns;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -497,36 +500,43 @@ fn an_idle_tunnel_loses_no_packet_beside_ten_thousand_initiations_a_second() {
 /// What a transfer beside a flood of initiations carries.
 const PART: u32 = 512 << 20;
 
+/// Floods of initiations, by what they are.
+struct Kinds([(&'static str, Arc<Vec<Vec<u8>>>); 3]);
+
+/// A hospital whose CT and PACS talk, and floods at the CT's gateway. The first says what the machine has to give for one,
+/// sender included, where no gateway has. `ANTEROOM_AGENT` names another build of the agent.
+fn flooded(test: &str) -> Option<(Fixture, Kinds)> {
+    let fixture = fixture_with(test, Stage::Enforced, |programs, _| {
+        let agent = std::env::var_os("ANTEROOM_AGENT").map(Into::into);
+        Programs { agent: agent.unwrap_or(programs.agent.clone()), ..programs }
+    })?;
+    let hospital = &fixture.hospital;
+    talk::allow(hospital);
+    hospital.router.ip("route add blackhole 198.18.0.0/15").unwrap();
+    let known = initiation(&hospital.gateways["imaging"]);
+    let mut strange = known.clone();
+    strange[116..].fill(0x5a);
+    let kinds = [
+        ("at a port that is shut", 9, strange.clone()),
+        ("without the gateway's key", 51_820, strange),
+        ("with the gateway's key", 51_820, known),
+    ];
+    let kinds = kinds.map(|(what, port, datagram)| {
+        (what, Arc::new(initiations(hospital, "imaging", port, &datagram)))
+    });
+    Some((fixture, Kinds(kinds)))
+}
+
 /// What a flood of initiations costs: `cargo test -p anteroom-e2e --test floods -- --ignored --nocapture initiations`.
 /// `ANTEROOM_AGENT` names another build of the agent. Processor time is what counts, for everything shares this machine.
 #[test]
 #[ignore = "measures"]
 fn what_a_hundred_thousand_initiations_a_second_cost() {
     let test = "what_a_hundred_thousand_initiations_a_second_cost";
-    let Some(mut fixture) = fixture_with(test, Stage::Enforced, |programs, _| {
-        let agent = std::env::var_os("ANTEROOM_AGENT").map(Into::into);
-        Programs { agent: agent.unwrap_or(programs.agent.clone()), ..programs }
-    }) else {
-        return;
-    };
+    let Some((mut fixture, Kinds(kinds))) = flooded(test) else { return };
     let hospital = &mut fixture.hospital;
-    talk::allow(hospital);
-    hospital.router.ip("route add blackhole 198.18.0.0/15").unwrap();
-    let known = initiation(&hospital.gateways["imaging"]);
-    let mut strange = known.clone();
-    strange[116..].fill(0x5a);
-    // The first two say what the machine has to give for it, sender included, where no gateway has.
-    let kinds = [
-        ("none", None),
-        ("at a port that is shut", Some((9, strange.clone()))),
-        ("without the gateway's key", Some((51_820, strange))),
-        ("with the gateway's key", Some((51_820, known))),
-    ];
-    let kinds = kinds.map(|(what, flood)| {
-        let frames = flood
-            .map(|(port, datagram)| Arc::new(initiations(hospital, "imaging", port, &datagram)));
-        (what, frames)
-    });
+    let kinds = kinds.into_iter().map(|(what, frames)| (what, Some(frames)));
+    let kinds: Vec<_> = std::iter::once(("none", None)).chain(kinds).collect();
     let campus = hospital.campus.clone();
     for round in 0..6 {
         for (what, frames) in &kinds {
