@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ struct Suggested {
     /// Where it was written.
     file: Option<String>,
     rules: Vec<RuleRow>,
+    /// What is new in the sites' infrastructure: each device of the site may reach it, in the clear.
+    infrastructure: Vec<ServerRow>,
     /// How many rules beyond these came of MUD files.
     by_makers: usize,
     questions: Vec<QuestionRow>,
@@ -61,6 +64,17 @@ struct RuleRow {
     opens: u64,
     seen: u64,
     essential: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct ServerRow {
+    site: String,
+    kind: &'static str,
+    address: Ipv4Addr,
+    confidence: String,
+    /// Pairs of a device and a service that it opens, and those of them that were seen.
+    opens: u64,
+    seen: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -153,6 +167,18 @@ fn suggested(
                 essential: rule.essential,
             })
             .collect(),
+        infrastructure: found
+            .servers
+            .into_iter()
+            .map(|server| ServerRow {
+                site: server.site.to_string(),
+                kind: server.kind.key(),
+                address: server.address,
+                confidence: server.confidence.to_string(),
+                opens: server.opens,
+                seen: server.seen,
+            })
+            .collect(),
         by_makers: 0,
         questions: found
             .questions
@@ -187,6 +213,12 @@ fn told(suggested: &Suggested, path: &Path) -> String {
         count(suggested.rules.len(), "new rule", "new rules"),
         count(suggested.edges, "edge", "edges"),
     );
+    if !suggested.infrastructure.is_empty() {
+        let found = count(suggested.infrastructure.len(), "server", "servers");
+        text.push_str(&format!(
+            "\n{found} more in the sites' infrastructure, open to each device of its site in the clear."
+        ));
+    }
     if suggested.by_makers > 0 {
         text.push_str(&format!(
             "\n{} more by makers' MUD files.",

@@ -1,5 +1,7 @@
 //! Canonical order and spacing, comments kept.
 
+use std::collections::BTreeSet;
+
 use toml_edit::{Array, Decor, DocumentMut, InlineTable, Item, RawString, Table, Value};
 
 use super::parse::parse_all;
@@ -166,6 +168,11 @@ fn values(table: &mut Table) {
                 let suffix = line_comment(text(found.decor().suffix()));
                 // The comment behind a list is none of the list's own.
                 found.decor_mut().clear();
+                if key.get() == "services"
+                    && let Value::Array(services) = found
+                {
+                    once(services);
+                }
                 value(found, width + suffix.len());
                 *found.decor_mut() = Decor::new(" ", suffix);
             }
@@ -238,6 +245,15 @@ fn list(array: &mut Array, width: usize) {
     }
     array.set_trailing("\n");
     array.set_trailing_comma(true);
+}
+
+/// Takes out what a list names again.
+fn once(array: &mut Array) {
+    if array.to_string().contains('#') {
+        return;
+    }
+    let mut known = BTreeSet::new();
+    array.retain(|item| item.as_str().is_none_or(|name| known.insert(name.to_owned())));
 }
 
 fn text(raw: Option<&RawString>) -> &str {

@@ -338,7 +338,10 @@ fn ends(reader: &mut Reader<'_>, entry: &Entry<'_>) -> Ends {
         } else {
             let service = reader.read_name(&entry.path, &text);
             reader.services.extend(service.clone().map(|name| (entry.path.clone(), name)));
-            services.extend(service);
+            // One that is named twice is named once.
+            let known =
+                |name: &At<Name>| services.iter().any(|at: &At<Name>| at.value == name.value);
+            services.extend(service.filter(|name| !known(name)));
         }
     }
     (from, to, services)

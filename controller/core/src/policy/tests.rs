@@ -369,3 +369,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_service_that_is_named_twice_is_named_once() {
+    let text = "format = 1\n[rule.x]\nfrom = \"a\"\nto = \"b\"\nservices = [\"dicom\", \"hl7\", \"dicom\"]\n";
+    let (policy, problems) = parse_all("policy.toml", text);
+    assert!(problems.is_empty(), "{problems}");
+    let services = &policy.rules["x"].services;
+    assert_eq!(services.iter().map(|at| at.value.as_str()).collect::<Vec<_>>(), ["dicom", "hl7"]);
+    let formatted = format("policy.toml", text).unwrap();
+    assert!(formatted.contains("services = [\"dicom\", \"hl7\"]\n"), "{formatted}");
+}

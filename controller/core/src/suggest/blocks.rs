@@ -8,9 +8,9 @@ use super::facts::{Facts, Pair, RUNGS};
 /// A cell by its rung and number.
 pub(super) type At = (u8, u32);
 /// On how many days a pair must have been seen to be a rule of its own.
-const REPEATED: u32 = 2;
+pub(super) const REPEATED: u32 = 2;
 /// What share of the parts of a large cell must speak, however rarely they do.
-const FEWEST_OF_MANY: f64 = 0.05;
+pub(super) const FEWEST_OF_MANY: f64 = 0.05;
 /// What share of a block's larger side must speak where it is opened because of what is to come.
 const FEWEST_TO_COME: f64 = 0.005;
 /// What share of all meetings must be within places for that to be how the two classes meet.
@@ -97,16 +97,12 @@ impl Talk<'_> {
             let mut sum = self.pairs[block[0]];
             let mut events = 0;
             let mut seen = Vec::with_capacity(block.len());
+            sum.flows = 0;
             for pair in pairs() {
                 seen.push((pair.from, pair.to));
                 events += u64::from(pair.days.count_ones());
-                sum.days |= pair.days;
-                sum.first = sum.first.min(pair.first);
-                sum.last = sum.last.max(pair.last);
-                sum.hours = sum.hours.max(pair.hours);
-                sum.weekend |= pair.weekend;
+                sum.add(pair);
             }
-            sum.flows = pairs().fold(0, |all: u64, pair| all.saturating_add(pair.flows));
             if label.iter().all(|at| at.0 == 0) && events < u64::from(REPEATED) {
                 once.push(sum);
             } else {

@@ -10,8 +10,9 @@ use anteroom_proto::time::UnixMillis;
 use ipnet::Ipv4Net;
 
 use super::RecognisedClasses;
-use crate::decide::Party;
-use crate::history::{History, Way};
+use super::infrastructure::ServerKind;
+use crate::decide::{Flow, Party, is_infrastructure};
+use crate::history::{Edge, History, Way};
 use crate::resolve::Resolved;
 
 /// Rungs of the ladder: itself, its place, its site, its class.
@@ -39,6 +40,18 @@ pub(super) struct Pair {
     /// Hours of the day with traffic on any day.
     pub(super) hours: u8,
     pub(super) weekend: bool,
+}
+
+impl Pair {
+    /// Adds what was seen of another one.
+    pub(super) fn add(&mut self, more: &Self) {
+        self.flows = self.flows.saturating_add(more.flows);
+        self.days |= more.days;
+        self.first = self.first.min(more.first);
+        self.last = self.last.max(more.last);
+        self.hours = self.hours.max(more.hours);
+        self.weekend |= more.weekend;
+    }
 }
 
 /// Somebody who called and wasn't answered.
@@ -162,8 +175,14 @@ impl Facts {
             for end in [from, to] {
                 facts.watched[end as usize] |= days;
             }
+            if is_listed(resolved, &edge) {
+                continue;
+            }
+            let matched = service(edge.to, edge.protocol, edge.port);
             let portless = edge.port == 0 && edge.protocol != Protocol::IcmpEcho;
-            let silent = edge.protocol != Protocol::Udp && !edge.answered();
+            // Some services over UDP are never answered. Those of servers are.
+            let one_way = edge.protocol == Protocol::Udp && ServerKind::of(matched).is_none();
+            let silent = !one_way && !edge.answered();
             if silent || portless {
                 facts.unanswered.push(Unanswered { from, port: edge.port });
             }
@@ -171,7 +190,6 @@ impl Facts {
                 facts.no_evidence += 1;
                 continue;
             }
-            let matched = service(edge.to, edge.protocol, edge.port);
             if open.allows(resolved, from, to, &matched) {
                 continue;
             }
@@ -205,12 +223,7 @@ impl Facts {
         self.pairs.dedup_by(|more, kept| {
             let same = (more.from, more.to, more.service) == (kept.from, kept.to, kept.service);
             if same {
-                kept.flows = kept.flows.saturating_add(more.flows);
-                kept.days |= more.days;
-                kept.first = kept.first.min(more.first);
-                kept.last = kept.last.max(more.last);
-                kept.hours = kept.hours.max(more.hours);
-                kept.weekend |= more.weekend;
+                kept.add(more);
             }
             same
         });
@@ -314,58 +327,19 @@ impl Facts {
         let first = self.cells[rung][cell as usize].parties[0];
         self.ladder[first as usize][rung + 1]
     }
-
-    /// Takes out name, time and address servers without a gateway that devices of at least two classes use.
-    pub(super) fn take_infrastructure(&mut self, resolved: &Resolved) -> Servers {
-        let mut users: BTreeMap<(u32, u8), BTreeSet<u32>> = BTreeMap::new();
-        let mut sites: BTreeMap<(u32, u8), BTreeSet<Name>> = BTreeMap::new();
-        for pair in &self.pairs {
-            let (Party::Member(from), Party::Address(_)) =
-                (self.parties[pair.from as usize], self.parties[pair.to as usize])
-            else {
-                continue;
-            };
-            if let Some(kind) = self.infrastructure_kind(pair.service) {
-                users.entry((pair.to, kind)).or_default().insert(self.class[pair.from as usize]);
-                let site = resolved.site_of(from).cloned();
-                sites.entry((pair.to, kind)).or_default().extend(site);
-            }
-        }
-        users.retain(|_, classes| classes.len() >= 2);
-        let mut servers = Servers::new();
-        for (server, kind) in users.keys() {
-            let Party::Address(address) = self.parties[*server as usize] else { continue };
-            for site in sites.remove(&(*server, *kind)).unwrap_or_default() {
-                servers.entry((site, *kind)).or_default().insert(address);
-            }
-        }
-        let mut pairs = std::mem::take(&mut self.pairs);
-        pairs.retain(|pair| {
-            let kind = self.infrastructure_kind(pair.service);
-            kind.is_none_or(|kind| !users.contains_key(&(pair.to, kind)))
-                || matches!(self.parties[pair.from as usize], Party::Address(_))
-        });
-        self.pairs = pairs;
-        servers
-    }
-
-    /// 0 for DHCP, 1 for DNS, 2 for NTP.
-    fn infrastructure_kind(&self, service: u32) -> Option<u8> {
-        let service = self.services[service as usize];
-        match (service.protocol, service.first, service.last) {
-            (Protocol::Udp, 67, 67) => Some(0),
-            (Protocol::Udp | Protocol::Tcp, 53, 53) => Some(1),
-            (Protocol::Udp, 123, 123) => Some(2),
-            _ => None,
-        }
-    }
 }
 
 /// What tells cells of one rung apart: class, site, place.
 type CellKey = (u32, Option<Name>, Place);
 
-/// Infrastructure servers by site and kind: 0 for DHCP, 1 for DNS, 2 for NTP.
-pub(super) type Servers = BTreeMap<(Name, u8), BTreeSet<Ipv4Addr>>;
+/// Whether a device opens it to a server of its site's infrastructure, as the policy has it.
+fn is_listed(resolved: &Resolved, edge: &Edge) -> bool {
+    let Party::Member(from) = edge.from else { return false };
+    let Edge { from: opener, to, protocol, port, .. } = *edge;
+    let flow = Flow { from: opener, to, protocol, port };
+    let device = resolved.model.devices.get(&from);
+    device.is_some_and(|device| is_infrastructure(resolved, device.attachment.gateway, &flow))
+}
 
 /// The labels of a member.
 pub(super) fn labels(resolved: &Resolved, id: MemberId) -> Option<&BTreeMap<Name, String>> {

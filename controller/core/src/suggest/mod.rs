@@ -10,26 +10,28 @@
 //!
 //! # The steps
 //!
-//! 1. **What counts as evidence** (`facts`). A flow that was dropped, or TCP that was never answered, is none. Ports of
-//!    the dynamic range (49152 and up), where a responder uses several, are one service.
+//! 1. **What counts as evidence** (`facts`). A flow that was dropped is none, nor are TCP, names, time and addresses that were asked for and never
+//!    answered. Ports of the dynamic range (49152 and up), where a responder uses several, are one service.
 //! 2. **Who belongs together** (`facts`, `kin`). Devices go by their confirmed `class` label. A device without one goes by the class that it is
 //!    recognised as ([`crate::classify`]), where that is sure enough to be proposed. One that isn't recognised is taken for the class whose conversations its own resemble, if one stands out; it is then listed by name, for an operator to confirm.
 //!    Each class is a ladder of cells that lie within each other: the device, its place (label `location`, or its
 //!    subnet), its site, the class. An address without a gateway has two rungs: itself and its /24.
 //! 3. **Who isn't to be learnt from** (`suspects`). A device that calls many whom nobody of its class calls, and gets no answer from most or
 //!    calls none twice, is scanning. What only it does becomes a question, never a rule.
-//! 4. **How far pairs are known** (`blocks`). For the pairs of two classes over a service, taken as cells of some two rungs, the
+//! 4. **What every device has** (`infrastructure`). Name, time and address servers without a gateway, where labelled devices of two classes
+//!    and a share of the site were answered on two days.
+//! 5. **How far pairs are known** (`blocks`). For the pairs of two classes over a service, taken as cells of some two rungs, the
 //!    Good-Turing estimate of what is still unseen is (cells seen on one day only) / (cell-days seen): the chance that the next thing
 //!    seen is new. Of all pairs of rungs whose estimate is small enough the one that opens least is taken. Where each monitor talks to its one station day after
 //!    day, that is the devices themselves. Where clerks print wherever they walk, it is their whole site.
 //!    What a few strays of a large class do is never taken for the class's way. And where two classes meet within places, nine
 //!    times of ten and in nine of ten places (a ward's monitors and its station), every place with both gets the rule, and none another's.
-//! 5. **Where enough agree** (`blocks`). Cells rise to the next rung of the ladder where the silent ones among its cells are
+//! 6. **Where enough agree** (`blocks`). Cells rise to the next rung of the ladder where the silent ones among its cells are
 //!    no more than chance would leave silent (each cell's expected number of contacts follows from the common rate and from how long it was watched),
 //!    plus a tenth. So a scanner bought last week has what all scanners have, and pumps of one maker don't get the other
 //!    maker's server: their long silence speaks against it.
-//! 6. **What is left** is exact: a pair that was seen on two days or more gets a rule of its own; one that was seen on one day is a question.
-//! 7. **Writing it down** (`write`): cells become segments, addresses externals, name and time servers infrastructure. Rules with the same ends are one. What a life may hang on and
+//! 7. **What is left** is exact: a pair that was seen on two days or more gets a rule of its own; one that was seen on one day is a question.
+//! 8. **Writing it down** (`write`): cells become segments, addresses externals. Rules with the same ends are one. What a life may hang on and
 //!    goes on around the clock and nearly every day, to few, is marked `essential`. Each rule's comment says what speaks for it and what it opens beyond what was seen.
 //!
 //! An existing policy keeps every line, but for the questions of an earlier suggestion, which are asked anew: what its rules open already is
@@ -37,8 +39,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use anteroom_proto::id::MemberId;
+use anteroom_proto::name::Name;
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
 
@@ -51,12 +55,15 @@ use crate::resolve::Resolved;
 mod blocks;
 mod bundle;
 mod facts;
+mod infrastructure;
 mod kin;
 mod suspects;
 #[cfg(test)]
 mod tests;
 mod words;
 mod write;
+
+pub use infrastructure::ServerKind;
 
 /// What the learning goes by.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -142,6 +149,23 @@ pub struct SuggestedRule {
     pub essential: bool,
 }
 
+/// A server that was added to a site's infrastructure, and so opened to each of its devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SuggestedServer {
+    /// The site.
+    pub site: Name,
+    /// What it is for.
+    pub kind: ServerKind,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// How sure it is.
+    pub confidence: Confidence,
+    /// Pairs (device, service) that it opens.
+    pub opens: u64,
+    /// How many of them were seen.
+    pub seen: u64,
+}
+
 /// What was learnt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Suggestion {
@@ -149,9 +173,11 @@ pub struct Suggestion {
     pub text: String,
     /// The new rules, in the order of the file.
     pub rules: Vec<SuggestedRule>,
+    /// What is new in the sites' infrastructure, sorted.
+    pub servers: Vec<SuggestedServer>,
     /// What was seen and is in no rule, sorted.
     pub questions: Vec<Question>,
-    /// Edges that no rule can be learnt from: dropped ones and connections that nobody answered.
+    /// Edges that no rule can be learnt from: dropped ones, and what nobody answered though its kind is.
     pub no_evidence: usize,
 }
 
@@ -169,8 +195,8 @@ pub fn suggest(
     let mut facts = facts::Facts::gather(resolved, history, recognised);
     kin::adopt(&mut facts);
     facts.build_cells(resolved);
-    let servers = facts.take_infrastructure(resolved);
     let suspects = suspects::take(&mut facts);
+    let servers = infrastructure::take(&mut facts, resolved, options);
     let (grants, once) = blocks::learn(&facts, options);
     let mut questions: Vec<Question> = suspects
         .iter()
@@ -192,6 +218,7 @@ pub fn suggest(
     Ok(Suggestion {
         text: written.text,
         rules: written.rules,
+        servers: servers.iter().map(infrastructure::Server::told).collect(),
         questions,
         no_evidence: facts.no_evidence,
     })

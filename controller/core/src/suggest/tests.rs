@@ -10,6 +10,8 @@ use crate::history::{Counts, Seen, Way};
 use crate::model::Model;
 use crate::policy::format;
 
+mod infrastructure;
+
 const DAY: u64 = 24 * HOUR;
 
 /// A class's devices: their first number, how many, and their subnet.
@@ -168,6 +170,78 @@ fn wards_stay_apart_and_a_ward_where_nothing_was_seen_yet_gets_its_own() {
 }
 
 #[test]
+fn a_service_of_several_ports_stands_once_and_is_counted_once() {
+    let mut model = empty();
+    class(&mut model, "ct", 10, 1, 1);
+    class(&mut model, "pacs", 40, 1, 4);
+    let mut history = History::new(100);
+    for port in [104, 11112] {
+        calls(&mut history, member(10), member(40), port, 0..40);
+    }
+    let (found, _) = learn(&model, &history);
+    assert_eq!((found.rules[0].opens, found.rules[0].seen), (2, 2), "{}", found.text);
+    assert!(found.text.contains("services = [\"dicom\"]\n"), "{}", found.text);
+    assert!(!found.text.contains("only"), "{}", found.text);
+    assert!(found.text.contains("It opens nothing beyond what was seen."), "{}", found.text);
+    // Two of NetBIOS' three.
+    let mut history = History::new(100);
+    for port in [137, 138] {
+        let mut seen = Vec::new();
+        for day in 0..40 {
+            let at = UnixMillis(NOW.0 - 60 * DAY + day * DAY);
+            let counts = Counts { flows: 1, packets: 1, packets_back: 1, ..Counts::default() };
+            let (from, to, way, at_end) = (member(10), member(40), Way::Clear, End::From);
+            let protocol = Protocol::Udp;
+            seen.push(Seen {
+                from,
+                to,
+                protocol,
+                port,
+                way,
+                at: at_end,
+                counts,
+                first: at,
+                last: at,
+            });
+        }
+        seen.iter().for_each(|one| assert!(history.add(one)));
+    }
+    let (found, _) = learn(&model, &history);
+    assert_eq!((found.rules[0].opens, found.rules[0].seen), (3, 2), "{}", found.text);
+    assert!(found.text.contains("# Of \"netbios\" only udp/137 and udp/138 were seen."));
+}
+
+#[test]
+fn what_was_not_seen_in_a_place_is_not_said_to_have_been() {
+    let mut model = empty();
+    class(&mut model, "probe", 10, 40, 1);
+    class(&mut model, "collector", 60, 10, 1);
+    for (id, device) in &mut model.devices {
+        let number = u32::from_be_bytes(id.as_bytes()[..4].try_into().unwrap());
+        let ward = if number < 60 { (number - 10) / 4 } else { number - 60 };
+        device.addresses = vec![Ipv4Addr::new(10, 30, ward as u8, number as u8).into()];
+    }
+    let mut history = History::new(10_000);
+    for number in 10..50 {
+        let station = member(60 + (number - 10) / 4);
+        // All wards report, the last one since the tenth day; in that one nobody has looked at a web page yet.
+        let days = if number < 46 { 0..40 } else { 10..40 };
+        calls(&mut history, member(number), station, 2575, days);
+        if number < 46 {
+            calls(&mut history, member(number), station, 443, 0..40);
+        }
+    }
+    let (found, after) = learn(&model, &history);
+    assert!(opens(&after, member(46), member(69), 443), "{}", found.text);
+    let lines: Vec<&str> = found.text.lines().collect();
+    let place = lines.iter().position(|line| line.contains("\"https\" wasn't seen here")).unwrap();
+    assert!(lines[place].contains("it was in 9 other places"), "{}", found.text);
+    let above = lines[..place].iter().rev().find(|line| line.starts_with("# Seen:")).unwrap();
+    // Four probes, five flows a day, thirty days of reports alone.
+    assert!(above.contains("600 flows on 30 days, 2026-10-03 to "), "{above}\n{}", found.text);
+}
+
+#[test]
 fn people_who_walk_get_the_whole_class_but_strays_do_not_make_one() {
     let mut model = empty();
     class(&mut model, "desk", 10, 60, 1);
@@ -304,19 +378,14 @@ fn an_existing_policy_keeps_every_line_and_is_not_said_again() {
     let address = Party::Address(Ipv4Addr::new(10, 20, 4, 20));
     calls(&mut history, member(3), address, 443, 0..40);
     for number in [1, 2, 3] {
-        calls(
-            &mut history,
-            member(number),
-            Party::Address(Ipv4Addr::new(10, 20, 0, 54)),
-            53,
-            0..40,
-        );
+        infrastructure::asks(&mut history, number, [10, 20, 0, 54], 53, 0..40, 1);
     }
     let (found, after) = learn(&model, &history);
     for line in model.policy.lines().filter(|line| !line.starts_with("dns")) {
         assert!(found.text.lines().any(|new| new == line), "{line:?} is gone: {}", found.text);
     }
-    assert!(found.text.contains("dns = [\"10.20.0.53\", \"10.20.0.54\"]"), "{}", found.text);
+    let dns = &after.policy.infrastructure["north"].dns;
+    assert_eq!(dns, &[Ipv4Addr::new(10, 20, 0, 53), Ipv4Addr::new(10, 20, 0, 54)]);
     let names: Vec<&str> = found.rules.iter().map(|rule| rule.name.as_str()).collect();
     assert_eq!(names, ["mri-1-to-pacs-1", "pump-1-to-archive"], "{}", found.text);
     let clear = after.rules.iter().find(|rule| rule.name.as_str() == "pump-1-to-archive").unwrap();

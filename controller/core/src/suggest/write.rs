@@ -6,15 +6,14 @@ use std::fmt::Write as _;
 use anteroom_proto::name::Name;
 use anteroom_proto::service::PortMatch;
 use anteroom_proto::time::UnixMillis;
-use toml_edit::{DocumentMut, Item, Value};
 
 use super::blocks::Grant;
 use super::bundle::{Bundle, End, bundles};
-use super::facts::{CLASS, Facts, Kind, LOCATION, Pair, Place, RUNGS, Servers, hull};
-use super::words::{array, cut, date, quote, quoted, word};
+use super::facts::{CLASS, Facts, Kind, LOCATION, Place, RUNGS, hull};
+use super::infrastructure::{self, Server};
+use super::words::{array, confidence, cut, date, quote, quoted, word};
 use super::{Confidence, Doubt, Options, Question, SuggestedRule};
 use crate::decide::Party;
-use crate::policy::key;
 use crate::resolve::Resolved;
 use crate::service_catalog;
 use crate::words::counted;
@@ -37,17 +36,26 @@ pub(super) struct Written {
 pub(super) fn write(
     resolved: &Resolved,
     facts: &Facts,
-    servers: &Servers,
+    servers: &[Server],
     grants: &[Grant],
     questions: &[Question],
     options: &Options,
 ) -> Written {
     let mut writer = Writer::new(resolved, facts);
-    writer.infrastructure(servers);
+    writer.externals = infrastructure::write(resolved, &mut writer.head, servers);
     let rules: Vec<SuggestedRule> =
         bundles(resolved, facts, grants).iter().map(|bundle| writer.rule(bundle)).collect();
     let text = writer.finish(questions, options);
     Written { text, rules }
+}
+
+/// A service of a rule.
+struct Called {
+    name: String,
+    /// Those of its ports that were seen between the rule's ends.
+    ports: Vec<PortMatch>,
+    /// In how many other places it was seen, where it follows from them.
+    like: usize,
 }
 
 struct Writer<'a> {
@@ -93,75 +101,23 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Adds servers to the site's infrastructure, in the table that is there or in a new one.
-    fn infrastructure(&mut self, servers: &Servers) {
-        let words = ["dhcp", "dns", "ntp"];
-        let Ok(mut document) = self.head.parse::<DocumentMut>() else { return };
-        let mut fresh: BTreeMap<&Name, String> = BTreeMap::new();
-        let mut changed = false;
-        for ((site, kind), addresses) in servers {
-            let word = words[usize::from(*kind).min(2)];
-            if self.resolved.policy.infrastructure.contains_key(site) {
-                let table = document
-                    .get_mut("infrastructure")
-                    .and_then(|item| item.get_mut(site.as_str()))
-                    .and_then(Item::as_table_like_mut);
-                let Some(table) = table else { continue };
-                let list =
-                    table.entry(word).or_insert(Item::Value(Value::Array(Default::default())));
-                if let Some(list) = list.as_array_mut() {
-                    let known: BTreeSet<String> =
-                        list.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
-                    for address in addresses.iter().map(ToString::to_string) {
-                        if !known.contains(&address) {
-                            list.push(address);
-                            changed = true;
-                        }
-                    }
-                }
-            } else {
-                let list: Vec<String> = addresses.iter().map(|one| format!("\"{one}\"")).collect();
-                let text = fresh.entry(site).or_default();
-                let _ = writeln!(text, "{word} = [{}]", list.join(", "));
-            }
-        }
-        if changed {
-            self.head = document.to_string();
-        }
-        for (site, text) in fresh {
-            let _ = write!(
-                self.externals,
-                "\n# Servers without a gateway that devices of several classes use.\n[infrastructure.{}]\n{text}",
-                key(site)
-            );
-        }
-    }
-
     fn rule(&mut self, bundle: &Bundle<'_>) -> SuggestedRule {
-        let mut services: Vec<u32> = bundle.grants.iter().map(|grant| grant.service).collect();
-        services.sort_unstable();
-        services.dedup();
-        let services: Vec<(u32, String)> =
-            services.into_iter().map(|service| (service, self.service(service))).collect();
-        let hint = services.first().map(|(_, name)| name.clone()).unwrap_or_default();
+        let services = self.called(bundle);
+        let hint = services.first().map(|found| found.name.clone()).unwrap_or_default();
         let to = self.end(&bundle.to, &hint, &bundle.from);
         let from = self.end(&bundle.from, &hint, &bundle.to);
         let name = self.name(1, &format!("{from}-to-{to}"));
         let sizes = [self.size(&bundle.from), self.size(&bundle.to)];
-        let ports: usize = services.iter().map(|(service, _)| self.ports(*service)).sum();
+        let ports: usize = services.iter().map(|found| self.ports(&found.name)).sum();
         let opens = sizes[0].saturating_mul(sizes[1]).saturating_mul(ports as u64);
         let seen: u64 = bundle.grants.iter().map(|grant| grant.seen.len() as u64).sum();
         let froms: BTreeSet<u32> = bundle.seen_at(|pair| pair.0);
         let tos: BTreeSet<u32> = bundle.seen_at(|pair| pair.1);
-        let mut sum: Pair = bundle.grants[0].sum;
-        let mut flows = 0_u64;
-        for grant in &bundle.grants {
-            flows = flows.saturating_add(grant.sum.flows);
-            sum.days |= grant.sum.days;
-            sum.first = sum.first.min(grant.sum.first);
-            sum.last = sum.last.max(grant.sum.last);
-        }
-        let like = bundle.grants.iter().map(|grant| grant.like).max().unwrap_or(0);
+        // What wasn't seen here has no moments of its own.
+        let mut sums =
+            bundle.grants.iter().filter(|grant| !grant.seen.is_empty()).map(|grant| grant.sum);
+        let mut sum = sums.next().unwrap_or(bundle.grants[0].sum);
+        sums.for_each(|more| sum.add(&more));
         let only = bundle.grants.iter().all(|grant| grant.callers == 1);
         let alone = only && froms.first().is_some_and(|from| self.is_one_of_many(*from));
         let confidence = match confidence(&sum, froms.len() as u64, tos.len() as u64, sizes) {
@@ -171,7 +127,8 @@ impl<'a> Writer<'a> {
         if seen == 0 {
             let _ = write!(
                 self.rules,
-                "\n# Not seen here; it was in {like} other places, and in nine of ten where both are.\n# Confidence: low. It opens {opens} pairs.\n"
+                "\n# Not seen here; it was in {} other places, and in nine of ten where both are.\n# Confidence: low. It opens {opens} pairs.\n",
+                services.iter().map(|found| found.like).max().unwrap_or(0),
             );
         } else {
             let _ = write!(
@@ -181,7 +138,7 @@ impl<'a> Writer<'a> {
                 sizes[0],
                 tos.len(),
                 sizes[1],
-                counted(flows, "flow"),
+                counted(sum.flows, "flow"),
                 counted(sum.days.count_ones().into(), "day"),
                 date(sum.first),
                 date(sum.last),
@@ -197,17 +154,33 @@ impl<'a> Writer<'a> {
                 "# It is the only one of its class that does so: is it set up wrongly?\n",
             );
         }
-        for (service, called) in &services {
-            if self.ports(*service) > 1 {
-                let port = self.facts.services[*service as usize];
-                let _ = writeln!(self.rules, "# Of \"{called}\" only {port} was seen.");
+        for found in &services {
+            let name = &found.name;
+            if found.ports.is_empty() && seen > 0 {
+                let _ = writeln!(
+                    self.rules,
+                    "# \"{name}\" wasn't seen here; it was in {} other places, and in nine of ten where both are.",
+                    found.like
+                );
+            } else if !found.ports.is_empty() && found.ports.len() < self.ports(name) {
+                let (last, first) = found.ports.split_last().unwrap_or((&found.ports[0], &[]));
+                let first: Vec<String> = first.iter().map(ToString::to_string).collect();
+                let _ = match first.as_slice() {
+                    [] => writeln!(self.rules, "# Of \"{name}\" only {last} was seen."),
+                    first => writeln!(
+                        self.rules,
+                        "# Of \"{name}\" only {} and {last} were seen.",
+                        first.join(", ")
+                    ),
+                };
             }
         }
         let outside = [&froms, &tos]
             .into_iter()
             .flatten()
             .any(|party| matches!(self.facts.parties[*party as usize], Party::Address(_)));
-        let listed: Vec<String> = services.iter().map(|(_, name)| format!("\"{name}\"")).collect();
+        let listed: Vec<String> =
+            services.iter().map(|found| format!("\"{}\"", found.name)).collect();
         let _ = write!(
             self.rules,
             "[rule.{}]\nfrom = \"{from}\"\nto = \"{to}\"\nservices = [{}]\n",
@@ -225,6 +198,30 @@ impl<'a> Writer<'a> {
         SuggestedRule { name, confidence, opens, seen, essential: bundle.essential }
     }
 
+    /// The services of a bundle by their names in the policy, each once, in the order of what was seen.
+    fn called(&mut self, bundle: &Bundle<'_>) -> Vec<Called> {
+        let mut by_port: BTreeMap<u32, (bool, usize)> = BTreeMap::new();
+        for grant in &bundle.grants {
+            let (seen, like) = by_port.entry(grant.service).or_default();
+            *seen |= !grant.seen.is_empty();
+            *like = grant.like.max(*like);
+        }
+        let mut found: Vec<Called> = Vec::new();
+        for (service, (seen, like)) in by_port {
+            let name = self.service(service);
+            let place = found.iter().position(|known| known.name == name).unwrap_or_else(|| {
+                found.push(Called { name, ports: Vec::new(), like: 0 });
+                found.len() - 1
+            });
+            let called = &mut found[place];
+            called.like = called.like.max(like);
+            if seen {
+                called.ports.push(self.facts.services[service as usize]);
+            }
+        }
+        found
+    }
+
     /// Whether a device is one of many of its class, so that what it alone does is odd.
     fn is_one_of_many(&self, party: u32) -> bool {
         let class = self.facts.ladder[party as usize][RUNGS - 1];
@@ -239,9 +236,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// How many ports the service of the policy opens for one that was seen.
-    fn ports(&self, service: u32) -> usize {
-        let name = self.services.get(&service).map(String::as_str).unwrap_or_default();
+    /// How many ports a service opens.
+    fn ports(&self, name: &str) -> usize {
         self.resolved.policy.ports(name).map_or(1, <[PortMatch]>::len)
     }
 
@@ -504,15 +500,6 @@ impl<'a> Writer<'a> {
             let _ = writeln!(text, "{QUESTION}and {more} more");
         }
         text
-    }
-}
-
-fn confidence(sum: &Pair, froms: u64, tos: u64, sizes: [u64; 2]) -> Confidence {
-    let most = |seen: u64, size: u64| seen * 5 >= size * 4;
-    match sum.days.count_ones() {
-        14.. if most(froms, sizes[0]) && most(tos, sizes[1]) => Confidence::High,
-        7.. if froms * 5 >= sizes[0] || froms >= 3 => Confidence::Medium,
-        _ => Confidence::Low,
     }
 }
 

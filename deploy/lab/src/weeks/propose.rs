@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::habits::{DAILY, ONCE, REPORTING};
 use super::{FALLEN, PATIENCE, Weeks};
 use crate::clinical::hl7;
-use crate::hospital::Hospital;
+use crate::hospital::{Hospital, SITE};
 use crate::story::refused;
 use crate::wait;
 
@@ -64,13 +64,18 @@ pub(super) fn rule(text: &str, name: &str) -> Result<String> {
 fn suggested(hospital: &Hospital, file: &str, weeks: bool) -> Result<String> {
     let said = hospital.operator.json(&["policy", "suggest", "--out", file])?;
     let text = std::fs::read_to_string(file)?;
-    let questions = talks(hospital, &said["questions"])?;
-    if weeks && questions != once() {
-        bail!("asked about {questions:?} in {text}");
-    }
-    let clock = hospital.machine("clock-1").address();
-    if !text.contains(&format!("ntp = [\"{clock}\"]")) {
-        bail!("no time server {clock} in {text}");
+    // A single day makes neither rules of their own nor infrastructure.
+    if weeks {
+        let questions = talks(hospital, &said["questions"])?;
+        if questions != once() {
+            bail!("asked about {questions:?} in {text}");
+        }
+        let clock = hospital.machine("clock-1").address().to_string();
+        let servers = &said["infrastructure"];
+        let is_clock = |row: &Value| row["kind"] == "ntp" && row["address"] == *clock;
+        if !servers.as_array().is_some_and(|rows| rows.len() == 1 && is_clock(&rows[0])) {
+            bail!("the infrastructure is {servers}, and not the time server {clock}, in {text}");
+        }
     }
     let rules = said["rules"].as_array().context("no rules")?;
     let essential: BTreeSet<&str> = rules
@@ -89,12 +94,17 @@ fn suggested(hospital: &Hospital, file: &str, weeks: bool) -> Result<String> {
     if again["policy"] != text {
         bail!("{} the second time, and first {text}", again["policy"]);
     }
+    if !weeks {
+        // Nobody saw on a second day who gives the time, so the operator says it.
+        let clock = hospital.machine("clock-1").address();
+        std::fs::write(file, format!("{text}\n[infrastructure.{SITE}]\nntp = [\"{clock}\"]\n"))?;
+    }
     Ok(format!(
         "{} rules out of {} edges, {} of them essential; {} questions",
         rules.len(),
         said["edges"],
         essential.len(),
-        questions.len()
+        said["questions"].as_array().map_or(0, Vec::len)
     ))
 }
 
