@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::tables::path;
 use super::{Inventory, Reach};
 use crate::stale::Stale;
 
@@ -30,7 +31,7 @@ pub struct Difference {
 /// One thing that differs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Change {
-    /// Of what kind: `device`, `client`, `gateway`, `unconfirmed`, `rule`, `group`, `stale`.
+    /// Of what kind: `device`, `client`, `gateway`, `unconfirmed`, `rule`, `group`, `infrastructure`, `stale`.
     pub kind: String,
     /// Which one.
     pub name: String,
@@ -131,6 +132,7 @@ fn things(
                 ("name", &client.name),
                 ("site", &client.site),
                 ("address", &client.address),
+                ("segments", &client.segments.join(" ")),
             ]));
             put(newer, "client", client.id.clone(), client.name.clone(), fields);
         }
@@ -139,7 +141,11 @@ fn things(
             put(newer, "gateway", gateway.name.clone(), gateway.name.clone(), fields);
         }
         for one in &inventory.unconfirmed {
-            let fields = some([("gateway", &one.gateway), ("port", &one.port)]);
+            let fields = some([
+                ("gateway", &one.gateway),
+                ("port", &one.port),
+                ("addresses", &one.addresses.join(" ")),
+            ]);
             put(
                 newer,
                 "unconfirmed",
@@ -149,19 +155,12 @@ fn things(
             );
         }
     }
+    // An earlier version's bundle doesn't say it, which is no difference.
+    let tells_clear = |reach: &Reach| reach.rules.iter().all(|rule| rule.clear.is_some());
+    let clear = tells_clear(reach) && tells_clear(new_reach);
     for (newer, reach) in [(false, reach), (true, new_reach)] {
         for rule in &reach.rules {
-            let yes = |yes: bool| if yes { "yes".to_owned() } else { "no".to_owned() };
-            let fields = some([
-                ("from", &rule.from),
-                ("to", &rule.to),
-                ("services", &rule.services.join(" ")),
-                ("ports", &rule.ports.join(" ")),
-                ("essential", &yes(rule.essential)),
-                ("expires", rule.expires.as_ref().unwrap_or(&String::new())),
-                ("reason", rule.reason.as_ref().unwrap_or(&String::new())),
-            ]);
-            put(newer, "rule", rule.rule.clone(), rule.rule.clone(), fields);
+            put(newer, "rule", rule.rule.clone(), rule.rule.clone(), of_rule(rule, clear));
         }
         for group in &reach.groups {
             let externals: Vec<String> = group
@@ -169,8 +168,12 @@ fn things(
                 .iter()
                 .map(|(name, nets)| format!("{name} ({})", nets.join(" ")))
                 .collect();
-            let fields = some([("externals", &externals.join(", "))]);
+            let fields = some([("kind", &group.kind), ("externals", &externals.join(", "))]);
             put(newer, "group", group.name.clone(), group.name.clone(), fields);
+        }
+        for (site, lists) in &reach.infrastructure {
+            let lists = lists.iter().map(|(kind, servers)| (kind.clone(), servers.join(" ")));
+            put(newer, "infrastructure", site.clone(), site.clone(), lists.collect());
         }
     }
     for (newer, stale) in [(false, stale), (true, new_stale)] {
@@ -215,6 +218,30 @@ fn of_labels(labels: &BTreeMap<String, String>) -> Fields {
     labels.iter().map(|(key, value)| (format!("label {key}"), value.clone())).collect()
 }
 
+/// Criticality and the like as a device has them by its segments, with no such label of its own.
+fn of_segments(device: &super::DeviceRow) -> Fields {
+    let inherited =
+        device.surface.iter().filter(|(key, value)| device.labels.get(*key) != Some(value));
+    inherited.map(|(key, value)| (format!("{key} by segment"), value.clone())).collect()
+}
+
+fn of_rule(rule: &super::Opens, clear: bool) -> Fields {
+    let yes = |yes: bool| if yes { "yes".to_owned() } else { "no".to_owned() };
+    let expired = if rule.expired { "yes".to_owned() } else { String::new() };
+    some([
+        ("from", &rule.from),
+        ("to", &rule.to),
+        ("services", &rule.services.join(" ")),
+        ("ports", &rule.ports.join(" ")),
+        ("path", &path(rule.path).to_owned()),
+        ("clear", &rule.clear.filter(|_| clear).map(yes).unwrap_or_default()),
+        ("essential", &yes(rule.essential)),
+        ("expires", rule.expires.as_ref().unwrap_or(&String::new())),
+        ("expired", &expired),
+        ("reason", rule.reason.as_ref().unwrap_or(&String::new())),
+    ])
+}
+
 /// Those of the fields that say something.
 fn some<const N: usize>(fields: [(&str, &String); N]) -> Fields {
     let said = fields.into_iter().filter(|(_, value)| !value.is_empty());
@@ -223,6 +250,7 @@ fn some<const N: usize>(fields: [(&str, &String); N]) -> Fields {
 
 fn of_device(device: &super::DeviceRow) -> Fields {
     let mut fields = of_labels(&device.labels);
+    fields.extend(of_segments(device));
     let vlan = device.vlan.map(|vlan| vlan.to_string()).unwrap_or_default();
     let quarantined = if device.quarantined { "yes".to_owned() } else { String::new() };
     fields.extend(some([
@@ -236,6 +264,7 @@ fn of_device(device: &super::DeviceRow) -> Fields {
         ("mac", &device.mac),
         ("addresses", &device.addresses.join(" ")),
         ("segments", &device.segments.join(" ")),
+        ("confirmed", &device.confirmed_at),
     ]));
     fields
 }

@@ -45,6 +45,9 @@ pub struct Opens {
     pub tunnelled_pairs: u64,
     /// Pairs that go in the clear.
     pub clear_pairs: u64,
+    /// Whether it may go in the clear where one of its ends has no gateway, or isn't behind it yet; none in bundles from before this was told.
+    #[serde(default)]
+    pub clear: Option<bool>,
     /// Whether it survives quarantine.
     pub essential: bool,
     /// When it ends, or ended.
@@ -111,6 +114,7 @@ pub(super) fn reach(resolved: &Resolved, history: &History, now: UnixMillis) -> 
             },
             tunnelled_pairs: tunnelled,
             clear_pairs: clear,
+            clear: Some(rule.clear),
             essential: rule.essential,
             expires: rule.expires.map(moment),
             expired: rule.expired(now),

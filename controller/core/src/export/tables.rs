@@ -168,6 +168,7 @@ pub(super) fn reach(reach: &Reach) -> String {
             path(rule.path).into(),
             rule.tunnelled_pairs.to_string(),
             rule.clear_pairs.to_string(),
+            if rule.clear == Some(true) { "yes".into() } else { String::new() },
             if rule.essential { "yes".into() } else { String::new() },
             match (&rule.expires, rule.expired) {
                 (Some(at), true) => format!("{at} (over)"),
@@ -179,9 +180,24 @@ pub(super) fn reach(reach: &Reach) -> String {
             String::new(),
         ]
     });
+    let infrastructure = reach.infrastructure.iter().flat_map(|(site, lists)| {
+        lists.iter().map(move |(kind, servers)| {
+            let opens = match kind.as_str() {
+                "dhcp" => "udp/67",
+                "dns" => "tcp/53 udp/53",
+                "ntp" => "udp/123",
+                _ => "",
+            };
+            let mut row = vec!["infrastructure".to_owned(), site.clone()];
+            row.extend(["each device of the site", kind, kind, opens, "clear"].map(str::to_owned));
+            row.resize(14, String::new());
+            row.push(servers.join(" "));
+            row
+        })
+    });
     let groups = reach.groups.iter().map(|group| {
         let mut row = vec![group.kind.clone(), group.name.clone()];
-        row.resize(13, String::new());
+        row.resize(14, String::new());
         row.push(groups.get(group.name.as_str()).cloned().unwrap_or_default());
         row
     });
@@ -196,13 +212,14 @@ pub(super) fn reach(reach: &Reach) -> String {
             "PATH",
             "PAIRS TUNNELLED",
             "PAIRS CLEAR",
+            "MAY BE CLEAR",
             "ESSENTIAL",
             "EXPIRES",
             "LAST USED",
             "REASON",
             "MEMBERS",
         ],
-        rules.chain(groups),
+        rules.chain(infrastructure).chain(groups),
     )
 }
 

@@ -198,6 +198,130 @@ fn what_differs_from_an_earlier_bundle_is_told() {
     );
 }
 
+/// Something else of the same kind.
+fn other(value: &serde_json::Value) -> serde_json::Value {
+    use serde_json::{Value, json};
+    match value {
+        Value::Null => json!("else"),
+        Value::Bool(yes) => json!(!yes),
+        Value::Number(number) => json!(number.as_u64().unwrap_or_default() + 1),
+        Value::String(_) => json!("else"),
+        Value::Array(list) => {
+            json!(list.iter().cloned().chain([json!("else")]).collect::<Vec<_>>())
+        }
+        Value::Object(fields) => {
+            let mut fields = fields.clone();
+            let like = match fields.values().next() {
+                Some(Value::Array(_)) => json!(["else"]),
+                Some(Value::Object(_)) => json!({}),
+                _ => json!("else"),
+            };
+            fields.insert("else".into(), like);
+            Value::Object(fields)
+        }
+    }
+}
+
+#[test]
+fn nothing_that_a_bundle_says_changes_in_silence() {
+    let mut model = hospital();
+    model.clients.extend([client(70, "laptop-1", [10, 20, 9, 70], "ct")]);
+    let mut content = of(&model);
+    content.inventory.unconfirmed.push(UnconfirmedRow {
+        mac: "00:1b:00:00:00:09".into(),
+        gateway: "gw".into(),
+        port: "p1".into(),
+        addresses: vec!["10.20.1.9".into()],
+        last_seen: "now".into(),
+    });
+    content.inventory.devices[0].vlan = Some(7);
+    let whole = serde_json::json!({ "inventory": content.inventory, "reach": content.reach });
+    let parse = |json: &serde_json::Value| -> (Inventory, Reach) {
+        let inventory = serde_json::from_value(json["inventory"].clone()).unwrap();
+        (inventory, serde_json::from_value(json["reach"].clone()).unwrap())
+    };
+    // What comes and goes by itself, or follows from what is told.
+    let by_itself = [
+        "/inventory/services",
+        "/reach/enforced",
+        "/reach/unenforced",
+        "mode_since",
+        "holds",
+        "first_seen",
+        "last_seen",
+        "coverage",
+        "reaches",
+        "reaches_enforced",
+        "devices",
+        "tunnelled_pairs",
+        "clear_pairs",
+        "last_used",
+    ];
+    let mut places = vec!["/inventory/services".to_owned()];
+    for list in [
+        "/inventory/devices",
+        "/inventory/clients",
+        "/inventory/gateways",
+        "/inventory/unconfirmed",
+        "/reach/rules",
+        "/reach/groups",
+    ] {
+        let row = &whole.pointer(list).unwrap()[0];
+        places.extend(row.as_object().unwrap().keys().map(|key| format!("{list}/0/{key}")));
+    }
+    let top = whole["reach"].as_object().unwrap().keys().map(|key| format!("/reach/{key}"));
+    places.extend(top.filter(|place| !["/reach/rules", "/reach/groups"].contains(&&**place)));
+    for kind in whole["reach"]["infrastructure"]["north"].as_object().unwrap().keys() {
+        places.push(format!("/reach/infrastructure/north/{kind}"));
+    }
+    assert!(places.len() > 50, "{places:?}");
+    let before = parse(&whole);
+    for place in places {
+        let last = place.rsplit('/').next().unwrap();
+        if by_itself.iter().any(|own| *own == place || *own == last) {
+            continue;
+        }
+        let mut changed = whole.clone();
+        let value = changed.pointer_mut(&place).unwrap();
+        *value = match last {
+            "path" => "both".into(),
+            "externals" => serde_json::json!({ "else": ["192.0.2.7/32"] }),
+            _ => other(value),
+        };
+        let after = parse(&changed);
+        let found = Difference::between(
+            "then".into(),
+            7,
+            "ab".into(),
+            (&before.0, &before.1, &content.review),
+            (&after.0, &after.1, &content.review),
+        );
+        assert!(!found.changes.is_empty(), "{place} changed in silence");
+    }
+    // A bundle from before it was told whether a rule may go in the clear is none where each rule differs.
+    let mut earlier = before.1.clone();
+    earlier.rules.iter_mut().for_each(|rule| rule.clear = None);
+    let found = Difference::between(
+        "then".into(),
+        7,
+        "ab".into(),
+        (&before.0, &earlier, &content.review),
+        (&before.0, &before.1, &content.review),
+    );
+    assert_eq!(found.changes, []);
+}
+
+#[test]
+fn what_each_device_of_a_site_may_reach_is_in_the_table() {
+    let content = of(&hospital());
+    let table = said(&content, names::REACH_CSV);
+    let mut reader = ::csv::Reader::from_reader(table.as_bytes());
+    let rows: Vec<::csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    let dns = rows.iter().find(|row| &row[0] == "infrastructure" && &row[3] == "dns").unwrap();
+    assert_eq!((&dns[1], &dns[5], &dns[14]), ("north", "tcp/53 udp/53", "10.20.0.53"));
+    assert!(rows.iter().any(|row| &row[0] == "rule" && row[9] == *"yes"), "{table}");
+}
+
 #[test]
 fn a_bundle_of_twenty_thousand_devices_stays_small() {
     let mut model = hospital();
