@@ -235,12 +235,13 @@ impl Takes {
         for (device, labels) in labels {
             model.label_device(device.as_str(), &labels)?;
         }
-        for (id, device) in &self.devices {
-            model.confirm_device(*id, Device { mode_since: number, ..device.clone() })?;
-        }
-        for (before, after) in &self.names {
-            model.rename_device(before.as_str(), after.clone())?;
-        }
-        Ok(())
+        model.confirm_devices(
+            self.devices
+                .iter()
+                .map(|(id, device)| (*id, Device { mode_since: number, ..device.clone() })),
+        )?;
+        model.rename_devices(
+            self.names.iter().map(|(before, after)| (before.as_str(), after.clone())),
+        )
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anteroom_controller_core::baseline::{LOOK_BACK, baseline};
 use anteroom_controller_core::edit::EditError;
 use anteroom_controller_core::model::{Device, Model};
+use anteroom_controller_core::names::Names;
 use anteroom_controller_core::plan::breaks;
 use anteroom_controller_core::resolve::Resolved;
 use anteroom_controller_core::standing::{Aside, Because, why_words};
@@ -101,11 +102,12 @@ fn try_out(
     }
     // What would break is a matter of all of them together.
     let after = Resolved::new(model)?;
+    let known = Names::of(&after.model);
     for name in names {
         let (id, _) = model.find_device(name)?;
-        let given_up = |edge: &Edge| accept_breaks && breaks(&after, edge, now());
+        let given_up = |edge: &Edge| accept_breaks && breaks(&after, &known, edge, now());
         let recorded = edges.get(name).map(Vec::as_slice).unwrap_or_default();
-        let expects = baseline(&after, id, recorded, given_up, now());
+        let expects = baseline(&after, &known, id, recorded, given_up, now());
         model.enforce_on_trial(name, within, expects, at)?;
     }
     Ok(())

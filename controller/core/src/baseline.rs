@@ -22,19 +22,19 @@ pub const LOOK_BACK: u64 = 14 * 24 * 60 * 60 * 1000;
 /// The connections of a device that were let pass and answered within [`LOOK_BACK`], as its own gateway recorded
 /// them: at most [`MAX_EXPECTED`], those of essential rules first, then what was seen on the most days, then what was seen last. (The
 /// number of flows says little: a monitor's one connection for alarms lasts for weeks. Days keep a scan of one afternoon from taking the
-/// places of what is there every day.) `accepted` says which of them the operator gives up.
+/// places of what is there every day.) `names` are those of `resolved`'s model; `accepted` says which of them the operator gives up.
 ///
 /// Broadcasts, DHCP, and flows to many ports that were folded into one edge are none.
 #[must_use]
 pub fn baseline(
     resolved: &Resolved,
+    names: &Names,
     device: MemberId,
     edges: &[Edge],
     accepted: impl Fn(&Edge) -> bool,
     now: UnixMillis,
 ) -> Vec<Expected> {
     let model = &resolved.model;
-    let names = Names::of(model);
     let Some(gateway) = model.devices.get(&device).map(|device| device.attachment.gateway) else {
         return Vec::new();
     };
@@ -188,11 +188,11 @@ mod tests {
             edge(&model, "pacs-1", [10, 20, 4, 11], 8, 50),
         ];
         let resolved = Resolved::new(&model).unwrap();
-        let found = baseline(&resolved, id, &edges, |_| false, NOW);
+        let found = baseline(&resolved, &Names::of(&resolved.model), id, &edges, |_| false, NOW);
         let ports: BTreeSet<u16> = found.iter().map(|expected| expected.port).collect();
         assert_eq!(ports, [9100, 104, 4006].into(), "{found:?}");
         let given_up = |edge: &Edge| edge.verdict == would;
-        let found = baseline(&resolved, id, &edges, given_up, NOW);
+        let found = baseline(&resolved, &Names::of(&resolved.model), id, &edges, given_up, NOW);
         let ports: BTreeSet<u16> = found.iter().map(|expected| expected.port).collect();
         assert_eq!(ports, [104, 4006].into());
     }
@@ -222,7 +222,7 @@ mod tests {
         daily.rhythm.record(UnixMillis(NOW.0 - DAY), NOW);
         edges.push(daily);
         let resolved = Resolved::new(&model).unwrap();
-        let found = baseline(&resolved, id, &edges, |_| false, NOW);
+        let found = baseline(&resolved, &Names::of(&resolved.model), id, &edges, |_| false, NOW);
         assert_eq!(found.len(), MAX_EXPECTED);
         assert_eq!(found[0].port, 2575, "the essential one first");
         assert_eq!(found[1].port, 9100, "then what is there on more days");

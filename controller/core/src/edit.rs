@@ -18,6 +18,7 @@ use crate::surface;
 
 mod client;
 mod host;
+mod known;
 mod rekey;
 mod rollout;
 mod swap;
@@ -25,6 +26,7 @@ mod swap;
 mod tests;
 
 pub use host::NewHost;
+use known::is_free_in;
 pub use rekey::MAX_FORMER;
 pub use swap::Move;
 
@@ -142,88 +144,9 @@ impl Model {
         Ok(id)
     }
 
-    /// Takes a device into the model. A detached device of the same name and Ethernet address is attached
-    /// again: it keeps its id, its mode, its history and its labels, to which those of `device` are added.
-    /// Says under which id the device is in the model.
-    ///
-    /// # Errors
-    /// When its name, id or place is taken, its gateway isn't approved, or a value can't be.
-    pub fn confirm_device(
-        &mut self,
-        id: MemberId,
-        mut device: Device,
-    ) -> Result<MemberId, EditError> {
-        let Some(gateway) = self.gateways.get(&device.attachment.gateway) else {
-            let known = self.gateways.values().map(|gateway| gateway.name.as_str());
-            return Err(unknown("gateway", &device.attachment.gateway.to_string(), known));
-        };
-        device_fits(&device)?;
-        words_fit(&format!("device {}", device.name), &device.labels)?;
-        let (mac, site) = (device.attachment.mac, &gateway.site);
-        let mut returning = None;
-        for (other, found) in &self.devices {
-            let attached = self.gateways.get(&found.attachment.gateway);
-            let same_mac = found.attachment.mac == mac;
-            if found.name == device.name {
-                match attached {
-                    None if same_mac => returning = Some(*other),
-                    None => {
-                        let by = format!(
-                            "a device with the Ethernet address {} whose gateway was revoked",
-                            found.attachment.mac
-                        );
-                        return Err(taken("the name", &device.name, by));
-                    }
-                    Some(gateway) => {
-                        let by = format!("a device behind gateway \"{}\"", gateway.name);
-                        return Err(taken("the name", &device.name, by));
-                    }
-                }
-            } else if *other == id {
-                return Err(taken("the id", &id, format!("device \"{}\"", found.name)));
-            } else if same_mac && attached.is_some_and(|gateway| gateway.site == *site) {
-                let by = format!("device \"{}\" in the same site", found.name);
-                return Err(taken("the Ethernet address", &mac, by));
-            }
-        }
-        if returning.is_none() {
-            if self.devices.len() >= MAX_THINGS {
-                return Err(too_many("devices"));
-            }
-            if self.client_named(device.name.as_str()).is_some() {
-                return Err(taken("the name", &device.name, "a client".to_owned()));
-            }
-            self.name_is_free(&device.name)?;
-        }
-        let id = returning.unwrap_or(id);
-        if let Some(before) = self.devices.get(&id) {
-            let mut labels = before.labels.clone();
-            labels.append(&mut device.labels);
-            labels_fit(&format!("device {}", device.name), &labels)?;
-            device.labels = labels;
-            device.mode = before.mode;
-            device.mode_since = before.mode_since;
-            device.confirmed_at = before.confirmed_at;
-            device.quarantined = before.quarantined;
-            device.rollout = before.rollout.clone();
-        }
-        self.devices.insert(id, device);
-        Ok(id)
-    }
-
     /// A member's name stands in one namespace with the policy's segments and externals.
     fn name_is_free(&self, name: &Name) -> Result<(), EditError> {
-        let (policy, _) = parse_all(POLICY_FILE, &self.policy);
-        let entry = |kind: &str, line: usize| {
-            taken("the name", name, format!("the {kind} in line {line} of the policy"))
-        };
-        if let Some(segment) = policy.segments.get(name) {
-            return Err(entry("segment", segment.position.line));
-        }
-        match policy.externals.get(name) {
-            Some(external) => Err(entry("external", external.position.line)),
-            None => Ok(()),
-        }
+        is_free_in(&parse_all(POLICY_FILE, &self.policy).0, name)
     }
 
     /// Sets labels of a device; a label without a value is removed.
@@ -242,42 +165,6 @@ impl Model {
         words_fit(&what, set)?;
         if let Some(device) = self.devices.get_mut(&id) {
             device.labels = changed;
-        }
-        Ok(id)
-    }
-
-    /// Calls a device otherwise. It stays the same device, with its history.
-    ///
-    /// # Errors
-    /// [`EditError::Unknown`]; when the name is taken, or the policy names the device: what the policy says must stay what it means.
-    pub fn rename_device(&mut self, name: &str, after: Name) -> Result<MemberId, EditError> {
-        let (id, device) = self.find_device(name)?;
-        if device.name == after {
-            return Ok(id);
-        }
-        if let Some((other, _)) = self.device_named(after.as_str()) {
-            return Err(taken("the name", &after, format!("device {other}")));
-        }
-        if self.client_named(after.as_str()).is_some() {
-            return Err(taken("the name", &after, "a client".to_owned()));
-        }
-        self.name_is_free(&after)?;
-        let (policy, _) = parse_all(POLICY_FILE, &self.policy);
-        let members = policy.segments.values().flat_map(|segment| &segment.members);
-        let rules = policy.rules.values().flat_map(|rule| [&rule.from, &rule.to]);
-        let tests = policy.tests.values().flat_map(|test| [&test.from, &test.to]);
-        let mut named = members.chain(rules).chain(tests).filter(|at| at.value.as_str() == name);
-        if let Some(at) = named.next() {
-            return Err(EditError::Invalid {
-                what: format!("the new name {after} of device {name}"),
-                problem: format!(
-                    "the policy names it in line {}: take it out there first, or keep the name",
-                    at.position.line
-                ),
-            });
-        }
-        if let Some(device) = self.devices.get_mut(&id) {
-            device.name = after;
         }
         Ok(id)
     }

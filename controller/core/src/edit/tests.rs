@@ -103,6 +103,43 @@ fn devices_have_names_places_and_addresses_of_their_own() {
 }
 
 #[test]
+fn many_devices_are_confirmed_and_renamed_together_or_none() {
+    let mut model = hospital();
+    let one = |number: u32| {
+        let called = format!("pump-{number}");
+        device(number, &called, 1, "port1", [10, 20, 1, number as u8], "pump")
+    };
+    let before = model.clone();
+    let twice = |second: fn(&mut Device)| {
+        let (id, mut device) = one(91);
+        second(&mut device);
+        [one(90), (id, device)]
+    };
+    for (devices, wanted) in [
+        (twice(|device| device.name = name("pump-90")), "the name pump-90 is taken by a device"),
+        (twice(|device| device.attachment.mac = mac(90)), "is taken by device \"pump-90\""),
+        (twice(|device| device.name = name("pacs")), "the segment in line 11"),
+        ([one(90), (one(90).0, one(91).1)], "the id "),
+    ] {
+        let error = model.confirm_devices(devices).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{wanted}: {error}");
+        assert_eq!(model, before);
+    }
+    model.confirm_devices((90..99).map(one)).unwrap();
+    assert_eq!(model.devices.len(), before.devices.len() + 9);
+    // A name is free once whoever had it has another one, and not before.
+    let before = model.clone();
+    let error = model.rename_devices([("pump-90", name("a")), ("pump-91", name("a"))]).unwrap_err();
+    assert!(error.to_string().contains("is taken by device"), "{error}");
+    let error = model.rename_devices([("pump-90", name("a")), ("pump-90", name("b"))]).unwrap_err();
+    assert!(error.to_string().contains("no device \"pump-90\""), "{error}");
+    assert_eq!(model, before);
+    model.rename_devices([("pump-90", name("a")), ("pump-91", name("pump-90"))]).unwrap();
+    assert_eq!(model.device_named("pump-90").unwrap().0, member_id(91));
+    assert_eq!(model.device_named("a").unwrap().0, member_id(90));
+}
+
+#[test]
 fn labels_are_set_and_removed() {
     let mut model = hospital();
     let set = |text: &str| Some(text.to_owned());

@@ -94,11 +94,10 @@ pub(super) fn between(
     found
 }
 
-/// Whether `resolved` drops the flows of an edge that its gateway lets pass today.
+/// Whether `resolved`, whose names are `names`, drops the flows of an edge that its gateway lets pass today.
 #[must_use]
-pub fn breaks(resolved: &Resolved, edge: &Edge, now: UnixMillis) -> bool {
-    ends::own(edge, &Names::of(&resolved.model))
-        .is_some_and(|own| reason(resolved, edge, own, now).is_some())
+pub fn breaks(resolved: &Resolved, names: &Names, edge: &Edge, now: UnixMillis) -> bool {
+    ends::own(edge, names).is_some_and(|own| reason(resolved, edge, own, now).is_some())
 }
 
 /// What stops a plan that breaks this, where it is essential.
