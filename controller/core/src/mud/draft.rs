@@ -12,10 +12,11 @@ use super::{Allow, Mud, Opens, Peer, SEGMENT_URN};
 use crate::assets::slug;
 use crate::decide::Party;
 use crate::history::{Edge, History, Way};
-use crate::policy::{POLICY_FILE, key};
+use crate::policy::{Infrastructure, POLICY_FILE, key};
 use crate::problem::Problems;
 use crate::resolve::{Resolved, SideId};
 use crate::service_catalog;
+use crate::suggest::ServerKind;
 
 /// Most conversations that are told as seen and not in the file.
 const MOST_SEEN: usize = 50;
@@ -46,8 +47,17 @@ struct Seen {
 enum Meant {
     Side(Name),
     Network(ipnet::Ipv4Net),
-    Infrastructure,
+    Infrastructure(ServerKind),
     Unknown(&'static str),
+}
+
+/// A site's servers of one kind.
+fn servers(entry: &Infrastructure, kind: ServerKind) -> &[Ipv4Addr] {
+    match kind {
+        ServerKind::Dhcp => &entry.dhcp,
+        ServerKind::Dns => &entry.dns,
+        ServerKind::Ntp => &entry.ntp,
+    }
 }
 
 /// Writes rules for what `mud` permits the devices of `class` behind the policy of `resolved`, whose lines all stay. What the policy opens already is left out. `peers`
@@ -236,10 +246,11 @@ impl Writer<'_> {
         }
         match peer {
             Peer::Network(net) => Meant::Network(*net),
-            Peer::Controller(uri)
-                if uri == "urn:ietf:params:mud:dns" || uri == "urn:ietf:params:mud:ntp" =>
-            {
-                Meant::Infrastructure
+            Peer::Controller(uri) if uri == "urn:ietf:params:mud:dns" => {
+                Meant::Infrastructure(ServerKind::Dns)
+            }
+            Peer::Controller(uri) if uri == "urn:ietf:params:mud:ntp" => {
+                Meant::Infrastructure(ServerKind::Ntp)
             }
             Peer::Controller(uri) => {
                 let ours = uri.strip_prefix(SEGMENT_URN).and_then(|name| name.parse::<Name>().ok());
@@ -261,30 +272,63 @@ impl Writer<'_> {
         }
     }
 
+    /// What the file permits with name or time servers: infrastructure opens just that to the devices of a site which lists some, and nothing else.
+    fn infrastructure(
+        &mut self,
+        kind: ServerKind,
+        opens: Opens,
+        peer: &Peer,
+        services: &[PortMatch],
+    ) {
+        let way = if opens == Opens::Device { "to" } else { "from" };
+        let (served, others): (Vec<PortMatch>, Vec<PortMatch>) = services
+            .iter()
+            .partition(|service| opens == Opens::Device && ServerKind::of(**service) == Some(kind));
+        let words = |services: &[PortMatch]| {
+            services.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        if !others.is_empty() {
+            self.draft.questions.push(format!(
+                "{} {way} {}: no infrastructure opens that; who is it, and is it needed?",
+                words(&others),
+                peer.word()
+            ));
+        }
+        if served.is_empty() {
+            return;
+        }
+        let sites: BTreeSet<&Name> =
+            self.members.iter().filter_map(|id| self.resolved.site_of(*id)).collect();
+        let lists = |site: &Name| {
+            let found = self.resolved.policy.infrastructure.get(site);
+            found.is_some_and(|entry| !servers(entry, kind).is_empty())
+        };
+        let without: Vec<String> =
+            sites.iter().filter(|site| !lists(site)).map(|site| format!("\"{site}\"")).collect();
+        if without.is_empty() && !sites.is_empty() {
+            self.draft.already += served.len();
+            return;
+        }
+        let whose = match without.as_slice() {
+            [] => "the site's servers".to_owned(),
+            [site] => format!("the servers of site {site}"),
+            sites => format!("the servers of sites {}", sites.join(", ")),
+        };
+        self.draft.questions.push(format!(
+            "{} {way} {}: name {whose} under [infrastructure]",
+            words(&served),
+            peer.word()
+        ));
+    }
+
     fn rule(&mut self, file: &str, own: &str, opens: Opens, peer: &Peer, allows: &[Allow]) {
         let services: Vec<PortMatch> = allows.iter().map(|allow| allow.service).collect();
         let listed = services.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let way = if opens == Opens::Device { "to" } else { "from" };
         let far = match self.meant(peer) {
             Meant::Side(name) => name.to_string(),
-            Meant::Infrastructure => {
-                let has =
-                    self.members.iter().filter_map(|id| self.resolved.site_of(*id)).any(|site| {
-                        self.resolved
-                            .policy
-                            .infrastructure
-                            .get(site)
-                            .is_some_and(|entry| !entry.dns.is_empty() || !entry.ntp.is_empty())
-                    });
-                if has {
-                    self.draft.already += allows.len();
-                } else {
-                    self.draft.questions.push(format!(
-                        "{listed} {way} {}: name the site's servers under [infrastructure]",
-                        peer.word()
-                    ));
-                }
-                return;
+            Meant::Infrastructure(kind) => {
+                return self.infrastructure(kind, opens, peer, &services);
             }
             Meant::Unknown(who) => {
                 let seen = self.seen(opens, None, &services);
@@ -432,14 +476,11 @@ impl Writer<'_> {
                     Party::Address(address) => self.resolved.external_holds(id, address),
                 })
             }
-            (Meant::Infrastructure, party) => {
-                let Party::Address(address) = party else { return false };
-                self.resolved
-                    .policy
-                    .infrastructure
-                    .values()
-                    .any(|entry| entry.dns.contains(&address) || entry.ntp.contains(&address))
+            (Meant::Infrastructure(kind), Party::Address(address)) => {
+                let mut all = self.resolved.policy.infrastructure.values();
+                all.any(|entry| servers(entry, kind).contains(&address))
             }
+            (Meant::Infrastructure(_), Party::Member(_)) => false,
             // Who is meant isn't known, so nothing speaks against it.
             (Meant::Unknown(_), _) => true,
         }

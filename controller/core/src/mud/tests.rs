@@ -156,6 +156,47 @@ fn rules_are_drafted_with_what_was_seen_and_what_was_not() {
 }
 
 #[test]
+fn infrastructure_opens_its_own_service_to_devices_of_sites_that_have_it_alone() {
+    let mut model = hospital();
+    let drafted = |model: &crate::model::Model, opens, uri: &str, service| {
+        let resolved = Resolved::new(model).unwrap();
+        let allows = vec![Allow { opens, peer: Peer::Controller(uri.into()), service }];
+        let file = Mud { allows, ..mud() };
+        let file = Mud { unread: Vec::new(), ..file };
+        let none = BTreeMap::new();
+        let found = draft(&resolved, &History::new(1), "m.json", &file, "pump", &none).unwrap();
+        assert_eq!((found.rules.len(), found.already + found.questions.len()), (0, 1), "{found:?}");
+        found.questions.join("")
+    };
+    let (dns, ntp) = ("urn:ietf:params:mud:dns", "urn:ietf:params:mud:ntp");
+    let (name_port, time_port) = (port(Protocol::Udp, 53, 53), port(Protocol::Udp, 123, 123));
+    let web = port(Protocol::Tcp, 443, 443);
+    assert_eq!(drafted(&model, Opens::Device, dns, name_port), "");
+    assert_eq!(drafted(&model, Opens::Device, dns, port(Protocol::Tcp, 53, 53)), "");
+    assert_eq!(drafted(&model, Opens::Device, ntp, time_port), "");
+    for (opens, uri, service, wanted) in [
+        (Opens::Device, dns, web, "tcp/443 to urn:ietf:params:mud:dns: no infrastructure"),
+        (Opens::Device, ntp, name_port, "udp/53 to urn:ietf:params:mud:ntp: no infrastructure"),
+        (Opens::Peer, ntp, time_port, "udp/123 from urn:ietf:params:mud:ntp: no infrastructure"),
+    ] {
+        let asked = drafted(&model, opens, uri, service);
+        assert!(asked.contains(wanted), "{wanted}: {asked}");
+    }
+    // A site with name servers and no time server; another one of the class's with neither.
+    let whole = model.policy.clone();
+    model.policy = whole.replace("ntp = [\"10.20.0.123\"]\n", "");
+    assert_ne!(model.policy, whole);
+    assert_eq!(drafted(&model, Opens::Device, dns, name_port), "");
+    let asked = drafted(&model, Opens::Device, ntp, time_port);
+    assert!(asked.contains("name the servers of site \"north\""), "{asked}");
+    model.policy = whole;
+    model.gateways.extend([crate::fixture::gateway(9, "away-1", "south")]);
+    model.devices.extend([crate::fixture::device(90, "p", 9, "p1", [10, 30, 1, 9], "pump")]);
+    let asked = drafted(&model, Opens::Device, dns, name_port);
+    assert!(asked.contains("name the servers of site \"south\""), "{asked}");
+}
+
+#[test]
 fn the_policys_rules_for_a_class_become_a_file_and_come_back() {
     let model = hospital();
     let resolved = Resolved::new(&model).unwrap();
