@@ -217,25 +217,34 @@ impl Reader {
         for (at, identifier) in device.identifier.iter().take(MAX_ITEMS).enumerate() {
             let Some(value) = &identifier.value else { continue };
             let element = format!("identifier {}", at + 1);
-            let system = identifier.system.as_deref().unwrap_or_default().to_lowercase();
+            let system = system_words(identifier.system.as_deref().unwrap_or_default());
             let kind =
                 identifier.r#type.as_ref().map(concept_words).unwrap_or_default().to_lowercase();
-            let says = |word: &str| system.contains(word) || kind.split(' ').any(|one| one == word);
-            if says("bluetooth") || says("zigbee") {
+            let says = |words: &[&str]| {
+                let mut said = system.iter().map(String::as_str).chain(kind.split(' '));
+                said.any(|one| words.contains(&one))
+            };
+            if says(&["bluetooth", "zigbee"]) {
                 continue;
             }
-            if says("eui-48") || says("mac") || (says("ethernet") && mac(value).is_some()) {
+            // What a system is called is a hint: a value that can't be that may be something else.
+            let of_ethernet = says(&["eui", "eui-48", "eui48", "mac", "macaddress"]);
+            if (of_ethernet || says(&["ethernet"])) && mac(value).is_some() {
                 put_at(&Field::Mac, value, &element);
-            } else if says("sno") || kind.contains("serial") {
+            } else if says(&["sno", "serial", "serialno", "serialnumber"])
+                || kind.contains("serial")
+            {
                 put_at(&Field::Serial, value, &element);
-            } else if says("hostname") || says("fqdn") {
+            } else if says(&["hostname", "fqdn"]) {
                 put_at(&Field::Hostname, value, &element);
             } else if value.parse::<std::net::Ipv4Addr>().is_ok() {
                 put_at(&Field::Address, value, &element);
             } else if mac(value).is_some() && value.contains([':', '-', '.']) {
                 put_at(&Field::Mac, value, &element);
-            } else if kind.contains("asset") || kind.contains("inventory") || says("fill") {
+            } else if kind.contains("asset") || kind.contains("inventory") || says(&["fill"]) {
                 put_at(&Field::Name, value, &element);
+            } else if of_ethernet {
+                put_at(&Field::Mac, value, &element);
             }
         }
         if let Some(serial) = &device.serial_number {
@@ -361,6 +370,28 @@ fn concept_words(value: &Value) -> String {
     words.join(" ")
 }
 
+/// The words of what a system of identifiers is called. Whose it is says nothing, so a host's name is none of them.
+fn system_words(uri: &str) -> Vec<String> {
+    let called = match uri.split_once("://") {
+        Some((_, rest)) => rest.split_once('/').map_or("", |(_, path)| path),
+        None => uri,
+    };
+    let mut words = vec![String::new()];
+    let mut before_is_lower = false;
+    for c in called.chars() {
+        // "macAddress" is two words, "mac-address" too.
+        if !c.is_ascii_alphanumeric() || (before_is_lower && c.is_ascii_uppercase()) {
+            words.push(String::new());
+        }
+        if let Some(word) = words.last_mut().filter(|_| c.is_ascii_alphanumeric()) {
+            word.push(c.to_ascii_lowercase());
+        }
+        before_is_lower = c.is_ascii_lowercase();
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -442,6 +473,35 @@ mod tests {
             "{problems:?}"
         );
         assert_eq!(problems.len(), 2);
+    }
+
+    #[test]
+    fn identifiers_are_told_by_whole_words_and_by_what_they_can_be() {
+        let one = |system: &str, value: &str| {
+            read(&format!(
+                r#"{{"resourceType":"Device","id":"p","identifier":[{{"system":"{system}","value":"{value}"}}],"deviceName":[{{"name":"Pump","type":"user-friendly-name"}}]}}"#
+            ))
+        };
+        for system in [
+            "https://hospital.example/pharmacy/serial",
+            "https://mac.example/serialNumber",
+            "https://hospital.example/mac/serial",
+        ] {
+            let list = one(system, "S-4711");
+            assert_eq!(list.assets[0].serial.as_deref(), Some("S-4711"), "{system}: {list:?}");
+            assert!(list.problems.is_empty() && list.assets[0].macs.is_empty(), "{list:?}");
+        }
+        for system in ["urn:mac", "https://a.example/macAddress", "https://a.example/mac-address"] {
+            let list = one(system, "001b21000001");
+            assert_eq!(list.assets[0].macs.len(), 1, "{system}: {list:?}");
+        }
+        // A concept of a terminology is no serial number, and filling no name.
+        for system in ["http://snomed.info/sct/snomed", "https://a.example/fulfillment"] {
+            let asset = &one(system, "1234").assets[0];
+            assert_eq!((asset.serial.as_deref(), asset.name.as_deref()), (None, Some("Pump")));
+        }
+        let list = one("https://a.example/mac", "nonsense");
+        assert!(!list.problems.is_empty(), "what should be an Ethernet address and isn't is told");
     }
 
     proptest! {
