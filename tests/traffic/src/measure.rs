@@ -116,10 +116,11 @@ pub fn history(world: &World, limit: usize) -> History {
     }
     world.days(0..HISTORY, |seen, _| {
         history.add(seen);
-        // The gateways of both ends tell of it.
+        // The gateways of both ends tell of it, where they are there yet: who scans asks for devices that aren't.
         for end in [seen.from, seen.to] {
             if let Party::Member(id) = end
                 && let Some(device) = world.model.devices.get(&id)
+                && device.confirmed_at <= seen.first
             {
                 history.told_of(id, device.attachment.gateway, (seen.first, seen.last));
             }
