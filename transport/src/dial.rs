@@ -6,6 +6,7 @@ use std::time::Duration;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use tokio::time::{sleep, timeout};
 
+use crate::egress;
 use crate::endpoint::{self, TransportError};
 use crate::link::{Carrier, Link};
 use crate::tcp;
@@ -27,6 +28,7 @@ pub async fn over(
     servers: &[PublicKey],
     protocol: Protocol,
 ) -> Result<Link, TransportError> {
+    egress::towards(address.ip());
     let connecting = async {
         match carrier {
             Carrier::Quic => endpoint::connect_for(address, identity, servers, protocol).await,

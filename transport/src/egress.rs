@@ -4,8 +4,9 @@
 //! somewhere follows, those that are open included. QUIC goes on from the other address by itself. TCP can't: such connections
 //! end, and are made anew, as do those whose own address is no longer this machine's.
 
+use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
@@ -31,6 +32,8 @@ struct Egress {
 static EGRESS: Mutex<Egress> = Mutex::new(Egress { steer: None, sockets: Vec::new() });
 static TURNS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 static MOVES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
+static DESTINATIONS: LazyLock<watch::Sender<VecDeque<IpAddr>>> =
+    LazyLock::new(watch::Sender::default);
 static DOUBTS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 static MTU: LazyLock<watch::Sender<Option<u16>>> = LazyLock::new(|| watch::Sender::new(None));
 
@@ -61,6 +64,28 @@ pub fn moved() {
 #[must_use]
 pub fn moves() -> watch::Receiver<u64> {
     MOVES.subscribe()
+}
+
+/// Most destinations that are remembered: what sixteen relays have, each by a name with eight addresses, and as much again.
+const MOST_DESTINATIONS: usize = 256;
+
+/// Notes that this process connects to `address`. What was noted first is forgotten where there are too many.
+pub(crate) fn towards(address: IpAddr) {
+    let address = address.to_canonical();
+    DESTINATIONS.send_if_modified(|all| {
+        let new = !all.contains(&address);
+        if new {
+            all.push_back(address);
+            all.drain(..all.len().saturating_sub(MOST_DESTINATIONS));
+        }
+        new
+    });
+}
+
+/// The addresses to which this process has connected, or tried to, since it started. Changes with each further one.
+#[must_use]
+pub fn destinations() -> watch::Receiver<VecDeque<IpAddr>> {
+    DESTINATIONS.subscribe()
 }
 
 /// Has connections see whether anything gets through yet: something else that should be answered isn't.
@@ -129,6 +154,22 @@ mod tests {
             let gone = gone && known != Some(false);
             assert_eq!(is_gone(address.parse().unwrap()), gone, "{address}");
         }
+    }
+
+    #[test]
+    fn destinations_are_told_once_and_the_oldest_gives_way() {
+        let mut told = destinations();
+        let address =
+            |last: u16| IpAddr::from([10, 77, last.to_be_bytes()[0], last.to_be_bytes()[1]]);
+        told.mark_unchanged();
+        towards(address(0));
+        assert!(told.has_changed().unwrap());
+        assert!(told.borrow_and_update().contains(&address(0)));
+        let most = u16::try_from(MOST_DESTINATIONS).unwrap();
+        (1..=most).for_each(|last| towards(address(last)));
+        let all = told.borrow_and_update().clone();
+        assert_eq!(all.len(), MOST_DESTINATIONS);
+        assert!(all.contains(&address(most)) && !all.contains(&address(0)), "{all:?}");
     }
 
     #[test]

@@ -104,7 +104,7 @@ const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
-const IPV4: u8 = 2;
+pub(crate) const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
 /// The lowest port that a client's socket gets by itself, on Linux as it comes.
@@ -252,7 +252,7 @@ fn named(which: Meta, interface: &str) -> Vec<Expression> {
     vec![Expression::Meta(which), Expression::Equal(name)]
 }
 
-fn family(number: u8) -> Vec<Expression> {
+pub(crate) fn family(number: u8) -> Vec<Expression> {
     vec![Expression::Meta(Meta::Family), Expression::Equal(vec![number])]
 }
 

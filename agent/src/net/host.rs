@@ -1,12 +1,19 @@
 //! A host's address and routes on its TUN device: what its view says, and nothing else of the machine's network.
 //!
-//! Nothing stays when the agent ends, however it ends: the kernel takes addresses and routes away with the device.
+//! Nothing stays when the agent ends, however it ends: the kernel takes addresses and routes away with the device, and the [`fence`]
+//! with the process.
+//!
+//! The agent's own packets take the machine's routes. So none of those that it makes may lead where they go, or tunnels would go into
+//! themselves, and the way to the controller, too: a member with such an address isn't reached as one, which is told.
 
-use std::collections::BTreeSet;
+mod fence;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anteroom_proto::view::View;
+use anteroom_transport::egress;
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::AddressFamily;
@@ -16,11 +23,12 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
 };
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::config::InterfaceName;
 use crate::net::link::{LinkError, Links, io_error};
 use crate::net::tun::MTU;
+use fence::Fence;
 
 /// Marks the routes that the agent made.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(0xa7);
@@ -32,6 +40,8 @@ pub(crate) struct Wanted {
     own: Option<Ipv4Addr>,
     /// The members that rules open, either way.
     to: BTreeSet<Ipv4Addr>,
+    /// Where peers are said to be: the tunnels' own packets go there.
+    peers: BTreeSet<Ipv4Addr>,
 }
 
 impl Wanted {
@@ -52,7 +62,17 @@ impl Wanted {
         if own.is_none() {
             to.clear();
         }
-        Self { own, to }
+        let endpoints = view.operation.peers.iter().flat_map(|peer| &peer.endpoints);
+        let peers = endpoints.filter_map(|at| v4(at.ip())).collect();
+        Self { own, to, peers }
+    }
+}
+
+/// As IPv4, also where it is written as IPv6.
+fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => Some(v4),
+        IpAddr::V6(_) => None,
     }
 }
 
@@ -61,25 +81,40 @@ impl Wanted {
 pub(crate) struct Network {
     links: Links,
     interface: InterfaceName,
-    wanted: Mutex<Wanted>,
+    /// Where this process connects to by itself.
+    destinations: watch::Receiver<VecDeque<IpAddr>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    wanted: Wanted,
+    fence: Fence,
 }
 
 impl Network {
     /// Of the device with this name. Nothing is wanted yet.
     pub(crate) fn new(links: Links, interface: InterfaceName) -> Self {
-        Self { links, interface, wanted: Mutex::default() }
+        let fence = Fence::new(interface.clone());
+        let kept = Mutex::new(Kept { wanted: Wanted::default(), fence });
+        Self { links, interface, destinations: egress::destinations(), kept }
+    }
+
+    /// Changes whenever this process connects to another address, which no route may lead into the device.
+    pub(crate) fn destinations(&self) -> watch::Receiver<VecDeque<IpAddr>> {
+        self.destinations.clone()
     }
 
     /// Has the kernel go by `view`. Says what it refuses.
     pub(crate) async fn follow(&self, view: &View) -> Vec<String> {
-        let mut wanted = self.wanted.lock().await;
-        *wanted = Wanted::of(view);
-        self.keep_to(&wanted).await
+        let mut kept = self.kept.lock().await;
+        kept.wanted = Wanted::of(view);
+        self.keep_to(&mut kept).await
     }
 
     /// Puts back what somebody changed. Says what the kernel refuses.
     pub(crate) async fn keep(&self) -> Vec<String> {
-        self.keep_to(&*self.wanted.lock().await).await
+        self.keep_to(&mut *self.kept.lock().await).await
     }
 
     /// The device's number, while it is there.
@@ -105,15 +140,50 @@ impl Network {
         self.links.switch_on(&self.interface, index).await
     }
 
-    async fn keep_to(&self, wanted: &Wanted) -> Vec<String> {
+    async fn keep_to(&self, kept: &mut Kept) -> Vec<String> {
         // Without the device there is nothing to keep; whoever makes it anew calls again.
         let Some(index) = self.index() else { return Vec::new() };
         let mut problems = Vec::new();
         let interface = &self.interface;
-        if let Err(error) = self.address(index, wanted.own).await {
-            let own = wanted.own.map_or_else(|| "no address".to_owned(), |own| own.to_string());
-            problems.push(format!("{interface} can't be given {own}: {error}"));
+        let Kept { wanted, fence } = kept;
+        let own = match self.usable(index, wanted.own).await {
+            Ok(own) => own,
+            Err(problem) => {
+                problems.push(problem);
+                None
+            }
+        };
+        let before = fence.around().to_vec();
+        let both: Vec<Ipv4Addr> = before.iter().copied().chain(own).collect();
+        // Not a moment without the fence: around both while one address takes the other's place.
+        let own = match if own.is_some_and(|own| !before.contains(&own)) {
+            fence.put_around(&both)
+        } else {
+            Ok(())
+        } {
+            Ok(()) => own,
+            Err(error) => {
+                problems.push(format!(
+                    "{interface} is given no address, since whoever shares a network with this machine would reach it: {error}"
+                ));
+                None
+            }
+        };
+        match self.address(index, own).await {
+            Ok(()) => {
+                let around: Vec<Ipv4Addr> = own.into_iter().collect();
+                if let Err(error) = fence.put_around(&around) {
+                    problems
+                        .push(format!("the fence around {before:?} can't be taken away: {error}"));
+                }
+            }
+            Err(error) => {
+                let own = own.map_or_else(|| "no address".to_owned(), |own| own.to_string());
+                problems.push(format!("{interface} can't be given {own}: {error}"));
+            }
         }
+        let to =
+            if own.is_some() { self.reachable(wanted, &mut problems) } else { BTreeSet::new() };
         let found = match self.routes(index).await {
             Ok(found) => found,
             Err(error) => {
@@ -122,14 +192,14 @@ impl Network {
             }
         };
         let stands: BTreeSet<Ipv4Addr> = found.iter().map(|(to, _)| *to).collect();
-        for (to, route) in found.into_iter().filter(|(to, _)| !wanted.to.contains(to)) {
+        for (at, route) in found.into_iter().filter(|(at, _)| !to.contains(at)) {
             if let Err(error) = self.links.handle().route().del(route).execute().await {
                 let error = io_error(error);
-                problems.push(format!("the route to {to} can't be taken away: {error}"));
+                problems.push(format!("the route to {at} can't be taken away: {error}"));
             }
         }
-        let Some(own) = wanted.own else { return problems };
-        for to in wanted.to.difference(&stands) {
+        let Some(own) = own else { return problems };
+        for to in to.difference(&stands) {
             let route = RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(*to, 32)
                 .output_interface(index)
@@ -148,6 +218,38 @@ impl Network {
             }
         }
         problems
+    }
+
+    /// The address, unless another interface has it: what that is for would be cut off by the fence, the tunnels themselves first.
+    async fn usable(&self, index: u32, own: Option<Ipv4Addr>) -> Result<Option<Ipv4Addr>, String> {
+        let Some(own) = own else { return Ok(None) };
+        let all = self.links.addresses().await;
+        let all =
+            all.map_err(|error| format!("this machine's addresses can't be read: {error}"))?;
+        if all.iter().any(|(at, ip)| *at != index && *ip == IpAddr::V4(own)) {
+            return Err(format!(
+                "{own} is this machine's own address already, so members can't reach it by {}: revoke this client, and approve it with an \
+                 address that nobody has",
+                self.interface
+            ));
+        }
+        Ok(Some(own))
+    }
+
+    /// The members whose addresses the agent's own packets don't go to.
+    fn reachable(&self, wanted: &Wanted, problems: &mut Vec<String>) -> BTreeSet<Ipv4Addr> {
+        let destinations = self.destinations.borrow();
+        let outside = |at: &Ipv4Addr| {
+            wanted.peers.contains(at) || destinations.iter().any(|ip| v4(*ip) == Some(*at))
+        };
+        let (shut, to): (BTreeSet<_>, BTreeSet<_>) = wanted.to.iter().copied().partition(outside);
+        problems.extend(shut.iter().map(|at| {
+            format!(
+                "{at} isn't reached as a member: a gateway, a controller or a relay that this agent speaks with is there, and its own \
+                 packets would go into its own tunnel; give the member another address"
+            )
+        }));
+        to
     }
 
     /// Gives the device this address and no other.

@@ -21,6 +21,9 @@ const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
 const DEL_ELEMENT: u16 = 14;
 
+/// A table that belongs to the connection that made it: others can't change it, and it goes with the connection.
+const TABLE_OWNED: u32 = 0x2;
+
 /// A set whose elements end by themselves.
 const SET_TIMES_OUT: u32 = 0x10;
 /// A set that rules put elements into.
@@ -42,6 +45,8 @@ const REGISTER: u32 = 1;
 pub(crate) enum Family {
     /// IPv4 and IPv6, at the hooks of the IP stack.
     Inet = 1,
+    /// ARP, as the kernel itself hears and sends it.
+    Arp = 3,
     /// Whole frames, at an interface.
     Netdev = 5,
 }
@@ -53,6 +58,10 @@ pub(crate) enum Hook<'a> {
     Input,
     Forward,
     Output,
+    /// ARP that the kernel hears.
+    ArpInput,
+    /// ARP that the kernel sends.
+    ArpOutput,
     /// Frames that come in on this interface, behind the packet taps.
     Ingress(&'a str),
     /// Frames that go out on this interface.
@@ -62,8 +71,8 @@ pub(crate) enum Hook<'a> {
 impl Hook<'_> {
     fn number(self) -> u32 {
         match self {
-            Self::Prerouting | Self::Ingress(_) => 0,
-            Self::Input | Self::Egress(_) => 1,
+            Self::Prerouting | Self::ArpInput | Self::Ingress(_) => 0,
+            Self::Input | Self::ArpOutput | Self::Egress(_) => 1,
             Self::Forward => 2,
             Self::Output => 3,
         }
@@ -216,12 +225,24 @@ impl Batch {
         });
     }
 
-    /// Removes the table with all that is in it, whether it was there or not.
-    pub(crate) fn remove_table(&mut self, family: Family, table: &str) {
-        self.table(family, table);
+    /// Makes a table that belongs to the connection by which this is committed, and isn't there yet.
+    pub(crate) fn own_table(&mut self, family: Family, table: &str) {
+        self.push(NEW_TABLE, CREATE, family, format!("table {table}"), |message| {
+            message.put_text(1, table).put_u32(2, TABLE_OWNED);
+        });
+    }
+
+    /// Removes a table that is there.
+    pub(crate) fn remove_standing_table(&mut self, family: Family, table: &str) {
         self.push(DEL_TABLE, 0, family, format!("removal of table {table}"), |message| {
             message.put_text(1, table);
         });
+    }
+
+    /// Removes the table with all that is in it, whether it was there or not.
+    pub(crate) fn remove_table(&mut self, family: Family, table: &str) {
+        self.table(family, table);
+        self.remove_standing_table(family, table);
     }
 
     /// Makes a chain that packets come to by themselves. Lower priorities come first.

@@ -1,6 +1,7 @@
 //! `gateway invite`, `gateway pending`, `gateway approve`: how a gateway becomes one of the organisation's.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anteroom_controller_core::model::{Gateway, Model};
 use anteroom_proto::api::{NewInvite, PendingGateway};
@@ -143,6 +144,8 @@ fn is_there(model: &Model, id: MemberId) -> bool {
 pub(super) struct Candidate {
     pub(super) invite: Verified<Invite>,
     claim: Verified<IdentityClaim>,
+    /// Where it enrolled from.
+    pub(super) from: IpAddr,
     /// What it says of its ports.
     pub(super) ports: Vec<PortInfo>,
 }
@@ -183,7 +186,7 @@ pub(super) fn check(chain: &AuthorityChain, pending: &PendingGateway) -> Result<
             invite.name
         ));
     }
-    Ok(Candidate { invite, claim, ports: pending.ports.clone() })
+    Ok(Candidate { invite, claim, from: pending.from.ip(), ports: pending.ports.clone() })
 }
 
 #[derive(Debug, Serialize)]

@@ -1,6 +1,7 @@
 //! `client approve`, and what clients with an agent of their own look like in `client list|show`.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use anteroom_controller_core::edit::NewHost;
 use anteroom_controller_core::model::{Device, Model};
@@ -36,6 +37,13 @@ pub(super) fn approve(
              [host], and neither uplink nor ports. Nothing was changed"
         )));
     }
+    if let Some(whose) = machine_at(args.address, candidate.from, remote)? {
+        return Err(Error::Other(format!(
+            "{0} is where {whose} is itself, so that packets of tunnels would go into tunnels. As a member {name} needs an address of its own, \
+             which nobody has: `anteroom client approve {name} --address …`. Nothing was changed",
+            args.address
+        )));
+    }
     let (id, gateway) = (candidate.invite.gateway, candidate.gateway());
     let labels = args.labels.iter();
     let host = NewHost {
@@ -48,6 +56,29 @@ pub(super) fn approve(
     change::make(remote, output, request, &|model, number| {
         model.approve_host(id, gateway.clone(), host.clone(), number)
     })
+}
+
+/// Whose machine is found at this address by agents, outside of the overlay: the client's own, a gateway's, a controller's or a relay's.
+fn machine_at(
+    address: Ipv4Addr,
+    own: IpAddr,
+    remote: &mut Remote,
+) -> Result<Option<String>, Error> {
+    let is = |at: IpAddr| at.to_canonical() == IpAddr::V4(address);
+    if is(own) {
+        return Ok(Some("this client's machine".into()));
+    }
+    let authority = remote.chain().newest();
+    let relays = authority.relays.iter().map(|relay| ("a relay", &relay.addresses));
+    let controllers = authority.controllers.iter().map(|one| ("a controller", &one.addresses));
+    let named = |at: &String| at.parse().is_ok_and(|at: SocketAddr| is(at.ip()));
+    let mut servers = controllers.chain(relays);
+    if let Some((whose, _)) = servers.find(|(_, addresses)| addresses.iter().any(named)) {
+        return Ok(Some(whose.into()));
+    }
+    let there = |status: &GatewayStatus| status.endpoints.iter().any(|at| is(at.ip()));
+    let gateway = remote.gateways()?.into_iter().find(there).map(|status| status.gateway);
+    Ok(gateway.map(|id| format!("the gateway or client {id}")))
 }
 
 /// A client with an agent of its own.

@@ -343,6 +343,13 @@ fn a_machine_with_an_agent_of_its_own_is_invited_approved_shown_and_revoked() {
     };
     let ran = approve("10.20.1.10");
     assert!(ran.fails(1).contains("10.20.1.10 is taken by \"ct-1\""), "{ran:#?}");
+    // Where its own machine is, and a gateway.
+    for (address, whose) in [("10.20.1.2", "this client's machine"), ("192.0.2.1", "the gateway")] {
+        let ran = approve(address);
+        let said = ran.fails(1);
+        let expected = format!("{address} is where {whose}");
+        assert!(said.contains(&expected) && said.contains("Nothing was changed"), "{said}");
+    }
     let ran = ana.run(&[
         "client",
         "approve",

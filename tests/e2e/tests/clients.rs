@@ -1,6 +1,6 @@
 //! Stock WireGuard programs as clients of a hospital in enforce.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use anteroom_e2e::client::{Laptop, Pair, Stock, key_pair};
@@ -291,6 +291,17 @@ fn a_host_is_a_member_by_an_agent_of_its_own() {
     }
     let mut back = Pair::open(&ct, (&machine, own, 7000), SOON).unwrap();
     back.exchange(300_000).unwrap();
+
+    // Nor does it from the network that the machine itself is in, whatever listens there: only its other addresses are open.
+    let neighbour = hospital.controller.host.clone();
+    let at = address("mgmt", 77);
+    neighbour.ip(&format!("route add {own}/32 via {at}")).unwrap();
+    let listening =
+        [own, at].map(|at| machine.enter(|| TcpListener::bind((at, 7777))).unwrap().unwrap());
+    open_tcp(&neighbour, (at, 7777), SOON).unwrap();
+    refused(&neighbour, (own, 7777), "a neighbour that is no member");
+    neighbour.ip(&format!("route del {own}/32")).unwrap();
+    drop(listening);
 
     // What none opens: another port, another direction, another member, which has no route either.
     refused(&machine, (ct_at, 104), "a port that isn't the host's");

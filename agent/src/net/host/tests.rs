@@ -1,9 +1,14 @@
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
 use anteroom_lab::namespace::in_private_network;
-use anteroom_lab::topology;
-use anteroom_proto::id::{MemberId, SiteId};
+use anteroom_lab::topology::{self, Host};
+use anteroom_proto::id::{GatewayId, MemberId, SiteId};
 use anteroom_proto::intent::Client;
 use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::mode::Mode;
+use anteroom_proto::operation::PeerOperation;
 use anteroom_proto::overlay::member_address;
 
 use super::*;
@@ -64,6 +69,166 @@ fn the_fixed_addresses_of_its_own_site_are_routed_and_nothing_wider() {
     nobody = view(&SOME);
     nobody.intent.devices[0].member.addresses = vec!["10.20.9.0/24".parse().unwrap()];
     assert_eq!(Wanted::of(&nobody), Wanted::default());
+}
+
+/// A neighbour at 192.0.2.2, by whose cable this machine is 192.0.2.1, and which takes the way to member addresses by it.
+struct Neighbour(Host);
+
+impl Neighbour {
+    fn new() -> Self {
+        let far = Host::create("far").unwrap();
+        for step in [
+            "link add own0 type veth peer name far0 netns far",
+            "address add 192.0.2.1/24 dev own0",
+            "link set own0 up",
+            "link set lo up",
+        ] {
+            topology::ip(step).unwrap();
+        }
+        for step in ["address add 192.0.2.2/24 dev far0", "link set far0 up"] {
+            far.ip(step).unwrap();
+        }
+        for member in ["10.20.9.8", "10.20.9.9"] {
+            far.ip(&format!("route add {member}/32 dev far0")).unwrap();
+        }
+        Self(far)
+    }
+
+    /// Whether it gets any answer of this machine under that address: nobody listens, so a refusal.
+    fn reaches(&self, to: &str) -> bool {
+        let to = SocketAddr::new(to.parse().unwrap(), 9);
+        let tried = self.0.enter(|| TcpStream::connect_timeout(&to, Duration::from_secs(2)));
+        tried.unwrap().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    }
+
+    /// Has it know this machine's Ethernet address for that one, without ARP.
+    fn knows(&self, address: &str) {
+        let shown = topology::ip("link show own0").unwrap();
+        let mac = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+        self.0.ip(&format!("neigh replace {address} lladdr {mac} dev far0")).unwrap();
+    }
+}
+
+#[test]
+fn a_member_address_is_the_tun_devices_alone() {
+    let name = "net::host::tests::a_member_address_is_the_tun_devices_alone";
+    if !in_private_network(name) {
+        return;
+    }
+    let far = Neighbour::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let interface: InterfaceName = "anteroom0".parse().unwrap();
+        let device = tun::open(&interface, true).unwrap();
+        let network = Network::new(Links::new().unwrap(), interface.clone());
+        network.switch_on().await.unwrap();
+        assert_eq!(network.follow(&view(&SOME)).await, [""; 0]);
+        assert!(far.reaches("192.0.2.1"), "the machine's other address is left alone");
+        assert!(!far.reaches("10.20.9.8"), "ARP is answered for it");
+        far.knows("10.20.9.8");
+        assert!(!far.reaches("10.20.9.8"), "it is reached by another interface");
+        // It speaks with itself, and with nobody by another interface.
+        let speaks = |from: &str, to: &str| {
+            let socket = UdpSocket::bind((from, 0)).unwrap();
+            socket.send_to(b"x", (to, 9)).map(|_| ()).map_err(|error| error.kind())
+        };
+        assert_eq!(speaks("10.20.9.8", "10.20.9.8"), Ok(()));
+        assert_eq!(speaks("192.0.2.1", "192.0.2.2"), Ok(()));
+        let refused = Err(ErrorKind::PermissionDenied);
+        assert_eq!(speaks("10.20.9.8", "192.0.2.2"), refused);
+
+        // It moves, and the fence with it.
+        let mut other = view(&SOME);
+        other.intent.devices[0].member.addresses = vec!["10.20.9.9/32".parse().unwrap()];
+        far.knows("10.20.9.9");
+        assert_eq!(network.follow(&other).await, [""; 0]);
+        assert!(!far.reaches("10.20.9.9"));
+        assert_eq!(speaks("10.20.9.9", "192.0.2.2"), refused);
+        // Whoever has no member address any more has no fence either, nor has who ended.
+        topology::ip("address add 10.20.9.8/32 dev own0").unwrap();
+        assert!(far.reaches("10.20.9.8"), "it is the machine's own now");
+        assert_eq!(network.follow(&other).await, [""; 0]);
+        drop((network, device));
+        topology::ip("address add 10.20.9.9/32 dev own0").unwrap();
+        assert!(far.reaches("10.20.9.9"));
+    });
+}
+
+#[test]
+fn an_address_that_the_machine_has_already_is_no_members() {
+    let name = "net::host::tests::an_address_that_the_machine_has_already_is_no_members";
+    if !in_private_network(name) {
+        return;
+    }
+    let far = Neighbour::new();
+    topology::ip("address add 10.20.9.8/32 dev own0").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let interface: InterfaceName = "anteroom0".parse().unwrap();
+        let device = tun::open(&interface, true).unwrap();
+        let network = Network::new(Links::new().unwrap(), interface.clone());
+        network.switch_on().await.unwrap();
+        let problems = network.follow(&view(&SOME)).await;
+        assert!(problems.len() == 1 && problems[0].contains("own address already"), "{problems:?}");
+        assert!(far.reaches("10.20.9.8"), "it is left to what it was for");
+        assert_eq!(topology::ip("route show dev anteroom0").unwrap(), "");
+        topology::ip("address del 10.20.9.8/32 dev own0").unwrap();
+        assert_eq!(network.keep().await, [""; 0]);
+        assert!(!far.reaches("10.20.9.8"));
+        drop(device);
+    });
+}
+
+#[test]
+fn no_route_leads_where_the_agents_own_packets_go() {
+    let name = "net::host::tests::no_route_leads_where_the_agents_own_packets_go";
+    if !in_private_network(name) {
+        return;
+    }
+    let _far = Neighbour::new();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let interface: InterfaceName = "anteroom0".parse().unwrap();
+        let device = tun::open(&interface, true).unwrap();
+        let network = Network::new(Links::new().unwrap(), interface.clone());
+        network.switch_on().await.unwrap();
+        let mut view = view(&SOME);
+        view.operation.peers.push(PeerOperation {
+            gateway: GatewayId::from_bytes([80; 16]),
+            endpoints: vec!["10.20.1.10:51820".parse().unwrap()],
+            keys: Vec::new(),
+            quic: None,
+        });
+        let routes = || topology::ip("route show dev anteroom0").unwrap();
+        let problems = network.follow(&view).await;
+        assert!(problems.len() == 1 && problems[0].contains("10.20.1.10"), "{problems:?}");
+        assert!(
+            !routes().contains("10.20.1.10") && routes().contains("10.20.1.11"),
+            "{}",
+            routes()
+        );
+        // A controller by a name is found at another member's address.
+        let mut destinations = network.destinations();
+        destinations.mark_unchanged();
+        let identity = anteroom_proto::key::IdentityKey::from_seed(&[7; 32]);
+        let at = "10.20.1.11:9".parse().unwrap();
+        let carrier = anteroom_transport::link::Carrier::Tcp;
+        let control = anteroom_transport::tls::Protocol::Control;
+        let keys = [identity.public()];
+        let dial = anteroom_transport::dial::over(carrier, at, &identity, &keys, control);
+        tokio::select! {
+            changed = destinations.changed() => changed.unwrap(),
+            _ = dial => {}
+        }
+        let problems = network.keep().await;
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(
+            !routes().contains("10.20.1.11") && routes().contains("10.20.9.70"),
+            "{}",
+            routes()
+        );
+        drop(device);
+    });
 }
 
 #[test]

@@ -1,0 +1,117 @@
+//! Keeps a host's member address to the TUN device.
+//!
+//! Linux takes packets for any of its addresses on every interface, answers ARP for it everywhere, and sends from it wherever routes
+//! lead. So without more, whoever shares a network with the host reaches its member address in the clear, whatever rules say. Tables of the
+//! agent's own drop that: packets and ARP for the address that come in elsewhere, and from it that go out elsewhere. They belong to
+//! this process, so the kernel takes them away with it, and lets nobody else change them. All else is left alone.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use crate::config::InterfaceName;
+use crate::net::filter::{IPV4, family};
+use crate::net::netlink::Session;
+use crate::net::nft::{
+    Batch, Expression, Family, Header, Hook, Meta, NETLINK_NETFILTER, NftError, Policy,
+};
+
+/// Before the usual priority of 0, as the gateway's own filter: other rules of the machine can only narrow further.
+const PRIORITY: i32 = -10;
+
+/// Where ARP for Ethernet and IPv4 has its sender's address, and its target's.
+const ARP_SENDER: u32 = 14;
+const ARP_TARGET: u32 = 24;
+/// Where IPv4 has its source, and its destination.
+const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
+
+/// The tables, for as long as this is kept.
+#[derive(Debug)]
+pub(super) struct Fence {
+    interface: InterfaceName,
+    /// The tables belong to it.
+    session: Option<Session>,
+    around: Vec<Ipv4Addr>,
+}
+
+impl Fence {
+    pub(super) const fn new(interface: InterfaceName) -> Self {
+        Self { interface, session: None, around: Vec::new() }
+    }
+
+    /// The addresses that it is around.
+    pub(super) fn around(&self) -> &[Ipv4Addr] {
+        &self.around
+    }
+
+    /// Puts the fence around these addresses and no others. Where it fails, it stays around those of before.
+    ///
+    /// # Errors
+    /// What the kernel says. One older than 5.12 has no tables that belong to a process.
+    pub(super) fn put_around(&mut self, addresses: &[Ipv4Addr]) -> Result<(), NftError> {
+        if addresses == self.around {
+            return Ok(());
+        }
+        if addresses.is_empty() {
+            // The kernel takes the tables away with the connection.
+            (self.session, self.around) = (None, Vec::new());
+            return Ok(());
+        }
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => Session::open(NETLINK_NETFILTER).map_err(no_session)?,
+        };
+        let done = self.batch(addresses).commit_on(&session);
+        if done.is_ok() {
+            self.around = addresses.to_vec();
+        }
+        self.session = Some(session);
+        done
+    }
+
+    fn batch(&self, addresses: &[Ipv4Addr]) -> Batch {
+        let table = format!("anteroom_{}", self.interface);
+        let mut batch = Batch::default();
+        for family in [Family::Inet, Family::Arp] {
+            if !self.around.is_empty() {
+                batch.remove_standing_table(family, &table);
+            }
+            batch.own_table(family, &table);
+        }
+        let chains = [
+            (Family::Inet, "input", Hook::Input, Meta::InputName, DESTINATION),
+            (Family::Inet, "output", Hook::Output, Meta::OutputName, SOURCE),
+            (Family::Arp, "input", Hook::ArpInput, Meta::InputName, ARP_TARGET),
+            (Family::Arp, "output", Hook::ArpOutput, Meta::OutputName, ARP_SENDER),
+        ];
+        for (family, chain, hook, name, offset) in chains {
+            batch.base_chain(family, &table, chain, hook, PRIORITY, Policy::Accept);
+            for address in addresses {
+                batch.rule(family, &table, chain, &self.elsewhere(family, name, offset, *address));
+            }
+        }
+        batch
+    }
+
+    /// Drops what has `address` at `offset` and another interface than the device, and counts it.
+    fn elsewhere(&self, of: Family, name: Meta, offset: u32, address: Ipv4Addr) -> Vec<Expression> {
+        let mut rule = if of == Family::Inet { family(IPV4) } else { Vec::new() };
+        // The machine itself speaks with its own address by "lo".
+        for inside in [self.interface.as_str(), "lo"] {
+            let mut padded = inside.as_bytes().to_vec();
+            padded.resize(libc::IFNAMSIZ, 0);
+            rule.extend([Expression::Meta(name), Expression::NotEqual(padded)]);
+        }
+        rule.extend([
+            Expression::Payload(Header::Network, offset, 4),
+            Expression::Equal(address.octets().to_vec()),
+            Expression::Counter,
+            Expression::Drop,
+        ]);
+        rule
+    }
+}
+
+fn no_session(source: io::Error) -> NftError {
+    NftError { what: "a connection to it".into(), source }
+}
