@@ -8,7 +8,7 @@ use std::time::Duration;
 use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN, PROBE_LEN};
+use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN};
 use anteroom_transport::datagrams;
 use anteroom_transport::link::{Connection, SendDatagramError};
 use bytes::Bytes;
@@ -22,8 +22,6 @@ use crate::dataplane::relayed::{Inlet, Outgoing, Packet};
 pub(super) const BARRIER: Duration = Duration::from_millis(500);
 /// How long the relay may take to say what peers are called before packets are taken all the same.
 const WORD: Duration = Duration::from_secs(1);
-/// What is sent behind all that has to arrive first, and comes back.
-const MARK: [u8; PROBE_LEN] = *b"all sent";
 /// Packets that a connection took and may not have sent: its buffer holds fewer.
 const MOST_GIVEN: usize = 1_024;
 /// Packets of a relay that are handed to the worker at once.
@@ -34,16 +32,52 @@ pub(super) struct Shared {
     pub(super) connection: Connection,
     /// This gateway's identity key that the relay knows it by.
     pub(super) identity: PublicKey,
+    /// Number of the authority document that the hello named.
+    pub(super) told: u64,
     peers: Mutex<Peers>,
     /// The relay has said how it stands with peers.
     pub(super) heard: Notify,
-    /// What was sent before [`MARK`] has arrived.
-    arrived: Notify,
+    barrier: Barrier,
     /// How far the change to a better connection has come.
     pub(super) change: watch::Sender<Change>,
     pub(super) dropped: AtomicU64,
     /// Datagrams that the connection took.
     given: AtomicU64,
+}
+
+/// Marks that are sent behind all that has to arrive first, and come back. Each change has one of its own: the answer to an earlier one that
+/// comes late says nothing of what was sent since.
+#[derive(Debug, Default)]
+struct Barrier {
+    /// The last mark that was sent.
+    sent: AtomicU64,
+    /// The last that came back.
+    back: watch::Sender<u64>,
+}
+
+impl Barrier {
+    /// The next mark.
+    fn mark(&self) -> u64 {
+        self.sent.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A mark came back, or whatever a relay makes up, which knows those that were sent.
+    fn hear(&self, mark: u64) {
+        let sent = self.sent.load(Ordering::Relaxed);
+        self.back.send_if_modified(|back| {
+            let news = *back < mark && mark <= sent;
+            if news {
+                *back = mark;
+            }
+            news
+        });
+    }
+
+    /// Waits until a mark has come back.
+    async fn passed(&self, mark: u64) {
+        // It is told from here, so that there is always somebody who tells.
+        let _ = self.back.subscribe().wait_for(|back| *back >= mark).await;
+    }
 }
 
 /// How far the change to a better connection has come.
@@ -60,13 +94,14 @@ pub(super) enum Change {
 }
 
 impl Shared {
-    pub(super) fn new(connection: Connection, identity: PublicKey) -> Self {
+    pub(super) fn new(connection: Connection, identity: PublicKey, told: u64) -> Self {
         Self {
             connection,
             identity,
+            told,
             peers: Mutex::default(),
             heard: Notify::new(),
-            arrived: Notify::new(),
+            barrier: Barrier::default(),
             change: watch::Sender::new(Change::None),
             dropped: AtomicU64::new(0),
             given: AtomicU64::new(0),
@@ -82,8 +117,9 @@ impl Shared {
     /// Waits until the relay has all that was sent, for a moment at most.
     async fn all_sent(&self) {
         let sent = async {
-            if self.send(packet::probe(MARK).into()).await.is_ok() {
-                self.arrived.notified().await;
+            let mark = self.barrier.mark();
+            if self.send(packet::probe(mark.to_be_bytes()).into()).await.is_ok() {
+                self.barrier.passed(mark).await;
             }
         };
         let _ = timeout(BARRIER, sent).await;
@@ -257,12 +293,12 @@ pub(super) async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet
                 }
                 Some((Through { relay, peer: peer? }, sealed))
             }
-            Some(Datagram::Answer(MARK)) => {
-                shared.arrived.notify_one();
+            Some(Datagram::Answer(mark)) => {
+                shared.barrier.hear(u64::from_be_bytes(mark));
                 None
             }
             // The connection measures the round trip by itself.
-            Some(Datagram::Probe(_) | Datagram::Answer(_)) => None,
+            Some(Datagram::Probe(_)) => None,
             None => {
                 shared.drop_one();
                 None
@@ -276,6 +312,25 @@ pub(super) async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_that_comes_back_late_says_nothing_of_what_was_sent_since() {
+        use futures_util::FutureExt;
+        let barrier = Barrier::default();
+        barrier.hear(1);
+        let first = barrier.mark();
+        assert_eq!(barrier.passed(first).now_or_never(), None, "nothing was sent when that came");
+        // Nobody waits any more when it comes.
+        barrier.hear(first);
+        let second = barrier.mark();
+        assert_eq!(barrier.passed(second).now_or_never(), None);
+        for made_up in [0, first, u64::MAX, second + 1] {
+            barrier.hear(made_up);
+            assert_eq!(barrier.passed(second).now_or_never(), None, "{made_up}");
+        }
+        barrier.hear(second);
+        assert_eq!(barrier.passed(second).now_or_never(), Some(()));
+    }
 
     #[test]
     fn the_next_connection_sends_what_the_one_before_took_and_never_sent_and_then_the_rest() {

@@ -24,7 +24,7 @@ use anteroom_transport::link::{Closed, StreamError};
 use anteroom_transport::message::{MessageError, MessageReader, MessageWriter};
 use anteroom_transport::tls::Protocol;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::carried::{BARRIER, Change, InHand, Shared, bring_packets, take_packets};
@@ -104,8 +104,19 @@ impl From<StreamError> for Problem {
 struct Greeting {
     /// The pass that the relay has seen.
     shown: Signed<RelayPass>,
+    /// Number of the authority document that it was told of.
+    told: u64,
     reader: MessageReader<FromRelay>,
     writer: MessageWriter<ToRelay>,
+}
+
+/// How a connection is made anew in the place of one that is well.
+struct Anew {
+    /// For which size of what the interface takes one was had.
+    tried: Option<u16>,
+    /// Until when there is none, since the relay said no to the last.
+    rest: Instant,
+    backoff: Backoff,
 }
 
 /// A connection that was greeted and takes another's place.
@@ -184,7 +195,8 @@ impl Link {
         };
         let mut hand = InHand::default();
         loop {
-            let shared = Arc::new(Shared::new(link.connection().clone(), identity.public()));
+            let (public, told) = (identity.public(), greeting.told);
+            let shared = Arc::new(Shared::new(link.connection().clone(), public, told));
             let mut again = self.again;
             let packets = (&mut outgoing, &mut hand);
             let carried = self.carry(&shared, greeting, &mut again, packets, &inlet).await;
@@ -259,10 +271,11 @@ impl Link {
         let (Some(chain), Some(pass)) = (known.chain, pass) else {
             return Err(Problem::Said("there is no pass for relays yet".into()));
         };
+        let told = chain.newest().number;
         let hello = Hello {
             versions: VERSIONS,
             organisation: self.who.organisation,
-            authority: chain.newest().number,
+            authority: told,
             pass: Box::new(pass.clone()),
         };
         let documents = chain.to_signed();
@@ -298,7 +311,7 @@ impl Link {
             let problem = format!("the relay speaks version {}, unasked", welcome.version);
             return Err(Problem::Said(problem));
         }
-        Ok(Greeting { shown: pass, reader, writer })
+        Ok(Greeting { shown: pass, told, reader, writer })
     }
 
     /// Carries packets until the connection ends, or the relay has taken a better one in its place.
@@ -330,25 +343,30 @@ impl Link {
         }
     }
 
-    /// A connection by the identity key that this gateway has, once it has another one and a pass for that; or one that begins
-    /// with short packets, and knows nothing yet of its way's round trip and width, once this one's have become too long for the
-    /// interface by which they leave. `tried`: for which of its sizes one was had.
-    async fn renewed(&self, shared: &Shared, tried: &mut Option<u16>) -> (Connected, IdentityKey) {
+    /// A connection by the identity key that this gateway has, once it has another one and a pass for that; one that tells the relay of an
+    /// authority document that this one's hello didn't name; or one that begins with short packets, and knows nothing yet of its way's round
+    /// trip and width, once this one's have become too long for the interface by which they leave.
+    async fn renewed(&self, shared: &Shared, anew: &mut Anew) -> (Connected, IdentityKey) {
         let (mut who, mut known) = (self.who.identity.clone(), self.known.clone());
         let mut mtu = self.who.mtu.clone();
         loop {
             let key = who.borrow_and_update().clone();
-            let passed = known.borrow_and_update().pass_for(key.public()).is_some();
+            let (passed, outdated) = {
+                let known = known.borrow_and_update();
+                let outdated = known.outdates(shared.told, self.place.key, key.public());
+                (known.pass_for(key.public()).is_some(), outdated)
+            };
             let takes = *mtu.borrow_and_update();
-            if *tried != takes {
-                *tried = None;
+            if anew.tried != takes {
+                anew.tried = None;
             }
             let too_long = |mtu| shared.connection.is_too_long_for(mtu);
-            let too_long = tried.is_none() && takes.is_some_and(too_long);
-            if passed && (key.public() != shared.identity || too_long) {
+            let too_long = anew.tried.is_none() && takes.is_some_and(too_long);
+            if passed && (key.public() != shared.identity || outdated || too_long) {
+                sleep_until(anew.rest).await;
                 match self.dial(&key).await {
                     Ok(link) => {
-                        *tried = takes;
+                        anew.tried = takes;
                         return (link, key);
                     }
                     Err(problem) => {
@@ -371,13 +389,13 @@ impl Link {
     }
 
     /// A connection that the relay has greeted in place of this one, as soon as one can be had: over QUIC where this one is
-    /// over TCP, over TCP where this one is over QUIC and nothing gets through it, and anew where this gateway has got another
-    /// identity key or another uplink takes shorter packets only. Where it isn't greeted, packets go on as before.
+    /// over TCP, over TCP where this one is over QUIC and nothing gets through it, and anew where this gateway has got another identity key
+    /// or a newer authority document, or another uplink takes shorter packets only. Where it isn't greeted, packets go on as before.
     async fn change(&self, shared: &Shared, again: &mut Again) -> Better {
         let mut tries = *again;
         let mut pace = silence::Pace::default();
         let moves = tokio::sync::Mutex::new(egress::moves());
-        let mut tried = None;
+        let mut anew = Anew { tried: None, rest: Instant::now(), backoff: Backoff::default() };
         loop {
             let moved = || async {
                 // Whoever says so is there for as long as the process is.
@@ -387,7 +405,7 @@ impl Link {
             let tell = |word| self.table.heard(self.id, word);
             let held = &shared.connection;
             let (better, key, fell, silence) = tokio::select! {
-                (better, key) = self.renewed(shared, &mut tried) => (better, key, None, None),
+                (better, key) = self.renewed(shared, &mut anew) => (better, key, None, None),
                 (better, _) = tries.quic(held, &key, protocol, moved) => (better, key.clone(), None, None),
                 fallen = silence::over_tcp(held, &key, protocol, &mut pace, tell) => {
                     (fallen.link, key.clone(), Some(fallen.at_once), Some((fallen.silence, fallen.owing)))
@@ -427,6 +445,8 @@ impl Link {
                     shared.change.send_replace(Change::None);
                     let problem = plain(&problem.to_string());
                     debug!("relay {}: no change to a better connection: {problem}", self.name());
+                    let wait = anew.backoff.next(getrandom::u32().unwrap_or_default());
+                    anew.rest = Instant::now() + wait;
                     better.close("").await;
                 }
             }
@@ -436,7 +456,7 @@ impl Link {
     async fn messages(
         &self,
         shared: &Shared,
-        Greeting { mut shown, mut reader, mut writer }: Greeting,
+        Greeting { mut shown, mut reader, mut writer, .. }: Greeting,
     ) -> Result<Infallible, Problem> {
         let mut look = Looks::every(LOOK);
         let begun = Instant::now();
@@ -449,7 +469,10 @@ impl Link {
                         shared.peers().hear(states, |gateway| named.contains(gateway));
                         shared.heard.notify_one();
                     }
-                    FromRelay::PassTaken(number) => debug!(%number, "the relay took the pass"),
+                    FromRelay::PassTaken(number) => {
+                        debug!(%number, "the relay took the pass");
+                        self.table.right(self.id);
+                    }
                     FromRelay::PassRefused(refusal) => {
                         let problem = refused(&refusal);
                         warn!("relay {}: the newer pass: {problem}", self.name());

@@ -132,6 +132,20 @@ impl Known {
         };
         self.pass.as_ref().filter(fits)
     }
+
+    /// Whether the relay with this key is to be told of the newest authority document by a connection of its own, after one that told it
+    /// of document `told`: it hears of documents by hellos alone. Not before there is a pass that is good by the newest: a relay
+    /// that hears of it takes none of a controller that was replaced.
+    fn outdates(&self, told: u64, relay: PublicKey, identity: PublicKey) -> bool {
+        let (Some(chain), Some(pass)) = (&self.chain, self.pass_for(identity)) else {
+            return false;
+        };
+        let newest = chain.newest();
+        // Controllers have it from operators.
+        newest.number > told
+            && newest.relays.iter().any(|named| named.key == relay)
+            && RelayPass::verify(pass, newest, identity).is_ok()
+    }
 }
 
 /// Says that nobody connects to relays any more when it is dropped.
@@ -161,8 +175,14 @@ pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<
         let gone = links.iter().filter(|(_, (place, _))| !wanted.contains(place));
         let gone: Vec<(u16, PublicKey)> = gone.map(|(id, (place, _))| (*id, place.key)).collect();
         let stays = links.iter().filter(|(_, (place, _))| wanted.contains(place));
+        // One that is merely beyond the first isn't taken out.
+        let keys = chain.as_ref().map(|chain| chain.newest().relay_keys()).unwrap_or_default();
+        let named = |key: &PublicKey| keys.contains(key);
+        let beyond = |key: &PublicKey| named(key) && !wanted.iter().any(|place| place.key == *key);
         former.note(
-            gone.iter().filter_map(|(number, _)| table.met_at(RelayId(*number))),
+            gone.iter()
+                .filter(|(_, key)| !beyond(key))
+                .filter_map(|(number, _)| table.met_at(RelayId(*number))),
             stays.filter_map(|(number, _)| table.met_at(RelayId(*number))),
         );
         for (number, _) in &gone {
@@ -170,7 +190,6 @@ pub(crate) async fn run(who: Who, mut known: watch::Receiver<Known>, table: Arc<
                 link.end().await;
             }
         }
-        let named = |key: &PublicKey| wanted.iter().any(|place| place.key == *key);
         let out = gone.iter().filter(|(_, key)| !named(key)).map(|(number, _)| RelayId(*number));
         let out: Vec<RelayId> = out.collect();
         if let Some((addresses, document)) = former.told(chain.as_deref(), !out.is_empty()) {

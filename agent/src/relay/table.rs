@@ -182,7 +182,10 @@ impl Table {
 
     /// A relay said welcome on another connection, which has the place of the one before.
     pub(super) fn carried(&self, id: RelayId, carrier: Carrier) {
-        self.with(id, |entry| entry.greeted(carrier));
+        self.with(id, |entry| {
+            entry.greeted(carrier);
+            entry.status.last_error = None;
+        });
     }
 
     /// A silent connection over QUIC was left for one over TCP.
@@ -241,6 +244,11 @@ impl Table {
     /// A relay doesn't take something; the connection goes on.
     pub(crate) fn problem(&self, id: RelayId, problem: String) {
         self.with(id, |entry| entry.status.last_error = Some(problem));
+    }
+
+    /// A relay takes what it didn't.
+    pub(super) fn right(&self, id: RelayId) {
+        self.with(id, |entry| entry.status.last_error = None);
     }
 
     /// Tells the data plane whatever changes, for as long as it is polled and that one is there.

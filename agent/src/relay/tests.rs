@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anteroom_agent_core::target::{RelayPath, Through};
-use anteroom_proto::authority::Relay;
+use anteroom_proto::authority::{Controller, Relay};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::relay::packet::{self, Datagram, PeerNumber};
 use anteroom_proto::relay::pass::PassNumber;
@@ -403,6 +403,47 @@ async fn a_relay_that_the_authority_names_no_more_is_left() {
     soon("the relay's leaving the status", bed.status.wait_for(gone)).await.unwrap();
 }
 
+/// Fifteen relays and a controller are all that there is room for.
+#[tokio::test]
+async fn a_relay_for_which_there_is_no_room_any_more_is_left_and_not_taken_out() {
+    let relay = FakeRelay::new(40);
+    let last = relay.named();
+    let mut bed = Bed::with(relay, last.clone());
+    bed.give_pass(1);
+    let others = (50..64).map(|seed: u8| Relay {
+        name: format!("other-{seed}").parse().unwrap(),
+        key: IdentityKey::from_seed(&[seed; 32]).public(),
+        addresses: vec![nowhere().to_string()],
+    });
+    let all: Vec<Relay> = others.chain([last]).collect();
+    assert_eq!(all.len() + 1, MOST);
+    bed.organisation.extend(|next| next.relays = all);
+    let mut guest = bed.relay.greet().await;
+    guest.welcome().await;
+    guest.tell(&[(5, 0, Some(1_000))]).await;
+    let relay = bed.told(5, &[1_000]).await[0].relay;
+    for controllers in [1, 2] {
+        bed.organisation.extend(|next| {
+            let one = next.controllers[0].clone();
+            let key = |n: u8| IdentityKey::from_seed(&[90 + n; 32]).public();
+            let more = (1..controllers).map(|n| Controller { key: key(n), ..one.clone() });
+            next.controllers.extend(more);
+        });
+        let chain = Some(Arc::new(bed.organisation.followed()));
+        bed.known.send_modify(|known| known.chain = chain);
+    }
+    soon("the end of its queues", async {
+        loop {
+            match bed.worker.told().await {
+                Told::TakenOut(relays, ..) => panic!("operators name it: {relays:?}"),
+                Told::Closed(one) if one == relay => return,
+                _ => {}
+            }
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_try_for_quic_that_comes_to_nothing_leaves_the_connection_over_tcp_as_it_is() {
     let mut bed = Bed::new();
@@ -472,6 +513,70 @@ async fn a_try_for_quic_that_comes_to_nothing_leaves_the_connection_over_tcp_as_
     let datagram = soon("what waited", better.connection.read_datagram()).await.unwrap();
     let wanted = Datagram::Packet { peer: number(3), bulk: false, sealed: &sealed(200) };
     assert_eq!(packet::parse(&datagram), Some(wanted), "the first by the new one");
+}
+
+/// A controller was replaced. The relay hears of it as soon as this gateway has a pass that is good then.
+#[tokio::test]
+async fn a_relay_hears_of_a_newer_authority_document_by_a_connection_that_loses_nothing() {
+    let mut bed = Bed::new();
+    bed.give_pass(1);
+    let mut guest = bed.relay.greet().await;
+    assert_eq!(guest.hello.authority, 2);
+    guest.welcome().await;
+    let queues = bed.opened().await;
+    guest.tell(&[(5, 0, Some(900))]).await;
+    bed.told(5, &[900]).await;
+    let replaced = IdentityKey::from_seed(&[41; 32]);
+    bed.organisation.extend(|next| next.controllers[0].key = replaced.public());
+    let chain = Some(Arc::new(bed.organisation.followed()));
+    bed.known.send_modify(|known| known.chain = chain);
+    let early = timeout(Duration::from_millis(300), bed.relay.endpoint.accept()).await;
+    assert!(early.is_err(), "with no pass but the old controller's it would shut itself out");
+    bed.organisation.controller = replaced;
+    bed.give_pass(2);
+    // It is shown at once, to a relay that can't judge it.
+    match soon("a pass", guest.reader.next()).await.unwrap() {
+        Some(ToRelay::Pass(pass)) => assert_eq!(*pass, bed.pass(2)),
+        other => panic!("no pass but {other:?}"),
+    }
+    guest.say(FromRelay::PassRefused(Refusal::new(RefusalCode::Pass, "who is that?"))).await;
+    // A relay that says no to the newer connection is asked again, and packets go by the one before.
+    let mut better = bed.relay.greet().await;
+    assert_eq!((better.hello.authority, &*better.hello.pass), (3, &bed.pass(2)));
+    better.say(FromRelay::Refused(Refusal::new(RefusalCode::Busy, "not now"))).await;
+    queues.put(peer(5), &sealed(1));
+    let packet = async |guest: &Guest, called: u16, mark: u8| {
+        let got = soon("a packet", async {
+            loop {
+                let datagram = guest.connection.read_datagram().await.unwrap();
+                if let Some(Datagram::Packet { peer, sealed, .. }) = packet::parse(&datagram) {
+                    return (peer, sealed.to_vec());
+                }
+            }
+        });
+        assert_eq!(got.await, (number(called), sealed(mark)));
+    };
+    packet(&guest, 0, 1).await;
+    let mut better = bed.relay.greet().await;
+    assert_eq!(better.hello.authority, 3);
+    guest.say(FromRelay::Refused(Refusal::new(RefusalCode::Replaced, "by a newer one"))).await;
+    guest.connection.close(1_u32.into(), b"replaced");
+    queues.put(peer(5), &sealed(2));
+    better.welcome().await;
+    better.tell(&[(5, 3, Some(900))]).await;
+    packet(&better, 3, 2).await;
+    bed.until("well", |relay| relay.connected && relay.last_error.is_none()).await;
+
+    // What isn't news is told to nobody.
+    bed.known.send_modify(|_| {});
+    let again = timeout(Duration::from_millis(300), bed.relay.endpoint.accept()).await;
+    assert!(again.is_err(), "it knows");
+    // A pass that is refused and one that is taken: the status says what is so.
+    bed.give_pass(3);
+    better.say(FromRelay::PassRefused(Refusal::new(RefusalCode::Pass, "not this one"))).await;
+    bed.until("refused", |relay| relay.last_error.is_some()).await;
+    better.say(FromRelay::PassTaken(PassNumber { incarnation: 0, sequence: 3 })).await;
+    bed.until("taken", |relay| relay.last_error.is_none()).await;
 }
 
 #[tokio::test]
