@@ -22,6 +22,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anteroom_agent_core::report::DoubtedTime;
 use anteroom_proto::approval::Demands;
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::binding::TunnelKeyBinding;
@@ -163,6 +164,10 @@ pub(crate) struct Client<P> {
     /// That they are being taken off the disk.
     forgetting: Option<JoinHandle<()>>,
     clock: Clock,
+    /// What was on disk at the start, and the time since: what it is at the least, whoever says what.
+    least: Clock,
+    /// Peers' words of the time that alarms were raised of.
+    doubted: Vec<DoubtedTime>,
     reach: watch::Receiver<Reach>,
     status: watch::Sender<ControlStatus>,
     stop: watch::Receiver<bool>,
@@ -194,7 +199,7 @@ impl<P: Plane> Client<P> {
         for problem in applied.iter().flat_map(|applied| &applied.problems) {
             warn!("the view on disk: {problem}");
         }
-        let clock = Clock::new(floor.time);
+        let (clock, least) = (Clock::new(floor.time), Clock::least(floor.time));
         // Where it ended between a new identity key and the tunnel keys that are to follow.
         let overdue = ring.newest().made.0 < nexts.done;
         let up_to = ring.newest().serial;
@@ -241,6 +246,8 @@ impl<P: Plane> Client<P> {
             applied,
             boot,
             clock,
+            least,
+            doubted: Vec::new(),
             reach,
             status,
             stop,
@@ -411,16 +418,6 @@ impl<P: Plane> Client<P> {
                 () = looks.next() => self.tend_keys_alone().await?,
                 () = stopped(&mut stop) => return Ok(None),
             }
-        }
-    }
-
-    /// Has the time kept that a peer confirmed while no controller was in sight.
-    async fn note_time(&mut self) {
-        if let Ok(status) = self.plane.status().await
-            && status.engine.time_confirmed
-        {
-            self.clock.set(status.engine.time, self.floor.time);
-            self.keeping.time(self.clock);
         }
     }
 

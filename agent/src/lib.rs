@@ -25,4 +25,6 @@ mod text;
 mod trial;
 
 #[cfg(test)]
+mod bare;
+#[cfg(test)]
 mod testkit;

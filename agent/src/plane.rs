@@ -35,7 +35,7 @@ pub trait Plane: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<String>, PlaneError>> + Send;
     /// What of a view this machine can't do as long as it is set up as it is, in sentences.
     fn shortcomings(&self, view: &View) -> Vec<String>;
-    /// Tells the wall clock. `confirmed`: a controller said so since this start.
+    /// Tells the wall clock. `confirmed`: a controller has said so, and not only the machine's own clock.
     fn set_time(
         &self,
         wall: UnixMillis,

@@ -141,7 +141,7 @@ impl Bypasses {
                 if !self.in_force.iter().any(|open| open.gateway == gateway) {
                     return opens_by_clock(&standing.order, until, clock, now);
                 }
-                let by_clock = clock.confirmed.then(|| clock.instant(until, now)).flatten();
+                let by_clock = clock.is_confirmed().then(|| clock.instant(until, now)).flatten();
                 [by_clock, standing.order.counted].into_iter().flatten().min()
             })
             .min()
@@ -169,7 +169,7 @@ fn opens_by_clock(
     clock: &Clock,
     now: Instant,
 ) -> Option<Instant> {
-    let waits = clock.confirmed && order.counted.is_none();
+    let waits = clock.is_confirmed() && order.counted.is_none();
     waits.then(|| clock.instant(earliest(until), now)).flatten()
 }
 
@@ -222,7 +222,7 @@ mod tests {
         assert!(open(&file, &[], &clock, now));
         assert!(!open(&file, &[], &clock, hour), "its hour is over");
         assert!(!open(&[loaded(1, until, None)], &[], &clock, now), "after a start");
-        clock.raise_floor(UnixMillis(5_000_000));
+        clock.raise_floor(UnixMillis(5_000_000), now);
         assert!(!open(&file, &[], &clock, now), "something signed later is held");
         let mut clock = Clock::new(now);
         clock.set(UnixMillis(1_000_000), true, now);

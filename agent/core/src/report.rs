@@ -60,6 +60,9 @@ pub struct EngineStatus {
     pub time_confirmed: bool,
     /// The wall clock, as far as it is trusted.
     pub time: UnixMillis,
+    /// What peers said about the time and nobody believes: 16 of them at most, the last one last.
+    #[serde(default)]
+    pub doubted: Vec<DoubtedTime>,
     /// Whether ports and uplink may merge packets.
     pub wants_gro: bool,
     /// The device ports.
@@ -101,6 +104,19 @@ pub struct EngineStatus {
     pub folded: u64,
     /// How full the tables are.
     pub tables: TableSizes,
+}
+
+/// A peer's word of the time that was wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DoubtedTime {
+    /// Who said so.
+    pub gateway: GatewayId,
+    /// What it said, as it would be when it was found wrong.
+    pub said: UnixMillis,
+    /// What was held against it: the latest that is believed without a controller, or a controller's word.
+    pub held: UnixMillis,
+    /// Whether it was believed until a controller told the time, and not refused at once.
+    pub overruled: bool,
 }
 
 /// The view in force.

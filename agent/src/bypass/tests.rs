@@ -1,9 +1,7 @@
 use std::net::SocketAddr;
 
 use anteroom_agent_core::batch::VlanTag;
-use anteroom_agent_core::config::{Config, TunnelIdentity};
 use anteroom_agent_core::engine::Engine;
-use anteroom_agent_core::limits::Limits;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
@@ -12,13 +10,13 @@ use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_proto::authority::Operator;
 use anteroom_proto::bypass::MAX_BYPASS;
 use anteroom_proto::id::OrganisationId;
-use anteroom_proto::key::{IdentityKey, TunnelSecret};
-use anteroom_proto::mac::MacAddr;
+use anteroom_proto::key::IdentityKey;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::view::View;
 
 use super::*;
-use crate::dataplane::{Status, UnderlayCounters, UnderlayStatus};
+use crate::bare::{bare_engine, plane_status};
+use crate::dataplane::Status;
 use crate::testkit::{GATEWAY, ORGANISATION, Organisation};
 
 const HOUR: u64 = 3_600_000;
@@ -36,22 +34,8 @@ struct BarePlane {
 
 impl BarePlane {
     fn new(now: Instant) -> Self {
-        let config = Config {
-            ports: Vec::new(),
-            uplink_mac: MacAddr([2, 0, 0, 0, 0, 1]),
-            gateway_macs: Vec::new(),
-            own_addresses: Vec::new(),
-            limits: Limits::default(),
-        };
-        let identity = TunnelIdentity {
-            gateway: GATEWAY,
-            secret: TunnelSecret::from_bytes([1; 32]),
-            identity: IdentityKey::from_seed(&[2; 32]),
-            seed: [3; 32],
-        };
-        let engine = Engine::new(config, identity, now);
         Self {
-            engine: Arc::new(Mutex::new(engine)),
+            engine: Arc::new(Mutex::new(bare_engine(now))),
             now: Arc::new(Mutex::new(now)),
             answers: Arc::new(Mutex::new(u32::MAX)),
         }
@@ -133,21 +117,7 @@ impl Plane for BarePlane {
             let mut answers = self.answers.lock().unwrap();
             *answers = answers.checked_sub(1).ok_or(PlaneError::Closed)?;
         }
-        Ok(Status {
-            engine: self.engine(|engine, now| engine.status(now)),
-            interfaces: Vec::new(),
-            underlays: None,
-            sensor: None,
-            underlay: UnderlayStatus {
-                listen: String::new(),
-                receive_buffer: 0,
-                segmentation: crate::net::offload::Offload::On,
-                merging: crate::net::offload::Offload::On,
-                steering: crate::net::offload::Offload::On,
-                counters: UnderlayCounters::default(),
-            },
-            threads: crate::dataplane::ThreadsStatus::default(),
-        })
+        Ok(plane_status(self.engine(|engine, now| engine.status(now))))
     }
 
     async fn flows(&self, _: usize) -> Result<Vec<FlowInfo>, PlaneError> {

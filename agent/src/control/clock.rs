@@ -1,8 +1,12 @@
 //! The agent's idea of the time: the system's at first, and a controller's once there is one.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anteroom_agent_core::report::DoubtedTime;
 use anteroom_proto::time::UnixMillis;
+
+use super::Client;
+use crate::plane::Plane;
 
 /// The system's wall clock.
 pub(crate) fn system_time() -> UnixMillis {
@@ -15,7 +19,7 @@ pub(crate) fn system_time() -> UnixMillis {
 pub(super) struct Clock {
     wall: UnixMillis,
     at: Instant,
-    /// Whether a controller or a peer has said so since this start.
+    /// Whether a controller has said so since this start.
     confirmed: bool,
 }
 
@@ -25,12 +29,17 @@ impl Clock {
         Self { wall: system_time().max(floor), at: Instant::now(), confirmed: false }
     }
 
+    /// The newest signed time held and what passes from now on: it is no earlier than that.
+    pub(super) fn least(floor: UnixMillis) -> Self {
+        Self { wall: floor, at: Instant::now(), confirmed: false }
+    }
+
     pub(super) fn now(&self) -> UnixMillis {
         let elapsed = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.wall.saturating_add(elapsed)
     }
 
-    /// The time now, where a controller or a peer has confirmed it.
+    /// The time now, where a controller has confirmed it.
     pub(super) fn sure(&self) -> Option<UnixMillis> {
         self.confirmed.then(|| self.now())
     }
@@ -48,6 +57,50 @@ impl Clock {
         let said = if self.confirmed { self.now() } else { UnixMillis(0) };
         *self = Self { wall: wall.max(floor).max(said), at: Instant::now(), confirmed: true };
         self.wall
+    }
+}
+
+impl<P: Plane> Client<P> {
+    /// Looks what peers said about the time. Their word counts until the next start and no longer, so it isn't written down: one who
+    /// has stolen a gateway would close the timed rules of others for good. What has passed since the start is, or who switches the
+    /// power off and on would prolong them.
+    pub(super) async fn note_time(&mut self) {
+        let Ok(status) = self.plane.status().await else { return };
+        let doubted = status.engine.doubted;
+        for word in doubted.iter().filter(|word| !self.doubted.contains(word)) {
+            self.alarm(&wrong_word(word));
+        }
+        self.doubted = doubted;
+        if status.engine.time_confirmed && self.clock.sure().is_none() {
+            self.keeping.time(self.least);
+        }
+    }
+}
+
+/// What is wrong with a peer's word of the time.
+fn wrong_word(word: &DoubtedTime) -> String {
+    let DoubtedTime { gateway, said, held, overruled } = word;
+    let (by, way) =
+        if said > held { (said.since(*held), "ahead of") } else { (held.since(*said), "behind") };
+    let by = span(by);
+    let whose = "its clock is wrong, or somebody else has its keys (docs/failures.md)";
+    if *overruled {
+        format!(
+            "gateway {gateway} told a time {by} {way} a controller's, and rules with `expires` went by that here until a controller was in sight: {whose}"
+        )
+    } else {
+        format!(
+            "gateway {gateway} tells a time {by} {way} all that is believed without a controller: {whose}. Rules with `expires` stay closed here until another peer or a controller tells the time"
+        )
+    }
+}
+
+/// A span of time in words, rounded down.
+fn span(span: Duration) -> String {
+    match span.as_secs() / 3600 {
+        0 => "less than an hour".into(),
+        hours @ 1..48 => format!("{hours} h"),
+        hours => format!("{} days", hours / 24),
     }
 }
 

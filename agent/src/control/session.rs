@@ -380,6 +380,7 @@ impl<P: Plane> Client<P> {
         if let Some(problem) = held_ahead(self.clock.now(), welcome.time) {
             self.alarm(&problem);
         }
+        self.note_time().await;
         debug!("the controller sees this gateway at {}", welcome.observed);
         Ok(())
     }

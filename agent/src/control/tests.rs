@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anteroom_agent_core::bypass::LoadedBypass;
 use anteroom_agent_core::peer::{KeyUse, OwnKey};
-use anteroom_agent_core::report::{EngineReport, Explanation, FlowInfo, Learned, Question};
+use anteroom_agent_core::report::{
+    EngineReport, EngineStatus, Explanation, FlowInfo, Learned, Question,
+};
 use anteroom_proto::id::BootId;
 use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::key::IdentityKey;
@@ -24,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
+use crate::bare::plane_status;
 use crate::dataplane::Status;
 use crate::state::tests::state;
 use crate::state::{Held, StateDir};
@@ -55,6 +58,8 @@ struct Told {
     key_use: Vec<KeyUse>,
     tunnels: Vec<TunnelState>,
     reports: u64,
+    /// What the engine says of itself; nothing where the ports are closed.
+    engine: Option<EngineStatus>,
     stopped: bool,
     /// What the sensor hasn't read yet, and what it has.
     unread: Vec<DeviceHints>,
@@ -135,7 +140,7 @@ impl Plane for FakePlane {
     }
 
     async fn status(&self) -> Result<Status, PlaneError> {
-        Err(PlaneError::Closed)
+        self.told(|told| told.engine.clone()).map(plane_status).ok_or(PlaneError::Closed)
     }
 
     async fn flows(&self, _limit: usize) -> Result<Vec<FlowInfo>, PlaneError> {

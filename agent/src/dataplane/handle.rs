@@ -225,7 +225,7 @@ impl Handle {
         }
     }
 
-    /// Tells the wall clock. `confirmed`: a controller or peer said so since this start.
+    /// Tells the wall clock. `confirmed`: a controller has said so, and not only the machine's own clock.
     ///
     /// # Errors
     /// As [`Handle::apply`].

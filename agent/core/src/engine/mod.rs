@@ -353,7 +353,7 @@ impl Engine {
         if before.as_ref().is_some_and(|before| before.view.incarnation < view.incarnation) {
             self.clock.begin_anew(signed, now);
         }
-        self.clock.raise_floor(signed);
+        self.clock.raise_floor(signed, now);
         self.set_peers(peers, before.as_ref(), now);
         self.retired.extend(before);
         self.reconcile_holdings(now);
@@ -362,7 +362,7 @@ impl Engine {
         self.take_events(now);
     }
 
-    /// Tells the wall clock. `confirmed`: a controller or a peer said so since this start.
+    /// Tells the wall clock. `confirmed`: a controller has said so, whose word overrules what peers said; else it is the machine's own.
     pub fn set_time(&mut self, wall: UnixMillis, confirmed: bool, now: Instant) {
         self.clock.set(wall, confirmed, now);
         self.epoch += 1;
@@ -378,7 +378,7 @@ impl Engine {
 
     /// Tells a time that was confirmed before this start: it is no earlier than that, whatever a peer says.
     pub fn hold_time(&mut self, floor: UnixMillis, now: Instant) {
-        self.clock.raise_floor(floor);
+        self.clock.raise_floor(floor, now);
         self.find_boundary(now);
     }
 
@@ -444,7 +444,7 @@ impl Engine {
             self.epoch += 1;
         }
         let bypass_changes = self.bypasses.next_change(orders, &self.clock, now);
-        let policy = self.policy.as_ref().filter(|_| self.clock.confirmed);
+        let policy = self.policy.as_ref().filter(|_| self.clock.is_confirmed());
         let moment = policy.and_then(|policy| policy.next_boundary(self.clock.wall(now)));
         let rule_ends = moment.and_then(|moment| self.clock.instant(moment, now));
         self.boundary = [rule_ends, bypass_changes].into_iter().flatten().min();

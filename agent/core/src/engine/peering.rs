@@ -7,6 +7,7 @@ use anteroom_proto::id::{GatewayId, MemberId};
 
 use super::Engine;
 use super::prepared::Peers;
+use crate::clock::Heard;
 use crate::peer::{self, KeyUse, OwnKey, PeerEvent};
 use crate::policy::{Past, PeerState, Policy};
 use crate::report::LearnedClient;
@@ -173,7 +174,8 @@ impl Engine {
             overlay: policy.view.intent.overlay,
             revision: policy.view.revision,
             authority: self.authority,
-            confirmed_time: self.clock.confirmed.then(|| (self.clock.wall(now), now)),
+            // A peer's word isn't passed on: one liar would have the whole fleet's.
+            confirmed_time: self.clock.by_controller(now).map(|wall| (wall, now)),
         };
         self.peers.set_local(local, now);
     }
@@ -197,10 +199,11 @@ impl Engine {
                     }
                     self.compare(gateway, now);
                 }
-                PeerEvent::Time { time, .. } => {
-                    if !self.clock.confirmed {
-                        self.set_time(time, true, now);
+                PeerEvent::Time { gateway, time } => {
+                    if self.clock.hear(gateway, time, now) != Heard::Taken {
+                        continue;
                     }
+                    self.find_boundary(now);
                 }
             }
             self.epoch += 1;

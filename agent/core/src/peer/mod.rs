@@ -122,7 +122,7 @@ pub struct Local {
     pub revision: u64,
     /// The newest authority document that it holds.
     pub authority: u64,
-    /// The wall clock at some instant, once a controller or a peer has confirmed it.
+    /// The wall clock at some instant, once a controller has confirmed it.
     pub confirmed_time: Option<(UnixMillis, Instant)>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Condvar;
 
+use anteroom_agent_core::report::DoubtedTime;
 use anteroom_proto::approval::Demands;
 use anteroom_proto::authority::{AuthorityChain, Operator};
 use anteroom_proto::id::GatewayId;
@@ -224,6 +225,63 @@ async fn the_highest_confirmed_time_outlives_a_restart() {
     let times = world.plane.told(|told| told.times.clone());
     assert!(times.iter().all(|(time, _)| *time >= noon), "{times:?}, not {noon:?}");
     world.finish().await;
+}
+
+/// A peer in the wrong hands told the time before any controller did.
+#[tokio::test]
+async fn a_peers_word_of_the_time_is_never_written_down_and_what_passes_is() {
+    let thief = GatewayId::from_bytes([0x77; 16]);
+    let (noon, day) = (UnixMillis(system_time().0), 86_400_000);
+    let years = noon.saturating_add(4000 * day);
+    let floor = Floor { time: noon, ..Floor::default() };
+    let engine = |overruled| {
+        let said = DoubtedTime { gateway: thief, said: years, held: noon, overruled };
+        let now = Instant::now();
+        let mut engine = crate::bare::bare_engine(now).status(now);
+        (engine.time_confirmed, engine.time, engine.doubted) = (true, years, vec![said]);
+        engine
+    };
+    let end = async |world: World| {
+        let World { agent, stop, state, _parent: parent, .. } = world;
+        stop.send_replace(true);
+        timeout(DEADLINE, agent).await.expect("it stops").unwrap().unwrap();
+        let floor = Held::load(&state).unwrap().enrolled.unwrap().floor;
+        drop(parent);
+        floor.time
+    };
+
+    // No controller is in sight: whatever answers there knows no language.
+    let world = World::with(|state, _| state.write_floor(&floor).unwrap());
+    world.plane.told(|told| told.engine = Some(engine(false)));
+    let refusing = Session::accept(&world.endpoint).await;
+    refusing.connection.close(0u32.into(), b"not now");
+    world
+        .until("an alarm that names it", |status| {
+            let named =
+                |what: &str| what.contains(&thief.to_string()) && what.contains("4000 days");
+            status.alarms.iter().any(|alarm| named(&alarm.what))
+        })
+        .await;
+    let kept = end(world).await;
+    assert!(noon <= kept && kept < noon.saturating_add(day), "{kept:?}, not {noon:?} and a little");
+    assert!(kept > noon, "what has passed since the start counts");
+
+    // A controller overrules it, for the data plane and for the disk.
+    let world = World::with(|state, _| state.write_floor(&floor).unwrap());
+    world.plane.told(|told| told.engine = Some(engine(true)));
+    let mut session = world.session().await;
+    let right = noon.saturating_add(day / 2);
+    session.welcome(60_000, right.0).await;
+    world
+        .until("an alarm that says so", |status| {
+            status.alarms.iter().any(|alarm| alarm.what.contains("until a controller was in sight"))
+        })
+        .await;
+    assert_eq!(world.plane.told(|told| told.times.last().copied()), Some((right, true)));
+    let alarms = world.status.borrow().alarms.clone();
+    assert_eq!(alarms.len(), 1, "{alarms:?}");
+    let kept = end(world).await;
+    assert!(right <= kept && kept < right.saturating_add(day), "{kept:?}, not {right:?}");
 }
 
 /// What a run leaves on disk.

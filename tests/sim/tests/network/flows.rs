@@ -266,6 +266,7 @@ fn vendor(seed: u64, end: UnixMillis) -> (World, [(usize, usize, u16); 3]) {
         rule.clear = true;
         rule.conditions = vec![Condition::Known(KnownCondition::NotAfter(end))];
     }
+    world.plan.signed_at = EPOCH;
     world.plan.revise();
     world.apply_all();
     let connections = [(HL7, PUMP, 39_001), (MRI, CT, 39_002), (CT, ARCHIVE, 39_003)];
@@ -379,6 +380,75 @@ fn what_was_signed_after_a_rules_end_proves_it_over_without_a_clock() {
     world.apply_all();
     power_cycle(&mut world, IMAGING, UnixMillis(0));
     assert_eq!(verdict(&mut world, IMAGING, MRI, CT), Verdict::Drop(DropReason::Expired));
+}
+
+/// The ward's gateway is in other hands, the servers' hears it, and the scanners' hears only the servers'.
+#[test]
+fn a_peer_that_tells_a_time_to_come_closes_its_own_rules_and_nobody_elses() {
+    let day = 24 * 3_600_000;
+    let end = EPOCH.saturating_add(30 * day);
+    for lie in [EPOCH.saturating_add(4000 * day), UnixMillis(u64::MAX)] {
+        let (mut world, _) = vendor(13, end);
+        let now = world.now;
+        world.engine(WARD).set_time(lie, true, now);
+        // An honest peer is in sight, too.
+        power_cycle(&mut world, SERVERS, EPOCH);
+        world.weather.loss = 0;
+        world.run(Duration::from_secs(20));
+        assert_eq!(verdict(&mut world, SERVERS, HL7, PUMP), Verdict::Tunnel);
+        // Power is cut everywhere, and no controller is in sight.
+        for gateway in [IMAGING, SERVERS] {
+            power_cycle(&mut world, gateway, EPOCH);
+        }
+        world.weather.loss = 0;
+        world.run(Duration::from_secs(20));
+        let (liar, now) = (world.plan.gateways[WARD].id, world.now);
+        for (gateway, liars) in [(IMAGING, vec![]), (SERVERS, vec![liar])] {
+            assert!(is_live(&mut world, gateway));
+            let status = world.engine(gateway).status(now);
+            assert!(!status.time_confirmed, "{gateway}: {:?}", status.time);
+            assert!(status.time < EPOCH.saturating_add(day), "{gateway}: {:?}", status.time);
+            let named: Vec<_> = status.doubted.iter().map(|doubted| doubted.gateway).collect();
+            assert_eq!(named, liars, "{:?}", status.doubted);
+        }
+        let unknown = Verdict::Drop(DropReason::TimeUnknown);
+        assert_eq!(verdict(&mut world, SERVERS, HL7, PUMP), unknown);
+        assert_eq!(verdict(&mut world, IMAGING, MRI, CT), unknown);
+        let (wall, now) = (world.wall(), world.now);
+        world.engine(SERVERS).set_time(wall, true, now);
+        assert_eq!(verdict(&mut world, SERVERS, HL7, PUMP), Verdict::Tunnel);
+        world.run(Duration::from_secs(20));
+        expect(&mut world, MRI, CT, (Protocol::Tcp, 5900), Way::Local);
+    }
+}
+
+#[test]
+fn a_peers_word_goes_no_further_and_a_controllers_overrules_it() {
+    let hour = 3_600_000;
+    let (mut world, _) = vendor(14, EPOCH.saturating_add(10 * hour));
+    // Twelve hours ahead: that may be.
+    let (lie, now) = (world.wall().saturating_add(12 * hour), world.now);
+    world.engine(WARD).set_time(lie, true, now);
+    world.stop(IMAGING);
+    power_cycle(&mut world, SERVERS, EPOCH);
+    world.weather.loss = 0;
+    world.run(Duration::from_secs(20));
+    let expired = Verdict::Drop(DropReason::Expired);
+    assert_eq!(verdict(&mut world, SERVERS, HL7, PUMP), expired);
+    world.boot_unsure(IMAGING);
+    world.apply(IMAGING);
+    world.run(Duration::from_secs(20));
+    assert!(is_live(&mut world, IMAGING));
+    let unknown = Verdict::Drop(DropReason::TimeUnknown);
+    assert_eq!(verdict(&mut world, IMAGING, MRI, CT), unknown, "that is hearsay");
+    let (wall, now) = (world.wall(), world.now);
+    world.engine(SERVERS).set_time(wall, true, now);
+    let status = world.engine(SERVERS).status(now);
+    assert_eq!((status.time, status.doubted.len()), (wall, 1), "{:?}", status.doubted);
+    assert!(status.doubted[0].overruled);
+    assert_eq!(verdict(&mut world, SERVERS, HL7, PUMP), Verdict::Tunnel);
+    world.run(Duration::from_secs(20));
+    expect(&mut world, MRI, CT, (Protocol::Tcp, 5900), Way::Local);
 }
 
 #[test]
