@@ -1,7 +1,7 @@
 //! What two operators must approve of before a model may be signed. The command line and the controller ask this;
 //! gateways ask the same of their own leaves, by [`anteroom_proto::approval::Demands`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anteroom_proto::approval::{Approval, MAX_APPROVALS, Place, Step, Voters};
 use anteroom_proto::authority::AuthorityChain;
@@ -76,6 +76,7 @@ pub fn lacking(
             found.push(Lacking { member: *id, name: device.name.clone(), step });
         }
     }
+    found.extend(by_way_of_a_port(after));
     let gone = held.iter().filter(|(id, _)| !after.model.devices.contains_key(id));
     found.extend(gone.map(|(id, device)| Lacking {
         member: *id,
@@ -83,6 +84,28 @@ pub fn lacking(
         step: Step::Waive {},
     }));
     found
+}
+
+/// Devices that would enforce, since a port has the strictest mode of all that stand at it, one that two operators decide
+/// on and that isn't to be enforced. No approval of theirs makes up for that.
+fn by_way_of_a_port(after: &Resolved) -> Vec<Lacking> {
+    let attached = || {
+        let devices = after.model.devices.iter();
+        devices.filter(|(_, device)| after.model.is_attached(device))
+    };
+    let port = |device: &Device| (device.attachment.gateway, device.attachment.port.clone());
+    let spared: BTreeSet<_> = attached()
+        .filter(|(id, device)| device.mode < Mode::Enforce && after.wants_two_persons(**id))
+        .map(|(_, device)| port(device))
+        .collect();
+    attached()
+        .filter(|(_, device)| device.mode >= Mode::Enforce && spared.contains(&port(device)))
+        .map(|(id, device)| Lacking {
+            member: *id,
+            name: device.name.clone(),
+            step: step_of(device),
+        })
+        .collect()
 }
 
 /// Whether a device goes on as two operators have approved of before. With an approval taken out, a gateway that sees it
@@ -252,6 +275,34 @@ mod tests {
         }
         assert!(missing(&back, &later, 11).is_empty());
         assert_eq!(later.devices[&id].rollout.approvals.len(), 2, "the old ones made room");
+    }
+
+    #[test]
+    fn nothing_is_enforced_by_way_of_its_neighbour_on_the_port() {
+        let mut before = hospital();
+        let place = before.device_named("ct-1").unwrap().1.attachment.clone();
+        let (id, mut other) = fixture::device(80, "toy-1", 1, "port1", [10, 20, 1, 80], "toy");
+        other.attachment.gateway = place.gateway;
+        other.attachment.port = place.port;
+        before.devices.insert(id, other);
+        let mut after = before.clone();
+        after.set_mode("toy-1", Mode::Enforce, 8).unwrap();
+        let found = missing(&before, &after, 8);
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((one.member, one.step), (id, Step::Enforce { trial: None }));
+        // Approvals of the neighbour are none of the one that it would take along.
+        for seed in [1, 2] {
+            after.approve(sign(&after, one, 8, seed)).unwrap();
+        }
+        assert_eq!(missing(&before, &after, 8).len(), 1);
+        after.set_mode("ct-1", Mode::Enforce, 8).unwrap();
+        let found = missing(&before, &after, 8);
+        let [one] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(one.name.as_str(), "ct-1");
+        let mut elsewhere = before.clone();
+        elsewhere.set_mode("toy-1", Mode::Enforce, 8).unwrap();
+        elsewhere.devices.get_mut(&id).unwrap().attachment.port = fixture::name("port9");
+        assert!(missing(&before, &elsewhere, 8).is_empty());
     }
 
     #[test]

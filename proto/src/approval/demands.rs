@@ -3,7 +3,8 @@
 //! Operators sign a leaf whole, and one of them alone can sign one that wants two. Its closings, and all that it says
 //! of other devices, are in force as always; the device that lacks an approval is held back, in what one operator may
 //! always order: on the terms that two agreed on before, or, where there are none, in protect, which is what its peers
-//! take for the same as enforce ([`crate::mode::PairPath`]). So neither does a missing approval keep a gateway from
+//! take for the same as enforce ([`crate::mode::PairPath`]). What shares its port is held back with it, since a port has
+//! the strictest mode of all that stand at it. So neither does a missing approval keep a gateway from
 //! hearing of anything else, nor does it cut the device off.
 //!
 //! The demand outlives the leaf that it stood in: a device that leaves is remembered by its id and its Ethernet
@@ -19,6 +20,7 @@ use crate::id::MemberId;
 use crate::intent::{Device, Intent};
 use crate::mac::MacAddr;
 use crate::mode::Mode;
+use crate::name::Name;
 use crate::rollout::Trial;
 
 /// Most devices that a gateway remembers. Of those that left, the ones that it saw least lately make room.
@@ -235,6 +237,7 @@ impl Demands {
             macs.drain(..excess);
             demands.push(Demanded { member, macs, seen: at, in_force });
         }
+        held_back.extend(spare_ports(intent));
         // Those that left are remembered for as long as there is room.
         let mut left: Vec<&Demanded> = self
             .devices
@@ -247,6 +250,28 @@ impl Demands {
         demands.sort_by_key(|known| known.member);
         Upheld { demands: Self { devices: demands }, held_back }
     }
+}
+
+/// Keeps every port at which a device stands that two operators decide on, and that isn't enforced, from being enforced by
+/// another device there: a port has one mode, the strictest. Gives those that aren't as the leaf has them.
+fn spare_ports(intent: &mut Intent) -> Vec<HeldBack> {
+    let spared: BTreeSet<Name> = intent
+        .devices
+        .iter()
+        .filter(|device| device.two_person && device.member.mode < Mode::Enforce)
+        .map(|device| device.port.clone())
+        .collect();
+    let mut held_back = Vec::new();
+    for device in &mut intent.devices {
+        if device.member.mode < Mode::Enforce || !spared.contains(&device.port) {
+            continue;
+        }
+        let (member, signed) = (device.member.id, device.member.mode);
+        let step = Step::enforce(device.rollout.trial.as_ref());
+        device.member.mode = Mode::Protect;
+        held_back.push(HeldBack { member, step, signed, mode: Mode::Protect });
+    }
+    held_back
 }
 
 #[cfg(test)]

@@ -130,13 +130,47 @@ fn a_device_that_one_operator_enforces_is_held_in_protect() {
     }
 }
 
+/// A device that one operator may enforce.
+fn neighbour(mode: Mode, port: &str) -> Device {
+    let mut other = free(device(mode));
+    other.member.id = MemberId::from_bytes([7; 16]);
+    other.member.mac = MacAddr([2, 0, 0, 0, 0, 7]);
+    other.port = port.parse().unwrap();
+    other
+}
+
+#[test]
+fn a_device_is_not_enforced_by_way_of_its_neighbour_on_the_port() {
+    for before in [Mode::Observe, Mode::Protect] {
+        for ordered in [Mode::Enforce, Mode::Unrecognised] {
+            let mut gateway = Gateway::new();
+            gateway.take(3, &[device(before), neighbour(before, "port1")]);
+            let bad = [device(before), neighbour(ordered, "port1")];
+            assert_eq!(gateway.take(4, &bad), [FOR_GOOD]);
+            let modes = |gateway: &Gateway| {
+                let (now, _) = gateway.held.as_ref().unwrap();
+                [0, 1].map(|index: usize| now.devices[index].member.mode)
+            };
+            assert_eq!(modes(&gateway), [before, Mode::Protect]);
+            // Nor where the order of both lacks approvals.
+            let bad = [device(Mode::Enforce), neighbour(ordered, "port1")];
+            assert_eq!(gateway.take(5, &bad), [FOR_GOOD; 2]);
+            assert_eq!(modes(&gateway), [Mode::Protect; 2]);
+            // With two for the one that wants it the neighbour is one operator's.
+            let one = approved(device(Mode::Enforce), FOR_GOOD, 6, &[1, 2]);
+            assert_eq!(gateway.take(6, &[one, neighbour(ordered, "port1")]), []);
+            assert_eq!(modes(&gateway), [Mode::Enforce, ordered]);
+            assert_eq!(gateway.take(7, &[device(before), neighbour(ordered, "port2")]), []);
+            assert_eq!(modes(&gateway), [before, ordered], "another port");
+        }
+    }
+}
+
 #[test]
 fn the_rest_of_a_leaf_is_in_force_whatever_one_device_lacks() {
     let mut gateway = Gateway::new();
     let other = |mode, quarantined| {
-        let mut other = free(device(mode));
-        other.member.id = MemberId::from_bytes([7; 16]);
-        other.member.mac = MacAddr([2, 0, 0, 0, 0, 7]);
+        let mut other = neighbour(mode, "port2");
         other.member.quarantined = quarantined;
         other
     };
