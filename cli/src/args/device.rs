@@ -231,7 +231,8 @@ pub struct DeviceConfirm {
     /// What to call it
     #[arg(long)]
     pub name: Name,
-    /// An address of it, or a prefix such as 10.20.1.0/24 within which it may change; may be repeated
+    /// An address of it, or a prefix such as 10.20.1.0/24 within which it may change; may be repeated. Default: the address
+    /// that it was seen to speak from, unless somebody else seems to have it
     #[arg(long = "address", value_name = "ADDRESS", value_parser = parse_address)]
     pub addresses: Vec<Ipv4Net>,
     /// Length of its network mask, such as 24

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use anteroom_controller_core::assets::{Asset, Key, Matched, Sure, slug};
 use anteroom_controller_core::edit::EditError;
 use anteroom_controller_core::model::{Device, Model};
+use anteroom_controller_core::sighted::Chosen;
 use anteroom_proto::api::SightingRecord;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::name::Name;
 
 use super::asset::Compared;
-use super::device_change::seen_device;
+use super::device_change::{addresses, seen_device};
 use super::login::draw;
 use crate::args::{AssetImport, SureChoice};
 use crate::change::{self, Request};
@@ -46,7 +47,7 @@ pub(super) fn import(
     let sightings = remote.sightings()?;
     let recognised = Recognised::load(remote, None)?;
     let compared = Compared::load(&args.lists, &model, &sightings, &recognised)?;
-    let takes = takes(&args, &compared, &model, &sightings)?;
+    let takes = takes(&args, &compared, &model, &sightings, remote)?;
     let list = &compared.lists.list;
     if !list.problems.is_empty() {
         output.warn(format_args!(
@@ -124,6 +125,7 @@ fn takes(
     compared: &Compared,
     model: &Model,
     sightings: &[SightingRecord],
+    remote: &mut Remote,
 ) -> Result<Takes, Error> {
     let least = match args.sure {
         SureChoice::Certain => Sure::Certain,
@@ -132,6 +134,7 @@ fn takes(
         SureChoice::Low => Sure::Low,
     };
     let mut takes = Takes::default();
+    let mut seen = Vec::new();
     let (rename, fields): (Vec<&Name>, Vec<&Name>) =
         args.take.iter().partition(|field| field.as_str() == "name");
     let mut taken: BTreeSet<Name> =
@@ -203,12 +206,7 @@ fn takes(
                     .iter()
                     .filter_map(|field| Some(((*field).clone(), value(asset, field)?.to_owned())))
                     .collect();
-                let device = seen_device(name, record, labels);
-                if device.addresses.is_empty() {
-                    takes.left.push((what, "no IPv4 address of it was seen yet".into()));
-                } else {
-                    takes.devices.push((MemberId::from_bytes(draw()?), device));
-                }
+                seen.push((what, name, record, labels));
             }
             _ => takes.left.push((
                 format!("{} ({called})", asset.place),
@@ -216,10 +214,37 @@ fn takes(
             )),
         }
     }
+    let records: Vec<&SightingRecord> = seen.iter().map(|(_, _, record, _)| *record).collect();
+    let chosen = addresses(remote, model, sightings, &records)?;
+    for ((what, name, record, labels), chosen) in seen.into_iter().zip(chosen) {
+        takes.confirm(what, seen_device(name, record, chosen.address, labels), &chosen)?;
+    }
     Ok(takes)
 }
 
 impl Takes {
+    /// Takes a device that nobody has confirmed, if it is sure which address is its own.
+    fn confirm(&mut self, what: String, device: Device, chosen: &Chosen) -> Result<(), Error> {
+        if let Some((address, doubt)) = chosen.foreign().next() {
+            let why = format!(
+                "it was seen with {address}, and {doubt}: `anteroom device confirm {} --address` takes the address \
+                 that it has",
+                device.attachment.mac
+            );
+            self.left.push((what, why));
+            return Ok(());
+        }
+        if device.addresses.is_empty() {
+            self.left.push((what, "no IPv4 address of it was seen yet".into()));
+            return Ok(());
+        }
+        for (address, doubt) in &chosen.left {
+            self.left.push((format!("{} {address}", device.name), doubt.to_string()));
+        }
+        self.devices.push((MemberId::from_bytes(draw()?), device));
+        Ok(())
+    }
+
     fn touched(&self) -> usize {
         let labels = self.labels.iter().map(|(name, ..)| name);
         let names = self.names.iter().map(|(name, _)| name);

@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 
 use anteroom_controller_core::classify::{Claims, Field, SURE};
 use anteroom_controller_core::model::{Attachment, Device, Model};
+use anteroom_controller_core::resolve::Resolved;
+use anteroom_controller_core::sighted::{Chosen, Sighted};
 use anteroom_proto::api::SightingRecord;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::intent::{OnFailure, Router};
@@ -22,6 +24,7 @@ use crate::output::Output;
 use crate::output::table::{facts, join};
 use crate::output::time::{ago, now};
 use crate::recognised::{Recognised, rows, short};
+use crate::recorded::each;
 use crate::remote::Remote;
 
 /// `anteroom device confirm`.
@@ -35,7 +38,12 @@ pub(super) fn confirm(
     let names = GatewayNames::load(&model, remote)?;
     let record = choose(&args, &model, &sightings, &names)?;
     let sighting = &record.sighting;
-    let mut device = device_of(&args, record);
+    let chosen = if args.addresses.is_empty() {
+        addresses(remote, &model, &sightings, &[record])?.pop().unwrap_or_default()
+    } else {
+        Chosen::default()
+    };
+    let mut device = device_of(&args, record, &chosen);
     let recognised = Recognised::load(remote, None)?;
     let claims = recognised.stranger(&device.attachment);
     let proposed = proposals(&claims, &device);
@@ -62,6 +70,19 @@ pub(super) fn confirm(
         let labels = proposed.iter().map(|(key, value)| format!("{key}={value}"));
         output.note(format!("To take {} as labels: --recognised\n", join(labels)))?;
     }
+    if !chosen.left.is_empty() {
+        let left = chosen.left.iter().map(|(address, doubt)| format!("{address}: {doubt}\n"));
+        output.warn(format!(
+            "it was seen with addresses that aren't taken; if they are its own, --address takes them, all that it has:\n{}",
+            left.collect::<String>()
+        ))?;
+    }
+    if device.addresses.is_empty() && !chosen.left.is_empty() {
+        return Err(Error::Usage(format!(
+            "no address that {} was seen with is surely its own: give it with --address. Nothing was changed.",
+            args.mac
+        )));
+    }
     if device.addresses.is_empty() {
         return Err(Error::Usage(format!(
             "no IPv4 address of {} was seen yet: give it with --address, or wait until it has sent something. Nothing was changed.",
@@ -87,10 +108,10 @@ fn proposals(claims: &Claims, device: &Device) -> Vec<(Name, String)> {
     sure.filter(|(key, _)| !device.labels.contains_key(key)).collect()
 }
 
-fn device_of(args: &DeviceConfirm, record: &SightingRecord) -> Device {
+fn device_of(args: &DeviceConfirm, record: &SightingRecord, chosen: &Chosen) -> Device {
     let labels: BTreeMap<_, _> =
         args.labels.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
-    let mut device = seen_device(args.name.clone(), record, labels);
+    let mut device = seen_device(args.name.clone(), record, chosen.address, labels);
     if !args.addresses.is_empty() {
         device.addresses.clone_from(&args.addresses);
     }
@@ -101,10 +122,31 @@ fn device_of(args: &DeviceConfirm, record: &SightingRecord) -> Device {
     device
 }
 
-/// A device as its gateway saw it, to be observed.
+/// Which address is taken of each, by what was recorded and what else there is.
+///
+/// # Errors
+/// When what was recorded can't be read.
+pub(super) fn addresses(
+    remote: &mut Remote,
+    model: &Model,
+    sightings: &[SightingRecord],
+    asked: &[&SightingRecord],
+) -> Result<Vec<Chosen>, Error> {
+    // What doesn't resolve is told by the plan.
+    let resolved = Resolved::new(model).ok();
+    let policy = resolved.as_ref().map(|resolved| &resolved.policy);
+    let mut sighted = Sighted::new(model, policy, sightings, asked.iter().copied(), now());
+    if !asked.is_empty() {
+        each(remote, &mut |edge| sighted.take(&edge))?;
+    }
+    Ok(asked.iter().map(|record| sighted.choose(record)).collect())
+}
+
+/// A device as its gateway saw it, with the address that is taken, to be observed.
 pub(super) fn seen_device(
     name: Name,
     record: &SightingRecord,
+    address: Option<Ipv4Addr>,
     labels: BTreeMap<Name, String>,
 ) -> Device {
     let sighting = &record.sighting;
@@ -116,7 +158,7 @@ pub(super) fn seen_device(
             vlan: sighting.vlan,
             mac: sighting.mac,
         },
-        addresses: sighting.addresses.iter().copied().filter(own).map(Ipv4Net::from).collect(),
+        addresses: address.map(Ipv4Net::from).into_iter().collect(),
         prefix_len: sighting.prefix_len,
         // Unpinned, the gateway learns the router's Ethernet address, so that a router may be replaced.
         router: sighting.router.map(|(address, _)| Router { address, mac: None }),
@@ -128,15 +170,6 @@ pub(super) fn seen_device(
         on_failure: OnFailure::Default,
         rollout: Rollout::default(),
     }
-}
-
-/// Whether an address that was seen can be a device's own.
-fn own(address: &Ipv4Addr) -> bool {
-    !(address.is_unspecified()
-        || address.is_link_local()
-        || address.is_multicast()
-        || address.is_broadcast()
-        || address.is_loopback())
 }
 
 fn choose<'a>(

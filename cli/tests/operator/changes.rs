@@ -107,6 +107,50 @@ fn a_device_is_confirmed_as_it_was_sighted() {
 }
 
 #[test]
+fn a_device_is_not_confirmed_with_the_addresses_of_others() {
+    let (controller, ana) = hospital();
+    let servers = format!("{POLICY}\n[infrastructure.north]\nntp = [\"10.20.4.32\"]\n");
+    let file = ana.write("servers.toml", &servers);
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "r"]).ok();
+    let claim = |mac: &str, addresses: &[&str]| {
+        controller.see("imaging", mac, addresses[0]);
+        let mut state = controller.state();
+        let record = state.sightings.last_mut().unwrap();
+        record.sighting.addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+    };
+    let (first, second, mac) = ("02:00:00:00:05:01", "02:00:00:00:05:02", "02:00:00:00:02:07");
+    claim(first, &["10.20.4.32", "10.20.4.10", "10.20.2.15", "10.20.2.16"]);
+    claim(second, &["10.20.4.32"]);
+    claim(mac, &["10.20.1.77", "10.20.4.32"]);
+    let addresses = |name: &str| {
+        let model = controller.state().model();
+        model.device_named(name).unwrap().1.addresses.clone()
+    };
+    let ran = ana.run(&["device", "confirm", first, "--name", "pump-5", "--yes"]).ok();
+    assert_eq!(addresses("pump-5"), ["10.20.2.15/32".parse().unwrap()], "{ran:#?}");
+    for words in [
+        "10.20.4.32: the policy has it in [infrastructure.north], under ntp",
+        "10.20.4.10: it is pacs-1's",
+        "10.20.2.16: one address is taken by itself, which is 10.20.2.15",
+    ] {
+        assert!(ran.err.contains(words), "{words}: {ran:#?}");
+    }
+    let ran = ana.run(&["device", "confirm", second, "--name", "pump-6", "--yes"]);
+    assert!(ran.fails(64).contains("no address that 02:00:00:00:05:02 was seen with"), "{ran:#?}");
+    // Who asks for it by name is told what comes of it.
+    let words = ["device", "confirm", second, "--name", "pump-6", "--address", "10.20.4.32"];
+    let ran = ana.run(&[&words[..], &["--yes"]].concat());
+    assert!(ran.fails(4).contains("is also the address of pump-6"), "{ran:#?}");
+    ana.run(&[&words[..], &["--yes", "--force", "--reason", "it is the server"]].concat()).ok();
+    assert_eq!(addresses("pump-6"), ["10.20.4.32/32".parse().unwrap()]);
+
+    let list = ana.write("list.csv", &format!("Name;MAC\nPump 7;{mac}\n"));
+    let ran = ana.run(&["asset", "import", &list, "--new", "--yes"]).ok();
+    assert!(ran.out.contains("it was seen with 10.20.4.32, and"), "{ran:#?}");
+    assert!(controller.state().model().device_named("pump-7").is_none());
+}
+
+#[test]
 fn labels_and_modes_change_and_say_when_nothing_does() {
     let (controller, ana) = hospital();
     ana.run(&["device", "label", "ct-1", "vendor=siemens", "class=", "--yes"]).ok();

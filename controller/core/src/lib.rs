@@ -40,6 +40,7 @@ mod reader;
 pub mod relay;
 pub mod resolve;
 pub mod service_catalog;
+pub mod sighted;
 pub mod simulate;
 pub mod spreadsheet;
 pub mod stale;

@@ -16,6 +16,7 @@ use crate::surface::Surfaces;
 mod addresses;
 mod clients;
 mod failure;
+mod infrastructure;
 mod modes;
 mod networks;
 mod policy;
@@ -80,6 +81,7 @@ pub fn lint(resolved: &Resolved, evidence: &Evidence, now: UnixMillis) -> Vec<Fi
     tests_in_policy::check(resolved, now, &mut findings);
     addresses::check(resolved, &mut findings);
     networks::check(resolved, &mut findings);
+    infrastructure::check(resolved, &mut findings);
     modes::check(resolved, evidence, now, &mut findings);
     let surfaces = Surfaces::of(resolved);
     failure::check(resolved, &surfaces, &mut findings);

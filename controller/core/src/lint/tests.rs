@@ -370,6 +370,25 @@ fn networks_behind_two_devices_dont_overlap() {
 }
 
 #[test]
+fn a_member_with_a_servers_address_is_told() {
+    let listed = |before: &'static str, site: &'static str| {
+        linted(move |model| {
+            let changed = model.policy.replace(before, "10.20.2.10");
+            assert_ne!(changed, model.policy);
+            model.policy = changed.replace("[infrastructure.north]", site);
+        })
+    };
+    let found = listed("10.20.0.123", "[infrastructure.north]");
+    assert!(found.starts_with("refusal [infrastructure-is-member] infrastructure.north: 10.20.2.10, under ntp, is also the address of pump-1"), "{found}");
+    let found = listed("10.20.0.123", "[infrastructure.south]");
+    assert!(!found.contains("infrastructure-is-member"), "another site's: {found}");
+    let found = linted(|model| {
+        model.policy = model.policy.replace("dhcp = [\"10.20.0.2\"]", "dhcp = [\"10.20.2.10\"]");
+    });
+    assert!(found.starts_with("warning [infrastructure-is-member]"), "{found}");
+}
+
+#[test]
 fn devices_may_share_a_dynamic_prefix_and_an_external_may_not_cover_it() {
     let dynamic = |external: &'static str, modes: &'static [&'static str]| {
         linted(move |model| {
