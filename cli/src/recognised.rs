@@ -14,7 +14,8 @@ use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::inventory::{Hint, HintKind};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::name::Name;
-use serde::Serialize;
+
+pub use anteroom_controller_core::classify::shown::{FieldRow, Rows, rows, short};
 
 use crate::change::ChangeError;
 use crate::error::Error;
@@ -245,81 +246,9 @@ impl Recognised {
     }
 }
 
-/// A field as programs read it.
-#[derive(Debug, Clone, Serialize)]
-pub struct FieldRow {
-    /// Its value, or `unknown`.
-    pub value: String,
-    /// 0 to 100; 100 where an operator confirmed it.
-    pub confidence: u8,
-    /// Whether an operator confirmed it.
-    pub confirmed: bool,
-    /// What speaks for it.
-    pub why: Vec<String>,
-    /// What else something speaks for, or spoke for before an operator said otherwise.
-    pub others: Vec<OtherRow>,
-}
-
-/// Another value of a field.
-#[derive(Debug, Clone, Serialize)]
-pub struct OtherRow {
-    /// The value.
-    pub value: String,
-    /// 0 to 99.
-    pub confidence: u8,
-    /// What speaks for it.
-    pub why: Vec<String>,
-}
-
-/// Every field of a device, unknown ones included, in the order in which they are shown.
-#[must_use]
-pub fn rows(claims: &Claims) -> BTreeMap<&'static str, FieldRow> {
-    let why = |evidence: &[anteroom_controller_core::classify::Evidence]| {
-        evidence.iter().map(ToString::to_string).collect()
-    };
-    let row = |field: Field| {
-        let known = claims.known(field);
-        let others = claims.of(field).filter(|claim| known != Some(*claim)).map(|claim| OtherRow {
-            value: claim.value.clone(),
-            confidence: claim.confidence,
-            why: why(&claim.evidence),
-        });
-        let row = FieldRow {
-            value: claims.value(field).to_owned(),
-            confidence: known.map_or(0, |claim| claim.confidence),
-            confirmed: known.is_some_and(|claim| claim.confirmed),
-            why: known.map(|claim| why(&claim.evidence)).unwrap_or_default(),
-            others: others.collect(),
-        };
-        (field.word(), row)
-    };
-    Field::ALL.into_iter().map(row).collect()
-}
-
-/// What a device is taken for, in few words: `camera, D-Link DCS-935L (96 %)`.
-#[must_use]
-pub fn short(rows: &BTreeMap<&'static str, FieldRow>) -> String {
-    let known = |field: Field| rows.get(field.word()).filter(|row| row.confidence >= KNOWN);
-    let class = known(Field::Class);
-    let make = known(Field::Make).or_else(|| known(Field::Vendor));
-    let product: Vec<&str> =
-        [make, known(Field::Model)].into_iter().flatten().map(|row| row.value.as_str()).collect();
-    let named = match (class, product.is_empty()) {
-        (None, true) => return "unknown".into(),
-        (None, false) => format!("unknown, {}", product.join(" ")),
-        (Some(class), true) => class.value.clone(),
-        (Some(class), false) => format!("{}, {}", class.value, product.join(" ")),
-    };
-    match class {
-        Some(class) if class.confirmed => format!("{named} (confirmed)"),
-        Some(class) => format!("{named} ({} %)", class.confidence),
-        None => named,
-    }
-}
-
 /// Each field with its confidence and what speaks for it, for people.
 #[must_use]
-pub fn explained(rows: &BTreeMap<&'static str, FieldRow>) -> String {
+pub fn explained(rows: &Rows) -> String {
     let mut text = String::from("Taken for:\n");
     for field in Field::ALL {
         let Some(row) = rows.get(field.word()) else { continue };
@@ -349,10 +278,7 @@ pub fn explained(rows: &BTreeMap<&'static str, FieldRow>) -> String {
 
 /// Whether a device's field has this value; `unknown` is one too.
 #[must_use]
-pub fn is(
-    rows: &BTreeMap<&'static str, FieldRow>,
-    (field, wanted): &(Name, Option<String>),
-) -> bool {
+pub fn is(rows: &Rows, (field, wanted): &(Name, Option<String>)) -> bool {
     let wanted = wanted.as_deref().unwrap_or("unknown").to_lowercase();
     let Some(row) = rows.get(field.as_str()) else { return false };
     let others = row
@@ -382,7 +308,7 @@ mod tests {
         (dir, book)
     }
 
-    fn camera(book: &Rulebook) -> BTreeMap<&'static str, FieldRow> {
+    fn camera(book: &Rulebook) -> Rows {
         let mut seen = Observation::default();
         seen.add(HintKind::DhcpHostname, "DCS-935L");
         rows(&book.classify(&seen))

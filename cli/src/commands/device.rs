@@ -30,7 +30,7 @@ use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{count, facts, join, table};
 use crate::output::time::{Moment, ago, now};
-use crate::recognised::{FieldRow, explained, is as has_field, rows as rows_of, short};
+use crate::recognised::{Rows, explained, is as has_field, rows as rows_of, short};
 use crate::remote::Remote;
 
 /// How many of a device's flows `show` prints.
@@ -89,7 +89,7 @@ pub(super) struct DeviceRow {
     /// How much was seen of what is expected of it; none where that isn't known.
     coverage: Option<CoverageRow>,
     /// What it is taken for, field by field.
-    claims: BTreeMap<&'static str, FieldRow>,
+    claims: Rows,
     /// The trial that it is on, or was, as its gateway tells.
     trial: Option<TrialReport>,
     /// What is to be said of how it is enforced.

@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
+use anteroom_controller_core::classify::shown;
 use anteroom_controller_core::export::{
     Difference, Inventory, Observed, Reach, Sight, Stamp, UnconfirmedRow, content, files, names,
 };
@@ -23,7 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::audit;
-use super::device::unconfirmed;
+use super::device::{place_of, unconfirmed};
 use super::holdings::Holdings;
 use super::learn::millis;
 use crate::archive::{MAX_FILES, pack, unpack_exact};
@@ -34,6 +35,7 @@ use crate::home::Home;
 use crate::output::Output;
 use crate::output::table::{bytes, count, facts};
 use crate::output::time::Moment;
+use crate::recognised::Recognised;
 use crate::recorded::Recorded;
 use crate::remote::Remote;
 use crate::standing::{say, standing};
@@ -97,7 +99,8 @@ pub(super) fn create(
     let recorded = Recorded::of(remote, &standing.apply(&current.model))?;
     recorded.warn_of_gaps(output)?;
     let sightings = remote.sightings()?;
-    let observed = observed(&current.model, &sightings, &recorded);
+    let recognised = Recognised::load(remote, Some(&recorded.history))?;
+    let observed = observed(&current.model, &sightings, &recorded, &recognised);
     let authority = remote.chain().newest();
     let mut manifest = Manifest {
         organisation: authority.organisation,
@@ -191,7 +194,12 @@ pub(super) fn create(
 }
 
 /// What gateways tell, beside what is signed.
-fn observed(model: &Model, sightings: &[SightingRecord], recorded: &Recorded) -> Observed {
+fn observed(
+    model: &Model,
+    sightings: &[SightingRecord],
+    recorded: &Recorded,
+    recognised: &Recognised,
+) -> Observed {
     let holdings = Holdings::new(model, sightings);
     let mut seen: BTreeMap<_, (UnixMillis, UnixMillis)> = BTreeMap::new();
     for record in sightings {
@@ -217,11 +225,15 @@ fn observed(model: &Model, sightings: &[SightingRecord], recorded: &Recorded) ->
         port: record.sighting.port.to_string(),
         addresses: record.sighting.addresses.iter().map(ToString::to_string).collect(),
         last_seen: Moment(record.sighting.last_seen).to_string(),
+        claims: shown::known(&recognised.stranger(&place_of(record))),
     });
+    let claims = model.devices.iter();
+    let claims = claims.map(|(id, device)| (*id, shown::known(&recognised.device(*id, device))));
     Observed {
         devices: devices.collect(),
         unconfirmed: unconfirmed.collect(),
         coverage: recorded.coverage(),
+        claims: claims.collect(),
     }
 }
 

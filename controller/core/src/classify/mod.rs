@@ -37,6 +37,7 @@ pub mod oui;
 mod parse;
 mod rulebook;
 mod shipped;
+pub mod shown;
 #[cfg(test)]
 mod tests;
 

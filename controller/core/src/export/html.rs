@@ -7,6 +7,7 @@ use anteroom_proto::text::steers;
 use super::tables::path;
 use super::{Content, Inventory, Path, Reach, names};
 use crate::blast::BlastRadius;
+use crate::classify::shown::short;
 
 /// Most rows of one table; the CSV files have all.
 const ROWS: usize = 1_500;
@@ -395,6 +396,7 @@ fn map(page: &mut String, content: &Content) {
 
 fn inventory(page: &mut String, inventory: &Inventory) {
     page.push_str("<h2 id=\"inventory\">Inventory</h2>\n");
+    page.push_str("<p>Class, make and what else is told of a device is what operators confirmed; what it is <b>taken for</b> is read from its traffic, and inventory.csv says why.</p>\n");
     let _ = writeln!(
         page,
         "<p>Times are UTC. How far a device <b>reaches</b> if it falls is counted in pairs of a member and a service: what rules open, and each member that nothing holds it \
@@ -414,6 +416,7 @@ fn inventory(page: &mut String, inventory: &Inventory) {
             text(&device.name),
             dash(device.said("class")),
             dash(make.trim()),
+            text(&short(&device.claims)),
             dash(device.said("owner")),
             dash(device.said("location")),
             dash(device.said("criticality")),
@@ -436,6 +439,7 @@ fn inventory(page: &mut String, inventory: &Inventory) {
             "Device",
             "Class",
             "Make",
+            "Taken for",
             "Owner",
             "Location",
             "Criticality",
@@ -458,10 +462,16 @@ fn inventory(page: &mut String, inventory: &Inventory) {
                 text(&one.mac),
                 format!("{} {}", text(&one.gateway), text(&one.port)),
                 dash(&one.addresses.join(", ")),
+                text(&short(&one.claims)),
                 text(&one.last_seen),
             ]
         });
-        table(page, &["MAC", "Behind", "Addresses", "Last seen"], rows, names::INVENTORY_CSV);
+        table(
+            page,
+            &["MAC", "Behind", "Addresses", "Taken for", "Last seen"],
+            rows,
+            names::INVENTORY_CSV,
+        );
     }
     if !inventory.clients.is_empty() {
         page.push_str("<h3>Clients</h3>\n");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Observed, moment};
 use crate::blast::{BlastRadius, Radii, enforced, services};
+use crate::classify::shown::Rows;
 use crate::model::{Device, Model};
 use crate::policy::POLICY_FILE;
 use crate::resolve::Resolved;
@@ -76,6 +77,9 @@ pub struct DeviceRow {
     /// The same were all devices in enforce.
     #[serde(default)]
     pub reaches_enforced: Option<BlastRadius>,
+    /// What it is taken for, and why, by field; fields of which nothing is known are left out.
+    #[serde(default)]
+    pub claims: Rows,
 }
 
 /// A client.
@@ -121,6 +125,9 @@ pub struct UnconfirmedRow {
     pub addresses: Vec<String>,
     /// When it was seen last.
     pub last_seen: String,
+    /// What it is taken for, and why, by field; fields of which nothing is known are left out.
+    #[serde(default)]
+    pub claims: Rows,
 }
 
 impl DeviceRow {
@@ -241,5 +248,6 @@ fn row(
         coverage: observed.coverage.get(&id).map(crate::coverage::Coverage::percent),
         reaches: None,
         reaches_enforced: None,
+        claims: observed.claims.get(&id).cloned().unwrap_or_default(),
     }
 }

@@ -13,6 +13,7 @@ use anteroom_proto::id::MemberId;
 use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
+use crate::classify::shown::Rows;
 use crate::coverage::Coverage;
 use crate::history::History;
 use crate::map::Map;
@@ -110,6 +111,8 @@ pub struct Observed {
     pub unconfirmed: Vec<UnconfirmedRow>,
     /// How much was seen of each.
     pub coverage: BTreeMap<MemberId, Coverage>,
+    /// What each is taken for.
+    pub claims: BTreeMap<MemberId, Rows>,
 }
 
 /// When a device was seen, and with which addresses.

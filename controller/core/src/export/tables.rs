@@ -1,6 +1,8 @@
 //! A bundle's tables as CSV.
 
 use super::{Difference, Inventory, Path, Reach};
+use crate::classify::Field;
+use crate::classify::shown::{self, Rows};
 use crate::map::Map;
 use crate::spreadsheet::csv;
 
@@ -35,7 +37,18 @@ pub(super) fn inventory(inventory: &Inventory) -> String {
         "REACHES TODAY",
         "REACHES ENFORCED",
         "LIFE SUPPORT WITHIN REACH",
+        "TAKEN FOR",
+        "ROLE",
+        "OS",
+        "HOSTNAME",
+        "BECAUSE OF",
     ];
+    let told = |claims: &Rows| {
+        let fields =
+            [Field::Role, Field::Os, Field::Hostname].map(|field| shown::sure(claims, field));
+        let [role, os, hostname] = fields;
+        [shown::short(claims), role, os, hostname, shown::evidence(claims)]
+    };
     let maybe = |text: &Option<String>| text.clone().unwrap_or_default();
     let known =
         ["class", "vendor", "model", "serial", "owner", "location", "criticality", "sensitivity"];
@@ -67,6 +80,7 @@ pub(super) fn inventory(inventory: &Inventory) -> String {
             radii.map(|radius| radius.map_or_else(String::new, |one| one.reached.to_string())),
         );
         row.push(device.reaches.map_or_else(String::new, |one| one.life_support.to_string()));
+        row.extend(told(&device.claims));
         row
     });
     let columns = headers.len();
@@ -88,6 +102,9 @@ pub(super) fn inventory(inventory: &Inventory) -> String {
         row[16].clone_from(&one.mac);
         row[17] = one.addresses.join(" ");
         row[23].clone_from(&one.last_seen);
+        let told = told(&one.claims);
+        row.truncate(columns - told.len());
+        row.extend(told);
         row
     });
     csv(&headers, devices.chain(clients).chain(unconfirmed))

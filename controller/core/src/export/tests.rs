@@ -1,7 +1,10 @@
+use anteroom_proto::inventory::HintKind;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::service::Protocol;
 
 use super::*;
+use crate::classify::shown::{self, Rows};
+use crate::classify::{Observation, Rulebook};
 use crate::decide::{End, Party};
 use crate::fixture::{HOUR, NOW, client, device, hospital, member_id, name, set_modes};
 use crate::history::{Counts, Seen, Way};
@@ -100,6 +103,7 @@ fn the_page_is_whole_without_scripts_and_whatever_names_hold() {
         port: evil.into(),
         addresses: vec![evil.into()],
         last_seen: evil.into(),
+        claims: claimed(evil),
     });
     let before = Content { inventory: Inventory::default(), ..of(&model) };
     content.difference = Some(Difference::between(
@@ -233,6 +237,7 @@ fn nothing_that_a_bundle_says_changes_in_silence() {
         port: "p1".into(),
         addresses: vec!["10.20.1.9".into()],
         last_seen: "now".into(),
+        claims: Rows::new(),
     });
     content.inventory.devices[0].vlan = Some(7);
     let whole = serde_json::json!({ "inventory": content.inventory, "reach": content.reach });
@@ -250,6 +255,7 @@ fn nothing_that_a_bundle_says_changes_in_silence() {
         "first_seen",
         "last_seen",
         "coverage",
+        "claims",
         "reaches",
         "reaches_enforced",
         "devices",
@@ -370,6 +376,66 @@ fn a_bundle_of_twenty_thousand_devices_stays_small() {
     assert!(
         String::from_utf8_lossy(&files[names::REPORT]).contains("more rows are in inventory.csv")
     );
+}
+
+/// What a device is taken for, for this reason among others.
+fn claimed(why: &str) -> Rows {
+    let mut seen = Observation::default();
+    seen.add(HintKind::DhcpHostname, "DCS-935L");
+    let mut rows = shown::known(&Rulebook::shipped().classify(&seen));
+    for row in rows.values_mut() {
+        row.why.push(why.to_owned());
+    }
+    rows
+}
+
+#[test]
+fn what_devices_are_taken_for_is_told_with_the_reason() {
+    let model = hospital();
+    let resolved = Resolved::new(&model).unwrap();
+    let rows = claimed("by its name");
+    let observed = Observed {
+        claims: [(member_id(1), rows.clone())].into(),
+        unconfirmed: vec![UnconfirmedRow {
+            mac: "02:00:00:00:00:07".into(),
+            gateway: "ward".into(),
+            port: "port9".into(),
+            addresses: Vec::new(),
+            last_seen: moment(NOW),
+            claims: rows.clone(),
+        }],
+        ..Observed::default()
+    };
+    let content = content(&resolved, &History::new(1), &observed, stamp(), UnixMillis(0), NOW);
+    let table = said(&content, names::INVENTORY_CSV);
+    let mut reader = ::csv::Reader::from_reader(table.as_bytes());
+    let headers = reader.headers().unwrap().clone();
+    let column = |name: &str| headers.iter().position(|header| header == name).unwrap();
+    let lines: Vec<::csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+    let told = |place: &str, of: &str| {
+        let row = lines.iter().find(|row| &row[column(place)] == of).unwrap();
+        [&row[column("TAKEN FOR")], &row[column("BECAUSE OF")]].map(str::to_owned)
+    };
+    for found in [told("NAME", "ct-1"), told("MAC", "02:00:00:00:00:07")] {
+        assert_eq!(found[0], "camera, D-Link DCS-935L (88 %)");
+        assert!(found[1].contains("class: dhcp.hostname = \"DCS-935L\""), "{found:?}");
+    }
+    assert_eq!(told("NAME", "pacs-1"), ["unknown", ""]);
+    let page = said(&content, names::REPORT);
+    assert_eq!(page.matches("camera, D-Link DCS-935L (88 %)").count(), 2, "{page}");
+    let json: serde_json::Value = serde_json::from_str(&said(&content, names::INVENTORY)).unwrap();
+    assert_eq!(json["unconfirmed"][0]["claims"]["model"]["value"], "DCS-935L");
+    let scanner = json["devices"].as_array().unwrap().iter().find(|row| row["name"] == "ct-1");
+    assert_eq!(scanner.unwrap()["claims"]["class"]["confirmed"], false);
+    // A bundle from before this was told is read all the same.
+    let mut json = json;
+    for kind in ["devices", "unconfirmed"] {
+        for row in json[kind].as_array_mut().unwrap() {
+            row.as_object_mut().unwrap().remove("claims").unwrap();
+        }
+    }
+    let read: Inventory = serde_json::from_value(json).unwrap();
+    assert!(read.devices.iter().all(|device| device.claims.is_empty()));
 }
 
 #[test]
