@@ -68,8 +68,9 @@ pub(super) fn of_change(
         Some(reader) => reader.read(remote, &mut visit)?,
         None => each(remote, &mut visit)?,
     };
-    if told.is_none() {
-        return newest(remote);
+    let Some(told) = told else { return newest(remote) };
+    if !enforced.is_empty() {
+        found.turned_away = told.turned_away;
     }
     if let Some(reader) = reader {
         found.coverage = coverage(&resolved, &reader.history, &Wanted::default(), now());

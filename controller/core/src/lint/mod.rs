@@ -40,6 +40,8 @@ pub struct Evidence {
     pub coverage: BTreeMap<MemberId, Coverage>,
     /// Devices that aren't in the mode that was ordered.
     pub standing: Standing,
+    /// How many edges found no room and are in nothing of this, where a device is to be enforced.
+    pub turned_away: u64,
 }
 
 /// How bad a finding is.

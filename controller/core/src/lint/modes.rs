@@ -38,6 +38,7 @@ pub(super) fn check(
     watched(&enforced, evidence, now, findings);
     kinds(resolved, &enforced, evidence, findings);
     measured(&enforced, findings);
+    gaps(&enforced, evidence, findings);
     for rule in resolved.rules.iter().filter(|rule| !rule.clear && !rule.expired(now)) {
         let (from, to) = (resolved.side(rule.from), resolved.side(rule.to));
         unasked(resolved, rule, from, to, findings);
@@ -45,6 +46,25 @@ pub(super) fn check(
             unasked(resolved, rule, to, from, findings);
         }
     }
+}
+
+/// Traffic that nothing here knows of.
+fn gaps(enforced: &[(MemberId, &Device)], evidence: &Evidence, findings: &mut Findings) {
+    if evidence.turned_away == 0 {
+        return;
+    }
+    let tried = enforced.iter().any(|(_, device)| device.rollout.trial.is_some());
+    let trial = if tried { ", nor does a trial look at them" } else { "" };
+    findings.add(
+        Severity::Warning,
+        "history-incomplete",
+        "flow history",
+        format!(
+            "{} edges of traffic found no room in it, at gateways or at the controller, as after a scan: what they were isn't \
+             among what this would break{trial}. `anteroom flows DEVICE` shows what is known of one.",
+            evidence.turned_away
+        ),
+    );
 }
 
 /// Trials by which not everything is measured that should be.

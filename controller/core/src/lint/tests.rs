@@ -370,6 +370,16 @@ fn networks_behind_two_devices_dont_overlap() {
 }
 
 #[test]
+fn what_the_history_lacks_is_said() {
+    let mut model = hospital();
+    set_modes(&mut model, Mode::Enforce, &["ct-1"]);
+    let with = |turned_away| found(&model, &Evidence { turned_away, ..Evidence::default() });
+    let text = with(4022);
+    assert!(text.contains("warning [history-incomplete] flow history: 4022 edges"), "{text}");
+    assert!(!with(0).contains("history-incomplete"));
+}
+
+#[test]
 fn a_member_with_a_servers_address_is_told() {
     let listed = |before: &'static str, site: &'static str| {
         linted(move |model| {

@@ -78,6 +78,45 @@ pub(super) async fn what_old_edges_made_room_for_is_counted(store: &dyn Store) {
     assert_eq!((found.turned_away, found.forgotten), (1, 2));
 }
 
+pub(super) async fn one_device_that_floods_costs_its_neighbours_no_edge(store: &dyn Store) {
+    enrolled(store, 1).await;
+    let of = |device: u8, member: bool, port, last| EdgeDelta {
+        mac: MacAddr([2, 0, 0, 0, 0, device]),
+        member: member.then(|| MemberId::from_bytes([device; 16])),
+        ..at(port, 100, last)
+    };
+    let mut sequence = 0;
+    let mut record = async |edges, at| {
+        sequence += 1;
+        let new = Report { edges, overflow: 0, ..report(1, sequence) };
+        store.record_report(gateway(1), &new, UnixMillis(at)).await.unwrap()
+    };
+    let ports = async |device: u8| -> Vec<u16> {
+        let edges = store.edges(&EdgeQuery::default(), 20).await.unwrap();
+        let of = edges.iter().filter(|edge| edge.mac.0[5] == device);
+        let mut ports: Vec<u16> = of.map(|edge| edge.port).collect();
+        ports.sort_unstable();
+        ports
+    };
+    // There is room for four. One floods, beside a conversation of its neighbour's that was quiet for long.
+    record(vec![of(1, true, 1, 100)], 100).await;
+    let flood = (100..110).map(|port| of(7, true, port, 1990)).collect();
+    let recorded = record(flood, 2000).await;
+    assert_eq!(recorded, Recorded::Stored { turned_away: 7, forgotten: 0 });
+    assert_eq!((ports(1).await, ports(7).await), (vec![1], vec![100, 101, 102]));
+    // What is new of the neighbour finds room all the same, until both have as many.
+    let recorded = record(vec![of(1, true, 2, 2001), of(1, true, 3, 2002)], 2002).await;
+    assert_eq!(recorded, Recorded::Stored { turned_away: 1, forgotten: 1 });
+    assert_eq!((ports(1).await, ports(7).await), (vec![2, 3], vec![101, 102]));
+    // Made-up addresses have one share, however many they are.
+    let strangers = (50..60).map(|device| of(device, false, 9, 2003)).collect();
+    record(strangers, 2003).await;
+    assert_eq!((ports(1).await.len(), ports(7).await.len()), (1, 1));
+    record(vec![of(1, true, 4, 2004)], 2004).await;
+    record(vec![of(7, true, 103, 2005)], 2005).await;
+    assert!(ports(1).await.contains(&4) && ports(7).await.contains(&103));
+}
+
 pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
     enrolled(store, 1).await;
     enrolled(store, 2).await;

@@ -12,6 +12,7 @@ mod hints;
 mod model;
 mod rekey;
 mod session;
+mod shares;
 mod telemetry;
 #[cfg(test)]
 mod tests;

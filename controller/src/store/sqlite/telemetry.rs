@@ -13,6 +13,7 @@ use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 
 use super::hints;
+use super::shares::Shares;
 use super::value::{Columns, failed, int, uint};
 use crate::store::{Limits, Recorded, Recording, StoreError};
 
@@ -206,7 +207,7 @@ fn merge(before: Option<Sighting>, new: &Sighting) -> Sighting {
     merged
 }
 
-fn optional<const N: usize>(id: Option<&[u8; N]>) -> &[u8] {
+pub(super) fn optional<const N: usize>(id: Option<&[u8; N]>) -> &[u8] {
     id.map_or(&[], |id| id.as_slice())
 }
 
@@ -222,11 +223,11 @@ fn kind(verdict: Verdict) -> &'static str {
 
 /// What new edges cost others, and what found no room.
 #[derive(Debug, Clone, Copy, Default)]
-struct RoomMade {
+pub(super) struct RoomMade {
     /// Edges that found no room, and those that were never answered and made some.
-    away: u64,
+    pub(super) away: u64,
     /// Answered edges that were quiet for long and made some.
-    forgotten: u64,
+    pub(super) forgotten: u64,
 }
 
 async fn add_edges(
@@ -242,6 +243,7 @@ async fn add_edges(
     }
     let query = "SELECT COUNT(*) FROM edges WHERE gateway = ?";
     let mut held = count(change, query, gateway).await?;
+    let mut shares: Option<Shares> = None;
     for edge in edges {
         if grow_edge(change, gateway, edge, at).await? {
             continue;
@@ -249,14 +251,17 @@ async fn add_edges(
         if held >= u64::from(limits.edges) {
             // A scan leaves edges by the thousand that nobody answered; they go before the others, and before
             // an old one, so that it costs no edge of a conversation.
-            if drop_unanswered_edge(change, gateway).await? {
+            let shares = match &mut shares {
+                Some(shares) => shares,
+                none => none.insert(Shares::read(change, gateway).await?),
+            };
+            if let Some((member, mac)) = drop_unanswered_edge(change, gateway).await? {
                 made.away += 1;
-            } else if drop_old_edge(change, gateway, at, limits.edge_age).await? {
-                made.forgotten += 1;
-            } else {
-                made.away += 1;
+                shares.removed(member, mac);
+            } else if !shares.make_room(change, edge, at, limits.edge_age, &mut made).await? {
                 continue;
             }
+            shares.added(edge);
         } else {
             held += 1;
         }
@@ -394,40 +399,27 @@ fn stored_rhythm(columns: &Columns<'_>) -> Result<Rhythm, StoreError> {
     }
 }
 
-/// Makes room by dropping, of the edges with packets from one side only, the one that was quiet longest. False
+/// Makes room by dropping, of the edges with packets from one side only, the one that was quiet longest. Whose it was; none
 /// where there is none.
 async fn drop_unanswered_edge(
     change: &mut SqliteConnection,
     gateway: GatewayId,
-) -> Result<bool, StoreError> {
+) -> Result<Option<(Option<MemberId>, MacAddr)>, StoreError> {
     let dropped = sqlx::query(
         "DELETE FROM edges WHERE rowid = (SELECT rowid FROM edges INDEXED BY edges_never_answered \
-         WHERE gateway = ? AND (packets_out = 0 OR packets_in = 0) ORDER BY last LIMIT 1)",
+         WHERE gateway = ? AND (packets_out = 0 OR packets_in = 0) ORDER BY last LIMIT 1) \
+         RETURNING member, mac",
     )
     .bind(gateway.as_bytes().as_slice())
-    .execute(change)
+    .fetch_optional(change)
     .await
     .map_err(failed("drop an edge that was never answered"))?;
-    Ok(dropped.rows_affected() > 0)
-}
-
-/// Makes room by dropping the edge that was quiet longest, if that is long enough.
-async fn drop_old_edge(
-    change: &mut SqliteConnection,
-    gateway: GatewayId,
-    at: UnixMillis,
-    age: u64,
-) -> Result<bool, StoreError> {
-    let dropped = sqlx::query(
-        "DELETE FROM edges WHERE rowid = (SELECT rowid FROM edges \
-         WHERE gateway = ? AND last < ? ORDER BY last LIMIT 1)",
-    )
-    .bind(gateway.as_bytes().as_slice())
-    .bind(int(at.0.saturating_sub(age)))
-    .execute(change)
-    .await
-    .map_err(failed("drop an old edge"))?;
-    Ok(dropped.rows_affected() > 0)
+    let whose = |row: SqliteRow| {
+        let columns = Columns::new(&row, "edge");
+        let member = columns.array_or_empty("member")?.map(MemberId::from_bytes);
+        Ok((member, MacAddr(columns.array("mac")?)))
+    };
+    dropped.map(whose).transpose()
 }
 
 async fn insert_edge(
