@@ -20,7 +20,7 @@ pub(super) const CAPABILITY: &str = "counts-long";
 /// Longest datagram that isn't long: a handshake's first message.
 pub(super) const SHORT: usize = front::INITIATION_LEN;
 /// Least length of what every host takes, behind the longest headers of IP and UDP: no full knock is shorter.
-const FULL: usize = 576 - 48;
+pub(super) const FULL: usize = 576 - 48;
 /// Full knocks that must all have got lost.
 const ASKED: u32 = 8;
 /// No more are sent where short ones aren't answered either, until one is.
@@ -258,27 +258,25 @@ mod tests {
             let begin = self.ms;
             while self.ms < begin + time && !self.here.is_over() {
                 let ms = self.ms;
-                for at in 0..self.there_at.len() {
-                    if let Some((_, datagram)) = self.there_at.get(at).filter(|one| one.0 == ms) {
-                        let knock = match *datagram {
-                            Datagram::Packet => {
-                                self.there.note_sealed(1_132);
-                                None
-                            }
-                            Datagram::Knock { full, at, long } => {
-                                if full {
-                                    self.there.note_full(548);
-                                }
-                                Some((at, long))
-                            }
-                        };
-                        if let Some((at, long)) = knock.filter(|_| !self.is_lost()) {
-                            let came = self.there.came();
-                            self.here_at.push((ms + self.delay, Answer { came, at, long }));
+                let come = self.there_at.extract_if(.., |one| one.0 <= ms);
+                for (_, datagram) in come.collect::<Vec<_>>() {
+                    let knock = match datagram {
+                        Datagram::Packet => {
+                            self.there.note_sealed(1_132);
+                            None
                         }
+                        Datagram::Knock { full, at, long } => {
+                            if full {
+                                self.there.note_full(548);
+                            }
+                            Some((at, long))
+                        }
+                    };
+                    if let Some((at, long)) = knock.filter(|_| !self.is_lost()) {
+                        let came = self.there.came();
+                        self.here_at.push((ms + self.delay, Answer { came, at, long }));
                     }
                 }
-                self.there_at.retain(|one| one.0 > ms);
                 for (_, answer) in self.here_at.extract_if(.., |one| one.0 <= ms) {
                     let sent = (self.start + Duration::from_millis(answer.at), answer.long);
                     let now = self.start + Duration::from_millis(ms);

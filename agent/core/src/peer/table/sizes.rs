@@ -290,3 +290,27 @@ impl Peers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::doubt;
+    use crate::peer::knock::{KNOCK_LEN, MAX_KNOCK_LEN};
+
+    #[test]
+    fn every_full_knock_is_counted_as_one_and_none_of_the_least_is_longer_than_what_every_host_takes()
+     {
+        let places = ["192.0.2.1:1", "[2001:db8::1]:1", "[::ffff:192.0.2.1]:1"];
+        let places = places.map(|place| place.parse::<SocketAddr>().unwrap());
+        for (place, headers) in places.iter().zip([20 + 8, 40 + 8, 40 + 8]) {
+            assert_eq!(datagram(Length::Least, place), usize::from(FLOOR) - headers, "{place}");
+            for length in [Length::Least, Length::Usual] {
+                let len = datagram(length, place);
+                assert!((doubt::FULL..=MAX_KNOCK_LEN).contains(&len), "{place}: {len}");
+            }
+        }
+        let least = places.iter().map(|place| datagram(Length::Least, place)).min();
+        assert_eq!(least, Some(doubt::FULL), "what is counted as full is as long as the shortest");
+        const { assert!(doubt::FULL > doubt::SHORT && doubt::SHORT > KNOCK_LEN) };
+    }
+}
