@@ -109,6 +109,10 @@ impl Peers {
             None if peer.sending.is_some() && !peer.is_live(now) => {
                 Some((nearest, PathReason::Died))
             }
+            // It turned out to be a relay's, and nobody finds out what becomes of packets there.
+            None if peer.endpoint().is_some_and(|at| !self.may_knock_at(peer, at, now)) => {
+                Some((nearest, PathReason::Untried))
+            }
             None => None,
         };
         let leaps = route.via().is_none();
@@ -153,10 +157,13 @@ impl Peers {
         how: Agreed,
         now: Instant,
     ) {
+        let Some(peer) = self.peers.get(index) else { return };
+        let strange = peer.endpoint().is_some_and(|at| !self.may_knock_at(peer, at, now));
         let peer = self.peers.get_mut(index).filter(|peer| peer.sending == Some(tunnel));
         let Some(peer) = peer else { return };
         match (peer.route.via(), via) {
             (None, None) => peer.route.note_proof(now),
+            (Some(_), None) if strange => {}
             (Some(_), None) => match peer.endpoint().filter(|_| !how.fresh) {
                 Some(at) if peer.holds(at, now) => {}
                 // A handshake that the peer began says little of what gets through from here.

@@ -1,5 +1,8 @@
 //! Direct paths that answer knocks and carry next to nothing.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use super::*;
 
 /// What a handshake and a knock need, and no packet of a device.
@@ -163,6 +166,46 @@ fn one_that_nobody_uses_is_left_as_well() {
     world.run(Duration::from_secs(6));
     assert_eq!([0, 1].map(|here| world.path(here)), [(Some(NEAR), PathReason::Died); 2]);
     assert_eq!(world.stream(LARGE, Duration::from_secs(5)), [Duration::ZERO; 2]);
+}
+
+#[test]
+fn where_a_relay_turns_out_to_be_nobody_is_asked_and_packets_go_through_one_that_is_known() {
+    for (known, there, back) in [
+        (false, true, true),
+        (true, true, true),
+        (true, true, false),
+        (true, false, true),
+        (true, false, false),
+    ] {
+        let name = format!("a relay is there: {known}; long ones are lost: {there} {back}");
+        let mut world = streaming(0);
+        let asked = Rc::new(Cell::new([0_u32; 2]));
+        let counts = Rc::clone(&asked);
+        world.fate = Box::new(move |from, _, bytes| {
+            let mut asked = counts.get();
+            asked[from] += u32::from(bytes[0] == 5 && bytes.len() > KNOCK_LEN);
+            counts.set(asked);
+            usize::from(bytes.len() <= SMALL || !(if from == 0 { there } else { back }))
+        });
+        // In the middle of the questions, where there are any.
+        let begun = world.now;
+        while there && asked.get()[0] == 0 {
+            assert!(world.now < begun + Duration::from_secs(2), "{name}");
+            world.stream(LARGE, Duration::from_millis(10));
+        }
+        let before = asked.get()[0];
+        if known {
+            let (place, now) = (world.sides[1].at, world.now);
+            world.sides[0].peers.set_mirror(NEAR, Some(place), now);
+        }
+        let silence = world.stream(LARGE, Duration::from_secs(300));
+        let bound = Duration::from_secs(2);
+        assert!(silence.iter().all(|time| *time < bound), "{name}: {silence:?}");
+        assert!(there || back || silence == [Duration::ZERO; 2], "{name}: {silence:?}");
+        let relayed = [0, 1].map(|here| world.path(here).0);
+        assert_eq!(relayed, [Some(NEAR); 2], "{name}");
+        assert_eq!(asked.get()[0] == before, known, "{name}: {before}, then {:?}", asked.get());
+    }
 }
 
 #[test]
