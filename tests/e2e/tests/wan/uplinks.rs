@@ -171,10 +171,14 @@ fn wait_for_carrier(hospital: &Hospital, by: By, when: &str) {
     }
 }
 
-fn where_only_quic_passes(test: &str, by: By) {
+/// `mtu` is the second uplink's.
+fn where_only_quic_passes(test: &str, by: By, mtu: u16) {
     let Some(mut fixture) = hospital(test) else { return };
     let hospital = &mut fixture.hospital;
     second_uplink(hospital);
+    for end in [&hospital.gateways["imaging"].host, &hospital.router] {
+        end.ip(&format!("link set backup mtu {mtu}")).unwrap();
+    }
     let taker = match by {
         By::Relay => None,
         By::QuicThatItMade => Some("servers"),
@@ -215,17 +219,23 @@ fn where_only_quic_passes(test: &str, by: By) {
 #[test]
 fn where_only_quic_to_relays_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing() {
     let test = "uplinks::where_only_quic_to_relays_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing";
-    where_only_quic_passes(test, By::Relay);
+    where_only_quic_passes(test, By::Relay, 1500);
 }
 
 #[test]
 fn where_only_quic_that_it_made_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing() {
     let test = "uplinks::where_only_quic_that_it_made_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing";
-    where_only_quic_passes(test, By::QuicThatItMade);
+    where_only_quic_passes(test, By::QuicThatItMade, 1500);
 }
 
 #[test]
 fn where_only_quic_that_it_took_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing() {
     let test = "uplinks::where_only_quic_that_it_took_passes_a_second_uplink_is_taken_and_the_way_back_loses_nothing";
-    where_only_quic_passes(test, By::QuicThatItTook);
+    where_only_quic_passes(test, By::QuicThatItTook, 1500);
+}
+
+#[test]
+fn where_only_quic_to_relays_passes_a_second_uplink_is_taken_that_carries_less_in_one_piece() {
+    let test = "uplinks::where_only_quic_to_relays_passes_a_second_uplink_is_taken_that_carries_less_in_one_piece";
+    where_only_quic_passes(test, By::Relay, 1300);
 }
