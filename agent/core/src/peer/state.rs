@@ -16,7 +16,7 @@ use super::queue::Queue;
 use super::random::Random;
 use super::route::Route;
 use super::secret::{self, Secrecy};
-use super::table::Knows;
+use super::table::{Calls, Knows};
 use super::trial;
 use super::{ANSWER_WITHIN, CLIENT_LIVE_FOR, LIVE_FOR, PeerConfig, PeerEvent, inner_mtu};
 use crate::lane::CAPABILITY;
@@ -61,6 +61,8 @@ pub struct Peer {
     pub(super) client: bool,
     /// How often it is still to be called though nothing waits for it: its own session is one that was lost here.
     recalls: u8,
+    /// What it is still to be told, if it is a client and this gateway has moved.
+    pub(super) calls: Option<Calls>,
     pub(super) overlay: Ipv6Addr,
     /// The digest of what this gateway holds in common with it.
     pub(super) relation: u64,
@@ -151,6 +153,7 @@ impl Peer {
             generation,
             client: config.client,
             recalls: if config.client && !config.endpoints.is_empty() { RECALLS } else { 0 },
+            calls: None,
             overlay: config.overlay,
             relation: config.relation,
             keys: Vec::new(),
@@ -409,6 +412,11 @@ impl Peer {
     /// Whether a client is to be called now, as long as there is no session with it.
     pub(super) fn is_wanted(&self) -> bool {
         (self.waiting() > 0 || self.recalls > 0) && self.endpoint().is_some()
+    }
+
+    /// It is to be called a few times though nothing waits for it, if there is no session with it.
+    pub(super) const fn recall(&mut self) {
+        self.recalls = RECALLS;
     }
 
     /// It was called.

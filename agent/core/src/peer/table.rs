@@ -1,8 +1,10 @@
 //! The table of peers: what comes in, what goes out, and what the engine asks.
 
+mod find;
 mod gone;
 mod heard;
 mod keys;
+mod moved;
 mod outside;
 mod paths;
 mod roster;
@@ -22,7 +24,7 @@ use hashbrown::{HashMap, HashSet};
 use sha2::{Digest, Sha256};
 
 use super::agenda::Agenda;
-use super::front::{self, Admission, Kind};
+use super::front::Kind;
 use super::hearing::Hearing;
 use super::message;
 use super::outside::Mirrors;
@@ -38,6 +40,7 @@ use crate::wire::array;
 use gone::Gone;
 pub(super) use gone::Knows;
 use heard::{Proof, Said};
+pub(super) use moved::Calls;
 use sizes::Sizes;
 pub use way::Way;
 pub(super) use way::dscp;
@@ -420,82 +423,6 @@ impl Peers {
         if let Some(counted) = self.drops.get_mut(reason.index()) {
             *counted += times;
         }
-    }
-
-    /// Finds the tunnel that a datagram is for. `Ok(None)`: it was answered already.
-    fn route(
-        &mut self,
-        from: Target,
-        datagram: &[u8],
-        now: Instant,
-        out: &mut impl Sink,
-    ) -> Result<Option<(Kind, u32)>, DropReason> {
-        let kind = match front::classify(datagram) {
-            Ok(kind) => kind,
-            Err(DropReason::PeerUnknown) => {
-                let heard = match self.hear_mirror(from, datagram, now) {
-                    Some(heard) => heard,
-                    None => self.hear_knock(from, datagram, now, out),
-                };
-                return heard.map(|()| None);
-            }
-            Err(reason) => return Err(reason),
-        };
-        let receiver = match kind {
-            Kind::Initiation => None,
-            Kind::Response { receiver } | Kind::Cookie { receiver } | Kind::Data { receiver } => {
-                let index = receiver >> 8;
-                let number = index & (PSK_BIT - 1);
-                let ours = index >> OWNER_SHIFT == u32::from(self.config.owner & 0x0f);
-                if !ours || self.tunnels.get(number).is_none() {
-                    return Err(DropReason::PeerUnknown);
-                }
-                Some(number)
-            }
-        };
-        if matches!(kind, Kind::Initiation | Kind::Response { .. }) {
-            let of = receiver.and_then(|number| self.tunnels.get(number)).map(|tunnel| tunnel.own);
-            match self.own.admit(of, from.charged(), datagram, now) {
-                Admission::Admitted => {}
-                Admission::Refused(reason) => return Err(reason),
-                Admission::Cookie(cookie) => {
-                    write(out, from, CONTROL, &cookie);
-                    return Err(DropReason::HandshakeLimit);
-                }
-            }
-        }
-        let number = match receiver {
-            Some(number) => number,
-            None => {
-                let (own, key) = self.own.initiator(datagram)?;
-                let psk = array(datagram, 4).map(u32::from_le_bytes);
-                let psk = psk.is_some_and(|sender| (sender >> 8) & PSK_BIT != 0);
-                match self.by_key.get(&(own, key, psk)) {
-                    Some(number) => *number,
-                    None => {
-                        if psk {
-                            self.miss_psk((own, key), now, out);
-                        }
-                        return Err(DropReason::PeerUnknown);
-                    }
-                }
-            }
-        };
-        let peer = self.tunnels.get(number).and_then(|tunnel| self.peers.get(tunnel.peer));
-        match from {
-            // A relay says who sent it, and answers go to whoever the tunnel leads to: they must be the same.
-            Target::Relay(through) if peer.is_none_or(|peer| peer.gateway != through.peer) => {
-                return Err(DropReason::PeerUnauthenticated);
-            }
-            Target::Udp(at)
-                if matches!(kind, Kind::Initiation | Kind::Response { .. })
-                    && peer.is_some_and(|peer| !self.may_be_at(peer, at, now)) =>
-            {
-                return Err(DropReason::PeerPlace);
-            }
-            _ => {}
-        }
-        Ok(Some((kind, number)))
     }
 
     fn slot_of(&self, tunnel: u32) -> Option<PeerSlot> {

@@ -17,6 +17,9 @@ pub(super) const MRI_AT: [u8; 4] = [10, 20, 1, 11];
 pub(super) const SYN: u8 = 0x02;
 pub(super) const SYN_ACK: u8 = 0x12;
 
+/// Indices of which one has the bit set by which gateways tell what a handshake is for. Stock programs choose any.
+const INDICES: [u32; 2] = [1 << 19 | 1, 2];
+
 #[derive(Debug, Default)]
 pub(super) struct Out {
     pub(super) frames: Vec<(PortId, Vec<u8>)>,
@@ -101,7 +104,7 @@ impl Pair {
         let now = start();
         let mut engine = engine(Limits::default(), now);
         engine.apply(with_laptop(modes, 70), now);
-        let laptop = stock([70; 32], 1);
+        let laptop = stock([70; 32], INDICES[0]);
         Self { engine, laptop, from: at(1), received: Vec::new(), heard: 0, now }
     }
 
@@ -211,6 +214,21 @@ impl Pair {
 
 fn vnc(flags: u8) -> Vec<u8> {
     ipv4(LAPTOP_AT, CT_AT, 6, &tcp(50_000, 5900, flags, &[]))
+}
+
+#[test]
+fn a_stock_peer_is_answered_whatever_index_it_chooses() {
+    let mut pair = Pair::new([Mode::Enforce; 2]);
+    let bits = (0..24).map(|bit| 1 << bit);
+    for index in bits.chain([0, 0x00ff_ffff]) {
+        // Its program starts anew each time.
+        pair.laptop = stock([70; 32], index);
+        pair.wait(Duration::from_secs(1));
+        pair.handshake();
+        let delivered = pair.send(&vnc(SYN)).frames.len();
+        assert_eq!(delivered, 1, "{index:#x}: {:?}", pair.engine.status(pair.now).drops);
+    }
+    assert_eq!(pair.drops(DropReason::PeerUnknown), 0);
 }
 
 #[test]
@@ -354,7 +372,7 @@ fn with_another_key_it_is_called_where_it_was_when_there_is_something_to_say() {
     let out = pair.wait(Duration::from_secs(60));
     assert!(out.datagrams.iter().all(|(to, _)| *to != at(1)), "there is nothing to say: {out:?}");
     let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
-    pair.laptop = stock([71; 32], 2);
+    pair.laptop = stock([71; 32], INDICES[1]);
     pair.device_sends(&opened);
     let mut out = Out::default();
     pair.engine.handle_timeout(pair.now, &mut out);
@@ -390,6 +408,35 @@ fn a_client_is_called_where_it_was_before_a_restart() {
         pair.device_sends(&opened);
         assert_eq!(pair.received.len(), usize::from(keep), "{keep}");
     }
+}
+
+#[test]
+fn a_client_hears_from_its_gateway_where_that_is_now() {
+    let moved = |pair: &mut Pair| {
+        pair.engine.note_moved(pair.now);
+        let mut out = pair.wait(Duration::from_secs(60));
+        out.datagrams.retain(|(to, _)| *to == at(1));
+        out
+    };
+    let mut pair = Pair::new([Mode::Enforce; 2]);
+    assert!(moved(&mut pair).datagrams.is_empty(), "nobody knows where it is");
+    pair.handshake();
+    pair.send(&vnc(SYN));
+    for _ in 0..2 {
+        let mut out = moved(&mut pair);
+        let sizes: Vec<_> = out.datagrams.iter().map(|(_, datagram)| datagram.len()).collect();
+        assert_eq!(sizes, [32; 4], "empty packets of the session that there is");
+        // It takes them all for authentic, which has it send there from then on.
+        pair.carry(&mut out);
+    }
+    let opened = ipv4(CT_AT, LAPTOP_AT, 6, &tcp(41_000, 104, SYN, &[]));
+    pair.device_sends(&opened);
+    assert_eq!(pair.received, [opened]);
+    // One whose session was lost with the agent is called, and no more often than after a restart.
+    restarted(&mut pair, true);
+    pair.wait(Duration::from_secs(60));
+    let calls = moved(&mut pair).datagrams.iter().filter(|(_, call)| call.len() == 148).count();
+    assert_eq!(calls, 3);
 }
 
 #[test]

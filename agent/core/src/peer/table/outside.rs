@@ -16,34 +16,11 @@ use crate::target::{RelayId, Target};
 
 /// How long nothing comes back until relays are asked, too.
 const DOUBT: Duration = Duration::from_millis(300);
-/// How far apart peers hear of a move, and within what all of them do: so many words at once would be a burst.
-const APART: Duration = Duration::from_millis(1);
-const SPREAD: Duration = Duration::from_millis(500);
 
 impl Peers {
     /// Says where a relay may be asked how this gateway looks from outside; `None` where it no longer can be.
     pub fn set_mirror(&mut self, relay: RelayId, at: Option<SocketAddr>, now: Instant) {
         self.mirrors.set(relay, at, now);
-    }
-
-    /// This gateway has other addresses than before: whatever relays said of it is asked for anew, and peers hear from it
-    /// at once where it is.
-    pub fn note_moved(&mut self, now: Instant) {
-        self.mirrors.forget(now);
-        self.hearing.note_moved();
-        let numbers = self.peers.numbers();
-        let count = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
-        let apart = SPREAD.checked_div(count).unwrap_or_default().min(APART);
-        let mut at = now;
-        for number in numbers {
-            if let Some(peer) = self.peers.get_mut(number) {
-                peer.next_probe = at;
-                peer.route.trial.forget();
-                peer.route.nearer.forget();
-            }
-            self.wake(number, at);
-            at += apart;
-        }
     }
 
     /// For how long nothing has come back, from whomever. Where that is so for a moment, relays are asked, too: peers may

@@ -334,6 +334,7 @@ impl Peers {
         if probe {
             self.probe(index, now, out);
         }
+        self.call(index, now, out);
         self.tend_path(index, now, out);
         self.probe_sizes(index, now, out);
         self.doubt_path(index, now, out);
@@ -344,7 +345,8 @@ impl Peers {
         let size = peer.sending.and_then(|_| peer.path.poll_timeout());
         let path = peer.sending.and_then(|_| peer.route.due());
         let secrecy = peer.secrecy.due();
-        let others = [peer.silent_at(), peer.queue.due(), probe, size, path, secrecy, secrets];
+        let (silent, calls) = (peer.silent_at(), peer.calls_due());
+        let others = [silent, peer.queue.due(), probe, size, path, secrecy, secrets, calls];
         let next = tunnels.chain(others.into_iter().flatten()).min();
         // A peer without tunnels has nothing to come again for.
         let wake_at = next.unwrap_or(now + NEVER).max(now + TICK);
