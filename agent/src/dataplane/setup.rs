@@ -8,7 +8,6 @@ use std::sync::Arc;
 use anteroom_agent_core as core;
 use anteroom_agent_core::engine::Runner;
 use anteroom_proto::id::GatewayId;
-use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::mac::MacAddr;
 
 use crate::config::{Config, Host, InterfaceName, LaneThreads};
@@ -307,16 +306,16 @@ impl Setup {
         self.engine.clone()
     }
 
-    /// Starts the threads that run lanes, or finds that the engine is to run them. `secret` is the key of the lanes.
+    /// Starts the threads that run lanes, or finds that the engine is to run them.
     ///
     /// # Errors
     /// Where a thread can't be made.
-    pub fn run_lanes(&mut self, secret: &TunnelSecret) -> Result<Runner, SetupError> {
+    pub fn run_lanes(&mut self) -> Result<Runner, SetupError> {
         if self.lane_threads == 0 || self.underlay.sockets.len() < 2 {
             return Ok(Runner::Engine);
         }
         let sockets = self.underlay.sockets.split_off(1);
-        let threads = Threads::start(sockets, secret).map_err(|source| SetupError::System {
+        let threads = Threads::start(sockets).map_err(|source| SetupError::System {
             what: "starting lane threads".into(),
             source,
         })?;

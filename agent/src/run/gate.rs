@@ -172,7 +172,7 @@ impl Gate {
         }
         let mut engine = Engine::new(config, identity, Instant::now());
         if self.opener.config.offloads.lanes {
-            let runner = setup.run_lanes(&self.opener.lanes)?;
+            let runner = setup.run_lanes()?;
             engine.use_lanes(&self.opener.lanes, lane::USUAL, runner, Instant::now());
         }
         if self.opener.config.keys.classic == Classic::Never {

@@ -108,7 +108,7 @@ impl Bench {
                 let mut engine = Engine::new(setup.engine_config(), identity, now);
                 if config.offloads.lanes {
                     let secret = TunnelSecret::from_bytes([8; 32]);
-                    let runner = setup.run_lanes(&secret).expect("lane threads start");
+                    let runner = setup.run_lanes().expect("lane threads start");
                     engine.use_lanes(&secret, lane::USUAL, runner, now);
                 }
                 let handle = dataplane::spawn(setup, engine).map_err(|error| error.to_string());

@@ -17,7 +17,7 @@ use crate::lane::{
     self, Doorman, Event, Job, LaneId, Lanes, LanesConfig, OpenedInLane, Order, Taken,
 };
 use crate::peer::message::Message;
-use crate::peer::{Opened, Peer, PeerSlot, Peers, Sent};
+use crate::peer::{Opened, OwnKey, Peer, PeerSlot, Peers, Sent};
 use crate::sink::Sink;
 use crate::station::StationId;
 use crate::target::Target;
@@ -68,6 +68,16 @@ impl Bulk {
         self.book.hear(peer, via, offer, peers, now);
     }
 
+    /// This gateway's lane key for a peer.
+    pub(super) fn own_key_for_tests(
+        &mut self,
+        peer: PeerSlot,
+        peers: &mut crate::peer::Peers,
+        now: Instant,
+    ) -> anteroom_proto::key::TunnelPublicKey {
+        self.book.own_key_for_tests(peer, peers, now)
+    }
+
     /// When a peer is to be told something again.
     pub(super) fn notices_due_for_tests(&self) -> Option<Instant> {
         self.book.poll_timeout()
@@ -80,8 +90,8 @@ impl Bulk {
 }
 
 impl Engine {
-    /// Has bulk flows take lanes to peers that can use them too. `secret` is what its lane keys are made from, fresh at each start;
-    /// it is kept in memory only. To be called before the first view is applied.
+    /// Has bulk flows take lanes to peers that can use them too. `secret` is what its lane keys are made from, with the newest
+    /// tunnel key: fresh at each start, and kept in memory only. To be called before the first view is applied.
     pub fn use_lanes(&mut self, secret: &TunnelSecret, lanes: u8, runner: Runner, now: Instant) {
         self.peers.announce_lanes();
         let mut seed = || {
@@ -95,8 +105,7 @@ impl Engine {
         let (place, owners) = match runner {
             Runner::Shell(owners) => (Place::Elsewhere, owners.clamp(1, lane::MAX)),
             Runner::Engine => {
-                let (secret, seed) = (secret.clone(), seed());
-                let config = LanesConfig { secret, owner: 1, seed, most: MOST };
+                let config = LanesConfig { owner: 1, seed: seed(), most: MOST };
                 (Place::Here(Box::new(Lanes::new(&config, now))), 1)
             }
         };
@@ -107,6 +116,14 @@ impl Engine {
             owners,
             start: now,
         }));
+    }
+
+    /// Has lane keys be others where the newest tunnel key for other gateways is.
+    pub(super) fn change_lane_keys(&mut self, keys: &[OwnKey], now: Instant) {
+        let newest = keys.iter().find(|key| key.gateways);
+        if let (Some(bulk), Some(newest)) = (&mut self.bulk, newest) {
+            bulk.book.change_keys(&newest.secret, now);
+        }
     }
 
     /// How it stands with the lanes to peers with which there are any.

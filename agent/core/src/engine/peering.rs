@@ -153,6 +153,7 @@ impl Engine {
     /// Makes `keys` this gateway's tunnel keys, newest first. What peers and clients have with those that stay goes on.
     pub fn set_own_keys(&mut self, keys: &[OwnKey], now: Instant) {
         self.peers.set_own_keys(keys, now);
+        self.change_lane_keys(keys, now);
     }
 
     /// This gateway's tunnel keys for other gateways, and who still needs each. What waits to be admitted counts.

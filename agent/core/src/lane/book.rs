@@ -10,12 +10,13 @@ use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 
 use self::entry::{Entry, Notice};
-use super::{Event, LaneId, MAX, Order, secret_for};
+use super::{Event, LaneId, MAX, Order, OwnLaneKey};
 use crate::peer::message::{LaneKey, LaneOffer};
 use crate::peer::{PeerSlot, Peers};
 use crate::station::StationId;
 
 mod entry;
+mod renewal;
 
 /// How often a peer is asked at most that doesn't answer, and how often a lane is ordered that doesn't open.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -43,7 +44,13 @@ const PARTED_FOR: Duration = Duration::from_secs(60);
 /// The lanes of a gateway, as its engine sees them.
 #[derive(Debug)]
 pub struct Book {
+    /// What was drawn at the start.
+    drawn: TunnelSecret,
+    /// What lane keys are made from now, and beside which tunnel key of this gateway.
     secret: TunnelSecret,
+    beside: Option<TunnelPublicKey>,
+    /// Peers to which this gateway's key is to be another one, by their numbers.
+    changes: VecDeque<u32>,
     boot: BootId,
     lanes: u8,
     entries: HashMap<u32, Entry, foldhash::fast::RandomState>,
@@ -76,7 +83,10 @@ impl Book {
     #[must_use]
     pub fn new(secret: &TunnelSecret, boot: BootId, lanes: u8) -> Self {
         Self {
+            drawn: secret.clone(),
             secret: secret.clone(),
+            beside: None,
+            changes: VecDeque::new(),
             boot,
             lanes: lanes.min(MAX),
             entries: HashMap::default(),
@@ -170,7 +180,7 @@ impl Book {
         let offer = LaneOffer {
             number: self.said,
             boot: self.boot,
-            key: LaneKey(*entry.own.as_bytes()),
+            key: LaneKey(*entry.own.public().as_bytes()),
             lanes: self.lanes,
             // Not before it has heard that there was a time without.
             holds: entry
@@ -210,7 +220,8 @@ impl Book {
         if offer.answer {
             entry.owes = None;
         }
-        let holds_ours = offer.holds == Some(LaneKey(*entry.own.as_bytes()));
+        let holds_ours = offer.holds == Some(LaneKey(*entry.own.public().as_bytes()));
+        entry.tells &= !holds_ours;
         // Its ends of the lanes are gone: what is sent there is lost until ours are gone as well.
         let lost_ours = std::mem::replace(&mut entry.holds_ours, holds_ours) && !holds_ours;
         if lost_ours && entry.theirs.is_some() {
@@ -238,7 +249,11 @@ impl Book {
                 self.orders.push_back(Order::Expect { peer });
             }
         } else if let Some(key) = self.accept(peer, offer, peers, now) {
-            self.drop_key(peer);
+            // What it sent by the key before is still under way, perhaps.
+            match to {
+                Some(_) => self.end_term(peer),
+                None => self.drop_key(peer),
+            }
             if let Some(entry) = self.entries.get_mut(&peer.number()) {
                 entry.theirs = Some((key, offer.boot, via));
                 entry.lanes = lanes;
@@ -262,8 +277,7 @@ impl Book {
         entry.to = Some(to);
         self.orders.push_back(Order::Know {
             peer,
-            gateway: entry.gateway,
-            own: entry.own,
+            own: entry.own.clone(),
             key,
             term: entry.term,
             lanes: entry.lanes,
@@ -284,7 +298,7 @@ impl Book {
             return None;
         }
         let key = TunnelPublicKey::try_from(offer.key.0).ok()?;
-        (key != entry.own && !peers.knows_key(&key)).then_some(key)
+        (key != entry.own.public() && !peers.knows_key(&key)).then_some(key)
     }
 
     /// Forgets a peer's key, and with it its lanes.
@@ -354,23 +368,6 @@ impl Book {
         }
     }
 
-    /// Says again what peers didn't answer.
-    pub fn handle_timeout(&mut self, peers: &Peers, now: Instant) {
-        if self.next_notice.is_none_or(|next| next > now) {
-            return;
-        }
-        self.next_notice = None;
-        let told = |entry: &&Entry| entry.owes.is_some() || entry.renews.is_some();
-        for slot in self.entries.values().filter(told).map(|entry| entry.peer).collect::<Vec<_>>() {
-            self.settle(slot, peers, now);
-            self.renew(slot, peers, now);
-        }
-        // Those whose turn hasn't come. One to which nothing can be told is looked at when that changes.
-        let notices = self.entries.values().flat_map(|entry| [entry.owes, entry.renews]);
-        let nexts = notices.filter_map(|notice| notice?.next);
-        self.next_notice = nexts.filter(|next| *next > now).min();
-    }
-
     /// When [`Self::handle_timeout`] has something to do. Never, unless a peer is to be told something.
     #[must_use]
     pub const fn poll_timeout(&self) -> Option<Instant> {
@@ -402,26 +399,6 @@ impl Book {
             _ => {}
         }
         self.renew(slot, peers, now);
-    }
-
-    /// Asks a peer for its key through the tunnel that is used now, until it has answered there: what came through another
-    /// is worth as much as that one's key, which is going to be withdrawn, perhaps.
-    fn renew(&mut self, slot: PeerSlot, peers: &Peers, now: Instant) {
-        let entry = self.entries.get_mut(&slot.number()).filter(|entry| entry.peer == slot);
-        let Some(entry) = entry else { return };
-        let via = entry.theirs.map(|(.., via)| via);
-        if via.is_none() || peers.sending_key(slot).is_none_or(|key| Some(key) == via) {
-            entry.renews = None;
-            return;
-        }
-        let notice = entry.renews.unwrap_or(Notice::NEW);
-        if notice.next.is_some_and(|next| next > now) {
-            return;
-        }
-        let next = now + NOTICE_PAUSE * (1 << notice.told.min(MOST_RENEWAL_PAUSES));
-        entry.renews = Some(Notice { next: Some(next), told: notice.told.saturating_add(1) });
-        self.next_notice = Some(self.next_notice.map_or(next, |other| other.min(next)));
-        self.offer(slot, true, false);
     }
 
     /// Takes what whoever runs the lanes has to tell.
@@ -484,6 +461,17 @@ impl Book {
         self.turned_away
     }
 
+    /// This gateway's lane key for a peer.
+    #[cfg(test)]
+    pub(crate) fn own_key_for_tests(
+        &mut self,
+        peer: PeerSlot,
+        peers: &mut Peers,
+        now: Instant,
+    ) -> TunnelPublicKey {
+        self.entry(peer, peers, now).own.public()
+    }
+
     /// How many peers there are entries of.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
@@ -505,7 +493,7 @@ impl Book {
             Entry {
                 peer,
                 gateway,
-                own: secret_for(&self.secret, gateway).public(),
+                own: OwnLaneKey::new(&self.secret, gateway),
                 theirs: None,
                 term: self.term,
                 lanes: 0,
@@ -520,6 +508,7 @@ impl Book {
                 keys: (now, 0),
                 owes: None,
                 renews: None,
+                tells: false,
             }
         })
     }

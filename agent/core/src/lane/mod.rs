@@ -14,8 +14,10 @@
 //!   of its lane threads, and carries [`Order`]s and [`Job`]s there, [`Event`]s and opened packets back, by bounded
 //!   rings.
 //!
-//! **Keys.** An agent draws one secret at its start, keeps it in memory, and makes a lane key of it for each peer
-//! ([`secret_for`]). It tells a peer, inside lane 0, and only one whose hello has the [`CAPABILITY`]. Neither end uses
+//! **Keys.** An agent draws one secret at its start, keeps it in memory, and makes of it and of its newest tunnel key a lane key
+//! for each peer ([`OwnLaneKey`]). With the next tunnel key they are others, at once: peers are told, bulk takes lane 0
+//! until they have answered, and what is under way through lanes with the keys before is opened for half a minute at most.
+//! It tells a peer, inside lane 0, and only one whose hello has the [`CAPABILITY`]. Neither end uses
 //! a lane before the other has said that it holds its key. A third one that claims another's key gains nothing by it,
 //! nor takes anything away, and what a peer knew is worth nothing once it is forgotten.
 //!
@@ -43,14 +45,14 @@ pub mod pace;
 
 use std::net::SocketAddr;
 
-use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::TunnelPublicKey;
 
 use crate::peer::PeerSlot;
 use crate::vnet::VnetHeader;
 
 pub use crate::peer::LanesConfig;
-pub use crate::peer::doorman::{Doorman, secret_for};
+pub(crate) use crate::peer::doorman::secret_beside;
+pub use crate::peer::doorman::{Doorman, OwnLaneKey, secret_for};
 pub use crate::peer::lanes::{Lanes, OpenedInLane};
 
 /// What a gateway that can use lanes says in its hello.
@@ -72,16 +74,15 @@ pub struct LaneId {
 }
 
 /// What the engine tells whoever runs lanes. All that concern one peer are to be carried out in their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Order {
-    /// This is the peer's key. Handshakes that the peer begins are answered from now on.
+    /// This is the peer's key, and this gateway's for it. Handshakes that the peer begins are answered from now on. What comes
+    /// through lanes with those before is still opened for a while.
     Know {
         /// Which peer.
         peer: PeerSlot,
-        /// Which gateway that is.
-        gateway: GatewayId,
-        /// This gateway's lane key for it: that of [`secret_for`].
-        own: TunnelPublicKey,
+        /// This gateway's lane key for it.
+        own: OwnLaneKey,
         /// Its lane key.
         key: TunnelPublicKey,
         /// Which agreement with it this is. Tunnels of another one are gone, and events say of which they speak.

@@ -33,6 +33,55 @@ pub fn secret_for(secret: &TunnelSecret, peer: GatewayId) -> TunnelSecret {
     TunnelSecret::from_bytes(digest.finalize().into())
 }
 
+/// What lane keys are made from while a tunnel key of this gateway is its newest. Whoever knows what an agent drew at its start, and
+/// not that tunnel key, can't make it: nor can whoever knows the tunnel key alone.
+#[must_use]
+pub(crate) fn secret_beside(drawn: &TunnelSecret, newest: &TunnelSecret) -> TunnelSecret {
+    let digest = Sha256::new()
+        .chain_update(b"anteroom lane secret beside a tunnel key\0")
+        .chain_update(drawn.as_bytes())
+        .chain_update(newest.as_bytes());
+    TunnelSecret::from_bytes(digest.finalize().into())
+}
+
+/// This gateway's lane key for one peer, both halves. Copies share the private one, which is wiped with the last of them.
+#[derive(Clone)]
+pub struct OwnLaneKey(Arc<(TunnelSecret, TunnelPublicKey)>);
+
+impl OwnLaneKey {
+    /// That of [`secret_for`].
+    #[must_use]
+    pub fn new(secret: &TunnelSecret, peer: GatewayId) -> Self {
+        let secret = secret_for(secret, peer);
+        let public = secret.public();
+        Self(Arc::new((secret, public)))
+    }
+
+    /// The public half.
+    #[must_use]
+    pub fn public(&self) -> TunnelPublicKey {
+        self.0.1
+    }
+
+    pub(super) fn secret(&self) -> &TunnelSecret {
+        &self.0.0
+    }
+}
+
+impl std::fmt::Debug for OwnLaneKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OwnLaneKey").field(&self.public()).finish()
+    }
+}
+
+impl PartialEq for OwnLaneKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.public() == other.public()
+    }
+}
+
+impl Eq for OwnLaneKey {}
+
 /// What checks the outside of handshakes with one key: whether their sender knows it, and has a cookie.
 pub(super) struct Checks {
     pub(super) calm: Arc<RateLimiter>,
@@ -158,10 +207,12 @@ impl Doorman {
 
     /// Takes note of what whoever runs the lanes is told.
     pub fn note(&mut self, order: &Order) {
-        match *order {
-            Order::Know { peer, own, to, .. } => self.guests.put(peer, to, Checks::new(own)),
-            Order::Move { peer, to } => self.guests.move_to(peer, to),
-            Order::Forget { peer } => drop(self.guests.remove(peer)),
+        match order {
+            Order::Know { peer, own, to, .. } => {
+                self.guests.put(*peer, *to, Checks::new(own.public()));
+            }
+            Order::Move { peer, to } => self.guests.move_to(*peer, *to),
+            Order::Forget { peer } => drop(self.guests.remove(*peer)),
             Order::Expect { .. } | Order::Open(_) => {}
         }
     }

@@ -1,21 +1,21 @@
 //! What runs lanes: seals, opens, shakes hands. See [`crate::lane`].
 
 mod open;
+mod retired;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anteroom_proto::id::GatewayId;
-use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
+use anteroom_proto::key::TunnelPublicKey;
 use anteroom_proto::verdict::DropReason;
 use boringtun::x25519::StaticSecret;
 
 use open::{ANSWERS_WITHIN, Lane, PURSUED_FOR};
 
 use super::agenda::Agenda;
-use super::doorman::{Checks, Guests, secret_for};
+use super::doorman::{Checks, Guests, OwnLaneKey};
 use super::front::{self, Admission, Gates, Kind};
 use super::random::Random;
 use super::slots::Slots;
@@ -43,8 +43,6 @@ const PLACES: u32 = 16;
 /// What a [`Lanes`] is made from.
 #[derive(Debug, Clone)]
 pub struct LanesConfig {
-    /// What the agent's lane keys are made from, one for each peer.
-    pub secret: TunnelSecret,
     /// Which owner of lanes it is, from 1 on: see [`lane::owner`].
     pub owner: u8,
     /// 32 unpredictable bytes: jitter grows from them.
@@ -100,13 +98,14 @@ impl Known {
 
 /// All lanes that one thread runs.
 pub struct Lanes {
-    secret: TunnelSecret,
     owner: u8,
     random: Random,
     gates: Gates,
     peers: Guests<Known>,
     lanes: Slots<Lane>,
     open: usize,
+    /// Numbers of lanes through which nothing is sent any more, oldest first: at most as many as may be open.
+    retired: Vec<u32>,
     most: usize,
     events: VecDeque<Event>,
     agenda: Agenda,
@@ -130,12 +129,12 @@ impl Lanes {
         let mut random = Random::new(&config.seed);
         Self {
             gates: Gates::new(&mut random, now),
-            secret: config.secret.clone(),
             owner: config.owner & lane::MAX,
             random,
             peers: Guests::new(),
             lanes: Slots::new(1 << PLACES),
             open: 0,
+            retired: Vec::new(),
             most: config.most,
             events: VecDeque::new(),
             agenda: Agenda::default(),
@@ -152,8 +151,8 @@ impl Lanes {
     /// Carries out what the engine decided.
     pub fn carry_out(&mut self, order: Order, now: Instant, out: &mut impl Sink) {
         match order {
-            Order::Know { peer, gateway, own, key, term, lanes, to } => {
-                self.know(peer, (gateway, own), (key, term), (lanes, to), now);
+            Order::Know { peer, own, key, term, lanes, to } => {
+                self.know(peer, &own, (key, term), (lanes, to), now);
             }
             Order::Expect { peer } => {
                 if let Some(known) = self.peers.get_mut(peer) {
@@ -169,7 +168,7 @@ impl Lanes {
     fn know(
         &mut self,
         peer: PeerSlot,
-        (gateway, own): (GatewayId, TunnelPublicKey),
+        own: &OwnLaneKey,
         (key, term): (TunnelPublicKey, u32),
         (lanes, to): (u8, SocketAddr),
         now: Instant,
@@ -180,10 +179,13 @@ impl Lanes {
             (known.lanes, known.expected_until) = (lanes, expected_until);
             return self.move_to(peer, to);
         }
+        if let Some(before) = self.peers.remove(peer) {
+            self.retire(before, now);
+        }
         let gone = self.peers.remove_number(peer.index);
-        self.close(gone);
-        let secret = StaticSecret::from(*secret_for(&self.secret, gateway).as_bytes());
-        let checks = Checks::new(own);
+        self.close(gone, |other| other.index == peer.index && other != peer);
+        let secret = StaticSecret::from(*own.secret().as_bytes());
+        let checks = Checks::new(own.public());
         let tunnels = Vec::new();
         let known = Known { key, secret, checks, term, lanes, to, expected_until, tunnels };
         self.peers.put(peer, to, known);
@@ -201,13 +203,8 @@ impl Lanes {
     }
 
     fn forget(&mut self, peer: PeerSlot) {
-        let gone = self.peers.remove(peer);
-        self.close(gone);
-    }
-
-    fn close(&mut self, gone: Option<Known>) {
-        for (_, number) in gone.into_iter().flat_map(|known| known.tunnels) {
-            self.open -= usize::from(self.lanes.remove(number).is_some());
+        if let Some(gone) = self.peers.remove(peer) {
+            self.close(Some(gone), |other| other == peer);
         }
     }
 
@@ -233,7 +230,7 @@ impl Lanes {
             return Some(number);
         }
         if self.open >= self.most {
-            let spare = self.lanes.iter().filter(|(_, lane)| lane.is_spare(now));
+            let spare = self.lanes.iter().filter(|(_, lane)| lane.is_open() && lane.is_spare(now));
             let (number, _) = spare.min_by_key(|(_, lane)| lane.used)?;
             self.remove(number);
         }
@@ -257,6 +254,7 @@ impl Lanes {
                 strayed: None,
                 ours: false,
                 ready: false,
+                retired: None,
                 wake_at: now,
             }
         })?;
@@ -273,7 +271,7 @@ impl Lanes {
             return Some(number);
         }
         let (mut unproven, mut theirs) = (0, 0);
-        for (_, lane) in self.lanes.iter() {
+        for (_, lane) in self.lanes.iter().filter(|(_, lane)| lane.is_open()) {
             unproven += usize::from(lane.is_unproven());
             // One that is as good as gone keeps nobody away.
             theirs += usize::from(!lane.ours && !lane.is_spare(now));
@@ -285,7 +283,8 @@ impl Lanes {
 
     fn remove(&mut self, number: u32) {
         let Some(lane) = self.lanes.remove(number) else { return };
-        self.open -= 1;
+        self.open -= usize::from(lane.is_open());
+        self.retired.retain(|other| *other != number);
         if let Some(known) = self.peers.get_mut(lane.at.peer) {
             known.tunnels.retain(|(_, other)| *other != number);
         }
@@ -435,7 +434,7 @@ impl Lanes {
 
     /// Finds out whether a lane can be used, and tells when that changed.
     fn judge(&mut self, number: u32, now: Instant) {
-        let Some(lane) = self.lanes.get_mut(number) else { return };
+        let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.is_open()) else { return };
         let good = lane.is_good(now);
         if good {
             lane.wanted_until = None;
@@ -516,6 +515,9 @@ impl Lanes {
     fn tend(&mut self, number: u32, now: Instant, out: &mut impl Sink) {
         let mut buffer = [0; SMALL];
         let Some(lane) = self.lanes.get_mut(number) else { return };
+        if let Some(ends) = lane.retired_until() {
+            return if ends <= now { self.remove(number) } else { self.wake_by(number, ends) };
+        }
         let idle = now.saturating_duration_since(lane.used) >= lane.stays();
         let (mut len, mut gone) = (0, idle);
         match lane.tunnel.update(&mut buffer, now) {
@@ -551,8 +553,16 @@ impl Lanes {
             out.lane_datagram(self.owner, to, CONTROL, room, |buffer| tunnel.initiate(buffer));
         }
         let ends = lane.used + lane.stays();
-        lane.wake_at = lane.tunnel.wake_at().min(ends).max(now + Duration::from_millis(1));
-        self.agenda.note(number, lane.wake_at);
+        let wake_at = lane.tunnel.wake_at().min(ends).max(now + Duration::from_millis(1));
+        self.wake_by(number, wake_at);
+    }
+
+    /// Has a lane looked at then, and not before.
+    fn wake_by(&mut self, number: u32, at: Instant) {
+        if let Some(lane) = self.lanes.get_mut(number) {
+            lane.wake_at = at;
+            self.agenda.note(number, at);
+        }
     }
 
     /// Has a lane looked at then, if not earlier.

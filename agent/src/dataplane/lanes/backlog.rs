@@ -32,7 +32,7 @@ impl Backlog {
 
     /// The one that came first.
     pub(super) fn first(&self) -> Option<Order> {
-        self.orders.front().copied()
+        self.orders.front().cloned()
     }
 
     /// Takes out the one that came first.
@@ -80,7 +80,7 @@ mod tests {
         }
         assert_eq!(backlog.take_turned_away(), 3 * 4_999);
         for peer in peers.into_iter().take(3) {
-            let mut left: Vec<Order> = backlog.orders.iter().copied().collect();
+            let mut left: Vec<Order> = backlog.orders.iter().cloned().collect();
             left.retain(|order| order.peer() == peer);
             assert_eq!(left, [Order::Forget { peer }, Order::Move { peer, to: to(4_999) }]);
         }

@@ -34,7 +34,6 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use anteroom_agent_core::lane::{Job, Lanes, LanesConfig, Order};
-use anteroom_proto::key::TunnelSecret;
 use anteroom_proto::verdict::DropReason;
 
 use super::EndTogether;
@@ -88,12 +87,12 @@ impl Threads {
     ///
     /// # Errors
     /// Where a thread or a descriptor can't be made.
-    pub(super) fn start(sockets: Vec<UdpSocket>, secret: &TunnelSecret) -> io::Result<Self> {
+    pub(super) fn start(sockets: Vec<UdpSocket>) -> io::Result<Self> {
         let sleeper = Arc::new(Sleeper::new()?);
         let most = MOST_LANES / sockets.len().max(1);
         let threads = (1_u8..)
             .zip(sockets)
-            .map(|(owner, socket)| Thread::start(owner, socket, secret, most, &sleeper))
+            .map(|(owner, socket)| Thread::start(owner, socket, most, &sleeper))
             .collect::<io::Result<Vec<_>>>()?;
         let told = vec![0; DropReason::ALL.len()];
         let due = vec![0; threads.len()];
@@ -117,7 +116,7 @@ impl Threads {
                     thread.order(order);
                 }
             }
-            None => self.threads.iter_mut().for_each(|thread| thread.order(order)),
+            None => self.threads.iter_mut().for_each(|thread| thread.order(order.clone())),
         }
     }
 
@@ -246,7 +245,6 @@ impl Thread {
     fn start(
         owner: u8,
         socket: UdpSocket,
-        secret: &TunnelSecret,
         most: usize,
         packet_thread: &Arc<Sleeper>,
     ) -> io::Result<Self> {
@@ -257,7 +255,7 @@ impl Thread {
         let (near, far) = link::link(packet_thread.clone(), Arc::new(Sleeper::new()?));
         let lane_thread = LaneThread::new(thread::Start {
             owner,
-            lanes: Lanes::new(&LanesConfig { secret: secret.clone(), owner, seed, most }, now),
+            lanes: Lanes::new(&LanesConfig { owner, seed, most }, now),
             socket,
             link: far,
             meter: meter.clone(),
@@ -288,7 +286,7 @@ impl Thread {
     }
 
     fn order(&mut self, order: Order) {
-        let put = self.parcel().is_some_and(|parcel| parcel.order(order));
+        let put = self.parcel().is_some_and(|parcel| parcel.order(&order));
         if !put {
             self.orders.push(order);
         }
@@ -315,7 +313,7 @@ impl Thread {
         }
         let parcel = self.open.as_mut()?;
         while let Some(order) = self.orders.first() {
-            if !parcel.order(order) {
+            if !parcel.order(&order) {
                 return None;
             }
             self.orders.pop();

@@ -53,10 +53,10 @@ impl Parcel {
     }
 
     /// Adds an order. False where there is no room.
-    pub(super) fn order(&mut self, order: Order) -> bool {
+    pub(super) fn order(&mut self, order: &Order) -> bool {
         let fits = self.items.len() < ITEMS;
         if fits {
-            self.items.push(Item::Order(order));
+            self.items.push(Item::Order(order.clone()));
         }
         fits
     }

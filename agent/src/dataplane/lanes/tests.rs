@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anteroom_agent_core::batch::{RxDatagram, VlanTag};
-use anteroom_agent_core::lane::{self, Doorman, Event, LaneId, secret_for};
+use anteroom_agent_core::lane::{self, Doorman, Event, LaneId, OwnLaneKey, secret_for};
 use anteroom_agent_core::peer::{Config, PeerConfig, PeerSlot, Peers};
 use anteroom_agent_core::port::PortId;
 use anteroom_agent_core::sink::Sink;
 use anteroom_agent_core::vnet::VnetHeader;
 use anteroom_lab::namespace::in_private_network;
 use anteroom_proto::id::{BootId, GatewayId};
+use anteroom_proto::key::TunnelSecret;
 
 use super::*;
 use crate::net::udp::DatagramRing;
@@ -77,7 +78,7 @@ impl End {
         let (first, secret) = (sockets.next().unwrap(), TunnelSecret::from_bytes([of ^ run; 32]));
         Self {
             of,
-            threads: Threads::start(sockets.collect(), &secret).unwrap(),
+            threads: Threads::start(sockets.collect()).unwrap(),
             secret,
             first,
             ring: DatagramRing::default(),
@@ -106,8 +107,7 @@ impl End {
     fn know(&mut self, peer: PeerSlot, other: &(u8, TunnelSecret), term: u32, to: SocketAddr) {
         self.order(Order::Know {
             peer,
-            gateway: gateway(other.0),
-            own: secret_for(&self.secret, gateway(other.0)).public(),
+            own: OwnLaneKey::new(&self.secret, gateway(other.0)),
             key: secret_for(&other.1, gateway(self.of)).public(),
             term,
             lanes: lane::USUAL,

@@ -11,6 +11,7 @@ use crate::lane::book::Standing;
 use crate::wire::{Transport, parse_ethernet, parse_ipv4};
 
 mod given_up;
+mod rotated;
 
 const LANES: u8 = 4;
 const HERE: [u8; 4] = [10, 20, 1, 10];

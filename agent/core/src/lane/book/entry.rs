@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anteroom_proto::id::{BootId, GatewayId};
 use anteroom_proto::key::TunnelPublicKey;
 
-use crate::lane::MAX;
+use crate::lane::{MAX, OwnLaneKey};
 use crate::peer::PeerSlot;
 use crate::station::StationId;
 
@@ -20,7 +20,7 @@ pub(super) struct Entry {
     pub(super) peer: PeerSlot,
     pub(super) gateway: GatewayId,
     /// This gateway's key for it.
-    pub(super) own: TunnelPublicKey,
+    pub(super) own: OwnLaneKey,
     /// Its key, its run, and the main key whose tunnel both came through last.
     pub(super) theirs: Option<(TunnelPublicKey, BootId, TunnelPublicKey)>,
     /// Which agreement with it this is. An event that speaks of another one comes late.
@@ -46,6 +46,8 @@ pub(super) struct Entry {
     pub(super) owes: Option<Notice>,
     /// Set while it is asked for its key again through the tunnel that is used now.
     pub(super) renews: Option<Notice>,
+    /// Whether it is told of another key of this gateway's until it says that it holds it.
+    pub(super) tells: bool,
 }
 
 impl Entry {

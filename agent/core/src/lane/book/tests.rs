@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::entry::{KEYS_IN, MAX_KEYS};
 use super::*;
+use crate::lane::secret_for;
 use crate::peer::{Config, PeerConfig};
 
 const OWN: u8 = 1;
@@ -148,7 +149,7 @@ fn whoever_claims_anothers_lane_key_takes_nothing_away() {
     let told = orders(&mut book);
     let own = |slot| {
         told.iter().find_map(|order| match order {
-            Order::Know { peer, own, .. } if *peer == slot => Some(*own),
+            Order::Know { peer, own, .. } if *peer == slot => Some(own.clone()),
             _ => None,
         })
     };

@@ -40,6 +40,8 @@ pub(super) struct Lane {
     pub(super) ours: bool,
     /// Whether the engine was told that it can be used.
     pub(super) ready: bool,
+    /// Since when nothing is sent through it any more, as there are other keys.
+    pub(super) retired: Option<Instant>,
     /// When it is to be looked at.
     pub(super) wake_at: Instant,
 }

@@ -1,7 +1,10 @@
 //! Lanes by themselves: what they keep, and what they answer.
 
+use anteroom_proto::id::GatewayId;
+use anteroom_proto::key::TunnelSecret;
+
 use super::*;
-use crate::peer::doorman::Doorman;
+use crate::peer::doorman::{Doorman, secret_for};
 
 struct Sent(Vec<Vec<u8>>);
 
@@ -36,7 +39,7 @@ fn secret(of: u8) -> TunnelSecret {
 fn lanes(most: usize) -> (Lanes, Instant) {
     #[expect(clippy::disallowed_methods, reason = "any instant will do as the first")]
     let now = Instant::now();
-    let config = LanesConfig { secret: secret(1), owner: 1, seed: [2; 32], most };
+    let config = LanesConfig { owner: 1, seed: [2; 32], most };
     (Lanes::new(&config, now), now)
 }
 
@@ -47,8 +50,8 @@ fn gateway(of: PeerSlot) -> GatewayId {
 /// What lanes with a secret are told of a peer.
 fn know(own: u8, peer: PeerSlot, key: TunnelPublicKey, to: SocketAddr) -> Order {
     let gateway = gateway(peer);
-    let own = secret_for(&secret(own), gateway).public();
-    Order::Know { peer, gateway, own, key, term: 1, lanes: 4, to }
+    let own = OwnLaneKey::new(&secret(own), gateway);
+    Order::Know { peer, own, key, term: 1, lanes: 4, to }
 }
 
 #[test]
@@ -73,7 +76,7 @@ fn lanes_that_come_and_go_take_no_more_memory() {
 
 /// An initiation for lane 1 of whoever has the key `to`.
 fn initiation(now: Instant, to: TunnelPublicKey) -> Vec<u8> {
-    let config = LanesConfig { secret: secret(9), owner: 1, seed: [2; 32], most: 4 };
+    let config = LanesConfig { owner: 1, seed: [2; 32], most: 4 };
     let mut theirs = Lanes::new(&config, now);
     let mut out = Sent(Vec::new());
     let peer = PeerSlot { index: 5, generation: 1 };
@@ -212,7 +215,7 @@ fn place(of: PeerSlot) -> SocketAddr {
 /// Another end, which these lanes know as the peer in this slot, and what it sent to open its lane 1.
 fn begun(lanes: &mut Lanes, peer: PeerSlot, now: Instant) -> (Lanes, Vec<u8>) {
     let of = peer.index as u8;
-    let config = LanesConfig { secret: secret(of), owner: 1, seed: [of; 32], most: 4 };
+    let config = LanesConfig { owner: 1, seed: [of; 32], most: 4 };
     let (mut theirs, mut out) = (Lanes::new(&config, now), Sent(Vec::new()));
     let here = PeerSlot { index: 1, generation: 1 };
     let key = secret_for(&secret(1), gateway(peer)).public();
@@ -323,4 +326,81 @@ fn a_peer_whose_clock_was_set_back_has_lanes_again_once_the_old_ones_are_quiet()
     pass(&mut lanes, &mut now, 15);
     assert_eq!(again(&mut lanes, now), (false, 0));
     assert_eq!(again(&mut lanes, now), (true, 1), "the next begins one");
+}
+
+/// Carries one packet that `from` seals for the other end. Says whether it comes out there.
+fn passes(
+    from: &mut Lanes,
+    at: LaneId,
+    (to, whence): (&mut Lanes, SocketAddr),
+    now: Instant,
+) -> bool {
+    let mut packet = [0; 60];
+    packet[..4].copy_from_slice(&[0x45, 0, 0, 60]);
+    let (vnet, mut out) = (VnetHeader::default(), Sent(Vec::new()));
+    let mut job = Job { at, vnet, network: 0, limit: 1400, packet: &mut packet };
+    assert_eq!(from.seal(&mut job, now, &mut out), Ok(Taken::Yes));
+    let (datagram, mut room) = (out.0.pop().unwrap(), vec![0; 2000]);
+    let opened = to.open_datagram(whence, &datagram, &mut room, now, &mut Sent(Vec::new()));
+    matches!(opened, OpenedInLane::Packet { .. })
+}
+
+#[test]
+fn what_is_under_way_by_a_key_that_was_replaced_is_opened_for_half_a_minute_at_most() {
+    for busy in [true, false] {
+        let (mut lanes, mut now) = lanes(8);
+        let peer = PeerSlot { index: 5, generation: 1 };
+        let here = PeerSlot { index: 1, generation: 1 };
+        let (mut theirs, message) = begun(&mut lanes, peer, now);
+        carry(&mut lanes, (&mut theirs, peer), &message, now);
+        let (there, at) = (LaneId { peer: here, lane: 1 }, LaneId { peer, lane: 1 });
+        assert!(passes(&mut theirs, there, (&mut lanes, place(peer)), now));
+        let key = secret_for(&secret(5), gateway(here)).public();
+        let other = |of, term| Order::Know {
+            peer,
+            own: OwnLaneKey::new(&secret(of), gateway(peer)),
+            key,
+            term,
+            lanes: 4,
+            to: place(peer),
+        };
+        lanes.carry_out(other(2, 2), now, &mut Sent(Vec::new()));
+        assert_eq!(lanes.open_lanes(), 0, "nothing is sent through it");
+        let (vnet, packet) = (VnetHeader::default(), &mut [0x45; 60][..]);
+        let mut job = Job { at, vnet, network: 0, limit: 1400, packet };
+        assert_eq!(lanes.seal(&mut job, now, &mut Sent(Vec::new())), Ok(Taken::NoSession));
+        let mut lasted = 0;
+        for second in 0..60 {
+            if second % if busy { 5 } else { 15 } == 0 {
+                lasted += usize::from(passes(&mut theirs, there, (&mut lanes, place(peer)), now));
+            }
+            pass(&mut lanes, &mut now, 1);
+        }
+        assert_eq!(lasted, if busy { 6 } else { 1 }, "busy: {busy}");
+        assert_eq!((lanes.lanes.iter().count(), lanes.retired.len()), (0, 0));
+    }
+}
+
+#[test]
+fn lanes_with_replaced_keys_are_bounded_and_go_with_their_peer() {
+    let (mut lanes, now) = lanes(4);
+    let here = PeerSlot { index: 1, generation: 1 };
+    let peers = [5, 6, 7].map(|index| PeerSlot { index, generation: 1 });
+    for term in 2..20 {
+        for peer in peers {
+            let (mut theirs, message) = begun(&mut lanes, peer, now);
+            carry(&mut lanes, (&mut theirs, peer), &message, now);
+            let own = OwnLaneKey::new(&secret(term as u8 + 0x20), gateway(peer));
+            let key = secret_for(&secret(peer.index as u8), gateway(here)).public();
+            let to = place(peer);
+            let know = Order::Know { peer, own, key, term, lanes: 4, to };
+            lanes.carry_out(know, now, &mut Sent(Vec::new()));
+            assert!(lanes.retired.len() <= 4 && lanes.lanes.iter().count() <= 8);
+        }
+    }
+    assert!(!lanes.retired.is_empty());
+    for peer in peers {
+        lanes.carry_out(Order::Forget { peer }, now, &mut Sent(Vec::new()));
+    }
+    assert_eq!((lanes.lanes.iter().count(), lanes.retired.len(), lanes.open_lanes()), (0, 0, 0));
 }
