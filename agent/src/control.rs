@@ -12,6 +12,7 @@ mod fitted;
 mod greet;
 mod keep;
 mod outbox;
+mod places;
 mod rekey;
 mod rotate;
 mod session;
@@ -124,6 +125,8 @@ pub(crate) struct Client<P> {
     ring: Ring,
     /// As the keys are offered now.
     bindings: Vec<Signed<TunnelKeyBinding>>,
+    /// Where clients that were configured so far look for this gateway.
+    known_at: Option<SocketAddr>,
     /// What the controller asked for and isn't done yet.
     asked_to_rotate: Option<Rotate>,
     /// Keys that are being written down.
@@ -217,6 +220,7 @@ impl<P: Plane> Client<P> {
         Self {
             bindings: ring.bindings(&enrolment, &identity),
             ring,
+            known_at: None,
             asked_to_rotate: overdue.then_some(Rotate { up_to, now: false }),
             writing: None,
             keys_rest: None,
@@ -466,6 +470,7 @@ impl<P: Plane> Client<P> {
 
     fn reachable(&mut self) -> Reachable {
         let reach = self.reach.borrow_and_update().clone();
+        self.note_places(&reach.endpoints);
         Reachable {
             endpoints: reach.endpoints,
             keys: self.bindings.clone(),
