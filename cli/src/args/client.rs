@@ -20,7 +20,9 @@ pub enum ClientCommand {
         Without it, the key is made here and shown once, in the configuration and in the QR code, which WireGuard's apps\n\
         read with a camera. It is stored nowhere and sent to nobody; but whoever sees it on its way is the client, so hand\n\
         it over as you would a password.\n\n\
-        Examples:\n  anteroom client add laptop-7 --site north --address 10.20.9.7 --out laptop-7.conf\n  \
+        Its peers are the gateways of the devices that rules open to it by now, so apply those first: a segment such as\n\
+        match = { label.class = \"service\" } has a client in it as soon as it is added with that label.\n\n\
+        Examples:\n  anteroom client add laptop-7 --site north --address 10.20.9.7 --label class=service --out laptop-7.conf\n  \
         anteroom client add laptop-8 --site north --address 10.20.9.8 --label class=service \\\n    \
         --key 'xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg='"
     )]

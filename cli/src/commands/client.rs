@@ -15,7 +15,7 @@ use serde::ser::SerializeSeq as _;
 use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use self::config::{PeerRow, bare, interface, newest_keys, peers, peers_by, peers_text};
+use self::config::{PeerRow, bare, check_key, interface, newest_keys, peers, peers_by, peers_text};
 use super::host::{self, HostRow};
 use super::login::draw;
 use crate::args::{ChangeArgs, ClientAdd};
@@ -81,6 +81,7 @@ pub(super) fn add(
     }
     let mut with_it = change::fetch(remote)?.model;
     with_it.add_client(id, client.clone()).map_err(ChangeError::from)?;
+    check_key(remote, &with_it, client.key)?;
     check_peers(&peers(remote, &with_it, id)?, &args.name)?;
     let exit = change::make_and(remote, output, request, &configuration, &|model, _| {
         model.add_client(id, client.clone())
@@ -96,8 +97,8 @@ pub(super) fn add(
 fn draw_qr(config: &str, output: &mut Output<'_>) -> Result<(), Error> {
     if !config.contains("[Peer]") {
         return output.note(
-            "No QR code: there is no peer in it yet. Where rules are to come, revoke the client, apply them, and add it again; \
-             or keep the text above and add the peers that `anteroom client show` will tell.",
+            "No QR code: there is no peer in it yet. Keep the text above, and once rules name the client add the peers that `anteroom client \
+             show` will tell. Or revoke it, apply rules that open to a segment by label, and add it again with that label.",
         );
     }
     match output.qr_code(config)? {

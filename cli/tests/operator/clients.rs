@@ -128,6 +128,27 @@ fn a_client_is_added_by_the_public_half_of_its_key() {
 }
 
 #[test]
+fn a_gateways_own_key_is_no_clients() {
+    let (controller, ana) = hospital();
+    tunnel_key(&controller, "imaging", 1, 51, 1);
+    tunnel_key(&controller, "imaging", 1, 52, 2);
+    // What imaging never signed is nobody's.
+    tunnel_key(&controller, "imaging", 9, 66, 3);
+    for seed in [51, 52] {
+        let key = wireguard_key(seed);
+        let refused = ana.run(&[&ADD[..], &["--key", &key]].concat()).fails(1).to_owned();
+        assert!(refused.contains(&key) && refused.contains("gateway imaging's own"), "{refused}");
+        assert!(controller.state().model().clients.is_empty(), "{seed}");
+    }
+    // It is remembered where it was seen, though the controller says nothing of it any more.
+    controller.state().tunnel_keys.clear();
+    let newest = wireguard_key(52);
+    let refused = ana.run(&[&ADD[..], &["--key", &newest]].concat()).fails(1).to_owned();
+    assert!(refused.contains("gateway imaging's own"), "{refused}");
+    ana.run(&[&ADD[..], &["--key", &wireguard_key(66)]].concat()).ok();
+}
+
+#[test]
 fn a_client_is_added_once_and_its_key_goes_where_it_is_told() {
     let (controller, ana) = hospital();
     let file = ana.path("laptop-7.conf");

@@ -10,7 +10,7 @@ use anteroom_proto::api::GatewayStatus;
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cose::{Signed, Verified};
 use anteroom_proto::id::{GatewayId, MemberId};
-use anteroom_proto::key::TunnelSecret;
+use anteroom_proto::key::{TunnelPublicKey, TunnelSecret};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -176,6 +176,36 @@ pub(super) fn newest_keys(
         remote.home().write_seen_keys(&seen)?;
     }
     Ok(keys)
+}
+
+/// Refuses a client's key that is a gateway's: peers would leave that gateway without it, for operators' word counts for more than its own.
+///
+/// # Errors
+/// When it is one, or the controller can't be asked.
+pub(super) fn check_key(
+    remote: &mut Remote,
+    model: &Model,
+    key: TunnelPublicKey,
+) -> Result<(), Error> {
+    let statuses = remote.gateways()?;
+    let newest = newest_keys(remote, model, &statuses)?;
+    let binds = |id: &GatewayId, gateway: &Gateway| {
+        let status = statuses.iter().find(|status| status.gateway == *id);
+        let signed = status.map(|status| status.tunnel_keys.as_slice()).unwrap_or_default();
+        let mut bound = signed.iter().filter_map(|signed| {
+            signed.verify(model.organisation, &[gateway.identity]).ok().map(|key| key.x25519)
+        });
+        bound.any(|bound| bound == key) || newest.get(id).is_some_and(|newest| newest.key == key)
+    };
+    let Some((_, gateway)) = model.gateways.iter().find(|(id, gateway)| binds(id, gateway)) else {
+        return Ok(());
+    };
+    Err(Error::Other(format!(
+        "the WireGuard key {} is gateway {}'s own, which its peers would take from it: a client needs a key that was made on its own \
+         machine, and whoever sent this one may mean harm. Nothing was changed",
+        key.to_wireguard(),
+        gateway.name
+    )))
 }
 
 fn row(
