@@ -66,15 +66,15 @@ fn lane_keys_are_others_with_each_tunnel_key_and_no_packet_is_lost() {
                 }
             });
             net.busy(200);
-            for side in 0..2 {
-                let changed = net.lane_key(side) != before[side];
+            for (side, before) in before.into_iter().enumerate() {
+                let changed = net.lane_key(side) != before;
                 assert_eq!(changed, sides.contains(&side), "{sides:?}, side {side}");
                 assert!(net.standing(side).ready > 0, "{sides:?}: no lanes any more");
             }
             let before = net.sent;
             net.busy(20);
-            for side in 0..2 {
-                let [thin, bulk] = [0, 1].map(|at| net.sent[side][at] - before[side][at]);
+            for (side, before) in before.into_iter().enumerate() {
+                let [thin, bulk] = [0, 1].map(|at| net.sent[side][at] - before[at]);
                 assert!(bulk > 700 && thin < 100, "{sides:?}, side {side}: {bulk} {thin}");
             }
         }
