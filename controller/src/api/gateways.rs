@@ -16,7 +16,7 @@ use axum::http::StatusCode;
 use super::extract::{Body, Params};
 use super::failure::Failure;
 use super::login::Caller;
-use super::{Api, MAX_LIST, limit};
+use super::{Api, MAX_LIST, limit, whole};
 use crate::store::{GatewayFacts, Recording};
 use crate::{change, clock};
 
@@ -28,7 +28,9 @@ pub(super) async fn new_invite(
     Extension(caller): Extension<Caller>,
     Body(new): Body<NewInvite>,
 ) -> Result<StatusCode, Failure> {
-    change::invite(&api.controller, &caller.chain, &caller.operator, &new).await?;
+    let changing =
+        async move { change::invite(&api.controller, &caller.chain, &caller.operator, &new).await };
+    whole::make("invite", changing).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -37,7 +39,8 @@ pub(super) async fn offline_bypass(
     Extension(caller): Extension<Caller>,
     Body(told): Body<OfflineBypass>,
 ) -> Result<StatusCode, Failure> {
-    change::note_bypass(&api.controller, &caller.chain, &told).await?;
+    let changing = async move { change::note_bypass(&api.controller, &caller.chain, &told).await };
+    whole::make("order", changing).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -46,7 +49,8 @@ pub(super) async fn rotate(
     Extension(caller): Extension<Caller>,
     Body(request): Body<RotateRequest>,
 ) -> Result<Json<RotateAnswer>, Failure> {
-    Ok(Json(change::rotate(&api.controller, &caller.operator, &request).await?))
+    let changing = async move { change::rotate(&api.controller, &caller.operator, &request).await };
+    Ok(Json(whole::make("gateways", changing).await?))
 }
 
 pub(super) async fn rekey(
@@ -54,7 +58,10 @@ pub(super) async fn rekey(
     Extension(caller): Extension<Caller>,
     Body(request): Body<RekeyRequest>,
 ) -> Result<Json<RekeyAnswer>, Failure> {
-    Ok(Json(change::rekey(&api.controller, &caller.chain, &caller.operator, &request).await?))
+    let changing = async move {
+        change::rekey(&api.controller, &caller.chain, &caller.operator, &request).await
+    };
+    Ok(Json(whole::make("order", changing).await?))
 }
 
 pub(super) async fn invites(State(api): State<Api>) -> Result<Json<Vec<InviteInfo>>, Failure> {
@@ -211,3 +218,6 @@ pub(super) async fn hints(
     let next = last.filter(|_| u32::try_from(hints.len()).is_ok_and(|len| len >= limit));
     Ok(Json(HintsPage { hints, next, turned_away }))
 }
+
+#[cfg(test)]
+mod tests;

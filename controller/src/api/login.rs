@@ -38,6 +38,14 @@ pub(super) struct Caller {
     token: Hash,
 }
 
+#[cfg(test)]
+impl Caller {
+    /// Somebody who has signed in.
+    pub(super) fn of(operator: &Operator, chain: Arc<AuthorityChain>) -> Self {
+        Self { operator: operator.clone(), chain, token: Hash::ZERO }
+    }
+}
+
 fn token_hash(token: &str) -> Hash {
     Hash::of("anteroom session token", &[token.as_bytes()])
 }
