@@ -24,6 +24,12 @@ pub enum DirectoryError {
         /// What is there.
         file: PathBuf,
     },
+    /// Something is there already, and no configuration.
+    #[error("{} is there already, and no controller.toml: what made or copied a controller here was cut short, or the configuration is lost. Choose another directory, or empty this one if nothing in it is needed", file.display())]
+    Unfinished {
+        /// What is there.
+        file: PathBuf,
+    },
     /// The system refuses.
     #[error("{}: {problem}", file.display())]
     Io {
@@ -88,6 +94,12 @@ impl Directory {
         self.0.join("controller.db")
     }
 
+    /// What the database is called while it is being copied.
+    #[must_use]
+    pub fn database_draft(&self) -> PathBuf {
+        self.0.join("controller.db.new")
+    }
+
     /// The identity key.
     #[must_use]
     pub fn identity(&self) -> PathBuf {
@@ -112,7 +124,7 @@ impl Directory {
         self.0.join("claim.secret")
     }
 
-    /// All files, in an order that is the same for every directory.
+    /// All files that a controller has.
     #[must_use]
     pub fn files(&self) -> [PathBuf; 6] {
         [
@@ -156,20 +168,30 @@ impl Directory {
         // One that an earlier try left behind is of no use.
         let _ = fs::remove_file(&draft);
         self.create(&draft, content)?;
-        fs::rename(&draft, file)
+        self.rename(&draft, file)
+    }
+
+    /// Gives a file of the directory another name in one step, and waits until that is on disk.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn rename(&self, from: &Path, to: &Path) -> Result<(), DirectoryError> {
+        fs::rename(from, to)
             .and_then(|()| File::open(&self.0)?.sync_all())
-            .map_err(|problem| DirectoryError::Io { file: file.into(), problem })
+            .map_err(|problem| DirectoryError::Io { file: to.into(), problem })
     }
 
     /// Makes the directory, or takes one that holds no controller yet.
     ///
     /// # Errors
-    /// [`DirectoryError::Exists`] where it holds one.
+    /// [`DirectoryError::Exists`] where it holds one, [`DirectoryError::Unfinished`] where it holds parts of one.
     pub fn prepare(&self) -> Result<(), DirectoryError> {
-        for file in self.files() {
-            if file.symlink_metadata().is_ok() {
-                return Err(DirectoryError::Exists { file });
-            }
+        let there = |file: &PathBuf| file.symlink_metadata().is_ok();
+        if let Some(file) = self.files().into_iter().find(there) {
+            return Err(match there(&self.config()) {
+                true => DirectoryError::Exists { file },
+                false => DirectoryError::Unfinished { file },
+            });
         }
         let io = |problem| DirectoryError::Io { file: self.0.clone(), problem };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(io)?;

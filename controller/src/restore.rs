@@ -6,7 +6,7 @@
 //! that key from the document.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::setup::ControllerCode;
@@ -56,12 +56,7 @@ pub enum RestoreError {
 pub async fn backup(directory: &Directory, to: &Directory) -> Result<(), RestoreError> {
     check_files(directory)?;
     to.prepare()?;
-    let copied = async {
-        copy(directory, to).await?;
-        database::check(&to.database()).await?;
-        Ok(())
-    };
-    undo_on_error(to, copied.await)
+    undo_on_error(to, take(&BACKUP, directory, to).await)
 }
 
 /// Makes a controller in `to` out of the backup in `from`; with `new_key`, one with keys of its own, because those in
@@ -77,15 +72,9 @@ pub async fn restore(
     check_files(from)?;
     database::check(&from.database()).await?;
     to.prepare()?;
-    let restored = async {
-        copy(from, to).await?;
-        wait_for_operators(to, "controller restore", from.path()).await?;
-        if new_key {
-            replace_keys(to)?;
-        }
-        code(to)
-    };
-    undo_on_error(to, restored.await)
+    let steps: &[Step] = if new_key { &RESTORE_WITH_NEW_KEY } else { &RESTORE };
+    let restored = take(steps, from, to).await.and_then(|()| code(to));
+    undo_on_error(to, restored)
 }
 
 /// Gives the controller in `directory`, which must not be running, another key and another certificate.
@@ -95,10 +84,11 @@ pub async fn restore(
 pub async fn new_key(directory: &Directory) -> Result<ControllerCode, RestoreError> {
     check_files(directory)?;
     // First, so that whatever happens in between, the new key isn't taken for the old one.
-    if !wait_for_operators(directory, "controller new-key", directory.path()).await? {
+    let database = directory.database();
+    if !wait_for_operators(&database, "controller new-key", directory.path()).await? {
         return Err(RestoreError::Unclaimed);
     }
-    replace_keys(directory)?;
+    replace_keys(directory, &Config::load(&directory.config())?)?;
     code(directory)
 }
 
@@ -116,9 +106,86 @@ pub fn code(directory: &Directory) -> Result<ControllerCode, RestoreError> {
     })
 }
 
+/// A part of making a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The database, under a name by which nobody takes it for one.
+    Database,
+    /// Checks that it is whole.
+    Check,
+    /// Notes in it that the controller waits for operators.
+    Mark,
+    /// Gives the database its name.
+    Name,
+    /// Keys, certificate and claim secret.
+    Keys,
+    /// Another key and another certificate in their place.
+    NewKeys,
+    /// The configuration: without it nothing runs, and nothing is restored.
+    Config,
+}
+
+// A program that is killed, or a power cut, ends them anywhere. So what is restored is marked before it has its name,
+// and the configuration, without which all else is of no use, comes last.
+const BACKUP: [Step; 5] = [Step::Database, Step::Check, Step::Name, Step::Keys, Step::Config];
+const RESTORE: [Step; 5] = [Step::Database, Step::Mark, Step::Name, Step::Keys, Step::Config];
+const RESTORE_WITH_NEW_KEY: [Step; 6] =
+    [Step::Database, Step::Mark, Step::Name, Step::Keys, Step::NewKeys, Step::Config];
+
+async fn take(steps: &[Step], from: &Directory, to: &Directory) -> Result<(), RestoreError> {
+    let draft = to.database_draft();
+    for step in steps {
+        match step {
+            Step::Database => {
+                // One that an earlier try left behind is of no use.
+                discard(&draft);
+                // SQLite gives its own files the mode of the one that it finds.
+                to.create(&draft, &[])?;
+                database::copy(&from.database(), &draft).await?;
+            }
+            Step::Check => database::check(&draft).await?,
+            Step::Mark => {
+                wait_for_operators(&draft, "controller restore", from.path()).await?;
+                database::settle(&draft).await?;
+            }
+            Step::Name => to.rename(&draft, &to.database())?,
+            Step::Keys => {
+                copy_file(from, to, Directory::identity)?;
+                copy_file(from, to, Directory::https_key)?;
+                copy_file(from, to, Directory::certificate)?;
+                if from.claim_secret().symlink_metadata().is_ok() {
+                    copy_file(from, to, Directory::claim_secret)?;
+                }
+            }
+            Step::NewKeys => replace_keys(to, &Config::load(&from.config())?)?,
+            Step::Config => copy_file(from, to, Directory::config)?,
+        }
+    }
+    Ok(())
+}
+
+fn copy_file(
+    from: &Directory,
+    to: &Directory,
+    which: fn(&Directory) -> PathBuf,
+) -> Result<(), DirectoryError> {
+    to.create(&which(to), &from.read(&which(from))?)
+}
+
+/// Removes a database, if it is there, and what SQLite keeps beside it.
+fn discard(database: &Path) {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let mut file = database.as_os_str().to_owned();
+        file.push(suffix);
+        let _ = fs::remove_file(PathBuf::from(file));
+    }
+}
+
 fn undo_on_error<T>(made: &Directory, result: Result<T, RestoreError>) -> Result<T, RestoreError> {
     if result.is_err() {
         // Everything in there was made by this call: `prepare` saw to it.
+        discard(&made.database_draft());
+        discard(&made.database());
         for file in made.files() {
             let _ = fs::remove_file(file);
         }
@@ -134,27 +201,14 @@ fn check_files(directory: &Directory) -> Result<(), RestoreError> {
     Ok(())
 }
 
-async fn copy(from: &Directory, to: &Directory) -> Result<(), RestoreError> {
-    for (source, target) in from.files().into_iter().zip(to.files()) {
-        let is_database = source == from.database();
-        if is_database || source.symlink_metadata().is_err() {
-            continue;
-        }
-        to.create(&target, &from.read(&source)?)?;
-    }
-    // SQLite gives its own files the mode of the one that it finds.
-    to.create(&to.database(), &[])?;
-    Ok(database::copy(&from.database(), &to.database()).await?)
-}
-
 /// Checks the audit log and notes that the controller waits. False where nobody has claimed it, so that there is
 /// nobody to wait for.
 async fn wait_for_operators(
-    directory: &Directory,
+    database: &Path,
     action: &str,
     subject: &Path,
 ) -> Result<bool, RestoreError> {
-    let store = SqliteStore::open(&directory.database(), false, Limits::default()).await?;
+    let store = SqliteStore::open(database, false, Limits::default()).await?;
     let noted = async {
         let entries = audit::check(&store).await?;
         if store.authority().await?.is_empty() {
@@ -177,8 +231,7 @@ async fn wait_for_operators(
     noted
 }
 
-fn replace_keys(directory: &Directory) -> Result<(), RestoreError> {
-    let config = Config::load(&directory.config())?;
+fn replace_keys(directory: &Directory, config: &Config) -> Result<(), RestoreError> {
     let hosts: Vec<String> = config.https.advertise.iter().filter_map(|url| host(url)).collect();
     let (certificate, key) = init::certificate(&hosts)?;
     let identity = IdentityKey::from_seed(&Zeroizing::new(clock::random::<32>()?));
@@ -195,13 +248,4 @@ fn host(url: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_are_read_out_of_addresses() {
-        assert_eq!(host("https://controller.example:8443").as_deref(), Some("controller.example"));
-        assert_eq!(host("https://[fd00::1]:8443").as_deref(), Some("fd00::1"));
-        assert_eq!(host("controller:8443"), None);
-    }
-}
+mod tests;

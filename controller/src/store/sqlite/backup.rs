@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row};
 
 use super::{BUSY, failed};
@@ -28,6 +28,22 @@ pub async fn copy(from: &Path, to: &Path) -> Result<(), StoreError> {
         .map_err(failed("copy itself"));
     source.close().await.map_err(failed("close"))?;
     copied.map(|_| ())
+}
+
+/// Has all that was written to a database that nobody else has open be in `file` itself, so that it can be given another name.
+///
+/// # Errors
+/// When it can't be opened, or others have it open.
+pub async fn settle(file: &Path) -> Result<(), StoreError> {
+    let database = SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(false)
+        .journal_mode(SqliteJournalMode::Delete)
+        .synchronous(SqliteSynchronous::Full)
+        .connect()
+        .await
+        .map_err(failed("settle"))?;
+    database.close().await.map_err(failed("close"))
 }
 
 /// Checks that the file holds a whole database.
