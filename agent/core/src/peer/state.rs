@@ -535,9 +535,7 @@ impl Peer {
     /// whether there is something to tell.
     pub(super) fn note_said(&mut self, hello: Hello, want_time: bool, now: Instant) -> bool {
         let known = self.said.as_ref().filter(|said| said.boot == hello.boot);
-        if known.is_none() && self.said.is_some() {
-            self.route.note_restart();
-        }
+        let restarted = known.is_none() && self.said.is_some();
         if known.is_some_and(|said| said.sequence >= hello.sequence) {
             return false;
         }
@@ -545,6 +543,10 @@ impl Peer {
         let changed = self.said.as_ref().is_none_or(|said| (said.revision, said.relation) != holds);
         if changed && !self.changes.take(now) {
             return false;
+        }
+        // Only with what is taken: who is refused would be another run with each hello, and begin anew each time.
+        if restarted {
+            self.route.note_restart();
         }
         self.told.time = hello.time.filter(|_| want_time).or(self.told.time);
         self.lanes = hello.capabilities.iter().any(|one| one == CAPABILITY);

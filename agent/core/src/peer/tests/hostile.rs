@@ -404,6 +404,23 @@ proptest! {
     }
 }
 
+/// What a peer says in its run `boot`.
+fn said(boot: u8, sequence: u64, revision: u64) -> message::Hello {
+    message::Hello {
+        versions: (1, 1),
+        capabilities: Vec::new(),
+        boot: BootId::from_bytes([boot; 16]),
+        sequence,
+        revision,
+        relation: Some(revision),
+        authority: 1,
+        time: None,
+        nonce: 0,
+        knocker: None,
+        outside: None,
+    }
+}
+
 #[test]
 fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
     let world = World::live_pair();
@@ -411,20 +428,7 @@ fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
     let mut told = 0;
     let mut now = world.now;
     for sequence in 1..=1_000 {
-        let hello = message::Hello {
-            versions: (1, 1),
-            capabilities: Vec::new(),
-            boot: BootId::from_bytes([1; 16]),
-            sequence,
-            revision: sequence % 2,
-            relation: Some(sequence % 2),
-            authority: 1,
-            time: None,
-            nonce: 0,
-            knocker: None,
-            outside: None,
-        };
-        peer.note_said(hello, false, now);
+        peer.note_said(said(1, sequence, sequence % 2), false, now);
         while peer.next_event().is_some() {
             told += 1;
         }
@@ -433,21 +437,34 @@ fn a_peer_that_changes_its_mind_all_the_time_is_heard_now_and_then() {
     assert!((1..=32).contains(&told), "{told} changes in ten seconds");
     // What it says and stays with is heard in the end.
     now += Duration::from_secs(10);
-    let last = message::Hello {
-        versions: (1, 1),
-        capabilities: Vec::new(),
-        boot: BootId::from_bytes([1; 16]),
-        sequence: 2_000,
-        revision: 9,
-        relation: Some(9),
-        authority: 1,
-        time: None,
-        nonce: 0,
-        knocker: None,
-        outside: None,
-    };
-    assert!(peer.note_said(last, false, now));
+    assert!(peer.note_said(said(1, 2_000, 9), false, now));
     assert_eq!(peer.revision(), Some(9));
+}
+
+#[test]
+fn another_run_begins_with_a_hello_that_is_taken_and_only_once() {
+    let world = World::live_pair();
+    let mut peer = Peer::new(&world.sides[1].as_peer(), 0, world.now);
+    let mut sequence = 0;
+    let mut next = |peer: &mut Peer, boot, revision, now| {
+        sequence += 1;
+        peer.note_said(said(boot, sequence, revision), false, now);
+    };
+    // All changes that are looked at for now are used up.
+    for revision in 0..1_000 {
+        next(&mut peer, 1, revision, world.now);
+    }
+    let held = peer.revision();
+    assert!(held.is_some_and(|held| held < 999), "{held:?}: none was put off");
+    for revision in 2_000..2_020 {
+        next(&mut peer, 2, revision, world.now);
+    }
+    assert_eq!((peer.revision(), peer.route.runs()), (held, 0), "hellos that weren't taken");
+    let later = world.now + Duration::from_secs(60);
+    for _ in 0..20 {
+        next(&mut peer, 2, 3_000, later);
+    }
+    assert_eq!((peer.revision(), peer.route.runs()), (Some(3_000), 1), "the run of before is over");
 }
 
 #[test]
