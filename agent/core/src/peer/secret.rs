@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::key::{Hash, TunnelPublicKey};
 use anteroom_proto::v1::telemetry::Secrecy as State;
-use hmac::{Hmac, Mac};
+use hkdf::Hkdf;
 use sha2::{Digest, Sha256};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::message::SecretPart;
 
@@ -368,23 +368,11 @@ fn short<const N: usize>(bytes: &[u8]) -> [u8; N] {
 
 /// 64 bytes of HKDF-SHA256 (RFC 5869).
 fn hkdf(salt: &[u8], secret: &[u8], info: &[u8]) -> Zeroizing<[u8; 64]> {
-    let mut key = Zeroizing::new([0; 32]);
-    mac(salt, &[secret], key.as_mut_slice());
     let mut bytes = Zeroizing::new([0; 64]);
-    let (first, second) = bytes.split_at_mut(32);
-    mac(key.as_slice(), &[info, &[1]], first);
-    mac(key.as_slice(), &[first, info, &[2]], second);
+    // It fails for more than 255 times 32 bytes alone.
+    let expanded = Hkdf::<Sha256>::new(Some(salt), secret).expand(info, bytes.as_mut_slice());
+    debug_assert!(expanded.is_ok(), "{expanded:?}");
     bytes
-}
-
-/// Writes 32 bytes, and leaves no other copy of them.
-fn mac(key: &[u8], parts: &[&[u8]], into: &mut [u8]) {
-    // HMAC takes keys of any length.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return };
-    parts.iter().for_each(|part| mac.update(part));
-    let mut bytes = mac.finalize().into_bytes();
-    into.iter_mut().zip(&bytes).for_each(|(into, byte)| *into = *byte);
-    bytes.as_mut_slice().zeroize();
 }
 
 #[cfg(test)]
