@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -159,6 +160,10 @@ impl Laptop {
             }),
         )?;
         let file = file.display().to_string();
+        // Not by `wg` itself: it takes a socket away that isn't listened at yet.
+        wait::until_ok(Duration::from_secs(60), "the laptop's WireGuard to listen", || {
+            Ok(UnixStream::connect(format!("/var/run/wireguard/{INTERFACE}.sock"))?)
+        })?;
         wait::until_ok(Duration::from_secs(60), "the laptop's interface", || {
             self.wg(&["setconf", INTERFACE, &file])
         })?;
