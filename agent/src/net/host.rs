@@ -146,42 +146,7 @@ impl Network {
         let mut problems = Vec::new();
         let interface = &self.interface;
         let Kept { wanted, fence } = kept;
-        let own = match self.usable(index, wanted.own).await {
-            Ok(own) => own,
-            Err(problem) => {
-                problems.push(problem);
-                None
-            }
-        };
-        let before = fence.around().to_vec();
-        let both: Vec<Ipv4Addr> = before.iter().copied().chain(own).collect();
-        // Not a moment without the fence: around both while one address takes the other's place.
-        let own = match if own.is_some_and(|own| !before.contains(&own)) {
-            fence.put_around(&both)
-        } else {
-            Ok(())
-        } {
-            Ok(()) => own,
-            Err(error) => {
-                problems.push(format!(
-                    "{interface} is given no address, since whoever shares a network with this machine would reach it: {error}"
-                ));
-                None
-            }
-        };
-        match self.address(index, own).await {
-            Ok(()) => {
-                let around: Vec<Ipv4Addr> = own.into_iter().collect();
-                if let Err(error) = fence.put_around(&around) {
-                    problems
-                        .push(format!("the fence around {before:?} can't be taken away: {error}"));
-                }
-            }
-            Err(error) => {
-                let own = own.map_or_else(|| "no address".to_owned(), |own| own.to_string());
-                problems.push(format!("{interface} can't be given {own}: {error}"));
-            }
-        }
+        let own = self.settle(index, wanted.own, fence, &mut problems).await;
         let to =
             if own.is_some() { self.reachable(wanted, &mut problems) } else { BTreeSet::new() };
         let found = match self.routes(index).await {
@@ -218,6 +183,39 @@ impl Network {
             }
         }
         problems
+    }
+
+    /// Gives the device its address, never a moment without the fence around it. Gives the address that members may know it by.
+    async fn settle(
+        &self,
+        index: u32,
+        wanted: Option<Ipv4Addr>,
+        fence: &mut Fence,
+        problems: &mut Vec<String>,
+    ) -> Option<Ipv4Addr> {
+        let interface = &self.interface;
+        let usable = self.usable(index, wanted).await;
+        let mut own = usable.unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
+        if let Some(new) = own.filter(|own| !fence.around().contains(own)) {
+            // Around both while one address takes the other's place.
+            let both: Vec<Ipv4Addr> = fence.around().iter().copied().chain([new]).collect();
+            if let Err(error) = fence.put_around(&both) {
+                problems.push(format!(
+                    "{interface} is given no address, since whoever shares a network with this machine would reach it: {error}"
+                ));
+                own = None;
+            }
+        }
+        if let Err(error) = self.address(index, own).await {
+            let own = own.map_or_else(|| "no address".to_owned(), |own| own.to_string());
+            problems.push(format!("{interface} can't be given {own}: {error}"));
+        } else if let Err(error) = fence.put_around(own.as_slice()) {
+            problems.push(format!("the fence can't be put around {own:?} alone: {error}"));
+        }
+        own
     }
 
     /// The address, unless another interface has it: what that is for would be cut off by the fence, the tunnels themselves first.

@@ -109,6 +109,15 @@ impl Neighbour {
     }
 }
 
+/// The TUN device, switched on, and who keeps its network.
+async fn raised() -> (std::os::fd::OwnedFd, Network) {
+    let interface: InterfaceName = "anteroom0".parse().unwrap();
+    let device = tun::open(&interface, true).unwrap();
+    let network = Network::new(Links::new().unwrap(), interface);
+    network.switch_on().await.unwrap();
+    (device, network)
+}
+
 #[test]
 fn a_member_address_is_the_tun_devices_alone() {
     let name = "net::host::tests::a_member_address_is_the_tun_devices_alone";
@@ -118,10 +127,7 @@ fn a_member_address_is_the_tun_devices_alone() {
     let far = Neighbour::new();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let interface: InterfaceName = "anteroom0".parse().unwrap();
-        let device = tun::open(&interface, true).unwrap();
-        let network = Network::new(Links::new().unwrap(), interface.clone());
-        network.switch_on().await.unwrap();
+        let (device, network) = raised().await;
         assert_eq!(network.follow(&view(&SOME)).await, [""; 0]);
         assert!(far.reaches("192.0.2.1"), "the machine's other address is left alone");
         assert!(!far.reaches("10.20.9.8"), "ARP is answered for it");
@@ -164,10 +170,7 @@ fn an_address_that_the_machine_has_already_is_no_members() {
     topology::ip("address add 10.20.9.8/32 dev own0").unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let interface: InterfaceName = "anteroom0".parse().unwrap();
-        let device = tun::open(&interface, true).unwrap();
-        let network = Network::new(Links::new().unwrap(), interface.clone());
-        network.switch_on().await.unwrap();
+        let (device, network) = raised().await;
         let problems = network.follow(&view(&SOME)).await;
         assert!(problems.len() == 1 && problems[0].contains("own address already"), "{problems:?}");
         assert!(far.reaches("10.20.9.8"), "it is left to what it was for");
@@ -188,10 +191,7 @@ fn no_route_leads_where_the_agents_own_packets_go() {
     let _far = Neighbour::new();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let interface: InterfaceName = "anteroom0".parse().unwrap();
-        let device = tun::open(&interface, true).unwrap();
-        let network = Network::new(Links::new().unwrap(), interface.clone());
-        network.switch_on().await.unwrap();
+        let (device, network) = raised().await;
         let mut view = view(&SOME);
         view.operation.peers.push(PeerOperation {
             gateway: GatewayId::from_bytes([80; 16]),
