@@ -3,16 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anteroom_agent_core::target::{RelayId, Through};
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::relay::PeerState;
 use anteroom_proto::relay::packet::{self, Datagram, HEADER_LEN};
 use anteroom_transport::datagrams;
 use anteroom_transport::link::{Connection, SendDatagramError};
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::peers::Peers;
@@ -20,8 +21,9 @@ use crate::dataplane::relayed::{Inlet, Outgoing, Packet};
 
 /// How long what was sent may take to arrive before a better connection is taken.
 pub(super) const BARRIER: Duration = Duration::from_millis(500);
-/// How long the relay may take to say what peers are called before packets are taken all the same.
-const WORD: Duration = Duration::from_secs(1);
+/// How long the relay may take to say what peers are called before packets are taken all the same, and how long those of a peer
+/// that it hasn't named wait for that.
+pub(super) const WORD: Duration = Duration::from_secs(1);
 /// Packets that a connection took and may not have sent: its buffer holds fewer.
 const MOST_GIVEN: usize = 1_024;
 /// Packets of a relay that are handed to the worker at once.
@@ -35,8 +37,8 @@ pub(super) struct Shared {
     /// Number of the authority document that the hello named.
     pub(super) told: u64,
     peers: Mutex<Peers>,
-    /// The relay has said how it stands with peers.
-    pub(super) heard: Notify,
+    /// How often the relay has said how it stands with peers.
+    heard: watch::Sender<u64>,
     barrier: Barrier,
     /// How far the change to a better connection has come.
     pub(super) change: watch::Sender<Change>,
@@ -100,7 +102,7 @@ impl Shared {
             identity,
             told,
             peers: Mutex::default(),
-            heard: Notify::new(),
+            heard: watch::Sender::new(0),
             barrier: Barrier::default(),
             change: watch::Sender::new(Change::None),
             dropped: AtomicU64::new(0),
@@ -123,6 +125,12 @@ impl Shared {
             }
         };
         let _ = timeout(BARRIER, sent).await;
+    }
+
+    /// Takes over what the relay says of those whom this gateway's pass `names`.
+    pub(super) fn hear(&self, states: Vec<PeerState>, names: impl Fn(&GatewayId) -> bool) {
+        self.peers().hear(states, names);
+        self.heard.send_modify(|heard| *heard += 1);
     }
 
     pub(super) fn peers(&self) -> MutexGuard<'_, Peers> {
@@ -150,7 +158,7 @@ impl Shared {
         let addressed = packets.into_iter().filter_map(|Packet { to, mut bytes }| {
             let number = numbers.of(to, || peers.numbers.get(&to).map(|state| state.number));
             let (Some(number), Some(head)) = (number, bytes.get_mut(..HEADER_LEN)) else {
-                self.drop_one();
+                self.drop_some(1);
                 return None;
             };
             head.copy_from_slice(&packet::header(number, false));
@@ -159,8 +167,8 @@ impl Shared {
         addressed.collect()
     }
 
-    fn drop_one(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+    fn drop_some(&self, packets: u64) {
+        self.dropped.fetch_add(packets, Ordering::Relaxed);
     }
 
     /// The longest sealed packet that this end can send now.
@@ -229,7 +237,7 @@ impl InHand {
 pub(super) async fn take_packets(shared: &Shared, outgoing: &mut Outgoing, hand: &mut InHand) {
     let mut batch = Vec::new();
     // Until the relay has said what peers are called, nothing can be sent. What was taken before would be lost.
-    let _ = timeout(WORD, shared.heard.notified()).await;
+    let _ = timeout(WORD, shared.heard.subscribe().wait_for(|heard| *heard > 0)).await;
     hand.address(shared);
     'connection: loop {
         let space = shared.connection.datagram_send_buffer_space();
@@ -270,7 +278,7 @@ pub(super) async fn take_packets(shared: &Shared, outgoing: &mut Outgoing, hand:
                 Ok(()) => hand.give(),
                 Err(SendDatagramError::TooLarge) => {
                     hand.waiting.pop_front();
-                    shared.drop_one();
+                    shared.drop_some(1);
                 }
                 Err(SendDatagramError::Gone) => break 'connection,
             }
@@ -281,15 +289,27 @@ pub(super) async fn take_packets(shared: &Shared, outgoing: &mut Outgoing, hand:
 
 /// Brings the data plane what the relay has for it, until the connection ends.
 pub(super) async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet) {
-    let mut batch = Vec::new();
-    while datagrams::read(&shared.connection, BATCH, &mut batch).await.is_ok() {
-        let peers = shared.peers();
+    let (mut batch, mut heard) = (Vec::new(), shared.heard.subscribe());
+    loop {
+        tokio::select! {
+            read = datagrams::read(&shared.connection, BATCH, &mut batch) => if read.is_err() { return },
+            // It is told from here, so that there is always somebody who tells.
+            _ = heard.changed() => {}
+        }
+        let now = Instant::now();
+        let mut peers = shared.peers();
+        let waited = peers.named(now);
+        shared.drop_some(waited.late);
+        inlet.bring(waited.named.iter().filter_map(|(peer, datagram)| {
+            let Some(Datagram::Packet { sealed, .. }) = packet::parse(datagram) else { return None };
+            Some((Through { relay, peer: *peer }, sealed))
+        }));
         let mut names = Runs::default();
         inlet.bring(batch.iter().filter_map(|datagram| match packet::parse(datagram) {
-            Some(Datagram::Packet { peer, sealed, .. }) => {
-                let peer = names.of(peer, || peers.names.get(&peer).copied());
-                if peer.is_none() {
-                    shared.drop_one();
+            Some(Datagram::Packet { peer: number, sealed, .. }) => {
+                let peer = names.of(number, || peers.names.get(&number).copied());
+                if peer.is_none() && !peers.wait(number, datagram, now) {
+                    shared.drop_some(1);
                 }
                 Some((Through { relay, peer: peer? }, sealed))
             }
@@ -300,7 +320,7 @@ pub(super) async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet
             // The connection measures the round trip by itself.
             Some(Datagram::Probe(_)) => None,
             None => {
-                shared.drop_one();
+                shared.drop_some(1);
                 None
             }
         }));

@@ -466,8 +466,7 @@ impl Link {
             tokio::select! {
                 message = reader.next() => match message?.ok_or(Problem::Ended(None))? {
                     FromRelay::Peers(states) => {
-                        shared.peers().hear(states, |gateway| named.contains(gateway));
-                        shared.heard.notify_one();
+                        shared.hear(states, |gateway| named.contains(gateway));
                     }
                     FromRelay::PassTaken(number) => {
                         debug!(%number, "the relay took the pass");

@@ -1,21 +1,49 @@
 //! What one relay says of peers: by which numbers they are known there, and what they can be handed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::relay::PeerState;
 use anteroom_proto::relay::packet::PeerNumber;
+use bytes::Bytes;
+
+use super::carried::WORD;
 
 /// Most peers that one relay may tell of.
 const MOST_PEERS: usize = PeerNumber::COUNT as usize;
 /// So much more room for packets, in bytes, isn't told to the data plane.
 const LITTLE: u16 = 16;
 
+/// Most packets of peers that the relay hasn't named which wait for that.
+const MOST_UNNAMED: usize = 256;
+
 /// What a relay says of peers.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     pub(super) numbers: HashMap<GatewayId, PeerState>,
     pub(super) names: HashMap<PeerNumber, GatewayId>,
+    /// Packets of numbers that nobody has, the oldest first. Nothing puts a connection's datagrams behind the message that says whose they
+    /// are, not even where the relay sends them so.
+    unnamed: VecDeque<Unnamed>,
+    /// Whether a name has come since they were looked at.
+    news: bool,
+}
+
+#[derive(Debug)]
+struct Unnamed {
+    number: PeerNumber,
+    datagram: Bytes,
+    came: Instant,
+}
+
+/// What has become of packets that waited for a name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Waited {
+    /// They have one.
+    pub(super) named: Vec<(GatewayId, Bytes)>,
+    /// How many have waited in vain.
+    pub(super) late: u64,
 }
 
 impl Peers {
@@ -36,7 +64,37 @@ impl Peers {
                 self.names.remove(&before.number);
             }
             self.names.insert(state.number, state.gateway);
+            self.news = true;
         }
+    }
+
+    /// Keeps a packet for when the relay says whose `number` is; false where there is no room.
+    pub(super) fn wait(&mut self, number: PeerNumber, datagram: &[u8], now: Instant) -> bool {
+        let room = self.unnamed.len() < MOST_UNNAMED;
+        if room {
+            // Copied, so that what waits doesn't hold on to the whole of what the socket gave.
+            let datagram = Bytes::copy_from_slice(datagram);
+            self.unnamed.push_back(Unnamed { number, datagram, came: now });
+        }
+        room
+    }
+
+    /// Takes out of those that wait whoever has a name by now, and whoever has waited for too long.
+    pub(super) fn named(&mut self, now: Instant) -> Waited {
+        let mut waited = Waited::default();
+        if std::mem::take(&mut self.news) {
+            let names = &self.names;
+            self.unnamed.retain_mut(|one| {
+                let name = names.get(&one.number).copied();
+                waited.named.extend(name.map(|name| (name, std::mem::take(&mut one.datagram))));
+                name.is_none()
+            });
+        }
+        let is_late = |one: &Unnamed| now.saturating_duration_since(one.came) > WORD;
+        while self.unnamed.pop_front_if(|one| is_late(one)).is_some() {
+            waited.late += 1;
+        }
+        waited
     }
 
     /// Whom it can hand packets to, no longer than `own`.
@@ -48,7 +106,34 @@ impl Peers {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn packets_that_overtake_the_word_whose_they_are_wait_for_it_in_their_order_for_a_moment() {
+        let (begin, named) = (Instant::now(), GatewayId::from_bytes([1; 16]));
+        let number = |n| PeerNumber::new(n).unwrap();
+        let mut peers = Peers::default();
+        for (called, mark) in [(7, 1), (8, 2), (7, 3)] {
+            assert!(peers.wait(number(called), &[mark], begin));
+        }
+        assert_eq!(peers.named(begin + WORD), Waited::default());
+        let state = PeerState { gateway: named, number: number(7), room: None };
+        peers.hear(vec![state], |_| false);
+        assert_eq!(peers.named(begin + WORD), Waited::default(), "no pass names it");
+        peers.hear(vec![state], |_| true);
+        let packets = [[1], [3]].map(|bytes| (named, Bytes::copy_from_slice(&bytes)));
+        assert_eq!(peers.named(begin + WORD), Waited { named: packets.to_vec(), late: 0 });
+        let late = begin + WORD + Duration::from_millis(1);
+        assert_eq!(peers.named(late), Waited { named: vec![], late: 1 });
+        // Numbers that are nobody's take up so much and no more, and make room again.
+        let taken = (0..2 * MOST_UNNAMED).filter(|_| peers.wait(number(9), &[4], late)).count();
+        assert_eq!(taken, MOST_UNNAMED);
+        let last = late + 2 * WORD;
+        assert_eq!(peers.named(last).late, u64::try_from(MOST_UNNAMED).unwrap());
+        assert!(peers.wait(number(9), &[5], last));
+    }
 
     #[test]
     fn what_a_relay_says_of_peers_is_kept_by_name_and_number() {

@@ -24,6 +24,8 @@ use crate::dataplane::fake::{FakeWorker, Told};
 use crate::dataplane::relayed::Queues;
 use crate::testkit::{Front, GATEWAY, ORGANISATION, Organisation, nowhere};
 
+mod overtaking;
+
 /// How long anything may take before a test fails.
 const DEADLINE: Duration = Duration::from_secs(60);
 
