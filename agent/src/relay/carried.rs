@@ -301,7 +301,9 @@ pub(super) async fn bring_packets(shared: &Shared, relay: RelayId, inlet: &Inlet
         let waited = peers.named(now);
         shared.drop_some(waited.late);
         inlet.bring(waited.named.iter().filter_map(|(peer, datagram)| {
-            let Some(Datagram::Packet { sealed, .. }) = packet::parse(datagram) else { return None };
+            let Some(Datagram::Packet { sealed, .. }) = packet::parse(datagram) else {
+                return None;
+            };
             Some((Through { relay, peer: *peer }, sealed))
         }));
         let mut names = Runs::default();

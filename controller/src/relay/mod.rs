@@ -39,6 +39,8 @@ use session::Live;
 const NEWS: Duration = Duration::from_secs(60);
 /// How long who came with an identity key that was replaced may stay, if no connection by the new one ends that.
 const LEAVE: Duration = Duration::from_secs(60);
+/// How long packets may come yet by a connection that a newer one has replaced.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Serves gateways that want to be relayed.
 #[derive(Debug)]
@@ -346,5 +348,14 @@ async fn say_last(connection: &Connection, mut writer: Writer, refusal: Refusal)
         }
     };
     let _ = timeout(LAST_WORD, said).await;
+    linger(connection, code).await;
     connection.close(code.into(), b"");
+}
+
+/// Leaves a connection that a newer one has replaced what time it needs: packets are under way by it until the gateway has heard
+/// of that, which hears it by the newer one.
+async fn linger(connection: &Connection, code: CloseCode) {
+    if code == CloseCode::Replaced {
+        let _ = timeout(LINGER, connection.closed()).await;
+    }
 }

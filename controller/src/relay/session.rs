@@ -20,7 +20,7 @@ use anteroom_transport::mirror;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep_until, timeout};
 
-use super::{Reader, Service, Writer, close_code, protocol, say_last};
+use super::{Reader, Service, Writer, close_code, linger, protocol, say_last};
 use crate::agents::admission::Permit;
 use crate::online::CloseCode;
 
@@ -300,7 +300,9 @@ impl Messages {
                     sent = timeout(WRITE, writer.send(&message)) => sent,
                     // Half a message stands before whatever could still be said.
                     last = self.live.ended() => {
-                        return self.connection.close(close_code(&last).into(), b"");
+                        let code = close_code(&last);
+                        linger(&self.connection, code).await;
+                        return self.connection.close(code.into(), b"");
                     }
                 };
                 match sent {

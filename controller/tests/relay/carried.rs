@@ -85,8 +85,12 @@ async fn a_gateway_that_comes_back_is_reached_at_its_newer_connection() {
     let bed = Bed::new("");
     let mut a = Gateway::connect(&bed, 1, 1, &[2]).await;
     let mut old = Gateway::connect(&bed, 2, 2, &[1]).await;
-    old.meet(1).await;
+    let to_a = old.meet(1).await;
     let mut new = Gateway::connect(&bed, 2, 2, &[1]).await;
+    // What it sends by the other until it knows of this one arrives.
+    old.send(to_a, 6, 100);
+    let (_, mark, len) = a.receive().await;
+    assert_eq!((mark, len), (6, 100));
     match old.hear().await {
         Some(FromRelay::Refused(refusal)) => assert_eq!(refusal.code, RefusalCode::Replaced),
         other => panic!("{other:?}"),
@@ -94,6 +98,7 @@ async fn a_gateway_that_comes_back_is_reached_at_its_newer_connection() {
     new.meet(1).await;
     let to_b = a.meet(2).await;
     a.deliver(to_b, 5, 100, &new).await;
+    soon("the older one to be closed", old.link.connection().closed()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

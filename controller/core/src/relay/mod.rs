@@ -22,7 +22,7 @@ use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Verified;
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::relay::packet::{self, Datagram};
+use anteroom_proto::relay::packet::{self, Datagram, PeerNumber};
 use anteroom_proto::relay::pass::{PassNumber, RelayPass};
 use anteroom_proto::relay::{PeerState, Refusal, RefusalCode};
 use anteroom_proto::time::UnixMillis;
@@ -33,14 +33,15 @@ pub use limits::Limits;
 pub use session::SessionId;
 
 use inbox::cost;
-use session::{Session, Way};
+use session::{Before, Session, Way};
 
 /// A gateway that was let in.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Entered {
     /// Its connection.
     pub session: SessionId,
-    /// The gateway's connection before this one, which is over. What was waiting goes on by this one.
+    /// The gateway's connection before this one, to be [ended](Relay::leave) in a moment. What was waiting goes on by this one, and what
+    /// comes by that until then is taken as if it came by this one.
     pub replaced: Option<SessionId>,
 }
 
@@ -178,6 +179,8 @@ impl Relay {
         let mut before = self.slots[slot as usize].take()?;
         session.inbox = std::mem::take(&mut before.inbox);
         (session.queued, session.bucket) = (before.queued, before.bucket.take());
+        let called = before.routes.iter().map(|route| route.gateway).collect();
+        session.before = Some(Before { generation: before.generation, called });
         self.slots[slot as usize] = Some(session);
         for route in before.routes {
             let Some(Way { slot: other, number: theirs }) = route.way else { continue };
@@ -306,6 +309,9 @@ impl Relay {
     /// A gateway's connection has ended.
     pub fn leave(&mut self, id: SessionId) {
         if self.session(id).is_none() {
+            if let Some(Some(newer)) = self.slots.get_mut(id.slot as usize) {
+                newer.before.take_if(|before| before.generation == id.generation);
+            }
             return;
         }
         let Some(mut session) = self.slots[id.slot as usize].take() else { return };
@@ -371,6 +377,7 @@ impl Relay {
             return Err(Dropped::Malformed);
         };
         let len = sealed.len();
+        let (from, peer) = self.newest(from, peer)?;
         let session = self.session_mut(from).ok_or(Dropped::Gone)?;
         if session.bucket.as_mut().is_some_and(|bucket| !bucket.take(datagram.len(), now)) {
             return Err(Dropped::Rate);
@@ -496,6 +503,24 @@ impl Relay {
     fn session(&self, id: SessionId) -> Option<&Session> {
         let session = self.slots.get(id.slot as usize)?.as_ref()?;
         (session.generation == id.generation).then_some(session)
+    }
+
+    /// The connection that has the place of `id`, if not that itself, and what it calls whom that one calls `number`.
+    fn newest(
+        &self,
+        id: SessionId,
+        number: PeerNumber,
+    ) -> Result<(SessionId, PeerNumber), Dropped> {
+        if self.session(id).is_some() {
+            return Ok((id, number));
+        }
+        let newer = self.slots.get(id.slot as usize).and_then(Option::as_ref);
+        let newer = newer.ok_or(Dropped::Gone)?;
+        let is_meant = |before: &&Before| before.generation == id.generation;
+        let before = newer.before.as_ref().filter(is_meant).ok_or(Dropped::Gone)?;
+        let meant = before.called.get(usize::from(number.get())).ok_or(Dropped::Unknown)?;
+        let number = newer.numbers.get(meant).ok_or(Dropped::NotShared)?;
+        Ok((SessionId { slot: id.slot, generation: newer.generation }, *number))
     }
 
     fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {

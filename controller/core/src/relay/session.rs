@@ -51,6 +51,14 @@ pub(super) struct Route {
     pub(super) way: Option<Way>,
 }
 
+/// A gateway's connection before this one. What it sent before it knew of this one comes yet, and is as good.
+#[derive(Debug)]
+pub(super) struct Before {
+    pub(super) generation: u64,
+    /// Whom it called by which number.
+    pub(super) called: Vec<GatewayId>,
+}
+
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) generation: u64,
@@ -68,6 +76,8 @@ pub(super) struct Session {
     pub(super) queued: usize,
     /// Numbers whose state it hasn't been told.
     pub(super) news: BTreeSet<PeerNumber>,
+    /// The one whose place it took, until that has ended.
+    pub(super) before: Option<Before>,
 }
 
 impl Session {
@@ -91,6 +101,7 @@ impl Session {
             inbox: Inbox::default(),
             queued: 0,
             news: BTreeSet::new(),
+            before: None,
         }
     }
 

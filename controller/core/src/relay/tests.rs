@@ -209,6 +209,34 @@ fn what_waits_both_ways_goes_on_by_a_newer_connection_whatever_that_calls_its_pe
 }
 
 #[test]
+fn what_a_replaced_connection_sends_comes_until_it_has_ended_as_if_the_newer_had_sent_it() {
+    let now = Instant::now();
+    let rate = Rate { bytes_per_second: 1_000, burst: 500 };
+    let mut relay = relay(Limits { rate: Some(rate), ..Limits::default() });
+    let first = enter(&mut relay, &pass(1, 1, &[2, 3]), now);
+    let [b, c] = [2, 3].map(|n| enter(&mut relay, &pass(n, 2, &[1]), now));
+    let told = relay.news(first, 9);
+    let (to_b, to_c) = (number_of(&told, 2), number_of(&told, 3));
+    // It has met another first, and names one no more.
+    let second = enter(&mut relay, &pass(1, 3, &[0, 2]), now);
+    assert_eq!(relay.forward(first, packet(to_b, false, 7, 250), now), Ok(b));
+    assert_eq!(read(&relay.next(b, now).unwrap()), (0, 7));
+    assert_eq!(relay.forward(first, packet(to_c, false, 7, 100), now), Err(Dropped::NotShared));
+    assert_eq!(relay.next(c, now), None);
+    assert_eq!(relay.forward(first, packet(9, false, 7, 100), now), Err(Dropped::Unknown));
+    // They have one rate between them.
+    assert_eq!(relay.forward(second, packet(1, false, 8, 400), now), Err(Dropped::Rate));
+
+    let later = now + Duration::from_secs(1);
+    let third = enter(&mut relay, &pass(1, 3, &[2]), later);
+    assert_eq!(relay.forward(first, packet(to_b, false, 9, 100), later), Err(Dropped::Gone));
+    assert_eq!(relay.forward(second, packet(1, false, 9, 100), later), Ok(b));
+    relay.leave(second);
+    assert_eq!(relay.forward(second, packet(1, false, 9, 100), later), Err(Dropped::Gone));
+    assert_eq!(relay.forward(third, packet(0, false, 9, 100), later), Ok(b));
+}
+
+#[test]
 fn a_rate_isnt_had_anew_by_connecting_again() {
     let now = Instant::now();
     let rate = Rate { bytes_per_second: 1_000, burst: 300 };

@@ -18,6 +18,8 @@ enum Step {
     Leave(u16),
     /// A packet from a gateway to whatever it calls by this number.
     Send(u16, u16, bool, usize),
+    /// One by the connection that its gateway's newest has replaced.
+    SendBefore(u16, u16, usize),
     Fetch(u16),
     Room(u16, u16),
     Bar(u8),
@@ -35,6 +37,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => who().prop_map(Step::Leave),
         12 => (who(), 0..GATEWAYS + 1, any::<bool>(), 32usize..1500)
             .prop_map(|(who, number, bulk, len)| Step::Send(who, number, bulk, len)),
+        3 => (who(), 0..GATEWAYS + 1, 32usize..1500)
+            .prop_map(|(who, number, len)| Step::SendBefore(who, number, len)),
         6 => who().prop_map(Step::Fetch),
         1 => (who(), 1000u16..1500).prop_map(|(who, room)| Step::Room(who, room)),
         1 => prop_oneof![4 => Just(0u8), 1 => any::<u8>()].prop_map(Step::Bar),
@@ -54,6 +58,8 @@ struct Mirror {
     room: u16,
     /// From the relay's news: number to gateway and room.
     told: BTreeMap<u16, (GatewayId, Option<u16>)>,
+    /// The connection before, and whom that called what.
+    before: Option<(SessionId, BTreeMap<u16, GatewayId>)>,
 }
 
 fn named(mask: u8, who: u16) -> Vec<u16> {
@@ -90,9 +96,14 @@ proptest! {
                     prop_assert_eq!(entered.is_err(), barred & (1 << who) != 0);
                     let Ok(entered) = entered else { continue };
                     newest = hours;
-                    let mirror = Mirror { id: entered.session, peers, issued: hours, stale: None, room: ROOM, told: BTreeMap::new() };
-                    let before = here.insert(who, mirror);
-                    prop_assert_eq!(entered.replaced, before.map(|before| before.id));
+                    let before = here.remove(&who).map(|before| {
+                        let called = before.told.iter().map(|(number, (gateway, _))| (*number, *gateway));
+                        (before.id, called.collect())
+                    });
+                    prop_assert_eq!(entered.replaced, before.as_ref().map(|before| before.0));
+                    let told = BTreeMap::new();
+                    let mirror = Mirror { id: entered.session, peers, issued: hours, stale: None, room: ROOM, told, before };
+                    here.insert(who, mirror);
                 }
                 Step::Renew(who, peers) => {
                     let Some(mirror) = here.get_mut(&who) else { continue };
@@ -116,6 +127,21 @@ proptest! {
                     match result {
                         Ok(_) | Err(Dropped::Full) => prop_assert!(fits, "{result:?}: told {told:?}"),
                         Err(_) => prop_assert!(!fits, "{result:?}: told {told:?}"),
+                    }
+                }
+                Step::SendBefore(who, number, len) => {
+                    let before = here.get(&who).and_then(|mirror| mirror.before.as_ref());
+                    let Some((before, called)) = before else { continue };
+                    // Numbers that it wasn't told of it doesn't use.
+                    let Some(&to) = called.get(&number) else { continue };
+                    let mark = u32::try_from(sent.len()).unwrap();
+                    sent.push((who, to));
+                    let result = relay.forward(*before, packet(number, false, mark, len), now);
+                    let other = (0..GATEWAYS).find(|n| gateway(*n) == to && open(&here, now, who, *n));
+                    let fits = other.is_some_and(|other| len <= usize::from(here[&other].room));
+                    match result {
+                        Ok(_) | Err(Dropped::Full) => prop_assert!(fits, "{result:?}: to {other:?}"),
+                        Err(_) => prop_assert!(!fits, "{result:?}: to {other:?}"),
                     }
                 }
                 Step::Fetch(who) => {
