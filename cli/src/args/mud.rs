@@ -41,7 +41,7 @@ pub enum MudCommand {
         /// Extend this policy file, not the policy in force
         #[arg(long, value_name = "FILE")]
         extend: Option<PathBuf>,
-        /// Write the policy to this new file instead of showing it
+        /// Write it to this file instead of showing it; only the extended file is replaced
         #[arg(short, long, value_name = "FILE")]
         out: Option<PathBuf>,
     },

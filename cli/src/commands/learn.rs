@@ -17,11 +17,10 @@ use anteroom_proto::time::UnixMillis;
 use serde::Serialize;
 
 use super::mud::extend_suggestion;
-use super::policy::{read, replace};
+use super::policy::{deliver, read};
 use crate::args::SurfaceArgs;
 use crate::change::{self, ChangeError};
 use crate::error::{Error, Exit};
-use crate::home::write_new;
 use crate::output::Output;
 use crate::output::table::{count, table};
 use crate::output::time::{Moment, ago};
@@ -118,12 +117,7 @@ pub(super) fn suggest(
         extend_suggestion(&model, (&recorded.history, &recognised), text, muds, output)?;
     found.text = text;
     if let Some(path) = out {
-        // Only what was asked to be extended is replaced.
-        if extend.is_some_and(|extended| same_file(extended, path)) {
-            replace(path, &found.text)?;
-        } else {
-            write_new(path, &found.text).map_err(|error| Error::file(path, error))?;
-        }
+        deliver(path, extend, &found.text)?;
     }
     let suggested = Suggested { by_makers, ..suggested(found, &recorded, out, (first, last)) };
     output.data(&suggested, |suggested| match out {
@@ -131,10 +125,6 @@ pub(super) fn suggest(
         None => suggested.policy.trim_end().to_owned(),
     })?;
     Ok(Exit::Ok)
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 fn suggested(
@@ -190,6 +180,7 @@ fn suggested(
                 why: match question.doubt {
                     Doubt::SeenOnce => "seen-once",
                     Doubt::Scanner => "scanner",
+                    Doubt::RanOut => "ran-out",
                 },
                 flows: question.flows,
                 last_seen: Moment(question.last),

@@ -216,10 +216,10 @@ fn import(
     let recorded = Recorded::load(remote, resolved)?;
     recorded.warn_of_gaps(output)?;
     let Draft { text, rules, already, questions, beyond } =
-        draft(&recorded.resolved, &recorded.history, &called, &mud, class, peers)
+        draft(&recorded.resolved, &recorded.history, &called, &mud, class, peers, now())
             .map_err(ChangeError::from)?;
     if let Some(path) = out {
-        write_new(path, &text).map_err(|error| Error::file(path, error))?;
+        policy::deliver(path, extend, &text)?;
     }
     let imported = Imported {
         told,
@@ -279,7 +279,9 @@ pub(super) fn extend_suggestion(
             Resolved::from_text(model, "the suggestion", &text).map_err(ChangeError::from)?;
         let devices = members(&resolved, class)?;
         warn_of_others(&told(model, &devices, &mud, recognised), &mud, output)?;
-        let found = draft(&resolved, history, &called, &mud, class, &BTreeMap::new())
+        // The same history gives the same file.
+        let at = history.span().map_or_else(now, |(_, last)| last);
+        let found = draft(&resolved, history, &called, &mud, class, &BTreeMap::new(), at)
             .map_err(ChangeError::from)?;
         rules += found.rules.len();
         text = found.text;

@@ -117,6 +117,18 @@ fn fmt(path: &Path, check: bool, output: &mut Output<'_>) -> Result<Exit, Error>
     Ok(Exit::Ok)
 }
 
+/// Writes a policy that was drafted to `path`. A file that is there is replaced only if it is the one that was asked to be `extended`.
+pub(crate) fn deliver(path: &Path, extended: Option<&Path>, text: &str) -> Result<(), Error> {
+    let same = |other: &Path| {
+        other == path
+            || matches!((other.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b)
+    };
+    if extended.is_some_and(same) {
+        return replace(path, text);
+    }
+    write_new(path, text).map_err(|error| Error::file(path, error))
+}
+
 /// Replaces a file of the operator's in one step, keeping its permissions.
 pub(crate) fn replace(path: &Path, text: &str) -> Result<(), Error> {
     let fail = |error: std::io::Error| Error::file(path, format!("can't write it: {error}"));

@@ -246,6 +246,9 @@ fn mud_files_go_out_and_come_in() {
     ana.run(&["policy", "check", &out]).ok();
     ana.run(&["policy", "plan", &out]).ok();
     assert!(ana.run(&args).fails(1).contains("draft.toml"), "a file that is there stays");
+    let again = ana.run(&[args.as_slice(), &["--extend", &out]].concat()).ok().out;
+    assert!(again.contains("0 new rules"), "the extended one is replaced: {again}");
+    ana.run(&["policy", "check", &out]).ok();
     let ran =
         ana.run(&["mud", "import", &maker, "--for", "ct", "--peer", "urn:maker:console=nobody"]);
     assert!(ran.fails(64).contains("knows no segment or external \"nobody\""), "{ran:#?}");

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::values::{Field, put, slug};
+use super::values::{Field, put};
 use super::{Asset, AssetList, ListError, MAX_ASSETS, MAX_LIST_LEN};
+use crate::words::slug;
 
 /// Most columns of a list.
 const MAX_COLUMNS: usize = 500;

@@ -20,11 +20,11 @@ mod fhir;
 mod mds2;
 mod values;
 
+pub use crate::words::slug;
 pub use compare::{Contradiction, Difference, Key, Known, Match, Matched, Report, Sure, compare};
 pub use csv::read_csv;
 pub use fhir::read_fhir;
 pub use mds2::{Answer, Mds2, read_mds2};
-pub use values::slug;
 
 /// Longest list that is read, in bytes.
 pub const MAX_LIST_LEN: usize = 64 * 1024 * 1024;

@@ -52,27 +52,6 @@ pub(super) fn clean(text: &str) -> Option<String> {
     (!NOTHING.contains(&text.to_lowercase().as_str())).then(|| text.to_owned())
 }
 
-/// The words of a text, in small letters and joined by dashes, as a name may be. None where nothing of it can be.
-#[must_use]
-pub fn slug(text: &str) -> Option<Name> {
-    let mut name = String::new();
-    for c in text.chars().flat_map(char::to_lowercase) {
-        let plain = match c {
-            'a'..='z' | '0'..='9' | '.' | '_' => c.to_string(),
-            'ä' => "ae".into(),
-            'ö' => "oe".into(),
-            'ü' => "ue".into(),
-            'ß' => "ss".into(),
-            _ => "-".into(),
-        };
-        let double = plain == "-" && name.ends_with('-');
-        if !double && name.len() + plain.len() <= Name::MAX_LEN {
-            name.push_str(&plain);
-        }
-    }
-    name.trim_matches(['-', '.', '_']).parse().ok()
-}
-
 /// An Ethernet address in any of its four ways: 00:1b:21:aa:bb:cc, 00-1b-…, 001b.21aa.bbcc, 001b21aabbcc.
 pub(super) fn mac(text: &str) -> Option<MacAddr> {
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
@@ -206,11 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_words_are_made_of_what_people_write() {
-        let name = |text| slug(text).map(|name| name.to_string());
-        assert_eq!(name("CT  Raum 2 (Süd)"), Some("ct-raum-2-sued".into()));
-        assert_eq!(name("-=-"), None);
-        assert_eq!(name(&"x".repeat(100)).map(|name| name.len()), Some(63));
+    fn words_are_made_of_what_people_write() {
         assert_eq!(clean(" a\r\n b\t"), Some("a b".into()));
         assert_eq!(clean("'=1"), Some("=1".into()));
         assert_eq!((clean("N/A"), clean(" ")), (None, None));

@@ -7,15 +7,15 @@ use std::net::Ipv4Addr;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::name::Name;
 use anteroom_proto::service::{PortMatch, Protocol};
+use anteroom_proto::time::UnixMillis;
 
 use super::{Allow, Mud, Opens, Peer, SEGMENT_URN};
-use crate::assets::slug;
 use crate::decide::Party;
 use crate::history::{Edge, History, Way};
-use crate::policy::{Infrastructure, POLICY_FILE, key};
+use crate::policy::drafting::{Drafting, Space, covers, quoted};
+use crate::policy::{Infrastructure, POLICY_FILE};
 use crate::problem::Problems;
 use crate::resolve::{Resolved, SideId};
-use crate::service_catalog;
 use crate::suggest::ServerKind;
 
 /// Most conversations that are told as seen and not in the file.
@@ -72,6 +72,7 @@ pub fn draft(
     mud: &Mud,
     class: &str,
     peers: &BTreeMap<String, Name>,
+    now: UnixMillis,
 ) -> Result<Draft, Problems> {
     let members = of(resolved, class);
     let mut writer = Writer {
@@ -80,11 +81,9 @@ pub fn draft(
         history,
         peers,
         members: &members,
-        taken: names(resolved),
-        rules: resolved.policy.rules.keys().map(ToString::to_string).collect(),
-        externals: BTreeMap::new(),
-        services: BTreeMap::new(),
-        heads: String::new(),
+        drafting: Drafting::new(resolved, now),
+        now,
+        segments: String::new(),
         text: String::new(),
         draft: Draft {
             text: String::new(),
@@ -100,7 +99,8 @@ pub fn draft(
         writer.rule(file, &own, opens, &far, &allows);
     }
     writer.beyond();
-    let Writer { heads, text, mut draft, .. } = writer;
+    let Writer { drafting, segments, text, mut draft, .. } = writer;
+    let heads = [drafting.external_text, segments, drafting.service_text].concat();
     draft.text = without(&resolved.model.policy, file);
     if !draft.text.is_empty() && !draft.text.ends_with('\n') {
         draft.text.push('\n');
@@ -161,50 +161,20 @@ pub(super) fn of(resolved: &Resolved, class: &str) -> BTreeSet<MemberId> {
     found
 }
 
-fn names(resolved: &Resolved) -> BTreeSet<String> {
-    let policy = &resolved.policy;
-    let names = policy.segments.keys().chain(policy.externals.keys());
-    let devices = resolved.model.devices.values().map(|device| &device.name);
-    let clients = resolved
-        .model
-        .clients
-        .values()
-        .chain(resolved.model.former_clients.values())
-        .map(|client| &client.name);
-    names.chain(devices).chain(clients).map(ToString::to_string).collect()
-}
-
 struct Writer<'a> {
     resolved: &'a Resolved,
     mud: &'a Mud,
     history: &'a History,
     peers: &'a BTreeMap<String, Name>,
     members: &'a BTreeSet<MemberId>,
-    taken: BTreeSet<String>,
-    rules: BTreeSet<String>,
-    externals: BTreeMap<ipnet::Ipv4Net, String>,
-    services: BTreeMap<PortMatch, String>,
-    heads: String,
+    drafting: Drafting<'a>,
+    now: UnixMillis,
+    segments: String,
     text: String,
     draft: Draft,
 }
 
 impl Writer<'_> {
-    fn fresh(taken: &mut BTreeSet<String>, wanted: &str) -> String {
-        let wanted = slug(wanted).map_or_else(|| "mud".to_owned(), |name| name.to_string());
-        let mut number = 1;
-        loop {
-            let suffix = if number == 1 { String::new() } else { format!("-{number}") };
-            let room = Name::MAX_LEN - suffix.len();
-            let name =
-                format!("{}{suffix}", wanted.get(..room.min(wanted.len())).unwrap_or(&wanted));
-            if taken.insert(name.clone()) {
-                return name;
-            }
-            number += 1;
-        }
-    }
-
     /// The name of the segment that these devices are: the policy's, or a new one.
     fn own(&mut self, class: &str) -> String {
         let same = |side: &crate::resolve::Side| {
@@ -221,10 +191,10 @@ impl Writer<'_> {
         {
             return side.name.to_string();
         }
-        let name = Self::fresh(&mut self.taken, class);
+        let name = self.drafting.name(Space::Ends, class);
         let value = toml_edit::Value::from(class);
         let _ = write!(
-            self.heads,
+            self.segments,
             "\n[segment.{}]\nmatch = {{ label.class = {value} }}\n",
             quoted(&name)
         );
@@ -256,7 +226,7 @@ impl Writer<'_> {
                 let ours = uri.strip_prefix(SEGMENT_URN).and_then(|name| name.parse::<Name>().ok());
                 let known = ours.filter(|name| {
                     self.resolved.side_named(name.as_str()).is_some()
-                        || self.taken.contains(name.as_str())
+                        || self.drafting.is_taken(Space::Ends, name.as_str())
                 });
                 known.map_or(
                     Meant::Unknown("a class of machines that only people here know"),
@@ -339,7 +309,7 @@ impl Writer<'_> {
                 ));
                 return;
             }
-            Meant::Network(net) => self.external(net),
+            Meant::Network(net) => self.drafting.external(&BTreeSet::from([net])),
         };
         let open: Vec<PortMatch> =
             services.iter().copied().filter(|service| !self.opened(&far, opens, service)).collect();
@@ -348,13 +318,22 @@ impl Writer<'_> {
             return;
         }
         let seen = self.seen(opens, Some(peer), &open);
-        let called: Vec<String> =
-            open.iter().map(|service| format!("\"{}\"", self.service(*service))).collect();
+        let mut called: Vec<(String, Vec<PortMatch>)> = Vec::new();
+        for service in open {
+            let name = self.drafting.service(service);
+            match called.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, ports)) => ports.push(service),
+                None => called.push((name, vec![service])),
+            }
+        }
         let (from, to) =
             if opens == Opens::Device { (own, far.as_str()) } else { (far.as_str(), own) };
-        let name = Self::fresh(&mut self.rules, &format!("mud-{from}-to-{to}"));
+        let name = self.drafting.name(Space::Rules, &format!("mud-{from}-to-{to}"));
         let outside = matches!(peer, Peer::Network(_));
-        let wide = open.iter().any(|service| service.first == 1 && service.last == u16::MAX);
+        let wide = called
+            .iter()
+            .flat_map(|(_, ports)| ports)
+            .any(|service| service.first == 1 && service.last == u16::MAX);
         let by = self
             .mud
             .manufacturer
@@ -371,6 +350,15 @@ impl Writer<'_> {
                 "# It names no port, so this opens all of them: name those that are needed.\n",
             );
         }
+        for (name, ports) in &called {
+            if let Some(ports) = self.drafting.some_of(name, ports) {
+                let _ = writeln!(
+                    self.text,
+                    "# Of \"{name}\" it names only {ports}; this opens all of it."
+                );
+            }
+        }
+        let called: Vec<String> = called.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let _ = write!(
             self.text,
             "[rule.{}]\nfrom = \"{from}\"\nto = \"{to}\"\nservices = [{}]\n",
@@ -402,50 +390,9 @@ impl Writer<'_> {
         self.resolved.rules.iter().any(|rule| {
             let (own_side, far_side) =
                 if opens == Opens::Device { (rule.from, rule.to) } else { (rule.to, rule.from) };
-            let ports = rule.opens(service.protocol, service.first)
-                && rule.opens(service.protocol, service.last);
-            ports && own_holds(own_side) && far_holds(far_side)
+            let open = covers(rule, service) && !rule.expired(self.now);
+            open && own_holds(own_side) && far_holds(far_side)
         })
-    }
-
-    fn external(&mut self, net: ipnet::Ipv4Net) -> String {
-        let known =
-            self.resolved.policy.externals.iter().find(|(_, external)| external.prefixes == [net]);
-        if let Some((name, _)) = known {
-            return name.to_string();
-        }
-        if let Some(name) = self.externals.get(&net) {
-            return name.clone();
-        }
-        let wanted = net.to_string();
-        let wanted = wanted.trim_end_matches("/32").replace(['.', '/'], "-");
-        let name = Self::fresh(&mut self.taken, &format!("outside-{wanted}"));
-        let _ = write!(self.heads, "\n[external.{}]\nprefixes = [\"{net}\"]\n", quoted(&name));
-        self.externals.insert(net, name.clone());
-        name
-    }
-
-    fn service(&mut self, service: PortMatch) -> String {
-        let own = self.resolved.policy.services.iter().find(|(_, own)| own.ports == [service]);
-        if let Some((name, _)) = own {
-            return name.to_string();
-        }
-        if let Some(known) = service_catalog::all().iter().find(|known| known.ports == [service]) {
-            return known.name.to_owned();
-        }
-        if let Some(name) = self.services.get(&service) {
-            return name.clone();
-        }
-        let wanted = service.to_string().replace('/', "-");
-        let mut name = wanted.clone();
-        let mut number = 2;
-        while self.resolved.policy.ports(&name).is_some() {
-            name = format!("{wanted}-{number}");
-            number += 1;
-        }
-        let _ = write!(self.heads, "\n[service.{}]\nports = [\"{service}\"]\n", quoted(&name));
-        self.services.insert(service, name.clone());
-        name
     }
 
     /// Conversations of these devices: who of them, the other end, and whether the device opened.
@@ -535,11 +482,6 @@ impl Writer<'_> {
         }
         self.draft.beyond = lines;
     }
-}
-
-fn quoted(name: &str) -> String {
-    name.parse::<Name>()
-        .map_or_else(|_| toml_edit::Value::from(name).to_string(), |name| key(&name))
 }
 
 fn told(seen: &Seen) -> String {

@@ -125,7 +125,7 @@ fn rules_are_drafted_with_what_was_seen_and_what_was_not() {
     seen(&mut history, pump, Party::Address([10, 9, 0, 5].into()), 8443, 7);
     seen(&mut history, pump, Party::Address([10, 9, 9, 9].into()), 22, 2);
     let none = BTreeMap::new();
-    let found = draft(&resolved, &history, "pump.json", &mud(), "pump", &none).unwrap();
+    let found = draft(&resolved, &history, "pump.json", &mud(), "pump", &none, NOW).unwrap();
     assert!(found.text.starts_with(crate::fixture::POLICY), "every line stays");
     assert_eq!(found.rules, ["mud-pump-1-to-outside-10-9-0-5"], "{}", found.text);
     assert!(found.text.contains("# Seen here: 7 flows of 1 device.\n[rule.mud-pump-1-to-outside-10-9-0-5]\nfrom = \"pump-1\""), "{}", found.text);
@@ -145,14 +145,51 @@ fn rules_are_drafted_with_what_was_seen_and_what_was_not() {
         ("my-controller".to_owned(), name("hl7-1")),
         ("cloud.maker.example".to_owned(), name("archive")),
     ]);
-    let found = draft(&resolved, &history, "pump.json", &mud(), "pump", &peers).unwrap();
+    let found = draft(&resolved, &history, "pump.json", &mud(), "pump", &peers, NOW).unwrap();
     assert_eq!(found.rules.len(), 4, "{}", found.text);
     let again = Resolved::from_text(&resolved.model, "p", &found.text).unwrap();
-    let twice = draft(&again, &history, "pump.json", &mud(), "pump", &peers).unwrap();
+    let twice = draft(&again, &history, "pump.json", &mud(), "pump", &peers, NOW).unwrap();
     assert_eq!((twice.rules.len(), twice.already), (0, 5), "{}", twice.text);
     parse("p", &twice.text).unwrap();
-    let strange = draft(&resolved, &history, "pump.json", &mud(), "no such class", &peers).unwrap();
+    let strange =
+        draft(&resolved, &history, "pump.json", &mud(), "no such class", &peers, NOW).unwrap();
     assert!(strange.text.contains("[segment.no-such-class]"), "{}", strange.text);
+}
+
+#[test]
+fn what_is_drafted_is_reviewed_and_named_as_a_suggestion_would() {
+    let mut model = hospital();
+    let peer = Peer::Network("10.9.0.5/32".parse().unwrap());
+    let tcp = |first| Allow {
+        opens: Opens::Device,
+        peer: peer.clone(),
+        service: port(Protocol::Tcp, first, first),
+    };
+    let drafted = |model: &crate::model::Model, allows: Vec<Allow>| {
+        let resolved = Resolved::new(model).unwrap();
+        let file = Mud { allows, ..Mud::default() };
+        draft(&resolved, &History::new(1), "m.json", &file, "pump", &BTreeMap::new(), NOW).unwrap()
+    };
+    let some = drafted(&model, vec![tcp(104)]);
+    for words in [
+        "[external.outside-10-9-0-5]\nprefixes = [\"10.9.0.5/32\"]\nreview = 2027-11-22\n",
+        "# Of \"dicom\" it names only tcp/104; this opens all of it.\n[rule.",
+        "services = [\"dicom\"]",
+    ] {
+        assert!(some.text.contains(words), "{words}: {}", some.text);
+    }
+    let all = drafted(&model, vec![tcp(104), tcp(11112)]);
+    assert!(all.text.contains("services = [\"dicom\"]"), "named once: {}", all.text);
+    assert!(!all.text.contains("it names only"), "{}", all.text);
+    // A rule that is over opens nothing.
+    for (end, wanted) in [("2030-01-01T00:00:00Z", 0), ("2026-11-01T00:00:00Z", 1)] {
+        model.policy = format!(
+            "{}[external.out]\nprefixes = [\"10.9.0.5/32\"]\n[rule.old]\nfrom = \"pump-1\"\nto = \"out\"\nservices = [\"dicom\"]\nclear = true\nexpires = {end}\n",
+            crate::fixture::POLICY
+        );
+        let found = drafted(&model, vec![tcp(104)]);
+        assert_eq!((found.rules.len(), found.already), (wanted, 1 - wanted), "{}", found.text);
+    }
 }
 
 #[test]
@@ -164,7 +201,8 @@ fn infrastructure_opens_its_own_service_to_devices_of_sites_that_have_it_alone()
         let file = Mud { allows, ..mud() };
         let file = Mud { unread: Vec::new(), ..file };
         let none = BTreeMap::new();
-        let found = draft(&resolved, &History::new(1), "m.json", &file, "pump", &none).unwrap();
+        let found =
+            draft(&resolved, &History::new(1), "m.json", &file, "pump", &none, NOW).unwrap();
         assert_eq!((found.rules.len(), found.already + found.questions.len()), (0, 1), "{found:?}");
         found.questions.join("")
     };
@@ -219,7 +257,7 @@ fn the_policys_rules_for_a_class_become_a_file_and_come_back() {
     );
     // Behind the same policy it opens nothing new.
     let found =
-        draft(&resolved, &History::new(1), "ct.json", &read, "ct", &BTreeMap::new()).unwrap();
+        draft(&resolved, &History::new(1), "ct.json", &read, "ct", &BTreeMap::new(), NOW).unwrap();
     assert_eq!(found.rules, Vec::<String>::new(), "{}", found.text);
     assert!(found.questions.is_empty(), "{:?}", found.questions);
 }
@@ -288,7 +326,7 @@ proptest! {
         if let Ok(mud) = Mud::parse("x", &bytes) {
             let resolved = Resolved::new(&hospital()).unwrap();
             let peers = BTreeMap::from([("my-controller".to_owned(), name("hl7-1"))]);
-            prop_assert!(draft(&resolved, &History::new(1), "x", &mud, "pump", &peers).is_ok());
+            prop_assert!(draft(&resolved, &History::new(1), "x", &mud, "pump", &peers, NOW).is_ok());
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::service_catalog;
 use crate::surface::Stated;
 
 mod check;
+pub(crate) mod drafting;
 mod format;
 mod parse;
 mod template;

@@ -13,6 +13,7 @@ use super::RecognisedClasses;
 use super::infrastructure::ServerKind;
 use crate::decide::{Flow, Party, is_infrastructure};
 use crate::history::{Edge, History, Way};
+use crate::policy::drafting::covers;
 use crate::resolve::Resolved;
 
 /// Rungs of the ladder: itself, its place, its site, its class.
@@ -102,6 +103,8 @@ pub(super) struct Facts {
     pub(super) services: Vec<PortMatch>,
     pub(super) pairs: Vec<Pair>,
     pub(super) unanswered: Vec<Unanswered>,
+    /// Pairs that a rule opened whose end has come, seen since.
+    pub(super) ran_out: Vec<Pair>,
     /// Of each party.
     pub(super) class: Vec<u32>,
     pub(super) kinds: Vec<Kind>,
@@ -165,7 +168,7 @@ impl Facts {
         }
         facts.services = services.into_iter().collect();
         facts.watched = vec![0; facts.parties.len()];
-        let open = Opened::of(resolved, &facts.parties);
+        let open = Opened::of(resolved, &facts.parties, until);
         facts.pairs.reserve(history.len());
         for edge in history.edges() {
             let (Some(from), Some(to)) = (facts.number(edge.from), facts.number(edge.to)) else {
@@ -190,11 +193,13 @@ impl Facts {
                 facts.no_evidence += 1;
                 continue;
             }
-            if open.allows(resolved, from, to, &matched) {
-                continue;
-            }
             let Ok(place) = facts.services.binary_search(&matched) else { continue };
-            facts.pairs.push(Pair {
+            let pairs = match open.state(resolved, from, to, &matched) {
+                Open::Closed => &mut facts.pairs,
+                Open::Until(end) if edge.last >= end => &mut facts.ran_out,
+                Open::Until(_) | Open::Now => continue,
+            };
+            pairs.push(Pair {
                 from,
                 to,
                 service: u32::try_from(place).unwrap_or(u32::MAX),
@@ -217,16 +222,18 @@ impl Facts {
 
     /// One pair for each two and service, though it went by several ways or ports.
     fn unite(&mut self) {
-        self.pairs.sort_unstable_by_key(|pair| {
-            (pair.from, pair.to, pair.service, pair.first, pair.flows, pair.days)
-        });
-        self.pairs.dedup_by(|more, kept| {
-            let same = (more.from, more.to, more.service) == (kept.from, kept.to, kept.service);
-            if same {
-                kept.add(more);
-            }
-            same
-        });
+        for pairs in [&mut self.pairs, &mut self.ran_out] {
+            pairs.sort_unstable_by_key(|pair| {
+                (pair.from, pair.to, pair.service, pair.first, pair.flows, pair.days)
+            });
+            pairs.dedup_by(|more, kept| {
+                let same = (more.from, more.to, more.service) == (kept.from, kept.to, kept.service);
+                if same {
+                    kept.add(more);
+                }
+                same
+            });
+        }
     }
 
     fn classify(&mut self, resolved: &Resolved, recognised: &RecognisedClasses) {
@@ -385,16 +392,27 @@ fn size_of(net: Ipv4Net) -> u64 {
     1 << (32 - u32::from(net.prefix_len()))
 }
 
+/// What the policy says of a pair.
+#[derive(Debug, Clone, Copy)]
+enum Open {
+    Now,
+    /// A rule opened it whose end has come.
+    Until(UnixMillis),
+    Closed,
+}
+
 /// What the policy opens already, by party.
 struct Opened {
     sides: Vec<Vec<usize>>,
     /// Of each side its rules, with the far side and the ports.
     rules: Vec<Vec<usize>>,
+    /// What was over by then is open no more.
+    now: UnixMillis,
 }
 
 impl Opened {
-    fn of(resolved: &Resolved, parties: &[Party]) -> Self {
-        let mut opened = Self { sides: vec![Vec::new(); parties.len()], rules: Vec::new() };
+    fn of(resolved: &Resolved, parties: &[Party], now: UnixMillis) -> Self {
+        let mut opened = Self { sides: vec![Vec::new(); parties.len()], rules: Vec::new(), now };
         let sides: Vec<_> = resolved.sides().collect();
         for (place, (id, side)) in sides.iter().enumerate() {
             opened.rules.push(side.from_rules.clone());
@@ -411,13 +429,21 @@ impl Opened {
         opened
     }
 
-    fn allows(&self, resolved: &Resolved, from: u32, to: u32, service: &PortMatch) -> bool {
+    fn state(&self, resolved: &Resolved, from: u32, to: u32, service: &PortMatch) -> Open {
         let there = &self.sides[to as usize];
-        self.sides[from as usize].iter().flat_map(|side| &self.rules[*side]).any(|rule| {
+        let mut found = Open::Closed;
+        for rule in self.sides[from as usize].iter().flat_map(|side| &self.rules[*side]) {
             let rule = &resolved.rules[*rule];
-            let opens = rule.opens(service.protocol, service.first)
-                && rule.opens(service.protocol, service.last);
-            opens && there.iter().any(|side| resolved.is_side(*side, rule.to))
-        })
+            let here = || there.iter().any(|side| resolved.is_side(*side, rule.to));
+            if !covers(rule, service) || !here() {
+                continue;
+            }
+            match (rule.expires.filter(|_| rule.expired(self.now)), found) {
+                (None, _) => return Open::Now,
+                (Some(end), Open::Until(later)) => found = Open::Until(later.max(end)),
+                (Some(end), _) => found = Open::Until(end),
+            }
+        }
+        found
     }
 }

@@ -14,10 +14,11 @@ use anteroom_proto::service::{PortMatch, Protocol};
 use toml_edit::{Array, DocumentMut, Item, TableLike, Value};
 
 use super::blocks::{FEWEST_OF_MANY, REPEATED};
+use super::confidence::confidence;
 use super::facts::{Facts, Kind, Pair};
-use super::words::{confidence, date};
 use super::{Options, SuggestedServer};
 use crate::decide::Party;
+use crate::policy::drafting::date;
 use crate::policy::key;
 use crate::resolve::Resolved;
 use crate::words::counted;

@@ -35,7 +35,7 @@
 //!    goes on around the clock and nearly every day, to few, is marked `essential`. Each rule's comment says what speaks for it and what it opens beyond what was seen.
 //!
 //! An existing policy keeps every line, but for the questions of an earlier suggestion, which are asked anew: what its rules open already is
-//! left out, and the rest is written behind it.
+//! left out, and the rest is written behind it. What a rule opened whose end has come isn't opened again: somebody wrote that end. Where it goes on, that is a question.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,13 +54,13 @@ use crate::resolve::Resolved;
 
 mod blocks;
 mod bundle;
+mod confidence;
 mod facts;
 mod infrastructure;
 mod kin;
 mod suspects;
 #[cfg(test)]
 mod tests;
-mod words;
 mod write;
 
 pub use infrastructure::ServerKind;
@@ -112,6 +112,8 @@ pub enum Doubt {
     SeenOnce,
     /// The one who opened it looks as if it were scanning.
     Scanner,
+    /// A rule opened it whose end has come, and it goes on.
+    RanOut,
 }
 
 /// Classes that devices without a confirmed one were recognised as, and how sure that is in percent.
@@ -202,6 +204,7 @@ pub fn suggest(
         .iter()
         .map(|pair| (pair, Doubt::Scanner))
         .chain(once.iter().map(|pair| (pair, Doubt::SeenOnce)))
+        .chain(facts.ran_out.iter().map(|pair| (pair, Doubt::RanOut)))
         .map(|(pair, doubt)| Question {
             from: facts.parties[pair.from as usize],
             to: facts.parties[pair.to as usize],

@@ -9,13 +9,13 @@ use anteroom_proto::time::UnixMillis;
 
 use super::blocks::Grant;
 use super::bundle::{Bundle, End, bundles};
+use super::confidence::confidence;
 use super::facts::{CLASS, Facts, Kind, LOCATION, Place, RUNGS, hull};
 use super::infrastructure::{self, Server};
-use super::words::{array, confidence, cut, date, quote, quoted, word};
 use super::{Confidence, Doubt, Options, Question, SuggestedRule};
-use crate::decide::Party;
+use crate::decide::{Flow, Party, candidates};
+use crate::policy::drafting::{Drafting, Space, array, covers, date, quote, quoted};
 use crate::resolve::Resolved;
-use crate::service_catalog;
 use crate::words::counted;
 
 /// How many of a class make it odd that one alone does something.
@@ -24,8 +24,6 @@ const MANY: usize = 10;
 const QUESTIONS: &str = "# Seen, and in no rule: is any of it wanted?";
 /// How a question begins.
 const QUESTION: &str = "# - ";
-/// How long until an external is to be looked at again.
-const REVIEW: u64 = 365 * 86_400_000;
 
 /// What was written.
 pub(super) struct Written {
@@ -42,7 +40,7 @@ pub(super) fn write(
     options: &Options,
 ) -> Written {
     let mut writer = Writer::new(resolved, facts);
-    writer.externals = infrastructure::write(resolved, &mut writer.head, servers);
+    writer.infrastructure = infrastructure::write(resolved, &mut writer.head, servers);
     let rules: Vec<SuggestedRule> =
         bundles(resolved, facts, grants).iter().map(|bundle| writer.rule(bundle)).collect();
     let text = writer.finish(questions, options);
@@ -61,25 +59,16 @@ struct Called {
 struct Writer<'a> {
     resolved: &'a Resolved,
     facts: &'a Facts,
-    /// Names of segments, externals and members, and of rules.
-    taken: [BTreeSet<String>; 2],
+    drafting: Drafting<'a>,
     ends: BTreeMap<End, String>,
-    services: BTreeMap<u32, String>,
     head: String,
-    externals: String,
+    infrastructure: String,
     segments: String,
-    service_text: String,
     rules: String,
 }
 
 impl<'a> Writer<'a> {
     fn new(resolved: &'a Resolved, facts: &'a Facts) -> Self {
-        let policy = &resolved.policy;
-        let names = policy.segments.keys().chain(policy.externals.keys());
-        let members = resolved.model.devices.values().map(|device| &device.name);
-        let clients = resolved.model.clients.values().map(|client| &client.name);
-        let former = resolved.model.former_clients.values().map(|client| &client.name);
-        let names = names.chain(members).chain(clients).chain(former);
         let mut head = without_questions(&resolved.model.policy);
         if !head.is_empty() && !head.ends_with('\n') {
             head.push('\n');
@@ -87,16 +76,11 @@ impl<'a> Writer<'a> {
         Self {
             resolved,
             facts,
-            taken: [
-                names.map(ToString::to_string).collect(),
-                policy.rules.keys().map(ToString::to_string).collect(),
-            ],
+            drafting: Drafting::new(resolved, facts.until),
             ends: BTreeMap::new(),
-            services: BTreeMap::new(),
             head,
-            externals: String::new(),
+            infrastructure: String::new(),
             segments: String::new(),
-            service_text: String::new(),
             rules: String::new(),
         }
     }
@@ -106,9 +90,9 @@ impl<'a> Writer<'a> {
         let hint = services.first().map(|found| found.name.clone()).unwrap_or_default();
         let to = self.end(&bundle.to, &hint, &bundle.from);
         let from = self.end(&bundle.from, &hint, &bundle.to);
-        let name = self.name(1, &format!("{from}-to-{to}"));
+        let name = self.drafting.name(Space::Rules, &format!("{from}-to-{to}"));
         let sizes = [self.size(&bundle.from), self.size(&bundle.to)];
-        let ports: usize = services.iter().map(|found| self.ports(&found.name)).sum();
+        let ports: usize = services.iter().map(|found| self.drafting.ports(&found.name)).sum();
         let opens = sizes[0].saturating_mul(sizes[1]).saturating_mul(ports as u64);
         let seen: u64 = bundle.grants.iter().map(|grant| grant.seen.len() as u64).sum();
         let froms: BTreeSet<u32> = bundle.seen_at(|pair| pair.0);
@@ -162,17 +146,9 @@ impl<'a> Writer<'a> {
                     "# \"{name}\" wasn't seen here; it was in {} other places, and in nine of ten where both are.",
                     found.like
                 );
-            } else if !found.ports.is_empty() && found.ports.len() < self.ports(name) {
-                let (last, first) = found.ports.split_last().unwrap_or((&found.ports[0], &[]));
-                let first: Vec<String> = first.iter().map(ToString::to_string).collect();
-                let _ = match first.as_slice() {
-                    [] => writeln!(self.rules, "# Of \"{name}\" only {last} was seen."),
-                    first => writeln!(
-                        self.rules,
-                        "# Of \"{name}\" only {} and {last} were seen.",
-                        first.join(", ")
-                    ),
-                };
+            } else if let Some(ports) = self.drafting.some_of(name, &found.ports) {
+                let were = if found.ports.len() == 1 { "was" } else { "were" };
+                let _ = writeln!(self.rules, "# Of \"{name}\" only {ports} {were} seen.");
             }
         }
         let outside = [&froms, &tos]
@@ -208,7 +184,7 @@ impl<'a> Writer<'a> {
         }
         let mut found: Vec<Called> = Vec::new();
         for (service, (seen, like)) in by_port {
-            let name = self.service(service);
+            let name = self.drafting.service(self.facts.services[service as usize]);
             let place = found.iter().position(|known| known.name == name).unwrap_or_else(|| {
                 found.push(Called { name, ports: Vec::new(), like: 0 });
                 found.len() - 1
@@ -234,41 +210,6 @@ impl<'a> Writer<'a> {
             End::Cell((rung, cell)) => self.facts.cells[usize::from(*rung)][*cell as usize].size,
             End::Listed(parties) => parties.len() as u64,
         }
-    }
-
-    /// How many ports a service opens.
-    fn ports(&self, name: &str) -> usize {
-        self.resolved.policy.ports(name).map_or(1, <[PortMatch]>::len)
-    }
-
-    /// The name of the service that holds this port: the policy's own, one that is built in, or a new one.
-    fn service(&mut self, service: u32) -> String {
-        if let Some(name) = self.services.get(&service) {
-            return name.clone();
-        }
-        let port = self.facts.services[service as usize];
-        let own = &self.resolved.policy.services;
-        let own =
-            own.iter().find(|(_, known)| known.ports == [port]).map(|(name, _)| name.to_string());
-        let built_in = || {
-            let mut fitting: Vec<_> =
-                service_catalog::all().iter().filter(|known| known.ports.contains(&port)).collect();
-            fitting.sort_by_key(|known| known.ports.len());
-            fitting.first().map(|known| known.name.to_owned())
-        };
-        let name = own.or_else(built_in).unwrap_or_else(|| {
-            let wanted = port.to_string().replace('/', "-");
-            let mut name = wanted.clone();
-            let mut number = 2;
-            while self.resolved.policy.ports(&name).is_some() {
-                name = format!("{wanted}-{number}");
-                number += 1;
-            }
-            let _ = write!(self.service_text, "\n[service.{name}]\nports = [\"{port}\"]\n");
-            name
-        });
-        self.services.insert(service, name.clone());
-        name
     }
 
     /// The name of a rule's end, written down where it has none yet.
@@ -302,27 +243,7 @@ impl<'a> Writer<'a> {
         } else {
             BTreeSet::from([hull(&self.facts.parties, parties)])
         };
-        let same = self
-            .resolved
-            .policy
-            .externals
-            .iter()
-            .find(|(_, known)| known.prefixes.iter().copied().collect::<BTreeSet<_>>() == nets);
-        if let Some((name, _)) = same {
-            return name.to_string();
-        }
-        let first = nets.first().map(ToString::to_string).unwrap_or_default();
-        let first = first.trim_end_matches("/32").replace(['.', '/'], "-");
-        let name = self.name(0, &format!("outside-{first}"));
-        let list: Vec<String> = nets.iter().map(|net| format!("\"{net}\"")).collect();
-        let review = UnixMillis(self.facts.until.0.saturating_add(REVIEW));
-        let _ = write!(
-            self.externals,
-            "\n[external.{name}]\nprefixes = {}\nreview = {}\n",
-            array(&list),
-            date(review)
-        );
-        name
+        self.drafting.external(&nets)
     }
 
     fn segment(&mut self, end: &End, parties: &[u32], service: &str, far: &End) -> String {
@@ -331,7 +252,7 @@ impl<'a> Writer<'a> {
             // Cells of more than one device are those of a label.
             return self.listed("devices", parties, "");
         };
-        let base = word(class);
+        let base = class.clone();
         let (rung, cell) = match end {
             End::Cell(at) => *at,
             End::Listed(_) => {
@@ -352,7 +273,7 @@ impl<'a> Writer<'a> {
             }
             (1, Some(site)) => match &facts.places[cell as usize] {
                 Place::Location(place) => (
-                    format!("{base}-{}", word(place)),
+                    format!("{base}-{place}"),
                     format!(
                         "site = \"{site}\", {}, label.{LOCATION} = {}",
                         label(class),
@@ -379,7 +300,7 @@ impl<'a> Writer<'a> {
         {
             return same;
         }
-        let name = self.name(0, &name);
+        let name = self.drafting.name(Space::Ends, &name);
         let members = self.members(&by_name);
         if !adopted.is_empty() {
             let who = if recognised.is_empty() {
@@ -426,7 +347,7 @@ impl<'a> Writer<'a> {
     }
 
     fn listed(&mut self, name: &str, parties: &[u32], whence: &str) -> String {
-        let name = self.name(0, name);
+        let name = self.drafting.name(Space::Ends, name);
         let members = self.members(parties);
         let _ = write!(
             self.segments,
@@ -451,33 +372,27 @@ impl<'a> Writer<'a> {
         names
     }
 
-    /// A name that nothing else has, as near to `wanted` as it gets.
-    fn name(&mut self, space: usize, wanted: &str) -> String {
-        let wanted = word(wanted);
-        let mut number = 1;
-        loop {
-            let suffix = if number == 1 { String::new() } else { format!("-{number}") };
-            let name = format!("{}{suffix}", cut(&wanted, Name::MAX_LEN - suffix.len()));
-            if self.taken[space].insert(name.clone()) {
-                return name;
-            }
-            number += 1;
-        }
-    }
-
     fn finish(self, questions: &[Question], options: &Options) -> String {
+        let asked = self.asked(questions, options);
         let mut text = self.head;
-        let sections = [self.externals, self.segments, self.service_text, self.rules];
+        let Drafting { external_text, service_text, .. } = self.drafting;
+        let sections =
+            [self.infrastructure, external_text, self.segments, service_text, self.rules];
         if sections.iter().any(|section| !section.is_empty()) {
             text.push_str("\n# Suggested from what was seen until ");
             text.push_str(&date(self.facts.until));
             text.push_str(". Read it before you apply it.\n");
         }
         sections.iter().for_each(|section| text.push_str(section));
+        text + &asked
+    }
+
+    /// What only people can answer.
+    fn asked(&self, questions: &[Question], options: &Options) -> String {
         if questions.is_empty() {
-            return text;
+            return String::new();
         }
-        let _ = write!(text, "\n{QUESTIONS}\n");
+        let mut text = format!("\n{QUESTIONS}\n");
         let label = |party| crate::parties::label(self.resolved, party);
         for question in questions.iter().take(options.questions_in_file) {
             let _ = writeln!(
@@ -489,8 +404,9 @@ impl<'a> Writer<'a> {
                 counted(question.flows, "flow"),
                 date(question.last),
                 match question.doubt {
-                    Doubt::SeenOnce => "seen on one day",
-                    Doubt::Scanner => "from a device that looks as if it were scanning",
+                    Doubt::SeenOnce => "seen on one day".to_owned(),
+                    Doubt::Scanner => "from a device that looks as if it were scanning".to_owned(),
+                    Doubt::RanOut => self.ran_out(question),
                 }
             );
         }
@@ -500,6 +416,21 @@ impl<'a> Writer<'a> {
             let _ = writeln!(text, "{QUESTION}and {more} more");
         }
         text
+    }
+
+    /// The rule that opened it last.
+    fn ran_out(&self, question: &Question) -> String {
+        let Question { from, to, service, .. } = *question;
+        let flow = Flow { from, to, protocol: service.protocol, port: service.first };
+        let mut found: Option<(UnixMillis, &Name)> = None;
+        candidates(self.resolved, &flow, &mut |_, rule| {
+            let over = rule.expires.filter(|_| covers(rule, &service));
+            found = found.max(over.map(|end| (end, &rule.name)));
+        });
+        found.map_or_else(
+            || "a rule opened it that is over".to_owned(),
+            |(end, rule)| format!("rule.{rule} opened it until {}", date(end)),
+        )
     }
 }
 
