@@ -25,6 +25,7 @@ pub mod output;
 pub mod recognised;
 pub mod recorded;
 pub mod remote;
+pub mod sightings;
 mod standing;
 
 use std::ffi::OsString;

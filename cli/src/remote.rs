@@ -3,7 +3,8 @@
 use anteroom_proto::api::{
     AuditEntry, AuditQuery, AuthorityUpdate, Challenge, Edge, EdgeQuery, GatewayStatus, HintsPage,
     HintsQuery, HistoryPage, HistoryQuery, Login, LoginRequest, NewInvite, OfflineBypass,
-    PendingGateway, Progress, Restored, RevisionInfo, Session, SightingRecord, paths,
+    PendingGateway, Progress, Restored, RevisionInfo, Session, SightingRecord, SightingsPage,
+    SightingsQuery, paths,
 };
 use anteroom_proto::authority::{Authority, AuthorityChain};
 use anteroom_proto::cose::Signed;
@@ -15,11 +16,15 @@ use crate::client::{Client, ClientError};
 use crate::error::Error;
 use crate::home::{Config, Home, Trust};
 use crate::output::time::now;
+use crate::sightings::Sightings;
 
 /// Lengths of a challenge, in bytes.
 const NONCE: std::ops::RangeInclusive<usize> = 8..=64;
 /// A token is renewed when it has less than this left, in milliseconds.
 const RENEW_BEFORE: u64 = 5_000;
+
+/// Sightings that are asked for at once.
+const PAGE: u32 = 5_000;
 
 /// The controller, logged in to.
 #[derive(Debug)]
@@ -239,12 +244,37 @@ impl Remote {
         self.get(paths::GATEWAYS)
     }
 
-    /// What the gateways saw.
+    /// What the gateways saw: all that is kept.
     ///
     /// # Errors
     /// As the controller or the way to it has it.
     pub fn sightings(&mut self) -> Result<Vec<SightingRecord>, Error> {
-        self.get(paths::SIGHTINGS)
+        Ok(self.sighted()?.records)
+    }
+
+    /// What the gateways saw, and what isn't kept of it.
+    ///
+    /// # Errors
+    /// As the controller or the way to it has it.
+    pub fn sighted(&mut self) -> Result<Sightings, Error> {
+        let mut all = Sightings::default();
+        let mut query = SightingsQuery { limit: Some(PAGE), ..SightingsQuery::default() };
+        loop {
+            let page: SightingsPage = match self
+                .with_token(|client, token| client.get(paths::SIGHTINGS_PAGE, &query, Some(token)))
+            {
+                // An older controller gives the newest alone.
+                Err(Error::Client(error)) if error.has_status(404) && query.after.is_none() => {
+                    return Ok(Sightings::of_older(self.get(paths::SIGHTINGS)?));
+                }
+                other => other?,
+            };
+            all.add(page.sightings, page.away);
+            match page.next {
+                Some(next) if query.after.as_ref() != Some(&next) => query.after = Some(next),
+                _ => return Ok(all),
+            }
+        }
     }
 
     /// Edges of traffic.

@@ -27,9 +27,11 @@ use crate::v1::telemetry::{FileBypass, RelayUse, Sighting, TunnelState};
 
 mod flows;
 mod hints;
+mod sightings;
 
 pub use flows::{Edge, EdgeQuery, HistoryPage, HistoryQuery};
 pub use hints::{HintsPage, HintsQuery, RecordedHint};
+pub use sightings::{SightingsAway, SightingsPage, SightingsQuery};
 
 /// Paths of the API.
 pub mod paths {
@@ -63,6 +65,8 @@ pub mod paths {
     pub const GATEWAYS: &str = "/v1/gateways";
     /// GET: `Vec<super::SightingRecord>`.
     pub const SIGHTINGS: &str = "/v1/sightings";
+    /// GET: [`super::SightingsPage`] for a [`super::SightingsQuery`].
+    pub const SIGHTINGS_PAGE: &str = "/v1/sightings/page";
     /// GET: newest [`super::ModelRevision`], 404 where there is none; POST [`super::ModelUpdate`]:
     /// [`super::ModelAccepted`], or 409 when the base has moved on.
     pub const MODEL: &str = "/v1/model";

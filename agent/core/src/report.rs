@@ -139,6 +139,9 @@ pub struct PortStatus {
     pub devices: usize,
     /// Ethernet addresses on it that nobody has confirmed.
     pub unknown: usize,
+    /// Frames from such addresses that found no place: the port has as many as it may.
+    #[serde(default)]
+    pub turned_away: u64,
     /// Whether unknown addresses are held.
     pub held: bool,
     /// What the configuration has become of unknown addresses once a device has left observe.

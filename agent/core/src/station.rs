@@ -29,6 +29,8 @@ const FULL_FOR: Duration = Duration::from_secs(1);
 pub(crate) const MAX_ADDRESSES: usize = 8;
 /// Most VLANs remembered per station.
 const MAX_VLANS: usize = 4;
+/// What is seen again is reported again after so many milliseconds.
+const TELL_AGAIN: u64 = 60 * 60 * 1000;
 /// Most stations altogether: the flow table's zones number them with 16 bits.
 const MAX_STATIONS: usize = 0xfff0;
 
@@ -79,6 +81,21 @@ pub(crate) struct Sight {
     pub(crate) last: UnixMillis,
     /// Whether there is news that wasn't reported.
     pub(crate) changed: bool,
+    /// When what was last reported of it was seen.
+    pub(crate) told: UnixMillis,
+}
+
+impl Sight {
+    /// Whether it is to be reported now: there is news, or it was seen again [`TELL_AGAIN`] after what was reported, so that
+    /// a controller can tell what goes on speaking from what was there once.
+    pub(crate) fn take_news(&mut self) -> bool {
+        let again = self.last.0.saturating_sub(self.told.0) >= TELL_AGAIN;
+        let news = std::mem::take(&mut self.changed) || again;
+        if news {
+            self.told = self.last;
+        }
+        news
+    }
 }
 
 /// An Ethernet address on a port.
@@ -141,6 +158,7 @@ impl Station {
             first: sighting.first_seen,
             last: sighting.last_seen,
             changed: false,
+            told: sighting.last_seen,
         });
     }
 
@@ -159,6 +177,7 @@ impl Station {
             first: wall,
             last: wall,
             changed: true,
+            told: wall,
         });
         self.sights.last_mut()
     }
@@ -205,6 +224,8 @@ pub(crate) struct PortState {
     /// Whether unknown addresses pass in the clear, whatever the devices' mode.
     pub(crate) passes_unlisted: bool,
     pub(crate) unknown: usize,
+    /// Frames of unknown addresses that found no place.
+    pub(crate) turned_away: u64,
     /// How many unknown addresses have a place on it.
     room: usize,
     /// No unknown address on it gives way before then.

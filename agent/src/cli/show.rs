@@ -290,6 +290,13 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
             port.name, port.devices
         );
     }
+    for port in engine.ports.iter().filter(|port| port.turned_away > 0) {
+        let _ = writeln!(
+            text,
+            "{}: as many unknown addresses as it may have; {} frames of others went unrecorded.",
+            port.name, port.turned_away
+        );
+    }
     add_alarms(text, &engine.alarms);
     for trial in &engine.trials {
         let _ = match &trial.over {

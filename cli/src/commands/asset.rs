@@ -7,6 +7,7 @@ use anteroom_controller_core::assets::{
     compare,
 };
 use anteroom_controller_core::model::Model;
+use anteroom_controller_core::names::Names;
 use anteroom_controller_core::spreadsheet;
 use anteroom_proto::api::SightingRecord;
 use anteroom_proto::name::Name;
@@ -187,7 +188,10 @@ fn show(
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
     let model = change::fetch(remote)?.model;
-    let sightings = remote.sightings()?;
+    let sighted = remote.sighted()?;
+    let names = Names::of(&model);
+    sighted.warn_of_missing(|gateway| names.gateway(gateway), output)?;
+    let sightings = sighted.records;
     let recognised = Recognised::load(remote, None)?;
     let Compared { lists, known, report } = Compared::load(args, &model, &sightings, &recognised)?;
     let forms = lists

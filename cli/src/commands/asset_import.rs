@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anteroom_controller_core::assets::{Asset, Key, Matched, Sure, slug};
 use anteroom_controller_core::edit::EditError;
 use anteroom_controller_core::model::{Device, Model};
+use anteroom_controller_core::names::Names;
 use anteroom_controller_core::sighted::Chosen;
 use anteroom_proto::api::SightingRecord;
 use anteroom_proto::id::MemberId;
@@ -44,7 +45,10 @@ pub(super) fn import(
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
     let model = change::fetch(remote)?.model;
-    let sightings = remote.sightings()?;
+    let sighted = remote.sighted()?;
+    let names = Names::of(&model);
+    sighted.warn_of_missing(|gateway| names.gateway(gateway), output)?;
+    let sightings = sighted.records;
     let recognised = Recognised::load(remote, None)?;
     let compared = Compared::load(&args.lists, &model, &sightings, &recognised)?;
     let takes = takes(&args, &compared, &model, &sightings, remote)?;

@@ -104,8 +104,10 @@ pub(super) fn list(
         )));
     }
     let model = change::fetch(remote)?.model;
-    let sightings = remote.sightings()?;
+    let sighted = remote.sighted()?;
     let names = GatewayNames::load(&model, remote)?;
+    sighted.warn_of_missing(|gateway| names.get(gateway), output)?;
+    let sightings = sighted.records;
     let resolved = Resolved::new(&model).ok();
     let (coverages, recognised) = judged(resolved.as_ref(), remote)?;
     let stranger = |record: &SightingRecord| DeviceRow {

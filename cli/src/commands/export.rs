@@ -98,7 +98,10 @@ pub(super) fn create(
     say(&current.model, &standing, output)?;
     let recorded = Recorded::of(remote, &standing.apply(&current.model))?;
     recorded.warn_of_gaps(output)?;
-    let sightings = remote.sightings()?;
+    let sighted = remote.sighted()?;
+    let names = Names::of(&current.model);
+    sighted.warn_of_missing(|gateway| names.gateway(gateway), output)?;
+    let sightings = sighted.records;
     let recognised = Recognised::load(remote, Some(&recorded.history))?;
     let observed = observed(&current.model, &sightings, &recorded, &recognised);
     let authority = remote.chain().newest();

@@ -126,8 +126,8 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
             problem: format!("{waiting} waiting for approval: anteroom gateway pending"),
         });
     }
-    let sightings = remote.sightings()?;
-    let new = unconfirmed(&current.model, &sightings);
+    let sighted = remote.sighted()?;
+    let new = unconfirmed(&current.model, &sighted.records);
     let held = new.iter().filter(|record| record.sighting.held).count();
     if !new.is_empty() {
         let held =
@@ -141,6 +141,10 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
         });
     }
     to_do.extend(on_trial);
+    let names = Names::of(&current.model);
+    for problem in sighted.missing(|gateway| names.gateway(gateway), now()) {
+        to_do.push(Problem { subject: "devices".into(), problem });
+    }
     let mut devices = Devices::default();
     let resolved = Resolved::new(&current.model).ok();
     let surfaces = surfaces(&current.model, resolved.as_ref());

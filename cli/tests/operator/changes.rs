@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use anteroom_proto::api::SightingsAway;
 use anteroom_proto::mode::Mode;
 
 use crate::controller::Controller;
@@ -104,6 +105,33 @@ fn a_device_is_confirmed_as_it_was_sighted() {
     assert!(wide.contains(" imaging ") && wide.contains("LAST SEEN"), "{wide}");
     let mac = new.split_whitespace().nth(1).unwrap();
     assert!(mac.parse::<anteroom_proto::mac::MacAddr>().is_ok(), "what `confirm` takes: {new}");
+}
+
+#[test]
+fn all_sightings_are_listed_and_what_is_not_kept_is_said() {
+    let (controller, ana) = hospital();
+    for at in 0..7 {
+        controller.see("imaging", &format!("02:00:00:00:07:{at:02x}"), &format!("10.20.7.{at}"));
+    }
+    let listed = ana.run(&["--json", "device", "list", "--new"]).ok();
+    assert!(!listed.err.contains("not shown"), "{listed:#?}");
+    let seen = |number: u8| {
+        let mac = format!("02:00:00:00:07:{number:02x}");
+        listed.json().as_array().unwrap().iter().filter(|row| row["mac"] == mac).count()
+    };
+    assert_eq!((0..7).map(seen).collect::<Vec<_>>(), [1; 7], "over several pages: {listed:#?}");
+    let model = controller.state().model();
+    let imaging = model.gateways.iter().find(|(_, gateway)| gateway.name.as_str() == "imaging");
+    let gateway = *imaging.unwrap().0;
+    let away = SightingsAway { count: 5120, last: None };
+    controller.state().sightings_away.insert(gateway, away);
+    for words in [&["device", "list"][..], &["device", "list", "--new"]] {
+        let ran = ana.run(words).ok();
+        assert!(ran.err.contains("gateway imaging: 5120 sightings of"), "{ran:#?}");
+        assert!(ran.err.contains("not shown"), "{ran:#?}");
+    }
+    let status = ana.run(&["--json", "status"]).out;
+    assert!(status.contains("5120 sightings"), "{status}");
 }
 
 #[test]

@@ -31,6 +31,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 mod http;
+mod pages;
 
 use http::serve;
 
@@ -66,6 +67,8 @@ pub(crate) struct State {
     pub(crate) revisions: Vec<(ModelRevision, RevisionInfo)>,
     pub(crate) audit: Vec<AuditEntry>,
     pub(crate) sightings: Vec<SightingRecord>,
+    /// What isn't kept of them.
+    pub(crate) sightings_away: BTreeMap<GatewayId, SightingsAway>,
     pub(crate) edges: Vec<Edge>,
     /// What devices let be seen of themselves.
     pub(crate) hints: Vec<RecordedHint>,
@@ -127,6 +130,7 @@ impl Controller {
             revisions: Vec::new(),
             audit: Vec::new(),
             sightings: Vec::new(),
+            sightings_away: BTreeMap::new(),
             edges: Vec::new(),
             hints: Vec::new(),
             recording: HistoryPage::default(),
@@ -346,7 +350,7 @@ impl State {
             }
             ("GET", paths::PENDING) => ok(&self.pending),
             ("GET", paths::GATEWAYS) => ok(&self.statuses()),
-            ("GET", paths::SIGHTINGS) => ok(&self.sightings),
+            ("GET", paths::SIGHTINGS_PAGE) => self.sightings_page(query),
             ("GET", paths::EDGES) => ok(&self.edges),
             ("GET", paths::HISTORY) => self.history(query),
             ("GET", paths::HINTS) => {
@@ -378,25 +382,6 @@ impl State {
             ("GET", _) => self.numbered(path),
             _ => no(404, "not-found", "no such path"),
         }
-    }
-
-    /// Pages of two edges, whatever is asked for.
-    fn history(&mut self, query: &str) -> (u16, Value) {
-        if self.without_history {
-            return no(404, "not-found", "no such path");
-        }
-        let chosen = |word: &str| query.split('&').any(|pair| pair.starts_with(word));
-        if self.chooses_nothing && (chosen("member=") || chosen("verdicts=")) {
-            self.asked_to_choose += 1;
-            return no(400, "invalid", "unknown field");
-        }
-        let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
-        let from = after.map_or(0, |after| after.parse::<usize>().unwrap());
-        let edges: Vec<Edge> = self.edges.iter().skip(from).take(2).cloned().collect();
-        let end = from + edges.len();
-        let next = (end < self.edges.len()).then_some(end as u64);
-        let of_all = if from == 0 { self.recording.clone() } else { HistoryPage::default() };
-        ok(&HistoryPage { edges, next, ..of_all })
     }
 
     fn numbered(&self, path: &str) -> (u16, Value) {

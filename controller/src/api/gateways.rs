@@ -1,14 +1,15 @@
 //! Invites, and what is known of gateways and devices.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anteroom_proto::api::{
     Edge, EdgeQuery, GatewayStatus, HintsPage, HintsQuery, HistoryPage, HistoryQuery, InviteInfo,
     NewInvite, OfflineBypass, PendingGateway, RekeyAnswer, RekeyRequest, RekeyState, RotateAnswer,
-    RotateRequest, SightingRecord,
+    RotateRequest, SightingRecord, SightingsPage, SightingsQuery,
 };
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::v1::Reachable;
+use anteroom_proto::v1::telemetry::Sighting;
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
@@ -17,7 +18,7 @@ use super::extract::{Body, Params};
 use super::failure::Failure;
 use super::login::Caller;
 use super::{Api, MAX_LIST, limit, whole};
-use crate::store::{GatewayFacts, Recording};
+use crate::store::{GatewayFacts, Recording, SightingPlace};
 use crate::{change, clock};
 
 /// Words that [`EdgeQuery::verdict`] may be.
@@ -171,6 +172,44 @@ pub(super) async fn sightings(
     State(api): State<Api>,
 ) -> Result<Json<Vec<SightingRecord>>, Failure> {
     Ok(Json(api.controller.store.sightings(MAX_LIST).await?))
+}
+
+pub(super) async fn sightings_page(
+    State(api): State<Api>,
+    Params(query): Params<SightingsQuery>,
+) -> Result<Json<SightingsPage>, Failure> {
+    let limit = limit(query.limit)?.max(1);
+    let after = query.after.as_deref().map(place).transpose()?;
+    let store = &api.controller.store;
+    let away = if after.is_none() { store.sightings_away().await? } else { BTreeMap::new() };
+    let sightings = store.sightings_after(after.as_ref(), limit).await?;
+    // A page that isn't full is the last one.
+    let full = u32::try_from(sightings.len()).is_ok_and(|len| len >= limit);
+    let next = sightings.last().filter(|_| full).map(words);
+    Ok(Json(SightingsPage { sightings, next, away }))
+}
+
+/// Where a page ends, and [`place`] is read from.
+fn words(last: &SightingRecord) -> String {
+    let Sighting { port, mac, vlan, .. } = &last.sighting;
+    let vlan = vlan.map(|vlan| vlan.to_string()).unwrap_or_default();
+    format!("{}/{vlan}/{mac}/{port}", last.gateway)
+}
+
+fn place(words: &str) -> Result<SightingPlace, Failure> {
+    let read = || {
+        let mut words = words.splitn(4, '/');
+        let gateway = words.next()?.parse().ok()?;
+        let vlan = match words.next()? {
+            "" => None,
+            vlan => Some(vlan.parse().ok()?),
+        };
+        let mac = words.next()?.parse().ok()?;
+        let port = words.next()?.parse().ok()?;
+        Some(SightingPlace { gateway, port, mac, vlan })
+    };
+    let wrong = || Failure::invalid("query: after: give what the page before has as next");
+    read().ok_or_else(wrong)
 }
 
 pub(super) async fn edges(

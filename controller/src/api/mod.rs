@@ -74,6 +74,7 @@ pub fn router(controller: Arc<Controller>) -> Router {
         .route(paths::PENDING, get(gateways::pending))
         .route(paths::GATEWAYS, get(gateways::gateways))
         .route(paths::SIGHTINGS, get(gateways::sightings))
+        .route(paths::SIGHTINGS_PAGE, get(gateways::sightings_page))
         .route(paths::MODEL, model)
         .route(paths::MODEL_AT, get(model::at))
         .route(paths::REVISIONS, get(model::revisions))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anteroom_proto::api::{EdgeQuery, HistoryQuery, RevisionInfo};
+use anteroom_proto::api::{EdgeQuery, HistoryQuery, RevisionInfo, SightingRecord};
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{BootId, GatewayId, InviteId, MemberId};
@@ -16,8 +16,8 @@ use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::sqlite::SqliteStore;
 use super::{
-    EnrolOutcome, Enrolment, HelloFacts, IssueView, Limits, NewAudit, NewRevision, Recorded, Store,
-    StoredInvite,
+    EnrolOutcome, Enrolment, HelloFacts, IssueView, Limits, NewAudit, NewRevision, Recorded,
+    SightingPlace, Store, StoredInvite,
 };
 use crate::audit;
 
@@ -27,6 +27,7 @@ use rekeys::a_later_order_voids_what_was_offered_upon_an_earlier_one;
 
 pub(super) const LIMITS: Limits = Limits {
     sightings: 3,
+    sighting_age: 1_000_000,
     edges: 4,
     edge_age: 1000,
     boots: 2,
@@ -46,6 +47,12 @@ use history::{
     an_edge_remembers_when, one_device_that_floods_costs_its_neighbours_no_edge,
     the_days_on_which_a_gateway_reported_are_kept, the_history_is_read_of_some_alone,
     the_history_is_read_page_by_page, what_old_edges_made_room_for_is_counted,
+};
+
+mod sightings;
+use sightings::{
+    made_up_addresses_push_out_their_own_port_alone, sightings_are_read_page_by_page,
+    what_was_seen_long_ago_and_in_passing_makes_room,
 };
 
 mod standing;
@@ -103,6 +110,9 @@ conforms! {
     a_later_order_voids_what_was_offered_upon_an_earlier_one
     nothing_counts_twice
     telemetry_is_bounded
+    made_up_addresses_push_out_their_own_port_alone
+    what_was_seen_long_ago_and_in_passing_makes_room
+    sightings_are_read_page_by_page
     edges_never_answered_make_room
     bypasses_by_file_stand_as_the_newest_report_has_them
     trials_stand_as_the_newest_report_has_them
@@ -402,7 +412,7 @@ async fn telemetry_is_bounded(store: &dyn Store) {
     let mut new = report(1, 1);
     new.sightings = (0..5).map(sighting).collect();
     let claim = anteroom_proto::cose::Signed::from_bytes(vec![1, 2, 3]);
-    new.sightings[0].claim = Some(claim.clone());
+    new.sightings[4].claim = Some(claim.clone());
     new.edges = (0..6).map(|port| edge(port, Verdict::Tunnel)).collect();
     let recorded = store.record_report(gateway(1), &new, UnixMillis(500)).await.unwrap();
     assert_eq!(recorded, Recorded::Stored { turned_away: 4, forgotten: 0 });
@@ -411,14 +421,14 @@ async fn telemetry_is_bounded(store: &dyn Store) {
     // What is there still grows, and a restarted agent's sighting doesn't forget.
     let mut next = report(1, 2);
     next.sightings =
-        vec![Sighting { addresses: vec![], kinds: vec!["ipv6".into()], ..sighting(0) }];
+        vec![Sighting { addresses: vec![], kinds: vec!["ipv6".into()], ..sighting(4) }];
     next.edges = vec![edge(0, Verdict::Tunnel)];
     let recorded = store.record_report(gateway(1), &next, UnixMillis(600)).await.unwrap();
     assert_eq!(recorded, Recorded::Stored { turned_away: 0, forgotten: 0 });
     let seen = store.sightings(10).await.unwrap();
     assert_eq!((seen.len(), seen[0].first_seen), (3, UnixMillis(500)));
     assert_eq!(seen[0].sighting.kinds, ["broadcast", "ipv6"]);
-    assert_eq!(seen[0].sighting.addresses, sighting(0).addresses);
+    assert_eq!(seen[0].sighting.addresses, sighting(4).addresses);
     assert_eq!(seen[0].sighting.claim, Some(claim));
     // An edge that was quiet for long makes room.
     let mut late = report(1, 3);

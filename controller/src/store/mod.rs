@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use anteroom_proto::api::{
     AuditEntry, Edge, EdgeQuery, HistoryQuery, RecordedHint, RekeyState, RevisionInfo,
-    SightingRecord,
+    SightingRecord, SightingsAway,
 };
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
@@ -28,7 +28,7 @@ use async_trait::async_trait;
 
 pub use record::{
     Advance, AppliedFacts, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, NewAudit,
-    NewRevision, Recorded, Recording, StoredInvite, StoredRevision, ViewState,
+    NewRevision, Recorded, Recording, SightingPlace, StoredInvite, StoredRevision, ViewState,
 };
 
 /// Why the store didn't do what was asked. Nothing was changed then.
@@ -64,8 +64,10 @@ pub enum StoreError {
 /// is counted as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Sightings per gateway.
+    /// Sightings per gateway. Those that nobody confirmed make room, of the port that has most of them.
     pub sightings: u32,
+    /// After how many milliseconds without news a sighting that nobody confirmed goes before all others of its port.
+    pub sighting_age: u64,
     /// Edges per gateway.
     pub edges: u32,
     /// After how many milliseconds without traffic an edge makes room for a new one.
@@ -88,6 +90,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sightings: 4096,
+            sighting_age: 30 * 24 * 60 * 60 * 1000,
             edges: 20_000,
             // More than a month, so that what happens at its end is there when it happens again.
             edge_age: 40 * 24 * 60 * 60 * 1000,
@@ -245,6 +248,14 @@ pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     ) -> Result<Recorded, StoreError>;
     /// Up to `limit` sightings, last seen first.
     async fn sightings(&self, limit: u32) -> Result<Vec<SightingRecord>, StoreError>;
+    /// Up to `limit` sightings in a lasting order, from behind `after` on (from the first one, where it is none).
+    async fn sightings_after(
+        &self,
+        after: Option<&SightingPlace>,
+        limit: u32,
+    ) -> Result<Vec<SightingRecord>, StoreError>;
+    /// The sightings of each gateway that found no room, or made some.
+    async fn sightings_away(&self) -> Result<BTreeMap<GatewayId, SightingsAway>, StoreError>;
     /// Up to `limit` edges that `query` asks for, newest first.
     async fn edges(&self, query: &EdgeQuery, limit: u32) -> Result<Vec<Edge>, StoreError>;
     /// Up to `limit` edges that `query` asks for in a lasting order, from behind place [`HistoryQuery::after`] on (from the first one,

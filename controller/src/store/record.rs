@@ -11,6 +11,8 @@ use anteroom_proto::id::{GatewayId, InviteId};
 use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::invite::{IdentityClaim, Invite};
 use anteroom_proto::key::{Hash, PublicKey};
+use anteroom_proto::mac::MacAddr;
+use anteroom_proto::name::Name;
 use anteroom_proto::operation::ViewNumber;
 use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::rollout::{HeldBackReport, TrialReport};
@@ -220,6 +222,19 @@ pub struct Recording {
     pub forgotten: u64,
     /// When gateways reported anything, as far as that was kept.
     pub watched: BTreeMap<GatewayId, Rhythm>,
+}
+
+/// What tells a sighting from others, in the order in which they are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SightingPlace {
+    /// Who saw it.
+    pub gateway: GatewayId,
+    /// At which port.
+    pub port: Name,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its VLAN, or none.
+    pub vlan: Option<u16>,
 }
 
 /// What became of a report.

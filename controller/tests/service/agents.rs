@@ -1,7 +1,8 @@
 //! Gateways: enrolment, greetings, reports, and what isn't let in.
 
 use anteroom_proto::api::{
-    AuditEntry, Edge, GatewayStatus, HistoryPage, PendingGateway, SightingRecord, paths,
+    AuditEntry, Edge, GatewayStatus, HistoryPage, PendingGateway, SightingRecord, SightingsPage,
+    paths,
 };
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;
@@ -244,6 +245,13 @@ async fn reports_of_an_unapproved_gateway_count_and_count_once() {
     let page: HistoryPage = desk.client.get(&format!("/v1/history?limit=1&after={next}")).await;
     assert_eq!((page.edges.len(), page.next), (0, None));
     let seen: Vec<SightingRecord> = desk.client.get(paths::SIGHTINGS).await;
+    let page: SightingsPage = desk.client.get(paths::SIGHTINGS_PAGE).await;
+    assert_eq!((&page.sightings, &page.next), (&seen, &None));
+    let first: SightingsPage = desk.client.get(&format!("{}?limit=1", paths::SIGHTINGS_PAGE)).await;
+    let after = first.next.expect("a full page may have another behind it");
+    let query = format!("{}?limit=1&after={after}", paths::SIGHTINGS_PAGE);
+    let behind: SightingsPage = desk.client.get(&query).await;
+    assert_eq!(behind, SightingsPage::default(), "there was one alone");
     assert_eq!((seen.len(), seen[0].gateway), (1, agent.gateway));
     assert_eq!(seen[0].sighting.addresses.len(), 8);
     assert_eq!(seen[0].sighting.kinds, ["broadcast"]);

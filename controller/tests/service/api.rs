@@ -14,12 +14,13 @@ use reqwest::tls::Version;
 
 use crate::support::{Desk, ORGANISATION, Service, soon};
 
-const CLOSED_GETS: [&str; 12] = [
+const CLOSED_GETS: [&str; 13] = [
     paths::AUTHORITY,
     paths::INVITES,
     paths::PENDING,
     paths::GATEWAYS,
     paths::SIGHTINGS,
+    paths::SIGHTINGS_PAGE,
     paths::MODEL,
     paths::REVISIONS,
     "/v1/progress/1",

@@ -204,6 +204,9 @@ impl Engine {
             }
             Learnt::Full => {
                 self.recorder.overflow();
+                if let Some(state) = self.stations.ports.get_mut(port.index()) {
+                    state.turned_away = state.turned_away.saturating_add(1);
+                }
                 None
             }
         }

@@ -137,6 +137,7 @@ impl Engine {
             mode: state.mode,
             devices,
             unknown: state.unknown,
+            turned_away: state.turned_away,
             held: state.holds(),
             unlisted: if state.passes_unlisted { Unlisted::Pass } else { Unlisted::Hold },
             frames_in: state.frames_in,
@@ -243,7 +244,7 @@ impl Engine {
                 if sightings.len() >= MAX_SIGHTINGS {
                     return sightings;
                 }
-                if std::mem::take(&mut station.sights[at].changed) {
+                if station.sights[at].take_news() {
                     let mut sighting = sighting(station, &station.sights[at], port);
                     let member = sighting.member.filter(|_| sighting.vlan.is_none());
                     sighting.claim =

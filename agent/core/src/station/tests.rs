@@ -75,3 +75,23 @@ fn unknown_addresses_are_bounded_and_stale_ones_make_room() {
     assert_eq!(stations.learn(port, mac(3), later), Learnt::Replaced(StationId(0)));
     assert_eq!((stations.find(mac(1)), stations.len()), (None, 2));
 }
+
+#[test]
+fn what_goes_on_speaking_is_told_again_and_what_is_silent_is_not() {
+    let mut stations = stations(1, 2);
+    let (port, now) = (PortId::device(0), start());
+    let Learnt::New(id) = stations.learn(port, mac(1), now) else { panic!("no room") };
+    let mut see = |wall| {
+        let station = stations.get_mut(id).unwrap();
+        station.see(None, 0, None, UnixMillis(wall), now);
+        station.sights[0].take_news()
+    };
+    assert!(see(1), "it is new");
+    assert!(!see(1));
+    assert!(!see(TELL_AGAIN));
+    assert!(see(TELL_AGAIN + 1), "it was told of an hour ago");
+    assert!(!see(TELL_AGAIN + 2));
+    // A clock that went back tells nothing anew.
+    assert!(!see(0));
+    assert!(!stations.get_mut(id).unwrap().sights[0].take_news(), "it is silent");
+}

@@ -13,6 +13,7 @@ mod model;
 mod rekey;
 mod session;
 mod shares;
+mod sightings;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use anteroom_proto::api::{
     AuditEntry, Edge, EdgeQuery, HistoryQuery, RecordedHint, RekeyState, RevisionInfo,
-    SightingRecord,
+    SightingRecord, SightingsAway,
 };
 use anteroom_proto::authority::Authority;
 use anteroom_proto::cose::Signed;
@@ -45,7 +46,8 @@ use sqlx::{Sqlite, Transaction};
 
 use super::{
     Advance, EnrolOutcome, Enrolment, GatewayFacts, HelloFacts, IssueView, Limits, NewAudit,
-    NewRevision, Recorded, Recording, Store, StoreError, StoredInvite, StoredRevision,
+    NewRevision, Recorded, Recording, SightingPlace, Store, StoreError, StoredInvite,
+    StoredRevision,
 };
 use value::failed;
 
@@ -420,7 +422,19 @@ impl Store for SqliteStore {
     }
 
     async fn sightings(&self, limit: u32) -> Result<Vec<SightingRecord>, StoreError> {
-        telemetry::sightings(&self.readers, limit).await
+        sightings::newest(&self.readers, limit).await
+    }
+
+    async fn sightings_after(
+        &self,
+        after: Option<&SightingPlace>,
+        limit: u32,
+    ) -> Result<Vec<SightingRecord>, StoreError> {
+        sightings::page(&self.readers, after, limit).await
+    }
+
+    async fn sightings_away(&self) -> Result<BTreeMap<GatewayId, SightingsAway>, StoreError> {
+        sightings::away(&self.readers).await
     }
 
     async fn edges(&self, query: &EdgeQuery, limit: u32) -> Result<Vec<Edge>, StoreError> {

@@ -1,12 +1,12 @@
-//! Reports: sightings, edges, drops, and the watermarks that keep anything from counting twice.
+//! Reports: edges, drops, and the watermarks that keep anything from counting twice.
 
-use anteroom_proto::api::{Edge, EdgeQuery, HistoryQuery, SightingRecord};
+use anteroom_proto::api::{Edge, EdgeQuery, HistoryQuery};
 use anteroom_proto::cbor;
 use anteroom_proto::id::{GatewayId, MemberId, RuleId};
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{EdgeDelta, Report, Sighting};
+use anteroom_proto::v1::telemetry::{EdgeDelta, Report};
 use anteroom_proto::verdict::Verdict;
 use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
@@ -14,13 +14,12 @@ use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 
 use super::hints;
 use super::shares::Shares;
+use super::sightings;
 use super::value::{Columns, failed, int, uint};
 use crate::store::{Limits, Recorded, Recording, StoreError};
 
 /// Largest step by which a count grows: two of them still fit an integer of SQLite, so that no sum overflows.
 const MAX_STEP: u64 = 1 << 62;
-/// Most addresses kept per sighting.
-const MAX_ADDRESSES: usize = 8;
 
 fn step(value: u64) -> i64 {
     int(value.min(MAX_STEP - 1))
@@ -36,7 +35,7 @@ pub(super) async fn record(
     if !advance(change, gateway, report, at, limits.boots).await? {
         return Ok(Recorded::Duplicate);
     }
-    let sightings = add_sightings(change, gateway, &report.sightings, at, limits).await?;
+    let sightings = sightings::add(change, gateway, &report.sightings, at, limits).await?;
     let edges = add_edges(change, gateway, &report.edges, at, limits).await?;
     add_watched(change, gateway, report, at).await?;
     let hints = hints::add(change, gateway, &report.hints, at, limits).await?;
@@ -59,7 +58,8 @@ pub(super) async fn record(
          edges_away = edges_away + ?4, \
          overflow = CASE WHEN overflow >= ?7 THEN overflow ELSE overflow + ?5 END, \
          last_seen = ?6, alarms = ?8, bypasses = ?9, hints_away = hints_away + ?10, \
-          trials = ?11, held_back = ?12, edges_forgotten = edges_forgotten + ?13 \
+          trials = ?11, held_back = ?12, edges_forgotten = edges_forgotten + ?13, \
+          sightings_away_at = CASE WHEN ?3 > 0 THEN ?6 ELSE sightings_away_at END \
           WHERE gateway = ?1",
     )
     .bind(gateway.as_bytes().as_slice())
@@ -118,7 +118,7 @@ async fn advance(
     Ok(true)
 }
 
-async fn count(
+pub(super) async fn count(
     change: &mut SqliteConnection,
     query: &'static str,
     gateway: GatewayId,
@@ -129,82 +129,6 @@ async fn count(
         .await
         .map_err(failed("count what a gateway reported"))?;
     Ok(uint(count))
-}
-
-async fn add_sightings(
-    change: &mut SqliteConnection,
-    gateway: GatewayId,
-    sightings: &[Sighting],
-    at: UnixMillis,
-    limits: &Limits,
-) -> Result<u64, StoreError> {
-    let doing = "store a sighting";
-    if sightings.is_empty() {
-        return Ok(0);
-    }
-    let query = "SELECT COUNT(*) FROM sightings WHERE gateway = ?";
-    let mut held = count(change, query, gateway).await?;
-    let mut away = 0;
-    for new in sightings {
-        let vlan = new.vlan.map_or(-1, i64::from);
-        let row = sqlx::query(
-            "SELECT sighting FROM sightings WHERE gateway = ? AND port = ? AND mac = ? AND vlan = ?",
-        )
-        .bind(gateway.as_bytes().as_slice())
-        .bind(new.port.as_str())
-        .bind(new.mac.0.as_slice())
-        .bind(vlan)
-        .fetch_optional(&mut *change)
-        .await
-        .map_err(failed(doing))?;
-        let before: Option<Sighting> =
-            row.map(|row| Columns::new(&row, "sighting").cbor("sighting")).transpose()?;
-        if before.is_none() {
-            if held >= u64::from(limits.sightings) {
-                away += 1;
-                continue;
-            }
-            held += 1;
-        }
-        let merged = merge(before, new);
-        sqlx::query(
-            "INSERT INTO sightings (gateway, port, mac, vlan, sighting, first_seen, last_seen) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6) \
-             ON CONFLICT DO UPDATE SET sighting = ?5, last_seen = ?6",
-        )
-        .bind(gateway.as_bytes().as_slice())
-        .bind(new.port.as_str())
-        .bind(new.mac.0.as_slice())
-        .bind(vlan)
-        .bind(cbor::encode(&merged))
-        .bind(int(at.0))
-        .execute(&mut *change)
-        .await
-        .map_err(failed(doing))?;
-    }
-    Ok(away)
-}
-
-/// A newer sighting, with what an agent that was restarted since hasn't seen again yet.
-fn merge(before: Option<Sighting>, new: &Sighting) -> Sighting {
-    let mut merged = new.clone();
-    let Some(before) = before else { return merged };
-    if merged.addresses.is_empty() {
-        merged.addresses = before.addresses;
-    }
-    merged.addresses.truncate(MAX_ADDRESSES);
-    merged.prefix_len = merged.prefix_len.or(before.prefix_len);
-    merged.router = merged.router.or(before.router);
-    merged.claim = merged.claim.or(before.claim);
-    merged.first_seen = merged.first_seen.min(before.first_seen);
-    merged.last_seen = merged.last_seen.max(before.last_seen);
-    for kind in before.kinds {
-        if !merged.kinds.contains(&kind) {
-            merged.kinds.push(kind);
-        }
-    }
-    merged.kinds.sort();
-    merged
 }
 
 pub(super) fn optional<const N: usize>(id: Option<&[u8; N]>) -> &[u8] {
@@ -440,29 +364,6 @@ async fn insert_edge(
         .await
         .map_err(failed("store an edge"))?;
     Ok(())
-}
-
-pub(super) async fn sightings(
-    readers: &SqlitePool,
-    limit: u32,
-) -> Result<Vec<SightingRecord>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT gateway, sighting, first_seen FROM sightings ORDER BY last_seen DESC LIMIT ?",
-    )
-    .bind(limit)
-    .fetch_all(readers)
-    .await
-    .map_err(failed("read the sightings"))?;
-    rows.iter()
-        .map(|row| {
-            let columns = Columns::new(row, "sighting");
-            Ok(SightingRecord {
-                gateway: GatewayId::from_bytes(columns.array("gateway")?),
-                sighting: columns.cbor("sighting")?,
-                first_seen: UnixMillis(columns.uint("first_seen")?),
-            })
-        })
-        .collect()
 }
 
 pub(super) async fn edges(
