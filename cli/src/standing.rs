@@ -5,7 +5,7 @@ use anteroom_controller_core::model::Model;
 use anteroom_controller_core::standing::Standing;
 use anteroom_proto::mode::Mode;
 
-use crate::change;
+use crate::change::{self, Current};
 use crate::error::Error;
 use crate::output::Output;
 use crate::remote::Remote;
@@ -15,10 +15,21 @@ use crate::remote::Remote;
 /// # Errors
 /// As the controller or the way to it has it, or when what it serves isn't to be believed.
 pub(crate) fn model_as_it_is(remote: &mut Remote, output: &mut Output<'_>) -> Result<Model, Error> {
-    let model = change::fetch(remote)?.model;
-    let standing = standing(&model, remote)?;
-    say(&model, &standing, output)?;
-    Ok(standing.apply(&model))
+    Ok(current_as_it_is(remote, output)?.model)
+}
+
+/// The newest revision, with devices in the modes that they are in. Says of which that isn't what was ordered.
+///
+/// # Errors
+/// As [`model_as_it_is`].
+pub(crate) fn current_as_it_is(
+    remote: &mut Remote,
+    output: &mut Output<'_>,
+) -> Result<Current, Error> {
+    let current = change::fetch(remote)?;
+    let standing = standing(&current.model, remote)?;
+    say(&current.model, &standing, output)?;
+    Ok(Current { model: standing.apply(&current.model), ..current })
 }
 
 /// The devices of `model` that aren't in the mode that it orders, by what their gateways tell.

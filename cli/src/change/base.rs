@@ -6,6 +6,7 @@ use anteroom_proto::api::{ModelRevision, paths};
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::cose::Verified;
 use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::time::UnixMillis;
 
 use super::{ChangeError, NOTHING};
 use crate::error::Error;
@@ -19,6 +20,8 @@ pub struct Current {
     pub base: Base,
     /// Its model.
     pub model: Model,
+    /// When its operator signed, by their clock; 1970 where nothing is signed yet.
+    pub signed_at: UnixMillis,
 }
 
 /// Fetches the newest revision, verifies it, and remembers that it was seen.
@@ -38,6 +41,7 @@ pub fn fetch(remote: &mut Remote) -> Result<Current, Error> {
             _ => Ok(Current {
                 base: Base { number: 0, hash: NOTHING },
                 model: Model::new(organisation),
+                signed_at: UnixMillis::default(),
             }),
         };
     };
@@ -63,7 +67,8 @@ pub fn fetch(remote: &mut Remote) -> Result<Current, Error> {
         remote.home().write_seen(&now_seen, &served)?;
     }
     remote.home().remember(&model)?;
-    Ok(Current { base: Base { number: root.number, hash }, model })
+    let signed_at = root.signed_at;
+    Ok(Current { base: Base { number: root.number, hash }, model, signed_at })
 }
 
 fn check_seen(root: &Verified<IntentRoot>, seen: &Seen) -> Result<(), ChangeError> {

@@ -3,27 +3,28 @@
 use std::fmt::Write;
 
 use anteroom_controller_core::resolve::Resolved;
-use anteroom_controller_core::why::{Answer, WhyAnswer, explain};
+use anteroom_controller_core::why::{Answer, Recorded, WhyAnswer, explain};
 use anteroom_proto::api::EdgeQuery;
 
 use crate::args::Why;
-use crate::change::ChangeError;
+use crate::change::{ChangeError, Current};
 use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::facts;
 use crate::output::time::{ago, now};
 use crate::remote::Remote;
-use crate::standing::model_as_it_is;
+use crate::standing::current_as_it_is;
 
 /// Most edges that are searched for a recorded drop.
 const EDGES: u32 = 10_000;
 
 /// `anteroom why`.
 pub(super) fn why(args: &Why, remote: &mut Remote, output: &mut Output<'_>) -> Result<Exit, Error> {
-    let model = model_as_it_is(remote, output)?;
+    let Current { model, signed_at, .. } = current_as_it_is(remote, output)?;
     let edges = remote.edges(&EdgeQuery { limit: Some(EDGES), ..EdgeQuery::default() })?;
+    let recorded = Recorded { edges: &edges, signed_at };
     let resolved = Resolved::new(&model).map_err(ChangeError::from)?;
-    let answer = explain(&resolved, &args.from, &args.to, &args.service, &edges, now())
+    let answer = explain(&resolved, &args.from, &args.to, &args.service, &recorded, now())
         .map_err(|error| Error::Other(error.to_string()))?;
     output.data(&answer, render)?;
     Ok(Exit::Ok)
@@ -71,6 +72,7 @@ fn render_one(answer: &Answer) -> String {
         ("  To", end(&answer.to, &answer.to_mode)),
         ("  Why", answer.explanation.clone()),
         ("  Last drop", last.unwrap_or_else(|| "none recorded".into())),
+        ("  But", answer.contradiction.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("  Next step", answer.next_step.clone().unwrap_or_default()),
     ]));
     if let Some(snippet) = &answer.snippet {

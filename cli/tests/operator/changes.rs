@@ -1,6 +1,7 @@
 //! What operators change, from an invite to a policy that is rolled back.
 
 use std::fs;
+use std::time::SystemTime;
 
 use anteroom_proto::api::SightingsAway;
 use anteroom_proto::mode::Mode;
@@ -510,6 +511,44 @@ fn flows_bear_names_and_say_what_is_in_the_clear() {
     assert!(ran.fails(1).contains("did you mean \"ct-1\"?"), "{ran:#?}");
     let ran = ana.run(&["why", "ct-1", "nobody", "dicom"]);
     assert!(ran.fails(1).contains("\"nobody\""), "{ran:#?}");
+}
+
+#[test]
+fn why_tells_where_a_gateway_judges_otherwise_than_the_policy() {
+    let (controller, ana) = hospital();
+    let file = ana.write("policy.toml", POLICY);
+    ana.run(&["policy", "apply", &file, "--yes", "--reason", "r"]).ok();
+    let model = controller.state().model();
+    let (member, pacs) =
+        (model.device_named("ct-1").unwrap().0, model.device_named("pacs-1").unwrap().0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis();
+    let now = u64::try_from(now).unwrap();
+    let asked = |verdict: &str, last: u64, args: &[&str]| {
+        let edge = serde_json::json!({
+            "gateway": controller.gateway_id("imaging"), "mac": MAC, "member": member, "local": "10.20.1.10",
+            "remote": "10.20.4.10", "remote_member": pacs, "outbound": true, "protocol": 6, "port": 104,
+            "verdict": verdict, "rule": null, "flows": 3, "packets_out": 9, "packets_in": 8,
+            "bytes_out": 12_000, "bytes_in": 800, "first": last, "last": last,
+        });
+        controller.state().edges = vec![serde_json::from_value(edge).unwrap()];
+        ana.run(&[args, &["why", "ct-1", "pacs-1", "tcp/104"]].concat())
+    };
+    let ahead = 4000 * 24 * 3_600_000;
+    let text = asked("drop(expired)", now + ahead, &[]).ok().out;
+    let words = "imaging judged otherwise, drop(expired): The rule that allowed it has expired. By its time that was ";
+    assert!(text.contains("But") && text.contains(words), "{text}");
+    let json = asked("drop(expired)", now + ahead, &["--json"]).ok().json();
+    let said = &json["answers"][0]["contradiction"];
+    assert_eq!((&said["gateway"], &said["verdict"]), (&"imaging".into(), &"drop(expired)".into()));
+    assert_eq!(said["at"], now + ahead);
+    assert!(said["ahead_ms"].as_u64().unwrap() > ahead / 2, "{json}");
+    // What was before the revision was signed, and what passed, says nothing against it.
+    for (verdict, last) in [("drop(no-rule)", 1_764_000_000_000), ("clear", now + ahead)] {
+        let text = asked(verdict, last, &[]).ok().out;
+        assert!(!text.contains("judged otherwise"), "{text}");
+        let json = asked(verdict, last, &["--json"]).ok().json();
+        assert!(json["answers"][0].get("contradiction").is_none(), "{json}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use anteroom_proto::time::UnixMillis;
 use anteroom_proto::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
+use self::recorded::Found;
 use crate::decide::{Flow, Party, decide};
 use crate::lint::moment;
 use crate::names::Names;
@@ -61,6 +62,9 @@ pub struct Answer {
     pub explanation: String,
     /// The last time that it was dropped, or would have been, as recorded.
     pub last_drop: Option<LastDrop>,
+    /// What a gateway did that isn't what the model says, where it did so last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contradiction: Option<Contradiction>,
     /// What to do next, in a sentence.
     pub next_step: Option<String>,
     /// Policy text that would do it.
@@ -81,6 +85,41 @@ pub struct LastDrop {
     pub verdict: String,
     /// How many flows.
     pub flows: u64,
+}
+
+/// What a gateway did last with a flow, though the model says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contradiction {
+    /// When, by the gateway's time.
+    pub at: UnixMillis,
+    /// The gateway, by name.
+    pub gateway: String,
+    /// Its verdict's text.
+    pub verdict: String,
+    /// How far that moment lies ahead of the asking machine's clock, in milliseconds, where it is an hour or more.
+    pub ahead_ms: Option<u64>,
+    /// Why it may have, in a sentence or two.
+    pub explanation: String,
+}
+
+impl fmt::Display for Contradiction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { gateway, verdict, explanation, .. } = self;
+        write!(
+            f,
+            "{gateway} judged otherwise, {verdict}: {explanation} `anteroom gateway show {gateway}` tells what it holds."
+        )
+    }
+}
+
+/// What telemetry tells of flows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Recorded<'a> {
+    /// Traffic, as gateways saw it.
+    pub edges: &'a [Edge],
+    /// When the newest revision was signed: what gateways did before says nothing against it.
+    pub signed_at: UnixMillis,
 }
 
 /// Why there is no answer.
@@ -156,6 +195,9 @@ impl fmt::Display for Answer {
             let (at, gateway) = (moment(drop.at), &drop.gateway);
             writeln!(f, "  last: {} at {gateway}, {at}, {} flows", drop.verdict, drop.flows)?;
         }
+        if let Some(contradiction) = &self.contradiction {
+            writeln!(f, "  but: {contradiction}")?;
+        }
         if let Some(step) = &self.next_step {
             writeln!(f, "  next: {step}")?;
         }
@@ -177,7 +219,7 @@ pub fn explain(
     from: &str,
     to: &str,
     service: &str,
-    edges: &[Edge],
+    recorded: &Recorded<'_>,
     now: UnixMillis,
 ) -> Result<WhyAnswer, WhyError> {
     let (openers, responders) = (parties(resolved, from)?, parties(resolved, to)?);
@@ -209,7 +251,7 @@ pub fn explain(
                 outcomes.insert(key, answers.len());
                 if answers.len() < MAX_ANSWERS {
                     let asked = Asked { resolved, from, to, service, now };
-                    answers.push(asked.answer(&flow, &decision, &names, edges));
+                    answers.push(asked.answer(&flow, &decision, &names, recorded));
                 }
             }
         }
@@ -235,7 +277,7 @@ impl Asked<'_> {
         flow: &Flow,
         decision: &crate::decide::Decision,
         names: &Names,
-        edges: &[Edge],
+        recorded: &Recorded<'_>,
     ) -> Answer {
         let mode = |party| match party {
             Party::Member(id) if self.resolved.model.clients.contains_key(&id) => {
@@ -247,6 +289,7 @@ impl Asked<'_> {
             Party::Address(_) => None,
         };
         let advice = self.advice(flow, decision);
+        let found = Found::of(self.resolved, flow, names, recorded.edges);
         Answer {
             from: label(self.resolved, flow.from),
             from_mode: mode(flow.from),
@@ -257,7 +300,8 @@ impl Asked<'_> {
             verdict: decision.verdict.to_string(),
             rule: decision.rule.as_ref().map(ToString::to_string),
             explanation: advice.explanation,
-            last_drop: recorded::last_drop(self.resolved, flow, names, edges),
+            last_drop: found.last_drop(),
+            contradiction: found.contradiction(decision.verdict, recorded, self.now),
             next_step: advice.next_step,
             snippet: advice.snippet,
             alike: 0,

@@ -15,7 +15,7 @@ fn enforced() -> Model {
 }
 
 fn ask(model: &Model, from: &str, to: &str, service: &str) -> String {
-    match explain(&Resolved::new(model).unwrap(), from, to, service, &[], NOW) {
+    match explain(&Resolved::new(model).unwrap(), from, to, service, &Recorded::default(), NOW) {
         Ok(answer) => answer.to_string(),
         Err(error) => error.to_string(),
     }
@@ -171,7 +171,7 @@ fn following_the_advice_opens_the_way() {
     for model in [enforced(), mixed] {
         for (from, to, service) in questions {
             let resolved = Resolved::new(&model).unwrap();
-            let answer = explain(&resolved, from, to, service, &[], NOW).unwrap();
+            let answer = explain(&resolved, from, to, service, &Recorded::default(), NOW).unwrap();
             let Some(snippet) = answer.answers.iter().find_map(|answer| answer.snippet.clone())
             else {
                 panic!("no advice for {from} {to} {service}: {answer}");
@@ -182,7 +182,7 @@ fn following_the_advice_opens_the_way() {
                 Ok(resolved) => resolved,
                 Err(problems) => panic!("{problems}\n{snippet}"),
             };
-            let after = explain(&resolved, from, to, service, &[], NOW).unwrap();
+            let after = explain(&resolved, from, to, service, &Recorded::default(), NOW).unwrap();
             for answer in &after.answers {
                 assert!(
                     ["tunnel", "local", "clear"].contains(&answer.verdict.as_str()),
@@ -193,10 +193,9 @@ fn following_the_advice_opens_the_way() {
     }
 }
 
-#[test]
-fn the_last_drop_is_told_whichever_end_recorded_it() {
-    let model = enforced();
-    let recorded = |gateway: u32, own: u32, outbound: bool, last: u64| Edge {
+/// Of the pump or the PACS, as its gateway has it.
+fn recorded_edge(gateway: u32, own: u32, outbound: bool, last: u64) -> Edge {
+    Edge {
         gateway: gateway_id(gateway),
         mac: mac(own),
         member: None,
@@ -216,10 +215,16 @@ fn the_last_drop_is_told_whichever_end_recorded_it() {
         first: NOW,
         last: UnixMillis(last),
         rhythm: Rhythm::default(),
-    };
+    }
+}
+
+#[test]
+fn the_last_drop_is_told_whichever_end_recorded_it() {
+    let (model, recorded) = (enforced(), recorded_edge);
     let resolved = Resolved::new(&model).unwrap();
     let last = |edges: &[Edge]| {
-        let answer = explain(&resolved, "pump-1", "pacs-1", "tcp/104", edges, NOW).unwrap();
+        let recorded = Recorded { edges, ..Recorded::default() };
+        let answer = explain(&resolved, "pump-1", "pacs-1", "tcp/104", &recorded, NOW).unwrap();
         answer.answers[0].last_drop.clone().map(|drop| (drop.gateway, drop.at.0))
     };
     assert_eq!(last(&[recorded(2, 3, true, 5)]), Some(("ward".into(), 5)));
@@ -232,6 +237,64 @@ fn the_last_drop_is_told_whichever_end_recorded_it() {
     assert_eq!(last(&[passed]), None);
     let known = Edge { member: Some(member_id(3)), ..recorded(2, 3, true, 5) };
     assert_eq!(last(&[known]), Some(("ward".into(), 5)));
+}
+
+#[test]
+fn a_gateway_that_judges_otherwise_is_told_with_why() {
+    const HOUR: u64 = 3_600_000;
+    let mut model = enforced();
+    model.policy.push_str("[rule.x]\nfrom = \"pump-1\"\nto = \"pacs-1\"\nservices = [\"vnc\"]\n");
+    let resolved = Resolved::new(&model).unwrap();
+    let signed_at = UnixMillis(NOW.0 - 10 * HOUR);
+    let ward = |verdict, last| Edge { port: 5900, verdict, ..recorded_edge(2, 3, true, last) };
+    let room = |verdict, last| Edge { port: 5900, verdict, ..recorded_edge(3, 5, false, last) };
+    let asked = |service: &str, edges: &[Edge]| {
+        let recorded = Recorded { edges, signed_at };
+        let answer = explain(&resolved, "pump-1", "pacs-1", service, &recorded, NOW).unwrap();
+        let text = answer.to_string();
+        let said = answer.answers[0].contradiction.clone();
+        assert_eq!(text.contains("\n  but: "), said.is_some(), "{text}");
+        said
+    };
+    let said = |edges: &[Edge]| asked("tcp/5900", edges);
+    let (expired, unknown, no_rule) = (
+        Verdict::Drop(DropReason::Expired),
+        Verdict::Drop(DropReason::TimeUnknown),
+        Verdict::Drop(DropReason::NoRule),
+    );
+    for (verdict, last, ahead, words) in [
+        (
+            expired,
+            NOW.0 + 4000 * 24 * HOUR,
+            Some(4000 * 24 * HOUR),
+            "4000 days from now: its clock",
+        ),
+        (expired, NOW.0 + 5 * HOUR, Some(5 * HOUR), "5 h from now: its clock"),
+        (expired, NOW.0 - 1000, None, "By that gateway's time"),
+        (unknown, NOW.0 - 1000, None, "Until a controller or a peer tells it"),
+        (no_rule, NOW.0 - 1000, None, "No rule allows it. `anteroom gateway show ward`"),
+        (no_rule, signed_at.0 + 1000, None, "may not have had yet"),
+        (Verdict::WouldDrop(DropReason::NoRule), NOW.0, None, "No rule allows it."),
+    ] {
+        let found = said(&[ward(verdict, last)]).unwrap();
+        assert_eq!((found.at.0, found.ahead_ms), (last, ahead));
+        assert_eq!((found.gateway.as_str(), found.verdict), ("ward", verdict.to_string()));
+        let text = said(&[ward(verdict, last)]).unwrap().to_string();
+        assert!(text.starts_with(&format!("ward judged otherwise, {verdict}: ")), "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+    // What was before the revision says nothing, nor what the same gateway has gone back on.
+    assert_eq!(said(&[ward(expired, signed_at.0 - 1)]), None);
+    let edges = [ward(expired, NOW.0 - 2000), ward(Verdict::Tunnel, NOW.0 - 1000)];
+    assert_eq!(said(&edges), None);
+    // The other end's drop stands though this one lets it pass.
+    let edges = [room(expired, NOW.0 - 2000), ward(Verdict::Tunnel, NOW.0 - 1000)];
+    assert_eq!(said(&edges).unwrap().gateway, "server-room");
+    // A drop for another reason is still what the model says; a flow that would only be dropped isn't.
+    let dropped = |verdict| Edge { port: 104, ..ward(verdict, NOW.0) };
+    assert_eq!(asked("tcp/104", &[dropped(no_rule)]), None);
+    let passes = asked("tcp/104", &[dropped(Verdict::WouldDrop(DropReason::NotVisible))]).unwrap();
+    assert_eq!(passes.verdict, "would-drop(not-visible)");
 }
 
 #[test]
