@@ -1,5 +1,6 @@
 //! What every part of the controller shares. All of it is derived from the store, and read back at start.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anteroom_controller_core::compile::{self, Compiled};
@@ -8,9 +9,9 @@ use anteroom_controller_core::relay::Limits;
 use anteroom_proto::api::Restored;
 use anteroom_proto::authority::{AuthorityChain, AuthorityError};
 use anteroom_proto::cose::{Signed, Verified};
-use anteroom_proto::id::GatewayId;
+use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::intent::IntentRoot;
-use anteroom_proto::key::{IdentityKey, PublicKey};
+use anteroom_proto::key::{IdentityKey, PublicKey, TunnelPublicKey};
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use zeroize::Zeroizing;
@@ -35,6 +36,12 @@ pub struct Current {
     /// Whether that is what the operator signed. It isn't where another version compiled it; gateways then
     /// keep what they have until an operator makes a change.
     pub as_signed: bool,
+}
+
+/// The keys of a model's clients, those that were revoked included: a key is one client's for good.
+pub(crate) fn client_keys(model: &Model) -> HashMap<TunnelPublicKey, MemberId> {
+    let clients = model.clients.iter().chain(&model.former_clients);
+    clients.map(|(id, client)| (client.key, *id)).collect()
 }
 
 /// Why a controller can't be brought up from its store.
@@ -183,6 +190,7 @@ impl Controller {
                          signed: gateways keep what they have until an operator makes a change"
                     );
                 }
+                tunnel_keys.set_clients(client_keys(&newest.model));
                 current = Some(Arc::new(newest));
             }
             authority = Some(Arc::new(chain));
@@ -271,6 +279,7 @@ impl Controller {
     }
 
     pub(crate) fn set_current(&self, current: Arc<Current>) {
+        self.tunnel_keys.set_clients(client_keys(&current.model));
         self.current.store(Some(current));
         self.tell_relay();
     }

@@ -6,13 +6,17 @@
 //!
 //! A controller that came from a backup may hear the thief first. Who comes second is served all the same, without that key, and
 //! asked for another one.
+//!
+//! A client's key has operators' word for it, and is the client's for good: no gateway may name it, and none that a gateway has is
+//! given to a client. Peers would leave that gateway without it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anteroom_proto::binding::TunnelKeyBinding;
 use anteroom_proto::cose::Signed;
-use anteroom_proto::id::GatewayId;
+use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::key::TunnelPublicKey;
 
 use crate::store::GatewayFacts;
@@ -20,26 +24,70 @@ use crate::store::GatewayFacts;
 /// Refused claims that are remembered, so that each is audited once.
 const MAX_NOTED: usize = 1024;
 
-/// A tunnel key that another gateway has.
+/// Whose a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// A gateway's.
+    Gateway(GatewayId),
+    /// A client's, by the word of operators.
+    Client(MemberId),
+}
+
+/// As a gateway may hear it, which needn't know of clients that aren't its own.
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gateway(gateway) => write!(f, "another gateway's ({gateway})"),
+            Self::Client(_) => f.write_str("a client's"),
+        }
+    }
+}
+
+/// A tunnel key that isn't the gateway's to name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("tunnel key {key} is another gateway's ({holder})")]
+#[error("tunnel key {key} is {holder}")]
 pub struct KeyTaken {
     /// The key.
     pub key: TunnelPublicKey,
     /// Who has it.
-    pub holder: GatewayId,
+    pub holder: Holder,
     /// Whether this gateway claims it for the first time, as far as is remembered.
     pub news: bool,
 }
 
+/// A key that can't be a client's, since a gateway has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the WireGuard key {} of client {client} is gateway {gateway}'s", .key.to_wireguard())]
+pub struct GatewaysKey {
+    /// The key.
+    pub key: TunnelPublicKey,
+    /// Who was to have it.
+    pub client: MemberId,
+    /// Who has it.
+    pub gateway: GatewayId,
+}
+
 #[derive(Debug, Default)]
 struct Keys {
+    /// Clients', those that were revoked included. They come first, whatever gateways named before.
+    clients: HashMap<TunnelPublicKey, MemberId>,
     holders: HashMap<TunnelPublicKey, GatewayId>,
     held: HashMap<GatewayId, Vec<TunnelPublicKey>>,
     noted: HashSet<(GatewayId, TunnelPublicKey)>,
 }
 
-/// Which gateway has which tunnel keys now.
+impl Keys {
+    /// Who has `key`, where that isn't this gateway.
+    fn other_holder(&self, gateway: GatewayId, key: &TunnelPublicKey) -> Option<Holder> {
+        let client = self.clients.get(key).copied().map(Holder::Client);
+        client.or_else(|| {
+            let holder = self.holders.get(key).filter(|holder| **holder != gateway);
+            holder.copied().map(Holder::Gateway)
+        })
+    }
+}
+
+/// Which gateway has which tunnel keys now, and which are clients'.
 #[derive(Debug, Default)]
 pub struct TunnelKeys(Mutex<Keys>);
 
@@ -60,7 +108,7 @@ impl TunnelKeys {
     /// Makes the checked `keys` those of `gateway`, and no others.
     ///
     /// # Errors
-    /// [`KeyTaken`] where another gateway has one of them. Nothing is changed then.
+    /// [`KeyTaken`] where another gateway or a client has one of them. Nothing is changed then.
     pub fn claim(
         &self,
         gateway: GatewayId,
@@ -71,10 +119,8 @@ impl TunnelKeys {
             .filter_map(|key| key.verify_self_named().ok())
             .map(|binding| binding.x25519)
             .collect();
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = wanted.iter().find_map(|key| {
-            all.holders.get(key).filter(|holder| **holder != gateway).map(|holder| (*key, *holder))
-        });
+        let mut all = self.lock();
+        let taken = wanted.iter().find_map(|key| Some((*key, all.other_holder(gateway, key)?)));
         if let Some((key, holder)) = taken {
             let news = all.noted.len() < MAX_NOTED && all.noted.insert((gateway, key));
             return Err(KeyTaken { key, holder, news });
@@ -89,12 +135,42 @@ impl TunnelKeys {
         Ok(())
     }
 
-    /// Whether another gateway than this one has the checked `key`.
+    /// Makes these keys the clients', and no others, unless some gateway has one that wasn't a client's before.
+    ///
+    /// # Errors
+    /// [`GatewaysKey`]. Nothing is changed then.
+    pub fn admit_clients(
+        &self,
+        clients: HashMap<TunnelPublicKey, MemberId>,
+    ) -> Result<(), GatewaysKey> {
+        let mut all = self.lock();
+        let taken = clients.iter().find_map(|(key, client)| {
+            let gateway = all.holders.get(key).filter(|_| !all.clients.contains_key(key))?;
+            Some(GatewaysKey { key: *key, client: *client, gateway: *gateway })
+        });
+        match taken {
+            Some(taken) => Err(taken),
+            None => {
+                all.clients = clients;
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes these keys the clients', and no others, whoever has named them: what operators have signed holds.
+    pub fn set_clients(&self, clients: HashMap<TunnelPublicKey, MemberId>) {
+        self.lock().clients = clients;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Keys> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether another gateway than this one, or a client, has the checked `key`.
     #[must_use]
     pub fn is_anothers(&self, gateway: GatewayId, key: &Signed<TunnelKeyBinding>) -> bool {
         let Ok(binding) = key.verify_self_named() else { return false };
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.holders.get(&binding.x25519).is_some_and(|holder| *holder != gateway)
+        self.lock().other_holder(gateway, &binding.x25519).is_some()
     }
 
     /// Whether all of the checked `keys` are the gateway's already.
@@ -105,8 +181,10 @@ impl TunnelKeys {
             .filter_map(|key| key.verify_self_named().ok())
             .map(|binding| binding.x25519)
             .collect();
-        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        wanted.iter().all(|key| all.holders.get(key) == Some(&gateway))
+        let all = self.lock();
+        wanted.iter().all(|key| {
+            all.holders.get(key) == Some(&gateway) && all.other_holder(gateway, key).is_none()
+        })
     }
 }
 
@@ -140,10 +218,36 @@ mod tests {
         assert_eq!(keys.claim(gateway(1), &[key(1, 1)]), Ok(()));
         assert_eq!(keys.claim(gateway(1), &[key(1, 1)]), Ok(()), "again");
         let taken = keys.claim(gateway(2), &[key(2, 2), key(2, 1)]).unwrap_err();
-        assert_eq!((taken.holder, taken.news), (gateway(1), true));
+        assert_eq!((taken.holder, taken.news), (Holder::Gateway(gateway(1)), true));
         assert!(!keys.claim(gateway(2), &[key(2, 1)]).unwrap_err().news);
         assert_eq!(keys.claim(gateway(3), &[key(3, 2)]), Ok(()), "what was refused took nothing");
         assert_eq!(keys.claim(gateway(1), &[key(1, 7)]), Ok(()));
         assert_eq!(keys.claim(gateway(2), &[key(2, 1)]), Ok(()), "nobody's by now");
+    }
+
+    #[test]
+    fn a_clients_key_is_no_gateways_and_the_other_way_round() {
+        let keys = TunnelKeys::default();
+        let x25519 = |seed: u8| TunnelSecret::from_bytes([seed; 32]).public();
+        let client = MemberId::from_bytes([9; 16]);
+        let clients = |seeds: &[u8]| seeds.iter().map(|seed| (x25519(*seed), client)).collect();
+        assert_eq!(keys.claim(gateway(1), &[key(1, 1)]), Ok(()));
+        let refused = keys.admit_clients(clients(&[5, 1])).unwrap_err();
+        assert_eq!((refused.key, refused.gateway), (x25519(1), gateway(1)));
+        assert_eq!(keys.claim(gateway(2), &[key(2, 5)]), Ok(()), "what was refused took nothing");
+        assert_eq!(keys.claim(gateway(2), &[key(2, 6)]), Ok(()));
+
+        assert_eq!(keys.admit_clients(clients(&[5])), Ok(()));
+        let taken = keys.claim(gateway(2), &[key(2, 6), key(2, 5)]).unwrap_err();
+        assert_eq!((taken.key, taken.holder), (x25519(5), Holder::Client(client)));
+        assert!(!taken.to_string().contains(&client.to_string()), "{taken}");
+        assert!(keys.is_anothers(gateway(2), &key(2, 5)) && !keys.holds(gateway(2), &[key(2, 5)]));
+        assert!(keys.holds(gateway(2), &[key(2, 6)]));
+
+        // Signed is signed, though a gateway was first: it has the key no longer, and later revisions aren't refused for it.
+        keys.set_clients(clients(&[5, 6]));
+        assert!(keys.is_anothers(gateway(2), &key(2, 6)) && !keys.holds(gateway(2), &[key(2, 6)]));
+        assert_eq!(keys.admit_clients(clients(&[5, 6, 7])), Ok(()));
+        assert_eq!(keys.claim(gateway(2), &[key(2, 8)]), Ok(()));
     }
 }

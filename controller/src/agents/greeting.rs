@@ -15,7 +15,7 @@ use crate::clock;
 use crate::distribution::{TunnelEnds, replaced, revoked};
 use crate::state::Controller;
 use crate::store::{EnrolOutcome, Enrolment, HelloFacts, NewAudit, StoreError};
-use crate::tunnel_keys::KeyTaken;
+use crate::tunnel_keys::{Holder, KeyTaken};
 
 /// Most characters kept of any text that an agent sends.
 const MAX_TEXT: usize = 1024;
@@ -51,7 +51,7 @@ fn waiting() -> Refusal {
     )
 }
 
-/// Makes the checked tunnel keys the gateway's own, unless another has one of them: that is audited, and refused where the gateway can't
+/// Makes the checked tunnel keys the gateway's own, unless another or a client has one of them: that is audited, and refused where the gateway can't
 /// be asked for another key. One that can is served without what another has, which a thief may have named first. Gives its ends, and
 /// which keys it is to be asked to replace; leaves in `reachable` what is its own.
 pub(super) async fn claim_keys(
@@ -85,13 +85,17 @@ async fn note_taken(
 ) -> Result<(), Refusal> {
     tracing::warn!(%gateway, %taken, "a gateway claims a key that isn't its own");
     if taken.news {
+        let (holder, after) = match taken.holder {
+            Holder::Gateway(holder) => (holder.to_string(), "another gateway has the key"),
+            Holder::Client(client) => (format!("client {client}"), "the key is a client's"),
+        };
         let audit = NewAudit {
             at: clock::now(),
             actor: gateway.to_string(),
             action: "gateway tunnel key refused".into(),
             subject: gateway.to_string(),
-            before: Some(format!("tunnel key {} of {}", taken.key, taken.holder)),
-            after: Some("unchanged: another gateway has the key".into()),
+            before: Some(format!("tunnel key {} of {holder}", taken.key)),
+            after: Some(format!("unchanged: {after}")),
             ..NewAudit::default()
         };
         controller.store.append_audit(&audit).await.map_err(|error| store_failed(&error))?;

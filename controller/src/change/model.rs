@@ -17,7 +17,7 @@ use super::{ChangeError, check_ready, check_text, describe, invalid};
 use crate::audit::actor;
 use crate::clock;
 use crate::distribution::{Event, check_offer};
-use crate::state::{Controller, Current};
+use crate::state::{Controller, Current, client_keys};
 use crate::store::{NewAudit, NewRevision};
 
 /// Takes a revision that `operator` signed: checks that it follows the newest one and compiles to what was
@@ -55,6 +55,7 @@ pub async fn update(
     check_gateways(controller, before.as_deref(), &after.model).await?;
     check_clients(before.as_deref(), &after.model)?;
     check_approvals(before.as_deref(), &after, chain)?;
+    let keys = AdmittedKeys::of(controller, before.as_deref(), &after.model)?;
     let affected = match before.as_deref() {
         Some(before) if before.as_signed => before.compiled.affected(&after.compiled),
         _ => after.compiled.leaves.keys().copied().collect(),
@@ -87,6 +88,7 @@ pub async fn update(
     if !controller.store.add_model(&stored, &audit).await? {
         return Err(conflict(before.as_deref()));
     }
+    keys.keep();
     controller.set_current(after.clone());
     controller.tell(Event::Model { before, after }).await;
     tracing::info!(number, affected = affected.len(), operator = audit.actor, "revision");
@@ -264,6 +266,53 @@ fn check_approvals(
         Some(Lacking { name, step, .. }) => Err(invalid(format!(
             "revision.model: device {name}: two operators must approve to {step}, and haven't both"
         ))),
+    }
+}
+
+/// Keys of a revision's clients that no gateway may name from now on; from before it is stored, so that none does meanwhile.
+/// Unless they are kept, those of the revision before are the clients' again.
+struct AdmittedKeys<'a> {
+    controller: &'a Controller,
+    before: Option<&'a Current>,
+    kept: bool,
+}
+
+impl<'a> AdmittedKeys<'a> {
+    /// Refuses a client's key that is a gateway's own.
+    fn of(
+        controller: &'a Controller,
+        before: Option<&'a Current>,
+        after: &Model,
+    ) -> Result<Self, ChangeError> {
+        controller.tunnel_keys.admit_clients(client_keys(after)).map_err(|taken| {
+            let mut clients = after.clients.iter().chain(&after.former_clients);
+            let client = clients.find(|(id, _)| **id == taken.client);
+            let client = client.map_or_else(|| taken.client.to_string(), |(_, known)| known.name.to_string());
+            let known = after.gateways.get(&taken.gateway).or_else(|| after.revoked.get(&taken.gateway));
+            let gateway = known.map_or_else(
+                || format!("{}, which isn't approved,", taken.gateway),
+                |known| known.name.to_string(),
+            );
+            invalid(format!(
+                "revision.model: client {client}: gateway {gateway} names the WireGuard key {} as its own, and peers would leave it \
+                 without. A client needs a key that was made on its own machine: have another one made there, and ask where this one is from",
+                taken.key.to_wireguard()
+            ))
+        })?;
+        Ok(Self { controller, before, kept: false })
+    }
+
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for AdmittedKeys<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            let before = self.before.map(|before| client_keys(&before.model));
+            self.controller.tunnel_keys.set_clients(before.unwrap_or_default());
+        }
     }
 }
 

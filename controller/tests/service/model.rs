@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use anteroom_controller_core::model::{Client, Gateway};
+use anteroom_controller_core::model::{Client, Gateway, Model};
 use anteroom_proto::api::{AuditEntry, ModelRevision, ModelUpdate, RevisionInfo, paths};
 use anteroom_proto::cbor::Blob;
 use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{MemberId, OrganisationId};
 use anteroom_proto::intent::IntentRoot;
-use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelPublicKey, TunnelSecret};
+use anteroom_proto::name::Name;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::{RefusalCode, ToController};
 
-use crate::support::{Service, refusal};
+use crate::support::{Desk, Service, first_words, refusal};
 
 #[tokio::test]
 async fn only_what_follows_and_compiles_to_what_was_signed_is_taken() {
@@ -150,6 +152,17 @@ async fn who_was_revoked_stays_so() {
     service.stop().await;
 }
 
+fn laptop(site: Name) -> Client {
+    Client {
+        name: "laptop-7".parse().unwrap(),
+        site,
+        key: TunnelSecret::from_bytes([7; 32]).public(),
+        address: "10.20.9.7".parse().unwrap(),
+        labels: BTreeMap::new(),
+        added_at: UnixMillis(1),
+    }
+}
+
 #[tokio::test]
 async fn a_client_is_audited_and_once_revoked_stays_so() {
     let mut service = Service::new().await;
@@ -158,14 +171,7 @@ async fn a_client_is_audited_and_once_revoked_stays_so() {
     agent.enrol(&service).await;
     desk.approve(&agent, "imaging").await;
     let (model, _) = desk.base().await;
-    let client = Client {
-        name: "laptop-7".parse().unwrap(),
-        site: model.gateways[&agent.gateway].site.clone(),
-        key: TunnelSecret::from_bytes([7; 32]).public(),
-        address: "10.20.9.7".parse().unwrap(),
-        labels: BTreeMap::new(),
-        added_at: UnixMillis(1),
-    };
+    let client = laptop(model.gateways[&agent.gateway].site.clone());
     let id = MemberId::from_bytes([7; 16]);
     desk.change(|model| model.add_client(id, client.clone()).unwrap()).await;
     desk.change(|model| assert!(model.revoke_client("laptop-7").is_ok())).await;
@@ -196,6 +202,61 @@ async fn a_client_is_audited_and_once_revoked_stays_so() {
         log.iter().any(|entry| entry.after.as_deref().is_some_and(|after| after.contains(text)))
     };
     assert!(told("client laptop-7: site") && told("revoked client laptop-7"), "{log:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateways_key_is_no_clients_and_a_clients_no_gateways() {
+    let mut service = Service::new().await;
+    let desk = service.claimed().await;
+    let (agent, thief) = (desk.invites(1, "imaging").await, desk.invites(2, "ward").await);
+    for (agent, name) in [(&agent, "imaging"), (&thief, "ward")] {
+        agent.enrol(&service).await;
+        desk.approve(agent, name).await;
+    }
+    let connected = agent.connect(&service).await;
+    let (model, base) = desk.base().await;
+    let add = |model: &Model, key: TunnelPublicKey| {
+        let client = Client { key, ..laptop(model.gateways[&agent.gateway].site.clone()) };
+        let mut model = model.clone();
+        model.add_client(MemberId::from_bytes([7; 16]), client).unwrap();
+        model
+    };
+    let gateways_own = agent.reachable().keys[0].verify_self_named().unwrap().x25519;
+    let theirs = TunnelSecret::from_bytes([77; 32]).public();
+    let wrong = add(&model, gateways_own);
+    let update = desk.update(&wrong, &desk.root(&wrong, base.as_ref()));
+    let (status, error) = desk.client.post_error(paths::MODEL, &update).await;
+    assert_eq!(status, 400, "{error}");
+    let words = format!(
+        "client laptop-7: gateway imaging names the WireGuard key {}",
+        gateways_own.to_wireguard()
+    );
+    assert!(error.message.contains(&words), "{error}");
+    drop(connected);
+
+    let claim = async |service: &Service| {
+        let mut hello = thief.hello();
+        hello.reachable.keys = vec![thief.binding(theirs)];
+        let first = ToController::Hello(Box::new(hello));
+        let refused = refusal(first_words(service, &thief.identity, &first).await);
+        assert_eq!(refused.code, RefusalCode::Protocol);
+        assert!(refused.message.contains("is a client's"), "{refused:?}");
+    };
+    desk.change(|model| *model = add(model, theirs)).await;
+    claim(&service).await;
+    // Once revoked, and after a restart, it is nobody else's either.
+    desk.change(|model| assert!(model.revoke_client("laptop-7").is_ok())).await;
+    service.stop().await;
+    service.start().await;
+    claim(&service).await;
+    let desk = Desk::new(&service).log_in().await;
+    let log: Vec<AuditEntry> = desk.client.get(paths::AUDIT).await;
+    let refused: Vec<_> =
+        log.iter().filter(|entry| entry.action == "gateway tunnel key refused").collect();
+    assert_eq!(refused.len(), 2, "once in each run of the controller: {refused:?}");
+    assert_eq!(refused[0].after.as_deref(), Some("unchanged: the key is a client's"));
+    drop(thief.connect(&service).await);
     service.stop().await;
 }
 

@@ -23,7 +23,7 @@ use anteroom_proto::cose::Signed;
 use anteroom_proto::id::{BootId, GatewayId, InviteId, OrganisationId};
 use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::invite::{IdentityClaim, Invite};
-use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelSecret};
+use anteroom_proto::key::{Hash, IdentityKey, PublicKey, TunnelPublicKey, TunnelSecret};
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::{

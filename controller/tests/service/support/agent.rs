@@ -72,10 +72,15 @@ impl Agent {
 
     /// The tunnel key of `owner`, which may be another, signed as its own.
     pub(crate) fn binding_of(&self, owner: &Self) -> Signed<TunnelKeyBinding> {
+        self.binding(TunnelSecret::from_bytes([owner.n; 32]).public())
+    }
+
+    /// Any tunnel key, signed as its own.
+    pub(crate) fn binding(&self, x25519: TunnelPublicKey) -> Signed<TunnelKeyBinding> {
         let binding = TunnelKeyBinding {
             organisation: ORGANISATION,
             gateway: self.gateway,
-            x25519: TunnelSecret::from_bytes([owner.n; 32]).public(),
+            x25519,
             ml_kem_768: None,
             serial: 1,
             not_before: UnixMillis(0),
