@@ -10,10 +10,10 @@
 
 use std::fmt;
 
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::key::{IdentityKey, PublicKey};
+use crate::keyed::hmac;
 use crate::relay::packet::PeerNumber;
 
 /// The protocol's name in TLS.
@@ -62,9 +62,9 @@ impl Knock {
 
     fn between(own: &IdentityKey, peer: &PublicKey, dialler: &PublicKey) -> Option<Self> {
         let agreed = own.agree("anteroom direct knock", peer)?;
-        let key = Zeroizing::new(digest(&agreed, &[b"code", dialler.as_bytes()]));
+        let key = Zeroizing::new(hmac(agreed.as_slice(), &[b"code", dialler.as_bytes()]));
         let mut hint = [0; HINT_LEN];
-        hint.copy_from_slice(&digest(&agreed, &[b"hint", dialler.as_bytes()])[..HINT_LEN]);
+        hint.copy_from_slice(&hmac(agreed.as_slice(), &[b"hint", dialler.as_bytes()])[..HINT_LEN]);
         Some(Self { key, hint })
     }
 
@@ -98,7 +98,7 @@ impl Knock {
 
     fn code(&self, nonce: [u8; NONCE_LEN]) -> [u8; CODE_LEN] {
         let mut code = [0; CODE_LEN];
-        code.copy_from_slice(&digest(&self.key, &[&nonce])[..CODE_LEN]);
+        code.copy_from_slice(&hmac(self.key.as_slice(), &[&nonce])[..CODE_LEN]);
         code
     }
 }
@@ -107,19 +107,6 @@ impl fmt::Debug for Knock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Knock(..)")
     }
-}
-
-/// HMAC-SHA-256 (RFC 2104). All that is ever hashed under one key has parts of one length.
-#[must_use]
-pub fn digest(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
-    let pad = |with: u8| {
-        let mut block = Zeroizing::new([with; 64]);
-        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
-        block
-    };
-    let mut inner = Sha256::new_with_prefix(*pad(0x36));
-    parts.iter().for_each(|part| inner.update(part));
-    Sha256::new_with_prefix(*pad(0x5c)).chain_update(inner.finalize()).finalize().into()
 }
 
 #[cfg(test)]
@@ -157,15 +144,6 @@ mod tests {
             assert!(!heard.is_good(&changed), "bit {bit}");
         }
         assert_eq!(format!("{knock:?}"), "Knock(..)");
-    }
-
-    #[test]
-    fn the_digest_is_what_rfc_4231_says() {
-        // Test case 3, with its key of 20 bytes: the padding makes it one of 32.
-        let mut key = [0; 32];
-        key[..20].fill(0xaa);
-        let hex = digest(&key, &[&[0xdd; 50]]).map(|byte| format!("{byte:02x}")).concat();
-        assert_eq!(hex, "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe");
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 //!
 //! Four layers, none of which does I/O or reads a clock:
 //!
-//! - values: [`id`], [`name`], [`mac`], [`key`], [`time`], [`mode`], [`service`], [`verdict`],
+//! - values: [`id`], [`name`], [`mac`], [`key`], [`keyed`], [`time`], [`mode`], [`service`], [`verdict`],
 //!   [`alarm`], [`rhythm`], [`inventory`], [`rollout`], and [`text`] that others wrote;
 //! - signed documents: [`authority`], [`invite`], [`binding`], [`rekey`], [`approval`], [`intent`], [`operation`], put together
 //!   for one gateway as a [`view`]; [`cose`], [`cbor`] and [`merkle`] are how they are signed and encoded;
@@ -30,6 +30,7 @@ pub mod intent;
 pub mod inventory;
 pub mod invite;
 pub mod key;
+pub mod keyed;
 pub mod mac;
 pub mod merkle;
 pub mod mode;

@@ -14,10 +14,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anteroom_proto::relay::mirror::{self, QUIC_BIT};
+use anteroom_proto::relay::mirror;
 use quinn::AsyncUdpSocket;
 use quinn::udp::{RecvMeta, Transmit};
 
+use crate::direct::shared::{is_quic, retain};
 use crate::network::network;
 use crate::sifted::Sift;
 
@@ -129,26 +130,18 @@ impl Mirror {
     /// Answers what questions there are among received datagrams, and takes them out.
     fn reflect(&self, buffer: &mut [u8], meta: &mut RecvMeta) {
         let len = meta.len.min(buffer.len());
-        let Some(received) = buffer.get(..len) else { return };
-        let stride = meta.stride.max(1);
+        let Some(received) = buffer.get_mut(..len) else { return };
         // Merged datagrams are of one sender and one length, whatever is in them.
-        let is_quic = |datagram: &[u8]| datagram.first().is_some_and(|first| first & QUIC_BIT != 0);
-        if received.chunks(stride).all(is_quic) {
+        if received.chunks(meta.stride.max(1)).all(is_quic) {
             return;
         }
-        let mut kept = 0;
-        for start in (0..len).step_by(stride) {
-            let end = (start + stride).min(len);
-            let Some(datagram) = buffer.get(start..end) else { return };
-            match mirror::parse_question(datagram) {
-                Some(nonce) => self.answer(nonce, meta),
-                None => {
-                    buffer.copy_within(start..end, kept);
-                    kept += end - start;
-                }
+        meta.len = retain(received, meta.stride, |datagram| {
+            let question = mirror::parse_question(datagram);
+            if let Some(nonce) = question {
+                self.answer(nonce, meta);
             }
-        }
-        meta.len = kept;
+            question.is_none()
+        });
     }
 
     /// An answer that can't be sent at once isn't sent: the question comes again.

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anteroom_proto::direct::{HINT_LEN, KNOCK_LEN, Knock, digest};
+use anteroom_proto::direct::{HINT_LEN, KNOCK_LEN, Knock};
 use anteroom_proto::key::PublicKey;
+use anteroom_proto::keyed::hmac;
 use anteroom_proto::relay::mirror::QUIC_BIT;
 use aws_lc_rs::rand;
 use quinn::udp::RecvMeta;
@@ -74,7 +75,7 @@ impl Ids {
     fn of(&self, made: [u8; MADE_LEN]) -> [u8; ID_LEN] {
         let mut id = [0; ID_LEN];
         id[..MADE_LEN].copy_from_slice(&made);
-        let code = digest(&self.key, &[&made]);
+        let code = hmac(&self.key, &[&made]);
         id[MADE_LEN..].copy_from_slice(&code[..ID_LEN - MADE_LEN]);
         id
     }

@@ -16,9 +16,8 @@
 
 use std::fmt;
 
-use hmac::{Hmac, Mac};
+use anteroom_proto::keyed::hmac;
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 
 use super::doubt::Came;
 use crate::wire::{array, put};
@@ -191,33 +190,11 @@ fn cut<const N: usize>(digest: [u8; 32]) -> [u8; N] {
     bytes
 }
 
-/// HMAC-SHA-256 (RFC 2104).
-fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    // A key of any length is taken.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
-    parts.iter().for_each(|part| mac.update(part));
-    mac.finalize().into_bytes().into()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn the_code_is_what_rfc_4231_says() {
-        // Test cases 1 and 2.
-        let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
-        assert_eq!(
-            hex(hmac(&[0x0b; 20], &[b"Hi ", b"There"])),
-            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
-        );
-        assert_eq!(
-            hex(hmac(b"Jefe", &[b"what do ya want ", b"for nothing?"])),
-            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
-        );
-    }
 
     #[test]
     fn every_bit_counts() {
