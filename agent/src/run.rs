@@ -52,6 +52,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let boot = BootId::from_bytes(random()?);
     let started = Instant::now();
     info!(version = env!("CARGO_PKG_VERSION"), %boot, "anteroom-agent starts");
+    if config.host.is_some() {
+        egress::mark(net::host::MARK);
+    }
     loop {
         match Run::start(config, &state, boot, started).await?.until(&stop, &socket).await? {
             Next::Stop => break,

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use tokio::time::{sleep, timeout};
 
-use crate::egress;
 use crate::endpoint::{self, TransportError};
 use crate::link::{Carrier, Link};
 use crate::tcp;
@@ -28,7 +27,6 @@ pub async fn over(
     servers: &[PublicKey],
     protocol: Protocol,
 ) -> Result<Link, TransportError> {
-    egress::towards(address.ip());
     let connecting = async {
         match carrier {
             Carrier::Quic => endpoint::connect_for(address, identity, servers, protocol).await,

@@ -4,12 +4,13 @@
 //! somewhere follows, those that are open included. QUIC goes on from the other address by itself. TCP can't: such connections
 //! end, and are made anew, as do those whose own address is no longer this machine's.
 
-use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
+use socket2::SockRef;
 use tokio::sync::watch;
 
 /// What a socket is for.
@@ -32,8 +33,8 @@ struct Egress {
 static EGRESS: Mutex<Egress> = Mutex::new(Egress { steer: None, sockets: Vec::new() });
 static TURNS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 static MOVES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
-static DESTINATIONS: LazyLock<watch::Sender<VecDeque<IpAddr>>> =
-    LazyLock::new(watch::Sender::default);
+/// What every socket carries. 0: nothing.
+static MARK: AtomicU32 = AtomicU32::new(0);
 static DOUBTS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 static MTU: LazyLock<watch::Sender<Option<u16>>> = LazyLock::new(|| watch::Sender::new(None));
 
@@ -66,26 +67,21 @@ pub fn moves() -> watch::Receiver<u64> {
     MOVES.subscribe()
 }
 
-/// Most destinations that are remembered: what sixteen relays have, each by a name with eight addresses, and as much again.
-const MOST_DESTINATIONS: usize = 256;
-
-/// Notes that this process connects to `address`. What was noted first is forgotten where there are too many.
-pub(crate) fn towards(address: IpAddr) {
-    let address = address.to_canonical();
-    DESTINATIONS.send_if_modified(|all| {
-        let new = !all.contains(&address);
-        if new {
-            all.push_back(address);
-            all.drain(..all.len().saturating_sub(MOST_DESTINATIONS));
-        }
-        new
-    });
+/// Has every socket that goes out of this process carry `mark` from now on (`SO_MARK`, which takes CAP_NET_ADMIN): by that the machine's
+/// rules of routing tell this process's own packets from all others. To be called before the first is opened.
+pub fn mark(mark: u32) {
+    MARK.store(mark, Ordering::Relaxed);
 }
 
-/// The addresses to which this process has connected, or tried to, since it started. Changes with each further one.
-#[must_use]
-pub fn destinations() -> watch::Receiver<VecDeque<IpAddr>> {
-    DESTINATIONS.subscribe()
+/// Marks a socket, where sockets [are to be](mark).
+///
+/// # Errors
+/// What the kernel says: the process lacks the capability.
+pub fn marked(socket: BorrowedFd<'_>) -> io::Result<()> {
+    match MARK.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        mark => SockRef::from(&socket).set_mark(mark),
+    }
 }
 
 /// Has connections see whether anything gets through yet: something else that should be answered isn't.
@@ -117,15 +113,18 @@ pub(crate) fn is_gone(mut address: SocketAddr) -> bool {
 }
 
 /// Leads a socket that is about to be connected.
-pub(crate) fn lead(socket: BorrowedFd<'_>) {
+pub(crate) fn lead(socket: BorrowedFd<'_>) -> io::Result<()> {
+    marked(socket)?;
     let egress = EGRESS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(how) = &egress.steer {
         how(socket, Kind::Stream);
     }
+    Ok(())
 }
 
 /// Has a socket follow for as long as what this gives is kept.
 pub(crate) fn follow(socket: &UdpSocket) -> io::Result<Arc<UdpSocket>> {
+    marked(socket.as_fd())?;
     let socket = Arc::new(socket.try_clone()?);
     let mut egress = EGRESS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(how) = &egress.steer {
@@ -140,8 +139,6 @@ pub(crate) fn follow(socket: &UdpSocket) -> io::Result<Arc<UdpSocket>> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-    use socket2::SockRef;
-
     use super::*;
 
     #[test]
@@ -154,22 +151,6 @@ mod tests {
             let gone = gone && known != Some(false);
             assert_eq!(is_gone(address.parse().unwrap()), gone, "{address}");
         }
-    }
-
-    #[test]
-    fn destinations_are_told_once_and_the_oldest_gives_way() {
-        let mut told = destinations();
-        let address =
-            |last: u16| IpAddr::from([10, 77, last.to_be_bytes()[0], last.to_be_bytes()[1]]);
-        told.mark_unchanged();
-        towards(address(0));
-        assert!(told.has_changed().unwrap());
-        assert!(told.borrow_and_update().contains(&address(0)));
-        let most = u16::try_from(MOST_DESTINATIONS).unwrap();
-        (1..=most).for_each(|last| towards(address(last)));
-        let all = told.borrow_and_update().clone();
-        assert_eq!(all.len(), MOST_DESTINATIONS);
-        assert!(all.contains(&address(most)) && !all.contains(&address(0)), "{all:?}");
     }
 
     #[test]

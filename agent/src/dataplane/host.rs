@@ -106,7 +106,6 @@ impl HostKeeper {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut missing: Option<(PortId, Instant)> = None;
         let mut said = Vec::new();
-        let mut destinations = self.network.destinations();
         loop {
             let again = missing.map_or_else(Instant::now, |(_, at)| at);
             tokio::select! {
@@ -142,8 +141,6 @@ impl HostKeeper {
                         }
                     }
                 }
-                // The sender lives as long as the process.
-                Ok(()) = destinations.changed() => {}
                 _ = look.tick() => {}
             }
             let problems = self.network.keep().await;
@@ -152,6 +149,7 @@ impl HostKeeper {
                 said = problems;
             }
         }
+        self.network.leave().await;
         drop(self.kept);
     }
 

@@ -1,37 +1,30 @@
 //! A host's address and routes on its TUN device: what its view says, and nothing else of the machine's network.
 //!
-//! Nothing stays when the agent ends, however it ends: the kernel takes addresses and routes away with the device, and the [`fence`]
-//! with the process.
-//!
-//! The agent's own packets take the machine's routes. So none of those that it makes may lead where they go, or tunnels would go into
-//! themselves, and the way to the controller, too: a member with such an address isn't reached as one, which is told.
+//! Nothing that leads anywhere stays when the agent ends, however it ends: the kernel takes addresses and routes away with the device, and
+//! the [`fence`] with the process. The [`routes`] are the machine's, not the agent's own packets', wherever those go.
 
 mod fence;
+mod routes;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anteroom_proto::view::View;
-use anteroom_transport::egress;
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
-use tokio::sync::{Mutex, watch};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
+use tokio::sync::Mutex;
 
 use crate::config::InterfaceName;
 use crate::net::link::{LinkError, Links, io_error};
 use crate::net::tun::MTU;
 use fence::Fence;
-
-/// Marks the routes that the agent made.
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(0xa7);
+pub(crate) use routes::MARK;
+use routes::Routes;
 
 /// What is to stand on the TUN device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -40,8 +33,6 @@ pub(crate) struct Wanted {
     own: Option<Ipv4Addr>,
     /// The members that rules open, either way.
     to: BTreeSet<Ipv4Addr>,
-    /// Where peers are said to be: the tunnels' own packets go there.
-    peers: BTreeSet<Ipv4Addr>,
 }
 
 impl Wanted {
@@ -62,17 +53,7 @@ impl Wanted {
         if own.is_none() {
             to.clear();
         }
-        let endpoints = view.operation.peers.iter().flat_map(|peer| &peer.endpoints);
-        let peers = endpoints.filter_map(|at| v4(at.ip())).collect();
-        Self { own, to, peers }
-    }
-}
-
-/// As IPv4, also where it is written as IPv6.
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => Some(v4),
-        IpAddr::V6(_) => None,
+        Self { own, to }
     }
 }
 
@@ -81,8 +62,7 @@ fn v4(address: IpAddr) -> Option<Ipv4Addr> {
 pub(crate) struct Network {
     links: Links,
     interface: InterfaceName,
-    /// Where this process connects to by itself.
-    destinations: watch::Receiver<VecDeque<IpAddr>>,
+    routes: Routes,
     kept: Mutex<Kept>,
 }
 
@@ -97,12 +77,16 @@ impl Network {
     pub(crate) fn new(links: Links, interface: InterfaceName) -> Self {
         let fence = Fence::new(interface.clone());
         let kept = Mutex::new(Kept { wanted: Wanted::default(), fence });
-        Self { links, interface, destinations: egress::destinations(), kept }
+        let routes = Routes::new(links.clone(), interface.clone());
+        Self { links, interface, routes, kept }
     }
 
-    /// Changes whenever this process connects to another address, which no route may lead into the device.
-    pub(crate) fn destinations(&self) -> watch::Receiver<VecDeque<IpAddr>> {
-        self.destinations.clone()
+    /// Takes away what the kernel doesn't take away with the device.
+    pub(crate) async fn leave(&self) {
+        let _kept = self.kept.lock().await;
+        if let Err(error) = self.routes.unrule().await {
+            tracing::warn!(%error, "the rule for routes to members can't be taken away; without the agent it leads nowhere");
+        }
     }
 
     /// Has the kernel go by `view`. Says what it refuses.
@@ -144,44 +128,9 @@ impl Network {
         // Without the device there is nothing to keep; whoever makes it anew calls again.
         let Some(index) = self.index() else { return Vec::new() };
         let mut problems = Vec::new();
-        let interface = &self.interface;
         let Kept { wanted, fence } = kept;
         let own = self.settle(index, wanted.own, fence, &mut problems).await;
-        let to =
-            if own.is_some() { self.reachable(wanted, &mut problems) } else { BTreeSet::new() };
-        let found = match self.routes(index).await {
-            Ok(found) => found,
-            Err(error) => {
-                problems.push(format!("the routes through {interface} can't be read: {error}"));
-                return problems;
-            }
-        };
-        let stands: BTreeSet<Ipv4Addr> = found.iter().map(|(to, _)| *to).collect();
-        for (at, route) in found.into_iter().filter(|(at, _)| !to.contains(at)) {
-            if let Err(error) = self.links.handle().route().del(route).execute().await {
-                let error = io_error(error);
-                problems.push(format!("the route to {at} can't be taken away: {error}"));
-            }
-        }
-        let Some(own) = own else { return problems };
-        for to in to.difference(&stands) {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(*to, 32)
-                .output_interface(index)
-                .pref_source(own)
-                .scope(RouteScope::Link)
-                .protocol(PROTOCOL)
-                .build();
-            if let Err(error) = self.links.handle().route().add(route).execute().await {
-                let error = match io_error(error) {
-                    error if error.raw_os_error() == Some(libc::EEXIST) => {
-                        "this machine has one of its own".to_owned()
-                    }
-                    error => error.to_string(),
-                };
-                problems.push(format!("{to} can't be routed through {interface}: {error}"));
-            }
-        }
+        self.routes.set(index, own.map(|own| (own, &wanted.to)), &mut problems).await;
         problems
     }
 
@@ -234,22 +183,6 @@ impl Network {
         Ok(Some(own))
     }
 
-    /// The members whose addresses the agent's own packets don't go to.
-    fn reachable(&self, wanted: &Wanted, problems: &mut Vec<String>) -> BTreeSet<Ipv4Addr> {
-        let destinations = self.destinations.borrow();
-        let outside = |at: &Ipv4Addr| {
-            wanted.peers.contains(at) || destinations.iter().any(|ip| v4(*ip) == Some(*at))
-        };
-        let (shut, to): (BTreeSet<_>, BTreeSet<_>) = wanted.to.iter().copied().partition(outside);
-        problems.extend(shut.iter().map(|at| {
-            format!(
-                "{at} isn't reached as a member: a gateway, a controller or a relay that this agent speaks with is there, and its own \
-                 packets would go into its own tunnel; give the member another address"
-            )
-        }));
-        to
-    }
-
     /// Gives the device this address and no other.
     async fn address(&self, index: u32, own: Option<Ipv4Addr>) -> io::Result<()> {
         let request = self.links.handle().address().get().set_link_index_filter(index).execute();
@@ -277,30 +210,6 @@ impl Network {
             }
             _ => Ok(()),
         }
-    }
-
-    /// The agent's routes through the device.
-    async fn routes(&self, index: u32) -> io::Result<Vec<(Ipv4Addr, RouteMessage)>> {
-        let mut asked = RouteMessage::default();
-        asked.header.address_family = AddressFamily::Inet;
-        let mut answers = std::pin::pin!(self.links.handle().route().get(asked).execute());
-        let mut found = Vec::new();
-        while let Some(route) = answers.try_next().await.map_err(io_error)? {
-            let through = route.attributes.contains(&RouteAttribute::Oif(index));
-            let header = &route.header;
-            if !through || header.protocol != PROTOCOL || header.table != RouteHeader::RT_TABLE_MAIN
-            {
-                continue;
-            }
-            let to = route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(*ip),
-                _ => None,
-            });
-            if let Some(to) = to {
-                found.push((to, route));
-            }
-        }
-        Ok(found)
     }
 }
 

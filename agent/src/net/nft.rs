@@ -58,6 +58,7 @@ pub(crate) enum Hook<'a> {
     Input,
     Forward,
     Output,
+    Postrouting,
     /// ARP that the kernel hears.
     ArpInput,
     /// ARP that the kernel sends.
@@ -75,6 +76,7 @@ impl Hook<'_> {
             Self::Input | Self::ArpOutput | Self::Egress(_) => 1,
             Self::Forward => 2,
             Self::Output => 3,
+            Self::Postrouting => 4,
         }
     }
 }

@@ -258,6 +258,12 @@ fn host(fixture: &mut Fixture) -> Ipv4Addr {
     own
 }
 
+/// The routes to members.
+fn through(host: &Host) -> String {
+    let all = host.ip("-4 route show table all").unwrap();
+    all.lines().filter(|line| line.contains("table 42919 ")).collect::<Vec<_>>().join("\n")
+}
+
 /// What of a machine's network isn't the TUN device's: addresses, routes, rules and packet filter.
 fn own_network(host: &Host) -> String {
     let all = ["-4 address show", "-4 route show table all", "rule show"].map(|what| {
@@ -307,19 +313,20 @@ fn a_host_is_a_member_by_an_agent_of_its_own() {
     refused(&machine, (ct_at, 104), "a port that isn't the host's");
     refused(&ct, (own, 9), "a port that isn't the CT's");
     refused(&monitor.0, (own, 7000), "the monitor, which may not open");
-    let routes = machine.ip("route show dev anteroom0").unwrap();
+    let routes = through(&machine);
     assert!(routes.contains(&ct_at.to_string()) && !routes.contains(&pacs.to_string()), "{routes}");
     machine.ip(&format!("route add {pacs}/32 dev anteroom0 src {own}")).unwrap();
     refused(&machine, (pacs, 104), "a member with which it shares no rule");
     machine.ip("address add 10.20.1.99/32 dev lo").unwrap();
-    machine.ip(&format!("route replace {ct_at}/32 dev anteroom0 src 10.20.1.99")).unwrap();
+    machine
+        .ip(&format!("route replace {ct_at}/32 dev anteroom0 src 10.20.1.99 table 42919"))
+        .unwrap();
     refused(&machine, (ct_at, 5900), "another's address");
-    machine.ip(&format!("route del {ct_at}/32 dev anteroom0")).unwrap();
+    machine.ip(&format!("route del {ct_at}/32 dev anteroom0 table 42919")).unwrap();
     machine.ip("address del 10.20.1.99/32 dev lo").unwrap();
     // Somebody took a route away: it is put back.
     wait::until(SOON, "the route to be put back", || {
-        let routes = machine.ip("route show dev anteroom0").ok()?;
-        routes.contains(&format!("{ct_at} proto")).then_some(())
+        through(&machine).contains(&format!("{ct_at} ")).then_some(())
     })
     .unwrap();
     there.exchange(10_000).unwrap();
@@ -345,8 +352,7 @@ fn a_host_is_a_member_by_an_agent_of_its_own() {
     // Its device is taken away under it: the agent makes another.
     machine.ip("link del anteroom0").unwrap();
     wait::until(SOON, "the route to be back", || {
-        let routes = machine.ip("route show dev anteroom0").ok()?;
-        routes.contains(&ct_at.to_string()).then_some(())
+        through(&machine).contains(&format!("{ct_at} ")).then_some(())
     })
     .unwrap();
     Pair::open(&machine, (&ct, ct_at, 5900), SOON).unwrap().exchange(1000).unwrap();

@@ -59,7 +59,7 @@ pub(super) async fn connect_with(
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        egress::lead(socket.as_fd());
+        egress::lead(socket.as_fd())?;
         narrow(&socket);
         let stream = socket.connect(address).await?;
         let round_trip = began.elapsed();

@@ -10,6 +10,7 @@ mod choice;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -414,6 +415,7 @@ impl Probe {
         };
         let socket = std::net::UdpSocket::bind(any)?;
         socket.set_nonblocking(true)?;
+        egress::marked(socket.as_fd())?;
         exit::leave_by(&socket, by)?;
         let socket = UdpSocket::from_std(socket)?;
         Ok(Self { socket, by, asked: None, nonces: Vec::new(), answered: None })

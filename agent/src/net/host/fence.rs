@@ -2,8 +2,9 @@
 //!
 //! Linux takes packets for any of its addresses on every interface, answers ARP for it everywhere, and sends from it wherever routes
 //! lead. So without more, whoever shares a network with the host reaches its member address in the clear, whatever rules say. Tables of the
-//! agent's own drop that: packets and ARP for the address that come in elsewhere, and from it that go out elsewhere. They belong to
-//! this process, so the kernel takes them away with it, and lets nobody else change them. All else is left alone.
+//! agent's own drop that: packets and ARP for the address that come in elsewhere, and from it that go out elsewhere, whatever the machine
+//! translates addresses to: what a container publishes at the address is the tunnel's as well. They belong to this process, so the kernel
+//! takes them away with it, and lets nobody else change them. All else is left alone.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -17,6 +18,9 @@ use crate::net::nft::{
 
 /// Before the usual priority of 0, as the gateway's own filter: other rules of the machine can only narrow further.
 const PRIORITY: i32 = -10;
+/// Before anything is done with what comes in, and behind all that is done with what goes out: addresses are translated between.
+const FIRST: i32 = -310;
+const LAST: i32 = 310;
 
 /// Where ARP for Ethernet and IPv4 has its sender's address, and its target's.
 const ARP_SENDER: u32 = 14;
@@ -79,13 +83,15 @@ impl Fence {
             batch.own_table(family, &table);
         }
         let chains = [
-            (Family::Inet, "input", Hook::Input, Meta::InputName, DESTINATION),
-            (Family::Inet, "output", Hook::Output, Meta::OutputName, SOURCE),
-            (Family::Arp, "input", Hook::ArpInput, Meta::InputName, ARP_TARGET),
-            (Family::Arp, "output", Hook::ArpOutput, Meta::OutputName, ARP_SENDER),
+            (Family::Inet, "prerouting", Hook::Prerouting, FIRST, Meta::InputName, DESTINATION),
+            // Who sends hears of it there, and only there.
+            (Family::Inet, "output", Hook::Output, PRIORITY, Meta::OutputName, SOURCE),
+            (Family::Inet, "postrouting", Hook::Postrouting, LAST, Meta::OutputName, SOURCE),
+            (Family::Arp, "input", Hook::ArpInput, PRIORITY, Meta::InputName, ARP_TARGET),
+            (Family::Arp, "output", Hook::ArpOutput, PRIORITY, Meta::OutputName, ARP_SENDER),
         ];
-        for (family, chain, hook, name, offset) in chains {
-            batch.base_chain(family, &table, chain, hook, PRIORITY, Policy::Accept);
+        for (family, chain, hook, priority, name, offset) in chains {
+            batch.base_chain(family, &table, chain, hook, priority, Policy::Accept);
             for address in addresses {
                 batch.rule(family, &table, chain, &self.elsewhere(family, name, offset, *address));
             }

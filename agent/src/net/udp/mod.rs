@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use anteroom_transport::egress;
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub use self::group::{Group, MAX_SOCKETS};
@@ -59,6 +60,7 @@ impl UdpSocket {
         let ipv6 = listen.is_ipv6();
         let socket = Socket::new(Domain::for_address(listen), Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_nonblocking(true)?;
+        egress::marked(socket.as_fd())?;
         if ipv6 {
             socket.set_only_v6(false)?;
             socket.set_freebind_v6(true)?;
