@@ -6,7 +6,7 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use anteroom_controller_core::assets::{
-    AssetList, MAX_ASSETS, MAX_LIST_LEN, Mds2, read_csv, read_fhir, read_mds2,
+    AssetList, MAX_ASSETS, MAX_FHIR_LEN, MAX_LIST_LEN, Mds2, read_csv, read_fhir, read_mds2,
 };
 use calamine::{Data, DataRef, Reader as _, Xlsx};
 
@@ -51,7 +51,7 @@ pub fn read(paths: &[PathBuf], columns: &BTreeMap<String, String>) -> Result<Lis
     }
     let mut lists = Lists::default();
     for path in paths {
-        let bytes = bounded(path)?;
+        let bytes = bounded(path, MAX_FHIR_LEN)?;
         // Places in a list are told by the file's name, not by where it lies.
         let file = path
             .file_name()
@@ -59,6 +59,10 @@ pub fn read(paths: &[PathBuf], columns: &BTreeMap<String, String>) -> Result<Lis
         let first = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(&bytes).trim_ascii_start();
         let refused =
             |error: anteroom_controller_core::assets::ListError| Error::Other(error.to_string());
+        let is_fhir = first.starts_with(b"{") || first.starts_with(b"[");
+        if bytes.len() > MAX_LIST_LEN && !is_fhir {
+            return Err(too_long(path, MAX_LIST_LEN));
+        }
         if bytes.starts_with(b"PK\x03\x04") {
             let sheets = workbook(path, bytes)?;
             lists.forms.push(read_mds2(&file, &sheets).map_err(refused)?);
@@ -67,7 +71,7 @@ pub fn read(paths: &[PathBuf], columns: &BTreeMap<String, String>) -> Result<Lis
                 path,
                 "this is an old workbook (.xls), or an encrypted one: save it as .xlsx without a password",
             ));
-        } else if first.starts_with(b"{") || first.starts_with(b"[") {
+        } else if is_fhir {
             lists.list.append(read_fhir(&file, &bytes).map_err(refused)?);
         } else {
             lists.list.append(read_csv(&file, &bytes, columns).map_err(refused)?);
@@ -84,17 +88,20 @@ pub fn read(paths: &[PathBuf], columns: &BTreeMap<String, String>) -> Result<Lis
     Ok(lists)
 }
 
-/// The bytes of the file at `path`, if they are no more than a list may have.
-pub(crate) fn bounded(path: &Path) -> Result<Vec<u8>, Error> {
+/// The bytes of the file at `path`, if they are no more than `most`.
+pub(crate) fn bounded(path: &Path, most: usize) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    let limit = MAX_LIST_LEN as u64 + 1;
     File::open(path)
-        .and_then(|file| file.take(limit).read_to_end(&mut bytes))
+        .and_then(|file| file.take(most as u64 + 1).read_to_end(&mut bytes))
         .map_err(|error| Error::file(path, format!("can't read it: {error}")))?;
-    if bytes.len() > MAX_LIST_LEN {
-        return Err(Error::file(path, format!("it is longer than {MAX_LIST_LEN} bytes")));
+    if bytes.len() > most {
+        return Err(too_long(path, most));
     }
     Ok(bytes)
+}
+
+fn too_long(path: &Path, most: usize) -> Error {
+    Error::file(path, format!("it is longer than {most} bytes, the most that is read"))
 }
 
 /// The rows of a workbook's sheets. Cells are read one by one, since a single cell in the last row and column would make a table of sixteen thousand million.

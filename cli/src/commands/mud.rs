@@ -127,10 +127,7 @@ fn members(resolved: &Resolved, class: &str) -> Result<BTreeSet<MemberId>, Error
 
 /// Reads the MUD file at `path`, and says what it is called in comments.
 pub(super) fn read(path: &Path) -> Result<(String, Mud), Error> {
-    let bytes = lists::bounded(path)?;
-    if bytes.len() > MAX_LEN {
-        return Err(Error::file(path, format!("it is longer than {MAX_LEN} bytes")));
-    }
+    let bytes = lists::bounded(path, MAX_LEN)?;
     let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let called: String = file.chars().filter(|c| !steers(*c)).take(80).collect();
     let mud = Mud::parse(&path.display().to_string(), &bytes)

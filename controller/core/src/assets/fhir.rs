@@ -6,20 +6,20 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::stream::{Kind, Piece, pieces, what};
 use super::values::{Field, mac, put};
-use super::{Asset, AssetList, ListError, MAX_ASSETS, MAX_LIST_LEN};
+use super::{Asset, AssetList, ListError, MAX_ASSETS, MAX_FHIR_LEN};
+
+mod stream;
 
 /// Most list items that are looked at of one element of a resource.
 const MAX_ITEMS: usize = 50;
 
-/// A resource, as far as it is looked at. What else it says is passed over.
+/// A device, as far as it is looked at. What else it says is passed over.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Resource {
-    resource_type: String,
+struct Device {
     id: Option<String>,
-    #[serde(default)]
-    entry: Vec<Entry>,
     #[serde(default)]
     identifier: Vec<Identifier>,
     status: Option<String>,
@@ -29,7 +29,7 @@ struct Resource {
     /// R4: names with types.
     #[serde(default)]
     device_name: Vec<Value>,
-    /// R5: names with types. Of an organisation or a place: text.
+    /// R5: names with types.
     name: Option<Value>,
     display_name: Option<String>,
     /// R4: one concept; R5: several.
@@ -45,11 +45,11 @@ struct Resource {
     contained: Vec<Value>,
 }
 
+/// An organisation or a place, as far as it is looked at.
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Entry {
-    full_url: Option<String>,
-    resource: Option<Value>,
+struct Other {
+    id: Option<String>,
+    name: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,135 +81,96 @@ struct Version {
 /// # Errors
 /// When it is too long, isn't JSON, or holds no `Device`.
 pub fn read_fhir(file: &str, bytes: &[u8]) -> Result<AssetList, ListError> {
-    if bytes.len() > MAX_LIST_LEN {
+    if bytes.len() > MAX_FHIR_LEN {
         return Err(ListError::new(
             file,
-            format!("{} bytes are more than the {MAX_LIST_LEN} that a list may have", bytes.len()),
+            format!("{} bytes are more than the {MAX_FHIR_LEN} that a list may have", bytes.len()),
         ));
     }
     let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(bytes);
-    let mut resources: Vec<(String, Option<String>, Value)> = Vec::new();
-    match serde_json::from_slice::<Value>(bytes) {
-        Ok(value) => resources.push((file.to_owned(), None, value)),
-        Err(whole) => {
-            let lines = bytes.split(|byte| *byte == b'\n').enumerate();
-            for (at, line) in lines.filter(|(_, line)| !line.trim_ascii().is_empty()) {
-                let place = format!("{file}:{}", at + 1);
-                if resources.len() >= MAX_ASSETS {
-                    return Err(ListError::new(
-                        place,
-                        format!("a list has at most {MAX_ASSETS} resources: split it"),
-                    ));
-                }
-                match serde_json::from_slice(line) {
-                    Ok(value) => resources.push((place, None, value)),
-                    // The first line alone is no JSON: then the file as a whole was meant to be.
-                    Err(_) if resources.is_empty() => {
-                        let place = format!("{file}:{}", whole.line());
-                        return Err(ListError::new(place, format!("this is no JSON: {whole}")));
-                    }
-                    Err(error) => {
-                        return Err(ListError::new(
-                            place,
-                            format!("this line is no JSON: {error}"),
-                        ));
-                    }
-                }
-            }
-        }
-    }
     let mut reader =
         Reader { list: AssetList::default(), others: BTreeMap::new(), devices: Vec::new() };
-    for (place, url, value) in resources {
-        reader.sort(&place, url, value, 0)?;
-    }
+    pieces(file, bytes, &mut |piece| reader.sort(piece))?;
     if reader.devices.is_empty() {
-        return Err(ListError::new(
-            file,
-            "it holds no resource of the type Device (FHIR R4 or R5)",
+        let first = reader.list.problems.into_iter().next();
+        return Err(first.map_or_else(
+            || ListError::new(file, "it holds no resource of the type Device (FHIR R4 or R5)"),
+            |first| ListError::new(first.place, first.problem),
         ));
     }
-    for (place, device) in std::mem::take(&mut reader.devices) {
-        reader.device(&place, &device);
+    // Those to whom they refer may stand behind them.
+    for (place, text) in std::mem::take(&mut reader.devices) {
+        match serde_json::from_str(text) {
+            Ok(device) => reader.device(&place, &device),
+            Err(error) => {
+                reader.list.problem(place, format!("this Device can't be read: {}", what(&error)));
+            }
+        }
     }
     Ok(reader.list)
 }
 
-struct Reader {
+struct Reader<'a> {
     list: AssetList,
     /// What organisations and places are called, by their references.
     others: BTreeMap<String, String>,
-    devices: Vec<(String, Resource)>,
+    /// Where devices stand, and what.
+    devices: Vec<(String, &'a str)>,
 }
 
-impl Reader {
-    /// Puts a resource to the devices, or to what they refer to; unpacks bundles.
-    fn sort(
-        &mut self,
-        place: &str,
-        url: Option<String>,
-        value: Value,
-        depth: usize,
-    ) -> Result<(), ListError> {
-        let kind = value.get("resourceType").and_then(Value::as_str).unwrap_or_default().to_owned();
-        if !matches!(kind.as_str(), "Device" | "Bundle" | "Location" | "Organization") {
-            return Ok(());
-        }
-        let resource: Resource = match serde_json::from_value(value) {
-            Ok(resource) => resource,
-            Err(error) => {
-                self.list.problem(place.to_owned(), format!("this {kind} can't be read: {error}"));
+impl<'a> Reader<'a> {
+    /// Puts a resource to the devices, or to what they refer to.
+    fn sort(&mut self, piece: Piece<'a>) -> Result<(), ListError> {
+        let (place, url, kind, text) = match piece {
+            Piece::Resource { place, url, kind, text } => (place, url, kind, text),
+            Piece::Odd { place, problem } => {
+                self.list.problem(place, problem);
                 return Ok(());
             }
         };
-        match resource.resource_type.as_str() {
-            "Bundle" if depth > 0 => self
-                .list
-                .problem(place.to_owned(), "a bundle within a bundle is passed over".into()),
-            "Bundle" => {
-                for (at, entry) in resource.entry.into_iter().enumerate() {
-                    if let Some(value) = entry.resource {
-                        self.sort(
-                            &format!("{place}: entry {}", at + 1),
-                            entry.full_url,
-                            value,
-                            depth + 1,
-                        )?;
-                    }
-                }
+        if kind == Kind::Device {
+            if self.devices.len() >= MAX_ASSETS {
+                return Err(ListError::new(
+                    place,
+                    format!("a list has at most {MAX_ASSETS} devices: split it"),
+                ));
             }
-            "Device" => {
-                if self.devices.len() >= MAX_ASSETS {
-                    return Err(ListError::new(
-                        place,
-                        format!("a list has at most {MAX_ASSETS} devices: split it"),
-                    ));
-                }
-                let place = resource.id.as_ref().map_or_else(
-                    || place.to_owned(),
-                    |id| format!("{place}: Device/{}", id.chars().take(64).collect::<String>()),
-                );
-                self.devices.push((place, resource));
+            self.devices.push((place, text));
+            return Ok(());
+        }
+        let Other { id, name } = match serde_json::from_str(text) {
+            Ok(other) => other,
+            Err(error) => {
+                let problem = format!("this {} can't be read: {}", kind.word(), what(&error));
+                self.list.problem(place, problem);
+                return Ok(());
             }
-            kind => {
-                if let Some(name) = resource.name.as_ref().and_then(Value::as_str) {
-                    let id = resource.id.map(|id| format!("{kind}/{id}"));
-                    for key in id.into_iter().chain(url) {
-                        self.others.insert(key, name.to_owned());
-                    }
-                }
-            }
+        };
+        let Some(name) = name else { return Ok(()) };
+        if self.others.len() >= MAX_ASSETS {
+            return Err(ListError::new(
+                place,
+                format!("a list names at most {MAX_ASSETS} places and organisations: split it"),
+            ));
+        }
+        let id = id.map(|id| format!("{}/{id}", kind.word()));
+        for key in id.into_iter().chain(url) {
+            self.others.insert(key, name.clone());
         }
         Ok(())
     }
 
-    fn device(&mut self, place: &str, device: &Resource) {
+    fn device(&mut self, place: &str, device: &Device) {
         let Self { list, others, .. } = self;
+        let place = device.id.as_ref().map_or_else(
+            || place.to_owned(),
+            |id| format!("{place}: Device/{}", id.chars().take(64).collect::<String>()),
+        );
         // FHIR's way of saying that a resource must be taken for never written.
         if device.status.as_deref() == Some("entered-in-error") {
             return;
         }
-        let mut asset = Asset { place: place.to_owned(), ..Asset::default() };
+        let mut asset = Asset { place: place.clone(), ..Asset::default() };
         let mut put_at = |field: &Field, text: &str, element: &str| {
             put(&mut asset, field, text, &|| format!("{place}: {element}"), list);
         };
@@ -306,10 +267,7 @@ impl Reader {
         if tells || asset.serial.is_some() || asset.hostname.is_some() || asset.name.is_some() {
             list.assets.push(asset);
         } else {
-            list.problem(
-                place.to_owned(),
-                "nothing in this resource tells which device it is".into(),
-            );
+            list.problem(place, "nothing in this resource tells which device it is".into());
         }
     }
 }
@@ -317,7 +275,7 @@ impl Reader {
 /// What is referred to is called: by the reference itself, or in the same file.
 fn others_name<'a>(
     others: &'a BTreeMap<String, String>,
-    device: &'a Resource,
+    device: &'a Device,
     reference: Option<&'a Reference>,
 ) -> Option<Cow<'a, str>> {
     let reference = reference?;
@@ -334,7 +292,7 @@ fn others_name<'a>(
 }
 
 /// The device's names with their types, R4's and R5's.
-fn names(device: &Resource) -> Vec<(String, String)> {
+fn names(device: &Device) -> Vec<(String, String)> {
     let newer =
         device.name.as_ref().and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let both = device.device_name.iter().chain(newer).take(MAX_ITEMS);
@@ -473,6 +431,63 @@ mod tests {
             "{problems:?}"
         );
         assert_eq!(problems.len(), 2);
+    }
+
+    #[test]
+    fn what_is_broken_costs_itself_alone() {
+        let entries = [
+            "7".to_owned(),
+            "{\"fullUrl\":7}".into(),
+            "{\"resource\":[\"Device\"]}".into(),
+            "{\"resource\":{\"resourceType\":7}}".into(),
+            "{\"resource\":{\"resourceType\":\"Device\",\"resourceType\":\"Device\"}}".into(),
+            "{\"resource\":{\"resourceType\":\"Bundle\",\"entry\":[]}}".into(),
+            "{\"resource\":{\"resourceType\":\"Location\",\"name\":[]}}".into(),
+            format!(
+                "{{\"resource\":{{\"resourceType\":\"Device\",\"x\":\"{}\"}}}}",
+                "x".repeat(1 << 20)
+            ),
+            format!(
+                "{{\"resource\":{{\"resourceType\":\"Device\",\"contained\":[{}{}]}}}}",
+                "[".repeat(500),
+                "]".repeat(500)
+            ),
+            "{}".into(),
+            format!("{{\"resource\":{R4}}}"),
+        ];
+        // What a bundle is may be said behind what it holds.
+        let list =
+            read(&format!("{{\"entry\":[{}],\"resourceType\":\"Bundle\"}}", entries.join(",")));
+        assert_eq!(list.assets.len(), 1, "{list:?}");
+        let problems: Vec<String> = list.problems.iter().map(ToString::to_string).collect();
+        for (number, words) in [
+            (1, "this entry can't be read"),
+            (2, "this entry can't be read"),
+            (4, "this resource can't be read"),
+            (5, "duplicate field"),
+            (6, "a bundle within a bundle"),
+            (7, "this Location can't be read"),
+            (8, "no more than 1048576 are read of one"),
+            (9, "this Device can't be read"),
+        ] {
+            let place = format!("d.json: entry {number}: ");
+            assert!(
+                problems.iter().any(|one| one.starts_with(&place) && one.contains(words)),
+                "{number}: {problems:?}"
+            );
+        }
+        assert_eq!(problems.len(), 8, "{problems:?}");
+        // Where nothing else is there, it is why the list isn't read.
+        let fails = |text: &str| read_fhir("d.json", text.as_bytes()).unwrap_err().to_string();
+        let bundle = fails("{\"resourceType\":\"Bundle\",\"entry\":{}}");
+        assert!(
+            bundle.contains("this Bundle can't be read") && bundle.contains("a list of entries"),
+            "{bundle}"
+        );
+        let places: Vec<String> = (0..=MAX_ASSETS)
+            .map(|id| format!("{{\"resourceType\":\"Location\",\"id\":\"{id}\",\"name\":\"x\"}}"))
+            .collect();
+        assert!(fails(&places.join("\n")).contains("at most 100000 places"));
     }
 
     #[test]

@@ -26,8 +26,10 @@ pub use csv::read_csv;
 pub use fhir::read_fhir;
 pub use mds2::{Answer, Mds2, read_mds2};
 
-/// Longest list that is read, in bytes.
+/// Longest list of any other kind that is read, in bytes.
 pub const MAX_LIST_LEN: usize = 64 * 1024 * 1024;
+/// Longest list of FHIR resources that is read, in bytes: servers write some kilobytes of each device, and reading one after the other costs little more than the bytes.
+pub const MAX_FHIR_LEN: usize = 256 * 1024 * 1024;
 /// Most things that one list names.
 pub const MAX_ASSETS: usize = 100_000;
 /// Most problems that are kept by themselves; the rest is counted.
