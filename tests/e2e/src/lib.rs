@@ -8,6 +8,7 @@ pub mod chaos;
 pub mod client;
 pub mod dhcp;
 pub mod place;
+pub mod queue;
 pub mod replay;
 pub mod stolen;
 pub mod talk;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anteroom_agent::state::{Held, StateDir};
 use anteroom_e2e::attack::{self, Mac};
+use anteroom_e2e::queue::{Queue, overrun};
 use anteroom_e2e::{Fixture, Stage, drops, fixture, fixture_with, talk};
 use anteroom_lab::anteroom::Gateway;
 use anteroom_lab::hospital::{Hospital, address};
@@ -291,14 +292,6 @@ fn received(status: &Value, side: Side) -> u64 {
         .unwrap_or_else(|| panic!("{status}"))
 }
 
-/// Datagrams that found a socket's buffer full on a host, as its kernel counts them.
-fn overrun(host: &Host) -> Option<u64> {
-    let text = host.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).ok()?.ok()?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let place = lines.next()?.split(' ').position(|name| name == "RcvbufErrors")?;
-    lines.next()?.split(' ').nth(place)?.parse().ok()
-}
-
 /// Frames that the agent sent out of its uplink.
 fn sent(status: &Value) -> u64 {
     status["data_plane"]["interfaces"][0]["counters"]["sent"].as_u64().unwrap()
@@ -343,14 +336,23 @@ fn a_million_flows_and_a_million_ethernet_addresses_cost_a_neighbour_nothing() {
     floods(test, 1_000_000);
 }
 
-/// Sends frames at a rate, over and over, until it is dropped.
+/// How much may wait in a queue when more is sent: less than any socket's buffer holds.
+const WAITING: u64 = 64 * 1024;
+
+/// Sends frames at a rate, over and over, until it is dropped; no faster than a queue is emptied, where there is one to look at.
 struct Paced {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<(u64, Duration)>>,
 }
 
 impl Paced {
-    fn start(host: &Host, at: &str, frames: Arc<Vec<Vec<u8>>>, per_second: u64) -> Self {
+    fn start(
+        host: &Host,
+        at: &str,
+        frames: Arc<Vec<Vec<u8>>>,
+        per_second: u64,
+        mut queue: Option<Queue>,
+    ) -> Self {
         let mouth = host.enter(|| PacketSocket::open_on(at, 0)).unwrap().unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let ended = stop.clone();
@@ -358,7 +360,12 @@ impl Paced {
             let (begun, mut sent) = (Instant::now(), 0);
             while !ended.load(Relaxed) {
                 let due = (begun.elapsed().as_secs_f64() * per_second as f64) as u64;
-                while sent < due {
+                while sent < due && !ended.load(Relaxed) {
+                    let waits = queue.as_mut().map_or(0, |queue| queue.waiting().unwrap());
+                    if waits > WAITING {
+                        std::thread::sleep(Duration::from_micros(500));
+                        continue;
+                    }
                     let at = sent as usize % frames.len();
                     let burst = &frames[at..frames.len().min(at + 64)];
                     sent += mouth.send_many(burst).unwrap() as u64;
@@ -416,8 +423,8 @@ fn grown(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> BTree
     after.iter().filter_map(more).collect()
 }
 
-/// Nothing but datagrams that found a socket's buffer full, as they may where the machine gives a gateway no processor for
-/// long, is ever lost of a tunnel in little use: no gate for handshakes stands in its way.
+/// No gate for handshakes stands in the way of a tunnel in little use. Where the machine gives the gateway no processor for long, the flood
+/// waits: what finds a socket's buffer full never came to the gateway, and a round in which some did and pings are lost says nothing.
 #[test]
 fn an_idle_tunnel_loses_no_packet_beside_ten_thousand_initiations_a_second() {
     /// Initiations a second, and how many the gateway has to have turned away.
@@ -435,7 +442,7 @@ fn an_idle_tunnel_loses_no_packet_beside_ten_thousand_initiations_a_second() {
         "tunnel-down",
         "too-big",
     ];
-    /// Floods at most until one meets no full buffer.
+    /// Floods at most until one says something.
     const ROUNDS: usize = 5;
     const PATIENCE: Duration = Duration::from_secs(120);
     let test = "an_idle_tunnel_loses_no_packet_beside_ten_thousand_initiations_a_second";
@@ -461,7 +468,8 @@ fn an_idle_tunnel_loses_no_packet_beside_ten_thousand_initiations_a_second() {
         };
         pinged("pings before the flood", 10).unwrap();
         let (before, full) = (counted(), overruns());
-        let flood = Paced::start(&hospital.campus, "u-imaging", frames.clone(), RATE);
+        let queue = Some(Queue::at(&flooded.host, 51_820).unwrap());
+        let flood = Paced::start(&hospital.campus, "u-imaging", frames.clone(), RATE, queue);
         wait::until_ok(PATIENCE, "the gateway to have turned the flood away", || {
             let grown = grown(&before[0], &drops(flooded)?);
             let limited = grown.get("handshake-limit").copied().unwrap_or_default();
@@ -485,16 +493,17 @@ fn an_idle_tunnel_loses_no_packet_beside_ten_thousand_initiations_a_second() {
         );
         let state =
             || format!("{series:?} here {here:?} there {there:?} {full} found a socket full");
-        assert!(series.lost() <= full, "{}", state());
         let dropped = |of: &BTreeMap<String, u64>, reasons: &[&str]| {
             reasons.iter().filter_map(|reason| of.get(*reason)).sum::<u64>()
         };
         assert_eq!(dropped(&here, &OF_TUNNEL), 0, "{}", state());
         assert_eq!(dropped(&there, &OF_TUNNEL) + dropped(&there, &OF_FLOOD), 0, "{}", state());
-        if full == 0 {
-            break;
+        if series.lost() == 0 {
+            return;
         }
+        assert!(full > 0, "pings are lost: {}", state());
     }
+    panic!("in each of {ROUNDS} floods pings were lost and sockets were full: nothing is shown");
 }
 
 /// What a transfer beside a flood of initiations carries.
@@ -542,8 +551,9 @@ fn what_a_hundred_thousand_initiations_a_second_cost() {
         for (what, frames) in &kinds {
             let (ct, pacs) = (hospital.machine("ct-1").clone(), hospital.machine("pacs-1").clone());
             let overruns = overrun(&hospital.gateways["imaging"].host).unwrap();
-            let flood =
-                frames.clone().map(|frames| Paced::start(&campus, "u-imaging", frames, 100_000));
+            let flood = frames
+                .clone()
+                .map(|frames| Paced::start(&campus, "u-imaging", frames, 100_000, None));
             let used = |hospital: &mut Hospital| {
                 hospital.gateway("imaging").process().unwrap().processor_time().unwrap()
             };

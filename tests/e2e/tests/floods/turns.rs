@@ -97,7 +97,7 @@ fn what_turns_of_initiations_take_of_a_transfer() {
     let (mut rates, mut sent) = (vec![without.0], Vec::new());
     for _ in 0..ROUNDS {
         for ((_, frames), told) in kinds.iter().zip(&mut told) {
-            let flood = Paced::start(&campus, "u-imaging", frames.clone(), RATE);
+            let flood = Paced::start(&campus, "u-imaging", frames.clone(), RATE, None);
             let with = transfer.turn(hospital);
             sent.push(flood.stop());
             let after = transfer.turn(hospital);
