@@ -13,6 +13,7 @@ use anteroom_proto::id::GatewayId;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::name::Name;
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::verdict::Verdict;
 
 use crate::model::Model;
 use crate::policy::Policy;
@@ -21,8 +22,9 @@ use crate::policy::Policy;
 const LAG: u64 = 10 * 60 * 1000;
 /// Externals whose prefixes are longer than this are servers, and others networks in which devices may well be.
 const NETWORK: u8 = 28;
-/// Most conversations that are kept of one address, of its own as of others'.
-const MOST: usize = 256;
+/// Most conversations that are kept of one address, of its own as of others'. A gateway's part of the history is far smaller,
+/// and where there are more nothing is concluded from what isn't among them.
+const MOST: usize = 65_536;
 
 /// Why an address isn't taken for a device's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +39,10 @@ pub enum Doubt {
     Member(Name),
     /// What is at this Ethernet address, with this address, spoke with it, and the answers weren't this device's.
     Answered(MacAddr, IpAddr),
+    /// What is at this Ethernet address speaks from it, too.
+    Spoken(MacAddr),
+    /// More conversations were recorded with it than are compared.
+    Many,
     /// Another one is taken, and a second one only if an operator says so.
     Second(Ipv4Addr),
 }
@@ -53,6 +59,11 @@ impl fmt::Display for Doubt {
             Self::Answered(mac, address) => {
                 write!(f, "{address} ({mac}) spoke with it, and no gateway saw this device answer")
             }
+            Self::Spoken(mac) => write!(f, "{mac} speaks from it, too"),
+            Self::Many => write!(
+                f,
+                "more than {MOST} conversations were recorded with it, which are too many to tell whose it is"
+            ),
             Self::Second(first) => write!(f, "one address is taken by itself, which is {first}"),
         }
     }
@@ -79,13 +90,64 @@ type End = (GatewayId, MacAddr, IpAddr);
 /// With whom, by which protocol and port.
 type With = (IpAddr, u8, u16);
 
-/// A conversation that somebody else had with an address.
-#[derive(Debug)]
-struct Spoken {
-    by: End,
-    with: With,
+/// A conversation that somebody had with an address: who, with what of it, and whether that was at another port of the gateway.
+type Spoken = (GatewayId, MacAddr, With, bool);
+
+/// When conversations were.
+#[derive(Debug, Clone, Copy)]
+struct Span {
     first: UnixMillis,
     last: UnixMillis,
+}
+
+impl Span {
+    fn of(edge: &Edge) -> Self {
+        Self { first: edge.first, last: edge.last }
+    }
+
+    fn add(&mut self, more: Self) {
+        self.first = self.first.min(more.first);
+        self.last = self.last.max(more.last);
+    }
+}
+
+/// At most [`MOST`] of something, and whether there was more.
+#[derive(Debug)]
+struct Kept<K, V> {
+    known: BTreeMap<K, V>,
+    cut: bool,
+}
+
+impl<K: Ord, V> Kept<K, V> {
+    const fn new() -> Self {
+        Self { known: BTreeMap::new(), cut: false }
+    }
+
+    /// What is known of one, `new` where nothing is; none where there is no room.
+    fn entry(&mut self, key: K, new: V) -> Option<&mut V> {
+        if self.known.len() >= MOST && !self.known.contains_key(&key) {
+            self.cut = true;
+            return None;
+        }
+        Some(self.known.entry(key).or_insert(new))
+    }
+}
+
+/// What is known of an address, of one at a site.
+#[derive(Debug)]
+struct Around {
+    /// The conversations that were had with it.
+    with: Kept<Spoken, Span>,
+    /// Who spoke from it.
+    from: Kept<MacAddr, Span>,
+}
+
+/// What of the conversations with an address speaks against a device's having it.
+enum Finding {
+    Against(Doubt),
+    /// Some may have been with somebody else.
+    Unsure,
+    Nothing,
 }
 
 /// What is known of addresses that devices were seen with.
@@ -96,9 +158,9 @@ pub struct Sighted<'a> {
     now: UnixMillis,
     routers: BTreeMap<(&'a Name, Ipv4Addr), BTreeSet<MacAddr>>,
     /// Ends that are asked for, with the flows of each that were answered.
-    own: BTreeMap<End, BTreeMap<With, u64>>,
+    own: BTreeMap<End, Kept<With, u64>>,
     /// What others had, by site and address.
-    others: BTreeMap<(&'a Name, IpAddr), Vec<Spoken>>,
+    others: BTreeMap<(&'a Name, IpAddr), Around>,
 }
 
 impl<'a> Sighted<'a> {
@@ -130,8 +192,9 @@ impl<'a> Sighted<'a> {
             let Some(gateway) = model.gateways.get(&record.gateway) else { continue };
             for address in record.sighting.addresses.iter().copied().filter(may_be_own) {
                 let address = IpAddr::V4(address);
-                own.insert((record.gateway, record.sighting.mac, address), BTreeMap::new());
-                others.insert((&gateway.site, address), Vec::new());
+                own.insert((record.gateway, record.sighting.mac, address), Kept::new());
+                let around = Around { with: Kept::new(), from: Kept::new() };
+                others.insert((&gateway.site, address), around);
             }
         }
         Self { model, policy, now, routers, own, others }
@@ -143,35 +206,46 @@ impl<'a> Sighted<'a> {
             return;
         }
         let end = (edge.gateway, edge.mac, edge.local);
-        if let Some(own) = self.own.get_mut(&end) {
-            let with = (edge.remote, edge.protocol, edge.port);
-            if own.len() < MOST || own.contains_key(&with) {
-                let flows = own.entry(with).or_default();
-                *flows = flows.saturating_add(edge.flows);
-            }
+        if let Some(own) = self.own.get_mut(&end)
+            && let Some(flows) = own.entry((edge.remote, edge.protocol, edge.port), 0)
+        {
+            *flows = flows.saturating_add(edge.flows);
         }
         let Some(gateway) = self.model.gateways.get(&edge.gateway) else { return };
-        if let Some(others) = self.others.get_mut(&(&gateway.site, edge.remote))
-            && others.len() < MOST
-        {
+        let span = Span::of(edge);
+        if let Some(around) = self.others.get_mut(&(&gateway.site, edge.remote)) {
             let with = (edge.local, edge.protocol, edge.port);
-            others.push(Spoken { by: end, with, first: edge.first, last: edge.last });
+            let spoken = (edge.gateway, edge.mac, with, edge.verdict == Verdict::Local);
+            if let Some(known) = around.with.entry(spoken, span) {
+                known.add(span);
+            }
+        }
+        if let Some(around) = self.others.get_mut(&(&gateway.site, edge.local))
+            && let Some(known) = around.from.entry(edge.mac, span)
+        {
+            known.add(span);
         }
     }
 
-    /// Which address of a device is taken: of those that nobody else is known to have, the one that it spoke most from.
+    /// Which address of a device is taken: of those that nobody else is known to have, the one that it spoke most from, and
+    /// of those that it spoke from one that nobody else can have spoken from before one that somebody may have.
     #[must_use]
     pub fn choose(&self, record: &SightingRecord) -> Chosen {
         let mut chosen = Chosen::default();
-        let mut free: Vec<(u64, Ipv4Addr)> = Vec::new();
+        let mut free: Vec<(bool, bool, u64, Ipv4Addr)> = Vec::new();
         for address in record.sighting.addresses.iter().copied().filter(may_be_own) {
-            match self.doubt(record, address) {
-                Some(doubt) => chosen.left.push((address, doubt)),
-                None => free.push((self.flows(record, address), address)),
+            match self.found(record, address) {
+                Finding::Against(doubt) => chosen.left.push((address, doubt)),
+                found => {
+                    let flows = self.flows(record, address);
+                    free.push((flows == 0, matches!(found, Finding::Unsure), flows, address));
+                }
             }
         }
-        free.sort_by_key(|(flows, _)| std::cmp::Reverse(*flows));
-        let mut free = free.into_iter().map(|(_, address)| address);
+        free.sort_by_key(|(silent, unsure, flows, _)| {
+            (*silent, *unsure, std::cmp::Reverse(*flows))
+        });
+        let mut free = free.into_iter().map(|(.., address)| address);
         chosen.address = free.next();
         if let Some(first) = chosen.address {
             chosen.left.extend(free.map(|address| (address, Doubt::Second(first))));
@@ -181,15 +255,20 @@ impl<'a> Sighted<'a> {
 
     fn flows(&self, record: &SightingRecord, address: Ipv4Addr) -> u64 {
         let end = (record.gateway, record.sighting.mac, IpAddr::V4(address));
-        self.own.get(&end).map_or(0, |own| own.values().fold(0, |sum, n| sum.saturating_add(*n)))
+        self.own
+            .get(&end)
+            .map_or(0, |own| own.known.values().fold(0, |sum, n| sum.saturating_add(*n)))
     }
 
-    fn doubt(&self, record: &SightingRecord, address: Ipv4Addr) -> Option<Doubt> {
-        let site = &self.model.gateways.get(&record.gateway)?.site;
+    fn found(&self, record: &SightingRecord, address: Ipv4Addr) -> Finding {
+        let Some(gateway) = self.model.gateways.get(&record.gateway) else {
+            return Finding::Nothing;
+        };
+        let site = &gateway.site;
         self.reserved(site, address)
             .or_else(|| self.routes(site, record.sighting.mac, address))
             .or_else(|| self.held(site, record, address))
-            .or_else(|| self.answered(site, record, address))
+            .map_or_else(|| self.answered(site, record, address), Finding::Against)
     }
 
     fn reserved(&self, site: &Name, address: Ipv4Addr) -> Option<Doubt> {
@@ -240,22 +319,43 @@ impl<'a> Sighted<'a> {
 
     /// Conversations with the address that weren't with this device. One that began before the device came may have been with
     /// it, at another place, if it has spoken from the address since.
-    fn answered(&self, site: &Name, record: &SightingRecord, address: Ipv4Addr) -> Option<Doubt> {
+    fn answered(&self, site: &Name, record: &SightingRecord, address: Ipv4Addr) -> Finding {
         let (mac, local) = (record.sighting.mac, IpAddr::V4(address));
-        let own = self.own.get(&(record.gateway, mac, local))?;
+        let own = self.own.get(&(record.gateway, mac, local));
+        let (Some(own), Some(around)) = (own, self.others.get(&(site, local))) else {
+            return Finding::Nothing;
+        };
+        let silent = own.known.is_empty();
         let told = |moment: UnixMillis| moment.0.saturating_add(LAG) < self.now.0;
         let since = UnixMillis(record.first_seen.0.saturating_add(LAG));
-        let foreign = |spoken: &&Spoken| {
-            let (gateway, other, _) = spoken.by;
-            let mirrored = own.contains_key(&spoken.with)
-                // A gateway may tell of what passes between two of its ports once.
-                || (gateway == record.gateway && !own.is_empty());
-            let here = own.is_empty() || (spoken.last > since && told(since));
-            other != mac && !mirrored && here && told(spoken.first)
-        };
-        let spoken = self.others.get(&(site, local))?.iter().find(foreign)?;
-        let (_, other, from) = spoken.by;
-        Some(Doubt::Answered(other, from))
+        let here = |span: &Span| silent || (span.last > since && told(since));
+        let mut speakers = around.from.known.iter();
+        if let Some((other, _)) = speakers.find(|(other, span)| **other != mac && here(span)) {
+            return Finding::Against(Doubt::Spoken(*other));
+        }
+        // A gateway may have watched while no controller was there to be told of it.
+        let came = record.first_seen.min(record.sighting.first_seen);
+        let mut unsure = false;
+        for ((gateway, other, with, between), span) in &around.with.known {
+            if *other == mac || own.known.contains_key(with) || !told(span.first) {
+                continue;
+            }
+            // A gateway may tell of what passes between two of its ports once. What began before the device was there, or
+            // went to the uplink, wasn't with it.
+            let once = *gateway == record.gateway
+                && *between
+                && !silent
+                && span.first.0.saturating_add(LAG) >= came.0;
+            if here(span) && !once {
+                let doubt = if own.cut { Doubt::Many } else { Doubt::Answered(*other, with.0) };
+                return Finding::Against(doubt);
+            }
+            unsure = true;
+        }
+        if around.with.cut || around.from.cut {
+            return Finding::Against(Doubt::Many);
+        }
+        if unsure { Finding::Unsure } else { Finding::Nothing }
     }
 }
 

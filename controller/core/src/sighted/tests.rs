@@ -137,6 +137,91 @@ fn an_address_that_others_got_answers_from_is_theirs_who_answered() {
 }
 
 #[test]
+fn one_answer_of_its_own_makes_nobody_who_others_at_its_gateway_speak_with() {
+    const SERVER: [u8; 4] = [10, 20, 4, 32];
+    let record = seen(&[OWN, SERVER]);
+    let helper = edge(2, STRANGER, SERVER, [10, 20, 2, 66], NOW);
+    let itself = Edge { flows: 1, ..edge(2, STRANGER, OWN, [10, 20, 9, 9], NOW) };
+    let pump = |number: u8, verdict, began| Edge {
+        verdict,
+        first: UnixMillis(NOW.0 - began),
+        ..edge(2, 100 + u32::from(number), [10, 20, 2, 40 + number], SERVER, NOW)
+    };
+    for (verdict, began) in [
+        // By way of the uplink, from before it came and since; and to another port, from before it came.
+        (Verdict::Clear, 500 * HOUR),
+        (Verdict::Clear, HOUR),
+        (Verdict::Local, 500 * HOUR),
+    ] {
+        let mut edges: Vec<Edge> = (0..20).map(|n| pump(n, verdict, began)).collect();
+        edges.extend([helper.clone(), itself.clone()]);
+        let found = chosen(&record, &[], &edges);
+        assert_eq!(found.address, Some(OWN.into()), "{verdict} {began}: {found:?}");
+        assert_eq!(found.foreign().count(), 1, "{found:?}");
+        // Where it is all that it claims, it gets none.
+        let alone = chosen(&seen(&[SERVER]), &[], &edges);
+        assert_eq!(alone.address, None, "{verdict} {began}: {alone:?}");
+    }
+    // Since it came, and at another port of the gateway, it may be the one; but one that is surely its own goes first.
+    let local = pump(1, Verdict::Local, HOUR);
+    let edges = [local.clone(), helper.clone()];
+    assert_eq!(chosen(&seen(&[SERVER]), &[], &edges).address, Some(SERVER.into()));
+    assert_eq!(chosen(&record, &[], &[local, helper, itself]).address, Some(OWN.into()));
+}
+
+#[test]
+fn an_address_that_two_speak_from_is_neithers_until_somebody_says_whose() {
+    let record = seen(&[OWN]);
+    let itself = edge(2, STRANGER, OWN, [10, 20, 9, 9], NOW);
+    let other = edge(2, 67, OWN, [10, 20, 9, 9], NOW);
+    let found = chosen(&record, &[], &[itself.clone(), other.clone()]);
+    assert_eq!(found.address, None, "{found:?}");
+    let lines = doubts(&found).join("\n");
+    assert!(lines.contains("10.20.2.15: 00:1b:00:00:00:43 speaks from it, too"), "{lines}");
+    // What it replaced, and is quiet since, is no other.
+    let before = Edge { last: UnixMillis(NOW.0 - 3 * HOUR), ..other };
+    assert_eq!(chosen(&record, &[], &[itself, before]).address, Some(OWN.into()));
+}
+
+#[test]
+fn a_server_has_its_address_however_many_its_clients_are() {
+    const SERVER: [u8; 4] = [10, 20, 4, 33];
+    let record = seen(&[SERVER]);
+    let client = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        [10, 30, high, low]
+    };
+    for clients in [200, 300, 3_000] {
+        let asked = (0..clients).map(|n| edge(1, 1000 + u32::from(n), client(n), SERVER, NOW));
+        let told = (0..clients).rev().map(|n| edge(2, STRANGER, SERVER, client(n), NOW));
+        let edges: Vec<Edge> = asked.chain(told).collect();
+        let found = chosen(&record, &[], &edges);
+        assert_eq!(found.address, Some(SERVER.into()), "{clients}: {:?}", found.left);
+        // Of one it didn't answer.
+        let found = chosen(&record, &[], &edges[..edges.len() - 1]);
+        assert_eq!(found.address, None, "{clients}");
+        assert!(doubts(&found)[0].contains("10.30.0.0 ("), "{found:?}");
+    }
+}
+
+#[test]
+fn of_what_found_no_room_nothing_is_concluded() {
+    const SERVER: [u8; 4] = [10, 20, 4, 33];
+    let client = |number: u32| {
+        let [_, high, middle, low] = number.to_be_bytes();
+        [11, high, middle, low]
+    };
+    let many = u32::try_from(MOST).unwrap() + 1;
+    let told = (0..many).map(|n| edge(2, STRANGER, SERVER, client(n), NOW));
+    let mut edges: Vec<Edge> = told.collect();
+    assert_eq!(chosen(&seen(&[SERVER]), &[], &edges).address, Some(SERVER.into()));
+    edges.push(edge(1, 1, client(many - 1), SERVER, NOW));
+    let found = chosen(&seen(&[SERVER]), &[], &edges);
+    assert_eq!((found.address, &found.left[0].1), (None, &Doubt::Many));
+    assert!(doubts(&found)[0].contains("more than 65536 conversations"), "{found:?}");
+}
+
+#[test]
 fn of_several_the_one_that_it_speaks_from_is_taken() {
     let second = [10, 20, 2, 16];
     let record = seen(&[OWN, second]);
