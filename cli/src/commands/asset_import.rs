@@ -12,10 +12,9 @@ use anteroom_proto::id::MemberId;
 use anteroom_proto::name::Name;
 
 use super::asset::Compared;
-use super::device_change::{addresses, seen_device};
-use super::login::draw;
+use super::device_change::{addresses, join_port, member_id, seen_device};
 use crate::args::{AssetImport, SureChoice};
-use crate::change::{self, Request};
+use crate::change::{self, Current, Request};
 use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::{count, table};
@@ -44,14 +43,15 @@ pub(super) fn import(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let model = change::fetch(remote)?.model;
+    let current = change::fetch(remote)?;
+    let model = &current.model;
     let sighted = remote.sighted()?;
-    let names = Names::of(&model);
+    let names = Names::of(model);
     sighted.warn_of_missing(|gateway| names.gateway(gateway), output)?;
     let sightings = sighted.records;
     let recognised = Recognised::load(remote, None)?;
-    let compared = Compared::load(&args.lists, &model, &sightings, &recognised)?;
-    let takes = takes(&args, &compared, &model, &sightings, remote)?;
+    let compared = Compared::load(&args.lists, model, &sightings, &recognised)?;
+    let takes = takes(&args, &compared, &current, &sightings, remote)?;
     let list = &compared.lists.list;
     if !list.problems.is_empty() {
         output.warn(format_args!(
@@ -127,10 +127,11 @@ fn value<'a>(asset: &'a Asset, field: &Name) -> Option<&'a str> {
 fn takes(
     args: &AssetImport,
     compared: &Compared,
-    model: &Model,
+    current: &Current,
     sightings: &[SightingRecord],
     remote: &mut Remote,
 ) -> Result<Takes, Error> {
+    let model = &current.model;
     let least = match args.sure {
         SureChoice::Certain => Sure::Certain,
         SureChoice::High => Sure::High,
@@ -221,14 +222,21 @@ fn takes(
     let records: Vec<&SightingRecord> = seen.iter().map(|(_, _, record, _)| *record).collect();
     let chosen = addresses(remote, model, sightings, &records)?;
     for ((what, name, record, labels), chosen) in seen.into_iter().zip(chosen) {
-        takes.confirm(what, seen_device(name, record, chosen.address, labels), &chosen)?;
+        let device = seen_device(name, record, chosen.address, labels);
+        takes.confirm(what, device, &chosen, current);
     }
     Ok(takes)
 }
 
 impl Takes {
     /// Takes a device that nobody has confirmed, if it is sure which address is its own.
-    fn confirm(&mut self, what: String, device: Device, chosen: &Chosen) -> Result<(), Error> {
+    fn confirm(
+        &mut self,
+        what: String,
+        mut device: Device,
+        chosen: &Chosen,
+        Current { base, model }: &Current,
+    ) {
         if let Some((address, doubt)) = chosen.foreign().next() {
             let why = format!(
                 "it was seen with {address}, and {doubt}: `anteroom device confirm {} --address` takes the address \
@@ -236,17 +244,20 @@ impl Takes {
                 device.attachment.mac
             );
             self.left.push((what, why));
-            return Ok(());
+            return;
         }
         if device.addresses.is_empty() {
             self.left.push((what, "no IPv4 address of it was seen yet".into()));
-            return Ok(());
+            return;
         }
         for (address, doubt) in &chosen.left {
             self.left.push((format!("{} {address}", device.name), doubt.to_string()));
         }
-        self.devices.push((MemberId::from_bytes(draw()?), device));
-        Ok(())
+        if let Err(why) = join_port(&mut device, model) {
+            self.left.push((what, why));
+            return;
+        }
+        self.devices.push((member_id(&base.hash, &device.attachment), device));
     }
 
     fn touched(&self) -> usize {

@@ -10,13 +10,13 @@ use anteroom_controller_core::sighted::{Chosen, Sighted};
 use anteroom_proto::api::SightingRecord;
 use anteroom_proto::id::MemberId;
 use anteroom_proto::intent::{OnFailure, Router};
+use anteroom_proto::key::Hash;
 use anteroom_proto::mode::Mode;
 use anteroom_proto::name::Name;
 use anteroom_proto::rollout::Rollout;
 use ipnet::Ipv4Net;
 
 use super::device::{GatewayNames, address, is_of};
-use super::login::draw;
 use crate::args::{ChangeArgs, DeviceConfirm, FailureChoice, Label};
 use crate::change::{self, Confirm, Request};
 use crate::error::{Error, Exit};
@@ -33,7 +33,7 @@ pub(super) fn confirm(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let model = change::fetch(remote)?.model;
+    let change::Current { base, model } = change::fetch(remote)?;
     let sightings = remote.sightings()?;
     let names = GatewayNames::load(&model, remote)?;
     let record = choose(&args, &model, &sightings, &names)?;
@@ -44,6 +44,8 @@ pub(super) fn confirm(
         Chosen::default()
     };
     let mut device = device_of(&args, record, &chosen);
+    let beside = join_port(&mut device, &model)
+        .map_err(|why| Error::Refused(format!("{why}. Nothing was changed.")))?;
     let recognised = Recognised::load(remote, None)?;
     let claims = recognised.stranger(&device.attachment);
     let proposed = proposals(&claims, &device);
@@ -62,6 +64,12 @@ pub(super) fn confirm(
         ("Mask", device.prefix_len.map(|n| format!("/{n}")).unwrap_or_default()),
         ("Router", device.router.map(|router| router.address.to_string()).unwrap_or_default()),
         ("Also sends", sighting.kinds.join(", ")),
+        (
+            "Mode",
+            beside
+                .map(|name| format!("{}, as {name} at the same port", device.mode))
+                .unwrap_or_default(),
+        ),
         ("Last seen", ago(sighting.last_seen, now)),
         ("Taken for", short(&rows(&claims))),
         ("Labels", labels.join(", ")),
@@ -89,7 +97,7 @@ pub(super) fn confirm(
             args.mac
         )));
     }
-    let id = MemberId::from_bytes(draw()?);
+    let id = member_id(&base.hash, &device.attachment);
     let mut request = Request::new("device confirm", device.name.as_str(), args.change);
     request.force = args.force;
     request.reason_needed = args.force;
@@ -97,6 +105,41 @@ pub(super) fn confirm(
         let device = Device { mode_since: number, ..device.clone() };
         model.confirm_device(id, device).map(drop)
     })
+}
+
+/// The id of a device that is confirmed at this place, on top of the revision with this hash. It is drawn by a hash, so that the same
+/// command makes the same plan, which can be looked at first and confirmed by its id; and as no revision has the hash of
+/// another, no device gets another's.
+pub(super) fn member_id(base: &Hash, place: &Attachment) -> MemberId {
+    let vlan = place.vlan.map_or(u32::MAX, u32::from).to_be_bytes();
+    let (gateway, port) = (place.gateway.as_bytes(), place.port.as_str().as_bytes());
+    let drawn = Hash::of(
+        "anteroom device",
+        &[base.as_bytes(), gateway.as_slice(), &place.mac.0, vlan.as_slice(), port],
+    );
+    let mut id = [0; 16];
+    id.copy_from_slice(&drawn.as_bytes()[..16]);
+    MemberId::from_bytes(id)
+}
+
+/// Gives a device the mode of its port, which has one mode, and gives whose that is; nobody's where it is the only one there, or
+/// nobody there has left observe.
+///
+/// # Errors
+/// Why it can't, when that device is on trial: all at a port go back together.
+pub(super) fn join_port(device: &mut Device, model: &Model) -> Result<Option<Name>, String> {
+    let beside = model.neighbour_at(&device.attachment);
+    let Some(beside) = beside.filter(|beside| beside.mode != Mode::Observe) else {
+        return Ok(None);
+    };
+    if beside.rollout.trial.is_some() {
+        return Err(format!(
+            "{} is enforced on trial at {}, and devices at one port go back together: `anteroom device keep {}` or `anteroom device back {}`, then confirm {}",
+            beside.name, device.attachment.port, beside.name, beside.name, device.name
+        ));
+    }
+    device.mode = beside.mode;
+    Ok(Some(beside.name.clone()))
 }
 
 /// Labels that can be taken from what a device is taken for, and that nothing was said of.

@@ -180,6 +180,93 @@ fn a_device_is_not_confirmed_with_the_addresses_of_others() {
 }
 
 #[test]
+fn a_device_is_confirmed_by_the_plan_that_was_looked_at() {
+    let (controller, ana) = hospital();
+    let mac = "02:00:00:00:09:09";
+    controller.see("imaging", mac, "10.20.1.99");
+    let list = ana.write("list.csv", &format!("Name;MAC\nCT 9;{mac}\n"));
+    for words in
+        [&["device", "confirm", mac, "--name", "ct-9"][..], &["asset", "import", &list, "--new"]]
+    {
+        let plan = |words: &[&str], code: u8| {
+            let ran = ana.run(words);
+            assert_eq!(ran.code, code, "{ran:#?}");
+            let (_, after) = ran.out.split_once("(plan ").unwrap_or_else(|| panic!("{ran:#?}"));
+            after[..8].to_owned()
+        };
+        let looked_at = plan(words, 64);
+        assert_eq!(plan(words, 64), looked_at, "nothing has changed in between: {words:?}");
+    }
+    assert!(controller.state().model().device_named("ct-9").is_none());
+    let words = ["--json", "device", "confirm", mac, "--name", "ct-9", "--yes"];
+    let first = ana.run(&words).ok().json();
+    let (id, _) = controller.state().model().device_named("ct-9").unwrap();
+    // At another place, and on another revision, it is another device and another plan.
+    let other = "02:00:00:00:09:0a";
+    controller.see("imaging", other, "10.20.1.98");
+    let words = ["--json", "device", "confirm", other, "--name", "ct-10", "--yes"];
+    let second = ana.run(&words).ok().json();
+    assert_ne!(first["plan"]["id"], second["plan"]["id"]);
+    assert_ne!(controller.state().model().device_named("ct-10").unwrap().0, id);
+}
+
+#[test]
+fn who_is_held_at_a_port_joins_it_in_its_mode() {
+    let (controller, ana) = hospital();
+    let enforce = ["device", "mode", "ct-1", "enforce", "--confirm", "ct-1", "--yes"];
+    let force = ["--force", "--reason", "r"];
+    let held = |mac: &str, address: &str| {
+        controller.see("imaging", mac, address);
+        controller.state().sightings.last_mut().unwrap().sighting.held = true;
+    };
+    let modes = |names: &[&str]| {
+        let model = controller.state().model();
+        let mode = |name: &&str| model.device_named(name).map(|(_, device)| device.mode);
+        names.iter().map(mode).collect::<Vec<_>>()
+    };
+    held("02:00:00:00:08:01", "10.20.1.81");
+    held("02:00:00:00:08:02", "10.20.1.82");
+    let confirm = ["device", "confirm", "02:00:00:00:08:01", "--name", "ct-2", "--yes"];
+    let list = ana.write("list.csv", "Name;MAC\nCT 3;02:00:00:00:08:02\n");
+    let import = ["asset", "import", &list, "--new", "--yes"];
+    // A trial ends for all at a port together, and somebody new has nothing to go back to.
+    ana.run(&[&enforce[..], &force, &["--confirm-within", "15m"]].concat()).ok();
+    let ran = ana.run(&confirm);
+    assert!(ran.fails(4).contains("ct-1 is enforced on trial at port1"), "{ran:#?}");
+    assert!(ran.err.contains("`anteroom device keep ct-1`"), "{ran:#?}");
+    let ran = ana.run(&import).ok();
+    assert!(ran.out.contains("ct-1 is enforced on trial at port1"), "{ran:#?}");
+    assert_eq!(modes(&["ct-2", "ct-3"]), [None, None]);
+    ana.run(&["device", "keep", "ct-1", "--yes"]).ok();
+    let ran = ana.run(&confirm).ok();
+    assert!(ran.out.contains("enforce, as ct-1 at the same port"), "{ran:#?}");
+    assert!(ran.out.contains("Its gateway has held it"), "{ran:#?}");
+    ana.run(&import).ok();
+    assert_eq!(modes(&["ct-1", "ct-2", "ct-3"]), [Some(Mode::Enforce); 3]);
+    // From then on they change together.
+    let together = ["device", "mode", "ct-1", "ct-2", "ct-3", "protect", "--yes"];
+    ana.run(&together).ok();
+    assert_eq!(modes(&["ct-1", "ct-2", "ct-3"]), [Some(Mode::Protect); 3]);
+    // Who isn't held is watched first, like anybody.
+    ana.run(&[
+        "device",
+        "mode",
+        "pacs-1",
+        "enforce",
+        "--confirm",
+        "pacs-1",
+        "--yes",
+        "--force",
+        "--reason",
+        "r",
+    ])
+    .ok();
+    controller.see("server-room", "02:00:00:00:08:03", "10.20.4.83");
+    let ran = ana.run(&["device", "confirm", "02:00:00:00:08:03", "--name", "pacs-2", "--yes"]);
+    assert!(ran.fails(4).contains("0 % was seen"), "{ran:#?}");
+}
+
+#[test]
 fn labels_and_modes_change_and_say_when_nothing_does() {
     let (controller, ana) = hospital();
     ana.run(&["device", "label", "ct-1", "vendor=siemens", "class=", "--yes"]).ok();

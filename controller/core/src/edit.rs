@@ -10,7 +10,7 @@ use anteroom_proto::text::steers;
 use ipnet::Ipv4Net;
 
 use crate::approvals::lasting;
-use crate::model::{Device, Gateway, Model};
+use crate::model::{Attachment, Device, Gateway, Model};
 use crate::policy::{POLICY_FILE, parse_all};
 use crate::problem::{Problems, did_you_mean};
 use crate::resolve::Resolved;
@@ -100,6 +100,18 @@ impl Model {
     #[must_use]
     pub fn is_attached(&self, device: &Device) -> bool {
         self.gateways.contains_key(&device.attachment.gateway)
+    }
+
+    /// The device with the strictest mode at this port, beside whoever has this Ethernet address. Devices at one port have one mode.
+    #[must_use]
+    pub fn neighbour_at(&self, place: &Attachment) -> Option<&Device> {
+        let beside = self.devices.values().filter(|device| {
+            let at = &device.attachment;
+            (at.gateway, &at.port) == (place.gateway, &place.port)
+                && at.mac != place.mac
+                && self.is_attached(device)
+        });
+        beside.max_by_key(|device| device.mode)
     }
 
     /// Adds a gateway.

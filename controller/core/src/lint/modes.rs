@@ -107,6 +107,20 @@ fn watched(
 ) {
     for (id, device) in enforced {
         let subject = format!("device {}", device.name);
+        if is_held(device, evidence) {
+            findings.add(
+                Severity::Warning,
+                "held-until-now",
+                subject,
+                format!(
+                    "Its gateway has held it since its port left observe, so nothing of it could be watched, and enforce \
+                     cuts nothing off: what rules open passes from now on, all else stays dropped. `anteroom flows {} \
+                     --dropped` shows what it misses.",
+                    device.name
+                ),
+            );
+            continue;
+        }
         match evidence.coverage.get(id) {
             Some(found) if found.enough => unforeseen(subject, found, findings),
             Some(found) => {
@@ -141,6 +155,17 @@ fn watched(
             None => {}
         }
     }
+}
+
+/// Whether a device has no traffic so far that enforce could cut off: where it stands somebody is held whom nobody has confirmed.
+fn is_held(device: &Device, evidence: &Evidence) -> bool {
+    let at = &device.attachment;
+    evidence.sightings.iter().any(|record| {
+        let seen = &record.sighting;
+        (record.gateway, &seen.port, seen.mac, seen.vlan) == (at.gateway, &at.port, at.mac, at.vlan)
+            && seen.held
+            && seen.member.is_none()
+    })
 }
 
 /// What is likely still to come of a device that was watched long enough.
@@ -227,6 +252,7 @@ fn kinds(
 ) {
     let places: BTreeMap<_, MemberId> = enforced
         .iter()
+        .filter(|(_, device)| !is_held(device, evidence))
         .map(|(id, device)| ((device.attachment.gateway, device.attachment.mac), *id))
         .collect();
     let mut seen: BTreeMap<MemberId, BTreeSet<&str>> = BTreeMap::new();

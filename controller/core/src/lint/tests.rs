@@ -12,7 +12,7 @@ use crate::fixture::{
     HOUR, NOW, client, device, gateway, gateway_id, hospital, mac, member_id, name, set_modes,
 };
 use crate::history::History;
-use crate::model::Model;
+use crate::model::{Attachment, Device, Model};
 
 fn found(model: &Model, evidence: &Evidence) -> String {
     let resolved = Resolved::new(model).unwrap();
@@ -337,6 +337,59 @@ fn enforce_wants_no_traffic_that_rules_cant_carry() {
     assert_eq!(found(&model, &evidence), "");
     set_modes(&mut model, Mode::Enforce, &["pump-1"]);
     assert_snapshot!(found(&model, &evidence), @"refusal [kinds-not-carried] device pump-1: It was seen to use what no rule carries and enforce drops: broadcast, ipv6. `anteroom flows pump-1` shows with whom it speaks. What needs it can't be enforced: `anteroom device mode pump-1 protect`; if nothing does, to go on all the same, `anteroom device mode pump-1 enforce --force --reason WHY`.");
+}
+
+#[test]
+fn who_was_held_at_an_enforced_port_may_join_it_unwatched() {
+    let mut model = hospital();
+    set_modes(&mut model, Mode::Enforce, &["pump-1"]);
+    let pump = model.devices[&member_id(3)].clone();
+    let new = Device {
+        name: name("pump-9"),
+        attachment: Attachment { mac: mac(99), ..pump.attachment.clone() },
+        addresses: vec!["10.20.2.99/32".parse().unwrap()],
+        confirmed_at: NOW,
+        ..pump
+    };
+    let at = new.attachment.clone();
+    assert_eq!(model.neighbour_at(&at).map(|device| device.name.as_str()), Some("pump-1"));
+    model.confirm_device(member_id(99), new).unwrap();
+    let seen = |held, member, port: &str| SightingRecord {
+        gateway: at.gateway,
+        sighting: Sighting {
+            port: name(port),
+            mac: at.mac,
+            vlan: at.vlan,
+            addresses: Vec::new(),
+            prefix_len: None,
+            router: None,
+            member,
+            held,
+            kinds: vec!["broadcast".into()],
+            claim: None,
+            first_seen: NOW,
+            last_seen: NOW,
+        },
+        first_seen: NOW,
+    };
+    let with = |record| {
+        let evidence = Evidence { sightings: vec![record], ..Evidence::default() };
+        found(&model, &evidence)
+    };
+    let (port, elsewhere) = (at.port.as_str(), "port8");
+    let held = with(seen(true, None, port));
+    assert!(held.contains("warning [held-until-now] device pump-9"), "{held}");
+    assert!(!held.contains("refusal") && !held.contains("error"), "{held}");
+    // Whose traffic passes, or did before somebody confirmed it, is watched like any other.
+    for (what, record) in [
+        ("not held", seen(false, None, port)),
+        ("confirmed", seen(true, Some(member_id(99)), port)),
+        ("held elsewhere", seen(true, None, elsewhere)),
+    ] {
+        let found = with(record);
+        assert!(found.contains("refusal [observed-too-briefly] device pump-9"), "{what}: {found}");
+        assert!(found.contains("refusal [kinds-not-carried] device pump-9"), "{what}: {found}");
+    }
 }
 
 #[test]

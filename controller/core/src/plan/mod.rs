@@ -163,6 +163,19 @@ impl fmt::Display for WouldBreak {
     }
 }
 
+/// The digest of the model after a change, with no word of when the change confirmed devices.
+fn timeless(before: &Compiled, after: &Compiled) -> Hash {
+    let known = &before.resolved.model.devices;
+    let model = &after.resolved.model;
+    if model.devices.keys().all(|id| known.contains_key(id)) {
+        return after.model_hash;
+    }
+    let mut model = model.clone();
+    let new = model.devices.iter_mut().filter(|(id, _)| !known.contains_key(id));
+    new.for_each(|(_, device)| device.confirmed_at = UnixMillis(0));
+    Model::hash(&model.encode())
+}
+
 impl Plan {
     /// What going from `before` to `after` would do, judged by `evidence` at `now`.
     ///
@@ -212,7 +225,7 @@ impl Plan {
             refusals.extend(would_break.iter().filter_map(breaks::refusal).take(MAX_FINDINGS));
         }
         let mut plan = Self {
-            id: Self::id(base, after.model_hash),
+            id: Self::id(base, timeless(before, after)),
             base,
             policy: new.model.policy.clone(),
             changes: changes::between(&before.resolved, &after.resolved, standing, now),
@@ -241,7 +254,8 @@ impl Plan {
             + cut(&mut self.warnings);
     }
 
-    /// The id of the change from `base` to the model with this digest.
+    /// The id of the change from `base` to the model with this digest; devices that the change confirms count as confirmed at 0, so
+    /// that who makes the same plan a minute later finds the same id.
     #[must_use]
     pub fn id(base: Base, model: Hash) -> Hash {
         Hash::of("anteroom plan", &[base.hash.as_bytes(), model.as_bytes()])

@@ -361,6 +361,33 @@ fn nothing_stops_a_revocation_or_a_quarantine() {
 }
 
 #[test]
+fn a_plan_made_a_minute_later_is_the_same() {
+    let id = |moment: u64, port: &str| {
+        let changed = changed(|model| {
+            let mut device = model.devices[&member_id(1)].clone();
+            device.name = "ct-9".parse().unwrap();
+            device.attachment.mac = mac(99);
+            device.attachment.port = port.parse().unwrap();
+            device.addresses = vec!["10.20.1.99/32".parse().unwrap()];
+            device.mode = Mode::Observe;
+            device.confirmed_at = UnixMillis(NOW.0 - moment);
+            model.confirm_device(member_id(99), device).unwrap();
+        });
+        assert!(!changed.is_empty());
+        changed.id
+    };
+    assert_eq!(id(0, "port7"), id(60_000, "port7"));
+    assert_ne!(id(0, "port7"), id(0, "port8"), "anything else makes another");
+    // When a device was confirmed that was there before is part of it.
+    let since = |moment| {
+        changed(|model| {
+            model.devices.get_mut(&member_id(1)).unwrap().confirmed_at = UnixMillis(moment);
+        })
+    };
+    assert_ne!(since(1).id, since(2).id);
+}
+
+#[test]
 fn a_plan_survives_being_written_down() {
     let plan = changed(|model| set_modes(model, Mode::Protect, &["ct-1"]));
     let written = serde_json::to_string(&plan).unwrap();
