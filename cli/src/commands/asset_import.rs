@@ -235,7 +235,7 @@ impl Takes {
         what: String,
         mut device: Device,
         chosen: &Chosen,
-        Current { base, model }: &Current,
+        Current { base, model, .. }: &Current,
     ) {
         if let Some((address, doubt)) = chosen.foreign().next() {
             let why = format!(

@@ -33,7 +33,7 @@ pub(super) fn confirm(
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
-    let change::Current { base, model } = change::fetch(remote)?;
+    let change::Current { base, model, .. } = change::fetch(remote)?;
     let sightings = remote.sightings()?;
     let names = GatewayNames::load(&model, remote)?;
     let record = choose(&args, &model, &sightings, &names)?;
