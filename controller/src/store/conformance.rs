@@ -45,6 +45,7 @@ use hints::{
 mod history;
 use history::{
     an_edge_remembers_when, one_device_that_floods_costs_its_neighbours_no_edge,
+    one_device_that_floods_costs_its_neighbours_nothing_unanswered,
     the_days_on_which_a_gateway_reported_are_kept, the_history_is_read_of_some_alone,
     the_history_is_read_page_by_page, what_old_edges_made_room_for_is_counted,
 };
@@ -126,6 +127,7 @@ conforms! {
     the_days_on_which_a_gateway_reported_are_kept
     what_old_edges_made_room_for_is_counted
     one_device_that_floods_costs_its_neighbours_no_edge
+    one_device_that_floods_costs_its_neighbours_nothing_unanswered
     each_hint_is_kept_once_and_belongs_to_the_member
     hints_are_bounded_and_old_ones_make_room
     the_audit_log_is_a_chain

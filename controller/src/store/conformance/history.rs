@@ -117,6 +117,45 @@ pub(super) async fn one_device_that_floods_costs_its_neighbours_no_edge(store: &
     assert!(ports(1).await.contains(&4) && ports(7).await.contains(&103));
 }
 
+pub(super) async fn one_device_that_floods_costs_its_neighbours_nothing_unanswered(
+    store: &dyn Store,
+) {
+    enrolled(store, 1).await;
+    let of = |device: u8, answered: u64, port, last| EdgeDelta {
+        mac: MacAddr([2, 0, 0, 0, 0, device]),
+        member: Some(MemberId::from_bytes([device; 16])),
+        packets_in: answered,
+        ..at(port, 100, last)
+    };
+    let mut sequence = 0;
+    let mut record = async |edges, at| {
+        sequence += 1;
+        let new = Report { edges, overflow: 0, ..report(1, sequence) };
+        store.record_report(gateway(1), &new, UnixMillis(at)).await.unwrap()
+    };
+    let ports = async |device: u8| -> Vec<u16> {
+        let edges = store.edges(&EdgeQuery::default(), 20).await.unwrap();
+        let of = edges.iter().filter(|edge| edge.mac.0[5] == device);
+        let mut ports: Vec<u16> = of.map(|edge| edge.port).collect();
+        ports.sort_unstable();
+        ports
+    };
+    // There is room for four. A trap that nobody answers is the oldest there is.
+    record(vec![of(1, 0, 162, 100)], 100).await;
+    let answered = (100..110).map(|port| of(7, 3, port, 1990)).collect();
+    record(answered, 2000).await;
+    assert_eq!((ports(1).await, ports(7).await), (vec![162], vec![100, 101, 102]));
+    let scan = (200..210).map(|port| of(7, 0, port, 1991)).collect();
+    record(scan, 2001).await;
+    assert_eq!((ports(1).await, ports(7).await.len()), (vec![162], 3));
+    // A second one finds room, and takes the first one's place only once its own are the most.
+    record(vec![of(1, 0, 514, 2002)], 2002).await;
+    assert_eq!((ports(1).await, ports(7).await.len()), (vec![162, 514], 2));
+    record((300..310).map(|port| of(7, 0, port, 2003)).collect(), 2003).await;
+    record((400..410).map(|port| of(7, 3, port, 2004)).collect(), 2004).await;
+    assert_eq!(ports(1).await, [162, 514]);
+}
+
 pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
     enrolled(store, 1).await;
     enrolled(store, 2).await;

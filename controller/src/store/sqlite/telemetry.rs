@@ -173,16 +173,11 @@ async fn add_edges(
             continue;
         }
         if held >= u64::from(limits.edges) {
-            // A scan leaves edges by the thousand that nobody answered; they go before the others, and before
-            // an old one, so that it costs no edge of a conversation.
             let shares = match &mut shares {
                 Some(shares) => shares,
                 none => none.insert(Shares::read(change, gateway).await?),
             };
-            if let Some((member, mac)) = drop_unanswered_edge(change, gateway).await? {
-                made.away += 1;
-                shares.removed(member, mac);
-            } else if !shares.make_room(change, edge, at, limits.edge_age, &mut made).await? {
+            if !shares.make_room(change, edge, at, limits.edge_age, &mut made).await? {
                 continue;
             }
             shares.added(edge);
@@ -321,29 +316,6 @@ fn stored_rhythm(columns: &Columns<'_>) -> Result<Rhythm, StoreError> {
             Ok(rhythm)
         }
     }
-}
-
-/// Makes room by dropping, of the edges with packets from one side only, the one that was quiet longest. Whose it was; none
-/// where there is none.
-async fn drop_unanswered_edge(
-    change: &mut SqliteConnection,
-    gateway: GatewayId,
-) -> Result<Option<(Option<MemberId>, MacAddr)>, StoreError> {
-    let dropped = sqlx::query(
-        "DELETE FROM edges WHERE rowid = (SELECT rowid FROM edges INDEXED BY edges_never_answered \
-         WHERE gateway = ? AND (packets_out = 0 OR packets_in = 0) ORDER BY last LIMIT 1) \
-         RETURNING member, mac",
-    )
-    .bind(gateway.as_bytes().as_slice())
-    .fetch_optional(change)
-    .await
-    .map_err(failed("drop an edge that was never answered"))?;
-    let whose = |row: SqliteRow| {
-        let columns = Columns::new(&row, "edge");
-        let member = columns.array_or_empty("member")?.map(MemberId::from_bytes);
-        Ok((member, MacAddr(columns.array("mac")?)))
-    };
-    dropped.map(whose).transpose()
 }
 
 async fn insert_edge(
