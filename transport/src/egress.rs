@@ -7,7 +7,7 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use socket2::SockRef;
@@ -32,6 +32,8 @@ struct Egress {
 
 static EGRESS: Mutex<Egress> = Mutex::new(Egress { steer: None, sockets: Vec::new() });
 static TURNS: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
+/// How many turns there were. It is read for each packet.
+static TAKEN: AtomicU64 = AtomicU64::new(0);
 static MOVES: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
 /// What every socket carries. 0: nothing.
 static MARK: AtomicU32 = AtomicU32::new(0);
@@ -45,6 +47,7 @@ pub fn steer(how: Arc<Steer>) {
         how(socket.as_fd(), Kind::Datagrams);
     }
     egress.steer = Some(how);
+    TAKEN.fetch_add(1, Ordering::Relaxed);
     drop(egress);
     TURNS.send_modify(|turns| *turns += 1);
     moved();
@@ -54,6 +57,11 @@ pub fn steer(how: Arc<Steer>) {
 #[must_use]
 pub fn turns() -> watch::Receiver<u64> {
     TURNS.subscribe()
+}
+
+/// How often another way was taken.
+pub(crate) fn taken() -> u64 {
+    TAKEN.load(Ordering::Relaxed)
 }
 
 /// Has connections see whether the addresses that they come from are still this machine's.

@@ -83,6 +83,7 @@ pub(super) enum Command {
     SetMirror(RelayId, Option<SocketAddr>),
     ForgetRelays { relays: Vec<RelayId>, addresses: Vec<IpAddr>, document: u64 },
     Silence(oneshot::Sender<Silence>),
+    Owing(Instant),
     Moved,
     Indirect(oneshot::Sender<Vec<GatewayId>>),
     Shutdown(oneshot::Sender<()>),
@@ -123,6 +124,13 @@ impl Commander {
         // A full counter (EAGAIN) wakes the worker just as well.
         let _ = self.wake.write(1);
         Ok(())
+    }
+
+    /// Sends what may be left out where there is no room.
+    fn try_send(&self, command: Command) {
+        if self.commands.try_send(command).is_ok() {
+            let _ = self.wake.write(1);
+        }
     }
 
     /// Where packets are sent to now.
@@ -365,6 +373,12 @@ impl Handle {
     pub async fn set_mirror(&self, relay: RelayId, at: SocketAddr) -> Result<(), Stopped> {
         self.mirrors.lock().unwrap_or_else(PoisonError::into_inner).insert(relay, at);
         self.commander.send(Command::SetMirror(relay, Some(at))).await
+    }
+
+    /// Tells that a connection to a relay has waited for an answer since then, so that others are asked at once. It is told again
+    /// soon where that goes on, so a worker that has no time for it isn't waited for.
+    pub(crate) fn note_owing(&self, since: Instant) {
+        self.commander.try_send(Command::Owing(since));
     }
 
     /// Takes the queues for a relay away.

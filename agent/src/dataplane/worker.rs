@@ -442,6 +442,7 @@ impl Worker {
             Command::Silence(answer) => {
                 let _ = answer.send(self.engine.silence(now));
             }
+            Command::Owing(since) => self.engine.note_owing(since, now),
             Command::Moved => self.engine.note_moved(now),
             Command::SetMirror(relay, at) => self.engine.set_mirror(relay, at, now),
             Command::ForgetRelays { relays, addresses, document } => {

@@ -196,10 +196,15 @@ impl Table {
     /// A relay owes answers, or has given them: peers are reached by others meanwhile that give them. All are asked at once.
     pub(super) fn heard(&self, id: RelayId, word: Word) {
         let now = Instant::now();
+        if let Word::Waits(since) = word {
+            self.handle.note_owing(since.into_std());
+            return;
+        }
         self.with(id, |entry| match word {
             Word::Owes => entry.doubted = Some(now),
             Word::OwesNothing => entry.doubted = None,
             Word::Answered => entry.answered = Some(now),
+            Word::Waits(_) => {}
         });
         if word == Word::Owes {
             egress::doubt();
@@ -391,6 +396,7 @@ mod tests {
                 Word::Owes => one.doubted = at,
                 Word::OwesNothing => one.doubted = None,
                 Word::Answered => one.answered = at,
+                Word::Waits(_) => {}
             }
             order(&relays, 1).iter().map(|(relay, _)| *relay).collect::<Vec<_>>()
         };

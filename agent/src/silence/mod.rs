@@ -47,6 +47,8 @@ pub(crate) enum Word {
     OwesNothing,
     /// One came that was waited for.
     Answered,
+    /// More than one look found none since then. It is told with each further one.
+    Waits(Instant),
 }
 
 /// Tells of answers that are missing, and that they are no more, also when it goes: nobody would say so later.
@@ -207,6 +209,9 @@ pub(crate) async fn over_tcp<T: Fn(Word)>(
             owing.set(true);
         } else if fine >= STEADY {
             owing.set(false);
+        }
+        if let Some(since) = watch.waits(held.rtt(), now) {
+            (owing.tell)(Word::Waits(since));
         }
         if before != State::Fine && state == State::Fine {
             (owing.tell)(Word::Answered);

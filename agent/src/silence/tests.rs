@@ -58,7 +58,8 @@ impl Cut {
     }
 
     fn last(&self) -> Option<Word> {
-        self.words.lock().unwrap().last().copied()
+        let words = self.words.lock().unwrap();
+        words.iter().rfind(|word| !matches!(word, Word::Waits(_))).copied()
     }
 }
 
@@ -78,6 +79,8 @@ async fn who_looks_no_more_says_that_nothing_is_owed() {
         }
     }
     assert_eq!(cut.last(), Some(Word::OwesNothing));
+    let first = cut.words.lock().unwrap().first().copied();
+    assert!(matches!(first, Some(Word::Waits(_))), "before anything is owed: {first:?}");
     assert!(pace.tries >= 1, "{pace:?}");
 
     cut.words.lock().unwrap().clear();

@@ -106,6 +106,13 @@ impl Watch {
         })
     }
 
+    /// Since when an answer is missing, where more than one look found none and that is longer than one usually takes.
+    pub(super) fn waits(&self, round_trip: Duration, now: Instant) -> Option<Instant> {
+        let Unanswered { since, looks, left, .. } = self.unanswered?;
+        let lasts = now.saturating_duration_since(since);
+        (looks > 1 && left > 0 && lasts >= round_trip.max(ASK)).then_some(since)
+    }
+
     /// How long it may be until the next look.
     pub(super) const fn pause(&self) -> Duration {
         match self.unanswered {
@@ -255,6 +262,25 @@ mod tests {
             assert!(took <= Duration::from_millis(bound), "{took:?} at {round_trip} ms");
             let asked = one.traffic.questions - 1;
             assert!(asked >= probes, "{asked} probes in {took:?} at {round_trip} ms");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_waited_for_after_two_looks_and_longer_than_a_round_trip() {
+        for round_trip in [0, 50, 700].map(Duration::from_millis) {
+            let begun = Instant::now();
+            let mut watch = Watch::new(Traffic::default());
+            let traffic = Traffic { questions: 1, answers: 0 };
+            watch.look(traffic, round_trip, begun);
+            assert_eq!(watch.waits(round_trip, begun + HOUR), None, "one look says nothing");
+            let soon = begun + ASK.max(round_trip) - Duration::from_millis(1);
+            watch.look(traffic, round_trip, soon);
+            assert_eq!(watch.waits(round_trip, soon), None, "{round_trip:?}");
+            let later = begun + ASK.max(round_trip);
+            watch.look(traffic, round_trip, later);
+            assert_eq!(watch.waits(round_trip, later), Some(begun), "{round_trip:?}");
+            watch.look(Traffic { answers: 1, ..traffic }, round_trip, later);
+            assert_eq!(watch.waits(round_trip, later), None, "it came");
         }
     }
 

@@ -399,6 +399,12 @@ impl Engine {
         self.peers.silence(now)
     }
 
+    /// A connection to a relay has waited for an answer since `since`: peers and other relays are asked whether anything
+    /// comes back.
+    pub fn note_owing(&mut self, since: Instant, now: Instant) {
+        self.peers.note_owing(since, now);
+    }
+
     /// For how long nobody who should answer has, and how many questions that were. Costs nothing to ask.
     #[must_use]
     pub fn unanswered(&self, now: Instant) -> (Duration, u32) {

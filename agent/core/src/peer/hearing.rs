@@ -74,6 +74,15 @@ impl Hearing {
         }
     }
 
+    /// Something else than what is counted here has waited for an answer since `since`. Where nothing came afterwards, that was the
+    /// first question.
+    pub(super) fn note_owing(&mut self, since: Instant, now: Instant) {
+        if self.heard.is_none_or(|heard| heard < since) {
+            let asked = self.asked.get_or_insert(Asked { first: since, last: now, count: 1 });
+            asked.first = asked.first.min(since);
+        }
+    }
+
     /// Packets leave another way from now on: what was asked before says nothing of that.
     pub(super) const fn note_moved(&mut self) {
         (self.asked, self.expected) = (None, None);
@@ -90,6 +99,30 @@ impl Hearing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_else_waits_for_an_answer_counts_from_its_beginning_and_only_where_nothing_came_since() {
+        let begun = Instant::now();
+        let at = |millis| begun + Duration::from_millis(millis);
+        let mut hearing = Hearing::default();
+        hearing.note_heard(at(100));
+        hearing.note_owing(at(200), at(400));
+        let so_far = |hearing: &Hearing, now| {
+            let Silence { lasts, questions, .. } = hearing.silence(at(now));
+            (lasts, questions)
+        };
+        assert_eq!(so_far(&hearing, 400), (Duration::from_millis(200), 1));
+        hearing.note_asked(false, at(500));
+        // However often that is said, it is one question.
+        hearing.note_owing(at(200), at(600));
+        assert_eq!(so_far(&hearing, 700), (Duration::from_millis(500), 2));
+        hearing.note_heard(at(800));
+        hearing.note_owing(at(200), at(1_000));
+        assert_eq!(so_far(&hearing, 2_000), (Duration::ZERO, 0), "somebody answered since");
+        hearing.note_asked(false, at(1_300));
+        hearing.note_owing(at(900), at(1_400));
+        assert_eq!(so_far(&hearing, 1_900), (Duration::from_millis(1_000), 1));
+    }
 
     #[test]
     fn silence_begins_with_a_question_and_ends_with_any_answer() {

@@ -14,6 +14,8 @@ use crate::peer::outside::Outside;
 use crate::sink::Sink;
 use crate::target::{RelayId, Target};
 
+/// Peers that are asked at a time while a relay doesn't answer.
+const ASKED: usize = 16;
 /// How long nothing comes back until relays are asked, too.
 const DOUBT: Duration = Duration::from_millis(300);
 
@@ -31,6 +33,26 @@ impl Peers {
             self.mirrors.hasten(now);
         }
         silence
+    }
+
+    /// A connection to a relay has waited for an answer since `since`: others are asked at once whether anything comes back. Those
+    /// that said something since, or owe an answer themselves, aren't; nor are more than a few at a time.
+    pub fn note_owing(&mut self, since: Instant, now: Instant) {
+        self.hearing.note_owing(since, now);
+        self.mirrors.hasten(now);
+        let is_asked = |number: &u32| {
+            self.peers.get(*number).is_some_and(|peer| {
+                let silent = peer.heard().is_none_or(|heard| heard < since);
+                !peer.client && peer.sending.is_some() && silent && peer.questions().is_none()
+            })
+        };
+        let asked = self.peers.numbers().into_iter().filter(is_asked).take(ASKED);
+        for number in asked.collect::<Vec<_>>() {
+            if let Some(peer) = self.peers.get_mut(number) {
+                peer.next_probe = peer.next_probe.min(now);
+                self.wake(number, now);
+            }
+        }
     }
 
     /// For how long nobody who should answer has, and how many questions that were.

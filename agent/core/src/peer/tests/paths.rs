@@ -10,6 +10,7 @@ use crate::target::RelayPath;
 mod half_dead;
 mod quic;
 mod stolen;
+mod waiting;
 
 const ROOM: u16 = 1_160;
 const NEAR: RelayId = RelayId(1);
