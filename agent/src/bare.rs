@@ -38,6 +38,7 @@ pub(crate) fn plane_status(engine: EngineStatus) -> Status {
         interfaces: Vec::new(),
         underlays: None,
         sensor: None,
+        outside_tunnel: None,
         underlay: UnderlayStatus {
             listen: String::new(),
             receive_buffer: 0,

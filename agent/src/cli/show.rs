@@ -13,6 +13,7 @@ use crate::dataplane;
 use crate::enroll::Enrolled;
 use crate::keys::is_ahead;
 use crate::local::protocol::AgentStatus;
+use crate::net::host::TurnedAway;
 use crate::state::{Enrolment, Sealing};
 use crate::text::printable;
 
@@ -382,7 +383,11 @@ fn add_data_plane(text: &mut String, status: &dataplane::Status) {
             times(engine.tunnels_turned_away)
         );
     }
-    let drops = engine.drops.iter().map(|(reason, count)| vec![reason.clone(), count.to_string()]);
+    let outside = status.outside_tunnel.iter().flat_map(TurnedAway::reasons);
+    let outside = outside.filter(|(_, count)| *count > 0);
+    let row = |reason: &str, count: u64| vec![reason.to_owned(), count.to_string()];
+    let drops = engine.drops.iter().map(|(reason, count)| row(reason, *count));
+    let drops = drops.chain(outside.map(|(reason, count)| row(reason, count)));
     push_table(text, &table(&["dropped because", "packets"], drops));
     let interfaces = status.interfaces.iter().map(|interface| {
         let counters = &interface.counters;
@@ -546,6 +551,30 @@ pub(super) fn why(why: &Explanation) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_hosts_kernel_turned_away_stands_among_what_is_dropped() {
+        let now = std::time::Instant::now();
+        let mut plane = crate::bare::plane_status(crate::bare::bare_engine(now).status(now));
+        let shown = |plane: &dataplane::Status| {
+            let mut text = String::new();
+            add_data_plane(&mut text, plane);
+            text
+        };
+        assert!(!shown(&plane).contains("outside-tunnel"), "on a gateway");
+        let away = TurnedAway { packets_in: 7, arp_out: 9, ..TurnedAway::default() };
+        plane.outside_tunnel = Some(away);
+        let text = shown(&plane);
+        let row = |reason: &str| {
+            let line = text.lines().find(|line| line.split(' ').any(|word| word == reason));
+            line.map(|line| line.split(' ').filter(|word| word.parse::<u64>().is_ok()).collect())
+        };
+        assert_eq!(row("outside-tunnel-in"), Some(vec!["7"]), "{text}");
+        assert_eq!(row("outside-tunnel-arp-out"), Some(vec!["9"]), "{text}");
+        assert_eq!(row("outside-tunnel-out"), None, "{text}");
+        let json = serde_json::to_value(&plane).unwrap();
+        assert_eq!(json["outside_tunnel"]["packets_in"], 7);
+    }
 
     #[test]
     fn what_others_wrote_stays_in_its_place() {

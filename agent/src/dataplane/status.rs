@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataplane::sensing::SensorStatus;
 use crate::dataplane::underlays::UnderlaysStatus;
+use crate::net::host::TurnedAway;
 use crate::net::offload::Offload;
 
 /// Engine, interfaces and underlay at a glance.
@@ -25,6 +26,9 @@ pub struct Status {
     /// The sensor; none where it is off.
     #[serde(default)]
     pub sensor: Option<SensorStatus>,
+    /// On a host, what its kernel turned away that didn't take the TUN device; none elsewhere.
+    #[serde(default)]
+    pub outside_tunnel: Option<TurnedAway>,
 }
 
 /// The threads that carry traffic, and how long each has worked since its start.

@@ -23,6 +23,7 @@ use crate::config::InterfaceName;
 use crate::net::link::{LinkError, Links, io_error};
 use crate::net::tun::MTU;
 use fence::Fence;
+pub(crate) use fence::TurnedAway;
 pub(crate) use routes::MARK;
 use routes::Routes;
 
@@ -99,6 +100,12 @@ impl Network {
     /// Puts back what somebody changed. Says what the kernel refuses.
     pub(crate) async fn keep(&self) -> Vec<String> {
         self.keep_to(&mut *self.kept.lock().await).await
+    }
+
+    /// What was kept from the member address, or kept in, since it didn't take the device. None where the kernel doesn't tell.
+    pub(crate) async fn turned_away(&self) -> Option<TurnedAway> {
+        let told = self.kept.lock().await.fence.turned_away();
+        told.inspect_err(|error| tracing::debug!(%error, "the fence's counters can't be read")).ok()
     }
 
     /// The device's number, while it is there.

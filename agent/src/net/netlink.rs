@@ -19,11 +19,16 @@ pub(crate) const REQUEST: u16 = 0x1;
 pub(crate) const ACK: u16 = 0x4;
 /// `NLM_F_CREATE`.
 pub(crate) const CREATE: u16 = 0x400;
+/// `NLM_F_DUMP`.
+const DUMP: u16 = 0x300;
 /// `NLM_F_APPEND`.
 pub(crate) const APPEND: u16 = 0x800;
 
 const NESTED: u16 = 0x8000;
 const TYPE_ERROR: u16 = 2;
+const TYPE_DONE: u16 = 3;
+/// Most messages that a question is answered with: more is nothing of the gateway's own.
+const MOST_ANSWERS: usize = 1024;
 const FLAG_CAPPED: u16 = 0x100;
 const FLAG_ACK_TLVS: u16 = 0x200;
 const HEADER: usize = 16;
@@ -187,6 +192,39 @@ impl Session {
         }
     }
 
+    /// Asks for all that there is of a kind, and gives what is behind each answer's header.
+    ///
+    /// # Errors
+    /// What the kernel says, or where it doesn't answer, or with too much.
+    pub(crate) fn dump(&self, mut question: Message) -> io::Result<Vec<Vec<u8>>> {
+        const SEQUENCE: u32 = 1;
+        self.discard();
+        question.finish(SEQUENCE, DUMP);
+        self.socket.send(&question.bytes)?;
+        let (mut found, mut buffer) = (Vec::new(), [0; 32 * 1024]);
+        loop {
+            let received = (&self.socket).read(&mut buffer)?;
+            let mut bytes = buffer.get(..received).unwrap_or_default();
+            while let Some(message) = message(&mut bytes) {
+                if u32_at(message, 8) != Some(SEQUENCE) {
+                    continue;
+                }
+                let code = || u32_at(message, HEADER).map_or(0, u32::cast_signed);
+                match u16_at(message, 4) {
+                    Some(TYPE_ERROR) => return Err(io::Error::from_raw_os_error(-code())),
+                    Some(TYPE_DONE) if code() < 0 => {
+                        return Err(io::Error::from_raw_os_error(-code()));
+                    }
+                    Some(TYPE_DONE) => return Ok(found),
+                    _ if found.len() >= MOST_ANSWERS => {
+                        return Err(io::Error::other("the kernel's answer has no end"));
+                    }
+                    _ => found.push(message.get(HEADER..).unwrap_or_default().to_vec()),
+                }
+            }
+        }
+    }
+
     fn discard(&self) {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         while self.socket.recv_with_flags(&mut buffer, libc::MSG_DONTWAIT).is_ok() {}
@@ -267,6 +305,22 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
+/// Attributes one behind the other, each with its kind and value. It ends where none can be read.
+#[derive(Debug, Clone)]
+pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let length = usize::from(u16_at(self.0, 0)?);
+        let kind = u16_at(self.0, 2)? & 0x3fff;
+        let value = self.0.get(4..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    }
+}
+
 /// Takes the first message off. None where there is no whole one.
 fn message<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let length = u32_at(bytes, 0)? as usize;
@@ -305,15 +359,9 @@ fn answers(mut bytes: &[u8]) -> Vec<Answer> {
             let quoted = u32_at(message, HEADER + 4)? as usize;
             let quoted = if flags & FLAG_CAPPED != 0 { HEADER } else { quoted };
             let attributes = message.get(HEADER + 4 + quoted.next_multiple_of(4)..);
-            let text = attributes.filter(|_| flags & FLAG_ACK_TLVS != 0).and_then(|mut rest| {
-                loop {
-                    let length = usize::from(u16_at(rest, 0)?);
-                    let value = rest.get(4..length)?;
-                    if u16_at(rest, 2)? & 0x3fff == 1 {
-                        return Some(String::from_utf8_lossy(value.strip_suffix(b"\0")?).into());
-                    }
-                    rest = rest.get(length.next_multiple_of(4)..)?;
-                }
+            let text = attributes.filter(|_| flags & FLAG_ACK_TLVS != 0).and_then(|attributes| {
+                let (_, text) = Attributes(attributes).find(|(kind, _)| *kind == 1)?;
+                Some(String::from_utf8_lossy(text.strip_suffix(b"\0")?).into())
             });
             Some(Answer { sequence, code, text })
         };

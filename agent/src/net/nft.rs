@@ -3,10 +3,14 @@
 //! Only what the gateway's own tables use is here. A rule is a list of expressions, as `nft --debug=netlink` prints
 //! them: each loads a register, compares it (and ends the rule if it differs) or gives the verdict.
 
+mod tally;
+
 use std::io;
 use std::time::Duration;
 
 use crate::net::netlink::{APPEND, CREATE, Message, Refused, Session};
+
+pub(crate) use tally::counted;
 
 pub(crate) const NETLINK_NETFILTER: libc::c_int = 12;
 const SUBSYSTEM: u16 = 10;

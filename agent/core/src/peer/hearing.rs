@@ -102,6 +102,7 @@ mod tests {
 
     #[test]
     fn what_else_waits_for_an_answer_counts_from_its_beginning_and_only_where_nothing_came_since() {
+        #[allow(clippy::disallowed_methods, reason = "tests need some instant to count from")]
         let begun = Instant::now();
         let at = |millis| begun + Duration::from_millis(millis);
         let mut hearing = Hearing::default();

@@ -101,6 +101,7 @@ impl Worker {
             interfaces,
             underlays: None,
             sensor: None,
+            outside_tunnel: None,
             underlay: UnderlayStatus {
                 listen: underlay.local_address().map_or_else(|_| String::new(), |a| a.to_string()),
                 receive_buffer: underlay.receive_buffer(),

@@ -9,11 +9,13 @@
 use std::io;
 use std::net::Ipv4Addr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::InterfaceName;
 use crate::net::filter::{IPV4, family};
 use crate::net::netlink::Session;
 use crate::net::nft::{
-    Batch, Expression, Family, Header, Hook, Meta, NETLINK_NETFILTER, NftError, Policy,
+    Batch, Expression, Family, Header, Hook, Meta, NETLINK_NETFILTER, NftError, Policy, counted,
 };
 
 /// Before the usual priority of 0, as the gateway's own filter: other rules of the machine can only narrow further.
@@ -22,12 +24,52 @@ const PRIORITY: i32 = -10;
 const FIRST: i32 = -310;
 const LAST: i32 = 310;
 
+/// Each has a table.
+const FAMILIES: [Family; 2] = [Family::Inet, Family::Arp];
+
 /// Where ARP for Ethernet and IPv4 has its sender's address, and its target's.
 const ARP_SENDER: u32 = 14;
 const ARP_TARGET: u32 = 24;
 /// Where IPv4 has its source, and its destination.
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
+
+/// What a host's kernel turned away since the agent's start, since it didn't take the TUN device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TurnedAway {
+    /// Packets that came for the member address by another interface.
+    pub packets_in: u64,
+    /// Packets from it that would have left by another.
+    pub packets_out: u64,
+    /// ARP that came for it by another interface.
+    pub arp_in: u64,
+    /// ARP from it that would have left by another.
+    pub arp_out: u64,
+}
+
+impl TurnedAway {
+    /// Each with the name that it has among the reasons for which packets are dropped.
+    #[must_use]
+    pub const fn reasons(&self) -> [(&'static str, u64); 4] {
+        [
+            ("outside-tunnel-in", self.packets_in),
+            ("outside-tunnel-out", self.packets_out),
+            ("outside-tunnel-arp-in", self.arp_in),
+            ("outside-tunnel-arp-out", self.arp_out),
+        ]
+    }
+
+    fn add(&mut self, family: Family, chain: &str, packets: u64) {
+        let count = match (family, chain) {
+            (Family::Inet, "input") => &mut self.packets_in,
+            (Family::Inet, "output") => &mut self.packets_out,
+            (Family::Arp, "input") => &mut self.arp_in,
+            (Family::Arp, "output") => &mut self.arp_out,
+            _ => return,
+        };
+        *count = count.saturating_add(packets);
+    }
+}
 
 /// The tables, for as long as this is kept.
 #[derive(Debug)]
@@ -36,16 +78,38 @@ pub(super) struct Fence {
     /// The tables belong to it.
     session: Option<Session>,
     around: Vec<Ipv4Addr>,
+    /// What tables counted that are gone.
+    before: TurnedAway,
 }
 
 impl Fence {
-    pub(super) const fn new(interface: InterfaceName) -> Self {
-        Self { interface, session: None, around: Vec::new() }
+    pub(super) fn new(interface: InterfaceName) -> Self {
+        Self { interface, session: None, around: Vec::new(), before: TurnedAway::default() }
     }
 
     /// The addresses that it is around.
     pub(super) fn around(&self) -> &[Ipv4Addr] {
         &self.around
+    }
+
+    /// What was turned away so far.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(super) fn turned_away(&self) -> io::Result<TurnedAway> {
+        let mut all = self.before;
+        if let Some(session) = self.session.as_ref().filter(|_| !self.around.is_empty()) {
+            for family in FAMILIES {
+                for rule in counted(session, family, &self.table())? {
+                    all.add(family, &rule.chain, rule.packets);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn table(&self) -> String {
+        format!("anteroom_{}", self.interface)
     }
 
     /// Puts the fence around these addresses and no others. Where it fails, it stays around those of before.
@@ -56,7 +120,10 @@ impl Fence {
         if addresses == self.around {
             return Ok(());
         }
+        // What can't be read is lost with the tables; the fence is what counts.
+        let before = self.turned_away().unwrap_or(self.before);
         if addresses.is_empty() {
+            self.before = before;
             // The kernel takes the tables away with the connection.
             (self.session, self.around) = (None, Vec::new());
             return Ok(());
@@ -67,6 +134,7 @@ impl Fence {
         };
         let done = self.batch(addresses).commit_on(&session);
         if done.is_ok() {
+            self.before = before;
             self.around = addresses.to_vec();
         }
         self.session = Some(session);
@@ -74,9 +142,9 @@ impl Fence {
     }
 
     fn batch(&self, addresses: &[Ipv4Addr]) -> Batch {
-        let table = format!("anteroom_{}", self.interface);
+        let table = self.table();
         let mut batch = Batch::default();
-        for family in [Family::Inet, Family::Arp] {
+        for family in FAMILIES {
             if !self.around.is_empty() {
                 batch.remove_standing_table(family, &table);
             }

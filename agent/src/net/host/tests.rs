@@ -139,11 +139,18 @@ fn a_member_address_is_the_tun_devices_alone() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let (device, network) = raised().await;
+        assert_eq!(network.turned_away().await, Some(TurnedAway::default()), "there is no fence");
         assert_eq!(network.follow(&view(&SOME)).await, [""; 0]);
         assert!(far.reaches("192.0.2.1"), "the machine's other address is left alone");
+        assert_eq!(network.turned_away().await, Some(TurnedAway::default()));
         assert!(!far.reaches("10.20.9.8"), "ARP is answered for it");
+        let by_arp = network.turned_away().await.unwrap();
+        assert!(by_arp.arp_in > 0, "{by_arp:?}");
+        assert_eq!(TurnedAway { arp_in: 0, ..by_arp }, TurnedAway::default());
         far.knows("10.20.9.8");
         assert!(!far.reaches("10.20.9.8"), "it is reached by another interface");
+        let reached = network.turned_away().await.unwrap();
+        assert!(reached.packets_in > 0 && reached.packets_out == 0, "{reached:?}");
         // It speaks with itself, and with nobody by another interface.
         let speaks = |from: &str, to: &str| {
             let socket = UdpSocket::bind((from, 0)).unwrap();
@@ -153,6 +160,8 @@ fn a_member_address_is_the_tun_devices_alone() {
         assert_eq!(speaks("192.0.2.1", "192.0.2.2"), Ok(()));
         let refused = Err(ErrorKind::PermissionDenied);
         assert_eq!(speaks("10.20.9.8", "192.0.2.2"), refused);
+        let spoken = network.turned_away().await.unwrap();
+        assert_eq!(spoken.packets_out, 1, "{spoken:?}");
 
         // It moves, and the fence with it.
         let mut other = view(&SOME);
@@ -161,6 +170,9 @@ fn a_member_address_is_the_tun_devices_alone() {
         assert_eq!(network.follow(&other).await, [""; 0]);
         assert!(!far.reaches("10.20.9.9"));
         assert_eq!(speaks("10.20.9.9", "192.0.2.2"), refused);
+        let moved = network.turned_away().await.unwrap();
+        assert!(moved.packets_in > spoken.packets_in, "{moved:?} after {spoken:?}");
+        assert_eq!((moved.packets_out, moved.arp_out), (2, 0), "what was counted before stays");
         // Whoever has no member address any more has no fence either, nor has who ended.
         topology::ip("address add 10.20.9.8/32 dev own0").unwrap();
         assert!(far.reaches("10.20.9.8"), "it is the machine's own now");

@@ -19,7 +19,7 @@ fn takes(world: &mut World, heeded: bool, patience: Duration) -> Option<Duration
         let now = world.now;
         let passed = now - begun;
         let peers = &mut world.sides[0].peers;
-        if heeded && passed >= 2 * LOOK && passed.as_millis() % LOOK.as_millis() == 0 {
+        if heeded && passed >= 2 * LOOK && passed.as_millis().is_multiple_of(LOOK.as_millis()) {
             peers.note_owing(since, now);
         }
         let silence = peers.silence(now);
