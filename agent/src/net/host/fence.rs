@@ -61,8 +61,8 @@ impl TurnedAway {
 
     fn add(&mut self, family: Family, chain: &str, packets: u64) {
         let count = match (family, chain) {
-            (Family::Inet, "input") => &mut self.packets_in,
-            (Family::Inet, "output") => &mut self.packets_out,
+            (Family::Inet, "prerouting") => &mut self.packets_in,
+            (Family::Inet, "output" | "postrouting") => &mut self.packets_out,
             (Family::Arp, "input") => &mut self.arp_in,
             (Family::Arp, "output") => &mut self.arp_out,
             _ => return,
