@@ -1,5 +1,8 @@
 //! Stock WireGuard programs as clients of a hospital in enforce.
 
+#[path = "clients/found.rs"]
+mod found;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
