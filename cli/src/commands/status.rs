@@ -149,6 +149,10 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
     let resolved = Resolved::new(&current.model).ok();
     let surfaces = surfaces(&current.model, resolved.as_ref());
     for (id, device) in &Standing::of(&current.model, &statuses).apply(&current.model).devices {
+        // It is among the clients that there were, and nothing is to be done for it.
+        if current.model.is_revoked_host(device) {
+            continue;
+        }
         devices.total += 1;
         if surfaces.member(*id).is_life_support() {
             devices.life_support += 1;

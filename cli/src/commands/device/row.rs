@@ -31,6 +31,8 @@ pub(super) enum State {
     NotSeen,
     /// Confirmed, behind a gateway that was revoked.
     Detached,
+    /// A client with an agent of its own, which was revoked.
+    Revoked,
     /// Seen, and confirmed by nobody.
     New,
 }
@@ -96,6 +98,7 @@ pub(super) fn confirmed_row(
         name: Some(device.name.to_string()),
         id: Some(id.to_string()),
         state: match (gateway, seen) {
+            (None, _) if model.is_revoked_host(device) => State::Revoked,
             (None, _) => State::Detached,
             (Some(_), None) => State::NotSeen,
             (Some(_), Some(_)) => State::Confirmed,
@@ -228,6 +231,7 @@ pub(super) fn notes(row: &DeviceRow) -> String {
     let mut notes: Vec<String> = Vec::new();
     match row.state {
         State::Detached => notes.push("DETACHED: its gateway was revoked".into()),
+        State::Revoked => notes.push("REVOKED: a client".into()),
         State::NotSeen => notes.push("not seen by its gateway".into()),
         State::New => notes.push("new".into()),
         State::Confirmed => {}

@@ -24,11 +24,19 @@ impl Model {
         })
     }
 
-    /// Takes a client into the model.
+    /// Takes a client into the model. A name whose host was revoked may be used again.
     ///
     /// # Errors
     /// When its id, name, key or address is taken, its site has no gateway, or a value can't be.
     pub fn add_client(&mut self, id: MemberId, client: Client) -> Result<(), EditError> {
+        let mut next = self.clone();
+        next.forget_revoked_host(&client.name);
+        next.add_new_client(id, client)?;
+        *self = next;
+        Ok(())
+    }
+
+    fn add_new_client(&mut self, id: MemberId, client: Client) -> Result<(), EditError> {
         if self.clients.len() + self.former_clients.len() >= MAX_THINGS {
             return Err(too_many("clients"));
         }

@@ -42,13 +42,7 @@ impl Model {
     ) -> Result<(), EditError> {
         let mut next = self.clone();
         let (name, site) = (gateway.name.clone(), gateway.site.clone());
-        let before = next.device_named(name.as_str()).map(|(id, device)| (id, device.clone()));
-        if let Some((before, device)) = before
-            && Self::is_host(&device)
-            && !next.is_attached(&device)
-        {
-            next.devices.remove(&before);
-        }
+        next.forget_revoked_host(&name);
         next.site_is_there(&site)?;
         next.client_address_is_free(&site, host.address)?;
         next.approve_gateway(id, gateway)?;
@@ -75,6 +69,21 @@ impl Model {
         next.confirm_device(host.member, device)?;
         *self = next;
         Ok(())
+    }
+
+    /// Whether a device is a host whose agent was revoked: no gateway can have it any more.
+    #[must_use]
+    pub fn is_revoked_host(&self, device: &Device) -> bool {
+        Self::is_host(device) && !self.is_attached(device)
+    }
+
+    /// Takes a host out that was revoked, if that is what has this name.
+    pub(super) fn forget_revoked_host(&mut self, name: &Name) {
+        let found = self.device_named(name.as_str());
+        let revoked = found.filter(|(_, device)| self.is_revoked_host(device)).map(|(id, _)| id);
+        if let Some(id) = revoked {
+            self.devices.remove(&id);
+        }
     }
 
     /// The host with this name, whose agent is approved.
@@ -105,11 +114,12 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
-    use anteroom_proto::key::IdentityKey;
+    use anteroom_proto::key::{IdentityKey, TunnelSecret};
 
     use super::*;
     use crate::compile::compile;
     use crate::fixture::{NOW, hospital};
+    use crate::model::Client;
 
     const ID: GatewayId = GatewayId::from_bytes([200; 16]);
 
@@ -158,7 +168,18 @@ mod tests {
             !compile(&model).unwrap().leaves.contains_key(&ID),
             "and the policy still names it"
         );
-        // The same machine comes back with other keys.
+        // Its name is free, for the same machine by a stock app or with other keys.
+        let client = Client {
+            name: "reading-1".parse().unwrap(),
+            site: "north".parse().unwrap(),
+            key: TunnelSecret::from_bytes([44; 32]).public(),
+            address: [10, 20, 9, 8].into(),
+            labels: BTreeMap::new(),
+            added_at: NOW,
+        };
+        let mut stock = model.clone();
+        stock.add_client(MemberId::from_bytes([204; 16]), client).unwrap();
+        assert!(stock.device_named("reading-1").is_none() && compile(&stock).is_ok());
         let other = GatewayId::from_bytes([202; 16]);
         let refused = model.approve_host(other, gateway(200), new([10, 20, 9, 8]), 9);
         assert!(

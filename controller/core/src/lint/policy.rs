@@ -175,8 +175,12 @@ fn detached(resolved: &Resolved, findings: &mut Findings) {
         .map(|client| &client.name)
         .filter(|name| model.member_named(name.as_str()).is_none())
         .collect();
+    let revoked_host = |name: &Name| {
+        let device = resolved.detached.get(name).and_then(|id| model.devices.get(id));
+        device.is_some_and(|device| model.is_revoked_host(device))
+    };
     let mut add = |subject: String, name: &Name| {
-        if former.contains(name) {
+        if former.contains(name) || revoked_host(name) {
             findings.add(
                 Severity::Warning,
                 "revoked-client",
@@ -184,7 +188,7 @@ fn detached(resolved: &Resolved, findings: &mut Findings) {
                 format!("\"{name}\" is named here, a client that was revoked: take it out."),
             );
         }
-        if let Some(why) = gone(name) {
+        if let Some(why) = gone(name).filter(|_| !revoked_host(name)) {
             findings.add(
                 Severity::Warning,
                 "detached-device",

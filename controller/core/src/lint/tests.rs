@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 
 use super::*;
 use crate::coverage::{Wanted, coverage};
+use crate::edit::NewHost;
 use crate::fixture::{
     HOUR, NOW, client, device, gateway, gateway_id, hospital, mac, member_id, name, set_modes,
 };
@@ -41,6 +42,26 @@ fn a_sound_model_gives_nothing_to_say() {
         linted(|model| set_modes(model, Mode::Enforce, &["ct-1", "monitor-1", "hl7-1"])),
         ""
     );
+}
+
+#[test]
+fn a_revoked_host_is_a_client_that_was_revoked_and_nothing_to_confirm_elsewhere() {
+    assert_snapshot!(linted(|model| {
+        let (id, agent) = gateway(200, "reading-1", "north");
+        let host = NewHost {
+            member: member_id(201),
+            address: [10, 20, 9, 8].into(),
+            labels: std::collections::BTreeMap::new(),
+            approved_at: NOW,
+        };
+        model.approve_host(id, agent, host, 7).unwrap();
+        let rule = "[rule.reading]\nfrom = \"reading-1\"\nto = \"ct-1\"\nservices = [\"dicom\"]\n";
+        model.policy.push_str(rule);
+        model.revoke_host("reading-1").unwrap();
+    }), @r#"
+    warning [revoked-client] rule.reading: "reading-1" is named here, a client that was revoked: take it out.
+    warning [rule-matches-nobody] rule.reading: It opens nothing, because nobody is in "reading-1": label devices or list them.
+    "#);
 }
 
 #[test]
