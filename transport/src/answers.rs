@@ -196,6 +196,7 @@ mod tests {
         let full = control.initial_window();
         let packets = full / LONGEST;
         (1..=packets).for_each(|packet| control.on_sent(now, packet * LONGEST, packet));
+        let _alone = egress::steering();
         egress::steer(Arc::new(|_, _| {}));
         let window = packets * LONGEST + FIRST_WINDOW;
         assert_eq!([control.window(), control.clone_box().window()], [window; 2]);

@@ -143,6 +143,13 @@ pub(crate) fn follow(socket: &UdpSocket) -> io::Result<Arc<UdpSocket>> {
     Ok(socket)
 }
 
+/// Held by tests that steer, which is for the whole process.
+#[cfg(test)]
+pub(crate) fn steering() -> std::sync::MutexGuard<'static, ()> {
+    static STEERING: Mutex<()> = Mutex::new(());
+    STEERING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -163,6 +170,7 @@ mod tests {
 
     #[test]
     fn sockets_follow_from_their_beginning_to_their_end_and_no_longer() {
+        let _alone = steering();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut moves = moves();
         let own = socket.local_addr().unwrap();

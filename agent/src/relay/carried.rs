@@ -21,9 +21,8 @@ use crate::dataplane::relayed::{Inlet, Outgoing, Packet};
 
 /// How long what was sent may take to arrive before a better connection is taken.
 pub(super) const BARRIER: Duration = Duration::from_millis(500);
-/// How long the relay may take to say what peers are called before packets are taken all the same, and how long those of a peer
-/// that it hasn't named wait for that.
-pub(super) const WORD: Duration = Duration::from_secs(1);
+/// How long the relay may take to say what peers are called before packets are taken all the same.
+const WORD: Duration = Duration::from_secs(1);
 /// Packets that a connection took and may not have sent: its buffer holds fewer.
 const MOST_GIVEN: usize = 1_024;
 /// Packets of a relay that are handed to the worker at once.
