@@ -136,58 +136,58 @@ impl Network {
         let Some(index) = self.index() else { return Vec::new() };
         let mut problems = Vec::new();
         let Kept { wanted, fence } = kept;
-        let own = self.settle(index, wanted.own, fence, &mut problems).await;
+        let taken = match self.links.addresses().await {
+            Ok(all) => all.into_iter().filter(|(at, _)| *at != index).map(|(_, ip)| ip).collect(),
+            Err(error) => {
+                problems.push(format!("this machine's addresses can't be read: {error}"));
+                return problems;
+            }
+        };
+        let own = self.settle(index, &taken, wanted, fence, &mut problems).await;
         self.routes.set(index, own.map(|own| (own, &wanted.to)), &mut problems).await;
         problems
     }
 
-    /// Gives the device its address, never a moment without the fence around it. Gives the address that members may know it by.
+    /// Gives the device its address, never a moment without the fence around it, unless another interface has it (`taken`). Gives the
+    /// address that members may know it by.
     async fn settle(
         &self,
         index: u32,
-        wanted: Option<Ipv4Addr>,
+        taken: &BTreeSet<IpAddr>,
+        Wanted { own, to }: &Wanted,
         fence: &mut Fence,
         problems: &mut Vec<String>,
     ) -> Option<Ipv4Addr> {
         let interface = &self.interface;
-        let usable = self.usable(index, wanted).await;
-        let mut own = usable.unwrap_or_else(|problem| {
-            problems.push(problem);
-            None
-        });
-        if let Some(new) = own.filter(|own| !fence.around().contains(own)) {
-            // Around both while one address takes the other's place.
-            let both: Vec<Ipv4Addr> = fence.around().iter().copied().chain([new]).collect();
-            if let Err(error) = fence.put_around(&both) {
-                problems.push(format!(
-                    "{interface} is given no address, since whoever shares a network with this machine would reach it: {error}"
-                ));
-                own = None;
-            }
-        }
-        if let Err(error) = self.address(index, own).await {
-            let own = own.map_or_else(|| "no address".to_owned(), |own| own.to_string());
-            problems.push(format!("{interface} can't be given {own}: {error}"));
-        } else if let Err(error) = fence.put_around(own.as_slice()) {
-            problems.push(format!("the fence can't be put around {own:?} alone: {error}"));
-        }
-        own
-    }
-
-    /// The address, unless another interface has it: what that is for would be cut off by the fence, the tunnels themselves first.
-    async fn usable(&self, index: u32, own: Option<Ipv4Addr>) -> Result<Option<Ipv4Addr>, String> {
-        let Some(own) = own else { return Ok(None) };
-        let all = self.links.addresses().await;
-        let all =
-            all.map_err(|error| format!("this machine's addresses can't be read: {error}"))?;
-        if all.iter().any(|(at, ip)| *at != index && *ip == IpAddr::V4(own)) {
-            return Err(format!(
-                "{own} is this machine's own address already, so members can't reach it by {}: revoke this client, and approve it with an \
-                 address that nobody has",
-                self.interface
+        // What that is for would be cut off by the fence, the tunnels themselves first.
+        let (usable, not) = match *own {
+            Some(own) if taken.contains(&IpAddr::V4(own)) => (None, Some(own)),
+            own => (own, None),
+        };
+        problems.extend(not.map(|own| {
+            format!(
+                "no member is reached: {own} is this machine's own address already, besides by {interface}. Take it away from there, or revoke \
+                 this client, and approve it with an address that nobody has"
+            )
+        }));
+        // Around both while one address takes the other's place.
+        let new = usable.filter(|own| !fence.around().contains(own));
+        let both: Vec<Ipv4Addr> =
+            fence.around().iter().copied().filter(|at| Some(*at) != not).chain(new).collect();
+        let fenced = fence.put(&both, to);
+        let usable = if fenced.is_ok() { usable } else { usable.filter(|_| new.is_none()) };
+        if let Err(error) = fenced {
+            problems.push(format!(
+                "the fence can't be put around {interface}; without it whoever shares a network with this machine would reach a new address: {error}"
             ));
         }
-        Ok(Some(own))
+        if let Err(error) = self.address(index, usable).await {
+            let own = usable.map_or_else(|| "no address".to_owned(), |own| own.to_string());
+            problems.push(format!("{interface} can't be given {own}: {error}"));
+        } else if let Err(error) = fence.put(usable.as_slice(), to) {
+            problems.push(format!("the fence can't be put around {usable:?} alone: {error}"));
+        }
+        usable
     }
 
     /// Gives the device this address and no other.

@@ -269,7 +269,7 @@ pub(super) fn io_error(error: rtnetlink::Error) -> io::Error {
     }
 }
 
-/// Tells that some link or address of the machine changed: carrier, name, flags, addresses. What it is now is to be
+/// Tells that some link, address or rule for routes of the machine changed: carrier, name, flags, addresses. What it is now is to be
 /// read anew, so that no change is missed however many come at once.
 #[derive(Debug)]
 pub struct Changes {
@@ -289,7 +289,10 @@ impl Changes {
                 SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
                 SockProtocol::NetlinkRoute,
             )?;
-            let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+            let groups = libc::RTMGRP_LINK
+                | libc::RTMGRP_IPV4_IFADDR
+                | libc::RTMGRP_IPV6_IFADDR
+                | libc::RTMGRP_IPV4_RULE;
             socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups.cast_unsigned()))?;
             // SAFETY: an OwnedFd is the same, open descriptor until it is dropped.
             Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)

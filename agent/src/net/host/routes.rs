@@ -133,6 +133,7 @@ impl Routes {
             rule.header.flags.contains(RuleFlags::Invert)
                 && is(RuleAttribute::FwMark(MARK))
                 && is(RuleAttribute::Priority(PRIORITY))
+                && is(RuleAttribute::Protocol(RouteProtocol::Kernel))
         };
         if self.rules().await?.iter().any(is_right) {
             return Ok(());
@@ -141,6 +142,8 @@ impl Routes {
         let mut add = add.table_id(TABLE).priority(PRIORITY).fw_mark(MARK);
         add = add.action(RuleAction::ToTable);
         add.message_mut().header.flags.insert(RuleFlags::Invert);
+        // systemd-networkd takes away whatever it didn't make itself, but for the kernel's own.
+        add.message_mut().attributes.push(RuleAttribute::Protocol(RouteProtocol::Kernel));
         add.execute().await.map_err(io_error)
     }
 

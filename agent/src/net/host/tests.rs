@@ -256,9 +256,29 @@ fn an_address_that_the_machine_has_already_is_no_members() {
         assert!(problems.len() == 1 && problems[0].contains("own address already"), "{problems:?}");
         assert!(far.reaches("10.20.9.8"), "it is left to what it was for");
         assert_eq!(through(), "");
+        // Nobody had members reached in the clear by that.
+        let send = |mark: u32| {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            SockRef::from(&socket).set_mark(mark).unwrap();
+            let to = |to: &str| socket.send_to(b"x", (to, 9)).map_err(|error| error.kind());
+            (to("10.20.1.10"), to("192.0.2.2"))
+        };
+        topology::ip("route add 10.20.1.10/32 dev own0").unwrap();
+        let refused = Err(ErrorKind::PermissionDenied);
+        assert_eq!(send(0), (refused, Ok(1)));
+        assert_eq!(send(MARK), (Ok(1), Ok(1)), "the agent's own");
+        assert_eq!(network.turned_away().await.unwrap().packets_out, 1);
         topology::ip("address del 10.20.9.8/32 dev own0").unwrap();
         assert_eq!(network.keep().await, [""; 0]);
         assert!(!far.reaches("10.20.9.8"));
+        assert_eq!(send(0), (Ok(1), Ok(1)), "by the device");
+        // Nor by whoever takes the rule away, which is put back.
+        let rules = || topology::ip("-d rule show").unwrap();
+        assert!(rules().contains("lookup 42919 proto kernel"), "{}", rules());
+        topology::ip("rule del table 42919").unwrap();
+        assert_eq!(send(0), (refused, Ok(1)));
+        assert_eq!(network.keep().await, [""; 0]);
+        assert_eq!(send(0), (Ok(1), Ok(1)));
         drop(device);
     });
 }
