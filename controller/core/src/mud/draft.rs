@@ -320,7 +320,8 @@ impl Writer<'_> {
         let seen = self.seen(opens, Some(peer), &open);
         let mut called: Vec<(String, Vec<PortMatch>)> = Vec::new();
         for service in open {
-            let name = self.drafting.service(service);
+            // A maker's word is for these ports, not for what else usually goes with them.
+            let name = self.drafting.service_within(service, &services);
             match called.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, ports)) => ports.push(service),
                 None => called.push((name, vec![service])),
@@ -349,14 +350,6 @@ impl Writer<'_> {
             self.text.push_str(
                 "# It names no port, so this opens all of them: name those that are needed.\n",
             );
-        }
-        for (name, ports) in &called {
-            if let Some(ports) = self.drafting.some_of(name, ports) {
-                let _ = writeln!(
-                    self.text,
-                    "# Of \"{name}\" it names only {ports}; this opens all of it."
-                );
-            }
         }
         let called: Vec<String> = called.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let _ = write!(

@@ -173,14 +173,14 @@ fn what_is_drafted_is_reviewed_and_named_as_a_suggestion_would() {
     let some = drafted(&model, vec![tcp(104)]);
     for words in [
         "[external.outside-10-9-0-5]\nprefixes = [\"10.9.0.5/32\"]\nreview = 2027-11-22\n",
-        "# Of \"dicom\" it names only tcp/104; this opens all of it.\n[rule.",
-        "services = [\"dicom\"]",
+        "[service.tcp-104]\nports = [\"tcp/104\"]\n",
+        "services = [\"tcp-104\"]",
     ] {
         assert!(some.text.contains(words), "{words}: {}", some.text);
     }
     let all = drafted(&model, vec![tcp(104), tcp(11112)]);
     assert!(all.text.contains("services = [\"dicom\"]"), "named once: {}", all.text);
-    assert!(!all.text.contains("it names only"), "{}", all.text);
+    assert!(!all.text.contains("[service.tcp"), "{}", all.text);
     // A rule that is over opens nothing.
     for (end, wanted) in [("2030-01-01T00:00:00Z", 0), ("2026-11-01T00:00:00Z", 1)] {
         model.policy = format!(

@@ -114,28 +114,35 @@ impl<'a> Drafting<'a> {
 
     /// The name of the service that holds this port: the policy's own that is just that, one that is built in, or a new one.
     pub(crate) fn service(&mut self, port: PortMatch) -> String {
-        if let Some(name) = self.services.get(&port) {
-            return name.clone();
-        }
+        self.service_that(port, |_| true)
+    }
+
+    /// As [`Self::service`], of those that are built in one only that opens nothing but what is `named`.
+    pub(crate) fn service_within(&mut self, port: PortMatch, named: &[PortMatch]) -> String {
+        self.service_that(port, |ports| ports.iter().all(|port| named.contains(port)))
+    }
+
+    fn service_that(&mut self, port: PortMatch, fits: impl Fn(&[PortMatch]) -> bool) -> String {
         let own = &self.resolved.policy.services;
         let own =
             own.iter().find(|(_, known)| known.ports == [port]).map(|(name, _)| name.to_string());
         let built_in = || {
-            let fitting = service_catalog::all().iter().filter(|one| one.ports.contains(&port));
+            let all = service_catalog::all().iter();
+            let fitting = all.filter(|one| one.ports.contains(&port) && fits(one.ports));
             fitting.min_by_key(|one| one.ports.len()).map(|one| one.name.to_owned())
         };
-        let name = own.or_else(built_in).unwrap_or_else(|| {
-            let wanted = port.to_string().replace('/', "-");
-            let mut name = wanted.clone();
-            let mut number = 2;
-            while self.resolved.policy.ports(&name).is_some() {
-                name = format!("{wanted}-{number}");
-                number += 1;
-            }
-            let _ =
-                write!(self.service_text, "\n[service.{}]\nports = [\"{port}\"]\n", quoted(&name));
-            name
-        });
+        let made = || self.services.get(&port).cloned();
+        if let Some(name) = own.or_else(built_in).or_else(made) {
+            return name;
+        }
+        let wanted = port.to_string().replace('/', "-");
+        let mut name = wanted.clone();
+        let mut number = 2;
+        while self.resolved.policy.ports(&name).is_some() {
+            name = format!("{wanted}-{number}");
+            number += 1;
+        }
+        let _ = write!(self.service_text, "\n[service.{}]\nports = [\"{port}\"]\n", quoted(&name));
         self.services.insert(port, name.clone());
         name
     }
