@@ -57,7 +57,10 @@ impl fmt::Display for Doubt {
             Self::Router(mac) => write!(f, "it is the router of {mac}"),
             Self::Member(name) => write!(f, "it is {name}'s"),
             Self::Answered(mac, address) => {
-                write!(f, "{address} ({mac}) spoke with it, and no gateway saw this device answer")
+                write!(
+                    f,
+                    "{address} ({mac}) spoke with it, and no gateway tells that it was this device that answered"
+                )
             }
             Self::Spoken(mac) => write!(f, "{mac} speaks from it, too"),
             Self::Many => write!(
