@@ -30,6 +30,7 @@ pub(super) const LIMITS: Limits = Limits {
     sighting_age: 1_000_000,
     edges: 4,
     edge_age: 1000,
+    unanswered_edges: 1,
     boots: 2,
     enrolment_refusals: 2,
     challenges: 3,
@@ -47,7 +48,8 @@ use history::{
     an_edge_remembers_when, one_device_that_floods_costs_its_neighbours_no_edge,
     one_device_that_floods_costs_its_neighbours_nothing_unanswered,
     the_days_on_which_a_gateway_reported_are_kept, the_history_is_read_of_some_alone,
-    the_history_is_read_page_by_page, what_old_edges_made_room_for_is_counted,
+    the_history_is_read_page_by_page, what_a_scan_left_makes_room_before_what_is_ones_own,
+    what_old_edges_made_room_for_is_counted,
 };
 
 mod sightings;
@@ -128,6 +130,7 @@ conforms! {
     what_old_edges_made_room_for_is_counted
     one_device_that_floods_costs_its_neighbours_no_edge
     one_device_that_floods_costs_its_neighbours_nothing_unanswered
+    what_a_scan_left_makes_room_before_what_is_ones_own
     each_hint_is_kept_once_and_belongs_to_the_member
     hints_are_bounded_and_old_ones_make_room
     the_audit_log_is_a_chain

@@ -72,6 +72,8 @@ pub struct Limits {
     pub edges: u32,
     /// After how many milliseconds without traffic an edge makes room for a new one.
     pub edge_age: u64,
+    /// Edges of one device that nobody answered, as services that are never answered leave them. More are a scan's.
+    pub unanswered_edges: u32,
     /// Hints per gateway. Of one device and one kind [`anteroom_proto::inventory`] says how many.
     pub hints: u32,
     /// After how many milliseconds a hint that wasn't seen again makes room for another of its device.
@@ -94,6 +96,7 @@ impl Default for Limits {
             edges: 20_000,
             // More than a month, so that what happens at its end is there when it happens again.
             edge_age: 40 * 24 * 60 * 60 * 1000,
+            unanswered_edges: 256,
             hints: 50_000,
             hint_age: 30 * 24 * 60 * 60 * 1000,
             boots: 16,

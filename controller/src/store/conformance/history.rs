@@ -156,6 +156,45 @@ pub(super) async fn one_device_that_floods_costs_its_neighbours_nothing_unanswer
     assert_eq!(ports(1).await, [162, 514]);
 }
 
+pub(super) async fn what_a_scan_left_makes_room_before_what_is_ones_own(store: &dyn Store) {
+    enrolled(store, 1).await;
+    enrolled(store, 2).await;
+    let of = |device: u8, answered: u64, port, last| EdgeDelta {
+        mac: MacAddr([2, 0, 0, 0, 0, device]),
+        member: Some(MemberId::from_bytes([device; 16])),
+        packets_in: answered,
+        ..at(port, 100, last)
+    };
+    let mut sequence = 0;
+    let mut record = async |number: u8, edges, at| {
+        sequence += 1;
+        let new = Report { edges, overflow: 0, ..report(1, sequence) };
+        store.record_report(gateway(number), &new, UnixMillis(at)).await.unwrap()
+    };
+    let held = async |number: u8| -> Vec<(u8, u16)> {
+        let edges = store.edges(&EdgeQuery::default(), 20).await.unwrap();
+        let of = edges.iter().filter(|edge| edge.gateway == gateway(number));
+        let mut held: Vec<_> = of.map(|edge| (edge.mac.0[5], edge.port)).collect();
+        held.sort_unstable();
+        held
+    };
+    // There is room for four at each. A device's own trap is the oldest there is, then others tried it.
+    let probe = |port, last| EdgeDelta { outbound: false, packets_out: 0, ..of(1, 20, port, last) };
+    record(1, vec![of(1, 0, 162, 100), probe(80, 200), probe(81, 300), probe(82, 400)], 400).await;
+    for (port, left) in [(1, vec![81, 82, 162]), (2, vec![82, 162])] {
+        record(1, vec![of(7, 3, port, 500)], 500).await;
+        let own = held(1).await.into_iter().filter(|(device, _)| *device == 1);
+        let own: Vec<u16> = own.map(|(_, port)| port).collect();
+        assert_eq!(own, left);
+    }
+    // What a scan left goes before a conversation of whoever has as many.
+    let scan = [of(1, 0, 200, 1000), of(1, 0, 201, 1001)];
+    let conversations = [of(7, 3, 1, 500), of(7, 3, 2, 501)];
+    record(2, scan.into_iter().chain(conversations).collect(), 1001).await;
+    record(2, vec![of(3, 3, 5, 1002)], 1002).await;
+    assert_eq!(held(2).await, [(1, 201), (3, 5), (7, 1), (7, 2)]);
+}
+
 pub(super) async fn the_history_is_read_page_by_page(store: &dyn Store) {
     enrolled(store, 1).await;
     enrolled(store, 2).await;

@@ -10,14 +10,11 @@ use sqlx::SqliteConnection;
 
 use super::telemetry::{RoomMade, optional};
 use super::value::{Columns, failed, int};
-use crate::store::StoreError;
+use crate::store::{Limits, StoreError};
 
 /// Whose an edge is: a confirmed device's, or else that of whatever has the address. Made-up addresses are many, so those that
 /// nobody confirmed have one share together.
 type Owner = (Option<MemberId>, MacAddr);
-
-/// More edges than this of one share that nobody answered are a scan's rather than those of services that are never answered.
-const FEW: u64 = 256;
 
 /// How many edges each device of a gateway has.
 type Counts = BTreeMap<Option<MemberId>, BTreeMap<MacAddr, u64>>;
@@ -33,7 +30,8 @@ pub(super) struct Shares {
 /// Which edge of a device makes room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Which {
-    /// The one that was quiet longest, of those with packets from one side only.
+    /// Of those with packets from one side only, the one that was quiet longest: of what others opened, before what it opened
+    /// itself. Probes of a device mustn't cost it its own traps and alarms.
     Unanswered,
     /// The one that was quiet longest.
     Any,
@@ -85,11 +83,13 @@ impl Shares {
 
     /// Of whom more was never answered than a device's own services explain, and the most of all: of the share of a new edge's
     /// owner, or of one that is larger.
-    fn scanner(&self, new: Owner) -> Option<Owner> {
+    fn scanner(&self, new: Owner, few: u32) -> Option<Owner> {
         let own = self.held.get(&new.0).map_or(0, sum);
         let larger = |member| member == new.0 || self.held.get(&member).map_or(0, sum) > own;
-        let scans =
-            self.unanswered.iter().filter(|(member, macs)| larger(**member) && sum(macs) > FEW);
+        let scans = self
+            .unanswered
+            .iter()
+            .filter(|(member, macs)| larger(**member) && sum(macs) > u64::from(few));
         let (member, macs) = scans.max_by_key(|(_, macs)| sum(macs))?;
         let (mac, _) = macs.iter().max_by_key(|(_, held)| **held)?;
         Some((*member, *mac))
@@ -97,19 +97,20 @@ impl Shares {
 
     /// Makes room for a new edge, each time by what was quiet longest. What a scan left goes first, by the thousand and never
     /// answered. Then whoever has the most makes room, with what nobody answered before what somebody did; if that is the
-    /// owner of the new edge, of the latter one goes that was quiet for `age`. False where there is none.
+    /// owner of the new edge, of the latter one goes that was quiet for the age that `limits` has. False where there is none.
     pub(super) async fn make_room(
         &mut self,
         change: &mut SqliteConnection,
         edge: &EdgeDelta,
         at: UnixMillis,
-        age: u64,
+        limits: &Limits,
         made: &mut RoomMade,
     ) -> Result<bool, StoreError> {
-        let quiet = at.0.saturating_sub(age);
+        let quiet = at.0.saturating_sub(limits.edge_age);
         let new = owner(edge);
         let mut ways: Vec<(Owner, Which)> = Vec::new();
-        ways.extend(self.scanner(new).map(|scanner| (scanner, Which::Unanswered)));
+        let scanner = self.scanner(new, limits.unanswered_edges);
+        ways.extend(scanner.map(|scanner| (scanner, Which::Unanswered)));
         match self.larger(new) {
             Some(other) => ways.extend([(other, Which::Unanswered), (other, Which::Any)]),
             None => ways.extend([(new, Which::Unanswered), (new, Which::Before(quiet))]),
@@ -143,7 +144,7 @@ impl Shares {
                 "DELETE FROM edges WHERE rowid = (SELECT rowid FROM edges \
                  INDEXED BY edges_never_answered_by_device \
                  WHERE gateway = ?1 AND member = ?2 AND mac = ?3 AND ?4 IS NULL \
-                 AND (packets_out = 0 OR packets_in = 0) ORDER BY last LIMIT 1) RETURNING last"
+                 AND (packets_out = 0 OR packets_in = 0) ORDER BY outbound, last LIMIT 1) RETURNING last"
             }
             Which::Any | Which::Before(_) => {
                 "DELETE FROM edges WHERE rowid = (SELECT rowid FROM edges \

@@ -177,7 +177,7 @@ async fn add_edges(
                 Some(shares) => shares,
                 none => none.insert(Shares::read(change, gateway).await?),
             };
-            if !shares.make_room(change, edge, at, limits.edge_age, &mut made).await? {
+            if !shares.make_room(change, edge, at, limits, &mut made).await? {
                 continue;
             }
             shares.added(edge);

@@ -131,3 +131,30 @@ async fn hints_of_unknown_kinds_are_left_out() {
     assert_eq!(found, ["dhcp.hostname", "dns.query"]);
     store.close().await;
 }
+
+/// What an earlier release counted as not kept, without when, becomes old like the rest.
+#[tokio::test]
+async fn what_was_not_kept_before_it_was_dated_has_the_date_of_the_last_report() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("test.db");
+    let store = SqliteStore::open(&path, true, LIMITS).await.unwrap();
+    for number in 1..3 {
+        conformance::enrolled(&store, number).await;
+    }
+    store.close().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let raw = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    for sql in [
+        "UPDATE gateways SET last_seen = 7, sightings_away = 3, sightings_away_at = NULL",
+        "UPDATE gateways SET sightings_away_at = 5 WHERE gateway = x'02020202020202020202020202020202'",
+        "DELETE FROM _sqlx_migrations WHERE version = 130",
+    ] {
+        sqlx::query(sql).execute(&raw).await.unwrap();
+    }
+    raw.close().await;
+    let store = SqliteStore::open(&path, false, LIMITS).await.unwrap();
+    let away = store.sightings_away().await.unwrap();
+    let last = |number| away[&conformance::gateway(number)].last;
+    assert_eq!((last(1), last(2)), (Some(UnixMillis(7)), Some(UnixMillis(5))), "{away:?}");
+    store.close().await;
+}
