@@ -88,8 +88,12 @@ pub fn read_fhir(file: &str, bytes: &[u8]) -> Result<AssetList, ListError> {
         ));
     }
     let bytes = bytes.strip_prefix(&[0xef, 0xbb, 0xbf]).unwrap_or(bytes);
-    let mut reader =
-        Reader { list: AssetList::default(), others: BTreeMap::new(), devices: Vec::new() };
+    let mut reader = Reader {
+        list: AssetList::default(),
+        others: BTreeMap::new(),
+        places: 0,
+        devices: Vec::new(),
+    };
     pieces(file, bytes, &mut |piece| reader.sort(piece))?;
     if reader.devices.is_empty() {
         let first = reader.list.problems.into_iter().next();
@@ -114,6 +118,8 @@ struct Reader<'a> {
     list: AssetList,
     /// What organisations and places are called, by their references.
     others: BTreeMap<String, String>,
+    /// How many organisations and places those are: each may be referred to in two ways.
+    places: usize,
     /// Where devices stand, and what.
     devices: Vec<(String, &'a str)>,
 }
@@ -147,12 +153,13 @@ impl<'a> Reader<'a> {
             }
         };
         let Some(name) = name else { return Ok(()) };
-        if self.others.len() >= MAX_ASSETS {
+        if self.places >= MAX_ASSETS {
             return Err(ListError::new(
                 place,
                 format!("a list names at most {MAX_ASSETS} places and organisations: split it"),
             ));
         }
+        self.places += 1;
         let id = id.map(|id| format!("{}/{id}", kind.word()));
         for key in id.into_iter().chain(url) {
             self.others.insert(key, name.clone());
@@ -488,6 +495,19 @@ mod tests {
             .map(|id| format!("{{\"resourceType\":\"Location\",\"id\":\"{id}\",\"name\":\"x\"}}"))
             .collect();
         assert!(fails(&places.join("\n")).contains("at most 100000 places"));
+        // In a bundle each has two names.
+        let entries: Vec<String> = places
+            .iter()
+            .skip(1)
+            .enumerate()
+            .map(|(number, place)| format!("{{\"fullUrl\":\"urn:{number}\",\"resource\":{place}}}"))
+            .collect();
+        let device = r#"{"resource":{"resourceType":"Device","id":"d","location":{"reference":"urn:99999"},"serialNumber":"S-1"}}"#;
+        let bundle =
+            format!("{{\"resourceType\":\"Bundle\",\"entry\":[{},{device}]}}", entries.join(","));
+        let list = read(&bundle);
+        assert_eq!((list.assets.len(), list.problems.len()), (1, 0), "{:?}", list.problems.first());
+        assert_eq!(list.assets[0].attributes.len(), 1, "{:?}", list.assets[0]);
     }
 
     #[test]
