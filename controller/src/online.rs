@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anteroom_proto::id::GatewayId;
 use anteroom_proto::key::PublicKey;
-use anteroom_proto::v1::telemetry::RelayUse;
+use anteroom_proto::v1::telemetry::{RelayAway, RelayUse};
 use anteroom_proto::v1::{Refusal, ToAgent};
 use anteroom_transport::link::{Carrier, Connection};
 use quinn::VarInt;
@@ -58,6 +58,8 @@ pub(crate) struct Link {
     pub(crate) rekeys: bool,
     /// Relays that it said it is connected to.
     pub(crate) relays: Vec<RelayUse>,
+    /// Relays that it said it tries to connect to in vain.
+    pub(crate) relays_away: Vec<RelayAway>,
     /// Whether views may tell it peers' QUIC ports.
     pub(crate) takes_quic: bool,
 }
@@ -120,12 +122,18 @@ impl Online {
         self.lock().links.get(&gateway).map(|(_, link)| link.observed)
     }
 
-    /// Keeps to which relays the gateway says that it is connected, for as long as this connection lasts.
-    pub(crate) fn set_relays(&self, gateway: GatewayId, serial: u64, relays: Vec<RelayUse>) {
+    /// Keeps to which relays the gateway says that it is connected and to which not, for as long as this connection lasts.
+    pub(crate) fn set_relays(
+        &self,
+        gateway: GatewayId,
+        serial: u64,
+        relays: Vec<RelayUse>,
+        away: Vec<RelayAway>,
+    ) {
         if let Some((held, link)) = self.lock().links.get_mut(&gateway)
             && *held == serial
         {
-            link.relays = relays;
+            (link.relays, link.relays_away) = (relays, away);
         }
     }
 
@@ -137,10 +145,12 @@ impl Online {
         link.is_some_and(|(_, link)| link.connection.carrier() == Carrier::Tcp)
     }
 
-    /// To which relays the gateway says that it is connected.
+    /// To which relays the gateway says that it is connected, and to which it tries to in vain.
     #[must_use]
-    pub fn relays(&self, gateway: GatewayId) -> Vec<RelayUse> {
-        self.lock().links.get(&gateway).map(|(_, link)| link.relays.clone()).unwrap_or_default()
+    pub fn relays(&self, gateway: GatewayId) -> (Vec<RelayUse>, Vec<RelayAway>) {
+        let links = self.lock();
+        let told = links.links.get(&gateway);
+        told.map(|(_, link)| (link.relays.clone(), link.relays_away.clone())).unwrap_or_default()
     }
 
     /// Whether the gateway is connected and can be asked to replace its tunnel keys.

@@ -23,7 +23,7 @@ use crate::rekey::{RekeyOffer, RekeyOrder};
 use crate::rollout::{HeldBackReport, TrialReport};
 use crate::time::UnixMillis;
 use crate::v1::PortInfo;
-use crate::v1::telemetry::{FileBypass, RelayUse, Sighting, TunnelState};
+use crate::v1::telemetry::{FileBypass, RelayAway, RelayUse, Sighting, TunnelState};
 
 mod flows;
 mod hints;
@@ -360,6 +360,9 @@ pub struct GatewayStatus {
     /// Relays that it is connected to, controllers included, as it said over the connection that it has now.
     #[serde(default)]
     pub relays: Vec<RelayUse>,
+    /// Relays that it tries to connect to in vain, as it said over the connection that it has now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relays_away: Vec<RelayAway>,
     /// Drops by reason since the controller first heard of the gateway.
     pub drops: std::collections::BTreeMap<String, u64>,
     /// Alarms that stand there, as far as its newest report goes.

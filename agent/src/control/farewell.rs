@@ -62,7 +62,7 @@ impl<P: Plane> Client<P> {
             }
             hints.extend(some);
         }
-        let relays = relay::in_use(&self.relay_status.borrow(), &report.tunnels);
+        let relays = relay::told(&self.relay_status.borrow(), &report.tunnels);
         let report = EngineReport { overflow, ..report };
         let at = self.clock.now();
         self.outbox.push(report, hints, &relays, at).cloned().collect()

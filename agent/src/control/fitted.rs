@@ -2,7 +2,7 @@
 
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{
-    TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, TELLS_TRIALS, ToController,
+    TELLS_AWAY, TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF, TELLS_TCP, TELLS_TRIALS, ToController,
 };
 
 /// What the controller reads in reports beyond version 1's basics.
@@ -13,6 +13,7 @@ pub(super) struct Reads {
     shut_off: bool,
     hints: bool,
     trials: bool,
+    away: bool,
 }
 
 impl Reads {
@@ -25,6 +26,7 @@ impl Reads {
             shut_off: reads(TELLS_SHUT_OFF),
             hints: reads(TELLS_HINTS),
             trials: reads(TELLS_TRIALS),
+            away: reads(TELLS_AWAY),
         }
     }
 
@@ -51,6 +53,9 @@ impl Reads {
             report.trials.clear();
             report.held_back.clear();
         }
+        if !self.away {
+            report.relays_away.clear();
+        }
         ToController::Report(Box::new(report))
     }
 }
@@ -65,7 +70,7 @@ mod tests {
     use anteroom_proto::mode::Mode;
     use anteroom_proto::rollout::{HeldBackReport, TrialReport};
     use anteroom_proto::time::UnixMillis;
-    use anteroom_proto::v1::telemetry::{RelayUse, Secrecy, TunnelState};
+    use anteroom_proto::v1::telemetry::{RelayAway, RelayUse, Secrecy, TunnelState};
 
     use super::*;
 
@@ -103,6 +108,7 @@ mod tests {
                 over_tcp: true,
                 number: Some(3),
             }],
+            relays_away: vec![RelayAway { key, seconds: 90, error: "timed out".into() }],
             hints: Vec::new(),
             trials: vec![TrialReport {
                 member: MemberId::from_bytes([4; 16]),
@@ -157,14 +163,21 @@ mod tests {
             let message = Reads::of(&what).fitted(&report());
             let cbor = anteroom_proto::cbor::encode(&message);
             let holds = |word: &str| cbor.windows(word.len()).any(|bytes| bytes == word.as_bytes());
-            [holds("psk"), holds("over_tcp"), holds("shut_off"), holds("trials")]
+            [
+                holds("psk"),
+                holds("over_tcp"),
+                holds("shut_off"),
+                holds("trials"),
+                holds("relays_away"),
+            ]
         };
-        assert_eq!(said(&[]), [false; 4], "an earlier controller's fields");
-        assert_eq!(said(&[TELLS_PSK]), [true, false, false, false]);
-        assert_eq!(said(&[TELLS_SHUT_OFF]), [false, false, true, false]);
-        assert_eq!(said(&[TELLS_TCP, "of a later release"]), [false, true, false, false]);
-        assert_eq!(said(&[TELLS_TRIALS]), [false, false, false, true]);
-        assert_eq!(said(&[TELLS_PSK, TELLS_TCP]), [true, true, false, false]);
+        assert_eq!(said(&[]), [false; 5], "an earlier controller's fields");
+        assert_eq!(said(&[TELLS_PSK]), [true, false, false, false, false]);
+        assert_eq!(said(&[TELLS_SHUT_OFF]), [false, false, true, false, false]);
+        assert_eq!(said(&[TELLS_TCP, "of a later release"]), [false, true, false, false, false]);
+        assert_eq!(said(&[TELLS_TRIALS]), [false, false, false, true, false]);
+        assert_eq!(said(&[TELLS_AWAY]), [false, false, false, false, true]);
+        assert_eq!(said(&[TELLS_PSK, TELLS_TCP]), [true, true, false, false, false]);
         let held_back = |what: &[String]| match Reads::of(what).fitted(&report()) {
             ToController::Report(report) => report.held_back.len(),
             other => panic!("not a report: {other:?}"),

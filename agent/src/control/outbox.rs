@@ -10,8 +10,10 @@ use anteroom_proto::id::BootId;
 use anteroom_proto::inventory::DeviceHints;
 use anteroom_proto::time::UnixMillis;
 use anteroom_proto::v1::telemetry::{
-    MAX_BYPASSES, MAX_EDGES, MAX_HELD_BACK, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS, RelayUse, Report,
+    MAX_BYPASSES, MAX_EDGES, MAX_HELD_BACK, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS, Report,
 };
+
+use crate::relay::Relays;
 
 /// With so many reports unacknowledged no more are taken in.
 const FULL: usize = 8;
@@ -54,7 +56,7 @@ impl Outbox {
         &mut self,
         report: EngineReport,
         mut hints: Vec<DeviceHints>,
-        relays: &[RelayUse],
+        relays: &Relays,
         at: UnixMillis,
     ) -> impl Iterator<Item = &Report> {
         let before = self.waiting.len();
@@ -85,7 +87,8 @@ impl Outbox {
                 tunnels: tunnels.clone(),
                 alarms: alarms.clone(),
                 bypasses: bypasses.iter().copied().take(MAX_BYPASSES).collect(),
-                relays: relays.iter().copied().take(MAX_RELAYS).collect(),
+                relays: relays.connected.iter().copied().take(MAX_RELAYS).collect(),
+                relays_away: relays.away.iter().take(MAX_RELAYS).cloned().collect(),
                 hints: front(&mut hints, DEVICES_OF_A_REPORT),
                 trials: trials.iter().take(MAX_TRIALS).cloned().collect(),
                 held_back: held_back.iter().copied().take(MAX_HELD_BACK).collect(),
@@ -131,7 +134,7 @@ pub(super) mod tests {
     pub(crate) fn report() -> Report {
         let mut outbox = Outbox::new(BootId::from_bytes([1; 16]));
         outbox
-            .push(EngineReport::default(), Vec::new(), &[], UnixMillis(1))
+            .push(EngineReport::default(), Vec::new(), &Relays::default(), UnixMillis(1))
             .cloned()
             .collect::<Vec<_>>()
             .remove(0)
@@ -218,8 +221,10 @@ pub(super) mod tests {
                 hints: (0..MAX_HINTS).map(hint).collect(),
             })
             .collect();
-        let reports: Vec<Report> =
-            outbox.push(report.clone(), hints.clone(), &[], UnixMillis(1)).cloned().collect();
+        let reports: Vec<Report> = outbox
+            .push(report.clone(), hints.clone(), &Relays::default(), UnixMillis(1))
+            .cloned()
+            .collect();
         assert_eq!(reports.iter().map(|report| report.sequence).collect::<Vec<_>>(), [1, 2, 3]);
         for report in &reports {
             let len = cbor::encode(report).len();
@@ -241,7 +246,8 @@ pub(super) mod tests {
         let boot = BootId::from_bytes([1; 16]);
         let mut outbox = Outbox::new(boot);
         while outbox.has_room() {
-            let _ = outbox.push(EngineReport::default(), Vec::new(), &[], UnixMillis(1));
+            let _ =
+                outbox.push(EngineReport::default(), Vec::new(), &Relays::default(), UnixMillis(1));
         }
         let sequences =
             |outbox: &Outbox| outbox.waiting().map(|report| report.sequence).collect::<Vec<_>>();
@@ -253,8 +259,10 @@ pub(super) mod tests {
         // What a run before this one left goes first, and is stored by that run's number.
         let before = BootId::from_bytes([2; 16]);
         let mut left = Outbox::new(before);
-        let left: Vec<Report> =
-            left.push(EngineReport::default(), Vec::new(), &[], UnixMillis(1)).cloned().collect();
+        let left: Vec<Report> = left
+            .push(EngineReport::default(), Vec::new(), &Relays::default(), UnixMillis(1))
+            .cloned()
+            .collect();
         outbox.take_left(left);
         assert_eq!((sequences(&outbox), outbox.has_left()), (vec![1, 7, 8], true));
         outbox.stored(boot, 7);
@@ -263,7 +271,12 @@ pub(super) mod tests {
         assert_eq!((sequences(&outbox), outbox.has_left()), (vec![8], false));
         outbox.stored(boot, u64::MAX);
         assert_eq!(sequences(&outbox), [0; 0]);
-        assert_eq!(outbox.push(EngineReport::default(), Vec::new(), &[], UnixMillis(1)).count(), 1);
+        assert_eq!(
+            outbox
+                .push(EngineReport::default(), Vec::new(), &Relays::default(), UnixMillis(1))
+                .count(),
+            1
+        );
         assert_eq!(sequences(&outbox), [FULL as u64 + 1]);
     }
 }

@@ -16,8 +16,7 @@ use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS_HINTS, TELLS_PSK, TELLS_SHUT_OFF,
-    TELLS_TCP, TELLS_TRIALS, ToAgent, ToController, VERSIONS, Welcome,
+    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS, ToAgent, ToController, VERSIONS, Welcome,
 };
 use anteroom_transport::dial;
 use anteroom_transport::endpoint::Link;
@@ -357,9 +356,8 @@ impl<P: Plane> Client<P> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             capabilities: {
                 let relays = self.relays.iter().map(|_| wire::CAPABILITY);
-                let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS, TELLS_TRIALS];
                 let ours = [ROTATES, direct::CAPABILITY, rekey::CAPABILITY];
-                relays.chain(ours).chain(tells).map(str::to_owned).collect()
+                relays.chain(ours).chain(TELLS).map(str::to_owned).collect()
             },
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
             applied: self.applied.clone().map(|applied| self.with_alarms(applied)),
@@ -541,7 +539,7 @@ impl<P: Plane> Client<P> {
             self.alarm(&problem);
         }
         let at = self.clock.now();
-        let relays = relay::in_use(&self.relay_status.borrow(), &report.tunnels);
+        let relays = relay::told(&self.relay_status.borrow(), &report.tunnels);
         let reads = self.reads;
         let (hints, away) = self.plane.hints();
         let report = EngineReport { overflow: report.overflow + away, ..report };

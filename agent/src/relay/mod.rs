@@ -23,10 +23,11 @@ use anteroom_proto::cose::Signed;
 use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use anteroom_proto::relay::pass::RelayPass;
-use anteroom_proto::v1::telemetry::{FIRST_DIRECT, RelayUse, TunnelState};
+use anteroom_proto::v1::telemetry::{FIRST_DIRECT, RelayAway, RelayUse, TunnelState};
 use anteroom_transport::egress;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::again::Again;
 use crate::task::Task;
@@ -73,10 +74,35 @@ pub struct RelayStatus {
     pub dropped: u64,
     /// What went wrong last, if nothing has gone right since.
     pub last_error: Option<String>,
+    /// Since when connecting to it fails.
+    #[serde(skip)]
+    pub(crate) away_since: Option<Instant>,
+}
+
+/// What the controller is told of relays.
+#[derive(Debug, Default)]
+pub(crate) struct Relays {
+    pub(crate) connected: Vec<RelayUse>,
+    pub(crate) away: Vec<RelayAway>,
+}
+
+/// How it stands with the relays now.
+pub(crate) fn told(relays: &[RelayStatus], tunnels: &[TunnelState]) -> Relays {
+    Relays { connected: in_use(relays, tunnels), away: away(relays, Instant::now()) }
+}
+
+/// The relays that can't be connected to, for how long, and why. One that nobody has tried yet isn't among them.
+fn away(relays: &[RelayStatus], now: Instant) -> Vec<RelayAway> {
+    let told = relays.iter().filter_map(|relay| {
+        let (since, error) = (relay.away_since?, relay.last_error.as_ref()?);
+        let error = error.chars().take(RelayAway::MAX_ERROR).collect();
+        Some(RelayAway { key: relay.key, seconds: (now - since).as_secs(), error })
+    });
+    told.collect()
 }
 
 /// The relays that are connected, and how many peers packets for `tunnels` take them to.
-pub(crate) fn in_use(relays: &[RelayStatus], tunnels: &[TunnelState]) -> Vec<RelayUse> {
+fn in_use(relays: &[RelayStatus], tunnels: &[TunnelState]) -> Vec<RelayUse> {
     let carries = |number| {
         let through = tunnels.iter().filter(|tunnel| tunnel.relay == Some(number)).count();
         u32::try_from(through).unwrap_or(u32::MAX)

@@ -57,6 +57,7 @@ impl Entry {
             peers: 0,
             dropped: 0,
             last_error: None,
+            away_since: None,
         };
         Self {
             status,
@@ -168,6 +169,7 @@ impl Table {
         self.with(id, |entry| {
             entry.greeted(carrier);
             entry.status.connected = true;
+            entry.status.away_since = None;
             entry.status.last_error = None;
         });
         Some((outgoing, self.handle.inlet()))
@@ -218,6 +220,7 @@ impl Table {
             entry.status.connected = false;
             entry.status.round_trip = None;
             entry.status.last_error = Some(problem.to_owned());
+            entry.status.away_since.get_or_insert_with(Instant::now);
         });
         let _ = self.handle.close_relay(id).await;
     }

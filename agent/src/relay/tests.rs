@@ -24,6 +24,7 @@ use crate::dataplane::fake::{FakeWorker, Told};
 use crate::dataplane::relayed::Queues;
 use crate::testkit::{Front, GATEWAY, ORGANISATION, Organisation, nowhere};
 
+mod away;
 mod overtaking;
 
 /// How long anything may take before a test fails.

@@ -1,5 +1,7 @@
 //! `relay list|add|replace|remove`: machines that carry sealed packets, as the authority document names them.
 
+mod missed;
+
 use std::collections::BTreeMap;
 
 use anteroom_proto::address::is_host_port;
@@ -16,6 +18,8 @@ use crate::error::{Error, Exit};
 use crate::output::Output;
 use crate::output::table::table;
 use crate::remote::Remote;
+
+pub(super) use missed::missed;
 
 /// One machine that relays.
 #[derive(Debug, Serialize)]
@@ -202,7 +206,7 @@ pub(super) fn add(
     let done = sign(next, "relay add", &relay, place.change, remote, output)?;
     report(&done, output, |done| {
         format!(
-            "{} is a relay now (authority document {}): gateways connect to it, and choose it where it is nearest.",
+            "{} is a relay now (authority document {}): gateways connect to it, and choose it where it is nearest. Which ones are there: anteroom relay list; `anteroom status` says so where they try in vain.",
             done.relay, done.authority
         )
     })

@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::cables::notices;
 use super::device::{surfaces, unconfirmed};
 use super::gateway::{GatewayRow, State, render as render_gateways, rows};
+use super::relay::missed;
 use super::rollout::{enforcing_words, trial_of, trial_words};
 use crate::args::Status;
 use crate::change;
@@ -111,8 +112,15 @@ pub(super) fn status(
 fn look(remote: &mut Remote) -> Result<Picture, Error> {
     let current = change::fetch(remote)?;
     let statuses = remote.gateways()?;
-    let gateways = rows(&current, &statuses, &Names::of(&current.model));
+    let names = Names::of(&current.model);
+    let gateways = rows(&current, &statuses, &names);
     let mut problems: Vec<Problem> = gateways.iter().flat_map(problems_of).collect();
+    for relay in &remote.chain().newest().relays {
+        let name = |status: &GatewayStatus| names.gateway(status.gateway);
+        let problem = missed(relay, &statuses, name);
+        let subject = format!("relay {}", relay.name);
+        problems.extend(problem.map(|problem| Problem { subject, problem }));
+    }
     let (over, on_trial) = trials(&current.model, &statuses);
     // What a person must decide on, as an alarm is: it is shown, and nobody waits for it.
     let alarms: usize =
@@ -141,7 +149,6 @@ fn look(remote: &mut Remote) -> Result<Picture, Error> {
         });
     }
     to_do.extend(on_trial);
-    let names = Names::of(&current.model);
     for problem in sighted.missing(|gateway| names.gateway(gateway), now()) {
         to_do.push(Problem { subject: "devices".into(), problem });
     }

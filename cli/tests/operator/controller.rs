@@ -22,7 +22,7 @@ use anteroom_proto::mac::MacAddr;
 use anteroom_proto::rollout::{HeldBackReport, TrialReport};
 use anteroom_proto::setup::SetupCode;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{FileBypass, Sighting};
+use anteroom_proto::v1::telemetry::{FileBypass, RelayAway, RelayUse, Sighting};
 use anteroom_proto::v1::{PortInfo, Unlisted};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -59,6 +59,9 @@ pub(crate) struct State {
     /// What gateways tell of devices on trial, and of those that they hold back.
     pub(crate) trials: BTreeMap<GatewayId, Vec<TrialReport>>,
     pub(crate) held_back: BTreeMap<GatewayId, Vec<HeldBackReport>>,
+    /// Relays that gateways are connected to, and those that they try in vain.
+    pub(crate) at_relays: BTreeMap<GatewayId, Vec<RelayUse>>,
+    pub(crate) relays_away: BTreeMap<GatewayId, Vec<RelayAway>>,
     /// Bypass orders that it was told of.
     pub(crate) bypasses: Vec<Signed<BypassOrder>>,
     /// Bypasses that every gateway follows by file.
@@ -124,6 +127,8 @@ impl Controller {
             alarms: BTreeMap::new(),
             trials: BTreeMap::new(),
             held_back: BTreeMap::new(),
+            at_relays: BTreeMap::new(),
+            relays_away: BTreeMap::new(),
             bypasses: Vec::new(),
             file_bypasses: Vec::new(),
             tunnel_keys: BTreeMap::new(),
@@ -455,7 +460,8 @@ impl State {
                     tunnels: Vec::new(),
                     observed: None,
                     over_tcp: false,
-                    relays: Vec::new(),
+                    relays: self.at_relays.get(gateway).cloned().unwrap_or_default(),
+                    relays_away: self.relays_away.get(gateway).cloned().unwrap_or_default(),
                     drops: BTreeMap::from([("no-rule".into(), 3)]),
                     bypasses: self.file_bypasses.clone(),
                     trials: self.trials.get(gateway).cloned().unwrap_or_default(),

@@ -10,6 +10,7 @@ mod lies;
 mod login;
 mod person;
 mod real;
+mod relays;
 mod standing;
 mod surface;
 mod swap;

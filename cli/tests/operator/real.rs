@@ -135,6 +135,7 @@ impl Gateway {
             trials: Vec::new(),
             held_back: Vec::new(),
             relays: Vec::new(),
+            relays_away: Vec::new(),
             hints: Vec::new(),
         };
         writer.send(&ToController::Report(Box::new(report))).await.unwrap();

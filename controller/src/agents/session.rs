@@ -11,8 +11,7 @@ use anteroom_proto::rekey::{self, RekeyOffer};
 use anteroom_proto::relay::CAPABILITY;
 use anteroom_proto::v1::telemetry::Report;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, TELLS_HINTS, TELLS_PSK,
-    TELLS_SHUT_OFF, TELLS_TCP, TELLS_TRIALS, ToAgent, ToController,
+    Applied, Hello, ROTATES, Reachable, Refusal, RefusalCode, TELLS, ToAgent, ToController,
 };
 use anteroom_transport::link::Connection;
 use anteroom_transport::message::{MessageReader, MessageWriter};
@@ -68,10 +67,7 @@ impl Session {
     pub(super) fn new(hello: &Hello, greeted: Greeted) -> Self {
         let can = |what| hello.capabilities.iter().any(|capability| capability == what);
         let (relayed, rotates, rekeys) = (can(CAPABILITY), can(ROTATES), can(rekey::CAPABILITY));
-        let tells = [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS, TELLS_TRIALS]
-            .into_iter()
-            .filter(|what| can(what));
-        let tells = tells.map(str::to_owned).collect();
+        let tells = TELLS.into_iter().filter(|what| can(what)).map(str::to_owned).collect();
         let (takes_quic, quic) = (can(direct::CAPABILITY), hello.quic);
         let gateway = hello.gateway;
         Self { gateway, greeted, relayed, rotates, rekeys, tells, takes_quic, quic }
@@ -111,6 +107,7 @@ impl Session {
             rotates,
             rekeys,
             relays: Vec::new(),
+            relays_away: Vec::new(),
             takes_quic,
         };
         let serial = controller.online.insert(gateway, link);
@@ -350,7 +347,8 @@ impl Running<'_> {
             .record_report(self.gateway, &report, clock::now())
             .await
             .map_err(|error| store_failed(&error))?;
-        self.controller.online.set_relays(self.gateway, self.serial, report.relays);
+        let Report { relays, relays_away, .. } = report;
+        self.controller.online.set_relays(self.gateway, self.serial, relays, relays_away);
         let stored = Outgoing::Message(ToAgent::Reported { boot, sequence });
         // The writer has gone only when the connection has.
         let _ = self.outgoing.send(stored).await;

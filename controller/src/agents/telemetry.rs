@@ -3,9 +3,10 @@
 use anteroom_proto::claim::AddressClaim;
 use anteroom_proto::cose::{Document, Signed};
 use anteroom_proto::inventory::{MAX_DEVICES, MAX_HINTS, value};
+use anteroom_proto::text::steers;
 use anteroom_proto::v1::telemetry::{
     MAX_ALARMS, MAX_BYPASSES, MAX_EDGES, MAX_HELD_BACK, MAX_RELAYS, MAX_SIGHTINGS, MAX_TRIALS,
-    Report,
+    RelayAway, Report,
 };
 use anteroom_proto::verdict::DropReason;
 
@@ -41,6 +42,13 @@ pub(super) fn bounded(mut report: Report) -> (Report, usize) {
     let before = report.relays.len();
     report.relays.truncate(MAX_RELAYS);
     cut(before, report.relays.len());
+    let before = report.relays_away.len();
+    report.relays_away.truncate(MAX_RELAYS);
+    cut(before, report.relays_away.len());
+    for relay in &mut report.relays_away {
+        let fit = relay.error.chars().filter(|c| !steers(*c)).take(RelayAway::MAX_ERROR);
+        relay.error = fit.collect();
+    }
     let before = report.hints.len();
     report.hints.truncate(MAX_DEVICES);
     cut(before, report.hints.len());

@@ -138,6 +138,7 @@ fn status(
         ports: Vec::new(),
         quic: None,
     });
+    let (relays, relays_away) = api.controller.online.relays(gateway);
     GatewayStatus {
         gateway,
         online: online.is_some(),
@@ -154,7 +155,8 @@ fn status(
         tunnels: facts.tunnels,
         observed: online.or(facts.observed),
         over_tcp: api.controller.online.over_tcp(gateway),
-        relays: api.controller.online.relays(gateway),
+        relays,
+        relays_away,
         drops: facts.drops,
         alarms: facts.alarms,
         bypasses: facts.bypasses,

@@ -261,6 +261,7 @@ pub(super) fn report(boot: u8, sequence: u64) -> Report {
         trials: vec![],
         held_back: vec![],
         relays: Vec::new(),
+        relays_away: Vec::new(),
         hints: Vec::new(),
     }
 }

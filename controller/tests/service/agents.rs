@@ -9,7 +9,7 @@ use anteroom_proto::id::OrganisationId;
 use anteroom_proto::key::IdentityKey;
 use anteroom_proto::mac::MacAddr;
 use anteroom_proto::time::UnixMillis;
-use anteroom_proto::v1::telemetry::{EdgeDelta, Sighting};
+use anteroom_proto::v1::telemetry::{EdgeDelta, MAX_RELAYS, RelayAway, Sighting};
 use anteroom_proto::v1::{Hello, RefusalCode, ToAgent, ToController, frame};
 use anteroom_proto::verdict::Verdict;
 use anteroom_transport::message::MessageReader;
@@ -261,6 +261,35 @@ async fn reports_of_an_unapproved_gateway_count_and_count_once() {
     assert_eq!(status[0].drops, [("no-rule".to_owned(), 7)].into());
     assert_eq!(status[0].agent_version.as_deref(), Some("0.1.0-test"));
     assert_eq!(status[0].ports.len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn relays_that_a_gateway_tries_in_vain_are_told_as_its_newest_report_says() {
+    let mut service = Service::new().await;
+    let desk = service.claimed().await;
+    let agent = desk.invites(1, "imaging").await;
+    agent.enrol(&service).await;
+    let mut connected = agent.connect(&service).await;
+    let key = IdentityKey::from_seed(&[90; 32]).public();
+    let error = format!("timed\u{1b}[2J out{}", "!".repeat(RelayAway::MAX_ERROR));
+    let mut report = empty_report(agent.boot, 1);
+    report.relays_away = vec![RelayAway { key, seconds: 90, error }; MAX_RELAYS + 1];
+    connected.writer.send(&ToController::Report(Box::new(report))).await.unwrap();
+    assert_eq!(connected.next().await, ToAgent::Reported { boot: agent.boot, sequence: 1 });
+    desk.approve(&agent, "imaging").await;
+    let status: Vec<GatewayStatus> = desk.client.get(paths::GATEWAYS).await;
+    let away = &status[0].relays_away;
+    assert_eq!((away.len(), away[0].key, away[0].seconds), (MAX_RELAYS, key, 90));
+    let said = &away[0].error;
+    assert!(said.starts_with("timed[2J out!!"), "{said:?} steers a terminal, or says less");
+    assert_eq!(said.chars().count(), RelayAway::MAX_ERROR);
+    // It reached them.
+    let report = empty_report(agent.boot, 2);
+    connected.writer.send(&ToController::Report(Box::new(report))).await.unwrap();
+    while connected.next().await != (ToAgent::Reported { boot: agent.boot, sequence: 2 }) {}
+    let status: Vec<GatewayStatus> = desk.client.get(paths::GATEWAYS).await;
+    assert_eq!(status[0].relays_away, []);
     service.stop().await;
 }
 

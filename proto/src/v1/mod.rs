@@ -122,6 +122,11 @@ pub const TELLS_SHUT_OFF: &str = "shut-off";
 pub const TELLS_HINTS: &str = "hints";
 /// What a gateway's greeting says where its reports tell of devices on trial, to a controller that reads that.
 pub const TELLS_TRIALS: &str = "trials";
+/// What a gateway's greeting says where its reports tell of relays that it doesn't reach, to a controller that reads that.
+pub const TELLS_AWAY: &str = "relays-away";
+/// All that reports may tell beyond version 1's basics, as greetings say it and controllers answer.
+pub const TELLS: [&str; 6] =
+    [TELLS_PSK, TELLS_TCP, TELLS_SHUT_OFF, TELLS_HINTS, TELLS_TRIALS, TELLS_AWAY];
 
 /// First words of a gateway with an invite.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

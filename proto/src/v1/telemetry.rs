@@ -61,6 +61,10 @@ pub struct Report {
     /// Relays that the gateway is connected to, at most [`MAX_RELAYS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub relays: Vec<RelayUse>,
+    /// Relays that the gateway tries to connect to in vain, at most [`MAX_RELAYS`]. Only for controllers that say that they read
+    /// it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relays_away: Vec<RelayAway>,
     /// What devices let be seen of themselves, where it is new or was last told a day ago: of at most
     /// [`MAX_DEVICES`](crate::inventory::MAX_DEVICES) devices. Only for controllers that say that they read it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -89,6 +93,22 @@ pub struct RelayUse {
     /// How the gateway numbers it: see [`TunnelState::relay`]. An older one doesn't say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<u16>,
+}
+
+/// A relay that a gateway tries to connect to in vain. What a later release adds is passed over: operators' programs read it too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayAway {
+    /// The relay's key.
+    pub key: PublicKey,
+    /// For how many seconds it has tried, counted from the first failure after it was connected last.
+    pub seconds: u64,
+    /// What went wrong last: at most [`MAX_ERROR`](Self::MAX_ERROR) characters.
+    pub error: String,
+}
+
+impl RelayAway {
+    /// Most characters of what went wrong.
+    pub const MAX_ERROR: usize = 300;
 }
 
 /// A bypass that a gateway follows by a file that was loaded into it.

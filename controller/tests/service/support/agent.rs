@@ -193,6 +193,7 @@ pub(crate) fn empty_report(boot: BootId, sequence: u64) -> anteroom_proto::v1::t
         trials: vec![],
         held_back: vec![],
         relays: Vec::new(),
+        relays_away: Vec::new(),
         hints: Vec::new(),
     }
 }
