@@ -71,7 +71,9 @@ impl<'a> Found<'a> {
             }
         }
         let speaks_against = |edge: &&Edge| {
-            edge.last >= recorded.signed_at
+            // Without the time a gateway stamps with the newest that was signed for it, which may be older.
+            let unknown = edge.verdict.reason() == Some(DropReason::TimeUnknown);
+            (unknown || edge.last >= recorded.signed_at)
                 && edge.verdict.reason().is_some()
                 && (verdict.reason().is_none() || edge.verdict.passes() != verdict.passes())
         };
@@ -85,12 +87,12 @@ impl<'a> Found<'a> {
                 reason.explanation(),
                 span(ahead)
             ),
-            (None, _) if edge.last.0 - recorded.signed_at.0 < UNDER_WAY => format!(
-                "{} That was within a minute of the newest revision, which it may not have had yet.",
-                reason.explanation()
-            ),
             (None, DropReason::TimeUnknown) => format!(
                 "{} Until a controller or a peer tells it, rules with `expires` are closed there.",
+                reason.explanation()
+            ),
+            (None, _) if edge.last.0 - recorded.signed_at.0 < UNDER_WAY => format!(
+                "{} That was within a minute of the newest revision, which it may not have had yet.",
                 reason.explanation()
             ),
             (None, DropReason::Expired) => {

@@ -272,6 +272,9 @@ fn a_gateway_that_judges_otherwise_is_told_with_why() {
         (expired, NOW.0 + 5 * HOUR, Some(5 * HOUR), "5 h from now: its clock"),
         (expired, NOW.0 - 1000, None, "By that gateway's time"),
         (unknown, NOW.0 - 1000, None, "Until a controller or a peer tells it"),
+        // Its floor, where nothing newer was signed for it, or the revision's own time.
+        (unknown, signed_at.0 - 1, None, "Until a controller or a peer tells it"),
+        (unknown, signed_at.0 + 1000, None, "Until a controller or a peer tells it"),
         (no_rule, NOW.0 - 1000, None, "No rule allows it. `anteroom gateway show ward`"),
         (no_rule, signed_at.0 + 1000, None, "may not have had yet"),
         (Verdict::WouldDrop(DropReason::NoRule), NOW.0, None, "No rule allows it."),
