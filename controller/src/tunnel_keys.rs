@@ -92,7 +92,7 @@ impl Keys {
 pub struct TunnelKeys(Mutex<Keys>);
 
 impl TunnelKeys {
-    /// What was stored. Revoked gateways keep theirs: nobody else ever has reason to name them.
+    /// What was stored. Revoked gateways keep theirs: no other gateway ever has reason to name them.
     #[must_use]
     pub fn load(gateways: BTreeMap<GatewayId, GatewayFacts>) -> Self {
         let keys = Self::default();
@@ -135,17 +135,20 @@ impl TunnelKeys {
         Ok(())
     }
 
-    /// Makes these keys the clients', and no others, unless some gateway has one that wasn't a client's before.
+    /// Makes these keys the clients', and no others, unless some gateway has one that wasn't a client's before. One that is `revoked`
+    /// keeps none from a client: no peer has it any more, and a stolen one may have named its clients' keys.
     ///
     /// # Errors
     /// [`GatewaysKey`]. Nothing is changed then.
     pub fn admit_clients(
         &self,
         clients: HashMap<TunnelPublicKey, MemberId>,
+        revoked: impl Fn(GatewayId) -> bool,
     ) -> Result<(), GatewaysKey> {
         let mut all = self.lock();
         let taken = clients.iter().find_map(|(key, client)| {
-            let gateway = all.holders.get(key).filter(|_| !all.clients.contains_key(key))?;
+            let known = all.clients.contains_key(key);
+            let gateway = all.holders.get(key).filter(|gateway| !known && !revoked(**gateway))?;
             Some(GatewaysKey { key: *key, client: *client, gateway: *gateway })
         });
         match taken {
@@ -231,13 +234,14 @@ mod tests {
         let x25519 = |seed: u8| TunnelSecret::from_bytes([seed; 32]).public();
         let client = MemberId::from_bytes([9; 16]);
         let clients = |seeds: &[u8]| seeds.iter().map(|seed| (x25519(*seed), client)).collect();
+        let nobody = |_| false;
         assert_eq!(keys.claim(gateway(1), &[key(1, 1)]), Ok(()));
-        let refused = keys.admit_clients(clients(&[5, 1])).unwrap_err();
+        let refused = keys.admit_clients(clients(&[5, 1]), nobody).unwrap_err();
         assert_eq!((refused.key, refused.gateway), (x25519(1), gateway(1)));
         assert_eq!(keys.claim(gateway(2), &[key(2, 5)]), Ok(()), "what was refused took nothing");
         assert_eq!(keys.claim(gateway(2), &[key(2, 6)]), Ok(()));
 
-        assert_eq!(keys.admit_clients(clients(&[5])), Ok(()));
+        assert_eq!(keys.admit_clients(clients(&[5]), nobody), Ok(()));
         let taken = keys.claim(gateway(2), &[key(2, 6), key(2, 5)]).unwrap_err();
         assert_eq!((taken.key, taken.holder), (x25519(5), Holder::Client(client)));
         assert!(!taken.to_string().contains(&client.to_string()), "{taken}");
@@ -247,7 +251,21 @@ mod tests {
         // Signed is signed, though a gateway was first: it has the key no longer, and later revisions aren't refused for it.
         keys.set_clients(clients(&[5, 6]));
         assert!(keys.is_anothers(gateway(2), &key(2, 6)) && !keys.holds(gateway(2), &[key(2, 6)]));
-        assert_eq!(keys.admit_clients(clients(&[5, 6, 7])), Ok(()));
+        assert_eq!(keys.admit_clients(clients(&[5, 6, 7]), nobody), Ok(()));
         assert_eq!(keys.claim(gateway(2), &[key(2, 8)]), Ok(()));
+    }
+
+    #[test]
+    fn a_gateway_that_was_revoked_keeps_no_key_from_a_client() {
+        let keys = TunnelKeys::default();
+        let x25519 = TunnelSecret::from_bytes([5; 32]).public();
+        let clients = || HashMap::from([(x25519, MemberId::from_bytes([9; 16]))]);
+        assert_eq!(keys.claim(gateway(1), &[key(1, 5)]), Ok(()));
+        let refused = keys.admit_clients(clients(), |one| one == gateway(2)).unwrap_err();
+        assert_eq!((refused.key, refused.gateway), (x25519, gateway(1)));
+        assert_eq!(keys.admit_clients(clients(), |one| one == gateway(1)), Ok(()));
+        assert!(
+            keys.is_anothers(gateway(1), &key(1, 5)) && keys.is_anothers(gateway(2), &key(2, 5))
+        );
     }
 }

@@ -278,24 +278,24 @@ struct AdmittedKeys<'a> {
 }
 
 impl<'a> AdmittedKeys<'a> {
-    /// Refuses a client's key that is a gateway's own.
+    /// Refuses a client's key that is the own one of a gateway that wasn't revoked.
     fn of(
         controller: &'a Controller,
         before: Option<&'a Current>,
         after: &Model,
     ) -> Result<Self, ChangeError> {
-        controller.tunnel_keys.admit_clients(client_keys(after)).map_err(|taken| {
+        let revoked = |gateway| after.revoked.contains_key(&gateway);
+        controller.tunnel_keys.admit_clients(client_keys(after), revoked).map_err(|taken| {
             let mut clients = after.clients.iter().chain(&after.former_clients);
             let client = clients.find(|(id, _)| **id == taken.client);
             let client = client.map_or_else(|| taken.client.to_string(), |(_, known)| known.name.to_string());
-            let known = after.gateways.get(&taken.gateway).or_else(|| after.revoked.get(&taken.gateway));
-            let gateway = known.map_or_else(
+            let gateway = after.gateways.get(&taken.gateway).map_or_else(
                 || format!("{}, which isn't approved,", taken.gateway),
                 |known| known.name.to_string(),
             );
             invalid(format!(
                 "revision.model: client {client}: gateway {gateway} names the WireGuard key {} as its own, and peers would leave it \
-                 without. A client needs a key that was made on its own machine: have another one made there, and ask where this one is from",
+                 without. A client needs a key that was made on its own machine: have another one made there, and ask where this one is from. Where the gateway was stolen, revoke it first",
                 taken.key.to_wireguard()
             ))
         })?;
