@@ -398,7 +398,8 @@ pub struct ChangeArgs {
     /// Don't ask whether to go on
     #[arg(long)]
     pub yes: bool,
-    /// What else would be asked for where care can be cut off: a name, or the plan's id; may be repeated
+    /// What else would be asked for where care can be cut off: a name, or the plan's id; may be repeated. The id of a plan that was shown before confirms
+    /// this plan and no other, in place of --yes
     #[arg(long, value_name = "NAME|ID", value_delimiter = ',')]
     pub confirm: Vec<String>,
     /// Don't wait for the gateways to take the change over

@@ -5,7 +5,9 @@ use anteroom_controller_core::plan::Base;
 use anteroom_proto::api::{ModelRevision, paths};
 use anteroom_proto::authority::AuthorityChain;
 use anteroom_proto::cose::Verified;
+use anteroom_proto::id::MemberId;
 use anteroom_proto::intent::IntentRoot;
+use anteroom_proto::key::Hash;
 use anteroom_proto::time::UnixMillis;
 
 use super::{ChangeError, NOTHING};
@@ -69,6 +71,18 @@ pub fn fetch(remote: &mut Remote) -> Result<Current, Error> {
     remote.home().remember(&model)?;
     let signed_at = root.signed_at;
     Ok(Current { base: Base { number: root.number, hash }, model, signed_at })
+}
+
+/// The id of a member that is added on top of the revision with this hash; what it is added as tells it from others. It is drawn by a
+/// hash, so that the same command makes the same plan, which can be looked at first and confirmed by its id; and as no revision
+/// has the hash of another, no member gets another's.
+#[must_use]
+pub fn drawn(kind: &'static str, base: &Hash, what: &[&[u8]]) -> MemberId {
+    let parts: Vec<&[u8]> =
+        [base.as_bytes().as_slice()].into_iter().chain(what.iter().copied()).collect();
+    let mut id = [0; 16];
+    id.copy_from_slice(&Hash::of(kind, &parts).as_bytes()[..16]);
+    MemberId::from_bytes(id)
 }
 
 fn check_seen(root: &Verified<IntentRoot>, seen: &Seen) -> Result<(), ChangeError> {

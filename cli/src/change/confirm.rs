@@ -40,8 +40,36 @@ pub(crate) fn reason(request: &mut Request, output: &mut Output<'_>) -> Result<(
     Ok(())
 }
 
+/// Whether the command line confirms `plan` by its id, or by more of it than is shown.
+///
+/// # Errors
+/// When it confirms another plan: whoever names one means that one, whatever else they say.
+pub(super) fn by_id(request: &Request, plan: &Plan) -> Result<bool, Error> {
+    let is_id = |word: &&String| {
+        word.len() >= ID_DIGITS
+            && word.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    // Names are asked for by themselves, and one may look like an id.
+    if matches!(request.confirm, Confirm::Names(_)) {
+        return Ok(false);
+    }
+    let given: Vec<&String> = request.args.confirm.iter().filter(is_id).collect();
+    let id = plan.id.to_string();
+    let Some(other) = given.first() else { return Ok(false) };
+    if given.iter().any(|given| id.starts_with(given.as_str())) {
+        return Ok(true);
+    }
+    Err(Error::Refused(format!(
+        "this is plan {id:.ID_DIGITS$}, and not {other}, which --confirm names: something has changed since, or another change \
+         was asked for. Look at it as it is now, and confirm it with --confirm {id:.ID_DIGITS$}. Nothing was changed."
+    )))
+}
+
 /// Asks whether to go on with `plan`, unless the command line has said so already.
 pub(super) fn ask(request: &Request, plan: &Plan, output: &mut Output<'_>) -> Result<(), Error> {
+    if by_id(request, plan)? {
+        return Ok(());
+    }
     match &request.confirm {
         Confirm::Names(names) => {
             let question =

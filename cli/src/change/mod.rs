@@ -36,7 +36,7 @@ use crate::output::Output;
 use crate::output::time::now;
 use crate::remote::Remote;
 
-pub use base::{Current, check_revision, fetch, fetch_revision};
+pub use base::{Current, check_revision, drawn, fetch, fetch_revision};
 pub use confirm::Confirm;
 pub(crate) use confirm::reason;
 pub use evidence::evidence;
@@ -268,7 +268,8 @@ fn change(
                 }
                 let who = last_change(remote)?;
                 // A plan stands on its base; what was asked for by name can be computed again, once.
-                if request.plan.is_some() || shown.is_some() {
+                let stands = request.plan.is_some() || confirm::by_id(&request, &plan)?;
+                if stands || shown.is_some() {
                     return Err(ChangeError::Moved { who }.into());
                 }
                 output.note(format_args!("Meanwhile {who}; computing the change again."))?;

@@ -31,11 +31,20 @@ use crate::remote::Remote;
 const USUAL_WIDTH: usize = 80;
 
 /// `anteroom client add`.
+///
+/// With a key that was made elsewhere the same command makes the same plan, so that its id confirms it. One that is made here is another each time.
 pub(super) fn add(
     args: ClientAdd,
     remote: &mut Remote,
     output: &mut Output<'_>,
 ) -> Result<Exit, Error> {
+    if args.key.is_none() && !args.change.yes && !args.change.confirm.is_empty() {
+        return Err(Error::Usage(
+            "--confirm can name no plan of a key that is made here, as it's another key each time: add --yes if you mean it, or make the key \
+             first (`wg genkey`) and give its public half with --key. Nothing was changed."
+                .into(),
+        ));
+    }
     let (key, secret) = match args.key {
         Some(key) => (key, None),
         None => {
@@ -43,7 +52,12 @@ pub(super) fn add(
             (secret.public(), Some(secret))
         }
     };
-    let id = MemberId::from_bytes(draw()?);
+    let change::Current { base, model: mut with_it, .. } = change::fetch(remote)?;
+    let id = change::drawn(
+        "anteroom client",
+        &base.hash,
+        &[key.as_bytes().as_slice(), args.name.as_str().as_bytes()],
+    );
     let labels =
         args.labels.iter().filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect();
     let client = Client {
@@ -79,7 +93,6 @@ pub(super) fn add(
             file.display()
         )));
     }
-    let mut with_it = change::fetch(remote)?.model;
     with_it.add_client(id, client.clone()).map_err(ChangeError::from)?;
     check_key(remote, &with_it, client.key)?;
     check_peers(&peers(remote, &with_it, id)?, &args.name)?;

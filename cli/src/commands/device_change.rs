@@ -107,19 +107,15 @@ pub(super) fn confirm(
     })
 }
 
-/// The id of a device that is confirmed at this place, on top of the revision with this hash. It is drawn by a hash, so that the same
-/// command makes the same plan, which can be looked at first and confirmed by its id; and as no revision has the hash of
-/// another, no device gets another's.
+/// The id of a device that is confirmed at this place, on top of the revision with this hash.
 pub(super) fn member_id(base: &Hash, place: &Attachment) -> MemberId {
     let vlan = place.vlan.map_or(u32::MAX, u32::from).to_be_bytes();
     let (gateway, port) = (place.gateway.as_bytes(), place.port.as_str().as_bytes());
-    let drawn = Hash::of(
+    change::drawn(
         "anteroom device",
-        &[base.as_bytes(), gateway.as_slice(), &place.mac.0, vlan.as_slice(), port],
-    );
-    let mut id = [0; 16];
-    id.copy_from_slice(&drawn.as_bytes()[..16]);
-    MemberId::from_bytes(id)
+        base,
+        &[gateway.as_slice(), &place.mac.0, vlan.as_slice(), port],
+    )
 }
 
 /// Gives a device the mode of its port, which has one mode, and gives whose that is; nobody's where it is the only one there, or

@@ -14,7 +14,6 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use super::enrol;
-use super::login::draw;
 use crate::args::ClientApprove;
 use crate::change::{self, Request};
 use crate::error::{Error, Exit};
@@ -45,9 +44,10 @@ pub(super) fn approve(
         )));
     }
     let (id, gateway) = (candidate.invite.gateway, candidate.gateway());
+    let change::Current { base, .. } = change::fetch(remote)?;
     let labels = args.labels.iter();
     let host = NewHost {
-        member: MemberId::from_bytes(draw()?),
+        member: change::drawn("anteroom host", &base.hash, &[id.as_bytes().as_slice()]),
         address: args.address,
         labels: labels.filter_map(|(key, value)| Some((key.clone(), value.clone()?))).collect(),
         approved_at: now(),

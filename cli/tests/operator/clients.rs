@@ -9,6 +9,7 @@ use anteroom_proto::time::UnixMillis;
 
 use crate::changes::{POLICY, hospital};
 use crate::controller::Controller;
+use crate::person::shown_plan;
 
 const ADD: [&str; 8] =
     ["client", "add", "laptop-7", "--site", "north", "--address", "10.20.9.7", "--yes"];
@@ -125,6 +126,33 @@ fn a_client_is_added_by_the_public_half_of_its_key() {
     assert!(config.contains(&key) && config.contains("Address = 10.20.9.7/32"), "{config}");
     let model = controller.state().model();
     assert_eq!(model.clients.values().next().unwrap().key.to_wireguard(), key);
+}
+
+#[test]
+fn a_client_is_added_by_the_plan_that_was_looked_at() {
+    let (controller, ana) = hospital();
+    let (key, other) = (wireguard_key(71), wireguard_key(72));
+    let words = &ADD[..ADD.len() - 1];
+    let add = |more: &[&str]| ana.run(&[words, more].concat());
+    let looked_at = shown_plan(&add(&["--key", &key]), 64);
+    assert_eq!(shown_plan(&add(&["--key", &key]), 64), looked_at, "nothing changed in between");
+    let ran = add(&["--key", &other, "--confirm", &looked_at]);
+    let text = ran.fails(4);
+    assert!(
+        text.contains(&format!("this is plan {}, and not {looked_at}", shown_plan(&ran, 4))),
+        "{text}"
+    );
+    // One whose key is made here is another each time.
+    let ran = add(&["--confirm", &looked_at]);
+    assert!(ran.fails(64).contains("give its public half with --key"), "{ran:#?}");
+    assert!(controller.state().model().clients.is_empty(), "nothing was changed");
+    add(&["--key", &key, "--confirm", &looked_at]).ok();
+    let ran = add(&["--key", &key, "--confirm", &looked_at]);
+    assert!(ran.fails(1).contains("laptop-7"), "{ran:#?}");
+    let model = controller.state().model();
+    let keys: Vec<String> =
+        model.clients.values().map(|client| client.key.to_wireguard()).collect();
+    assert_eq!(keys, [key]);
 }
 
 #[test]
@@ -382,7 +410,16 @@ fn a_machine_with_an_agent_of_its_own_is_invited_approved_shown_and_revoked() {
         "--yes",
     ]);
     assert!(ran.fails(4).contains("has the fingerprint"), "{ran:#?}");
-    approve("10.20.9.8").ok();
+    // Looked at first, and confirmed by the plan's id.
+    let words =
+        ["client", "approve", "reading-1", "--address", "10.20.9.8", "--label", "class=reading"];
+    let looked_at = shown_plan(&ana.run(&words), 64);
+    assert_eq!(shown_plan(&ana.run(&words), 64), looked_at, "nothing changed in between");
+    ana.run(&["device", "label", "ct-1", "floor=2", "--yes"]).ok();
+    let ran = ana.run(&[&words[..], &["--confirm", &looked_at]].concat());
+    let now = shown_plan(&ran, 4);
+    assert!(ran.fails(4).contains(&format!("this is plan {now}, and not {looked_at}")), "{ran:#?}");
+    ana.run(&[&words[..], &["--confirm", &now]].concat()).ok();
     let model = controller.state().model();
     let (_, host) = model.host_named("reading-1").unwrap();
     assert_eq!(host.labels.values().next().map(String::as_str), Some("reading"));

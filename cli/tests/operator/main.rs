@@ -5,6 +5,7 @@ mod cables;
 mod changes;
 mod clients;
 mod controller;
+mod devices;
 mod learn;
 mod lies;
 mod login;

@@ -14,6 +14,14 @@ pub(crate) struct Person {
     pub(crate) dir: TempDir,
 }
 
+/// The id of the newest plan that a command showed before it ended with this exit status.
+#[track_caller]
+pub(crate) fn shown_plan(ran: &Ran, code: u8) -> String {
+    assert_eq!(ran.code, code, "{ran:#?}");
+    let (_, after) = ran.out.rsplit_once("(plan ").unwrap_or_else(|| panic!("{ran:#?}"));
+    after[..8].to_owned()
+}
+
 /// What a command did.
 #[derive(Debug)]
 pub(crate) struct Ran {

@@ -24,7 +24,7 @@ use anteroom_transport::endpoint::connect;
 use anteroom_transport::message::{MessageReader, MessageWriter};
 use tokio::runtime::Runtime;
 
-use crate::person::Person;
+use crate::person::{Person, shown_plan};
 
 const MAC: &str = "02:00:00:00:01:0a";
 
@@ -214,9 +214,14 @@ fn from_an_invite_to_a_rollback_with_the_real_controller() {
     let ran = ana.run(&[&approve[..], &[&fingerprint]].concat()).ok();
     assert!(ran.out.contains("In force at imaging."), "{ran:#?}");
     until(&ana, &["device", "list", "--new"], |rows| rows[0]["mac"] == MAC);
-    let ran =
-        ana.run(&["device", "confirm", MAC, "--name", "ct-1", "--label", "class=ct", "--yes"]).ok();
+    let confirm = ["device", "confirm", MAC, "--name", "ct-1", "--label", "class=ct"];
+    let looked_at = shown_plan(&ana.run(&confirm), 64);
+    let by_id = [&confirm[..], &["--confirm", &looked_at]].concat();
+    let other = [&confirm[..], &["--confirm", "0123abcd"]].concat();
+    assert!(ana.run(&other).fails(4).contains(&format!("this is plan {looked_at}")));
+    let ran = ana.run(&by_id).ok();
     assert!(ran.out.contains("In force at imaging."), "{ran:#?}");
+    assert!(ana.run(&by_id).fails(1).contains("ct-1"), "the second taker is told whose it is");
     ana.run(&["device", "mode", "ct-1", "protect", "--yes", "--reason", "pilot"]).ok();
     let policy = ana.write(
         "policy.toml",

@@ -163,16 +163,20 @@ impl fmt::Display for WouldBreak {
     }
 }
 
-/// The digest of the model after a change, with no word of when the change confirmed devices.
+/// The digest of the model after a change, with no word of when the change confirmed devices or added clients.
 fn timeless(before: &Compiled, after: &Compiled) -> Hash {
-    let known = &before.resolved.model.devices;
+    let known = &before.resolved.model;
     let model = &after.resolved.model;
-    if model.devices.keys().all(|id| known.contains_key(id)) {
+    if model.devices.keys().all(|id| known.devices.contains_key(id))
+        && model.clients.keys().all(|id| known.clients.contains_key(id))
+    {
         return after.model_hash;
     }
     let mut model = model.clone();
-    let new = model.devices.iter_mut().filter(|(id, _)| !known.contains_key(id));
-    new.for_each(|(_, device)| device.confirmed_at = UnixMillis(0));
+    let devices = model.devices.iter_mut().filter(|(id, _)| !known.devices.contains_key(id));
+    devices.for_each(|(_, device)| device.confirmed_at = UnixMillis(0));
+    let clients = model.clients.iter_mut().filter(|(id, _)| !known.clients.contains_key(id));
+    clients.for_each(|(_, client)| client.added_at = UnixMillis(0));
     Model::hash(&model.encode())
 }
 
@@ -254,8 +258,8 @@ impl Plan {
             + cut(&mut self.warnings);
     }
 
-    /// The id of the change from `base` to the model with this digest; devices that the change confirms count as confirmed at 0, so
-    /// that who makes the same plan a minute later finds the same id.
+    /// The id of the change from `base` to the model with this digest; devices and clients that the change adds count as added at 0,
+    /// so that who makes the same plan a minute later finds the same id.
     #[must_use]
     pub fn id(base: Base, model: Hash) -> Hash {
         Hash::of("anteroom plan", &[base.hash.as_bytes(), model.as_bytes()])

@@ -8,8 +8,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::decide::{Flow, Party, permits};
 use crate::fixture::{
-    HOUR, NOW, any_model, device, gateway, gateway_id, hospital, mac, member_id, name, set_modes,
+    HOUR, NOW, any_model, client, device, gateway, gateway_id, hospital, mac, member_id, name,
+    set_modes,
 };
+use crate::model::Client;
 use crate::resolve::Resolved;
 
 const BASE: Base = Base { number: 4, hash: Hash::ZERO };
@@ -385,6 +387,15 @@ fn a_plan_made_a_minute_later_is_the_same() {
         })
     };
     assert_ne!(since(1).id, since(2).id);
+    let added = |moment: u64, last: u8| {
+        changed(|model| {
+            let (id, new) = client(98, "laptop-9", [10, 20, 9, last], "service");
+            model.add_client(id, Client { added_at: UnixMillis(moment), ..new }).unwrap();
+        })
+    };
+    assert!(!added(1, 9).is_empty());
+    assert_eq!(added(1, 9).id, added(60_000, 9).id);
+    assert_ne!(added(1, 9).id, added(1, 8).id, "anything else makes another");
 }
 
 #[test]
