@@ -477,7 +477,10 @@ impl Stations {
                     device.stance = shared.max(least);
                     state.closed &= device.stance >= Mode::Enforce;
                 }
-                None => state.unknown += 1,
+                None => {
+                    state.unknown += 1;
+                    station.held &= state.holds();
+                }
             }
             for sight in &mut station.sights {
                 sight.changed = true;

@@ -50,6 +50,20 @@ fn devices_on_a_port_share_the_strictest_mode() {
 }
 
 #[test]
+fn who_was_held_is_so_no_longer_once_the_port_lets_unknown_addresses_pass() {
+    let mut stations = stations(1, 4);
+    let port = PortId::device(0);
+    let at = |mode| vec![(port, mac(1), device(1, mode))];
+    stations.confirm(at(Mode::Enforce));
+    let Learnt::New(id) = stations.learn(port, mac(2), start()) else { panic!("no room") };
+    stations.get_mut(id).unwrap().hold();
+    for (mode, held) in [(Mode::Protect, true), (Mode::Observe, false), (Mode::Enforce, false)] {
+        stations.confirm(at(mode));
+        assert_eq!(stations.get(id).unwrap().held, held, "{mode}");
+    }
+}
+
+#[test]
 fn a_station_keeps_its_number_over_views() {
     let mut stations = stations(1, 4);
     let port = PortId::device(0);

@@ -9,6 +9,7 @@ use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use crate::coverage::Coverage;
+use crate::model::Model;
 use crate::resolve::Resolved;
 use crate::standing::Standing;
 use crate::surface::Surfaces;
@@ -78,13 +79,24 @@ impl fmt::Display for Finding {
 /// Everything worth saying about a model at `now`, worst first. At most [`MAX_FINDINGS`] of each kind.
 #[must_use]
 pub fn lint(resolved: &Resolved, evidence: &Evidence, now: UnixMillis) -> Vec<Finding> {
+    lint_change(None, resolved, evidence, now)
+}
+
+/// The same of what `before` is changed to.
+#[must_use]
+pub fn lint_change(
+    before: Option<&Model>,
+    resolved: &Resolved,
+    evidence: &Evidence,
+    now: UnixMillis,
+) -> Vec<Finding> {
     let mut findings = Findings::default();
     policy::check(resolved, now, &mut findings);
     tests_in_policy::check(resolved, now, &mut findings);
     addresses::check(resolved, &mut findings);
     networks::check(resolved, &mut findings);
     infrastructure::check(resolved, &mut findings);
-    modes::check(resolved, evidence, now, &mut findings);
+    modes::check(before, resolved, evidence, now, &mut findings);
     let surfaces = Surfaces::of(resolved);
     failure::check(resolved, &surfaces, &mut findings);
     surface::check(resolved, &mut findings);

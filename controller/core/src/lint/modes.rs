@@ -20,6 +20,7 @@ use crate::resolve::{Resolved, ResolvedRule, Side};
 pub const OBSERVE_FOR: u64 = 24 * 60 * 60 * 1000;
 
 pub(super) fn check(
+    before: Option<&Model>,
     resolved: &Resolved,
     evidence: &Evidence,
     now: UnixMillis,
@@ -35,8 +36,13 @@ pub(super) fn check(
         .filter(|(_, device)| !Model::is_host(device))
         .map(|(id, device)| (*id, device))
         .collect();
-    watched(&enforced, evidence, now, findings);
-    kinds(resolved, &enforced, evidence, findings);
+    let held: BTreeSet<MemberId> = enforced
+        .iter()
+        .filter(|(id, device)| is_held(before, *id, device, evidence))
+        .map(|(id, _)| *id)
+        .collect();
+    watched(&enforced, &held, evidence, now, findings);
+    kinds(resolved, &enforced, &held, evidence, findings);
     measured(&enforced, findings);
     gaps(&enforced, evidence, findings);
     for rule in resolved.rules.iter().filter(|rule| !rule.clear && !rule.expired(now)) {
@@ -101,13 +107,14 @@ const MISSING: usize = 6;
 /// Devices of which too little was seen to know what enforce would cut off.
 fn watched(
     enforced: &[(MemberId, &Device)],
+    held: &BTreeSet<MemberId>,
     evidence: &Evidence,
     now: UnixMillis,
     findings: &mut Findings,
 ) {
     for (id, device) in enforced {
         let subject = format!("device {}", device.name);
-        if is_held(device, evidence) {
+        if held.contains(id) {
             findings.add(
                 Severity::Warning,
                 "held-until-now",
@@ -158,7 +165,12 @@ fn watched(
 }
 
 /// Whether a device has no traffic so far that enforce could cut off: where it stands somebody is held whom nobody has confirmed.
-fn is_held(device: &Device, evidence: &Evidence) -> bool {
+/// What its gateway said before it was confirmed is old where it has been in a mode since in which its traffic passes.
+fn is_held(before: Option<&Model>, id: MemberId, device: &Device, evidence: &Evidence) -> bool {
+    let known = before.and_then(|before| before.devices.get(&id));
+    if known.is_some_and(|known| known.mode != Mode::Enforce) {
+        return false;
+    }
     let at = &device.attachment;
     evidence.sightings.iter().any(|record| {
         let seen = &record.sighting;
@@ -247,12 +259,13 @@ fn ports(resolved: &Resolved, findings: &mut Findings) {
 fn kinds(
     resolved: &Resolved,
     enforced: &[(MemberId, &Device)],
+    held: &BTreeSet<MemberId>,
     evidence: &Evidence,
     findings: &mut Findings,
 ) {
     let places: BTreeMap<_, MemberId> = enforced
         .iter()
-        .filter(|(_, device)| !is_held(device, evidence))
+        .filter(|(id, _)| !held.contains(id))
         .map(|(id, device)| ((device.attachment.gateway, device.attachment.mac), *id))
         .collect();
     let mut seen: BTreeMap<MemberId, BTreeSet<&str>> = BTreeMap::new();

@@ -411,6 +411,18 @@ fn who_was_held_at_an_enforced_port_may_join_it_unwatched() {
         assert!(found.contains("refusal [observed-too-briefly] device pump-9"), "{what}: {found}");
         assert!(found.contains("refusal [kinds-not-carried] device pump-9"), "{what}: {found}");
     }
+    // Nor is a gateway's old word believed of one that was confirmed before and whose traffic has passed since.
+    let resolved = Resolved::new(&model).unwrap();
+    let evidence = Evidence { sightings: vec![seen(true, None, port)], ..Evidence::default() };
+    for (mode, believed) in [(Mode::Observe, false), (Mode::Protect, false), (Mode::Enforce, true)]
+    {
+        let mut before = model.clone();
+        set_modes(&mut before, mode, &["pump-1", "pump-9"]);
+        let found = lint_change(Some(&before), &resolved, &evidence, NOW);
+        let has = |code: &str| found.iter().any(|one| one.code == code);
+        assert_eq!(has("held-until-now"), believed, "{mode}: {found:?}");
+        assert_eq!(has("observed-too-briefly"), !believed, "{mode}: {found:?}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use anteroom_proto::time::UnixMillis;
 use serde::{Deserialize, Serialize};
 
 use crate::compile::{Compiled, compile};
-use crate::lint::{Evidence, Finding, MAX_FINDINGS, Severity, lint};
+use crate::lint::{Evidence, Finding, MAX_FINDINGS, Severity, lint, lint_change};
 use crate::model::Model;
 use crate::problem::Problems;
 use crate::resolve::Resolved;
@@ -304,7 +304,7 @@ fn judged(
     let old = lint(before, evidence, now);
     let closes = only_closes(&before.model, &after.model);
     let (refusals, warnings): (Vec<Finding>, Vec<Finding>) =
-        lint(after, evidence, now).into_iter().partition(|finding| {
+        lint_change(Some(&before.model), after, evidence, now).into_iter().partition(|finding| {
             finding.severity != Severity::Warning
                 && !closes
                 && !old.contains(finding)
