@@ -39,6 +39,8 @@ pub enum Doubt {
     Member(Name),
     /// What is at this Ethernet address, with this address, spoke with it, and the answers weren't this device's.
     Answered(MacAddr, IpAddr),
+    /// What is at this Ethernet address, with this address, spoke with it at the device's own gateway, which doesn't tell with whom at it.
+    Untold(MacAddr, IpAddr),
     /// What is at this Ethernet address speaks from it, too.
     Spoken(MacAddr),
     /// More conversations were recorded with it than are compared.
@@ -62,6 +64,11 @@ impl fmt::Display for Doubt {
                     "{address} ({mac}) spoke with it, and no gateway tells that it was this device that answered"
                 )
             }
+            Self::Untold(mac, address) => write!(
+                f,
+                "{address} ({mac}) spoke with it, it may be with this device, but no rule opens that, and of such traffic a gateway doesn't tell \
+                 whether it stayed at its ports"
+            ),
             Self::Spoken(mac) => write!(f, "{mac} speaks from it, too"),
             Self::Many => write!(
                 f,
@@ -93,8 +100,29 @@ type End = (GatewayId, MacAddr, IpAddr);
 /// With whom, by which protocol and port.
 type With = (IpAddr, u8, u16);
 
-/// A conversation that somebody had with an address: who, with what of it, and whether that was at another port of the gateway.
-type Spoken = (GatewayId, MacAddr, With, bool);
+/// Where a gateway says that a conversation went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Went {
+    /// To another of its ports.
+    Across,
+    /// It isn't told: where an end is in protect and no rule opens it, that is all that a gateway says of it.
+    Untold,
+    /// To the uplink.
+    Up,
+}
+
+impl Went {
+    const fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Local => Self::Across,
+            Verdict::WouldDrop(_) => Self::Untold,
+            _ => Self::Up,
+        }
+    }
+}
+
+/// A conversation that somebody had with an address: who, with what of it, and where that was.
+type Spoken = (GatewayId, MacAddr, With, Went);
 
 /// When conversations were.
 #[derive(Debug, Clone, Copy)]
@@ -218,7 +246,7 @@ impl<'a> Sighted<'a> {
         let span = Span::of(edge);
         if let Some(around) = self.others.get_mut(&(&gateway.site, edge.remote)) {
             let with = (edge.local, edge.protocol, edge.port);
-            let spoken = (edge.gateway, edge.mac, with, edge.verdict == Verdict::Local);
+            let spoken = (edge.gateway, edge.mac, with, Went::of(edge.verdict));
             if let Some(known) = around.with.entry(spoken, span) {
                 known.add(span);
             }
@@ -338,25 +366,35 @@ impl<'a> Sighted<'a> {
         }
         // A gateway may have watched while no controller was there to be told of it.
         let came = record.first_seen.min(record.sighting.first_seen);
-        let mut unsure = false;
-        for ((gateway, other, with, between), span) in &around.with.known {
+        let (mut unsure, mut untold) = (false, None);
+        for ((gateway, other, with, went), span) in &around.with.known {
             if *other == mac || own.known.contains_key(with) || !told(span.first) {
                 continue;
             }
             // A gateway may tell of what passes between two of its ports once. What began before the device was there, or
             // went to the uplink, wasn't with it.
-            let once = *gateway == record.gateway
-                && *between
-                && !silent
-                && span.first.0.saturating_add(LAG) >= came.0;
-            if here(span) && !once {
-                let doubt = if own.cut { Doubt::Many } else { Doubt::Answered(*other, with.0) };
-                return Finding::Against(doubt);
+            let once =
+                *gateway == record.gateway && !silent && span.first.0.saturating_add(LAG) >= came.0;
+            if here(span) && !(once && *went == Went::Across) {
+                let doubt = match went {
+                    _ if own.cut => Doubt::Many,
+                    Went::Untold if once => Doubt::Untold(*other, with.0),
+                    _ => Doubt::Answered(*other, with.0),
+                };
+                // What is sure is said rather than what isn't.
+                if !matches!(doubt, Doubt::Untold(..)) {
+                    return Finding::Against(doubt);
+                }
+                untold.get_or_insert(doubt);
+                continue;
             }
             unsure = true;
         }
         if around.with.cut || around.from.cut {
             return Finding::Against(Doubt::Many);
+        }
+        if let Some(doubt) = untold {
+            return Finding::Against(doubt);
         }
         if unsure { Finding::Unsure } else { Finding::Nothing }
     }

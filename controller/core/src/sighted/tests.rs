@@ -1,6 +1,6 @@
 use anteroom_proto::rhythm::Rhythm;
 use anteroom_proto::v1::telemetry::Sighting;
-use anteroom_proto::verdict::Verdict;
+use anteroom_proto::verdict::{DropReason, Verdict};
 
 use super::*;
 use crate::fixture::{HOUR, NOW, client, gateway_id, hospital, mac, name};
@@ -167,6 +167,39 @@ fn one_answer_of_its_own_makes_nobody_who_others_at_its_gateway_speak_with() {
     let edges = [local.clone(), helper.clone()];
     assert_eq!(chosen(&seen(&[SERVER]), &[], &edges).address, Some(SERVER.into()));
     assert_eq!(chosen(&record, &[], &[local, helper, itself]).address, Some(OWN.into()));
+}
+
+#[test]
+fn what_a_protected_neighbour_spoke_with_may_be_the_device_and_it_is_said_that_nobody_tells() {
+    const SERVER: [u8; 4] = [10, 20, 4, 32];
+    let record = seen(&[SERVER]);
+    let itself = edge(2, STRANGER, SERVER, [10, 20, 9, 9], NOW);
+    let monitor = |gateway, verdict, began| Edge {
+        verdict,
+        first: UnixMillis(NOW.0 - began),
+        ..edge(gateway, 101, [10, 20, 2, 41], SERVER, NOW)
+    };
+    let would_drop = Verdict::WouldDrop(DropReason::NoRule);
+    let said = |edges: &[Edge]| {
+        let found = chosen(&record, &[], edges);
+        assert_eq!(found.address, None, "{found:?}");
+        doubts(&found).remove(0)
+    };
+    let untold = said(&[itself.clone(), monitor(2, would_drop, HOUR)]);
+    assert!(
+        untold.contains("10.20.2.41 (00:1b:00:00:00:65) spoke with it, it may be with this"),
+        "{untold}"
+    );
+    // Where it surely was with another, that is said: by another gateway, from before it came, or where it never spoke from it.
+    for edges in [
+        vec![itself.clone(), monitor(1, would_drop, HOUR)],
+        vec![itself.clone(), monitor(2, would_drop, 500 * HOUR)],
+        vec![monitor(2, would_drop, HOUR)],
+        vec![itself, monitor(2, would_drop, HOUR), monitor(1, Verdict::Clear, HOUR)],
+    ] {
+        let sure = said(&edges);
+        assert!(sure.contains("no gateway tells that it was this device"), "{sure}");
+    }
 }
 
 #[test]
