@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Options;
 use super::facts::{Facts, Pair, RUNGS};
+use crate::resolve::Resolved;
 
 /// A cell by its rung and number.
 pub(super) type At = (u8, u32);
@@ -36,7 +37,11 @@ pub(super) struct Grant {
 
 /// Blocks for every conversation between two classes over a service, in their order, and the pairs that were seen on
 /// one day and belong to none.
-pub(super) fn learn(facts: &Facts, options: &Options) -> (Vec<Grant>, Vec<Pair>) {
+pub(super) fn learn(
+    resolved: &Resolved,
+    facts: &Facts,
+    options: &Options,
+) -> (Vec<Grant>, Vec<Pair>) {
     let class = |party: u32| facts.class[party as usize];
     let key = |pair: &Pair| (class(pair.from), class(pair.to), pair.service);
     let mut pairs = facts.pairs.clone();
@@ -44,7 +49,7 @@ pub(super) fn learn(facts: &Facts, options: &Options) -> (Vec<Grant>, Vec<Pair>)
     let (mut grants, mut once) = (Vec::new(), Vec::new());
     for talk in pairs.chunk_by(|a, b| key(a) == key(b)) {
         let (from, to, _) = key(&talk[0]);
-        Talk { facts, options, pairs: talk, tops: [facts.top(from), facts.top(to)] }
+        Talk { resolved, facts, options, pairs: talk, tops: [facts.top(from), facts.top(to)] }
             .settle(&mut grants, &mut once);
     }
     (grants, once)
@@ -52,6 +57,7 @@ pub(super) fn learn(facts: &Facts, options: &Options) -> (Vec<Grant>, Vec<Pair>)
 
 /// The conversation of two classes over one service.
 struct Talk<'a> {
+    resolved: &'a Resolved,
     facts: &'a Facts,
     options: &'a Options,
     pairs: &'a [Pair],
@@ -78,7 +84,7 @@ impl Talk<'_> {
         if together.is_some() {
             for (label, pair) in labels.iter_mut().zip(self.pairs) {
                 let at = [self.at(pair, 0, 1), self.at(pair, 1, 1)];
-                if self.is_together([at[0].1, at[1].1]) {
+                if self.is_together([at[0].1, at[1].1]) && !self.reopens(at) {
                     *label = at;
                 }
             }
@@ -120,7 +126,7 @@ impl Talk<'_> {
             }
         }
         if let Some((places, unseen)) = &together {
-            for cells in unseen {
+            for cells in unseen.iter().filter(|cells| !self.reopens(cells.map(|cell| (1, cell)))) {
                 let sum = Pair { flows: 0, days: 0, hours: 0, weekend: false, ..self.pairs[0] };
                 let at = |end: usize| (1, cells[end]);
                 let service = sum.service;
@@ -256,7 +262,7 @@ impl Talk<'_> {
             >= (FEWEST_OF_MANY * size as f64).max(self.options.agree.min(size) as f64)
     }
 
-    /// Makes pairs again of blocks that too few speak for.
+    /// Makes pairs again of blocks that too few speak for, and of those that hold what a rule's end closed.
     fn break_up(&self, labels: &mut [Label]) {
         let mut order: Vec<usize> = (0..labels.len()).collect();
         order.sort_unstable_by_key(|place| (labels[*place], *place));
@@ -264,7 +270,8 @@ impl Talk<'_> {
             let speaking = [0, 1].map(|end| {
                 start.iter().map(|place| self.at(&self.pairs[*place], end, 0).1).collect()
             });
-            if !self.enough_speak(labels[start[0]], speaking) {
+            let label = labels[start[0]];
+            if !self.enough_speak(label, speaking) || self.reopens(label) {
                 for place in start {
                     let pair = &self.pairs[place];
                     labels[place] = [self.at(pair, 0, 0), self.at(pair, 1, 0)];
@@ -309,12 +316,27 @@ impl Talk<'_> {
                 days |= self.pairs[*place].days;
                 events += u64::from(self.pairs[*place].days.count_ones());
             }
-            if days.count_ones() >= REPEATED && self.agreed(rung, cell, &speaking, events) {
+            let mut lifted = labels[block[0]];
+            lifted[end] = ((rung + 1) as u8, cell);
+            if days.count_ones() >= REPEATED
+                && self.agreed(rung, cell, &speaking, events)
+                && !self.reopens(lifted)
+            {
                 for place in block {
                     labels[place][end] = ((rung + 1) as u8, cell);
                 }
             }
         }
+    }
+
+    /// Whether a block would open again what a rule's end closed: somebody wrote that end, and what others do doesn't undo it.
+    fn reopens(&self, label: Label) -> bool {
+        let parties = label.map(|(rung, cell)| {
+            let cell = &self.facts.cells[usize::from(rung)][cell as usize];
+            cell.parties.as_slice()
+        });
+        let service = &self.facts.services[self.pairs[0].service as usize];
+        self.facts.opened.reopens(self.resolved, parties, service)
     }
 
     /// Whether as many of a cell's parts speak as would if all did alike.

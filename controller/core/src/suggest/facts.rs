@@ -11,9 +11,9 @@ use ipnet::Ipv4Net;
 
 use super::RecognisedClasses;
 use super::infrastructure::ServerKind;
+use super::opened::{Open, Opened};
 use crate::decide::{Flow, Party, is_infrastructure};
 use crate::history::{Edge, History, Way};
-use crate::policy::drafting::covers;
 use crate::resolve::Resolved;
 
 /// Rungs of the ladder: itself, its place, its site, its class.
@@ -105,6 +105,8 @@ pub(super) struct Facts {
     pub(super) unanswered: Vec<Unanswered>,
     /// Pairs that a rule opened whose end has come, seen since.
     pub(super) ran_out: Vec<Pair>,
+    /// What the policy opens, and opened.
+    pub(super) opened: Opened,
     /// Of each party.
     pub(super) class: Vec<u32>,
     pub(super) kinds: Vec<Kind>,
@@ -211,6 +213,7 @@ impl Facts {
                 weekend: edge.rhythm.weekend(),
             });
         }
+        facts.opened = open;
         facts.unite();
         facts.classify(resolved, recognised);
         facts
@@ -390,60 +393,4 @@ pub(super) fn hull(parties: &[Party], numbers: &[u32]) -> Ipv4Net {
 
 fn size_of(net: Ipv4Net) -> u64 {
     1 << (32 - u32::from(net.prefix_len()))
-}
-
-/// What the policy says of a pair.
-#[derive(Debug, Clone, Copy)]
-enum Open {
-    Now,
-    /// A rule opened it whose end has come.
-    Until(UnixMillis),
-    Closed,
-}
-
-/// What the policy opens already, by party.
-struct Opened {
-    sides: Vec<Vec<usize>>,
-    /// Of each side its rules, with the far side and the ports.
-    rules: Vec<Vec<usize>>,
-    /// What was over by then is open no more.
-    now: UnixMillis,
-}
-
-impl Opened {
-    fn of(resolved: &Resolved, parties: &[Party], now: UnixMillis) -> Self {
-        let mut opened = Self { sides: vec![Vec::new(); parties.len()], rules: Vec::new(), now };
-        let sides: Vec<_> = resolved.sides().collect();
-        for (place, (id, side)) in sides.iter().enumerate() {
-            opened.rules.push(side.from_rules.clone());
-            for (number, party) in parties.iter().enumerate() {
-                let holds = match party {
-                    Party::Member(member) => side.members.binary_search(member).is_ok(),
-                    Party::Address(address) => resolved.external_holds(*id, *address),
-                };
-                if holds {
-                    opened.sides[number].push(place);
-                }
-            }
-        }
-        opened
-    }
-
-    fn state(&self, resolved: &Resolved, from: u32, to: u32, service: &PortMatch) -> Open {
-        let there = &self.sides[to as usize];
-        let mut found = Open::Closed;
-        for rule in self.sides[from as usize].iter().flat_map(|side| &self.rules[*side]) {
-            let rule = &resolved.rules[*rule];
-            let here = || there.iter().any(|side| resolved.is_side(*side, rule.to));
-            if !covers(rule, service) || !here() {
-                continue;
-            }
-            match (rule.expires.filter(|_| rule.expired(self.now)), found) {
-                (None, _) => return Open::Now,
-                (Some(end), Open::Until(later)) => found = Open::Until(later.max(end)),
-                (Some(end), _) => found = Open::Until(end),
-            }
-        }
-        found
-    }
 }

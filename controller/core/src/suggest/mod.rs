@@ -35,7 +35,7 @@
 //!    goes on around the clock and nearly every day, to few, is marked `essential`. Each rule's comment says what speaks for it and what it opens beyond what was seen.
 //!
 //! An existing policy keeps every line, but for the questions of an earlier suggestion, which are asked anew: what its rules open already is
-//! left out, and the rest is written behind it. What a rule opened whose end has come isn't opened again: somebody wrote that end. Where it goes on, that is a question.
+//! left out, and the rest is written behind it. What a rule opened whose end has come isn't opened again, by a rule for a whole class neither: somebody wrote that end. Where it goes on, that is a question.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,6 +58,7 @@ mod confidence;
 mod facts;
 mod infrastructure;
 mod kin;
+mod opened;
 mod suspects;
 #[cfg(test)]
 mod tests;
@@ -199,7 +200,7 @@ pub fn suggest(
     facts.build_cells(resolved);
     let suspects = suspects::take(&mut facts);
     let servers = infrastructure::take(&mut facts, resolved, options);
-    let (grants, once) = blocks::learn(&facts, options);
+    let (grants, once) = blocks::learn(resolved, &facts, options);
     let mut questions: Vec<Question> = suspects
         .iter()
         .map(|pair| (pair, Doubt::Scanner))

@@ -50,3 +50,32 @@ fn another_rule_that_is_in_force_leaves_nothing_to_ask() {
     let (found, _) = learn(&model, &history);
     assert_eq!((found.questions.len(), found.rules.len()), (0, 0), "{}", found.text);
 }
+
+#[test]
+fn what_others_of_a_class_do_opens_nothing_again_that_a_rule_s_end_closed() {
+    for (case, days) in [("it goes on", 10..50), ("it stopped", 10..29)] {
+        let mut model = vendors();
+        model.policy = model.policy.replace("to = \"ct\"", "to = \"ct-10\"");
+        let mut history = History::new(10_000);
+        calls(&mut history, vendor(), member(10), 5900, days.clone());
+        for number in 11..22 {
+            calls(&mut history, vendor(), member(number), 5900, 10..50);
+        }
+        let (found, after) = learn(&model, &history);
+        let anew = |number: u32| {
+            let flow =
+                Flow { from: vendor(), to: member(number), protocol: Protocol::Tcp, port: 5900 };
+            let mut rules = Vec::new();
+            candidates(&after, &flow, &mut |_, rule| rules.push(rule.name.to_string()));
+            rules.retain(|rule| rule != "ticket-1");
+            rules
+        };
+        assert_eq!(anew(10), [""; 0], "{case}: {}", found.text);
+        for number in 11..22 {
+            assert!(!anew(number).is_empty(), "{case}, ct-{number}: {}", found.text);
+        }
+        let asked: Vec<_> = found.questions.iter().map(|one| (one.to, one.doubt)).collect();
+        let wanted: &[_] = if days.end == 50 { &[(member(10), Doubt::RanOut)] } else { &[] };
+        assert_eq!(asked, wanted, "{case}: {}", found.text);
+    }
+}
