@@ -12,7 +12,7 @@ use anteroom_proto::time::UnixMillis;
 use super::{Allow, Mud, Opens, Peer, SEGMENT_URN};
 use crate::decide::Party;
 use crate::history::{Edge, History, Way};
-use crate::policy::drafting::{Drafting, Space, covers, quoted};
+use crate::policy::drafting::{Drafting, Space, covers, date, quoted};
 use crate::policy::{Infrastructure, POLICY_FILE};
 use crate::problem::Problems;
 use crate::resolve::{Resolved, SideId};
@@ -20,6 +20,9 @@ use crate::suggest::ServerKind;
 
 /// Most conversations that are told as seen and not in the file.
 const MOST_SEEN: usize = 50;
+
+/// Most ended rules that a new one says it opens again.
+const MOST_ENDED: usize = 5;
 
 /// What a MUD file comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -318,6 +321,7 @@ impl Writer<'_> {
             return;
         }
         let seen = self.seen(opens, Some(peer), &open);
+        let again = self.again(&far, opens, peer, &open);
         let mut called: Vec<(String, Vec<PortMatch>)> = Vec::new();
         for service in open {
             // A maker's word is for these ports, not for what else usually goes with them.
@@ -346,6 +350,13 @@ impl Writer<'_> {
             "\n# From the MUD file {file}{by}: its maker says that the device needs this.\n# {}\n",
             told(&seen)
         );
+        if !again.is_empty() {
+            let _ = writeln!(
+                self.text,
+                "# Somebody wrote an end to what this opens again: {}.",
+                again.join(", ")
+            );
+        }
         if wide {
             self.text.push_str(
                 "# It names no port, so this opens all of them: name those that are needed.\n",
@@ -386,6 +397,40 @@ impl Writer<'_> {
             let open = covers(rule, service) && !rule.expired(self.now);
             open && own_holds(own_side) && far_holds(far_side)
         })
+    }
+
+    /// Rules that opened some of it until they ended, for people.
+    fn again(&self, far: &str, opens: Opens, peer: &Peer, services: &[PortMatch]) -> Vec<String> {
+        let externals = &self.resolved.policy.externals;
+        let wanted = self.resolved.side_named(far).map(|id| self.resolved.side(id));
+        let far_is_of = |side: SideId| {
+            let side = self.resolved.side(side);
+            let near = |net: &ipnet::Ipv4Net| {
+                let mut known = side.externals.iter().filter_map(|name| externals.get(name));
+                known.any(|one| {
+                    one.prefixes.iter().any(|own| own.contains(net) || net.contains(own))
+                })
+            };
+            wanted.is_some_and(|wanted| {
+                wanted.members.iter().any(|id| side.members.binary_search(id).is_ok())
+                    || wanted.externals.iter().any(|name| side.externals.contains(name))
+            }) || matches!(peer, Peer::Network(net) if near(net))
+        };
+        let ended = self.resolved.rules.iter().filter_map(|rule| {
+            let end = rule.expires.filter(|_| rule.expired(self.now))?;
+            let (own_side, far_side) =
+                if opens == Opens::Device { (rule.from, rule.to) } else { (rule.to, rule.from) };
+            let mut own = self.resolved.side(own_side).members.iter();
+            let some = services.iter().any(|service| covers(rule, service));
+            (some && own.any(|id| self.members.contains(id)) && far_is_of(far_side))
+                .then(|| format!("rule.{} opened it until {}", rule.name, date(end)))
+        });
+        let mut ended: Vec<String> = ended.collect();
+        if let Some(more) = ended.len().checked_sub(MOST_ENDED).filter(|more| *more > 0) {
+            ended.truncate(MOST_ENDED);
+            ended.push(format!("and {more} more"));
+        }
+        ended
     }
 
     /// Conversations of these devices: who of them, the other end, and whether the device opened.

@@ -181,7 +181,7 @@ fn what_is_drafted_is_reviewed_and_named_as_a_suggestion_would() {
     let all = drafted(&model, vec![tcp(104), tcp(11112)]);
     assert!(all.text.contains("services = [\"dicom\"]"), "named once: {}", all.text);
     assert!(!all.text.contains("[service.tcp"), "{}", all.text);
-    // A rule that is over opens nothing.
+    // A rule that is over opens nothing, and what opens the same again says so.
     for (end, wanted) in [("2030-01-01T00:00:00Z", 0), ("2026-11-01T00:00:00Z", 1)] {
         model.policy = format!(
             "{}[external.out]\nprefixes = [\"10.9.0.5/32\"]\n[rule.old]\nfrom = \"pump-1\"\nto = \"out\"\nservices = [\"dicom\"]\nclear = true\nexpires = {end}\n",
@@ -189,6 +189,10 @@ fn what_is_drafted_is_reviewed_and_named_as_a_suggestion_would() {
         );
         let found = drafted(&model, vec![tcp(104)]);
         assert_eq!((found.rules.len(), found.already), (wanted, 1 - wanted), "{}", found.text);
+        let said = "# Somebody wrote an end to what this opens again: rule.old opened it until 2026-11-01.\n";
+        assert_eq!(found.text.contains(said), wanted == 1, "{}", found.text);
+        let other = drafted(&model, vec![tcp(443)]);
+        assert!(!other.text.contains("opens again"), "{}", other.text);
     }
 }
 
