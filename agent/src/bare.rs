@@ -39,6 +39,7 @@ pub(crate) fn plane_status(engine: EngineStatus) -> Status {
         underlays: None,
         sensor: None,
         outside_tunnel: None,
+        host_problems: Vec::new(),
         underlay: UnderlayStatus {
             listen: String::new(),
             receive_buffer: 0,

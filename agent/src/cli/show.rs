@@ -267,6 +267,9 @@ fn add_control(facts: &mut Facts, control: &ControlStatus) {
 
 fn add_data_plane(text: &mut String, status: &dataplane::Status) {
     let engine = &status.engine;
+    for problem in &status.host_problems {
+        let _ = writeln!(text, "On this host: {problem}.");
+    }
     let ports = engine.ports.iter().map(|port| {
         vec![
             port.name.to_string(),
@@ -553,7 +556,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_hosts_kernel_turned_away_stands_among_what_is_dropped() {
+    fn what_a_hosts_kernel_turned_away_or_refused_is_shown() {
         let now = std::time::Instant::now();
         let mut plane = crate::bare::plane_status(crate::bare::bare_engine(now).status(now));
         let shown = |plane: &dataplane::Status| {
@@ -569,6 +572,10 @@ mod tests {
             let line = text.lines().find(|line| line.split(' ').any(|word| word == reason));
             line.map(|line| line.split(' ').filter(|word| word.parse::<u64>().is_ok()).collect())
         };
+        assert!(!text.contains("On this host"), "{text}");
+        plane.host_problems = vec!["no member is reached: 10.20.9.8 is this machine's".into()];
+        let problem = "On this host: no member is reached: 10.20.9.8 is this machine's.\n";
+        assert!(shown(&plane).contains(problem), "{}", shown(&plane));
         assert_eq!(row("outside-tunnel-in"), Some(vec!["7"]), "{text}");
         assert_eq!(row("outside-tunnel-arp-out"), Some(vec!["9"]), "{text}");
         assert_eq!(row("outside-tunnel-out"), None, "{text}");

@@ -319,11 +319,11 @@ impl Handle {
         let status = self.ask(Command::Status).await?;
         let underlays = self.underlays.borrow().as_ref().map(Told::status);
         let sensor = self.findings.as_ref().map(Findings::status);
-        let outside_tunnel = match &self.network {
-            Some(network) => network.turned_away().await,
-            None => None,
+        let (outside_tunnel, host_problems) = match &self.network {
+            Some(network) => (network.turned_away().await, network.problems().await),
+            None => (None, Vec::new()),
         };
-        Ok(Status { underlays, sensor, outside_tunnel, ..status })
+        Ok(Status { underlays, sensor, outside_tunnel, host_problems, ..status })
     }
 
     /// At most `limit` flows, the most recently used first.

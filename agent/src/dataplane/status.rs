@@ -29,6 +29,9 @@ pub struct Status {
     /// On a host, what its kernel turned away that didn't take the TUN device; none elsewhere.
     #[serde(default)]
     pub outside_tunnel: Option<TurnedAway>,
+    /// On a host, what stands in the way of its address, its routes or what fences them.
+    #[serde(default)]
+    pub host_problems: Vec<String>,
 }
 
 /// The threads that carry traffic, and how long each has worked since its start.

@@ -71,13 +71,15 @@ pub(crate) struct Network {
 struct Kept {
     wanted: Wanted,
     fence: Fence,
+    /// What the kernel refused when it was last looked at.
+    problems: Vec<String>,
 }
 
 impl Network {
     /// Of the device with this name. Nothing is wanted yet.
     pub(crate) fn new(links: Links, interface: InterfaceName) -> Self {
         let fence = Fence::new(interface.clone());
-        let kept = Mutex::new(Kept { wanted: Wanted::default(), fence });
+        let kept = Mutex::new(Kept { wanted: Wanted::default(), fence, problems: Vec::new() });
         let routes = Routes::new(links.clone(), interface.clone());
         Self { links, interface, routes, kept }
     }
@@ -100,6 +102,11 @@ impl Network {
     /// Puts back what somebody changed. Says what the kernel refuses.
     pub(crate) async fn keep(&self) -> Vec<String> {
         self.keep_to(&mut *self.kept.lock().await).await
+    }
+
+    /// What stood in the way when address, routes and fence were last put in order.
+    pub(crate) async fn problems(&self) -> Vec<String> {
+        self.kept.lock().await.problems.clone()
     }
 
     /// What was kept from the member address, or kept in, since it didn't take the device. None where the kernel doesn't tell.
@@ -132,10 +139,15 @@ impl Network {
     }
 
     async fn keep_to(&self, kept: &mut Kept) -> Vec<String> {
+        kept.problems = self.put_in_order(kept).await;
+        kept.problems.clone()
+    }
+
+    async fn put_in_order(&self, kept: &mut Kept) -> Vec<String> {
         // Without the device there is nothing to keep; whoever makes it anew calls again.
         let Some(index) = self.index() else { return Vec::new() };
         let mut problems = Vec::new();
-        let Kept { wanted, fence } = kept;
+        let Kept { wanted, fence, .. } = kept;
         let taken = match self.links.addresses().await {
             Ok(all) => all.into_iter().filter(|(at, _)| *at != index).map(|(_, ip)| ip).collect(),
             Err(error) => {

@@ -102,6 +102,7 @@ impl Worker {
             underlays: None,
             sensor: None,
             outside_tunnel: None,
+            host_problems: Vec::new(),
             underlay: UnderlayStatus {
                 listen: underlay.local_address().map_or_else(|_| String::new(), |a| a.to_string()),
                 receive_buffer: underlay.receive_buffer(),

@@ -254,6 +254,7 @@ fn an_address_that_the_machine_has_already_is_no_members() {
         let (device, network) = raised().await;
         let problems = network.follow(&view(&SOME)).await;
         assert!(problems.len() == 1 && problems[0].contains("own address already"), "{problems:?}");
+        assert_eq!(network.problems().await, problems, "as status has it");
         assert!(far.reaches("10.20.9.8"), "it is left to what it was for");
         assert_eq!(through(), "");
         // Nobody had members reached in the clear by that.
@@ -270,6 +271,7 @@ fn an_address_that_the_machine_has_already_is_no_members() {
         assert_eq!(network.turned_away().await.unwrap().packets_out, 1);
         topology::ip("address del 10.20.9.8/32 dev own0").unwrap();
         assert_eq!(network.keep().await, [""; 0]);
+        assert_eq!(network.problems().await, [""; 0]);
         assert!(!far.reaches("10.20.9.8"));
         assert_eq!(send(0), (Ok(1), Ok(1)), "by the device");
         // Nor by whoever takes the rule away, which is put back.
