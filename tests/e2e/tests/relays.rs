@@ -382,6 +382,8 @@ fn gateways_leave_a_relay_that_is_removed_or_replaced_and_traffic_goes_on_by_ano
     assert_ne!(codes[0], codes[1]);
     relays.wait_for_guests(&["east", "west"]);
 
+    wait_for(&relays.fixture.hospital, "direct paths", "proved", false);
+
     // No tunnel gets through, and there is no controller to relay: the two do, whichever is nearer.
     relays.fixture.hospital.controller.kill().unwrap();
     let hospital = &relays.fixture.hospital;

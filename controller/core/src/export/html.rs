@@ -316,7 +316,12 @@ fn reach(page: &mut String, reach: &Reach) {
             dash_html(&externals.join(", ")),
         ]
     });
-    table(page, &["Name", "Kind", "Count", "Members", "Externals (addresses)"], rows, names::REACH_CSV);
+    table(
+        page,
+        &["Name", "Kind", "Count", "Members", "Externals (addresses)"],
+        rows,
+        names::REACH_CSV,
+    );
     if !reach.infrastructure.is_empty() {
         page.push_str("<h3>Infrastructure</h3>\n<p>Each device of the site may use these.</p>\n");
         let rows: Vec<Vec<String>> = reach
