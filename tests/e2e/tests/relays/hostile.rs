@@ -336,6 +336,8 @@ fn a_relay_that_replays_floods_and_lies_brings_each_packet_once_and_stops_nothin
     })
     .unwrap();
 
+    wait_for(&relays.fixture.hospital, "direct paths", "proved", false);
+
     // There is no other relay, and no tunnel gets through.
     relays.fixture.hospital.controller.kill().unwrap();
     let hospital = &relays.fixture.hospital;
