@@ -27,6 +27,16 @@ impl Protocol {
             Self::IcmpEcho => 1,
         }
     }
+
+    /// How people write it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::IcmpEcho => "icmp",
+        }
+    }
 }
 
 /// One protocol and an inclusive range of the responder's ports. For ICMP echo the range is 0 to 0.
@@ -56,12 +66,10 @@ impl PortMatch {
 
 impl fmt::Display for PortMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = match self.protocol {
-            Protocol::IcmpEcho => return f.write_str("icmp/echo"),
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-        };
-        if self.first == self.last {
+        let word = self.protocol.word();
+        if self.protocol == Protocol::IcmpEcho {
+            write!(f, "{word}/echo")
+        } else if self.first == self.last {
             write!(f, "{word}/{}", self.first)
         } else {
             write!(f, "{word}/{}-{}", self.first, self.last)

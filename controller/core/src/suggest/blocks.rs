@@ -8,7 +8,7 @@ use crate::resolve::Resolved;
 
 /// A cell by its rung and number.
 pub(super) type At = (u8, u32);
-/// On how many days a pair must have been seen to be a rule of its own.
+/// On how many days something must have been seen to be a rule, by however many.
 pub(super) const REPEATED: u32 = 2;
 /// What share of the parts of a large cell must speak, however rarely they do.
 pub(super) const FEWEST_OF_MANY: f64 = 0.05;
@@ -164,7 +164,8 @@ impl Talk<'_> {
             }
         }
         // Where ever new pairs meet elsewhere too, places aren't what they go by.
-        if met.len() < self.options.agree.max(2)
+        if days_of(self.pairs) < REPEATED
+            || met.len() < self.options.agree.max(2)
             || (within as f64) < TOGETHER * all as f64
             || once_outside as f64 > self.options.unseen * all as f64
         {
@@ -262,7 +263,8 @@ impl Talk<'_> {
             >= (FEWEST_OF_MANY * size as f64).max(self.options.agree.min(size) as f64)
     }
 
-    /// Makes pairs again of blocks that too few speak for, and of those that hold what a rule's end closed.
+    /// Makes pairs again of blocks that too few speak for, of those that were seen on one day alone, which one incident may have made, and of those that hold what a
+    /// rule's end closed.
     fn break_up(&self, labels: &mut [Label]) {
         let mut order: Vec<usize> = (0..labels.len()).collect();
         order.sort_unstable_by_key(|place| (labels[*place], *place));
@@ -271,7 +273,8 @@ impl Talk<'_> {
                 start.iter().map(|place| self.at(&self.pairs[*place], end, 0).1).collect()
             });
             let label = labels[start[0]];
-            if !self.enough_speak(label, speaking) || self.reopens(label) {
+            let days = days_of(start.iter().map(|place| &self.pairs[*place]));
+            if days < REPEATED || !self.enough_speak(label, speaking) || self.reopens(label) {
                 for place in start {
                     let pair = &self.pairs[place];
                     labels[place] = [self.at(pair, 0, 0), self.at(pair, 1, 0)];
@@ -310,15 +313,11 @@ impl Talk<'_> {
             let cell = above(labels[block[0]]);
             let mut speaking: Vec<u32> = block.iter().map(|place| labels[*place][end].1).collect();
             speaking.dedup();
-            let mut days = 0;
-            let mut events = 0;
-            for place in &block {
-                days |= self.pairs[*place].days;
-                events += u64::from(self.pairs[*place].days.count_ones());
-            }
+            let pairs = || block.iter().map(|place| &self.pairs[*place]);
+            let events = pairs().map(|pair| u64::from(pair.days.count_ones())).sum();
             let mut lifted = labels[block[0]];
             lifted[end] = ((rung + 1) as u8, cell);
-            if days.count_ones() >= REPEATED
+            if days_of(pairs()) >= REPEATED
                 && self.agreed(rung, cell, &speaking, events)
                 && !self.reopens(lifted)
             {
@@ -366,6 +365,11 @@ impl Talk<'_> {
     fn size_below(&self, rung: usize, parts: &[u32]) -> u64 {
         parts.iter().map(|part| self.facts.cells[rung][*part as usize].size).sum()
     }
+}
+
+/// On how many days any of these was seen.
+fn days_of<'a>(pairs: impl IntoIterator<Item = &'a Pair>) -> u32 {
+    pairs.into_iter().fold(0, |days, pair| days | pair.days).count_ones()
 }
 
 /// Neighbours in `order` with the same key, each as a list.

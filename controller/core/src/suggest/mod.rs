@@ -59,6 +59,7 @@ mod facts;
 mod infrastructure;
 mod kin;
 mod opened;
+mod questions;
 mod suspects;
 #[cfg(test)]
 mod tests;
@@ -75,13 +76,13 @@ pub struct Options {
     pub dissent: f64,
     /// How many devices must do something before others get it.
     pub agree: usize,
-    /// Most questions that are written into the file. The others are in [`Suggestion::questions`] alone.
-    pub questions_in_file: usize,
+    /// Most lines of questions that are written into the file. What stands in none is in [`Suggestion::questions`] alone.
+    pub lines_of_questions: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { unseen: 0.005, dissent: 0.1, agree: 3, questions_in_file: 200 }
+        Self { unseen: 0.005, dissent: 0.1, agree: 3, lines_of_questions: 200 }
     }
 }
 

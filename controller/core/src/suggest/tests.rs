@@ -11,6 +11,7 @@ use crate::model::Model;
 use crate::policy::format;
 
 mod infrastructure;
+mod questions;
 mod ran_out;
 
 const DAY: u64 = 24 * HOUR;

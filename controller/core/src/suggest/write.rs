@@ -12,6 +12,7 @@ use super::bundle::{Bundle, End, bundles};
 use super::confidence::confidence;
 use super::facts::{CLASS, Facts, Kind, LOCATION, Place, RUNGS, hull};
 use super::infrastructure::{self, Server};
+use super::questions::{self, Line};
 use super::{Confidence, Doubt, Options, Question, SuggestedRule};
 use crate::decide::{Flow, Party, candidates};
 use crate::policy::drafting::{Drafting, Space, array, covers, date, quote, quoted};
@@ -393,29 +394,38 @@ impl<'a> Writer<'a> {
             return String::new();
         }
         let mut text = format!("\n{QUESTIONS}\n");
-        let label = |party| crate::parties::label(self.resolved, party);
-        for question in questions.iter().take(options.questions_in_file) {
-            let _ = writeln!(
-                text,
-                "{QUESTION}{} to {}, {}: {}, last on {}; {}",
-                label(question.from),
-                label(question.to),
-                question.service,
-                counted(question.flows, "flow"),
-                date(question.last),
-                match question.doubt {
-                    Doubt::SeenOnce => "seen on one day".to_owned(),
-                    Doubt::Scanner => "from a device that looks as if it were scanning".to_owned(),
-                    Doubt::RanOut => self.ran_out(question),
-                }
-            );
+        let mut shown = 0;
+        for line in questions::lines(questions, options.lines_of_questions) {
+            shown += line.questions.len();
+            let _ = writeln!(text, "{QUESTION}{}", self.question(&line));
         }
-        if let Some(more) = questions.len().checked_sub(options.questions_in_file)
-            && more > 0
-        {
+        if let Some(more) = questions.len().checked_sub(shown).filter(|more| *more > 0) {
             let _ = writeln!(text, "{QUESTION}and {more} more");
         }
         text
+    }
+
+    fn question(&self, line: &Line<'_>) -> String {
+        let first = line.questions[0];
+        let label = |party| crate::parties::label(self.resolved, party);
+        let flows = line.questions.iter().map(|question| question.flows).sum();
+        let last = line.questions.iter().map(|question| question.last).max().unwrap_or(first.last);
+        format!(
+            "{} to {}, {}: {}, last on {}; {}",
+            label(first.from),
+            label(first.to),
+            match line.questions.len() {
+                1 => first.service.to_string(),
+                ports => format!("{} on {ports} ports", first.service.protocol.word()),
+            },
+            counted(flows, "flow"),
+            date(last),
+            match first.doubt {
+                Doubt::SeenOnce => "seen on one day".to_owned(),
+                Doubt::Scanner => "from a device that looks as if it were scanning".to_owned(),
+                Doubt::RanOut => self.ran_out(first),
+            }
+        )
     }
 
     /// The rule that opened it last.

@@ -1,0 +1,86 @@
+//! Which questions stand in the file, and in how few lines.
+//!
+//! Whoever answers every port, or is answered at every one, makes a question of each. So that one such device hides nobody
+//! else's questions, many ports between two are one line, and where lines are more than a file has, devices take turns.
+
+use std::collections::BTreeMap;
+
+use anteroom_proto::service::Protocol;
+
+use super::{Doubt, Question};
+use crate::decide::Party;
+
+/// More ports than this between two parties are one line.
+const APART: usize = 8;
+
+/// One line: a question, or all those of one doubt that two parties have over one protocol.
+pub(super) struct Line<'a> {
+    /// Never empty.
+    pub(super) questions: Vec<&'a Question>,
+}
+
+/// Who asks whom over which protocol, and why that is asked.
+type Kind = (Party, Party, Protocol, Doubt);
+
+fn kind(question: &Question) -> Kind {
+    (question.from, question.to, question.service.protocol, question.doubt)
+}
+
+/// The lines for up to `most` of these questions, in their order.
+pub(super) fn lines(questions: &[Question], most: usize) -> Vec<Line<'_>> {
+    let mut shown: Vec<(usize, Line<'_>)> =
+        by_turns(fold(questions)).into_iter().take(most).collect();
+    shown.sort_unstable_by_key(|(place, _)| *place);
+    shown.into_iter().map(|(_, line)| line).collect()
+}
+
+/// What a rule once opened is asked for port by port: each line names its rule.
+fn fold(questions: &[Question]) -> Vec<Line<'_>> {
+    let mut ports: BTreeMap<Kind, usize> = BTreeMap::new();
+    for question in questions {
+        *ports.entry(kind(question)).or_default() += 1;
+    }
+    let mut begun: BTreeMap<Kind, usize> = BTreeMap::new();
+    let mut lines: Vec<Line<'_>> = Vec::new();
+    for question in questions {
+        let kind = kind(question);
+        if question.doubt == Doubt::RanOut || ports[&kind] <= APART {
+            lines.push(Line { questions: vec![question] });
+        } else if let Some(place) = begun.get(&kind) {
+            lines[*place].questions.push(question);
+        } else {
+            begun.insert(kind, lines.len());
+            lines.push(Line { questions: vec![question] });
+        }
+    }
+    lines
+}
+
+/// The lines with their places, such that each device's first comes before any device's second, and of one device's the first with each
+/// other party before the second with any.
+fn by_turns(lines: Vec<Line<'_>>) -> Vec<(usize, Line<'_>)> {
+    let mut pairs: BTreeMap<(Party, Party), usize> = BTreeMap::new();
+    let mut of_device: BTreeMap<Party, Vec<(usize, usize, Line<'_>)>> = BTreeMap::new();
+    for (place, line) in lines.into_iter().enumerate() {
+        let Question { from, to, .. } = *line.questions[0];
+        let rank = pairs.entry((from, to)).or_default();
+        of_device.entry(device(from, to)).or_default().push((*rank, place, line));
+        *rank += 1;
+    }
+    let mut turns: Vec<(usize, usize, Line<'_>)> = Vec::new();
+    for mut own in of_device.into_values() {
+        own.sort_unstable_by_key(|(rank, place, _)| (*rank, *place));
+        let own = own.into_iter().enumerate();
+        turns.extend(own.map(|(turn, (_, place, line))| (turn, place, line)));
+    }
+    turns.sort_unstable_by_key(|(turn, place, _)| (*turn, *place));
+    turns.into_iter().map(|(_, place, line)| (place, line)).collect()
+}
+
+/// Whose line it is: outside addresses can be made up by the thousand, so the one that they met stands for them.
+const fn device(from: Party, to: Party) -> Party {
+    match (from, to) {
+        (Party::Address(_), Party::Member(_)) => to,
+        _ => from,
+    }
+}
