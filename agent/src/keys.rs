@@ -170,6 +170,10 @@ impl Ring {
 
     fn drop_retired(&mut self) {
         self.older.retain(|key| key.clients || !key.retired);
+        // Clients agree on no pre-shared keys: what is left for them must open nothing that was said between gateways.
+        for key in self.older.iter_mut().filter(|key| key.retired) {
+            key.kem = None;
+        }
         let older = &self.older;
         self.replaced.retain(|serial, _| older.iter().any(|key| key.serial == *serial));
     }
@@ -312,6 +316,17 @@ mod tests {
 
     fn after(time: Duration) -> UnixMillis {
         NOW.saturating_add(u64::try_from(time.as_millis()).unwrap())
+    }
+
+    #[test]
+    fn what_is_left_to_clients_opens_nothing_that_was_said_between_gateways() {
+        let ring =
+            ring().with_new((secret(2), KEM.clone()), false, 0, after(Duration::from_secs(9)));
+        let gone = ring.without_unneeded(&uses(&[(1, 0, 0)]), Duration::ZERO, Some(NOW)).unwrap();
+        let first: Vec<&TunnelKey> = gone.all().filter(|key| key.retired).collect();
+        assert_eq!(first.len(), 1, "{gone:?}");
+        assert!(first[0].clients && first[0].kem.is_none(), "{gone:?}");
+        assert!(gone.newest().kem.is_some());
     }
 
     #[test]

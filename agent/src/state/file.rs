@@ -101,6 +101,11 @@ impl Kind {
         File::open(directory)?.sync_all()
     }
 
+    /// The file that is about to be replaced, to be [wiped](wipe) then.
+    pub(super) fn held_open(&self, directory: &Path) -> Option<File> {
+        OpenOptions::new().write(true).open(self.path(directory)).ok()
+    }
+
     /// Takes the file away, if there is one.
     pub(super) fn remove(&self, directory: &Path) -> Result<(), StateError> {
         let path = self.path(directory);
@@ -178,5 +183,27 @@ impl Kind {
             return Err("its digest is wrong".into());
         }
         Ok((found, body))
+    }
+}
+
+/// Overwrites what was replaced. The name leads to the new file by now, so that a power cut does no harm; one that comes
+/// just then leaves the old one in blocks that no file has any more, where nothing can overwrite it later. Where the disk
+/// writes elsewhere (flash, snapshots), the old may be found there all the same.
+pub(super) fn wipe(old: Option<File>) {
+    let Some(mut file) = old else { return };
+    let wiped = file.metadata().and_then(|metadata| {
+        let mut left = metadata.len();
+        let zeros = [0; 512];
+        while left > 0 {
+            let now = left.min(zeros.len() as u64);
+            file.write_all(
+                zeros.get(..usize::try_from(now).unwrap_or(zeros.len())).unwrap_or(&zeros),
+            )?;
+            left -= now;
+        }
+        file.sync_all()
+    });
+    if let Err(error) = wiped.map_err(|error: io::Error| error.to_string()) {
+        tracing::warn!("a private key that was replaced can't be overwritten on the disk: {error}");
     }
 }

@@ -3,13 +3,10 @@
 //! An offered key lies beside the one in use until operators have signed it into this gateway's leaf. Then it takes that
 //! one's place, which is wiped. Whatever is cut short in between, one start later the key that counts is there.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-
 use anteroom_proto::key::{IdentityKey, PublicKey};
 use serde::{Deserialize, Serialize};
 
-use super::file::Kind;
+use super::file::{Kind, wipe};
 use super::records::{self, Seed};
 use super::{StateDir, StateError};
 
@@ -181,7 +178,7 @@ impl StateDir {
     }
 
     fn write_nexts(&self, nexts: &Nexts) -> Result<(), StateError> {
-        let old = self.held_open(&IDENTITY_NEXT);
+        let old = IDENTITY_NEXT.held_open(self.path());
         let keys = nexts.keys.iter();
         let keys = keys
             .map(|next| StoredNext { order: next.order, key: Seed::new(&next.key.to_seed()) })
@@ -205,7 +202,7 @@ impl StateDir {
                 let path = self.path().to_owned();
                 return Err(StateError::IdentityUnknown { path, wanted: public.fingerprint() });
             };
-            let old = self.held_open(&records::IDENTITY);
+            let old = records::IDENTITY.held_open(self.path());
             self.secrets.write(&records::IDENTITY, &Seed::new(&next.key.to_seed()))?;
             wipe(old);
         }
@@ -213,32 +210,5 @@ impl StateDir {
             self.write_nexts(&nexts.adopted(public))?;
         }
         Ok(())
-    }
-
-    /// A file that is about to be replaced.
-    fn held_open(&self, kind: &Kind) -> Option<File> {
-        OpenOptions::new().write(true).open(kind.path(self.path())).ok()
-    }
-}
-
-/// Overwrites what was replaced. The name leads to the new file by now, so that a power cut does no harm; one that comes
-/// just then leaves the old one in blocks that no file has any more, where nothing can overwrite it later. Where the disk
-/// writes elsewhere (flash, snapshots), the old may be found there all the same.
-fn wipe(old: Option<File>) {
-    let Some(mut file) = old else { return };
-    let wiped = file.metadata().and_then(|metadata| {
-        let mut left = metadata.len();
-        let zeros = [0; 512];
-        while left > 0 {
-            let now = left.min(zeros.len() as u64);
-            file.write_all(
-                zeros.get(..usize::try_from(now).unwrap_or(zeros.len())).unwrap_or(&zeros),
-            )?;
-            left -= now;
-        }
-        file.sync_all()
-    });
-    if let Err(error) = wiped.map_err(|error: io::Error| error.to_string()) {
-        tracing::warn!("an identity key that was replaced can't be overwritten: {error}");
     }
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::StateError;
-use super::file::Kind;
+use super::file::{Kind, wipe};
 use super::seal::Secrets;
 use crate::bypass::MAX_ORDERS;
 use crate::kem::KemKey;
@@ -119,6 +119,12 @@ pub(super) const REPORTS: Kind = Kind {
     format: 1,
     max: MOST_REPORTED + 1024,
     loss: "What was seen before the last stop and hadn't reached a controller is missing in the history of flows.",
+};
+pub(super) const CLIENT_PLACE: Kind = Kind {
+    name: "client-place",
+    format: 1,
+    max: 128,
+    loss: "Should this gateway's address have changed while it was off, no alarm tells that WireGuard clients are configured with the one before.",
 };
 pub(super) const MARKER: Kind =
     Kind { name: "enforced", format: 1, max: 64, loss: "It counts as a marker all the same." };
@@ -330,6 +336,7 @@ impl TunnelKey {
             let of = key.secret.public();
             Some(StoredKemKey { of, key: Blob(key.kem.as_ref()?.bytes().to_vec()) })
         });
+        let old = [KEM_KEYS, TUNNEL_KEYS].map(|kind| kind.held_open(secrets.directory()));
         secrets.write(&KEM_KEYS, &kems.collect::<Vec<_>>())?;
         let stored = keys.take(MAX_TUNNEL_KEYS).map(|key| StoredTunnelKey {
             serial: key.serial,
@@ -340,7 +347,10 @@ impl TunnelKey {
             retired: key.retired,
             urgent: key.urgent,
         });
-        secrets.write(&TUNNEL_KEYS, &stored.collect::<Vec<_>>())
+        secrets.write(&TUNNEL_KEYS, &stored.collect::<Vec<_>>())?;
+        // What a key had opened is to stay closed to whoever copies the disk later.
+        old.into_iter().for_each(wipe);
+        Ok(())
     }
 
     /// The public half, signed by the gateway's identity key.

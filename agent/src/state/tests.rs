@@ -396,3 +396,20 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn tunnel_keys_that_were_replaced_lie_nowhere_on_the_disk() {
+    let (_parent, state) = state();
+    let first = state.new_tunnel_key(&[], 0).unwrap();
+    // Another name for the blocks of the files of before.
+    let old = ["tunnel-keys", "kem-keys"].map(|name| {
+        let kept = state.path().join(format!("{name}-before"));
+        fs::hard_link(state.path().join(name), &kept).unwrap();
+        kept
+    });
+    state.new_tunnel_key(&[first], 0).unwrap();
+    for kept in old {
+        let left = fs::read(&kept).unwrap();
+        assert!(!left.is_empty() && left.iter().all(|byte| *byte == 0), "{kept:?}: {left:?}");
+    }
+}

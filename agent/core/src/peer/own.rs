@@ -117,8 +117,8 @@ impl Owns {
         Self { keys: vec![first], next: 1, gates: Gates::new(random, now) }
     }
 
-    /// Makes `keys` the own keys, newest first. Gives the numbers of those that are none any more.
-    pub(super) fn set(&mut self, keys: &[OwnKey]) -> Vec<u32> {
+    /// Makes `keys` the own keys, newest first.
+    pub(super) fn set(&mut self, keys: &[OwnKey]) {
         let mut before = std::mem::take(&mut self.keys);
         for key in keys.iter().take(MAX_OWN_KEYS) {
             let public = key.secret.public();
@@ -137,7 +137,11 @@ impl Owns {
             own.kem.clone_from(&key.kem);
             self.keys.push(own);
         }
-        before.into_iter().map(|own| own.number).collect()
+    }
+
+    /// Whether the key with this number is one, and for peers of a kind.
+    pub(super) fn serves(&self, number: u32, client: bool) -> bool {
+        self.keys.iter().any(|own| own.number == number && own.is_for(client))
     }
 
     /// All of them, newest first.

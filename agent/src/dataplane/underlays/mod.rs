@@ -451,7 +451,9 @@ impl Probe {
                 self.nonces.push(nonce);
             }
         }
-        if relays.is_empty() && self.answered.is_none() {
+        if relays.is_empty() {
+            // Nobody was asked, so silence says nothing, whoever answered before.
+            self.answered = None;
             return None;
         }
         Some(self.answered.is_some_and(|at| now.saturating_duration_since(at) <= FRESH))

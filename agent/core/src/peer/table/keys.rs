@@ -20,15 +20,15 @@ const FOR_PEER_TO_HEAR: Duration = Duration::from_secs(3);
 
 impl Peers {
     /// Makes `keys` this gateway's own, best first: at most [`MAX_OWN_KEYS`](crate::peer::MAX_OWN_KEYS) of them.
-    /// Tunnels with those that stay go on; those with keys that aren't named any more end at once.
+    /// Tunnels with those that stay go on; those with keys that aren't named any more, or not for the peer's kind, end at once.
     pub fn set_own_keys(&mut self, keys: &[OwnKey], now: Instant) {
-        let gone = self.own.set(keys);
+        self.own.set(keys);
         let mut first_attempt = now;
         for index in self.peers.numbers() {
             let Some(peer) = self.peers.get(index) else { continue };
             let (client, spoken_to) = (peer.client, peer.sending.is_some());
             let ended = |number: &&u32| {
-                self.tunnels.get(**number).is_none_or(|tunnel| gone.contains(&tunnel.own))
+                self.tunnels.get(**number).is_none_or(|tunnel| !self.own.serves(tunnel.own, client))
             };
             let ended: Vec<u32> = peer.tunnels.iter().filter(ended).copied().collect();
             if !ended.is_empty() {

@@ -257,6 +257,42 @@ fn in_an_emergency_the_old_key_goes_at_once_and_is_worth_nothing_any_more() {
 }
 
 #[test]
+fn a_key_that_is_left_to_clients_is_worth_nothing_between_gateways_any_more() {
+    let mut test = Rotation::new();
+    let (first, theirs) = (secret(1), test.keys[1][0].clone());
+    test.make(0);
+    test.tell(0);
+    test.ping_for(Duration::from_secs(12));
+    assert_eq!((test.key_use(0)[1].live, test.key_use(0)[1].away), (0, 0));
+    let lasting = OwnKey { secret: first, gateways: false, clients: true, kem: None };
+    let now = test.world.now;
+    let keys = [for_gateways(&test.keys[0][0]), lasting];
+    test.world.sides[0].peers.set_own_keys(&keys, now);
+    test.ping_for(Duration::from_secs(2));
+    test.assert_none_lost();
+    // Who has the other end's key of then, and knows this one's, is nobody: before that is replaced there, and after.
+    let first = test.world.sides[0].as_peer();
+    for replaced in [false, true] {
+        if replaced {
+            test.make(1);
+            test.keys[1].truncate(1);
+            test.use_keys(1);
+            test.tell(1);
+        }
+        let now = test.world.now;
+        let mut thief = Side::new(2, 77, now);
+        thief.secret = theirs.clone();
+        thief.peers.set_own_keys(&[for_gateways(&theirs)], now);
+        let known = PeerConfig { keys: vec![secret(1).public()], ..first.clone() };
+        thief.peers.set_peers(&[known], now);
+        thief.peers.handle_timeout(now, &mut thief.sent);
+        let (_, _, datagram) = thief.sent.datagrams.pop().unwrap();
+        let dropped = test.world.sides[0].deliver(thief.at, &datagram, now);
+        assert_eq!(dropped, Some(DropReason::PeerUnknown), "replaced: {replaced}");
+    }
+}
+
+#[test]
 fn a_restart_amid_a_rotation_loses_no_more_than_the_restart_itself() {
     // What is on the disk of the one that restarts: both keys, and a view that tells the peer's old key alone.
     for knows_old_view in [false, true] {
