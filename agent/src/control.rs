@@ -55,6 +55,7 @@ use greet::{Greeted, SAYS_NOTHING};
 pub(crate) use keep::Disk;
 use keep::Keeping;
 use outbox::Outbox;
+use places::Places;
 use rekey::Identities;
 use session::End;
 
@@ -125,12 +126,13 @@ pub(crate) struct Client<P> {
     ring: Ring,
     /// As the keys are offered now.
     bindings: Vec<Signed<TunnelKeyBinding>>,
-    /// Where clients that were configured so far look for this gateway.
-    known_at: Option<SocketAddr>,
+    places: Places,
     /// What the controller asked for and isn't done yet.
     asked_to_rotate: Option<Rotate>,
     /// Keys that are being written down.
     writing: Option<(Ring, JoinHandle<Result<(), StateError>>)>,
+    /// Whether those in use are to be written down as they are now.
+    keys_unwritten: bool,
     /// Until when no keys are written down, since that failed.
     keys_rest: Option<Instant>,
     /// Whether it was told that the newest one has no ML-KEM key.
@@ -144,6 +146,10 @@ pub(crate) struct Client<P> {
     jitter: u32,
     /// Peers that should have a pre-shared key and have none.
     classic: classic::Classic,
+    /// What stands in the way of what is in force.
+    hindrances: Vec<String>,
+    /// What the controller was told, beside what is in force.
+    told: alarm::Told,
     /// That a controller holds documents back.
     accusations: alarm::Accusations,
     /// What the controller reads in reports beyond the basics.
@@ -211,6 +217,10 @@ impl<P: Plane> Client<P> {
             Ok(left) => outbox.take_left(left),
             Err(error) => warn!("{error}"),
         }
+        let place = disk.left_place().unwrap_or_else(|error| {
+            warn!("{error}");
+            None
+        });
         let (status, _) = watch::channel(ControlStatus {
             since: clock.now(),
             authority: chain.as_ref().map_or(0, |chain| chain.newest().number),
@@ -220,9 +230,10 @@ impl<P: Plane> Client<P> {
         Self {
             bindings: ring.bindings(&enrolment, &identity),
             ring,
-            known_at: None,
+            places: Places::new(place, Instant::now()),
             asked_to_rotate: overdue.then_some(Rotate { up_to, now: false }),
             writing: None,
+            keys_unwritten: false,
             keys_rest: None,
             told_bare: false,
             in_use: rotate::InUse::before(),
@@ -230,6 +241,8 @@ impl<P: Plane> Client<P> {
             rotate_every: Rotating::default().every(),
             jitter: random(),
             classic: classic::Classic::default(),
+            hindrances: Vec::new(),
+            told: alarm::Told::default(),
             accusations: alarm::Accusations::default(),
             reads: fitted::Reads::default(),
             disk: disk.clone(),
@@ -419,7 +432,10 @@ impl<P: Plane> Client<P> {
         loop {
             tokio::select! {
                 done = &mut what => return Ok(Some(done)),
-                () = looks.next() => self.tend_keys_alone().await?,
+                () = looks.next() => {
+                    self.note_places();
+                    self.tend_keys_alone().await?;
+                }
                 () = stopped(&mut stop) => return Ok(None),
             }
         }
@@ -470,7 +486,7 @@ impl<P: Plane> Client<P> {
 
     fn reachable(&mut self) -> Reachable {
         let reach = self.reach.borrow_and_update().clone();
-        self.note_places(&reach.endpoints);
+        self.note_places();
         Reachable {
             endpoints: reach.endpoints,
             keys: self.bindings.clone(),

@@ -35,6 +35,8 @@ pub trait Plane: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<String>, PlaneError>> + Send;
     /// What of a view this machine can't do as long as it is set up as it is, in sentences.
     fn shortcomings(&self, view: &View) -> Vec<String>;
+    /// What stands in the way of what is in force just now, in sentences: on a host an address or a route that can't be set.
+    fn hindrances(&self) -> impl Future<Output = Vec<String>> + Send;
     /// Tells the wall clock. `confirmed`: a controller has said so, and not only the machine's own clock.
     fn set_time(
         &self,

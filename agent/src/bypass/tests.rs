@@ -79,6 +79,10 @@ impl Plane for BarePlane {
         Ok(Vec::new())
     }
 
+    async fn hindrances(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), PlaneError> {
         self.engine(|engine, now| engine.set_time(wall, confirmed, now));
         Ok(())

@@ -3,12 +3,19 @@
 use std::time::{Duration, Instant};
 
 use anteroom_proto::time::UnixMillis;
+use anteroom_proto::v1::{Applied, ToController};
 use serde::{Deserialize, Serialize};
+
+use super::Client;
+use super::session::{End, Out};
+use crate::plane::Plane;
 
 /// Different alarms that are kept; the one that was quiet longest makes room.
 const MOST: usize = 16;
 /// What comes within this time wasn't held back: a dead connection takes a quarter of it to be known, and made anew.
 const SOON: Duration = Duration::from_secs(60);
+/// Least time between two words of which alarms there are: whoever has some raised and taken back in turns makes no load of it.
+const APART: Duration = Duration::from_secs(5);
 /// For how long an alarm is told to the controller, in milliseconds.
 const TOLD: u64 = 24 * 60 * 60 * 1000;
 
@@ -62,6 +69,49 @@ impl Accusations {
         let made = std::mem::take(&mut self.made);
         let soon = self.since.take().is_some_and(|since| now.duration_since(since) < SOON);
         if soon { made } else { Vec::new() }
+    }
+}
+
+/// What the controller was told, beside the view that is in force.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    alarms: Vec<String>,
+    hindrances: Vec<String>,
+    at: Option<Instant>,
+}
+
+impl Told {
+    /// Whether it is time to tell what there is now in its place.
+    fn is_old(&self, alarms: &[Alarm], hindrances: &[String], now: Instant) -> bool {
+        let due = self.at.is_none_or(|at| now.duration_since(at) >= APART);
+        let same = self.alarms.iter().eq(alarms.iter().map(|alarm| &alarm.what));
+        due && !(same && self.hindrances == hindrances)
+    }
+}
+
+impl<P: Plane> Client<P> {
+    /// Says, with what is in force, what stands in its way and what was refused lately: operators see that at the controller.
+    pub(super) fn with_alarms(&mut self, mut applied: Applied) -> Applied {
+        let alarms = self.status.borrow().alarms.clone();
+        let hindrances = self.hindrances.clone();
+        applied.problems.extend(hindrances.iter().cloned());
+        applied.problems.extend(told(&alarms, self.clock.now()));
+        let alarms = alarms.into_iter().map(|alarm| alarm.what).collect();
+        self.told = Told { alarms, hindrances, at: Some(Instant::now()) };
+        applied
+    }
+
+    /// Tells what of that has changed while nothing was acknowledged.
+    pub(super) async fn tell_alarms(&mut self, out: &Out) -> Result<(), End> {
+        self.hindrances = self.plane.hindrances().await;
+        let old = {
+            let alarms = &self.status.borrow().alarms;
+            self.told.is_old(alarms, &self.hindrances, Instant::now())
+        };
+        if let Some(applied) = self.applied.clone().filter(|_| old) {
+            out.send(ToController::Applied(self.with_alarms(applied)))?;
+        }
+        Ok(())
     }
 }
 

@@ -11,6 +11,7 @@
 //! Only the newest is written: a view that is outdated before the disk has taken it is never acknowledged. What can't
 //! be written is in force all the same, is told, and is tried again.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +63,10 @@ pub(crate) trait Disk: Send + Sync + 'static {
     fn keep_reports(&self, gateway: GatewayId, reports: &[Report]) -> Result<(), StateError>;
     /// Those that were written down.
     fn left_reports(&self, gateway: GatewayId) -> Result<Vec<Report>, StateError>;
+    /// Writes down where clients' configurations name this gateway.
+    fn keep_place(&self, place: SocketAddr) -> Result<(), StateError>;
+    /// Where that was.
+    fn left_place(&self) -> Result<Option<SocketAddr>, StateError>;
 }
 
 impl Disk for StateDir {
@@ -107,6 +112,14 @@ impl Disk for StateDir {
     fn left_reports(&self, gateway: GatewayId) -> Result<Vec<Report>, StateError> {
         self.reports(gateway)
     }
+
+    fn keep_place(&self, place: SocketAddr) -> Result<(), StateError> {
+        self.write_client_place(place)
+    }
+
+    fn left_place(&self) -> Result<Option<SocketAddr>, StateError> {
+        self.client_place()
+    }
 }
 
 /// A view in force.
@@ -132,6 +145,7 @@ struct Wanted {
     chain: (u64, Option<Arc<AuthorityChain>>),
     view: (u64, Option<Arc<Taken>>),
     clock: Option<Clock>,
+    place: Option<SocketAddr>,
     end: bool,
 }
 
@@ -156,6 +170,7 @@ impl Keeping {
             demands: None,
             keys: None,
             identity: None,
+            place: None,
             done: (0, 0),
             told: 0,
             failing: false,
@@ -181,6 +196,11 @@ impl Keeping {
         self.wanted.send_modify(|wanted| wanted.clock = Some(clock));
     }
 
+    /// Notes where clients' configurations name this gateway from now on.
+    pub(super) fn place(&self, place: SocketAddr) {
+        self.wanted.send_modify(|wanted| wanted.place = Some(place));
+    }
+
     /// Writes down what is left.
     pub(super) async fn end(self) {
         self.wanted.send_modify(|wanted| wanted.end = true);
@@ -204,6 +224,8 @@ struct Task {
     keys: Option<KnownKeys>,
     /// The identity key on disk, once a view named it.
     identity: Option<PublicKey>,
+    /// Where clients' configurations name this gateway, once that was written.
+    place: Option<SocketAddr>,
     /// Numbers of the chain and the view on disk.
     done: (u64, u64),
     /// Number of the newest view that the controller is told of.
@@ -224,6 +246,7 @@ impl Task {
                     false
                 }
             };
+            let whole = self.place(wanted.place).await && whole;
             if whole && self.failing {
                 info!("the state on disk is up to date again");
             }
@@ -358,6 +381,17 @@ impl Task {
                 false
             }
         }
+    }
+
+    async fn place(&mut self, place: Option<SocketAddr>) -> bool {
+        let Some(wanted) = place.filter(|_| place != self.place) else { return true };
+        let written = self.on_disk(move |disk| disk.keep_place(wanted)).await;
+        match &written {
+            Ok(()) => self.place = place,
+            Err(problem) if !self.failing => error!("{problem}"),
+            Err(_) => {}
+        }
+        written.is_ok()
     }
 
     async fn on_disk(

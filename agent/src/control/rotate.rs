@@ -92,6 +92,11 @@ impl<P: Plane> Client<P> {
         let late = approved && self.ring.is_due(every, now);
         let rests = self.keys_rest.is_some_and(|until| until > Instant::now());
         let room = urgent || !self.ring.is_full();
+        if self.keys_unwritten && !rests {
+            self.keys_unwritten = false;
+            self.write(self.ring.clone());
+            return Ok(());
+        }
         let wanted = asked.is_some() || late;
         self.show_waiting(wanted && out.is_none());
         let bare = self.ring.newest().kem.is_none() && self.in_use.since.elapsed() >= BARE_FOR;
@@ -176,12 +181,13 @@ impl<P: Plane> Client<P> {
             warn!("the tunnel keys stay as they are: {problem}");
             self.alarm(&format!("the tunnel keys can't be changed: {problem}"));
             self.keys_rest = Some(Instant::now() + AGAIN);
+            self.keys_unwritten = true;
             return Ok(true);
         }
         if ring.newest().serial == self.ring.newest().serial {
             info!(
                 left = ring.all().count(),
-                "old tunnel keys: some are given up, or no longer wait"
+                "the tunnel keys are written down: old ones may be given up, or no longer wait"
             );
         } else {
             info!(serial = ring.newest().serial, urgent = ring.newest().urgent, "a new tunnel key");

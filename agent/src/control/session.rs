@@ -16,7 +16,7 @@ use anteroom_proto::relay::pass::RelayPass;
 use anteroom_proto::v1::frame::MAX_TO_AGENT;
 use anteroom_proto::v1::telemetry::TunnelState;
 use anteroom_proto::v1::{
-    Applied, Hello, ROTATES, Refusal, RefusalCode, TELLS, ToAgent, ToController, VERSIONS, Welcome,
+    Hello, ROTATES, Refusal, RefusalCode, TELLS, ToAgent, ToController, VERSIONS, Welcome,
 };
 use anteroom_transport::dial;
 use anteroom_transport::endpoint::Link;
@@ -307,6 +307,8 @@ impl<P: Plane> Client<P> {
                 () = key_looks.next() => {
                     self.tend_keys(out).await?;
                     self.tend_identities(out).await?;
+                    self.note_places();
+                    self.tell_alarms(out).await?;
                 }
                 () = sleep_until(resend), if self.outbox.waiting().next().is_some() => {
                     self.tell_again(out)?;
@@ -381,13 +383,6 @@ impl<P: Plane> Client<P> {
         self.note_time().await;
         debug!("the controller sees this gateway at {}", welcome.observed);
         Ok(())
-    }
-
-    /// Says, with what is in force, what was refused lately: operators see that at the controller.
-    fn with_alarms(&self, mut applied: Applied) -> Applied {
-        let alarms = self.status.borrow().alarms.clone();
-        applied.problems.extend(alarm::told(&alarms, self.clock.now()));
-        applied
     }
 
     async fn hear_authority(
@@ -530,11 +525,7 @@ impl<P: Plane> Client<P> {
             Err(PlaneError::Closed) => EngineReport::default(),
             Err(error) => return Err(error.into()),
         };
-        if self.look_for_newer_authority(&report.tunnels)
-            && let Some(applied) = self.applied.clone()
-        {
-            out.send(ToController::Applied(self.with_alarms(applied)))?;
-        }
+        self.look_for_newer_authority(&report.tunnels);
         for problem in self.classic.look(&report.tunnels, std::time::Instant::now()) {
             self.alarm(&problem);
         }
@@ -551,21 +542,21 @@ impl<P: Plane> Client<P> {
     }
 
     /// A peer that holds a newer authority document than any controller has given this gateway: it is held back here,
-    /// or the peer makes it up. Gives whether that was said before, and is taken back.
-    fn look_for_newer_authority(&mut self, tunnels: &[TunnelState]) -> bool {
+    /// or the peer makes it up.
+    fn look_for_newer_authority(&mut self, tunnels: &[TunnelState]) {
         let held = self.chain.as_ref().map_or(0, |chain| chain.newest().number);
         let now = std::time::Instant::now();
         if let Some(problem) = newer_authority(held, tunnels) {
             self.alarm(&problem);
             self.accusations.note(&problem, now);
-            return false;
+            return;
         }
         let refuted = self.accusations.refuted(now);
         self.status.send_if_modified(|status| {
             let before = status.alarms.len();
             alarm::withdraw(&mut status.alarms, &refuted);
             status.alarms.len() < before
-        })
+        });
     }
 
     fn tell_again(&self, out: &Out) -> Result<(), End> {

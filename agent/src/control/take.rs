@@ -133,6 +133,7 @@ impl<P: Plane> Client<P> {
         };
         let mut applied = applied_of(&view, &self.plane);
         applied.problems.extend(self.plane.apply(view.clone()).await?);
+        self.hindrances = self.plane.hindrances().await;
         self.view = Some(view.clone());
         self.demands.clone_from(&view.upheld.demands);
         let identity = self.adopt(&view).await?;
@@ -190,7 +191,12 @@ impl<P: Plane> Client<P> {
     ) -> Result<(), PlaneError> {
         let now = self.clock.set(time, self.floor.time);
         self.keeping.time(self.clock);
+        if let Some((ring, _)) = &mut self.writing {
+            ring.settle(now);
+        }
         if self.ring.settle(now) {
+            // Peers hold on to the highest serial that they saw: the next start must not offer the lower one.
+            self.keys_unwritten = true;
             self.bind();
         }
         self.plane.set_time(now, true).await

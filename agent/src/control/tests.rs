@@ -63,6 +63,8 @@ struct Told {
     /// What the engine says of itself; nothing where the ports are closed.
     engine: Option<EngineStatus>,
     stopped: bool,
+    /// What stands in the way of what is in force.
+    hindrances: Vec<String>,
     /// What the sensor hasn't read yet, and what it has.
     unread: Vec<DeviceHints>,
     hints: Vec<DeviceHints>,
@@ -94,6 +96,10 @@ impl Plane for FakePlane {
         self.check()?;
         self.told(|told| told.views.push(view));
         Ok(Vec::new())
+    }
+
+    async fn hindrances(&self) -> Vec<String> {
+        self.told(|told| told.hindrances.clone())
     }
 
     async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), PlaneError> {

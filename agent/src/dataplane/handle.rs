@@ -212,7 +212,10 @@ impl Handle {
     /// # Errors
     /// As [`Handle::apply`].
     pub(crate) async fn wire(&self, view: &View) -> Result<Vec<String>, Stopped> {
-        let Some(sentry) = &self.sentry else { return Ok(self.route(view).await) };
+        let Some(sentry) = &self.sentry else {
+            self.route(view).await;
+            return Ok(Vec::new());
+        };
         let on_trial = view.intent.devices.iter().any(|device| trial_of(device).is_some());
         let trials = if on_trial { self.trials().await? } else { Vec::new() };
         let wiring = Wiring::of(&self.config, Some(&effective(view, &trials)));
@@ -225,11 +228,11 @@ impl Handle {
             .collect())
     }
 
-    /// Gives a host's TUN device the address and the routes that `view` asks for. Says what the kernel refuses.
-    pub(crate) async fn route(&self, view: &View) -> Vec<String> {
-        match &self.network {
-            Some(network) => network.follow(view).await,
-            None => Vec::new(),
+    /// Gives a host's TUN device the address and the routes that `view` asks for. What the kernel refuses is among [`Handle::host_problems`], for as
+    /// long as it does.
+    pub(crate) async fn route(&self, view: &View) {
+        if let Some(network) = &self.network {
+            network.follow(view).await;
         }
     }
 
@@ -311,6 +314,14 @@ impl Handle {
         }
     }
 
+    /// On a host, what stands in the way of its address and routes. On a gateway nothing ever does.
+    pub async fn host_problems(&self) -> Vec<String> {
+        match &self.network {
+            Some(network) => network.problems().await,
+            None => Vec::new(),
+        }
+    }
+
     /// Engine, interfaces and underlay at a glance.
     ///
     /// # Errors
@@ -319,10 +330,11 @@ impl Handle {
         let status = self.ask(Command::Status).await?;
         let underlays = self.underlays.borrow().as_ref().map(Told::status);
         let sensor = self.findings.as_ref().map(Findings::status);
-        let (outside_tunnel, host_problems) = match &self.network {
-            Some(network) => (network.turned_away().await, network.problems().await),
-            None => (None, Vec::new()),
+        let outside_tunnel = match &self.network {
+            Some(network) => network.turned_away().await,
+            None => None,
         };
+        let host_problems = self.host_problems().await;
         Ok(Status { underlays, sensor, outside_tunnel, host_problems, ..status })
     }
 

@@ -163,7 +163,7 @@ impl Gate {
                 Setup::prepare(config, Wiring::of(config, now.as_deref())).await?
             }
         };
-        let mut warnings = setup.warnings().to_vec();
+        let warnings = setup.warnings().to_vec();
         let config = setup.engine_config();
         let ports = config.ports.clone();
         let mut identity = self.opener.identity.clone();
@@ -196,7 +196,7 @@ impl Gate {
         }
         let handle = dataplane::spawn(setup, engine)?;
         if let Some(view) = &view {
-            warnings.extend(handle.route(view).await);
+            handle.route(view).await;
         }
         self.open.send_replace(Some(Open { handle, ports }));
         Ok(warnings)
@@ -231,6 +231,13 @@ impl Plane for Gate {
 
     fn shortcomings(&self, view: &View) -> Vec<String> {
         wiring::unplaced(&self.opener.config, view)
+    }
+
+    async fn hindrances(&self) -> Vec<String> {
+        match self.get() {
+            Ok(handle) => handle.host_problems().await,
+            Err(_) => Vec::new(),
+        }
     }
 
     async fn set_time(&self, wall: UnixMillis, confirmed: bool) -> Result<(), PlaneError> {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -356,6 +357,22 @@ impl StateDir {
             last.overflow = last.overflow.saturating_add(u64::try_from(away).unwrap_or(u64::MAX));
         }
         records::REPORTS.write(&self.path, &records::Left { gateway, reports: kept })
+    }
+
+    /// Where WireGuard clients' configurations name this gateway, as far as it knows.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub(crate) fn client_place(&self) -> Result<Option<SocketAddr>, StateError> {
+        records::CLIENT_PLACE.read(&self.path)
+    }
+
+    /// Records where WireGuard clients' configurations name this gateway.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(crate) fn write_client_place(&self, place: SocketAddr) -> Result<(), StateError> {
+        records::CLIENT_PLACE.write(&self.path, &place)
     }
 
     /// Whether this machine ever held a view with an enforced device. Whatever is in the marker's place counts:

@@ -109,6 +109,14 @@ impl Disk for Disc {
     fn left_reports(&self, gateway: GatewayId) -> Result<Vec<Report>, StateError> {
         self.state.left_reports(gateway)
     }
+
+    fn keep_place(&self, place: SocketAddr) -> Result<(), StateError> {
+        self.state.keep_place(place)
+    }
+
+    fn left_place(&self) -> Result<Option<SocketAddr>, StateError> {
+        self.state.left_place()
+    }
 }
 
 pub(super) fn world(mood: Mood) -> (World, Arc<Disc>) {

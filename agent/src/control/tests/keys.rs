@@ -53,6 +53,25 @@ fn publics(keys: &[TunnelKeyBinding]) -> Vec<TunnelPublicKey> {
 }
 
 #[tokio::test]
+async fn the_serial_of_a_key_that_was_made_after_a_loss_is_the_same_after_the_next_start() {
+    let unsure = TunnelKey { serial: 5, made: UnixMillis(5000), unsure: true, ..held() };
+    let world = World::with(|state, _| {
+        state.write_tunnel_keys(&Ring::new(vec![unsure.clone()], unsure.clone())).unwrap();
+    });
+    let mut session = world.session().await;
+    session.welcome(60_000, 9_000_000).await;
+    let wait = async {
+        while world.state.tunnel_keys().unwrap()[0].unsure {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(DEADLINE, wait).await.expect("the settled key is written down");
+    let kept = world.state.tunnel_keys().unwrap().remove(0);
+    assert_eq!((kept.serial, kept.secret.public()), (9000, unsure.secret.public()));
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn a_new_key_is_written_used_and_offered_beside_the_old_one_until_nobody_needs_that() {
     let world = World::with(|state, _| with_key(state));
     let old = held().secret.public();
