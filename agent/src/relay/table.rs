@@ -25,6 +25,10 @@ const NOTABLE: Duration = Duration::from_millis(1);
 const FAR: Duration = Duration::from_millis(2);
 /// Least time between two looks at what changed: many peers come and go together.
 const SETTLE: Duration = Duration::from_millis(20);
+/// How much longer that is for each gateway whose relays were told last, and how much at the most: a relay that makes thousands come and go all
+/// the time takes no more than a share of the packet thread's.
+const SETTLE_EACH: Duration = Duration::from_micros(200);
+const SETTLE_MOST: Duration = Duration::from_secs(1);
 
 /// One relay, as far as others than its connection need to know.
 #[derive(Debug)]
@@ -277,6 +281,7 @@ impl Table {
             };
             let gone = told.keys().filter(|gateway| !wanted.contains_key(gateway));
             let gone: Vec<GatewayId> = gone.copied().collect();
+            let mut news = gone.len();
             for gateway in gone {
                 told.remove(&gateway);
                 if self.handle.set_relays(gateway, Vec::new()).await.is_err() {
@@ -287,14 +292,21 @@ impl Table {
                 if told.get(&gateway) == Some(&paths) {
                     continue;
                 }
+                news += 1;
                 told.insert(gateway, paths.clone());
                 if self.handle.set_relays(gateway, paths).await.is_err() {
                     return;
                 }
             }
-            sleep(SETTLE).await;
+            sleep(rest(news)).await;
         }
     }
+}
+
+/// How long to wait after the relays of so many gateways were told.
+fn rest(news: usize) -> Duration {
+    let each = SETTLE_EACH.saturating_mul(u32::try_from(news).unwrap_or(u32::MAX));
+    SETTLE.saturating_add(each).min(SETTLE_MOST)
 }
 
 /// Whether a round trip is another one than before, and not just a moment's.
@@ -332,6 +344,14 @@ mod tests {
     use anteroom_proto::key::IdentityKey;
 
     use super::*;
+
+    #[test]
+    fn who_makes_many_come_and_go_is_followed_at_leisure_and_who_makes_few_at_once() {
+        assert_eq!(rest(0), SETTLE);
+        assert!(rest(50) <= SETTLE * 2, "{:?}", rest(50));
+        assert!(rest(3_000) >= Duration::from_millis(500), "{:?}", rest(3_000));
+        assert_eq!(rest(usize::MAX), SETTLE_MOST);
+    }
 
     #[test]
     fn a_round_trip_is_news_once_it_is_another_one() {

@@ -30,6 +30,7 @@
 //!    no more than chance would leave silent (each cell's expected number of contacts follows from the common rate and from how long it was watched),
 //!    plus a tenth. So a scanner bought last week has what all scanners have, and pumps of one maker don't get the other
 //!    maker's server: their long silence speaks against it.
+//!    What was seen on one day alone, by however many, is nobody's way: one incident may have made it.
 //! 7. **What is left** is exact: a pair that was seen on two days or more gets a rule of its own; one that was seen on one day is a question.
 //! 8. **Writing it down** (`write`): cells become segments, addresses externals. Rules with the same ends are one. What a life may hang on and
 //!    goes on around the clock and nearly every day, to few, is marked `essential`. Each rule's comment says what speaks for it and what it opens beyond what was seen.
