@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anteroom_controller_core::compile::{self, Compiled};
 use anteroom_controller_core::model::Model;
@@ -12,10 +13,12 @@ use anteroom_proto::cose::{Signed, Verified};
 use anteroom_proto::id::{GatewayId, MemberId};
 use anteroom_proto::intent::IntentRoot;
 use anteroom_proto::key::{IdentityKey, PublicKey, TunnelPublicKey};
+use anteroom_proto::time::UnixMillis;
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use zeroize::Zeroizing;
 
+use crate::clock::{self, Calm};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::distribution::Event;
@@ -149,9 +152,17 @@ pub struct Controller {
     /// Held while a revision or an authority document is taken: they come one after another.
     pub(crate) changing: AsyncMutex<()>,
     events: mpsc::Sender<Event>,
+    /// The time by which the flow history is kept.
+    history_clock: Mutex<Calm>,
 }
 
 impl Controller {
+    /// Now, by the clock that the flow history is kept by.
+    pub(crate) fn history_now(&self) -> UnixMillis {
+        let mut calm = self.history_clock.lock().unwrap_or_else(PoisonError::into_inner);
+        calm.at(clock::now(), Instant::now())
+    }
+
     /// Reads the store. Events for distribution go to `events`.
     ///
     /// # Errors
@@ -213,6 +224,7 @@ impl Controller {
             tunnel_keys,
             authority: ArcSwapOption::new(authority),
             current: ArcSwapOption::new(current),
+            history_clock: Mutex::new(Calm::new(clock::now(), Instant::now())),
             changing: AsyncMutex::new(()),
             events,
         };

@@ -344,7 +344,7 @@ impl Running<'_> {
         self.note_trials(&mut report).await?;
         self.controller
             .store
-            .record_report(self.gateway, &report, clock::now())
+            .record_report(self.gateway, &report, self.controller.history_now())
             .await
             .map_err(|error| store_failed(&error))?;
         let Report { relays, relays_away, .. } = report;
