@@ -245,16 +245,11 @@ pub fn compare(list: &AssetList, known: &[Known]) -> Report {
                 continue;
             }
             let Some(places) = candidates.get(&by) else { continue };
-            let free: Vec<usize> =
-                places.iter().copied().filter(|place| !taken.contains_key(place)).collect();
-            match free.as_slice() {
+            let places: Vec<usize> = places.iter().copied().collect();
+            match places.as_slice() {
+                [] => {}
                 [place] => {
-                    taken.insert(*place, row);
-                    found.insert(row, (*place, by));
-                }
-                [] => {
-                    let other = places.first().and_then(|place| Some((place, taken.get(place)?)));
-                    if let Some((place, other)) = other {
+                    if let Some(other) = taken.get(place) {
                         let other = &list.assets[*other].place;
                         doubts.entry(row).or_insert_with(|| {
                             format!(
@@ -262,8 +257,12 @@ pub fn compare(list: &AssetList, known: &[Known]) -> Report {
                                 called(&known[*place])
                             )
                         });
+                    } else {
+                        taken.insert(*place, row);
+                        found.insert(row, (*place, by));
                     }
                 }
+                // Nor is it the one that no other row is: lists name a device twice, and labels are wrong.
                 several => {
                     let names: Vec<String> =
                         several.iter().take(4).map(|place| called(&known[*place])).collect();
@@ -537,6 +536,10 @@ mod tests {
                 && report.contradictions[0].problem.contains("that of several: ct-1, ct-2"),
             "{report:?}"
         );
+        // Nor is it the one that is left once another row has matched the other.
+        let twice = format!("asset,mac,serial\nA,{},77\nA again,,77\n", mac(1));
+        let (_, report) = found(&twice, &twins);
+        assert_eq!((report.matches.len(), &report.missing[..]), (1, &[1][..]), "{report:?}");
     }
 
     #[test]
