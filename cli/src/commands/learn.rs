@@ -181,6 +181,7 @@ fn suggested(
                     Doubt::SeenOnce => "seen-once",
                     Doubt::Scanner => "scanner",
                     Doubt::RanOut => "ran-out",
+                    Doubt::LongAgo => "long-ago",
                 },
                 flows: question.flows,
                 last_seen: Moment(question.last),

@@ -112,17 +112,18 @@ impl<'a> Drafting<'a> {
         name
     }
 
-    /// The name of the service that holds this port: the policy's own that is just that, one that is built in, or a new one.
-    pub(crate) fn service(&mut self, port: PortMatch) -> String {
-        self.service_that(port, |_| true)
-    }
-
-    /// As [`Self::service`], of those that are built in one only that opens nothing but what is `named`.
+    /// The name of the service that holds this port: the policy's own that is just that, one that is built in, or a new one. Of those
+    /// that are built in it is one that opens nothing but what is `named`.
     pub(crate) fn service_within(&mut self, port: PortMatch, named: &[PortMatch]) -> String {
         self.service_that(port, |ports| ports.iter().all(|port| named.contains(port)))
     }
 
-    fn service_that(&mut self, port: PortMatch, fits: impl Fn(&[PortMatch]) -> bool) -> String {
+    /// The same, of those that are built in one whose ports fit.
+    pub(crate) fn service_that(
+        &mut self,
+        port: PortMatch,
+        fits: impl Fn(&[PortMatch]) -> bool,
+    ) -> String {
         let own = &self.resolved.policy.services;
         let own =
             own.iter().find(|(_, known)| known.ports == [port]).map(|(name, _)| name.to_string());
@@ -213,11 +214,19 @@ mod tests {
     fn what_the_policy_has_is_named_and_the_rest_is_written_once() {
         let resolved = Resolved::new(&hospital()).unwrap();
         let mut drafting = Drafting::new(&resolved, NOW);
-        assert_eq!(drafting.service(port(104, 104)), "dicom", "one that is built in and holds it");
-        assert_eq!(drafting.service(port(4006, 4006)), "ct-listen", "the policy's own");
+        assert_eq!(
+            drafting.service_that(port(104, 104), |_| true),
+            "dicom",
+            "one that is built in and holds it"
+        );
+        assert_eq!(
+            drafting.service_that(port(4006, 4006), |_| true),
+            "ct-listen",
+            "the policy's own"
+        );
         assert_eq!(drafting.service_text, "");
         for _ in 0..2 {
-            assert_eq!(drafting.service(port(50_001, 50_003)), "tcp-50001-50003");
+            assert_eq!(drafting.service_that(port(50_001, 50_003), |_| true), "tcp-50001-50003");
         }
         assert_eq!(
             drafting.service_text,

@@ -105,6 +105,8 @@ pub(super) struct Facts {
     pub(super) unanswered: Vec<Unanswered>,
     /// Pairs that a rule opened whose end has come, seen since.
     pub(super) ran_out: Vec<Pair>,
+    /// Pairs that weren't seen for as long as days are kept, so that nobody knows how they went.
+    pub(super) long_ago: Vec<Pair>,
     /// What the policy opens, and opened.
     pub(super) opened: Opened,
     /// Of each party.
@@ -188,7 +190,7 @@ impl Facts {
             // Some services over UDP are never answered. Those of servers are.
             let one_way = edge.protocol == Protocol::Udp && ServerKind::of(matched).is_none();
             let silent = !one_way && !edge.answered();
-            if silent || portless {
+            if (silent || portless) && days != 0 {
                 facts.unanswered.push(Unanswered { from, port: edge.port });
             }
             if silent || portless || edge.way == Way::Dropped {
@@ -197,6 +199,7 @@ impl Facts {
             }
             let Ok(place) = facts.services.binary_search(&matched) else { continue };
             let pairs = match open.state(resolved, from, to, &matched) {
+                Open::Closed if days == 0 => &mut facts.long_ago,
                 Open::Closed => &mut facts.pairs,
                 Open::Until(end) if edge.last >= end => &mut facts.ran_out,
                 Open::Until(_) | Open::Now => continue,
@@ -225,7 +228,7 @@ impl Facts {
 
     /// One pair for each two and service, though it went by several ways or ports.
     fn unite(&mut self) {
-        for pairs in [&mut self.pairs, &mut self.ran_out] {
+        for pairs in [&mut self.pairs, &mut self.ran_out, &mut self.long_ago] {
             pairs.sort_unstable_by_key(|pair| {
                 (pair.from, pair.to, pair.service, pair.first, pair.flows, pair.days)
             });
@@ -237,6 +240,9 @@ impl Facts {
                 same
             });
         }
+        let key = |pair: &Pair| (pair.from, pair.to, pair.service);
+        let pairs = &self.pairs;
+        self.long_ago.retain(|old| pairs.binary_search_by_key(&key(old), key).is_err());
     }
 
     fn classify(&mut self, resolved: &Resolved, recognised: &RecognisedClasses) {

@@ -59,12 +59,18 @@ impl ServerKind {
         }
     }
 
-    /// How many services of it infrastructure opens: names are asked for over UDP and TCP.
-    const fn services(self) -> u64 {
-        match self {
-            Self::Dns => 2,
-            Self::Dhcp | Self::Ntp => 1,
-        }
+    /// What infrastructure opens of it: names are asked for over UDP and TCP.
+    fn ports(self) -> impl Iterator<Item = PortMatch> {
+        let (port, protocols): (u16, &[Protocol]) = match self {
+            Self::Dhcp => (67, &[Protocol::Udp]),
+            Self::Dns => (53, &[Protocol::Udp, Protocol::Tcp]),
+            Self::Ntp => (123, &[Protocol::Udp]),
+        };
+        protocols.iter().map(move |protocol| PortMatch {
+            protocol: *protocol,
+            first: port,
+            last: port,
+        })
     }
 }
 
@@ -91,7 +97,7 @@ impl Server {
             kind: self.kind,
             address: self.address,
             confidence: confidence(&self.sum, self.users, 1, [self.devices, 1]),
-            opens: self.devices * self.kind.services(),
+            opens: self.devices * self.kind.ports().count() as u64,
             seen: self.seen,
         }
     }
@@ -126,18 +132,27 @@ type Users = BTreeMap<(Name, ServerKind, u32), Use>;
 
 /// Takes the infrastructure's pairs out, and says which servers they went to.
 pub(super) fn take(facts: &mut Facts, resolved: &Resolved, options: &Options) -> Vec<Server> {
-    let mut devices: BTreeMap<&Name, u64> = BTreeMap::new();
-    for id in resolved.model.devices.keys() {
-        if let Some(site) = resolved.site_of(*id) {
-            *devices.entry(site).or_default() += 1;
+    let mut devices: BTreeMap<&Name, Vec<u32>> = BTreeMap::new();
+    for (number, party) in (0..).zip(&facts.parties) {
+        if let Party::Member(id) = party
+            && resolved.model.devices.contains_key(id)
+            && let Some(site) = resolved.site_of(*id)
+        {
+            devices.entry(site).or_default().push(number);
         }
     }
+    // What a rule's end closed to one of the site isn't opened again to all of it.
+    let reopens = |site: &Name, kind: ServerKind, server: u32| {
+        let all = devices.get(site).map_or(&[][..], Vec::as_slice);
+        kind.ports().any(|port| facts.opened.reopens(resolved, [all, &[server]], &port))
+    };
     let mut found = users(facts, resolved);
-    found.retain(|(site, ..), used| {
-        let all = devices.get(site).copied().unwrap_or_default();
+    found.retain(|(site, kind, server), used| {
+        let all = devices.get(site).map_or(0, Vec::len);
         used.classes.len() >= CLASSES
             && used.users.len() >= options.agree
             && used.users.len() as f64 >= FEWEST_OF_MANY * all as f64
+            && !reopens(site, *kind, *server)
     });
     let pairs = std::mem::take(&mut facts.pairs);
     let (served, rest) = pairs.into_iter().partition(|pair| {
@@ -161,7 +176,7 @@ pub(super) fn take(facts: &mut Facts, resolved: &Resolved, options: &Options) ->
         .into_iter()
         .filter_map(|((site, kind, server), used)| {
             let Party::Address(address) = facts.parties[server as usize] else { return None };
-            let devices = devices.get(&site).copied().unwrap_or_default();
+            let devices = devices.get(&site).map_or(0, Vec::len) as u64;
             Some(Server {
                 site,
                 kind,
@@ -184,6 +199,7 @@ fn users(facts: &Facts, resolved: &Resolved) -> Users {
         if facts.services[pair.service as usize].protocol != Protocol::Udp
             || pair.days.count_ones() < REPEATED
             || !matches!(facts.kinds[class as usize], Kind::Label(_))
+            || facts.adopted.contains(&pair.from)
         {
             continue;
         }

@@ -11,7 +11,7 @@
 //! # The steps
 //!
 //! 1. **What counts as evidence** (`facts`). A flow that was dropped is none, nor are TCP, names, time and addresses that were asked for and never
-//!    answered. Ports of the dynamic range (49152 and up), where a responder uses several, are one service.
+//!    answered, nor what was seen 64 days ago or earlier: that is a question. Ports of the dynamic range (49152 and up), where a responder uses several, are one service.
 //! 2. **Who belongs together** (`facts`, `kin`). Devices go by their confirmed `class` label. A device without one goes by the class that it is
 //!    recognised as ([`crate::classify`]), where that is sure enough to be proposed. One that isn't recognised is taken for the class whose conversations its own resemble, if one stands out; it is then listed by name, for an operator to confirm.
 //!    Each class is a ladder of cells that lie within each other: the device, its place (label `location`, or its
@@ -117,6 +117,8 @@ pub enum Doubt {
     Scanner,
     /// A rule opened it whose end has come, and it goes on.
     RanOut,
+    /// It wasn't seen for 64 days, as long as days are kept.
+    LongAgo,
 }
 
 /// Classes that devices without a confirmed one were recognised as, and how sure that is in percent.
@@ -208,6 +210,7 @@ pub fn suggest(
         .map(|pair| (pair, Doubt::Scanner))
         .chain(once.iter().map(|pair| (pair, Doubt::SeenOnce)))
         .chain(facts.ran_out.iter().map(|pair| (pair, Doubt::RanOut)))
+        .chain(facts.long_ago.iter().map(|pair| (pair, Doubt::LongAgo)))
         .map(|(pair, doubt)| Question {
             from: facts.parties[pair.from as usize],
             to: facts.parties[pair.to as usize],

@@ -57,7 +57,7 @@ fn fold(questions: &[Question]) -> Vec<Line<'_>> {
 }
 
 /// The lines with their places, such that each device's first comes before any device's second, and of one device's the first with each
-/// other party before the second with any.
+/// other party before the second with any; what wasn't seen for long comes last.
 fn by_turns(lines: Vec<Line<'_>>) -> Vec<(usize, Line<'_>)> {
     let mut pairs: BTreeMap<(Party, Party), usize> = BTreeMap::new();
     let mut of_device: BTreeMap<Party, Vec<(usize, usize, Line<'_>)>> = BTreeMap::new();
@@ -67,11 +67,14 @@ fn by_turns(lines: Vec<Line<'_>>) -> Vec<(usize, Line<'_>)> {
         of_device.entry(device(from, to)).or_default().push((*rank, place, line));
         *rank += 1;
     }
-    let mut turns: Vec<(usize, usize, Line<'_>)> = Vec::new();
+    let mut turns: Vec<((bool, usize), usize, Line<'_>)> = Vec::new();
     for mut own in of_device.into_values() {
         own.sort_unstable_by_key(|(rank, place, _)| (*rank, *place));
         let own = own.into_iter().enumerate();
-        turns.extend(own.map(|(turn, (_, place, line))| (turn, place, line)));
+        // What may be over comes after all that isn't.
+        turns.extend(own.map(|(turn, (_, place, line))| {
+            ((line.questions[0].doubt == Doubt::LongAgo, turn), place, line)
+        }));
     }
     turns.sort_unstable_by_key(|(turn, place, _)| (*turn, *place));
     turns.into_iter().map(|(_, place, line)| (place, line)).collect()

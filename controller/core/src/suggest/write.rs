@@ -184,8 +184,19 @@ impl<'a> Writer<'a> {
             *like = grant.like.max(*like);
         }
         let mut found: Vec<Called> = Vec::new();
+        let (resolved, facts) = (self.resolved, self.facts);
+        let seen_ports: Vec<PortMatch> =
+            by_port.keys().map(|service| facts.services[*service as usize]).collect();
+        let ends = [&bundle.from, &bundle.to].map(|end| self.parties(end));
+        // What a rule's end closed isn't opened again because a service has it beside what was seen.
+        let fits = |ports: &[PortMatch]| {
+            ports.iter().filter(|port| !seen_ports.contains(port)).all(|port| {
+                let [from, to] = &ends;
+                !facts.opened.reopens(resolved, [from, to], port)
+            })
+        };
         for (service, (seen, like)) in by_port {
-            let name = self.drafting.service(self.facts.services[service as usize]);
+            let name = self.drafting.service_that(facts.services[service as usize], fits);
             let place = found.iter().position(|known| known.name == name).unwrap_or_else(|| {
                 found.push(Called { name, ports: Vec::new(), like: 0 });
                 found.len() - 1
@@ -213,17 +224,22 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Who a rule's end stands for, sorted.
+    fn parties(&self, end: &End) -> Vec<u32> {
+        match end {
+            End::Cell((rung, cell)) => {
+                self.facts.cells[usize::from(*rung)][*cell as usize].parties.clone()
+            }
+            End::Listed(parties) => parties.clone(),
+        }
+    }
+
     /// The name of a rule's end, written down where it has none yet.
     fn end(&mut self, end: &End, service: &str, far: &End) -> String {
         if let Some(name) = self.ends.get(end) {
             return name.clone();
         }
-        let parties = match end {
-            End::Cell((rung, cell)) => {
-                self.facts.cells[usize::from(*rung)][*cell as usize].parties.clone()
-            }
-            End::Listed(parties) => parties.clone(),
-        };
+        let parties = self.parties(end);
         let rung = match end {
             End::Cell((rung, _)) => usize::from(*rung),
             End::Listed(_) => 0,
@@ -424,6 +440,7 @@ impl<'a> Writer<'a> {
                 Doubt::SeenOnce => "seen on one day".to_owned(),
                 Doubt::Scanner => "from a device that looks as if it were scanning".to_owned(),
                 Doubt::RanOut => self.ran_out(first),
+                Doubt::LongAgo => "not since".to_owned(),
             }
         )
     }

@@ -203,3 +203,23 @@ fn a_list_that_is_there_keeps_its_comments_and_gets_new_ones() {
         assert!(format("suggested", &found.text).is_ok());
     }
 }
+
+#[test]
+fn what_a_rule_s_end_closed_to_one_device_is_no_server_of_its_site() {
+    for (closed, wanted) in [(true, false), (false, true)] {
+        let mut model = wards();
+        let end = if closed { "2026-10-23" } else { "2030-01-01" };
+        model.policy.push_str(&format!(
+            "[external.old]\nprefixes = [\"10.20.0.53/32\"]\n[rule.ticket]\nfrom = \"ct-12\"\nto = \"old\"\nservices = [\"dns\"]\nclear = true\n\
+             expires = {end}T00:00:00Z\n"
+        ));
+        let mut history = History::new(1000);
+        for number in [10, 11, 30, 31] {
+            asks(&mut history, number, [10, 20, 0, 53], 53, 0..60, 1);
+        }
+        let (found, after) = learn(&model, &history);
+        assert_eq!(is_server(&after, [10, 20, 0, 53]), wanted, "{}", found.text);
+        let rules = after.rules.iter().filter(|rule| rule.name.as_str() != "ticket");
+        assert_eq!(rules.count() > 0, closed, "those who have it get rules: {}", found.text);
+    }
+}

@@ -136,3 +136,37 @@ fn what_rules_opened_that_are_over_is_asked_port_by_port() {
         assert!(line.contains(&format!("rule.ticket-{number} opened it until")), "{}", found.text);
     }
 }
+
+#[test]
+fn what_was_not_seen_for_as_long_as_days_are_kept_is_a_question_and_nothing_else() {
+    let model = ward();
+    let mut history = History::new(100_000);
+    let long_ago = |history: &mut History, to: Party, port: u16| {
+        let at = |day: u64| UnixMillis(NOW.0 - (130 - day) * DAY);
+        let counts = Counts { flows: 9, packets: 9, packets_back: 9, ..Counts::default() };
+        let (from, protocol, way) = (member(10), Protocol::Tcp, Way::Clear);
+        for day in 0..30 {
+            let (first, last) = (at(day), at(day));
+            let seen = Seen { from, to, protocol, port, way, at: End::From, counts, first, last };
+            assert!(history.add(&seen));
+        }
+    };
+    // Daily calls of one, who called many others until three months ago.
+    for number in 11..14 {
+        calls(&mut history, member(10), member(number), 445, 0..60);
+    }
+    for number in 0..30 {
+        long_ago(&mut history, outside(number), 445);
+    }
+    // And one that was seen then and is seen now.
+    long_ago(&mut history, member(40), 104);
+    calls(&mut history, member(10), member(40), 104, 0..60);
+    let (found, after) = learn(&model, &history);
+    for number in 11..14 {
+        assert!(opens(&after, member(10), member(number), 445), "{}", found.text);
+    }
+    assert!(opens(&after, member(10), member(40), 104), "{}", found.text);
+    let doubts: Vec<Doubt> = found.questions.iter().map(|one| one.doubt).collect();
+    assert_eq!(doubts, [Doubt::LongAgo; 30], "{}", found.text);
+    assert!(found.text.contains("; not since\n"), "{}", found.text);
+}

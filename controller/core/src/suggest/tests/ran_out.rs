@@ -42,6 +42,24 @@ fn what_a_rule_opened_that_is_over_is_asked_for_where_it_goes_on() {
 }
 
 #[test]
+fn a_service_s_other_port_opens_nothing_again_that_a_rule_s_end_closed() {
+    let mut model = vendors();
+    model.policy = model.policy.replace("[\"vnc\"]", "[\"archive\"]");
+    model.policy.push_str("[service.archive]\nports = [\"tcp/11112\"]\n");
+    let mut history = History::new(10_000);
+    calls(&mut history, vendor(), member(10), 104, 10..50);
+    let (found, after) = learn(&model, &history);
+    assert!(opens(&after, vendor(), member(10), 104), "{}", found.text);
+    let again = after.rules.iter().filter(|rule| rule.name.as_str() != "ticket-1");
+    let ports: Vec<u16> = again.flat_map(|rule| &rule.ports).map(|port| port.first).collect();
+    assert_eq!(ports, [104], "{}", found.text);
+    // Where nothing was closed, the service has its name.
+    model.policy = "format = 1\n".into();
+    let (found, _) = learn(&model, &history);
+    assert!(found.text.contains("services = [\"dicom\"]"), "{}", found.text);
+}
+
+#[test]
 fn another_rule_that_is_in_force_leaves_nothing_to_ask() {
     let mut model = vendors();
     model.policy.push_str("[rule.ticket-2]\nfrom = \"vendor\"\nto = \"ct\"\nservices = [\"vnc\"]\nclear = true\nexpires = 2030-01-01T00:00:00Z\n");
