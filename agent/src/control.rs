@@ -486,7 +486,6 @@ impl<P: Plane> Client<P> {
 
     fn reachable(&mut self) -> Reachable {
         let reach = self.reach.borrow_and_update().clone();
-        self.note_places();
         Reachable {
             endpoints: reach.endpoints,
             keys: self.bindings.clone(),

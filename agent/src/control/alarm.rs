@@ -91,7 +91,7 @@ impl Told {
 
 impl<P: Plane> Client<P> {
     /// Says, with what is in force, what stands in its way and what was refused lately: operators see that at the controller.
-    pub(super) fn with_alarms(&mut self, mut applied: Applied) -> Applied {
+    pub(super) fn with_problems(&mut self, mut applied: Applied) -> Applied {
         let alarms = self.status.borrow().alarms.clone();
         let hindrances = self.hindrances.clone();
         applied.problems.extend(hindrances.iter().cloned());
@@ -102,14 +102,14 @@ impl<P: Plane> Client<P> {
     }
 
     /// Tells what of that has changed while nothing was acknowledged.
-    pub(super) async fn tell_alarms(&mut self, out: &Out) -> Result<(), End> {
+    pub(super) async fn tell_problems(&mut self, out: &Out) -> Result<(), End> {
         self.hindrances = self.plane.hindrances().await;
         let old = {
             let alarms = &self.status.borrow().alarms;
             self.told.is_old(alarms, &self.hindrances, Instant::now())
         };
         if let Some(applied) = self.applied.clone().filter(|_| old) {
-            out.send(ToController::Applied(self.with_alarms(applied)))?;
+            out.send(ToController::Applied(self.with_problems(applied)))?;
         }
         Ok(())
     }

@@ -301,14 +301,14 @@ impl<P: Plane> Client<P> {
                     let applied = kept.borrow_and_update().clone();
                     if let Some(applied) = applied {
                         self.applied = Some(applied.clone());
-                        out.send(ToController::Applied(self.with_alarms(applied)))?;
+                        out.send(ToController::Applied(self.with_problems(applied)))?;
                     }
                 }
                 () = key_looks.next() => {
                     self.tend_keys(out).await?;
                     self.tend_identities(out).await?;
                     self.note_places();
-                    self.tell_alarms(out).await?;
+                    self.tell_problems(out).await?;
                 }
                 () = sleep_until(resend), if self.outbox.waiting().next().is_some() => {
                     self.tell_again(out)?;
@@ -362,7 +362,7 @@ impl<P: Plane> Client<P> {
                 relays.chain(ours).chain(TELLS).map(str::to_owned).collect()
             },
             authority: self.chain.as_ref().map_or(0, |chain| chain.newest().number),
-            applied: self.applied.clone().map(|applied| self.with_alarms(applied)),
+            applied: self.applied.clone().map(|applied| self.with_problems(applied)),
             reachable: self.reachable(),
             quic: self.quic,
         }
@@ -491,7 +491,7 @@ impl<P: Plane> Client<P> {
                     if let Some(problem) = &answer.refused {
                         self.alarm(problem);
                     }
-                    out.send(ToController::Applied(self.with_alarms(answer)))?;
+                    out.send(ToController::Applied(self.with_problems(answer)))?;
                 }
                 if self.identities.are_new() {
                     return Err(End::Rekeyed);

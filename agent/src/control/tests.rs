@@ -343,6 +343,18 @@ impl World {
         }
     }
 
+    /// Waits for what nothing tells of, such as what is on the disk.
+    async fn soon(&self, what: &str, mut so: impl FnMut() -> bool) {
+        let wait = async {
+            while !so() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(DEADLINE, wait).await.is_err() {
+            panic!("never {what}: {:?}", self.status.borrow());
+        }
+    }
+
     async fn finish(self) {
         self.stop.send_replace(true);
         let ended = timeout(DEADLINE, self.agent).await.expect("it stops").unwrap();
@@ -454,12 +466,7 @@ async fn a_view_that_cant_be_written_is_in_force_all_the_same() {
     session.welcome(60_000, 5).await;
     // Root may write anywhere, but not into what isn't a directory any more.
     // What it writes down at its start may come in between.
-    let remove = async {
-        while std::fs::remove_dir_all(world.state.path()).is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(DEADLINE, remove).await.expect("the state directory goes");
+    world.soon("without a state", || std::fs::remove_dir_all(world.state.path()).is_ok()).await;
     std::fs::write(world.state.path(), "").unwrap();
     session.send(view_message(world.organisation.view(4, 7, Mode::Observe))).await;
     let applied = session.hear_applied().await;

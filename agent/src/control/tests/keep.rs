@@ -126,12 +126,8 @@ pub(super) fn world(mood: Mood) -> (World, Arc<Disc>) {
 }
 
 async fn in_force(world: &World, count: usize) {
-    let wait = async {
-        while world.plane.told(|told| told.views.len()) < count {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    timeout(DEADLINE, wait).await.expect("the views come into force");
+    let in_force = || world.plane.told(|told| told.views.len()) >= count;
+    world.soon("the views in force", in_force).await;
 }
 
 #[tokio::test]

@@ -60,12 +60,7 @@ async fn the_serial_of_a_key_that_was_made_after_a_loss_is_the_same_after_the_ne
     });
     let mut session = world.session().await;
     session.welcome(60_000, 9_000_000).await;
-    let wait = async {
-        while world.state.tunnel_keys().unwrap()[0].unsure {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(DEADLINE, wait).await.expect("the settled key is written down");
+    world.soon("sure on disk", || !world.state.tunnel_keys().unwrap()[0].unsure).await;
     let kept = world.state.tunnel_keys().unwrap().remove(0);
     assert_eq!((kept.serial, kept.secret.public()), (9000, unsure.secret.public()));
     world.finish().await;

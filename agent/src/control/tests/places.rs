@@ -44,12 +44,8 @@ async fn an_address_that_changed_while_the_gateway_was_off_raises_an_alarm_that_
             assert!(told.is_some(), "{applied:?}");
         } else {
             let own = world.reach.borrow().endpoints[0];
-            let wait = async {
-                while world.state.client_place().unwrap() != Some(own) {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            };
-            timeout(DEADLINE, wait).await.expect("the new place is written down");
+            let kept = || world.state.client_place().unwrap() == Some(own);
+            world.soon("at the new place on disk", kept).await;
             assert_eq!(named(&world.status.borrow()), [""; 0]);
         }
         world.finish().await;
