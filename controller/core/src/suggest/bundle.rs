@@ -28,6 +28,16 @@ pub(super) enum End {
     Listed(Vec<u32>),
 }
 
+impl End {
+    /// Who it stands for, sorted.
+    pub(super) fn parties<'a>(&'a self, facts: &'a Facts) -> &'a [u32] {
+        match self {
+            Self::Cell((rung, cell)) => &facts.cells[usize::from(*rung)][*cell as usize].parties,
+            Self::Listed(parties) => parties,
+        }
+    }
+}
+
 /// Grants that share both ends.
 pub(super) struct Bundle<'a> {
     pub(super) from: End,

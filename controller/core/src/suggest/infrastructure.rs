@@ -51,12 +51,8 @@ impl ServerKind {
     /// Of which of these a service is asked.
     #[must_use]
     pub fn of(service: PortMatch) -> Option<Self> {
-        match (service.protocol, service.first, service.last) {
-            (Protocol::Udp, 67, 67) => Some(Self::Dhcp),
-            (Protocol::Udp | Protocol::Tcp, 53, 53) => Some(Self::Dns),
-            (Protocol::Udp, 123, 123) => Some(Self::Ntp),
-            _ => None,
-        }
+        let all = [Self::Dhcp, Self::Dns, Self::Ntp];
+        all.into_iter().find(|kind| kind.ports().any(|port| port == service))
     }
 
     /// What infrastructure opens of it: names are asked for over UDP and TCP.

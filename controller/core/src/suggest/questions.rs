@@ -5,8 +5,6 @@
 
 use std::collections::BTreeMap;
 
-use anteroom_proto::service::Protocol;
-
 use super::{Doubt, Question};
 use crate::decide::Party;
 
@@ -19,13 +17,6 @@ pub(super) struct Line<'a> {
     pub(super) questions: Vec<&'a Question>,
 }
 
-/// Who asks whom over which protocol, and why that is asked.
-type Kind = (Party, Party, Protocol, Doubt);
-
-fn kind(question: &Question) -> Kind {
-    (question.from, question.to, question.service.protocol, question.doubt)
-}
-
 /// The lines for up to `most` of these questions, in their order.
 pub(super) fn lines(questions: &[Question], most: usize) -> Vec<Line<'_>> {
     let mut shown: Vec<(usize, Line<'_>)> =
@@ -36,23 +27,20 @@ pub(super) fn lines(questions: &[Question], most: usize) -> Vec<Line<'_>> {
 
 /// What a rule once opened is asked for port by port: each line names its rule.
 fn fold(questions: &[Question]) -> Vec<Line<'_>> {
-    let mut ports: BTreeMap<Kind, usize> = BTreeMap::new();
+    let mut kinds: BTreeMap<_, Vec<&Question>> = BTreeMap::new();
     for question in questions {
-        *ports.entry(kind(question)).or_default() += 1;
+        let Question { from, to, service, doubt, .. } = *question;
+        kinds.entry((from, to, service.protocol, doubt)).or_default().push(question);
     }
-    let mut begun: BTreeMap<Kind, usize> = BTreeMap::new();
     let mut lines: Vec<Line<'_>> = Vec::new();
-    for question in questions {
-        let kind = kind(question);
-        if question.doubt == Doubt::RanOut || ports[&kind] <= APART {
-            lines.push(Line { questions: vec![question] });
-        } else if let Some(place) = begun.get(&kind) {
-            lines[*place].questions.push(question);
+    for questions in kinds.into_values() {
+        if questions[0].doubt == Doubt::RanOut || questions.len() <= APART {
+            lines.extend(questions.into_iter().map(|question| Line { questions: vec![question] }));
         } else {
-            begun.insert(kind, lines.len());
-            lines.push(Line { questions: vec![question] });
+            lines.push(Line { questions });
         }
     }
+    lines.sort_unstable_by_key(|line| line.questions[0]);
     lines
 }
 

@@ -187,13 +187,11 @@ impl<'a> Writer<'a> {
         let (resolved, facts) = (self.resolved, self.facts);
         let seen_ports: Vec<PortMatch> =
             by_port.keys().map(|service| facts.services[*service as usize]).collect();
-        let ends = [&bundle.from, &bundle.to].map(|end| self.parties(end));
+        let ends = [bundle.from.parties(facts), bundle.to.parties(facts)];
         // What a rule's end closed isn't opened again because a service has it beside what was seen.
         let fits = |ports: &[PortMatch]| {
-            ports.iter().filter(|port| !seen_ports.contains(port)).all(|port| {
-                let [from, to] = &ends;
-                !facts.opened.reopens(resolved, [from, to], port)
-            })
+            let mut others = ports.iter().filter(|port| !seen_ports.contains(port));
+            others.all(|port| !facts.opened.reopens(resolved, ends, port))
         };
         for (service, (seen, like)) in by_port {
             let name = self.drafting.service_that(facts.services[service as usize], fits);
@@ -224,22 +222,12 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Who a rule's end stands for, sorted.
-    fn parties(&self, end: &End) -> Vec<u32> {
-        match end {
-            End::Cell((rung, cell)) => {
-                self.facts.cells[usize::from(*rung)][*cell as usize].parties.clone()
-            }
-            End::Listed(parties) => parties.clone(),
-        }
-    }
-
     /// The name of a rule's end, written down where it has none yet.
     fn end(&mut self, end: &End, service: &str, far: &End) -> String {
         if let Some(name) = self.ends.get(end) {
             return name.clone();
         }
-        let parties = self.parties(end);
+        let parties = end.parties(self.facts);
         let rung = match end {
             End::Cell((rung, _)) => usize::from(*rung),
             End::Listed(_) => 0,
@@ -247,9 +235,9 @@ impl<'a> Writer<'a> {
         let name = match (&self.facts.parties[parties[0] as usize], parties.len()) {
             (Party::Member(id), 1) => self.resolved.model.member_name(*id).map(ToString::to_string),
             (Party::Member(_), _) => None,
-            (Party::Address(_), _) => Some(self.external(&parties, rung)),
+            (Party::Address(_), _) => Some(self.external(parties, rung)),
         };
-        let name = name.unwrap_or_else(|| self.segment(end, &parties, service, far));
+        let name = name.unwrap_or_else(|| self.segment(end, parties, service, far));
         self.ends.insert(end.clone(), name.clone());
         name
     }
