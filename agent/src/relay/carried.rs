@@ -41,6 +41,8 @@ pub(super) struct Shared {
     barrier: Barrier,
     /// How far the change to a better connection has come.
     pub(super) change: watch::Sender<Change>,
+    /// Whether it has met as many peers as the relay lets a connection meet.
+    pub(super) worn: watch::Sender<bool>,
     pub(super) dropped: AtomicU64,
     /// Datagrams that the connection took.
     given: AtomicU64,
@@ -104,6 +106,7 @@ impl Shared {
             heard: watch::Sender::new(0),
             barrier: Barrier::default(),
             change: watch::Sender::new(Change::None),
+            worn: watch::Sender::new(false),
             dropped: AtomicU64::new(0),
             given: AtomicU64::new(0),
         }

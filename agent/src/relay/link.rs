@@ -344,12 +344,14 @@ impl Link {
     }
 
     /// A connection by the identity key that this gateway has, once it has another one and a pass for that; one that tells the relay of an
-    /// authority document that this one's hello didn't name; or one that begins with short packets, and knows nothing yet of its way's round
+    /// authority document that this one's hello didn't name; one that has met as many peers as a connection may, so that the relay takes no
+    /// newer pass by it; or one that begins with short packets, and knows nothing yet of its way's round
     /// trip and width, once this one's have become too long for the interface by which they leave.
     async fn renewed(&self, shared: &Shared, anew: &mut Anew) -> (Connected, IdentityKey) {
         let (mut who, mut known) = (self.who.identity.clone(), self.known.clone());
-        let mut mtu = self.who.mtu.clone();
+        let (mut mtu, mut worn) = (self.who.mtu.clone(), shared.worn.subscribe());
         loop {
+            let is_worn = *worn.borrow_and_update();
             let key = who.borrow_and_update().clone();
             let (passed, outdated) = {
                 let known = known.borrow_and_update();
@@ -362,7 +364,7 @@ impl Link {
             }
             let too_long = |mtu| shared.connection.is_too_long_for(mtu);
             let too_long = anew.tried.is_none() && takes.is_some_and(too_long);
-            if passed && (key.public() != shared.identity || outdated || too_long) {
+            if passed && (key.public() != shared.identity || outdated || too_long || is_worn) {
                 sleep_until(anew.rest).await;
                 match self.dial(&key).await {
                     Ok(link) => {
@@ -380,6 +382,7 @@ impl Link {
                 changed = who.changed() => changed,
                 changed = known.changed() => changed,
                 changed = mtu.changed() => changed,
+                changed = worn.changed() => changed,
             };
             if changed.is_err() {
                 // Whoever would say so is gone, and ends this, too.
@@ -476,6 +479,9 @@ impl Link {
                         let problem = refused(&refusal);
                         warn!("relay {}: the newer pass: {problem}", self.name());
                         self.table.problem(self.id, problem);
+                        if refusal.code == RefusalCode::Busy {
+                            shared.worn.send_replace(true);
+                        }
                         continue;
                     }
                     FromRelay::Refused(refusal) => return Err(Problem::Said(refused(&refusal))),

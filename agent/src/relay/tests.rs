@@ -511,6 +511,43 @@ async fn a_relay_hears_of_a_newer_authority_document_by_a_connection_that_loses_
     bed.until("taken", |relay| relay.last_error.is_none()).await;
 }
 
+/// Peers that a gateway has met by a connection keep their numbers, of which there are so many.
+#[tokio::test]
+async fn a_connection_that_has_met_too_many_peers_is_made_anew_and_ends_only_then() {
+    let mut bed = Bed::new();
+    bed.give_pass(1);
+    let mut guest = bed.relay.greet().await;
+    guest.welcome().await;
+    let queues = bed.opened().await;
+    guest.tell(&[(5, 0, Some(900))]).await;
+    bed.told(5, &[900]).await;
+    bed.give_pass(2);
+    match soon("a pass", guest.reader.next()).await.unwrap() {
+        Some(ToRelay::Pass(pass)) => assert_eq!(*pass, bed.pass(2)),
+        other => panic!("no pass but {other:?}"),
+    }
+    guest.say(FromRelay::PassRefused(Refusal::new(RefusalCode::Busy, "too many peers"))).await;
+    let mut better = bed.relay.greet().await;
+    assert_eq!(*better.hello.pass, bed.pass(2));
+    // Until it is welcome there, the one before carries.
+    assert!(guest.connection.close_reason().is_none(), "{:?}", guest.connection.close_reason());
+    better.welcome().await;
+    better.tell(&[(5, 3, Some(900))]).await;
+    queues.put(peer(5), &sealed(1));
+    let by_the_better = soon("a packet", async {
+        loop {
+            let datagram = better.connection.read_datagram().await.unwrap();
+            if let Some(Datagram::Packet { peer, sealed, .. }) = packet::parse(&datagram) {
+                return (peer, sealed.to_vec());
+            }
+        }
+    });
+    assert_eq!(by_the_better.await, (number(3), sealed(1)));
+    bed.until("well", |relay| relay.connected && relay.last_error.is_none()).await;
+    let again = timeout(Duration::from_millis(300), bed.relay.endpoint.accept()).await;
+    assert!(again.is_err(), "one is enough");
+}
+
 #[tokio::test]
 async fn a_connection_whose_packets_another_uplink_does_not_take_is_made_anew_and_loses_nothing() {
     let mut bed = Bed::new();

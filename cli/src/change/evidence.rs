@@ -19,7 +19,8 @@ use crate::standing::standing;
 
 /// The newest edges, by which a change is judged that touches no device and no policy.
 const NEWEST: u32 = 10_000;
-/// Most edges that a plan holds against a change. All are judged, and those that it wouldn't break aren't kept.
+/// Most edges that a plan holds against a change, and most essential ones beyond these. All are judged, and those that it wouldn't break
+/// aren't kept.
 const MOST: usize = 500_000;
 
 /// What was seen lately.
@@ -60,7 +61,11 @@ pub(super) fn of_change(
     let mut found = Evidence::default();
     let mut reader = (!enforced.is_empty()).then(|| Reader::new(&resolved));
     let mut visit = |edge: Edge| {
-        if found.edges.len() < MOST && judge.as_ref().is_none_or(|judge| judge.breaks(&edge)) {
+        let kept = found.edges.len();
+        // However much is broken, what is essential refuses the plan.
+        let has_room = |judge: &Judge<'_>| kept < MOST || judge.is_essential(&edge);
+        let counts = |judge: &Judge<'_>| judge.breaks(&edge) && has_room(judge);
+        if kept < 2 * MOST && judge.as_ref().map_or(kept < MOST, counts) {
             found.edges.push(edge);
         }
     };

@@ -23,6 +23,8 @@ pub(super) struct CoverageRow {
     watched_days: u32,
     silent_days: u32,
     active_days: u32,
+    /// Days on which somebody looked after it from elsewhere.
+    maintained_days: u32,
     /// What wasn't seen.
     missing: Vec<String>,
     /// What is likely still to come, and would be dropped.
@@ -37,6 +39,7 @@ impl CoverageRow {
             watched_days: found.watched_days,
             silent_days: found.silent_days,
             active_days: found.active_days,
+            maintained_days: found.maintained_days,
             missing: found.missing.iter().map(ToString::to_string).collect(),
             unforeseen: found.unforeseen.iter().map(ToString::to_string).collect(),
         }
@@ -53,6 +56,9 @@ impl CoverageRow {
         }
         if !self.enough {
             text.push_str(". Too little for enforce");
+        }
+        if self.maintained_days == 0 {
+            text.push_str(". Nobody was seen to maintain it over the network");
         }
         if !self.unforeseen.is_empty() {
             text.push_str(&format!(

@@ -28,6 +28,10 @@ use crate::remote::Remote;
 
 /// How often `--follow` looks.
 const EVERY: Duration = Duration::from_secs(1);
+/// Edges that a controller gives at one go, the newest first.
+const PAGE: u32 = 10_000;
+/// Most rows that `--follow` prints of one look, the newest.
+const MOST_ROWS: usize = 100_000;
 
 /// What one end of a flow is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -310,8 +314,9 @@ pub(super) fn flows(
     };
     let wanted = Wanted { args, touching: filter(args, &known.model, &mut query)? };
     // What only this end can tell is chosen from all that is recorded, not from the newest.
-    let mut rows = if args.would_drop || args.surface.chooses() {
-        choose(remote, &query, &known, wanted, output)?
+    let mut rows = if args.would_drop || args.surface.chooses() || wanted.touching.is_some() {
+        let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
+        choose(remote, &query, &known, wanted, limit, output)?
     } else {
         load(remote, &query, &known, wanted)?
     };
@@ -324,7 +329,7 @@ pub(super) fn flows(
     }
     // What was printed of an edge, so that an edge is printed again only when it grew.
     let mut printed: BTreeMap<String, u64> = BTreeMap::new();
-    let mut newest = 0;
+    let mut newest = rows.iter().map(|row| row.last_seen.0.0).max().unwrap_or_default();
     loop {
         rows.sort_by_key(|row| row.last_seen);
         for row in &rows {
@@ -341,17 +346,34 @@ pub(super) fn flows(
             if printed.insert(key, row.packets) != Some(row.packets) {
                 output.stream(row, render_line)?;
             }
-            newest = newest.max(row.last_seen.0.0);
         }
-        if printed.len() > 100_000 {
+        if printed.len() > MOST_ROWS {
             printed.clear();
         }
         sleep(EVERY);
         // Edges are summed up to a moment: look again at those of the last one.
         query.since = newest.checked_sub(1);
         known = Known::of(change::fetch(remote)?.model);
-        rows = load(remote, &query, &known, wanted)?;
+        rows = grown(remote, &query, &known, wanted, &mut newest, output)?;
     }
+}
+
+/// What is wanted of all edges that grew since `query.since`, and in `newest` when the last of them did, wanted or not.
+fn grown(
+    remote: &mut Remote,
+    query: &EdgeQuery,
+    known: &Known,
+    wanted: Wanted<'_>,
+    newest: &mut u64,
+    output: &mut Output<'_>,
+) -> Result<Vec<FlowRow>, Error> {
+    let edges = remote.edges(&EdgeQuery { limit: Some(PAGE), ..query.clone() })?;
+    *newest = edges.iter().map(|edge| edge.last.0).fold(*newest, u64::max);
+    if edges.len() < PAGE as usize {
+        return Ok(edges.iter().filter_map(|edge| wanted.row(edge, known)).collect());
+    }
+    // More than one page of them grew: those behind it are found in the whole history alone.
+    choose(remote, query, known, wanted, MOST_ROWS, output)
 }
 
 fn load(
@@ -364,12 +386,13 @@ fn load(
     Ok(edges.iter().filter_map(|edge| wanted.row(edge, known)).collect())
 }
 
-/// The newest of all recorded edges that are wanted, as many as asked for.
+/// The newest of all recorded edges that are wanted, `limit` at most.
 fn choose(
     remote: &mut Remote,
     query: &EdgeQuery,
     known: &Known,
     wanted: Wanted<'_>,
+    limit: usize,
     output: &mut Output<'_>,
 ) -> Result<Vec<FlowRow>, Error> {
     let verdicts: &[&str] = match query.verdict.as_deref() {
@@ -380,7 +403,6 @@ fn choose(
         _ => &[],
     };
     let only = Only { member: query.member, verdicts };
-    let limit = usize::try_from(wanted.args.limit).unwrap_or(usize::MAX);
     let mut rows: Vec<FlowRow> = Vec::new();
     let newest = |rows: &mut Vec<FlowRow>| {
         rows.sort_by_key(|row| Reverse(row.last_seen));
@@ -394,7 +416,8 @@ fn choose(
             Some("clear") => matches!(edge.verdict, Verdict::Clear | Verdict::ClearTunnelDown),
             _ => true,
         };
-        if !(of_member && of_kind) {
+        let is_new = query.since.is_none_or(|since| edge.last.0 > since);
+        if !(of_member && of_kind && is_new) {
             return;
         }
         rows.extend(wanted.row(&edge, known));

@@ -356,7 +356,7 @@ impl State {
             ("GET", paths::PENDING) => ok(&self.pending),
             ("GET", paths::GATEWAYS) => ok(&self.statuses()),
             ("GET", paths::SIGHTINGS_PAGE) => self.sightings_page(query),
-            ("GET", paths::EDGES) => ok(&self.edges),
+            ("GET", paths::EDGES) => ok(&self.newest_edges(query)),
             ("GET", paths::HISTORY) => self.history(query),
             ("GET", paths::HINTS) => {
                 ok(&HintsPage { hints: self.hints.clone(), ..HintsPage::default() })

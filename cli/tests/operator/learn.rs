@@ -229,6 +229,35 @@ fn a_review_says_what_is_stale_and_what_changed() {
 }
 
 #[test]
+fn of_more_edges_than_a_page_those_that_are_wanted_are_found() {
+    let (controller, ana) = watched();
+    let edge = |to: [u8; 4], flows: u64, at: u64| Edge {
+        remote: to.into(),
+        flows,
+        packets_out: flows,
+        last: UnixMillis(at),
+        ..seen(&controller, "10.20.77.7", true, 443, 1)
+    };
+    let (wanted, begun) = ([10, 20, 77, 7], now());
+    let others = |at: u64| {
+        let places = (0..10_000_u16).map(u16::to_be_bytes);
+        places.map(|[a, b]| edge([10, 99, a, b], 1, at)).collect::<Vec<_>>()
+    };
+    let mut edges = others(begun + 1000);
+    edges.push(edge(wanted, 3, begun));
+    controller.state().edges = edges;
+    let ran = ana.run(&["--json", "flows", "10.20.77.7"]).ok();
+    assert_eq!(ran.json()[0]["flows"], 3, "{ran:#?}");
+    let mut followed = ana.follow(&["flows", "10.20.77.7", "--follow"]);
+    followed.until("(3 flows");
+    // Within one look more than a page of others grow, all of them later than this one.
+    let mut edges = others(begun + 5000);
+    edges.push(edge(wanted, 77, begun + 3000));
+    controller.state().edges = edges;
+    followed.until("(77 flows");
+}
+
+#[test]
 fn days_on_which_its_gateway_reported_are_watched_though_the_device_was_quiet() {
     let (controller, ana) = watched();
     let mut quiet = seen(&controller, "10.20.4.10", true, 104, 45);

@@ -1,13 +1,51 @@
 //! An operator at a keyboard.
 
-use std::io::Cursor;
+use std::io::{self, Cursor, Write};
 use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::spawn;
+use std::time::{Duration, Instant};
 
 use anteroom::output::Terminal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::controller::Controller;
+
+/// The end of a pipe that a command writes to.
+struct Pipe(mpsc::Sender<Vec<u8>>);
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.0.send(bytes.to_vec());
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A command that goes on, and what it has said.
+pub(crate) struct Followed {
+    lines: mpsc::Receiver<Vec<u8>>,
+    text: String,
+}
+
+impl Followed {
+    /// Reads on until it has said this.
+    #[track_caller]
+    pub(crate) fn until(&mut self, wanted: &str) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !self.text.contains(wanted) {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(bytes) => self.text.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(why) => panic!("no \"{wanted}\" ({why}): {}", self.text),
+            }
+        }
+    }
+}
 
 /// A person with a home directory of their own.
 pub(crate) struct Person {
@@ -77,6 +115,27 @@ impl Person {
     /// Runs a command as a person would, who types `answers`.
     pub(crate) fn type_in(&self, args: &[&str], answers: &str) -> Ran {
         self.run_as(args, Some(answers))
+    }
+
+    /// Runs a command that goes on until nobody reads it any more.
+    pub(crate) fn follow(&self, args: &[&str]) -> Followed {
+        let home = self.home().display().to_string();
+        let line = ["anteroom", "--home", &home].into_iter().chain(args.iter().copied());
+        let line: Vec<String> = line.map(str::to_owned).collect();
+        let (told, lines) = mpsc::channel();
+        spawn(move || {
+            let (mut out, mut err) = (Pipe(told.clone()), Pipe(told));
+            let mut input = Cursor::new(Vec::new());
+            let terminal = Terminal {
+                out: &mut out,
+                err: &mut err,
+                input: &mut input,
+                interactive: false,
+                coloured: false,
+            };
+            anteroom::run(line, terminal);
+        });
+        Followed { lines, text: String::new() }
     }
 
     fn run_as(&self, args: &[&str], answers: Option<&str>) -> Ran {

@@ -2,8 +2,8 @@
 //!
 //! A rule can only be learnt from what happened while somebody watched. So this asks, for each device, whether the
 //! watch was long enough, held a weekend and a month's end (days on which its gateway reported nothing don't count), and whether the device did what its class does: a conversation that
-//! four fifths of its class have and it hasn't, or a connection back that its protocol implies (storage commitment after DICOM) and that others get,
-//! is likely still to come. Beside that it says what no watch is long enough for: kinds of conversation that go on bringing pairs which no
+//! four fifths of its class have and it hasn't, a connection back that its protocol implies (storage commitment after DICOM images, results after HL7 orders) and that
+//! others get, or the maintenance that a rule opens to others of its class, is likely still to come. Beside that it says what no watch is long enough for: kinds of conversation that go on bringing pairs which no
 //! rule opens.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +18,10 @@ use crate::history::{History, Way};
 use crate::model::Model;
 use crate::parties::label;
 use crate::resolve::Resolved;
+use maintenance::Maintenance;
 use watched::Watched;
 
+mod maintenance;
 #[cfg(test)]
 mod tests;
 mod unforeseen;
@@ -91,6 +93,25 @@ pub enum Missing {
         /// The service.
         service: PortMatch,
     },
+    /// Maintenance that others of its class get.
+    Maintenance {
+        /// Who looks after them.
+        from: String,
+        /// With what.
+        service: PortMatch,
+    },
+}
+
+impl Missing {
+    /// Whether it is a lack of watching, and not of something that others of its class do.
+    const fn is_of_the_watch(&self) -> bool {
+        matches!(self, Self::Days { .. } | Self::Active { .. } | Self::Weekend | Self::MonthEnd)
+    }
+
+    /// Whether one of it is enough against enforcing.
+    const fn counts_alone(&self) -> bool {
+        !matches!(self, Self::Usual { .. })
+    }
 }
 
 impl fmt::Display for Missing {
@@ -117,6 +138,12 @@ impl fmt::Display for Missing {
             Self::Back { from, service } => {
                 write!(f, "{from} opens {service} back to others who call it")
             }
+            Self::Maintenance { from, service } => {
+                write!(
+                    f,
+                    "{from} maintains others of its class with {service}, for which it has no rule"
+                )
+            }
         }
     }
 }
@@ -134,6 +161,8 @@ pub struct Coverage {
     pub silent_days: u32,
     /// Days on which it was seen.
     pub active_days: u32,
+    /// Days of the last 64 on which somebody looked after it from elsewhere: a shell or a remote screen was opened to it.
+    pub maintained_days: u32,
     /// Usual conversations of its class.
     pub usual: usize,
     /// Those of them that it had.
@@ -158,13 +187,10 @@ impl Coverage {
     /// The share of what is expected that was seen, from 0 to 1.
     #[must_use]
     pub fn share(&self) -> f64 {
-        let watch = self
-            .missing
-            .iter()
-            .filter(|missing| !matches!(missing, Missing::Usual { .. } | Missing::Back { .. }));
-        let back = self.missing.iter().filter(|missing| matches!(missing, Missing::Back { .. }));
-        let expected = 4 + self.usual + back.clone().count();
-        (4 - watch.count().min(4) + self.had) as f64 / expected as f64
+        let watch = self.missing.iter().filter(|missing| missing.is_of_the_watch()).count();
+        let alone = self.missing.iter().filter(|missing| missing.counts_alone()).count();
+        let expected = 4 + self.usual + alone - watch;
+        (4 - watch.min(4) + self.had) as f64 / expected as f64
     }
 }
 
@@ -193,11 +219,13 @@ pub fn coverage(
     };
     let mut days: BTreeMap<MemberId, u64> = BTreeMap::new();
     let mut kinds: BTreeMap<MemberId, BTreeSet<Kind>> = BTreeMap::new();
-    // Who calls whom with DICOM, and who opens what to whom.
+    let mut maintenance = Maintenance::default();
+    // Who calls whom with what names patients, which is DICOM and HL7 and the like, and who opens what to whom.
     let mut callers: BTreeMap<Party, BTreeSet<MemberId>> = BTreeMap::new();
     let mut opened: BTreeMap<Party, BTreeMap<PortMatch, BTreeSet<MemberId>>> = BTreeMap::new();
     for edge in history.edges().filter(|edge| edge.way != Way::Dropped) {
         let service = PortMatch { protocol: edge.protocol, first: edge.port, last: edge.port };
+        maintenance.add(resolved, &edge, today);
         let ends = [(edge.from, edge.to, true), (edge.to, edge.from, false)];
         for (own, far, opens) in ends {
             let Party::Member(own) = own else { continue };
@@ -207,8 +235,9 @@ pub fn coverage(
             }
         }
         if edge.answered() && edge.protocol == Protocol::Tcp {
-            // A member's answer back may come on a port of DICOM itself, so that one edge is both.
-            if let (Party::Member(from), true) = (edge.from, is_dicom(edge.port)) {
+            // A member's answer back may come on a port of the same protocol, so that one edge is both.
+            let named = resolved.policy.patient_data(edge.protocol, edge.port);
+            if let (Party::Member(from), true) = (edge.from, named) {
                 callers.entry(edge.to).or_default().insert(from);
             }
             if let Party::Member(to) = edge.to {
@@ -250,7 +279,7 @@ pub fn coverage(
             let (opens, service, with) = (*opens, *service, with.clone());
             missing.push(Missing::Usual { service, opens, with });
         }
-        let mut back_missing = false;
+        missing.extend(maintenance.missing(resolved, *id));
         for (responder, _) in callers.iter().filter(|(_, callers)| callers.contains(id)) {
             let callers = callers.get(responder).unwrap_or(&none);
             for (service, to) in opened.get(responder).into_iter().flatten() {
@@ -259,7 +288,6 @@ pub fn coverage(
                     callers.contains(to) && class(Party::Member(**to)) == class(Party::Member(*id))
                 });
                 if mates.count() > 0 && !to.contains(id) {
-                    back_missing = true;
                     missing.push(Missing::Back {
                         from: label(resolved, *responder),
                         service: *service,
@@ -267,10 +295,8 @@ pub fn coverage(
                 }
             }
         }
-        let watch = missing
-            .iter()
-            .any(|missing| !matches!(missing, Missing::Usual { .. } | Missing::Back { .. }));
-        let enough = !watch && !back_missing && had as f64 >= wanted.usual * expected.len() as f64;
+        let enough = !missing.iter().any(Missing::counts_alone)
+            && had as f64 >= wanted.usual * expected.len() as f64;
         let unforeseen = unforeseen.remove(id).unwrap_or_default();
         let usual = expected.len();
         let (watched_days, silent_days) = (watched.days(), watched.silent_days());
@@ -280,6 +306,7 @@ pub fn coverage(
                 watched_days,
                 silent_days,
                 active_days,
+                maintained_days: maintenance.days_of(*id),
                 usual,
                 had,
                 missing,
@@ -318,9 +345,4 @@ fn usual(
             (class, most.map(|(kind, _)| kind.clone()).collect())
         })
         .collect()
-}
-
-fn is_dicom(port: u16) -> bool {
-    let ports = crate::service_catalog::find("dicom").map(|service| service.ports);
-    ports.unwrap_or_default().iter().any(|known| known.matches(Protocol::Tcp, port))
 }

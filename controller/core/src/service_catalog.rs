@@ -29,6 +29,8 @@ const ECHO: PortMatch = PortMatch { protocol: Protocol::IcmpEcho, first: 0, last
 const IANA: &str = "IANA service name registry";
 /// Its messages name patients.
 const PATIENTS: bool = true;
+/// Shells and remote screens, by which machines are looked after.
+const MAINTENANCE: [&str; 4] = ["rdp", "ssh", "telnet", "vnc"];
 
 macro_rules! catalog {
     ($($name:literal [$($port:expr),+] $description:literal, $source:expr $(, $patients:ident)?;)*) => {
@@ -100,9 +102,27 @@ pub(crate) fn patient_data<'a>(
     protocol: Protocol,
     port: u16,
 ) -> bool {
+    said(own, protocol, port, |service| service.patient_data)
+}
+
+/// Whether people look after machines from elsewhere by a port, as a rule: found as [`patient_data`] is.
+pub(crate) fn maintenance<'a>(
+    own: impl IntoIterator<Item = (&'a [PortMatch], Option<bool>)>,
+    protocol: Protocol,
+    port: u16,
+) -> bool {
+    said(own, protocol, port, |service| MAINTENANCE.contains(&service.name))
+}
+
+fn said<'a>(
+    own: impl IntoIterator<Item = (&'a [PortMatch], Option<bool>)>,
+    protocol: Protocol,
+    port: u16,
+    of_built_in: fn(&BuiltIn) -> bool,
+) -> bool {
     let holds = |ports: &[PortMatch]| ports.iter().any(|one| one.matches(protocol, port));
     let said = own.into_iter().find_map(|(ports, said)| said.filter(|_| holds(ports)));
-    let built_in = || all().iter().any(|service| service.patient_data && holds(service.ports));
+    let built_in = || all().iter().any(|service| of_built_in(service) && holds(service.ports));
     said.unwrap_or_else(built_in)
 }
 
@@ -144,6 +164,23 @@ mod tests {
         assert_eq!(ports("dicom"), "tcp/104 tcp/11112");
         assert_eq!(ports("hl7"), "tcp/2575");
         assert_eq!(ports("ping"), "icmp/echo");
+    }
+
+    #[test]
+    fn what_machines_are_looked_after_by_is_known_and_the_policy_can_say_otherwise() {
+        let known = |name: &&str| find(name).is_some();
+        assert!(MAINTENANCE.iter().all(known), "{MAINTENANCE:?}");
+        let of = |own: &[(&[PortMatch], Option<bool>)], port| {
+            maintenance(own.iter().copied(), Protocol::Tcp, port)
+        };
+        assert_eq!(
+            [22, 23, 3389, 5900, 104, 4711].map(|port| of(&[], port)),
+            [true, true, true, true, false, false]
+        );
+        let (shell, vendor) = ([tcp(22)], [tcp(4711)]);
+        let own: [(&[PortMatch], _); 3] =
+            [(&shell, None), (&shell, Some(false)), (&vendor, Some(true))];
+        assert_eq!([22, 23, 4711].map(|port| of(&own, port)), [false, true, true]);
     }
 
     #[test]

@@ -19,6 +19,20 @@ impl State {
         ok(&SightingsPage { sightings, next, away })
     }
 
+    /// The newest edges that the query fits, as a controller gives them.
+    pub(crate) fn newest_edges(&self, query: &str) -> Vec<&Edge> {
+        let of = |key: &str| {
+            let values = query.split('&').filter_map(|pair| pair.split_once('='));
+            values.filter(|(name, _)| *name == key).find_map(|(_, value)| value.parse::<u64>().ok())
+        };
+        let since = of("since");
+        let is_new = |edge: &&Edge| since.is_none_or(|since| edge.last.0 > since);
+        let mut edges: Vec<&Edge> = self.edges.iter().filter(is_new).collect();
+        edges.sort_by_key(|edge| std::cmp::Reverse(edge.last));
+        edges.truncate(of("limit").map_or(1000, |limit| limit as usize));
+        edges
+    }
+
     /// Pages of two edges, whatever is asked for.
     pub(super) fn history(&mut self, query: &str) -> (u16, Value) {
         if self.without_history {

@@ -117,6 +117,81 @@ fn what_comes_back_on_a_dicom_port_from_a_member_is_expected_too() {
     }
 }
 
+/// A hospital with eight more scanners, `ct-10` to `ct-17`.
+fn with_scanners() -> Model {
+    let mut model = hospital();
+    for number in 10..18 {
+        let (called, at) = (format!("ct-{number}"), format!("port{number}"));
+        model.devices.extend([device(number, &called, 1, &at, [10, 20, 1, number as u8], "ct")]);
+    }
+    model
+}
+
+#[test]
+fn what_comes_back_after_any_service_that_names_patients_is_expected() {
+    let model = with_scanners();
+    // Orders go to hl7-1, which opens back to half of those who send any.
+    let of = |policy: &str, port| {
+        let mut history = History::new(1000);
+        for number in 10..18 {
+            daily(&mut history, number, 6, port, 0..30);
+            if number < 14 {
+                daily(&mut history, 6, number, 6661, 0..30);
+            }
+        }
+        let resolved = Resolved::from_text(&model, "policy", policy).unwrap();
+        let found = coverage(&resolved, &history, &Wanted::default(), NOW);
+        let comes_back = |missing: &Missing| matches!(missing, Missing::Back { .. });
+        let missing = |number| found[&member_id(number)].missing.iter().any(comes_back);
+        (10..18).filter(|number| missing(*number)).collect::<Vec<u32>>()
+    };
+    let own = "format = 1\n[service.images]\nports = [\"tcp/4006\"]\npatient_data = true";
+    assert_eq!(of("format = 1", 2575), [14, 15, 16, 17], "HL7");
+    assert_eq!(of("format = 1", 2762), [14, 15, 16, 17], "DICOM over TLS");
+    assert_eq!(of("format = 1", 4006), [0; 0], "nobody said what it is");
+    assert_eq!(of(own, 4006), [14, 15, 16, 17]);
+}
+
+#[test]
+fn maintenance_that_a_rule_opens_to_others_of_a_class_is_expected() {
+    let model = with_scanners();
+    let mut history = History::new(1000);
+    for number in 10..18 {
+        daily(&mut history, number, 5, 104, 0..30);
+    }
+    // An engineer's shell at two of them, on a day each, and somebody's at a third.
+    daily(&mut history, 6, 10, 22, 20..21);
+    daily(&mut history, 6, 11, 22, 25..26);
+    daily(&mut history, 2, 12, 22, 25..26);
+    let of = |rules: &str| {
+        let resolved = Resolved::from_text(&model, "policy", rules).unwrap();
+        coverage(&resolved, &history, &Wanted::default(), NOW)
+    };
+    let missing = |rules: &str| {
+        let found = of(rules);
+        let is_missing = |missing: &Missing| matches!(missing, Missing::Maintenance { .. });
+        let lacks = |number: &u32| found[&member_id(*number)].missing.iter().any(is_missing);
+        let lacking: Vec<u32> = (10..18).filter(lacks).collect();
+        assert!(lacking.iter().all(|number| !found[&member_id(*number)].enough), "{found:#?}");
+        lacking
+    };
+    let head = "format = 1\n[segment.all]\nmatch = { label.class = \"ct\" }\n";
+    let rule = |to: &str| {
+        format!("{head}[rule.upkeep]\nfrom = \"hl7-1\"\nto = \"{to}\"\nservices = [\"ssh\"]")
+    };
+    assert_eq!(missing(head), [0; 0], "no rule says that it is wanted: it may be anybody's");
+    assert_eq!(missing(&rule("ct-10")), [12, 13, 14, 15, 16, 17], "ct-11 was seen");
+    assert_eq!(missing(&rule("all")), [0; 0], "all may be maintained");
+    let found = of(&rule("ct-10"));
+    let days = [10, 11, 12, 13].map(|number| found[&member_id(number)].maintained_days);
+    assert_eq!(days, [1, 1, 1, 0]);
+    let words: Vec<String> =
+        found[&member_id(13)].missing.iter().map(ToString::to_string).collect();
+    let told = "hl7-1 maintains others of its class with tcp/22, for which it has no rule";
+    assert!(words.iter().any(|word| word == told), "{words:?}");
+    assert!(found[&member_id(13)].share() < found[&member_id(10)].share());
+}
+
 #[test]
 fn what_a_class_goes_on_to_do_and_no_rule_opens_is_said_of_all_of_it() {
     let mut model = hospital();

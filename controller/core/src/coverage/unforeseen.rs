@@ -182,12 +182,18 @@ fn is_evidence(edge: &Edge) -> bool {
 fn is_open(resolved: &Resolved, edge: &Edge) -> bool {
     let Edge { from, to, protocol, port, .. } = *edge;
     let flow = Flow { from, to, protocol, port };
-    let mut open = false;
-    candidates(resolved, &flow, &mut |_, _| open = true);
     let device = match from {
         Party::Member(id) => resolved.model.devices.get(&id),
         Party::Address(_) => None,
     };
-    open || device
-        .is_some_and(|device| is_infrastructure(resolved, device.attachment.gateway, &flow))
+    is_ruled(resolved, &flow)
+        || device
+            .is_some_and(|device| is_infrastructure(resolved, device.attachment.gateway, &flow))
+}
+
+/// Whether a rule opens it.
+pub(super) fn is_ruled(resolved: &Resolved, flow: &Flow) -> bool {
+    let mut open = false;
+    candidates(resolved, flow, &mut |_, _| open = true);
+    open
 }

@@ -43,6 +43,12 @@ impl<'a> Judge<'a> {
         self.broken(edge).is_some()
     }
 
+    /// Whether an essential rule carries the edge's flows today.
+    #[must_use]
+    pub fn is_essential(&self, edge: &Edge) -> bool {
+        essential(self.before, edge, &self.old, self.now).is_some()
+    }
+
     /// Whose edge it is, and why its flows would be dropped, if they pass today, with both ends in the order of opening.
     fn broken(&self, edge: &Edge) -> Option<(MemberId, (String, String, String))> {
         let own = ends::own(edge, &self.new).filter(|_| edge.verdict.passes())?;

@@ -202,7 +202,9 @@ fn policy(before: &Policy, after: &Policy, changes: &mut Changes) {
     });
     section(changes, "service", &before.services, &after.services, |entry| {
         let patients = entry.patient_data.map(|said| format!("patient_data={said}"));
-        words(entry.ports.iter().map(ToString::to_string).chain(patients))
+        let maintenance = entry.maintenance.map(|said| format!("maintenance={said}"));
+        let said = patients.into_iter().chain(maintenance);
+        words(entry.ports.iter().map(ToString::to_string).chain(said))
     });
     section(changes, "rule", &before.rules, &after.rules, |entry| {
         let services = names(&entry.services).join(" ");

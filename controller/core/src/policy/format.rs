@@ -10,7 +10,7 @@ use crate::problem::{Problem, Problems};
 /// Widest line that a list is kept on.
 const MAX_WIDTH: usize = 100;
 /// Keys in their order, sections first; others keep theirs, behind these.
-const ORDER: [&str; 33] = [
+const ORDER: [&str; 34] = [
     "format",
     "infrastructure",
     "external",
@@ -36,6 +36,7 @@ const ORDER: [&str; 33] = [
     "two_person",
     "ports",
     "patient_data",
+    "maintenance",
     "from",
     "to",
     "services",

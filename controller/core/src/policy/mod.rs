@@ -128,6 +128,8 @@ pub struct Service {
     pub ports: Vec<PortMatch>,
     /// Whether its messages name patients, where the policy says so or not.
     pub patient_data: Option<bool>,
+    /// Whether machines are looked after by it, where the policy says so or not.
+    pub maintenance: Option<bool>,
 }
 
 /// A permission.
@@ -200,6 +202,14 @@ impl Policy {
         let own = self.services.values();
         let own = own.map(|service| (service.ports.as_slice(), service.patient_data));
         service_catalog::patient_data(own, protocol, port)
+    }
+
+    /// Whether people look after machines by a port, as a rule: as its own services say, or the built-in ones.
+    #[must_use]
+    pub fn maintenance(&self, protocol: Protocol, port: u16) -> bool {
+        let own = self.services.values();
+        let own = own.map(|service| (service.ports.as_slice(), service.maintenance));
+        service_catalog::maintenance(own, protocol, port)
     }
 
     /// The policy without its places, so that what it means can be compared.

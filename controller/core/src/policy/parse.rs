@@ -260,7 +260,7 @@ fn read_labels(reader: &mut Reader<'_>, entry: &Entry<'_>) -> BTreeMap<Name, Str
 }
 
 fn service(reader: &mut Reader<'_>, name: &Name, entry: &Entry<'_>) -> Option<Service> {
-    reader.only(entry, &["ports", "patient_data"]);
+    reader.only(entry, &["ports", "patient_data", "maintenance"]);
     if let Some(built_in) = service_catalog::find(name.as_str()) {
         let message = format!(
             "\"{name}\" is built in ({}) and can't be defined again: choose another name",
@@ -280,9 +280,9 @@ fn service(reader: &mut Reader<'_>, name: &Name, entry: &Entry<'_>) -> Option<Se
     }
     ports.sort_unstable();
     ports.dedup();
-    let said = entry.table.contains_key("patient_data");
-    let patient_data = said.then(|| reader.truth(entry, "patient_data"));
-    Some(Service { position: entry.position, ports, patient_data })
+    let mut said = |key| entry.table.contains_key(key).then(|| reader.truth(entry, key));
+    let (patient_data, maintenance) = (said("patient_data"), said("maintenance"));
+    Some(Service { position: entry.position, ports, patient_data, maintenance })
 }
 
 fn rule(reader: &mut Reader<'_>, _: &Name, entry: &Entry<'_>) -> Option<Rule> {

@@ -242,7 +242,7 @@ impl Relay {
         self.check_number(pass)?;
         let full = || {
             let message = "this connection has met too many peers: connect again";
-            Refusal::new(RefusalCode::Pass, message)
+            Refusal::new(RefusalCode::Busy, message)
         };
         if !self.session_mut(id).ok_or_else(gone)?.take(pass) {
             return Err(full());

@@ -265,3 +265,15 @@ fn what_a_peer_can_take_is_told_when_it_changes() {
     assert_eq!(relay.forward(a, packet(0, false, 1, 1159), now), Err(Dropped::TooLong));
     assert!(relay.forward(a, packet(0, false, 1, 1158), now).is_ok());
 }
+
+#[test]
+fn a_connection_that_has_met_as_many_peers_as_it_may_is_told_to_connect_again() {
+    let (mut relay, now) = (relay(Limits::default()), Instant::now());
+    let first: Vec<u16> = (100..16_484).collect();
+    let others: Vec<u16> = (16_484..32_868).collect();
+    let session = enter(&mut relay, &pass(1, 1, &first), now);
+    let refused = relay.renew(session, &pass(1, 2, &others), now).unwrap_err();
+    assert_eq!(refused.code, RefusalCode::Busy, "{refused:?}");
+    let again = enter(&mut relay, &pass(1, 2, &others), now);
+    assert_eq!(relay.renew(again, &pass(1, 3, &others), now), Ok(()));
+}

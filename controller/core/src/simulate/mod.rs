@@ -19,6 +19,8 @@ use crate::surface::{Criticality, Surfaces};
 
 pub mod live;
 
+const DAY: u64 = 86_400_000;
+
 /// A recorded edge that a policy would break.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Broken {
@@ -40,7 +42,7 @@ pub struct Broken {
     pub criticality: Option<Criticality>,
     /// Flows recorded since the moment that was asked for, as far as the history tells them apart: all of the edge.
     pub flows: u64,
-    /// Days with traffic, of the last 64.
+    /// Days with traffic, of the last 64 before now.
     pub days: u32,
     /// Last seen.
     pub last: UnixMillis,
@@ -81,6 +83,7 @@ pub fn simulate(
     }
     let after = Resolved::from_text(&model, file, text)?;
     let surfaces = Surfaces::of(&after);
+    let today_is = u32::try_from(now.0 / DAY).unwrap_or(u32::MAX);
     let mut simulation = Simulation::default();
     let mut broken: BTreeMap<(Party, Party, PortMatch), Broken> = BTreeMap::new();
     let edges = history.edges().filter(|edge| edge.way != Way::Dropped && edge.last >= since);
@@ -116,7 +119,7 @@ pub fn simulate(
             last: edge.last,
         });
         line.flows = line.flows.saturating_add(edge.counts.flows);
-        line.days = line.days.max(edge.rhythm.active_days());
+        line.days = line.days.max(edge.rhythm.days_before(today_is).count_ones());
         line.last = line.last.max(edge.last);
     }
     simulation.broken = broken.into_values().collect();
