@@ -9,6 +9,9 @@ use super::confirm::ID_DIGITS;
 use crate::output::table::table;
 use crate::output::time::{ago, now};
 
+/// Most lines of each kind that people get to see.
+const LINES: usize = 500;
+
 /// What `plan` would do, in words and tables.
 #[must_use]
 pub fn render_plan(plan: &Plan) -> String {
@@ -20,7 +23,7 @@ pub fn render_plan(plan: &Plan) -> String {
     section(&mut text, "Closes", plan.closed.iter().map(|what| format!("  - {what}")));
     if !plan.would_break.is_empty() {
         let now = now();
-        let rows = plan.would_break.iter().map(|broken| {
+        let rows = plan.would_break.iter().take(LINES).map(|broken| {
             vec![
                 broken.from.clone(),
                 broken.to.clone(),
@@ -37,6 +40,7 @@ pub fn render_plan(plan: &Plan) -> String {
             rows,
         );
         let _ = writeln!(text, "Would break (recorded traffic that passes today):\n{rows}");
+        more(&mut text, plan.would_break.len());
     }
     section(&mut text, "Warnings", plan.warnings.iter().map(|finding| format!("  ! {finding}")));
     section(&mut text, "Refused", plan.refusals.iter().map(refusal));
@@ -49,10 +53,19 @@ pub fn render_plan(plan: &Plan) -> String {
     text
 }
 
-fn section(text: &mut String, title: &str, lines: impl Iterator<Item = String>) {
-    let lines: Vec<String> = lines.collect();
+fn section(text: &mut String, title: &str, lines: impl ExactSizeIterator<Item = String>) {
+    let all = lines.len();
+    let lines: Vec<String> = lines.take(LINES).collect();
     if !lines.is_empty() {
         let _ = writeln!(text, "{title}:\n{}", lines.join("\n"));
+        more(text, all);
+    }
+}
+
+/// Says how many of `all` lines aren't shown.
+fn more(text: &mut String, all: usize) {
+    if all > LINES {
+        let _ = writeln!(text, "  … and {} more: --json has them", all - LINES);
     }
 }
 

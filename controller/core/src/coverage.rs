@@ -3,7 +3,7 @@
 //! A rule can only be learnt from what happened while somebody watched. So this asks, for each device, whether the
 //! watch was long enough, held a weekend and a month's end (days on which its gateway reported nothing don't count), and whether the device did what its class does: a conversation that
 //! four fifths of its class have and it hasn't, a connection back that its protocol implies (storage commitment after DICOM images, results after HL7 orders) and that
-//! others get, or the maintenance that a rule opens to others of its class, is likely still to come. Beside that it says what no watch is long enough for: kinds of conversation that go on bringing pairs which no
+//! others get, or the maintenance that rules open to several of its class, is likely still to come. Beside that it says what no watch is long enough for: kinds of conversation that go on bringing pairs which no
 //! rule opens.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -219,7 +219,7 @@ pub fn coverage(
     };
     let mut days: BTreeMap<MemberId, u64> = BTreeMap::new();
     let mut kinds: BTreeMap<MemberId, BTreeSet<Kind>> = BTreeMap::new();
-    let mut maintenance = Maintenance::default();
+    let mut maintenance = Maintenance::new(resolved);
     // Who calls whom with what names patients, which is DICOM and HL7 and the like, and who opens what to whom.
     let mut callers: BTreeMap<Party, BTreeSet<MemberId>> = BTreeMap::new();
     let mut opened: BTreeMap<Party, BTreeMap<PortMatch, BTreeSet<MemberId>>> = BTreeMap::new();

@@ -59,6 +59,9 @@ fn main() {
         covered.uncovered.len(),
         began.elapsed()
     );
+    for (what, count) in covered.worst() {
+        println!("  of {count}: {what}");
+    }
     let rows = [
         measure::policy(&world, "suggestion", &suggested, &covered),
         measure::exact(&world, &history, &covered),

@@ -1,6 +1,6 @@
 //! A suggestion, exact edges, and a rule for each two subnets, held against the true policy.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -134,6 +134,8 @@ pub fn history(world: &World, limit: usize) -> History {
 pub struct Covered {
     /// Devices that were watched too little to be enforced.
     pub uncovered: HashSet<Party>,
+    /// Of how many of them each thing is missing, in words.
+    missing: BTreeMap<String, usize>,
     /// Of which device more is expected: as the one that opens or not, and with which service.
     unforeseen: HashSet<(Party, bool, Service)>,
 }
@@ -148,6 +150,9 @@ impl Covered {
             let party = Party::Member(id);
             if !found.enough {
                 covered.uncovered.insert(party);
+                let missing: BTreeSet<String> =
+                    found.missing.iter().map(ToString::to_string).collect();
+                missing.into_iter().for_each(|what| *covered.missing.entry(what).or_default() += 1);
             }
             covered.unforeseen.extend(
                 found
@@ -157,6 +162,15 @@ impl Covered {
             );
         }
         covered
+    }
+
+    /// What is missing most often of devices that were watched too little.
+    pub fn worst(&self) -> Vec<(&str, usize)> {
+        let mut all: Vec<_> =
+            self.missing.iter().map(|(what, count)| (what.as_str(), *count)).collect();
+        all.sort_by_key(|(what, count)| (std::cmp::Reverse(*count), *what));
+        all.truncate(8);
+        all
     }
 
     fn told(&self, from: Party, to: Party, service: Service) -> bool {

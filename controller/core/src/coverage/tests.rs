@@ -159,10 +159,11 @@ fn maintenance_that_a_rule_opens_to_others_of_a_class_is_expected() {
     for number in 10..18 {
         daily(&mut history, number, 5, 104, 0..30);
     }
-    // An engineer's shell at two of them, on a day each, and somebody's at a third.
-    daily(&mut history, 6, 10, 22, 20..21);
-    daily(&mut history, 6, 11, 22, 25..26);
-    daily(&mut history, 2, 12, 22, 25..26);
+    // An engineer's shell at four of them, on a day each, and somebody's at a fifth.
+    for number in 10..14 {
+        daily(&mut history, 6, number, 22, 20..21);
+    }
+    daily(&mut history, 2, 14, 22, 25..26);
     let of = |rules: &str| {
         let resolved = Resolved::from_text(&model, "policy", rules).unwrap();
         coverage(&resolved, &history, &Wanted::default(), NOW)
@@ -177,19 +178,23 @@ fn maintenance_that_a_rule_opens_to_others_of_a_class_is_expected() {
     };
     let head = "format = 1\n[segment.all]\nmatch = { label.class = \"ct\" }\n";
     let rule = |to: &str| {
-        format!("{head}[rule.upkeep]\nfrom = \"hl7-1\"\nto = \"{to}\"\nservices = [\"ssh\"]")
+        let ends = format!("from = \"hl7-1\"\nto = \"{to}\"\nservices = [\"ssh\"]");
+        let some = "[segment.two]\nmembers = [\"ct-10\", \"ct-11\"]\n\
+                    [segment.three]\nmembers = [\"ct-10\", \"ct-11\", \"ct-12\"]";
+        format!("{head}{some}\n[rule.upkeep]\n{ends}")
     };
     assert_eq!(missing(head), [0; 0], "no rule says that it is wanted: it may be anybody's");
-    assert_eq!(missing(&rule("ct-10")), [12, 13, 14, 15, 16, 17], "ct-11 was seen");
+    assert_eq!(missing(&rule("two")), [0; 0], "two of nine are no way of the class");
+    assert_eq!(missing(&rule("three")), [14, 15, 16, 17], "ct-13 was seen");
     assert_eq!(missing(&rule("all")), [0; 0], "all may be maintained");
-    let found = of(&rule("ct-10"));
-    let days = [10, 11, 12, 13].map(|number| found[&member_id(number)].maintained_days);
+    let found = of(&rule("three"));
+    let days = [10, 13, 14, 15].map(|number| found[&member_id(number)].maintained_days);
     assert_eq!(days, [1, 1, 1, 0]);
     let words: Vec<String> =
-        found[&member_id(13)].missing.iter().map(ToString::to_string).collect();
+        found[&member_id(15)].missing.iter().map(ToString::to_string).collect();
     let told = "hl7-1 maintains others of its class with tcp/22, for which it has no rule";
     assert!(words.iter().any(|word| word == told), "{words:?}");
-    assert!(found[&member_id(13)].share() < found[&member_id(10)].share());
+    assert!(found[&member_id(15)].share() < found[&member_id(10)].share());
 }
 
 #[test]

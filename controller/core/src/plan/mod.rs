@@ -24,8 +24,8 @@ mod tests;
 
 pub use breaks::{Judge, breaks};
 
-/// Most lines of each kind in a plan.
-pub const MAX_LINES: usize = 500;
+/// Most lines of each kind in a plan: whoever signs a change of thousands of labels can look each of them up.
+pub const MAX_LINES: usize = 20_000;
 /// So many lines that would break are kept of each criticality, though there are [`MAX_LINES`] before them.
 const SOME_LINES: usize = 100;
 
